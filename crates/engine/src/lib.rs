@@ -1,1 +1,326 @@
-//! Placeholder.
+//! One run-to-completion worker per core (design §5).
+//!
+//! ```text
+//!   TUN queue i ──┐                              ┌── UDP sockets of core i
+//!                 ├─▶ worker i: pull, act, push ◀─┤
+//!   rings ────────┘    tick, publish, sleep       └── doorbell
+//! ```
+//!
+//! * [`config`]: what control tells the engine; [`status`]: what it tells back.
+//! * [`worker`]: the loop. It owns a [`tunnel::core::Core`], its TUN queue and its [`sockets`]; nothing per packet is
+//!   shared with another worker.
+//! * [`rings`]: for packets that came to the wrong core, and only those; they are counted.
+//! * [`counters`]: written by one worker, read at scrape.
+//!
+//! Control reaches workers through three doors: an immutable configuration behind one atomic pointer, the counters,
+//! and a list of actions with a doorbell.
+
+pub mod config;
+pub mod counters;
+pub mod rings;
+pub mod sockets;
+pub mod status;
+pub mod worker;
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use linux::tun::Tun;
+use linux::udp::{UdpOptions, UdpSocket};
+use tunnel::config::NodeConfig;
+use tunnel::lifecycle::Action;
+use tunnel::node::Node;
+use tunnel::time::Time;
+
+use config::{Settings, Snapshot, Wan};
+use counters::Counters;
+use rings::Doorbell;
+use status::Status;
+
+/// Why the engine could not start or change.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A system call failed.
+    #[error(transparent)]
+    Linux(#[from] linux::Error),
+    /// A descriptor or thread could not be made.
+    #[error("cannot start a worker: {0}")]
+    Io(#[from] std::io::Error),
+    /// The TUN device has not one queue per core.
+    #[error("the TUN device has {queues} queues for {cores} cores; open it with one queue per core")]
+    Queues {
+        /// Queues it has.
+        queues: usize,
+        /// Cores there are.
+        cores: usize,
+    },
+}
+
+/// Listening sockets of one WAN, in core order.
+pub(crate) struct ListenGroup {
+    pub wan: u16,
+    pub sockets: Vec<Arc<UdpSocket>>,
+}
+
+/// What workers read at the start of a round.
+pub(crate) struct WorkerConfig {
+    pub version: u64,
+    pub listeners: Vec<ListenGroup>,
+    pub devices: HashMap<u16, String>,
+    pub per_path: HashMap<usize, u8>,
+}
+
+/// Shared by control and all workers.
+pub struct Shared {
+    pub(crate) node: Arc<Node>,
+    pub(crate) doorbells: Arc<Vec<Doorbell>>,
+    pub(crate) counters: Vec<Arc<Counters>>,
+    pub(crate) config: ArcSwap<WorkerConfig>,
+    pub(crate) stop: AtomicBool,
+    pub(crate) mark: u32,
+    actions: Mutex<Vec<Action>>,
+}
+
+impl Shared {
+    pub(crate) fn take_actions(&self) -> Vec<Action> {
+        self.actions.lock().map(|mut actions| std::mem::take(&mut *actions)).unwrap_or_default()
+    }
+
+    fn wake_all(&self) {
+        for doorbell in self.doorbells.iter() {
+            // Not `ring`: a worker that is just falling asleep must see it too.
+            let _ = doorbell.event().signal();
+        }
+    }
+}
+
+/// A running engine.
+pub struct Engine {
+    shared: Arc<Shared>,
+    settings: Settings,
+    threads: Vec<JoinHandle<()>>,
+    tun: Tun,
+    snapshot: Mutex<Snapshot>,
+    started: Instant,
+    steering: &'static str,
+    rates: Mutex<status::Rates>,
+    /// Keeps the steering program loaded.
+    _program: Option<linux::bpf::SteeringProgram>,
+}
+
+impl Engine {
+    /// Starts one worker per CPU of `settings` on a TUN device that has as many queues.
+    ///
+    /// # Errors
+    /// [`EngineError`]; a UDP port that somebody else has is one of them.
+    pub fn start(settings: Settings, snapshot: Snapshot, mut tun: Tun) -> Result<Self, EngineError> {
+        let cores = settings.cpus.len();
+        let queues = tun.take_queues();
+        if queues.len() != cores || cores == 0 || cores > 128 {
+            return Err(EngineError::Queues { queues: queues.len(), cores });
+        }
+        let node = Arc::new(Node::new(node_config(&settings)?));
+        let doorbells = Arc::new((0..cores).map(|_| Doorbell::new()).collect::<std::io::Result<Vec<_>>>()?);
+        let (program, steering) = steer(&tun, &node);
+        let shared = Arc::new(Shared {
+            node,
+            doorbells: Arc::clone(&doorbells),
+            counters: (0..cores).map(|_| Arc::default()).collect(),
+            config: ArcSwap::from_pointee(WorkerConfig {
+                version: 0,
+                listeners: Vec::new(),
+                devices: HashMap::new(),
+                per_path: HashMap::new(),
+            }),
+            stop: AtomicBool::new(false),
+            mark: settings.mark,
+            actions: Mutex::new(Vec::new()),
+        });
+        let merge_udp = tun.offload() == linux::tun::Offload::TcpAndUdp;
+        let mut engine = Self {
+            shared: Arc::clone(&shared),
+            settings,
+            threads: Vec::new(),
+            tun,
+            snapshot: Mutex::new(Snapshot::default()),
+            started: Instant::now(),
+            steering,
+            rates: Mutex::default(),
+            _program: program,
+        };
+        engine.apply(snapshot)?;
+        for ((id, queue), rings) in (0u8..).zip(queues).zip(rings::mesh(&doorbells)) {
+            let worker = worker::Worker::new(id, Arc::clone(&shared), queue, rings, merge_udp)?;
+            let cpu = engine.settings.cpus[usize::from(id)];
+            let thread = std::thread::Builder::new().name(format!("worker-{id}")).spawn(move || {
+                if let Err(error) = linux::affinity::pin_current_thread(cpu) {
+                    tracing::warn!(core = id, cpu, %error, "not pinned");
+                }
+                worker.run();
+            })?;
+            engine.threads.push(thread);
+        }
+        Ok(engine)
+    }
+
+    /// Takes over a new configuration without disturbing what stays as it was.
+    ///
+    /// # Errors
+    /// When a listening port cannot be had; everything else is applied all the same.
+    pub fn apply(&self, snapshot: Snapshot) -> Result<(), EngineError> {
+        let now = Time::from_ns(linux::clock::monotonic_ns());
+        let mut actions = Vec::new();
+        let mut last = self.snapshot.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.shared.node.apply(now, &snapshot, &mut actions);
+        let (listeners, result) = self.listeners(&last.wans, &snapshot.wans);
+        let config = self.shared.config.load();
+        let bonds = self.shared.node.bonds.load();
+        let per_path = bonds.iter().map(|bond| (bond.slot, bond.peer.load().sockets_per_path.max(1))).collect();
+        self.shared.config.store(Arc::new(WorkerConfig {
+            version: config.version + 1,
+            listeners,
+            devices: snapshot.wans.iter().map(|wan| (wan.id, wan.interface.clone())).collect(),
+            per_path,
+        }));
+        if let Ok(mut waiting) = self.shared.actions.lock() {
+            waiting.extend(actions);
+        }
+        *last = snapshot;
+        self.shared.wake_all();
+        result
+    }
+
+    /// Listening groups for the WANs that are up: kept where they were, opened where they come.
+    fn listeners(&self, old: &[Wan], wans: &[Wan]) -> (Vec<ListenGroup>, Result<(), EngineError>) {
+        let Some(port) = self.settings.listen_port else { return (Vec::new(), Ok(())) };
+        let config = self.shared.config.load();
+        let (mut groups, mut result) = (Vec::new(), Ok(()));
+        for wan in wans.iter().filter(|wan| wan.up || wan.interface.is_empty()) {
+            let was_up = old.iter().any(|before| before.id == wan.id && (before.up || before.interface.is_empty()));
+            let kept = config.listeners.iter().find(|group| was_up && group.wan == wan.id);
+            if let Some(group) = kept {
+                groups.push(ListenGroup { wan: wan.id, sockets: group.sockets.clone() });
+                continue;
+            }
+            match self.open_group(wan, port) {
+                Ok(sockets) => groups.push(ListenGroup { wan: wan.id, sockets }),
+                Err(error) => result = Err(error.into()),
+            }
+        }
+        (groups, result)
+    }
+
+    fn open_group(&self, wan: &Wan, port: u16) -> Result<Vec<Arc<UdpSocket>>, linux::Error> {
+        let device = (!wan.interface.is_empty()).then(|| wan.interface.clone());
+        let local = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port);
+        let options = UdpOptions { device, mark: self.settings.mark, ..UdpOptions::new(local) };
+        let deadline = Instant::now() + Duration::from_secs(1);
+        loop {
+            match UdpSocket::bind_group(&options, self.settings.cpus.len()) {
+                Ok(sockets) => return Ok(sockets.into_iter().map(Arc::new).collect()),
+                // Workers may still hold the group of an interface that went and came back.
+                Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && !self.threads.is_empty() && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Live state.
+    pub fn status(&self) -> Status {
+        let rates = &mut *self.rates.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let snapshot = self.snapshot.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        status::collect(&self.shared, &self.settings, &snapshot, self.started, self.steering, rates)
+    }
+
+    /// Highest handshake timestamp used; a later run must start above it.
+    pub fn timestamp_floor_ns(&self) -> u64 {
+        self.shared.node.timestamp_floor_ns()
+    }
+
+    /// UDP port that peers dial.
+    pub fn listen_port(&self) -> Option<u16> {
+        let config = self.shared.config.load();
+        config.listeners.first().and_then(|group| group.sockets.first()).map(|socket| socket.local_addr().port())
+    }
+
+    /// The TUN device.
+    pub fn tun(&self) -> &Tun {
+        &self.tun
+    }
+
+    /// Tells the peers, stops the workers and waits for them.
+    pub fn stop(mut self) {
+        self.shut_down();
+    }
+
+    fn shut_down(&mut self) {
+        self.shared.stop.store(true, Relaxed);
+        self.shared.wake_all();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a worker panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}
+
+/// Random keys and the rest of what the tunnel wants to know.
+fn node_config(settings: &Settings) -> Result<NodeConfig, EngineError> {
+    let mut random = [0u8; 40 + 16 + 8 + 32];
+    getrandom::fill(&mut random).map_err(|error| std::io::Error::other(error.to_string()))?;
+    let mut rest = &random[..];
+    let (flow_hash_key, index_key, boot_id, seed) = (take(&mut rest), take(&mut rest), take(&mut rest), take(&mut rest));
+    let monotonic_ns = linux::clock::monotonic_ns();
+    Ok(NodeConfig {
+        private_key: settings.private_key.clone(),
+        cores: u8::try_from(settings.cpus.len()).unwrap_or(128),
+        node_id: 0,
+        flow_hash_key,
+        index_key,
+        boot_id: u64::from_be_bytes(boot_id),
+        seed,
+        // The node's clock is the monotonic one, which does not start at zero.
+        wall_clock_ns: settings.wall_clock_ns.saturating_sub(monotonic_ns),
+        timestamp_floor_ns: settings.timestamp_floor_ns,
+    })
+}
+
+/// The next `N` bytes of `rest`.
+fn take<const N: usize>(rest: &mut &[u8]) -> [u8; N] {
+    let (first, others) = rest.split_first_chunk().unwrap_or((&[0; N], &[]));
+    *rest = others;
+    *first
+}
+
+/// Makes TUN put every packet into the queue of its owner; without the privilege for it, rings do that work.
+fn steer(tun: &Tun, node: &Node) -> (Option<linux::bpf::SteeringProgram>, &'static str) {
+    if node.cores == 1 {
+        return (None, "single core");
+    }
+    let owners: Vec<u16> = {
+        let table = node.table.load();
+        (0..table.buckets()).map(|bucket| table.owner(bucket)).collect()
+    };
+    let attached = linux::bpf::SteeringProgram::load(&node.hasher, 0, &owners)
+        .and_then(|program| tun.attach_steering(&program).map(|()| program));
+    match attached {
+        Ok(program) => (Some(program), "bpf"),
+        Err(error) => {
+            tracing::info!(%error, "no BPF steering of the TUN queues; packets of the wrong core take a ring");
+            (None, "ring")
+        }
+    }
+}

@@ -1,1 +1,36 @@
-//! Placeholder.
+//! Every system call of the product, behind small safe types.
+//!
+//! Nothing above this crate contains `unsafe` for the sake of Linux, and nothing in this crate knows
+//! what a tunnel is. A guided tour, in the order a gateway uses the parts:
+//!
+//! 1. [`process`]: an instance lock, resource limits; [`affinity`]: which CPUs we may use and pinning.
+//! 2. [`netns`]: network namespaces, entering a user namespace as an ordinary user, programs inside.
+//! 3. [`netlink`]: links, addresses, routes, rules, neighbours, and a [`netlink::Monitor`] which tells
+//!    when an interface comes, goes, loses its carrier or changes its address. [`ethtool`]: offloads.
+//! 4. [`tun`]: a multi-queue TUN device with super-packets (`vnet_hdr`, TSO and USO).
+//! 5. [`udp`]: UDP sockets with GSO and GRO, bound to a device, alone or as a group in core order.
+//! 6. [`bpf`]: the classic program which picks the socket by the receiving core, and the program
+//!    which makes a TUN device pick its queue by our own flow hash.
+//! 7. [`event`] and [`clock`]: what a worker sleeps on (epoll, eventfd, timerfd, signalfd) and its time.
+//! 8. [`packet_socket`]: raw Ethernet frames of one interface, for the link emulator.
+//!
+//! Everything that a worker calls per packet is non-blocking and returns [`std::io::Result`], where
+//! `WouldBlock` means "nothing now". Everything that is called while configuring returns [`Result`],
+//! whose error says what was tried.
+
+pub mod affinity;
+pub mod bpf;
+pub mod clock;
+mod error;
+pub mod ethtool;
+pub mod event;
+pub mod netlink;
+pub mod netns;
+pub mod packet_socket;
+pub mod process;
+mod sys;
+pub mod testing;
+pub mod tun;
+pub mod udp;
+
+pub use error::{Error, Result};

@@ -1,2 +1,43 @@
-//! Placeholder tour; the integrator rewrites it.
+//! The bond protocol: any number of links to a peer become one encrypted tunnel, on all cores.
+//!
+//! Sans-IO: nothing here reads a clock, opens a socket or starts a thread. Every call takes `now`; what must be
+//! sent or delivered goes to the caller's [`core::Output`]. The modules, in the order data flows:
+//!
+//! * Who we are and whom we know: [`keys`], [`config`], [`node`] (shared by all cores), [`bond`], [`path`].
+//! * How a session comes to be: [`mac`] guards, [`handshake`] with its [`hello`] makes the keys, [`session`] holds
+//!   them, [`index`] names it; [`lifecycle`] joins paths by challenge, watches and revives them, [`mtu`] measures them.
+//! * Sending, on one core ([`core`]): [`queue`] (FQ-CoDel) → [`schedule`] (earliest arrival) → [`frame`]s in a datagram
+//!   of the path's [`send_log`] → [`header`] and [`aead`] → out. [`rate`] says how fast.
+//! * Receiving, on the core the header names: [`replay`] → [`aead`] → [`frame`] → [`reassemble`] → [`order`] → out.
+//!
+//! A *lane* is the header bytes (path, sending core, receiving core) as sent: counter, replay window and statistics
+//! of a lane belong to one core at each end, so no packet ever takes a lock.
+//!
+//! Byte layouts: `docs/wire.md` and `docs/wire-frames.md`.
+
+pub mod aead;
+pub mod bond;
+pub mod config;
+pub mod core;
+pub mod frame;
+pub mod handshake;
+pub mod header;
+pub mod hello;
+pub mod index;
+pub mod keys;
+pub mod lifecycle;
+pub mod mac;
+pub mod mtu;
+pub mod node;
+pub mod order;
+pub mod path;
+pub mod queue;
+pub mod rate;
+pub mod reassemble;
+pub mod replay;
+pub mod schedule;
+pub mod send_log;
+pub mod session;
 pub mod time;
+
+pub use keys::{Encryption, FlowDefinition, PrivateKey};

@@ -1,0 +1,319 @@
+//! The configuration file: one TOML file, kebab-case, WireGuard's words where WireGuard has them (design §8).
+//!
+//! [`Config::load`] reads a file and the key files it names. It does not stop at the first fault: all
+//! [`Problem`]s come back together, each with its line, its key and what would be right.
+//! Faults of syntax are reported alone, because everything behind them would be guesswork.
+//!
+//! The steps: `section` walks the TOML tables, `values` parses the little languages inside strings,
+//! `read` turns the tables into the types of this module, `cross` looks at what only shows
+//! when several values are compared.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use steering::policy::Policy;
+use toml::de::DeTable;
+use tunnel::{Encryption, FlowDefinition, PrivateKey};
+
+use crate::key::{self, KeyFile};
+
+mod cross;
+mod problem;
+mod read;
+mod section;
+#[cfg(test)]
+mod tests;
+pub mod values;
+
+use problem::Problems;
+pub use problem::{Problem, Severity};
+pub use values::Endpoint;
+
+/// Most `[[wan]]` sections.
+pub const WANS_MAX: usize = 64;
+/// Most `[[peer]]` sections.
+pub const PEERS_MAX: usize = 4096;
+/// Most endpoints of one peer.
+pub const ENDPOINTS_MAX: usize = 32;
+/// A larger file is not a configuration.
+const FILE_BYTES_MAX: u64 = 8 << 20;
+/// Where state is kept unless told otherwise.
+pub const STATE_DIR: &str = "/var/lib/anabranch";
+/// Where control sockets are unless told otherwise.
+pub const RUNTIME_DIR: &str = "/run/anabranch";
+
+/// A whole configuration without errors.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The file it came from.
+    pub path: PathBuf,
+    /// `[node]`.
+    pub node: Node,
+    /// `[tun]`.
+    pub tun: Tun,
+    /// `[[wan]]` in file order; empty = the host's default route.
+    pub wans: Vec<Wan>,
+    /// `[[peer]]` in file order.
+    pub peers: Vec<Peer>,
+}
+
+/// `[node]`: this machine.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// Name for status and logs; the host name by default.
+    pub name: String,
+    /// X25519 private key.
+    pub private_key: PrivateKey,
+    /// UDP port that peers dial.
+    pub listen: Option<u16>,
+    /// Cores that work.
+    pub cores: Cores,
+    /// Directory of the state file; [`STATE_DIR`] by default.
+    pub state_dir: PathBuf,
+    /// Log file; standard error by default.
+    pub log_file: Option<PathBuf>,
+    /// Control socket; `/run/anabranch/<tun name>.sock` by default.
+    pub control_socket: Option<PathBuf>,
+}
+
+/// Which CPUs get a worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cores {
+    /// All CPUs the process may use, at most 128.
+    All,
+    /// The first so many of them, 1–128.
+    Count(usize),
+    /// These CPU numbers; core ids follow the list.
+    List(Vec<usize>),
+}
+
+/// `[tun]`: the interface to the inner side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tun {
+    /// Interface name.
+    pub name: String,
+    /// Addresses of this node within the tunnel.
+    pub addresses: Vec<IpNet>,
+    /// MTU in bytes, 1280–9000.
+    pub mtu: u16,
+    /// Whether routes for allowed-ips are installed.
+    pub routes: Routes,
+}
+
+/// What happens to the routes of allowed-ips, as with `Table` of WireGuard's tools.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Routes {
+    /// Into the main table; default routes by a firewall mark and a table of their own.
+    Auto,
+    /// All of them into this table, without rules.
+    Table(u32),
+    /// None.
+    Off,
+}
+
+/// `[[wan]]`: one Internet link, or all that match a pattern.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wan {
+    /// Which interfaces.
+    pub interface: InterfaceMatch,
+    /// 0 is preferred; a higher tier is used only when no lower one works.
+    pub tier: u8,
+    /// Upper bound for what is sent, bits per second.
+    pub rate_max_bps: Option<u64>,
+    /// Address families that are used.
+    pub family: Family,
+    /// Gateways by family, where the main routing table does not know them.
+    pub gateways: Vec<IpAddr>,
+}
+
+/// Names one interface or many.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum InterfaceMatch {
+    /// `interface = "wan0"`.
+    Name(String),
+    /// `match = "wwan*"`.
+    Pattern(String),
+}
+
+impl InterfaceMatch {
+    /// Whether an interface of this name is meant.
+    #[must_use]
+    pub fn covers(&self, interface: &str) -> bool {
+        match self {
+            Self::Name(name) => name == interface,
+            Self::Pattern(pattern) => values::matches(pattern, interface),
+        }
+    }
+
+    /// The text in the file.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Name(text) | Self::Pattern(text) => text,
+        }
+    }
+}
+
+/// Which address families of a WAN are used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Family {
+    /// Both.
+    #[default]
+    Any,
+    /// IPv4 only.
+    Ipv4,
+    /// IPv6 only.
+    Ipv6,
+}
+
+impl Family {
+    /// Whether an address is of a family in use.
+    #[must_use]
+    pub fn covers(self, address: IpAddr) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Ipv4 => address.is_ipv4(),
+            Self::Ipv6 => address.is_ipv6(),
+        }
+    }
+}
+
+/// `[[peer]]`: the other end of one bond.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Peer {
+    /// Name, unique.
+    pub name: String,
+    /// X25519 public key, unique.
+    pub public_key: [u8; 32],
+    /// Optional preshared key.
+    pub preshared_key: Option<PrivateKey>,
+    /// Where to dial; empty = the peer dials us.
+    pub endpoints: Vec<Endpoint>,
+    /// Inner prefixes behind this peer, without host bits.
+    pub allowed_ips: Vec<IpNet>,
+    /// WANs this bond may use (row T1), by interface name or pattern; `None` = all.
+    pub wans: Option<Vec<String>>,
+    /// Paths per WAN pair (row T1), 1–8.
+    pub paths_per_wan_pair: u8,
+    /// UDP sockets per path at most, 1–64.
+    pub sockets_per_path: u8,
+    /// Encryption of inner packets (row T11).
+    pub encryption: Encryption,
+    /// How a sending core chooses the receiving core (row T4).
+    pub policy: Policy,
+    /// What makes a flow (row T2).
+    pub flow: FlowDefinition,
+}
+
+/// A configuration that was read: what came out, and what is to be said about it.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The configuration; `None` when there are errors.
+    pub config: Option<Config>,
+    /// Errors and warnings in the order of the file.
+    pub problems: Vec<Problem>,
+}
+
+impl Loaded {
+    /// The configuration, or the errors.
+    pub fn into_result(self) -> Result<(Config, Vec<Problem>), Vec<Problem>> {
+        match self.config {
+            Some(config) => Ok((config, self.problems)),
+            None => Err(self.problems),
+        }
+    }
+}
+
+/// What [`parse`] needs to know besides the text.
+pub(crate) struct Surroundings<'a> {
+    /// File name for messages.
+    pub(crate) file: &'a str,
+    /// The file's directory: key files are relative to it.
+    pub(crate) directory: &'a Path,
+    /// Users other than the owner may read the file.
+    pub(crate) exposed: bool,
+    /// Name of this host.
+    pub(crate) host: &'a str,
+    /// Reads a key file.
+    pub(crate) read_key: &'a dyn Fn(&Path) -> io::Result<KeyFile>,
+}
+
+impl Config {
+    /// Reads and checks a file, and the key files it names. Never fails: a file that cannot be read is a [`Problem`] too.
+    #[must_use]
+    pub fn load(path: &Path) -> Loaded {
+        let file = path.display().to_string();
+        let (text, exposed) = match read_text(path) {
+            Ok(read) => read,
+            Err(error) => {
+                let mut problems = Problems::new(&file, "");
+                let message = format!("cannot read the configuration ({error}); name an existing TOML file");
+                problems.whole(Severity::Error, "", message);
+                return Loaded { config: None, problems: problems.into_sorted() };
+            }
+        };
+        let directory = path.parent().unwrap_or(Path::new(""));
+        let host = rustix::system::uname();
+        let surroundings = Surroundings {
+            file: &file,
+            directory,
+            exposed,
+            host: host.nodename().to_str().unwrap_or("node"),
+            read_key: &key::read_file,
+        };
+        let mut loaded = parse(&text, &surroundings);
+        if let Some(config) = &mut loaded.config {
+            config.path = path.to_owned();
+        }
+        loaded
+    }
+
+    /// Path of the control socket.
+    #[must_use]
+    pub fn control_socket(&self) -> PathBuf {
+        self.node.control_socket.clone().unwrap_or_else(|| default_control_socket(&self.tun.name))
+    }
+
+    /// Whether a peer gets a default route.
+    #[must_use]
+    pub fn has_default_route(&self) -> bool {
+        self.peers.iter().flat_map(|peer| &peer.allowed_ips).any(|net| net.prefix_len() == 0)
+    }
+}
+
+/// Where the control socket of the instance with this TUN interface is by default.
+#[must_use]
+pub fn default_control_socket(tun_name: &str) -> PathBuf {
+    Path::new(RUNTIME_DIR).join(format!("{tun_name}.sock"))
+}
+
+fn read_text(path: &Path) -> io::Result<(String, bool)> {
+    let file = File::open(path)?;
+    let metadata = file.metadata()?;
+    if metadata.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    let mut text = String::new();
+    if file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)? as u64 > FILE_BYTES_MAX {
+        return Err(io::Error::other(format!("larger than {} MiB", FILE_BYTES_MAX >> 20)));
+    }
+    Ok((text, metadata.mode() & 0o044 != 0))
+}
+
+/// Reads the text of a configuration.
+pub(crate) fn parse(text: &str, surroundings: &Surroundings<'_>) -> Loaded {
+    let mut problems = Problems::new(surroundings.file, text);
+    let (document, errors) = DeTable::parse_recoverable(text);
+    for error in &errors {
+        let at = error.span().unwrap_or(0..0);
+        problems.error(&at, "", format!("not TOML: {}", error.message()));
+    }
+    let config = if errors.is_empty() { read::config(&document, surroundings, &mut problems) } else { None };
+    let problems = problems.into_sorted();
+    let config = config.filter(|_| problems.iter().all(|problem| problem.severity != Severity::Error));
+    Loaded { config, problems }
+}

@@ -1,0 +1,225 @@
+//! A worker's UDP sockets: its member of every listening group, and for each path it dials its own ephemeral
+//! sockets, one per receiving core up to the cap (design §4 "4-tuples").
+
+use std::collections::HashMap;
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use linux::event::{Epoll, Interest};
+use linux::udp::{UdpOptions, UdpSocket};
+use packet::drop_reason::{DropCounters, DropReason};
+use tunnel::core::Target;
+use tunnel::node::Source;
+
+use crate::counters::Counters;
+
+/// Tokens from here on are sockets; below are the worker's other descriptors.
+pub const SOCKET_TOKENS: u64 = 16;
+
+/// One socket of this worker.
+struct Entry {
+    socket: Arc<UdpSocket>,
+    wan: u16,
+    /// For a dialer's socket: bond, path.
+    path: Option<(usize, u8)>,
+    version: u32,
+}
+
+/// Names one dialer's socket of this worker: bond, path, number within the path.
+type DialKey = (usize, u8, u8);
+
+/// The interfaces WAN ids stand for, as control published them last.
+#[derive(Clone, Default)]
+pub struct WanDevices(pub HashMap<u16, String>);
+
+/// All sockets of a worker.
+pub struct Sockets {
+    entries: Vec<Option<Entry>>,
+    dialed: HashMap<DialKey, usize>,
+    listening: Vec<usize>,
+    wans: WanDevices,
+    mark: u32,
+    cores: u8,
+    /// Sockets per path, by bond slot.
+    per_path: HashMap<usize, u8>,
+    /// A socket could not be opened: not again before this (ns), so that a missing interface costs little.
+    retry_at_ns: u64,
+    last_error: Option<ErrorKind>,
+}
+
+impl Sockets {
+    /// No sockets yet.
+    pub fn new(mark: u32, cores: u8) -> Self {
+        Self {
+            entries: Vec::new(),
+            dialed: HashMap::new(),
+            listening: Vec::new(),
+            wans: WanDevices::default(),
+            mark,
+            cores,
+            per_path: HashMap::new(),
+            retry_at_ns: 0,
+            last_error: None,
+        }
+    }
+
+    /// Takes over what control published: this worker's listening sockets, device names, socket caps.
+    pub fn configure(
+        &mut self,
+        epoll: &Epoll,
+        listeners: Vec<(u16, Arc<UdpSocket>)>,
+        wans: WanDevices,
+        per_path: HashMap<usize, u8>,
+    ) -> io::Result<()> {
+        for index in std::mem::take(&mut self.listening) {
+            let kept = self.entries[index].as_ref().is_some_and(|e| listeners.iter().any(|(_, s)| Arc::ptr_eq(s, &e.socket)));
+            if kept {
+                self.listening.push(index);
+            } else {
+                self.close(epoll, index);
+            }
+        }
+        for (wan, socket) in listeners {
+            let known = self.listening.iter().any(|index| {
+                self.entries[*index].as_ref().is_some_and(|entry| Arc::ptr_eq(&entry.socket, &socket))
+            });
+            if !known {
+                let index = self.insert(epoll, Entry { socket, wan, path: None, version: 0 })?;
+                self.listening.push(index);
+            }
+        }
+        self.wans = wans;
+        self.per_path = per_path;
+        self.retry_at_ns = 0;
+        Ok(())
+    }
+
+    /// Closes dialer sockets whose path is gone.
+    pub fn retain_paths(&mut self, epoll: &Epoll, exists: impl Fn(usize, u8) -> bool) {
+        let gone: Vec<_> = self.dialed.iter().filter(|((bond, path, _), _)| !exists(*bond, *path)).map(|(k, i)| (*k, *i)).collect();
+        for (key, index) in gone {
+            self.dialed.remove(&key);
+            self.close(epoll, index);
+        }
+    }
+
+    fn insert(&mut self, epoll: &Epoll, entry: Entry) -> io::Result<usize> {
+        let index = self.entries.iter().position(Option::is_none).unwrap_or(self.entries.len());
+        epoll.add(&*entry.socket, SOCKET_TOKENS + index as u64, Interest::Read)?;
+        if index == self.entries.len() {
+            self.entries.push(Some(entry));
+        } else {
+            self.entries[index] = Some(entry);
+        }
+        Ok(index)
+    }
+
+    fn close(&mut self, epoll: &Epoll, index: usize) {
+        if let Some(entry) = self.entries[index].take() {
+            // Closing removes it from epoll as well, unless another worker still holds the group.
+            let _ = epoll.remove(&*entry.socket);
+        }
+    }
+
+    /// The socket behind an epoll token, and where its datagrams come from (remote and local are to be filled in).
+    pub fn by_token(&self, token: u64) -> Option<(Arc<UdpSocket>, Source)> {
+        let index = usize::try_from(token.checked_sub(SOCKET_TOKENS)?).ok()?;
+        let entry = self.entries.get(index)?.as_ref()?;
+        let source = Source {
+            wan: entry.wan,
+            local: None,
+            remote: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
+            socket: entry.path,
+        };
+        Some((Arc::clone(&entry.socket), source))
+    }
+
+    /// Sends a run of datagrams.
+    pub fn transmit(
+        &mut self,
+        epoll: &Epoll,
+        now_ns: u64,
+        target: &Target,
+        segment: usize,
+        bytes: &[u8],
+        counters: &Counters,
+        drops: &mut DropCounters,
+    ) {
+        let datagrams = bytes.len().div_ceil(segment.max(1)) as u64;
+        let Some(index) = self.socket_for(epoll, now_ns, target) else {
+            drops.add_n(DropReason::SendError, datagrams);
+            return;
+        };
+        let Some(entry) = &self.entries[index] else { return };
+        let mut result = entry.socket.send(target.route.remote, target.route.local, Some(segment), bytes);
+        if result.as_ref().is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused) {
+            // An ICMP error of an earlier datagram is reported here once; this one was not sent yet.
+            result = entry.socket.send(target.route.remote, target.route.local, Some(segment), bytes);
+        }
+        match result {
+            Ok(()) => {
+                counters.udp_tx_datagrams.add(datagrams);
+                counters.udp_tx_bytes.add(bytes.len() as u64);
+                self.last_error = None;
+            }
+            Err(error) => {
+                drops.add_n(DropReason::SendError, datagrams);
+                if self.last_error != Some(error.kind()) {
+                    self.last_error = Some(error.kind());
+                    tracing::debug!(remote = %target.route.remote, %error, "send");
+                }
+            }
+        }
+    }
+
+    fn socket_for(&mut self, epoll: &Epoll, now_ns: u64, target: &Target) -> Option<usize> {
+        let bond = match target.bond {
+            Some(bond) if target.dialer => bond,
+            _ => return self.listening_on(target.route.wan),
+        };
+        let cap = self.per_path.get(&bond).copied().unwrap_or(4);
+        let own = (cap / self.cores.max(1)).max(1);
+        let key = (bond, target.path, target.peer_core % own);
+        if let Some(index) = self.dialed.get(&key).copied() {
+            if self.entries[index].as_ref().is_some_and(|entry| entry.version == target.version) {
+                return Some(index);
+            }
+            // The route changed: the interface may be another one, or have another address.
+            self.dialed.remove(&key);
+            self.close(epoll, index);
+        }
+        if now_ns < self.retry_at_ns {
+            return None;
+        }
+        match self.dial(epoll, target, bond) {
+            Ok(index) => {
+                self.dialed.insert(key, index);
+                Some(index)
+            }
+            Err(error) => {
+                self.retry_at_ns = now_ns + 50_000_000;
+                tracing::debug!(wan = target.route.wan, %error, "cannot open a socket");
+                None
+            }
+        }
+    }
+
+    fn dial(&mut self, epoll: &Epoll, target: &Target, bond: usize) -> io::Result<usize> {
+        let any = if target.route.remote.is_ipv4() {
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+        } else {
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+        };
+        let device = self.wans.0.get(&target.route.wan).filter(|name| !name.is_empty()).cloned();
+        let options = UdpOptions { device, mark: self.mark, ..UdpOptions::new(SocketAddr::new(any, 0)) };
+        let socket = Arc::new(UdpSocket::bind(&options)?);
+        let path = Some((bond, target.path));
+        self.insert(epoll, Entry { socket, wan: target.route.wan, path, version: target.version })
+    }
+
+    fn listening_on(&self, wan: u16) -> Option<usize> {
+        let on = |index: &&usize| self.entries[**index].as_ref().is_some_and(|entry| entry.wan == wan);
+        self.listening.iter().find(on).copied()
+    }
+}

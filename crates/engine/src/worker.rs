@@ -1,0 +1,366 @@
+//! One worker: pull from TUN, sockets and rings; act; push; tick; sleep. One pinned thread per core.
+
+use std::io::{ErrorKind, IoSliceMut};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use linux::event::{Epoll, Interest, Ready};
+use linux::tun::TunQueue;
+use linux::udp::{RecvMeta, UdpSocket};
+use packet::coalesce::Coalescer;
+use packet::drop_reason::{DropCounters, DropReason};
+use packet::flow::FlowKey;
+use packet::vnet::VirtioNetHeader;
+use tunnel::core::{Core, Output, Target, owner_core};
+use tunnel::header::Header;
+use tunnel::node::{Node, Source};
+use tunnel::time::Time;
+
+use crate::Shared;
+use crate::counters::Counters;
+use crate::rings::{Handed, Rings};
+use crate::sockets::{Sockets, WanDevices};
+
+const TUN_TOKEN: u64 = 0;
+const BELL_TOKEN: u64 = 1;
+/// Bytes of a virtio header as TUN puts it before each packet.
+const VNET_BYTES: usize = linux::tun::VNET_HEADER_BYTES;
+/// Largest read: header and a 64 KiB super-packet.
+const READ_BYTES: usize = VNET_BYTES + 65_536;
+/// A round pulls at most so many packets from TUN …
+const TUN_READS: usize = 64;
+/// … or so many bytes, so that what is pulled is still in the cache when it leaves.
+const TUN_BYTES: usize = 192 << 10;
+/// Receive calls per socket and round.
+const UDP_CALLS: usize = 4;
+/// Buffers of one receive call.
+const UDP_BUFFERS: usize = 8;
+/// Items taken from rings in a round.
+const RING_ITEMS: usize = 256;
+/// Counters are published this often.
+const PUBLISH_NS: u64 = 50_000_000;
+
+/// What the tunnel's output needs: everything of the worker but the tunnel core itself.
+struct Io {
+    tun: TunQueue,
+    sockets: Sockets,
+    epoll: Epoll,
+    coalescer: Coalescer,
+    counters: Arc<Counters>,
+    drops: DropCounters,
+    node: Arc<Node>,
+    now_ns: u64,
+}
+
+/// A worker before and while it runs.
+pub struct Worker {
+    id: u8,
+    shared: Arc<Shared>,
+    core: Core,
+    io: Io,
+    rings: Rings,
+    version: u64,
+    read: Box<[u8]>,
+    receive: Vec<Box<[u8]>>,
+    published_ns: u64,
+}
+
+impl Output for Io {
+    fn transmit(&mut self, target: &Target, segment: usize, datagrams: &[u8]) {
+        self.sockets.transmit(&self.epoll, self.now_ns, target, segment, datagrams, &self.counters, &mut self.drops);
+    }
+
+    fn deliver(&mut self, _bond: usize, packet: &[u8], partial: bool, may_merge: bool) {
+        self.counters.tun_tx_packets.add(1);
+        self.counters.tun_tx_bytes.add(packet.len() as u64);
+        let Self { coalescer, tun, counters, drops, node, now_ns, .. } = self;
+        // Partial checksums were vouched for by the peer's kernel and the AEAD: merging hides nothing.
+        let fits = coalescer.push(packet, partial, may_merge || partial, &mut |bytes| {
+            write_tun(tun, counters, drops, node, *now_ns, bytes);
+        });
+        if !fits {
+            drops.add(DropReason::TooBig);
+        }
+    }
+}
+
+impl Io {
+    fn flush(&mut self) {
+        let Self { coalescer, tun, counters, drops, node, now_ns, .. } = self;
+        coalescer.flush(&mut |bytes| write_tun(tun, counters, drops, node, *now_ns, bytes));
+    }
+}
+
+fn write_tun(tun: &TunQueue, counters: &Counters, drops: &mut DropCounters, node: &Node, now_ns: u64, bytes: &[u8]) {
+    if let Some(packet) = bytes.get(VNET_BYTES..)
+        && let Ok(flow) = FlowKey::of(packet)
+    {
+        counters.note_flow(node.hasher.hash(&flow, 0), (now_ns / 1_000_000_000) as u32);
+    }
+    if tun.write(bytes).is_err() {
+        drops.add(DropReason::TunWrite);
+    }
+}
+
+impl Worker {
+    /// A worker for core `id`.
+    ///
+    /// # Errors
+    /// When epoll cannot be set up.
+    pub fn new(id: u8, shared: Arc<Shared>, tun: TunQueue, rings: Rings, merge_udp: bool) -> std::io::Result<Self> {
+        let epoll = Epoll::new()?;
+        epoll.add(&tun, TUN_TOKEN, Interest::Read)?;
+        epoll.add(shared.doorbells[usize::from(id)].event(), BELL_TOKEN, Interest::Read)?;
+        let node = Arc::clone(&shared.node);
+        let mut coalescer = Coalescer::new();
+        coalescer.set_merge_udp(merge_udp);
+        Ok(Self {
+            id,
+            core: Core::new(id, Arc::clone(&node)),
+            io: Io {
+                tun,
+                sockets: Sockets::new(shared.mark, node.cores),
+                epoll,
+                coalescer,
+                counters: Arc::clone(&shared.counters[usize::from(id)]),
+                drops: DropCounters::default(),
+                node,
+                now_ns: 0,
+            },
+            rings,
+            version: 0,
+            read: vec![0; READ_BYTES].into_boxed_slice(),
+            receive: (0..UDP_BUFFERS).map(|_| vec![0; 65_536].into_boxed_slice()).collect(),
+            published_ns: 0,
+            shared,
+        })
+    }
+
+    /// Runs until the engine stops.
+    pub fn run(mut self) {
+        let mut ready = Vec::new();
+        let mut wait = Duration::ZERO;
+        loop {
+            if let Err(error) = self.io.epoll.wait(&mut ready, Some(wait)) {
+                tracing::error!(core = self.id, %error, "epoll");
+                return;
+            }
+            let woke_ns = linux::clock::monotonic_ns();
+            let bell = &self.shared.doorbells[usize::from(self.id)];
+            bell.get_up();
+            if self.shared.stop.load(Relaxed) {
+                self.stop();
+                return;
+            }
+            let (next, more) = self.round(woke_ns, &ready);
+            let end_ns = linux::clock::monotonic_ns();
+            self.io.counters.busy_ns.add(end_ns.saturating_sub(woke_ns));
+            self.publish(end_ns);
+            let bell = &self.shared.doorbells[usize::from(self.id)];
+            bell.lie_down();
+            let idle = !more && self.rings.is_empty();
+            wait = if idle { Duration::from_nanos(next.ns().saturating_sub(end_ns).min(1_000_000_000)) } else { Duration::ZERO };
+        }
+    }
+
+    /// One round; returns when the next is due and whether something was left unread.
+    fn round(&mut self, now_ns: u64, ready: &[Ready]) -> (Time, bool) {
+        let now = Time::from_ns(now_ns);
+        self.io.now_ns = now_ns;
+        self.follow_config();
+        self.core.begin(now);
+        let mut more = false;
+        for event in ready {
+            match event.token {
+                TUN_TOKEN => more |= self.pull_tun(now),
+                BELL_TOKEN => self.answer_bell(now),
+                token => more |= self.pull_socket(now, token),
+            }
+        }
+        more |= self.pull_rings(now);
+        let next = self.core.finish(now, &mut self.io);
+        self.io.flush();
+        (next, more)
+    }
+
+    fn follow_config(&mut self) {
+        let config = self.shared.config.load();
+        if config.version == self.version {
+            return;
+        }
+        self.version = config.version;
+        let own = config.listeners.iter().map(|group| (group.wan, Arc::clone(&group.sockets[usize::from(self.id)]))).collect();
+        if let Err(error) = self.io.sockets.configure(&self.io.epoll, own, WanDevices(config.devices.clone()), config.per_path.clone()) {
+            tracing::error!(core = self.id, %error, "listening socket");
+        }
+        let bonds = self.io.node.bonds.load();
+        self.io.sockets.retain_paths(&self.io.epoll, |bond, path| bonds.get(bond).is_some_and(|bond| bond.path(path).is_some()));
+    }
+
+    fn answer_bell(&mut self, now: Time) {
+        // Whatever rang, the round looks everywhere.
+        let _ = self.shared.doorbells[usize::from(self.id)].event().drain();
+        if self.id == 0 {
+            let actions = self.shared.take_actions();
+            if !actions.is_empty() {
+                self.core.run(now, actions, &mut self.io);
+            }
+        }
+    }
+
+    fn pull_tun(&mut self, now: Time) -> bool {
+        let mut bytes = 0;
+        for _ in 0..TUN_READS {
+            let length = match self.io.tun.read(&mut self.read) {
+                Ok(length) => length,
+                Err(error) => {
+                    if error.kind() != ErrorKind::WouldBlock && error.kind() != ErrorKind::Interrupted {
+                        tracing::debug!(core = self.id, %error, "TUN read");
+                    }
+                    return false;
+                }
+            };
+            let Some((header, packet)) = self.read.get(..length).and_then(|all| all.split_at_checked(VNET_BYTES)) else {
+                self.io.drops.add(DropReason::TooShort);
+                continue;
+            };
+            let Ok(offload) = VirtioNetHeader::parse(header) else {
+                self.io.drops.add(DropReason::BadOffload);
+                continue;
+            };
+            bytes += length;
+            let segments = match usize::from(offload.gso_size) {
+                0 => 1,
+                size => packet.len().saturating_sub(usize::from(offload.hdr_len)).div_ceil(size).max(1),
+            };
+            self.io.counters.tun_rx_packets.add(segments as u64);
+            self.io.counters.tun_rx_bytes.add(packet.len() as u64);
+            match self.core.owner_of(packet) {
+                Ok((owner, _)) if owner == self.id => self.core.packet(now, &offload, packet, &mut self.io),
+                Ok((owner, _)) => {
+                    let item = Handed::Packet(offload, packet.to_vec());
+                    hand_over(&mut self.rings, usize::from(owner), item, &mut self.io);
+                }
+                Err(reason) => self.io.drops.add(reason),
+            }
+            if bytes >= TUN_BYTES {
+                return true;
+            }
+        }
+        true
+    }
+
+    fn pull_socket(&mut self, now: Time, token: u64) -> bool {
+        let Some((socket, source)) = self.io.sockets.by_token(token) else { return false };
+        for _ in 0..UDP_CALLS {
+            let mut metas: [RecvMeta; UDP_BUFFERS] = std::array::from_fn(|_| RecvMeta::default());
+            match self.receive(now, &socket, source, &mut metas) {
+                Ok(count) if count < UDP_BUFFERS => return false,
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
+                Err(_) => {
+                    // An ICMP error about something sent earlier; reading it has cleared it.
+                    let _ = socket.take_error();
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    fn receive(&mut self, now: Time, socket: &UdpSocket, source: Source, metas: &mut [RecvMeta]) -> std::io::Result<usize> {
+        let count = {
+            let mut slices: [IoSliceMut<'_>; UDP_BUFFERS] = {
+                let mut buffers = self.receive.iter_mut();
+                std::array::from_fn(|_| IoSliceMut::new(buffers.next().map_or(&mut [], |buffer| &mut buffer[..])))
+            };
+            socket.recv(&mut slices, metas)?
+        };
+        for (index, meta) in metas.iter().take(count).enumerate() {
+            let stride = meta.stride.max(1);
+            self.io.counters.udp_rx_datagrams.add(meta.bytes.div_ceil(stride) as u64);
+            self.io.counters.udp_rx_bytes.add(meta.bytes as u64);
+            let local = if source.socket.is_some() { None } else { meta.local_ip };
+            let source = Source { remote: canonical(meta.from), local, ..source };
+            self.sort_train(now, &source, index, meta.bytes, stride);
+        }
+        Ok(count)
+    }
+
+    /// A train of datagrams may mix lanes where a 4-tuple is shared: each segment goes to its owner.
+    fn sort_train(&mut self, now: Time, source: &Source, index: usize, bytes: usize, stride: usize) {
+        let Some(buffer) = self.receive.get_mut(index) else { return };
+        let cores = self.io.node.cores;
+        let train = &mut buffer[..bytes.min(65_536)];
+        let mut start = 0;
+        let mut run = 0;
+        // Runs of datagrams for this core are processed together; others are handed over one by one.
+        while start + run < train.len() {
+            let end = (start + run + stride).min(train.len());
+            let datagram = &train[start + run..end];
+            let owner = Header::parse(datagram).ok().and_then(|header| owner_core(&header, cores));
+            match owner {
+                Some(owner) if owner != self.id => {
+                    let item = Handed::Datagram(*source, datagram.to_vec());
+                    hand_over(&mut self.rings, usize::from(owner), item, &mut self.io);
+                    self.core.datagrams(now, source, &mut train[start..start + run], stride, &mut self.io);
+                    start = end;
+                    run = 0;
+                }
+                _ => run = end - start,
+            }
+        }
+        self.core.datagrams(now, source, &mut train[start..start + run], stride, &mut self.io);
+    }
+
+    fn pull_rings(&mut self, now: Time) -> bool {
+        for _ in 0..RING_ITEMS {
+            let Some(item) = self.rings.pop() else { return false };
+            self.io.counters.ring_in.add(1);
+            match item {
+                Handed::Packet(offload, packet) => self.core.packet(now, &offload, &packet, &mut self.io),
+                Handed::Datagram(source, mut datagram) => {
+                    let stride = datagram.len();
+                    self.core.datagrams(now, &source, &mut datagram, stride, &mut self.io);
+                }
+            }
+        }
+        true
+    }
+
+    fn publish(&mut self, now_ns: u64) {
+        if now_ns.saturating_sub(self.published_ns) < PUBLISH_NS {
+            return;
+        }
+        self.published_ns = now_ns;
+        let mut drops = self.core.drops.clone();
+        for (reason, count) in self.io.drops.iter() {
+            drops.add_n(reason, count);
+        }
+        self.io.counters.set_drops(&drops);
+    }
+
+    fn stop(&mut self) {
+        let now = Time::from_ns(linux::clock::monotonic_ns());
+        if self.id == 0 {
+            self.core.begin(now);
+            self.core.close(now, &mut self.io);
+        }
+        self.published_ns = 0;
+        self.publish(now.ns());
+    }
+}
+
+fn hand_over(rings: &mut Rings, owner: usize, item: Handed, io: &mut Io) {
+    io.counters.ring_out.add(1);
+    if !rings.push(owner, item) {
+        io.drops.add(DropReason::RingFull);
+    }
+}
+
+/// An IPv4 address seen through a dual-stack socket is that IPv4 address.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

@@ -1,0 +1,54 @@
+//! Which CPUs this process may use, and pinning a worker to one of them.
+
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+use crate::Result;
+use crate::error::Context;
+
+/// Numbers of the CPUs this thread may run on, ascending (honours `taskset` and cpusets of containers).
+pub fn allowed_cpus() -> Result<Vec<usize>> {
+    let set = sched_getaffinity(None).context("read the CPU affinity")?;
+    Ok((0..CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect())
+}
+
+/// Binds the calling thread to one CPU. Fails if the CPU is not allowed or is off line.
+pub fn pin_current_thread(cpu: usize) -> Result<()> {
+    if cpu >= CpuSet::MAX_CPU {
+        let error = std::io::Error::new(std::io::ErrorKind::InvalidInput, "CPU number too large");
+        return Err(crate::Error::new(format!("pin the thread to CPU {cpu}"), error));
+    }
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    sched_setaffinity(None, &set).context(format_args!("pin the thread to CPU {cpu}"))
+}
+
+/// The CPU this thread runs on right now.
+pub fn current_cpu() -> usize {
+    rustix::thread::sched_getcpu()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn a_thread_is_pinned_to_each_allowed_cpu() {
+        // A thread of its own: the affinity of the test's thread stays as it is.
+        std::thread::spawn(|| {
+            for cpu in allowed_cpus().unwrap() {
+                pin_current_thread(cpu).unwrap();
+                assert_eq!(current_cpu(), cpu);
+                assert_eq!(allowed_cpus().unwrap(), [cpu]);
+            }
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn a_cpu_that_does_not_exist_is_an_error() {
+        assert!(pin_current_thread(1023).is_err());
+        assert!(pin_current_thread(1 << 40).is_err());
+    }
+}

@@ -1,0 +1,159 @@
+//! The `bpf` system call: maps and programs.
+
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use super::assembler::Instruction;
+use crate::sys::{check, owned};
+
+const MAP_CREATE: libc::c_int = 0;
+const MAP_UPDATE_ELEM: libc::c_int = 2;
+const PROG_LOAD: libc::c_int = 5;
+const MAP_TYPE_ARRAY: u32 = 2;
+const PROG_TYPE_SOCKET_FILTER: u32 = 1;
+const LOG_BYTES: usize = 64 << 10;
+
+#[repr(C)]
+struct CreateMap {
+    map_type: u32,
+    key_bytes: u32,
+    value_bytes: u32,
+    entries_max: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+struct Element {
+    map: u32,
+    _padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+struct LoadProgram {
+    program_type: u32,
+    instruction_count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_bytes: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+}
+
+/// # Safety
+/// `T` is the layout that this command reads, and the pointers in it are valid for what the command does with them.
+unsafe fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_int> {
+    // SAFETY: the attributes live for the call; the caller vouches for what they point to.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>() as u32)
+    };
+    check(libc::c_int::try_from(result).unwrap_or(-1))
+}
+
+/// An array map with one value of `bytes` bytes, all zero; a program reads it by its address.
+pub(super) fn create_value(bytes: usize) -> io::Result<OwnedFd> {
+    let value_bytes = u32::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let mut attributes =
+        CreateMap { map_type: MAP_TYPE_ARRAY, key_bytes: 4, value_bytes, entries_max: 1, flags: 0 };
+    // SAFETY: the layout of MAP_CREATE; no pointers.
+    owned(unsafe { bpf(MAP_CREATE, &mut attributes) }?)
+}
+
+/// Writes the whole value of a map made by [`create_value`] with `bytes.len()` bytes.
+///
+/// # Safety
+/// `bytes` is at least as long as the map's value.
+pub(super) unsafe fn write_value(map: impl AsFd, bytes: &[u8]) -> io::Result<()> {
+    let key = 0u32;
+    let mut attributes = Element {
+        map: map.as_fd().as_raw_fd().cast_unsigned(),
+        _padding: 0,
+        key: (&raw const key) as u64,
+        value: bytes.as_ptr() as u64,
+        flags: 0,
+    };
+    // SAFETY: the layout of MAP_UPDATE_ELEM; the kernel reads 4 bytes of key and the value, whose length the caller vouches for.
+    unsafe { bpf(MAP_UPDATE_ELEM, &mut attributes) }.map(drop)
+}
+
+/// Loads a socket filter program. The verifier's objections, if any, go to the log at level debug.
+pub(super) fn load_socket_filter(code: &[Instruction]) -> io::Result<OwnedFd> {
+    match try_load(code, &mut []) {
+        // Everything but "not allowed" and "no memory" is worth an explanation.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EACCES | libc::E2BIG)) => {
+            let mut log = vec![0; LOG_BYTES];
+            let result = try_load(code, &mut log);
+            let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
+            let text = String::from_utf8_lossy(&log[..end]);
+            tracing::debug!(%error, %text, "the kernel refused a BPF program");
+            result
+        }
+        result => result,
+    }
+}
+
+fn try_load(code: &[Instruction], log: &mut [u8]) -> io::Result<OwnedFd> {
+    let mut attributes = LoadProgram {
+        program_type: PROG_TYPE_SOCKET_FILTER,
+        instruction_count: u32::try_from(code.len()).unwrap_or(u32::MAX),
+        instructions: code.as_ptr() as u64,
+        license: c"Apache-2.0 OR MIT".as_ptr() as u64,
+        log_level: u32::from(!log.is_empty()),
+        log_bytes: u32::try_from(log.len()).unwrap_or(0),
+        log: if log.is_empty() { 0 } else { log.as_mut_ptr() as u64 },
+        kernel_version: 0,
+        flags: 0,
+    };
+    // SAFETY: the layout of PROG_LOAD; instructions, license and log are live and announced with their true lengths.
+    owned(unsafe { bpf(PROG_LOAD, &mut attributes) }?)
+}
+
+#[cfg(test)]
+pub(super) mod testing {
+    use super::*;
+
+    const PROG_TEST_RUN: libc::c_int = 10;
+
+    #[repr(C)]
+    struct TestRun {
+        program: u32,
+        result: u32,
+        data_bytes: u32,
+        data_out_bytes: u32,
+        data: u64,
+        data_out: u64,
+        repeat: u32,
+        duration_ns: u32,
+        context_bytes: u32,
+        context_out_bytes: u32,
+        context: u64,
+        context_out: u64,
+    }
+
+    /// Runs a socket filter on a packet of at least 14 bytes, of which it does not see the first 14; returns its result
+    /// and the nanoseconds of one run.
+    pub(in crate::bpf) fn run(program: impl AsFd, frame: &[u8], repeat: u32) -> io::Result<(u32, u32)> {
+        let mut attributes = TestRun {
+            program: program.as_fd().as_raw_fd().cast_unsigned(),
+            result: 0,
+            data_bytes: u32::try_from(frame.len()).unwrap_or(0),
+            data_out_bytes: 0,
+            data: frame.as_ptr() as u64,
+            data_out: 0,
+            repeat,
+            duration_ns: 0,
+            context_bytes: 0,
+            context_out_bytes: 0,
+            context: 0,
+            context_out: 0,
+        };
+        // SAFETY: the layout of PROG_TEST_RUN; the kernel reads the frame and writes only into the attributes.
+        unsafe { bpf(PROG_TEST_RUN, &mut attributes) }?;
+        Ok((attributes.result, attributes.duration_ns))
+    }
+}

@@ -1,0 +1,397 @@
+#![allow(clippy::unwrap_used, reason = "tests")]
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+
+use super::*;
+use crate::testing::isolated;
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn index(netlink: &Netlink, name: &str) -> u32 {
+    netlink.link(name).unwrap().unwrap().index
+}
+
+/// Two ends of a cable in this namespace, both up, `a` with 10.5.0.1/24 and fd05::1/64.
+fn cable() -> (Netlink, u32, u32) {
+    let netlink = Netlink::open().unwrap();
+    netlink.add_veth("a", "b", None).unwrap();
+    let (a, b) = (index(&netlink, "a"), index(&netlink, "b"));
+    netlink.add_address(a, net("10.5.0.1/24")).unwrap();
+    netlink.add_address(a, net("fd05::1/64")).unwrap();
+    netlink.set_up(a, true).unwrap();
+    netlink.set_up(b, true).unwrap();
+    (netlink, a, b)
+}
+
+#[test]
+fn links_are_made_changed_moved_and_deleted() {
+    isolated(|| {
+        let netlink = Netlink::open().unwrap();
+        netlink.add_veth("veth-a", "veth-b", None).unwrap();
+        assert_eq!(netlink.links().unwrap().len(), 3);
+        let a = netlink.link("veth-a").unwrap().unwrap();
+        assert_eq!((a.kind.as_deref(), a.up, a.carrier, a.mtu), (Some("veth"), false, false, 1500));
+        assert!(a.mac.is_some() && !a.loopback && !a.point_to_point);
+        assert_eq!(netlink.link_by_index(a.index).unwrap().unwrap(), a);
+        assert_eq!(netlink.link("nobody").unwrap(), None);
+        assert_eq!(netlink.link_by_index(9999).unwrap(), None);
+
+        netlink.set_up(a.index, true).unwrap();
+        assert!(netlink.link("veth-a").unwrap().unwrap().up);
+        assert!(!netlink.link("veth-a").unwrap().unwrap().carrier, "the other end is off");
+        netlink.set_up(index(&netlink, "veth-b"), true).unwrap();
+        assert!(netlink.link("veth-a").unwrap().unwrap().carrier);
+        netlink.set_mtu(a.index, 1400).unwrap();
+        netlink.set_tx_queue_len(a.index, 77).unwrap();
+        netlink.set_gso_max(a.index, 30_000).unwrap();
+        netlink.set_mac(a.index, [2, 1, 2, 3, 4, 5]).unwrap();
+        let changed = netlink.link("veth-a").unwrap().unwrap();
+        assert_eq!((changed.mtu, changed.tx_queue_len, changed.gso_max_bytes), (1400, 77, 30_000));
+        assert_eq!(changed.mac, Some([2, 1, 2, 3, 4, 5]));
+        netlink.set_up(a.index, false).unwrap();
+        netlink.set_name(a.index, "renamed").unwrap();
+        assert_eq!(index(&netlink, "renamed"), a.index);
+
+        let other = Namespace::create().unwrap();
+        netlink.move_to_netns(a.index, other.as_fd()).unwrap();
+        assert!(netlink.link("renamed").unwrap().is_none());
+        let there = Netlink::open_in(&other).unwrap();
+        there.delete_link(index(&there, "renamed")).unwrap();
+        assert_eq!(netlink.links().unwrap().len(), 1, "the other end went along");
+
+        let third = Namespace::create().unwrap();
+        netlink.add_veth_between("x", Some(other.as_fd()), "y", Some(third.as_fd())).unwrap();
+        assert!(there.link("x").unwrap().is_some());
+        assert!(Netlink::open_in(&third).unwrap().link("y").unwrap().is_some());
+    });
+}
+
+#[test]
+fn errors_say_what_was_tried_and_keep_the_number() {
+    isolated(|| {
+        let (netlink, a, _) = cable();
+        let error = netlink.add_veth("a", "c", None).unwrap_err();
+        assert_eq!((error.raw_os_error(), error.what()), (Some(libc::EEXIST), "make the veth pair a and c"));
+        assert_eq!(
+            netlink.add_address(a, net("10.5.0.1/24")).unwrap_err().raw_os_error(),
+            Some(libc::EEXIST)
+        );
+        let error = netlink.set_up(9999, true).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
+        assert!(error.to_string().contains("interface 9999"), "{error}");
+        assert!(netlink.set_mtu(a, 1 << 30).is_err());
+        assert!(netlink.add_veth("a name", "d", None).is_err());
+        assert!(netlink.set_name(a, "").is_err());
+        assert!(netlink.del_address(a, net("10.6.0.1/24")).is_err());
+        // The session is still in step after all of that.
+        assert_eq!(index(&netlink, "a"), a);
+    });
+}
+
+#[test]
+fn addresses_come_and_go_and_can_be_used_at_once() {
+    isolated(|| {
+        let (netlink, a, b) = cable();
+        let mut nets: Vec<_> =
+            netlink.addresses(a).unwrap().into_iter().filter(|one| !one.link_local).collect();
+        nets.sort_by_key(|one| one.net);
+        assert_eq!(
+            nets.iter().map(|one| one.net).collect::<Vec<_>>(),
+            [net("10.5.0.1/24"), net("fd05::1/64")]
+        );
+        assert!(nets.iter().all(|one| !one.tentative && !one.deprecated && one.index == a));
+        std::net::UdpSocket::bind("[fd05::1]:0").unwrap();
+        assert!(netlink.addresses(b).unwrap().iter().all(|one| one.link_local));
+        assert!(netlink.all_addresses().unwrap().iter().any(|one| one.net == net("127.0.0.1/8")));
+        for address in ["10.5.0.1/24", "fd05::1/64"] {
+            netlink.del_address(a, net(address)).unwrap();
+        }
+        assert!(netlink.addresses(a).unwrap().iter().all(|one| one.link_local));
+
+        netlink.add_neighbour(a, ip("10.5.0.9"), [2, 0, 0, 0, 0, 9]).unwrap();
+        netlink.add_neighbour(a, ip("fd05::9"), [2, 0, 0, 0, 0, 9]).unwrap();
+        netlink.add_neighbour(a, ip("fd05::9"), [2, 0, 0, 0, 0, 8]).unwrap();
+        let neighbours = netlink.neighbours(a).unwrap();
+        assert!(neighbours.contains(&(ip("10.5.0.9"), [2, 0, 0, 0, 0, 9])));
+        assert!(neighbours.contains(&(ip("fd05::9"), [2, 0, 0, 0, 0, 8])));
+    });
+}
+
+fn find(netlink: &Netlink, spec: &RouteSpec) -> Option<Route> {
+    let routes = netlink.routes(None).unwrap();
+    routes.into_iter().find(|route| route.spec.dst == spec.dst && route.spec.table == spec.table)
+}
+
+#[test]
+fn routes_of_every_kind_round_trip() {
+    isolated(|| {
+        let (netlink, a, _) = cable();
+        let via = |dst: &str, gateway: &str| RouteSpec {
+            gateway: Some(ip(gateway)),
+            interface: Some(a),
+            metric: 50,
+            ..RouteSpec::new(net(dst))
+        };
+        let specs = [
+            via("192.0.2.0/24", "10.5.0.2"),
+            via("2001:db8::/32", "fd05::2"),
+            // A table of its own with a big number, as each WAN has.
+            RouteSpec { table: 46_001, ..via("0.0.0.0/0", "10.5.0.2") },
+            RouteSpec { table: 46_001, ..via("::/0", "fd05::2") },
+            // A gateway outside the interface's network.
+            RouteSpec { onlink: true, table: 77, ..via("198.51.100.0/24", "203.0.113.1") },
+            RouteSpec { onlink: true, table: 77, ..via("2001:db8:1::/48", "fd77::1") },
+            RouteSpec {
+                interface: Some(a),
+                metric: 9,
+                source: Some(ip("10.5.0.1")),
+                ..RouteSpec::new(net("10.8.0.0/16"))
+            },
+            RouteSpec {
+                interface: Some(a),
+                metric: 9,
+                source: Some(ip("fd05::1")),
+                ..RouteSpec::new(net("fd08::/64"))
+            },
+            RouteSpec {
+                kind: RouteKind::Unreachable,
+                metric: 999,
+                table: 46_001,
+                ..RouteSpec::new(net("10.99.0.0/16"))
+            },
+            RouteSpec { kind: RouteKind::Blackhole, metric: 999, ..RouteSpec::new(net("10.98.0.0/16")) },
+            RouteSpec { kind: RouteKind::Throw, metric: 999, ..RouteSpec::new(net("10.97.0.0/16")) },
+        ];
+        for spec in &specs {
+            netlink.add_route(spec).unwrap();
+            let mut route = find(&netlink, spec).unwrap_or_else(|| panic!("{spec:?} is not there"));
+            assert!(route.is_ours() && !route.dead);
+            // IPv6 does not tell whether a gateway was declared to be on the link.
+            route.spec.onlink = spec.onlink;
+            assert_eq!(route.spec, *spec);
+            assert_eq!(netlink.add_route(spec).unwrap_err().raw_os_error(), Some(libc::EEXIST));
+        }
+        // IPv6 refuses with a route over the loopback.
+        let refuse =
+            RouteSpec { kind: RouteKind::Unreachable, metric: 999, ..RouteSpec::new(net("fd99::/16")) };
+        netlink.add_route(&refuse).unwrap();
+        assert_eq!(find(&netlink, &refuse).unwrap().spec.kind, RouteKind::Unreachable);
+        netlink.del_route(&refuse).unwrap();
+
+        let replaced = RouteSpec { gateway: Some(ip("10.5.0.77")), ..specs[0].clone() };
+        netlink.replace_route(&replaced).unwrap();
+        assert_eq!(find(&netlink, &replaced).unwrap().spec.gateway, Some(ip("10.5.0.77")));
+        netlink.replace_route(&specs[0]).unwrap();
+        for spec in &specs {
+            netlink.del_route(spec).unwrap();
+            assert!(find(&netlink, spec).is_none());
+            assert_eq!(netlink.del_route(spec).unwrap_err().raw_os_error(), Some(libc::ESRCH));
+        }
+        // The kernel's own: the connected network, and the address in the table `local`.
+        let connected = find(&netlink, &RouteSpec::new(net("10.5.0.0/24"))).unwrap();
+        assert_eq!((connected.protocol, connected.spec.source), (2, Some(ip("10.5.0.1"))));
+        let local = RouteSpec { table: 255, ..RouteSpec::new(net("10.5.0.1/32")) };
+        assert_eq!(find(&netlink, &local).unwrap().spec.kind, RouteKind::Local);
+        assert!(
+            netlink.routes(Some(Family::V6)).unwrap().iter().all(|route| route.spec.dst.addr().is_ipv6())
+        );
+    });
+}
+
+#[test]
+fn rules_round_trip_and_steer_by_mark_and_device() {
+    isolated(|| {
+        let (netlink, a, _) = cable();
+        let before = netlink.rules(None).unwrap();
+        assert!(before.iter().all(|rule| !rule.is_ours()));
+        let rules = [
+            RuleSpec { mark: Some((0x4600, 0xffff)), invert: true, ..RuleSpec::new(Family::V4, 100, 46_000) },
+            RuleSpec { mark: Some((0x4600, u32::MAX)), ..RuleSpec::new(Family::V6, 101, 46_000) },
+            RuleSpec { oif: Some("a".into()), ..RuleSpec::new(Family::V4, 102, 46_001) },
+            RuleSpec { iif: Some("b".into()), ..RuleSpec::new(Family::V6, 103, 46_001) },
+            RuleSpec {
+                from: Some(net("10.5.0.0/24")),
+                to: Some(net("10.9.0.0/16")),
+                ..RuleSpec::new(Family::V4, 104, 7)
+            },
+            RuleSpec { from: Some(net("fd05::/64")), ..RuleSpec::new(Family::V6, 105, 300) },
+            RuleSpec { suppress_prefix_length: Some(0), ..RuleSpec::new(Family::V4, 106, MAIN_TABLE) },
+            RuleSpec { suppress_prefix_length: Some(0), ..RuleSpec::new(Family::V6, 107, MAIN_TABLE) },
+        ];
+        for rule in &rules {
+            netlink.add_rule(rule).unwrap();
+            assert!(netlink.rules(Some(rule.family)).unwrap().contains(rule), "{rule:?}");
+            assert_eq!(netlink.add_rule(rule).unwrap_err().raw_os_error(), Some(libc::EEXIST));
+        }
+        assert_eq!(netlink.rules(None).unwrap().iter().filter(|rule| rule.is_ours()).count(), rules.len());
+
+        // A socket bound to `a` looks into table 46001, where there is a way; others find none.
+        let way = RouteSpec {
+            gateway: Some(ip("10.5.0.2")),
+            interface: Some(a),
+            table: 46_001,
+            ..RouteSpec::new(net("0.0.0.0/0"))
+        };
+        netlink.add_route(&way).unwrap();
+        netlink.del_rule(&rules[0]).unwrap();
+        let to = "192.0.2.1:9".parse().unwrap();
+        let mut options = crate::udp::UdpOptions::new("0.0.0.0:0".parse().unwrap());
+        let free = crate::udp::UdpSocket::bind(&options).unwrap();
+        assert_eq!(free.send(to, None, None, b"x").unwrap_err().raw_os_error(), Some(libc::ENETUNREACH));
+        options.device = Some("a".into());
+        crate::udp::UdpSocket::bind(&options).unwrap().send(to, None, None, b"x").unwrap();
+
+        for rule in &rules[1..] {
+            netlink.del_rule(rule).unwrap();
+        }
+        assert_eq!(netlink.rules(None).unwrap(), before);
+        assert!(netlink.del_rule(&rules[0]).is_err());
+    });
+}
+
+/// A monitor whose changes are looked through one by one.
+struct Watch {
+    monitor: Monitor,
+    pending: std::collections::VecDeque<Change>,
+}
+
+impl Watch {
+    fn new(monitor: Monitor) -> Watch {
+        Watch { monitor, pending: std::collections::VecDeque::new() }
+    }
+
+    /// Goes on to the next change that fits.
+    fn next(&mut self, what: &str, fits: impl Fn(&Change) -> bool) -> Change {
+        let epoll = crate::event::Epoll::new().unwrap();
+        epoll.add(&self.monitor, 0, crate::event::Interest::Read).unwrap();
+        let end = Instant::now() + Duration::from_secs(5);
+        let mut ready = Vec::new();
+        loop {
+            while let Some(change) = self.pending.pop_front() {
+                if fits(&change) {
+                    return change;
+                }
+            }
+            assert!(Instant::now() < end, "no {what}");
+            epoll.wait(&mut ready, Some(Duration::from_millis(100))).unwrap();
+            self.pending.extend(self.monitor.read().unwrap());
+        }
+    }
+}
+
+#[test]
+fn the_monitor_sees_carrier_loss_addresses_routes_rules_and_deletion() {
+    isolated(|| {
+        let mut watch = Watch::new(Monitor::open().unwrap());
+        assert_eq!(watch.monitor.read().unwrap(), []);
+        let (netlink, a, b) = cable();
+        let is_a = |link: &Link| link.index == a;
+        watch.next(
+            "carrier",
+            |change| matches!(change, Change::Link(link) if is_a(link) && link.up && link.carrier),
+        );
+        // The cable is pulled at the other end.
+        netlink.set_up(b, false).unwrap();
+        let change = watch.next(
+            "carrier loss",
+            |change| matches!(change, Change::Link(link) if is_a(link) && !link.carrier),
+        );
+        assert!(matches!(change, Change::Link(link) if link.up && link.name == "a"));
+        netlink.set_up(b, true).unwrap();
+        watch.next(
+            "carrier again",
+            |change| matches!(change, Change::Link(link) if is_a(link) && link.carrier),
+        );
+
+        // DHCP gives another address.
+        netlink.del_address(a, net("10.5.0.1/24")).unwrap();
+        netlink.add_address(a, net("10.5.0.7/24")).unwrap();
+        watch.next("old address gone", |change| {
+            matches!(change, Change::AddressGone(one) if one.index == a && one.net == net("10.5.0.1/24"))
+        });
+        watch.next("new address", |change| {
+            matches!(change, Change::Address(one) if one.index == a && one.net == net("10.5.0.7/24"))
+        });
+        netlink.add_address(a, net("fd05::7/64")).unwrap();
+        watch.next(
+            "new IPv6 address",
+            |change| matches!(change, Change::Address(one) if one.net == net("fd05::7/64") && !one.tentative),
+        );
+
+        let route = RouteSpec {
+            gateway: Some(ip("10.5.0.2")),
+            interface: Some(a),
+            table: 500,
+            ..RouteSpec::new(net("0.0.0.0/0"))
+        };
+        netlink.add_route(&route).unwrap();
+        watch.next("route", |change| matches!(change, Change::Route(one) if one.spec == route));
+        netlink.del_route(&route).unwrap();
+        watch.next("route gone", |change| matches!(change, Change::RouteGone(one) if one.spec == route));
+        for family in [Family::V4, Family::V6] {
+            let rule = RuleSpec::new(family, 55, 500);
+            netlink.add_rule(&rule).unwrap();
+            watch.next("rule", |change| *change == Change::Rule(rule.clone()));
+            netlink.del_rule(&rule).unwrap();
+            watch.next("rule gone", |change| *change == Change::RuleGone(rule.clone()));
+        }
+        netlink.delete_link(a).unwrap();
+        watch.next("link gone", |change| matches!(change, Change::LinkGone(link) if is_a(link)));
+    });
+}
+
+#[test]
+fn too_many_changes_at_once_ask_for_a_new_look() {
+    isolated(|| {
+        let (netlink, a, _) = cable();
+        let mut monitor = Monitor::open().unwrap();
+        monitor.set_buffer(4096).unwrap();
+        for number in 0..200 {
+            netlink.add_address(a, net(&format!("10.6.{number}.1/24"))).unwrap();
+        }
+        let mut changes = monitor.read().unwrap();
+        while !changes.contains(&Change::Resync) {
+            let more = monitor.read().unwrap();
+            assert!(!more.is_empty(), "changes were lost silently");
+            changes = more;
+        }
+        assert_eq!(changes[0], Change::Resync);
+        // It goes on afterwards.
+        monitor.read().unwrap();
+        netlink.add_address(a, net("10.7.0.1/24")).unwrap();
+        Watch::new(monitor).next(
+            "address after the gap",
+            |change| matches!(change, Change::Address(one) if one.net == net("10.7.0.1/24")),
+        );
+    });
+}
+
+#[test]
+fn a_monitor_watches_another_namespace_and_many_routes_are_listed() {
+    isolated(|| {
+        let other = Namespace::create().unwrap();
+        let mut watch = Watch::new(Monitor::open_in(&other).unwrap());
+        let there = Netlink::open_in(&other).unwrap();
+        there.add_veth("c", "d", None).unwrap();
+        watch.next("link", |change| matches!(change, Change::Link(link) if link.name == "c"));
+        let c = index(&there, "c");
+        there.set_up(c, true).unwrap();
+        // More than one datagram of the kernel.
+        for number in 0..1000u32 {
+            let dst = format!("10.{}.{}.0/24", number / 250 + 100, number % 250);
+            let spec = RouteSpec { interface: Some(c), table: 1000, ..RouteSpec::new(net(&dst)) };
+            there.add_route(&spec).unwrap();
+        }
+        let routes = there.routes(Some(Family::V4)).unwrap();
+        assert_eq!(routes.iter().filter(|route| route.spec.table == 1000).count(), 1000);
+        assert!(routes.iter().filter(|route| route.is_ours()).all(|route| route.dead));
+    });
+}

@@ -1,0 +1,132 @@
+//! Raw Ethernet frames of one interface, for the link emulator: what arrives there is read, what is written leaves there.
+
+use std::io;
+use std::mem::{MaybeUninit, size_of, zeroed};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use crate::Result;
+use crate::error::Context;
+use crate::sys::{check, check_size, interface_index, owned, set_option};
+
+/// Bytes of the virtio header in front of each frame of a [`PacketSocket`] opened with it.
+pub const VNET_HEADER_BYTES: usize = 10;
+
+/// A non-blocking AF_PACKET socket on one interface. It sees the frames that arrive, not those it or others send.
+#[derive(Debug)]
+pub struct PacketSocket {
+    fd: OwnedFd,
+    index: u32,
+}
+
+impl PacketSocket {
+    /// Opens the interface of this name in the calling thread's namespace. `vnet_header`: a 10-byte virtio header
+    /// stands in front of each frame, and super-frames pass whole with their partial checksums. Without it, frames that the
+    /// kernel has not finished (a partial checksum, a super-frame) are finished or cut by the kernel.
+    /// `promiscuous`: also frames to other hardware addresses. Needs CAP_NET_RAW.
+    pub fn open(interface: &str, vnet_header: bool, promiscuous: bool) -> Result<PacketSocket> {
+        let what = format!("open a packet socket on {interface}");
+        let index = interface_index(interface).context(&what)?;
+        // Protocol 0: nothing arrives before the socket is bound to its interface.
+        // SAFETY: no pointers are passed.
+        let fd = owned(unsafe {
+            libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0)
+        })
+        .context(&what)?;
+        const ON: libc::c_int = 1;
+        set_option(&fd, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &ON).context(&what)?;
+        if vnet_header {
+            set_option(&fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, &ON).context(&what)?;
+        }
+        // SAFETY: an all-zero sockaddr_ll is valid.
+        let mut address: libc::sockaddr_ll = unsafe { zeroed() };
+        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+        address.sll_ifindex = index.cast_signed();
+        let bytes = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+        // SAFETY: the address lives for the call and has this length.
+        check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), bytes) }).context(&what)?;
+        if promiscuous {
+            // SAFETY: an all-zero packet_mreq is valid.
+            let mut membership: libc::packet_mreq = unsafe { zeroed() };
+            membership.mr_ifindex = index.cast_signed();
+            membership.mr_type = libc::PACKET_MR_PROMISC as u16;
+            set_option(&fd, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &membership).context(&what)?;
+        }
+        Ok(PacketSocket { fd, index })
+    }
+
+    /// Index of its interface.
+    pub fn interface(&self) -> u32 {
+        self.index
+    }
+
+    /// Asks for kernel buffers of this size, each way; the kernel gives less without CAP_NET_ADMIN.
+    pub fn set_buffers(&self, bytes: usize) -> io::Result<()> {
+        let value = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+        for (force, plain) in
+            [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)]
+        {
+            if set_option(&self.fd, libc::SOL_SOCKET, force, &value).is_err() {
+                set_option(&self.fd, libc::SOL_SOCKET, plain, &value)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads one frame (the virtio header first, if opened with it). `WouldBlock` when there is none,
+    /// `NetworkDown` once when the interface goes down. What does not fit the buffer is cut.
+    pub fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        // SAFETY: the kernel writes at most `buffer.len()` bytes.
+        check_size(unsafe { libc::recv(self.fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) })
+    }
+
+    /// Reads up to 32 frames, one per buffer, with one system call; `lengths` tells their bytes. Returns how many.
+    pub fn receive_many(
+        &self,
+        buffers: &mut [io::IoSliceMut<'_>],
+        lengths: &mut [usize],
+    ) -> io::Result<usize> {
+        const BATCH: usize = 32;
+        let count = buffers.len().min(lengths.len()).min(BATCH);
+        let mut messages = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; BATCH];
+        for (message, buffer) in messages.iter_mut().zip(buffers.iter_mut()).take(count) {
+            // SAFETY: an all-zero mmsghdr is valid.
+            let mut empty: libc::mmsghdr = unsafe { zeroed() };
+            empty.msg_hdr.msg_iov = std::ptr::from_mut(buffer).cast();
+            empty.msg_hdr.msg_iovlen = 1;
+            message.write(empty);
+        }
+        // SAFETY: the first `count` messages are initialised; each points at one live buffer with its true length.
+        let result = unsafe {
+            libc::recvmmsg(
+                self.fd.as_raw_fd(),
+                messages.as_mut_ptr().cast(),
+                count as _,
+                libc::MSG_DONTWAIT as _,
+                std::ptr::null_mut(),
+            )
+        };
+        let received = check_size(result as isize)?;
+        for (message, length) in messages.iter().zip(lengths.iter_mut()).take(received) {
+            // SAFETY: this message was initialised above.
+            *length = unsafe { message.assume_init_ref() }.msg_len as usize;
+        }
+        Ok(received)
+    }
+
+    /// Sends one frame out of the interface (the virtio header first, if opened with it).
+    pub fn send(&self, frame: &[u8]) -> io::Result<()> {
+        // SAFETY: the kernel reads `frame.len()` bytes.
+        check_size(unsafe { libc::send(self.fd.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) })
+            .map(drop)
+    }
+}
+
+impl AsFd for PacketSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests;

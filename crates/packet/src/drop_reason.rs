@@ -1,0 +1,202 @@
+//! Why a packet ended early: one enum for the product, so that a counter, a log line, a test and the
+//! documentation all use the same word (design §5).
+//!
+//! To add a reason, add one line to the list below. Its number is used in memory only and may change between
+//! versions; its name is what operators see and must not.
+
+use std::fmt;
+
+macro_rules! drop_reasons {
+    ($($variant:ident $name:literal $doc:literal,)+) => {
+        /// The reason for which a packet, datagram or frame was dropped.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u8)]
+        pub enum DropReason {
+            $(#[doc = $doc] $variant,)+
+        }
+
+        impl DropReason {
+            /// Every reason, in the order of the numbers.
+            pub const ALL: &'static [DropReason] = &[$(DropReason::$variant,)+];
+
+            /// How many reasons there are.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// The name operators see: lower case, words joined by `-`. Stable.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(DropReason::$variant => $name,)+
+                }
+            }
+
+            /// One line of documentation.
+            #[must_use]
+            pub const fn doc(self) -> &'static str {
+                match self {
+                    $(DropReason::$variant => $doc,)+
+                }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    // a datagram from the Internet, in the order of the checks
+    TooShort "too-short" "A datagram shorter than the header of its kind.",
+    BadVersion "bad-version" "A datagram of a protocol version that is not spoken here.",
+    UnknownType "unknown-type" "A datagram of an unknown kind.",
+    UnknownIndex "unknown-index" "A receiver index that names no session of this node.",
+    CoreOutOfRange "core-out-of-range" "A sending or receiving core beyond what the handshake agreed on.",
+    AuthFailed "auth-failed" "A datagram that does not open under its lane's key.",
+    Replayed "replayed" "A counter that was already received.",
+    TooOld "too-old" "A counter that is behind the replay window.",
+    LaneLimit "lane-limit" "A datagram that would need one lane more than was negotiated.",
+    // the handshake
+    HandshakeMac "handshake-mac" "A handshake message whose first MAC is wrong: the sender does not know our public key.",
+    HandshakeCookie "handshake-cookie" "Under load, a handshake message without a valid cookie.",
+    HandshakeUnknownPeer "handshake-unknown-peer" "A handshake of a public key that is not configured.",
+    HandshakeReplayed "handshake-replayed" "A handshake whose timestamp is not newer than the last one of its peer.",
+    HandshakeRate "handshake-rate" "A handshake beyond the rate that its source or this node allows.",
+    HandshakeMalformed "handshake-malformed" "A handshake message whose layout or payload cannot be read.",
+    HandshakeFailed "handshake-failed" "A handshake message that fails its cryptography.",
+    // frames in an opened datagram
+    FrameMalformed "frame-malformed" "An inner frame whose lengths or fields are wrong.",
+    FrameUnknown "frame-unknown" "An inner frame of an unknown kind.",
+    CleartextRefused "cleartext-refused" "Unencrypted data where the configuration does not allow it.",
+    // the packet itself
+    IpMalformed "ip-malformed" "An IP packet whose header, lengths or extension headers are wrong.",
+    SourceNotAllowed "source-not-allowed" "A packet whose source address its peer may not use.",
+    NoPeer "no-peer" "A packet to a destination that no peer has.",
+    NoSession "no-session" "A packet for a peer with whom there is no session yet.",
+    NoPath "no-path" "A packet for a peer to whom no path is usable.",
+    NotOurs "not-ours" "A packet of a bucket or address that belongs to another unit.",
+    // limits
+    QueueFull "queue-full" "A queue reached its limit of bytes or packets.",
+    CoDel "codel" "Dropped by CoDel to keep the queue's delay low.",
+    ReassemblyFull "reassembly-full" "No room to reassemble one more packet from pieces.",
+    ReassemblyTimeout "reassembly-timeout" "A piece whose other pieces did not arrive in time.",
+    PieceOverlap "piece-overlap" "A piece that overlaps or contradicts another one of its packet.",
+    ReorderFull "reorder-full" "No room to hold one more packet until its predecessor arrives.",
+    RingFull "ring-full" "The ring to the core that owns the flow is full.",
+    // output
+    TunWrite "tun-write" "The TUN device refused the packet.",
+    SendError "send-error" "The socket refused the datagram.",
+    TooBig "too-big" "A packet that does not fit where it has to go and must not be fragmented.",
+    BadOffload "bad-offload" "An offload header that contradicts its packet.",
+    PathDown "path-down" "A datagram for a path that went down.",
+}
+
+impl DropReason {
+    /// The reason of that name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<DropReason> {
+        Self::ALL.iter().copied().find(|reason| reason.name() == name)
+    }
+}
+
+impl fmt::Display for DropReason {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(self.name())
+    }
+}
+
+impl std::error::Error for DropReason {}
+
+/// One counter for each [`DropReason`]. Belongs to one core; counters wrap after 2^64 packets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DropCounters([u64; DropReason::COUNT]);
+
+impl DropCounters {
+    /// All zero.
+    #[must_use]
+    pub const fn new() -> Self {
+        DropCounters([0; DropReason::COUNT])
+    }
+
+    /// Counts one packet.
+    #[inline]
+    pub fn add(&mut self, reason: DropReason) {
+        self.add_n(reason, 1);
+    }
+
+    /// Counts `n` packets.
+    #[inline]
+    pub fn add_n(&mut self, reason: DropReason, n: u64) {
+        if let Some(counter) = self.0.get_mut(reason as usize) {
+            *counter = counter.wrapping_add(n);
+        }
+    }
+
+    /// Adds all counters of another core.
+    pub fn merge(&mut self, other: &DropCounters) {
+        for (reason, n) in other.iter() {
+            self.add_n(reason, n);
+        }
+    }
+
+    /// Packets dropped for this reason.
+    #[inline]
+    #[must_use]
+    pub fn get(&self, reason: DropReason) -> u64 {
+        self.0.get(reason as usize).copied().unwrap_or(0)
+    }
+
+    /// Packets dropped for any reason.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.0.iter().fold(0, |sum, n| sum.wrapping_add(*n))
+    }
+
+    /// Every reason with its counter, zeros included, in the order of [`DropReason::ALL`].
+    pub fn iter(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
+        DropReason::ALL.iter().copied().zip(self.0.iter().copied())
+    }
+}
+
+impl Default for DropCounters {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn numbers_are_dense_and_names_are_kebab_case_and_unique() {
+        let mut names = BTreeSet::new();
+        for (index, reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
+            let name = reason.name();
+            assert!(name.chars().all(|c| c.is_ascii_lowercase() || c == '-'), "{name}");
+            assert!(!name.starts_with('-') && !name.ends_with('-') && !name.contains("--"), "{name}");
+            assert!(names.insert(name), "{name} is there twice");
+            assert!(reason.doc().ends_with('.') && !reason.doc().contains('\n'), "{name}");
+            assert_eq!(DropReason::from_name(name), Some(*reason));
+            assert_eq!(reason.to_string(), name);
+        }
+        assert_eq!(DropReason::from_name("no-such-reason"), None);
+    }
+
+    #[test]
+    fn counters_count() {
+        let mut counters = DropCounters::default();
+        counters.add(DropReason::CoDel);
+        counters.add_n(DropReason::PathDown, 5);
+        counters.add(DropReason::PathDown);
+        assert_eq!(counters.get(DropReason::CoDel), 1);
+        assert_eq!(counters.get(DropReason::PathDown), 6);
+        assert_eq!(counters.get(DropReason::TooShort), 0);
+        let mut sum = counters.clone();
+        sum.merge(&counters);
+        assert_eq!(sum.total(), 14);
+        assert_eq!(sum.iter().filter(|(_, n)| *n != 0).count(), 2);
+        assert_eq!(sum.iter().count(), DropReason::COUNT);
+        counters.add_n(DropReason::PathDown, u64::MAX);
+        assert_eq!(counters.get(DropReason::PathDown), 5);
+    }
+}

@@ -1,0 +1,193 @@
+//! A bond: all paths to one peer (the "aggregated tunnel" of the seeds, row T1), as all cores see it.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use packet::flow::FlowKey;
+use prefix_trie::PrefixMap;
+use steering::symmetric::FlowHasher;
+use steering::table::BucketTable;
+
+use crate::config::Peer;
+use crate::hello::ProcessorInfo;
+use crate::keys::FlowDefinition;
+use crate::lifecycle::Lifecycle;
+use crate::path::Path;
+use crate::session::Session;
+
+/// Most paths of one bond. Path ids go further (0–254): an id is not reused within a key epoch.
+pub const PATHS_MAX: usize = 64;
+
+/// What the peer told about its cores (row T3): enough to choose the receiving core of every flow.
+pub struct PeerCores {
+    /// As received.
+    pub info: ProcessorInfo,
+    hasher: FlowHasher,
+}
+
+impl PeerCores {
+    /// Takes over a peer's processor information.
+    pub fn new(info: ProcessorInfo) -> Self {
+        let hasher = FlowHasher::new(info.flow_hash_key);
+        Self { info, hasher }
+    }
+
+    /// Hash of a flow under the peer's key and the core its table names.
+    pub fn core_of(&self, flow: &FlowKey, tenant: u16) -> (u32, u8) {
+        let hash = self.hasher.hash(flow, tenant);
+        (hash, self.core_of_hash(hash))
+    }
+
+    /// The core the peer's table names for a hash.
+    pub fn core_of_hash(&self, hash: u32) -> u8 {
+        let core = u8::try_from(self.info.table.owner_of_hash(hash)).unwrap_or(0);
+        if core < self.info.cores { core } else { 0 }
+    }
+}
+
+/// Counters of a bond that no single core or path owns.
+#[derive(Default)]
+pub struct BondTotals {
+    /// Completed handshakes.
+    pub handshakes: AtomicU64,
+    /// Datagrams that arrived after a NACK or a path's death, over another path.
+    pub recovered: AtomicU64,
+    /// Packets the order logic gave up.
+    pub declared_lost: AtomicU64,
+    /// Packets held for order now, all cores.
+    pub held_packets: AtomicI64,
+    /// Bytes waiting to be sent now, all cores.
+    pub queue_bytes: AtomicI64,
+}
+
+/// One peer's bond, shared by all cores.
+pub struct Bond {
+    /// Slot in the node's list; fixed for the bond's life.
+    pub slot: usize,
+    /// Configuration; replaced by reload.
+    pub peer: ArcSwap<Peer>,
+    /// We dial: path ids and sockets are ours to choose.
+    pub dialer: bool,
+    /// Paths, in order of id.
+    pub paths: ArcSwap<Vec<Arc<Path>>>,
+    /// Session to seal with.
+    pub current: ArcSwapOption<Session>,
+    /// What the peer told about its cores; `None` before the first handshake.
+    pub cores: ArcSwapOption<PeerCores>,
+    /// Raised when the peer restarted: order state begins anew.
+    pub restarts: AtomicU32,
+    /// Clock offset reference for relative one-way delays: bit 32 = set, low 32 bits the first difference.
+    clock_reference: AtomicU64,
+    /// Totals.
+    pub totals: BondTotals,
+    /// Handshake, path life cycle. Taken some times a second, never per packet.
+    pub(crate) lifecycle: Mutex<Lifecycle>,
+}
+
+impl Bond {
+    pub(crate) fn new(slot: usize, peer: Peer, dialer: bool, lifecycle: Lifecycle) -> Self {
+        Self {
+            slot,
+            peer: ArcSwap::from_pointee(peer),
+            dialer,
+            paths: ArcSwap::default(),
+            current: ArcSwapOption::empty(),
+            cores: ArcSwapOption::empty(),
+            restarts: AtomicU32::new(0),
+            clock_reference: AtomicU64::new(0),
+            totals: BondTotals::default(),
+            lifecycle: Mutex::new(lifecycle),
+        }
+    }
+
+    /// The path with this id.
+    pub fn path(&self, id: u8) -> Option<Arc<Path>> {
+        self.paths.load().iter().find(|path| path.id == id).cloned()
+    }
+
+    /// Relative one-way delay, µs: receiver's clock at arrival less our clock at departure, as a signed
+    /// distance from the first such difference of the bond, so that all paths compare and clocks need not agree.
+    pub fn relative_delay_us(&self, sent_us: u64, arrival_us: u32) -> i64 {
+        const SET: u64 = 1 << 32;
+        let difference = arrival_us.wrapping_sub(sent_us as u32);
+        let mut reference = self.clock_reference.load(Relaxed);
+        if reference & SET == 0 {
+            reference = SET | u64::from(difference);
+            if let Err(first) = self.clock_reference.compare_exchange(0, reference, Relaxed, Relaxed) {
+                reference = first;
+            }
+        }
+        i64::from(difference.wrapping_sub(reference as u32).cast_signed())
+    }
+
+    /// Forgets the clock reference: the peer restarted with another clock.
+    pub(crate) fn reset_clock(&self) {
+        self.clock_reference.store(0, Relaxed);
+    }
+}
+
+/// Reduces a flow key to what makes a flow for this bond (row T2).
+pub fn reduce(flow: &FlowKey, definition: FlowDefinition, dscp: u8) -> FlowKey {
+    match definition {
+        FlowDefinition::FiveTuple => *flow,
+        FlowDefinition::FourTuple => FlowKey { protocol: 0, ..*flow },
+        FlowDefinition::TwoTuple => FlowKey { protocol: 0, src_port: 0, dst_port: 0, ..*flow },
+        // The class is part of the flow: it goes where the protocol number stands, which it cannot equal.
+        FlowDefinition::FiveTupleDscp => FlowKey { protocol: flow.protocol.wrapping_add(dscp << 2), ..*flow },
+    }
+}
+
+/// Which bond owns an inner prefix; longest match wins.
+#[derive(Default)]
+pub struct AllowedIps {
+    v4: PrefixMap<Ipv4Net, usize>,
+    v6: PrefixMap<Ipv6Net, usize>,
+}
+
+impl AllowedIps {
+    /// Adds a prefix of the bond in `slot`.
+    pub fn insert(&mut self, net: IpNet, slot: usize) {
+        match net {
+            IpNet::V4(net) => drop(self.v4.insert(net.trunc(), slot)),
+            IpNet::V6(net) => drop(self.v6.insert(net.trunc(), slot)),
+        }
+    }
+
+    /// Slot of the bond that owns `address`.
+    pub fn owner(&self, address: IpAddr) -> Option<usize> {
+        match address {
+            IpAddr::V4(address) => self.v4.get_lpm(&Ipv4Net::from(address)).map(|(_, slot)| *slot),
+            IpAddr::V6(address) => self.v6.get_lpm(&Ipv6Net::from(address)).map(|(_, slot)| *slot),
+        }
+    }
+}
+
+/// All bonds of a node: replaced as a whole when the configuration changes.
+#[derive(Default)]
+pub struct Bonds {
+    /// By slot; a removed peer leaves `None` so that slots stay.
+    pub list: Vec<Option<Arc<Bond>>>,
+    /// Who owns which inner address.
+    pub allowed_ips: AllowedIps,
+}
+
+impl Bonds {
+    /// The bond in a slot.
+    pub fn get(&self, slot: usize) -> Option<&Arc<Bond>> {
+        self.list.get(slot)?.as_ref()
+    }
+
+    /// All bonds that exist.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Bond>> {
+        self.list.iter().flatten()
+    }
+}
+
+/// The core table a node with `cores` equal cores starts with: 128 buckets (design §3).
+pub fn equal_table(cores: u8) -> BucketTable {
+    let units: Vec<_> = (0..u16::from(cores)).map(|id| steering::table::Unit { id, weight: 1 }).collect();
+    BucketTable::new(128, &units).unwrap_or_else(|_| unreachable!("1–128 equal cores fill 128 buckets"))
+}

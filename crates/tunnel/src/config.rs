@@ -1,0 +1,85 @@
+//! What the node is told: itself once, WANs and peers again whenever they change.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use steering::policy::Policy;
+
+use crate::keys::{Encryption, FlowDefinition, PrivateKey};
+
+/// Fixed for the life of a [`crate::node::Node`]. Everything random is passed in, so a run can be replayed.
+pub struct NodeConfig {
+    /// X25519 private key.
+    pub private_key: PrivateKey,
+    /// Worker cores, 1–128; core ids are 0 … cores − 1.
+    pub cores: u8,
+    /// Node number within a cluster, below 4,096; 0 when alone.
+    pub node_id: u16,
+    /// Key of the flow hash that peers are told (design §3).
+    pub flow_hash_key: [u8; 40],
+    /// Key of the receiver-index permutation.
+    pub index_key: [u8; 16],
+    /// Random for each start: lets peers notice a restart.
+    pub boot_id: u64,
+    /// Seed for challenge tokens and cookie secrets.
+    pub seed: [u8; 32],
+    /// Wall clock at `Time::ZERO`, ns since 1970; 0 when unknown.
+    pub wall_clock_ns: u64,
+    /// Highest handshake timestamp an earlier run may have used, ns.
+    pub timestamp_floor_ns: u64,
+}
+
+/// One WAN interface as it is right now. WAN ids stay the same for one interface name for the whole run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wan {
+    /// Stable id of this WAN.
+    pub id: u16,
+    /// Interface name; empty = do not bind to a device (no `[[wan]]` configured).
+    pub interface: String,
+    /// Whether the interface exists, is up and has carrier.
+    pub up: bool,
+    /// Usable source addresses (global or private, not link-local).
+    pub addresses: Vec<IpAddr>,
+    /// Interface MTU in bytes; the path MTU search starts from it.
+    pub mtu: u16,
+    /// Upper bound for what we send over this WAN, bits per second; `None` = find out.
+    pub rate_max_bps: Option<u64>,
+    /// 0 is preferred; a higher tier is used only when no lower one is usable.
+    pub tier: u8,
+}
+
+/// One peer.
+#[derive(Clone)]
+pub struct Peer {
+    /// Name, unique.
+    pub name: String,
+    /// X25519 public key, unique.
+    pub public_key: [u8; 32],
+    /// Optional preshared key.
+    pub preshared_key: Option<PrivateKey>,
+    /// Resolved remote addresses to dial; empty = the peer dials us.
+    pub endpoints: Vec<SocketAddr>,
+    /// Inner prefixes that belong to this peer (as WireGuard's AllowedIPs).
+    pub allowed_ips: Vec<IpNet>,
+    /// WANs this bond may use (row T1); `None` = all.
+    pub wans: Option<Vec<u16>>,
+    /// Paths per WAN pair (row T1), 1–8, default 1.
+    pub paths_per_pair: u8,
+    /// UDP sockets per path at most, 1–64, default 4.
+    pub sockets_per_path: u8,
+    /// Encryption of inner packets (row T11).
+    pub encryption: Encryption,
+    /// How a sending core chooses the receiving core (row T4).
+    pub policy: Policy,
+    /// What makes a flow (row T2).
+    pub flow: FlowDefinition,
+}
+
+/// Everything that may change while the node runs.
+#[derive(Clone, Default)]
+pub struct Snapshot {
+    /// WAN interfaces.
+    pub wans: Vec<Wan>,
+    /// Peers.
+    pub peers: Vec<Peer>,
+}

@@ -1,0 +1,99 @@
+//! What comes back: reports settle datagrams and feed the rate controllers, NACKs ask for repeats.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::transmit::{Repeat, Transmit};
+use crate::frame::{Nack, Report};
+use crate::path::Feedbacked;
+use crate::time::Time;
+
+/// Cumulative numbers of the last report of one lane.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Reported {
+    highest: u64,
+    packets: u64,
+    bytes: u64,
+    lost: u32,
+    any: bool,
+}
+
+/// Most datagrams repeated for one NACK: a burst beyond that is congestion, and repeats would feed it.
+const REPEATS_MAX: usize = 128;
+
+impl Transmit {
+    /// The peer's core `peer_core` reported, in session `session`.
+    pub fn on_report(&mut self, now: Time, session: u32, peer_core: u8, report: &Report<'_>) {
+        if self.session.as_ref().is_none_or(|current| current.number != session) {
+            return;
+        }
+        for entry in report.entries() {
+            let Some(tx) = self.paths.iter_mut().find(|tx| tx.path.id == entry.path) else { continue };
+            if tx.reported.len() <= usize::from(peer_core) {
+                tx.reported.resize(usize::from(peer_core) + 1, Reported::default());
+            }
+            let last = &mut tx.reported[usize::from(peer_core)];
+            if last.any && entry.highest <= last.highest && entry.packets <= last.packets {
+                continue;
+            }
+            let sent_at = tx
+                .log
+                .sent_at(session, peer_core, entry.highest)
+                .or_else(|| tx.express.sent_at(session, peer_core, entry.highest));
+            let feedback = Feedbacked {
+                bytes: entry.bytes.saturating_sub(last.bytes),
+                received: u32::try_from(entry.packets.saturating_sub(last.packets)).unwrap_or(u32::MAX),
+                lost: entry.lost.wrapping_sub(last.lost).min(1 << 20),
+                arrival_us: entry.arrival_us,
+                owd_us: 0,
+                rtt_us: 0,
+            };
+            *last = Reported { highest: entry.highest.max(last.highest), packets: entry.packets, bytes: entry.bytes, lost: entry.lost, any: true };
+            tx.log.settle(session, peer_core, entry.highest);
+            tx.express.settle(session, peer_core, entry.highest);
+            tx.progress_at = now;
+            if let Some(sent_at) = sent_at {
+                let rtt_us = now.since(sent_at).saturating_sub(u64::from(entry.hold_us) * 1_000) / 1_000;
+                let owd_us = self.bond.relative_delay_us(sent_at.us(), entry.arrival_us);
+                tx.path.feedback(now, &Feedbacked { owd_us, rtt_us: u32::try_from(rtt_us).unwrap_or(u32::MAX), ..feedback });
+            }
+        }
+    }
+
+    /// The peer misses datagrams of one of our lanes.
+    pub fn on_nack(&mut self, session: u32, peer_core: u8, nack: &Nack<'_>) {
+        if nack.sending_core != self.core || self.session.as_ref().is_none_or(|current| current.number != session) {
+            return;
+        }
+        let Some(tx) = self.paths.iter().find(|tx| tx.path.id == nack.path) else { return };
+        let mut repeats = 0;
+        for range in nack.ranges() {
+            for counter in range.first..range.first + u64::from(range.count) {
+                if repeats == REPEATS_MAX {
+                    return;
+                }
+                for express in [false, true] {
+                    let log = if express { &tx.express } else { &tx.log };
+                    if let Some(number) = log.repeatable(session, peer_core, counter) {
+                        self.repeats.push_back(Repeat { path: nack.path, express, number });
+                        repeats += 1;
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Adds what the order logic of the receiver needs: relative delay and jitter of every usable path.
+    pub fn timing(&self) -> Vec<(u8, i64, u32)> {
+        self.paths
+            .iter()
+            .filter(|tx| tx.path.usable())
+            .map(|tx| (tx.path.id, tx.path.delay_us(), tx.path.jitter_us()))
+            .collect()
+    }
+
+    /// Counts a datagram that came back from the dead.
+    pub fn note_recovered(&self, count: u64) {
+        self.bond.totals.recovered.fetch_add(count, Relaxed);
+    }
+}

@@ -1,0 +1,248 @@
+//! Receiving side of one lane: replay window, statistics, gaps (design §4 "Lane").
+
+use std::collections::VecDeque;
+
+use packet::drop_reason::DropReason;
+
+use crate::frame::{NackRange, RANGES_MAX, ReportEntry};
+use crate::replay::Window;
+use crate::time::Time;
+
+/// Counters this far behind the newest are missing, not just reordered …
+const REORDER_PACKETS: u64 = 3;
+/// … and so are those that stayed away this long.
+const REORDER_NS: u64 = 2_000_000;
+/// An asked-for datagram that has not come after this long will not come.
+const GIVE_UP_NS: u64 = 1_000_000_000;
+/// Most counters asked for in one range; a longer gap is an outage, not a loss.
+const RANGE_MAX: u64 = 256;
+
+/// Counters that have not arrived.
+#[derive(Clone, Copy, Debug)]
+struct Gap {
+    first: u64,
+    count: u64,
+    since: Time,
+    asked: Option<Time>,
+}
+
+/// One lane as its receiving core sees it. Made by the lane's first authenticated datagram.
+pub(super) struct RxLane {
+    window: Window,
+    highest: u64,
+    highest_at: Time,
+    /// Datagrams and bytes received, without recovered ones.
+    pub packets: u64,
+    pub bytes: u64,
+    lost: u32,
+    gaps: VecDeque<Gap>,
+    reported: u64,
+    /// What was added to the path's shared counters so far.
+    published: (u64, u64),
+    /// Last `now` stored in the path.
+    pub heard: Time,
+}
+
+/// How a datagram stands in its lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The newest so far.
+    Newest,
+    /// Older, overtaken on its way.
+    Late,
+    /// It came because it was asked for.
+    Recovered,
+}
+
+impl RxLane {
+    pub fn new(window_bits: usize) -> Self {
+        Self {
+            window: Window::new(window_bits),
+            highest: 0,
+            highest_at: Time::ZERO,
+            packets: 0,
+            bytes: 0,
+            lost: 0,
+            gaps: VecDeque::new(),
+            reported: 0,
+            published: (0, 0),
+            heard: Time::ZERO,
+        }
+    }
+
+    /// Before decryption: is the counter worth the work?
+    pub fn check(&self, counter: u64) -> Result<(), DropReason> {
+        self.window.check(counter)
+    }
+
+    /// Unauthenticated datagrams may not move the window far: a forged counter would shut the real ones out.
+    pub fn check_jump(&self, counter: u64) -> Result<(), DropReason> {
+        if counter > self.highest + 8_192 { Err(DropReason::TooOld) } else { Ok(()) }
+    }
+
+    /// After authentication: takes the counter in.
+    pub fn commit(&mut self, now: Time, counter: u64, bytes: usize) -> Result<Place, DropReason> {
+        self.window.commit(counter)?;
+        let place = if self.packets == 0 || counter > self.highest {
+            if self.packets > 0 && counter > self.highest + 1 {
+                self.open_gap(now, self.highest + 1, counter - self.highest - 1);
+            }
+            self.highest = counter;
+            self.highest_at = now;
+            Place::Newest
+        } else if self.close_gap(counter) {
+            Place::Recovered
+        } else {
+            Place::Late
+        };
+        if place != Place::Recovered {
+            self.packets += 1;
+            self.bytes += bytes as u64;
+        }
+        Ok(place)
+    }
+
+    fn open_gap(&mut self, now: Time, first: u64, count: u64) {
+        if self.gaps.len() >= RANGES_MAX {
+            // Too many at once to ask for: the oldest is lost.
+            if let Some(gap) = self.gaps.pop_front()
+                && gap.asked.is_none()
+            {
+                self.count_lost(gap.count);
+            }
+        }
+        self.gaps.push_back(Gap { first, count, since: now, asked: None });
+    }
+
+    /// Takes a late counter out of its gap; true when it had been asked for.
+    fn close_gap(&mut self, counter: u64) -> bool {
+        let Some(at) = self.gaps.iter().position(|gap| counter >= gap.first && counter < gap.first + gap.count) else {
+            return false;
+        };
+        let gap = self.gaps[at];
+        let (before, after) = (counter - gap.first, gap.first + gap.count - counter - 1);
+        match (before, after) {
+            (0, 0) => drop(self.gaps.remove(at)),
+            (0, _) => self.gaps[at] = Gap { first: counter + 1, count: after, ..gap },
+            (_, 0) => self.gaps[at].count = before,
+            _ => {
+                self.gaps[at].count = before;
+                if self.gaps.len() < 2 * RANGES_MAX {
+                    self.gaps.insert(at + 1, Gap { first: counter + 1, count: after, ..gap });
+                }
+            }
+        }
+        gap.asked.is_some()
+    }
+
+    fn count_lost(&mut self, count: u64) {
+        self.lost = self.lost.wrapping_add(u32::try_from(count).unwrap_or(u32::MAX));
+    }
+
+    /// Whether any gap waits for a decision.
+    pub fn has_gaps(&self) -> bool {
+        !self.gaps.is_empty()
+    }
+
+    /// Ranges to ask for now: behind by three datagrams or 2 ms, each asked for once.
+    pub fn missing(&mut self, now: Time) -> Vec<NackRange> {
+        let mut ranges = Vec::new();
+        let mut lost = 0;
+        let highest = self.highest;
+        self.gaps.retain_mut(|gap| {
+            if let Some(asked) = gap.asked {
+                return now.since(asked) < GIVE_UP_NS;
+            }
+            let behind = highest >= gap.first + gap.count - 1 + REORDER_PACKETS;
+            if !behind && now.since(gap.since) < REORDER_NS {
+                return true;
+            }
+            lost += gap.count;
+            gap.asked = Some(now);
+            // Of a long gap the newest part is still worth having.
+            let count = gap.count.min(RANGE_MAX);
+            ranges.push(NackRange { first: gap.first + gap.count - count, count: count as u16 });
+            true
+        });
+        if lost > 0 {
+            self.count_lost(lost);
+        }
+        ranges.truncate(RANGES_MAX);
+        ranges
+    }
+
+    /// Whether something arrived since the last report.
+    pub fn unreported(&self) -> bool {
+        self.packets != self.reported
+    }
+
+    /// The lane's line in a report that leaves now.
+    pub fn report(&mut self, now: Time, path: u8) -> ReportEntry {
+        self.reported = self.packets;
+        ReportEntry {
+            path,
+            highest: self.highest,
+            arrival_us: self.highest_at.us() as u32,
+            hold_us: u32::try_from(now.since(self.highest_at) / 1_000).unwrap_or(u32::MAX),
+            packets: self.packets,
+            bytes: self.bytes,
+            lost: self.lost,
+        }
+    }
+
+    /// Datagrams and bytes since the last call, for the path's shared counters.
+    pub fn take_traffic(&mut self) -> (u64, u64) {
+        let new = (self.packets - self.published.0, self.bytes - self.published.1);
+        self.published = (self.packets, self.bytes);
+        new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn lane(counters: &[u64]) -> RxLane {
+        let mut lane = RxLane::new(8_192);
+        for counter in counters {
+            lane.commit(Time::ZERO, *counter, 100).unwrap();
+        }
+        lane
+    }
+
+    #[test]
+    fn a_gap_is_asked_for_once_after_three_packets() {
+        let mut lane = lane(&[0, 1, 4, 5]);
+        assert!(lane.missing(Time::ZERO).is_empty());
+        lane.commit(Time::ZERO, 6, 100).unwrap();
+        let asked = lane.missing(Time::ZERO);
+        assert_eq!((asked.len(), asked[0].first, asked[0].count), (1, 2, 2));
+        assert!(lane.missing(Time::from_ms(5)).is_empty());
+        assert_eq!(lane.report(Time::ZERO, 0).lost, 2);
+        assert_eq!(lane.commit(Time::ZERO, 3, 100).unwrap(), Place::Recovered);
+        assert_eq!(lane.commit(Time::ZERO, 2, 100).unwrap(), Place::Recovered);
+        assert!(!lane.has_gaps());
+        assert_eq!(lane.packets, 5, "recovered datagrams are not delivered by the path");
+    }
+
+    #[test]
+    fn a_gap_is_asked_for_after_two_milliseconds_and_reordering_is_not_loss() {
+        let mut lane = lane(&[0, 2]);
+        assert!(lane.missing(Time::from_us(1_900)).is_empty());
+        assert_eq!(lane.missing(Time::from_ms(2)).len(), 1);
+        let mut lane = self::lane(&[0, 2, 1, 3]);
+        assert!(lane.missing(Time::from_ms(9)).is_empty());
+        assert_eq!(lane.report(Time::ZERO, 0).lost, 0);
+    }
+
+    #[test]
+    fn replays_are_refused_and_gaps_are_bounded() {
+        let mut lane = lane(&[5]);
+        assert_eq!(lane.commit(Time::ZERO, 5, 1), Err(DropReason::Replayed));
+        for counter in 3..3_000 {
+            lane.commit(Time::ZERO, counter * 2, 1).unwrap();
+        }
+        assert!(lane.gaps.len() <= 2 * RANGES_MAX);
+    }
+}

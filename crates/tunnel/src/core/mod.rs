@@ -1,0 +1,401 @@
+//! One worker core's share of the tunnel: everything a core may touch without asking another.
+//!
+//! Order of calls in one round of the worker's loop, all with the same `now`:
+//!
+//! 1. [`Core::begin`];
+//! 2. any number of [`Core::packet`] (from TUN) and [`Core::datagrams`] (from UDP sockets);
+//! 3. [`Core::finish`], which sends what is due and says when to come back.
+//!
+//! Datagrams and packets leave through the caller's [`Output`]. Nothing here blocks, reads a clock or does I/O.
+
+mod feedback;
+mod lane;
+mod receive;
+mod transmit;
+
+use std::sync::Arc;
+
+use packet::drop_reason::{DropCounters, DropReason};
+use packet::flow::FlowKey;
+use packet::ip::IpHeader;
+use packet::segment::Segmenter;
+use packet::vnet::VirtioNetHeader;
+use steering::policy::{CoreChooser, Policy};
+
+use crate::bond::{Bond, reduce};
+use crate::frame::{self, write_nack, write_report};
+use crate::header::{Header, NOT_TOLD};
+use crate::lifecycle::{Action, encode};
+use crate::node::{Node, Source};
+use crate::path::Route;
+use crate::session::Session;
+use crate::time::Time;
+use receive::{Context, Receive};
+use transmit::{Meta, Transmit};
+
+/// Extension frame: relative delays of the sender's paths. Body: entries of path 8, delay 32 (signed, µs),
+/// jitter 32 (µs).
+pub(crate) const PATH_TIMING: u8 = 128;
+/// Path timing goes out this often while packets are ordered.
+const TIMING_NS: u64 = 100_000_000;
+/// NAT mappings of idle sockets are kept open by a keepalive this often.
+const KEEPALIVE_NS: u64 = 10_000_000_000;
+/// Slow work (suspects, counters) is done this often.
+const SLOW_NS: u64 = 5_000_000;
+/// Flows a core remembers for the policies that are not a pure function of the hash.
+const CHOOSER_FLOWS: usize = 16_384;
+
+/// Where a datagram shall go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Bond slot; `None` for answers to strangers (cookie replies).
+    pub bond: Option<usize>,
+    /// Path.
+    pub path: u8,
+    /// Version of the path's route: a dialer's sockets of an older version are stale.
+    pub version: u32,
+    /// Receiving core, to choose the socket.
+    pub peer_core: u8,
+    /// Addresses.
+    pub route: Route,
+    /// Send from a dialer's socket of this path, not from the listening one.
+    pub dialer: bool,
+}
+
+/// What a core gives out.
+pub trait Output {
+    /// Datagrams of `segment` bytes each, the last possibly shorter, all to one target.
+    fn transmit(&mut self, target: &Target, segment: usize, datagrams: &[u8]);
+    /// An inner packet for this host. `partial`: its layer 4 checksum is the pseudo-header sum only.
+    /// `may_merge`: the sender says that it continues the super-packet of its predecessor.
+    fn deliver(&mut self, bond: usize, packet: &[u8], partial: bool, may_merge: bool);
+}
+
+/// One core's share of one bond.
+struct CoreBond {
+    tx: Transmit,
+    rx: Receive,
+    chooser: Option<Box<CoreChooser>>,
+    slow_at: Time,
+    timing_at: Time,
+    /// Earliest time something is to be done.
+    next: Time,
+    touched: bool,
+}
+
+/// One core's tunnel state.
+pub struct Core {
+    id: u8,
+    node: Arc<Node>,
+    bonds: Vec<Option<CoreBond>>,
+    /// Bond list the slots were made from.
+    list: Arc<crate::bond::Bonds>,
+    session: Option<Arc<Session>>,
+    /// Everything dropped here, by reason.
+    pub drops: DropCounters,
+    actions: Vec<Action>,
+    poll_at: Time,
+    random: u32,
+    wake_up: Time,
+}
+
+/// The core that must process a datagram: the receiving core it names, or, where none is named, the one that
+/// its sending core maps to. `None` for handshakes, which any core takes.
+pub fn owner_core(header: &Header, cores: u8) -> Option<u8> {
+    if header.kind.is_handshake() {
+        None
+    } else if header.receiving_core == NOT_TOLD {
+        Some(header.sending_core % cores.max(1))
+    } else if header.receiving_core < cores {
+        Some(header.receiving_core)
+    } else {
+        None
+    }
+}
+
+impl Core {
+    /// Core `id` of `node`.
+    pub fn new(id: u8, node: Arc<Node>) -> Self {
+        let list = node.bonds.load_full();
+        Self {
+            id,
+            node,
+            bonds: Vec::new(),
+            list,
+            session: None,
+            drops: DropCounters::default(),
+            actions: Vec::new(),
+            poll_at: Time::ZERO,
+            random: 0x9e37_79b9 ^ u32::from(id),
+            wake_up: Time::ZERO,
+        }
+    }
+
+    /// Starts a round: follows configuration changes.
+    pub fn begin(&mut self, _now: Time) {
+        let list = self.node.bonds.load();
+        if Arc::ptr_eq(&list, &self.list) && self.bonds.len() == list.list.len() {
+            return;
+        }
+        self.list = Arc::clone(&list);
+        self.bonds.resize_with(self.list.list.len(), || None);
+        for (slot, bond) in self.list.list.iter().enumerate() {
+            let current = &mut self.bonds[slot];
+            match bond {
+                Some(bond) if current.as_ref().is_some_and(|c| Arc::ptr_eq(&c.tx.bond, bond)) => {
+                    if let Some(current) = current {
+                        current.rx.forget_source();
+                        current.chooser = None;
+                    }
+                }
+                Some(bond) => *current = Some(CoreBond::new(self.id, bond)),
+                None => *current = None,
+            }
+        }
+        self.poll_at = Time::ZERO;
+    }
+
+    /// The core of this node that owns an inner packet: by our own hash and table (design §3).
+    ///
+    /// # Errors
+    /// `IpMalformed`.
+    pub fn owner_of(&self, packet: &[u8]) -> Result<(u8, u32), DropReason> {
+        let flow = FlowKey::of(packet)?;
+        let hash = self.node.hasher.hash(&flow, 0);
+        let owner = self.node.table.load().owner_of_hash(hash);
+        Ok((u8::try_from(owner).unwrap_or(0), hash))
+    }
+
+    /// An inner packet or super-packet read from TUN.
+    pub fn packet(&mut self, now: Time, offload: &VirtioNetHeader, bytes: &[u8], out: &mut impl Output) {
+        if let Err(reason) = self.send(now, offload, bytes, out) {
+            self.drops.add(reason);
+        }
+    }
+
+    fn send(&mut self, now: Time, offload: &VirtioNetHeader, bytes: &[u8], out: &mut impl Output) -> Result<(), DropReason> {
+        let header = IpHeader::parse(bytes)?;
+        let slot = self.list.allowed_ips.owner(header.dst).ok_or(DropReason::NoPeer)?;
+        let segmenter = Segmenter::new(offload, bytes)?;
+        let flow = FlowKey::of(bytes)?;
+        let current = self.bonds.get_mut(slot).and_then(Option::as_mut).ok_or(DropReason::NoPeer)?;
+        current.tx.refresh(now);
+        let cores = current.tx.bond.cores.load();
+        let (hash, peer_core) = match &*cores {
+            Some(cores) => {
+                let flow = reduce(&flow, cores.info.flow, header.dscp);
+                let (hash, core) = cores.core_of(&flow, 0);
+                let policy = cores.info.policy;
+                if policy == Policy::Hash {
+                    (hash, core)
+                } else {
+                    self.random = self.random.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
+                    let chooser = current.chooser.get_or_insert_with(|| {
+                        Box::new(CoreChooser::new(policy, &cores.info.remote_cores(), CHOOSER_FLOWS, 60))
+                    });
+                    let now_s = u32::try_from(now.ms() / 1_000).unwrap_or(u32::MAX);
+                    (hash, chooser.choose(&cores.info.table, hash, 0, self.random, now_s).unwrap_or(core))
+                }
+            }
+            // Nothing is known of the peer yet: the packet waits in the queue, and its core is chosen anew then.
+            None => (0, 0),
+        };
+        drop(cores);
+        let pure_ack = flow.protocol == 6 && segmenter.payload_bytes() == 0;
+        let sparse = current.tx.is_sparse(now, hash, bytes.len(), pure_ack);
+        let meta = Meta { peer_core, hash, sparse, ecn_capable: header.ecn != 0 };
+        current.touched = true;
+        current.tx.offer(now, offload, bytes, segmenter, meta, out, &mut self.drops);
+        Ok(())
+    }
+
+    /// Datagrams received from one source: `stride` bytes each, the last possibly shorter (UDP GRO).
+    /// Every one of them must be for this core or a handshake: see [`owner_core`].
+    pub fn datagrams(&mut self, now: Time, source: &Source, buffer: &mut [u8], stride: usize, out: &mut impl Output) {
+        for datagram in buffer.chunks_mut(stride.max(1)) {
+            if let Err(reason) = self.datagram(now, source, datagram, out) {
+                self.drops.add(reason);
+            }
+        }
+    }
+
+    fn datagram(&mut self, now: Time, source: &Source, datagram: &mut [u8], out: &mut impl Output) -> Result<(), DropReason> {
+        let header = Header::parse(datagram)?;
+        if header.kind.is_handshake() {
+            let result = self.node.on_handshake(now, source, &header, datagram, &mut self.actions);
+            self.run_actions(now, out);
+            return result;
+        }
+        let known = self.session.as_ref().is_some_and(|session| session.local_index == header.receiver_index);
+        if !known {
+            self.session = Some(self.node.session(header.receiver_index).ok_or(DropReason::UnknownIndex)?);
+        }
+        let Some(session) = self.session.take() else { return Err(DropReason::UnknownIndex) };
+        let result = self.bonds.get_mut(session.bond).and_then(Option::as_mut).ok_or(DropReason::UnknownIndex).and_then(|current| {
+            current.touched = true;
+            current.tx.refresh(now);
+            let mut cx = Context {
+                now,
+                node: &self.node,
+                source,
+                tx: &mut current.tx,
+                actions: &mut self.actions,
+                out: &mut *out,
+                drops: &mut self.drops,
+            };
+            current.rx.datagram(&mut cx, &session, &header, datagram)
+        });
+        self.session = Some(session);
+        if !self.actions.is_empty() {
+            self.run_actions(now, out);
+        }
+        result
+    }
+
+    /// Ends a round: departures, reports, deadlines, timers. Returns when the next one is due at the latest.
+    pub fn finish(&mut self, now: Time, out: &mut impl Output) -> Time {
+        if self.id == 0 && now >= self.poll_at {
+            self.poll_at = self.node.poll(now, &mut self.actions);
+            self.run_actions(now, out);
+        }
+        let mut next = if self.id == 0 { self.poll_at } else { Time::MAX };
+        // The cached session must not keep a retired one alive for ever.
+        if now >= self.wake_up {
+            self.wake_up = now.plus_ms(1_000);
+            self.session = None;
+        }
+        for slot in 0..self.bonds.len() {
+            let Some(current) = self.bonds[slot].as_mut() else { continue };
+            if current.touched || now >= current.next {
+                current.touched = false;
+                current.finish(now, &self.node, &mut self.actions, out, &mut self.drops);
+            }
+            next = next.min(current.next);
+            if !self.actions.is_empty() {
+                self.run_actions(now, out);
+            }
+        }
+        next.max(now.plus_us(50))
+    }
+
+    /// Seals and sends what the shared state machines asked for.
+    fn run_actions(&mut self, now: Time, out: &mut impl Output) {
+        for action in std::mem::take(&mut self.actions) {
+            match action {
+                Action::Datagram { bond, path, route, bytes } => {
+                    let dialer = bond.is_some_and(|slot| self.list.get(slot).is_some_and(|bond| bond.dialer));
+                    let version = bond
+                        .and_then(|slot| self.list.get(slot))
+                        .and_then(|bond| bond.path(path))
+                        .map_or(0, |path| path.route_version());
+                    let target = Target { bond, path, version, peer_core: 0, route, dialer };
+                    out.transmit(&target, bytes.len(), &bytes);
+                }
+                Action::Frames { bond, path, route, frames, pad_to } => {
+                    if let Some(current) = self.bonds.get_mut(bond).and_then(Option::as_mut) {
+                        current.tx.refresh(now);
+                        current.tx.send_control(now, path, self.id, route, &frames, pad_to, out);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tells all peers that this node stops. For the first core, as its last act.
+    pub fn close(&mut self, now: Time, out: &mut impl Output) {
+        self.node.close_all(&mut self.actions);
+        self.run_actions(now, out);
+    }
+
+    /// Takes over a new configuration; sends what it asks for.
+    pub fn run(&mut self, now: Time, actions: Vec<Action>, out: &mut impl Output) {
+        self.begin(now);
+        self.actions.extend(actions);
+        self.run_actions(now, out);
+    }
+}
+
+impl CoreBond {
+    fn new(core: u8, bond: &Arc<Bond>) -> Self {
+        Self {
+            tx: Transmit::new(core, Arc::clone(bond)),
+            rx: Receive::new(core, Arc::clone(bond)),
+            chooser: None,
+            slow_at: Time::ZERO,
+            timing_at: Time::ZERO,
+            next: Time::ZERO,
+            touched: true,
+        }
+    }
+
+    fn finish(&mut self, now: Time, node: &Node, actions: &mut Vec<Action>, out: &mut impl Output, drops: &mut DropCounters) {
+        self.tx.refresh(now);
+        if now >= self.slow_at {
+            self.slow_at = now.plus_ns(SLOW_NS);
+            self.slow(now, node, actions, out);
+        }
+        self.tx.dispatch(now, out, drops);
+        let mut next = self.tx.depart(now, out);
+        let source = Source { wan: 0, local: None, remote: std::net::SocketAddr::from(([0, 0, 0, 0], 0)), socket: None };
+        let mut cx = Context { now, node, source: &source, tx: &mut self.tx, actions, out: &mut *out, drops };
+        next = next.min(self.rx.tick(&mut cx));
+        self.answer(now, out);
+        next = next.min(self.rx.next_report());
+        if self.tx.busy() {
+            next = next.min(self.slow_at);
+        }
+        self.next = next.min(now.plus_ns(KEEPALIVE_NS / 4)).min(if self.tx.unannounced() { self.slow_at } else { Time::MAX });
+    }
+
+    /// Some hundred times a second at most: dead paths, markers, timing, keepalives, counters.
+    fn slow(&mut self, now: Time, node: &Node, actions: &mut Vec<Action>, out: &mut impl Output) {
+        for id in self.tx.find_suspects(now) {
+            node.suspect(now, &self.tx.bond, id, actions);
+        }
+        self.tx.leave_dead_paths(now);
+        self.tx.tick_stampers(now);
+        self.tx.markers(now, out);
+        if now.since(self.timing_at) >= TIMING_NS && self.tx.ordering(now) {
+            self.timing_at = now;
+            self.send_timing(now, out);
+        }
+        self.tx.keep_alive(now, KEEPALIVE_NS, out);
+        self.rx.publish();
+    }
+
+    fn send_timing(&mut self, now: Time, out: &mut impl Output) {
+        let mut body = Vec::new();
+        for (path, delay_us, jitter_us) in self.tx.timing() {
+            body.push(path);
+            body.extend((delay_us.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32).to_be_bytes());
+            body.extend(jitter_us.to_be_bytes());
+        }
+        let frames = encode(&frame::Frame::Extension { kind: PATH_TIMING, body: &body });
+        let Some(path) = self.rx.report_path(&self.tx) else { return };
+        for core in self.tx.receiving_cores() {
+            self.tx.send_control(now, path, core, None, &frames, 0, out);
+        }
+    }
+
+    /// Reports and NACKs that are due.
+    fn answer(&mut self, now: Time, out: &mut impl Output) {
+        let Some(current) = self.tx.session.as_ref().map(|session| session.number) else { return };
+        let due = self.rx.due(now, current);
+        for (path, core, ranges) in due.nacks {
+            let mut frames = vec![0; frame::nack_bytes(ranges.len())];
+            if write_nack(&mut frames, 0, path, core, &ranges).is_some()
+                && let Some(over) = self.tx.fastest_path()
+            {
+                self.tx.send_control(now, over, core, None, &frames, 0, out);
+            }
+        }
+        for (core, entries) in due.reports {
+            let mut frames = vec![0; frame::report_bytes(entries.len())];
+            if write_report(&mut frames, 0, &entries).is_some()
+                && let Some(over) = self.rx.report_path(&self.tx)
+            {
+                self.tx.send_control(now, over, core, None, &frames, 0, out);
+            }
+        }
+    }
+}

@@ -1,0 +1,507 @@
+//! One core's receiving side of one bond: lane → open → frames → order → out.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use packet::drop_reason::{DropCounters, DropReason};
+
+use super::lane::{Place, RxLane};
+use super::transmit::Transmit;
+use super::{Output, PATH_TIMING};
+use crate::aead::TAG_BYTES;
+use crate::bond::Bond;
+use crate::frame::{self, Frame, NackRange, ReportEntry};
+use crate::header::{HEADER_BYTES, Header, Kind, NOT_TOLD};
+use crate::hello::ProcessorInfo;
+use crate::keys::Encryption;
+use crate::lifecycle::Action;
+use crate::node::{Node, Source};
+use crate::order::{Admit, Order, Orderer, PathTiming};
+use crate::reassemble::{Reassembler, Whole};
+use crate::session::Session;
+use crate::time::Time;
+
+/// Sessions a core keeps lanes for.
+const SESSIONS_KEPT: usize = 3;
+/// Replay window of a lane, counters.
+const WINDOW_BITS: usize = 8_192;
+/// Packets one (peer core → this core) may hold for order.
+const HELD_MAX: usize = 4_096;
+/// Pause between two reports to one core.
+const REPORT_NS: u64 = 10_000_000;
+
+/// A packet held for order.
+pub(super) struct Held {
+    bytes: Vec<u8>,
+    partial: bool,
+    group: bool,
+}
+
+/// Lanes of one session.
+struct RxSession {
+    session: Arc<Session>,
+    /// By path × peer cores + sending core.
+    lanes: Vec<Option<Box<RxLane>>>,
+}
+
+/// Order of what one core of the peer sends to this core.
+struct Sequence {
+    orderer: Orderer<Held>,
+    reassembler: Reassembler,
+    lost_published: u64,
+    held_published: i64,
+}
+
+/// One core's receiving side of one bond.
+pub(super) struct Receive {
+    core: u8,
+    bond: Arc<Bond>,
+    sessions: Vec<RxSession>,
+    sequences: Vec<Option<Box<Sequence>>>,
+    restarts: u32,
+    /// Inner source address that was found to belong to this peer last.
+    source: Option<IpAddr>,
+    reported_at: Time,
+    report_turn: usize,
+    pool: Vec<Vec<u8>>,
+    gaps: bool,
+    whole: Vec<u8>,
+}
+
+/// What a datagram needs besides its bytes.
+pub(super) struct Context<'a, O: Output> {
+    pub now: Time,
+    pub node: &'a Node,
+    pub source: &'a Source,
+    pub tx: &'a mut Transmit,
+    pub actions: &'a mut Vec<Action>,
+    pub out: &'a mut O,
+    pub drops: &'a mut DropCounters,
+}
+
+/// Reports and NACKs that are due.
+pub(super) struct Due {
+    pub reports: Vec<(u8, Vec<ReportEntry>)>,
+    /// Path and sending core of the lane, and what it misses.
+    pub nacks: Vec<(u8, u8, Vec<NackRange>)>,
+}
+
+impl Receive {
+    pub fn new(core: u8, bond: Arc<Bond>) -> Self {
+        Self {
+            core,
+            bond,
+            sessions: Vec::new(),
+            sequences: Vec::new(),
+            restarts: 0,
+            source: None,
+            reported_at: Time::ZERO,
+            report_turn: 0,
+            pool: Vec::new(),
+            gaps: false,
+            whole: Vec::new(),
+        }
+    }
+
+    /// Authenticates one datagram of session `session` and acts on its frames.
+    pub fn datagram<O: Output>(
+        &mut self,
+        cx: &mut Context<'_, O>,
+        session: &Arc<Session>,
+        header: &Header,
+        datagram: &mut [u8],
+    ) -> Result<(), DropReason> {
+        let lane_id = self.lane_id(session, header)?;
+        let at = self.session_at(session);
+        let bytes = datagram.len();
+        let lane = self.sessions[at].lanes.get(lane_id).and_then(Option::as_deref);
+        if let Some(lane) = lane {
+            lane.check(header.counter)?;
+            if header.kind == Kind::Clear {
+                lane.check_jump(header.counter)?;
+            }
+        }
+        let plaintext = open(session, header, datagram)?;
+        if header.kind != Kind::Clear && session.confirm() {
+            cx.node.confirmed(session);
+            cx.tx.refresh(cx.now);
+        }
+        self.follow_restart();
+        let path_at = self.path_at(cx, header.path)?;
+        let lanes = &mut self.sessions[at].lanes;
+        if lanes.len() <= lane_id {
+            lanes.resize_with(lane_id + 1, || None);
+        }
+        let lane = lanes[lane_id].get_or_insert_with(|| Box::new(RxLane::new(WINDOW_BITS)));
+        let place = lane.commit(cx.now, header.counter, bytes)?;
+        self.gaps |= lane.has_gaps();
+        match place {
+            // Unauthenticated datagrams (row T11 "off") say nothing about where the peer is.
+            Place::Newest if header.kind == Kind::Clear => {}
+            Place::Newest => {
+                if lane.heard != cx.now {
+                    lane.heard = cx.now;
+                    note_arrival(cx, &self.bond, path_at, header);
+                }
+            }
+            Place::Recovered => cx.tx.note_recovered(1),
+            Place::Late => {}
+        }
+        // A repeat came over another path than its own: it does not show how far that has come.
+        let over = if place == Place::Recovered { NOT_TOLD } else { header.path };
+        self.frames(cx, session, header, over, plaintext)
+    }
+
+    /// The lane of a datagram within its session, if core and path make sense.
+    fn lane_id(&self, session: &Session, header: &Header) -> Result<usize, DropReason> {
+        if header.receiving_core != self.core || header.sending_core >= session.peer_cores || header.path == NOT_TOLD {
+            return Err(DropReason::CoreOutOfRange);
+        }
+        Ok(usize::from(header.path) * usize::from(session.peer_cores) + usize::from(header.sending_core))
+    }
+
+    fn session_at(&mut self, session: &Arc<Session>) -> usize {
+        if let Some(at) = self.sessions.iter().position(|known| Arc::ptr_eq(&known.session, session)) {
+            return at;
+        }
+        if self.sessions.len() >= SESSIONS_KEPT {
+            self.sessions.remove(0);
+        }
+        self.sessions.push(RxSession { session: Arc::clone(session), lanes: Vec::new() });
+        self.sessions.len() - 1
+    }
+
+    /// Where the datagram's path stands in the sending side's list; a listener learns new paths here.
+    fn path_at<O: Output>(&self, cx: &mut Context<'_, O>, id: u8) -> Result<usize, DropReason> {
+        if let Some(at) = cx.tx.paths.iter().position(|tx| tx.path.id == id) {
+            return Ok(at);
+        }
+        cx.node.on_new_path(cx.now, &self.bond, id, cx.source);
+        cx.tx.refresh(cx.now);
+        cx.tx.paths.iter().position(|tx| tx.path.id == id).ok_or(DropReason::NoPath)
+    }
+
+    /// A peer that restarted numbers its stamps anew.
+    fn follow_restart(&mut self) {
+        let restarts = self.bond.restarts.load(Relaxed);
+        if restarts != self.restarts {
+            self.restarts = restarts;
+            self.publish_totals();
+            for sequence in self.sequences.iter().flatten() {
+                self.bond.totals.held_packets.fetch_sub(sequence.held_published, Relaxed);
+            }
+            self.sequences.clear();
+        }
+    }
+
+    fn frames<O: Output>(
+        &mut self,
+        cx: &mut Context<'_, O>,
+        session: &Session,
+        header: &Header,
+        over: u8,
+        plaintext: &[u8],
+    ) -> Result<(), DropReason> {
+        let mut at = 0;
+        while let Some((frame, next)) = frame::parse(plaintext, at)? {
+            at = next;
+            if header.kind == Kind::Clear && !matches!(frame, Frame::Packet { .. } | Frame::Piece { .. }) {
+                return Err(DropReason::CleartextRefused);
+            }
+            match frame {
+                Frame::Packet { head, body, .. } => {
+                    if head.ethernet {
+                        cx.drops.add(DropReason::FrameUnknown);
+                        continue;
+                    }
+                    self.packet(cx, header.sending_core, over, head.order, head.partial, head.group, body);
+                }
+                Frame::Piece { head, body, .. } => self.piece(cx, header, over, &head, body),
+                Frame::Marker { stamp } => {
+                    if let Some(sequence) = sequence(&mut self.sequences, header.sending_core, false) {
+                        sequence.orderer.marker(cx.now, header.path, stamp);
+                        release(sequence, cx, &self.bond, &mut self.pool);
+                    }
+                }
+                Frame::Report(report) => cx.tx.on_report(cx.now, session.number, header.sending_core, &report),
+                Frame::Nack(nack) => cx.tx.on_nack(session.number, header.sending_core, &nack),
+                Frame::Extension { kind: PATH_TIMING, body } => self.path_timing(cx, header.sending_core, body),
+                Frame::ProcessorInfo(bytes) => {
+                    cx.node.on_processor_info(&self.bond, ProcessorInfo::decode(bytes)?);
+                }
+                Frame::Extension { .. } => cx.drops.add(DropReason::FrameUnknown),
+                Frame::Assignment { .. } | Frame::Barrier { .. } => cx.drops.add(DropReason::FrameUnknown),
+                frame => cx.node.on_control(cx.now, &self.bond, header.path, cx.source, &frame, cx.actions),
+            }
+        }
+        Ok(())
+    }
+
+    fn piece<O: Output>(&mut self, cx: &mut Context<'_, O>, header: &Header, over: u8, head: &frame::PieceHead, body: &[u8]) {
+        let Some(sequence) = sequence(&mut self.sequences, header.sending_core, true) else { return };
+        // All stamps of this path below the piece's have left before it.
+        sequence.orderer.marker(cx.now, over, head.order.stamp.wrapping_sub(1));
+        let mut whole = std::mem::take(&mut self.whole);
+        match sequence.reassembler.push(cx.now, head, body) {
+            Ok(Some(Whole { bytes, .. })) => {
+                whole.clear();
+                whole.extend_from_slice(bytes);
+                // Its pieces may have taken several paths: it says nothing about how far one has come.
+                self.packet(cx, header.sending_core, NOT_TOLD, Some(head.order), head.partial, head.group, &whole);
+            }
+            Ok(None) => {}
+            Err(reason) => cx.drops.add(reason),
+        }
+        self.whole = whole;
+    }
+
+    fn packet<O: Output>(
+        &mut self,
+        cx: &mut Context<'_, O>,
+        sending_core: u8,
+        over: u8,
+        order: Option<Order>,
+        partial: bool,
+        group: bool,
+        body: &[u8],
+    ) {
+        if let Err(reason) = self.check_source(cx.node, body) {
+            cx.drops.add(reason);
+            return;
+        }
+        let Some(order) = order else {
+            cx.out.deliver(self.bond.slot, body, partial, group);
+            return;
+        };
+        let Some(sequence) = sequence(&mut self.sequences, sending_core, true) else { return };
+        match sequence.orderer.admit(cx.now, over, order) {
+            Admit::Deliver | Admit::Late => cx.out.deliver(self.bond.slot, body, partial, group),
+            Admit::Hold => {
+                let mut bytes = self.pool.pop().unwrap_or_default();
+                bytes.clear();
+                bytes.extend_from_slice(body);
+                let held = Held { bytes, partial, group };
+                if let Err(held) = sequence.orderer.hold(cx.now, over, order, held) {
+                    cx.drops.add(DropReason::ReorderFull);
+                    cx.out.deliver(self.bond.slot, &held.bytes, held.partial, false);
+                }
+            }
+        }
+        release(sequence, cx, &self.bond, &mut self.pool);
+    }
+
+    /// The inner source must belong to this peer (WireGuard's cryptokey routing), for every packet.
+    fn check_source(&mut self, node: &Node, packet: &[u8]) -> Result<(), DropReason> {
+        let source = source_address(packet).ok_or(DropReason::IpMalformed)?;
+        if self.source == Some(source) {
+            return Ok(());
+        }
+        if node.bonds.load().allowed_ips.owner(source) != Some(self.bond.slot) {
+            return Err(DropReason::SourceNotAllowed);
+        }
+        self.source = Some(source);
+        Ok(())
+    }
+
+    /// Forgets what [`Self::check_source`] remembers: the configuration changed.
+    pub fn forget_source(&mut self) {
+        self.source = None;
+    }
+
+    /// The sender told the relative delays of its paths.
+    fn path_timing<O: Output>(&mut self, cx: &mut Context<'_, O>, sending_core: u8, body: &[u8]) {
+        let timing: Vec<PathTiming> = body
+            .chunks_exact(9)
+            .map(|entry| PathTiming {
+                path: entry[0],
+                delay_us: i64::from(i32::from_be_bytes([entry[1], entry[2], entry[3], entry[4]])),
+                jitter_us: u32::from_be_bytes([entry[5], entry[6], entry[7], entry[8]]),
+            })
+            .collect();
+        // A repeat takes a NACK over the fastest way and the datagram back.
+        let rtt_us = cx.tx.paths.iter().filter(|tx| tx.path.usable()).map(|tx| tx.path.rtt_us()).filter(|rtt| *rtt > 0).min();
+        let recovery_us = rtt_us.map(|rtt| rtt + rtt / 4 + 8_000);
+        if let Some(sequence) = sequence(&mut self.sequences, sending_core, true) {
+            sequence.orderer.set_paths(&timing, recovery_us);
+        }
+    }
+
+    /// Deadlines of held packets; returns the next one.
+    pub fn tick<O: Output>(&mut self, cx: &mut Context<'_, O>) -> Time {
+        let mut next = Time::MAX;
+        for sequence in self.sequences.iter_mut().flatten() {
+            sequence.reassembler.expire(cx.now);
+            release(sequence, cx, &self.bond, &mut self.pool);
+            if let Some(deadline) = sequence.orderer.next_deadline() {
+                next = next.min(deadline);
+            }
+        }
+        if self.gaps { next.min(cx.now.plus_ms(2)) } else { next }
+    }
+
+    /// Reports and NACKs that are due now, for lanes of the session we send with.
+    pub fn due(&mut self, now: Time, current: u32) -> Due {
+        let mut due = Due { reports: Vec::new(), nacks: Vec::new() };
+        let report = now.since(self.reported_at) >= REPORT_NS;
+        if !report && !self.gaps {
+            return due;
+        }
+        let asked = self.gaps;
+        self.gaps = false;
+        for known in self.sessions.iter_mut().filter(|known| known.session.number == current) {
+            let cores = usize::from(known.session.peer_cores).max(1);
+            for (id, lane) in known.lanes.iter_mut().enumerate() {
+                let Some(lane) = lane else { continue };
+                let (path, core) = ((id / cores) as u8, (id % cores) as u8);
+                if asked && lane.has_gaps() {
+                    let missing = lane.missing(now);
+                    if !missing.is_empty() {
+                        due.nacks.push((path, core, missing));
+                    }
+                    self.gaps |= lane.has_gaps();
+                }
+                if report && lane.unreported() {
+                    let entry = lane.report(now, path);
+                    match due.reports.iter_mut().find(|(to, _)| *to == core) {
+                        Some((_, entries)) if entries.len() < frame::ENTRIES_MAX.min(28) => entries.push(entry),
+                        Some(_) => {}
+                        None => due.reports.push((core, vec![entry])),
+                    }
+                }
+            }
+        }
+        if report {
+            self.reported_at = now;
+        }
+        due
+    }
+
+    /// Which of the fastest two paths carries the next report: a path that dies takes only every other one with it.
+    pub fn report_path(&mut self, tx: &Transmit) -> Option<u8> {
+        let mut usable: Vec<_> = tx.paths.iter().filter(|tx| tx.path.usable()).map(|tx| (tx.path.delay_us(), tx.path.id)).collect();
+        usable.sort_unstable();
+        usable.truncate(2);
+        self.report_turn = self.report_turn.wrapping_add(1);
+        let count = usable.len();
+        usable.into_iter().nth(self.report_turn % count.max(1)).map(|(_, id)| id)
+    }
+
+    /// Whether a report may be due, and when.
+    pub fn next_report(&self) -> Time {
+        let any = self.sessions.iter().flat_map(|known| known.lanes.iter().flatten()).any(|lane| lane.unreported());
+        if any { self.reported_at.plus_ns(REPORT_NS) } else { Time::MAX }
+    }
+
+    /// Adds this core's numbers to the shared ones.
+    pub fn publish(&mut self) {
+        for known in &mut self.sessions {
+            let cores = usize::from(known.session.peer_cores).max(1);
+            for (id, lane) in known.lanes.iter_mut().enumerate() {
+                let Some(lane) = lane else { continue };
+                let (datagrams, bytes) = lane.take_traffic();
+                if datagrams > 0
+                    && let Some(path) = self.bond.paths.load().iter().find(|path| usize::from(path.id) == id / cores)
+                {
+                    path.traffic.rx_datagrams.fetch_add(datagrams, Relaxed);
+                    path.traffic.rx_bytes.fetch_add(bytes, Relaxed);
+                }
+            }
+        }
+        self.publish_totals();
+    }
+
+    fn publish_totals(&mut self) {
+        for sequence in self.sequences.iter_mut().flatten() {
+            let stats = sequence.orderer.stats();
+            let (lost, held) = (stats.declared_lost, stats.held_now as i64);
+            self.bond.totals.declared_lost.fetch_add(lost - sequence.lost_published, Relaxed);
+            self.bond.totals.held_packets.fetch_add(held - sequence.held_published, Relaxed);
+            sequence.lost_published = lost;
+            sequence.held_published = held;
+        }
+    }
+}
+
+/// Order state of one sending core, made when it is first needed.
+fn sequence(sequences: &mut Vec<Option<Box<Sequence>>>, core: u8, make: bool) -> Option<&mut Sequence> {
+    let core = usize::from(core);
+    if sequences.len() <= core {
+        if !make {
+            return None;
+        }
+        sequences.resize_with(core + 1, || None);
+    }
+    if make && sequences[core].is_none() {
+        sequences[core] = Some(Box::new(Sequence {
+            orderer: Orderer::new(HELD_MAX),
+            reassembler: Reassembler::default(),
+            lost_published: 0,
+            held_published: 0,
+        }));
+    }
+    sequences[core].as_deref_mut()
+}
+
+/// Hands out every held packet whose turn has come.
+fn release<O: Output>(sequence: &mut Sequence, cx: &mut Context<'_, O>, bond: &Bond, pool: &mut Vec<Vec<u8>>) {
+    while let Some(held) = sequence.orderer.pop_ready(cx.now) {
+        cx.out.deliver(bond.slot, &held.bytes, held.partial, held.group);
+        if pool.len() < 256 {
+            pool.push(held.bytes);
+        }
+    }
+}
+
+/// The newest datagram of a lane tells that the path lives and, to a listener, where the peer is.
+fn note_arrival<O: Output>(cx: &mut Context<'_, O>, bond: &Bond, path_at: usize, header: &Header) {
+    let (now, source) = (cx.now, *cx.source);
+    let route = cx.tx.paths[path_at].path.route();
+    if bond.dialer {
+        // A repeat came over another path's socket: it says nothing about this one.
+        if source.socket.is_none_or(|(_, path)| path == header.path) {
+            cx.tx.paths[path_at].path.note_heard(now);
+        }
+        return;
+    }
+    let known_elsewhere = |tx: &super::transmit::PathTx| {
+        tx.path.id != header.path && tx.path.route().remote.ip() == source.remote.ip() && tx.path.route().wan == source.wan
+    };
+    if route.remote.ip() == source.remote.ip() && route.wan == source.wan {
+        let tx = &mut cx.tx.paths[path_at];
+        tx.path.note_heard(now);
+        let core = usize::from(header.sending_core);
+        if tx.tuples.len() <= core {
+            tx.tuples.resize(core + 1, None);
+        }
+        tx.tuples[core] = Some((tx.path.route_version(), source.remote));
+    } else if !cx.tx.paths.iter().any(known_elsewhere) {
+        cx.node.on_moved(bond, header.path, &source);
+    }
+}
+
+/// Decrypts in place, by the kind of the datagram and what the session allows.
+fn open<'a>(session: &Session, header: &Header, datagram: &'a mut [u8]) -> Result<&'a [u8], DropReason> {
+    let key = session.open_key(header.sending_core).ok_or(DropReason::CoreOutOfRange)?;
+    match header.kind {
+        Kind::Data => key.open(header, datagram).map(|plaintext| &*plaintext),
+        Kind::Partial if session.encryption == Encryption::Partial => {
+            key.open_partial(header, datagram).map(|plaintext| &*plaintext)
+        }
+        Kind::Clear if session.encryption == Encryption::Off => {
+            let end = datagram.len().checked_sub(TAG_BYTES).filter(|end| *end >= HEADER_BYTES).ok_or(DropReason::TooShort)?;
+            Ok(&datagram[HEADER_BYTES..end])
+        }
+        Kind::Partial | Kind::Clear => Err(DropReason::CleartextRefused),
+        Kind::Initiation | Kind::Response | Kind::Cookie => Err(DropReason::UnknownType),
+    }
+}
+
+/// Source address of an IP packet; `None` when it is too short to have one.
+fn source_address(packet: &[u8]) -> Option<IpAddr> {
+    match packet.first()? >> 4 {
+        4 if packet.len() >= 20 => Some(IpAddr::from(<[u8; 4]>::try_from(packet.get(12..16)?).ok()?)),
+        6 => Some(IpAddr::from(<[u8; 16]>::try_from(packet.get(8..24)?).ok()?)),
+        _ => None,
+    }
+}

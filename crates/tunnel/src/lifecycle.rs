@@ -1,0 +1,508 @@
+//! What happens to a bond over time: handshakes and rekeys, paths that join by challenge, die and return,
+//! pings, MTU probes. Everything here runs under the bond's lifecycle lock, some times a second.
+//!
+//! The state machine says what to send as [`Action`]s; the core that called it seals and sends them.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::bond::{Bond, PATHS_MAX};
+use crate::frame::{Frame, PeerPathState};
+use crate::handshake::{Initiator, PeerGate};
+use crate::mac::CookieStore;
+use crate::mtu::MtuSearch;
+use crate::path::{Path, PathState, Route};
+use crate::session::Session;
+use crate::time::Time;
+
+/// An unanswered challenge is repeated after this long, at first.
+const CHALLENGE_MS: u64 = 200;
+/// An idle path is pinged this often.
+const PING_IDLE_MS: u64 = 1_000;
+/// A suspect path is pinged this often.
+const PING_SUSPECT_MS: u64 = 60;
+/// A path that is down is pinged this often.
+const PING_DOWN_MS: u64 = 250;
+/// A suspect path is down after this long.
+const DOWN_AFTER_MS: u64 = 1_000;
+/// An idle path that answers no ping is down after this long.
+const IDLE_DOWN_AFTER_MS: u64 = 3_500;
+/// So many pongs in a row bring a path back.
+const PONGS_TO_RETURN: u32 = 3;
+/// A listener forgets a path that was down for this long.
+const FORGET_AFTER_MS: u64 = 120_000;
+
+/// Something the calling core must send.
+#[derive(Debug)]
+pub enum Action {
+    /// A finished datagram: handshake messages.
+    Datagram {
+        /// Bond it belongs to, if known.
+        bond: Option<usize>,
+        /// Path whose socket to use, for a dialer.
+        path: u8,
+        /// Where to.
+        route: Route,
+        /// The datagram.
+        bytes: Vec<u8>,
+    },
+    /// Frames to seal in a datagram of their own on the given path.
+    Frames {
+        /// Bond.
+        bond: usize,
+        /// Path.
+        path: u8,
+        /// Where to, if not where the path leads.
+        route: Option<Route>,
+        /// The frames.
+        frames: Vec<u8>,
+        /// Pad the datagram to this size; 0 = do not.
+        pad_to: usize,
+    },
+}
+
+/// One handshake we started.
+pub(crate) struct Attempt {
+    pub initiator: Initiator,
+    pub local_index: u32,
+}
+
+/// Life of one path.
+pub(crate) struct PathLife {
+    pub path: Arc<Path>,
+    /// What a dialer made it from: WAN id, endpoint, number within the pair.
+    pub origin: Option<(u16, SocketAddr, u8)>,
+    /// The WAN under it is up (always true for a listener).
+    pub wan_up: bool,
+    mtu: MtuSearch,
+    mtu_limit: u16,
+    token: u64,
+    /// An address the peer may have moved to, with the token it must echo.
+    candidate: Option<(Route, u64)>,
+    asked_at: Time,
+    asks: u32,
+    ping_id: u32,
+    ping_at: Time,
+    pongs: u32,
+    state_since: Time,
+}
+
+/// All that one bond's control side remembers.
+pub(crate) struct Lifecycle {
+    pub attempts: VecDeque<Attempt>,
+    pub next_attempt: Time,
+    pub tries: u32,
+    /// Cookies the peer gave us; one store will do, cookies are asked for under load only.
+    pub cookie: CookieStore,
+    /// Path the last cookie came for: a cookie is good for one source address.
+    pub cookie_path: u8,
+    /// Newest last.
+    pub sessions: Vec<Arc<Session>>,
+    pub next_number: u32,
+    pub gate: PeerGate,
+    pub boot_id: Option<u64>,
+    pub paths: Vec<PathLife>,
+    /// Path ids used in this epoch (dialer).
+    used_ids: [bool; 256],
+    ids_exhausted: bool,
+    all_down_since: Option<Time>,
+}
+
+impl PathLife {
+    fn new(path: Arc<Path>, origin: Option<(u16, SocketAddr, u8)>, mtu_limit: u16, token: u64, now: Time) -> Self {
+        Self {
+            path,
+            origin,
+            wan_up: true,
+            mtu: MtuSearch::new(mtu_limit, now),
+            mtu_limit,
+            token,
+            candidate: None,
+            asked_at: Time::ZERO,
+            asks: 0,
+            ping_id: 0,
+            ping_at: Time::ZERO,
+            pongs: 0,
+            state_since: now,
+        }
+    }
+
+    /// Changes the state and restarts what belongs to it. Returns whether it changed.
+    fn enter(&mut self, now: Time, state: PathState, reason: &'static str) -> bool {
+        let Some(old) = self.path.set_state(state, reason) else { return false };
+        self.state_since = now;
+        self.pongs = 0;
+        self.asks = 0;
+        if state == PathState::Up && old != PathState::Up {
+            self.path.restart(now);
+            if old != PathState::Suspect {
+                self.path.set_datagram_bytes(crate::path::BASE_DATAGRAM_BYTES);
+                self.mtu.restart(self.mtu_limit, now);
+            }
+        }
+        tracing::info!(path = self.path.id, from = old.name(), to = state.name(), reason, "path");
+        true
+    }
+
+    fn frames(&self, bond: usize, frames: Vec<u8>) -> Action {
+        Action::Frames { bond, path: self.path.id, route: None, frames, pad_to: 0 }
+    }
+
+    /// Pings when `every_ms` has passed since the last one.
+    fn ping(&mut self, now: Time, every_ms: u64, bond: usize, actions: &mut Vec<Action>) {
+        if now.since(self.ping_at) < every_ms * 1_000_000 {
+            return;
+        }
+        self.ping_id = self.ping_id.wrapping_add(1);
+        self.ping_at = now;
+        actions.push(self.frames(bond, encode(&Frame::Ping { id: self.ping_id })));
+    }
+
+    fn poll(&mut self, now: Time, bond: usize, actions: &mut Vec<Action>) {
+        if !self.wan_up {
+            self.enter(now, PathState::Down, "WAN down");
+            return;
+        }
+        match self.path.state() {
+            PathState::Probing => {
+                let every_ms = if self.asks < 20 { CHALLENGE_MS } else { 1_000 };
+                if now.since(self.asked_at) >= every_ms * 1_000_000 || self.asks == 0 {
+                    self.asks += 1;
+                    self.asked_at = now;
+                    actions.push(self.frames(bond, encode(&Frame::Challenge { token: self.token.to_be_bytes(), path: self.path.id })));
+                }
+            }
+            PathState::Up => {
+                let silent_ns = now.since(self.path.heard_at());
+                if silent_ns >= PING_IDLE_MS * 1_000_000 {
+                    self.ping(now, PING_IDLE_MS, bond, actions);
+                }
+                if silent_ns >= IDLE_DOWN_AFTER_MS * 1_000_000 {
+                    self.enter(now, PathState::Down, "silent");
+                }
+                if let Some((id, size)) = self.mtu.poll(now, self.path.rtt_us()) {
+                    let frames = encode(&Frame::Probe { id, size });
+                    actions.push(Action::Frames {
+                        bond,
+                        path: self.path.id,
+                        route: None,
+                        frames,
+                        pad_to: usize::from(size),
+                    });
+                }
+            }
+            PathState::Suspect => {
+                self.ping(now, PING_SUSPECT_MS, bond, actions);
+                if self.pongs >= PONGS_TO_RETURN {
+                    self.enter(now, PathState::Up, "answers again");
+                } else if now.since(self.state_since) >= DOWN_AFTER_MS * 1_000_000 {
+                    self.enter(now, PathState::Down, "silent");
+                }
+            }
+            PathState::Down => {
+                self.ping(now, PING_DOWN_MS, bond, actions);
+                if self.pongs >= PONGS_TO_RETURN {
+                    self.enter(now, PathState::Up, "answers again");
+                }
+            }
+        }
+        if let Some((route, token)) = self.candidate
+            && now.since(self.asked_at) >= CHALLENGE_MS * 1_000_000
+        {
+            self.asked_at = now;
+            self.asks += 1;
+            if self.asks > 20 {
+                self.candidate = None;
+            }
+            actions.push(Action::Frames {
+                bond,
+                path: self.path.id,
+                route: Some(route),
+                frames: encode(&Frame::Challenge { token: token.to_be_bytes(), path: self.path.id }),
+                pad_to: 0,
+            });
+        }
+    }
+
+    /// When [`Self::poll`] has something to do at the latest.
+    fn next_poll(&self, now: Time) -> Time {
+        let state = match self.path.state() {
+            _ if !self.wan_up => 1_000,
+            PathState::Probing => CHALLENGE_MS,
+            PathState::Up => PING_IDLE_MS / 2,
+            PathState::Suspect => PING_SUSPECT_MS / 2,
+            PathState::Down => PING_DOWN_MS,
+        };
+        now.plus_ms(state).min(self.mtu.next().max(now.plus_ms(5)))
+    }
+}
+
+impl Lifecycle {
+    /// A bond that has no session and no path yet.
+    pub fn new(remote_public: &[u8; 32]) -> Self {
+        Self {
+            attempts: VecDeque::new(),
+            next_attempt: Time::ZERO,
+            tries: 0,
+            cookie: CookieStore::new(remote_public),
+            cookie_path: 0,
+            sessions: Vec::new(),
+            next_number: 1,
+            gate: PeerGate::default(),
+            boot_id: None,
+            paths: Vec::new(),
+            used_ids: [false; 256],
+            ids_exhausted: false,
+            all_down_since: None,
+        }
+    }
+
+    /// Gives a dialer's new path an id that this epoch has not used. `None` when all are used: a rekey frees them.
+    pub fn free_id(&mut self) -> Option<u8> {
+        let id = (0..=254u8).find(|id| !self.used_ids[usize::from(*id)]);
+        match id {
+            Some(id) if self.paths.len() < PATHS_MAX => {
+                self.used_ids[usize::from(id)] = true;
+                Some(id)
+            }
+            _ => {
+                self.ids_exhausted = true;
+                None
+            }
+        }
+    }
+
+    /// A new epoch: ids of paths that are gone may be used again.
+    pub fn recycle_ids(&mut self) {
+        self.used_ids = [false; 256];
+        self.ids_exhausted = false;
+        for life in &self.paths {
+            self.used_ids[usize::from(life.path.id)] = true;
+        }
+    }
+
+    /// Adds a path and shows it to all cores.
+    pub fn add_path(
+        &mut self,
+        bond: &Bond,
+        path: Path,
+        origin: Option<(u16, SocketAddr, u8)>,
+        mtu_limit: u16,
+        token: u64,
+        now: Time,
+    ) {
+        self.paths.push(PathLife::new(Arc::new(path), origin, mtu_limit, token, now));
+        self.paths.sort_by_key(|life| life.path.id);
+        self.publish(bond);
+    }
+
+    /// Takes paths out that `keep` refuses.
+    pub fn retain_paths(&mut self, bond: &Bond, keep: impl FnMut(&PathLife) -> bool) {
+        let before = self.paths.len();
+        self.paths.retain(keep);
+        if self.paths.len() != before {
+            self.publish(bond);
+        }
+    }
+
+    fn publish(&self, bond: &Bond) {
+        bond.paths.store(Arc::new(self.paths.iter().map(|life| Arc::clone(&life.path)).collect()));
+    }
+
+    /// A WAN under a dialer's path went down, came up or changed.
+    pub fn wan_changed(&mut self, now: Time, bond: usize, id: u8, up: bool, mtu_limit: u16, actions: &mut Vec<Action>) {
+        let Some(at) = self.paths.iter().position(|life| life.path.id == id) else { return };
+        let life = &mut self.paths[at];
+        life.wan_up = up;
+        life.mtu_limit = mtu_limit;
+        life.ping_at = Time::ZERO;
+        if !up && life.enter(now, PathState::Down, "WAN down") {
+            self.tell_state(bond, id, PeerPathState::Down, actions);
+        }
+    }
+
+    /// Tells the peer over every other usable path that this one went down (design §4 "Paths").
+    pub fn tell_state(&self, bond: usize, id: u8, state: PeerPathState, actions: &mut Vec<Action>) {
+        for life in self.paths.iter().filter(|life| life.path.id != id && life.path.usable()) {
+            let frames = encode(&Frame::PathState { path: id, state });
+            actions.push(Action::Frames { bond, path: life.path.id, route: None, frames, pad_to: 0 });
+        }
+    }
+
+    /// A core found that nothing comes back for what it sent on this path.
+    pub fn suspect(&mut self, now: Time, bond: usize, id: u8, actions: &mut Vec<Action>) {
+        if let Some(life) = self.paths.iter_mut().find(|life| life.path.id == id)
+            && life.path.state() == PathState::Up
+        {
+            life.enter(now, PathState::Suspect, "no reports");
+            life.ping_at = Time::ZERO;
+            life.ping(now, 0, bond, actions);
+        }
+    }
+
+    /// The session is gone: nothing is proven any more.
+    pub fn close_paths(&mut self, now: Time, bond: &Bond) {
+        if bond.dialer {
+            self.challenge_all(now);
+        } else {
+            self.retain_paths(bond, |_| false);
+        }
+    }
+
+    /// First datagrams under a new session: challenges where a path is not proven, a ping elsewhere.
+    pub fn greet(&mut self, now: Time, bond: &Bond, actions: &mut Vec<Action>) {
+        for life in self.paths.iter_mut().filter(|life| life.wan_up) {
+            life.asks = 0;
+            life.ping_at = Time::ZERO;
+            if life.path.state() != PathState::Probing {
+                life.ping(now, 0, bond.slot, actions);
+            }
+        }
+        self.poll_paths(now, bond, actions);
+    }
+
+    /// Every path must prove itself again: the peer restarted.
+    pub fn challenge_all(&mut self, now: Time) {
+        for life in self.paths.iter_mut().filter(|life| life.wan_up) {
+            life.enter(now, PathState::Probing, "peer restarted");
+            life.asks = 0;
+        }
+    }
+
+    /// Paths and roaming; returns when to come back.
+    pub fn poll_paths(&mut self, now: Time, bond: &Bond, actions: &mut Vec<Action>) -> Time {
+        let mut next = now.plus_ms(1_000);
+        let has_session = bond.current.load().is_some();
+        for life in &mut self.paths {
+            if has_session || !life.wan_up {
+                life.poll(now, bond.slot, actions);
+            }
+            next = next.min(life.next_poll(now));
+        }
+        if !bond.dialer {
+            let forgotten = |life: &PathLife| {
+                life.path.state() == PathState::Down && now.since(life.state_since) >= FORGET_AFTER_MS * 1_000_000
+            };
+            self.retain_paths(bond, |life| !forgotten(life));
+        }
+        let any_up = self.paths.iter().any(|life| life.path.state() == PathState::Up);
+        self.all_down_since = if any_up { None } else { self.all_down_since.or(Some(now)) };
+        next
+    }
+
+    /// Whether a dialer should try a handshake now: no session, an old one, or a peer that answers on no path.
+    pub fn wants_handshake(&self, now: Time, bond: &Bond) -> bool {
+        if !bond.dialer || now < self.next_attempt || !self.paths.iter().any(|life| life.wan_up) {
+            return false;
+        }
+        let silent = self.all_down_since.is_some_and(|since| now.since(since) >= DOWN_AFTER_MS * 1_000_000);
+        match &*bond.current.load() {
+            Some(session) => silent || self.ids_exhausted || session.wants_rekey(now),
+            None => true,
+        }
+    }
+
+    /// Paths the next Initiation goes out on: all of them on even tries, one after the other on odd ones,
+    /// so that a path whose way back is broken cannot win every time.
+    pub fn handshake_paths(&self) -> Vec<Arc<Path>> {
+        let usable: Vec<_> = self.paths.iter().filter(|life| life.wan_up).map(|life| Arc::clone(&life.path)).collect();
+        if self.tries % 2 == 0 || usable.is_empty() {
+            return usable;
+        }
+        let one = (self.tries / 2) as usize % usable.len();
+        usable.into_iter().skip(one).take(1).collect()
+    }
+
+    /// A control frame arrived on `path` from `source`.
+    pub fn on_control(
+        &mut self,
+        now: Time,
+        bond: &Bond,
+        id: u8,
+        source: Route,
+        frame: &Frame<'_>,
+        actions: &mut Vec<Action>,
+    ) {
+        if let Frame::PathState { path, state } = *frame {
+            self.on_path_state(now, bond, path, state);
+            return;
+        }
+        let dialer = bond.dialer;
+        let Some(life) = self.paths.iter_mut().find(|life| life.path.id == id) else { return };
+        let route = if dialer { None } else { Some(source) };
+        let answer = |frame: Frame<'_>| Action::Frames { bond: bond.slot, path: id, route, frames: encode(&frame), pad_to: 0 };
+        match *frame {
+            Frame::Challenge { token, .. } => actions.push(answer(Frame::Response { token })),
+            Frame::Ping { id } => actions.push(answer(Frame::Pong { id })),
+            Frame::Probe { id, size } => actions.push(answer(Frame::ProbeAck { id, size })),
+            Frame::Response { token } => life.on_response(now, u64::from_be_bytes(token)),
+            Frame::Pong { id } => life.on_pong(now, id),
+            Frame::ProbeAck { size, .. } => {
+                let passes = life.mtu.acknowledged(now, size);
+                life.path.set_datagram_bytes(passes);
+            }
+            // The others are the cores' own business and never come here.
+            _ => {}
+        }
+    }
+
+    fn on_path_state(&mut self, now: Time, bond: &Bond, id: u8, state: PeerPathState) {
+        if state == PeerPathState::Removed {
+            if !bond.dialer {
+                self.retain_paths(bond, |life| life.path.id != id);
+            }
+        } else if let Some(life) = self.paths.iter_mut().find(|life| life.path.id == id)
+            && state == PeerPathState::Down
+        {
+            life.enter(now, PathState::Down, "peer reports it down");
+        }
+    }
+
+    /// A datagram of an established path came from an address that is not the path's: it may have roamed.
+    /// Bulk follows only after the new address answered a challenge (design §4).
+    pub fn on_moved(&mut self, id: u8, source: Route, token: u64) {
+        if let Some(life) = self.paths.iter_mut().find(|life| life.path.id == id)
+            && life.candidate.is_none_or(|(route, _)| route != source)
+        {
+            life.candidate = Some((source, token));
+            life.asks = 0;
+            life.asked_at = Time::ZERO;
+        }
+    }
+}
+
+/// A control frame as bytes.
+pub(crate) fn encode(frame: &Frame<'_>) -> Vec<u8> {
+    let mut bytes = vec![0; frame.encoded_len()];
+    let written = frame.write(&mut bytes, 0);
+    debug_assert!(written.is_some(), "control frames have no field that could overflow");
+    bytes
+}
+
+impl PathLife {
+    fn on_response(&mut self, now: Time, token: u64) {
+        if let Some((route, expected)) = self.candidate
+            && token == expected
+        {
+            self.path.set_route(route);
+            self.candidate = None;
+            self.enter(now, PathState::Up, "moved to a new address");
+            return;
+        }
+        if token == self.token && self.path.state() == PathState::Probing {
+            self.path.note_ping_rtt(u32::try_from(now.since(self.asked_at) / 1_000).unwrap_or(u32::MAX));
+            self.enter(now, PathState::Up, "answered its challenge");
+        }
+    }
+
+    fn on_pong(&mut self, now: Time, id: u32) {
+        // Replays do not come this far; a late answer to one of the last pings counts as well.
+        if self.ping_id.wrapping_sub(id) < 16 {
+            self.pongs += 1;
+            if id == self.ping_id && self.path.state() == PathState::Up {
+                self.path.note_ping_rtt(u32::try_from(now.since(self.ping_at) / 1_000).unwrap_or(u32::MAX));
+            }
+        }
+    }
+}

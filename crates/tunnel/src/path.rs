@@ -1,0 +1,410 @@
+//! One path of a bond: a local address × a remote address (design §1, row T1).
+//!
+//! A [`Path`] is shared by all cores. What a core needs per run of packets (rate, booking, delay,
+//! state) is atomic; what changes per report lies behind a mutex that is taken some hundred times a
+//! second, never per packet.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use arc_swap::ArcSwap;
+
+use crate::rate::{RateController, Sample};
+use crate::schedule::{PathView, TxFree};
+use crate::time::Time;
+
+/// Bytes that IPv4, UDP and an Ethernet frame add to a datagram on the wire (20 + 8 + 38).
+/// Used for pacing only; IPv6 adds 20 more.
+pub const WIRE_OVERHEAD_BYTES: u32 = 66;
+
+/// Smallest UDP payload every path is assumed to carry: IPv6's minimum MTU less IPv6 and UDP headers.
+pub const BASE_DATAGRAM_BYTES: u16 = 1232;
+
+/// Start rate of a path nobody has measured yet, bytes per second (20 Mbit/s).
+const START_RATE: u64 = 2_500_000;
+/// The controller never goes below this, bytes per second (200 kbit/s).
+const MIN_RATE: u64 = 25_000;
+
+/// A busy core may come this late without losing its slot.
+const BOOK_CREDIT_US: u64 = 1_000;
+
+/// Life of a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum PathState {
+    /// Not proven yet: a challenge is out. Carries nothing but control frames.
+    Probing = 0,
+    /// Carries everything.
+    Up = 1,
+    /// Data is outstanding and reports stopped: new data goes elsewhere, probing goes on.
+    Suspect = 2,
+    /// Silent for a second, or its interface is gone.
+    Down = 3,
+}
+
+impl PathState {
+    /// The state with this number; unknown numbers are `Down`.
+    pub const fn from_u8(value: u8) -> Self {
+        match value {
+            0 => Self::Probing,
+            1 => Self::Up,
+            2 => Self::Suspect,
+            _ => Self::Down,
+        }
+    }
+
+    /// Name as `status` prints it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Probing => "probing",
+            Self::Up => "up",
+            Self::Suspect => "suspect",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// Where a path's datagrams go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// WAN id of the local side.
+    pub wan: u16,
+    /// Local source address; `None` lets the kernel choose.
+    pub local: Option<IpAddr>,
+    /// Remote address.
+    pub remote: SocketAddr,
+}
+
+/// What the reports said since the controller last looked.
+struct Feedback {
+    controller: RateController,
+    bytes: u64,
+    received: u32,
+    lost: u32,
+    owd_us: i64,
+    rtt_us: u32,
+    arrival_us: u32,
+    arrival_known: bool,
+    seen: bool,
+    sampled_at: Time,
+    loss_ratio: f64,
+    delivered: u64,
+}
+
+/// One path, shared by all cores of the node.
+pub struct Path {
+    /// Path id, the header's path byte. Not reused within a key epoch.
+    pub id: u8,
+    route: ArcSwap<Route>,
+    /// Raised by one whenever the remote address changes; cores forget learned ports of the old address.
+    route_version: AtomicU32,
+    state: AtomicU8,
+    reason: Mutex<&'static str>,
+    tier: AtomicU8,
+    rate: AtomicU64,
+    tx_free: TxFree,
+    delay_us: AtomicI64,
+    jitter_us: AtomicU32,
+    queue_us: AtomicU32,
+    rtt_us: AtomicU32,
+    rttvar_us: AtomicU32,
+    limited: AtomicBool,
+    datagram_bytes: AtomicU16,
+    heard_at: AtomicU64,
+    sent_at: AtomicU64,
+    feedback: Mutex<Feedback>,
+    /// Datagrams and bytes sent and received, all cores.
+    pub traffic: Traffic,
+}
+
+/// Counters of one path.
+#[derive(Default)]
+pub struct Traffic {
+    /// Datagrams sent.
+    pub tx_datagrams: AtomicU64,
+    /// UDP payload bytes sent.
+    pub tx_bytes: AtomicU64,
+    /// Authenticated datagrams received.
+    pub rx_datagrams: AtomicU64,
+    /// UDP payload bytes of them.
+    pub rx_bytes: AtomicU64,
+    /// Datagrams sent again for another path.
+    pub retransmitted: AtomicU64,
+}
+
+/// What one report entry says about a path.
+#[derive(Clone, Copy, Debug)]
+pub struct Feedbacked {
+    /// Bytes newly delivered.
+    pub bytes: u64,
+    /// Datagrams newly received.
+    pub received: u32,
+    /// Datagrams newly counted as lost.
+    pub lost: u32,
+    /// Receiver clock when the newest datagram arrived, µs, wraps.
+    pub arrival_us: u32,
+    /// Relative one-way delay of the newest datagram, µs.
+    pub owd_us: i64,
+    /// Round-trip time without the report's holding time, µs.
+    pub rtt_us: u32,
+}
+
+impl Path {
+    /// A new path in state `Probing`.
+    pub fn new(id: u8, route: Route, tier: u8, rate_max: Option<u64>, now: Time) -> Self {
+        let controller = RateController::new(START_RATE, MIN_RATE, rate_max);
+        let rate = controller.rate();
+        Self {
+            id,
+            route: ArcSwap::from_pointee(route),
+            route_version: AtomicU32::new(0),
+            state: AtomicU8::new(PathState::Probing as u8),
+            reason: Mutex::new("new"),
+            tier: AtomicU8::new(tier),
+            rate: AtomicU64::new(rate),
+            tx_free: TxFree::new(),
+            delay_us: AtomicI64::new(0),
+            jitter_us: AtomicU32::new(0),
+            queue_us: AtomicU32::new(0),
+            rtt_us: AtomicU32::new(0),
+            rttvar_us: AtomicU32::new(0),
+            limited: AtomicBool::new(false),
+            datagram_bytes: AtomicU16::new(BASE_DATAGRAM_BYTES),
+            heard_at: AtomicU64::new(now.ns()),
+            sent_at: AtomicU64::new(0),
+            feedback: Mutex::new(Feedback {
+                controller,
+                bytes: 0,
+                received: 0,
+                lost: 0,
+                owd_us: 0,
+                rtt_us: 0,
+                arrival_us: 0,
+                arrival_known: false,
+                seen: false,
+                sampled_at: now,
+                loss_ratio: 0.0,
+                delivered: 0,
+            }),
+            traffic: Traffic::default(),
+        }
+    }
+
+    /// Where datagrams go now.
+    pub fn route(&self) -> Route {
+        **self.route.load()
+    }
+
+    /// Version of the route; changes with the remote address.
+    pub fn route_version(&self) -> u32 {
+        self.route_version.load(Relaxed)
+    }
+
+    /// Follows a peer that roamed (after its challenge), or a WAN that changed address.
+    pub fn set_route(&self, route: Route) {
+        self.route.store(std::sync::Arc::new(route));
+        self.route_version.fetch_add(1, Relaxed);
+    }
+
+    /// State now.
+    pub fn state(&self) -> PathState {
+        PathState::from_u8(self.state.load(Relaxed))
+    }
+
+    /// Why it has that state.
+    pub fn reason(&self) -> &'static str {
+        self.reason.lock().map_or("", |reason| *reason)
+    }
+
+    /// Changes the state; returns the old one when it differed.
+    pub fn set_state(&self, state: PathState, reason: &'static str) -> Option<PathState> {
+        let old = PathState::from_u8(self.state.swap(state as u8, Relaxed));
+        if old == state {
+            return None;
+        }
+        if let Ok(mut text) = self.reason.lock() {
+            *text = reason;
+        }
+        Some(old)
+    }
+
+    /// Whether new data may use it.
+    pub fn usable(&self) -> bool {
+        self.state() == PathState::Up
+    }
+
+    /// Largest UDP payload proven to pass, bytes.
+    pub fn datagram_bytes(&self) -> usize {
+        usize::from(self.datagram_bytes.load(Relaxed))
+    }
+
+    /// Sets the largest UDP payload.
+    pub fn set_datagram_bytes(&self, bytes: u16) {
+        self.datagram_bytes.store(bytes, Relaxed);
+    }
+
+    /// Sets the preference tier and the rate cap.
+    pub fn set_limits(&self, tier: u8, rate_max: Option<u64>) {
+        self.tier.store(tier, Relaxed);
+        if let Ok(mut feedback) = self.feedback.lock() {
+            feedback.controller.set_max(rate_max);
+            self.rate.store(feedback.controller.rate(), Relaxed);
+        }
+    }
+
+    /// What the scheduler sees.
+    pub fn view(&self) -> PathView {
+        PathView {
+            id: self.id,
+            rate: self.rate.load(Relaxed),
+            tx_free: self.tx_free.get(),
+            delay_us: self.delay_us.load(Relaxed),
+            jitter_us: self.jitter_us.load(Relaxed),
+            tier: self.tier.load(Relaxed),
+            usable: self.usable(),
+        }
+    }
+
+    /// Books `bytes` on the wire; returns when the first of them may leave. Several cores book at once:
+    /// one compare-and-swap a run of packets.
+    pub fn book(&self, now: Time, bytes: u64) -> Time {
+        self.tx_free.reserve(now, bytes, self.rate.load(Relaxed), BOOK_CREDIT_US)
+    }
+
+    /// Gives back a booking whose bytes were never sent.
+    pub fn clear_booking(&self, now: Time) {
+        self.tx_free.clear(now);
+    }
+
+    /// Notes that packets had to wait for this path: its rate was the limit.
+    pub fn note_limited(&self) {
+        if !self.limited.load(Relaxed) {
+            self.limited.store(true, Relaxed);
+        }
+    }
+
+    /// Notes an authenticated datagram.
+    pub fn note_heard(&self, now: Time) {
+        self.heard_at.store(now.ns(), Relaxed);
+    }
+
+    /// When the last authenticated datagram came.
+    pub fn heard_at(&self) -> Time {
+        Time::from_ns(self.heard_at.load(Relaxed))
+    }
+
+    /// Notes a datagram sent.
+    pub fn note_sent(&self, now: Time) {
+        self.sent_at.store(now.ns(), Relaxed);
+    }
+
+    /// When the last datagram left.
+    pub fn sent_at(&self) -> Time {
+        Time::from_ns(self.sent_at.load(Relaxed))
+    }
+
+    /// Smoothed round-trip time, µs; 0 = not measured.
+    pub fn rtt_us(&self) -> u32 {
+        self.rtt_us.load(Relaxed)
+    }
+
+    /// Round-trip time variation, µs.
+    pub fn rttvar_us(&self) -> u32 {
+        self.rttvar_us.load(Relaxed)
+    }
+
+    /// Relative one-way delay with the standing queue, µs.
+    pub fn delay_us(&self) -> i64 {
+        self.delay_us.load(Relaxed)
+    }
+
+    /// Delay variation, µs.
+    pub fn jitter_us(&self) -> u32 {
+        self.jitter_us.load(Relaxed)
+    }
+
+    /// Standing queue estimate, µs.
+    pub fn queue_us(&self) -> u32 {
+        self.queue_us.load(Relaxed)
+    }
+
+    /// Rate allowed, bytes per second on the wire.
+    pub fn rate(&self) -> u64 {
+        self.rate.load(Relaxed)
+    }
+
+    /// Loss ratio of the last second or so, 0–1, and bytes per second delivered.
+    pub fn delivery(&self) -> (f64, u64) {
+        self.feedback.lock().map_or((0.0, 0), |f| (f.loss_ratio, f.delivered))
+    }
+
+    /// Round-trip time from a ping, for paths without data.
+    pub fn note_ping_rtt(&self, rtt_us: u32) {
+        let old = self.rtt_us.load(Relaxed);
+        let smoothed = if old == 0 { rtt_us } else { old - old / 8 + rtt_us / 8 };
+        self.rtt_us.store(smoothed, Relaxed);
+        if old == 0 {
+            self.rttvar_us.store(rtt_us / 2, Relaxed);
+        }
+    }
+
+    /// Takes one report entry; runs the controller when enough of them came together (10 ms).
+    pub fn feedback(&self, now: Time, entry: &Feedbacked) {
+        let Ok(mut f) = self.feedback.lock() else { return };
+        f.bytes = f.bytes.saturating_add(entry.bytes + u64::from(entry.received) * u64::from(WIRE_OVERHEAD_BYTES));
+        f.received = f.received.saturating_add(entry.received);
+        f.lost = f.lost.saturating_add(entry.lost);
+        f.owd_us = if f.seen { f.owd_us.min(entry.owd_us) } else { entry.owd_us };
+        f.rtt_us = if f.seen { f.rtt_us.min(entry.rtt_us) } else { entry.rtt_us };
+        f.seen = true;
+        let elapsed_us = now.since(f.sampled_at) / 1_000;
+        if elapsed_us < 8_000 {
+            return;
+        }
+        let receiver_us = u64::from(entry.arrival_us.wrapping_sub(f.arrival_us));
+        // The receiver's clock gives the exact interval; ours only stands in after a long pause.
+        let interval_us = if f.arrival_known && receiver_us > 0 && receiver_us < 1_000_000 { receiver_us } else { elapsed_us };
+        let sample = Sample {
+            now,
+            delivered_bytes: f.bytes,
+            interval_us,
+            owd_us: f.owd_us,
+            rtt_us: f.rtt_us,
+            lost: f.lost,
+            received: f.received,
+            limited: self.limited.swap(false, Relaxed),
+        };
+        f.controller.on_sample(&sample);
+        f.arrival_us = entry.arrival_us;
+        f.arrival_known = true;
+        f.sampled_at = now;
+        let total = f64::from(f.lost) + f64::from(f.received);
+        if total > 0.0 {
+            f.loss_ratio += (f64::from(f.lost) / total - f.loss_ratio) * 0.02;
+        }
+        let rate_now = f.bytes.saturating_mul(1_000_000) / interval_us.max(1);
+        f.delivered = (f.delivered * 7 + rate_now) / 8;
+        f.bytes = 0;
+        f.received = 0;
+        f.lost = 0;
+        f.seen = false;
+        self.rate.store(f.controller.rate(), Relaxed);
+        self.delay_us.store(f.controller.delay_us(), Relaxed);
+        self.jitter_us.store(f.controller.jitter_us(), Relaxed);
+        self.queue_us.store(f.controller.queue_delay_us(), Relaxed);
+        self.rtt_us.store(f.controller.rtt_us(), Relaxed);
+        self.rttvar_us.store(f.controller.rttvar_us(), Relaxed);
+    }
+
+    /// The path carries data again after silence: slow-start share, fresh bookings.
+    pub fn restart(&self, now: Time) {
+        self.clear_booking(now);
+        if let Ok(mut feedback) = self.feedback.lock() {
+            feedback.controller.restart(now);
+            feedback.arrival_known = false;
+            feedback.sampled_at = now;
+            self.rate.store(feedback.controller.rate(), Relaxed);
+        }
+    }
+}

@@ -1,0 +1,470 @@
+//! Datagrams of one core on one path: built, waiting for their departure, sent, and kept for recovery.
+//!
+//! One ring of bytes holds them all, so that a run of equal datagrams lies contiguous and leaves with a
+//! single GSO send, and a datagram that must be sent again is still there, sealed, byte for byte
+//! (design §4 "Recovery": retransmits carry *the same sealed bytes*).
+//!
+//! ```text
+//!  oldest                                     write
+//!    | sent, unreported … | pending … | open  |   free …
+//! ```
+
+use std::collections::VecDeque;
+
+use crate::aead::TAG_BYTES;
+use crate::header::HEADER_BYTES;
+use crate::time::Time;
+
+/// Most datagrams of one GSO send, the kernel's `UDP_MAX_SEGMENTS`.
+const RUN_DATAGRAMS: usize = 64;
+/// Most bytes of one GSO send: an IP datagram less headers.
+const RUN_BYTES: usize = 65_000;
+
+/// One datagram in the ring.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    start: usize,
+    /// Length with header and tag.
+    pub bytes: usize,
+    /// Receiving core of its lane.
+    pub peer_core: u8,
+    /// When it may leave, and after that when it left.
+    pub at: Time,
+    /// Lane counter, valid once sent.
+    pub counter: u64,
+    /// Session it was sealed under (low bits of its number), valid once sent.
+    pub session: u32,
+    /// Whether it left.
+    pub sent: bool,
+    /// Sent again already: never twice.
+    pub repeated: bool,
+    /// Reported as received or given up: not outstanding.
+    pub settled: bool,
+}
+
+/// A run of datagrams ready to leave: `count` entries from `first`, contiguous in the ring.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    /// Number of the first entry.
+    pub first: u64,
+    /// Entries in the run.
+    pub count: usize,
+    /// Length of all but the last.
+    pub segment: usize,
+    /// Receiving core.
+    pub peer_core: u8,
+}
+
+/// Ring of datagrams of one (core, path).
+pub struct SendLog {
+    ring: Box<[u8]>,
+    entries: VecDeque<Entry>,
+    /// Number of `entries[0]`; numbers grow by one a datagram and never wrap (64 bits).
+    first: u64,
+    /// Number of the first entry that has not left.
+    pending: u64,
+    write: usize,
+    /// Bytes before the frames of each datagram.
+    front: usize,
+    open: Option<Open>,
+}
+
+/// The datagram being filled.
+struct Open {
+    used: usize,
+    room: usize,
+}
+
+impl SendLog {
+    /// An empty log; [`Self::ensure`] gives it its ring when it is first used.
+    pub fn new() -> Self {
+        Self {
+            ring: Box::default(),
+            entries: VecDeque::new(),
+            first: 0,
+            pending: 0,
+            write: 0,
+            front: HEADER_BYTES,
+            open: None,
+        }
+    }
+
+    /// Makes the ring about `capacity` bytes large (at least two datagrams of 9,000 bytes) and sets the bytes
+    /// before the frames. A ring that holds waiting datagrams, or has the right size within a factor of two, stays.
+    pub fn ensure(&mut self, capacity: usize, front: usize) {
+        let capacity = capacity.max(20_000);
+        let fits = self.ring.len() >= capacity / 2 && self.ring.len() <= capacity * 8;
+        if !self.has_pending() && (!fits || front != self.front) {
+            self.forget_sent();
+            self.open = None;
+            self.write = 0;
+            self.front = front;
+            if !fits {
+                self.ring = vec![0; capacity].into_boxed_slice();
+            }
+        }
+    }
+
+    /// Bytes the ring holds.
+    pub fn capacity(&self) -> usize {
+        self.ring.len()
+    }
+
+    /// Whether any datagram waits for departure.
+    pub fn has_pending(&self) -> bool {
+        self.pending < self.first + self.entries.len() as u64
+    }
+
+    /// Number the next datagram will have.
+    pub fn next_number(&self) -> u64 {
+        self.first + self.entries.len() as u64
+    }
+
+    /// Departure time of the first waiting datagram.
+    pub fn next_departure(&self) -> Option<Time> {
+        self.entry(self.pending).map(|entry| entry.at)
+    }
+
+    /// The entry with this number, if it is still kept.
+    pub fn entry(&self, number: u64) -> Option<&Entry> {
+        self.entries.get(usize::try_from(number.checked_sub(self.first)?).ok()?)
+    }
+
+    fn entry_mut(&mut self, number: u64) -> Option<&mut Entry> {
+        self.entries.get_mut(usize::try_from(number.checked_sub(self.first)?).ok()?)
+    }
+
+    /// Room left in the open datagram for frames, if it goes to `peer_core`.
+    pub fn open_room(&self, peer_core: u8) -> usize {
+        match (&self.open, self.entries.back()) {
+            (Some(open), Some(entry)) if entry.peer_core == peer_core => open.room - open.used,
+            _ => 0,
+        }
+    }
+
+    /// Starts a datagram of at most `max_bytes` for `peer_core`. False when the ring is full of
+    /// datagrams that have not left yet.
+    #[must_use]
+    pub fn open(&mut self, peer_core: u8, depart: Time, max_bytes: usize) -> bool {
+        self.close();
+        let Some(start) = self.make_room(max_bytes) else { return false };
+        self.entries.push_back(Entry {
+            start,
+            bytes: self.front + TAG_BYTES,
+            peer_core,
+            at: depart,
+            counter: 0,
+            session: 0,
+            sent: false,
+            repeated: false,
+            settled: false,
+        });
+        self.write = start;
+        self.open = Some(Open { used: self.front, room: max_bytes - TAG_BYTES });
+        true
+    }
+
+    /// Free bytes of the open datagram for the next frame.
+    pub fn open_slice(&mut self) -> &mut [u8] {
+        match (&self.open, self.entries.back()) {
+            (Some(open), Some(entry)) => &mut self.ring[entry.start + open.used..entry.start + open.room],
+            _ => &mut [],
+        }
+    }
+
+    /// Says how many bytes of [`Self::open_slice`] were filled.
+    pub fn advance(&mut self, bytes: usize) {
+        if let Some(open) = &mut self.open {
+            open.used = (open.used + bytes).min(open.room);
+        }
+    }
+
+    /// Finishes the open datagram; its room behind the tag is free again.
+    pub fn close(&mut self) {
+        let Some(open) = self.open.take() else { return };
+        if open.used == self.front {
+            self.entries.pop_back();
+            return;
+        }
+        if let Some(entry) = self.entries.back_mut() {
+            entry.bytes = open.used + TAG_BYTES;
+            self.write = entry.start + entry.bytes;
+        }
+    }
+
+    /// The next run of datagrams whose departure has come, oldest first.
+    pub fn due(&mut self, now: Time) -> Option<Run> {
+        if self.open.is_some() && self.pending + 1 == self.next_number() {
+            self.close();
+        }
+        let first = *self.entry(self.pending)?;
+        if first.at > now {
+            return None;
+        }
+        let mut run = Run { first: self.pending, count: 1, segment: first.bytes, peer_core: first.peer_core };
+        let (mut end, mut total) = (first.start + first.bytes, first.bytes);
+        while run.count < RUN_DATAGRAMS {
+            let number = run.first + run.count as u64;
+            if self.open.is_some() && number + 1 == self.next_number() {
+                break;
+            }
+            let Some(entry) = self.entry(number) else { break };
+            let joins = entry.start == end
+                && entry.peer_core == run.peer_core
+                && entry.bytes <= run.segment
+                && entry.at <= now
+                && total + entry.bytes <= RUN_BYTES;
+            if !joins {
+                break;
+            }
+            let shorter = entry.bytes < run.segment;
+            end += entry.bytes;
+            total += entry.bytes;
+            run.count += 1;
+            if shorter {
+                break;
+            }
+        }
+        self.pending += run.count as u64;
+        Some(run)
+    }
+
+    /// Bytes of entry `number`, for sealing or reading.
+    pub fn datagram_mut(&mut self, number: u64) -> &mut [u8] {
+        match self.entry(number) {
+            Some(&Entry { start, bytes, .. }) => &mut self.ring[start..start + bytes],
+            None => &mut [],
+        }
+    }
+
+    /// Marks an entry as sent now.
+    pub fn mark_sent(&mut self, number: u64, now: Time, counter: u64, session: u32) {
+        if let Some(entry) = self.entry_mut(number) {
+            entry.at = now;
+            entry.counter = counter;
+            entry.session = session;
+            entry.sent = true;
+        }
+    }
+
+    /// Bytes of a whole run.
+    pub fn run_bytes(&self, run: &Run) -> &[u8] {
+        let last = run.first + run.count as u64 - 1;
+        match (self.entry(run.first), self.entry(last)) {
+            (Some(first), Some(last)) => &self.ring[first.start..last.start + last.bytes],
+            _ => &[],
+        }
+    }
+
+    /// Number of the datagram with this lane counter, if it is kept and was not sent again before.
+    pub fn repeatable(&self, session: u32, peer_core: u8, counter: u64) -> Option<u64> {
+        let at = self.find(session, peer_core, counter)?;
+        (!self.entries[at].repeated).then_some(self.first + at as u64)
+    }
+
+    /// When the datagram with this lane counter left.
+    pub fn sent_at(&self, session: u32, peer_core: u8, counter: u64) -> Option<Time> {
+        self.find(session, peer_core, counter).map(|at| self.entries[at].at)
+    }
+
+    /// Sent entries are in order of departure, so within one lane counters only grow: search from the back.
+    fn find(&self, session: u32, peer_core: u8, counter: u64) -> Option<usize> {
+        let sent = usize::try_from(self.pending - self.first).ok()?.min(self.entries.len());
+        (0..sent).rev().find(|&at| {
+            let entry = &self.entries[at];
+            entry.counter == counter && entry.peer_core == peer_core && entry.session == session && entry.sent
+        })
+    }
+
+    /// Settles everything of a lane up to and including `counter` (it was reported).
+    pub fn settle(&mut self, session: u32, peer_core: u8, counter: u64) {
+        let sent = usize::try_from(self.pending - self.first).unwrap_or(0).min(self.entries.len());
+        for entry in self.entries.iter_mut().take(sent).rev() {
+            let same = entry.peer_core == peer_core && entry.session == session;
+            if same && entry.counter <= counter {
+                if entry.settled {
+                    break;
+                }
+                entry.settled = true;
+            }
+        }
+    }
+
+    /// Settles everything: the session it was sealed under ended.
+    pub fn settle_all(&mut self) {
+        for entry in &mut self.entries {
+            entry.settled |= entry.sent;
+        }
+    }
+
+    /// When the oldest datagram that left and is not settled did so.
+    pub fn oldest_outstanding(&self) -> Option<Time> {
+        let sent = usize::try_from(self.pending - self.first).ok()?.min(self.entries.len());
+        // Unsettled entries are the newest: walk back to the first settled one.
+        let mut oldest = None;
+        for entry in self.entries.iter().take(sent).rev() {
+            if entry.settled {
+                break;
+            }
+            oldest = Some(entry.at);
+        }
+        oldest
+    }
+
+    /// Numbers of all sent, unsettled, not yet repeated datagrams, oldest first.
+    pub fn outstanding(&self) -> Vec<u64> {
+        let sent = usize::try_from(self.pending - self.first).unwrap_or(0).min(self.entries.len());
+        (0..sent)
+            .filter(|&at| !self.entries[at].settled && !self.entries[at].repeated)
+            .map(|at| self.first + at as u64)
+            .collect()
+    }
+
+    /// Sealed bytes of an outstanding entry, marking it repeated.
+    pub fn repeat(&mut self, number: u64) -> &[u8] {
+        if let Some(entry) = self.entry_mut(number) {
+            entry.repeated = true;
+        }
+        self.datagram_mut(number)
+    }
+
+    /// Takes the first waiting datagram out, still unsealed: its frames and its receiving core. For a
+    /// path that died before it could leave.
+    pub fn withdraw(&mut self, frames: &mut Vec<u8>) -> Option<u8> {
+        self.close();
+        let entry = *self.entry(self.pending)?;
+        frames.clear();
+        frames.extend_from_slice(&self.ring[entry.start + self.front..entry.start + entry.bytes - TAG_BYTES]);
+        let number = self.pending;
+        if let Some(entry) = self.entry_mut(number) {
+            entry.settled = true;
+            entry.repeated = true;
+        }
+        self.pending += 1;
+        Some(entry.peer_core)
+    }
+
+    /// Forgets everything that has left: its keys are gone.
+    pub fn forget_sent(&mut self) {
+        while self.first < self.pending && self.entries.pop_front().is_some() {
+            self.first += 1;
+        }
+    }
+
+    /// Finds `bytes` contiguous free bytes, forgetting the oldest datagrams that left.
+    fn make_room(&mut self, bytes: usize) -> Option<usize> {
+        loop {
+            let Some(oldest) = self.entries.front() else { return (bytes <= self.ring.len()).then_some(0) };
+            let oldest_start = oldest.start;
+            if self.write > oldest_start {
+                if self.ring.len() - self.write >= bytes {
+                    return Some(self.write);
+                }
+                if oldest_start >= bytes {
+                    return Some(0);
+                }
+            } else if self.write < oldest_start && oldest_start - self.write >= bytes {
+                return Some(self.write);
+            }
+            if !oldest.sent && !oldest.settled {
+                return None;
+            }
+            self.entries.pop_front();
+            self.first += 1;
+            self.pending = self.pending.max(self.first);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn log_of(bytes: usize) -> SendLog {
+        let mut log = SendLog::new();
+        log.ensure(bytes, HEADER_BYTES);
+        log
+    }
+
+    fn put(log: &mut SendLog, core: u8, depart: Time, payload: usize) -> bool {
+        if !log.open(core, depart, 1472) {
+            return false;
+        }
+        log.open_slice()[..payload].fill(core);
+        log.advance(payload);
+        log.close();
+        true
+    }
+
+    #[test]
+    fn equal_datagrams_leave_in_one_run_and_a_shorter_one_ends_it() {
+        let mut log = log_of(1 << 20);
+        for payload in [1000, 1000, 1000, 400, 1000] {
+            assert!(put(&mut log, 1, Time::ZERO, payload));
+        }
+        let run = log.due(Time::ZERO).unwrap();
+        assert_eq!((run.count, run.segment), (4, 1032));
+        assert_eq!(log.run_bytes(&run).len(), 3 * 1032 + 432);
+        assert_eq!(log.due(Time::ZERO).unwrap().count, 1);
+        assert!(log.due(Time::ZERO).is_none());
+    }
+
+    #[test]
+    fn departure_and_core_split_runs() {
+        let mut log = log_of(1 << 20);
+        assert!(put(&mut log, 0, Time::ZERO, 100));
+        assert!(put(&mut log, 1, Time::ZERO, 100));
+        assert!(put(&mut log, 1, Time::from_ms(5), 100));
+        assert_eq!(log.due(Time::ZERO).unwrap().peer_core, 0);
+        assert_eq!(log.due(Time::ZERO).unwrap().count, 1);
+        assert!(log.due(Time::from_ms(4)).is_none());
+        assert_eq!(log.next_departure(), Some(Time::from_ms(5)));
+        assert!(log.due(Time::from_ms(5)).is_some());
+    }
+
+    #[test]
+    fn the_ring_reuses_what_left_and_refuses_when_all_waits() {
+        let mut log = log_of(131_072);
+        let mut accepted = 0;
+        while put(&mut log, 0, Time::MAX, 1400) {
+            accepted += 1;
+            assert!(accepted < 1000);
+        }
+        assert!(accepted > 80);
+        let mut log = log_of(131_072);
+        for counter in 0..10_000 {
+            assert!(put(&mut log, 0, Time::ZERO, 1400));
+            let run = log.due(Time::ZERO).unwrap();
+            log.mark_sent(run.first, Time::from_us(counter), counter, 7);
+        }
+        assert_eq!(log.sent_at(7, 0, 9_999), Some(Time::from_us(9_999)));
+        assert!(log.sent_at(7, 0, 1).is_none());
+        let number = log.repeatable(7, 0, 9_990).unwrap();
+        assert_eq!(log.repeat(number).len(), 1432);
+        assert!(log.repeatable(7, 0, 9_990).is_none());
+    }
+
+    #[test]
+    fn settled_entries_are_not_outstanding() {
+        let mut log = log_of(1 << 20);
+        for counter in 0..5 {
+            assert!(put(&mut log, 0, Time::ZERO, 100));
+            let run = log.due(Time::ZERO).unwrap();
+            log.mark_sent(run.first, Time::from_ms(counter), counter, 1);
+        }
+        log.settle(1, 0, 2);
+        assert_eq!(log.oldest_outstanding(), Some(Time::from_ms(3)));
+        assert_eq!(log.outstanding().len(), 2);
+    }
+
+    #[test]
+    fn withdrawn_datagrams_give_their_frames_back() {
+        let mut log = log_of(1 << 20);
+        assert!(put(&mut log, 3, Time::from_ms(9), 5));
+        let mut frames = Vec::new();
+        assert_eq!(log.withdraw(&mut frames), Some(3));
+        assert_eq!(frames, [3; 5]);
+        assert!(!log.has_pending());
+    }
+}

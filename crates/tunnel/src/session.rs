@@ -1,0 +1,127 @@
+//! One key epoch of a bond: what a completed handshake leaves behind.
+//!
+//! A [`Session`] is immutable but for two flags, so every core may read it without a lock. Counters and
+//! replay windows live with the cores, one set per lane (design §4 "Lane").
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use crate::aead::{Aead, LaneKey};
+use crate::keys::Encryption;
+use crate::time::Time;
+
+/// A session is renewed after this long.
+pub const REKEY_AFTER_MS: u64 = 120_000;
+/// A session is refused after this long.
+pub const REJECT_AFTER_MS: u64 = 180_000;
+/// A session is renewed after this many packets of one core (AES-GCM limit with a wide margin, design §4).
+pub const REKEY_AFTER_PACKETS: u64 = 1 << 27;
+/// No packet is sealed with a counter at or above this; the rekey above comes long before.
+pub const REJECT_AFTER_PACKETS: u64 = 1 << 40;
+
+/// Keys and indices of one epoch between this node and one peer.
+pub struct Session {
+    /// Number of the session within its bond, from 1.
+    pub number: u32,
+    /// Slot of the bond it belongs to.
+    pub bond: usize,
+    /// The index peers put in datagrams to us.
+    pub local_index: u32,
+    /// The index we put in datagrams to the peer.
+    pub remote_index: u32,
+    /// Cipher of this session.
+    pub aead: Aead,
+    /// How inner packets are protected: the stricter of both sides' wishes (row T11).
+    pub encryption: Encryption,
+    /// Cores of the peer: valid sending cores are below it.
+    pub peer_cores: u8,
+    /// When it was established.
+    pub established: Time,
+    /// The peer proved that it holds the keys.
+    confirmed: AtomicBool,
+    /// Some core used up its packets: renew now.
+    spent: AtomicBool,
+    seal: Vec<LaneKey>,
+    open: Vec<LaneKey>,
+}
+
+/// The two direction keys of the handshake and what goes with them.
+pub struct Epoch<'a> {
+    /// Number within the bond.
+    pub number: u32,
+    /// Slot of the bond.
+    pub bond: usize,
+    /// Our index.
+    pub local_index: u32,
+    /// The peer's index.
+    pub remote_index: u32,
+    /// Agreed cipher.
+    pub aead: Aead,
+    /// Agreed protection of inner packets.
+    pub encryption: Encryption,
+    /// Key for what we send.
+    pub send_key: &'a [u8; 32],
+    /// Key for what we receive.
+    pub receive_key: &'a [u8; 32],
+    /// Our cores.
+    pub own_cores: u8,
+    /// The peer's cores.
+    pub peer_cores: u8,
+    /// Whether we started the handshake: the initiator holds a confirmed session at once.
+    pub initiator: bool,
+}
+
+impl Session {
+    /// Derives every lane key of the epoch: one per sending core and direction.
+    pub fn new(epoch: &Epoch<'_>, now: Time) -> Self {
+        let keys = |key: &[u8; 32], cores: u8| (0..cores).map(|core| LaneKey::derive(key, core, epoch.aead)).collect();
+        Self {
+            number: epoch.number,
+            bond: epoch.bond,
+            local_index: epoch.local_index,
+            remote_index: epoch.remote_index,
+            aead: epoch.aead,
+            encryption: epoch.encryption,
+            peer_cores: epoch.peer_cores,
+            established: now,
+            confirmed: AtomicBool::new(epoch.initiator),
+            spent: AtomicBool::new(false),
+            seal: keys(epoch.send_key, epoch.own_cores),
+            open: keys(epoch.receive_key, epoch.peer_cores),
+        }
+    }
+
+    /// Key for datagrams that our core `core` sends.
+    pub fn seal_key(&self, core: u8) -> Option<&LaneKey> {
+        self.seal.get(usize::from(core))
+    }
+
+    /// Key for datagrams that the peer's core `core` sends.
+    pub fn open_key(&self, core: u8) -> Option<&LaneKey> {
+        self.open.get(usize::from(core))
+    }
+
+    /// Notes the first authenticated datagram; true for the call that confirmed it.
+    pub fn confirm(&self) -> bool {
+        !self.confirmed.load(Relaxed) && !self.confirmed.swap(true, Relaxed)
+    }
+
+    /// Whether the peer proved that it holds the keys.
+    pub fn is_confirmed(&self) -> bool {
+        self.confirmed.load(Relaxed)
+    }
+
+    /// Asks for new keys.
+    pub fn spend(&self) {
+        self.spent.store(true, Relaxed);
+    }
+
+    /// Whether it is time for new keys.
+    pub fn wants_rekey(&self, now: Time) -> bool {
+        self.spent.load(Relaxed) || now.since(self.established) >= REKEY_AFTER_MS * 1_000_000
+    }
+
+    /// Whether it must not be used any more.
+    pub fn expired(&self, now: Time) -> bool {
+        now.since(self.established) >= REJECT_AFTER_MS * 1_000_000
+    }
+}
