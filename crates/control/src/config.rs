@@ -26,7 +26,7 @@ mod problem;
 mod read;
 mod section;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod values;
 
 use problem::Problems;

@@ -1,1 +1,30 @@
-//! Placeholder.
+//! Everything around the data path: what the operator writes, what the host does, what people ask.
+//!
+//! A guided tour, in the order things happen when a gateway starts:
+//!
+//! 1. [`config`] reads the one TOML file and says everything that is wrong with it at once; [`key`] reads keys.
+//! 2. [`up`] takes the instance lock, makes the TUN interface, starts the engine and then sleeps until something
+//!    happens; [`state`] keeps the one number that must survive a restart.
+//! 3. [`wan`] turns the host's interfaces into WANs; [`plan`] says which routes and rules the host should have for them
+//!    and for allowed-ips; [`host`] puts those into the kernel and takes them out again.
+//! 4. [`resolve`] asks for DNS names, again and again.
+//! 5. [`socket`] answers `status`, `reload` and `stop`; [`report`] shows the state, [`reload`] compares configurations.
+//!
+//! What decides is pure and tested as such ([`config`], [`wan`], [`plan`], [`resolve`], [`reload`], [`report`]); what
+//! touches the system is thin. There is no runtime: one thread sleeps on a few descriptors, name look-ups and control
+//! connections have short-lived threads of their own.
+
+pub mod config;
+mod gateway;
+pub mod host;
+pub mod key;
+pub mod plan;
+pub mod reload;
+pub mod report;
+pub mod resolve;
+pub mod socket;
+pub mod state;
+pub mod up;
+pub mod wan;
+
+pub use gateway::missing_interfaces;

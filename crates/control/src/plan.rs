@@ -59,8 +59,9 @@ impl Numbers {
     pub fn of(tun_name: &str) -> Self {
         let stem = tun_name.trim_end_matches(|c: char| c.is_ascii_digit());
         let number: u32 = tun_name[stem.len()..].parse().unwrap_or(0);
-        let hash =
-            stem.bytes().fold(0x811c_9dc5u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+        let hash = stem
+            .bytes()
+            .fold(0x811c_9dc5u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
         Self { slot: hash.wrapping_add(number) % SLOTS }
     }
 
@@ -165,7 +166,12 @@ impl HostPlan {
     #[must_use]
     pub fn difference(&self, found: &Self) -> Changes {
         let without = |list: &Self, other: &Self| Self {
-            routes: list.routes.iter().filter(|a| !other.routes.iter().any(|b| same(a, b))).cloned().collect(),
+            routes: list
+                .routes
+                .iter()
+                .filter(|a| !other.routes.iter().any(|b| same(a, b)))
+                .cloned()
+                .collect(),
             rules: list.rules.iter().filter(|rule| !other.rules.contains(rule)).cloned().collect(),
         };
         Changes { remove: without(found, self), add: without(self, found) }
@@ -222,7 +228,8 @@ impl HostPlan {
         for net in config.peers.iter().flat_map(|peer| &peer.allowed_ips) {
             let own_table = auto && net.prefix_len() == 0;
             // The kernel makes this route itself when the interface gets its address.
-            if !own_table && table == MAIN_TABLE && config.tun.addresses.iter().any(|own| own.trunc() == *net) {
+            if !own_table && table == MAIN_TABLE && config.tun.addresses.iter().any(|own| own.trunc() == *net)
+            {
                 continue;
             }
             self.routes.push(RouteSpec {

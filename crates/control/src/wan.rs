@@ -152,7 +152,9 @@ impl WanRegistry {
         };
         // An interface that a section names is that section's, wherever it stands.
         let named = |name: &str| {
-            sections.iter().any(|other| matches!(&other.interface, config::InterfaceMatch::Name(n) if n == name))
+            sections
+                .iter()
+                .any(|other| matches!(&other.interface, config::InterfaceMatch::Name(n) if n == name))
         };
         let present = view
             .links
@@ -250,9 +252,8 @@ fn unbound(tun_name: &str, view: &HostView) -> LiveWan {
 #[must_use]
 pub fn ids_for_peer(wanted: Option<&[String]>, lives: &[LiveWan]) -> Option<Vec<u16>> {
     let wanted = wanted?;
-    let covered = |live: &&LiveWan| {
-        wanted.iter().any(|pattern| config::values::matches(pattern, &live.wan.interface))
-    };
+    let covered =
+        |live: &&LiveWan| wanted.iter().any(|pattern| config::values::matches(pattern, &live.wan.interface));
     Some(lives.iter().filter(covered).map(|live| live.wan.id).collect())
 }
 
@@ -410,7 +411,8 @@ pub(crate) mod tests {
     #[test]
     fn without_sections_the_default_route_is_followed() {
         let mut view = view();
-        view.routes = vec![route(3, "::/0", Some("fe80::1"), 100), route(2, "0.0.0.0/0", Some("192.168.8.1"), 50)];
+        view.routes =
+            vec![route(3, "::/0", Some("fe80::1"), 100), route(2, "0.0.0.0/0", Some("192.168.8.1"), 50)];
         let lives = WanRegistry::default().observe(&[], "ana0", &view);
         assert_eq!(states(&lives), [("", 0, "up")]);
         let addresses: Vec<String> = lives[0].wan.addresses.iter().map(ToString::to_string).collect();

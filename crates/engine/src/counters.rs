@@ -92,7 +92,12 @@ impl Counters {
     /// Hashes of the flows of the last 20 s.
     pub fn flows(&self, now_s: u32) -> Vec<u32> {
         let recent = |entry: &u64| *entry != 0 && now_s.wrapping_sub(*entry as u32) <= FLOW_IDLE_SECONDS;
-        self.flows.iter().map(|slot| slot.load(Relaxed)).filter(recent).map(|entry| (entry >> 32) as u32).collect()
+        self.flows
+            .iter()
+            .map(|slot| slot.load(Relaxed))
+            .filter(recent)
+            .map(|entry| (entry >> 32) as u32)
+            .collect()
     }
 
     /// Publishes the worker's drops.

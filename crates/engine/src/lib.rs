@@ -180,7 +180,8 @@ impl Engine {
         let (listeners, result) = self.listeners(&last.wans, &snapshot.wans);
         let config = self.shared.config.load();
         let bonds = self.shared.node.bonds.load();
-        let per_path = bonds.iter().map(|bond| (bond.slot, bond.peer.load().sockets_per_path.max(1))).collect();
+        let per_path =
+            bonds.iter().map(|bond| (bond.slot, bond.peer.load().sockets_per_path.max(1))).collect();
         self.shared.config.store(Arc::new(WorkerConfig {
             version: config.version + 1,
             listeners,
@@ -201,7 +202,8 @@ impl Engine {
         let config = self.shared.config.load();
         let (mut groups, mut result) = (Vec::new(), Ok(()));
         for wan in wans.iter().filter(|wan| wan.up || wan.interface.is_empty()) {
-            let was_up = old.iter().any(|before| before.id == wan.id && (before.up || before.interface.is_empty()));
+            let was_up =
+                old.iter().any(|before| before.id == wan.id && (before.up || before.interface.is_empty()));
             let kept = config.listeners.iter().find(|group| was_up && group.wan == wan.id);
             if let Some(group) = kept {
                 groups.push(ListenGroup { wan: wan.id, sockets: group.sockets.clone() });
@@ -224,7 +226,11 @@ impl Engine {
             match UdpSocket::bind_group(&options, self.settings.cpus.len()) {
                 Ok(sockets) => return Ok(sockets.into_iter().map(Arc::new).collect()),
                 // Workers may still hold the group of an interface that went and came back.
-                Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && !self.threads.is_empty() && Instant::now() < deadline => {
+                Err(error)
+                    if error.kind() == std::io::ErrorKind::AddrInUse
+                        && !self.threads.is_empty()
+                        && Instant::now() < deadline =>
+                {
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 Err(error) => return Err(error),
@@ -247,7 +253,11 @@ impl Engine {
     /// UDP port that peers dial.
     pub fn listen_port(&self) -> Option<u16> {
         let config = self.shared.config.load();
-        config.listeners.first().and_then(|group| group.sockets.first()).map(|socket| socket.local_addr().port())
+        config
+            .listeners
+            .first()
+            .and_then(|group| group.sockets.first())
+            .map(|socket| socket.local_addr().port())
     }
 
     /// The TUN device.
@@ -282,7 +292,8 @@ fn node_config(settings: &Settings) -> Result<NodeConfig, EngineError> {
     let mut random = [0u8; 40 + 16 + 8 + 32];
     getrandom::fill(&mut random).map_err(|error| std::io::Error::other(error.to_string()))?;
     let mut rest = &random[..];
-    let (flow_hash_key, index_key, boot_id, seed) = (take(&mut rest), take(&mut rest), take(&mut rest), take(&mut rest));
+    let (flow_hash_key, index_key, boot_id, seed) =
+        (take(&mut rest), take(&mut rest), take(&mut rest), take(&mut rest));
     let monotonic_ns = linux::clock::monotonic_ns();
     Ok(NodeConfig {
         private_key: settings.private_key.clone(),

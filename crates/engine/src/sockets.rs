@@ -73,7 +73,9 @@ impl Sockets {
         per_path: HashMap<usize, u8>,
     ) -> io::Result<()> {
         for index in std::mem::take(&mut self.listening) {
-            let kept = self.entries[index].as_ref().is_some_and(|e| listeners.iter().any(|(_, s)| Arc::ptr_eq(s, &e.socket)));
+            let kept = self.entries[index]
+                .as_ref()
+                .is_some_and(|e| listeners.iter().any(|(_, s)| Arc::ptr_eq(s, &e.socket)));
             if kept {
                 self.listening.push(index);
             } else {
@@ -97,7 +99,12 @@ impl Sockets {
 
     /// Closes dialer sockets whose path is gone.
     pub fn retain_paths(&mut self, epoll: &Epoll, exists: impl Fn(usize, u8) -> bool) {
-        let gone: Vec<_> = self.dialed.iter().filter(|((bond, path, _), _)| !exists(*bond, *path)).map(|(k, i)| (*k, *i)).collect();
+        let gone: Vec<_> = self
+            .dialed
+            .iter()
+            .filter(|((bond, path, _), _)| !exists(*bond, *path))
+            .map(|(k, i)| (*k, *i))
+            .collect();
         for (key, index) in gone {
             self.dialed.remove(&key);
             self.close(epoll, index);

@@ -189,7 +189,13 @@ pub(crate) fn collect(
             rates.busy_percent[core] = (busy_ns - rates.busy_ns[core]) as f64 * 100.0 / elapsed_ns;
             rates.busy_ns[core] = busy_ns;
         }
-        status.cores.push(core_status(core, settings.cpus[core], counters, flows.len(), rates.busy_percent[core]));
+        status.cores.push(core_status(
+            core,
+            settings.cpus[core],
+            counters,
+            flows.len(),
+            rates.busy_percent[core],
+        ));
     }
     if elapsed_ns >= 100e6 {
         rates.at = Some(Instant::now());
@@ -286,7 +292,11 @@ fn path_status(path: &Path, snapshot: &Snapshot, sent: u64, fastest_us: i64) -> 
         tx_bytes,
         rx_datagrams: path.traffic.rx_datagrams.load(Relaxed),
         rx_bytes: path.traffic.rx_bytes.load(Relaxed),
-        tx_share_percent: if sent == 0 { 0.0 } else { (tx_bytes as f64 * 1_000.0 / sent as f64).round() / 10.0 },
+        tx_share_percent: if sent == 0 {
+            0.0
+        } else {
+            (tx_bytes as f64 * 1_000.0 / sent as f64).round() / 10.0
+        },
     }
 }
 

@@ -69,7 +69,15 @@ pub struct Worker {
 
 impl Output for Io {
     fn transmit(&mut self, target: &Target, segment: usize, datagrams: &[u8]) {
-        self.sockets.transmit(&self.epoll, self.now_ns, target, segment, datagrams, &self.counters, &mut self.drops);
+        self.sockets.transmit(
+            &self.epoll,
+            self.now_ns,
+            target,
+            segment,
+            datagrams,
+            &self.counters,
+            &mut self.drops,
+        );
     }
 
     fn deliver(&mut self, _bond: usize, packet: &[u8], partial: bool, may_merge: bool) {
@@ -93,7 +101,14 @@ impl Io {
     }
 }
 
-fn write_tun(tun: &TunQueue, counters: &Counters, drops: &mut DropCounters, node: &Node, now_ns: u64, bytes: &[u8]) {
+fn write_tun(
+    tun: &TunQueue,
+    counters: &Counters,
+    drops: &mut DropCounters,
+    node: &Node,
+    now_ns: u64,
+    bytes: &[u8],
+) {
     if let Some(packet) = bytes.get(VNET_BYTES..)
         && let Ok(flow) = FlowKey::of(packet)
     {
@@ -109,7 +124,13 @@ impl Worker {
     ///
     /// # Errors
     /// When epoll cannot be set up.
-    pub fn new(id: u8, shared: Arc<Shared>, tun: TunQueue, rings: Rings, merge_udp: bool) -> std::io::Result<Self> {
+    pub fn new(
+        id: u8,
+        shared: Arc<Shared>,
+        tun: TunQueue,
+        rings: Rings,
+        merge_udp: bool,
+    ) -> std::io::Result<Self> {
         let epoll = Epoll::new()?;
         epoll.add(&tun, TUN_TOKEN, Interest::Read)?;
         epoll.add(shared.doorbells[usize::from(id)].event(), BELL_TOKEN, Interest::Read)?;
@@ -161,7 +182,11 @@ impl Worker {
             let bell = &self.shared.doorbells[usize::from(self.id)];
             bell.lie_down();
             let idle = !more && self.rings.is_empty();
-            wait = if idle { Duration::from_nanos(next.ns().saturating_sub(end_ns).min(1_000_000_000)) } else { Duration::ZERO };
+            wait = if idle {
+                Duration::from_nanos(next.ns().saturating_sub(end_ns).min(1_000_000_000))
+            } else {
+                Duration::ZERO
+            };
         }
     }
 
@@ -191,12 +216,23 @@ impl Worker {
             return;
         }
         self.version = config.version;
-        let own = config.listeners.iter().map(|group| (group.wan, Arc::clone(&group.sockets[usize::from(self.id)]))).collect();
-        if let Err(error) = self.io.sockets.configure(&self.io.epoll, own, WanDevices(config.devices.clone()), config.per_path.clone()) {
+        let own = config
+            .listeners
+            .iter()
+            .map(|group| (group.wan, Arc::clone(&group.sockets[usize::from(self.id)])))
+            .collect();
+        if let Err(error) = self.io.sockets.configure(
+            &self.io.epoll,
+            own,
+            WanDevices(config.devices.clone()),
+            config.per_path.clone(),
+        ) {
             tracing::error!(core = self.id, %error, "listening socket");
         }
         let bonds = self.io.node.bonds.load();
-        self.io.sockets.retain_paths(&self.io.epoll, |bond, path| bonds.get(bond).is_some_and(|bond| bond.path(path).is_some()));
+        self.io.sockets.retain_paths(&self.io.epoll, |bond, path| {
+            bonds.get(bond).is_some_and(|bond| bond.path(path).is_some())
+        });
     }
 
     fn answer_bell(&mut self, now: Time) {
@@ -222,7 +258,9 @@ impl Worker {
                     return false;
                 }
             };
-            let Some((header, packet)) = self.read.get(..length).and_then(|all| all.split_at_checked(VNET_BYTES)) else {
+            let Some((header, packet)) =
+                self.read.get(..length).and_then(|all| all.split_at_checked(VNET_BYTES))
+            else {
                 self.io.drops.add(DropReason::TooShort);
                 continue;
             };
@@ -270,11 +308,19 @@ impl Worker {
         true
     }
 
-    fn receive(&mut self, now: Time, socket: &UdpSocket, source: Source, metas: &mut [RecvMeta]) -> std::io::Result<usize> {
+    fn receive(
+        &mut self,
+        now: Time,
+        socket: &UdpSocket,
+        source: Source,
+        metas: &mut [RecvMeta],
+    ) -> std::io::Result<usize> {
         let count = {
             let mut slices: [IoSliceMut<'_>; UDP_BUFFERS] = {
                 let mut buffers = self.receive.iter_mut();
-                std::array::from_fn(|_| IoSliceMut::new(buffers.next().map_or(&mut [], |buffer| &mut buffer[..])))
+                std::array::from_fn(|_| {
+                    IoSliceMut::new(buffers.next().map_or(&mut [], |buffer| &mut buffer[..]))
+                })
             };
             socket.recv(&mut slices, metas)?
         };

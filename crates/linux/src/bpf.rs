@@ -1,10 +1,11 @@
 //! The two programs we give the kernel, so that it hands each packet to the core that owns it.
 //!
-//! * [`reuseport_program`]: classic BPF, needs no privilege. Picks the UDP socket of a group by the receiving core byte
-//!   of the tunnel header.
-//! * [`SteeringProgram`]: eBPF, needs CAP_BPF (root). Makes a TUN device pick its queue by the very hash and bucket table that
-//!   the engine uses ([`steering::symmetric`], [`packet::flow`]), so that a packet is read on the core that owns its flow.
-//!   Without it the kernel's own flow table and the engine's ring do the same work, only slower.
+//! * [`reuseport_program`]: classic BPF, needs no privilege. Picks the UDP socket of a group by the receiving
+//!   core byte of the tunnel header.
+//! * [`SteeringProgram`]: eBPF, needs CAP_BPF (root). Makes a TUN device pick its queue by the very hash and
+//!   bucket table that the engine uses ([`::steering::symmetric`], [`packet::flow`]), so that a packet is
+//!   read on the core that owns its flow. Without it the kernel's own flow table and the engine's ring do the
+//!   same work, only slower.
 
 mod assembler;
 mod kernel;

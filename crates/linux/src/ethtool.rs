@@ -108,7 +108,8 @@ impl Tool {
         let data = words.as_mut_ptr().cast();
         let mut request =
             libc::ifreq { ifr_name: self.name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_data: data } };
-        // SAFETY: each caller gives the words that its command reads and writes, no more than it announces in them.
+        // SAFETY: each caller gives the words that its command reads and writes, no more than it announces in
+        // them.
         check(unsafe { libc::ioctl(self.socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) }).map(drop)
     }
 

@@ -65,7 +65,8 @@ impl Epoll {
         Ok(Epoll { fd })
     }
 
-    /// Adds a descriptor; `token` comes back in [`Ready`]. It leaves the set by [`Epoll::remove`] or when it is closed.
+    /// Adds a descriptor; `token` comes back in [`Ready`]. It leaves the set by [`Epoll::remove`] or when it
+    /// is closed.
     pub fn add(&self, fd: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
         self.control(libc::EPOLL_CTL_ADD, fd.as_fd(), token, interest)
     }
@@ -122,13 +123,15 @@ impl Epoll {
         events: &mut [MaybeUninit<libc::epoll_event>; READY_MAX],
         timeout: Option<Duration>,
     ) -> io::Result<usize> {
-        // `epoll_pwait2` (Linux 5.11) takes nanoseconds: pacing needs better than the milliseconds of `epoll_wait`.
+        // `epoll_pwait2` (Linux 5.11) takes nanoseconds: pacing needs better than the milliseconds of
+        // `epoll_wait`.
         let timespec = timeout.map(|timeout| libc::timespec {
             tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
             tv_nsec: timeout.subsec_nanos().into(),
         });
         let timespec_pointer = timespec.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-        // SAFETY: `events` has room for READY_MAX entries; the time is null or lives on this stack; no signal mask.
+        // SAFETY: `events` has room for READY_MAX entries; the time is null or lives on this stack; no signal
+        // mask.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_epoll_pwait2,

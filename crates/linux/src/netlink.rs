@@ -1,7 +1,8 @@
 //! Links, addresses, routes, rules and neighbours of a network namespace, over rtnetlink.
 //!
 //! [`Netlink`] is a synchronous session: each call asks the kernel and waits for its answer (microseconds).
-//! It stays in the namespace where it was opened. [`Monitor`] is the other direction: the kernel tells what changed.
+//! It stays in the namespace where it was opened. [`Monitor`] is the other direction: the kernel tells what
+//! changed.
 
 mod address;
 mod link;
@@ -31,8 +32,9 @@ use crate::netns::Namespace;
 use crate::sys::{check, check_size, owned, set_option};
 use crate::{Error, Result};
 
-/// The routing protocol number that marks routes and rules made by this program (RTA_PROTOCOL, FRA_PROTOCOL), so that
-/// leftovers of a killed instance can be told from what others configured. A number that `rt_protos` leaves free.
+/// The routing protocol number that marks routes and rules made by this program (RTA_PROTOCOL, FRA_PROTOCOL),
+/// so that leftovers of a killed instance can be told from what others configured. A number that `rt_protos`
+/// leaves free.
 pub const OUR_PROTOCOL: u8 = 171;
 
 /// A dump can be restarted when the tables change while it is read; so often at most.
@@ -59,7 +61,8 @@ pub(crate) enum Existing {
 }
 
 impl Netlink {
-    /// Opens a session in the calling thread's namespace. Reading needs no privilege, changing needs CAP_NET_ADMIN.
+    /// Opens a session in the calling thread's namespace. Reading needs no privilege, changing needs
+    /// CAP_NET_ADMIN.
     pub fn open() -> Result<Netlink> {
         let fd = open_socket(0).context("open a netlink socket")?;
         Ok(Netlink { fd, sequence: Cell::new(0) })
@@ -167,7 +170,8 @@ impl AsFd for Netlink {
     }
 }
 
-/// Hands a message on if it can be understood. One message of a newer kernel that cannot must not hide the others.
+/// Hands a message on if it can be understood. One message of a newer kernel that cannot must not hide the
+/// others.
 fn each_decoded(bytes: &[u8], each: &mut dyn FnMut(RouteNetlinkMessage)) {
     match NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) {
         Ok(NetlinkMessage { payload: NetlinkPayload::InnerMessage(message), .. }) => each(message),

@@ -1,9 +1,9 @@
-//! Network namespaces: making one, working inside one, starting programs inside one, and becoming root of one's own
-//! user namespace as an ordinary user.
+//! Network namespaces: making one, working inside one, starting programs inside one, and becoming root of
+//! one's own user namespace as an ordinary user.
 //!
-//! A namespace belongs to a thread. [`Namespace::run`] therefore works on a thread of its own, so that the caller
-//! never finds itself in another network. Sockets, TUN devices and netlink sessions stay in the namespace where they
-//! were opened, wherever they are used afterwards.
+//! A namespace belongs to a thread. [`Namespace::run`] therefore works on a thread of its own, so that the
+//! caller never finds itself in another network. Sockets, TUN devices and netlink sessions stay in the
+//! namespace where they were opened, wherever they are used afterwards.
 
 use std::ffi::CStr;
 use std::fmt;
@@ -82,7 +82,8 @@ impl Namespace {
     pub fn prepare_command(&self, command: &mut Command) -> Result<()> {
         let namespace = self.try_clone()?;
         prepare_command(command);
-        // SAFETY: the closure only makes one system call and allocates nothing, as is required between fork and exec.
+        // SAFETY: the closure only makes one system call and allocates nothing, as is required between fork
+        // and exec.
         unsafe {
             command
                 .pre_exec(move || check(libc::setns(namespace.fd.as_raw_fd(), libc::CLONE_NEWNET)).map(drop));
@@ -120,8 +121,9 @@ pub fn prepare_command(command: &mut Command) {
     }
 }
 
-/// Has the kernel kill the child when the *thread* that starts it ends, so that nothing is left behind even when this
-/// process is killed. Start such a child from a thread that lives long enough, not from [`Namespace::run`].
+/// Has the kernel kill the child when the *thread* that starts it ends, so that nothing is left behind even
+/// when this process is killed. Start such a child from a thread that lives long enough, not from
+/// [`Namespace::run`].
 pub fn die_with_thread(command: &mut Command) {
     // SAFETY: one system call between fork and exec, no allocation.
     unsafe {
@@ -139,9 +141,9 @@ pub fn is_privileged() -> bool {
     [NET_ADMIN, SYS_ADMIN].iter().all(|bit| bits & (1 << bit) != 0)
 }
 
-/// Makes this process root of a user namespace of its own, with the present user and group mapped to 0, and moves it
-/// into a new network namespace whose loopback is on. Call it in `main` before any other thread exists: the kernel
-/// refuses it to a process with several threads.
+/// Makes this process root of a user namespace of its own, with the present user and group mapped to 0, and
+/// moves it into a new network namespace whose loopback is on. Call it in `main` before any other thread
+/// exists: the kernel refuses it to a process with several threads.
 pub fn enter_user_namespace() -> Result<()> {
     enter_raw().map_err(|error| Error::new(USER_NAMESPACE_REFUSED, error))?;
     crate::netlink::Netlink::open()?.set_up(1, true)
@@ -151,8 +153,8 @@ pub fn enter_user_namespace() -> Result<()> {
 pub(crate) const USER_NAMESPACE_REFUSED: &str = "enter a user namespace (root is needed on this system, \
      or kernel.unprivileged_userns_clone / kernel.apparmor_restrict_unprivileged_userns must allow it)";
 
-/// Lets `command` start as root of a user namespace of its own, in a new network namespace (whose loopback is off). This works
-/// for a process with several threads too.
+/// Lets `command` start as root of a user namespace of its own, in a new network namespace (whose loopback is
+/// off). This works for a process with several threads too.
 pub fn prepare_command_in_user_namespace(command: &mut Command) {
     prepare_command(command);
     // SAFETY: only system calls and formatting into the stack between fork and exec; no allocation.
@@ -184,8 +186,8 @@ fn write_raw(path: &CStr, text: fmt::Arguments<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes a kernel setting such as `net.ipv4.ip_forward` of the calling thread's network namespace. Interface names
-/// with dots are written with `/` in their place, as `sysctl` does.
+/// Writes a kernel setting such as `net.ipv4.ip_forward` of the calling thread's network namespace. Interface
+/// names with dots are written with `/` in their place, as `sysctl` does.
 pub fn set_sysctl(name: &str, value: &str) -> Result<()> {
     let path = sysctl_path(name);
     fs::write(&path, value).context(format_args!("set {name} = {value}"))

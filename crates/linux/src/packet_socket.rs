@@ -1,4 +1,5 @@
-//! Raw Ethernet frames of one interface, for the link emulator: what arrives there is read, what is written leaves there.
+//! Raw Ethernet frames of one interface, for the link emulator: what arrives there is read, what is written
+//! leaves there.
 
 use std::io;
 use std::mem::{MaybeUninit, size_of, zeroed};
@@ -19,10 +20,10 @@ pub struct PacketSocket {
 }
 
 impl PacketSocket {
-    /// Opens the interface of this name in the calling thread's namespace. `vnet_header`: a 10-byte virtio header
-    /// stands in front of each frame, and super-frames pass whole with their partial checksums. Without it, frames that the
-    /// kernel has not finished (a partial checksum, a super-frame) are finished or cut by the kernel.
-    /// `promiscuous`: also frames to other hardware addresses. Needs CAP_NET_RAW.
+    /// Opens the interface of this name in the calling thread's namespace. `vnet_header`: a 10-byte virtio
+    /// header stands in front of each frame, and super-frames pass whole with their partial checksums.
+    /// Without it, frames that the kernel has not finished (a partial checksum, a super-frame) are finished
+    /// or cut by the kernel. `promiscuous`: also frames to other hardware addresses. Needs CAP_NET_RAW.
     pub fn open(interface: &str, vnet_header: bool, promiscuous: bool) -> Result<PacketSocket> {
         let what = format!("open a packet socket on {interface}");
         let index = interface_index(interface).context(&what)?;
@@ -80,7 +81,8 @@ impl PacketSocket {
         check_size(unsafe { libc::recv(self.fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) })
     }
 
-    /// Reads up to 32 frames, one per buffer, with one system call; `lengths` tells their bytes. Returns how many.
+    /// Reads up to 32 frames, one per buffer, with one system call; `lengths` tells their bytes. Returns how
+    /// many.
     pub fn receive_many(
         &self,
         buffers: &mut [io::IoSliceMut<'_>],
@@ -96,7 +98,8 @@ impl PacketSocket {
             empty.msg_hdr.msg_iovlen = 1;
             message.write(empty);
         }
-        // SAFETY: the first `count` messages are initialised; each points at one live buffer with its true length.
+        // SAFETY: the first `count` messages are initialised; each points at one live buffer with its true
+        // length.
         let result = unsafe {
             libc::recvmmsg(
                 self.fd.as_raw_fd(),

@@ -19,9 +19,10 @@ pub struct InstanceLock {
 }
 
 impl InstanceLock {
-    /// Takes the lock of this file, which is made (mode 0600) if it is missing and holds our process id. Fails with
-    /// [`io::ErrorKind::AddrInUse`] and the other's process id if another instance runs. The file is left behind on purpose: to
-    /// remove it would let two later instances lock two different files of one name.
+    /// Takes the lock of this file, which is made (mode 0600) if it is missing and holds our process id.
+    /// Fails with [`io::ErrorKind::AddrInUse`] and the other's process id if another instance runs. The file
+    /// is left behind on purpose: to remove it would let two later instances lock two different files of one
+    /// name.
     pub fn acquire(path: &Path) -> Result<InstanceLock> {
         let what = format!("lock {}", path.display());
         let mut options = OpenOptions::new();
@@ -65,7 +66,8 @@ pub fn raise_open_files(wanted: u64) -> Result<u64> {
     raise(Resource::Nofile, wanted, "raise the limit of open files")
 }
 
-/// Raises the limit of locked memory (BPF maps of kernels before 5.11 count against it); returns the limit now in force.
+/// Raises the limit of locked memory (BPF maps of kernels before 5.11 count against it); returns the limit
+/// now in force.
 pub fn raise_locked_memory(wanted_bytes: u64) -> Result<u64> {
     raise(Resource::Memlock, wanted_bytes, "raise the limit of locked memory")
 }

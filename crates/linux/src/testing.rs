@@ -5,13 +5,13 @@ use std::process::Command;
 use crate::netns;
 
 /// Set in a test process that is already inside a user namespace made by [`isolated`].
-const INSIDE: &str = "ANABRANCH_TEST_INSIDE_NAMESPACE";
+pub(crate) const INSIDE: &str = "ANABRANCH_TEST_INSIDE_NAMESPACE";
 
-/// Runs a test in a new network namespace, where it may do what it likes: as root directly, as an ordinary user by
-/// running this very test again in a user namespace. Where the system allows neither, the test fails and says so.
+/// Runs a test in a new network namespace, where it may do what it likes: as root directly, as an ordinary
+/// user by running this very test again in a user namespace. Where the system allows neither, the test fails
+/// and says so.
 ///
-/// # Panics
-/// When the test fails or no namespace can be had.
+/// # Panics When the test fails or no namespace can be had.
 pub fn isolated(test: impl FnOnce() + Send) {
     if std::env::var_os(INSIDE).is_some() {
         // The process was started in a fresh namespace; only its loopback is missing.

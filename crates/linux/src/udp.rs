@@ -1,10 +1,11 @@
 //! UDP sockets that move many datagrams per system call.
 //!
-//! A [`UdpSocket`] sends a train of equal datagrams in one call (GSO) and receives trains that the kernel
-//! has merged (GRO, by 4-tuple). It is bound to a device if asked, says for every train on which local address
-//! it came in, and sends from the local address it is told. It never lets the kernel fragment: DF is set,
-//! the kernel's own path MTU guess is ignored, and what is too big for the interface is `EMSGSIZE`.
-//! [`UdpSocket::bind_group`] makes the listener's sockets, one per core, with the BPF program that picks by core byte.
+//! A [`UdpSocket`] sends a train of equal datagrams in one call (GSO) and receives trains that the kernel has
+//! merged (GRO, by 4-tuple). It is bound to a device if asked, says for every train on which local address it
+//! came in, and sends from the local address it is told. It never lets the kernel fragment: DF is set, the
+//! kernel's own path MTU guess is ignored, and what is too big for the interface is `EMSGSIZE`.
+//! [`UdpSocket::bind_group`] makes the listener's sockets, one per core, with the BPF program that picks by
+//! core byte.
 
 mod message;
 
@@ -146,9 +147,9 @@ impl UdpSocket {
         self.local
     }
 
-    /// Sends `contents` to `to`: one datagram, or with `segment_bytes` a train of datagrams of that size (the last may be
-    /// shorter). `source` is the local address to send from. `WouldBlock`: nothing was sent, the buffer is full.
-    /// `EMSGSIZE`: a datagram is larger than the interface's MTU.
+    /// Sends `contents` to `to`: one datagram, or with `segment_bytes` a train of datagrams of that size (the
+    /// last may be shorter). `source` is the local address to send from. `WouldBlock`: nothing was sent, the
+    /// buffer is full. `EMSGSIZE`: a datagram is larger than the interface's MTU.
     pub fn send(
         &self,
         to: SocketAddr,
@@ -230,8 +231,9 @@ impl UdpSocket {
         self.lost.load(Ordering::Relaxed)
     }
 
-    /// Receives up to [`RECEIVE_BATCH_MAX`] datagrams or trains, one per buffer, and returns how many. Buffers should
-    /// have 65,535 bytes: a merged train that does not fit is cut. `WouldBlock` when there is nothing.
+    /// Receives up to [`RECEIVE_BATCH_MAX`] datagrams or trains, one per buffer, and returns how many.
+    /// Buffers should have 65,535 bytes: a merged train that does not fit is cut. `WouldBlock` when there is
+    /// nothing.
     pub fn recv(&self, buffers: &mut [IoSliceMut<'_>], metas: &mut [RecvMeta]) -> io::Result<usize> {
         message::receive(self.socket.as_fd(), buffers, metas)
     }

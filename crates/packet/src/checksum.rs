@@ -1,9 +1,10 @@
 //! The Internet checksum (RFC 1071), its incremental update (RFC 1624) and pseudo-headers.
 //!
-//! A *partial sum* is a `u32` of big-endian 16-bit words, not complemented. Functions here return partial sums
-//! of at most 17 bits, so that tens of thousands of them can be added with plain `+` before [`finish`].
-//! A *partial checksum* is what the kernel calls `CHECKSUM_PARTIAL`: the checksum field holds the folded, not
-//! complemented sum of the pseudo-header, and somebody later adds the rest ([`crate::segment::complete_checksum`]).
+//! A *partial sum* is a `u32` of big-endian 16-bit words, not complemented. Functions here return partial
+//! sums of at most 17 bits, so that tens of thousands of them can be added with plain `+` before
+//! [`finish`]. A *partial checksum* is what the kernel calls `CHECKSUM_PARTIAL`: the checksum field holds
+//! the folded, not complemented sum of the pseudo-header, and somebody later adds the rest
+//! ([`crate::segment::complete_checksum`]).
 
 use crate::ip::IpHeader;
 use crate::u16_at;
@@ -14,9 +15,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 #[inline]
 #[must_use]
 pub fn sum(bytes: &[u8], initial: u32) -> u32 {
-    // Word sums do not depend on the byte order (RFC 1071 §2 B), so words are loaded in the machine's order and
-    // the result is swapped once. Adding 32-bit halves into 64-bit lanes needs no carry handling below 2^32
-    // words, and the lanes become vector registers.
+    // Word sums do not depend on the byte order (RFC 1071 §2 B), so words are loaded in the machine's order
+    // and the result is swapped once. Adding 32-bit halves into 64-bit lanes needs no carry handling below
+    // 2^32 words, and the lanes become vector registers.
     let mut lanes = [0u64; 8];
     let (chunks, tail) = bytes.as_chunks::<32>();
     for chunk in chunks {
@@ -64,7 +65,8 @@ pub const fn nonzero(checksum: u16) -> u16 {
     if checksum == 0 { 0xffff } else { checksum }
 }
 
-/// Partial sum of the IPv4 pseudo-header (RFC 9293 §3.1). `upper_bytes`: length of the upper layer with its header.
+/// Partial sum of the IPv4 pseudo-header (RFC 9293 §3.1). `upper_bytes`: length of the upper layer with its
+/// header.
 #[inline]
 #[must_use]
 pub fn pseudo_header_v4(src: Ipv4Addr, dst: Ipv4Addr, protocol: u8, upper_bytes: u16) -> u32 {
@@ -72,7 +74,8 @@ pub fn pseudo_header_v4(src: Ipv4Addr, dst: Ipv4Addr, protocol: u8, upper_bytes:
     (src >> 16) + (src & 0xffff) + (dst >> 16) + (dst & 0xffff) + u32::from(protocol) + u32::from(upper_bytes)
 }
 
-/// Partial sum of the IPv6 pseudo-header (RFC 8200 §8.1). `upper_bytes`: length of the upper layer with its header.
+/// Partial sum of the IPv6 pseudo-header (RFC 8200 §8.1). `upper_bytes`: length of the upper layer with its
+/// header.
 #[inline]
 #[must_use]
 pub fn pseudo_header_v6(src: &Ipv6Addr, dst: &Ipv6Addr, protocol: u8, upper_bytes: u32) -> u32 {
@@ -83,8 +86,8 @@ pub fn pseudo_header_v6(src: &Ipv6Addr, dst: &Ipv6Addr, protocol: u8, upper_byte
         + (upper_bytes & 0xffff)
 }
 
-/// Partial sum of the pseudo-header of either version. Addresses of different versions give zero for the addresses:
-/// there is no such packet.
+/// Partial sum of the pseudo-header of either version. Addresses of different versions give zero for the
+/// addresses: there is no such packet.
 #[inline]
 #[must_use]
 pub fn pseudo_header(src: IpAddr, dst: IpAddr, protocol: u8, upper_bytes: usize) -> u32 {
@@ -141,8 +144,8 @@ pub fn verify_ipv4_header(header: &[u8]) -> bool {
     fold(sum(header, 0)) == 0xffff
 }
 
-/// The upper layer's checksum under the pseudo-header is right: TCP, UDP (where zero, "none", is not), ICMPv6.
-/// `upper`: exactly the upper layer, its header included.
+/// The upper layer's checksum under the pseudo-header is right: TCP, UDP (where zero, "none", is not),
+/// ICMPv6. `upper`: exactly the upper layer, its header included.
 #[inline]
 #[must_use]
 pub fn verify_upper(src: IpAddr, dst: IpAddr, protocol: u8, upper: &[u8]) -> bool {

@@ -1,9 +1,10 @@
 //! Merges what the tunnel delivers into super-packets for TUN writes: consecutive TCP segments, or equal UDP
 //! datagrams, of one flow. One write then carries up to 64 KB through the kernel's stack (design §5).
 //!
-//! Per packet call [`Coalescer::push`]; when there is nothing more to deliver, [`Coalescer::flush`]. Packets are emitted in the
-//! order they were pushed. Only what [`crate::segment::Segmenter`] would split into the very same segments is
-//! merged; the IPv4 identification of packets with "don't fragment" is the exception, it has no meaning (RFC 6864).
+//! Per packet call [`Coalescer::push`]; when there is nothing more to deliver, [`Coalescer::flush`].
+//! Packets are emitted in the order they were pushed. Only what [`crate::segment::Segmenter`] would split
+//! into the very same segments is merged; the IPv4 identification of packets with "don't fragment" is the
+//! exception, it has no meaning (RFC 6864).
 //!
 //! Merge only packets that were authenticated: the kernel is told that the checksums are right.
 
@@ -80,7 +81,8 @@ impl Coalescer {
         Coalescer { buffer, held: None, merge_udp: true }
     }
 
-    /// Whether UDP is merged. Switch it off where the TUN device does not know `VIRTIO_NET_HDR_GSO_UDP_L4` (before Linux 6.2).
+    /// Whether UDP is merged. Switch it off where the TUN device does not know `VIRTIO_NET_HDR_GSO_UDP_L4`
+    /// (before Linux 6.2).
     pub fn set_merge_udp(&mut self, merge: bool) {
         self.merge_udp = merge;
     }
@@ -92,9 +94,9 @@ impl Coalescer {
         self.held.is_none()
     }
 
-    /// Takes one IP packet. `checksum_partial`: its transport checksum is the pseudo-header's sum only. `may_merge`: it may
-    /// continue the packet before it. `emit` gets a virtio header and packet, ready for one write, for whatever is complete;
-    /// the packet itself may stay held until later calls.
+    /// Takes one IP packet. `checksum_partial`: its transport checksum is the pseudo-header's sum only.
+    /// `may_merge`: it may continue the packet before it. `emit` gets a virtio header and packet, ready for
+    /// one write, for whatever is complete; the packet itself may stay held until later calls.
     ///
     /// Returns `false` for a packet longer than IP allows, which is not emitted.
     #[inline]
@@ -297,7 +299,8 @@ fn plain_ipv4(packet: &[u8]) -> Option<u8> {
     plain.then_some(header[9])
 }
 
-/// Protocol of an IPv6 packet without padding. Extension headers are not looked through: their protocol is not merged.
+/// Protocol of an IPv6 packet without padding. Extension headers are not looked through: their protocol is
+/// not merged.
 #[inline]
 fn plain_ipv6(packet: &[u8]) -> Option<u8> {
     let header: &[u8; IPV6_HEADER_BYTES] = packet.first_chunk()?;

@@ -4,9 +4,9 @@
 //! steering crate hashes keys symmetrically, so the key of a flow's reply is [`FlowKey::reversed`], and what
 //! is about a flow must carry the flow's key:
 //!
-//! * ICMP echo and the other queries: the identifier stands in the port slot of the *lower* address, zero in the
-//!   other, so that request and reply are each other's reversed key. Between equal addresses a request has it in
-//!   the source slot, a reply in the destination slot.
+//! * ICMP echo and the other queries: the identifier stands in the port slot of the *lower* address, zero
+//!   in the other, so that request and reply are each other's reversed key. Between equal addresses a
+//!   request has it in the source slot, a reply in the destination slot.
 //! * ICMP errors: the key of the quoted packet, reversed, because an error travels against the flow.
 //! * Fragments (the first one too), protocols without ports, cut upper layers: ports are zero.
 
@@ -50,8 +50,9 @@ impl FlowKey {
         Ok(Self::of_parsed(&header, packet))
     }
 
-    /// The short way for nearly all packets: whole TCP or UDP without IPv6 extension headers. A third of the time of the long way,
-    /// whose answer it has to equal wherever it gives one; it gives none for anything doubtful.
+    /// The short way for nearly all packets: whole TCP or UDP without IPv6 extension headers. A third of
+    /// the time of the long way, whose answer it has to equal wherever it gives one; it gives none for
+    /// anything doubtful.
     #[inline]
     fn of_plain(packet: &[u8]) -> Option<FlowKey> {
         let fixed = packet.first_chunk::<IPV4_HEADER_BYTES>()?;
@@ -123,7 +124,8 @@ impl FlowKey {
         FlowKey { src: header.src, dst: header.dst, src_port: 0, dst_port: 0, protocol: header.protocol }
     }
 
-    /// `quotes`: an error's quote is followed. Not so inside a quote: errors about errors do not exist (RFC 1122 §3.2.2).
+    /// `quotes`: an error's quote is followed. Not so inside a quote: errors about errors do not exist (RFC
+    /// 1122 §3.2.2).
     fn of_icmp(header: &IpHeader, upper: &[u8], quotes: bool) -> FlowKey {
         let plain = Self::without_ports(header);
         let Some(kind) = upper.first().copied() else { return plain };
@@ -251,8 +253,8 @@ pub enum FlowKeyError {
     Address,
     /// One address is IPv4, the other IPv6.
     MixedVersions,
-    /// `id` is not a number up to 65535, or stands behind another protocol than ICMP or behind ports, or between equal
-    /// addresses, where its direction would be unknown.
+    /// `id` is not a number up to 65535, or stands behind another protocol than ICMP or behind ports, or
+    /// between equal addresses, where its direction would be unknown.
     Id,
 }
 

@@ -1,9 +1,9 @@
 //! IPv4 and IPv6 headers (RFC 791, RFC 8200), read with every length checked.
 //!
-//! [`IpHeader::parse`] answers for both versions where the upper layer starts, what it is and where the packet
-//! ends. IPv6 extension headers are walked up to the upper layer, at most [`EXTENSION_HEADERS_MAX`] of them.
-//! At a real fragment the walk stops behind the fragment header, for the first fragment too, so that all
-//! fragments of a packet report the same protocol.
+//! [`IpHeader::parse`] answers for both versions where the upper layer starts, what it is and where the
+//! packet ends. IPv6 extension headers are walked up to the upper layer, at most [`EXTENSION_HEADERS_MAX`]
+//! of them. At a real fragment the walk stops behind the fragment header, for the first fragment too, so
+//! that all fragments of a packet report the same protocol.
 
 use crate::drop_reason::DropReason;
 use crate::{array_at, checksum, put_u16, u16_at, u32_at};
@@ -55,8 +55,8 @@ pub const ECN_CE: u8 = 3;
 pub const IPV4_HEADER_BYTES: usize = 20;
 /// Bytes of the fixed IPv6 header.
 pub const IPV6_HEADER_BYTES: usize = 40;
-/// How many IPv6 extension headers are walked before the packet counts as malformed. RFC 8200 §4.1 knows eight
-/// in the recommended order.
+/// How many IPv6 extension headers are walked before the packet counts as malformed. RFC 8200 §4.1 knows
+/// eight in the recommended order.
 pub const EXTENSION_HEADERS_MAX: usize = 8;
 
 /// Where a fragment belongs.
@@ -83,9 +83,11 @@ impl Fragment {
 pub struct IpHeader {
     /// 4 or 6.
     pub version: u8,
-    /// Offset of the upper layer in bytes: the header with IPv4 options or IPv6 extension headers. Never beyond `total_bytes`.
+    /// Offset of the upper layer in bytes: the header with IPv4 options or IPv6 extension headers. Never
+    /// beyond `total_bytes`.
     pub header_bytes: usize,
-    /// Length of the whole packet as its header says. Never more than the bytes parsed; what follows is padding.
+    /// Length of the whole packet as its header says. Never more than the bytes parsed; what follows is
+    /// padding.
     pub total_bytes: usize,
     /// Source address.
     pub src: IpAddr,
@@ -218,8 +220,8 @@ fn parse_v6(packet: &[u8], whole: bool) -> Option<IpHeader> {
     Some(header)
 }
 
-/// Protocol numbers that are IPv6 extension headers of the common layout or the fragment header. ESP is not one:
-/// nothing behind it can be read.
+/// Protocol numbers that are IPv6 extension headers of the common layout or the fragment header. ESP is not
+/// one: nothing behind it can be read.
 #[inline]
 const fn is_extension(protocol: u8) -> bool {
     matches!(
@@ -295,8 +297,8 @@ pub fn packet_ecn(packet: &[u8]) -> Option<u8> {
     }
 }
 
-/// Replaces the ECN field (its low two bits are used) and keeps the IPv4 header checksum right, as RFC 6040 needs at the end of a
-/// tunnel. `false` when the packet is not IP or shorter than its fixed header.
+/// Replaces the ECN field (its low two bits are used) and keeps the IPv4 header checksum right, as RFC 6040
+/// needs at the end of a tunnel. `false` when the packet is not IP or shorter than its fixed header.
 #[inline]
 pub fn set_ecn(packet: &mut [u8], ecn: u8) -> bool {
     let Some([first, second]) = array_at(packet, 0) else { return false };

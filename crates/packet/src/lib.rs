@@ -34,8 +34,8 @@ pub use ip::{Fragment, IpHeader};
 pub use segment::{SegmentKind, Segmenter};
 pub use vnet::VirtioNetHeader;
 
-/// Bytes at `at..at + N`, or nothing when the slice is too short. The one way this crate reads fields: it cannot
-/// panic, and the compiler folds the checks of neighbouring reads.
+/// Bytes at `at..at + N`, or nothing when the slice is too short. The one way this crate reads fields: it
+/// cannot panic, and the compiler folds the checks of neighbouring reads.
 #[inline]
 pub(crate) fn array_at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..)?.first_chunk::<N>().copied()

@@ -1,5 +1,5 @@
-//! TCP MSS clamping: the one place where the gateway edits a transport header on the way through a tunnel whose
-//! packets are smaller than the hosts believe (RFC 6691, design §4 "Paths").
+//! TCP MSS clamping: the one place where the gateway edits a transport header on the way through a tunnel
+//! whose packets are smaller than the hosts believe (RFC 6691, design §4 "Paths").
 
 use crate::checksum;
 use crate::ip::{IpHeader, PROTOCOL_TCP};
@@ -10,11 +10,12 @@ const OPTION_END: u8 = 0;
 const OPTION_NOP: u8 = 1;
 const OPTION_MSS: u8 = 2;
 
-/// Lowers the MSS option of a SYN so that full segments fit packets of `mtu` bytes; never raises it, never adds one.
-/// Returns whether the packet changed.
+/// Lowers the MSS option of a SYN so that full segments fit packets of `mtu` bytes; never raises it, never
+/// adds one. Returns whether the packet changed.
 ///
-/// A partial checksum does not cover the option and must stay, a full one must follow. Which it is, is read off the packet;
-/// one SYN in 65,536 could be either and is left as it is. Use [`mss_clamp_known`] where the caller knows.
+/// A partial checksum does not cover the option and must stay, a full one must follow. Which it is, is read
+/// off the packet; one SYN in 65,536 could be either and is left as it is. Use [`mss_clamp_known`] where
+/// the caller knows.
 pub fn mss_clamp(packet: &mut [u8], mtu: u16) -> bool {
     let Some(place) = find(packet, mtu) else { return false };
     let upper = packet.get(place.tcp..place.end).unwrap_or_default();

@@ -1,10 +1,11 @@
 //! Splits a super-packet from the TUN device into the segments that go into datagrams (design §5).
 //!
-//! Nothing is copied ahead: [`Segmenter::new`] validates once, and [`Segmenter::write_segment`] writes the rebuilt
-//! header and one slice of the payload straight to where the segment will be sealed.
+//! Nothing is copied ahead: [`Segmenter::new`] validates once, and [`Segmenter::write_segment`] writes the
+//! rebuilt header and one slice of the payload straight to where the segment will be sealed.
 //!
 //! Transport checksums are left *partial*, the sum of the pseudo-header for the segment's own length
-//! ([`Segmenter::checksum_partial`]). The receiver passes that on to its kernel, or calls [`complete_checksum`].
+//! ([`Segmenter::checksum_partial`]). The receiver passes that on to its kernel, or calls
+//! [`complete_checksum`].
 
 use crate::checksum;
 use crate::drop_reason::DropReason;
@@ -64,8 +65,8 @@ pub struct Segmenter<'a> {
 }
 
 impl<'a> Segmenter<'a> {
-    /// Validates a packet with the virtio header that came with it. `hdr_len` is not trusted: lengths are taken
-    /// from the packet's own headers.
+    /// Validates a packet with the virtio header that came with it. `hdr_len` is not trusted: lengths are
+    /// taken from the packet's own headers.
     ///
     /// # Errors
     /// [`DropReason::IpMalformed`] for a bad IP header, [`DropReason::BadOffload`] when the virtio header
@@ -205,7 +206,8 @@ impl<'a> Segmenter<'a> {
         self.segment_payload
     }
 
-    /// Bytes of IP and TCP or UDP header, repeated in every segment; zero for a `Single`, where nothing is repeated.
+    /// Bytes of IP and TCP or UDP header, repeated in every segment; zero for a `Single`, where nothing is
+    /// repeated.
     #[inline]
     #[must_use]
     pub const fn header_bytes(&self) -> usize {
@@ -226,9 +228,9 @@ impl<'a> Segmenter<'a> {
         self.checksum_partial
     }
 
-    /// Makes the segments of a TCP super-packet smaller, so that one fits one datagram. Only ever smaller: the size
-    /// the kernel chose is the peer's MSS. `false`, and nothing changes, for zero, for anything but TCP, and when `n`
-    /// is not smaller.
+    /// Makes the segments of a TCP super-packet smaller, so that one fits one datagram. Only ever smaller:
+    /// the size the kernel chose is the peer's MSS. `false`, and nothing changes, for zero, for anything
+    /// but TCP, and when `n` is not smaller.
     pub fn set_segment_payload(&mut self, n: usize) -> bool {
         let smaller = self.kind == SegmentKind::Tcp && n > 0 && n < self.segment_payload;
         if smaller {
@@ -261,11 +263,11 @@ impl<'a> Segmenter<'a> {
         (start < end || (index == 0 && start == end)).then_some((start, end))
     }
 
-    /// Writes segment `index` to the start of `out` and returns its length. Zero, and nothing written, beyond the
-    /// last segment or when `out` is shorter than [`Segmenter::segment_bytes`].
+    /// Writes segment `index` to the start of `out` and returns its length. Zero, and nothing written,
+    /// beyond the last segment or when `out` is shorter than [`Segmenter::segment_bytes`].
     ///
-    /// Rebuilt per segment: IPv4 identification (+ index), lengths, IPv4 header checksum, TCP sequence number, FIN
-    /// and PSH (last segment only), CWR (first only), and the partial transport checksum.
+    /// Rebuilt per segment: IPv4 identification (+ index), lengths, IPv4 header checksum, TCP sequence
+    /// number, FIN and PSH (last segment only), CWR (first only), and the partial transport checksum.
     #[inline]
     pub fn write_segment(&self, index: usize, out: &mut [u8]) -> usize {
         let Some((start, end)) = self.payload_range(index) else { return 0 };
@@ -333,8 +335,8 @@ pub(crate) const fn checksum_offset(protocol: u8) -> Option<usize> {
     }
 }
 
-/// Where the TCP or UDP header starts and where its checksum stands, both from the start of the packet, when the whole
-/// checksum can be computed: not in a fragment, not in a cut header.
+/// Where the TCP or UDP header starts and where its checksum stands, both from the start of the packet,
+/// when the whole checksum can be computed: not in a fragment, not in a cut header.
 #[inline]
 pub(crate) fn checksum_place(ip: &IpHeader) -> Option<(usize, usize)> {
     let offset = checksum_offset(ip.protocol)?;
@@ -356,8 +358,8 @@ pub fn complete_checksum(packet: &mut [u8]) -> Result<(), DropReason> {
     Ok(())
 }
 
-/// Sums everything from `start` on, the partial checksum in it included, and stores the result. Where UDP has its checksum
-/// a zero would mean "none" and becomes 0xffff, which is as right for any other protocol.
+/// Sums everything from `start` on, the partial checksum in it included, and stores the result. Where UDP
+/// has its checksum a zero would mean "none" and becomes 0xffff, which is as right for any other protocol.
 fn complete_at(packet: &mut [u8], start: usize, offset: usize) {
     let full = checksum::finish(checksum::sum(packet.get(start..).unwrap_or_default(), 0));
     let full = if offset == UDP_CHECKSUM_OFFSET { checksum::nonzero(full) } else { full };

@@ -1,5 +1,5 @@
-//! Packets for this crate's tests, built and checksummed by the simplest code that can be right, and by none of the
-//! crate's own.
+//! Packets for this crate's tests, built and checksummed by the simplest code that can be right, and by
+//! none of the crate's own.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -243,7 +243,8 @@ pub fn super_header(recipe: &Recipe, gso_size: u16) -> crate::vnet::VirtioNetHea
     }
 }
 
-/// The segments a super-packet built from this recipe stands for, as a sender without offload would have sent them.
+/// The segments a super-packet built from this recipe stands for, as a sender without offload would have
+/// sent them.
 pub fn reference_segments(recipe: &Recipe, gso_size: usize) -> Vec<Vec<u8>> {
     let count = recipe.payload.len().div_ceil(gso_size);
     let parts = recipe.payload.chunks(gso_size).enumerate();

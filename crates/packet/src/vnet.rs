@@ -1,6 +1,6 @@
 //! The 10-byte virtio-net header in front of every packet on a TUN device opened with `IFF_VNET_HDR`
-//! (virtio 1.2 §5.1.6, `TUNSETVNETHDRSZ` 10). Fields are little endian: on a big-endian machine the device must be
-//! told so (`TUNSETVNETLE`).
+//! (virtio 1.2 §5.1.6, `TUNSETVNETHDRSZ` 10). Fields are little endian: on a big-endian machine the device
+//! must be told so (`TUNSETVNETLE`).
 
 use crate::array_at;
 use crate::drop_reason::DropReason;
@@ -33,8 +33,8 @@ pub struct VirtioNetHeader {
     pub flags: u8,
     /// [`GSO_NONE`], [`GSO_TCPV4`], [`GSO_TCPV6`] or [`GSO_UDP_L4`], perhaps with [`GSO_ECN`].
     pub gso_type: u8,
-    /// Length of all headers; from the kernel only a hint, as in a forwarded packet it may be the length of the
-    /// whole first segment.
+    /// Length of all headers; from the kernel only a hint, as in a forwarded packet it may be the length of
+    /// the whole first segment.
     pub hdr_len: u16,
     /// Payload bytes of a segment.
     pub gso_size: u16,

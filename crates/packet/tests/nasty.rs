@@ -1,6 +1,6 @@
-//! Replays `corpus/nasty.txt`: packets that broke somebody's parser, each with what this crate makes of it. Every one
-//! is also tried cut at each byte and with each bit flipped, through everything that reads or edits packets:
-//! nothing may panic, and what is reported has to lie within the packet.
+//! Replays `corpus/nasty.txt`: packets that broke somebody's parser, each with what this crate makes of it.
+//! Every one is also tried cut at each byte and with each bit flipped, through everything that reads or
+//! edits packets: nothing may panic, and what is reported has to lie within the packet.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 

@@ -1,5 +1,5 @@
-//! The per-packet path allocates nothing: counted by an allocator of its own, which is why this is a test binary with
-//! a single test.
+//! The per-packet path allocates nothing: counted by an allocator of its own, which is why this is a test
+//! binary with a single test.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -14,8 +14,8 @@ thread_local! {
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
 }
 
-// SAFETY: every call goes to the system's allocator unchanged; counting touches a constant-initialised thread local,
-// which neither allocates nor has a destructor.
+// SAFETY: every call goes to the system's allocator unchanged; counting touches a constant-initialised
+// thread local, which neither allocates nor has a destructor.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);

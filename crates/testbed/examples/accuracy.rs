@@ -14,8 +14,13 @@ use testbed::traffic::{Span, probe, tcp, udp};
 
 fn main() -> anyhow::Result<()> {
     testbed::gain_privilege()?;
-    println!("{:>8} {:>6} | {:>9} {:>8} | {:>9} {:>8} {:>8} | {:>9} {:>6}", "Mbit/s", "ms", "UDP", "error", "RTT p50", "p99", "error", "TCP", "CPU");
-    for (mbps, delay) in [(1.0, 5.0), (10.0, 10.0), (20.0, 40.0), (50.0, 20.0), (100.0, 10.0), (200.0, 1.0), (500.0, 1.0)] {
+    println!(
+        "{:>8} {:>6} | {:>9} {:>8} | {:>9} {:>8} {:>8} | {:>9} {:>6}",
+        "Mbit/s", "ms", "UDP", "error", "RTT p50", "p99", "error", "TCP", "CPU"
+    );
+    for (mbps, delay) in
+        [(1.0, 5.0), (10.0, 10.0), (20.0, 40.0), (50.0, 20.0), (100.0, 10.0), (200.0, 1.0), (500.0, 1.0)]
+    {
         row(mbps, delay)?;
     }
     Ok(())

@@ -139,7 +139,8 @@ impl ScratchDir {
         use std::io::Write;
         use std::os::unix::fs::OpenOptionsExt;
         let path = self.path.join(name);
-        let file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
+        let file =
+            std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
         let write = |mut file: File| file.write_all(contents.as_ref());
         file.and_then(write).with_context(|| format!("write {}", path.display()))?;
         Ok(path)

@@ -379,14 +379,12 @@ impl Testbed {
         let gateway = &self.sites[site.index()];
         let node = Node::create(format!("host {number} of {}", gateway.name))?;
         let interface = format!("lan{number}");
-        gateway.netlink()?.add_veth(
-            &interface,
-            "eth0",
-            Some(std::os::fd::AsFd::as_fd(node.namespace())),
-        )?;
+        gateway.netlink()?.add_veth(&interface, "eth0", Some(std::os::fd::AsFd::as_fd(node.namespace())))?;
         let network = Ipv4Net::new(Ipv4Addr::new(10, site_number, number, 0), 24)?;
-        let network6 =
-            Ipv6Net::new(Ipv6Addr::new(0xfd00, u16::from(site_number), u16::from(number), 0, 0, 0, 0, 0), 64)?;
+        let network6 = Ipv6Net::new(
+            Ipv6Addr::new(0xfd00, u16::from(site_number), u16::from(number), 0, 0, 0, 0, 0),
+            64,
+        )?;
         let (near, far) = (ends(network, network6, 1), ends(network, network6, 2));
         gateway.configure(&interface, 1_500, &near)?;
         let index = node.configure("eth0", 1_500, &far)?;

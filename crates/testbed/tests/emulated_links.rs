@@ -90,10 +90,10 @@ fn udp_beyond_the_rate_is_lost_in_the_queue_and_a_change_takes_effect() {
         let bed = Testbed::new(&[LinkSpec::new(shape)], 1).unwrap();
         let to = at(bed.addresses(Site::B, 0).any().unwrap(), 5002);
         let send = |mbps| {
-            let options = udp::Options { span: Span::seconds(1.0), ..udp::Options::new(mbps, Span::seconds(1.0)) };
+            let options =
+                udp::Options { span: Span::seconds(1.0), ..udp::Options::new(mbps, Span::seconds(1.0)) };
             let (a, b) = (bed.site(Site::A), bed.site(Site::B));
-            let report =
-                udp::start(a, b, to, options, &Stop::new()).unwrap().finish(|_| {}).unwrap();
+            let report = udp::start(a, b, to, options, &Stop::new()).unwrap().finish(|_| {}).unwrap();
             assert_eq!((report.corrupt, report.duplicates, report.reordered), (0, 0, 0));
             report
         };
@@ -121,8 +121,7 @@ fn silence_is_a_gap_and_the_stream_survives_it() {
         let bed = Testbed::new(&[LinkSpec::new(Shape::new(50.0, 5.0))], 1).unwrap();
         let to = at(bed.addresses(Site::B, 0).any().unwrap(), 5003);
         let options = tcp::Options::new(2, Span::seconds(2.0));
-        let transfer =
-            tcp::start(bed.site(Site::A), bed.site(Site::B), to, options, &Stop::new()).unwrap();
+        let transfer = tcp::start(bed.site(Site::A), bed.site(Site::B), to, options, &Stop::new()).unwrap();
         let (mut silent, mut back) = (false, false);
         let report = transfer
             .finish(|tick| {

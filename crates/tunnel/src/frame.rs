@@ -23,8 +23,8 @@ mod control;
 mod tests;
 
 pub use control::{
-    CloseReason, ENTRIES_MAX, Nack, NackRange, PeerPathState, RANGES_MAX, REPORT_ENTRY_BYTES, Report, ReportEntry,
-    nack_bytes, report_bytes, write_nack, write_report,
+    CloseReason, ENTRIES_MAX, Nack, NackRange, PeerPathState, RANGES_MAX, REPORT_ENTRY_BYTES, Report,
+    ReportEntry, nack_bytes, report_bytes, write_nack, write_report,
 };
 
 use crate::order::Order;

@@ -110,7 +110,13 @@ pub(crate) struct Lifecycle {
 }
 
 impl PathLife {
-    fn new(path: Arc<Path>, origin: Option<(u16, SocketAddr, u8)>, mtu_limit: u16, token: u64, now: Time) -> Self {
+    fn new(
+        path: Arc<Path>,
+        origin: Option<(u16, SocketAddr, u8)>,
+        mtu_limit: u16,
+        token: u64,
+        now: Time,
+    ) -> Self {
         Self {
             path,
             origin,
@@ -170,7 +176,10 @@ impl PathLife {
                 if now.since(self.asked_at) >= every_ms * 1_000_000 || self.asks == 0 {
                     self.asks += 1;
                     self.asked_at = now;
-                    actions.push(self.frames(bond, encode(&Frame::Challenge { token: self.token.to_be_bytes(), path: self.path.id })));
+                    actions.push(self.frames(
+                        bond,
+                        encode(&Frame::Challenge { token: self.token.to_be_bytes(), path: self.path.id }),
+                    ));
                 }
             }
             PathState::Up => {
@@ -311,7 +320,15 @@ impl Lifecycle {
     }
 
     /// A WAN under a dialer's path went down, came up or changed.
-    pub fn wan_changed(&mut self, now: Time, bond: usize, id: u8, up: bool, mtu_limit: u16, actions: &mut Vec<Action>) {
+    pub fn wan_changed(
+        &mut self,
+        now: Time,
+        bond: usize,
+        id: u8,
+        up: bool,
+        mtu_limit: u16,
+        actions: &mut Vec<Action>,
+    ) {
         let Some(at) = self.paths.iter().position(|life| life.path.id == id) else { return };
         let life = &mut self.paths[at];
         life.wan_up = up;
@@ -382,7 +399,8 @@ impl Lifecycle {
         }
         if !bond.dialer {
             let forgotten = |life: &PathLife| {
-                life.path.state() == PathState::Down && now.since(life.state_since) >= FORGET_AFTER_MS * 1_000_000
+                life.path.state() == PathState::Down
+                    && now.since(life.state_since) >= FORGET_AFTER_MS * 1_000_000
             };
             self.retain_paths(bond, |life| !forgotten(life));
         }
@@ -406,7 +424,8 @@ impl Lifecycle {
     /// Paths the next Initiation goes out on: all of them on even tries, one after the other on odd ones,
     /// so that a path whose way back is broken cannot win every time.
     pub fn handshake_paths(&self) -> Vec<Arc<Path>> {
-        let usable: Vec<_> = self.paths.iter().filter(|life| life.wan_up).map(|life| Arc::clone(&life.path)).collect();
+        let usable: Vec<_> =
+            self.paths.iter().filter(|life| life.wan_up).map(|life| Arc::clone(&life.path)).collect();
         if self.tries % 2 == 0 || usable.is_empty() {
             return usable;
         }
@@ -431,7 +450,13 @@ impl Lifecycle {
         let dialer = bond.dialer;
         let Some(life) = self.paths.iter_mut().find(|life| life.path.id == id) else { return };
         let route = if dialer { None } else { Some(source) };
-        let answer = |frame: Frame<'_>| Action::Frames { bond: bond.slot, path: id, route, frames: encode(&frame), pad_to: 0 };
+        let answer = |frame: Frame<'_>| Action::Frames {
+            bond: bond.slot,
+            path: id,
+            route,
+            frames: encode(&frame),
+            pad_to: 0,
+        };
         match *frame {
             Frame::Challenge { token, .. } => actions.push(answer(Frame::Response { token })),
             Frame::Ping { id } => actions.push(answer(Frame::Pong { id })),

@@ -27,7 +27,15 @@ impl MtuSearch {
     /// A search up to `limit` bytes of UDP payload.
     pub fn new(limit: u16, now: Time) -> Self {
         let limit = limit.max(BASE_DATAGRAM_BYTES);
-        Self { passes: BASE_DATAGRAM_BYTES, limit, fails: limit + 1, probe: limit, tries: 0, id: 0, next: now }
+        Self {
+            passes: BASE_DATAGRAM_BYTES,
+            limit,
+            fails: limit + 1,
+            probe: limit,
+            tries: 0,
+            id: 0,
+            next: now,
+        }
     }
 
     /// Begins anew, for a path that came back or whose interface changed.
@@ -120,7 +128,10 @@ mod tests {
     fn smaller_paths_are_found_within_eight_bytes() {
         for carries in [1232, 1300, 1392, 1412, 1464, 8000] {
             let (passes, probes) = search(8972, carries);
-            assert!(passes <= carries.max(BASE_DATAGRAM_BYTES) && passes + 8 >= carries, "{carries}: {passes}");
+            assert!(
+                passes <= carries.max(BASE_DATAGRAM_BYTES) && passes + 8 >= carries,
+                "{carries}: {passes}"
+            );
             assert!(probes < 45, "{probes}");
         }
     }

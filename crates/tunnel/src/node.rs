@@ -18,12 +18,12 @@ use steering::table::BucketTable;
 use crate::aead::Aead;
 use crate::bond::{Bond, Bonds, PeerCores, equal_table};
 use crate::config::{NodeConfig, Peer, Snapshot, Wan};
+use crate::frame::{CloseReason, Frame, PeerPathState};
 use crate::handshake::{Established, Identity, Initiator, Opened, Timestamps, open_initiation};
 use crate::header::{Header, Kind};
 use crate::hello::{Capabilities, Hello, PROTOCOL_VERSION, ProcessorInfo, SteeringMode};
 use crate::index::{IndexCipher, LOCALS_MAX};
 use crate::keys::FlowDefinition;
-use crate::frame::{CloseReason, Frame, PeerPathState};
 use crate::lifecycle::{Action, Attempt, Lifecycle, encode};
 use crate::mac::{Guard, GuardLimits, Verdict};
 use crate::path::{Path, PathState, Route};
@@ -56,6 +56,8 @@ pub struct Node {
     boot_id: u64,
     wall_clock_ns: u64,
     timestamp_ns: AtomicU64,
+    /// When [`Node::poll`] is due, ns. Whoever changes a life cycle brings it forward.
+    poll_at_ns: AtomicU64,
     shared: Mutex<Shared>,
 }
 
@@ -118,6 +120,7 @@ impl Node {
             boot_id: config.boot_id,
             wall_clock_ns: config.wall_clock_ns,
             timestamp_ns: AtomicU64::new(config.timestamp_floor_ns),
+            poll_at_ns: AtomicU64::new(0),
             shared: Mutex::new(Shared {
                 guard,
                 timestamps: Timestamps::new(config.timestamp_floor_ns),
@@ -189,7 +192,10 @@ impl Node {
             }
         }
         for peer in &snapshot.peers {
-            let known = bonds.iter().find(|bond| bond.peer.load().public_key == peer.public_key).map(|bond| bond.slot);
+            let known = bonds
+                .iter()
+                .find(|bond| bond.peer.load().public_key == peer.public_key)
+                .map(|bond| bond.slot);
             let dialer = !peer.endpoints.is_empty();
             // A peer that changes between dialling and listening is a new bond.
             let slot = match known {
@@ -206,7 +212,11 @@ impl Node {
                 None => {
                     let slot = bonds.list.iter().position(Option::is_none).unwrap_or(bonds.list.len());
                     let bond = Some(new_bond(slot, peer, dialer));
-                    if slot < bonds.list.len() { bonds.list[slot] = bond } else { bonds.list.push(bond) }
+                    if slot < bonds.list.len() {
+                        bonds.list[slot] = bond
+                    } else {
+                        bonds.list.push(bond)
+                    }
                     slot
                 }
             };
@@ -214,6 +224,7 @@ impl Node {
                 bonds.allowed_ips.insert(*net, slot);
             }
         }
+        self.poll_soon(now);
         let bonds = Arc::new(bonds);
         self.bonds.store(Arc::clone(&bonds));
         for bond in bonds.iter() {
@@ -225,8 +236,30 @@ impl Node {
         }
     }
 
-    /// Timers of all bonds; returns when to call again. One core does this.
-    pub fn poll(&self, now: Time, actions: &mut Vec<Action>) -> Time {
+    /// When the timers of the bonds are due.
+    pub fn next_poll(&self) -> Time {
+        Time::from_ns(self.poll_at_ns.load(Relaxed))
+    }
+
+    /// Something changed: the timers are due now.
+    fn poll_soon(&self, now: Time) {
+        self.poll_at_ns.fetch_min(now.ns(), Relaxed);
+    }
+
+    /// Runs the timers of all bonds if they are due and no other core does; true if it did.
+    pub fn poll_if_due(&self, now: Time, actions: &mut Vec<Action>) -> bool {
+        let at = self.poll_at_ns.load(Relaxed);
+        // Whoever moves the time forward does the work.
+        let claimed = at <= now.ns()
+            && self.poll_at_ns.compare_exchange(at, now.plus_ms(1_000).ns(), Relaxed, Relaxed).is_ok();
+        if claimed {
+            let next = self.poll(now, actions);
+            self.poll_at_ns.fetch_min(next.ns(), Relaxed);
+        }
+        claimed
+    }
+
+    fn poll(&self, now: Time, actions: &mut Vec<Action>) -> Time {
         let mut next = now.plus_ms(1_000);
         let bonds = self.bonds.load_full();
         for bond in bonds.iter() {
@@ -268,7 +301,12 @@ impl Node {
         let cookie = life.cookie.cookie(now);
         let paths = match cookie {
             // A cookie is bound to the source address it was given for.
-            Some(_) => life.paths.iter().filter(|l| l.path.id == life.cookie_path).map(|l| Arc::clone(&l.path)).collect(),
+            Some(_) => life
+                .paths
+                .iter()
+                .filter(|l| l.path.id == life.cookie_path)
+                .map(|l| Arc::clone(&l.path))
+                .collect(),
             None => life.handshake_paths(),
         };
         let psk = peer.preshared_key.as_ref().map(crate::keys::PrivateKey::bytes);
@@ -282,7 +320,12 @@ impl Node {
                 }
                 for path in paths {
                     let bytes = bytes.clone();
-                    actions.push(Action::Datagram { bond: Some(bond.slot), path: path.id, route: path.route(), bytes });
+                    actions.push(Action::Datagram {
+                        bond: Some(bond.slot),
+                        path: path.id,
+                        route: path.route(),
+                        bytes,
+                    });
                 }
             }
             Err(error) => tracing::warn!(peer = peer.name, %error, "cannot start a handshake"),
@@ -304,7 +347,14 @@ impl Node {
     ///
     /// # Errors
     /// Why it was dropped.
-    pub fn on_handshake(&self, now: Time, source: &Source, header: &Header, datagram: &[u8], actions: &mut Vec<Action>) -> Result<(), DropReason> {
+    pub fn on_handshake(
+        &self,
+        now: Time,
+        source: &Source,
+        header: &Header,
+        datagram: &[u8],
+        actions: &mut Vec<Action>,
+    ) -> Result<(), DropReason> {
         match header.kind {
             Kind::Initiation => self.on_initiation(now, source, datagram, actions),
             Kind::Response => self.on_response(now, header, datagram, actions),
@@ -313,7 +363,13 @@ impl Node {
         }
     }
 
-    fn on_initiation(&self, now: Time, source: &Source, datagram: &[u8], actions: &mut Vec<Action>) -> Result<(), DropReason> {
+    fn on_initiation(
+        &self,
+        now: Time,
+        source: &Source,
+        datagram: &[u8],
+        actions: &mut Vec<Action>,
+    ) -> Result<(), DropReason> {
         match self.shared().guard.admit(now, source.remote, datagram) {
             Verdict::Process => {}
             Verdict::Reply(reply) => {
@@ -337,7 +393,15 @@ impl Node {
         self.respond(now, bond, &mut life, source, opened, actions)
     }
 
-    fn respond(&self, now: Time, bond: &Bond, life: &mut Lifecycle, source: &Source, opened: Opened, actions: &mut Vec<Action>) -> Result<(), DropReason> {
+    fn respond(
+        &self,
+        now: Time,
+        bond: &Bond,
+        life: &mut Lifecycle,
+        source: &Source,
+        opened: Opened,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), DropReason> {
         let path = opened.path;
         let peer = bond.peer.load();
         let local_index = self.next_index(&mut self.shared());
@@ -349,11 +413,19 @@ impl Node {
         Ok(())
     }
 
-    fn on_response(&self, now: Time, header: &Header, datagram: &[u8], actions: &mut Vec<Action>) -> Result<(), DropReason> {
+    fn on_response(
+        &self,
+        now: Time,
+        header: &Header,
+        datagram: &[u8],
+        actions: &mut Vec<Action>,
+    ) -> Result<(), DropReason> {
         let bonds = self.bonds.load_full();
         for bond in bonds.iter().filter(|bond| bond.dialer) {
             let mut life = lifecycle(bond);
-            let Some(at) = life.attempts.iter().position(|attempt| attempt.local_index == header.receiver_index) else {
+            let Some(at) =
+                life.attempts.iter().position(|attempt| attempt.local_index == header.receiver_index)
+            else {
                 continue;
             };
             let established = life.attempts[at].initiator.finish(datagram)?;
@@ -363,12 +435,19 @@ impl Node {
             life.recycle_ids();
             // The first datagram confirms the keys to the peer; challenges do that where a path is new.
             life.greet(now, bond, actions);
+            self.poll_soon(now);
             return Ok(());
         }
         Err(DropReason::UnknownIndex)
     }
 
-    fn on_cookie(&self, now: Time, source: &Source, header: &Header, datagram: &[u8]) -> Result<(), DropReason> {
+    fn on_cookie(
+        &self,
+        now: Time,
+        source: &Source,
+        header: &Header,
+        datagram: &[u8],
+    ) -> Result<(), DropReason> {
         let bonds = self.bonds.load_full();
         let (slot, path) = source.socket.ok_or(DropReason::UnknownIndex)?;
         let bond = bonds.get(slot).ok_or(DropReason::UnknownIndex)?;
@@ -379,11 +458,20 @@ impl Node {
         life.cookie.accept(now, datagram)?;
         life.cookie_path = path;
         life.next_attempt = now;
+        self.poll_soon(now);
         Ok(())
     }
 
     /// Puts a new session in place: receive keys for all cores first, then, for the initiator, the switch.
-    fn install(&self, now: Time, bond: &Bond, life: &mut Lifecycle, established: &Established, local_index: u32, initiator: bool) {
+    fn install(
+        &self,
+        now: Time,
+        bond: &Bond,
+        life: &mut Lifecycle,
+        established: &Established,
+        local_index: u32,
+        initiator: bool,
+    ) {
         let hello = &established.remote_hello;
         let peer = bond.peer.load();
         let session = Arc::new(Session::new(
@@ -425,7 +513,12 @@ impl Node {
         bond.totals.handshakes.fetch_add(1, Relaxed);
         self.republish(bond, life);
         if initiator {
-            tracing::info!(peer = peer.name, cipher = session.aead.name(), cores = session.peer_cores, "session");
+            tracing::info!(
+                peer = peer.name,
+                cipher = session.aead.name(),
+                cores = session.peer_cores,
+                "session"
+            );
             bond.current.store(Some(session));
         }
     }
@@ -449,6 +542,7 @@ impl Node {
         bond.current.store(None);
         life.next_attempt = now.plus_ms(RETRY_FAST_MS);
         life.close_paths(now, bond);
+        self.poll_soon(now);
         tracing::info!(peer = bond.peer.load().name, "peer closed the session");
     }
 
@@ -472,12 +566,23 @@ impl Node {
     }
 
     /// Handles an authenticated control frame.
-    pub fn on_control(&self, now: Time, bond: &Bond, path: u8, source: &Source, frame: &Frame<'_>, actions: &mut Vec<Action>) {
+    pub fn on_control(
+        &self,
+        now: Time,
+        bond: &Bond,
+        path: u8,
+        source: &Source,
+        frame: &Frame<'_>,
+        actions: &mut Vec<Action>,
+    ) {
         if matches!(frame, Frame::Close { .. }) {
             self.closed(now, bond);
             return;
         }
         lifecycle(bond).on_control(now, bond, path, source.route(), frame, actions);
+        if !matches!(frame, Frame::Ping { .. } | Frame::Pong { .. }) {
+            self.poll_soon(now);
+        }
     }
 
     /// A listener met a path id it does not know, in an authenticated datagram: the dialer opened a path.
@@ -487,16 +592,21 @@ impl Node {
             (shared.token(), shared.wans.iter().find(|wan| wan.id == source.wan).cloned())
         };
         let mut life = lifecycle(bond);
-        if bond.dialer || life.paths.len() >= crate::bond::PATHS_MAX || life.paths.iter().any(|l| l.path.id == id) {
+        if bond.dialer
+            || life.paths.len() >= crate::bond::PATHS_MAX
+            || life.paths.iter().any(|l| l.path.id == id)
+        {
             return;
         }
         let (tier, rate_max, mtu) = wan.map_or((0, None, 1_500), |wan| (wan.tier, rate_max(&wan), wan.mtu));
         let path = Path::new(id, source.route(), tier, rate_max, now);
         life.add_path(bond, path, None, datagram_limit(mtu, &source.remote), token, now);
+        self.poll_soon(now);
     }
 
     /// An authenticated datagram of a known path came from elsewhere.
-    pub fn on_moved(&self, bond: &Bond, id: u8, source: &Source) {
+    pub fn on_moved(&self, now: Time, bond: &Bond, id: u8, source: &Source) {
+        self.poll_soon(now);
         let token = self.shared().token();
         lifecycle(bond).on_moved(id, source.route(), token);
     }
@@ -504,6 +614,7 @@ impl Node {
     /// A core found a path dead: nothing came back for what it sent.
     pub fn suspect(&self, now: Time, bond: &Bond, id: u8, actions: &mut Vec<Action>) {
         lifecycle(bond).suspect(now, bond.slot, id, actions);
+        self.poll_soon(now);
     }
 
     /// Takes over processor information the peer sent inside the session (row T3).
@@ -526,8 +637,15 @@ impl Node {
                 wanted.extend((0..peer.paths_per_pair.clamp(1, 8)).map(|nth| (wan, *endpoint, nth)));
             }
         }
-        let exists = |origin: &(u16, SocketAddr, u8)| wanted.iter().any(|(wan, endpoint, nth)| (wan.id, *endpoint, *nth) == *origin);
-        let gone: Vec<u8> = life.paths.iter().filter(|l| l.origin.as_ref().is_none_or(|o| !exists(o))).map(|l| l.path.id).collect();
+        let exists = |origin: &(u16, SocketAddr, u8)| {
+            wanted.iter().any(|(wan, endpoint, nth)| (wan.id, *endpoint, *nth) == *origin)
+        };
+        let gone: Vec<u8> = life
+            .paths
+            .iter()
+            .filter(|l| l.origin.as_ref().is_none_or(|o| !exists(o)))
+            .map(|l| l.path.id)
+            .collect();
         for id in gone {
             life.retain_paths(bond, |l| l.path.id != id);
             life.tell_state(bond.slot, id, PeerPathState::Removed, actions);
@@ -535,7 +653,11 @@ impl Node {
         for (wan, endpoint, nth) in wanted {
             let up = wan.up && reaches(wan, &endpoint);
             let limit = datagram_limit(wan.mtu, &endpoint);
-            let known = life.paths.iter().find(|l| l.origin == Some((wan.id, endpoint, nth))).map(|l| Arc::clone(&l.path));
+            let known = life
+                .paths
+                .iter()
+                .find(|l| l.origin == Some((wan.id, endpoint, nth)))
+                .map(|l| Arc::clone(&l.path));
             if let Some(path) = known {
                 path.set_limits(wan.tier, rate_max(wan));
                 life.wan_changed(now, bond.slot, path.id, up, limit, actions);
@@ -555,7 +677,13 @@ impl Node {
         for bond in bonds.iter() {
             let frames = encode(&Frame::Close { reason: CloseReason::Shutdown });
             for path in bond.paths.load().iter().filter(|path| path.usable()) {
-                actions.push(Action::Frames { bond: bond.slot, path: path.id, route: None, frames: frames.clone(), pad_to: 0 });
+                actions.push(Action::Frames {
+                    bond: bond.slot,
+                    path: path.id,
+                    route: None,
+                    frames: frames.clone(),
+                    pad_to: 0,
+                });
             }
         }
     }
@@ -582,7 +710,8 @@ fn datagram_limit(mtu: u16, remote: &SocketAddr) -> u16 {
 
 /// A WAN can reach an endpoint: it has an address of that family (or none is known and the kernel decides).
 fn reaches(wan: &Wan, endpoint: &SocketAddr) -> bool {
-    wan.addresses.is_empty() || wan.addresses.iter().any(|address| address.is_ipv4() == endpoint.ip().to_canonical().is_ipv4())
+    wan.addresses.is_empty()
+        || wan.addresses.iter().any(|address| address.is_ipv4() == endpoint.ip().to_canonical().is_ipv4())
 }
 
 /// Listener: caps and tiers of the WANs its paths came in on.

@@ -39,11 +39,11 @@ mod stats;
 mod tests;
 mod window;
 
-pub use stamper::{FLOW_BUCKETS, Stamper};
+pub use stamper::{FLOW_BUCKETS, SETTLE_US_DEFAULT, Stamper};
 pub use stats::{OrderStats, RESIDENCE_BUCKETS};
 
 use crate::time::Time;
-use held::Held;
+use held::{Held, Place};
 use path::{PathTrack, Trail};
 use window::{Set, Window};
 
@@ -163,7 +163,8 @@ impl<P> Orderer<P> {
         };
         let latest = timings.iter().map(arrives).max().unwrap_or(0);
         let extra = u64::from(DEADLINE_SLACK_US) + u64::from(recovery_wait_us.unwrap_or(0));
-        let wait = |delay_us: i64| latest.saturating_sub(delay_us).max(0).unsigned_abs().saturating_add(extra);
+        let wait =
+            |delay_us: i64| latest.saturating_sub(delay_us).max(0).unsigned_abs().saturating_add(extra);
         for track in &mut self.paths {
             if let Some(timing) = timings.iter().find(|timing| timing.path == track.path) {
                 track.wait_us = wait(timing.delay_us);
@@ -223,18 +224,15 @@ impl<P> Orderer<P> {
             return Err(packet);
         }
         self.window.put(Set::Held, stamp, true);
+        let place = Place { stamp, same_path: order.same_path };
         if order.back == 0 || predecessor < self.floor || self.is_delivered(predecessor) {
-            self.held.push_ready(stamp, now, packet);
+            self.held.push_ready(place, now, packet);
         } else {
             let wait_us = self.track(path).map_or(self.wait_us_other, |index| self.paths[index].wait_us);
             let deadline = now.plus_us(wait_us.min(self.budget_us.into()));
-            self.held.wait(stamp, predecessor, now, deadline, packet);
+            self.held.wait(place, predecessor, now, deadline, packet);
             self.window.put(Set::Waited, predecessor, true);
             self.first_waited = self.first_waited.min(predecessor);
-        }
-        if self.held.len() > self.held_limit && self.held.ready() == 0 {
-            self.stats.overflowed += 1;
-            self.raise(self.first_waited.saturating_add(1));
         }
         self.stats.holds += 1;
         self.stats.held_max = self.stats.held_max.max(self.held.len() as u64);
@@ -437,7 +435,9 @@ impl<P> Orderer<P> {
         if self.window.has(Set::Held, predecessor) {
             return false;
         }
-        if same_path && self.recovery_wait_us.is_none() {
+        // The sender vouches for what it sent, not for what is held here: right after a flow has settled on a path a loss
+        // from before may still hold some of it back. Packets with `same_path` are held in that case only.
+        if same_path && self.recovery_wait_us.is_none() && self.held.same_path() == 0 {
             return true;
         }
         if predecessor >= self.floor {
@@ -492,6 +492,10 @@ impl<P> Orderer<P> {
         self.raise_lost(now);
         while let Some(stamp) = self.held.pop_expired(now) {
             self.stats.deadline_expired += self.raise(stamp + 1);
+        }
+        while self.held.waiting() > self.held_limit {
+            self.stats.overflowed += 1;
+            self.raise(self.first_waited.saturating_add(1));
         }
     }
 }

@@ -6,7 +6,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicI64, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed,
+};
 
 use arc_swap::ArcSwap;
 
@@ -352,7 +354,8 @@ impl Path {
     /// Takes one report entry; runs the controller when enough of them came together (10 ms).
     pub fn feedback(&self, now: Time, entry: &Feedbacked) {
         let Ok(mut f) = self.feedback.lock() else { return };
-        f.bytes = f.bytes.saturating_add(entry.bytes + u64::from(entry.received) * u64::from(WIRE_OVERHEAD_BYTES));
+        f.bytes =
+            f.bytes.saturating_add(entry.bytes + u64::from(entry.received) * u64::from(WIRE_OVERHEAD_BYTES));
         f.received = f.received.saturating_add(entry.received);
         f.lost = f.lost.saturating_add(entry.lost);
         f.owd_us = if f.seen { f.owd_us.min(entry.owd_us) } else { entry.owd_us };
@@ -364,7 +367,11 @@ impl Path {
         }
         let receiver_us = u64::from(entry.arrival_us.wrapping_sub(f.arrival_us));
         // The receiver's clock gives the exact interval; ours only stands in after a long pause.
-        let interval_us = if f.arrival_known && receiver_us > 0 && receiver_us < 1_000_000 { receiver_us } else { elapsed_us };
+        let interval_us = if f.arrival_known && receiver_us > 0 && receiver_us < 1_000_000 {
+            receiver_us
+        } else {
+            elapsed_us
+        };
         let sample = Sample {
             now,
             delivered_bytes: f.bytes,
@@ -376,6 +383,7 @@ impl Path {
             limited: self.limited.swap(false, Relaxed),
         };
         f.controller.on_sample(&sample);
+        tracing::trace!(path = self.id, ?sample, rate = f.controller.rate(), "sample");
         f.arrival_us = entry.arrival_us;
         f.arrival_known = true;
         f.sampled_at = now;

@@ -22,7 +22,7 @@ use crate::time::Time;
 mod control;
 mod filters;
 mod losses;
-use control::{GATHER_US, PROBE_PAUSE_MS, REFRESH_DEPTH_US, STEP};
+use control::{GATHER_US, PACKET_BYTES, PROBE_PAUSE_MS, REFRESH_DEPTH_US, STEP};
 use filters::{BaseDelay, Entry, Floor, InFlight, Jitter, Sum, Window};
 use losses::Losses;
 
@@ -77,6 +77,11 @@ impl Phase {
     }
 }
 
+/// Jitter in microseconds below which a delay is believed sooner.
+const CALM_US: f64 = 400.0;
+/// Two weeks in microseconds.
+const MAX_US: i64 = 1 << 40;
+
 /// A sudden cut, remembered in case it was a mistake.
 #[derive(Clone, Copy, Debug)]
 struct Cut {
@@ -126,6 +131,7 @@ pub struct RateController {
     window: Window,
     flight: InFlight,
     last_owd_us: Option<i64>,
+    level_us: f64,
     srtt_us: f64,
     rttvar_us: f64,
     delivered: f64,
@@ -140,6 +146,8 @@ pub struct RateController {
     /// How far below an empty queue a refresh aims.
     depth_us: f64,
     drain: Drain,
+    /// How much queue the link's buffer held when it overflowed last.
+    buffer_us: f64,
     /// From the newest reported packet's departure to its report: how far back the reports look.
     lag_us: u64,
     floor: Floor,
@@ -176,6 +184,7 @@ impl RateController {
             window: Window::new(),
             flight: InFlight::new(),
             last_owd_us: None,
+            level_us: 0.0,
             srtt_us: 0.0,
             rttvar_us: 0.0,
             delivered: 0.0,
@@ -187,6 +196,7 @@ impl RateController {
             refreshed: None,
             depth_us: REFRESH_DEPTH_US,
             drain: Drain::default(),
+            buffer_us: f64::INFINITY,
             lag_us: 0,
             floor: Floor::default(),
             losses: Losses::new(),
@@ -282,7 +292,7 @@ impl RateController {
         self.smooth_rtt(sample.rtt_us);
         self.lag_us = u64::from(sample.rtt_us);
         let entry = self.entry(&sample);
-        let source_gap = entry.send_us > 150_000.0 && !entry.limited;
+        let source_gap = entry.send_us > 250_000.0f64.max(6.0 * PACKET_BYTES / self.rate * 1e6);
         if source_gap {
             // Mostly silence: says something about the delay, nothing about the rate.
             self.window.clear();
@@ -291,6 +301,11 @@ impl RateController {
             return;
         }
         self.window.push(entry);
+        if entry.queue_us > self.buffer_us {
+            self.buffer_us = f64::INFINITY;
+        } else if entry.queue_us > 20_000.0 && entry.lost > 0.2 * entry.received {
+            self.buffer_us = 1.1 * entry.queue_us;
+        }
         let recent = self.recent();
         self.delivered = recent.delivered();
         self.loss += (entry.lost / (entry.lost + entry.received).max(1.0) - self.loss) / 16.0;
@@ -315,6 +330,12 @@ impl RateController {
                 owd_us: if sample.interval_us == 0 { before.owd_us } else { sample.owd_us },
                 ..*sample
             },
+        };
+        // Bounds that no real report reaches keep the arithmetic from overflowing.
+        let sum = Sample {
+            owd_us: sum.owd_us.clamp(-MAX_US, MAX_US),
+            interval_us: sum.interval_us.min(MAX_US as u64),
+            ..sum
         };
         let enough = sum.interval_us >= GATHER_US && (sum.received >= 3 || sum.interval_us >= 100_000);
         if enough && sum.delivered_bytes > 0 {
@@ -345,14 +366,24 @@ impl RateController {
         let change_us = self.last_owd_us.map_or(0, |last| sample.owd_us.saturating_sub(last));
         self.last_owd_us = Some(sample.owd_us);
         let arrival_us = sample.interval_us as f64;
+        let send_us = arrival_us - change_us as f64;
+        let queue_us = sample.owd_us.saturating_sub(self.base.us()).max(0) as f64;
+        // One report alone can always be an accident; where there is noise, two can.
+        let others = if self.jitter.us() < CALM_US { 1 } else { 2 };
+        let level_us =
+            queue_us.min(self.window.queue_us(others, sample.interval_us.saturating_mul(2).max(60_000)));
+        let level_change_us = level_us - self.level_us;
+        self.level_us = level_us;
         Entry {
             at: sample.now,
             bytes: sample.delivered_bytes as f64,
             received: f64::from(sample.received),
             lost: f64::from(sample.lost),
             arrival_us,
-            send_us: (arrival_us - change_us as f64).max(arrival_us / 16.0),
-            queue_us: sample.owd_us.saturating_sub(self.base.us()).max(0) as f64,
+            send_us,
+            steady_us: send_us + level_change_us,
+            queue_us,
+            level_us,
             limited: sample.limited,
         }
     }

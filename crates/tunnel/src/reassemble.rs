@@ -125,7 +125,12 @@ impl Reassembler {
     /// [`DropReason::FrameMalformed`]: pieces disagree about the packet, or lie outside it;
     /// [`DropReason::ReassemblyFull`]: the packet alone exceeds the limit, or is in too many fragments. What was
     /// gathered of the packet is dropped. A piece that was seen before is no error.
-    pub fn push(&mut self, now: Time, head: &PieceHead, body: &[u8]) -> Result<Option<Whole<'_>>, DropReason> {
+    pub fn push(
+        &mut self,
+        now: Time,
+        head: &PieceHead,
+        body: &[u8],
+    ) -> Result<Option<Whole<'_>>, DropReason> {
         self.expire(now);
         let from = head.offset;
         let to = usize::from(from) + body.len();
@@ -223,7 +228,8 @@ impl Reassembler {
         }
         // A buffer that was larger before counts as large as it is. It was within the limit then, so the
         // loop ends with an empty reassembler at the latest.
-        while self.count > 0 && (self.count >= self.packets_max || self.bytes + buffer.len() > self.bytes_max) {
+        while self.count > 0 && (self.count >= self.packets_max || self.bytes + buffer.len() > self.bytes_max)
+        {
             let buffer = self.close(self.oldest);
             self.keep(buffer);
             self.stats.evicted += 1;
@@ -242,7 +248,15 @@ impl Reassembler {
             index
         } else {
             let runs = Vec::new();
-            self.slots.push(Slot { head: *head, buffer, runs, since: now, older: NONE, younger: NONE, next: NONE });
+            self.slots.push(Slot {
+                head: *head,
+                buffer,
+                runs,
+                since: now,
+                older: NONE,
+                younger: NONE,
+                next: NONE,
+            });
             (self.slots.len() - 1) as u16
         };
         let chain = Self::chain(head.order.stamp);

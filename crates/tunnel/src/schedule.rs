@@ -80,10 +80,17 @@ pub struct ClassPolicy {
 
 impl ClassPolicy {
     /// Throughput, delays up to 150 ms apart, any tier.
-    pub const BULK: Self =
-        Self { class: Class::Bulk, reorder_budget_us: 150_000, tier_max: u8::MAX };
+    pub const BULK: Self = Self { class: Class::Bulk, reorder_budget_us: 150_000, tier_max: u8::MAX };
     /// Lowest delay, any tier.
     pub const SPARSE: Self = Self { class: Class::Sparse, ..Self::BULK };
+
+    /// The usual policy of a class.
+    pub const fn of(class: Class) -> Self {
+        match class {
+            Class::Bulk => Self::BULK,
+            Class::Sparse => Self::SPARSE,
+        }
+    }
 }
 
 /// What to do with the next run of packets.

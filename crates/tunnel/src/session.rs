@@ -73,7 +73,9 @@ pub struct Epoch<'a> {
 impl Session {
     /// Derives every lane key of the epoch: one per sending core and direction.
     pub fn new(epoch: &Epoch<'_>, now: Time) -> Self {
-        let keys = |key: &[u8; 32], cores: u8| (0..cores).map(|core| LaneKey::derive(key, core, epoch.aead)).collect();
+        let keys = |key: &[u8; 32], cores: u8| {
+            (0..cores).map(|core| LaneKey::derive(key, core, epoch.aead)).collect()
+        };
         Self {
             number: epoch.number,
             bond: epoch.bond,

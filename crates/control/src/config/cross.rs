@@ -35,7 +35,8 @@ pub(super) fn check(
         check_endpoints(node, wans, peer, place, problems);
     }
     if !places.tun.address_given {
-        let message = "no address: this node itself cannot use the tunnel; for example address = [\"10.77.0.1/24\"]";
+        let message =
+            "no address: this node itself cannot use the tunnel; for example address = [\"10.77.0.1/24\"]";
         problems.warning(&places.tun.section, "tun.address", message);
     }
 }
@@ -50,8 +51,9 @@ fn check_wans(tun: &Tun, wans: &[Wan], places: &Places, problems: &mut Problems<
         }
         if let InterfaceMatch::Name(name) = &wan.interface {
             if *name == tun.name {
-                let message =
-                    format!("\"{name}\" is the tunnel's own interface; name the one that leads to the Internet");
+                let message = format!(
+                    "\"{name}\" is the tunnel's own interface; name the one that leads to the Internet"
+                );
                 problems.error(&place.interface, "wan.interface", message);
             } else if name == "lo" {
                 let message = "\"lo\" leads nowhere; name the interface that leads to the Internet";
@@ -99,7 +101,8 @@ fn check_allowed_ips(tun: &Tun, peers: &mut [Peer], places: &Places, problems: &
                 }
                 Some(other) => {
                     let other = peers.get(other).map_or("", |peer| peer.name.as_str());
-                    let message = format!("{net} belongs to peer \"{other}\" already; a prefix has one owner");
+                    let message =
+                        format!("{net} belongs to peer \"{other}\" already; a prefix has one owner");
                     problems.error(&given.at, KEY, message);
                 }
                 None => {}
@@ -170,13 +173,7 @@ fn check_endpoints(
 
 /// Without `[[wan]]` the tunnel's own datagrams take the main table: a prefix that contains the endpoint
 /// would send them into the tunnel. (Default routes are safe: they have a table of their own.)
-fn check_loop(
-    wans: &[Wan],
-    peer: &Peer,
-    address: SocketAddr,
-    at: Range<usize>,
-    problems: &mut Problems<'_>,
-) {
+fn check_loop(wans: &[Wan], peer: &Peer, address: SocketAddr, at: Range<usize>, problems: &mut Problems<'_>) {
     let ip: IpAddr = address.ip();
     let inside = peer.allowed_ips.iter().find(|net| net.prefix_len() > 0 && net.contains(&ip));
     if let Some(net) = inside

@@ -111,7 +111,11 @@ fn heading(section: &str) -> &'static str {
 type Table<'a> = (&'a DeTable<'a>, Range<usize>);
 
 /// A section that stands once.
-fn one_table<'a>(root: &'a DeTable<'a>, name: &'static str, problems: &mut Problems<'_>) -> Option<Table<'a>> {
+fn one_table<'a>(
+    root: &'a DeTable<'a>,
+    name: &'static str,
+    problems: &mut Problems<'_>,
+) -> Option<Table<'a>> {
     let value = root.get(name)?;
     match value.get_ref() {
         DeValue::Table(table) => Some((table, value.span())),
@@ -319,7 +323,11 @@ fn tun(table: Option<Table<'_>>, problems: &mut Problems<'_>) -> (Tun, TunPlaces
     let table = section.number("table", 1..=0x7fff_ffff);
     let routes = match (auto.map(|auto| auto.value), &table) {
         (Some(false), Some(table)) => {
-            section.error(&table.at, "table", "route = \"off\" leaves nothing for a table; remove one of them");
+            section.error(
+                &table.at,
+                "table",
+                "route = \"off\" leaves nothing for a table; remove one of them",
+            );
             Routes::Off
         }
         (Some(false), None) => Routes::Off,
@@ -405,9 +413,11 @@ fn peer(
     let name = required(&mut section, "name", "\"hub\"", values::name);
     let public_key = required(&mut section, "public-key", "\"(44 characters of base64)\"", |text| {
         key::decode_public(text).map_err(|error| match error {
-            KeyError::Weak => "this public key gives no secrecy; use the one that \"anabranch pubkey\" prints \
+            KeyError::Weak => {
+                "this public key gives no secrecy; use the one that \"anabranch pubkey\" prints \
                                on the peer"
-                .to_owned(),
+                    .to_owned()
+            }
             error => format!("not a key: {error}; a key is {KEY_RIGHT}"),
         })
     });
@@ -485,8 +495,12 @@ fn encryption(section: &mut Section<'_, '_, '_>) -> Encryption {
     }
     if allowed.is_some_and(|allowed| allowed.value) {
         let message = match chosen.value {
-            Encryption::Off => "inner packets of this peer travel UNENCRYPTED; anybody on the way can read them",
-            _ => "inner packets of this peer are encrypted ONLY IN PART; anybody on the way can read the rest",
+            Encryption::Off => {
+                "inner packets of this peer travel UNENCRYPTED; anybody on the way can read them"
+            }
+            _ => {
+                "inner packets of this peer are encrypted ONLY IN PART; anybody on the way can read the rest"
+            }
         };
         section.warning(&chosen.at, "encryption", message);
         return chosen.value;

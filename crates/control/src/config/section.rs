@@ -155,7 +155,8 @@ impl<'a, 'p, 't> Section<'a, 'p, 't> {
         match whole_number(value.get_ref()) {
             Some(number) if range.contains(&number) => Some(At::new(number, span)),
             found => {
-                let found = found.map_or_else(|| kind(value.get_ref()).to_owned(), |number| number.to_string());
+                let found =
+                    found.map_or_else(|| kind(value.get_ref()).to_owned(), |number| number.to_string());
                 let (from, to) = (range.start(), range.end());
                 let message = format!("{found} found, a whole number from {from} to {to} is needed");
                 self.error(&span, key, message);
@@ -176,7 +177,11 @@ impl<'a, 'p, 't> Section<'a, 'p, 't> {
     }
 
     /// One word of several.
-    pub(crate) fn choice<T: Copy>(&mut self, key: &'static str, words: &[(&'static str, T)]) -> Option<At<T>> {
+    pub(crate) fn choice<T: Copy>(
+        &mut self,
+        key: &'static str,
+        words: &[(&'static str, T)],
+    ) -> Option<At<T>> {
         let right = words.first().map_or("", |(word, _)| *word);
         let text = self.text(key, &format!("\"{right}\""))?;
         if let Some((_, value)) = words.iter().find(|(word, _)| *word == text.value) {

@@ -137,254 +137,367 @@ fn numbers_and_lists_of_cores_and_tables() {
 #[test]
 fn faults_of_syntax() {
     golden("[node\nname = 1\n", &["site.toml:1:6: error: not TOML: unclosed table, expected `]`"]);
+    golden("[node]\nname = \"a\"\nname = \"b\"\n", &["site.toml:3:1: error: not TOML: duplicate key"]);
     golden(
-        "[node]\nname = \"a\"\nname = \"b\"\n",
-        &["site.toml:3:1: error: not TOML: duplicate key"],
+        "[node]\nname = branch\n",
+        &["site.toml:2:8: error: not TOML: string values must be quoted, expected literal string"],
     );
-    golden("[node]\nname = branch\n", &[
-        "site.toml:2:8: error: not TOML: string values must be quoted, expected literal string",
-    ]);
 }
 
 #[test]
 fn sections() {
-    golden("", &[
-        "site.toml: error: node: section [node] is missing; write [node] with private-key-file = \"node.key\"",
-        "site.toml: warning: peer: no peers: nothing to join; add a [[peer]]",
-        "site.toml:1:1: warning: tun.address: no address: this node itself cannot use the tunnel; \
+    golden(
+        "",
+        &[
+            "site.toml: error: node: section [node] is missing; write [node] with private-key-file = \"node.key\"",
+            "site.toml: warning: peer: no peers: nothing to join; add a [[peer]]",
+            "site.toml:1:1: warning: tun.address: no address: this node itself cannot use the tunnel; \
          for example address = [\"10.77.0.1/24\"]",
-    ]);
-    golden(&format!("colour = 3\n{NODE}{TUN}{PEER}[pear]\n[zone]\n"), &[
-        "site.toml:1:1: error: colour: unknown key; every key stands under [node], [tun], [[wan]] or [[peer]]",
-        "site.toml:12:2: error: pear: unknown section; did you mean [[peer]]?",
-        "site.toml:13:2: error: zone: unknown section; there are [node], [tun], [[wan]] and [[peer]]",
-    ]);
-    golden(&format!("{NODE}{TUN}{PEER}[wan]\ninterface = \"wan0\"\n"), &[
-        "site.toml:11:1: error: wan: stands in double brackets, once for each; write [[wan]]",
-    ]);
-    golden(&format!("{NODE}[[tun]]\n{PEER}"), &[
-        "site.toml:1:1: warning: tun.address: no address: this node itself cannot use the tunnel; \
+        ],
+    );
+    golden(
+        &format!("colour = 3\n{NODE}{TUN}{PEER}[pear]\n[zone]\n"),
+        &[
+            "site.toml:1:1: error: colour: unknown key; every key stands under [node], [tun], [[wan]] or [[peer]]",
+            "site.toml:12:2: error: pear: unknown section; did you mean [[peer]]?",
+            "site.toml:13:2: error: zone: unknown section; there are [node], [tun], [[wan]] and [[peer]]",
+        ],
+    );
+    golden(
+        &format!("{NODE}{TUN}{PEER}[wan]\ninterface = \"wan0\"\n"),
+        &["site.toml:11:1: error: wan: stands in double brackets, once for each; write [[wan]]"],
+    );
+    golden(
+        &format!("{NODE}[[tun]]\n{PEER}"),
+        &[
+            "site.toml:1:1: warning: tun.address: no address: this node itself cannot use the tunnel; \
          for example address = [\"10.77.0.1/24\"]",
-        "site.toml:4:1: error: tun: stands once, in single brackets; write [tun]",
-    ]);
+            "site.toml:4:1: error: tun: stands once, in single brackets; write [tun]",
+        ],
+    );
 }
 
 #[test]
 fn unknown_keys() {
-    golden(&format!("{NODE}port = 1\n{TUN}{PEER}PublicKey = \"x\"\nendpoint = \"1.2.3.4:5\"\n"), &[
-        "site.toml:4:1: error: node.port: unknown key; known here: name, private-key, private-key-file, \
+    golden(
+        &format!("{NODE}port = 1\n{TUN}{PEER}PublicKey = \"x\"\nendpoint = \"1.2.3.4:5\"\n"),
+        &[
+            "site.toml:4:1: error: node.port: unknown key; known here: name, private-key, private-key-file, \
          listen, cores, state-dir, log-file, control-socket",
-        "site.toml:12:1: error: peer.PublicKey: unknown key; did you mean \"public-key\"?",
-        "site.toml:13:1: error: peer.endpoint: unknown key; did you mean \"endpoints\"?",
-    ]);
+            "site.toml:12:1: error: peer.PublicKey: unknown key; did you mean \"public-key\"?",
+            "site.toml:13:1: error: peer.endpoint: unknown key; did you mean \"endpoints\"?",
+        ],
+    );
 }
 
 #[test]
 fn node_section() {
-    let golden_node = |node: &str, expected: &[&str]| golden(&format!("[node]\n{node}\n{TUN}{PEER}"), expected);
-    golden_node("", &[
-        "site.toml:1:1: error: node.private-key-file: missing; write private-key-file = \"node.key\" and make \
+    let golden_node =
+        |node: &str, expected: &[&str]| golden(&format!("[node]\n{node}\n{TUN}{PEER}"), expected);
+    golden_node(
+        "",
+        &[
+            "site.toml:1:1: error: node.private-key-file: missing; write private-key-file = \"node.key\" and make \
          the file with \"anabranch genkey > node.key\"",
-    ]);
-    golden_node("private-key-file = \"gone.key\"", &[
-        "site.toml:2:20: error: node.private-key-file: cannot read /etc/ana/gone.key (entity not found); make it \
+        ],
+    );
+    golden_node(
+        "private-key-file = \"gone.key\"",
+        &[
+            "site.toml:2:20: error: node.private-key-file: cannot read /etc/ana/gone.key (entity not found); make it \
          with \"anabranch genkey > /etc/ana/gone.key\" or correct the name",
-    ]);
-    golden_node("private-key-file = \"open.key\"", &[
-        "site.toml:2:20: warning: node.private-key-file: other users can read /etc/ana/open.key; chmod 600 it",
-    ]);
-    golden_node("private-key-file = \"empty.key\"", &[
-        "site.toml:2:20: error: node.private-key-file: not a key: the key is empty; a key is 44 characters of \
+        ],
+    );
+    golden_node(
+        "private-key-file = \"open.key\"",
+        &[
+            "site.toml:2:20: warning: node.private-key-file: other users can read /etc/ana/open.key; chmod 600 it",
+        ],
+    );
+    golden_node(
+        "private-key-file = \"empty.key\"",
+        &[
+            "site.toml:2:20: error: node.private-key-file: not a key: the key is empty; a key is 44 characters of \
          base64 as printed by \"anabranch genkey\" and \"anabranch pubkey\"",
-    ]);
-    golden_node("private-key-file = \"bad.key\"", &[
-        "site.toml:2:20: error: node.private-key-file: not a key: not base64; a key is 44 characters of \
-         base64 as printed by \"anabranch genkey\" and \"anabranch pubkey\"",
-    ]);
-    golden_node("private-key-file = 5", &[
-        "site.toml:2:20: error: node.private-key-file: a number found, a string is needed; for example \"node.key\"",
-    ]);
-    golden_node("private-key-file = \"node.key\"\nprivate-key = \"x\"", &[
-        "site.toml:3:15: error: node.private-key: private-key and private-key-file are both given; keep one of them",
-    ]);
-    golden_node("private-key = \"dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=\"", &[
-        "site.toml:2:15: warning: node.private-key: other users can read this file; chmod 600 it, or keep the \
+        ],
+    );
+    golden_node(
+        "private-key-file = \"bad.key\"",
+        &["site.toml:2:20: error: node.private-key-file: not a key: not base64; a key is 44 characters of \
+         base64 as printed by \"anabranch genkey\" and \"anabranch pubkey\""],
+    );
+    golden_node(
+        "private-key-file = 5",
+        &[
+            "site.toml:2:20: error: node.private-key-file: a number found, a string is needed; for example \"node.key\"",
+        ],
+    );
+    golden_node(
+        "private-key-file = \"node.key\"\nprivate-key = \"x\"",
+        &[
+            "site.toml:3:15: error: node.private-key: private-key and private-key-file are both given; keep one of them",
+        ],
+    );
+    golden_node(
+        "private-key = \"dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=\"",
+        &[
+            "site.toml:2:15: warning: node.private-key: other users can read this file; chmod 600 it, or keep the \
          key in a private-key-file",
-    ]);
+        ],
+    );
     let key = "private-key-file = \"node.key\"\n";
-    golden_node(&format!("{key}listen = 0\nname = \"\""), &[
-        "site.toml:3:10: error: node.listen: 0 found, a whole number from 1 to 65535 is needed",
-        "site.toml:4:8: error: node.name: \"\" is not a name of 1 to 64 visible characters; write for example \"hub\"",
-    ]);
-    golden_node(&format!("{key}listen = \"4600\""), &[
-        "site.toml:3:10: error: node.listen: a string found, a whole number from 1 to 65535 is needed",
-    ]);
-    golden_node(&format!("{key}cores = 0"), &[
-        "site.toml:3:9: error: node.cores: not understood (1 to 128 cores are possible); write \"all\", a number \
+    golden_node(
+        &format!("{key}listen = 0\nname = \"\""),
+        &[
+            "site.toml:3:10: error: node.listen: 0 found, a whole number from 1 to 65535 is needed",
+            "site.toml:4:8: error: node.name: \"\" is not a name of 1 to 64 visible characters; write for example \"hub\"",
+        ],
+    );
+    golden_node(
+        &format!("{key}listen = \"4600\""),
+        &["site.toml:3:10: error: node.listen: a string found, a whole number from 1 to 65535 is needed"],
+    );
+    golden_node(
+        &format!("{key}cores = 0"),
+        &[
+            "site.toml:3:9: error: node.cores: not understood (1 to 128 cores are possible); write \"all\", a number \
          such as 4, or a list of CPUs such as [0, 1, 2, 3]",
-    ]);
-    golden_node(&format!("{key}cores = [0, 0, -1]"), &[
-        "site.toml:3:13: error: node.cores: CPU 0 stands twice; remove one",
-        "site.toml:3:16: error: node.cores: not a CPU from 0 to 1023; write \"all\", a number such as 4, or a \
+        ],
+    );
+    golden_node(
+        &format!("{key}cores = [0, 0, -1]"),
+        &[
+            "site.toml:3:13: error: node.cores: CPU 0 stands twice; remove one",
+            "site.toml:3:16: error: node.cores: not a CPU from 0 to 1023; write \"all\", a number such as 4, or a \
          list of CPUs such as [0, 1, 2, 3]",
-    ]);
+        ],
+    );
 }
 
 #[test]
 fn tun_section() {
     let golden_tun = |tun: &str, expected: &[&str]| golden(&format!("{NODE}[tun]\n{tun}\n{PEER}"), expected);
-    golden_tun("address = [\"10.77.0.1\", \"fd77::1\"]", &[
-        "site.toml:5:12: error: tun.address: \"10.77.0.1\" has no prefix length; write for example \"10.77.0.1/24\"",
-        "site.toml:5:25: error: tun.address: \"fd77::1\" has no prefix length; write for example \"fd77::1/64\"",
-    ]);
-    golden_tun("address = \"10.77.0.0/24\"", &[
-        "site.toml:5:11: warning: tun.address: 10.77.0.0/24 is the network itself; use an address within it",
-    ]);
-    golden_tun("address = [\"10.77.0.1/24\", \"10.77.0.1/16\"]", &[
-        "site.toml:5:28: error: tun.address: 10.77.0.1 stands twice; remove one",
-    ]);
-    golden_tun("address = [\"10.77.0.1/24\"]\nname = \"a-much-too-long-name\"\nmtu = 576\nroute = \"of\"", &[
-        "site.toml:6:8: error: tun.name: \"a-much-too-long-name\" is longer than the 15 bytes Linux allows",
-        "site.toml:7:7: error: tun.mtu: 576 found, a whole number from 1280 to 9000 is needed",
-        "site.toml:8:9: error: tun.route: \"of\" is not one of \"auto\", \"off\"",
-    ]);
-    golden_tun("address = [\"10.77.0.1/24\"]\nroute = \"off\"\ntable = 7", &[
-        "site.toml:7:9: error: tun.table: route = \"off\" leaves nothing for a table; remove one of them",
-    ]);
-    golden_tun("address = [\"10.77.0.2/24\"]", &[
-        "site.toml:10:16: warning: peer.allowed-ips: 10.77.0.2/32 is this node's own address",
-    ]);
+    golden_tun(
+        "address = [\"10.77.0.1\", \"fd77::1\"]",
+        &[
+            "site.toml:5:12: error: tun.address: \"10.77.0.1\" has no prefix length; write for example \"10.77.0.1/24\"",
+            "site.toml:5:25: error: tun.address: \"fd77::1\" has no prefix length; write for example \"fd77::1/64\"",
+        ],
+    );
+    golden_tun(
+        "address = \"10.77.0.0/24\"",
+        &[
+            "site.toml:5:11: warning: tun.address: 10.77.0.0/24 is the network itself; use an address within it",
+        ],
+    );
+    golden_tun(
+        "address = [\"10.77.0.1/24\", \"10.77.0.1/16\"]",
+        &["site.toml:5:28: error: tun.address: 10.77.0.1 stands twice; remove one"],
+    );
+    golden_tun(
+        "address = [\"10.77.0.1/24\"]\nname = \"a-much-too-long-name\"\nmtu = 576\nroute = \"of\"",
+        &[
+            "site.toml:6:8: error: tun.name: \"a-much-too-long-name\" is longer than the 15 bytes Linux allows",
+            "site.toml:7:7: error: tun.mtu: 576 found, a whole number from 1280 to 9000 is needed",
+            "site.toml:8:9: error: tun.route: \"of\" is not one of \"auto\", \"off\"",
+        ],
+    );
+    golden_tun(
+        "address = [\"10.77.0.1/24\"]\nroute = \"off\"\ntable = 7",
+        &["site.toml:7:9: error: tun.table: route = \"off\" leaves nothing for a table; remove one of them"],
+    );
+    golden_tun(
+        "address = [\"10.77.0.2/24\"]",
+        &["site.toml:10:16: warning: peer.allowed-ips: 10.77.0.2/32 is this node's own address"],
+    );
 }
 
 #[test]
 fn wan_section() {
-    let golden_wan = |wan: &str, expected: &[&str]| golden(&format!("{NODE}{TUN}{PEER}[[wan]]\n{wan}\n"), expected);
-    golden_wan("", &[
-        "site.toml:11:1: error: wan.interface: missing; write interface = \"wan0\" or match = \"wwan*\"",
-    ]);
-    golden_wan("interface = \"wwan*\"", &[
-        "site.toml:12:13: error: wan.interface: \"wwan*\" is a pattern; write it as match = \"wwan*\"",
-    ]);
-    golden_wan("interface = \"wan0\"\nmatch = \"wan*\"", &[
-        "site.toml:13:9: error: wan.match: interface and match are both given; keep one of them",
-    ]);
-    golden_wan("interface = \"ana0\"\n[[wan]]\ninterface = \"lo\"", &[
-        "site.toml:12:13: error: wan.interface: \"ana0\" is the tunnel's own interface; name the one that leads \
+    let golden_wan =
+        |wan: &str, expected: &[&str]| golden(&format!("{NODE}{TUN}{PEER}[[wan]]\n{wan}\n"), expected);
+    golden_wan(
+        "",
+        &["site.toml:11:1: error: wan.interface: missing; write interface = \"wan0\" or match = \"wwan*\""],
+    );
+    golden_wan(
+        "interface = \"wwan*\"",
+        &["site.toml:12:13: error: wan.interface: \"wwan*\" is a pattern; write it as match = \"wwan*\""],
+    );
+    golden_wan(
+        "interface = \"wan0\"\nmatch = \"wan*\"",
+        &["site.toml:13:9: error: wan.match: interface and match are both given; keep one of them"],
+    );
+    golden_wan(
+        "interface = \"ana0\"\n[[wan]]\ninterface = \"lo\"",
+        &[
+            "site.toml:12:13: error: wan.interface: \"ana0\" is the tunnel's own interface; name the one that leads \
          to the Internet",
-        "site.toml:14:13: error: wan.interface: \"lo\" leads nowhere; name the interface that leads to the Internet",
-    ]);
-    golden_wan("interface = \"w0\"\n[[wan]]\ninterface = \"w0\"", &[
-        "site.toml:14:13: error: wan.interface: \"w0\" stands in two [[wan]] sections; remove one",
-    ]);
-    golden_wan("interface = \"w0\"\nrate-max = \"100\"\ntier = -1\naddress-family = \"v6\"", &[
-        "site.toml:13:12: error: wan.rate-max: \"100\" has no unit; write for example \"100 Mbit/s\", \
+            "site.toml:14:13: error: wan.interface: \"lo\" leads nowhere; name the interface that leads to the Internet",
+        ],
+    );
+    golden_wan(
+        "interface = \"w0\"\n[[wan]]\ninterface = \"w0\"",
+        &["site.toml:14:13: error: wan.interface: \"w0\" stands in two [[wan]] sections; remove one"],
+    );
+    golden_wan(
+        "interface = \"w0\"\nrate-max = \"100\"\ntier = -1\naddress-family = \"v6\"",
+        &[
+            "site.toml:13:12: error: wan.rate-max: \"100\" has no unit; write for example \"100 Mbit/s\", \
          \"1.5 Gbit/s\" or \"800 kbit/s\"",
-        "site.toml:14:8: error: wan.tier: a number found, a whole number from 0 to 255 is needed",
-        "site.toml:15:18: error: wan.address-family: \"v6\" is not one of \"any\", \"ipv4\", \"ipv6\"",
-    ]);
-    golden_wan("interface = \"w0\"\naddress-family = \"ipv6\"\ngateway = [\"192.0.2.1\", \"router\"]", &[
-        "site.toml:9:14: warning: peer.endpoints: no [[wan]] uses the address family of 198.18.0.2:4600",
-        "site.toml:14:12: error: wan.gateway: not of the address family in use; change one of address-family \
+            "site.toml:14:8: error: wan.tier: a number found, a whole number from 0 to 255 is needed",
+            "site.toml:15:18: error: wan.address-family: \"v6\" is not one of \"any\", \"ipv4\", \"ipv6\"",
+        ],
+    );
+    golden_wan(
+        "interface = \"w0\"\naddress-family = \"ipv6\"\ngateway = [\"192.0.2.1\", \"router\"]",
+        &[
+            "site.toml:9:14: warning: peer.endpoints: no [[wan]] uses the address family of 198.18.0.2:4600",
+            "site.toml:14:12: error: wan.gateway: not of the address family in use; change one of address-family \
          and gateway",
-        "site.toml:14:25: error: wan.gateway: \"router\" is not the address of a router; write for example \
+            "site.toml:14:25: error: wan.gateway: \"router\" is not the address of a router; write for example \
          \"192.0.2.1\"",
-    ]);
+        ],
+    );
 }
 
 #[test]
 fn peer_section() {
-    let golden_peer = |peer: &str, expected: &[&str]| golden(&format!("{NODE}{TUN}[[peer]]\n{peer}\n"), expected);
-    golden_peer("", &[
-        "site.toml:6:1: error: peer.name: missing; write name = \"hub\"",
-        "site.toml:6:1: error: peer.public-key: missing; write public-key = \"(44 characters of base64)\"",
-    ]);
+    let golden_peer =
+        |peer: &str, expected: &[&str]| golden(&format!("{NODE}{TUN}[[peer]]\n{peer}\n"), expected);
+    golden_peer(
+        "",
+        &[
+            "site.toml:6:1: error: peer.name: missing; write name = \"hub\"",
+            "site.toml:6:1: error: peer.public-key: missing; write public-key = \"(44 characters of base64)\"",
+        ],
+    );
     let identity = "name = \"hub\"\nallowed-ips = [\"10.77.0.2/32\"]\n";
-    golden_peer(&format!("{identity}public-key = \"AAAA\""), &[
-        "site.toml:9:14: error: peer.public-key: not a key: 3 bytes instead of 32; a key is 44 characters of \
+    golden_peer(
+        &format!("{identity}public-key = \"AAAA\""),
+        &[
+            "site.toml:9:14: error: peer.public-key: not a key: 3 bytes instead of 32; a key is 44 characters of \
          base64 as printed by \"anabranch genkey\" and \"anabranch pubkey\"",
-    ]);
-    golden_peer(&format!("{identity}public-key = \"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\""), &[
-        "site.toml:9:14: error: peer.public-key: this public key gives no secrecy; use the one that \
-         \"anabranch pubkey\" prints on the peer",
-    ]);
-    golden_peer(&format!("{identity}public-key = \"$OWN\""), &[
-        "site.toml:9:14: error: peer.public-key: this is the key of this node itself; put the peer's public \
+        ],
+    );
+    golden_peer(
+        &format!("{identity}public-key = \"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\""),
+        &["site.toml:9:14: error: peer.public-key: this public key gives no secrecy; use the one that \
+         \"anabranch pubkey\" prints on the peer"],
+    );
+    golden_peer(
+        &format!("{identity}public-key = \"$OWN\""),
+        &[
+            "site.toml:9:14: error: peer.public-key: this is the key of this node itself; put the peer's public \
          key here",
-    ]);
+        ],
+    );
     let identity = format!("{identity}public-key = \"$HUB\"\n");
-    golden_peer(&format!("{identity}endpoints = [\"198.18.0.2\", \"hub:0\", 5]"), &[
-        "site.toml:10:14: error: peer.endpoints: \"198.18.0.2\" has no port; write \"198.18.0.2:4600\" with the \
+    golden_peer(
+        &format!("{identity}endpoints = [\"198.18.0.2\", \"hub:0\", 5]"),
+        &[
+            "site.toml:10:14: error: peer.endpoints: \"198.18.0.2\" has no port; write \"198.18.0.2:4600\" with the \
          peer's port",
-        "site.toml:10:28: error: peer.endpoints: port 0 cannot be dialled; write the port the peer listens on",
-        "site.toml:10:37: error: peer.endpoints: a number found, a string is needed; for example \
+            "site.toml:10:28: error: peer.endpoints: port 0 cannot be dialled; write the port the peer listens on",
+            "site.toml:10:37: error: peer.endpoints: a number found, a string is needed; for example \
          \"198.18.0.2:4600\"",
-    ]);
-    golden_peer(&format!("{identity}endpoints = [\"1.2.3.4:5\", \"1.2.3.4:5\"]\nwans = \"wan0\""), &[
-        "site.toml:10:27: warning: peer.endpoints: 1.2.3.4:5 stands twice; remove one",
-        "site.toml:11:8: error: peer.wans: \"wan0\" is not in any [[wan]] section; add [[wan]] with \
+        ],
+    );
+    golden_peer(
+        &format!("{identity}endpoints = [\"1.2.3.4:5\", \"1.2.3.4:5\"]\nwans = \"wan0\""),
+        &[
+            "site.toml:10:27: warning: peer.endpoints: 1.2.3.4:5 stands twice; remove one",
+            "site.toml:11:8: error: peer.wans: \"wan0\" is not in any [[wan]] section; add [[wan]] with \
          interface = \"wan0\"",
-    ]);
-    golden_peer(&format!("{identity}encryption = \"off\""), &[
-        "site.toml:10:14: error: peer.encryption: lets others read inner packets; if that is really meant, add \
+        ],
+    );
+    golden_peer(
+        &format!("{identity}encryption = \"off\""),
+        &[
+            "site.toml:10:14: error: peer.encryption: lets others read inner packets; if that is really meant, add \
          allow-cleartext = true, otherwise write encryption = \"on\"",
-    ]);
-    golden_peer(&format!("{identity}encryption = \"partial\"\nallow-cleartext = true"), &[
-        "site.toml:10:14: warning: peer.encryption: inner packets of this peer are encrypted ONLY IN PART; \
+        ],
+    );
+    golden_peer(
+        &format!("{identity}encryption = \"partial\"\nallow-cleartext = true"),
+        &[
+            "site.toml:10:14: warning: peer.encryption: inner packets of this peer are encrypted ONLY IN PART; \
          anybody on the way can read the rest",
-    ]);
-    golden_peer(&format!("{identity}policy = \"roundrobin\"\nflow = \"3-tuple\"\npaths-per-wan-pair = 9"), &[
-        "site.toml:10:10: error: peer.policy: \"roundrobin\" is not one of \"hash\", \"round-robin\", \
+        ],
+    );
+    golden_peer(
+        &format!("{identity}policy = \"roundrobin\"\nflow = \"3-tuple\"\npaths-per-wan-pair = 9"),
+        &[
+            "site.toml:10:10: error: peer.policy: \"roundrobin\" is not one of \"hash\", \"round-robin\", \
          \"random\", \"least-loaded\"; did you mean \"round-robin\"?",
-        "site.toml:11:8: error: peer.flow: \"3-tuple\" is not one of \"5-tuple\", \"4-tuple\", \"2-tuple\", \
+            "site.toml:11:8: error: peer.flow: \"3-tuple\" is not one of \"5-tuple\", \"4-tuple\", \"2-tuple\", \
          \"5-tuple-dscp\"; did you mean \"5-tuple\"?",
-        "site.toml:12:22: error: peer.paths-per-wan-pair: 9 found, a whole number from 1 to 8 is needed",
-    ]);
-    golden_peer(&format!("{identity}preshared-key-file = \"none\"\nallow-cleartext = \"yes\""), &[
-        "site.toml:10:22: error: peer.preshared-key-file: cannot read /etc/ana/none (entity not found); make it \
+            "site.toml:12:22: error: peer.paths-per-wan-pair: 9 found, a whole number from 1 to 8 is needed",
+        ],
+    );
+    golden_peer(
+        &format!("{identity}preshared-key-file = \"none\"\nallow-cleartext = \"yes\""),
+        &[
+            "site.toml:10:22: error: peer.preshared-key-file: cannot read /etc/ana/none (entity not found); make it \
          with \"anabranch genkey > /etc/ana/none\" or correct the name",
-        "site.toml:11:19: error: peer.allow-cleartext: a string found, true or false (without quotes) is needed",
-    ]);
+            "site.toml:11:19: error: peer.allow-cleartext: a string found, true or false (without quotes) is needed",
+        ],
+    );
 }
 
 #[test]
 fn several_peers() {
     let two = |second: &str| format!("{NODE}{TUN}{PEER}[[peer]]\n{second}\n");
-    golden(&two("name = \"hub\"\npublic-key = \"$HUB\"\nallowed-ips = [\"10.77.0.2\"]"), &[
-        "site.toml:12:8: error: peer.name: two peers are named \"hub\"; give each its own name",
-        "site.toml:13:14: error: peer.public-key: peer \"hub\" has the same key; every peer needs a key of its own",
-        "site.toml:14:16: error: peer.allowed-ips: 10.77.0.2/32 belongs to peer \"hub\" already; a prefix has \
+    golden(
+        &two("name = \"hub\"\npublic-key = \"$HUB\"\nallowed-ips = [\"10.77.0.2\"]"),
+        &[
+            "site.toml:12:8: error: peer.name: two peers are named \"hub\"; give each its own name",
+            "site.toml:13:14: error: peer.public-key: peer \"hub\" has the same key; every peer needs a key of its own",
+            "site.toml:14:16: error: peer.allowed-ips: 10.77.0.2/32 belongs to peer \"hub\" already; a prefix has \
          one owner",
-    ]);
-    golden(&two("name = \"b\"\npublic-key = \"$OTHER\"\nallowed-ips = [\"10.78.0.1/24\", \"10.78.0.0/24\"]"), &[
-        "site.toml:14:16: warning: peer.allowed-ips: 10.78.0.1/24 has host bits; 10.78.0.0/24 is taken",
-        "site.toml:14:32: warning: peer.allowed-ips: 10.78.0.0/24 stands twice; remove one",
-    ]);
-    golden(&two("name = \"b\"\npublic-key = \"$OTHER\""), &[
-        "site.toml:11:1: warning: peer.allowed-ips: none: no packet goes to or comes from this peer; for \
-         example [\"10.77.0.2/32\"]",
-    ]);
+        ],
+    );
+    golden(
+        &two("name = \"b\"\npublic-key = \"$OTHER\"\nallowed-ips = [\"10.78.0.1/24\", \"10.78.0.0/24\"]"),
+        &[
+            "site.toml:14:16: warning: peer.allowed-ips: 10.78.0.1/24 has host bits; 10.78.0.0/24 is taken",
+            "site.toml:14:32: warning: peer.allowed-ips: 10.78.0.0/24 stands twice; remove one",
+        ],
+    );
+    golden(
+        &two("name = \"b\"\npublic-key = \"$OTHER\""),
+        &["site.toml:11:1: warning: peer.allowed-ips: none: no packet goes to or comes from this peer; for \
+         example [\"10.77.0.2/32\"]"],
+    );
 }
 
 #[test]
 fn nobody_can_dial_and_a_tunnel_in_itself() {
     let node = "[node]\nprivate-key-file = \"node.key\"\n";
     let identity = "name = \"hub\"\npublic-key = \"$HUB\"\n";
-    golden(&format!("{node}{TUN}[[peer]]\n{identity}allowed-ips = [\"10.0.0.0/8\"]\n"), &[
-        "site.toml:5:1: error: peer.endpoints: missing, and [node] has no listen, so that neither side can dial \
+    golden(
+        &format!("{node}{TUN}[[peer]]\n{identity}allowed-ips = [\"10.0.0.0/8\"]\n"),
+        &[
+            "site.toml:5:1: error: peer.endpoints: missing, and [node] has no listen, so that neither side can dial \
          the other; write endpoints = [\"198.18.0.2:4600\"] here or listen = 4600 there",
-    ]);
+        ],
+    );
     let peer = format!(
         "{node}{TUN}[[peer]]\n{identity}allowed-ips = [\"198.18.0.0/15\", \"::/0\"]\nendpoints = \"198.18.0.2:1\"\n"
     );
-    golden(&peer, &[
-        "site.toml:9:13: warning: peer.endpoints: 198.18.0.2 lies within 198.18.0.0/15 of allowed-ips, so the \
+    golden(
+        &peer,
+        &[
+            "site.toml:9:13: warning: peer.endpoints: 198.18.0.2 lies within 198.18.0.0/15 of allowed-ips, so the \
          tunnel would be routed into itself; name the interface in a [[wan]] section, or take a default route \
          or smaller prefixes",
-    ]);
+        ],
+    );
     golden(&format!("{peer}[[wan]]\ninterface = \"wan0\"\n"), &[]);
-    golden(&format!("{peer}wans = [\"wan9\"]\n[[wan]]\ninterface = \"wan0\"\n"), &[
-        "site.toml:10:9: error: peer.wans: \"wan9\" is not in any [[wan]] section; did you mean \"wan0\"?",
-    ]);
+    golden(
+        &format!("{peer}wans = [\"wan9\"]\n[[wan]]\ninterface = \"wan0\"\n"),
+        &["site.toml:10:9: error: peer.wans: \"wan9\" is not in any [[wan]] section; did you mean \"wan0\"?"],
+    );
 }
 
 #[test]
@@ -427,4 +540,12 @@ proptest! {
         }
         let _ = load(&text);
     }
+}
+
+/// A configuration without errors, for tests of other modules: `node` stands under `[node]`.
+#[track_caller]
+pub(crate) fn config(node: &str, rest: &str) -> Config {
+    let loaded = load(&format!("[node]\nprivate-key-file = \"node.key\"\n{node}\n{rest}"));
+    let said: Vec<String> = loaded.problems.iter().map(ToString::to_string).collect();
+    loaded.config.unwrap_or_else(|| panic!("{said:?}"))
 }

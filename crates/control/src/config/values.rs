@@ -189,7 +189,10 @@ pub fn interface_pattern(text: &str) -> Result<String, String> {
         return Err("an empty pattern matches nothing; write for example \"wwan*\"".to_owned());
     }
     if text.len() > BYTES_MAX || text.contains(|c: char| c == '/' || c.is_whitespace() || c.is_control()) {
-        return Err(format!("\"{}\" cannot match an interface name; write for example \"wwan*\"", shown(text)));
+        return Err(format!(
+            "\"{}\" cannot match an interface name; write for example \"wwan*\"",
+            shown(text)
+        ));
     }
     Ok(text.to_owned())
 }
@@ -239,7 +242,10 @@ pub fn name(text: &str) -> Result<String, String> {
 pub fn gateway(text: &str) -> Result<IpAddr, String> {
     match text.parse::<IpAddr>() {
         Ok(address) if !address.is_unspecified() && !address.is_multicast() => Ok(address),
-        _ => Err(format!("\"{}\" is not the address of a router; write for example \"192.0.2.1\"", shown(text))),
+        _ => Err(format!(
+            "\"{}\" is not the address of a router; write for example \"192.0.2.1\"",
+            shown(text)
+        )),
     }
 }
 

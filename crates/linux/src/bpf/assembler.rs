@@ -20,10 +20,11 @@ pub(super) const FRAME: Reg = Reg(10);
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(super) struct Instruction {
-    code: u8,
-    registers: u8,
-    offset: i16,
-    immediate: i32,
+    pub code: u8,
+    /// Destination in the low half, source in the high half.
+    pub registers: u8,
+    pub offset: i16,
+    pub immediate: i32,
 }
 
 /// A place in the program, to jump to.

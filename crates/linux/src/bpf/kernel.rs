@@ -45,8 +45,8 @@ struct LoadProgram {
     flags: u32,
 }
 
-/// # Safety
-/// `T` is the layout that this command reads, and the pointers in it are valid for what the command does with them.
+/// # Safety `T` is the layout that this command reads, and the pointers in it are valid for what the command
+/// does with them.
 unsafe fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_int> {
     // SAFETY: the attributes live for the call; the caller vouches for what they point to.
     let result = unsafe {
@@ -77,7 +77,8 @@ pub(super) unsafe fn write_value(map: impl AsFd, bytes: &[u8]) -> io::Result<()>
         value: bytes.as_ptr() as u64,
         flags: 0,
     };
-    // SAFETY: the layout of MAP_UPDATE_ELEM; the kernel reads 4 bytes of key and the value, whose length the caller vouches for.
+    // SAFETY: the layout of MAP_UPDATE_ELEM; the kernel reads 4 bytes of key and the value, whose length the
+    // caller vouches for.
     unsafe { bpf(MAP_UPDATE_ELEM, &mut attributes) }.map(drop)
 }
 
@@ -109,7 +110,8 @@ fn try_load(code: &[Instruction], log: &mut [u8]) -> io::Result<OwnedFd> {
         kernel_version: 0,
         flags: 0,
     };
-    // SAFETY: the layout of PROG_LOAD; instructions, license and log are live and announced with their true lengths.
+    // SAFETY: the layout of PROG_LOAD; instructions, license and log are live and announced with their true
+    // lengths.
     owned(unsafe { bpf(PROG_LOAD, &mut attributes) }?)
 }
 
@@ -135,8 +137,8 @@ pub(super) mod testing {
         context_out: u64,
     }
 
-    /// Runs a socket filter on a packet of at least 14 bytes, of which it does not see the first 14; returns its result
-    /// and the nanoseconds of one run.
+    /// Runs a socket filter on a packet of at least 14 bytes, of which it does not see the first 14; returns
+    /// its result and the nanoseconds of one run.
     pub(in crate::bpf) fn run(program: impl AsFd, frame: &[u8], repeat: u32) -> io::Result<(u32, u32)> {
         let mut attributes = TestRun {
             program: program.as_fd().as_raw_fd().cast_unsigned(),

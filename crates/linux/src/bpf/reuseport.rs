@@ -1,9 +1,10 @@
 //! Which socket of an SO_REUSEPORT group a datagram goes to: a classic BPF program, which needs no privilege.
 //!
-//! It sees the UDP payload and returns a position in the group (the order in which the sockets were bound).
-//! A position that does not exist makes the kernel fall back to its hash of the 4-tuple; the program uses that for
-//! everything that names no core, and never drops. It runs once per merged train, on the first datagram's bytes: this is why
-//! each (sending core, receiving core) pair has a 4-tuple of its own (design §4, "4-tuples").
+//! It sees the UDP payload and returns a position in the group (the order in which the sockets were bound). A
+//! position that does not exist makes the kernel fall back to its hash of the 4-tuple; the program uses that
+//! for everything that names no core, and never drops. It runs once per merged train, on the first datagram's
+//! bytes: this is why each (sending core, receiving core) pair has a 4-tuple of its own (design §4,
+//! "4-tuples").
 
 use std::os::fd::AsFd;
 
@@ -18,7 +19,8 @@ pub type Instruction = libc::sock_filter;
 const FALL_BACK: u32 = u32::MAX;
 /// The receiving core is not told; the sending core stands in for it (design §4, lane 255).
 const NOT_TOLD: u32 = 255;
-/// The lowest kind of datagram that belongs to a lane (design §4: 4 sealed, 5 clear, 6 partial; below are handshakes).
+/// The lowest kind of datagram that belongs to a lane (design §4: 4 sealed, 5 clear, 6 partial; below are
+/// handshakes).
 const KIND_DATA_MIN: u32 = 4;
 
 const LOAD_BYTE: u16 = (libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16;
@@ -39,8 +41,9 @@ fn jump(code: u16, k: u32, if_true: u8, if_false: u8) -> Instruction {
     Instruction { code, jt: if_true, jf: if_false, k }
 }
 
-/// The program for a group of `cores` sockets (1–255): a data datagram goes by its receiving core byte, or if that is 255 by its
-/// sending core modulo `cores`; handshakes, garbage and cores that do not exist go by the kernel's hash.
+/// The program for a group of `cores` sockets (1–255): a data datagram goes by its receiving core byte, or if
+/// that is 255 by its sending core modulo `cores`; handshakes, garbage and cores that do not exist go by the
+/// kernel's hash.
 pub fn reuseport_program(cores: usize) -> Vec<Instruction> {
     let cores = u32::try_from(cores).unwrap_or(u32::MAX).clamp(1, NOT_TOLD);
     vec![

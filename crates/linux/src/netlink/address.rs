@@ -93,8 +93,10 @@ impl Netlink {
         })
     }
 
-    /// Gives an interface an address. An IPv6 address can be used at once: there is no duplicate detection, which would take a
-    /// second and has nobody to ask on a TUN or a test link. Fails with `AlreadyExists` if it is there already.
+    /// Gives an interface an address. An IPv6 address gets no duplicate detection, which would take a second
+    /// and has nobody to ask on a TUN or a test link: it is a source address at once, and the kernel accepts
+    /// packets for it within some milliseconds after the interface is up. Fails with `AlreadyExists` if it is
+    /// there already.
     pub fn add_address(&self, index: u32, net: IpNet) -> Result<()> {
         let mut message = message(index, net);
         if net.addr().is_ipv6() {

@@ -46,7 +46,8 @@ pub struct Monitor {
 const CHANGES_MAX: usize = 1024;
 
 impl Monitor {
-    /// Opens a monitor in the calling thread's namespace; needs no privilege. Open it *before* reading the present state.
+    /// Opens a monitor in the calling thread's namespace; needs no privilege. Open it *before* reading the
+    /// present state.
     pub fn open() -> Result<Monitor> {
         let groups = libc::RTMGRP_LINK
             | libc::RTMGRP_IPV4_IFADDR
@@ -64,7 +65,8 @@ impl Monitor {
         namespace.run(Monitor::open)?
     }
 
-    /// Asks for a kernel buffer of about this size for changes not yet read (the kernel doubles it and has a minimum of a few KiB).
+    /// Asks for a kernel buffer of about this size for changes not yet read (the kernel doubles it and has a
+    /// minimum of a few KiB).
     pub fn set_buffer(&self, bytes: usize) -> io::Result<()> {
         let value = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
         set_option(&self.fd, libc::SOL_SOCKET, libc::SO_RCVBUF, &value)

@@ -76,7 +76,8 @@ impl RouteSpec {
 pub struct Route {
     /// The route as it would be added.
     pub spec: RouteSpec,
-    /// Who made it: 2 the kernel, 3 boot, 4 static, 9 router advertisements, 16 DHCP, [`OUR_PROTOCOL`] this program.
+    /// Who made it: 2 the kernel, 3 boot, 4 static, 9 router advertisements, 16 DHCP, [`OUR_PROTOCOL`] this
+    /// program.
     pub protocol: u8,
     /// It cannot be used now because the interface has no carrier or the gateway is gone.
     pub dead: bool,

@@ -47,7 +47,8 @@ pub struct RuleSpec {
     pub to: Option<IpNet>,
     /// Table to look in.
     pub table: u32,
-    /// Ignores what the table says if the matching route's prefix is this short or shorter (0 = ignore default routes).
+    /// Ignores what the table says if the matching route's prefix is this short or shorter (0 = ignore
+    /// default routes).
     pub suppress_prefix_length: Option<u32>,
     /// Who made it; [`OUR_PROTOCOL`] for those this program adds.
     pub protocol: u8,

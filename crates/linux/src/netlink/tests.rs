@@ -130,46 +130,51 @@ fn find(netlink: &Netlink, spec: &RouteSpec) -> Option<Route> {
     routes.into_iter().find(|route| route.spec.dst == spec.dst && route.spec.table == spec.table)
 }
 
+/// One route of each kind, over the interface `a`.
+fn specimens(a: u32) -> Vec<RouteSpec> {
+    let via = |dst: &str, gateway: &str| RouteSpec {
+        gateway: Some(ip(gateway)),
+        interface: Some(a),
+        metric: 50,
+        ..RouteSpec::new(net(dst))
+    };
+    vec![
+        via("192.0.2.0/24", "10.5.0.2"),
+        via("2001:db8::/32", "fd05::2"),
+        // A table of its own with a big number, as each WAN has.
+        RouteSpec { table: 46_001, ..via("0.0.0.0/0", "10.5.0.2") },
+        RouteSpec { table: 46_001, ..via("::/0", "fd05::2") },
+        // A gateway outside the interface's network.
+        RouteSpec { onlink: true, table: 77, ..via("198.51.100.0/24", "203.0.113.1") },
+        RouteSpec { onlink: true, table: 77, ..via("2001:db8:1::/48", "fd77::1") },
+        RouteSpec {
+            interface: Some(a),
+            metric: 9,
+            source: Some(ip("10.5.0.1")),
+            ..RouteSpec::new(net("10.8.0.0/16"))
+        },
+        RouteSpec {
+            interface: Some(a),
+            metric: 9,
+            source: Some(ip("fd05::1")),
+            ..RouteSpec::new(net("fd08::/64"))
+        },
+        RouteSpec {
+            kind: RouteKind::Unreachable,
+            metric: 999,
+            table: 46_001,
+            ..RouteSpec::new(net("10.99.0.0/16"))
+        },
+        RouteSpec { kind: RouteKind::Blackhole, metric: 999, ..RouteSpec::new(net("10.98.0.0/16")) },
+        RouteSpec { kind: RouteKind::Throw, metric: 999, ..RouteSpec::new(net("10.97.0.0/16")) },
+    ]
+}
+
 #[test]
 fn routes_of_every_kind_round_trip() {
     isolated(|| {
         let (netlink, a, _) = cable();
-        let via = |dst: &str, gateway: &str| RouteSpec {
-            gateway: Some(ip(gateway)),
-            interface: Some(a),
-            metric: 50,
-            ..RouteSpec::new(net(dst))
-        };
-        let specs = [
-            via("192.0.2.0/24", "10.5.0.2"),
-            via("2001:db8::/32", "fd05::2"),
-            // A table of its own with a big number, as each WAN has.
-            RouteSpec { table: 46_001, ..via("0.0.0.0/0", "10.5.0.2") },
-            RouteSpec { table: 46_001, ..via("::/0", "fd05::2") },
-            // A gateway outside the interface's network.
-            RouteSpec { onlink: true, table: 77, ..via("198.51.100.0/24", "203.0.113.1") },
-            RouteSpec { onlink: true, table: 77, ..via("2001:db8:1::/48", "fd77::1") },
-            RouteSpec {
-                interface: Some(a),
-                metric: 9,
-                source: Some(ip("10.5.0.1")),
-                ..RouteSpec::new(net("10.8.0.0/16"))
-            },
-            RouteSpec {
-                interface: Some(a),
-                metric: 9,
-                source: Some(ip("fd05::1")),
-                ..RouteSpec::new(net("fd08::/64"))
-            },
-            RouteSpec {
-                kind: RouteKind::Unreachable,
-                metric: 999,
-                table: 46_001,
-                ..RouteSpec::new(net("10.99.0.0/16"))
-            },
-            RouteSpec { kind: RouteKind::Blackhole, metric: 999, ..RouteSpec::new(net("10.98.0.0/16")) },
-            RouteSpec { kind: RouteKind::Throw, metric: 999, ..RouteSpec::new(net("10.97.0.0/16")) },
-        ];
+        let specs = specimens(a);
         for spec in &specs {
             netlink.add_route(spec).unwrap();
             let mut route = find(&netlink, spec).unwrap_or_else(|| panic!("{spec:?} is not there"));

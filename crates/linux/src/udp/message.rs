@@ -96,7 +96,8 @@ impl Outgoing {
             message.msg_controllen = control_bytes as _;
         }
         loop {
-            // SAFETY: all pointers in `message` lead to locals or to `self` and `contents`, which the kernel only reads.
+            // SAFETY: all pointers in `message` lead to locals or to `self` and `contents`, which the kernel
+            // only reads.
             let result = check_size(unsafe { libc::sendmsg(fd.as_raw_fd(), &message, libc::MSG_NOSIGNAL) });
             match result {
                 Ok(_) => return Ok(()),
@@ -111,7 +112,8 @@ const fn align(bytes: usize) -> usize {
     (bytes + size_of::<usize>() - 1) & !(size_of::<usize>() - 1)
 }
 
-/// Appends one control message at `at`; returns the new length. `CONTROL_BYTES` holds the three that we ever append.
+/// Appends one control message at `at`; returns the new length. `CONTROL_BYTES` holds the three that we ever
+/// append.
 fn append<T: Copy>(
     control: &mut Control,
     at: usize,
@@ -198,7 +200,8 @@ pub(super) fn receive(
         }
     };
     for (message, meta) in messages.iter().zip(metas).take(received) {
-        // SAFETY: this message was initialised above and filled by the kernel, with its address and control bytes.
+        // SAFETY: this message was initialised above and filled by the kernel, with its address and control
+        // bytes.
         *meta = unsafe { read_meta(message.assume_init_ref()) };
     }
     Ok(received)

@@ -312,6 +312,40 @@ fn a_socket_bound_to_a_device_uses_that_device_only() {
 }
 
 #[test]
+fn each_device_has_a_group_of_its_own_on_the_same_port() {
+    isolated(|| {
+        let netlink = Netlink::open().unwrap();
+        let mut wans = Vec::new();
+        for (name, number) in [("wan0", 10), ("wan1", 20)] {
+            let namespace = Namespace::create().unwrap();
+            netlink.add_veth(name, "isp", Some(namespace.as_fd())).unwrap();
+            let index = netlink.link(name).unwrap().unwrap().index;
+            netlink.add_address(index, format!("10.{number}.0.1/24").parse().unwrap()).unwrap();
+            netlink.set_up(index, true).unwrap();
+            let there = Netlink::open_in(&namespace).unwrap();
+            let index = there.link("isp").unwrap().unwrap().index;
+            there.add_address(index, format!("10.{number}.0.2/24").parse().unwrap()).unwrap();
+            there.set_up(index, true).unwrap();
+            // Dual stack, as a listener is.
+            let mut options = UdpOptions::new("[::]:4600".parse().unwrap());
+            options.device = Some(name.to_owned());
+            wans.push((number, namespace, UdpSocket::bind_group(&options, 3).unwrap()));
+        }
+        for (number, namespace, group) in &wans {
+            let to: SocketAddr = format!("10.{number}.0.1:4600").parse().unwrap();
+            for core in 0..3u8 {
+                let sender = namespace.run(|| bind("0.0.0.0:0")).unwrap();
+                sender.send(to, None, None, &[0x14, core, *number]).unwrap();
+                let got = receive(&group[usize::from(core)], 3);
+                assert_eq!(got[0].1, [0x14, core, *number]);
+                assert_eq!(got[0].0.local_ip, Some(to.ip()));
+            }
+        }
+        assert!(wans.iter().flat_map(|(_, _, group)| group).all(|socket| drain(socket).is_empty()));
+    });
+}
+
+#[test]
 fn a_buffer_that_is_too_small_is_reported_and_nothing_to_receive_is_would_block() {
     isolated(|| {
         let (receiver, sender) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));

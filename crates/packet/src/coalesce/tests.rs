@@ -339,7 +339,8 @@ proptest! {
         prop_assert_eq!(merge(&segments, !full), [(header, packet)]);
     }
 
-    /// Whatever is pushed in whatever order, after the far kernel's segmentation exactly the pushed packets come out, in order.
+    /// Whatever is pushed in whatever order, after the far kernel's segmentation exactly the pushed packets
+    /// come out, in order.
     #[test]
     fn merging_is_invisible(
         recipes in prop::collection::vec((any_recipe(600), 50usize..300), 1..4),
@@ -369,7 +370,10 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes(packets in prop::collection::vec((prop::collection::vec(any::<u8>(), 0..90), any::<bool>(), any::<bool>()), 0..8)) {
+    fn any_bytes(
+        packets in
+            prop::collection::vec((prop::collection::vec(any::<u8>(), 0..90), any::<bool>(), any::<bool>()), 0..8),
+    ) {
         let mut collector = Collector::new();
         for (packet, partial, may_merge) in &packets {
             collector.push(packet, *partial, *may_merge);

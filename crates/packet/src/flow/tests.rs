@@ -225,9 +225,14 @@ proptest! {
         prop_assert_eq!(FlowKey::of(&swapped(&recipe).build()), Ok(there.reversed()));
     }
 
-    /// The short way says what the long way says, or nothing, whatever a few bytes of a packet are changed to.
+    /// The short way says what the long way says, or nothing, whatever a few bytes of a packet are changed
+    /// to.
     #[test]
-    fn both_ways_agree(recipe in any_recipe(30), noise in prop::collection::vec((0usize..60, any::<u8>()), 0..4), cut in 0usize..200) {
+    fn both_ways_agree(
+        recipe in any_recipe(30),
+        noise in prop::collection::vec((0usize..60, any::<u8>()), 0..4),
+        cut in 0usize..200,
+    ) {
         let mut packet = recipe.build();
         for (at, value) in noise {
             if let Some(byte) = packet.get_mut(at) {

@@ -199,7 +199,11 @@ proptest! {
 
     /// Lengths of a parsed header lie within the packet, whatever the bytes.
     #[test]
-    fn any_bytes(mut bytes in prop::collection::vec(any::<u8>(), 0..200), version in prop::sample::select(vec![4u8, 6]), next in prop::sample::select(vec![0u8, 6, 43, 44, 51, 60])) {
+    fn any_bytes(
+        mut bytes in prop::collection::vec(any::<u8>(), 0..200),
+        version in prop::sample::select(vec![4u8, 6]),
+        next in prop::sample::select(vec![0u8, 6, 43, 44, 51, 60]),
+    ) {
         if bytes.len() > 6 {
             bytes[0] = version << 4 | 5;
             let room = bytes.len() - if version == 4 { 0 } else { 40.min(bytes.len()) };

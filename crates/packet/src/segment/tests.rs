@@ -281,7 +281,12 @@ proptest! {
 
     /// Whatever the two headers say, what is accepted can be written, and lengths add up.
     #[test]
-    fn any_offload(mut recipe in any_recipe(300), vnet: [u8; 10], kind in 0usize..7, noise in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4)) {
+    fn any_offload(
+        mut recipe in any_recipe(300),
+        vnet: [u8; 10],
+        kind in 0usize..7,
+        noise in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+    ) {
         recipe.sum = Sum::Full;
         let mut packet = recipe.build();
         for (at, value) in noise {

@@ -237,8 +237,7 @@ impl Transfer {
 
     /// Waits until everything has arrived. `observe` is called some ten times a second while data is sent.
     pub fn finish(self, mut observe: impl FnMut(Tick)) -> anyhow::Result<Report> {
-        let window: Window =
-            watch(self.options.span, self.start_ns, &self.bytes, &self.stop, &mut observe);
+        let window: Window = watch(self.options.span, self.start_ns, &self.bytes, &self.stop, &mut observe);
         let sent: Vec<_> = self.senders.into_iter().map(join).collect();
         let received: Vec<_> = self.receivers.into_iter().map(join).collect();
         let mut report = Report {
@@ -286,4 +285,3 @@ fn compare(
 fn join<T>(handle: JoinHandle<anyhow::Result<T>>) -> anyhow::Result<T> {
     handle.join().unwrap_or_else(|_| bail!("the thread failed"))
 }
-

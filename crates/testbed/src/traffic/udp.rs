@@ -327,7 +327,8 @@ impl Transfer {
             late_sent += total - early;
             late_arrived += count_from(seen, *early);
         }
-        let percent = |sent: u64, arrived: u64| sent.saturating_sub(arrived) as f64 * 100.0 / sent.max(1) as f64;
+        let percent =
+            |sent: u64, arrived: u64| sent.saturating_sub(arrived) as f64 * 100.0 / sent.max(1) as f64;
         Ok(Report {
             goodput_mbps: window.mbps(),
             offered_mbps: (sent.datagrams * self.options.payload_bytes as u64) as f64 * 8e3
@@ -387,7 +388,10 @@ mod tests {
         assert!(!r.take(&mut [0; 7], 50_000));
         let r = r.received;
         assert_eq!((r.reordered, r.duplicates, r.corrupt, r.bytes), (1, 1, 4, 400));
-        assert_eq!((count_from(&r.seen[0], 0), count_from(&r.seen[0], 1), count_from(&r.seen[1], 0)), (3, 2, 1));
+        assert_eq!(
+            (count_from(&r.seen[0], 0), count_from(&r.seen[0], 1), count_from(&r.seen[1], 0)),
+            (3, 2, 1)
+        );
         assert_eq!(count_from(&r.seen[0], 1_000), 0);
     }
 }

@@ -47,21 +47,32 @@ impl Transmit {
                 owd_us: 0,
                 rtt_us: 0,
             };
-            *last = Reported { highest: entry.highest.max(last.highest), packets: entry.packets, bytes: entry.bytes, lost: entry.lost, any: true };
+            *last = Reported {
+                highest: entry.highest.max(last.highest),
+                packets: entry.packets,
+                bytes: entry.bytes,
+                lost: entry.lost,
+                any: true,
+            };
             tx.log.settle(session, peer_core, entry.highest);
             tx.express.settle(session, peer_core, entry.highest);
             tx.progress_at = now;
             if let Some(sent_at) = sent_at {
                 let rtt_us = now.since(sent_at).saturating_sub(u64::from(entry.hold_us) * 1_000) / 1_000;
                 let owd_us = self.bond.relative_delay_us(sent_at.us(), entry.arrival_us);
-                tx.path.feedback(now, &Feedbacked { owd_us, rtt_us: u32::try_from(rtt_us).unwrap_or(u32::MAX), ..feedback });
+                tx.path.feedback(
+                    now,
+                    &Feedbacked { owd_us, rtt_us: u32::try_from(rtt_us).unwrap_or(u32::MAX), ..feedback },
+                );
             }
         }
     }
 
     /// The peer misses datagrams of one of our lanes.
     pub fn on_nack(&mut self, session: u32, peer_core: u8, nack: &Nack<'_>) {
-        if nack.sending_core != self.core || self.session.as_ref().is_none_or(|current| current.number != session) {
+        if nack.sending_core != self.core
+            || self.session.as_ref().is_none_or(|current| current.number != session)
+        {
             return;
         }
         let Some(tx) = self.paths.iter().find(|tx| tx.path.id == nack.path) else { return };

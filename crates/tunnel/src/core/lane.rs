@@ -30,13 +30,19 @@ struct Gap {
 pub(super) struct RxLane {
     window: Window,
     highest: u64,
-    highest_at: Time,
+    /// Newest datagram with inner packets, and when it came: what reports speak of. Reports about datagrams that
+    /// hold only reports would answer each other for ever.
+    data_highest: u64,
+    data_at: Time,
+    data_packets: u64,
     /// Datagrams and bytes received, without recovered ones.
     pub packets: u64,
     pub bytes: u64,
     lost: u32,
     gaps: VecDeque<Gap>,
     reported: u64,
+    /// The last report was sent a second time: a lost one must not look like a dead path.
+    echoed: bool,
     /// What was added to the path's shared counters so far.
     published: (u64, u64),
     /// Last `now` stored in the path.
@@ -59,12 +65,15 @@ impl RxLane {
         Self {
             window: Window::new(window_bits),
             highest: 0,
-            highest_at: Time::ZERO,
+            data_highest: 0,
+            data_at: Time::ZERO,
+            data_packets: 0,
             packets: 0,
             bytes: 0,
             lost: 0,
             gaps: VecDeque::new(),
             reported: 0,
+            echoed: true,
             published: (0, 0),
             heard: Time::ZERO,
         }
@@ -73,6 +82,15 @@ impl RxLane {
     /// Before decryption: is the counter worth the work?
     pub fn check(&self, counter: u64) -> Result<(), DropReason> {
         self.window.check(counter)
+    }
+
+    /// A committed datagram held inner packets.
+    pub fn note_data(&mut self, now: Time, counter: u64) {
+        self.data_packets += 1;
+        if counter >= self.data_highest {
+            self.data_highest = counter;
+            self.data_at = now;
+        }
     }
 
     /// Unauthenticated datagrams may not move the window far: a forged counter would shut the real ones out.
@@ -88,7 +106,6 @@ impl RxLane {
                 self.open_gap(now, self.highest + 1, counter - self.highest - 1);
             }
             self.highest = counter;
-            self.highest_at = now;
             Place::Newest
         } else if self.close_gap(counter) {
             Place::Recovered
@@ -116,7 +133,9 @@ impl RxLane {
 
     /// Takes a late counter out of its gap; true when it had been asked for.
     fn close_gap(&mut self, counter: u64) -> bool {
-        let Some(at) = self.gaps.iter().position(|gap| counter >= gap.first && counter < gap.first + gap.count) else {
+        let Some(at) =
+            self.gaps.iter().position(|gap| counter >= gap.first && counter < gap.first + gap.count)
+        else {
             return false;
         };
         let gap = self.gaps[at];
@@ -171,19 +190,20 @@ impl RxLane {
         ranges
     }
 
-    /// Whether something arrived since the last report.
+    /// Whether something arrived since the last report, or that report has not been repeated yet.
     pub fn unreported(&self) -> bool {
-        self.packets != self.reported
+        self.data_packets != self.reported || !self.echoed
     }
 
     /// The lane's line in a report that leaves now.
     pub fn report(&mut self, now: Time, path: u8) -> ReportEntry {
-        self.reported = self.packets;
+        self.echoed = self.reported == self.data_packets;
+        self.reported = self.data_packets;
         ReportEntry {
             path,
-            highest: self.highest,
-            arrival_us: self.highest_at.us() as u32,
-            hold_us: u32::try_from(now.since(self.highest_at) / 1_000).unwrap_or(u32::MAX),
+            highest: self.data_highest,
+            arrival_us: self.data_at.us() as u32,
+            hold_us: u32::try_from(now.since(self.data_at) / 1_000).unwrap_or(u32::MAX),
             packets: self.packets,
             bytes: self.bytes,
             lost: self.lost,

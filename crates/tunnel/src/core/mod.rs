@@ -20,7 +20,6 @@ use packet::flow::FlowKey;
 use packet::ip::IpHeader;
 use packet::segment::Segmenter;
 use packet::vnet::VirtioNetHeader;
-use steering::policy::{CoreChooser, Policy};
 
 use crate::bond::{Bond, reduce};
 use crate::frame::{self, write_nack, write_report};
@@ -42,8 +41,6 @@ const TIMING_NS: u64 = 100_000_000;
 const KEEPALIVE_NS: u64 = 10_000_000_000;
 /// Slow work (suspects, counters) is done this often.
 const SLOW_NS: u64 = 5_000_000;
-/// Flows a core remembers for the policies that are not a pure function of the hash.
-const CHOOSER_FLOWS: usize = 16_384;
 
 /// Where a datagram shall go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +72,6 @@ pub trait Output {
 struct CoreBond {
     tx: Transmit,
     rx: Receive,
-    chooser: Option<Box<CoreChooser>>,
     slow_at: Time,
     timing_at: Time,
     /// Earliest time something is to be done.
@@ -94,8 +90,6 @@ pub struct Core {
     /// Everything dropped here, by reason.
     pub drops: DropCounters,
     actions: Vec<Action>,
-    poll_at: Time,
-    random: u32,
     wake_up: Time,
 }
 
@@ -125,8 +119,6 @@ impl Core {
             session: None,
             drops: DropCounters::default(),
             actions: Vec::new(),
-            poll_at: Time::ZERO,
-            random: 0x9e37_79b9 ^ u32::from(id),
             wake_up: Time::ZERO,
         }
     }
@@ -145,14 +137,12 @@ impl Core {
                 Some(bond) if current.as_ref().is_some_and(|c| Arc::ptr_eq(&c.tx.bond, bond)) => {
                     if let Some(current) = current {
                         current.rx.forget_source();
-                        current.chooser = None;
                     }
                 }
                 Some(bond) => *current = Some(CoreBond::new(self.id, bond)),
                 None => *current = None,
             }
         }
-        self.poll_at = Time::ZERO;
     }
 
     /// The core of this node that owns an inner packet: by our own hash and table (design §3).
@@ -173,37 +163,26 @@ impl Core {
         }
     }
 
-    fn send(&mut self, now: Time, offload: &VirtioNetHeader, bytes: &[u8], out: &mut impl Output) -> Result<(), DropReason> {
+    fn send(
+        &mut self,
+        now: Time,
+        offload: &VirtioNetHeader,
+        bytes: &[u8],
+        out: &mut impl Output,
+    ) -> Result<(), DropReason> {
         let header = IpHeader::parse(bytes)?;
         let slot = self.list.allowed_ips.owner(header.dst).ok_or(DropReason::NoPeer)?;
         let segmenter = Segmenter::new(offload, bytes)?;
         let flow = FlowKey::of(bytes)?;
         let current = self.bonds.get_mut(slot).and_then(Option::as_mut).ok_or(DropReason::NoPeer)?;
         current.tx.refresh(now);
-        let cores = current.tx.bond.cores.load();
-        let (hash, peer_core) = match &*cores {
-            Some(cores) => {
-                let flow = reduce(&flow, cores.info.flow, header.dscp);
-                let (hash, core) = cores.core_of(&flow, 0);
-                let policy = cores.info.policy;
-                if policy == Policy::Hash {
-                    (hash, core)
-                } else {
-                    self.random = self.random.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
-                    let chooser = current.chooser.get_or_insert_with(|| {
-                        Box::new(CoreChooser::new(policy, &cores.info.remote_cores(), CHOOSER_FLOWS, 60))
-                    });
-                    let now_s = u32::try_from(now.ms() / 1_000).unwrap_or(u32::MAX);
-                    (hash, chooser.choose(&cores.info.table, hash, 0, self.random, now_s).unwrap_or(core))
-                }
-            }
-            // Nothing is known of the peer yet: the packet waits in the queue, and its core is chosen anew then.
-            None => (0, 0),
-        };
-        drop(cores);
+        let definition =
+            current.tx.bond.cores.load().as_ref().map_or_else(Default::default, |cores| cores.info.flow);
+        let reduced = reduce(&flow, definition, header.dscp);
+        let hash = self.node.hasher.hash(&flow, 0);
         let pure_ack = flow.protocol == 6 && segmenter.payload_bytes() == 0;
         let sparse = current.tx.is_sparse(now, hash, bytes.len(), pure_ack);
-        let meta = Meta { peer_core, hash, sparse, ecn_capable: header.ecn != 0 };
+        let meta = Meta { flow: reduced, peer_core: None, hash: 0, sparse, ecn_capable: header.ecn != 0 };
         current.touched = true;
         current.tx.offer(now, offload, bytes, segmenter, meta, out, &mut self.drops);
         Ok(())
@@ -211,7 +190,14 @@ impl Core {
 
     /// Datagrams received from one source: `stride` bytes each, the last possibly shorter (UDP GRO).
     /// Every one of them must be for this core or a handshake: see [`owner_core`].
-    pub fn datagrams(&mut self, now: Time, source: &Source, buffer: &mut [u8], stride: usize, out: &mut impl Output) {
+    pub fn datagrams(
+        &mut self,
+        now: Time,
+        source: &Source,
+        buffer: &mut [u8],
+        stride: usize,
+        out: &mut impl Output,
+    ) {
         for datagram in buffer.chunks_mut(stride.max(1)) {
             if let Err(reason) = self.datagram(now, source, datagram, out) {
                 self.drops.add(reason);
@@ -219,7 +205,13 @@ impl Core {
         }
     }
 
-    fn datagram(&mut self, now: Time, source: &Source, datagram: &mut [u8], out: &mut impl Output) -> Result<(), DropReason> {
+    fn datagram(
+        &mut self,
+        now: Time,
+        source: &Source,
+        datagram: &mut [u8],
+        out: &mut impl Output,
+    ) -> Result<(), DropReason> {
         let header = Header::parse(datagram)?;
         if header.kind.is_handshake() {
             let result = self.node.on_handshake(now, source, &header, datagram, &mut self.actions);
@@ -231,20 +223,25 @@ impl Core {
             self.session = Some(self.node.session(header.receiver_index).ok_or(DropReason::UnknownIndex)?);
         }
         let Some(session) = self.session.take() else { return Err(DropReason::UnknownIndex) };
-        let result = self.bonds.get_mut(session.bond).and_then(Option::as_mut).ok_or(DropReason::UnknownIndex).and_then(|current| {
-            current.touched = true;
-            current.tx.refresh(now);
-            let mut cx = Context {
-                now,
-                node: &self.node,
-                source,
-                tx: &mut current.tx,
-                actions: &mut self.actions,
-                out: &mut *out,
-                drops: &mut self.drops,
-            };
-            current.rx.datagram(&mut cx, &session, &header, datagram)
-        });
+        let result = self
+            .bonds
+            .get_mut(session.bond)
+            .and_then(Option::as_mut)
+            .ok_or(DropReason::UnknownIndex)
+            .and_then(|current| {
+                current.touched = true;
+                current.tx.refresh(now);
+                let mut cx = Context {
+                    now,
+                    node: &self.node,
+                    source,
+                    tx: &mut current.tx,
+                    actions: &mut self.actions,
+                    out: &mut *out,
+                    drops: &mut self.drops,
+                };
+                current.rx.datagram(&mut cx, &session, &header, datagram)
+            });
         self.session = Some(session);
         if !self.actions.is_empty() {
             self.run_actions(now, out);
@@ -254,11 +251,10 @@ impl Core {
 
     /// Ends a round: departures, reports, deadlines, timers. Returns when the next one is due at the latest.
     pub fn finish(&mut self, now: Time, out: &mut impl Output) -> Time {
-        if self.id == 0 && now >= self.poll_at {
-            self.poll_at = self.node.poll(now, &mut self.actions);
+        if self.node.poll_if_due(now, &mut self.actions) {
             self.run_actions(now, out);
         }
-        let mut next = if self.id == 0 { self.poll_at } else { Time::MAX };
+        let mut next = self.node.next_poll();
         // The cached session must not keep a retired one alive for ever.
         if now >= self.wake_up {
             self.wake_up = now.plus_ms(1_000);
@@ -320,7 +316,6 @@ impl CoreBond {
         Self {
             tx: Transmit::new(core, Arc::clone(bond)),
             rx: Receive::new(core, Arc::clone(bond)),
-            chooser: None,
             slow_at: Time::ZERO,
             timing_at: Time::ZERO,
             next: Time::ZERO,
@@ -328,7 +323,14 @@ impl CoreBond {
         }
     }
 
-    fn finish(&mut self, now: Time, node: &Node, actions: &mut Vec<Action>, out: &mut impl Output, drops: &mut DropCounters) {
+    fn finish(
+        &mut self,
+        now: Time,
+        node: &Node,
+        actions: &mut Vec<Action>,
+        out: &mut impl Output,
+        drops: &mut DropCounters,
+    ) {
         self.tx.refresh(now);
         if now >= self.slow_at {
             self.slow_at = now.plus_ns(SLOW_NS);
@@ -336,7 +338,12 @@ impl CoreBond {
         }
         self.tx.dispatch(now, out, drops);
         let mut next = self.tx.depart(now, out);
-        let source = Source { wan: 0, local: None, remote: std::net::SocketAddr::from(([0, 0, 0, 0], 0)), socket: None };
+        let source = Source {
+            wan: 0,
+            local: None,
+            remote: std::net::SocketAddr::from(([0, 0, 0, 0], 0)),
+            socket: None,
+        };
         let mut cx = Context { now, node, source: &source, tx: &mut self.tx, actions, out: &mut *out, drops };
         next = next.min(self.rx.tick(&mut cx));
         self.answer(now, out);
@@ -344,7 +351,11 @@ impl CoreBond {
         if self.tx.busy() {
             next = next.min(self.slow_at);
         }
-        self.next = next.min(now.plus_ns(KEEPALIVE_NS / 4)).min(if self.tx.unannounced() { self.slow_at } else { Time::MAX });
+        self.next = next.min(now.plus_ns(KEEPALIVE_NS / 4)).min(if self.tx.unannounced() {
+            self.slow_at
+        } else {
+            Time::MAX
+        });
     }
 
     /// Some hundred times a second at most: dead paths, markers, timing, keepalives, counters.

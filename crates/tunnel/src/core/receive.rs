@@ -150,12 +150,22 @@ impl Receive {
         }
         // A repeat came over another path than its own: it does not show how far that has come.
         let over = if place == Place::Recovered { NOT_TOLD } else { header.path };
-        self.frames(cx, session, header, over, plaintext)
+        let (data, result) = self.frames(cx, session, header, over, plaintext);
+        if data
+            && place != Place::Recovered
+            && let Some(lane) = self.sessions[at].lanes[lane_id].as_deref_mut()
+        {
+            lane.note_data(cx.now, header.counter);
+        }
+        result
     }
 
     /// The lane of a datagram within its session, if core and path make sense.
     fn lane_id(&self, session: &Session, header: &Header) -> Result<usize, DropReason> {
-        if header.receiving_core != self.core || header.sending_core >= session.peer_cores || header.path == NOT_TOLD {
+        if header.receiving_core != self.core
+            || header.sending_core >= session.peer_cores
+            || header.path == NOT_TOLD
+        {
             return Err(DropReason::CoreOutOfRange);
         }
         Ok(usize::from(header.path) * usize::from(session.peer_cores) + usize::from(header.sending_core))
@@ -202,43 +212,71 @@ impl Receive {
         header: &Header,
         over: u8,
         plaintext: &[u8],
+    ) -> (bool, Result<(), DropReason>) {
+        let (mut at, mut data) = (0, false);
+        loop {
+            let frame = match frame::parse(plaintext, at) {
+                Ok(Some((frame, next))) => {
+                    at = next;
+                    frame
+                }
+                Ok(None) => return (data, Ok(())),
+                Err(reason) => return (data, Err(reason)),
+            };
+            let carries = matches!(frame, Frame::Packet { .. } | Frame::Piece { .. });
+            data |= carries;
+            if header.kind == Kind::Clear && !carries {
+                return (data, Err(DropReason::CleartextRefused));
+            }
+            if let Err(reason) = self.frame(cx, session, header, over, frame) {
+                return (data, Err(reason));
+            }
+        }
+    }
+
+    fn frame<O: Output>(
+        &mut self,
+        cx: &mut Context<'_, O>,
+        session: &Session,
+        header: &Header,
+        over: u8,
+        frame: Frame<'_>,
     ) -> Result<(), DropReason> {
-        let mut at = 0;
-        while let Some((frame, next)) = frame::parse(plaintext, at)? {
-            at = next;
-            if header.kind == Kind::Clear && !matches!(frame, Frame::Packet { .. } | Frame::Piece { .. }) {
-                return Err(DropReason::CleartextRefused);
+        match frame {
+            Frame::Packet { head, body, .. } => {
+                if head.ethernet {
+                    return Err(DropReason::FrameUnknown);
+                }
+                self.packet(cx, header.sending_core, over, head.order, head.partial, head.group, body);
             }
-            match frame {
-                Frame::Packet { head, body, .. } => {
-                    if head.ethernet {
-                        cx.drops.add(DropReason::FrameUnknown);
-                        continue;
-                    }
-                    self.packet(cx, header.sending_core, over, head.order, head.partial, head.group, body);
+            Frame::Piece { head, body, .. } => self.piece(cx, header, over, &head, body),
+            Frame::Marker { stamp } => {
+                if let Some(sequence) = sequence(&mut self.sequences, header.sending_core, false) {
+                    sequence.orderer.marker(cx.now, header.path, stamp);
+                    release(sequence, cx, &self.bond, &mut self.pool);
                 }
-                Frame::Piece { head, body, .. } => self.piece(cx, header, over, &head, body),
-                Frame::Marker { stamp } => {
-                    if let Some(sequence) = sequence(&mut self.sequences, header.sending_core, false) {
-                        sequence.orderer.marker(cx.now, header.path, stamp);
-                        release(sequence, cx, &self.bond, &mut self.pool);
-                    }
-                }
-                Frame::Report(report) => cx.tx.on_report(cx.now, session.number, header.sending_core, &report),
-                Frame::Nack(nack) => cx.tx.on_nack(session.number, header.sending_core, &nack),
-                Frame::Extension { kind: PATH_TIMING, body } => self.path_timing(cx, header.sending_core, body),
-                Frame::ProcessorInfo(bytes) => {
-                    cx.node.on_processor_info(&self.bond, ProcessorInfo::decode(bytes)?);
-                }
-                Frame::Extension { .. } => cx.drops.add(DropReason::FrameUnknown),
-                Frame::Assignment { .. } | Frame::Barrier { .. } => cx.drops.add(DropReason::FrameUnknown),
-                frame => cx.node.on_control(cx.now, &self.bond, header.path, cx.source, &frame, cx.actions),
             }
+            Frame::Report(report) => cx.tx.on_report(cx.now, session.number, header.sending_core, &report),
+            Frame::Nack(nack) => cx.tx.on_nack(session.number, header.sending_core, &nack),
+            Frame::Extension { kind: PATH_TIMING, body } => self.path_timing(cx, header.sending_core, body),
+            Frame::ProcessorInfo(bytes) => {
+                cx.node.on_processor_info(&self.bond, ProcessorInfo::decode(bytes)?);
+            }
+            Frame::Extension { .. } => cx.drops.add(DropReason::FrameUnknown),
+            Frame::Assignment { .. } | Frame::Barrier { .. } => cx.drops.add(DropReason::FrameUnknown),
+            frame => cx.node.on_control(cx.now, &self.bond, header.path, cx.source, &frame, cx.actions),
         }
         Ok(())
     }
 
-    fn piece<O: Output>(&mut self, cx: &mut Context<'_, O>, header: &Header, over: u8, head: &frame::PieceHead, body: &[u8]) {
+    fn piece<O: Output>(
+        &mut self,
+        cx: &mut Context<'_, O>,
+        header: &Header,
+        over: u8,
+        head: &frame::PieceHead,
+        body: &[u8],
+    ) {
         let Some(sequence) = sequence(&mut self.sequences, header.sending_core, true) else { return };
         // All stamps of this path below the piece's have left before it.
         sequence.orderer.marker(cx.now, over, head.order.stamp.wrapping_sub(1));
@@ -248,7 +286,15 @@ impl Receive {
                 whole.clear();
                 whole.extend_from_slice(bytes);
                 // Its pieces may have taken several paths: it says nothing about how far one has come.
-                self.packet(cx, header.sending_core, NOT_TOLD, Some(head.order), head.partial, head.group, &whole);
+                self.packet(
+                    cx,
+                    header.sending_core,
+                    NOT_TOLD,
+                    Some(head.order),
+                    head.partial,
+                    head.group,
+                    &whole,
+                );
             }
             Ok(None) => {}
             Err(reason) => cx.drops.add(reason),
@@ -320,7 +366,14 @@ impl Receive {
             })
             .collect();
         // A repeat takes a NACK over the fastest way and the datagram back.
-        let rtt_us = cx.tx.paths.iter().filter(|tx| tx.path.usable()).map(|tx| tx.path.rtt_us()).filter(|rtt| *rtt > 0).min();
+        let rtt_us = cx
+            .tx
+            .paths
+            .iter()
+            .filter(|tx| tx.path.usable())
+            .map(|tx| tx.path.rtt_us())
+            .filter(|rtt| *rtt > 0)
+            .min();
         let recovery_us = rtt_us.map(|rtt| rtt + rtt / 4 + 8_000);
         if let Some(sequence) = sequence(&mut self.sequences, sending_core, true) {
             sequence.orderer.set_paths(&timing, recovery_us);
@@ -364,7 +417,9 @@ impl Receive {
                 if report && lane.unreported() {
                     let entry = lane.report(now, path);
                     match due.reports.iter_mut().find(|(to, _)| *to == core) {
-                        Some((_, entries)) if entries.len() < frame::ENTRIES_MAX.min(28) => entries.push(entry),
+                        Some((_, entries)) if entries.len() < frame::ENTRIES_MAX.min(28) => {
+                            entries.push(entry)
+                        }
                         Some(_) => {}
                         None => due.reports.push((core, vec![entry])),
                     }
@@ -379,7 +434,12 @@ impl Receive {
 
     /// Which of the fastest two paths carries the next report: a path that dies takes only every other one with it.
     pub fn report_path(&mut self, tx: &Transmit) -> Option<u8> {
-        let mut usable: Vec<_> = tx.paths.iter().filter(|tx| tx.path.usable()).map(|tx| (tx.path.delay_us(), tx.path.id)).collect();
+        let mut usable: Vec<_> = tx
+            .paths
+            .iter()
+            .filter(|tx| tx.path.usable())
+            .map(|tx| (tx.path.delay_us(), tx.path.id))
+            .collect();
         usable.sort_unstable();
         usable.truncate(2);
         self.report_turn = self.report_turn.wrapping_add(1);
@@ -389,7 +449,8 @@ impl Receive {
 
     /// Whether a report may be due, and when.
     pub fn next_report(&self) -> Time {
-        let any = self.sessions.iter().flat_map(|known| known.lanes.iter().flatten()).any(|lane| lane.unreported());
+        let any =
+            self.sessions.iter().flat_map(|known| known.lanes.iter().flatten()).any(|lane| lane.unreported());
         if any { self.reported_at.plus_ns(REPORT_NS) } else { Time::MAX }
     }
 
@@ -401,7 +462,8 @@ impl Receive {
                 let Some(lane) = lane else { continue };
                 let (datagrams, bytes) = lane.take_traffic();
                 if datagrams > 0
-                    && let Some(path) = self.bond.paths.load().iter().find(|path| usize::from(path.id) == id / cores)
+                    && let Some(path) =
+                        self.bond.paths.load().iter().find(|path| usize::from(path.id) == id / cores)
                 {
                     path.traffic.rx_datagrams.fetch_add(datagrams, Relaxed);
                     path.traffic.rx_bytes.fetch_add(bytes, Relaxed);
@@ -444,7 +506,12 @@ fn sequence(sequences: &mut Vec<Option<Box<Sequence>>>, core: u8, make: bool) ->
 }
 
 /// Hands out every held packet whose turn has come.
-fn release<O: Output>(sequence: &mut Sequence, cx: &mut Context<'_, O>, bond: &Bond, pool: &mut Vec<Vec<u8>>) {
+fn release<O: Output>(
+    sequence: &mut Sequence,
+    cx: &mut Context<'_, O>,
+    bond: &Bond,
+    pool: &mut Vec<Vec<u8>>,
+) {
     while let Some(held) = sequence.orderer.pop_ready(cx.now) {
         cx.out.deliver(bond.slot, &held.bytes, held.partial, held.group);
         if pool.len() < 256 {
@@ -465,7 +532,9 @@ fn note_arrival<O: Output>(cx: &mut Context<'_, O>, bond: &Bond, path_at: usize,
         return;
     }
     let known_elsewhere = |tx: &super::transmit::PathTx| {
-        tx.path.id != header.path && tx.path.route().remote.ip() == source.remote.ip() && tx.path.route().wan == source.wan
+        tx.path.id != header.path
+            && tx.path.route().remote.ip() == source.remote.ip()
+            && tx.path.route().wan == source.wan
     };
     if route.remote.ip() == source.remote.ip() && route.wan == source.wan {
         let tx = &mut cx.tx.paths[path_at];
@@ -476,7 +545,7 @@ fn note_arrival<O: Output>(cx: &mut Context<'_, O>, bond: &Bond, path_at: usize,
         }
         tx.tuples[core] = Some((tx.path.route_version(), source.remote));
     } else if !cx.tx.paths.iter().any(known_elsewhere) {
-        cx.node.on_moved(bond, header.path, &source);
+        cx.node.on_moved(now, bond, header.path, &source);
     }
 }
 
@@ -489,7 +558,11 @@ fn open<'a>(session: &Session, header: &Header, datagram: &'a mut [u8]) -> Resul
             key.open_partial(header, datagram).map(|plaintext| &*plaintext)
         }
         Kind::Clear if session.encryption == Encryption::Off => {
-            let end = datagram.len().checked_sub(TAG_BYTES).filter(|end| *end >= HEADER_BYTES).ok_or(DropReason::TooShort)?;
+            let end = datagram
+                .len()
+                .checked_sub(TAG_BYTES)
+                .filter(|end| *end >= HEADER_BYTES)
+                .ok_or(DropReason::TooShort)?;
             Ok(&datagram[HEADER_BYTES..end])
         }
         Kind::Partial | Kind::Clear => Err(DropReason::CleartextRefused),

@@ -10,12 +10,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use packet::drop_reason::{DropCounters, DropReason};
+use packet::flow::FlowKey;
 use packet::segment::{SegmentKind, Segmenter};
 use packet::vnet::VirtioNetHeader;
+use steering::policy::{CoreChooser, Policy};
 
 use super::{Output, Target};
 use crate::aead::TAG_BYTES;
-use crate::bond::Bond;
+use crate::bond::{Bond, PeerCores};
 use crate::frame::{PacketHead, PieceHead};
 use crate::header::{HEADER_BYTES, Header, Kind};
 use crate::keys::Encryption;
@@ -24,7 +26,7 @@ use crate::path::{Path, PathState, WIRE_OVERHEAD_BYTES};
 use crate::queue::{FqCodel, Item, Verdict};
 use crate::schedule::{Choice, ClassPolicy, PathView, choose};
 use crate::send_log::SendLog;
-use crate::session::{REKEY_AFTER_PACKETS, REJECT_AFTER_PACKETS, Session};
+use crate::session::{REJECT_AFTER_PACKETS, REKEY_AFTER_PACKETS, Session};
 use crate::time::Time;
 
 /// A packet leaves this much before its booked departure: the worker's timer is no finer.
@@ -36,6 +38,8 @@ const PIECE_MIN_BYTES: usize = 160;
 /// With partial encryption the front of a datagram stays readable for the networks between: frame head and inner
 /// headers (row T11). It is authenticated all the same.
 const PARTIAL_CLEAR_BYTES: usize = 64;
+/// Flows a core remembers for the policies that are not a pure function of the hash.
+const CHOOSER_FLOWS: usize = 16_384;
 /// Queue limits of one core and bond.
 const QUEUE_BYTES: usize = 8 << 20;
 const QUEUE_ITEMS: usize = 4_096;
@@ -46,9 +50,11 @@ const SPARSE_BYTES_PER_MS: u32 = 80;
 /// What is known of an inner packet besides its bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Meta {
-    /// Receiving core.
-    pub peer_core: u8,
-    /// Hash under the peer's key.
+    /// The flow, as this bond defines it.
+    pub flow: FlowKey,
+    /// Receiving core; `None` until the peer told about its cores.
+    pub peer_core: Option<u8>,
+    /// Hash under the peer's key, 0 until then.
     pub hash: u32,
     /// Sparse flows may overtake.
     pub sparse: bool,
@@ -124,7 +130,14 @@ impl PathTx {
         {
             route.remote = *remote;
         }
-        Target { bond: Some(bond.slot), path: self.path.id, version: self.path.route_version(), peer_core, route, dialer: bond.dialer }
+        Target {
+            bond: Some(bond.slot),
+            path: self.path.id,
+            version: self.path.route_version(),
+            peer_core,
+            route,
+            dialer: bond.dialer,
+        }
     }
 }
 
@@ -159,6 +172,10 @@ pub(super) struct Transmit {
     pool: Vec<Vec<u8>>,
     scratch: Vec<u8>,
     queued_published: i64,
+    /// For the policies that are not a pure function of the hash, and what it was made from.
+    chooser: Option<Box<CoreChooser>>,
+    chooser_of: Option<Arc<PeerCores>>,
+    random: u32,
 }
 
 /// Bytes a run of packets costs on the wire.
@@ -186,6 +203,9 @@ impl Transmit {
             pool: Vec::new(),
             scratch: Vec::new(),
             queued_published: 0,
+            chooser: None,
+            chooser_of: None,
+            random: 0x9e37_79b9 ^ u32::from(core),
         }
     }
 
@@ -209,11 +229,13 @@ impl Transmit {
         }
         drop(current);
         let paths = self.bond.paths.load();
-        let same = paths.len() == self.paths.len() && paths.iter().zip(&self.paths).all(|(a, b)| Arc::ptr_eq(a, &b.path));
+        let same = paths.len() == self.paths.len()
+            && paths.iter().zip(&self.paths).all(|(a, b)| Arc::ptr_eq(a, &b.path));
         if !same {
             let mut old = std::mem::take(&mut self.paths);
             for path in paths.iter() {
-                let kept = old.iter().position(|tx| Arc::ptr_eq(&tx.path, path)).map(|at| old.swap_remove(at));
+                let kept =
+                    old.iter().position(|tx| Arc::ptr_eq(&tx.path, path)).map(|at| old.swap_remove(at));
                 self.paths.push(kept.unwrap_or_else(|| PathTx::new(Arc::clone(path), now)));
             }
         }
@@ -228,7 +250,8 @@ impl Transmit {
         *level = level.saturating_sub(drained);
         *at_ms = now_ms;
         if !pure_ack {
-            *level = level.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX)).min(4 * SPARSE_BURST_BYTES);
+            *level =
+                level.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX)).min(4 * SPARSE_BURST_BYTES);
         }
         *level <= SPARSE_BURST_BYTES
     }
@@ -249,9 +272,10 @@ impl Transmit {
         if segmenter.kind() == SegmentKind::Tcp && segmenter.segment_payload() > capacity {
             segmenter.set_segment_payload(capacity);
         }
+        let meta = self.steer(now, meta);
         if self.repeats.is_empty() && self.queue.as_ref().is_none_or(|queue| queue.is_empty()) {
             self.refresh_views(now);
-            if self.place(now, &segmenter, &mut next, meta, out, drops) {
+            if self.place(now, &segmenter, &mut next, meta, out) {
                 return;
             }
         }
@@ -259,7 +283,8 @@ impl Transmit {
         buffer.clear();
         buffer.extend_from_slice(bytes);
         let segment_payload = segmenter.segment_payload();
-        let left = segmenter.payload_bytes().saturating_sub(next * segment_payload) + segmenter.header_bytes();
+        let left =
+            segmenter.payload_bytes().saturating_sub(next * segment_payload) + segmenter.header_bytes();
         let waiting = Waiting { buffer, offload: *offload, meta, next, segment_payload, left, at: now };
         let queue = self.queue.get_or_insert_with(|| Box::new(FqCodel::new(QUEUE_BYTES, QUEUE_ITEMS, 3_000)));
         let pool = &mut self.pool;
@@ -269,12 +294,41 @@ impl Transmit {
         });
     }
 
+    /// Chooses the receiving core of a flow by what the peer told (rows T3, T4).
+    fn steer(&mut self, now: Time, meta: Meta) -> Meta {
+        let cores = self.bond.cores.load();
+        let Some(cores) = &*cores else { return meta };
+        let (hash, by_table) = cores.core_of(&meta.flow, 0);
+        let policy = cores.info.policy;
+        if policy == Policy::Hash {
+            return Meta { hash, peer_core: Some(by_table), ..meta };
+        }
+        if self.chooser_of.as_ref().is_none_or(|known| !Arc::ptr_eq(known, cores)) {
+            self.chooser_of = Some(Arc::clone(cores));
+            let remote = cores.info.remote_cores();
+            match &mut self.chooser {
+                Some(chooser) if chooser.policy() == policy => chooser.update(&remote),
+                chooser => *chooser = Some(Box::new(CoreChooser::new(policy, &remote, CHOOSER_FLOWS, 60))),
+            }
+        }
+        self.random = self.random.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
+        let now_s = u32::try_from(now.ms() / 1_000).unwrap_or(u32::MAX);
+        let random = self.random >> 8;
+        let chosen = self
+            .chooser
+            .as_mut()
+            .and_then(|chooser| chooser.choose(&cores.info.table, hash, 0, random, now_s));
+        Meta { hash, peer_core: Some(chosen.unwrap_or(by_table)), ..meta }
+    }
+
     /// Payload bytes of one segment so that a whole datagram fits the largest usable path.
     fn segment_capacity(&self, inner_header: usize) -> usize {
         let usable = self.paths.iter().filter(|tx| tx.path.usable()).map(|tx| tx.path.datagram_bytes());
         let datagram = usable.max().unwrap_or(usize::from(crate::path::BASE_DATAGRAM_BYTES));
         let head = PacketHead { order: Some(Order::default()), ..PacketHead::default() }.encoded_len();
-        datagram.saturating_sub(HEADER_BYTES + TAG_BYTES + head + inner_header + self.clear_overhead()).max(256)
+        datagram
+            .saturating_sub(HEADER_BYTES + TAG_BYTES + head + inner_header + self.clear_overhead())
+            .max(256)
     }
 
     fn encryption(&self) -> Encryption {
@@ -287,7 +341,7 @@ impl Transmit {
 
     fn refresh_views(&mut self, now: Time) {
         self.views.clear();
-        if self.session.is_none() {
+        if self.session.is_none() || self.bond.cores.load().is_none() {
             return;
         }
         self.views.extend(self.paths.iter().map(|tx| tx.path.view()).filter(|view| view.usable));
@@ -318,14 +372,20 @@ impl Transmit {
                 segmenter.set_segment_payload(head.item.segment_payload);
             }
             let mut next = head.item.next;
-            let (before, meta) = (next, Meta { sparse: head.item.meta.sparse, ..head.item.meta });
+            let before = next;
+            let meta = if head.item.meta.peer_core.is_some() {
+                head.item.meta
+            } else {
+                self.steer(now, head.item.meta)
+            };
+            head.item.meta = meta;
             let done = match verdict {
                 Verdict::Drop => {
                     drops.add(DropReason::CoDel);
                     next += 1;
                     next >= segmenter.segments()
                 }
-                Verdict::Mark | Verdict::Pass => self.place(now, &segmenter, &mut next, meta, out, drops),
+                Verdict::Mark | Verdict::Pass => self.place(now, &segmenter, &mut next, meta, out),
             };
             if next == before && !done {
                 break;
@@ -351,15 +411,16 @@ impl Transmit {
         next: &mut usize,
         meta: Meta,
         out: &mut impl Output,
-        drops: &mut DropCounters,
     ) -> bool {
         let segments = segmenter.segments();
-        let per_segment = segmenter.header_bytes() + segmenter.segment_payload().min(segmenter.payload_bytes()) + 42;
+        let per_segment =
+            segmenter.header_bytes() + segmenter.segment_payload().min(segmenter.payload_bytes()) + 42;
         while *next < segments {
             let run = self.run_length(per_segment).min(segments - *next);
             let bytes = wire_bytes(run, run * per_segment);
             let policy = if meta.sparse { ClassPolicy::SPARSE } else { ClassPolicy::BULK };
-            let choice = choose(now, &self.views, u32::try_from(bytes).unwrap_or(u32::MAX), &policy, self.last_path);
+            let choice =
+                choose(now, &self.views, u32::try_from(bytes).unwrap_or(u32::MAX), &policy, self.last_path);
             let id = match choice {
                 Choice::Send { path, .. } => path,
                 Choice::Wait { until } => {
@@ -383,11 +444,12 @@ impl Transmit {
             self.last_path = Some(id);
             for index in *next..*next + run {
                 if !self.append(now, at, depart, segmenter, index, meta) {
-                    // The ring is full of datagrams that wait for departure: come back when some have left.
-                    self.wake = self.wake.min(now.plus_us(500));
                     self.flush_path(now, at, out);
                     if !self.append(now, at, depart, segmenter, index, meta) {
-                        drops.add(DropReason::QueueFull);
+                        // The ring is full of datagrams that wait for departure: come back when some have left.
+                        self.wake = self.wake.min(depart.max(now.plus_us(200)));
+                        *next = index;
+                        return false;
                     }
                 }
             }
@@ -414,10 +476,21 @@ impl Transmit {
     }
 
     /// Writes one segment into the log of path `at`. False when the log has no room.
-    fn append(&mut self, now: Time, at: usize, depart: Time, segmenter: &Segmenter<'_>, index: usize, meta: Meta) -> bool {
+    fn append(
+        &mut self,
+        now: Time,
+        at: usize,
+        depart: Time,
+        segmenter: &Segmenter<'_>,
+        index: usize,
+        meta: Meta,
+    ) -> bool {
         let multi = now < self.ordered_until;
+        // A path was chosen, so the peer is known, and with it the core.
+        let peer_core = meta.peer_core.unwrap_or(0);
         let payload = segmenter.segment_payload();
-        let length = segmenter.header_bytes() + payload.min(segmenter.payload_bytes().saturating_sub(index * payload));
+        let length =
+            segmenter.header_bytes() + payload.min(segmenter.payload_bytes().saturating_sub(index * payload));
         let front = HEADER_BYTES + self.clear_overhead();
         let tx = &mut self.paths[at];
         let datagram_bytes = tx.path.datagram_bytes();
@@ -437,11 +510,11 @@ impl Transmit {
         let fits_alone = front + head.encoded_len() + length + TAG_BYTES <= datagram_bytes;
         if fits_alone {
             let need = head.encoded_len() + length;
-            if (!small || log.open_room(meta.peer_core) < need) && !log.open(meta.peer_core, depart, datagram_bytes) {
+            if (!small || log.open_room(peer_core) < need) && !log.open(peer_core, depart, datagram_bytes) {
                 return false;
             }
             if ordered {
-                head.order = Some(stamp(&mut self.stampers, meta, tx.path.id));
+                head.order = Some(stamp(&mut self.stampers, peer_core, meta.hash, tx.path.id));
                 tx.ordered_at = now;
             }
             let out = log.open_slice();
@@ -455,9 +528,9 @@ impl Transmit {
         }
         self.scratch.resize(length, 0);
         let written = segmenter.write_segment(index, &mut self.scratch);
-        let order = stamp(&mut self.stampers, meta, tx.path.id);
+        let order = stamp(&mut self.stampers, peer_core, meta.hash, tx.path.id);
         let piece = PieceHead { order, partial: head.partial, total: written as u16, ..PieceHead::default() };
-        append_pieces(log, piece, &self.scratch[..written], meta.peer_core, depart, datagram_bytes)
+        append_pieces(log, piece, &self.scratch[..written], peer_core, depart, datagram_bytes)
     }
 
     /// Seals and hands out everything that is due on every path.
@@ -473,7 +546,10 @@ impl Transmit {
         }
         let queued = self.queue.as_ref().map_or(0, |queue| queue.bytes()) as i64;
         if queued != self.queued_published {
-            self.bond.totals.queue_bytes.fetch_add(queued - self.queued_published, std::sync::atomic::Ordering::Relaxed);
+            self.bond
+                .totals
+                .queue_bytes
+                .fetch_add(queued - self.queued_published, std::sync::atomic::Ordering::Relaxed);
             self.queued_published = queued;
         }
         next
@@ -536,9 +612,22 @@ impl Transmit {
     }
 
     /// Seals frames in a datagram of their own and sends it at once: control frames, reports.
-    pub fn send_control(&mut self, now: Time, id: u8, peer_core: u8, route: Option<crate::path::Route>, frames: &[u8], pad_to: usize, out: &mut impl Output) {
+    pub fn send_control(
+        &mut self,
+        now: Time,
+        id: u8,
+        peer_core: u8,
+        route: Option<crate::path::Route>,
+        frames: &[u8],
+        pad_to: usize,
+        out: &mut impl Output,
+    ) {
         let Some(session) = self.session.clone() else { return };
-        let (Some(key), Some(at)) = (session.seal_key(self.core), self.paths.iter().position(|tx| tx.path.id == id)) else { return };
+        let (Some(key), Some(at)) =
+            (session.seal_key(self.core), self.paths.iter().position(|tx| tx.path.id == id))
+        else {
+            return;
+        };
         let peer_core = if peer_core < session.peer_cores { peer_core } else { 0 };
         if self.counters.len() <= usize::from(id) {
             self.counters.resize_with(usize::from(id) + 1, || None);
@@ -586,7 +675,7 @@ impl Transmit {
                 continue;
             };
             let bytes = wire_bytes(1, entry.bytes);
-                        let id = match choose(now, &self.views, bytes as u32, &ClassPolicy::SPARSE, None) {
+            let id = match choose(now, &self.views, bytes as u32, &ClassPolicy::SPARSE, None) {
                 Choice::Send { path, depart } if depart <= now.plus_us(4_000) => path,
                 Choice::Send { depart, .. } => {
                     self.wake = self.wake.min(depart);
@@ -654,8 +743,12 @@ impl Transmit {
     pub fn find_suspects(&mut self, now: Time) -> Vec<u8> {
         let mut suspects = Vec::new();
         for tx in self.paths.iter().filter(|tx| tx.path.state() == PathState::Up) {
-            let Some(oldest) = tx.log.oldest_outstanding().or(tx.express.oldest_outstanding()) else { continue };
-            let rtt_us = u64::from(tx.path.rtt_us()) + 4 * u64::from(tx.path.rttvar_us()) + u64::from(tx.path.queue_us());
+            let Some(oldest) = tx.log.oldest_outstanding().or(tx.express.oldest_outstanding()) else {
+                continue;
+            };
+            let rtt_us = u64::from(tx.path.rtt_us())
+                + 4 * u64::from(tx.path.rttvar_us())
+                + u64::from(tx.path.queue_us());
             let (silent_us, age_us) = (now.since(tx.progress_at) / 1_000, now.since(oldest) / 1_000);
             let heard_us = now.since(tx.path.heard_at()) / 1_000;
             if silent_us > 60_000 && age_us > rtt_us + 50_000 && heard_us > 40_000 {
@@ -689,13 +782,19 @@ impl Transmit {
 
     /// Cores of the peer this core sends ordered packets to.
     pub fn receiving_cores(&self) -> Vec<u8> {
-        (0..self.stampers.len()).filter(|core| self.stampers[*core].is_some()).map(|core| core as u8).collect()
+        (0..self.stampers.len())
+            .filter(|core| self.stampers[*core].is_some())
+            .map(|core| core as u8)
+            .collect()
     }
 
     /// Whether anything is under way that slow timers must watch.
     pub fn busy(&self) -> bool {
         !self.repeats.is_empty()
-            || self.paths.iter().any(|tx| tx.in_use != tx.path.usable() || tx.log.oldest_outstanding().is_some())
+            || self
+                .paths
+                .iter()
+                .any(|tx| tx.in_use != tx.path.usable() || tx.log.oldest_outstanding().is_some())
             || self.paths.iter().any(|tx| tx.express.oldest_outstanding().is_some())
     }
 
@@ -717,7 +816,8 @@ impl Transmit {
         for at in 0..self.paths.len() {
             let tx = &mut self.paths[at];
             let version = tx.path.route_version();
-            let due = tx.announced.is_none_or(|(known, when)| known != version || now.since(when) >= every_ns);
+            let due =
+                tx.announced.is_none_or(|(known, when)| known != version || now.since(when) >= every_ns);
             if !tx.path.usable() || !due {
                 continue;
             }
@@ -731,7 +831,11 @@ impl Transmit {
 
     /// Tells the stampers the time; after a settling time a flow that stays on one path needs no order any more.
     pub fn tick_stampers(&mut self, now: Time) {
-        let delays = self.paths.iter().filter(|tx| tx.path.usable()).map(|tx| (tx.path.delay_us(), tx.path.jitter_us(), tx.path.rtt_us()));
+        let delays = self
+            .paths
+            .iter()
+            .filter(|tx| tx.path.usable())
+            .map(|tx| (tx.path.delay_us(), tx.path.jitter_us(), tx.path.rtt_us()));
         let (mut least, mut most, mut extra) = (i64::MAX, i64::MIN, 0);
         for (delay_us, jitter_us, rtt_us) in delays {
             (least, most) = (least.min(delay_us), most.max(delay_us));
@@ -752,7 +856,8 @@ impl Transmit {
         for at in 0..self.paths.len() {
             let tx = &self.paths[at];
             let lag_ns = newest.since(tx.ordered_at);
-            if !tx.path.usable() || tx.ordered_at == Time::ZERO || lag_ns < 4_000_000 || tx.log.has_pending() {
+            if !tx.path.usable() || tx.ordered_at == Time::ZERO || lag_ns < 4_000_000 || tx.log.has_pending()
+            {
                 continue;
             }
             let id = tx.path.id;
@@ -779,22 +884,31 @@ fn log_capacity(path: &Path, express: bool) -> usize {
 }
 
 /// Next stamp of the flow's lane pair.
-fn stamp(stampers: &mut Vec<Option<Box<Stamper>>>, meta: Meta, path: u8) -> Order {
-    let core = usize::from(meta.peer_core);
+fn stamp(stampers: &mut Vec<Option<Box<Stamper>>>, peer_core: u8, hash: u32, path: u8) -> Order {
+    let core = usize::from(peer_core);
     if stampers.len() <= core {
         stampers.resize_with(core + 1, || None);
     }
-    stampers[core].get_or_insert_default().next(meta.hash as usize % FLOW_BUCKETS, path)
+    stampers[core].get_or_insert_default().next(hash as usize % FLOW_BUCKETS, path)
 }
 
 /// Cuts a packet into pieces: the first fills what is left of the open datagram, the others follow.
-fn append_pieces(log: &mut SendLog, mut head: PieceHead, packet: &[u8], peer_core: u8, depart: Time, datagram_bytes: usize) -> bool {
+fn append_pieces(
+    log: &mut SendLog,
+    mut head: PieceHead,
+    packet: &[u8],
+    peer_core: u8,
+    depart: Time,
+    datagram_bytes: usize,
+) -> bool {
     head.bytes = Some(0);
     let head_bytes = head.encoded_len();
     let mut offset = 0;
     while offset < packet.len() {
         let room = log.open_room(peer_core);
-        if room < head_bytes + PIECE_MIN_BYTES.min(packet.len() - offset) && !log.open(peer_core, depart, datagram_bytes) {
+        if room < head_bytes + PIECE_MIN_BYTES.min(packet.len() - offset)
+            && !log.open(peer_core, depart, datagram_bytes)
+        {
             return false;
         }
         let take = (log.open_room(peer_core) - head_bytes).min(packet.len() - offset);

@@ -18,8 +18,17 @@ struct Slot<P> {
     /// Tells a timer whether the slot still holds the packet it was set for.
     serial: u32,
     waiting: bool,
+    /// The packet said `same_path`.
+    same_path: bool,
     /// Next slot of the hash chain, of the ready list or of the free list.
     next: u32,
+}
+
+/// A held packet's own place in the order.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) stamp: u64,
+    pub(super) same_path: bool,
 }
 
 /// A packet that leaves.
@@ -49,6 +58,8 @@ pub(super) struct Held<P> {
     ready_last: u32,
     waiting: usize,
     ready: usize,
+    /// Packets that said `same_path`.
+    same_path: usize,
     serial: u32,
     timers: BinaryHeap<Reverse<Timer>>,
 }
@@ -63,6 +74,7 @@ impl<P> Held<P> {
             ready_last: NONE,
             waiting: 0,
             ready: 0,
+            same_path: 0,
             serial: 0,
             timers: BinaryHeap::new(),
         }
@@ -90,9 +102,15 @@ impl<P> Held<P> {
         stamp as usize & (self.heads.len() - 1)
     }
 
+    /// Those which said `same_path`.
+    #[inline]
+    pub(super) const fn same_path(&self) -> usize {
+        self.same_path
+    }
+
     /// Stores a packet that waits for `waits_on` until `deadline`.
-    pub(super) fn wait(&mut self, stamp: u64, waits_on: u64, now: Time, deadline: Time, packet: P) {
-        let slot = self.store(stamp, waits_on, now, packet);
+    pub(super) fn wait(&mut self, place: Place, waits_on: u64, now: Time, deadline: Time, packet: P) {
+        let slot = self.store(place, waits_on, now, packet);
         if self.waiting >= self.heads.len() {
             self.grow_heads();
         }
@@ -108,20 +126,22 @@ impl<P> Held<P> {
     }
 
     /// Stores a packet that may leave behind those which may leave already.
-    pub(super) fn push_ready(&mut self, stamp: u64, now: Time, packet: P) {
-        let slot = self.store(stamp, 0, now, packet);
+    pub(super) fn push_ready(&mut self, place: Place, now: Time, packet: P) {
+        let slot = self.store(place, 0, now, packet);
         self.ready_back(slot);
     }
 
-    fn store(&mut self, stamp: u64, waits_on: u64, since: Time, packet: P) -> u32 {
+    fn store(&mut self, place: Place, waits_on: u64, since: Time, packet: P) -> u32 {
         self.serial = self.serial.wrapping_add(1);
+        self.same_path += usize::from(place.same_path);
         let new = Slot {
             packet: Some(packet),
-            stamp,
+            stamp: place.stamp,
             waits_on,
             since,
             serial: self.serial,
             waiting: false,
+            same_path: place.same_path,
             next: NONE,
         };
         if let Some(slot) = self.slots.get_mut(self.free as usize) {
@@ -216,6 +236,7 @@ impl<P> Held<P> {
         slot.next = self.free;
         self.free = index;
         self.ready -= 1;
+        self.same_path -= usize::from(slot.same_path);
         Some(released)
     }
 

@@ -6,6 +6,10 @@ use crate::time::Time;
 /// Flow buckets of a stamper; flows are put into them by their hash.
 pub const FLOW_BUCKETS: usize = 1024;
 
+/// Settling time for [`Stamper::tick`] that fits [`BUDGET_US_DEFAULT`](super::BUDGET_US_DEFAULT) and paths booked
+/// ahead by up to 100 ms.
+pub const SETTLE_US_DEFAULT: u32 = 250_000;
+
 /// What is remembered about a flow bucket.
 #[derive(Clone, Copy, Debug, Default)]
 struct Bucket {
@@ -71,15 +75,18 @@ impl Stamper {
             order.back = u16::try_from(stamp - last).unwrap_or(0);
             order.same_path = order.back != 0
                 && bucket.last as u8 == path
-                && (bucket.foreign_below <= self.settled_below || stamp - bucket.foreign_below >= STAMP_WINDOW);
+                && (bucket.foreign_below <= self.settled_below
+                    || stamp - bucket.foreign_below >= STAMP_WINDOW);
         }
         bucket.last = (stamp + 1) << 8 | u64::from(path);
         order
     }
 
-    /// Tells the time every few milliseconds. `settle_us` is how long a packet may take longer on one path than on
-    /// another: difference of the paths' delays + 4 × jitter + what recovery takes. Without ticks
-    /// flows which changed their path do not get `same_path` for 65,536 stamps; nothing else is lost.
+    /// Tells the time every few milliseconds. `settle_us` is how long after its stamp a packet has surely left
+    /// the receiver's orderer or was given up there: what a path may be booked ahead + the slowest delay
+    /// less the fastest + 4 × jitter + recovery + the orderer's slack. Too much does little harm, too little costs
+    /// order at a loss: [`SETTLE_US_DEFAULT`] fits the default budget. Without ticks flows which changed
+    /// their path do not get `same_path` for 65,536 stamps; nothing else is lost.
     pub fn tick(&mut self, now: Time, settle_us: u32) {
         if now.since(self.snapshot.0) >= u64::from(settle_us) * 1_000 {
             // Everything below the old snapshot is at least one settling time old.

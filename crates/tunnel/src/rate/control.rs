@@ -26,15 +26,15 @@ const REFRESH_US: u64 = 90_000;
 /// … and a little more than the queue that is known.
 pub(super) const REFRESH_DEPTH_US: f64 = 1_000.0;
 /// First and largest gain of a probe, …
-const PROBE_GAIN: (f64, f64) = (1.15, 1.5);
+const PROBE_GAIN: (f64, f64) = (1.2, 1.4);
 /// … for how long, …
 const PROBE_US: u64 = 110_000;
-/// … the pause after one that failed (doubles up to four times this) …
-pub(super) const PROBE_PAUSE_MS: u64 = 2_000;
+/// … the pause after one that failed (doubles up to eight times this) …
+pub(super) const PROBE_PAUSE_MS: u64 = 1_000;
 /// … and the jitter from which on probes are needed.
 const PROBE_JITTER_US: f64 = 700.0;
 /// Size of a full packet.
-const PACKET_BYTES: f64 = 1_500.0;
+pub(super) const PACKET_BYTES: f64 = 1_500.0;
 
 impl RateController {
     /// How much time of reports is averaged: more on long paths, which react late anyway.
@@ -56,13 +56,16 @@ impl RateController {
         self.rate = rate.clamp(self.min, self.max);
         let recent = self.window.sum(40_000.0, |_| true);
         // What will really leave: the pacer's rate if it is the limit, else what the source offers.
-        let leaving =
-            if recent.limited > 0 || recent.count == 0 { self.rate } else { self.rate.min(recent.delivered()) };
+        let leaving = if recent.limited > 0 || recent.count == 0 {
+            self.rate
+        } else {
+            self.rate.min(recent.delivered())
+        };
         self.flight.push(now, leaving, self.srtt_us as u64);
     }
 
     fn predicted_us(&self, now: Time, queue_us: f64) -> f64 {
-        self.flight.predict(now, self.lag_us, queue_us, self.capacity)
+        self.flight.predict(now, self.lag_us, queue_us, self.capacity, self.buffer_us)
     }
 
     pub(super) fn startup(&mut self, entry: &Entry) {
@@ -91,7 +94,7 @@ impl RateController {
         }
         let waited_us = now.since(self.grown_at) as f64 / 1e3;
         if entry.limited && waited_us >= self.srtt_us + entry.arrival_us / 2.0 {
-            let seen = recent.delivered().max(entry.delivered().min(entry.sent()));
+            let seen = recent.arrived().max(entry.delivered().min(entry.sent()));
             let next = (self.rate * 2.0).min(seen * 2.5).max(self.rate);
             self.grown_at = now;
             self.capacity = next;
@@ -104,7 +107,7 @@ impl RateController {
 
     fn end_startup(&mut self, entry: &Entry, limit_us: f64) {
         let busy = self.window.sum(60_000.0, |entry| entry.queue_us > limit_us);
-        let measured = if busy.count > 0 { busy.delivered() } else { self.recent().delivered() };
+        let measured = if busy.count > 0 { busy.arrived() } else { self.recent().arrived() };
         self.capacity = measured.min(self.rate);
         self.phase = Phase::Steady;
         self.window.truncate(busy.count.max(1));
@@ -119,7 +122,7 @@ impl RateController {
     pub(super) fn steady(&mut self, entry: &Entry) {
         let now = entry.at;
         let target_us = self.target_us();
-        let queue_us = self.window.queue_us(3, 80_000);
+        let queue_us = entry.level_us;
         if self.undo(entry, target_us) || self.sudden(entry, target_us) {
             self.probe = None;
             self.follow(now, entry.queue_us);
@@ -139,7 +142,9 @@ impl RateController {
             self.base.reset(now, base);
             self.drain = Drain::default();
             self.window.clear();
-            self.capacity = self.capacity.max(self.floor.get(now));
+            // What made us cut, if we did, was the same mistake.
+            let before = self.cut.take().map_or(0.0, |cut| cut.capacity_before);
+            self.capacity = self.capacity.max(self.floor.get(now)).max(before);
             self.follow(now, 0.0);
             return;
         }
@@ -150,10 +155,12 @@ impl RateController {
 
     /// A cut whose queue vanished faster than it can have drained was a stall of a host or a cell.
     fn undo(&mut self, entry: &Entry, target_us: f64) -> bool {
-        let Some(cut) = self.cut else { return false };
+        let Some(cut) = &mut self.cut else { return false };
+        cut.queue_us = cut.queue_us.max(entry.queue_us);
+        let cut = *cut;
         let since_us = entry.at.since(cut.at) as f64 / 1e3;
         let drained_us = self.srtt_us + 0.6 * cut.queue_us + 30_000.0;
-        if since_us > drained_us {
+        if since_us > drained_us.max(2e6) {
             self.cut = None;
         }
         if entry.queue_us > target_us || since_us > drained_us {
@@ -176,8 +183,7 @@ impl RateController {
         let capacity_before = self.capacity;
         self.capacity = entry.delivered();
         if self.cut.is_none() {
-            let queue_us = self.predicted_us(entry.at, entry.queue_us);
-            self.cut = Some(Cut { at: entry.at, capacity_before, queue_us });
+            self.cut = Some(Cut { at: entry.at, capacity_before, queue_us: entry.queue_us });
         }
         self.step = STEP.0;
         self.grown_at = entry.at;
@@ -198,7 +204,7 @@ impl RateController {
         }
         // What is lost at random was carried, too.
         let carried = sum.delivered() / (1.0 - sum.loss().min(self.losses.random()).min(0.5));
-        let tolerance = (3.0 * self.jitter.us() / sum.arrival_us).max(0.02);
+        let tolerance = (2.0 * self.jitter.us() / sum.arrival_us).max(0.02);
         let slope = sum.slope();
         // A source that sends nearly the rate may fill the link's queue just as well: bring that queue to our side.
         let limited = sum.limited > 0 || sum.sent() > 0.8 * self.capacity;
@@ -286,11 +292,12 @@ impl RateController {
         let now = entry.at;
         let Some(mut probe) = self.probe.take() else {
             let unclear = (0.4 * target_us..2.0 * target_us).contains(&queue_us);
-            let noisy = self.jitter.us() > PROBE_JITTER_US && self.phase == Phase::Steady;
+            let jitter_us = self.jitter.us();
+            let noisy = jitter_us > PROBE_JITTER_US.max(target_us / 4.0) && self.phase == Phase::Steady;
             let recent = self.recent();
             if unclear && noisy && now >= self.probe_at && recent.limited > 1 && !self.losses.checking() {
                 // The noisier, the more it takes to see something.
-                let gain = (PROBE_GAIN.0 + self.jitter.us() / 40_000.0).min(PROBE_GAIN.1);
+                let gain = (PROBE_GAIN.0 + jitter_us / 40_000.0).min(PROBE_GAIN.1);
                 self.begin_probe(now, gain, recent.delivered());
                 return true;
             }
@@ -319,7 +326,7 @@ impl RateController {
             return true;
         }
         self.probe_at = now.plus_ms(self.probe_pause_ms);
-        self.probe_pause_ms = (self.probe_pause_ms * 2).min(4 * PROBE_PAUSE_MS);
+        self.probe_pause_ms = (self.probe_pause_ms * 2).min(8 * PROBE_PAUSE_MS);
         false
     }
 

@@ -107,8 +107,13 @@ pub(super) struct Entry {
     pub(super) arrival_us: f64,
     /// Between the departures of the same two packets: arrival interval minus the change of delay.
     pub(super) send_us: f64,
+    /// The departure interval plus the change of the *robust* queue: an arrival interval without the noise of the two packets
+    /// that happen to delimit it.
+    pub(super) steady_us: f64,
     /// Delay above the base.
     pub(super) queue_us: f64,
+    /// The smallest of the last few of those.
+    pub(super) level_us: f64,
     pub(super) limited: bool,
 }
 
@@ -120,7 +125,7 @@ impl Entry {
 
     /// Bytes per second at which those bytes had left.
     pub(super) fn sent(&self) -> f64 {
-        self.bytes / self.send_us * 1e6
+        self.bytes / self.send_us.max(self.arrival_us / 16.0) * 1e6
     }
 }
 
@@ -133,6 +138,7 @@ pub(super) struct Sum {
     pub(super) lost: f64,
     pub(super) arrival_us: f64,
     pub(super) send_us: f64,
+    pub(super) steady_us: f64,
     pub(super) limited: usize,
 }
 
@@ -144,17 +150,28 @@ impl Sum {
         self.lost += entry.lost;
         self.arrival_us += entry.arrival_us;
         self.send_us += entry.send_us;
+        self.steady_us += entry.steady_us;
         self.limited += usize::from(entry.limited);
     }
 
-    /// Bytes per second that arrived; 0 without entries.
+    /// Noise must not make an interval (nearly) vanish.
+    fn rate(&self, us: f64) -> f64 {
+        if self.arrival_us > 0.0 { self.bytes / us.max(0.2 * self.arrival_us) * 1e6 } else { 0.0 }
+    }
+
+    /// Bytes per second that arrived, robust; 0 without entries.
     pub(super) fn delivered(&self) -> f64 {
-        if self.arrival_us > 0.0 { self.bytes / self.arrival_us * 1e6 } else { 0.0 }
+        self.rate(self.steady_us)
+    }
+
+    /// Bytes per second that arrived, by the arrivals of the two delimiting packets: noisier, but up to date.
+    pub(super) fn arrived(&self) -> f64 {
+        self.rate(self.arrival_us)
     }
 
     /// Bytes per second at which those bytes had left.
     pub(super) fn sent(&self) -> f64 {
-        if self.send_us > 0.0 { self.bytes / self.send_us * 1e6 } else { 0.0 }
+        self.rate(self.send_us)
     }
 
     /// Share of packets lost, 0–1.
@@ -163,9 +180,9 @@ impl Sum {
         if all > 0.0 { self.lost / all } else { 0.0 }
     }
 
-    /// How fast the delay rose: microseconds per microsecond of arrival time.
+    /// How fast the queue rose: microseconds per microsecond of arrival time, robust.
     pub(super) fn slope(&self) -> f64 {
-        if self.arrival_us > 0.0 { 1.0 - self.send_us / self.arrival_us } else { 0.0 }
+        if self.arrival_us > 0.0 { (self.steady_us - self.send_us) / self.arrival_us } else { 0.0 }
     }
 }
 
@@ -256,16 +273,24 @@ impl InFlight {
     }
 
     /// The queue in microseconds that a packet sent now will meet, when one sent `lag_us` ago met
-    /// `queue_us` and the link takes `capacity`.
-    pub(super) fn predict(&self, now: Time, lag_us: u64, queue_us: f64, capacity: f64) -> f64 {
+    /// `queue_us`, the link takes `capacity` and its buffer holds `buffer_us`.
+    pub(super) fn predict(
+        &self,
+        now: Time,
+        lag_us: u64,
+        queue_us: f64,
+        capacity: f64,
+        buffer_us: f64,
+    ) -> f64 {
         let start = Time::from_ns(now.ns().saturating_sub(lag_us * 1_000));
         let mut queue_us = queue_us;
         for age in (1..=self.len).rev() {
             let (from, rate) = self.ring[(self.next + Self::SIZE - age) % Self::SIZE];
-            let until = if age == 1 { now } else { self.ring[(self.next + Self::SIZE - age + 1) % Self::SIZE].0 };
+            let until =
+                if age == 1 { now } else { self.ring[(self.next + Self::SIZE - age + 1) % Self::SIZE].0 };
             let part_us = until.since(from.max(start)) as f64 / 1e3;
             if until > start {
-                queue_us = (queue_us + part_us * (rate / capacity - 1.0)).max(0.0);
+                queue_us = (queue_us + part_us * (rate / capacity - 1.0)).min(buffer_us).max(0.0);
             }
         }
         queue_us

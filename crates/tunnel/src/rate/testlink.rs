@@ -136,6 +136,7 @@ pub(crate) struct Report {
     sent: u64,
     arrival: u64,
     hold: u64,
+    lane: usize,
 }
 
 /// Measured over a period.
@@ -170,7 +171,9 @@ pub(crate) struct Link {
     rng: Rng,
     pub(crate) flight: VecDeque<Packet>,
     counter: u64,
-    report: Report,
+    /// Cores on the other side, each with its own reports; the second gets every tenth packet.
+    pub(crate) lanes: usize,
+    report: [Report; 2],
     pub(crate) stats: Stats,
 }
 
@@ -184,7 +187,8 @@ impl Link {
             rng,
             flight: VecDeque::new(),
             counter: 0,
-            report: Report::default(),
+            lanes: 1,
+            report: [Report::default(); 2],
             stats: Stats::default(),
         }
     }
@@ -213,7 +217,7 @@ impl Link {
             Noise::Uniform(most) => self.rng.unit() * most,
             Noise::Exponential(mean) => self.rng.exponential(mean),
             Noise::Radio(mean) => {
-                let mut slot = Rng(self.free / (10 * MS) ^ self.spec.seed << 40);
+                let mut slot = Rng((self.free / (10 * MS)) ^ (self.spec.seed << 40));
                 slot.exponential(mean)
             }
             Noise::Gauss(sd) => {
@@ -234,18 +238,21 @@ impl Link {
             && packet.arrival <= now
         {
             self.flight.pop_front();
-            self.report.bytes += u64::from(packet.bytes);
-            self.report.packets += 1;
-            self.report.highest = packet.counter;
-            self.report.sent = packet.sent;
-            self.report.arrival = packet.arrival;
+            let second = self.lanes == 2 && packet.counter % 10 == 0;
+            let report = &mut self.report[usize::from(second)];
+            report.bytes += u64::from(packet.bytes);
+            report.packets += 1;
+            report.highest = packet.counter;
+            report.sent = packet.sent;
+            report.arrival = packet.arrival;
             self.stats.bytes += u64::from(packet.bytes);
             seen(&packet);
         }
     }
 
-    pub(crate) fn report(&self, now: u64) -> Report {
-        Report { hold: now - self.report.arrival, ..self.report }
+    pub(crate) fn report(&self, now: u64, lane: usize) -> Report {
+        let report = self.report[lane];
+        Report { hold: now - report.arrival, lane, ..report }
     }
 
     pub(crate) fn restart_stats(&mut self, now: u64) {
@@ -256,7 +263,9 @@ impl Link {
 /// Turns reports into samples as a session would.
 #[derive(Debug, Default)]
 pub(crate) struct Reader {
-    last: Report,
+    last: [Report; 2],
+    arrival: u64,
+    gaps: bool,
 }
 
 impl Reader {
@@ -264,19 +273,24 @@ impl Reader {
     const OFFSET_US: i64 = -77_000_000;
 
     pub(crate) fn read(&mut self, now: u64, report: Report, limited: bool) -> Option<Sample> {
-        if report.packets == self.last.packets {
+        let last = self.last[report.lane];
+        if report.packets == last.packets {
             return None;
         }
-        let last = self.last;
-        self.last = report;
+        self.last[report.lane] = report;
+        let before = self.arrival;
+        self.arrival = self.arrival.max(report.arrival);
         let received = report.packets - last.packets;
+        // With two lanes the common counter has gaps that are no losses.
+        self.gaps |= report.lane == 1;
+        let lost = report.highest - last.highest;
         Some(Sample {
             now: Time::from_ns(now),
             delivered_bytes: report.bytes - last.bytes,
-            interval_us: (report.arrival / 1_000) - (last.arrival / 1_000),
+            interval_us: (self.arrival / 1_000) - (before / 1_000),
             owd_us: (report.arrival / 1_000) as i64 - (report.sent / 1_000) as i64 + Self::OFFSET_US,
             rtt_us: ((now - report.sent - report.hold) / 1_000) as u32,
-            lost: (report.highest - last.highest).saturating_sub(received) as u32,
+            lost: if self.gaps { 0 } else { lost.saturating_sub(received) as u32 },
             received: received as u32,
             limited,
         })
@@ -322,6 +336,12 @@ pub(crate) struct Bursts {
     pub(crate) on_off: (u64, u64),
     pub(crate) due: u64,
     pub(crate) backlog: u32,
+}
+
+impl Bursts {
+    pub(crate) fn new(rate: f64, burst: u32) -> Self {
+        Self { rate, burst, on_off: (0, 0), due: 0, backlog: 0 }
+    }
 }
 
 impl Source for Bursts {
@@ -452,12 +472,14 @@ impl Sim {
 
     fn receiver_tick(&mut self, acks: bool) {
         self.receive(acks);
-        self.next_report += 20 * MS;
+        let lanes = self.link.lanes;
+        let lane = (self.next_report / (20 * MS / lanes as u64)) as usize % lanes;
+        self.next_report += 20 * MS / lanes as u64;
         if self.rng.unit() >= self.report_loss {
             let late = (self.rng.unit() * self.report_late_us * 1e3) as u64;
             let last = self.reports.back().map_or(0, |report| report.0);
             let at = (self.now + self.link.spec.back_us * 1_000 + late).max(last);
-            self.reports.push_back((at, self.link.report(self.now)));
+            self.reports.push_back((at, self.link.report(self.now, lane)));
         }
     }
 

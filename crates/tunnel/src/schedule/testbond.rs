@@ -29,13 +29,12 @@ impl Item for Super {
     }
 }
 
-/// Where and when a packet arrived.
+/// When a packet arrived.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Arrival {
     pub(super) flow: u32,
     pub(super) sequence: u32,
     pub(super) at: u64,
-    pub(super) path: u8,
     /// When it was put into the queue.
     pub(super) born: u64,
 }
@@ -63,10 +62,9 @@ pub(super) struct Bond {
     sequences: [u32; 16],
     last: Option<u8>,
     next_report: u64,
-    pub(super) arrivals: Vec<Arrival>,
-    pub(super) record: bool,
+    arrivals: Vec<Arrival>,
+    record: bool,
     rng: Rng,
-    pub(super) choices: u64,
     views: Vec<PathView>,
 }
 
@@ -97,7 +95,6 @@ impl Bond {
             arrivals: Vec::new(),
             record: false,
             rng: Rng(99),
-            choices: 0,
             views: Vec::new(),
         }
     }
@@ -161,7 +158,6 @@ impl Bond {
             let run = head.item.left.min(8).min((head.budget_bytes as u32).div_ceil(MTU));
             let class = if head.sparse { ClassPolicy::SPARSE } else { ClassPolicy::BULK };
             let last = if class.class == Class::Bulk { self.last } else { None };
-            self.choices += 1;
             match choose(now, &self.views, run * MTU, &class, last) {
                 Choice::Send { path: id, depart } => {
                     let path = &mut self.paths[usize::from(id)];
@@ -227,11 +223,11 @@ impl Bond {
 
     fn receive(&mut self) {
         let (arrivals, record) = (&mut self.arrivals, self.record);
-        for (id, path) in self.paths.iter_mut().enumerate() {
+        for path in &mut self.paths {
             path.link.receive(self.now, |packet| {
                 if record {
                     let (flow, sequence) = ((packet.tag >> 32) as u32, packet.tag as u32);
-                    arrivals.push(Arrival { flow, sequence, at: packet.arrival, path: id as u8, born: 0 });
+                    arrivals.push(Arrival { flow, sequence, at: packet.arrival, born: 0 });
                 }
             });
         }
@@ -242,7 +238,7 @@ impl Bond {
         self.next_report += 20 * MS;
         for path in &mut self.paths {
             let at = self.now + path.link.spec.back_us * 1_000;
-            path.reports.push_back((at, path.link.report(self.now)));
+            path.reports.push_back((at, path.link.report(self.now, 0)));
         }
     }
 
@@ -276,6 +272,14 @@ impl Bond {
             }
         }
         self.paths.iter().map(|path| path.link.stats.rate(self.now)).sum()
+    }
+
+    /// From the queue to the receiver, ns, sorted.
+    pub(super) fn delays(&self, flow: u32) -> Vec<u64> {
+        let mut delays: Vec<u64> =
+            self.arrivals.iter().filter(|a| a.flow == flow).map(|a| a.at - a.born).collect();
+        delays.sort_unstable();
+        delays
     }
 
     /// How long each packet of `flow` would wait for its predecessors that arrive at all, ns, sorted.

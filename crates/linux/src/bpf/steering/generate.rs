@@ -1,10 +1,9 @@
 //! Writes the steering program.
 //!
-//! Registers: R6 the packet, R7 where the current header starts, R8 where the IP packet ends (both counted from the
-//! start of the outer packet), R9 the protocol. The stack holds what is named below. An ICMP error is read as two
-//! packets, the outer one and the quoted one; [`Level`] says which one the code being written reads.
-
-use std::os::fd::{AsFd, AsRawFd};
+//! Registers: R6 the packet, R7 where the current header starts, R8 where the IP packet ends (both counted
+//! from the start of the outer packet), R9 the protocol. The stack holds what is named below. An ICMP error
+//! is read as two packets, the outer one and the quoted one; [`Level`] says which one the code being written
+//! reads.
 
 use crate::bpf::assembler::{
     Assembler, FRAME, If, Instruction, Label, Op, R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, Reg, Size,
@@ -111,9 +110,9 @@ struct Places {
 
 /// The program; `None` if it cannot be assembled, which a test excludes.
 ///
-/// `tables` is the map with the Toeplitz tables of the 36 input bytes and one more for the protocol, `owners` that with
-/// the owners of `buckets` buckets.
-pub(super) fn program(tables: impl AsFd, owners: impl AsFd, buckets: usize) -> Option<Vec<Instruction>> {
+/// `tables` is the descriptor of the map with the Toeplitz tables of the 36 input bytes and one more for the
+/// protocol, `owners` of that with the owners of `buckets` buckets.
+pub(super) fn program(tables: i32, owners: i32, buckets: usize) -> Option<Vec<Instruction>> {
     let mut writer = Writer { asm: Assembler::default() };
     let w = &mut writer;
     w.asm.op(Op::Move, R6, R1);
@@ -129,11 +128,11 @@ pub(super) fn program(tables: impl AsFd, owners: impl AsFd, buckets: usize) -> O
     w.asm.op_value(Op::ShiftRight, R1, 4);
     w.asm.jump_if_value(If::Equal, R1, V6.number, version6);
     w.asm.jump_if_value(If::NotEqual, R1, V4.number, other);
-    w.version(&V4, tables.as_fd().as_raw_fd(), other, mixed);
+    w.version(&V4, tables, other, mixed);
     w.asm.place(version6);
-    w.version(&V6, tables.as_fd().as_raw_fd(), other, mixed);
+    w.version(&V6, tables, other, mixed);
     w.asm.place(mixed);
-    w.owner(owners.as_fd().as_raw_fd(), buckets);
+    w.owner(owners, buckets);
     w.asm.place(other);
     w.asm.op_value(Op::Move, R0, 0);
     w.asm.exit();
@@ -198,8 +197,8 @@ impl Writer {
         self.asm.big_endian(to, 16);
     }
 
-    /// Reads the IP header at R7: afterwards R7 is the upper layer, R8 the end, R9 the protocol, and the addresses are stored.
-    /// A fragment goes to `hash` at once: it has no ports.
+    /// Reads the IP header at R7: afterwards R7 is the upper layer, R8 the end, R9 the protocol, and the
+    /// addresses are stored. A fragment goes to `hash` at once: it has no ports.
     fn header(&mut self, version: &Version, level: Level, places: Places) {
         let malformed = places.malformed;
         self.asm.load(Size::Double, R8, FRAME, AVAILABLE);
@@ -410,7 +409,8 @@ impl Writer {
         }
     }
 
-    /// R0 = the flow hash: a look-up in its table of 256 words for each byte of the input, and one for the protocol.
+    /// R0 = the flow hash: a look-up in its table of 256 words for each byte of the input, and one for the
+    /// protocol.
     fn toeplitz(&mut self, version: &Version, tables: i32) {
         self.asm.map_value(R4, tables);
         self.asm.op_value(Op::Move, R0, 0);

@@ -6,6 +6,8 @@ use steering::symmetric::{FlowHasher, core_bucket};
 
 use super::*;
 
+mod machine;
+
 /// A small generator, so that each failure can be repeated.
 struct Random(u64);
 
@@ -158,11 +160,48 @@ fn packet(random: &mut Random) -> Vec<u8> {
     packet
 }
 
-/// Runs the program on an IP packet; the kernel wants an Ethernet header, which the program does not see.
-fn run(program: &SteeringProgram, packet: &[u8]) -> u32 {
-    // An experimental type: for IP the kernel would refuse packets that are cut.
-    let frame = [&[0u8; 12][..], &[0x88, 0xb5], packet].concat();
-    kernel::testing::run(program, &frame, 1).unwrap().0
+/// The program in the kernel, and in the interpreter of these tests. Who may not load programs still tests
+/// the program.
+struct Subject {
+    machine: machine::Machine,
+    buckets: usize,
+    kernel: Option<SteeringProgram>,
+}
+
+impl Subject {
+    fn new(hasher: &FlowHasher, tenant: u16, owners: &[u16]) -> Subject {
+        let kernel = match SteeringProgram::load(hasher, tenant, owners) {
+            Ok(program) => Some(program),
+            Err(error) => {
+                assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}");
+                assert!(!rustix::process::getuid().is_root(), "root may load programs");
+                None
+            }
+        };
+        let buckets = owners.len().clamp(BUCKETS_MIN, TABLE_BUCKETS_MAX);
+        let code = generate::program(0, 1, buckets).unwrap();
+        let maps = [table_bytes(hasher, tenant), owner_bytes(owners, buckets)];
+        Subject { machine: machine::Machine { code, maps }, buckets, kernel }
+    }
+
+    fn update_table(&mut self, owners: &[u16]) {
+        self.machine.maps[1] = owner_bytes(owners, self.buckets);
+        if let Some(kernel) = &self.kernel {
+            kernel.update_table(owners).unwrap();
+        }
+    }
+
+    /// Runs the program on an IP packet.
+    fn run(&self, packet: &[u8]) -> u32 {
+        let result = self.machine.run(packet);
+        if let Some(kernel) = &self.kernel {
+            // The kernel wants an Ethernet header, which the program does not see. An experimental type: it
+            // would refuse IP packets that are cut.
+            let frame = [&[0u8; 12][..], &[0x88, 0xb5], packet].concat();
+            assert_eq!(kernel::testing::run(kernel, &frame, 1).unwrap().0, result, "kernel, interpreter");
+        }
+        result
+    }
 }
 
 /// With every bucket its own owner the result is the upper half of the hash.
@@ -176,10 +215,10 @@ fn the_program_computes_the_rust_hash_for_random_packets() {
     let (mut keys, mut with_ports, mut v6, mut malformed) = (0, 0, 0, 0);
     for tenant in [0, 0xbeef] {
         let hasher = FlowHasher::new(random.bytes(40).try_into().unwrap());
-        let program = SteeringProgram::load(&hasher, tenant, &identity()).unwrap();
+        let program = Subject::new(&hasher, tenant, &identity());
         for _ in 0..10_000 {
             let packet = packet(&mut random);
-            let queue = run(&program, &packet);
+            let queue = program.run(&packet);
             match FlowKey::of(&packet) {
                 Ok(key) => {
                     let hash = hasher.hash(&key, tenant);
@@ -207,7 +246,7 @@ fn the_program_computes_the_rust_hash_for_random_packets() {
 fn both_directions_and_the_icmp_error_about_them_go_to_one_queue() {
     // Not a periodic key: with one, the order of the endpoints would not matter.
     let hasher = FlowHasher::new(std::array::from_fn(|index| (index * index * 7 + 3) as u8));
-    let program = SteeringProgram::load(&hasher, 0, &identity()).unwrap();
+    let program = Subject::new(&hasher, 0, &identity());
     let header = |protocol: u8, payload: usize, source: [u8; 4], destination: [u8; 4]| {
         let mut packet = vec![0x45, 0, 0, (20 + payload) as u8, 0, 1, 0, 0, 64, protocol, 0, 0];
         packet.extend(source);
@@ -218,33 +257,34 @@ fn both_directions_and_the_icmp_error_about_them_go_to_one_queue() {
     let there = [header(6, 20, a, b), vec![0x30, 0x39, 0x01, 0xbb], vec![0; 16]].concat();
     let back = [header(6, 20, b, a), vec![0x01, 0xbb, 0x30, 0x39], vec![0; 16]].concat();
     let error = [header(1, 8 + 28, router, a), vec![3, 4, 0, 0, 0, 0, 5, 0], there[..28].to_vec()].concat();
-    let queue = run(&program, &there);
-    assert_eq!(queue, run(&program, &back));
-    assert_eq!(queue, run(&program, &error));
+    let queue = program.run(&there);
+    assert_eq!(queue, program.run(&back));
+    assert_eq!(queue, program.run(&error));
     let ping = [header(1, 8, a, b), vec![8, 0, 0, 0, 0x12, 0x34, 0, 1]].concat();
     let pong = [header(1, 8, b, a), vec![0, 0, 0, 0, 0x12, 0x34, 0, 9]].concat();
-    assert_eq!(run(&program, &ping), run(&program, &pong));
-    assert_ne!(run(&program, &ping), queue);
+    assert_eq!(program.run(&ping), program.run(&pong));
+    assert_ne!(program.run(&ping), queue);
 }
 
 #[test]
 fn the_table_is_replaced_live_and_repeated_when_small() {
     let hasher = FlowHasher::new([0x21; 40]);
-    let program = SteeringProgram::load(&hasher, 0, &[3; 128]).unwrap();
+    let mut program = Subject::new(&hasher, 0, &[3; 128]);
     let mut random = Random(77);
     let packets: Vec<_> = std::iter::repeat_with(|| packet(&mut random))
         .filter(|packet| FlowKey::of(packet).is_ok())
         .take(300)
         .collect();
-    assert!(packets.iter().all(|packet| run(&program, packet) == 3));
+    assert!(packets.iter().all(|packet| program.run(packet) == 3));
     for buckets in [1usize, 2, 128, 1024] {
         let owners: Vec<u16> = (0..buckets).map(|bucket| bucket as u16 ^ 5).collect();
-        program.update_table(&owners).unwrap();
+        program.update_table(&owners);
         for packet in &packets {
             let bucket = core_bucket(hasher.hash(&FlowKey::of(packet).unwrap(), 0), buckets);
-            assert_eq!(run(&program, packet), u32::from(owners[bucket]));
+            assert_eq!(program.run(packet), u32::from(owners[bucket]));
         }
     }
+    let Some(program) = program.kernel else { return };
     for wrong in [0, 3, 2048] {
         assert_eq!(program.update_table(&vec![0; wrong]).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }

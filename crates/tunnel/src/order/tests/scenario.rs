@@ -65,7 +65,11 @@ fn three_packets_beyond_on_every_path_declare_a_loss() {
 fn one_packet_beyond_declares_a_loss_after_two_milliseconds() {
     let mut orderer = orderer(2, None);
     assert_eq!(arrive(&mut orderer, T, 0, order(1, 1)), []);
-    assert_eq!(orderer.next_deadline(), Some(T.plus_ms(5)), "path 1 has not passed: only the deadline counts");
+    assert_eq!(
+        orderer.next_deadline(),
+        Some(T.plus_ms(5)),
+        "path 1 has not passed: only the deadline counts"
+    );
     assert_eq!(arrive(&mut orderer, T.plus_us(500), 1, order(2, 0)), [2]);
     let due = orderer.next_deadline().unwrap();
     assert_eq!(due, T.plus_us(2_500));
@@ -330,7 +334,10 @@ fn the_window_slides_over_what_never_comes() {
     orderer.set_budget_us(u32::MAX);
     // Path 1 is silent, so nothing is ever declared lost; the flow of stamp 1 waits for stamp 0.
     orderer.set_paths(
-        &[PathTiming { path: 0, ..PathTiming::default() }, PathTiming { path: 1, delay_us: 3_600_000_000, jitter_us: 0 }],
+        &[
+            PathTiming { path: 0, ..PathTiming::default() },
+            PathTiming { path: 1, delay_us: 3_600_000_000, jitter_us: 0 },
+        ],
         None,
     );
     assert_eq!(arrive(&mut orderer, T, 0, order(1, 1)), []);

@@ -1,0 +1,444 @@
+//! A running gateway: engine, TUN interface, routes, WANs, names. [`crate::up`] tells it what happened.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant};
+
+use engine::Engine;
+use engine::config::{Peer, Settings, Snapshot, Wan};
+use linux::event::EventFd;
+use linux::tun::Tun;
+
+use crate::config::{Config, Endpoint, InterfaceMatch, Problem, Severity};
+use crate::host::Host;
+use crate::plan::{HostPlan, Inputs, Numbers};
+use crate::reload::{self, ReloadReport};
+use crate::report::{NameReport, Report, WanReport};
+use crate::resolve::{self, Resolver};
+use crate::socket::{Request, Response};
+use crate::state::StateFile;
+use crate::up::UpError;
+use crate::wan::{self, HostView, LiveWan, WanRegistry};
+
+/// What other threads tell the gateway's thread.
+pub(crate) enum Event {
+    /// A name was resolved, or not.
+    Answer(String, resolve::Answer),
+    /// Somebody asks over the control socket.
+    Request(Request, SyncSender<Response>),
+}
+
+/// The way from other threads to the gateway's thread.
+pub(crate) struct Events {
+    pub(crate) sender: SyncSender<Event>,
+    pub(crate) wake: EventFd,
+}
+
+impl Events {
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { sender: self.sender.clone(), wake: self.wake.try_clone()? })
+    }
+
+    /// Hands an event over; `false` when the gateway has ended.
+    pub(crate) fn send(&self, event: Event) -> bool {
+        self.sender.send(event).is_ok() && self.wake.signal().is_ok()
+    }
+}
+
+/// A peer with a DNS name that stays unreachable is looked up again after so long.
+const LOOK_UP_AGAIN: Duration = Duration::from_secs(10);
+/// Endpoints of one peer that are given to the engine at most.
+const ENDPOINTS_MAX: usize = 32;
+
+/// What the engine was told last; it is told again only when this changes.
+#[derive(Clone, Default, PartialEq)]
+struct Told {
+    generation: u64,
+    wans: Vec<Wan>,
+    peers: Vec<(Vec<SocketAddr>, Option<Vec<u16>>)>,
+}
+
+/// The gateway.
+pub(crate) struct Gateway {
+    config: Config,
+    /// Raised by every reload.
+    generation: u64,
+    engine: Engine,
+    host: Host,
+    numbers: Numbers,
+    tun_index: u32,
+    registry: WanRegistry,
+    lives: Vec<LiveWan>,
+    resolver: Resolver,
+    /// Name servers are reached outside the tunnel now.
+    outside: Vec<IpAddr>,
+    looked_up_at: Instant,
+    state: StateFile,
+    told: Told,
+    /// The engine could not do all it was told (a port was taken); tell it again.
+    incomplete: bool,
+    events: Events,
+    last_refresh: Duration,
+}
+
+impl Gateway {
+    /// Makes TUN interface and engine. Routes and WANs follow with the first [`Self::refresh`].
+    pub(crate) fn start(
+        config: Config,
+        cpus: Vec<usize>,
+        mut host: Host,
+        events: Events,
+    ) -> Result<Self, UpError> {
+        let numbers = Numbers::of(&config.tun.name);
+        let tun = Tun::create(&config.tun.name, cpus.len()).map_err(|error| tun_error(&error))?;
+        let tun_index = tun.index();
+        host.set_up_tun(tun_index, &config.tun)
+            .map_err(|error| UpError::Start(format!("cannot set up {}: {error}", config.tun.name)))?;
+        let mut state = StateFile::new(&config.node.state_dir, &config.node.private_key.public());
+        let floor = state.load();
+        let wall_clock_ns = linux::clock::realtime_ns();
+        // Reserve what the first handshakes will use before they leave.
+        state.keep(floor.max(wall_clock_ns));
+        let settings = Settings {
+            name: config.node.name.clone(),
+            private_key: config.node.private_key.clone(),
+            cpus,
+            listen_port: config.node.listen,
+            tun_name: config.tun.name.clone(),
+            tun_mtu: config.tun.mtu,
+            mark: numbers.mark(),
+            timestamp_floor_ns: floor,
+            wall_clock_ns,
+        };
+        let engine = Engine::start(settings, Snapshot::default(), tun)
+            .map_err(|error| UpError::Start(error.to_string()))?;
+        let mut gateway = Self {
+            config,
+            generation: 1,
+            engine,
+            host,
+            numbers,
+            tun_index,
+            registry: WanRegistry::default(),
+            lives: Vec::new(),
+            resolver: Resolver::default(),
+            outside: Vec::new(),
+            looked_up_at: Instant::now(),
+            state,
+            told: Told::default(),
+            incomplete: false,
+            events,
+            last_refresh: Duration::ZERO,
+        };
+        gateway.set_names();
+        gateway.choose_outside();
+        Ok(gateway)
+    }
+
+    /// Index of the TUN interface.
+    pub(crate) fn tun_index(&self) -> u32 {
+        self.tun_index
+    }
+
+    /// How long the last [`Self::refresh`] took: the host is not looked at more often than it can be.
+    pub(crate) fn last_refresh(&self) -> Duration {
+        self.last_refresh
+    }
+
+    /// Looks at the host and brings engine, routes and rules into line with it. A WAN that failed is told to the
+    /// engine before anything else; one that came up only after its routes are there.
+    pub(crate) fn refresh(&mut self) {
+        let start = Instant::now();
+        let view = match HostView::read(self.host.netlink()) {
+            Ok(view) => view,
+            Err(error) => {
+                tracing::warn!(%error, "cannot look at the interfaces; trying again");
+                return;
+            }
+        };
+        let before = std::mem::take(&mut self.lives);
+        self.lives = self.registry.observe(&self.config.wans, &self.config.tun.name, &view);
+        self.tell_states(&before);
+        let was_up =
+            |live: &LiveWan| !live.replaced && before.iter().any(|b| b.wan.id == live.wan.id && b.wan.up);
+        let mut failed: Vec<Wan> = self.lives.iter().map(|live| live.wan.clone()).collect();
+        for (wan, live) in failed.iter_mut().zip(&self.lives) {
+            wan.up &= was_up(live);
+        }
+        self.tell_engine(failed);
+        let plan = HostPlan::new(&Inputs {
+            numbers: self.numbers,
+            config: &self.config,
+            view: &view,
+            wans: &self.lives,
+            tun_index: self.tun_index,
+            outside: &self.outside,
+        });
+        self.host.apply(&plan);
+        self.loosen_reverse_path(&view);
+        self.tell_engine(self.lives.iter().map(|live| live.wan.clone()).collect());
+        let states = |lives: &[LiveWan]| -> Vec<Wan> { lives.iter().map(|live| live.wan.clone()).collect() };
+        if states(&before) != states(&self.lives) {
+            self.resolver.hurry(Instant::now());
+        }
+        self.last_refresh = start.elapsed();
+    }
+
+    fn tell_states(&self, before: &[LiveWan]) {
+        for live in &self.lives {
+            let known = before.iter().find(|known| known.wan.id == live.wan.id);
+            if known
+                .is_some_and(|known| known.state == live.state && known.wan.addresses == live.wan.addresses)
+            {
+                continue;
+            }
+            let wan = if live.wan.interface.is_empty() { "(host routes)" } else { &live.wan.interface };
+            tracing::info!(wan, state = live.state, addresses = ?live.wan.addresses, "WAN");
+        }
+    }
+
+    /// Tells the engine the present WANs and endpoints, unless it knows them already.
+    fn tell_engine(&mut self, wans: Vec<Wan>) {
+        let peers: Vec<_> = self
+            .config
+            .peers
+            .iter()
+            .map(|peer| {
+                (self.endpoints(&peer.endpoints), wan::ids_for_peer(peer.wans.as_deref(), &self.lives))
+            })
+            .collect();
+        let told = Told { generation: self.generation, wans, peers };
+        if told == self.told && !self.incomplete {
+            return;
+        }
+        let peers = self.config.peers.iter().zip(&told.peers).map(|(peer, (endpoints, wans))| Peer {
+            name: peer.name.clone(),
+            public_key: peer.public_key,
+            preshared_key: peer.preshared_key.clone(),
+            endpoints: endpoints.clone(),
+            allowed_ips: peer.allowed_ips.clone(),
+            wans: wans.clone(),
+            paths_per_pair: peer.paths_per_wan_pair,
+            sockets_per_path: peer.sockets_per_path,
+            encryption: peer.encryption,
+            policy: peer.policy,
+            flow: peer.flow,
+        });
+        let snapshot = Snapshot { wans: told.wans.clone(), peers: peers.collect() };
+        self.told = told;
+        match self.engine.apply(snapshot) {
+            Ok(()) => self.incomplete = false,
+            Err(error) => {
+                if !self.incomplete {
+                    tracing::error!(%error, "not everything could be applied; trying again");
+                }
+                self.incomplete = true;
+            }
+        }
+    }
+
+    /// Addresses to dial, names replaced by what they stand for.
+    fn endpoints(&self, endpoints: &[Endpoint]) -> Vec<SocketAddr> {
+        let mut list: Vec<SocketAddr> = Vec::new();
+        for endpoint in endpoints {
+            let addresses = match endpoint {
+                Endpoint::Address(address) => vec![*address],
+                Endpoint::Name { host, port } => {
+                    self.resolver.addresses(host).into_iter().map(|ip| SocketAddr::new(ip, *port)).collect()
+                }
+            };
+            for address in addresses {
+                if !list.contains(&address) && list.len() < ENDPOINTS_MAX {
+                    list.push(address);
+                }
+            }
+        }
+        list
+    }
+
+    /// Reverse-path filters of the interfaces that carry the tunnel.
+    fn loosen_reverse_path(&mut self, view: &HostView) {
+        let mut names: Vec<String> = self
+            .lives
+            .iter()
+            .filter(|live| live.index.is_some())
+            .map(|live| live.wan.interface.clone())
+            .collect();
+        if self.config.wans.is_empty() && self.config.has_default_route() {
+            // The tunnel takes the default route: replies of the peer seem to come from the wrong side.
+            let with_default = |index| {
+                view.routes.iter().any(|r| r.spec.dst.prefix_len() == 0 && r.spec.interface == Some(index))
+            };
+            names.extend(view.links.iter().filter(|l| with_default(l.index)).map(|link| link.name.clone()));
+        }
+        for name in names {
+            self.host.loosen_reverse_path(&name);
+        }
+    }
+
+    /// Tells the resolver which names matter.
+    fn set_names(&mut self) {
+        let endpoints = self.config.peers.iter().flat_map(|peer| &peer.endpoints);
+        let names: Vec<String> = endpoints
+            .filter_map(|endpoint| match endpoint {
+                Endpoint::Name { host, .. } => Some(host.clone()),
+                Endpoint::Address(_) => None,
+            })
+            .collect();
+        self.resolver.set_names(names.iter().map(String::as_str));
+    }
+
+    /// Starts the look-ups that are due. Returns when the next one is.
+    pub(crate) fn look_up(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        for host in self.resolver.due(now) {
+            let asked = self.events.try_clone().and_then(|events| {
+                resolve::ask(host.clone(), move |host, answer| {
+                    events.send(Event::Answer(host, answer));
+                })
+            });
+            if let Err(error) = asked {
+                self.resolver.answer(&host, Err(error.to_string()), now);
+            }
+        }
+        self.resolver.next()
+    }
+
+    /// Takes the answer to a look-up.
+    pub(crate) fn answered(&mut self, host: &str, answer: resolve::Answer) {
+        if self.resolver.answer(host, answer, Instant::now()) {
+            self.tell_engine(self.lives.iter().map(|live| live.wan.clone()).collect());
+        }
+    }
+
+    /// Once a second: keeps the state file, asks again for names of peers that cannot be reached.
+    /// Returns whether [`Self::refresh`] is needed.
+    pub(crate) fn tick(&mut self) -> bool {
+        self.state.keep(self.engine.timestamp_floor_ns());
+        if self.resolver.is_empty() {
+            return self.incomplete;
+        }
+        let changed = self.choose_outside();
+        if self.waits_for_name() && self.looked_up_at.elapsed() >= LOOK_UP_AGAIN {
+            self.looked_up_at = Instant::now();
+            self.resolver.hurry(Instant::now());
+        }
+        changed || self.incomplete
+    }
+
+    /// A peer that is dialled by name is not up.
+    fn waits_for_name(&self) -> bool {
+        let by_name = |name: &str| {
+            self.config.peers.iter().any(|peer| {
+                peer.name == name && peer.endpoints.iter().any(|e| matches!(e, Endpoint::Name { .. }))
+            })
+        };
+        // Before the engine was told of any peer, all of them wait.
+        self.told.peers.is_empty()
+            || self.engine.status().peers.iter().any(|peer| peer.state != "up" && by_name(&peer.name))
+    }
+
+    /// While a name waits to be resolved, name servers must be reached although the default route leads into a
+    /// tunnel that is not there yet. Returns whether that changed.
+    fn choose_outside(&mut self) -> bool {
+        let needed = !self.resolver.is_empty() && self.config.has_default_route() && self.waits_for_name();
+        let outside = if needed { resolve::system_name_servers() } else { Vec::new() };
+        let changed = outside != self.outside;
+        self.outside = outside;
+        changed
+    }
+
+    /// Reads the configuration again and applies what can be applied.
+    pub(crate) fn reload(&mut self) -> Result<ReloadReport, Vec<Problem>> {
+        let (new, warnings) = Config::load(&self.config.path).into_result()?;
+        let (config, mut report) = reload::merge(&self.config, &new);
+        report.warnings = warnings.iter().map(ToString::to_string).collect();
+        report.warnings.extend(missing_interfaces(&config));
+        self.config = config;
+        self.generation += 1;
+        if let Err(error) = self.host.set_addresses(&self.config.tun.addresses) {
+            report.warnings.push(error.to_string());
+        }
+        self.set_names();
+        self.choose_outside();
+        self.refresh();
+        Ok(report)
+    }
+
+    /// Live state.
+    pub(crate) fn report(&self) -> Report {
+        let wans = self.lives.iter().map(|live| WanReport {
+            id: live.wan.id,
+            interface: live.wan.interface.clone(),
+            state: live.state.to_owned(),
+            addresses: live.wan.addresses.iter().map(ToString::to_string).collect(),
+            tier: live.wan.tier,
+            mtu: live.wan.mtu,
+        });
+        let mut hosts: Vec<&str> = Vec::new();
+        for endpoint in self.config.peers.iter().flat_map(|peer| &peer.endpoints) {
+            if let Endpoint::Name { host, .. } = endpoint
+                && !hosts.contains(&host.as_str())
+            {
+                hosts.push(host);
+            }
+        }
+        let names = hosts.into_iter().map(|host| NameReport {
+            host: host.to_owned(),
+            addresses: self.resolver.addresses(host).iter().map(ToString::to_string).collect(),
+            error: self.resolver.error(host).map(str::to_owned),
+        });
+        Report {
+            status: self.engine.status(),
+            tun: self.config.tun.name.clone(),
+            listen: self.config.node.listen,
+            wans: wans.collect(),
+            names: names.collect(),
+        }
+    }
+
+    /// Ends in order: peers are told while the WANs still have their routes, then everything is taken back.
+    pub(crate) fn stop(self) {
+        let Self { engine, mut host, mut state, .. } = self;
+        let used_ns = engine.timestamp_floor_ns();
+        engine.stop();
+        state.finish(used_ns);
+        host.clear();
+    }
+}
+
+fn tun_error(error: &linux::Error) -> UpError {
+    let hint = match error.kind() {
+        io::ErrorKind::PermissionDenied => "; run as root, or with the capability CAP_NET_ADMIN",
+        io::ErrorKind::NotFound => "; the kernel has no TUN device: load the module tun",
+        _ => "",
+    };
+    UpError::Start(format!("{error}{hint}"))
+}
+
+/// Interfaces a configuration names which are not there now: they may come later, or the name is wrong.
+#[must_use]
+pub fn missing_interfaces(config: &Config) -> Vec<String> {
+    let Ok(links) = linux::netlink::Netlink::open().and_then(|netlink| netlink.links()) else {
+        return Vec::new();
+    };
+    let names = config.wans.iter().filter_map(|wan| match &wan.interface {
+        InterfaceMatch::Name(name) => Some(name),
+        InterfaceMatch::Pattern(_) => None,
+    });
+    let missing = names.filter(|name| !links.iter().any(|link| link.name == **name));
+    missing
+        .map(|name| {
+            let problem = Problem {
+                file: config.path.display().to_string(),
+                line: 0,
+                column: 0,
+                severity: Severity::Warning,
+                key: "wan.interface".to_owned(),
+                message: format!("there is no interface \"{name}\" now; it is used as soon as it comes"),
+            };
+            problem.to_string()
+        })
+        .collect()
+}

@@ -1,0 +1,185 @@
+//! What a new configuration changes while the gateway runs, and what has to wait for a restart.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Config, Peer, Wan};
+
+/// What a reload did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadReport {
+    /// Changes that are in force now; empty when the file says what runs already.
+    pub applied: Vec<String>,
+    /// Changes that need a restart; the old values stay in force.
+    pub needs_restart: Vec<String>,
+    /// Warnings about the new file.
+    pub warnings: Vec<String>,
+}
+
+/// Compares, and returns what is to run from now on: the new configuration, with the old values where a change
+/// needs a restart.
+#[must_use]
+pub fn merge(old: &Config, new: &Config) -> (Config, ReloadReport) {
+    let mut report = ReloadReport::default();
+    let mut merged = new.clone();
+    keep_fixed(old, &mut merged, &mut report.needs_restart);
+    let applied = &mut report.applied;
+    note(applied, "tun.address", &list(&old.tun.addresses), &list(&new.tun.addresses));
+    note(applied, "tun.route", &format!("{:?}", old.tun.routes), &format!("{:?}", new.tun.routes));
+    compare_wans(&old.wans, &new.wans, applied);
+    compare_peers(&old.peers, &new.peers, applied);
+    (merged, report)
+}
+
+fn keep_fixed(old: &Config, merged: &mut Config, restart: &mut Vec<String>) {
+    if old.node.private_key != merged.node.private_key {
+        restart.push("node.private-key: another key".to_owned());
+        merged.node.private_key = old.node.private_key.clone();
+    }
+    fixed(restart, "node.name", &old.node.name, &mut merged.node.name);
+    fixed(restart, "node.listen", &old.node.listen, &mut merged.node.listen);
+    fixed(restart, "node.cores", &old.node.cores, &mut merged.node.cores);
+    fixed(restart, "node.state-dir", &old.node.state_dir, &mut merged.node.state_dir);
+    fixed(restart, "node.log-file", &old.node.log_file, &mut merged.node.log_file);
+    fixed(restart, "node.control-socket", &old.node.control_socket, &mut merged.node.control_socket);
+    fixed(restart, "tun.name", &old.tun.name, &mut merged.tun.name);
+    fixed(restart, "tun.mtu", &old.tun.mtu, &mut merged.tun.mtu);
+}
+
+fn fixed<T: PartialEq + Clone + Debug>(restart: &mut Vec<String>, key: &str, old: &T, new: &mut T) {
+    if old != new {
+        restart.push(format!("{key}: {old:?} → {new:?}"));
+        new.clone_from(old);
+    }
+}
+
+fn note(list: &mut Vec<String>, key: &str, old: &str, new: &str) {
+    if old != new {
+        list.push(format!("{key}: {old} → {new}"));
+    }
+}
+
+fn list<T: ToString>(items: &[T]) -> String {
+    let items: Vec<String> = items.iter().map(ToString::to_string).collect();
+    if items.is_empty() { "none".to_owned() } else { items.join(", ") }
+}
+
+fn compare_wans(old: &[Wan], new: &[Wan], applied: &mut Vec<String>) {
+    let before: BTreeMap<&str, &Wan> = old.iter().map(|wan| (wan.interface.text(), wan)).collect();
+    let after: BTreeMap<&str, &Wan> = new.iter().map(|wan| (wan.interface.text(), wan)).collect();
+    for (name, wan) in &after {
+        match before.get(name) {
+            None => applied.push(format!("wan {name}: added")),
+            Some(earlier) if earlier != wan => applied.push(format!("wan {name}: changed")),
+            Some(_) => {}
+        }
+    }
+    applied.extend(before.keys().filter(|n| !after.contains_key(*n)).map(|n| format!("wan {n}: removed")));
+}
+
+/// Peers are the same peer when the key is the same.
+fn compare_peers(old: &[Peer], new: &[Peer], applied: &mut Vec<String>) {
+    let before: BTreeMap<&[u8; 32], &Peer> = old.iter().map(|peer| (&peer.public_key, peer)).collect();
+    let after: BTreeMap<&[u8; 32], &Peer> = new.iter().map(|peer| (&peer.public_key, peer)).collect();
+    for peer in new {
+        match before.get(&peer.public_key) {
+            None => applied.push(format!("peer {}: added", peer.name)),
+            Some(earlier) => compare_peer(earlier, peer, applied),
+        }
+    }
+    for peer in old.iter().filter(|peer| !after.contains_key(&peer.public_key)) {
+        applied.push(format!("peer {}: removed", peer.name));
+    }
+}
+
+fn compare_peer(old: &Peer, new: &Peer, applied: &mut Vec<String>) {
+    let peer = format!("peer {}", new.name);
+    let mut say = |key: &str, old: &str, new: &str| note(applied, &format!("{peer}: {key}"), old, new);
+    say("name", &old.name, &new.name);
+    say("endpoints", &list(&old.endpoints), &list(&new.endpoints));
+    say("allowed-ips", &list(&old.allowed_ips), &list(&new.allowed_ips));
+    let wans = |peer: &Peer| peer.wans.as_deref().map_or_else(|| "all".to_owned(), list);
+    say("wans", &wans(old), &wans(new));
+    say("paths-per-wan-pair", &old.paths_per_wan_pair.to_string(), &new.paths_per_wan_pair.to_string());
+    say("sockets-per-path", &old.sockets_per_path.to_string(), &new.sockets_per_path.to_string());
+    say("encryption", &format!("{:?}", old.encryption), &format!("{:?}", new.encryption));
+    say("policy", old.policy.name(), new.policy.name());
+    say("flow", &format!("{:?}", old.flow), &format!("{:?}", new.flow));
+    if old.preshared_key != new.preshared_key {
+        applied.push(format!("{peer}: preshared-key: another key"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::tests::config;
+
+    const BASE: &str = "[tun]\naddress = [\"10.77.0.1/24\"]\n[[wan]]\ninterface = \"wan0\"\n[[peer]]\nname = \"hub\"\n\
+                        public-key = \"$HUB\"\nallowed-ips = [\"10.77.0.2/32\"]\nendpoints = [\"198.18.0.2:4600\"]\n";
+
+    #[test]
+    fn nothing_changed() {
+        let old = config("listen = 4600", BASE);
+        let (merged, report) = merge(&old, &old);
+        assert_eq!(merged, old);
+        assert_eq!(report, ReloadReport::default());
+    }
+
+    #[test]
+    fn what_is_applied_at_once() {
+        let old = config("listen = 4600", BASE);
+        let text = BASE
+            .replace("10.77.0.1/24\"", "10.77.0.1/24\", \"fd77::1/64\"")
+            .replace("wan0", "wan1")
+            .replace("10.77.0.2/32\"", "10.77.0.2/32\", \"10.9.0.0/16\"")
+            .replace("198.18.0.2:4600", "hub.example.net:4600");
+        let text = format!(
+            "{text}policy = \"random\"\n[[peer]]\nname = \"b\"\npublic-key = \"$OTHER\"\nallowed-ips = \"10.8.0.1\"\n"
+        );
+        let new = config("listen = 4600", &text);
+        let (merged, report) = merge(&old, &new);
+        assert_eq!(merged, new);
+        assert_eq!(report.needs_restart, Vec::<String>::new());
+        assert_eq!(
+            report.applied,
+            [
+                "tun.address: 10.77.0.1/24 → 10.77.0.1/24, fd77::1/64",
+                "wan wan1: added",
+                "wan wan0: removed",
+                "peer hub: endpoints: 198.18.0.2:4600 → hub.example.net:4600",
+                "peer hub: allowed-ips: 10.77.0.2/32 → 10.77.0.2/32, 10.9.0.0/16",
+                "peer hub: policy: hash → random",
+                "peer b: added",
+            ]
+        );
+        assert_eq!(merge(&new, &old).1.applied.last().unwrap(), "peer b: removed");
+    }
+
+    #[test]
+    fn what_waits_for_a_restart_keeps_its_old_value() {
+        let old = config("listen = 4600", BASE);
+        let text = BASE.replace("[tun]\n", "[tun]\nname = \"ana7\"\nmtu = 1400\n");
+        let new = config("listen = 4601\ncores = 2\nlog-file = \"x.log\"\nname = \"z\"", &text);
+        let (merged, report) = merge(&old, &new);
+        assert_eq!(merged, old);
+        assert_eq!(report.applied, Vec::<String>::new());
+        assert_eq!(
+            report.needs_restart,
+            [
+                "node.name: \"router\" → \"z\"",
+                "node.listen: Some(4600) → Some(4601)",
+                "node.cores: All → Count(2)",
+                "node.log-file: None → Some(\"/etc/ana/x.log\")",
+                "tun.name: \"ana0\" → \"ana7\"",
+                "tun.mtu: 1500 → 1400",
+            ]
+        );
+        assert_eq!(merged.path, Path::new("site.toml"));
+    }
+}
