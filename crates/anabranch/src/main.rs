@@ -1,1 +1,108 @@
-fn main() {}
+//! The `anabranch` program: reads the command line and calls the crate that does the work.
+
+mod check;
+mod demo;
+mod genkey;
+mod logging;
+mod output;
+mod pubkey;
+mod reload;
+mod status;
+mod stop;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The configuration is wrong, or the demo's data did not arrive intact.
+const EXIT_CONFIGURATION: u8 = 1;
+/// No running gateway answers.
+const EXIT_NOT_RUNNING: u8 = 3;
+/// The gateway cannot start: a permission, a port or an interface is missing, or another instance runs.
+const EXIT_CANNOT_START: u8 = 4;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  the configuration is wrong (up, check, reload), a key is wrong (pubkey), or data was damaged (demo)
+  2  the command line is wrong
+  3  no running gateway answers (status, reload, stop)
+  4  the gateway cannot start: missing permission, a port or interface that is taken, another instance (up)
+
+Examples:
+  anabranch demo                           see it work, on this machine alone
+  anabranch genkey | tee node.key | anabranch pubkey
+  anabranch check site.toml && anabranch up site.toml
+  anabranch status";
+
+/// Bonds any number of Internet links into one encrypted tunnel.
+#[derive(Parser)]
+#[command(name = "anabranch", version, after_help = EXIT_CODES, max_term_width = 110)]
+struct Cli {
+    /// What is logged: error, warn, info, debug, trace, or a filter such as `info,engine=debug`
+    /// [default: the variable ANABRANCH_LOG, then RUST_LOG, then info]
+    #[arg(long, value_name = "LEVEL", global = true)]
+    log: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show it working: two sites, three emulated links, real traffic, a link is cut; prints a report
+    Demo(demo::Args),
+    /// Print a new private key
+    Genkey(genkey::Args),
+    /// Read a private key from standard input and print its public key
+    Pubkey(pubkey::Args),
+    /// Run a gateway in the foreground (systemd: Type=notify)
+    Up(up::Args),
+    /// Check a configuration; every error names file, line and what would be right
+    Check(check::Args),
+    /// Show the live state of the running gateway
+    Status(status::Args),
+    /// Make the running gateway read its configuration again; drops no flow
+    Reload(reload::Args),
+    /// Stop the running gateway in an orderly way
+    Stop(stop::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let log = cli.log.as_deref();
+    let result = match cli.command {
+        Command::Demo(args) => logging::to_stderr(log, "warn").and_then(|()| demo::run(args)),
+        Command::Genkey(args) => genkey::run(&args),
+        Command::Pubkey(args) => pubkey::run(&args),
+        Command::Up(args) => up::run(args, log),
+        Command::Check(args) => check::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Reload(args) => reload::run(&args),
+        Command::Stop(args) => stop::run(&args),
+    };
+    result.unwrap_or_else(|error| {
+        output::complain(&format!("anabranch: {error:#}"));
+        ExitCode::from(EXIT_CANNOT_START)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_explains_itself_with_an_example() {
+        for command in Cli::command().get_subcommands() {
+            let help = command.clone().render_long_help().to_string();
+            assert!(help.contains("Example"), "{} has no example:\n{help}", command.get_name());
+        }
+    }
+}

@@ -46,6 +46,7 @@ pub struct Sockets {
     /// A socket could not be opened: not again before this (ns), so that a missing interface costs little.
     retry_at_ns: u64,
     last_error: Option<ErrorKind>,
+    too_big: Vec<(usize, u8, usize)>,
 }
 
 impl Sockets {
@@ -61,6 +62,7 @@ impl Sockets {
             per_path: HashMap::new(),
             retry_at_ns: 0,
             last_error: None,
+            too_big: Vec::new(),
         }
     }
 
@@ -172,12 +174,32 @@ impl Sockets {
             }
             Err(error) => {
                 drops.add_n(DropReason::SendError, datagrams);
+                self.react(epoll, target, index, segment, &error);
                 if self.last_error != Some(error.kind()) {
                     self.last_error = Some(error.kind());
                     tracing::debug!(remote = %target.route.remote, %error, "send");
                 }
             }
         }
+    }
+
+    /// Errors that say something about the path or the socket.
+    fn react(&mut self, epoll: &Epoll, target: &Target, index: usize, segment: usize, error: &io::Error) {
+        match error.raw_os_error() {
+            // The interface's MTU shrank: back to the size that always passes; the search begins anew.
+            Some(libc::EMSGSIZE) => self.too_big.extend(target.bond.map(|bond| (bond, target.path, segment))),
+            // The interface went and came back under the same name.
+            Some(libc::ENODEV | libc::ENXIO | libc::EADDRNOTAVAIL) if target.dialer => {
+                self.dialed.retain(|_, known| *known != index);
+                self.close(epoll, index);
+            }
+            _ => {}
+        }
+    }
+
+    /// Bond, path and size of datagrams that were too big for their interface, since the last call.
+    pub fn take_too_big(&mut self) -> Vec<(usize, u8, usize)> {
+        std::mem::take(&mut self.too_big)
     }
 
     fn socket_for(&mut self, epoll: &Epoll, now_ns: u64, target: &Target) -> Option<usize> {

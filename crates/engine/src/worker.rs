@@ -207,6 +207,15 @@ impl Worker {
         more |= self.pull_rings(now);
         let next = self.core.finish(now, &mut self.io);
         self.io.flush();
+        for (bond, id, bytes) in self.io.sockets.take_too_big() {
+            let bonds = self.io.node.bonds.load();
+            // An MTU probe that is too big says only what it was sent to find out.
+            if let Some(bond) = bonds.get(bond)
+                && bond.path(id).is_some_and(|path| bytes <= path.datagram_bytes())
+            {
+                self.io.node.black_hole(now, bond, id);
+            }
+        }
         (next, more)
     }
 

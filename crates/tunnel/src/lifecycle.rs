@@ -4,7 +4,7 @@
 //! The state machine says what to send as [`Action`]s; the core that called it seals and sends them.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::bond::{Bond, PATHS_MAX};
@@ -68,15 +68,25 @@ pub(crate) struct Attempt {
     pub local_index: u32,
 }
 
+/// What a path needs to know of the WAN under it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct WanUnder {
+    /// It can carry the path: up, with an address of the right family (a listener does not ask).
+    pub up: bool,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Largest UDP payload its interface takes.
+    pub mtu_limit: u16,
+}
+
 /// Life of one path.
 pub(crate) struct PathLife {
     pub path: Arc<Path>,
     /// What a dialer made it from: WAN id, endpoint, number within the pair.
     pub origin: Option<(u16, SocketAddr, u8)>,
-    /// The WAN under it is up (always true for a listener).
-    pub wan_up: bool,
+    /// The WAN under it.
+    wan: WanUnder,
     mtu: MtuSearch,
-    mtu_limit: u16,
     token: u64,
     /// An address the peer may have moved to, with the token it must echo.
     candidate: Option<(Route, u64)>,
@@ -113,16 +123,15 @@ impl PathLife {
     fn new(
         path: Arc<Path>,
         origin: Option<(u16, SocketAddr, u8)>,
-        mtu_limit: u16,
+        wan: WanUnder,
         token: u64,
         now: Time,
     ) -> Self {
         Self {
             path,
             origin,
-            wan_up: true,
-            mtu: MtuSearch::new(mtu_limit, now),
-            mtu_limit,
+            mtu: MtuSearch::new(wan.mtu_limit, now),
+            wan,
             token,
             candidate: None,
             asked_at: Time::ZERO,
@@ -143,12 +152,16 @@ impl PathLife {
         if state == PathState::Up && old != PathState::Up {
             self.path.restart(now);
             if old != PathState::Suspect {
-                self.path.set_datagram_bytes(crate::path::BASE_DATAGRAM_BYTES);
-                self.mtu.restart(self.mtu_limit, now);
+                self.measure_mtu(now);
             }
         }
         tracing::info!(path = self.path.id, from = old.name(), to = state.name(), reason, "path");
         true
+    }
+
+    fn measure_mtu(&mut self, now: Time) {
+        self.path.set_datagram_bytes(crate::path::BASE_DATAGRAM_BYTES);
+        self.mtu.restart(self.wan.mtu_limit, now);
     }
 
     fn frames(&self, bond: usize, frames: Vec<u8>) -> Action {
@@ -166,7 +179,7 @@ impl PathLife {
     }
 
     fn poll(&mut self, now: Time, bond: usize, actions: &mut Vec<Action>) {
-        if !self.wan_up {
+        if !self.wan.up {
             self.enter(now, PathState::Down, "WAN down");
             return;
         }
@@ -237,7 +250,7 @@ impl PathLife {
     /// When [`Self::poll`] has something to do at the latest.
     fn next_poll(&self, now: Time) -> Time {
         let state = match self.path.state() {
-            _ if !self.wan_up => 1_000,
+            _ if !self.wan.up => 1_000,
             PathState::Probing => CHALLENGE_MS,
             PathState::Up => PING_IDLE_MS / 2,
             PathState::Suspect => PING_SUSPECT_MS / 2,
@@ -297,11 +310,11 @@ impl Lifecycle {
         bond: &Bond,
         path: Path,
         origin: Option<(u16, SocketAddr, u8)>,
-        mtu_limit: u16,
+        wan: WanUnder,
         token: u64,
         now: Time,
     ) {
-        self.paths.push(PathLife::new(Arc::new(path), origin, mtu_limit, token, now));
+        self.paths.push(PathLife::new(Arc::new(path), origin, wan, token, now));
         self.paths.sort_by_key(|life| life.path.id);
         self.publish(bond);
     }
@@ -320,22 +333,29 @@ impl Lifecycle {
     }
 
     /// A WAN under a dialer's path went down, came up or changed.
-    pub fn wan_changed(
-        &mut self,
-        now: Time,
-        bond: usize,
-        id: u8,
-        up: bool,
-        mtu_limit: u16,
-        actions: &mut Vec<Action>,
-    ) {
-        let Some(at) = self.paths.iter().position(|life| life.path.id == id) else { return };
-        let life = &mut self.paths[at];
-        life.wan_up = up;
-        life.mtu_limit = mtu_limit;
+    pub fn wan_changed(&mut self, now: Time, bond: usize, id: u8, wan: &WanUnder, actions: &mut Vec<Action>) {
+        let Some(life) = self.paths.iter_mut().find(|life| life.path.id == id) else { return };
+        let old = std::mem::replace(&mut life.wan, wan.clone());
+        if old == *wan {
+            return;
+        }
         life.ping_at = Time::ZERO;
-        if !up && life.enter(now, PathState::Down, "WAN down") {
+        if old.mtu_limit != wan.mtu_limit {
+            life.measure_mtu(now);
+        }
+        if wan.up && (!old.up || old.addresses != wan.addresses) {
+            // Sockets of the old interface or address are stale.
+            life.path.set_route(life.path.route());
+        }
+        if !wan.up && life.enter(now, PathState::Down, "WAN down") {
             self.tell_state(bond, id, PeerPathState::Down, actions);
+        }
+    }
+
+    /// Large datagrams vanish on this path while small ones pass: its MTU shrank (RFC 8899 §4.3).
+    pub fn black_hole(&mut self, now: Time, id: u8) {
+        if let Some(life) = self.paths.iter_mut().find(|life| life.path.id == id) {
+            life.measure_mtu(now);
         }
     }
 
@@ -369,7 +389,7 @@ impl Lifecycle {
 
     /// First datagrams under a new session: challenges where a path is not proven, a ping elsewhere.
     pub fn greet(&mut self, now: Time, bond: &Bond, actions: &mut Vec<Action>) {
-        for life in self.paths.iter_mut().filter(|life| life.wan_up) {
+        for life in self.paths.iter_mut().filter(|life| life.wan.up) {
             life.asks = 0;
             life.ping_at = Time::ZERO;
             if life.path.state() != PathState::Probing {
@@ -381,7 +401,7 @@ impl Lifecycle {
 
     /// Every path must prove itself again: the peer restarted.
     pub fn challenge_all(&mut self, now: Time) {
-        for life in self.paths.iter_mut().filter(|life| life.wan_up) {
+        for life in self.paths.iter_mut().filter(|life| life.wan.up) {
             life.enter(now, PathState::Probing, "peer restarted");
             life.asks = 0;
         }
@@ -392,7 +412,7 @@ impl Lifecycle {
         let mut next = now.plus_ms(1_000);
         let has_session = bond.current.load().is_some();
         for life in &mut self.paths {
-            if has_session || !life.wan_up {
+            if has_session || !life.wan.up {
                 life.poll(now, bond.slot, actions);
             }
             next = next.min(life.next_poll(now));
@@ -411,7 +431,7 @@ impl Lifecycle {
 
     /// Whether a dialer should try a handshake now: no session, an old one, or a peer that answers on no path.
     pub fn wants_handshake(&self, now: Time, bond: &Bond) -> bool {
-        if !bond.dialer || now < self.next_attempt || !self.paths.iter().any(|life| life.wan_up) {
+        if !bond.dialer || now < self.next_attempt || !self.paths.iter().any(|life| life.wan.up) {
             return false;
         }
         let silent = self.all_down_since.is_some_and(|since| now.since(since) >= DOWN_AFTER_MS * 1_000_000);
@@ -425,7 +445,7 @@ impl Lifecycle {
     /// so that a path whose way back is broken cannot win every time.
     pub fn handshake_paths(&self) -> Vec<Arc<Path>> {
         let usable: Vec<_> =
-            self.paths.iter().filter(|life| life.wan_up).map(|life| Arc::clone(&life.path)).collect();
+            self.paths.iter().filter(|life| life.wan.up).map(|life| Arc::clone(&life.path)).collect();
         if self.tries % 2 == 0 || usable.is_empty() {
             return usable;
         }

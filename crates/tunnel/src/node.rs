@@ -24,7 +24,7 @@ use crate::header::{Header, Kind};
 use crate::hello::{Capabilities, Hello, PROTOCOL_VERSION, ProcessorInfo, SteeringMode};
 use crate::index::{IndexCipher, LOCALS_MAX};
 use crate::keys::FlowDefinition;
-use crate::lifecycle::{Action, Attempt, Lifecycle, encode};
+use crate::lifecycle::{Action, Attempt, Lifecycle, WanUnder, encode};
 use crate::mac::{Guard, GuardLimits, Verdict};
 use crate::path::{Path, PathState, Route};
 use crate::session::{Epoch, Session};
@@ -600,7 +600,9 @@ impl Node {
         }
         let (tier, rate_max, mtu) = wan.map_or((0, None, 1_500), |wan| (wan.tier, rate_max(&wan), wan.mtu));
         let path = Path::new(id, source.route(), tier, rate_max, now);
-        life.add_path(bond, path, None, datagram_limit(mtu, &source.remote), token, now);
+        let under =
+            WanUnder { up: true, addresses: Vec::new(), mtu_limit: datagram_limit(mtu, &source.remote) };
+        life.add_path(bond, path, None, under, token, now);
         self.poll_soon(now);
     }
 
@@ -614,6 +616,12 @@ impl Node {
     /// A core found a path dead: nothing came back for what it sent.
     pub fn suspect(&self, now: Time, bond: &Bond, id: u8, actions: &mut Vec<Action>) {
         lifecycle(bond).suspect(now, bond.slot, id, actions);
+        self.poll_soon(now);
+    }
+
+    /// Small datagrams pass on this path, large ones do not come back as reports.
+    pub fn black_hole(&self, now: Time, bond: &Bond, id: u8) {
+        lifecycle(bond).black_hole(now, id);
         self.poll_soon(now);
     }
 
@@ -652,7 +660,11 @@ impl Node {
         }
         for (wan, endpoint, nth) in wanted {
             let up = wan.up && reaches(wan, &endpoint);
-            let limit = datagram_limit(wan.mtu, &endpoint);
+            let under = WanUnder {
+                up,
+                addresses: wan.addresses.clone(),
+                mtu_limit: datagram_limit(wan.mtu, &endpoint),
+            };
             let known = life
                 .paths
                 .iter()
@@ -660,12 +672,12 @@ impl Node {
                 .map(|l| Arc::clone(&l.path));
             if let Some(path) = known {
                 path.set_limits(wan.tier, rate_max(wan));
-                life.wan_changed(now, bond.slot, path.id, up, limit, actions);
+                life.wan_changed(now, bond.slot, path.id, &under, actions);
             } else if up && let Some(id) = life.free_id() {
                 let route = Route { wan: wan.id, local: None, remote: endpoint };
                 let path = Path::new(id, route, wan.tier, rate_max(wan), now);
                 let token = self.shared().token();
-                life.add_path(bond, path, Some((wan.id, endpoint, nth)), limit, token, now);
+                life.add_path(bond, path, Some((wan.id, endpoint, nth)), under, token, now);
                 life.next_attempt = life.next_attempt.min(now);
             }
         }

@@ -84,11 +84,8 @@ struct Feedback {
     bytes: u64,
     received: u32,
     lost: u32,
-    owd_us: i64,
-    rtt_us: u32,
     arrival_us: u32,
     arrival_known: bool,
-    seen: bool,
     sampled_at: Time,
     loss_ratio: f64,
     delivered: u64,
@@ -180,11 +177,8 @@ impl Path {
                 bytes: 0,
                 received: 0,
                 lost: 0,
-                owd_us: 0,
-                rtt_us: 0,
                 arrival_us: 0,
                 arrival_known: false,
-                seen: false,
                 sampled_at: now,
                 loss_ratio: 0.0,
                 delivered: 0,
@@ -358,9 +352,6 @@ impl Path {
             f.bytes.saturating_add(entry.bytes + u64::from(entry.received) * u64::from(WIRE_OVERHEAD_BYTES));
         f.received = f.received.saturating_add(entry.received);
         f.lost = f.lost.saturating_add(entry.lost);
-        f.owd_us = if f.seen { f.owd_us.min(entry.owd_us) } else { entry.owd_us };
-        f.rtt_us = if f.seen { f.rtt_us.min(entry.rtt_us) } else { entry.rtt_us };
-        f.seen = true;
         let elapsed_us = now.since(f.sampled_at) / 1_000;
         if elapsed_us < 8_000 {
             return;
@@ -376,8 +367,9 @@ impl Path {
             now,
             delivered_bytes: f.bytes,
             interval_us,
-            owd_us: f.owd_us,
-            rtt_us: f.rtt_us,
+            // Delay and arrival are of one and the same datagram, the newest: the controller sets them against each other.
+            owd_us: entry.owd_us,
+            rtt_us: entry.rtt_us,
             lost: f.lost,
             received: f.received,
             limited: self.limited.swap(false, Relaxed),
@@ -396,7 +388,6 @@ impl Path {
         f.bytes = 0;
         f.received = 0;
         f.lost = 0;
-        f.seen = false;
         self.rate.store(f.controller.rate(), Relaxed);
         self.delay_us.store(f.controller.delay_us(), Relaxed);
         self.jitter_us.store(f.controller.jitter_us(), Relaxed);

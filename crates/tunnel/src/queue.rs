@@ -62,8 +62,10 @@ pub struct Head<'a, T> {
 pub const FLOWS: usize = 1024;
 /// CoDel's target at the start: the sojourn time that is allowed to stand.
 ///
-/// Five times RFC 8289's: the flow queues keep the flows out of each other's way, so a longer queue delays only the flow that builds
-/// it, and an inner CUBIC needs it. In virtual time, one CUBIC flow over 170 Mbit/s and 54 ms of round trip uses 87 % with
+/// Five times RFC 8289's: the flow queues keep the flows out of each other's way, so a longer queue delays
+/// only the flow that builds
+/// it, and an inner CUBIC needs it. In virtual time, one CUBIC flow over 170 Mbit/s and 54 ms of round trip
+/// uses 87 % with
 /// 10 ms, 97 % with 20 ms and 99.9 % with 25 ms.
 pub const TARGET_US: u64 = 25_000;
 /// CoDel's interval at the start: about a worst-case round trip.

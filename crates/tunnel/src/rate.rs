@@ -1,7 +1,8 @@
 //! The rate of one path: a shaper steered by delay and delivery, not a transport.
 //!
 //! The paths' packets wait in our own FQ-CoDel ([`crate::queue`]) and not in the modem: each path is
-//! paced just at what it can carry. One [`RateController`] per path learns that from the peer's reports, with nothing set by
+//! paced just at what it can carry. One [`RateController`] per path learns that from the peer's reports,
+//! with nothing set by
 //! hand (design §4 "Rate", research/bonding.md §5.4). What flows through [`RateController::on_sample`]:
 //!
 //! 1. **Estimators** (`rate/filters.rs`): base delay, jitter, a window of reports. The delay of
@@ -13,7 +14,8 @@
 //!    the rate is that capacity, corrected so that a small standing queue remains.
 //! 4. **Refresh**: every few seconds the queue is drained for a moment to see the base delay again.
 //!
-//! Loss alone never slows: only loss that came with a higher rate and goes with a lower one does (policer, very short buffer).
+//! Loss alone never slows: only loss that came with a higher rate and goes with a lower one does (policer,
+//! very short buffer).
 //! A delay that does not fall although less is sent is no queue of ours (new route, somebody else's
 //! queue) and becomes the new base.
 
@@ -40,9 +42,11 @@ pub struct Sample {
     pub now: Time,
     /// Bytes that arrived since the report before.
     pub delivered_bytes: u64,
-    /// Receiver's clock between the arrivals of the newest packets of this report and the one before, in microseconds.
+    /// Receiver's clock between the arrivals of the newest packets of this report and the one before, in
+    /// microseconds.
     pub interval_us: u64,
-    /// Arrival (receiver's clock) minus departure (ours) of the newest packet, in microseconds, arbitrary offset. Departure is when
+    /// Arrival (receiver's clock) minus departure (ours) of the newest packet, in microseconds, arbitrary
+    /// offset. Departure is when
     /// the packet was *due* ([`crate::schedule::TxFree::reserve`]) or, better, when it was really sent.
     pub owd_us: i64,
     /// From that packet's departure to `now`, without the time the report was held back; 0 = not known.
@@ -101,7 +105,8 @@ struct Drain {
     due_us: f64,
 }
 
-/// With a noisy delay a small queue cannot be told from none: sends a little more for a moment and looks whether it arrives.
+/// With a noisy delay a small queue cannot be told from none: sends a little more for a moment and looks
+/// whether it arrives.
 #[derive(Clone, Copy, Debug)]
 struct Probe {
     from: Time,
@@ -219,7 +224,8 @@ impl RateController {
         self.capacity as u64
     }
 
-    /// Relative one-way delay of the empty path in microseconds (offset of [`Sample::owd_us`]); 0 before the first sample.
+    /// Relative one-way delay of the empty path in microseconds (offset of [`Sample::owd_us`]); 0 before the
+    /// first sample.
     pub fn base_owd_us(&self) -> i64 {
         let base = self.base.us();
         if base == i64::MAX { 0 } else { base }
@@ -273,7 +279,8 @@ impl RateController {
         self.rate = self.rate.min(self.max);
     }
 
-    /// The path was idle for long or came back after an outage: what was known of it may be wrong. Starts again with half its rate
+    /// The path was idle for long or came back after an outage: what was known of it may be wrong. Starts
+    /// again with half its rate
     /// (at least the start rate) and a fresh base delay.
     pub fn restart(&mut self, now: Time) {
         let rate = (self.rate / 2.0).max(self.start);

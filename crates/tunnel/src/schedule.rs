@@ -236,7 +236,8 @@ impl Candidates {
         Some(set)
     }
 
-    /// Narrows the set to the window of delays, one budget wide, that has most capacity (a slow link with low delay does not
+    /// Narrows the set to the window of delays, one budget wide, that has most capacity (a slow link with
+    /// low delay does not
     /// shut out a fast satellite), then leaves out what is slow in both senses.
     #[cold]
     fn leave_out(&mut self, paths: &[PathView], budget_ns: i64, minor_rate: u64) {
@@ -311,7 +312,8 @@ impl TxFree {
         Time::from_ns(self.0.load(Ordering::Relaxed))
     }
 
-    /// Books `bytes` at `rate` bytes per second and returns when they may leave, `now` at the earliest. Time the path was idle
+    /// Books `bytes` at `rate` bytes per second and returns when they may leave, `now` at the earliest. Time
+    /// the path was idle
     /// is lost, except for `credit_us`: how late a busy core may come without losing the slot (0–2,000).
     pub fn reserve(&self, now: Time, bytes: u64, rate: u64, credit_us: u64) -> Time {
         // An hour is as good as never, and cannot overflow.

@@ -360,8 +360,11 @@ impl CoreBond {
 
     /// Some hundred times a second at most: dead paths, markers, timing, keepalives, counters.
     fn slow(&mut self, now: Time, node: &Node, actions: &mut Vec<Action>, out: &mut impl Output) {
-        for id in self.tx.find_suspects(now) {
+        for (id, heard) in self.tx.find_suspects(now) {
             node.suspect(now, &self.tx.bond, id, actions);
+            if heard {
+                node.black_hole(now, &self.tx.bond, id);
+            }
         }
         self.tx.leave_dead_paths(now);
         self.tx.tick_stampers(now);

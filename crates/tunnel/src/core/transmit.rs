@@ -38,6 +38,10 @@ const PIECE_MIN_BYTES: usize = 160;
 /// With partial encryption the front of a datagram stays readable for the networks between: frame head and inner
 /// headers (row T11). It is authenticated all the same.
 const PARTIAL_CLEAR_BYTES: usize = 64;
+/// Without a report for this long (six of them), data outstanding, a path is suspect …
+const SUSPECT_SILENT_US: u64 = 60_000;
+/// … and twice as long if anything was heard on it within this time.
+const SUSPECT_HEARD_NS: u64 = 40_000_000;
 /// Flows a core remembers for the policies that are not a pure function of the hash.
 const CHOOSER_FLOWS: usize = 16_384;
 /// Queue limits of one core and bond.
@@ -739,8 +743,9 @@ impl Transmit {
         self.wake = now;
     }
 
-    /// Whether a path of this core lost its peer: data is outstanding and reports stopped (design §4 "Paths").
-    pub fn find_suspects(&mut self, now: Time) -> Vec<u8> {
+    /// Paths of this core on which data is outstanding while reports stopped (design §4 "Paths"), each with whether
+    /// anything else still comes over it.
+    pub fn find_suspects(&self, now: Time) -> Vec<(u8, bool)> {
         let mut suspects = Vec::new();
         for tx in self.paths.iter().filter(|tx| tx.path.state() == PathState::Up) {
             let Some(oldest) = tx.log.oldest_outstanding().or(tx.express.oldest_outstanding()) else {
@@ -749,10 +754,12 @@ impl Transmit {
             let rtt_us = u64::from(tx.path.rtt_us())
                 + 4 * u64::from(tx.path.rttvar_us())
                 + u64::from(tx.path.queue_us());
-            let (silent_us, age_us) = (now.since(tx.progress_at) / 1_000, now.since(oldest) / 1_000);
-            let heard_us = now.since(tx.path.heard_at()) / 1_000;
-            if silent_us > 60_000 && age_us > rtt_us + 50_000 && heard_us > 40_000 {
-                suspects.push(tx.path.id);
+            let silent_us = now.since(tx.progress_at.max(oldest)) / 1_000;
+            let age_us = now.since(oldest) / 1_000;
+            let heard = now.since(tx.path.heard_at()) < SUSPECT_HEARD_NS;
+            let patience_us = if heard { 2 * SUSPECT_SILENT_US } else { SUSPECT_SILENT_US };
+            if silent_us > patience_us && age_us > rtt_us + SUSPECT_SILENT_US {
+                suspects.push((tx.path.id, heard));
             }
         }
         suspects

@@ -206,7 +206,8 @@ impl RateController {
         let carried = sum.delivered() / (1.0 - sum.loss().min(self.losses.random()).min(0.5));
         let tolerance = (2.0 * self.jitter.us() / sum.arrival_us).max(0.02);
         let slope = sum.slope();
-        // A source that sends nearly the rate may fill the link's queue just as well: bring that queue to our side.
+        // A source that sends nearly the rate may fill the link's queue just as well: bring that queue to
+        // our side.
         let limited = sum.limited > 0 || sum.sent() > 0.8 * self.capacity;
         // Sending less than the link takes, what arrives says nothing about it.
         let filled = sum.sent() > if sum.limited > 0 { 0.98 } else { 0.8 } * self.capacity;

@@ -5,8 +5,10 @@ use crate::time::Time;
 
 /// The delay of the empty path: the smallest median of five reports of the last ten seconds.
 ///
-/// A median, because with noise the smallest single delay is one that hardly ever comes again and everything else would look
-/// like a queue. Ten seconds follow a route that became longer and the drift of two clocks (100 ppm are 1 ms in that time).
+/// A median, because with noise the smallest single delay is one that hardly ever comes again and everything
+/// else would look
+/// like a queue. Ten seconds follow a route that became longer and the drift of two clocks (100 ppm are 1 ms
+/// in that time).
 #[derive(Debug)]
 pub(super) struct BaseDelay {
     buckets: [(u64, i64); Self::BUCKETS],
@@ -64,7 +66,8 @@ impl BaseDelay {
     }
 }
 
-/// Noise of the delay: mean absolute second difference, which a queue that grows or drains steadily leaves at zero.
+/// Noise of the delay: mean absolute second difference, which a queue that grows or drains steadily leaves
+/// at zero.
 #[derive(Debug, Default)]
 pub(super) struct Jitter {
     last: [i64; 2],
@@ -107,7 +110,8 @@ pub(super) struct Entry {
     pub(super) arrival_us: f64,
     /// Between the departures of the same two packets: arrival interval minus the change of delay.
     pub(super) send_us: f64,
-    /// The departure interval plus the change of the *robust* queue: an arrival interval without the noise of the two packets
+    /// The departure interval plus the change of the *robust* queue: an arrival interval without the noise
+    /// of the two packets
     /// that happen to delimit it.
     pub(super) steady_us: f64,
     /// Delay above the base.

@@ -1,4 +1,5 @@
-//! Tells loss that comes and goes with the rate (a policer, a very short buffer) from loss that is always there (radio, a bad
+//! Tells loss that comes and goes with the rate (a policer, a very short buffer) from loss that is always
+//! there (radio, a bad
 //! cable). The only way to know is to send less and look.
 
 use super::filters::Entry;
@@ -78,7 +79,8 @@ impl Losses {
         (self.received, self.lost, self.since) = (0.0, 0.0, at);
     }
 
-    /// Takes a report in. `may_check`: our pacer is the limit and there is no queue that would explain the loss.
+    /// Takes a report in. `may_check`: our pacer is the limit and there is no queue that would explain the
+    /// loss.
     pub(super) fn add(&mut self, entry: &Entry, rtt_us: u64, may_check: bool) -> Finding {
         if entry.at < self.since {
             return Finding::Nothing;

@@ -1,0 +1,69 @@
+//! `anabranch check`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use control::config::{Config, Cores, InterfaceMatch};
+
+use crate::EXIT_CONFIGURATION;
+use crate::output::{complain, print};
+
+/// Arguments of `check`.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example:
+  anabranch check site.toml
+
+Errors and warnings go to standard error, one a line, as FILE:LINE:COLUMN: error: KEY: what is wrong; what is right.
+Exit code 0: the gateway would start with it (there may be warnings). 1: there are errors.")]
+pub(crate) struct Args {
+    /// Configuration file
+    #[arg(value_name = "CONFIG")]
+    config: PathBuf,
+}
+
+/// Checks a configuration.
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let loaded = Config::load(&args.config);
+    for problem in &loaded.problems {
+        complain(&problem.to_string());
+    }
+    let Some(config) = loaded.config else { return Ok(ExitCode::from(EXIT_CONFIGURATION)) };
+    for warning in control::missing_interfaces(&config) {
+        complain(&warning);
+    }
+    print(&format!("{}: OK: {}\n", args.config.display(), summary(&config)))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn summary(config: &Config) -> String {
+    let role = match config.node.listen {
+        Some(port) => format!("listens on UDP {port}"),
+        None => "only dials".to_owned(),
+    };
+    let cores = match &config.node.cores {
+        Cores::All => "all cores".to_owned(),
+        Cores::Count(count) => format!("{count} cores"),
+        Cores::List(list) => format!("{} cores", list.len()),
+    };
+    let wans: Vec<&str> = config
+        .wans
+        .iter()
+        .map(|wan| match &wan.interface {
+            InterfaceMatch::Name(text) | InterfaceMatch::Pattern(text) => text.as_str(),
+        })
+        .collect();
+    let wans = if wans.is_empty() { "the host's default route".to_owned() } else { wans.join(", ") };
+    let peers: Vec<&str> = config.peers.iter().map(|peer| peer.name.as_str()).collect();
+    let peers = match peers.len() {
+        0 => "no peers".to_owned(),
+        1..=8 => format!("peers: {}", peers.join(", ")),
+        count => format!("{count} peers"),
+    };
+    format!(
+        "node {} on {}, {role}, {cores}; WANs: {wans}; {peers}; public key {}",
+        config.node.name,
+        config.tun.name,
+        control::key::encode(&config.node.private_key.public())
+    )
+}

@@ -1,0 +1,50 @@
+//! Writing to the terminal without panicking when nobody reads any more.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use control::socket::{CallError, Request, Response, call, find};
+
+use crate::EXIT_NOT_RUNNING;
+
+/// Writes to standard output. A reader that went away (`| head`) is no error.
+pub(crate) fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
+    }
+}
+
+/// Writes a line to standard error, if anybody listens.
+pub(crate) fn complain(line: &str) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
+/// Which running gateway is meant.
+#[derive(clap::Args)]
+pub(crate) struct Target {
+    /// Control socket of the gateway [default: the only one in /run/anabranch]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+}
+
+impl Target {
+    /// Asks the gateway. `Err` is the exit code when there is no answer, which has been said then.
+    pub(crate) fn call(&self, request: Request) -> Result<(PathBuf, Response), ExitCode> {
+        let answer = find(self.socket.as_deref()).and_then(|path| {
+            let response = call(&path, request)?;
+            Ok((path, response))
+        });
+        answer.map_err(|error: CallError| {
+            complain(&format!("anabranch: {error}"));
+            ExitCode::from(EXIT_NOT_RUNNING)
+        })
+    }
+}
+
+/// Whether something is at this path, a dangling link included.
+pub(crate) fn exists(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}

@@ -1,0 +1,67 @@
+//! The rules of the house, checked.
+//!
+//! [`files`] finds what belongs to the repository, [`source`] separates code from comments and strings. Then each
+//! rule looks at what it needs: [`graph`] at `cargo metadata`, [`purity`], [`unsafety`], [`size`] and [`macros`] at
+//! code, [`text`] at everything, [`rows`] at the tests of the real program. A [`Violation`] says where, which rule,
+//! and what would be right. [`EXCEPTIONS`] are few and have reasons; one that is no longer needed is a violation.
+
+mod exceptions;
+mod files;
+mod graph;
+mod macros;
+mod purity;
+mod rows;
+mod size;
+mod source;
+#[cfg(test)]
+mod tests;
+mod text;
+mod unsafety;
+
+use std::fmt;
+use std::path::Path;
+
+use exceptions::EXCEPTIONS;
+
+/// Something that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Violation {
+    /// Path from the workspace's folder.
+    pub file: String,
+    /// Counted from 1.
+    pub line: usize,
+    /// Name of the rule, as [`exceptions::Exception`] has it.
+    pub rule: &'static str,
+    /// What is wrong and what would be right.
+    pub message: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: {}: {}", self.file, self.line, self.rule, self.message)
+    }
+}
+
+/// All violations of the workspace in `root`, by file and line.
+///
+/// # Errors
+/// When a file cannot be read or `cargo metadata` does not run.
+pub fn check(root: &Path) -> anyhow::Result<Vec<Violation>> {
+    let files = files::read(root)?;
+    let mut found = Vec::new();
+    graph::check(&graph::metadata(root)?, &mut found);
+    for file in &files {
+        text::check(file, &|path| root.join(path).exists(), &mut found);
+        if let Some(source) = file.source() {
+            purity::check(file, &source, &mut found);
+            unsafety::check(file, &source, &mut found);
+            size::check(file, &source, &mut found);
+            macros::check(file, &source, &mut found);
+        }
+    }
+    rows::check(&files, &mut found);
+    let mut kept = exceptions::apply(EXCEPTIONS, found);
+    kept.sort();
+    kept.dedup();
+    Ok(kept)
+}
