@@ -15,7 +15,7 @@ use anyhow::{Context, bail};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use linux::ethtool::{Offloads, set_offloads};
 use linux::netlink::{Netlink, RouteSpec};
-use linux::netns::{Namespace, set_sysctl};
+use linux::netns::{Namespace, die_with_thread, set_sysctl};
 use linux::packet_socket::PacketSocket;
 
 use crate::emulator::{Emulator, LinkCounters, Way, Wire};
@@ -68,8 +68,9 @@ impl Node {
         Netlink::open_in(&self.namespace).with_context(|| format!("in {}", self.name))
     }
 
-    /// Lets `command` start inside when it is started by the caller. It is killed when the starting thread ends.
+    /// Lets `command` start inside when it is started by the caller. The kernel kills it when the starting thread ends.
     pub fn prepare(&self, command: &mut Command) -> anyhow::Result<()> {
+        die_with_thread(command);
         self.namespace.prepare_command(command).with_context(|| format!("in {}", self.name))
     }
 
@@ -137,10 +138,13 @@ impl Node {
 }
 
 /// Settings of every node, so that tests do not depend on those of the machine: loose reverse-path filter as systemd sets
-/// it, no waiting for IPv6 duplicates that cannot be, no router discovery.
-const SETTINGS: [(&str, &str); 6] = [
+/// it, no waiting for IPv6 duplicates that cannot be, no router discovery. And no answer on one link for the address of
+/// another: on the Internet nobody sits on all links at once.
+const SETTINGS: [(&str, &str); 8] = [
     ("net.ipv4.conf.all.rp_filter", "2"),
     ("net.ipv4.conf.default.rp_filter", "2"),
+    ("net.ipv4.conf.all.arp_ignore", "1"),
+    ("net.ipv4.conf.all.arp_announce", "2"),
     ("net.ipv6.conf.default.accept_dad", "0"),
     ("net.ipv6.conf.all.accept_dad", "0"),
     ("net.ipv6.conf.default.accept_ra", "0"),

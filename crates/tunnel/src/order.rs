@@ -458,7 +458,7 @@ impl<P> Orderer<P> {
             let stamp = self.first_waited;
             missing += u64::from(!self.window.has(Set::Held, stamp));
             self.window.put(Set::Waited, stamp, false);
-            self.held.make_ready(stamp, false);
+            self.held.make_ready(stamp);
             self.first_waited = self.window.next_waited(stamp + 1).unwrap_or(u64::MAX);
         }
         self.floor = to;
@@ -476,12 +476,11 @@ impl<P> Orderer<P> {
     }
 
     fn delivered_to_waiters(&mut self, stamp: u64) {
-        self.window.put(Set::Held, stamp, false);
         if !self.window.has(Set::Waited, stamp) {
             return;
         }
         self.window.put(Set::Waited, stamp, false);
-        self.held.make_ready(stamp, true);
+        self.held.make_ready(stamp);
         if stamp == self.first_waited {
             self.first_waited = self.window.next_waited(stamp + 1).unwrap_or(u64::MAX);
         }

@@ -73,10 +73,8 @@ impl Source {
             let name = &self.code[name_at..];
             let name = &name[..name.bytes().position(|byte| !is_name(byte))?];
             let open = self.body(name_at)?;
-            (!name.is_empty()).then(|| Function {
-                name,
-                lines: (self.line(at), self.line(self.closing(open))),
-            })
+            (!name.is_empty())
+                .then(|| Function { name, lines: (self.line(at), self.line(self.closing(open))) })
         })
     }
 
@@ -129,7 +127,8 @@ fn apart(text: &[u8]) -> (String, String) {
         for byte in &text[at..at + bytes] {
             let blank = if *byte == b'\n' { b'\n' } else { b' ' };
             let is_comment = |state| matches!(state, Inside::Line | Inside::Block(_));
-            let is_code = inside == Inside::Code && !is_comment(next);
+            // The one thing of several bytes between code and code is a character literal, perhaps a brace.
+            let is_code = inside == Inside::Code && !is_comment(next) && (bytes == 1 || next != Inside::Code);
             code.push(if is_code { *byte } else { blank });
             comments.push(if is_comment(inside) || is_comment(next) { *byte } else { blank });
         }
@@ -154,7 +153,8 @@ fn step(text: &[u8], at: usize, inside: Inside) -> (usize, Inside) {
         Inside::Text if rest[0] == b'\\' => (rest.len().min(2), Inside::Text),
         Inside::Text => (1, if rest[0] == b'"' { Inside::Code } else { Inside::Text }),
         Inside::Raw(hashes) => {
-            let ends = rest[0] == b'"' && rest[1..].iter().take_while(|byte| **byte == b'#').count() >= hashes;
+            let ends =
+                rest[0] == b'"' && rest[1..].iter().take_while(|byte| **byte == b'#').count() >= hashes;
             if ends { (1 + hashes, Inside::Code) } else { (1, Inside::Raw(hashes)) }
         }
     }
@@ -178,15 +178,13 @@ fn step_in_code(text: &[u8], at: usize) -> (usize, Inside) {
     }
 }
 
-/// Bytes of a character literal, or 1 if the quote begins a lifetime. A literal stays in the code unless it holds
-/// something that would confuse the search for braces and strings: nothing asks for its contents.
+/// Bytes of a character literal, or 1 if the quote begins a lifetime.
 fn character(rest: &[u8]) -> usize {
     if rest.get(1) == Some(&b'\\') {
-        return rest[3.min(rest.len())..].iter().position(|byte| *byte == b'\'').map_or(1, |end| end + 4);
+        let end = rest.iter().skip(3).position(|byte| *byte == b'\'');
+        return end.map_or(1, |end| end + 4);
     }
-    rest.iter().skip(2).take(4).position(|byte| *byte == b'\'').filter(|end| is_one_character(&rest[1..end + 2])).map_or(1, |end| end + 3)
-}
-
-fn is_one_character(bytes: &[u8]) -> bool {
-    std::str::from_utf8(bytes).is_ok_and(|text| text.chars().count() == 1)
+    let is_one = |bytes: &[u8]| std::str::from_utf8(bytes).is_ok_and(|text| text.chars().count() == 1);
+    let end = rest.iter().skip(2).take(4).position(|byte| *byte == b'\'');
+    end.filter(|end| is_one(&rest[1..end + 2])).map_or(1, |end| end + 3)
 }

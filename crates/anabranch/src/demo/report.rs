@@ -282,8 +282,9 @@ fn paths(before: &Status, loaded: &Status) -> Vec<PathReport> {
                 queue_delay_ms: 0.0,
                 mtu: 0,
             };
-            let mut all = loaded.peers.iter().flat_map(|peer| &peer.paths);
-            if let Some(path) = all.find(|path| path.wan == report.wan) {
+            let all = loaded.peers.iter().flat_map(|peer| &peer.paths);
+            let on_it = all.filter(|path| path.wan == report.wan);
+            if let Some(path) = on_it.max_by_key(|path| path.tx_bytes) {
                 report.state.clone_from(&path.state);
                 report.measured_rate_mbps = round(path.rate_mbps);
                 report.measured_rtt_ms = round(path.rtt_ms);

@@ -1,5 +1,6 @@
 //! What the demo plays on: two sites, three links, a gateway at each site.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -153,9 +154,10 @@ impl Stage {
     }
 }
 
+/// Number of links with a path that is up.
 fn paths_up(status: &Status) -> usize {
     let paths = status.peers.iter().flat_map(|peer| &peer.paths);
-    paths.filter(|path| path.state == "up").count()
+    paths.filter(|path| path.state == "up").map(|path| &path.wan).collect::<BTreeSet<_>>().len()
 }
 
 impl Gateway {

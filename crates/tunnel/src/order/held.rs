@@ -128,7 +128,7 @@ impl<P> Held<P> {
     /// Stores a packet that may leave behind those which may leave already.
     pub(super) fn push_ready(&mut self, place: Place, now: Time, packet: P) {
         let slot = self.store(place, 0, now, packet);
-        self.ready_back(slot);
+        self.append_ready(slot);
     }
 
     fn store(&mut self, place: Place, waits_on: u64, since: Time, packet: P) -> u32 {
@@ -175,9 +175,12 @@ impl<P> Held<P> {
         }
     }
 
-    /// Moves everybody who waits for `stamp` to the ready list: to its front when `front` (they follow a
-    /// packet that has just left), else to its back.
-    pub(super) fn make_ready(&mut self, stamp: u64, front: bool) {
+    /// Moves everybody who waits for `stamp` to the end of the ready list.
+    ///
+    /// First come, first served keeps each flow in order: whoever waits for an older stamp of the flow is moved
+    /// earlier, because a stamp is delivered only after all before it in the flow, and given up only
+    /// together with all before it.
+    pub(super) fn make_ready(&mut self, stamp: u64) {
         if self.heads.is_empty() {
             return;
         }
@@ -193,11 +196,7 @@ impl<P> Held<P> {
                 }
                 self.slots[slot as usize].waiting = false;
                 self.waiting -= 1;
-                if front {
-                    self.ready_front(slot);
-                } else {
-                    self.ready_back(slot);
-                }
+                self.append_ready(slot);
             } else {
                 previous = slot;
             }
@@ -205,16 +204,7 @@ impl<P> Held<P> {
         }
     }
 
-    fn ready_front(&mut self, slot: u32) {
-        self.slots[slot as usize].next = self.ready_first;
-        self.ready_first = slot;
-        if self.ready_last == NONE {
-            self.ready_last = slot;
-        }
-        self.ready += 1;
-    }
-
-    fn ready_back(&mut self, slot: u32) {
+    fn append_ready(&mut self, slot: u32) {
         self.slots[slot as usize].next = NONE;
         match self.slots.get_mut(self.ready_last as usize) {
             Some(last) => last.next = slot,

@@ -19,7 +19,7 @@ struct Word {
 pub(super) enum Set {
     /// Handed to the caller.
     Delivered,
-    /// Arrived and held.
+    /// Arrived and had to be held; it still is unless it is in `Delivered`, too.
     Held,
     /// Somebody is held who waits for this stamp.
     Waited,

@@ -132,6 +132,8 @@ fn same_path_does_not_pass_a_packet_that_is_held() {
     let after = Order { stamp: 2, back: 1, same_path: true };
     assert_eq!(arrive(&mut orderer, T, 0, after), []);
     assert_eq!(arrive(&mut orderer, T, 1, order(0, 0)), [0, 1, 2]);
+    // And once all that has left, a loss may be passed again.
+    assert_eq!(arrive(&mut orderer, T, 0, Order { stamp: 4, back: 1, same_path: true }), [4]);
 }
 
 #[test]
@@ -387,6 +389,14 @@ fn copies_are_written_out_and_counted() {
     let stats = orderer.stats();
     assert_eq!((stats.late, stats.repeated, stats.delivered), (2, 2, 4));
     assert_eq!(orderer.tolerance(1), Some((3, 2_000)), "a copy says nothing about reordering");
+    // Many copies, but never many in a row, are no new count.
+    for stamp in 2..10 {
+        assert_eq!(arrive(&mut orderer, T, 0, order(stamp, 1)), [stamp]);
+        for _ in 0..60 {
+            assert_eq!(orderer.admit(T, 0, order(stamp, 1)), Admit::Late);
+        }
+    }
+    assert_eq!(arrive(&mut orderer, T, 0, order(11, 1)), []);
 }
 
 #[test]
