@@ -1,1 +1,25 @@
-//! Placeholder.
+//! A discrete-event network with virtual time that drives whole tunnel nodes.
+//!
+//! Nothing here reads a clock or does I/O, and everything random comes from one seed: the same seed runs the same events,
+//! byte for byte but for the keys. In the order in which a packet meets them:
+//!
+//! * [`inner`]: applications whose packets carry contents that the other end can check.
+//! * [`site`]: a [`tunnel::node::Node`] with its cores, sockets and WANs, as the engine runs it on a machine.
+//! * [`nat`] and [`link`]: what is between two WANs, as chains of plain nodes.
+//! * [`world`]: routes datagrams, wakes cores, counts what must never happen.
+//! * [`scenario`]: the usual topologies in one call.
+//!
+//! A failed test prints its seed; `SIM_SEED=<number>` runs every test with that one.
+
+pub mod inner;
+pub mod link;
+pub mod nat;
+pub mod random;
+pub mod scenario;
+pub mod site;
+pub mod world;
+
+/// The seed to use: the one in the environment variable `SIM_SEED`, or else `usual`.
+pub fn seed(usual: u64) -> u64 {
+    std::env::var("SIM_SEED").ok().and_then(|text| text.trim().parse().ok()).unwrap_or(usual)
+}

@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use linux::event::{Epoll, EventFd, Interest, Ready, Signal, Signals};
-use linux::netlink::{Change, Monitor};
+use linux::netlink::{Change, MAIN_TABLE, Monitor};
 use linux::process::InstanceLock;
 use sd_notify::NotifyState;
 
@@ -276,7 +276,8 @@ impl Loop {
                 Change::Link(link) => self.changed(!link.up || !link.carrier),
                 Change::LinkGone(_) | Change::AddressGone(_) | Change::Resync => self.changed(true),
                 Change::Address(address) if address.index == tun => {}
-                Change::Route(route) if route.is_ours() => {}
+                Change::Route(route)
+                    if route.spec.table != MAIN_TABLE || route.spec.interface == Some(tun) => {}
                 Change::Rule(rule) if rule.is_ours() => {}
                 Change::Address(_)
                 | Change::Route(_)

@@ -23,7 +23,7 @@ pub struct HostView {
     pub links: Vec<Link>,
     /// Addresses of all interfaces.
     pub addresses: Vec<Address>,
-    /// Routes of the main table which others made and which work now.
+    /// Routes of the main table which work now, those into the tunnel included.
     pub routes: Vec<Route>,
 }
 
@@ -35,7 +35,7 @@ impl HostView {
         let mut routes = netlink.routes(None)?;
         routes.retain(|route| {
             let spec = &route.spec;
-            spec.table == MAIN_TABLE && spec.kind == RouteKind::Unicast && !route.dead && !route.is_ours()
+            spec.table == MAIN_TABLE && spec.kind == RouteKind::Unicast && !route.dead
         });
         Ok(Self { links, addresses, routes })
     }

@@ -116,7 +116,7 @@ pub struct PathStatus {
     pub local: String,
     /// Remote address.
     pub remote: String,
-    /// "probing", "up", "suspect" or "down".
+    /// "probing", "up", "standby" (up, but another path covers its WAN and address), "suspect" or "down".
     pub state: String,
     /// Why the state last changed.
     pub reason: String,
@@ -278,7 +278,7 @@ fn path_status(path: &Path, snapshot: &Snapshot, sent: u64, fastest_us: i64) -> 
         wan: wan.map_or_else(String::new, |wan| wan.interface.clone()),
         local: route.local.map_or_else(String::new, |local| local.to_string()),
         remote: route.remote.to_string(),
-        state: path.state().name().to_owned(),
+        state: if path.usable() && !path.carries() { "standby" } else { path.state().name() }.to_owned(),
         reason: path.reason().to_owned(),
         rate_mbps: mbps(path.rate()),
         delivered_mbps: mbps(delivered),

@@ -28,6 +28,8 @@ const PING_DOWN_MS: u64 = 250;
 const DOWN_AFTER_MS: u64 = 1_000;
 /// An idle path that answers no ping is down after this long.
 const IDLE_DOWN_AFTER_MS: u64 = 3_500;
+/// Pings whose answers still count; with one each 60 ms that covers round trips of almost two seconds.
+const PINGS_REMEMBERED: usize = 32;
 /// So many pongs in a row bring a path back.
 const PONGS_TO_RETURN: u32 = 3;
 /// A listener forgets a path that was down for this long.
@@ -91,9 +93,13 @@ pub(crate) struct PathLife {
     /// An address the peer may have moved to, with the token it must echo.
     candidate: Option<(Route, u64)>,
     asked_at: Time,
+    /// When the first challenge of this round left: its answer may answer any of them.
+    first_asked_at: Time,
     asks: u32,
     ping_id: u32,
     ping_at: Time,
+    /// When the last pings left, by the low bits of their id: an answer may take longer than the next ping.
+    pinged_at: [Time; PINGS_REMEMBERED],
     pongs: u32,
     state_since: Time,
 }
@@ -117,6 +123,8 @@ pub(crate) struct Lifecycle {
     used_ids: [bool; 256],
     ids_exhausted: bool,
     all_down_since: Option<Time>,
+    /// Paths that were up when [`Lifecycle::choose_paths`] last chose.
+    up: Vec<u8>,
 }
 
 impl PathLife {
@@ -135,9 +143,11 @@ impl PathLife {
             token,
             candidate: None,
             asked_at: Time::ZERO,
+            first_asked_at: Time::ZERO,
             asks: 0,
             ping_id: 0,
             ping_at: Time::ZERO,
+            pinged_at: [Time::ZERO; PINGS_REMEMBERED],
             pongs: 0,
             state_since: now,
         }
@@ -175,6 +185,7 @@ impl PathLife {
         }
         self.ping_id = self.ping_id.wrapping_add(1);
         self.ping_at = now;
+        self.pinged_at[self.ping_id as usize % PINGS_REMEMBERED] = now;
         actions.push(self.frames(bond, encode(&Frame::Ping { id: self.ping_id })));
     }
 
@@ -187,6 +198,9 @@ impl PathLife {
             PathState::Probing => {
                 let every_ms = if self.asks < 20 { CHALLENGE_MS } else { 1_000 };
                 if now.since(self.asked_at) >= every_ms * 1_000_000 || self.asks == 0 {
+                    if self.asks == 0 {
+                        self.first_asked_at = now;
+                    }
                     self.asks += 1;
                     self.asked_at = now;
                     actions.push(self.frames(
@@ -277,6 +291,7 @@ impl Lifecycle {
             used_ids: [false; 256],
             ids_exhausted: false,
             all_down_since: None,
+            up: Vec::new(),
         }
     }
 
@@ -376,6 +391,7 @@ impl Lifecycle {
             life.ping_at = Time::ZERO;
             life.ping(now, 0, bond, actions);
         }
+        self.choose_paths();
     }
 
     /// The session is gone: nothing is proven any more.
@@ -424,9 +440,39 @@ impl Lifecycle {
             };
             self.retain_paths(bond, |life| !forgotten(life));
         }
+        self.choose_paths();
         let any_up = self.paths.iter().any(|life| life.path.state() == PathState::Up);
         self.all_down_since = if any_up { None } else { self.all_down_since.or(Some(now)) };
         next
+    }
+
+    /// Chooses the useful permutations (row T1) among the paths that are up. Paths over one WAN share its bottleneck:
+    /// using several of them adds nothing but contention. So a set is chosen that covers every local WAN and
+    /// every remote address once, the quickest first, and what neither adds a WAN nor an address stays on standby.
+    fn choose_paths(&mut self) {
+        let mut up: Vec<_> = self.paths.iter().filter(|life| life.path.usable()).map(|life| &life.path).collect();
+        let ids: Vec<u8> = up.iter().map(|path| path.id).collect();
+        if ids == self.up {
+            return;
+        }
+        // Delays within some milliseconds are equal, so that noise does not decide and both ends pair alike.
+        up.sort_by_key(|path| (path.rtt_us() / 8_000, path.id));
+        let pair = |path: &Path| (path.route().wan, path.route().remote.ip());
+        let mut chosen: Vec<(u16, IpAddr)> = Vec::new();
+        for both in [true, false] {
+            for path in &up {
+                let (wan, remote) = pair(path);
+                let wan_new = !chosen.iter().any(|(known, _)| *known == wan);
+                let remote_new = !chosen.iter().any(|(_, known)| *known == remote);
+                if (wan_new && remote_new) || (!both && (wan_new || remote_new)) {
+                    chosen.push((wan, remote));
+                }
+            }
+        }
+        for life in &self.paths {
+            life.path.choose(chosen.contains(&pair(&life.path)));
+        }
+        self.up = ids;
     }
 
     /// Whether a dialer should try a handshake now: no session, an old one, or a peer that answers on no path.
@@ -536,18 +582,19 @@ impl PathLife {
             return;
         }
         if token == self.token && self.path.state() == PathState::Probing {
-            self.path.note_ping_rtt(u32::try_from(now.since(self.asked_at) / 1_000).unwrap_or(u32::MAX));
+            // Rather too long than too short: a path whose round trip is underestimated looks dead at once.
+            let took_us = now.since(self.first_asked_at) / 1_000;
+            self.path.note_ping_rtt(u32::try_from(took_us).unwrap_or(u32::MAX));
             self.enter(now, PathState::Up, "answered its challenge");
         }
     }
 
     fn on_pong(&mut self, now: Time, id: u32) {
         // Replays do not come this far; a late answer to one of the last pings counts as well.
-        if self.ping_id.wrapping_sub(id) < 16 {
+        if self.ping_id.wrapping_sub(id) < PINGS_REMEMBERED as u32 {
             self.pongs += 1;
-            if id == self.ping_id && self.path.state() == PathState::Up {
-                self.path.note_ping_rtt(u32::try_from(now.since(self.ping_at) / 1_000).unwrap_or(u32::MAX));
-            }
+            let took_us = now.since(self.pinged_at[id as usize % PINGS_REMEMBERED]) / 1_000;
+            self.path.note_ping_rtt(u32::try_from(took_us).unwrap_or(u32::MAX));
         }
     }
 }

@@ -100,6 +100,8 @@ pub struct Path {
     route_version: AtomicU32,
     state: AtomicU8,
     reason: Mutex<&'static str>,
+    /// Chosen to carry packets; see [`crate::lifecycle`] for which of the paths over one WAN are.
+    chosen: AtomicBool,
     tier: AtomicU8,
     rate: AtomicU64,
     tx_free: TxFree,
@@ -160,6 +162,7 @@ impl Path {
             route_version: AtomicU32::new(0),
             state: AtomicU8::new(PathState::Probing as u8),
             reason: Mutex::new("new"),
+            chosen: AtomicBool::new(false),
             tier: AtomicU8::new(tier),
             rate: AtomicU64::new(rate),
             tx_free: TxFree::new(),
@@ -225,9 +228,19 @@ impl Path {
         Some(old)
     }
 
-    /// Whether new data may use it.
+    /// Whether it is up.
     pub fn usable(&self) -> bool {
         self.state() == PathState::Up
+    }
+
+    /// Whether new data may use it: up, and one of the bond's useful permutations (row T1).
+    pub fn carries(&self) -> bool {
+        self.usable() && self.chosen.load(Relaxed)
+    }
+
+    /// Chooses it, or puts it on standby.
+    pub fn choose(&self, chosen: bool) {
+        self.chosen.store(chosen, Relaxed);
     }
 
     /// Largest UDP payload proven to pass, bytes.
@@ -258,7 +271,7 @@ impl Path {
             delay_us: self.delay_us.load(Relaxed),
             jitter_us: self.jitter_us.load(Relaxed),
             tier: self.tier.load(Relaxed),
-            usable: self.usable(),
+            usable: self.carries(),
         }
     }
 

@@ -15,7 +15,6 @@ const ORIGINS: &[(&str, &str)] = &[
     ("house", " rules"),
     ("language", " model"),
     ("the brief", " says"),
-    ("as asked", " for"),
 ];
 
 /// Folders whose files may be named in texts; such a file has to exist.
@@ -72,7 +71,7 @@ fn links(file: &File, line: &str) -> Vec<String> {
         let local = |target: &&str| !target.is_empty() && !target.contains(':') && !target.starts_with('<');
         links.extend(targets.filter(local).map(|target| resolve(&file.path, target)));
     }
-    if is_page || file.path.ends_with(".rs") || file.path.ends_with(".toml") {
+    if is_page || line.trim_start().starts_with("//") || line.starts_with('#') {
         for quoted in line.split('`').skip(1).step_by(2) {
             let path = quoted.split(['#', ' ', ':']).next().unwrap_or_default();
             let is_file = path.rsplit('/').next().is_some_and(|name| name.contains('.'));

@@ -133,7 +133,7 @@ impl Course<'_> {
         let transfer = self.start_tcp(1, Span::seconds(seconds))?;
         let (from, to) =
             (Duration::from_secs_f64(seconds * SILENT_FROM), Duration::from_secs_f64(seconds * SILENT_TO));
-        let mut cut = Cut::default();
+        let mut cut = Cut::new(to - from);
         let outcome = transfer.finish(|tick| {
             let text = if cut.at_ns.is_some() && cut.back_ns.is_none() { "best link silent" } else { "" };
             progress.tick(tick.elapsed, format_args!("{:6.1} Mbit/s  {text}", tick.mbps));
@@ -192,12 +192,17 @@ struct Cut {
     back_ns: Option<u64>,
     silent: Part,
     back: Part,
+    /// What arrives so soon after a change does not belong to the new state yet.
+    settle_ns: u64,
     error: Option<anyhow::Error>,
 }
 
 impl Cut {
-    /// What happens right after the change is not the new state yet.
-    const SETTLE_NS: u64 = 500_000_000;
+    /// A silence of this length.
+    fn new(length: Duration) -> Self {
+        let settle = (length / 3).min(Duration::from_millis(500));
+        Self { settle_ns: settle.as_nanos() as u64, ..Self::default() }
+    }
 
     fn follow(
         &mut self,
@@ -213,7 +218,7 @@ impl Cut {
                 self.error = silence(true).err();
             }
             (Some(at), None) => {
-                if now >= at + Self::SETTLE_NS {
+                if now >= at + self.settle_ns {
                     self.silent.add(tick);
                 }
                 if tick.elapsed >= to {
@@ -221,7 +226,7 @@ impl Cut {
                     self.error = self.error.take().or(silence(false).err());
                 }
             }
-            (Some(_), Some(back)) if now >= back + Self::SETTLE_NS => self.back.add(tick),
+            (Some(_), Some(back)) if now >= back + self.settle_ns => self.back.add(tick),
             _ => {}
         }
     }

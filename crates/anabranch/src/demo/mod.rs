@@ -29,8 +29,15 @@ const SECONDS: u64 = 36;
 /// What a shell expects of a program ended by Ctrl-C.
 const EXIT_STOPPED: u8 = 130;
 
+const EXAMPLES: &str = "\
+Example:
+  anabranch demo                          about 40 seconds, then a report
+  anabranch demo --seconds 120            longer, for steadier figures
+  anabranch demo --json > demo.json       for programs";
+
 /// Arguments of `anabranch demo`.
 #[derive(Clone, Copy, Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Seconds of traffic, all phases together [default: 36]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(4..=86_400))]

@@ -1,9 +1,10 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 
 use linux::netlink::Netlink;
 use linux::testing::isolated;
+use linux::udp::{UdpOptions, UdpSocket};
 
 use super::*;
 use crate::config::tests::config;
@@ -257,19 +258,18 @@ fn twin_interfaces(netlink: &Netlink) -> [u32; 2] {
 fn source(to: &str, device: Option<&str>, mark: u32) -> Option<IpAddr> {
     let to: SocketAddr = to.parse().unwrap();
     let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-    let socket = UdpSocket::bind(any).unwrap();
-    if let Some(device) = device {
-        rustix::net::sockopt::set_socket_bindtodevice(&socket, device).unwrap();
-    }
-    if mark != 0 {
-        rustix::net::sockopt::set_socket_mark(&socket, mark).unwrap();
-    }
-    socket.connect(to).ok()?;
-    Some(socket.local_addr().unwrap().ip())
+    let options =
+        UdpOptions { device: device.map(str::to_owned), mark, ..UdpOptions::new(any.parse().unwrap()) };
+    let socket = UdpSocket::bind(&options).unwrap();
+    rustix::net::connect(&socket, &to).ok()?;
+    Some(SocketAddr::try_from(rustix::net::getsockname(&socket).unwrap()).unwrap().ip())
 }
 
 fn ours(netlink: &Netlink) -> usize {
-    let routes = netlink.routes(None).unwrap().iter().filter(|route| route.is_ours()).count();
+    // The default routes of the WANs were made with the same protocol number, by this test.
+    let of_wan = |route: &Route| route.spec.table == MAIN_TABLE && route.spec.dst.prefix_len() == 0;
+    let routes = netlink.routes(None).unwrap();
+    let routes = routes.iter().filter(|route| route.is_ours() && !of_wan(route)).count();
     routes + netlink.rules(None).unwrap().iter().filter(|rule| rule.is_ours()).count()
 }
 

@@ -98,7 +98,7 @@ impl Transmit {
     pub fn timing(&self) -> Vec<(u8, i64, u32)> {
         self.paths
             .iter()
-            .filter(|tx| tx.path.usable())
+            .filter(|tx| tx.path.carries())
             .map(|tx| (tx.path.id, tx.path.delay_us(), tx.path.jitter_us()))
             .collect()
     }

@@ -370,7 +370,7 @@ impl Receive {
             .tx
             .paths
             .iter()
-            .filter(|tx| tx.path.usable())
+            .filter(|tx| tx.path.carries())
             .map(|tx| tx.path.rtt_us())
             .filter(|rtt| *rtt > 0)
             .min();
@@ -437,7 +437,7 @@ impl Receive {
         let mut usable: Vec<_> = tx
             .paths
             .iter()
-            .filter(|tx| tx.path.usable())
+            .filter(|tx| tx.path.carries())
             .map(|tx| (tx.path.delay_us(), tx.path.id))
             .collect();
         usable.sort_unstable();

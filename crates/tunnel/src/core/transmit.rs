@@ -327,7 +327,7 @@ impl Transmit {
 
     /// Payload bytes of one segment so that a whole datagram fits the largest usable path.
     fn segment_capacity(&self, inner_header: usize) -> usize {
-        let usable = self.paths.iter().filter(|tx| tx.path.usable()).map(|tx| tx.path.datagram_bytes());
+        let usable = self.paths.iter().filter(|tx| tx.path.carries()).map(|tx| tx.path.datagram_bytes());
         let datagram = usable.max().unwrap_or(usize::from(crate::path::BASE_DATAGRAM_BYTES));
         let head = PacketHead { order: Some(Order::default()), ..PacketHead::default() }.encoded_len();
         datagram
@@ -712,7 +712,7 @@ impl Transmit {
             .paths
             .iter()
             .enumerate()
-            .filter(|(_, tx)| tx.path.id != id && tx.path.usable())
+            .filter(|(_, tx)| tx.path.id != id && tx.path.carries())
             .min_by_key(|(_, tx)| tx.path.delay_us())
             .map(|(to, _)| to)
         else {
@@ -778,7 +778,7 @@ impl Transmit {
 
     /// The usable path with the lowest delay.
     pub fn fastest_path(&self) -> Option<u8> {
-        let usable = self.paths.iter().filter(|tx| tx.path.usable());
+        let usable = self.paths.iter().filter(|tx| tx.path.carries());
         usable.min_by_key(|tx| (tx.path.delay_us(), tx.path.id)).map(|tx| tx.path.id)
     }
 
@@ -841,7 +841,7 @@ impl Transmit {
         let delays = self
             .paths
             .iter()
-            .filter(|tx| tx.path.usable())
+            .filter(|tx| tx.path.carries())
             .map(|tx| (tx.path.delay_us(), tx.path.jitter_us(), tx.path.rtt_us()));
         let (mut least, mut most, mut extra) = (i64::MAX, i64::MIN, 0);
         for (delay_us, jitter_us, rtt_us) in delays {
@@ -863,7 +863,7 @@ impl Transmit {
         for at in 0..self.paths.len() {
             let tx = &self.paths[at];
             let lag_ns = newest.since(tx.ordered_at);
-            if !tx.path.usable() || tx.ordered_at == Time::ZERO || lag_ns < 4_000_000 || tx.log.has_pending()
+            if !tx.path.carries() || tx.ordered_at == Time::ZERO || lag_ns < 4_000_000 || tx.log.has_pending()
             {
                 continue;
             }

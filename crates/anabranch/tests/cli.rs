@@ -1,0 +1,179 @@
+//! The command line as people and scripts meet it, through the built program.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use testbed::program::ScratchDir;
+
+fn anabranch(arguments: &[&str], input: &str) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_anabranch"))
+        .args(arguments)
+        .env_remove("ANABRANCH_LOG")
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A program that does not read its input is fine.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+fn site(directory: &ScratchDir, name: &str, contents: &str) -> String {
+    directory.write("node.key", "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=\n").unwrap();
+    let path = directory.write(name, contents).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+const GOOD: &str = "[node]\nname = \"branch\"\nprivate-key-file = \"node.key\"\n[tun]\naddress = [\"10.77.0.1/24\"]\n\
+                    [[peer]]\nname = \"hub\"\npublic-key = \"3p7bfXt9wbTTW2HC7OQ1Nz+DQ8hbeGdNrfx+FG+IK08=\"\n\
+                    endpoints = [\"198.18.0.2:4600\"]\nallowed-ips = [\"10.77.0.2/32\"]\n";
+
+#[test]
+fn keys_are_made_and_derived() {
+    let key = anabranch(&["genkey"], "");
+    assert_eq!(code(&key), 0);
+    let key = text(&key.stdout);
+    assert_eq!((key.len(), key.ends_with("=\n")), (45, true), "{key}");
+    let public = anabranch(&["pubkey"], &key);
+    assert_eq!((code(&public), public.stdout.len()), (0, 45));
+    assert_eq!(public.stdout, anabranch(&["pubkey"], key.trim()).stdout);
+    // Alice of RFC 7748 §6.1.
+    let alice = anabranch(&["pubkey"], "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=\n");
+    assert_eq!(text(&alice.stdout), "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=\n");
+}
+
+#[test]
+fn rubbish_is_not_a_key() {
+    for (input, reason) in [("", "the key is empty"), ("hello", "not base64"), ("aGVsbG8=", "5 bytes instead of 32")] {
+        let output = anabranch(&["pubkey"], input);
+        assert_eq!((code(&output), output.stdout.is_empty()), (1, true));
+        let said = text(&output.stderr);
+        assert!(said.contains(reason) && said.contains("anabranch genkey"), "{said}");
+    }
+}
+
+#[test]
+fn a_key_file_others_can_read_is_mentioned() {
+    let directory = ScratchDir::new("anabranch-cli").unwrap();
+    let run = |mask: &str, file: &str| {
+        let script = format!("umask {mask}; \"$0\" genkey > {file}");
+        let program = env!("CARGO_BIN_EXE_anabranch");
+        let output = Command::new("sh").args(["-c", &script, program]).current_dir(directory.path()).output();
+        text(&output.unwrap().stderr)
+    };
+    assert!(run("022", "open").contains("use umask 077"));
+    assert_eq!(run("077", "closed"), "");
+}
+
+#[test]
+fn check_says_ok() {
+    let directory = ScratchDir::new("anabranch-cli").unwrap();
+    let file = site(&directory, "site.toml", GOOD);
+    let output = anabranch(&["check", &file], "");
+    assert_eq!((code(&output), text(&output.stderr)), (0, String::new()));
+    let expected = format!(
+        "{file}: OK: node branch on ana0, only dials, all cores; WANs: the host's default route; peers: hub; \
+         public key hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=\n"
+    );
+    assert_eq!(text(&output.stdout), expected);
+}
+
+#[test]
+fn check_warns_of_an_interface_that_is_not_there() {
+    let directory = ScratchDir::new("anabranch-cli").unwrap();
+    let file = site(&directory, "site.toml", &format!("{GOOD}[[wan]]\ninterface = \"nosuchwan\"\n"));
+    let output = anabranch(&["check", &file], "");
+    assert_eq!(code(&output), 0);
+    assert_eq!(
+        text(&output.stderr),
+        format!("{file}: warning: wan.interface: there is no interface \"nosuchwan\" now; it is used as soon as it comes\n")
+    );
+}
+
+#[test]
+fn check_and_up_name_file_line_key_and_what_is_right() {
+    let directory = ScratchDir::new("anabranch-cli").unwrap();
+    let wrong = GOOD.replace("10.77.0.1/24", "10.77.0.1").replace("endpoints", "endpoint");
+    let file = site(&directory, "site.toml", &wrong);
+    let expected = format!(
+        "{file}:5:12: error: tun.address: \"10.77.0.1\" has no prefix length; write for example \"10.77.0.1/24\"\n\
+         {file}:6:1: error: peer.endpoints: missing, and [node] has no listen, so that neither side can dial the \
+         other; write endpoints = [\"198.18.0.2:4600\"] here or listen = 4600 there\n\
+         {file}:9:1: error: peer.endpoint: unknown key; did you mean \"endpoints\"?\n"
+    );
+    for command in ["check", "up"] {
+        let output = anabranch(&[command, &file], "");
+        assert_eq!((code(&output), text(&output.stderr)), (1, expected.clone()), "{command}");
+        assert!(output.stdout.is_empty());
+    }
+    let output = anabranch(&["up", "/nonexistent.toml"], "");
+    assert_eq!(code(&output), 1);
+    assert!(text(&output.stderr).starts_with("/nonexistent.toml: error: cannot read the configuration"));
+}
+
+#[test]
+fn nothing_runs_here() {
+    let directory = ScratchDir::new("anabranch-cli").unwrap();
+    let socket = directory.path().join("none.sock");
+    for command in ["status", "reload", "stop"] {
+        let output = anabranch(&[command, "--socket", socket.to_str().unwrap()], "");
+        assert_eq!((code(&output), output.stdout.is_empty()), (3, true), "{command}");
+        assert!(text(&output.stderr).contains("no gateway is running"), "{command}");
+    }
+}
+
+#[test]
+fn usage() {
+    for arguments in [&["dance"][..], &["check"], &["up"], &["status", "--jsno"], &[]] {
+        assert_eq!(code(&anabranch(arguments, "")), 2, "{arguments:?}");
+    }
+    let help = anabranch(&["--help"], "");
+    assert_eq!(code(&help), 0);
+    let help = text(&help.stdout);
+    for part in ["Exit codes:", "Examples:", "demo", "genkey", "pubkey", "up", "check", "status", "reload", "stop"] {
+        assert!(help.contains(part), "{part} is missing in\n{help}");
+    }
+}
+
+#[test]
+fn a_wrong_log_level_is_said_and_a_wrong_variable_is_not_fatal() {
+    let directory = ScratchDir::new("anabranch-cli").unwrap();
+    let file = site(&directory, "site.toml", GOOD);
+    let output = anabranch(&["--log", "a=b=c", "up", &file], "");
+    assert_eq!(code(&output), 4);
+    assert!(text(&output.stderr).contains("not a level or filter"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn the_example_configurations_are_right() {
+    let etc = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../etc");
+    let directory = ScratchDir::new("anabranch-cli").unwrap();
+    let mut count = 0;
+    for entry in std::fs::read_dir(etc).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "toml") {
+            continue;
+        }
+        count += 1;
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let file = site(&directory, name, &std::fs::read_to_string(&path).unwrap());
+        let output = anabranch(&["check", &file], "");
+        let said = text(&output.stderr);
+        assert_eq!(code(&output), 0, "{name}:\n{said}");
+        // Interfaces that this machine does not have are all there is to say.
+        assert!(said.lines().all(|line| line.contains("there is no interface")), "{name}:\n{said}");
+    }
+    assert!(count >= 3, "{count} examples");
+}

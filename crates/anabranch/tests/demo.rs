@@ -1,0 +1,146 @@
+//! `anabranch demo` as a user runs it: two real gateways, real data, nothing left behind.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// Each demo wants the machine for itself.
+fn alone() -> MutexGuard<'static, ()> {
+    static LOCK: Mutex<()> = Mutex::new(());
+    LOCK.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A directory for temporary files of one demo, so that what it leaves behind can be seen.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("anabranch-demo-test-{name}-{}", std::process::id()));
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    fn demo(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_anabranch"));
+        command.arg("demo").args(arguments).env("TMPDIR", &self.0);
+        command
+    }
+
+    fn is_empty(&self) -> bool {
+        std::fs::read_dir(&self.0).unwrap().next().is_none()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Processes that have this path in their command line, as the gateways of a demo have.
+fn processes_with(path: &Path) -> Vec<String> {
+    let path = path.to_str().unwrap();
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    entries
+        .filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok())
+        .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
+        .filter(|line| line.contains(path))
+        .collect()
+}
+
+fn signal(child: &Child, signal: Signal) {
+    kill_process(Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap(), signal).unwrap();
+}
+
+/// Waits until something is true, 20 s at most.
+fn wait_for(what: &str, mut is_true: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !is_true() {
+        assert!(Instant::now() < end, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn errors(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn all_data_arrives_intact_and_the_json_has_every_figure() {
+    let _alone = alone();
+    let scratch = Scratch::new("json");
+    let output = scratch.demo(&["--json", "--seconds", "8"]).output().unwrap();
+    assert!(output.status.success(), "{}\n{}", output.status, errors(&output));
+    // Exactly one object: anything else on standard output would not parse.
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for key in [
+        "tcp1_mbps",
+        "tcp16_mbps",
+        "udp_mbps",
+        "udp_loss_percent",
+        "best_link_mbps",
+        "links_sum_mbps",
+        "ideal_mbps",
+        "longest_gap_ms",
+        "bytes_verified",
+        "cross_core_packets",
+        "packets_read",
+        "flows_split_over_cores",
+        "cores",
+    ] {
+        assert!(report[key].is_number(), "{key}: {report:#}");
+    }
+    assert_eq!(report["intact"], true);
+    assert_eq!(report["best_link_mbps"], 100.0);
+    assert_eq!(report["links_sum_mbps"], 170.0);
+    assert_eq!(report["flows_split_over_cores"], 0);
+    // 8 s at a fraction of what the links carry; that all three carried something shows in their shares.
+    assert!(report["bytes_verified"].as_u64().unwrap() > 20_000_000, "{report:#}");
+    let paths = report["paths"].as_array().unwrap();
+    assert_eq!(paths.len(), 3);
+    for path in paths {
+        assert_eq!(path["state"], "up", "{report:#}");
+        assert!(path["tx_bytes"].as_u64().unwrap() > 10_000, "{report:#}");
+    }
+    assert!(scratch.is_empty());
+    assert_eq!(processes_with(&scratch.0), Vec::<String>::new());
+}
+
+#[test]
+fn the_report_for_people_says_what_matters() {
+    let _alone = alone();
+    let scratch = Scratch::new("text");
+    let output = scratch.demo(&["--seconds", "4"]).output().unwrap();
+    assert!(output.status.success(), "{}\n{}", output.status, errors(&output));
+    let text = String::from_utf8_lossy(&output.stdout);
+    for part in ["wan0", "wan2", "one TCP stream", "longest gap", "branch", "hub", "arrived intact"] {
+        assert!(text.contains(part), "{part} is missing in:\n{text}");
+    }
+    // Standard error is no terminal here: plain lines.
+    assert!(errors(&output).contains("3 paths up"), "{}", errors(&output));
+    assert!(!errors(&output).contains('\u{1b}'), "{}", errors(&output));
+}
+
+#[test]
+fn ctrl_c_and_even_sigkill_leave_nothing_behind() {
+    let _alone = alone();
+    for (kind, code) in [(Signal::INT, Some(130)), (Signal::TERM, Some(130)), (Signal::KILL, None)] {
+        let scratch = Scratch::new(&format!("signal{}", kind.as_raw()));
+        let mut command = scratch.demo(&["--seconds", "60"]);
+        let mut demo = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        wait_for("both gateways run", || processes_with(&scratch.0).len() == 2);
+        std::thread::sleep(Duration::from_millis(1_500));
+        let start = Instant::now();
+        signal(&demo, kind);
+        assert_eq!(demo.wait().unwrap().code(), code, "{kind:?}");
+        assert!(start.elapsed() < Duration::from_secs(5), "{kind:?}: {:?}", start.elapsed());
+        wait_for("the gateways are gone", || processes_with(&scratch.0).is_empty());
+        // Nobody can clean up after a SIGKILL but the kernel, and files are not its business.
+        assert!(kind == Signal::KILL || scratch.is_empty(), "{kind:?}");
+    }
+}

@@ -1,0 +1,47 @@
+//! What the fuzzer runs: one function per parser and state machine that strangers can reach.
+//!
+//! Each function takes any bytes, must not panic, and asserts what must hold for every input. `fuzz/fuzz_targets` calls
+//! them from cargo-fuzz; `tests/replay.rs` calls them with the committed corpora, in every `cargo test --workspace`.
+//!
+//! From the outside in:
+//!
+//! 1. [`header`]: the 16 clear bytes of a datagram.
+//! 2. [`handshake`]: what a stranger may send before any key is agreed; [`tampering`]: what somebody in between may do
+//!    to a genuine handshake.
+//! 3. [`frames`]: what stands in a data datagram, pieces put together included; [`table`]: bucket tables in it.
+//! 4. [`packet`]: inner packets and super-packets, from the TUN device or from a peer.
+//! 5. [`config`]: the configuration file.
+#![allow(clippy::missing_panics_doc, reason = "a panic is what the fuzzer looks for")]
+
+mod config;
+mod frames;
+mod handshake;
+mod packet;
+pub mod seeds;
+
+pub use config::config;
+pub use frames::{frames, table};
+pub use handshake::{handshake, tampering};
+pub use packet::packet;
+use tunnel::header::{HEADER_BYTES, Header};
+
+/// A target: any bytes in, a panic if something is wrong.
+pub type Target = fn(&[u8]);
+
+/// Every target with the name of its corpus.
+pub const TARGETS: &[(&str, Target)] = &[
+    ("config", config),
+    ("frames", frames),
+    ("handshake", handshake),
+    ("header", header),
+    ("packet", packet),
+    ("table", table),
+    ("tampering", tampering),
+];
+
+/// A header that is accepted is written back as the same bytes.
+pub fn header(data: &[u8]) {
+    if let Ok(header) = Header::parse(data) {
+        assert_eq!(header.to_bytes()[..], data[..HEADER_BYTES]);
+    }
+}

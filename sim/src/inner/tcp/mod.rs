@@ -1,0 +1,79 @@
+//! A bulk TCP flow with both ends: real packets, CUBIC, SACK, RACK, tail-loss probes; no connection set-up.
+
+mod cubic;
+mod receiver;
+mod sender;
+
+use tunnel::time::Time;
+
+pub use receiver::TcpReceived;
+use receiver::Receiver;
+use sender::Sender;
+pub use sender::TcpSent;
+
+use super::packet::Parsed;
+use super::{Emit, Ends};
+
+/// Payload bytes of a segment: an MTU of 1,500 less the headers.
+pub const MSS: usize = 1_460;
+
+/// How a flow sends.
+#[derive(Clone, Copy, Debug)]
+pub struct TcpSpec {
+    /// First segment.
+    pub start: Time,
+    /// No new data leaves from here on.
+    pub stop: Time,
+    /// Bytes to send in all; `u64::MAX` = as many as possible.
+    pub bytes: u64,
+}
+
+/// The flow with both ends.
+pub struct TcpFlow {
+    ends: Ends,
+    spec: TcpSpec,
+    sender: Sender,
+    receiver: Receiver,
+}
+
+impl TcpFlow {
+    /// A flow between `ends`; the client sends.
+    pub fn new(ends: Ends, spec: TcpSpec) -> Self {
+        Self { ends, spec, sender: Sender::new(ends, spec.bytes), receiver: Receiver::new(ends) }
+    }
+
+    /// What the receiver got so far.
+    pub fn received(&self) -> &TcpReceived {
+        self.receiver.stats()
+    }
+
+    /// What the sender did so far.
+    pub fn sent(&self) -> TcpSent {
+        self.sender.stats()
+    }
+
+    /// Whether every byte arrived and was acknowledged.
+    pub fn finished(&self) -> bool {
+        self.sender.acknowledged() >= self.spec.bytes
+    }
+
+    pub(super) fn poll(&mut self, now: Time, out: &mut Vec<Emit>) -> Time {
+        if now < self.spec.start {
+            return self.spec.start;
+        }
+        if now >= self.spec.stop {
+            self.sender.close();
+        }
+        let ack = self.receiver.poll(now, out);
+        let sender = self.sender.poll(now, out);
+        ack.min(sender).min(if now < self.spec.stop { self.spec.stop } else { Time::MAX })
+    }
+
+    pub(super) fn packet(&mut self, now: Time, site: usize, packet: &Parsed<'_>, out: &mut Vec<Emit>) {
+        if site == self.ends.server.0 && packet.to.1 == self.ends.server.2 {
+            self.receiver.packet(now, packet, out);
+        } else {
+            self.sender.acknowledge(now, packet);
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! A site: one node with its cores, sockets and WANs, as the engine would run it on a machine.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use packet::drop_reason::DropReason;
+use packet::vnet::VirtioNetHeader;
+use tunnel::PrivateKey;
+use tunnel::bond::Bond;
+use tunnel::config::{NodeConfig, Peer, Snapshot, Wan};
+use tunnel::core::{Core, Output, Target};
+use tunnel::header::Header;
+use tunnel::lifecycle::Action;
+use tunnel::node::{Node, Source};
+use tunnel::path::PathState;
+use tunnel::time::Time;
+
+use crate::random::Random;
+
+/// Where every site listens.
+pub const LISTEN_PORT: u16 = 51_820;
+
+/// What waits for a core.
+pub(crate) enum Item {
+    Packet(VirtioNetHeader, Vec<u8>),
+    Datagram(Source, Vec<u8>),
+    Run(Vec<Action>),
+}
+
+/// One worker core.
+pub(crate) struct Worker {
+    pub core: Core,
+    pub inbox: Vec<Item>,
+    pub wake: Time,
+    pub dirty: bool,
+}
+
+/// A dialer's socket.
+#[derive(Clone, Copy, Debug)]
+struct Dialed {
+    port: u16,
+    version: u32,
+}
+
+/// Names a dialer's socket: core, bond, path, number within the path.
+type DialKey = (u8, usize, u8, u8);
+
+/// What a core gave out in one round.
+#[derive(Default)]
+pub(crate) struct Collected {
+    pub sent: Vec<(Target, usize, Vec<u8>)>,
+    pub delivered: Vec<(usize, Vec<u8>, bool)>,
+}
+
+impl Output for Collected {
+    fn transmit(&mut self, target: &Target, segment: usize, datagrams: &[u8]) {
+        self.sent.push((*target, segment, datagrams.to_vec()));
+    }
+    fn deliver(&mut self, bond: usize, packet: &[u8], partial: bool, _may_merge: bool) {
+        self.delivered.push((bond, packet.to_vec(), partial));
+    }
+}
+
+/// What a site counts besides the cores' own drops.
+#[derive(Clone, Debug, Default)]
+pub struct SiteCounters {
+    /// Datagrams a core read that belonged to another core.
+    pub crossed: u64,
+    /// Inner packets that left over a core that does not own their flow.
+    pub foreign: u64,
+    /// Datagrams that could not be sent: WAN down or gone, no route, too big for the interface.
+    pub send_errors: u64,
+    /// Datagrams for a port nobody has.
+    pub no_socket: u64,
+    /// Datagrams received.
+    pub received: u64,
+}
+
+/// One site.
+pub struct Site {
+    /// Shared state of the node. Replaced by a restart.
+    pub node: Arc<Node>,
+    /// Configuration as applied last; change it and call [`crate::world::World::reload`].
+    pub snapshot: Snapshot,
+    /// Counters.
+    pub counters: SiteCounters,
+    /// Added to the world's time: every site's clock starts elsewhere.
+    pub clock_offset_ns: u64,
+    pub(crate) workers: Vec<Worker>,
+    pub(crate) private_key: [u8; 32],
+    /// Wall clock at the world's start, ns since 1970.
+    pub(crate) wall_clock_ns: u64,
+    pub(crate) running: bool,
+    dialed: BTreeMap<DialKey, Dialed>,
+    ports: BTreeMap<u16, DialKey>,
+    next_port: u16,
+    cores: u8,
+}
+
+impl Site {
+    pub(crate) fn new(random: &mut Random, cores: u8, wall_clock_ns: u64) -> Self {
+        let private_key = random.bytes();
+        let clock_offset_ns = random.below(1 << 40);
+        let node = Self::make_node(random, private_key, cores, wall_clock_ns, 0);
+        let mut site = Self {
+            node,
+            snapshot: Snapshot::default(),
+            counters: SiteCounters::default(),
+            clock_offset_ns,
+            workers: Vec::new(),
+            private_key,
+            wall_clock_ns,
+            running: true,
+            dialed: BTreeMap::new(),
+            ports: BTreeMap::new(),
+            next_port: 33_000,
+            cores,
+        };
+        site.make_workers();
+        site
+    }
+
+    fn make_node(random: &mut Random, key: [u8; 32], cores: u8, wall_clock_ns: u64, floor: u64) -> Arc<Node> {
+        Arc::new(Node::new(NodeConfig {
+            private_key: PrivateKey::new(key),
+            cores,
+            node_id: 0,
+            flow_hash_key: random.bytes(),
+            index_key: random.bytes(),
+            boot_id: random.next_u64(),
+            seed: random.bytes(),
+            wall_clock_ns,
+            timestamp_floor_ns: floor,
+        }))
+    }
+
+    fn make_workers(&mut self) {
+        self.workers = (0..self.cores)
+            .map(|id| Worker {
+                core: Core::new(id, Arc::clone(&self.node)),
+                inbox: Vec::new(),
+                wake: Time::MAX,
+                dirty: true,
+            })
+            .collect();
+    }
+
+    /// A process that starts anew: another boot id and hash key, no session, no socket; keys and configuration stay.
+    pub(crate) fn restart(&mut self, random: &mut Random, keep_floor: bool, now: Time) {
+        let floor = if keep_floor { self.node.timestamp_floor_ns() } else { 0 };
+        // A new process' clock starts at zero for all the tunnel cares; the wall clock goes on.
+        self.clock_offset_ns = random.below(1 << 40);
+        let wall = (self.wall_clock_ns + now.ns()).saturating_sub(self.time(now).ns());
+        let wall = if self.wall_clock_ns == 0 { 0 } else { wall };
+        self.node = Self::make_node(random, self.private_key, self.cores, wall, floor);
+        self.make_workers();
+        self.dialed.clear();
+        self.ports.clear();
+    }
+
+    /// The number of cores from the next restart on.
+    pub fn set_cores(&mut self, cores: u8) {
+        self.cores = cores;
+    }
+
+    /// The site's own clock at the world's time `now`.
+    pub(crate) fn time(&self, now: Time) -> Time {
+        now.plus_ns(self.clock_offset_ns)
+    }
+
+    /// Public key.
+    pub fn public_key(&self) -> [u8; 32] {
+        PrivateKey::new(self.private_key).public()
+    }
+
+    /// A configured peer by name.
+    pub fn peer_mut(&mut self, name: &str) -> Option<&mut Peer> {
+        self.snapshot.peers.iter_mut().find(|peer| peer.name == name)
+    }
+
+    /// A WAN by id.
+    pub fn wan(&self, id: u16) -> Option<&Wan> {
+        self.snapshot.wans.iter().find(|wan| wan.id == id)
+    }
+
+    /// A WAN by id, to change before a reload.
+    pub fn wan_mut(&mut self, id: u16) -> Option<&mut Wan> {
+        self.snapshot.wans.iter_mut().find(|wan| wan.id == id)
+    }
+
+    /// The bond in a slot.
+    pub fn bond(&self, slot: usize) -> Option<Arc<Bond>> {
+        self.node.bonds.load().get(slot).cloned()
+    }
+
+    /// Paths of the bond in `slot` in a state.
+    pub fn paths_in(&self, slot: usize, state: PathState) -> usize {
+        self.bond(slot).map_or(0, |bond| bond.paths.load().iter().filter(|path| path.state() == state).count())
+    }
+
+    /// Paths of the bond in `slot` that carry data.
+    pub fn paths_up(&self, slot: usize) -> usize {
+        self.paths_in(slot, PathState::Up)
+    }
+
+    /// Completed handshakes of a bond.
+    pub fn handshakes(&self, slot: usize) -> u64 {
+        self.bond(slot)
+            .map_or(0, |bond| bond.totals.handshakes.load(std::sync::atomic::Ordering::Relaxed))
+    }
+
+    /// Datagrams and packets dropped for `reason` on all cores.
+    pub fn drops(&self, reason: DropReason) -> u64 {
+        self.workers.iter().map(|worker| worker.core.drops.get(reason)).sum()
+    }
+
+    /// Everything dropped, by reason, without zeros.
+    pub fn all_drops(&self) -> Vec<(DropReason, u64)> {
+        DropReason::ALL.iter().map(|reason| (*reason, self.drops(*reason))).filter(|drop| drop.1 > 0).collect()
+    }
+
+    /// A line about every path, for people who read a failed test.
+    pub fn describe(&self) -> String {
+        use std::fmt::Write as _;
+        let mut text = String::new();
+        for bond in self.node.bonds.load().iter() {
+            let session = bond.current.load().as_ref().map(|session| session.number);
+            let _ = writeln!(text, "  bond {} session {session:?}", bond.slot);
+            for path in bond.paths.load().iter() {
+                let _ = writeln!(
+                    text,
+                    "    path {} {} ({}) to {:?} rate {} delay {} queue {} jitter {} rtt {} mtu {}",
+                    path.id,
+                    path.state().name(),
+                    path.reason(),
+                    path.route(),
+                    path.rate(),
+                    path.delay_us(),
+                    path.queue_us(),
+                    path.jitter_us(),
+                    path.rtt_us(),
+                    path.datagram_bytes(),
+                );
+            }
+        }
+        let _ = writeln!(text, "  {:?} {:?}", self.counters, self.all_drops());
+        text
+    }
+
+    /// The local address and port a datagram leaves from, or `None` when it cannot leave.
+    pub(crate) fn source_of(&mut self, core: u8, target: &Target, bytes: usize) -> Option<SocketAddr> {
+        let wan = self.wan(target.route.wan).filter(|wan| wan.up)?;
+        if bytes + crate::link::IP_OVERHEAD_BYTES > usize::from(wan.mtu) {
+            return None;
+        }
+        let remote = target.route.remote;
+        let own = wan.addresses.iter().copied().find(|address| address.is_ipv4() == remote.is_ipv4())?;
+        let address = match target.route.local {
+            Some(local) if wan.addresses.contains(&local) => local,
+            _ => own,
+        };
+        let bond = match target.bond {
+            Some(bond) if target.dialer => bond,
+            _ => return Some(SocketAddr::new(address, LISTEN_PORT)),
+        };
+        let cap = self.bond(bond).map_or(4, |bond| bond.peer.load().sockets_per_path);
+        let slot = target.peer_core % (cap / self.cores.max(1)).max(1);
+        let key = (core, bond, target.path, slot);
+        if let Some(known) = self.dialed.get(&key) {
+            if known.version == target.version {
+                return Some(SocketAddr::new(address, known.port));
+            }
+            self.ports.remove(&known.port);
+        }
+        while self.ports.contains_key(&self.next_port) {
+            self.next_port = self.next_port.wrapping_add(1).max(33_000);
+        }
+        let port = self.next_port;
+        self.next_port = self.next_port.wrapping_add(1).max(33_000);
+        self.ports.insert(port, key);
+        self.dialed.insert(key, Dialed { port, version: target.version });
+        Some(SocketAddr::new(address, port))
+    }
+
+    /// The core that reads a datagram, and where it came from; `None` when nobody listens there.
+    pub(crate) fn reader(
+        &self,
+        wan: u16,
+        from: SocketAddr,
+        to: SocketAddr,
+        bytes: &[u8],
+    ) -> Option<(u8, Source)> {
+        if to.port() == LISTEN_PORT {
+            // What the SO_REUSEPORT program does: by core byte for data, any core for the rest.
+            let [kind, receiving, sending, ..] = *bytes else {
+                return Some((0, Source { wan, local: Some(to.ip()), remote: from, socket: None }));
+            };
+            let core = match kind & 15 {
+                4.. if receiving < self.cores => receiving,
+                4.. => sending % self.cores,
+                _ => (from.port() % u16::from(self.cores)) as u8,
+            };
+            return Some((core, Source { wan, local: Some(to.ip()), remote: from, socket: None }));
+        }
+        let (core, bond, path, _) = *self.ports.get(&to.port())?;
+        Some((core, Source { wan, local: None, remote: from, socket: Some((bond, path)) }))
+    }
+
+    /// The core that owns a datagram read by `reader`.
+    pub(crate) fn owner(&self, reader: u8, bytes: &[u8]) -> u8 {
+        Header::parse(bytes)
+            .ok()
+            .and_then(|header| tunnel::core::owner_core(&header, self.node.cores))
+            .unwrap_or(reader)
+    }
+
+    /// Whether an address is one of a WAN's.
+    pub(crate) fn owns(&self, wan: u16, address: IpAddr) -> bool {
+        self.wan(wan).is_some_and(|wan| wan.up && wan.addresses.contains(&address))
+    }
+}
