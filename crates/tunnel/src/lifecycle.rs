@@ -450,7 +450,8 @@ impl Lifecycle {
     /// using several of them adds nothing but contention. So a set is chosen that covers every local WAN and
     /// every remote address once, the quickest first, and what neither adds a WAN nor an address stays on standby.
     fn choose_paths(&mut self) {
-        let mut up: Vec<_> = self.paths.iter().filter(|life| life.path.usable()).map(|life| &life.path).collect();
+        let mut up: Vec<_> =
+            self.paths.iter().filter(|life| life.path.usable()).map(|life| &life.path).collect();
         let ids: Vec<u8> = up.iter().map(|path| path.id).collect();
         if ids == self.up {
             return;

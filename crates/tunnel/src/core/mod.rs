@@ -8,10 +8,13 @@
 //!
 //! Datagrams and packets leave through the caller's [`Output`]. Nothing here blocks, reads a clock or does I/O.
 
+mod build;
+mod depart;
 mod feedback;
 mod lane;
 mod receive;
 mod transmit;
+mod upkeep;
 
 use std::sync::Arc;
 

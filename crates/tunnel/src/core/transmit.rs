@@ -2,8 +2,8 @@
 //!
 //! 1. [`Transmit::offer`] takes an inner packet (or super-packet) whose receiving core is known.
 //! 2. [`Transmit::dispatch`] asks the scheduler where the next run of segments goes, books the path and
-//!    writes the run into that path's [`SendLog`].
-//! 3. [`Transmit::depart`] seals what is due and hands it out, a GSO run at a time.
+//!    writes the run into that path's [`SendLog`] (`build.rs`).
+//! 3. [`Transmit::depart`] (`depart.rs`) seals what is due and hands it out, a GSO run at a time.
 //! 4. Reports and NACKs come back: [`super::feedback`].
 
 use std::collections::VecDeque;
@@ -18,30 +18,17 @@ use steering::policy::{CoreChooser, Policy};
 use super::{Output, Target};
 use crate::aead::TAG_BYTES;
 use crate::bond::{Bond, PeerCores};
-use crate::frame::{PacketHead, PieceHead};
-use crate::header::{HEADER_BYTES, Header, Kind};
+use crate::frame::PacketHead;
+use crate::header::HEADER_BYTES;
 use crate::keys::Encryption;
 use crate::order::{FLOW_BUCKETS, Order, Stamper};
-use crate::path::{Path, PathState, WIRE_OVERHEAD_BYTES};
+use crate::path::{Path, WIRE_OVERHEAD_BYTES};
 use crate::queue::{FqCodel, Item, Verdict};
 use crate::schedule::{Choice, ClassPolicy, PathView, choose};
 use crate::send_log::SendLog;
-use crate::session::{REJECT_AFTER_PACKETS, REKEY_AFTER_PACKETS, Session};
+use crate::session::Session;
 use crate::time::Time;
 
-/// A packet leaves this much before its booked departure: the worker's timer is no finer.
-const DEPART_SLACK_NS: u64 = 500_000;
-/// Packets at most this long are written so that others may follow in the same datagram.
-const AGGREGATE_BYTES: usize = 640;
-/// A remainder smaller than this is not worth a piece.
-const PIECE_MIN_BYTES: usize = 160;
-/// With partial encryption the front of a datagram stays readable for the networks between: frame head and inner
-/// headers (row T11). It is authenticated all the same.
-const PARTIAL_CLEAR_BYTES: usize = 64;
-/// Without a report for this long (six of them), data outstanding, a path is suspect …
-const SUSPECT_SILENT_US: u64 = 60_000;
-/// … and twice as long if anything was heard on it within this time.
-const SUSPECT_HEARD_NS: u64 = 40_000_000;
 /// Flows a core remembers for the policies that are not a pure function of the hash.
 const CHOOSER_FLOWS: usize = 16_384;
 /// Queue limits of one core and bond.
@@ -159,23 +146,23 @@ pub(super) struct Transmit {
     pub bond: Arc<Bond>,
     pub session: Option<Arc<Session>>,
     /// Next counter of each lane, by path and receiving core.
-    counters: Vec<Option<Box<[u64]>>>,
+    pub(super) counters: Vec<Option<Box<[u64]>>>,
     /// Packets sealed in this epoch.
-    sealed: u64,
+    pub(super) sealed: u64,
     pub paths: Vec<PathTx>,
     pub queue: Option<Box<FqCodel<Waiting>>>,
-    stampers: Vec<Option<Box<Stamper>>>,
+    pub(super) stampers: Vec<Option<Box<Stamper>>>,
     sparse: Option<Box<[(u32, u32)]>>,
     /// Stamps are used while more than one path is up, and a while longer.
-    ordered_until: Time,
+    pub(super) ordered_until: Time,
     pub repeats: VecDeque<Repeat>,
     views: Vec<PathView>,
     last_path: Option<u8>,
     /// When to dispatch again.
     pub wake: Time,
     pool: Vec<Vec<u8>>,
-    scratch: Vec<u8>,
-    queued_published: i64,
+    pub(super) scratch: Vec<u8>,
+    pub(super) queued_published: i64,
     /// For the policies that are not a pure function of the hash, and what it was made from.
     chooser: Option<Box<CoreChooser>>,
     chooser_of: Option<Arc<PeerCores>>,
@@ -183,7 +170,7 @@ pub(super) struct Transmit {
 }
 
 /// Bytes a run of packets costs on the wire.
-fn wire_bytes(datagrams: usize, bytes: usize) -> u64 {
+pub(super) fn wire_bytes(datagrams: usize, bytes: usize) -> u64 {
     (bytes + datagrams * WIRE_OVERHEAD_BYTES as usize) as u64
 }
 
@@ -335,11 +322,11 @@ impl Transmit {
             .max(256)
     }
 
-    fn encryption(&self) -> Encryption {
+    pub(super) fn encryption(&self) -> Encryption {
         self.session.as_ref().map_or(Encryption::On, |session| session.encryption)
     }
 
-    fn clear_overhead(&self) -> usize {
+    pub(super) fn clear_overhead(&self) -> usize {
         if self.encryption() == Encryption::Partial { crate::aead::CLEAR_LENGTH_BYTES } else { 0 }
     }
 
@@ -479,193 +466,6 @@ impl Transmit {
         usize::try_from(fastest / 4_000).unwrap_or(usize::MAX).div_euclid(per_segment.max(1)).clamp(2, 44)
     }
 
-    /// Writes one segment into the log of path `at`. False when the log has no room.
-    fn append(
-        &mut self,
-        now: Time,
-        at: usize,
-        depart: Time,
-        segmenter: &Segmenter<'_>,
-        index: usize,
-        meta: Meta,
-    ) -> bool {
-        let multi = now < self.ordered_until;
-        // A path was chosen, so the peer is known, and with it the core.
-        let peer_core = meta.peer_core.unwrap_or(0);
-        let payload = segmenter.segment_payload();
-        let length =
-            segmenter.header_bytes() + payload.min(segmenter.payload_bytes().saturating_sub(index * payload));
-        let front = HEADER_BYTES + self.clear_overhead();
-        let tx = &mut self.paths[at];
-        let datagram_bytes = tx.path.datagram_bytes();
-        let ordered = multi && !meta.sparse;
-        let (log, depart) = if meta.sparse && multi { (&mut tx.express, now) } else { (&mut tx.log, depart) };
-        log.ensure(log_capacity(&tx.path, meta.sparse && multi), front);
-        let mut head = PacketHead {
-            order: ordered.then(Order::default),
-            partial: segmenter.checksum_partial(),
-            group: segmenter.is_super() && index > 0,
-            ..PacketHead::default()
-        };
-        let small = length <= AGGREGATE_BYTES;
-        if small {
-            head.bytes = Some(length as u16);
-        }
-        let fits_alone = front + head.encoded_len() + length + TAG_BYTES <= datagram_bytes;
-        if fits_alone {
-            let need = head.encoded_len() + length;
-            if (!small || log.open_room(peer_core) < need) && !log.open(peer_core, depart, datagram_bytes) {
-                return false;
-            }
-            if ordered {
-                head.order = Some(stamp(&mut self.stampers, peer_core, meta.hash, tx.path.id));
-                tx.ordered_at = now;
-            }
-            let out = log.open_slice();
-            let Some(used) = head.write(out, 0) else { return false };
-            let written = segmenter.write_segment(index, &mut out[used..]);
-            log.advance(used + written);
-            if !small {
-                log.close();
-            }
-            return true;
-        }
-        self.scratch.resize(length, 0);
-        let written = segmenter.write_segment(index, &mut self.scratch);
-        let order = stamp(&mut self.stampers, peer_core, meta.hash, tx.path.id);
-        let piece = PieceHead { order, partial: head.partial, total: written as u16, ..PieceHead::default() };
-        append_pieces(log, piece, &self.scratch[..written], peer_core, depart, datagram_bytes)
-    }
-
-    /// Seals and hands out everything that is due on every path.
-    pub fn depart(&mut self, now: Time, out: &mut impl Output) -> Time {
-        let mut next = self.wake;
-        for at in 0..self.paths.len() {
-            if self.paths[at].log.has_pending() || self.paths[at].express.has_pending() {
-                self.flush_path(now, at, out);
-            }
-            if let Some(departure) = self.paths[at].log.next_departure() {
-                next = next.min(Time::from_ns(departure.ns().saturating_sub(DEPART_SLACK_NS / 2)));
-            }
-        }
-        let queued = self.queue.as_ref().map_or(0, |queue| queue.bytes()) as i64;
-        if queued != self.queued_published {
-            self.bond
-                .totals
-                .queue_bytes
-                .fetch_add(queued - self.queued_published, std::sync::atomic::Ordering::Relaxed);
-            self.queued_published = queued;
-        }
-        next
-    }
-
-    fn flush_path(&mut self, now: Time, at: usize, out: &mut impl Output) {
-        let Some(session) = self.session.clone() else { return };
-        let Some(key) = session.seal_key(self.core) else { return };
-        let encryption = self.encryption();
-        if self.counters.len() <= usize::from(self.paths[at].path.id) {
-            self.counters.resize_with(usize::from(self.paths[at].path.id) + 1, || None);
-        }
-        let tx = &mut self.paths[at];
-        let counters = self.counters[usize::from(tx.path.id)]
-            .get_or_insert_with(|| vec![0; usize::from(session.peer_cores)].into_boxed_slice());
-        let (mut datagrams, mut bytes) = (0, 0);
-        for express in [true, false] {
-            loop {
-                let log = if express { &mut tx.express } else { &mut tx.log };
-                let Some(run) = log.due(now.plus_ns(DEPART_SLACK_NS)) else { break };
-                let Some(counter) = counters.get_mut(usize::from(run.peer_core)) else { continue };
-                for number in run.first..run.first + run.count as u64 {
-                    let header = Header {
-                        kind: data_kind(encryption),
-                        receiving_core: run.peer_core,
-                        sending_core: self.core,
-                        path: tx.path.id,
-                        receiver_index: session.remote_index,
-                        counter: *counter,
-                    };
-                    *counter += 1;
-                    seal(key, &header, log.datagram_mut(number), encryption);
-                    log.mark_sent(number, now, header.counter, session.number);
-                }
-                self.sealed += run.count as u64;
-                let sent = log.run_bytes(&run).len();
-                datagrams += run.count as u64;
-                bytes += sent as u64;
-                let target = tx.target(&self.bond, run.peer_core);
-                let log = if express { &tx.express } else { &tx.log };
-                out.transmit(&target, run.segment, log.run_bytes(&run));
-            }
-        }
-        if datagrams > 0 {
-            use std::sync::atomic::Ordering::Relaxed;
-            tx.path.note_sent(now);
-            tx.path.traffic.tx_datagrams.fetch_add(datagrams, Relaxed);
-            tx.path.traffic.tx_bytes.fetch_add(bytes, Relaxed);
-            self.watch_limits(&session);
-        }
-    }
-
-    fn watch_limits(&mut self, session: &Session) {
-        if self.sealed >= REKEY_AFTER_PACKETS {
-            session.spend();
-        }
-        if self.sealed >= REJECT_AFTER_PACKETS {
-            self.session = None;
-        }
-    }
-
-    /// Seals frames in a datagram of their own and sends it at once: control frames, reports.
-    pub fn send_control(
-        &mut self,
-        now: Time,
-        id: u8,
-        peer_core: u8,
-        route: Option<crate::path::Route>,
-        frames: &[u8],
-        pad_to: usize,
-        out: &mut impl Output,
-    ) {
-        let Some(session) = self.session.clone() else { return };
-        let (Some(key), Some(at)) =
-            (session.seal_key(self.core), self.paths.iter().position(|tx| tx.path.id == id))
-        else {
-            return;
-        };
-        let peer_core = if peer_core < session.peer_cores { peer_core } else { 0 };
-        if self.counters.len() <= usize::from(id) {
-            self.counters.resize_with(usize::from(id) + 1, || None);
-        }
-        let counters = self.counters[usize::from(id)]
-            .get_or_insert_with(|| vec![0; usize::from(session.peer_cores)].into_boxed_slice());
-        let counter = counters[usize::from(peer_core)];
-        counters[usize::from(peer_core)] += 1;
-        self.sealed += 1;
-        let length = (HEADER_BYTES + frames.len() + TAG_BYTES).max(pad_to);
-        self.scratch.clear();
-        self.scratch.resize(length, 0);
-        self.scratch[HEADER_BYTES..HEADER_BYTES + frames.len()].copy_from_slice(frames);
-        let header = Header {
-            kind: Kind::Data,
-            receiving_core: peer_core,
-            sending_core: self.core,
-            path: id,
-            receiver_index: session.remote_index,
-            counter,
-        };
-        header.write(&mut self.scratch);
-        key.seal(&header, &mut self.scratch);
-        let tx = &mut self.paths[at];
-        let mut target = tx.target(&self.bond, peer_core);
-        if let Some(route) = route {
-            target.route = route;
-        }
-        tx.path.note_sent(now);
-        tx.path.traffic.tx_datagrams.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        tx.path.traffic.tx_bytes.fetch_add(length as u64, std::sync::atomic::Ordering::Relaxed);
-        out.transmit(&target, length, &self.scratch);
-    }
-
     /// Sends datagrams again over the path that delivers them first. False when the paths are booked out.
     fn send_repeats(&mut self, now: Time, out: &mut impl Output) -> bool {
         while let Some(repeat) = self.repeats.front().copied() {
@@ -703,256 +503,6 @@ impl Transmit {
             self.repeats.pop_front();
         }
         true
-    }
-
-    /// A path stopped being usable: what waits for it departs elsewhere, what it did not deliver is repeated.
-    pub fn abandon(&mut self, now: Time, at: usize) {
-        let id = self.paths[at].path.id;
-        let Some(to) = self
-            .paths
-            .iter()
-            .enumerate()
-            .filter(|(_, tx)| tx.path.id != id && tx.path.carries())
-            .min_by_key(|(_, tx)| tx.path.delay_us())
-            .map(|(to, _)| to)
-        else {
-            return;
-        };
-        let front = HEADER_BYTES + self.clear_overhead();
-        let mut frames = std::mem::take(&mut self.scratch);
-        while let Some(peer_core) = self.paths[at].log.withdraw(&mut frames) {
-            let bytes = wire_bytes(1, frames.len() + HEADER_BYTES + TAG_BYTES);
-            let depart = self.paths[to].path.book(now, bytes);
-            let tx = &mut self.paths[to];
-            tx.log.ensure(log_capacity(&tx.path, false), front);
-            let size = frames.len() + front + TAG_BYTES;
-            // A datagram built for a larger path cannot leave here; its flow's own recovery replaces it.
-            if size <= tx.path.datagram_bytes() && tx.log.open(peer_core, depart, size) {
-                tx.log.open_slice()[..frames.len()].copy_from_slice(&frames);
-                tx.log.advance(frames.len());
-                tx.log.close();
-            }
-        }
-        self.scratch = frames;
-        for express in [true, false] {
-            let log = if express { &self.paths[at].express } else { &self.paths[at].log };
-            for number in log.outstanding() {
-                self.repeats.push_back(Repeat { path: id, express, number });
-            }
-        }
-        self.wake = now;
-    }
-
-    /// Paths of this core on which data is outstanding while reports stopped (design §4 "Paths"), each with whether
-    /// anything else still comes over it.
-    pub fn find_suspects(&self, now: Time) -> Vec<(u8, bool)> {
-        let mut suspects = Vec::new();
-        for tx in self.paths.iter().filter(|tx| tx.path.state() == PathState::Up) {
-            let Some(oldest) = tx.log.oldest_outstanding().or(tx.express.oldest_outstanding()) else {
-                continue;
-            };
-            let rtt_us = u64::from(tx.path.rtt_us())
-                + 4 * u64::from(tx.path.rttvar_us())
-                + u64::from(tx.path.queue_us());
-            let silent_us = now.since(tx.progress_at.max(oldest)) / 1_000;
-            let age_us = now.since(oldest) / 1_000;
-            let heard = now.since(tx.path.heard_at()) < SUSPECT_HEARD_NS;
-            let patience_us = if heard { 2 * SUSPECT_SILENT_US } else { SUSPECT_SILENT_US };
-            if silent_us > patience_us && age_us > rtt_us + SUSPECT_SILENT_US {
-                suspects.push((tx.path.id, heard));
-            }
-        }
-        suspects
-    }
-
-    /// Moves everything away from paths that stopped being usable since the last call.
-    pub fn leave_dead_paths(&mut self, now: Time) {
-        for at in 0..self.paths.len() {
-            let usable = self.paths[at].path.usable();
-            if !usable && self.paths[at].in_use {
-                self.abandon(now, at);
-            }
-            self.paths[at].in_use = usable;
-        }
-    }
-
-    /// The usable path with the lowest delay.
-    pub fn fastest_path(&self) -> Option<u8> {
-        let usable = self.paths.iter().filter(|tx| tx.path.carries());
-        usable.min_by_key(|tx| (tx.path.delay_us(), tx.path.id)).map(|tx| tx.path.id)
-    }
-
-    /// Whether packets carry stamps now.
-    pub fn ordering(&self, now: Time) -> bool {
-        self.paths.iter().any(|tx| now.since(tx.ordered_at) < 200_000_000)
-    }
-
-    /// Cores of the peer this core sends ordered packets to.
-    pub fn receiving_cores(&self) -> Vec<u8> {
-        (0..self.stampers.len())
-            .filter(|core| self.stampers[*core].is_some())
-            .map(|core| core as u8)
-            .collect()
-    }
-
-    /// Whether anything is under way that slow timers must watch.
-    pub fn busy(&self) -> bool {
-        !self.repeats.is_empty()
-            || self
-                .paths
-                .iter()
-                .any(|tx| tx.in_use != tx.path.usable() || tx.log.oldest_outstanding().is_some())
-            || self.paths.iter().any(|tx| tx.express.oldest_outstanding().is_some())
-    }
-
-    /// Whether a path waits for its first keepalives.
-    pub fn unannounced(&self) -> bool {
-        self.session.is_some()
-            && self.bond.dialer
-            && self.paths.iter().any(|tx| {
-                tx.path.usable() && tx.announced.is_none_or(|(version, _)| version != tx.path.route_version())
-            })
-    }
-
-    /// A dialer keeps every socket of every path known to the peer and its NAT mapping open.
-    pub fn keep_alive(&mut self, now: Time, every_ns: u64, out: &mut impl Output) {
-        let Some(peer_cores) = self.session.as_ref().map(|session| session.peer_cores) else { return };
-        if !self.bond.dialer {
-            return;
-        }
-        for at in 0..self.paths.len() {
-            let tx = &mut self.paths[at];
-            let version = tx.path.route_version();
-            let due =
-                tx.announced.is_none_or(|(known, when)| known != version || now.since(when) >= every_ns);
-            if !tx.path.usable() || !due {
-                continue;
-            }
-            tx.announced = Some((version, now));
-            let id = tx.path.id;
-            for core in 0..peer_cores {
-                self.send_control(now, id, core, None, &[crate::frame::kind::PADDING], 0, out);
-            }
-        }
-    }
-
-    /// Tells the stampers the time; after a settling time a flow that stays on one path needs no order any more.
-    pub fn tick_stampers(&mut self, now: Time) {
-        let delays = self
-            .paths
-            .iter()
-            .filter(|tx| tx.path.carries())
-            .map(|tx| (tx.path.delay_us(), tx.path.jitter_us(), tx.path.rtt_us()));
-        let (mut least, mut most, mut extra) = (i64::MAX, i64::MIN, 0);
-        for (delay_us, jitter_us, rtt_us) in delays {
-            (least, most) = (least.min(delay_us), most.max(delay_us));
-            extra = extra.max(4 * jitter_us + rtt_us * 2);
-        }
-        let spread_us = u32::try_from(most.saturating_sub(least).max(0)).unwrap_or(u32::MAX);
-        for stamper in self.stampers.iter_mut().flatten() {
-            stamper.tick(now, spread_us.saturating_add(extra).saturating_add(20_000));
-        }
-    }
-
-    /// One marker on every path that lags behind the newest stamp, so that the receiver need not wait for it.
-    pub fn markers(&mut self, now: Time, out: &mut impl Output) {
-        let newest = self.paths.iter().map(|tx| tx.ordered_at).max().unwrap_or(Time::ZERO);
-        if newest == Time::ZERO || now.since(newest) > 20_000_000 {
-            return;
-        }
-        for at in 0..self.paths.len() {
-            let tx = &self.paths[at];
-            let lag_ns = newest.since(tx.ordered_at);
-            if !tx.path.carries() || tx.ordered_at == Time::ZERO || lag_ns < 4_000_000 || tx.log.has_pending()
-            {
-                continue;
-            }
-            let id = tx.path.id;
-            self.paths[at].ordered_at = newest;
-            for core in 0..self.stampers.len() {
-                if let Some(last) = self.stampers[core].as_ref().and_then(|stamper| stamper.marker()) {
-                    let frames = crate::lifecycle::encode(&crate::frame::Frame::Marker { stamp: last });
-                    self.send_control(now, id, core as u8, None, &frames, 0, out);
-                }
-            }
-        }
-    }
-}
-
-/// Ring size: what the path carries in two round trips and a report, so that anything still recoverable is kept.
-fn log_capacity(path: &Path, express: bool) -> usize {
-    if express {
-        return 64 << 10;
-    }
-    let kept_us = u64::from(path.rtt_us()) * 2 + 60_000;
-    let bytes = path.rate().saturating_mul(kept_us) / 1_000_000;
-    let limit = if path.rtt_us() < 2_000 { 512 << 10 } else { 8 << 20 };
-    usize::try_from(bytes).unwrap_or(usize::MAX).clamp(256 << 10, limit)
-}
-
-/// Next stamp of the flow's lane pair.
-fn stamp(stampers: &mut Vec<Option<Box<Stamper>>>, peer_core: u8, hash: u32, path: u8) -> Order {
-    let core = usize::from(peer_core);
-    if stampers.len() <= core {
-        stampers.resize_with(core + 1, || None);
-    }
-    stampers[core].get_or_insert_default().next(hash as usize % FLOW_BUCKETS, path)
-}
-
-/// Cuts a packet into pieces: the first fills what is left of the open datagram, the others follow.
-fn append_pieces(
-    log: &mut SendLog,
-    mut head: PieceHead,
-    packet: &[u8],
-    peer_core: u8,
-    depart: Time,
-    datagram_bytes: usize,
-) -> bool {
-    head.bytes = Some(0);
-    let head_bytes = head.encoded_len();
-    let mut offset = 0;
-    while offset < packet.len() {
-        let room = log.open_room(peer_core);
-        if room < head_bytes + PIECE_MIN_BYTES.min(packet.len() - offset)
-            && !log.open(peer_core, depart, datagram_bytes)
-        {
-            return false;
-        }
-        let take = (log.open_room(peer_core) - head_bytes).min(packet.len() - offset);
-        head.offset = offset as u16;
-        head.bytes = Some(take as u16);
-        let out = log.open_slice();
-        let Some(used) = head.write(out, 0) else { return false };
-        out[used..used + take].copy_from_slice(&packet[offset..offset + take]);
-        log.advance(used + take);
-        offset += take;
-    }
-    true
-}
-
-/// Seals one datagram in place, header included.
-fn seal(key: &crate::aead::LaneKey, header: &Header, datagram: &mut [u8], encryption: Encryption) {
-    header.write(datagram);
-    match encryption {
-        Encryption::On => key.seal(header, datagram),
-        Encryption::Partial => {
-            let plaintext = datagram.len() - HEADER_BYTES - TAG_BYTES - crate::aead::CLEAR_LENGTH_BYTES;
-            key.seal_partial(header, plaintext.min(PARTIAL_CLEAR_BYTES) as u16, datagram);
-        }
-        Encryption::Off => {
-            // The tag's room stays, zeroed: datagram sizes do not depend on the mode.
-            let at = datagram.len() - TAG_BYTES;
-            datagram[at..].fill(0);
-        }
-    }
-}
-
-/// Kind of a datagram of inner packets.
-const fn data_kind(encryption: Encryption) -> Kind {
-    match encryption {
-        Encryption::On => Kind::Data,
-        Encryption::Partial => Kind::Partial,
-        Encryption::Off => Kind::Clear,
     }
 }
 

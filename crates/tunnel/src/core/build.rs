@@ -1,0 +1,128 @@
+//! From a segment to a datagram: frames into the path's send log.
+
+use packet::segment::Segmenter;
+
+use super::transmit::{Meta, Transmit};
+use crate::aead::TAG_BYTES;
+use crate::frame::{PacketHead, PieceHead};
+use crate::header::HEADER_BYTES;
+use crate::order::{FLOW_BUCKETS, Order, Stamper};
+use crate::path::Path;
+use crate::send_log::SendLog;
+use crate::time::Time;
+
+/// Packets at most this long are written so that others may follow in the same datagram.
+const AGGREGATE_BYTES: usize = 640;
+/// A remainder smaller than this is not worth a piece.
+const PIECE_MIN_BYTES: usize = 160;
+
+impl Transmit {
+    /// Writes one segment into the log of path `at`. False when the log has no room.
+    pub(super) fn append(
+        &mut self,
+        now: Time,
+        at: usize,
+        depart: Time,
+        segmenter: &Segmenter<'_>,
+        index: usize,
+        meta: Meta,
+    ) -> bool {
+        let multi = now < self.ordered_until;
+        // A path was chosen, so the peer is known, and with it the core.
+        let peer_core = meta.peer_core.unwrap_or(0);
+        let payload = segmenter.segment_payload();
+        let length =
+            segmenter.header_bytes() + payload.min(segmenter.payload_bytes().saturating_sub(index * payload));
+        let front = HEADER_BYTES + self.clear_overhead();
+        let tx = &mut self.paths[at];
+        let datagram_bytes = tx.path.datagram_bytes();
+        let ordered = multi && !meta.sparse;
+        let (log, depart) = if meta.sparse && multi { (&mut tx.express, now) } else { (&mut tx.log, depart) };
+        log.ensure(log_capacity(&tx.path, meta.sparse && multi), front);
+        let mut head = PacketHead {
+            order: ordered.then(Order::default),
+            partial: segmenter.checksum_partial(),
+            group: segmenter.is_super() && index > 0,
+            ..PacketHead::default()
+        };
+        let small = length <= AGGREGATE_BYTES;
+        if small {
+            head.bytes = Some(length as u16);
+        }
+        let fits_alone = front + head.encoded_len() + length + TAG_BYTES <= datagram_bytes;
+        if fits_alone {
+            let need = head.encoded_len() + length;
+            if (!small || log.open_room(peer_core) < need) && !log.open(peer_core, depart, datagram_bytes) {
+                return false;
+            }
+            if ordered {
+                head.order = Some(stamp(&mut self.stampers, peer_core, meta.hash, tx.path.id));
+                tx.ordered_at = now;
+            }
+            let out = log.open_slice();
+            let Some(used) = head.write(out, 0) else { return false };
+            let written = segmenter.write_segment(index, &mut out[used..]);
+            log.advance(used + written);
+            if !small {
+                log.close();
+            }
+            return true;
+        }
+        self.scratch.resize(length, 0);
+        let written = segmenter.write_segment(index, &mut self.scratch);
+        let order = stamp(&mut self.stampers, peer_core, meta.hash, tx.path.id);
+        let piece = PieceHead { order, partial: head.partial, total: written as u16, ..PieceHead::default() };
+        append_pieces(log, piece, &self.scratch[..written], peer_core, depart, datagram_bytes)
+    }
+}
+
+/// Ring size: what the path carries in two round trips and a report, so that anything still recoverable is kept.
+pub(super) fn log_capacity(path: &Path, express: bool) -> usize {
+    if express {
+        return 64 << 10;
+    }
+    let kept_us = u64::from(path.rtt_us()) * 2 + 60_000;
+    let bytes = path.rate().saturating_mul(kept_us) / 1_000_000;
+    let limit = if path.rtt_us() < 2_000 { 512 << 10 } else { 8 << 20 };
+    usize::try_from(bytes).unwrap_or(usize::MAX).clamp(256 << 10, limit)
+}
+
+/// Next stamp of the flow's lane pair.
+fn stamp(stampers: &mut Vec<Option<Box<Stamper>>>, peer_core: u8, hash: u32, path: u8) -> Order {
+    let core = usize::from(peer_core);
+    if stampers.len() <= core {
+        stampers.resize_with(core + 1, || None);
+    }
+    stampers[core].get_or_insert_default().next(hash as usize % FLOW_BUCKETS, path)
+}
+
+/// Cuts a packet into pieces: the first fills what is left of the open datagram, the others follow.
+fn append_pieces(
+    log: &mut SendLog,
+    mut head: PieceHead,
+    packet: &[u8],
+    peer_core: u8,
+    depart: Time,
+    datagram_bytes: usize,
+) -> bool {
+    head.bytes = Some(0);
+    let head_bytes = head.encoded_len();
+    let mut offset = 0;
+    while offset < packet.len() {
+        let room = log.open_room(peer_core);
+        if room < head_bytes + PIECE_MIN_BYTES.min(packet.len() - offset)
+            && !log.open(peer_core, depart, datagram_bytes)
+        {
+            return false;
+        }
+        let take = (log.open_room(peer_core) - head_bytes).min(packet.len() - offset);
+        head.offset = offset as u16;
+        head.bytes = Some(take as u16);
+        let out = log.open_slice();
+        let Some(used) = head.write(out, 0) else { return false };
+        out[used..used + take].copy_from_slice(&packet[offset..offset + take]);
+        log.advance(used + take);
+        offset += take;
+    }
+    true
+}

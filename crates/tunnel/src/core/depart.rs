@@ -1,0 +1,171 @@
+//! Departure: seal what is due and hand it out, a GSO run at a time; control frames at once.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::Output;
+use super::transmit::Transmit;
+use crate::aead::TAG_BYTES;
+use crate::header::{HEADER_BYTES, Header, Kind};
+use crate::keys::Encryption;
+use crate::path::Route;
+use crate::session::{REJECT_AFTER_PACKETS, REKEY_AFTER_PACKETS, Session};
+use crate::time::Time;
+
+/// A packet leaves this much before its booked departure: the worker's timer is no finer.
+const DEPART_SLACK_NS: u64 = 500_000;
+/// With partial encryption the front of a datagram stays readable for the networks between: frame head and inner
+/// headers (row T11). It is authenticated all the same.
+const PARTIAL_CLEAR_BYTES: usize = 64;
+
+impl Transmit {
+    /// Seals and hands out everything that is due on every path.
+    pub fn depart(&mut self, now: Time, out: &mut impl Output) -> Time {
+        let mut next = self.wake;
+        for at in 0..self.paths.len() {
+            if self.paths[at].log.has_pending() || self.paths[at].express.has_pending() {
+                self.flush_path(now, at, out);
+            }
+            if let Some(departure) = self.paths[at].log.next_departure() {
+                next = next.min(Time::from_ns(departure.ns().saturating_sub(DEPART_SLACK_NS / 2)));
+            }
+        }
+        let queued = self.queue.as_ref().map_or(0, |queue| queue.bytes()) as i64;
+        if queued != self.queued_published {
+            self.bond.totals.queue_bytes.fetch_add(queued - self.queued_published, Relaxed);
+            self.queued_published = queued;
+        }
+        next
+    }
+
+    pub(super) fn flush_path(&mut self, now: Time, at: usize, out: &mut impl Output) {
+        let Some(session) = self.session.clone() else { return };
+        let Some(key) = session.seal_key(self.core) else { return };
+        let encryption = self.encryption();
+        if self.counters.len() <= usize::from(self.paths[at].path.id) {
+            self.counters.resize_with(usize::from(self.paths[at].path.id) + 1, || None);
+        }
+        let tx = &mut self.paths[at];
+        let counters = self.counters[usize::from(tx.path.id)]
+            .get_or_insert_with(|| vec![0; usize::from(session.peer_cores)].into_boxed_slice());
+        let (mut datagrams, mut bytes) = (0, 0);
+        for express in [true, false] {
+            loop {
+                let log = if express { &mut tx.express } else { &mut tx.log };
+                let Some(run) = log.due(now.plus_ns(DEPART_SLACK_NS)) else { break };
+                let Some(counter) = counters.get_mut(usize::from(run.peer_core)) else { continue };
+                for number in run.first..run.first + run.count as u64 {
+                    let header = Header {
+                        kind: data_kind(encryption),
+                        receiving_core: run.peer_core,
+                        sending_core: self.core,
+                        path: tx.path.id,
+                        receiver_index: session.remote_index,
+                        counter: *counter,
+                    };
+                    *counter += 1;
+                    seal(key, &header, log.datagram_mut(number), encryption);
+                    log.mark_sent(number, now, header.counter, session.number);
+                }
+                self.sealed += run.count as u64;
+                let sent = log.run_bytes(&run).len();
+                datagrams += run.count as u64;
+                bytes += sent as u64;
+                let target = tx.target(&self.bond, run.peer_core);
+                let log = if express { &tx.express } else { &tx.log };
+                out.transmit(&target, run.segment, log.run_bytes(&run));
+            }
+        }
+        if datagrams > 0 {
+            tx.path.note_sent(now);
+            tx.path.traffic.tx_datagrams.fetch_add(datagrams, Relaxed);
+            tx.path.traffic.tx_bytes.fetch_add(bytes, Relaxed);
+            self.watch_limits(&session);
+        }
+    }
+
+    fn watch_limits(&mut self, session: &Session) {
+        if self.sealed >= REKEY_AFTER_PACKETS {
+            session.spend();
+        }
+        if self.sealed >= REJECT_AFTER_PACKETS {
+            self.session = None;
+        }
+    }
+
+    /// Seals frames in a datagram of their own and sends it at once: control frames, reports.
+    pub fn send_control(
+        &mut self,
+        now: Time,
+        id: u8,
+        peer_core: u8,
+        route: Option<Route>,
+        frames: &[u8],
+        pad_to: usize,
+        out: &mut impl Output,
+    ) {
+        let Some(session) = self.session.clone() else { return };
+        let (Some(key), Some(at)) =
+            (session.seal_key(self.core), self.paths.iter().position(|tx| tx.path.id == id))
+        else {
+            return;
+        };
+        let peer_core = if peer_core < session.peer_cores { peer_core } else { 0 };
+        if self.counters.len() <= usize::from(id) {
+            self.counters.resize_with(usize::from(id) + 1, || None);
+        }
+        let counters = self.counters[usize::from(id)]
+            .get_or_insert_with(|| vec![0; usize::from(session.peer_cores)].into_boxed_slice());
+        let counter = counters[usize::from(peer_core)];
+        counters[usize::from(peer_core)] += 1;
+        self.sealed += 1;
+        let length = (HEADER_BYTES + frames.len() + TAG_BYTES).max(pad_to);
+        self.scratch.clear();
+        self.scratch.resize(length, 0);
+        self.scratch[HEADER_BYTES..HEADER_BYTES + frames.len()].copy_from_slice(frames);
+        let header = Header {
+            kind: Kind::Data,
+            receiving_core: peer_core,
+            sending_core: self.core,
+            path: id,
+            receiver_index: session.remote_index,
+            counter,
+        };
+        header.write(&mut self.scratch);
+        key.seal(&header, &mut self.scratch);
+        let tx = &mut self.paths[at];
+        let mut target = tx.target(&self.bond, peer_core);
+        if let Some(route) = route {
+            target.route = route;
+        }
+        tx.path.note_sent(now);
+        tx.path.traffic.tx_datagrams.fetch_add(1, Relaxed);
+        tx.path.traffic.tx_bytes.fetch_add(length as u64, Relaxed);
+        out.transmit(&target, length, &self.scratch);
+    }
+}
+
+/// Seals one datagram in place, header included.
+fn seal(key: &crate::aead::LaneKey, header: &Header, datagram: &mut [u8], encryption: Encryption) {
+    header.write(datagram);
+    match encryption {
+        Encryption::On => key.seal(header, datagram),
+        Encryption::Partial => {
+            let plaintext = datagram.len() - HEADER_BYTES - TAG_BYTES - crate::aead::CLEAR_LENGTH_BYTES;
+            key.seal_partial(header, plaintext.min(PARTIAL_CLEAR_BYTES) as u16, datagram);
+        }
+        Encryption::Off => {
+            // The tag's room stays, zeroed: datagram sizes do not depend on the mode.
+            let at = datagram.len() - TAG_BYTES;
+            datagram[at..].fill(0);
+        }
+    }
+}
+
+/// Kind of a datagram of inner packets.
+const fn data_kind(encryption: Encryption) -> Kind {
+    match encryption {
+        Encryption::On => Kind::Data,
+        Encryption::Partial => Kind::Partial,
+        Encryption::Off => Kind::Clear,
+    }
+}

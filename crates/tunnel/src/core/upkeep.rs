@@ -1,0 +1,189 @@
+//! What the sending side does some hundred times a second: paths that die, markers, keepalives.
+
+use super::Output;
+use super::build::log_capacity;
+use super::transmit::{Repeat, Transmit, wire_bytes};
+use crate::aead::TAG_BYTES;
+use crate::header::HEADER_BYTES;
+use crate::path::PathState;
+use crate::time::Time;
+
+/// Without a report for this long (six of them), data outstanding, a path is suspect …
+const SUSPECT_SILENT_US: u64 = 60_000;
+/// … and twice as long if anything was heard on it within this time.
+const SUSPECT_HEARD_NS: u64 = 40_000_000;
+
+impl Transmit {
+    /// A path stopped being usable: what waits for it departs elsewhere, what it did not deliver is repeated.
+    pub fn abandon(&mut self, now: Time, at: usize) {
+        let id = self.paths[at].path.id;
+        let Some(to) = self
+            .paths
+            .iter()
+            .enumerate()
+            .filter(|(_, tx)| tx.path.id != id && tx.path.carries())
+            .min_by_key(|(_, tx)| tx.path.delay_us())
+            .map(|(to, _)| to)
+        else {
+            return;
+        };
+        let front = HEADER_BYTES + self.clear_overhead();
+        let mut frames = std::mem::take(&mut self.scratch);
+        while let Some(peer_core) = self.paths[at].log.withdraw(&mut frames) {
+            let bytes = wire_bytes(1, frames.len() + HEADER_BYTES + TAG_BYTES);
+            let depart = self.paths[to].path.book(now, bytes);
+            let tx = &mut self.paths[to];
+            tx.log.ensure(log_capacity(&tx.path, false), front);
+            let size = frames.len() + front + TAG_BYTES;
+            // A datagram built for a larger path cannot leave here; its flow's own recovery replaces it.
+            if size <= tx.path.datagram_bytes() && tx.log.open(peer_core, depart, size) {
+                tx.log.open_slice()[..frames.len()].copy_from_slice(&frames);
+                tx.log.advance(frames.len());
+                tx.log.close();
+            }
+        }
+        self.scratch = frames;
+        for express in [true, false] {
+            let log = if express { &self.paths[at].express } else { &self.paths[at].log };
+            for number in log.outstanding() {
+                self.repeats.push_back(Repeat { path: id, express, number });
+            }
+        }
+        self.wake = now;
+    }
+
+    /// Paths of this core on which data is outstanding while reports stopped (design §4 "Paths"), each with whether
+    /// anything else still comes over it.
+    pub fn find_suspects(&self, now: Time) -> Vec<(u8, bool)> {
+        let mut suspects = Vec::new();
+        for tx in self.paths.iter().filter(|tx| tx.path.state() == PathState::Up) {
+            let Some(oldest) = tx.log.oldest_outstanding().or(tx.express.oldest_outstanding()) else {
+                continue;
+            };
+            let rtt_us = u64::from(tx.path.rtt_us())
+                + 4 * u64::from(tx.path.rttvar_us())
+                + u64::from(tx.path.queue_us());
+            let silent_us = now.since(tx.progress_at.max(oldest)) / 1_000;
+            let age_us = now.since(oldest) / 1_000;
+            let heard = now.since(tx.path.heard_at()) < SUSPECT_HEARD_NS;
+            let patience_us = if heard { 2 * SUSPECT_SILENT_US } else { SUSPECT_SILENT_US };
+            if silent_us > patience_us && age_us > rtt_us + SUSPECT_SILENT_US {
+                suspects.push((tx.path.id, heard));
+            }
+        }
+        suspects
+    }
+
+    /// Moves everything away from paths that stopped being usable since the last call.
+    pub fn leave_dead_paths(&mut self, now: Time) {
+        for at in 0..self.paths.len() {
+            let usable = self.paths[at].path.usable();
+            if !usable && self.paths[at].in_use {
+                self.abandon(now, at);
+            }
+            self.paths[at].in_use = usable;
+        }
+    }
+
+    /// The usable path with the lowest delay.
+    pub fn fastest_path(&self) -> Option<u8> {
+        let usable = self.paths.iter().filter(|tx| tx.path.carries());
+        usable.min_by_key(|tx| (tx.path.delay_us(), tx.path.id)).map(|tx| tx.path.id)
+    }
+
+    /// Whether packets carry stamps now.
+    pub fn ordering(&self, now: Time) -> bool {
+        self.paths.iter().any(|tx| now.since(tx.ordered_at) < 200_000_000)
+    }
+
+    /// Cores of the peer this core sends ordered packets to.
+    pub fn receiving_cores(&self) -> Vec<u8> {
+        (0..self.stampers.len())
+            .filter(|core| self.stampers[*core].is_some())
+            .map(|core| core as u8)
+            .collect()
+    }
+
+    /// Whether anything is under way that slow timers must watch.
+    pub fn busy(&self) -> bool {
+        !self.repeats.is_empty()
+            || self
+                .paths
+                .iter()
+                .any(|tx| tx.in_use != tx.path.usable() || tx.log.oldest_outstanding().is_some())
+            || self.paths.iter().any(|tx| tx.express.oldest_outstanding().is_some())
+    }
+
+    /// Whether a path waits for its first keepalives.
+    pub fn unannounced(&self) -> bool {
+        self.session.is_some()
+            && self.bond.dialer
+            && self.paths.iter().any(|tx| {
+                tx.path.usable() && tx.announced.is_none_or(|(version, _)| version != tx.path.route_version())
+            })
+    }
+
+    /// A dialer keeps every socket of every path known to the peer and its NAT mapping open.
+    pub fn keep_alive(&mut self, now: Time, every_ns: u64, out: &mut impl Output) {
+        let Some(peer_cores) = self.session.as_ref().map(|session| session.peer_cores) else { return };
+        if !self.bond.dialer {
+            return;
+        }
+        for at in 0..self.paths.len() {
+            let tx = &mut self.paths[at];
+            let version = tx.path.route_version();
+            let due =
+                tx.announced.is_none_or(|(known, when)| known != version || now.since(when) >= every_ns);
+            if !tx.path.usable() || !due {
+                continue;
+            }
+            tx.announced = Some((version, now));
+            let id = tx.path.id;
+            for core in 0..peer_cores {
+                self.send_control(now, id, core, None, &[crate::frame::kind::PADDING], 0, out);
+            }
+        }
+    }
+
+    /// Tells the stampers the time; after a settling time a flow that stays on one path needs no order any more.
+    pub fn tick_stampers(&mut self, now: Time) {
+        let delays = self
+            .paths
+            .iter()
+            .filter(|tx| tx.path.carries())
+            .map(|tx| (tx.path.delay_us(), tx.path.jitter_us(), tx.path.rtt_us()));
+        let (mut least, mut most, mut extra) = (i64::MAX, i64::MIN, 0);
+        for (delay_us, jitter_us, rtt_us) in delays {
+            (least, most) = (least.min(delay_us), most.max(delay_us));
+            extra = extra.max(4 * jitter_us + rtt_us * 2);
+        }
+        let spread_us = u32::try_from(most.saturating_sub(least).max(0)).unwrap_or(u32::MAX);
+        for stamper in self.stampers.iter_mut().flatten() {
+            stamper.tick(now, spread_us.saturating_add(extra).saturating_add(20_000));
+        }
+    }
+
+    /// One marker on every path that lags behind the newest stamp, so that the receiver need not wait for it.
+    pub fn markers(&mut self, now: Time, out: &mut impl Output) {
+        let newest = self.paths.iter().map(|tx| tx.ordered_at).max().unwrap_or(Time::ZERO);
+        if newest == Time::ZERO || now.since(newest) > 20_000_000 {
+            return;
+        }
+        for at in 0..self.paths.len() {
+            let tx = &self.paths[at];
+            let lag_ns = newest.since(tx.ordered_at);
+            if !tx.path.carries() || tx.ordered_at == Time::ZERO || lag_ns < 4_000_000 || tx.log.has_pending()
+            {
+                continue;
+            }
+            let id = tx.path.id;
+            self.paths[at].ordered_at = newest;
+            for core in 0..self.stampers.len() {
+                if let Some(last) = self.stampers[core].as_ref().and_then(|stamper| stamper.marker()) {
+                    let frames = crate::lifecycle::encode(&crate::frame::Frame::Marker { stamp: last });
+                    self.send_control(now, id, core as u8, None, &frames, 0, out);
+                }
+            }
+        }
+    }
+}
