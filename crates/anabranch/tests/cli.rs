@@ -56,7 +56,9 @@ fn keys_are_made_and_derived() {
 
 #[test]
 fn rubbish_is_not_a_key() {
-    for (input, reason) in [("", "the key is empty"), ("hello", "not base64"), ("aGVsbG8=", "5 bytes instead of 32")] {
+    for (input, reason) in
+        [("", "the key is empty"), ("hello", "not base64"), ("aGVsbG8=", "5 bytes instead of 32")]
+    {
         let output = anabranch(&["pubkey"], input);
         assert_eq!((code(&output), output.stdout.is_empty()), (1, true));
         let said = text(&output.stderr);
@@ -98,7 +100,9 @@ fn check_warns_of_an_interface_that_is_not_there() {
     assert_eq!(code(&output), 0);
     assert_eq!(
         text(&output.stderr),
-        format!("{file}: warning: wan.interface: there is no interface \"nosuchwan\" now; it is used as soon as it comes\n")
+        format!(
+            "{file}: warning: wan.interface: there is no interface \"nosuchwan\" now; it is used as soon as it comes\n"
+        )
     );
 }
 
@@ -142,7 +146,9 @@ fn usage() {
     let help = anabranch(&["--help"], "");
     assert_eq!(code(&help), 0);
     let help = text(&help.stdout);
-    for part in ["Exit codes:", "Examples:", "demo", "genkey", "pubkey", "up", "check", "status", "reload", "stop"] {
+    for part in
+        ["Exit codes:", "Examples:", "demo", "genkey", "pubkey", "up", "check", "status", "reload", "stop"]
+    {
         assert!(help.contains(part), "{part} is missing in\n{help}");
     }
 }

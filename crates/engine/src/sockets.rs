@@ -101,14 +101,15 @@ impl Sockets {
 
     /// Closes dialer sockets whose path is gone.
     pub fn retain_paths(&mut self, epoll: &Epoll, exists: impl Fn(usize, u8) -> bool) {
-        let gone: Vec<_> = self
-            .dialed
-            .iter()
-            .filter(|((bond, path, _), _)| !exists(*bond, *path))
-            .map(|(k, i)| (*k, *i))
-            .collect();
-        for (key, index) in gone {
-            self.dialed.remove(&key);
+        let mut gone = Vec::new();
+        self.dialed.retain(|(bond, path, _), index| {
+            let keep = exists(*bond, *path);
+            if !keep {
+                gone.push(*index);
+            }
+            keep
+        });
+        for index in gone {
             self.close(epoll, index);
         }
     }

@@ -1,6 +1,6 @@
 //! Live state as the operator sees it; the JSON of `anabranch status --json`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
@@ -177,7 +177,7 @@ pub(crate) fn collect(
     };
     rates.busy_ns.resize(shared.counters.len(), 0);
     rates.busy_percent.resize(shared.counters.len(), 0.0);
-    let mut seen = HashMap::<u32, u32>::new();
+    let mut seen = BTreeMap::<u32, u32>::new();
     for (core, counters) in shared.counters.iter().enumerate() {
         let flows = counters.flows(now_s);
         for flow in &flows {

@@ -493,7 +493,7 @@ impl Lifecycle {
     pub fn handshake_paths(&self) -> Vec<Arc<Path>> {
         let usable: Vec<_> =
             self.paths.iter().filter(|life| life.wan.up).map(|life| Arc::clone(&life.path)).collect();
-        if self.tries % 2 == 0 || usable.is_empty() {
+        if self.tries.is_multiple_of(2) || usable.is_empty() {
             return usable;
         }
         let one = (self.tries / 2) as usize % usable.len();

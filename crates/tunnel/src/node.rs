@@ -213,9 +213,9 @@ impl Node {
                     let slot = bonds.list.iter().position(Option::is_none).unwrap_or(bonds.list.len());
                     let bond = Some(new_bond(slot, peer, dialer));
                     if slot < bonds.list.len() {
-                        bonds.list[slot] = bond
+                        bonds.list[slot] = bond;
                     } else {
-                        bonds.list.push(bond)
+                        bonds.list.push(bond);
                     }
                     slot
                 }

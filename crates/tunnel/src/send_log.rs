@@ -75,9 +75,8 @@ struct Open {
     room: usize,
 }
 
-impl SendLog {
-    /// An empty log; [`Self::ensure`] gives it its ring when it is first used.
-    pub fn new() -> Self {
+impl Default for SendLog {
+    fn default() -> Self {
         Self {
             ring: Box::default(),
             entries: VecDeque::new(),
@@ -87,6 +86,13 @@ impl SendLog {
             front: HEADER_BYTES,
             open: None,
         }
+    }
+}
+
+impl SendLog {
+    /// An empty log; [`Self::ensure`] gives it its ring when it is first used.
+    pub fn new() -> Self {
+        Self::default()
     }
 
     /// Makes the ring about `capacity` bytes large (at least two datagrams of 9,000 bytes) and sets the bytes

@@ -60,7 +60,8 @@ fn frames() {
     let order = Order { stamp: 0xffff_ffff, back: 3, same_path: true };
     let head = PacketHead { order: Some(order), bytes: Some(40), ..PacketHead::default() };
     let body = ipv4(17, &udp(32 - 20));
-    let packet = Frame::Packet { head: PacketHead { bytes: Some(body.len() as u16), ..head }, start: 0, body: &body };
+    let packet =
+        Frame::Packet { head: PacketHead { bytes: Some(body.len() as u16), ..head }, start: 0, body: &body };
     let last = PacketHead { tenant: Some(7), partial: true, group: true, bytes: None, ..head };
     let last = Frame::Packet { head: last, start: 0, body: &body };
     let piece = |offset: u16, total: u16, bytes: Option<u16>| PieceHead {
@@ -78,7 +79,8 @@ fn frames() {
     let (all, rest) = (body.len() as u16, body.len() as u16 - half);
     let second = Frame::Piece { head: piece(half, all, Some(rest)), start: 0, body: second };
     let first = Frame::Piece { head: piece(0, all, Some(half)), start: 0, body: first };
-    let overlap = Frame::Piece { head: piece(half - 1, all, Some(rest)), start: 0, body: &body[..usize::from(rest)] };
+    let overlap =
+        Frame::Piece { head: piece(half - 1, all, Some(rest)), start: 0, body: &body[..usize::from(rest)] };
     let info = seeds::processor().encode().unwrap();
     let cases: &[(&str, &[Frame<'_>])] = &[
         ("packet-to-the-end", &[last]),
@@ -86,19 +88,22 @@ fn frames() {
         ("pieces-in-order", &[first, second]),
         ("pieces-reversed", &[second, first, packet]),
         ("pieces-overlapping", &[first, overlap, second]),
-        ("challenge-and-response", &[
-            Frame::Challenge { token: *b"unlikely", path: 2 },
-            Frame::Response { token: *b"unlikely" },
-        ]),
+        (
+            "challenge-and-response",
+            &[Frame::Challenge { token: *b"unlikely", path: 2 }, Frame::Response { token: *b"unlikely" }],
+        ),
         ("ping-and-pong", &[Frame::Ping { id: 9 }, Frame::Pong { id: 9 }]),
         ("probe-and-answer", &[Frame::Probe { id: 1, size: 1472 }, Frame::ProbeAck { id: 1, size: 1472 }]),
         ("marker-and-barrier", &[Frame::Marker { stamp: 8 }, Frame::Barrier { bucket: 1023, stamp: 8 }]),
         ("assignment", &[Frame::Assignment { hash: 0xdead_beef, core: 3 }]),
         ("processor-info", &[Frame::ProcessorInfo(&info)]),
-        ("path-state-and-close", &[
-            Frame::PathState { path: 1, state: PeerPathState::Up },
-            Frame::Close { reason: CloseReason::from_byte(1) },
-        ]),
+        (
+            "path-state-and-close",
+            &[
+                Frame::PathState { path: 1, state: PeerPathState::Up },
+                Frame::Close { reason: CloseReason::from_byte(1) },
+            ],
+        ),
         ("extension", &[Frame::Extension { kind: frame::kind::EXTENSION + 1, body: b"later" }, packet]),
     ];
     for (name, frames) in cases {
@@ -106,10 +111,18 @@ fn frames() {
         let end = frames.iter().try_fold(0, |at, frame| frame.write(&mut out, at)).unwrap();
         save("frames", name, &out[..end]);
     }
-    let entry = ReportEntry { path: 1, highest: 1 << 40, arrival_us: 5, hold_us: 9, packets: 70, bytes: 90_000, lost: 1 };
+    let entry = ReportEntry {
+        path: 1,
+        highest: 1 << 40,
+        arrival_us: 5,
+        hold_us: 9,
+        packets: 70,
+        bytes: 90_000,
+        lost: 1,
+    };
     let mut out = vec![0; 4096];
     let at = frame::write_report(&mut out, 0, &[entry, ReportEntry { path: 2, ..entry }]).unwrap();
-    let ranges = [NackRange { first: 4, count: 2 }, NackRange { first: u64::MAX, count: u16::MAX }];
+    let ranges = [NackRange { first: 4, count: 2 }, NackRange { first: 1 << 40, count: 600 }];
     let at = frame::write_nack(&mut out, at, 1, 0, &ranges).unwrap();
     let at = frame::write_padding(&mut out, at).unwrap();
     save("frames", "report-nack-padding", &out[..at + 20]);
@@ -220,8 +233,14 @@ fn ipv6(next: u8, upper: &[u8]) -> Vec<u8> {
 
 fn packets() {
     let plain = VirtioNetHeader { gso_type: GSO_NONE, ..VirtioNetHeader::default() };
-    let partial = |start, offset| VirtioNetHeader { flags: NEEDS_CSUM, csum_start: start, csum_offset: offset, ..plain };
-    let gso = |kind, size, header: VirtioNetHeader| VirtioNetHeader { gso_type: kind, gso_size: size, ..header };
+    let partial = |start, offset| VirtioNetHeader {
+        flags: NEEDS_CSUM,
+        csum_start: start,
+        csum_offset: offset,
+        ..plain
+    };
+    let gso =
+        |kind, size, header: VirtioNetHeader| VirtioNetHeader { gso_type: kind, gso_size: size, ..header };
     let hop_by_hop = [[6, 0, 1, 4, 0, 0, 0, 0].to_vec(), tcp(3)].concat();
     let first_fragment = [[17, 0, 0, 1, 0, 0, 0, 7].to_vec(), udp(8)].concat();
     let quoted = [vec![3, 4, 0, 0, 0, 0, 5, 0], ipv4(6, &tcp(0))].concat();
@@ -270,7 +289,11 @@ fn configs() {
     save("config", "unknown-keys", b"[node]\nnmae = \"x\"\n[nood]\n[[wann]]\n");
     save("config", "wrong-types", b"node = 1\ntun = []\npeer = \"hub\"\n[wan]\ninterface = 5\n");
     save("config", "twins", format!("{node}{tun}{peer}{peer}").as_bytes());
-    save("config", "bad-values", whole.replace("4600", "460000").replace("/24", "/240").replace("fg", "-").as_bytes());
+    save(
+        "config",
+        "bad-values",
+        whole.replace("4600", "460000").replace("/24", "/240").replace("fg", "-").as_bytes(),
+    );
     save("config", "bad-key-file", whole.replace("node.key", "bad.key").as_bytes());
     save("config", "missing-key-file", whole.replace("node.key", "gone.key").as_bytes());
     save("config", "deep", ["a = ", &"[".repeat(500)].concat().as_bytes());

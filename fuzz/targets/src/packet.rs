@@ -44,7 +44,11 @@ fn edited(packet: &[u8]) {
     let mut copy = packet.to_vec();
     if segment::mss_clamp(&mut copy, 1280) {
         assert_eq!(FlowKey::of(&copy), FlowKey::of(packet));
-        assert_eq!(checksum::verify_packet(&copy), checksum::verify_packet(packet), "the checksum did not follow");
+        assert_eq!(
+            checksum::verify_packet(&copy),
+            checksum::verify_packet(packet),
+            "the checksum did not follow"
+        );
         assert!(!segment::mss_clamp(&mut copy, 1280), "clamping twice changes twice");
     }
 }

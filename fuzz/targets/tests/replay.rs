@@ -50,7 +50,9 @@ fn cut_and_flipped_seeds_hold_no_surprise() {
                     target(&flipped);
                 };
                 if std::panic::catch_unwind(run).is_err() {
-                    panic!("fuzz/corpus/{name}/{file}, cut or flipped at {at}, makes the target `{name}` panic");
+                    panic!(
+                        "fuzz/corpus/{name}/{file}, cut or flipped at {at}, makes the target `{name}` panic"
+                    );
                 }
             }
         }

@@ -15,12 +15,14 @@ pub struct Exception {
 }
 
 /// The list. Keep it short.
-pub const EXCEPTIONS: &[Exception] = &[Exception {
-    rule: "unsafe",
-    file: "crates/packet/tests/no_allocation.rs",
-    about: "",
-    reason: "an allocator that counts cannot be written without",
-}    Exception {
+pub const EXCEPTIONS: &[Exception] = &[
+    Exception {
+        rule: "unsafe",
+        file: "crates/packet/tests/no_allocation.rs",
+        about: "",
+        reason: "an allocator that counts cannot be written without",
+    },
+    Exception {
         rule: "function-lines",
         file: "crates/control/src/config/tests.rs",
         about: "`node_section`",

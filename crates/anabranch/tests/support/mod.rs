@@ -74,7 +74,8 @@ impl Gateway {
                 panic!("{what}: {error}");
             }
             if start.elapsed().as_secs_f64() > seconds {
-                let state = report.map_or_else(|| "no answer".to_owned(), |report| control::report::text(&report));
+                let state =
+                    report.map_or_else(|| "no answer".to_owned(), |report| control::report::text(&report));
                 panic!("{what}: not within {seconds} s\n{state}\n{}", self.log());
             }
             std::thread::sleep(Duration::from_millis(10));

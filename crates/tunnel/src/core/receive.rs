@@ -418,7 +418,7 @@ impl Receive {
                     let entry = lane.report(now, path);
                     match due.reports.iter_mut().find(|(to, _)| *to == core) {
                         Some((_, entries)) if entries.len() < frame::ENTRIES_MAX.min(28) => {
-                            entries.push(entry)
+                            entries.push(entry);
                         }
                         Some(_) => {}
                         None => due.reports.push((core, vec![entry])),

@@ -1,0 +1,456 @@
+//! Real gateways in namespaces, from the operator's side: WANs, routes, names, reload, bad luck.
+//! Rows T1 (paths over WANs, added and removed while data flows) and T11 (cleartext only when allowed twice).
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use control::socket::Request;
+use linux::netlink::Netlink;
+use linux::testing::isolated;
+use rustix::process::Signal;
+use support::{Gateway, Keys, node, paths_up, up};
+use testbed::link::Shape;
+use testbed::program::{Program, ScratchDir};
+use testbed::topology::{LinkSpec, Node, Site, Testbed};
+
+fn link() -> LinkSpec {
+    LinkSpec::new(Shape::new(100.0, 1.0))
+}
+
+struct Pair {
+    directory: ScratchDir,
+    branch: Keys,
+    hub: Keys,
+}
+
+const HUB_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
+
+impl Pair {
+    fn new() -> Self {
+        Self {
+            directory: ScratchDir::new("anabranch-gateways").unwrap(),
+            branch: Keys::new(),
+            hub: Keys::new(),
+        }
+    }
+
+    /// Configuration of the side that dials.
+    fn branch(&self, wans: &[&str], endpoints: &[String], allowed: &str) -> String {
+        let mut text = node(&self.directory, "branch", &self.branch, "");
+        text.push_str("[tun]\nname = \"ana0\"\naddress = [\"10.77.0.1/24\"]\n");
+        text.extend(wans.iter().map(|wan| format!("[[wan]]\ninterface = \"{wan}\"\n")));
+        let endpoints: Vec<String> = endpoints.iter().map(|endpoint| format!("\"{endpoint}\"")).collect();
+        text.push_str(&format!(
+            "[[peer]]\nname = \"hub\"\npublic-key = \"{}\"\nendpoints = [{}]\nallowed-ips = [{allowed}]\n",
+            self.hub.public,
+            endpoints.join(", ")
+        ));
+        text
+    }
+
+    /// Configuration of the side that listens.
+    fn hub(&self, more: &str) -> String {
+        let mut text = node(&self.directory, "hub", &self.hub, "listen = 4600");
+        text.push_str("[tun]\nname = \"ana0\"\naddress = [\"10.77.0.2/24\"]\n");
+        text.push_str(&format!(
+            "[[peer]]\nname = \"branch\"\npublic-key = \"{}\"\nallowed-ips = [\"10.77.0.1/32\"]\n{more}",
+            self.branch.public
+        ));
+        text
+    }
+
+    fn start(&self, place: &Node, name: &str, config: &str) -> Gateway {
+        Gateway::start(place, &self.directory, name, config)
+    }
+}
+
+fn endpoint(testbed: &Testbed, link: usize) -> String {
+    SocketAddr::new(testbed.addresses(Site::B, link).any().unwrap(), 4600).to_string()
+}
+
+/// Sends bytes over TCP and gets them back.
+fn echo(from: &Node, to: &Node, address: IpAddr) {
+    let listener = to.run(|| TcpListener::bind((address, 7))).unwrap().unwrap();
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut buffer = vec![0; 100_000];
+        stream.read_exact(&mut buffer).unwrap();
+        stream.write_all(&buffer).unwrap();
+    });
+    let connect = || TcpStream::connect_timeout(&SocketAddr::new(address, 7), Duration::from_secs(10));
+    let mut stream = from.run(connect).unwrap().unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let sent: Vec<u8> = (0..100_000u32).map(|number| (number * 7 % 251) as u8).collect();
+    stream.write_all(&sent).unwrap();
+    let mut received = vec![0; sent.len()];
+    stream.read_exact(&mut received).unwrap();
+    assert!(received == sent, "damaged");
+    server.join().unwrap();
+}
+
+/// Rules of ours, and routes of ours in tables other than `main`, in a node.
+fn left_behind(place: &Node) -> usize {
+    let netlink: Netlink = place.netlink().unwrap();
+    let rules = netlink.rules(None).unwrap().into_iter().filter(|rule| rule.is_ours()).count();
+    let routes = netlink.routes(None).unwrap();
+    rules
+        + routes
+            .iter()
+            .filter(|route| route.is_ours() && route.spec.table != linux::netlink::MAIN_TABLE)
+            .count()
+}
+
+/// Row T1: two WANs whose routers are of the same make: same network, same gateway, even the same own address.
+#[test]
+fn two_wans_with_the_same_subnet_and_gateway() {
+    isolated(|| {
+        let same = "192.168.8.0/24".parse().unwrap();
+        let links = [link().behind_router(same), link().behind_router(same)];
+        let testbed = Testbed::new(&links, 1).unwrap();
+        let pair = Pair::new();
+        let (a, b) = (testbed.site(Site::A), testbed.site(Site::B));
+        let mut hub =
+            pair.start(b, "hub", &pair.hub("[[wan]]\ninterface = \"wan0\"\n[[wan]]\ninterface = \"wan1\"\n"));
+        let endpoints = [endpoint(&testbed, 0), endpoint(&testbed, 1)];
+        let config = pair.branch(&["wan0", "wan1"], &endpoints, "\"10.77.0.2/32\"");
+        let mut branch = pair.start(a, "branch", &config);
+        // Each WAN reaches the hub's address behind its own router only: the other two pairs must stay down.
+        branch.wait("two paths", 10.0, |report| paths_up(report) >= 2);
+        hub.wait("two paths", 5.0, |report| paths_up(report) >= 2);
+        echo(a, b, HUB_IP.into());
+        for wan in 0..2 {
+            let counters = testbed.counters(wan).unwrap();
+            assert!(format!("{counters:?}").contains(char::is_numeric), "{counters:?}");
+        }
+        let report = branch.status().unwrap();
+        let wans: Vec<&str> = report.status.peers[0]
+            .paths
+            .iter()
+            .filter(|path| path.state == "up")
+            .map(|path| path.wan.as_str())
+            .collect();
+        assert!(wans.contains(&"wan0") && wans.contains(&"wan1"), "{wans:?}");
+        assert!(branch.program.stop().unwrap().success());
+        assert_eq!(left_behind(a), 0);
+    });
+}
+
+/// The whole host through the bond, without the tunnel in itself; afterwards everything is as before.
+#[test]
+fn a_default_route_through_the_bond() {
+    isolated(|| {
+        let net = |text: &str| text.parse().unwrap();
+        let links =
+            [link().behind_router(net("192.168.1.0/24")), link().behind_router(net("192.168.2.0/24"))];
+        let mut testbed = Testbed::new(&links, 1).unwrap();
+        let host = testbed.add_host(Site::B).unwrap();
+        let target = IpAddr::from(host.addresses.ipv4.unwrap());
+        let pair = Pair::new();
+        let (a, b) = (testbed.site(Site::A), testbed.site(Site::B));
+        let mut hub = pair.start(b, "hub", &pair.hub(""));
+        let config = pair.branch(
+            &["wan0", "wan1"],
+            &[endpoint(&testbed, 0), endpoint(&testbed, 1)],
+            "\"0.0.0.0/0\", \"::/0\"",
+        );
+        let mut branch = pair.start(a, "branch", &config);
+        branch.wait("two paths", 10.0, |report| paths_up(report) >= 2);
+        hub.wait("the branch", 5.0, |report| paths_up(report) >= 2);
+        echo(a, &host.node, target);
+        // Still joined, nothing loops: what the tunnel sends does not come out of it again.
+        let report = branch.wait("two paths", 5.0, |report| paths_up(report) >= 2);
+        let sent: u64 = report.status.cores.iter().map(|core| core.udp_tx_datagrams).sum();
+        assert!(sent < 5_000, "{sent} datagrams for 200 kB");
+        // A visitor of a WAN's own address is answered there.
+        let router = &testbed.routers()[0];
+        echo(router, a, "192.168.1.100".parse().unwrap());
+        // Killed without a chance to clean up, and started again: it works as before.
+        branch.program.signal(Signal::KILL).unwrap();
+        branch.program.wait(Duration::from_secs(5)).unwrap();
+        assert!(left_behind(a) > 0);
+        drop(branch);
+        let mut branch = pair.start(a, "branch", &config);
+        branch.wait("two paths again", 10.0, |report| paths_up(report) >= 2);
+        echo(a, &host.node, target);
+        assert!(branch.call(Request::Stop).unwrap().ok);
+        assert!(branch.program.wait(Duration::from_secs(5)).unwrap().unwrap().success());
+        assert_eq!(left_behind(a), 0);
+        assert!(a.netlink().unwrap().link("ana0").unwrap().is_none());
+    });
+}
+
+#[test]
+fn wans_that_are_ipv6_only() {
+    isolated(|| {
+        let testbed = Testbed::new(&[link().ipv6_only(), link().ipv6_only()], 1).unwrap();
+        let pair = Pair::new();
+        let (a, b) = (testbed.site(Site::A), testbed.site(Site::B));
+        let _hub = pair.start(b, "hub", &pair.hub("[[wan]]\nmatch = \"wan*\"\naddress-family = \"ipv6\"\n"));
+        let config = pair.branch(
+            &["wan0", "wan1"],
+            &[endpoint(&testbed, 0), endpoint(&testbed, 1)],
+            "\"10.77.0.2/32\"",
+        );
+        let mut branch = pair.start(a, "branch", &config);
+        branch.wait("two paths", 10.0, |report| paths_up(report) >= 2);
+        echo(a, b, HUB_IP.into());
+    });
+}
+
+/// Answers every question for an IPv4 address with this one, as long as it is switched on.
+struct NameServer {
+    on: Arc<AtomicBool>,
+    end: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl NameServer {
+    fn start(place: &Node, at: IpAddr, answer: Ipv4Addr) -> Self {
+        let (on, end) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let socket = place.run(|| UdpSocket::bind((at, 53))).unwrap().unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let (switch, stop) = (Arc::clone(&on), Arc::clone(&end));
+        let thread = std::thread::spawn(move || {
+            let mut buffer = [0; 512];
+            while !stop.load(Ordering::Relaxed) {
+                let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
+                if switch.load(Ordering::Relaxed) && length > 12 {
+                    let _ = socket.send_to(&reply(&buffer[..length], answer), from);
+                }
+            }
+        });
+        Self { on, end, thread: Some(thread) }
+    }
+}
+
+impl Drop for NameServer {
+    fn drop(&mut self) {
+        self.end.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().unwrap().join();
+    }
+}
+
+/// RFC 1035: the question again, and for type A one answer that points to its name.
+fn reply(question: &[u8], answer: Ipv4Addr) -> Vec<u8> {
+    let name = 12 + question[12..].iter().position(|byte| *byte == 0).unwrap_or(0) + 1;
+    let mut message = question[..(name + 4).min(question.len())].to_vec();
+    let is_a = message[name..] == [0, 1, 0, 1];
+    message[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, u8::from(is_a), 0, 0, 0, 0]);
+    if is_a {
+        message.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4]);
+        message.extend(answer.octets());
+    }
+    message
+}
+
+/// A start before any link and any name service; joined within 5 s of the first link, although the default route leads
+/// into a tunnel that is not there yet.
+#[test]
+fn a_hub_by_name_and_a_start_before_everything() {
+    isolated(|| {
+        let testbed = Testbed::new(&[link().behind_router("192.168.1.0/24".parse().unwrap())], 1).unwrap();
+        let pair = Pair::new();
+        let (a, b, router) = (testbed.site(Site::A), testbed.site(Site::B), &testbed.routers()[0]);
+        // The name server this system uses, played by the router.
+        let conf = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        let address = control::resolve::name_servers(&conf).first().copied();
+        let (place, address) = match address {
+            Some(address) => (router, address),
+            None => (a, Ipv4Addr::LOCALHOST.into()),
+        };
+        let netlink = place.netlink().unwrap();
+        netlink.set_up(1, true).unwrap();
+        if !address.is_loopback() {
+            netlink.add_address(1, address.into()).unwrap();
+        }
+        let target = testbed.addresses(Site::B, 0).ipv4.unwrap();
+        let names = NameServer::start(place, address, target);
+        testbed.set_carrier(0, Site::A, false).unwrap();
+        let _hub = pair.start(b, "hub", &pair.hub(""));
+        let config = pair.branch(&["wan0"], &["hub.anabranch.test:4600".to_owned()], "\"0.0.0.0/0\"");
+        let mut branch = pair.start(a, "branch", &config);
+        branch.wait("waiting without a link", 5.0, |report| {
+            report.wans[0].state == "no carrier" && report.names[0].addresses.is_empty()
+        });
+        std::thread::sleep(Duration::from_millis(500));
+        names.on.store(true, Ordering::Relaxed);
+        testbed.set_carrier(0, Site::A, true).unwrap();
+        let start = Instant::now();
+        branch.wait("joined", 5.0, |report| paths_up(report) == 1);
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+        echo(a, b, HUB_IP.into());
+    });
+}
+
+/// Row T1: interfaces lose their carrier, change their address and vanish while the tunnel runs.
+#[test]
+fn interfaces_come_and_go() {
+    isolated(|| {
+        let testbed = Testbed::new(&[link(), link()], 1).unwrap();
+        let pair = Pair::new();
+        let (a, b) = (testbed.site(Site::A), testbed.site(Site::B));
+        let _hub = pair.start(b, "hub", &pair.hub(""));
+        let config = pair.branch(
+            &["wan0", "wan1"],
+            &[endpoint(&testbed, 0), endpoint(&testbed, 1)],
+            "\"10.77.0.2/32\"",
+        );
+        let mut branch = pair.start(a, "branch", &config);
+        branch.wait("two paths", 10.0, |report| paths_up(report) >= 2);
+
+        testbed.set_carrier(0, Site::A, false).unwrap();
+        let start = Instant::now();
+        branch.wait("carrier loss", 2.0, |report| {
+            report.wans[0].state == "no carrier" && paths_up(report) == 1
+        });
+        assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
+        echo(a, b, HUB_IP.into());
+        testbed.set_carrier(0, Site::A, true).unwrap();
+        branch.wait("carrier again", 10.0, |report| paths_up(report) >= 2);
+
+        let netlink = a.netlink().unwrap();
+        let wan1 = a.interface("wan1").unwrap();
+        let old = testbed.addresses(Site::A, 1).ipv4.unwrap();
+        netlink.add_address(wan1, "198.18.1.77/24".parse().unwrap()).unwrap();
+        netlink.del_address(wan1, format!("{old}/24").parse().unwrap()).unwrap();
+        branch.wait("another address", 10.0, |report| {
+            report.wans[1].addresses == ["198.18.1.77"] && paths_up(report) >= 2
+        });
+        echo(a, b, HUB_IP.into());
+
+        // Renamed away, as if it were unplugged, and plugged in again.
+        netlink.set_up(wan1, false).unwrap();
+        netlink.set_name(wan1, "other").unwrap();
+        branch.wait("gone", 2.0, |report| report.wans[1].state == "missing" && paths_up(report) == 1);
+        netlink.set_name(wan1, "wan1").unwrap();
+        netlink.set_up(wan1, true).unwrap();
+        branch.wait("back", 10.0, |report| paths_up(report) >= 2);
+        echo(a, b, HUB_IP.into());
+    });
+}
+
+#[test]
+fn reload_applies_refuses_and_says_what_needs_a_restart() {
+    isolated(|| {
+        let testbed = Testbed::new(&[link(), link()], 1).unwrap();
+        let pair = Pair::new();
+        let (a, b) = (testbed.site(Site::A), testbed.site(Site::B));
+        let mut hub = pair.start(b, "hub", &pair.hub(""));
+        let endpoints = [endpoint(&testbed, 0), endpoint(&testbed, 1)];
+        let config = pair.branch(&["wan0"], &endpoints, "\"10.77.0.2/32\"");
+        let mut branch = pair.start(a, "branch", &config);
+        branch.wait("one path", 10.0, |report| paths_up(report) == 1);
+        hub.wait("one path", 5.0, |report| paths_up(report) == 1);
+        let reload = |text: &str| {
+            std::fs::write(&branch.config, text).unwrap();
+            branch.call(Request::Reload).unwrap()
+        };
+        assert_eq!(reload(&config).reload.unwrap().applied, Vec::<String>::new());
+
+        let refused = reload(&config.replace("allowed-ips", "allowed-ipz"));
+        assert!(!refused.ok);
+        let error = refused.error.unwrap();
+        assert!(error.contains("unknown key; did you mean \"allowed-ips\"?"), "{error}");
+
+        // Row T11: nobody loses encryption by a slip.
+        let slip = reload(&format!("{config}encryption = \"off\"\n"));
+        assert!(slip.error.unwrap().contains("add allow-cleartext = true"));
+
+        let more = pair
+            .branch(&["wan0", "wan1"], &endpoints, "\"10.77.0.2/32\", \"10.99.0.0/16\"")
+            .replace("10.77.0.1/24\"", "10.77.0.1/24\", \"10.78.0.1/24\"")
+            .replace("[tun]", "listen = 4700\n[tun]");
+        let report = reload(&more).reload.unwrap();
+        assert_eq!(report.needs_restart, ["node.listen: None → Some(4700)"]);
+        assert_eq!(
+            report.applied,
+            [
+                "tun.address: 10.77.0.1/24 → 10.77.0.1/24, 10.78.0.1/24",
+                "wan wan1: added",
+                "peer hub: allowed-ips: 10.77.0.2/32 → 10.77.0.2/32, 10.99.0.0/16",
+            ]
+        );
+        let before = branch.status().unwrap().status.peers[0].handshakes;
+        branch.wait("two paths", 10.0, |report| paths_up(report) == 2);
+        let netlink = a.netlink().unwrap();
+        let tun = a.interface("ana0").unwrap();
+        let has_route = |netlink: &Netlink| {
+            let net = "10.99.0.0/16".parse().unwrap();
+            netlink.routes(None).unwrap().iter().any(|r| r.spec.dst == net && r.spec.interface == Some(tun))
+        };
+        assert!(has_route(&netlink));
+        assert_eq!(netlink.addresses(tun).unwrap().iter().filter(|address| !address.link_local).count(), 2);
+        // Taken back by SIGHUP this time.
+        std::fs::write(&branch.config, &config).unwrap();
+        branch.program.signal(Signal::HUP).unwrap();
+        let report = branch.wait("one path", 10.0, |report| paths_up(report) == 1 && report.wans.len() == 1);
+        assert!(!has_route(&netlink));
+        assert_eq!(report.status.peers[0].handshakes, before, "no new handshake: no flow was dropped");
+        echo(a, b, HUB_IP.into());
+    });
+}
+
+/// A second instance on the same socket, on the same port and with the same TUN interface.
+#[test]
+fn a_second_instance_is_noticed() {
+    isolated(|| {
+        let testbed = Testbed::new(&[link()], 1).unwrap();
+        let pair = Pair::new();
+        let b = testbed.site(Site::B);
+        let config = pair.hub("");
+        let mut hub = pair.start(b, "hub", &config);
+        hub.wait("running", 5.0, |_| true);
+        let second = |name: &str, text: &str| {
+            let file = pair.directory.write(&format!("{name}.toml"), text).unwrap();
+            let log = pair.directory.path().join(format!("{name}.log"));
+            let mut program: Program = b.start(up(&file), Some(&log)).unwrap();
+            let status = program.wait(Duration::from_secs(10)).unwrap().expect("it ends");
+            (status.code(), std::fs::read_to_string(&log).unwrap())
+        };
+        let (code, said) = second("same", &config);
+        assert_eq!(code, Some(4), "{said}");
+        assert!(
+            said.contains(&format!("another instance is running (process {})", hub.program.id())),
+            "{said}"
+        );
+        let elsewhere = config.replace("hub.sock", "other.sock");
+        let (code, said) = second("port", &elsewhere.replace("ana0", "ana1"));
+        assert_eq!(code, Some(4), "{said}");
+        assert!(said.contains("node.listen: UDP port 4600 is taken"), "{said}");
+        let (code, said) = second("tun", &elsewhere.replace("listen = 4600", "listen = 4601"));
+        assert_eq!(code, Some(4), "{said}");
+        assert!(said.contains("ana0"), "{said}");
+        // The first one is none the worse for it.
+        hub.wait("still running", 1.0, |_| true);
+        assert!(hub.program.stop().unwrap().success());
+    });
+}
+
+/// The log's disk is full, the state cannot be written: the gateway works and says so once.
+#[test]
+fn a_full_disk_stops_nothing() {
+    isolated(|| {
+        let testbed = Testbed::new(&[link()], 1).unwrap();
+        let pair = Pair::new();
+        let (a, b) = (testbed.site(Site::A), testbed.site(Site::B));
+        let _hub = pair.start(b, "hub", &pair.hub(""));
+        let config = pair
+            .branch(&["wan0"], &[endpoint(&testbed, 0)], "\"10.77.0.2/32\"")
+            .replace("name = \"branch\"", "name = \"branch\"\nlog-file = \"/dev/full\"")
+            .replace("/branch\"\ncontrol", "/branch.toml/not-a-directory\"\ncontrol");
+        assert!(config.contains("not-a-directory"));
+        let mut branch = pair.start(a, "branch", &config);
+        branch.wait("one path", 10.0, |report| paths_up(report) == 1);
+        echo(a, b, HUB_IP.into());
+        let said = branch.log();
+        assert_eq!(said.matches("cannot write the log file /dev/full").count(), 1, "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(branch.program.stop().unwrap().success());
+    });
+}
