@@ -155,6 +155,7 @@ impl Site {
         let wall = if self.wall_clock_ns == 0 { 0 } else { wall };
         self.node = Self::make_node(random, self.private_key, self.cores, wall, floor);
         self.make_workers();
+        self.running = true;
         self.dialed.clear();
         self.ports.clear();
     }
@@ -162,6 +163,28 @@ impl Site {
     /// The number of cores from the next restart on.
     pub fn set_cores(&mut self, cores: u8) {
         self.cores = cores;
+    }
+
+    /// Takes another site's key from the next restart on, as a cloned machine image does.
+    pub fn set_private_key(&mut self, key: [u8; 32]) {
+        self.private_key = key;
+    }
+
+    /// The private key.
+    pub fn private_key(&self) -> [u8; 32] {
+        self.private_key
+    }
+
+    /// Whether the process runs.
+    pub fn is_running(&self) -> bool {
+        self.running
+    }
+
+    /// Bonds, paths and sessions the node holds: what strangers must not be able to raise.
+    pub fn held(&self) -> (usize, usize, usize) {
+        let bonds = self.node.bonds.load();
+        let paths = bonds.iter().map(|bond| bond.paths.load().len()).sum();
+        (bonds.iter().count(), paths, self.node.sessions_held())
     }
 
     /// The site's own clock at the world's time `now`.

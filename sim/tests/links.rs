@@ -59,6 +59,142 @@ fn every_kind_of_link_joins_and_carries() {
         eprintln!("{name}: joined in {took_ms} ms, {:.2} % arrived", 100.0 * share);
         assert!(share >= least, "{name}: {share}");
         // A round trip for the handshake and one for the challenge, when nothing is lost.
-        assert!(least < 1.0 || took_ms < 1_500, "{name}: joined in {took_ms} ms");
+        assert!(least < 1.0 || took_ms < 2_000, "{name}: joined in {took_ms} ms");
     }
+}
+
+/// The demo's links.
+fn demo() -> Vec<Link> {
+    vec![Link::new(100.0, 10.0), Link::new(50.0, 20.0), Link::new(20.0, 40.0).loss(0.001)]
+}
+
+#[test]
+fn full_packets_over_every_mixture_of_mtus() {
+    for (number, mtus) in [&[1_280][..], &[1_400], &[1_280, 1_500], &[1_500, 1_400, 1_280], &[1_492, 1_492]].iter().enumerate() {
+        let links: Vec<Link> = mtus.iter().map(|mtu| Link::new(40.0, 10.0).mtu(*mtu)).collect();
+        let mut world = pair(sim::seed(200 + number as u64), (2, 2), &links);
+        join(&mut world, mtus.len(), 3_000);
+        // Let the MTU search of each path end.
+        world.run_ms(6_000);
+        for (wan, mtu) in mtus.iter().enumerate() {
+            let bond = world.sites[0].bond(0).unwrap();
+            let found = bond.paths.load().iter().find(|path| usize::from(path.route().wan) == wan).unwrap().datagram_bytes();
+            assert!(found + 28 <= *mtu && found + 28 + 8 >= *mtu, "MTU {mtu}: found {found}");
+        }
+        let (sent, received) = traffic(&mut world, 1_500, 8.0);
+        assert_eq!(sent, received, "{mtus:?}");
+    }
+}
+
+#[test]
+fn an_mtu_that_shrinks_while_data_flows_is_found_again() {
+    let links = [Link::new(40.0, 10.0).mtu(1_500)];
+    let mut world = pair(sim::seed(210), (1, 1), &links);
+    join(&mut world, 1, 3_000);
+    world.run_ms(2_000);
+    let start = world.now;
+    let flow = world.tcp(0, 1, TcpSpec { start, stop: start.plus_ms(8_000), bytes: u64::MAX });
+    world.run_ms(1_000);
+    for link in &mut world.cables[0].links {
+        link.set_mtu(1_400);
+    }
+    world.run_ms(3_000);
+    let before = world.tcp_flow(flow).unwrap().received().bytes;
+    world.run_ms(2_000);
+    let after = world.tcp_flow(flow).unwrap().received().bytes;
+    world.check().unwrap();
+    assert!(after > before + 4_000_000, "{} bytes in two seconds", after - before);
+}
+
+#[test]
+fn any_number_of_cores_talks_to_any_other() {
+    for (number, cores) in [(1, 1), (1, 4), (2, 3), (3, 2), (8, 3), (5, 8)].into_iter().enumerate() {
+        let mut world = pair(sim::seed(300 + number as u64), cores, &[Link::new(50.0, 5.0), Link::new(50.0, 8.0)]);
+        join(&mut world, 2, 3_000);
+        let start = world.now.plus_ms(200);
+        let stop = start.plus_ms(1_000);
+        world.run_until(start);
+        let flows: Vec<usize> = (0..24)
+            .map(|n| {
+                let (from, to) = if n % 2 == 0 { (0, 1) } else { (1, 0) };
+                world.udp(from, to, UdpSpec::mbps(600, 1.0, start, stop))
+            })
+            .collect();
+        world.run_ms(1_500);
+        world.check().unwrap();
+        assert_eq!(world.totals.flows_split, 0, "{cores:?}");
+        for (site, flow) in flows.iter().enumerate().map(|(n, flow)| (n % 2, flow)) {
+            let stats = world.udp_stats(*flow);
+            assert_eq!((stats.sent, stats.disordered), (stats.received, 0), "{cores:?} from {site}");
+            assert_eq!(world.sites[site].counters.foreign, 0, "{cores:?}");
+        }
+    }
+}
+
+#[test]
+fn the_demos_links_in_both_topologies() {
+    for hub in [false, true] {
+        let mut world = if hub { to_hub(sim::seed(400), (2, 2), &demo()) } else { pair(sim::seed(400), (2, 2), &demo()) };
+        join(&mut world, 3, 3_000);
+        let (sent, received) = traffic(&mut world, 1_200, 20.0);
+        assert!(received as f64 >= 0.998 * sent as f64, "hub {hub}: {received} of {sent}");
+    }
+}
+
+#[test]
+fn a_hub_serves_many_peers() {
+    let mut world = star(sim::seed(500), 3, 20, 1, &[Link::new(20.0, 10.0), Link::new(10.0, 20.0)]);
+    world.start();
+    let up = world.run_until_true(4_000, |world| {
+        (0..20).all(|slot| world.sites[0].paths_up(slot) == 2 && world.sites[slot + 1].paths_up(0) == 2)
+    });
+    assert!(up);
+    let start = world.now;
+    let stop = start.plus_ms(1_000);
+    let flows: Vec<usize> =
+        (1..=20).flat_map(|spoke| [(0, spoke), (spoke, 0)])
+            .map(|(from, to)| world.udp(from, to, UdpSpec::mbps(800, 1.0, start, stop)))
+            .collect();
+    // And from one spoke to another: the hub does not forward, and must not mix up peers.
+    world.run_ms(1_500);
+    world.check().unwrap();
+    for flow in flows {
+        let stats = world.udp_stats(flow);
+        assert_eq!((stats.sent, stats.disordered), (stats.received, 0));
+    }
+    assert_eq!(world.totals.flows_split, 0);
+}
+
+#[test]
+fn requests_are_answered_quickly_beside_a_bulk_flow() {
+    let mut world = pair(sim::seed(600), (2, 2), &demo());
+    join(&mut world, 3, 3_000);
+    let start = world.now;
+    let stop = start.plus_ms(3_000);
+    world.tcp(0, 1, TcpSpec { start, stop, bytes: u64::MAX });
+    let spec = sim::inner::request::RequestSpec {
+        every_ns: 20_000_000,
+        answer_packets: 3,
+        start: start.plus_ms(500),
+        stop,
+    };
+    let asked = world.request(0, 1, spec);
+    world.run_ms(4_000);
+    world.check().unwrap();
+    let mut stats = world.request_stats(asked);
+    stats.took_ns.sort_unstable();
+    let p95_ms = stats.took_ns[stats.took_ns.len() * 95 / 100] / 1_000_000;
+    assert!(stats.answered + 2 >= stats.asked, "{} of {}", stats.answered, stats.asked);
+    // The quickest link has a round trip of 20 ms; it is full.
+    assert!(p95_ms < 90, "p95 {p95_ms} ms");
+}
+
+#[test]
+fn times_of_the_world_are_virtual() {
+    let mut world = pair(1, (1, 1), &[Link::new(10.0, 1.0)]);
+    world.start();
+    world.run_until(Time::from_ms(3_600_000));
+    assert_eq!(world.now, Time::from_ms(3_600_000));
+    assert_eq!(world.sites[0].paths_up(0), 1);
+    assert!((25..=35).contains(&world.sites[0].handshakes(0)), "a rekey each two minutes");
 }

@@ -153,7 +153,8 @@ fn a_default_route_through_the_bond() {
         let target = IpAddr::from(host.addresses.ipv4.unwrap());
         let pair = Pair::new();
         let (a, b) = (testbed.site(Site::A), testbed.site(Site::B));
-        let mut hub = pair.start(b, "hub", &pair.hub(""));
+        let wans = "[[wan]]\ninterface = \"wan0\"\n[[wan]]\ninterface = \"wan1\"\n";
+        let mut hub = pair.start(b, "hub", &pair.hub(wans));
         let config = pair.branch(
             &["wan0", "wan1"],
             &[endpoint(&testbed, 0), endpoint(&testbed, 1)],
@@ -317,8 +318,8 @@ fn interfaces_come_and_go() {
         let netlink = a.netlink().unwrap();
         let wan1 = a.interface("wan1").unwrap();
         let old = testbed.addresses(Site::A, 1).ipv4.unwrap();
-        netlink.add_address(wan1, "198.18.1.77/24".parse().unwrap()).unwrap();
         netlink.del_address(wan1, format!("{old}/24").parse().unwrap()).unwrap();
+        netlink.add_address(wan1, "198.18.1.77/24".parse().unwrap()).unwrap();
         branch.wait("another address", 10.0, |report| {
             report.wans[1].addresses == ["198.18.1.77"] && paths_up(report) >= 2
         });

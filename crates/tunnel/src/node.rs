@@ -147,6 +147,11 @@ impl Node {
         self.sessions.load().get(&index).cloned()
     }
 
+    /// Sessions that datagrams may name now, of all bonds.
+    pub fn sessions_held(&self) -> usize {
+        self.sessions.load().len()
+    }
+
     fn shared(&self) -> MutexGuard<'_, Shared> {
         // A panic while the lock was held leaves nothing half done that matters: go on.
         self.shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner)

@@ -242,6 +242,10 @@ impl<P> Orderer<P> {
     /// A marker has arrived over `path`: all packets up to and including `stamp` that took the path were
     /// sent before it. To be told for each piece of a packet, too, with the stamp before the piece's.
     pub fn marker(&mut self, now: Time, path: u8, stamp: u32) {
+        if !self.started && stamp == self.window.top() as u32 {
+            // "Nothing before the first": a piece of stamp 0 says so. It would be taken for 2^32 − 1.
+            return;
+        }
         let stamp = self.unwrap_stamp(stamp);
         if !self.started || stamp > self.window.top() {
             self.move_to(now, stamp);

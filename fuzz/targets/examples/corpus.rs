@@ -124,7 +124,7 @@ fn frames() {
     let at = frame::write_report(&mut out, 0, &[entry, ReportEntry { path: 2, ..entry }]).unwrap();
     let ranges = [NackRange { first: 4, count: 2 }, NackRange { first: 1 << 40, count: 600 }];
     let at = frame::write_nack(&mut out, at, 1, 0, &ranges).unwrap();
-    let at = frame::write_padding(&mut out, at).unwrap();
+    frame::write_padding(&mut out, at).unwrap();
     save("frames", "report-nack-padding", &out[..at + 20]);
     save("frames", "length-beyond-the-end", &[1, 1, 0xff, 0xff, 0x45]);
     save("frames", "unknown-kind", &[100, 0, 1, 2, 3]);

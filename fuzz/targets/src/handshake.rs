@@ -69,9 +69,9 @@ fn guarded(scene: &Scene, datagram: &[u8]) {
     let limits = GuardLimits { free_per_second: 1, free_burst: 1, ..GuardLimits::default() };
     let mut guard = Guard::new(&scene.listener.public(), [7; 32], limits);
     let mut store = CookieStore::new(&scene.listener.public());
-    store.sent(datagram);
     let now = Time::from_ns(1_000_000_000);
     for _ in 0..3 {
+        store.sent(datagram);
         if let Verdict::Reply(reply) = guard.admit(now, source, datagram) {
             // Dialers know their own messages only by a MAC, so this one must be taken, and a changed one not.
             assert!(reply.len() <= datagram.len().max(HEADER_BYTES + 2 * MACS_BYTES), "an amplifier");

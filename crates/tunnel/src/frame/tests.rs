@@ -286,11 +286,17 @@ fn examples() -> Vec<(&'static str, Vec<u8>)> {
     add("path-state", Drawn::Small(Frame::PathState { path: 1, state: PeerPathState::Down }));
     add("barrier", Drawn::Small(Frame::Barrier { bucket: 0x0155, stamp: 0x0001_0203 }));
     add("extension", Drawn::Extension(0x90, vec![0xff, 0xfe]));
+    let timing = |path: u8, delay_us: i32, jitter_us: u32| {
+        [&[path][..], &delay_us.to_be_bytes(), &jitter_us.to_be_bytes()].concat()
+    };
+    let body = [timing(0, -2_000, 300), timing(2, 30_000, 3_000)].concat();
+    add("path-timing", Drawn::Extension(128, body));
+    let body = vec![0x45, 0x00, 0x00, 0x1c];
     // A whole plaintext: a packet, the first piece of the next one, a marker, padding.
     let mut bytes = vec![0; 64];
     let head =
         PacketHead { order: Some(Order { stamp: 8, back: 1, same_path: true }), bytes: Some(4), ..plain };
-    let mut at = Drawn::Packet(head, body()).write(&mut bytes, 0).unwrap();
+    let mut at = Drawn::Packet(head, body).write(&mut bytes, 0).unwrap();
     let piece = PieceHead {
         order: Order { stamp: 9, back: 1, same_path: true },
         total: 1_000,

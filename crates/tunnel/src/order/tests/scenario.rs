@@ -107,6 +107,18 @@ fn a_marker_covers_its_own_stamp() {
 }
 
 #[test]
+fn a_marker_may_be_the_first_to_arrive() {
+    let mut orderer = orderer(2, None);
+    orderer.marker(T, 1, u32::MAX);
+    assert!(!orderer.started, "nothing was sent before stamp 0");
+    orderer.marker(T, 1, 2);
+    assert_eq!(arrive(&mut orderer, T.plus_ms(1), 0, order(1, 1)), []);
+    assert_eq!(arrive(&mut orderer, T.plus_ms(1), 0, order(2, 0)), [2]);
+    assert_eq!(arrive(&mut orderer, T.plus_ms(3), 0, order(3, 0)), [3, 1], "path 1 had passed 0 by then");
+    assert_eq!(orderer.window.bytes(), 16 * 24);
+}
+
+#[test]
 fn a_flow_on_one_path_passes_its_losses() {
     let mut orderer = orderer(3, None);
     let mut stamper = Stamper::new();
