@@ -132,6 +132,7 @@ impl Site {
             seed: random.bytes(),
             wall_clock_ns,
             timestamp_floor_ns: floor,
+            rekey_after_ms: tunnel::session::REKEY_AFTER_MS,
         }))
     }
 

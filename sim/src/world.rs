@@ -441,8 +441,8 @@ impl World {
         if !site.running {
             return;
         }
-        let owner = site.workers.first().and_then(|worker| worker.core.owner_of(&emit.bytes).ok());
-        let owner = owner.map_or(0, |(owner, _)| usize::from(owner));
+        let owner = site.workers.first().and_then(|worker| worker.core.classify(&emit.bytes).ok());
+        let owner = owner.map_or(0, |classified| usize::from(classified.owner));
         if let Some(worker) = site.workers.get_mut(owner) {
             worker.inbox.push(Item::Packet(emit.offload, emit.bytes));
             worker.dirty = true;
@@ -475,7 +475,11 @@ impl World {
         worker.core.begin(now);
         for item in std::mem::take(&mut worker.inbox) {
             match item {
-                Item::Packet(offload, bytes) => worker.core.packet(now, &offload, &bytes, &mut out),
+                Item::Packet(offload, bytes) => {
+                    if let Ok(classified) = worker.core.classify(&bytes) {
+                        worker.core.packet(now, &offload, &bytes, &classified, &mut out);
+                    }
+                }
                 Item::Datagram(source, mut bytes) => {
                     let stride = bytes.len();
                     worker.core.datagrams(now, &source, &mut bytes, stride, &mut out);

@@ -181,7 +181,7 @@ fn a_nat_that_rebinds_is_followed() {
         let gap_ms = flows.map(|flow| world.udp_stats(flow).gap_ns_max / 1_000_000);
         assert!(gap_ms[0] < 200 && gap_ms[1] < 500, "address {new_address}: gaps {gap_ms:?} ms");
         let stats = world.udp_stats(flows[1]);
-        assert!(stats.last.ms() + 300 > 5_000 && stats.sent - stats.received < 150, "{stats:?}");
+        assert!(stats.last.ms() > 4_000 && stats.sent - stats.received < 20, "{stats:?}");
     }
 }
 

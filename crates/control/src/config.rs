@@ -72,6 +72,8 @@ pub struct Node {
     pub listen: Option<u16>,
     /// Cores that work.
     pub cores: Cores,
+    /// Sessions get new keys after this long, 5–120 s.
+    pub rekey_after_seconds: u8,
     /// Directory of the state file; [`STATE_DIR`] by default.
     pub state_dir: PathBuf,
     /// Log file; standard error by default.
@@ -257,19 +259,26 @@ impl Config {
             }
         };
         let directory = path.parent().unwrap_or(Path::new(""));
+        let mut loaded = Self::read(&text, &file, directory, exposed);
+        if let Some(config) = &mut loaded.config {
+            config.path = path.to_owned();
+        }
+        loaded
+    }
+
+    /// Checks the text of a file that is called `file` in messages; key files are looked for in `directory`. `exposed`: users other
+    /// than the owner can read the file.
+    #[must_use]
+    pub fn read(text: &str, file: &str, directory: &Path, exposed: bool) -> Loaded {
         let host = rustix::system::uname();
         let surroundings = Surroundings {
-            file: &file,
+            file,
             directory,
             exposed,
             host: host.nodename().to_str().unwrap_or("node"),
             read_key: &key::read_file,
         };
-        let mut loaded = parse(&text, &surroundings);
-        if let Some(config) = &mut loaded.config {
-            config.path = path.to_owned();
-        }
-        loaded
+        parse(text, &surroundings)
     }
 
     /// Path of the control socket.

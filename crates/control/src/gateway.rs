@@ -110,6 +110,7 @@ impl Gateway {
             mark: numbers.mark(),
             timestamp_floor_ns: floor,
             wall_clock_ns,
+            rekey_after_ms: u64::from(config.node.rekey_after_seconds) * 1_000,
         };
         let engine = Engine::start(settings, Snapshot::default(), tun)
             .map_err(|error| UpError::Start(error.to_string()))?;
@@ -154,6 +155,7 @@ impl Gateway {
             Ok(view) => view,
             Err(error) => {
                 tracing::warn!(%error, "cannot look at the interfaces; trying again");
+                self.incomplete = true;
                 return;
             }
         };

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use linux::netlink::{Family, Netlink, Route, RouteSpec, RuleSpec};
@@ -20,6 +20,7 @@ pub struct Host {
     tun_index: Option<u32>,
     complaints: Complaints,
     loosened: Vec<String>,
+    has_ipv6: bool,
 }
 
 /// Says everything once. Bounded: after so many different complaints nobody reads on.
@@ -46,6 +47,7 @@ impl Host {
             tun_index: None,
             complaints: Complaints::default(),
             loosened: Vec::new(),
+            has_ipv6: Path::new("/proc/sys/net/ipv6").exists(),
         };
         let removed = host.clear();
         if removed > 0 {
@@ -118,13 +120,18 @@ impl Host {
     /// Makes the kernel's tables what the plan says. Returns how many entries changed.
     pub fn apply(&mut self, plan: &HostPlan) -> usize {
         let found = self.found();
-        let changes = plan.difference(&found);
+        let mut changes = plan.difference(&found);
+        if !self.has_ipv6 {
+            changes.add.routes.retain(|route| route.dst.addr().is_ipv4());
+            changes.add.rules.retain(|rule| rule.family == Family::V4);
+        }
         self.carry_out(&changes)
     }
 
     fn found(&mut self) -> HostPlan {
         let (mut routes, mut rules): (Vec<Route>, Vec<RuleSpec>) = (Vec::new(), Vec::new());
-        for family in [Family::V4, Family::V6] {
+        let families: &[Family] = if self.has_ipv6 { &[Family::V4, Family::V6] } else { &[Family::V4] };
+        for &family in families {
             match self.netlink.routes(Some(family)) {
                 Ok(list) => routes.extend(list),
                 Err(error) => self.complaints.warn(format!("{error} ({family:?})")),

@@ -41,6 +41,8 @@ fn keep_fixed(old: &Config, merged: &mut Config, restart: &mut Vec<String>) {
     fixed(restart, "node.name", &old.node.name, &mut merged.node.name);
     fixed(restart, "node.listen", &old.node.listen, &mut merged.node.listen);
     fixed(restart, "node.cores", &old.node.cores, &mut merged.node.cores);
+    let rekey = &mut merged.node.rekey_after_seconds;
+    fixed(restart, "node.rekey-after-seconds", &old.node.rekey_after_seconds, rekey);
     fixed(restart, "node.state-dir", &old.node.state_dir, &mut merged.node.state_dir);
     fixed(restart, "node.log-file", &old.node.log_file, &mut merged.node.log_file);
     fixed(restart, "node.control-socket", &old.node.control_socket, &mut merged.node.control_socket);

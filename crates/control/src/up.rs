@@ -101,8 +101,11 @@ pub fn run(config: Config, options: Options) -> Result<(), UpError> {
     let result = running.run().map_err(failed("the gateway's thread cannot go on"));
     notify(&[NotifyState::Stopping]);
     tracing::info!("going down");
+    let Loop { gateway, receiver, .. } = running;
+    // Who asks now is told so; the socket itself goes last, because `anabranch stop` waits for that.
+    drop(receiver);
+    gateway.stop();
     drop(server);
-    running.gateway.stop();
     result
 }
 

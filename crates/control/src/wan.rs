@@ -63,7 +63,8 @@ impl HostView {
             let of_kind = self.addresses.iter().filter(usable).filter(|a| a.deprecated == deprecated);
             for ip in of_kind.map(|address| address.net.addr()) {
                 let have_family = list.iter().any(|other| other.is_ipv4() == ip.is_ipv4());
-                if !list.contains(&ip) && !(deprecated && have_family) {
+                let superseded = deprecated && have_family;
+                if !superseded && !list.contains(&ip) {
                     list.push(ip);
                 }
             }
@@ -234,7 +235,6 @@ fn unbound(tun_name: &str, view: &HostView) -> LiveWan {
         addresses.extend(view.usable_addresses(link.index, config::Family::Any));
     }
     addresses.truncate(ADDRESSES_MAX);
-    // Loopback counts where nothing else is there: two gateways of one machine can meet over it.
     let state = if addresses.is_empty() { "no address" } else { "up" };
     let wan = Wan {
         id: 0,

@@ -24,6 +24,8 @@ pub struct Settings {
     pub timestamp_floor_ns: u64,
     /// Wall clock at start, ns since 1970 (0 if unknown).
     pub wall_clock_ns: u64,
+    /// A session is renewed after this long, ms.
+    pub rekey_after_ms: u64,
 }
 
 pub use tunnel::config::{Peer, Snapshot, Wan};

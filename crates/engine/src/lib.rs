@@ -306,6 +306,7 @@ fn node_config(settings: &Settings) -> Result<NodeConfig, EngineError> {
         // The node's clock is the monotonic one, which does not start at zero.
         wall_clock_ns: settings.wall_clock_ns.saturating_sub(monotonic_ns),
         timestamp_floor_ns: settings.timestamp_floor_ns,
+        rekey_after_ms: settings.rekey_after_ms,
     })
 }
 

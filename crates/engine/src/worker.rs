@@ -284,11 +284,13 @@ impl Worker {
             };
             self.io.counters.tun_rx_packets.add(segments as u64);
             self.io.counters.tun_rx_bytes.add(packet.len() as u64);
-            match self.core.owner_of(packet) {
-                Ok((owner, _)) if owner == self.id => self.core.packet(now, &offload, packet, &mut self.io),
-                Ok((owner, _)) => {
+            match self.core.classify(packet) {
+                Ok(classified) if classified.owner == self.id => {
+                    self.core.packet(now, &offload, packet, &classified, &mut self.io);
+                }
+                Ok(classified) => {
                     let item = Handed::Packet(offload, packet.to_vec());
-                    hand_over(&mut self.rings, usize::from(owner), item, &mut self.io);
+                    hand_over(&mut self.rings, usize::from(classified.owner), item, &mut self.io);
                 }
                 Err(reason) => self.io.drops.add(reason),
             }
@@ -375,7 +377,10 @@ impl Worker {
             let Some(item) = self.rings.pop() else { return false };
             self.io.counters.ring_in.add(1);
             match item {
-                Handed::Packet(offload, packet) => self.core.packet(now, &offload, &packet, &mut self.io),
+                Handed::Packet(offload, packet) => match self.core.classify(&packet) {
+                    Ok(classified) => self.core.packet(now, &offload, &packet, &classified, &mut self.io),
+                    Err(reason) => self.io.drops.add(reason),
+                },
                 Handed::Datagram(source, mut datagram) => {
                     let stride = datagram.len();
                     self.core.datagrams(now, &source, &mut datagram, stride, &mut self.io);

@@ -27,6 +27,8 @@ pub struct NodeConfig {
     pub wall_clock_ns: u64,
     /// Highest handshake timestamp an earlier run may have used, ns.
     pub timestamp_floor_ns: u64,
+    /// A session is renewed after this long, ms; [`crate::session::REKEY_AFTER_MS`] at most.
+    pub rekey_after_ms: u64,
 }
 
 /// One WAN interface as it is right now. WAN ids stay the same for one interface name for the whole run.

@@ -8,7 +8,7 @@
 //!
 //! * kind 0 ends the datagram: it and everything behind it is padding;
 //! * kinds 1–3 carry traffic (IP packet, Ethernet frame, piece of a larger packet) and use the flags;
-//! * kinds 4–17 are control frames (see [`control`](self::Frame)); their flags are zero;
+//! * kinds 4–17 are control frames; their flags are zero;
 //! * kinds 128–255 are reserved for later: their fields start with a 16-bit length, so a receiver that does not know
 //!   one steps over it ([`Frame::Extension`]).
 //!

@@ -161,9 +161,9 @@ impl PathLife {
         self.asks = 0;
         if state == PathState::Up && old != PathState::Up {
             self.path.restart(now);
-            if old != PathState::Suspect {
-                self.measure_mtu(now);
-            }
+            // Also after mere suspicion: pings pass where large datagrams vanish, if the MTU shrank (RFC 8899 §4.3).
+            // On a path that kept its MTU this costs one round trip with smaller datagrams.
+            self.measure_mtu(now);
         }
         tracing::info!(path = self.path.id, from = old.name(), to = state.name(), reason, "path");
         true
@@ -440,10 +440,23 @@ impl Lifecycle {
             };
             self.retain_paths(bond, |life| !forgotten(life));
         }
+        self.ask_for_keys(bond, actions);
         self.choose_paths();
         let any_up = self.paths.iter().any(|life| life.path.state() == PathState::Up);
         self.all_down_since = if any_up { None } else { self.all_down_since.or(Some(now)) };
         next
+    }
+
+    /// A listener that used up its packets asks the dialer for new keys: only the dialer starts handshakes.
+    fn ask_for_keys(&self, bond: &Bond, actions: &mut Vec<Action>) {
+        let spent = bond.current.load().as_ref().is_some_and(|session| session.is_spent());
+        if !bond.dialer
+            && spent
+            && let Some(life) = self.paths.iter().find(|life| life.path.usable())
+        {
+            let frame = Frame::Extension { kind: crate::core::REKEY, body: &[] };
+            actions.push(life.frames(bond.slot, encode(&frame)));
+        }
     }
 
     /// Chooses the useful permutations (row T1) among the paths that are up. Paths over one WAN share its bottleneck:
@@ -555,7 +568,10 @@ impl Lifecycle {
     /// Bulk follows only after the new address answered a challenge (design §4).
     pub fn on_moved(&mut self, id: u8, source: Route, token: u64) {
         if let Some(life) = self.paths.iter_mut().find(|life| life.path.id == id)
-            && life.candidate.is_none_or(|(route, _)| route != source)
+            // Each of the peer's sockets may show another port: what moved is the address.
+            && life.candidate.is_none_or(|(route, _)| {
+                route.wan != source.wan || route.remote.ip() != source.remote.ip()
+            })
         {
             life.candidate = Some((source, token));
             life.asks = 0;

@@ -27,7 +27,7 @@ use crate::keys::FlowDefinition;
 use crate::lifecycle::{Action, Attempt, Lifecycle, WanUnder, encode};
 use crate::mac::{Guard, GuardLimits, Verdict};
 use crate::path::{Path, PathState, Route};
-use crate::session::{Epoch, Session};
+use crate::session::{Epoch, REKEY_AFTER_MS, Session};
 use crate::time::Time;
 
 /// Sessions kept per bond: the newest, the one before it (datagrams still under way), one not confirmed yet.
@@ -55,6 +55,7 @@ pub struct Node {
     node_id: u16,
     boot_id: u64,
     wall_clock_ns: u64,
+    rekey_after_ms: u64,
     timestamp_ns: AtomicU64,
     /// When [`Node::poll`] is due, ns. Whoever changes a life cycle brings it forward.
     poll_at_ns: AtomicU64,
@@ -119,6 +120,7 @@ impl Node {
             node_id: config.node_id,
             boot_id: config.boot_id,
             wall_clock_ns: config.wall_clock_ns,
+            rekey_after_ms: config.rekey_after_ms.min(REKEY_AFTER_MS),
             timestamp_ns: AtomicU64::new(config.timestamp_floor_ns),
             poll_at_ns: AtomicU64::new(0),
             shared: Mutex::new(Shared {
@@ -491,6 +493,7 @@ impl Node {
                 receive_key: &established.receive_key,
                 own_cores: self.cores,
                 peer_cores: hello.processor.cores,
+                rekey_after_ms: self.rekey_after_ms,
                 initiator,
             },
             now,

@@ -412,6 +412,9 @@ impl Path {
     /// The path carries data again after silence: slow-start share, fresh bookings.
     pub fn restart(&self, now: Time) {
         self.clear_booking(now);
+        // The queue that was seen last is long gone; believing in it would keep the path from being used again.
+        let queue_us = self.queue_us.swap(0, Relaxed);
+        self.delay_us.fetch_sub(i64::from(queue_us), Relaxed);
         if let Ok(mut feedback) = self.feedback.lock() {
             feedback.controller.restart(now);
             feedback.arrival_known = false;

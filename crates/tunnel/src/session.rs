@@ -9,7 +9,7 @@ use crate::aead::{Aead, LaneKey};
 use crate::keys::Encryption;
 use crate::time::Time;
 
-/// A session is renewed after this long.
+/// A session is renewed after this long, unless the node is told to do it sooner.
 pub const REKEY_AFTER_MS: u64 = 120_000;
 /// A session is refused after this long.
 pub const REJECT_AFTER_MS: u64 = 180_000;
@@ -36,6 +36,8 @@ pub struct Session {
     pub peer_cores: u8,
     /// When it was established.
     pub established: Time,
+    /// It is renewed after this long.
+    rekey_after_ms: u64,
     /// The peer proved that it holds the keys.
     confirmed: AtomicBool,
     /// Some core used up its packets: renew now.
@@ -66,6 +68,8 @@ pub struct Epoch<'a> {
     pub own_cores: u8,
     /// The peer's cores.
     pub peer_cores: u8,
+    /// Renewed after this long, ms.
+    pub rekey_after_ms: u64,
     /// Whether we started the handshake: the initiator holds a confirmed session at once.
     pub initiator: bool,
 }
@@ -85,6 +89,7 @@ impl Session {
             encryption: epoch.encryption,
             peer_cores: epoch.peer_cores,
             established: now,
+            rekey_after_ms: epoch.rekey_after_ms,
             confirmed: AtomicBool::new(epoch.initiator),
             spent: AtomicBool::new(false),
             seal: keys(epoch.send_key, epoch.own_cores),
@@ -117,9 +122,14 @@ impl Session {
         self.spent.store(true, Relaxed);
     }
 
+    /// Whether some core used up its packets.
+    pub fn is_spent(&self) -> bool {
+        self.spent.load(Relaxed)
+    }
+
     /// Whether it is time for new keys.
     pub fn wants_rekey(&self, now: Time) -> bool {
-        self.spent.load(Relaxed) || now.since(self.established) >= REKEY_AFTER_MS * 1_000_000
+        self.spent.load(Relaxed) || now.since(self.established) >= self.rekey_after_ms * 1_000_000
     }
 
     /// Whether it must not be used any more.

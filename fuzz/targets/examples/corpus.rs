@@ -170,6 +170,8 @@ fn handshakes() {
     let mut newer = hello.encode().unwrap();
     newer.extend([200, 0, 3, 1, 2, 3]);
     save("handshake", "hello-of-a-newer-version", &newer);
+    let header = Header::parse(&initiation).unwrap();
+    save("handshake", "initiation-header-only-without-macs", &header.to_bytes());
     save("handshake", "empty", &[]);
     save("handshake", "data-datagram", &[0x14; 60]);
 }

@@ -6,11 +6,11 @@
 //! From the outside in:
 //!
 //! 1. [`header`]: the 16 clear bytes of a datagram.
-//! 2. [`handshake`]: what a stranger may send before any key is agreed; [`tampering`]: what somebody in between may do
+//! 2. [`handshake()`]: what a stranger may send before any key is agreed; [`tampering()`]: what somebody in between may do
 //!    to a genuine handshake.
-//! 3. [`frames`]: what stands in a data datagram, pieces put together included; [`table`]: bucket tables in it.
-//! 4. [`packet`]: inner packets and super-packets, from the TUN device or from a peer.
-//! 5. [`config`]: the configuration file.
+//! 3. [`frames()`]: what stands in a data datagram, pieces put together included; [`table()`]: bucket tables in it.
+//! 4. [`packet()`]: inner packets and super-packets, from the TUN device or from a peer.
+//! 5. [`config()`]: the configuration file.
 #![allow(clippy::missing_panics_doc, reason = "a panic is what the fuzzer looks for")]
 
 mod config;

@@ -82,6 +82,13 @@ impl Gateway {
         }
     }
 
+    /// Runs a command of the program against this gateway: exit code and standard output.
+    pub fn command(&self, arguments: &[&str]) -> (i32, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_anabranch"));
+        let output = command.args(arguments).arg("--socket").arg(&self.socket).output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
+    }
+
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }

@@ -176,6 +176,7 @@ fn node(
     let private_key = private_key(&mut section, surroundings);
     let listen = section.number("listen", 1..=65535).and_then(|port| u16::try_from(port.value).ok());
     let cores = cores(&mut section);
+    let rekey = section.number("rekey-after-seconds", 5..=120).and_then(|s| u8::try_from(s.value).ok());
     let path = |text: &str| absolute_or_in(surroundings, text);
     let state_dir = section.parsed("state-dir", "\"/var/lib/anabranch\"", path);
     let log_file = section.parsed("log-file", "\"/var/log/anabranch.log\"", path);
@@ -186,6 +187,7 @@ fn node(
         private_key: private_key?,
         listen,
         cores,
+        rekey_after_seconds: rekey.unwrap_or(120),
         state_dir: state_dir.map_or_else(|| PathBuf::from(STATE_DIR), |path| path.value),
         log_file: log_file.map(|path| path.value),
         control_socket: control_socket.map(|path| path.value),

@@ -114,6 +114,7 @@ fn defaults() {
     let config = loaded.config.unwrap();
     assert_eq!(config.node.name, "router");
     assert_eq!(config.node.state_dir, Path::new(STATE_DIR));
+    assert_eq!(config.node.rekey_after_seconds, 120);
     let peer = &config.peers[0];
     assert_eq!((peer.paths_per_wan_pair, peer.sockets_per_path, &peer.wans), (1, 4, &None));
     assert_eq!((peer.encryption, peer.policy), (Encryption::On, Policy::Hash));
@@ -128,6 +129,7 @@ fn numbers_and_lists_of_cores_and_tables() {
         loaded.config.unwrap()
     };
     assert_eq!(config("cores = 4", "").node.cores, Cores::Count(4));
+    assert_eq!(config("rekey-after-seconds = 5", "").node.rekey_after_seconds, 5);
     assert_eq!(config("cores = [3, 1]", "").node.cores, Cores::List(vec![3, 1]));
     assert_eq!(config("", "table = 77").tun.routes, Routes::Table(77));
     assert_eq!(config("", "route = \"off\"").tun.routes, Routes::Off);

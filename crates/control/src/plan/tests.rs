@@ -325,6 +325,13 @@ fn the_kernel_agrees() {
         assert_eq!(source("10.8.1.1:1", None, 0), Some(tunnel));
         assert_eq!(source("[2001:db8:1::9]:1", Some("wan1"), 0), Some("2001:db8:1::2".parse().unwrap()));
 
+        // Strict reverse-path filters would drop what comes in over the second WAN.
+        let filter = "/proc/sys/net/ipv4/conf/wan1/rp_filter";
+        std::fs::write(filter, "1").unwrap();
+        host.loosen_reverse_path("wan1");
+        host.loosen_reverse_path("nosuchwan");
+        assert_eq!(std::fs::read_to_string(filter).unwrap().trim(), "2");
+
         // The kernel drops an interface's routes with the interface; the next look repairs it.
         netlink.set_up(wan1, false).unwrap();
         netlink.set_up(wan1, true).unwrap();
@@ -339,6 +346,10 @@ fn the_kernel_agrees() {
         assert!(apply(&mut host).1 > 0);
         assert_eq!(source(hub, Some("wan1"), numbers.mark()), Some(second));
         assert_eq!(netlink.link_by_index(wan0).unwrap().unwrap().name, "wan0");
+
+        host.clear();
+        assert_eq!(std::fs::read_to_string(filter).unwrap().trim(), "1");
+        apply(&mut host);
 
         // Killed here: a later instance with the same name cleans up, one with another name leaves it alone.
         std::mem::forget(host);

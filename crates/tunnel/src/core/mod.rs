@@ -38,6 +38,8 @@ use transmit::{Meta, Transmit};
 /// Extension frame: relative delays of the sender's paths. Body: entries of path 8, delay 32 (signed, µs),
 /// jitter 32 (µs).
 pub(crate) const PATH_TIMING: u8 = 128;
+/// Extension frame: the sender used up its packets under this session's keys and wants new ones. No body.
+pub(crate) const REKEY: u8 = 129;
 /// Path timing goes out this often while packets are ordered.
 const TIMING_NS: u64 = 100_000_000;
 /// NAT mappings of idle sockets are kept open by a keepalive this often.
@@ -60,6 +62,16 @@ pub struct Target {
     pub route: Route,
     /// Send from a dialer's socket of this path, not from the listening one.
     pub dialer: bool,
+}
+
+/// What [`Core::classify`] found out about an inner packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Classified {
+    header: IpHeader,
+    flow: FlowKey,
+    hash: u32,
+    /// The core of this node that owns the flow.
+    pub owner: u8,
 }
 
 /// What a core gives out.
@@ -148,20 +160,29 @@ impl Core {
         }
     }
 
-    /// The core of this node that owns an inner packet: by our own hash and table (design §3).
+    /// Looks at an inner packet once: its headers, its flow, and which core of this node owns it by our own hash and
+    /// table (design §3).
     ///
     /// # Errors
     /// `IpMalformed`.
-    pub fn owner_of(&self, packet: &[u8]) -> Result<(u8, u32), DropReason> {
-        let flow = FlowKey::of(packet)?;
+    pub fn classify(&self, packet: &[u8]) -> Result<Classified, DropReason> {
+        let header = IpHeader::parse(packet)?;
+        let flow = FlowKey::of_parsed(&header, packet);
         let hash = self.node.hasher.hash(&flow, 0);
-        let owner = self.node.table.load().owner_of_hash(hash);
-        Ok((u8::try_from(owner).unwrap_or(0), hash))
+        let owner = u8::try_from(self.node.table.load().owner_of_hash(hash)).unwrap_or(0);
+        Ok(Classified { header, flow, hash, owner })
     }
 
-    /// An inner packet or super-packet read from TUN.
-    pub fn packet(&mut self, now: Time, offload: &VirtioNetHeader, bytes: &[u8], out: &mut impl Output) {
-        if let Err(reason) = self.send(now, offload, bytes, out) {
+    /// An inner packet or super-packet read from TUN, which this core owns.
+    pub fn packet(
+        &mut self,
+        now: Time,
+        offload: &VirtioNetHeader,
+        bytes: &[u8],
+        classified: &Classified,
+        out: &mut impl Output,
+    ) {
+        if let Err(reason) = self.send(now, offload, bytes, classified, out) {
             self.drops.add(reason);
         }
     }
@@ -171,20 +192,19 @@ impl Core {
         now: Time,
         offload: &VirtioNetHeader,
         bytes: &[u8],
+        classified: &Classified,
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
-        let header = IpHeader::parse(bytes)?;
+        let Classified { header, flow, hash, .. } = classified;
         let slot = self.list.allowed_ips.owner(header.dst).ok_or(DropReason::NoPeer)?;
         let segmenter = Segmenter::new(offload, bytes)?;
-        let flow = FlowKey::of(bytes)?;
         let current = self.bonds.get_mut(slot).and_then(Option::as_mut).ok_or(DropReason::NoPeer)?;
         current.tx.refresh(now);
         let definition =
             current.tx.bond.cores.load().as_ref().map_or_else(Default::default, |cores| cores.info.flow);
-        let reduced = reduce(&flow, definition, header.dscp);
-        let hash = self.node.hasher.hash(&flow, 0);
+        let reduced = reduce(flow, definition, header.dscp);
         let pure_ack = flow.protocol == 6 && segmenter.payload_bytes() == 0;
-        let sparse = current.tx.is_sparse(now, hash, bytes.len(), pure_ack);
+        let sparse = current.tx.is_sparse(now, *hash, bytes.len(), pure_ack);
         let meta = Meta { flow: reduced, peer_core: None, hash: 0, sparse, ecn_capable: header.ecn != 0 };
         current.touched = true;
         current.tx.offer(now, offload, bytes, segmenter, meta, out, &mut self.drops);
@@ -201,6 +221,9 @@ impl Core {
         stride: usize,
         out: &mut impl Output,
     ) {
+        if buffer.is_empty() && stride == 0 {
+            self.drops.add(DropReason::TooShort);
+        }
         for datagram in buffer.chunks_mut(stride.max(1)) {
             if let Err(reason) = self.datagram(now, source, datagram, out) {
                 self.drops.add(reason);

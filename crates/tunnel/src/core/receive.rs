@@ -8,7 +8,7 @@ use packet::drop_reason::{DropCounters, DropReason};
 
 use super::lane::{Place, RxLane};
 use super::transmit::Transmit;
-use super::{Output, PATH_TIMING};
+use super::{Output, PATH_TIMING, REKEY};
 use crate::aead::TAG_BYTES;
 use crate::bond::Bond;
 use crate::frame::{self, Frame, NackRange, ReportEntry};
@@ -262,6 +262,7 @@ impl Receive {
             Frame::ProcessorInfo(bytes) => {
                 cx.node.on_processor_info(&self.bond, ProcessorInfo::decode(bytes)?);
             }
+            Frame::Extension { kind: REKEY, .. } => session.spend(),
             Frame::Extension { .. } => cx.drops.add(DropReason::FrameUnknown),
             Frame::Assignment { .. } | Frame::Barrier { .. } => cx.drops.add(DropReason::FrameUnknown),
             frame => cx.node.on_control(cx.now, &self.bond, header.path, cx.source, &frame, cx.actions),
@@ -312,16 +313,20 @@ impl Receive {
         group: bool,
         body: &[u8],
     ) {
-        if let Err(reason) = self.check_source(cx.node, body) {
+        let refused = self.check_source(cx.node, body).err();
+        if let Some(reason) = refused {
             cx.drops.add(reason);
-            return;
         }
         let Some(order) = order else {
-            cx.out.deliver(self.bond.slot, body, partial, group);
+            if refused.is_none() {
+                cx.out.deliver(self.bond.slot, body, partial, group);
+            }
             return;
         };
         let Some(sequence) = sequence(&mut self.sequences, sending_core, true) else { return };
         match sequence.orderer.admit(cx.now, over, order) {
+            // Its successors must not wait for a packet that came and was refused.
+            _ if refused.is_some() => {}
             Admit::Deliver | Admit::Late => cx.out.deliver(self.bond.slot, body, partial, group),
             Admit::Hold => {
                 let mut bytes = self.pool.pop().unwrap_or_default();
@@ -384,7 +389,7 @@ impl Receive {
     pub fn tick<O: Output>(&mut self, cx: &mut Context<'_, O>) -> Time {
         let mut next = Time::MAX;
         for sequence in self.sequences.iter_mut().flatten() {
-            sequence.reassembler.expire(cx.now);
+            cx.drops.add_n(DropReason::ReassemblyTimeout, sequence.reassembler.expire(cx.now) as u64);
             release(sequence, cx, &self.bond, &mut self.pool);
             if let Some(deadline) = sequence.orderer.next_deadline() {
                 next = next.min(deadline);

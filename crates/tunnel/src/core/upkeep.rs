@@ -5,6 +5,7 @@ use super::build::log_capacity;
 use super::transmit::{Repeat, Transmit, wire_bytes};
 use crate::aead::TAG_BYTES;
 use crate::header::HEADER_BYTES;
+use crate::order::SETTLE_US_DEFAULT;
 use crate::path::PathState;
 use crate::time::Time;
 
@@ -159,7 +160,7 @@ impl Transmit {
         }
         let spread_us = u32::try_from(most.saturating_sub(least).max(0)).unwrap_or(u32::MAX);
         for stamper in self.stampers.iter_mut().flatten() {
-            stamper.tick(now, spread_us.saturating_add(extra).saturating_add(20_000));
+            stamper.tick(now, spread_us.saturating_add(extra).saturating_add(20_000).max(SETTLE_US_DEFAULT));
         }
     }
 
