@@ -342,6 +342,45 @@ fn interfaces_come_and_go() {
     });
 }
 
+/// A modem that is unplugged and plugged in again is another interface under the same name: sockets bound to the old
+/// one are dead, and it may all happen between two looks.
+#[test]
+fn an_interface_is_made_anew_under_its_old_name() {
+    isolated(|| {
+        let testbed = Testbed::new(&[link()], 1).unwrap();
+        let pair = Pair::new();
+        let (a, b) = (testbed.site(Site::A), testbed.site(Site::B));
+        let plug = || {
+            let far = std::os::fd::AsFd::as_fd(b.namespace());
+            a.netlink().unwrap().add_veth("modem0", "far0", Some(far)).unwrap();
+            for (place, name, address) in [(a, "modem0", "198.51.100.1/24"), (b, "far0", "198.51.100.2/24")] {
+                let (netlink, index) = (place.netlink().unwrap(), place.interface(name).unwrap());
+                netlink.add_address(index, address.parse().unwrap()).unwrap();
+                netlink.set_up(index, true).unwrap();
+            }
+        };
+        plug();
+        let _hub = pair.start(b, "hub", &pair.hub(""));
+        let endpoint = ["198.51.100.2:4600".to_owned()];
+        let config = pair
+            .branch(&["modem0"], &endpoint, "\"10.77.0.2/32\"")
+            .replace("interface = \"modem0\"", "match = \"modem*\"");
+        let mut branch = pair.start(a, "branch", &config);
+        branch.wait("one path", 10.0, |report| paths_up(report) == 1);
+        for _ in 0..3 {
+            let index = a.interface("modem0").unwrap();
+            a.netlink().unwrap().delete_link(index).unwrap();
+            plug();
+            assert_ne!(a.interface("modem0").unwrap(), index);
+            std::thread::sleep(Duration::from_secs(3)); eprintln!("{}\n{}", branch.log(), control::report::text(&branch.status().unwrap()));
+            eprintln!("{}", _hub.log());
+            echo(a, b, HUB_IP.into());
+        }
+        let report = branch.wait("one path", 10.0, |report| paths_up(report) == 1);
+        assert_eq!(report.status.peers[0].paths.len(), 1);
+    });
+}
+
 #[test]
 fn reload_applies_refuses_and_says_what_needs_a_restart() {
     isolated(|| {

@@ -297,6 +297,17 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
+    fn wan(id: u16, interface: &str, state: &str, addresses: &[&str]) -> WanReport {
+        WanReport {
+            id,
+            interface: interface.to_owned(),
+            state: state.to_owned(),
+            addresses: addresses.iter().map(|text| (*text).to_owned()).collect(),
+            tier: 0,
+            mtu: 1500,
+        }
+    }
+
     fn report() -> Report {
         let path = |id, wan: &str, state: &str, share| PathStatus {
             id,
@@ -351,14 +362,6 @@ mod tests {
             packets_read: 1000,
             steering: "bpf".to_owned(),
             ..Status::default()
-        };
-        let wan = |id, interface: &str, state: &str, addresses: &[&str]| WanReport {
-            id,
-            interface: interface.to_owned(),
-            state: state.to_owned(),
-            addresses: addresses.iter().map(|text| (*text).to_owned()).collect(),
-            tier: 0,
-            mtu: 1500,
         };
         Report {
             status,

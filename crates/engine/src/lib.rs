@@ -161,6 +161,9 @@ impl Engine {
                 if let Err(error) = linux::affinity::pin_current_thread(cpu) {
                     tracing::warn!(core = id, cpu, %error, "not pinned");
                 }
+                if let Err(error) = linux::affinity::prefer_current_thread() {
+                    tracing::debug!(core = id, %error, "ordinary priority");
+                }
                 worker.run();
             })?;
             engine.threads.push(thread);

@@ -22,6 +22,19 @@ pub fn pin_current_thread(cpu: usize) -> Result<()> {
     sched_setaffinity(None, &set).context(format_args!("pin the thread to CPU {cpu}"))
 }
 
+/// Niceness of a packet worker: before ordinary programs, behind real-time ones.
+const WORKER_NICENESS: i32 = -10;
+
+/// Lets the calling thread run as soon as a packet or timer calls it: higher priority than ordinary programs, and
+/// timers that end when they should instead of up to 50 µs later. The first needs CAP_SYS_NICE; without it the
+/// thread stays as it is and the error says so.
+pub fn prefer_current_thread() -> Result<()> {
+    // SAFETY: PR_SET_TIMERSLACK takes one number and no pointer.
+    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_000_u64, 0, 0, 0) };
+    // On Linux process 0 of this call is the calling thread alone.
+    rustix::process::setpriority_process(None, WORKER_NICENESS).context("raise the priority of a worker")
+}
+
 /// The CPU this thread runs on right now.
 pub fn current_cpu() -> usize {
     rustix::thread::sched_getcpu()

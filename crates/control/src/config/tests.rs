@@ -247,6 +247,12 @@ fn node_section() {
          key in a private-key-file",
         ],
     );
+}
+
+#[test]
+fn other_keys_of_the_node_section() {
+    let golden_node =
+        |node: &str, expected: &[&str]| golden(&format!("[node]\n{node}\n{TUN}{PEER}"), expected);
     let key = "private-key-file = \"node.key\"\n";
     golden_node(
         &format!("{key}listen = 0\nname = \"\""),
@@ -394,7 +400,13 @@ fn peer_section() {
          key here",
         ],
     );
-    let identity = format!("{identity}public-key = \"$HUB\"\n");
+}
+
+#[test]
+fn other_keys_of_a_peer() {
+    let golden_peer =
+        |peer: &str, expected: &[&str]| golden(&format!("{NODE}{TUN}[[peer]]\n{peer}\n"), expected);
+    let identity = "name = \"hub\"\nallowed-ips = [\"10.77.0.2/32\"]\npublic-key = \"$HUB\"\n";
     golden_peer(
         &format!("{identity}endpoints = [\"198.18.0.2\", \"hub:0\", 5]"),
         &[
