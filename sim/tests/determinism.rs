@@ -15,7 +15,7 @@ fn run(seed: u64) -> (u64, u64) {
     world.start();
     world.run_ms(400);
     let start = world.now;
-    world.tcp(0, 1, TcpSpec { start, stop: start.plus_ms(1_500), bytes: u64::MAX });
+    world.tcp(0, 1, TcpSpec { hystart: true, start, stop: start.plus_ms(1_500), bytes: u64::MAX });
     world.udp(1, 0, UdpSpec::mbps(900, 5.0, start, start.plus_ms(1_500)));
     world.run_ms(700);
     world.cables[0].cut(true);

@@ -84,7 +84,7 @@ fn a_rekey_over_lossy_and_jittery_links_loses_nothing_that_the_links_do_not() {
     world.start();
     joined(&mut world, 2, 1_000);
     let start = world.now;
-    let flow = world.tcp(0, 1, TcpSpec { start, stop: start.plus_ms(3_000), bytes: u64::MAX });
+    let flow = world.tcp(0, 1, TcpSpec { hystart: true, start, stop: start.plus_ms(3_000), bytes: u64::MAX });
     let light = flows(&mut world, 3_000);
     for _ in 0..5 {
         world.run_ms(500);
@@ -99,7 +99,7 @@ fn a_rekey_over_lossy_and_jittery_links_loses_nothing_that_the_links_do_not() {
     }
     let got = world.tcp_flow(flow).unwrap();
     assert_eq!(got.sent().timeouts, 0);
-    assert!(got.received().bytes > 8_000_000, "{} bytes", got.received().bytes);
+    assert!(got.received().bytes > 5_000_000, "{} bytes", got.received().bytes);
 }
 
 #[test]
@@ -246,7 +246,7 @@ fn a_tcp_flow_survives_cuts_of_every_link_in_turn() {
     world.start();
     joined(&mut world, 3, 1_500);
     let start = world.now;
-    let flow = world.tcp(0, 1, TcpSpec { start, stop: start.plus_ms(60_000), bytes: 20_000_000 });
+    let flow = world.tcp(0, 1, TcpSpec { hystart: true, start, stop: start.plus_ms(60_000), bytes: 20_000_000 });
     for cable in 0..3 {
         world.run_ms(300);
         world.cables[cable].cut(true);

@@ -23,7 +23,7 @@ fn traffic(world: &mut World, packet_bytes: usize, mbps: f64) -> (u64, u64) {
     let stop = start.plus_ms(1_000);
     let there = world.udp(0, 1, UdpSpec::mbps(packet_bytes, mbps, start, stop));
     let back = world.udp(1, 0, UdpSpec::mbps(packet_bytes, mbps, start, stop));
-    let tcp = world.tcp(0, 1, TcpSpec { start, stop: start.plus_ms(60_000), bytes: 300_000 });
+    let tcp = world.tcp(0, 1, TcpSpec { hystart: true, start, stop: start.plus_ms(60_000), bytes: 300_000 });
     world.run_ms(2_500);
     world.run_until_true(20_000, |world| world.tcp_flow(tcp).unwrap().finished());
     world.check().unwrap();
@@ -93,7 +93,7 @@ fn an_mtu_that_shrinks_while_data_flows_is_found_again() {
     join(&mut world, 1, 3_000);
     world.run_ms(2_000);
     let start = world.now;
-    let flow = world.tcp(0, 1, TcpSpec { start, stop: start.plus_ms(8_000), bytes: u64::MAX });
+    let flow = world.tcp(0, 1, TcpSpec { hystart: true, start, stop: start.plus_ms(8_000), bytes: u64::MAX });
     world.run_ms(1_000);
     for link in &mut world.cables[0].links {
         link.set_mtu(1_400);
@@ -171,7 +171,7 @@ fn requests_are_answered_quickly_beside_a_bulk_flow() {
     join(&mut world, 3, 3_000);
     let start = world.now;
     let stop = start.plus_ms(3_000);
-    world.tcp(0, 1, TcpSpec { start, stop, bytes: u64::MAX });
+    world.tcp(0, 1, TcpSpec { hystart: true, start, stop, bytes: u64::MAX });
     let spec = sim::inner::request::RequestSpec {
         every_ns: 20_000_000,
         answer_packets: 3,

@@ -113,7 +113,7 @@ impl Run {
             }
             Op::Tcp { back, bytes } => {
                 let (from, to) = ends(back);
-                world.tcp(from, to, TcpSpec { start: now, stop: now.plus_ms(500), bytes: u64::from(bytes) });
+                world.tcp(from, to, TcpSpec { hystart: true, start: now, stop: now.plus_ms(500), bytes: u64::from(bytes) });
             }
             Op::Advance { ms } => world.run_ms(ms),
             Op::CutLink { link, direction: None } => world.cables[link].cut(true),
@@ -207,7 +207,7 @@ impl Run {
         let start = world.now;
         let spec = UdpSpec { packet_bytes: 1_400, every_ns: 4_000_000, burst: 1, start, stop: start.plus_ms(1_000) };
         let flows = [world.udp(0, 1, spec), world.udp(1, 0, spec)];
-        let tcp = world.tcp(0, 1, TcpSpec { start, stop: start.plus_ms(20_000), bytes: 500_000 });
+        let tcp = world.tcp(0, 1, TcpSpec { hystart: true, start, stop: start.plus_ms(20_000), bytes: 500_000 });
         world.run_ms(3_000);
         world.run_until_true(10_000, |world| world.tcp_flow(tcp).unwrap().finished());
         world.check().map_err(TestCaseError::fail)?;

@@ -217,7 +217,14 @@ impl PathLife {
                 if silent_ns >= IDLE_DOWN_AFTER_MS * 1_000_000 {
                     self.enter(now, PathState::Down, "silent");
                 }
-                if let Some((id, size)) = self.mtu.poll(now, self.path.rtt_us()) {
+                if self.path.take_large_lost() {
+                    self.mtu.confirm(now);
+                }
+                let probe = self.mtu.poll(now, self.path.rtt_us());
+                if usize::from(self.mtu.passes()) < self.path.datagram_bytes() {
+                    self.path.set_datagram_bytes(self.mtu.passes());
+                }
+                if let Some((id, size)) = probe {
                     let frames = encode(&Frame::Probe { id, size });
                     actions.push(Action::Frames {
                         bond,
@@ -390,6 +397,8 @@ impl Lifecycle {
             life.enter(now, PathState::Suspect, "no reports");
             life.ping_at = Time::ZERO;
             life.ping(now, 0, bond, actions);
+            // Silence is mostly the same both ways: the peer need not find out by itself.
+            self.tell_state(bond, id, PeerPathState::Suspect, actions);
         }
         self.choose_paths();
     }
@@ -557,10 +566,14 @@ impl Lifecycle {
             if !bond.dialer {
                 self.retain_paths(bond, |life| life.path.id != id);
             }
-        } else if let Some(life) = self.paths.iter_mut().find(|life| life.path.id == id)
-            && state == PeerPathState::Down
-        {
-            life.enter(now, PathState::Down, "peer reports it down");
+        } else if let Some(life) = self.paths.iter_mut().find(|life| life.path.id == id) {
+            match state {
+                PeerPathState::Down => drop(life.enter(now, PathState::Down, "peer reports it down")),
+                PeerPathState::Suspect if life.path.usable() => {
+                    life.enter(now, PathState::Suspect, "peer hears nothing");
+                }
+                PeerPathState::Up | PeerPathState::Suspect | PeerPathState::Removed => {}
+            }
         }
     }
 

@@ -7,6 +7,8 @@ use crate::time::Time;
 const TRIES: u8 = 3;
 /// The search ends when the gap is below this, bytes.
 const STEP_BYTES: u16 = 8;
+/// After losses of large datagrams the size is confirmed, this often at most.
+const CONFIRM_EVERY_MS: u64 = 2_000;
 /// A finished search looks again for a larger size after this long.
 const RAISE_AFTER_MS: u64 = 600_000;
 
@@ -21,6 +23,9 @@ pub struct MtuSearch {
     tries: u8,
     id: u32,
     next: Time,
+    /// The probe confirms the size that passed before; and when that was done last.
+    confirming: bool,
+    confirmed_at: Time,
 }
 
 impl MtuSearch {
@@ -35,7 +40,24 @@ impl MtuSearch {
             tries: 0,
             id: 0,
             next: now,
+            confirming: false,
+            confirmed_at: now,
         }
+    }
+
+    /// Large datagrams were lost: is their size still right (RFC 8899 §4.3)? Three lost probes start the search anew.
+    pub fn confirm(&mut self, now: Time) {
+        let searching = !self.done() || self.confirming;
+        if searching || self.passes <= BASE_DATAGRAM_BYTES || now.since(self.confirmed_at) < CONFIRM_EVERY_MS * 1_000_000 {
+            return;
+        }
+        (self.confirming, self.confirmed_at) = (true, now);
+        (self.probe, self.tries, self.next) = (self.passes, 0, now);
+    }
+
+    /// Largest size known to pass.
+    pub fn passes(&self) -> u16 {
+        self.passes
     }
 
     /// Begins anew, for a path that came back or whose interface changed.
@@ -52,7 +74,10 @@ impl MtuSearch {
         if now < self.next {
             return None;
         }
-        if self.done() {
+        if self.confirming && self.tries >= TRIES {
+            self.restart(self.limit, now);
+        }
+        if self.done() && !self.confirming {
             if self.passes >= self.limit {
                 self.next = Time::MAX;
                 return None;
@@ -79,6 +104,10 @@ impl MtuSearch {
 
     /// A probe of `size` bytes arrived; returns the size that is now known to pass.
     pub fn acknowledged(&mut self, now: Time, size: u16) -> u16 {
+        if self.confirming && size == self.passes {
+            self.confirming = false;
+            self.next = if self.passes >= self.limit { Time::MAX } else { now.plus_ms(RAISE_AFTER_MS) };
+        }
         if size > self.passes && size <= self.limit {
             self.passes = size;
             self.tries = 0;
@@ -122,6 +151,26 @@ mod tests {
     #[test]
     fn a_clean_path_takes_one_probe() {
         assert_eq!(search(1472, 1472), (1472, 1));
+    }
+
+    #[test]
+    fn a_size_that_no_longer_passes_is_given_up() {
+        let mut now = Time::from_ms(10);
+        let mut search = MtuSearch::new(1472, now);
+        assert_eq!(search.poll(now, 10_000), Some((1, 1472)));
+        search.acknowledged(now, 1472);
+        now = now.plus_ms(3_000);
+        search.confirm(now);
+        assert_eq!(search.poll(now, 10_000), Some((2, 1472)));
+        search.acknowledged(now, 1472);
+        assert_eq!((search.passes(), search.next()), (1472, Time::MAX));
+        now = now.plus_ms(3_000);
+        search.confirm(now);
+        for _ in 0..4 {
+            search.poll(now, 10_000);
+            now = now.plus_ms(300);
+        }
+        assert_eq!(search.passes(), BASE_DATAGRAM_BYTES);
     }
 
     #[test]

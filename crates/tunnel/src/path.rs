@@ -111,6 +111,7 @@ pub struct Path {
     rtt_us: AtomicU32,
     rttvar_us: AtomicU32,
     limited: AtomicBool,
+    large_lost: AtomicBool,
     datagram_bytes: AtomicU16,
     heard_at: AtomicU64,
     sent_at: AtomicU64,
@@ -172,6 +173,7 @@ impl Path {
             rtt_us: AtomicU32::new(0),
             rttvar_us: AtomicU32::new(0),
             limited: AtomicBool::new(false),
+            large_lost: AtomicBool::new(false),
             datagram_bytes: AtomicU16::new(BASE_DATAGRAM_BYTES),
             heard_at: AtomicU64::new(now.ns()),
             sent_at: AtomicU64::new(0),
@@ -198,6 +200,18 @@ impl Path {
     /// Version of the route; changes with the remote address.
     pub fn route_version(&self) -> u32 {
         self.route_version.load(Relaxed)
+    }
+
+    /// The peer misses a datagram larger than every path carries.
+    pub fn note_large_lost(&self) {
+        if !self.large_lost.load(Relaxed) {
+            self.large_lost.store(true, Relaxed);
+        }
+    }
+
+    /// Whether such a datagram was lost since the last call.
+    pub fn take_large_lost(&self) -> bool {
+        self.large_lost.load(Relaxed) && self.large_lost.swap(false, Relaxed)
     }
 
     /// Follows a peer that roamed (after its challenge), or a WAN that changed address.

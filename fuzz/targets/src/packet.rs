@@ -2,7 +2,7 @@
 
 use packet::segment::complete_checksum;
 use packet::vnet::VNET_HEADER_BYTES;
-use packet::{Coalescer, FlowKey, IpHeader, Segmenter, VirtioNetHeader, checksum, ip, segment};
+use packet::{Coalescer, FlowKey, IpHeader, SegmentKind, Segmenter, VirtioNetHeader, checksum, ip, segment};
 
 /// Longest packet of IP.
 const PACKET_BYTES_MAX: usize = 65_575;
@@ -61,13 +61,17 @@ fn through(mut segmenter: Segmenter<'_>, packet: &[u8]) {
     if segmenter.segments() > 2_000 {
         return;
     }
+    let header_bytes = segmenter.header_bytes();
     let mut merger = Coalescer::new();
     let (mut merged, mut emitted) = (0, 0);
     let mut emit = |bytes: &[u8]| {
         let (header, packet) = bytes.split_at(VNET_HEADER_BYTES);
         let header = VirtioNetHeader::parse(header).expect("our own header");
         assert!(packet.len() <= PACKET_BYTES_MAX);
-        merged += Segmenter::new(&header, packet).expect("our own super-packet").payload_bytes();
+        let again = Segmenter::new(&header, packet).expect("our own super-packet");
+        // A packet that stayed alone counts its headers as payload.
+        let headers = if again.kind() == SegmentKind::Single { header_bytes } else { 0 };
+        merged += again.payload_bytes() - headers;
         emitted += 1;
     };
     let (mut out, mut payload) = (vec![0; packet.len()], 0);
@@ -76,7 +80,7 @@ fn through(mut segmenter: Segmenter<'_>, packet: &[u8]) {
         assert_eq!(bytes, segmenter.segment_bytes(index));
         assert!(bytes > 0 && bytes <= packet.len());
         let one = &mut out[..bytes];
-        payload += bytes - segmenter.header_bytes();
+        payload += bytes - header_bytes;
         assert!(merger.push(one, segmenter.checksum_partial(), index > 0, &mut emit));
         // A single packet keeps the partial sum it came with, right or wrong; a super-packet's is made per segment.
         if segmenter.is_super() && segmenter.checksum_partial() && complete_checksum(one).is_ok() {

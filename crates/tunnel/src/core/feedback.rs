@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::transmit::{Repeat, Transmit};
 use crate::frame::{Nack, Report};
-use crate::path::Feedbacked;
+use crate::path::{BASE_DATAGRAM_BYTES, Feedbacked};
 use crate::time::Time;
 
 /// Cumulative numbers of the last report of one lane.
@@ -85,6 +85,9 @@ impl Transmit {
                 for express in [false, true] {
                     let log = if express { &tx.express } else { &tx.log };
                     if let Some(number) = log.repeatable(session, peer_core, counter) {
+                        if log.entry(number).is_some_and(|e| e.bytes > usize::from(BASE_DATAGRAM_BYTES)) {
+                            tx.path.note_large_lost();
+                        }
                         self.repeats.push_back(Repeat { path: nack.path, express, number });
                         repeats += 1;
                         break;

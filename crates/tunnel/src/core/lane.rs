@@ -8,10 +8,12 @@ use crate::frame::{NackRange, RANGES_MAX, ReportEntry};
 use crate::replay::Window;
 use crate::time::Time;
 
-/// Counters this far behind the newest are missing, not just reordered …
+/// Counters this far behind the newest are missing, not just reordered (until that proves wrong) …
 const REORDER_PACKETS: u64 = 3;
-/// … and so are those that stayed away this long.
+/// … and so are those that stayed away this long, at first; a lane learns what its path does …
 const REORDER_NS: u64 = 2_000_000;
+/// … up to this.
+const REORDER_NS_MAX: u64 = 100_000_000;
 /// An asked-for datagram that has not come after this long will not come.
 const GIVE_UP_NS: u64 = 1_000_000_000;
 /// Most counters asked for in one range; a longer gap is an outage, not a loss.
@@ -39,6 +41,12 @@ pub(super) struct RxLane {
     pub packets: u64,
     pub bytes: u64,
     lost: u32,
+    /// Datagrams counted as lost that came after all: the next ones lost are not counted.
+    forgiven: u64,
+    /// How long a counter may stay away; learned.
+    reorder_ns: u64,
+    /// Counters were asked for that were only late: a count of newer ones proves nothing here.
+    reorders: bool,
     gaps: VecDeque<Gap>,
     reported: u64,
     /// The last report was sent a second time: a lost one must not look like a dead path.
@@ -71,6 +79,9 @@ impl RxLane {
             packets: 0,
             bytes: 0,
             lost: 0,
+            forgiven: 0,
+            reorder_ns: REORDER_NS,
+            reorders: false,
             gaps: VecDeque::new(),
             reported: 0,
             echoed: true,
@@ -98,8 +109,14 @@ impl RxLane {
         if counter > self.highest + 8_192 { Err(DropReason::TooOld) } else { Ok(()) }
     }
 
-    /// After authentication: takes the counter in.
-    pub fn commit(&mut self, now: Time, counter: u64, bytes: usize) -> Result<Place, DropReason> {
+    /// After authentication: takes the counter in. `rtt_us`: round trip of the quickest path, asked for only if needed.
+    pub fn commit(
+        &mut self,
+        now: Time,
+        counter: u64,
+        bytes: usize,
+        rtt_us: impl FnOnce() -> u32,
+    ) -> Result<Place, DropReason> {
         self.window.commit(counter)?;
         let place = if self.packets == 0 || counter > self.highest {
             if self.packets > 0 && counter > self.highest + 1 {
@@ -107,10 +124,11 @@ impl RxLane {
             }
             self.highest = counter;
             Place::Newest
-        } else if self.close_gap(counter) {
-            Place::Recovered
         } else {
-            Place::Late
+            match self.close_gap(counter) {
+                Some(gap) => self.judge(now, &gap, rtt_us()),
+                None => Place::Late,
+            }
         };
         if place != Place::Recovered {
             self.packets += 1;
@@ -131,13 +149,27 @@ impl RxLane {
         self.gaps.push_back(Gap { first, count, since: now, asked: None });
     }
 
-    /// Takes a late counter out of its gap; true when it had been asked for.
-    fn close_gap(&mut self, counter: u64) -> bool {
-        let Some(at) =
-            self.gaps.iter().position(|gap| counter >= gap.first && counter < gap.first + gap.count)
-        else {
-            return false;
-        };
+    /// A counter of `gap` came: as a repeat, or, when that is too soon for a repeat, late by itself.
+    fn judge(&mut self, now: Time, gap: &Gap, rtt_us: u32) -> Place {
+        let asked = gap.asked.map(|asked| now.since(asked));
+        if asked.is_some_and(|since_ns| since_ns >= u64::from(rtt_us) * 500) {
+            self.reorder_ns = (self.reorder_ns - self.reorder_ns / 64).max(REORDER_NS);
+            self.reorders &= self.reorder_ns > REORDER_NS;
+            return Place::Recovered;
+        }
+        let late_ns = now.since(gap.since);
+        self.reorder_ns = self.reorder_ns.max(late_ns + late_ns / 4).min(REORDER_NS_MAX);
+        if asked.is_some() {
+            self.forgiven += 1;
+            self.reorders = true;
+            self.reorder_ns = self.reorder_ns.max(REORDER_NS + REORDER_NS / 4);
+        }
+        Place::Late
+    }
+
+    /// Takes a late counter out of its gap, which is returned as it was.
+    fn close_gap(&mut self, counter: u64) -> Option<Gap> {
+        let at = self.gaps.iter().position(|gap| counter >= gap.first && counter < gap.first + gap.count)?;
         let gap = self.gaps[at];
         let (before, after) = (counter - gap.first, gap.first + gap.count - counter - 1);
         match (before, after) {
@@ -151,10 +183,13 @@ impl RxLane {
                 }
             }
         }
-        gap.asked.is_some()
+        Some(gap)
     }
 
     fn count_lost(&mut self, count: u64) {
+        let forgiven = count.min(self.forgiven);
+        self.forgiven -= forgiven;
+        let count = count - forgiven;
         self.lost = self.lost.wrapping_add(u32::try_from(count).unwrap_or(u32::MAX));
     }
 
@@ -167,13 +202,13 @@ impl RxLane {
     pub fn missing(&mut self, now: Time) -> Vec<NackRange> {
         let mut ranges = Vec::new();
         let mut lost = 0;
-        let highest = self.highest;
+        let (highest, reorder_ns, reorders) = (self.highest, self.reorder_ns, self.reorders);
         self.gaps.retain_mut(|gap| {
             if let Some(asked) = gap.asked {
                 return now.since(asked) < GIVE_UP_NS;
             }
-            let behind = highest >= gap.first + gap.count - 1 + REORDER_PACKETS;
-            if !behind && now.since(gap.since) < REORDER_NS {
+            let behind = !reorders && highest >= gap.first + gap.count - 1 + REORDER_PACKETS;
+            if !behind && now.since(gap.since) < reorder_ns {
                 return true;
             }
             lost += gap.count;
@@ -226,7 +261,7 @@ mod tests {
     fn lane(counters: &[u64]) -> RxLane {
         let mut lane = RxLane::new(8_192);
         for counter in counters {
-            lane.commit(Time::ZERO, *counter, 100).unwrap();
+            lane.commit(Time::ZERO, *counter, 100, || 0).unwrap();
         }
         lane
     }
@@ -235,13 +270,13 @@ mod tests {
     fn a_gap_is_asked_for_once_after_three_packets() {
         let mut lane = lane(&[0, 1, 4, 5]);
         assert!(lane.missing(Time::ZERO).is_empty());
-        lane.commit(Time::ZERO, 6, 100).unwrap();
+        lane.commit(Time::ZERO, 6, 100, || 0).unwrap();
         let asked = lane.missing(Time::ZERO);
         assert_eq!((asked.len(), asked[0].first, asked[0].count), (1, 2, 2));
         assert!(lane.missing(Time::from_ms(5)).is_empty());
         assert_eq!(lane.report(Time::ZERO, 0).lost, 2);
-        assert_eq!(lane.commit(Time::ZERO, 3, 100).unwrap(), Place::Recovered);
-        assert_eq!(lane.commit(Time::ZERO, 2, 100).unwrap(), Place::Recovered);
+        assert_eq!(lane.commit(Time::ZERO, 3, 100, || 0).unwrap(), Place::Recovered);
+        assert_eq!(lane.commit(Time::ZERO, 2, 100, || 0).unwrap(), Place::Recovered);
         assert!(!lane.has_gaps());
         assert_eq!(lane.packets, 5, "recovered datagrams are not delivered by the path");
     }
@@ -259,10 +294,26 @@ mod tests {
     #[test]
     fn replays_are_refused_and_gaps_are_bounded() {
         let mut lane = lane(&[5]);
-        assert_eq!(lane.commit(Time::ZERO, 5, 1), Err(DropReason::Replayed));
+        assert_eq!(lane.commit(Time::ZERO, 5, 1, || 0), Err(DropReason::Replayed));
         for counter in 3..3_000 {
-            lane.commit(Time::ZERO, counter * 2, 1).unwrap();
+            lane.commit(Time::ZERO, counter * 2, 1, || 0).unwrap();
         }
         assert!(lane.gaps.len() <= 2 * RANGES_MAX);
+    }
+
+    #[test]
+    fn a_path_that_reorders_teaches_patience() {
+        let rtt = || 40_000;
+        let mut lane = lane(&[0, 2, 3, 4, 5]);
+        assert_eq!(lane.missing(Time::ZERO).len(), 1);
+        // 5 ms later, far too soon for a repeat over a round trip of 40 ms.
+        assert_eq!(lane.commit(Time::from_ms(5), 1, 100, rtt).unwrap(), Place::Late);
+        for counter in 7..20 {
+            lane.commit(Time::from_ms(6), counter, 100, rtt).unwrap();
+        }
+        assert!(lane.missing(Time::from_ms(11)).is_empty(), "neither three packets nor 2 ms prove anything here");
+        assert_eq!(lane.missing(Time::from_ms(13)).len(), 1);
+        assert_eq!(lane.commit(Time::from_ms(60), 6, 100, rtt).unwrap(), Place::Recovered);
+        assert_eq!(lane.report(Time::from_ms(60), 0).lost, 1, "one of two was only late");
     }
 }

@@ -134,7 +134,10 @@ impl Receive {
             lanes.resize_with(lane_id + 1, || None);
         }
         let lane = lanes[lane_id].get_or_insert_with(|| Box::new(RxLane::new(WINDOW_BITS)));
-        let place = lane.commit(cx.now, header.counter, bytes)?;
+        let place = lane.commit(cx.now, header.counter, bytes, || {
+            let paths = cx.tx.paths.iter().filter(|tx| tx.path.usable()).map(|tx| tx.path.rtt_us());
+            paths.filter(|rtt_us| *rtt_us > 0).min().unwrap_or(0)
+        })?;
         self.gaps |= lane.has_gaps();
         match place {
             // Unauthenticated datagrams (row T11 "off") say nothing about where the peer is.

@@ -2,7 +2,7 @@
 
 use super::Output;
 use super::build::log_capacity;
-use super::transmit::{Repeat, Transmit, wire_bytes};
+use super::transmit::{PathTx, Repeat, Transmit, wire_bytes};
 use crate::aead::TAG_BYTES;
 use crate::header::HEADER_BYTES;
 use crate::order::SETTLE_US_DEFAULT;
@@ -57,18 +57,22 @@ impl Transmit {
     /// anything else still comes over it.
     pub fn find_suspects(&self, now: Time) -> Vec<(u8, bool)> {
         let mut suspects = Vec::new();
+        let progress = |tx: &PathTx| now.since(tx.progress_at) < SUSPECT_SILENT_US * 500;
         for tx in self.paths.iter().filter(|tx| tx.path.state() == PathState::Up) {
-            let Some(oldest) = tx.log.oldest_outstanding().or(tx.express.oldest_outstanding()) else {
-                continue;
-            };
-            let rtt_us = u64::from(tx.path.rtt_us())
-                + 4 * u64::from(tx.path.rttvar_us())
-                + u64::from(tx.path.queue_us());
+            let Some(oldest) = tx.log.oldest_outstanding().or(tx.express.oldest_outstanding()) else { continue };
+            let rtt_us =
+                u64::from(tx.path.rtt_us()) + 4 * u64::from(tx.path.rttvar_us()) + u64::from(tx.path.queue_us());
             let silent_us = now.since(tx.progress_at.max(oldest)) / 1_000;
             let age_us = now.since(oldest) / 1_000;
             let heard = now.since(tx.path.heard_at()) < SUSPECT_HEARD_NS;
-            let patience_us = if heard { 2 * SUSPECT_SILENT_US } else { SUSPECT_SILENT_US };
-            if silent_us > patience_us && age_us > rtt_us + SUSPECT_SILENT_US {
+            // Reports that come and speak of other paths only are as good as a complaint.
+            let others = self.paths.iter().any(|other| other.path.id != tx.path.id && progress(other));
+            let (patience_us, margin_us) = match (heard, others) {
+                (false, true) => (SUSPECT_SILENT_US * 3 / 4, SUSPECT_SILENT_US / 2),
+                (false, false) => (SUSPECT_SILENT_US, SUSPECT_SILENT_US),
+                (true, _) => (2 * SUSPECT_SILENT_US, SUSPECT_SILENT_US),
+            };
+            if silent_us > patience_us && age_us > rtt_us + margin_us {
                 suspects.push((tx.path.id, heard));
             }
         }
@@ -81,6 +85,13 @@ impl Transmit {
             let usable = self.paths[at].path.usable();
             if !usable && self.paths[at].in_use {
                 self.abandon(now, at);
+            }
+            if usable && !self.paths[at].in_use {
+                // What was under way when it died will never be reported: it must not kill the path again.
+                let tx = &mut self.paths[at];
+                tx.progress_at = now;
+                tx.log.settle_all();
+                tx.express.settle_all();
             }
             self.paths[at].in_use = usable;
         }

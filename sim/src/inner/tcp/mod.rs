@@ -26,6 +26,8 @@ pub struct TcpSpec {
     pub stop: Time,
     /// Bytes to send in all; `u64::MAX` = as many as possible.
     pub bytes: u64,
+    /// Leave slow start when the delay rises, as Linux does (HyStart).
+    pub hystart: bool,
 }
 
 /// The flow with both ends.
@@ -39,7 +41,7 @@ pub struct TcpFlow {
 impl TcpFlow {
     /// A flow between `ends`; the client sends.
     pub fn new(ends: Ends, spec: TcpSpec) -> Self {
-        Self { ends, spec, sender: Sender::new(ends, spec.bytes), receiver: Receiver::new(ends) }
+        Self { ends, spec, sender: Sender::new(ends, &spec), receiver: Receiver::new(ends) }
     }
 
     /// What the receiver got so far.

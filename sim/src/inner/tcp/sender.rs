@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use tunnel::time::Time;
 
-use super::MSS;
+use super::{MSS, TcpSpec};
 use super::cubic::Cubic;
 use crate::inner::packet::{Parsed, TcpHead, tcp};
 use crate::inner::{Emit, Ends, pattern};
@@ -53,6 +53,7 @@ impl Segment {
 pub(super) struct Sender {
     ends: Ends,
     limit: u64,
+    hystart: bool,
     acked: u64,
     next: u64,
     segments: VecDeque<Segment>,
@@ -78,10 +79,11 @@ pub(super) struct Sender {
 }
 
 impl Sender {
-    pub fn new(ends: Ends, limit: u64) -> Self {
+    pub fn new(ends: Ends, spec: &TcpSpec) -> Self {
         Self {
             ends,
-            limit,
+            limit: spec.bytes,
+            hystart: spec.hystart,
             acked: 0,
             next: 0,
             segments: VecDeque::new(),
@@ -236,7 +238,9 @@ impl Sender {
         if new_round {
             self.round_end = self.next;
         }
-        self.cubic.delay(rtt_us, self.least_rtt_us, new_round);
+        if self.hystart {
+            self.cubic.delay(rtt_us, self.least_rtt_us, new_round);
+        }
     }
 
     /// RACK: a segment is lost when one sent later arrived, by more than the reordering window.

@@ -1,0 +1,229 @@
+//! Bad input: whatever arrives on the Internet side is counted and changes nothing.
+
+use std::net::{Ipv4Addr, UdpSocket};
+use std::time::Duration;
+
+use linux::testing::isolated;
+use testbed::random::Random;
+use testbed::topology::Site;
+
+use crate::capture::*;
+use crate::scene::*;
+
+/// Every way to spoil one captured frame: shorter, longer, single bits, another kind, another counter, noise.
+fn spoiled(frame: &[u8], random: &mut Random) -> Vec<Vec<u8>> {
+    let good = payload(frame);
+    let mut list = Vec::new();
+    for length in (0..=good.len().min(64)).chain([good.len() - 1]) {
+        list.push(with_payload(frame, &good[..length]));
+    }
+    for _ in 0..60 {
+        let mut bytes = good.to_vec();
+        let bit = random.below(bytes.len() as u64 * 8);
+        bytes[(bit / 8) as usize] ^= 1 << (bit % 8);
+        list.push(with_payload(frame, &bytes));
+    }
+    // Every kind and version there is or is not, in front of the same bytes.
+    for first in 0..=255u8 {
+        let mut bytes = good.to_vec();
+        if bytes[0] != first {
+            bytes[0] = first;
+            list.push(with_payload(frame, &bytes));
+        }
+    }
+    // Every field of the header on its own.
+    for at in 1..16 {
+        let mut bytes = good.to_vec();
+        bytes[at] ^= 0xff;
+        list.push(with_payload(frame, &bytes));
+    }
+    let mut noise = vec![0; good.len()];
+    random.fill(&mut noise);
+    list.push(with_payload(frame, &noise));
+    noise[0] = good[0];
+    list.push(with_payload(frame, &noise));
+    let mut longer = good.to_vec();
+    longer.extend_from_slice(&noise[..noise.len().min(200)]);
+    list.push(with_payload(frame, &longer));
+    list
+}
+
+/// Some frames of each kind of datagram.
+fn samples(frames: &[Vec<u8>]) -> Vec<&Vec<u8>> {
+    let mut list = Vec::new();
+    for kind in 1..=6u8 {
+        let of_kind: Vec<_> = frames.iter().filter(|frame| payload(frame)[0] & 15 == kind).collect();
+        // Small ones and large ones.
+        list.extend(of_kind.iter().take(3));
+        list.extend(of_kind.iter().filter(|frame| frame.len() > 1_000).take(3));
+    }
+    list
+}
+
+/// Row T4 and "Bad input": garbage, truncated, bit-flipped, replayed and reordered datagrams of every kind reach both sides
+/// from the right and from wrong addresses, while real data flows. All of them are counted, the session and its
+/// paths stay as they are, memory does not grow, the data is whole.
+#[test]
+fn t4_hostile_datagrams_of_every_kind_are_counted_and_change_nothing() {
+    isolated(|| {
+        let scene = Scene::new(&[link(200.0, 1.0)]);
+        let (a, b) = (scene.a(), scene.b());
+        let (branch, hub) = scene.pair();
+        let (at_hub, at_branch) = (Capture::start(b, "wan0", 20_000), Capture::start(a, "wan0", 20_000));
+        let (branch, hub) = scene.join(&branch, &hub, 1);
+        tcp_seconds(a, b, HUB_IP, 2, 1.0);
+        let (to_hub, to_branch) = (at_hub.finish(), at_branch.finish());
+        let has = |frames: &[Vec<u8>], kind| frames.iter().any(|frame| payload(frame)[0] == 0x10 | kind);
+        assert!(has(&to_hub, 1) && has(&to_hub, 4), "no initiation, no data seen");
+        assert!(has(&to_branch, 2) && has(&to_branch, 4), "no response, no data seen");
+
+        let before = (peer(&branch), peer(&hub));
+        let memory = (resident_kb(&branch), resident_kb(&hub));
+        let flow = tcp_start(a, b, HUB_IP, 5203, 2, 8.0);
+        let mut random = Random::new(1);
+        let mut sent = [0, 0];
+        let drops_before = [drops(&hub, &[]), drops(&branch, &[])];
+        for (side, (place, frames)) in [(a, &to_hub), (b, &to_branch)].into_iter().enumerate() {
+            for sample in samples(frames) {
+                sent[side] += inject(place, "wan0", &spoiled(sample, &mut random));
+            }
+            // Copies of the last real data, backwards, from the right address.
+            let copies: Vec<Vec<u8>> = frames.iter().rev().take(1_000).cloned().collect();
+            sent[side] += inject(place, "wan0", &copies);
+        }
+        // A crowd of strangers: real and spoiled datagrams from 8,000 addresses.
+        let strangers: Vec<Vec<u8>> = (0..8_000u32)
+            .map(|number| {
+                let frame = &to_hub[random.below(to_hub.len() as u64) as usize];
+                let [_, _, high, low] = number.to_be_bytes();
+                let mut bytes = payload(frame).to_vec();
+                if number % 2 == 0 {
+                    let at = random.below(bytes.len() as u64) as usize;
+                    bytes[at] ^= 1;
+                }
+                from_address(&with_payload(frame, &bytes), Ipv4Addr::new(198, 18, high, low), 1_000 + high as u16)
+            })
+            .collect();
+        sent[0] += inject(a, "wan0", &strangers);
+        tcp_finish(flow);
+
+        let counted = [drops(&hub, &[]) - drops_before[0], drops(&branch, &[]) - drops_before[1]];
+        for (name, sent, counted) in [("hub", sent[0], counted[0]), ("branch", sent[1], counted[1])] {
+            // A datagram may get lost on the busy link; the kernel itself drops empty ones of wrong length.
+            assert!(counted * 10 >= sent * 8, "{name}: {counted} of {sent} were counted");
+        }
+        assert!(drops(&hub, &["replayed", "too-old"]) > 500, "no replays were counted");
+        for reasons in [
+            &["too-short"][..],
+            &["bad-version"],
+            &["unknown-type"],
+            &["unknown-index"],
+            &["auth-failed"],
+            &["handshake-mac", "handshake-malformed", "handshake-rate"],
+        ] {
+            assert!(drops(&hub, reasons) > 0, "{reasons:?}: {:?}", hub.status().unwrap().status.cores);
+        }
+        let after = (peer(&branch), peer(&hub));
+        for (before, after) in [(&before.0, &after.0), (&before.1, &after.1)] {
+            assert_eq!(after.state, "up");
+            assert_eq!(before.handshakes, after.handshakes, "a new session was made");
+            assert_eq!(before.paths[0].remote, after.paths[0].remote, "a path was led astray");
+            assert_eq!(before.paths.len(), after.paths.len());
+        }
+        for (gateway, before) in [(&branch, memory.0), (&hub, memory.1)] {
+            let grown = resident_kb(gateway).saturating_sub(before);
+            assert!(grown < 64 * 1024, "{grown} kB more memory");
+        }
+        echo(a, b, HUB_IP);
+    });
+}
+
+/// "Bad input" at an open port: noise of every length by an ordinary socket, before anybody has joined.
+#[test]
+fn t4_noise_at_an_open_port_is_counted_and_does_not_keep_anybody_out() {
+    isolated(|| {
+        let scene = Scene::new(&[link(200.0, 1.0)]);
+        let (branch, hub) = scene.pair();
+        let mut hub = scene.start(scene.b(), &hub);
+        hub.wait("running", PATIENCE, |_| true);
+        let memory = resident_kb(&hub);
+        let target = scene.endpoint(Site::B, 0);
+        let socket = scene.a().run(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
+        let mut random = Random::new(2);
+        let mut buffer = vec![0; 1_472];
+        for number in 0..6_000u64 {
+            let length = (number % 1_473) as usize;
+            random.fill(&mut buffer[..length]);
+            if number % 2 == 1 && length > 0 {
+                buffer[0] = 0x11 + (number / 2 % 6) as u8;
+            }
+            socket.send_to(&buffer[..length], &target).unwrap();
+            if number % 32 == 0 {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+        wait_for("the noise is counted", PATIENCE, || drops(&hub, &[]) >= 5_000);
+        assert!(hub.status().unwrap().status.peers[0].paths.is_empty());
+        let grown = resident_kb(&hub).saturating_sub(memory);
+        assert!(grown < 32 * 1024, "{grown} kB more memory");
+        let mut branch = scene.start(scene.a(), &branch);
+        branch.wait("joined all the same", PATIENCE, |report| paths_up(report) == 1);
+        echo(scene.a(), scene.b(), HUB_IP);
+    });
+}
+
+/// A wrong key on either side: never up, both sides say why.
+#[test]
+fn t1_a_wrong_key_is_never_up_and_status_says_why() {
+    isolated(|| {
+        let scene = Scene::new(&[link(100.0, 1.0)]);
+        let (branch, hub) = scene.pair();
+        let stranger = Config::new("branch", BRANCH_IP);
+        let wrong = |text: &Config, right: &str| {
+            text.text(&scene.directory).replace(right, &stranger.keys.public)
+        };
+        // The hub knows another branch than the one that calls.
+        let hub_text = wrong(&hub, &branch.keys.public);
+        let at_hub = Gateway::start(scene.b(), &scene.directory, "hub", &hub_text);
+        let mut at_branch = scene.start(scene.a(), &branch);
+        at_branch.wait("it tries", PATIENCE, |report| {
+            report.status.peers[0].reason == "no answer to the handshake" && report.status.peers[0].state == "connecting"
+        });
+        wait_for("the hub counts it", PATIENCE, || drops(&at_hub, &["handshake-unknown-peer"]) >= 2);
+        assert_eq!(peer(&at_hub).state, "connecting");
+        assert_eq!(peer(&at_hub).reason, "waiting for the peer to dial");
+        drop(at_branch);
+        // The branch believes in another hub than the one that listens.
+        let branch_text = wrong(&branch, &hub.keys.public).replace("\"branch\"", "\"branch2\"");
+        let at_branch = Gateway::start(scene.a(), &scene.directory, "branch", &branch_text);
+        wait_for("the hub counts it", PATIENCE, || drops(&at_hub, &["handshake-mac"]) >= 2);
+        assert_eq!(peer(&at_branch).state, "connecting");
+        assert_eq!((peer(&at_branch).handshakes, peer(&at_hub).handshakes), (0, 0));
+        let (code, text) = at_branch.command(&["status"]);
+        assert!(code == 0 && text.contains("connecting: no answer to the handshake"), "{text}");
+    });
+}
+
+/// A preshared key that only one side has, too.
+#[test]
+fn t1_another_preshared_key_is_never_up() {
+    isolated(|| {
+        let scene = Scene::new(&[link(100.0, 1.0)]);
+        let (branch, hub) = scene.pair();
+        let key = |config: Config, key: &Keys| config.section(&format!("preshared-key = \"{}\"\n", key.private));
+        let (one, other) = (Keys::new(), Keys::new());
+        let branch = key(branch, &one);
+        let right = hub.text(&scene.directory) + &format!("preshared-key = \"{}\"\n", one.private);
+        let hub = key(hub, &other);
+        let at_hub = scene.start(scene.b(), &hub);
+        let mut at_branch = scene.start(scene.a(), &branch);
+        wait_for("responses that do not open", PATIENCE, || drops(&at_branch, &["handshake-failed"]) >= 2);
+        assert_eq!((peer(&at_branch).handshakes, peer(&at_branch).state.as_str()), (0, "connecting"));
+        assert_ne!(peer(&at_hub).state, "up");
+        // The right one, by reload: joined.
+        std::fs::write(&at_hub.config, right).unwrap();
+        assert_eq!(at_hub.command(&["reload"]).0, 0);
+        at_branch.wait("joined", PATIENCE, |report| paths_up(report) == 1);
+        echo(scene.a(), scene.b(), HUB_IP);
+    });
+}
