@@ -66,8 +66,10 @@ impl Rate {
     fn pass(&mut self, now: Time, bytes: usize) -> Option<Time> {
         let wire = bytes as u64 + WIRE_OVERHEAD_BYTES;
         let start = self.free_at.max(u128::from(now.ns()) << 16);
-        let waiting_ns = u64::try_from((start >> 16).saturating_sub(u128::from(now.ns()))).unwrap_or(u64::MAX);
-        let queue_ns = (self.queue_ms * 1_000_000).max(3_200 * 8_000_000_000 / self.bps.max(1) / 1_000 * 1_000);
+        let waiting_ns =
+            u64::try_from((start >> 16).saturating_sub(u128::from(now.ns()))).unwrap_or(u64::MAX);
+        let queue_ns =
+            (self.queue_ms * 1_000_000).max(3_200 * 8_000_000_000 / self.bps.max(1) / 1_000 * 1_000);
         if waiting_ns > queue_ns {
             return None;
         }
@@ -157,10 +159,11 @@ impl Stage {
         out: &mut Vec<(Time, Datagram)>,
     ) {
         match self {
-            Self::Rate(rate) => match rate.pass(now, datagram.bytes.len()) {
-                Some(at) => out.push((at, datagram)),
-                None => {}
-            },
+            Self::Rate(rate) => {
+                if let Some(at) = rate.pass(now, datagram.bytes.len()) {
+                    out.push((at, datagram));
+                }
+            }
             Self::Delay(delay) => out.push((now.plus_us(delay.us), datagram)),
             Self::Jitter(jitter) => {
                 let mut at = now.plus_ns(random.below(jitter.us * 1_000 + 1));
@@ -237,12 +240,7 @@ pub struct Link {
 
 impl Default for Link {
     fn default() -> Self {
-        Self {
-            stages: vec![Stage::BlackHole(BlackHole { on: false })],
-            entered: 0,
-            left: 0,
-            left_bytes: 0,
-        }
+        Self { stages: vec![Stage::BlackHole(BlackHole { on: false })], entered: 0, left: 0, left_bytes: 0 }
     }
 }
 
@@ -355,7 +353,9 @@ mod tests {
             (0..count).map(|n| (Time::from_us(n * every_us), 0, n, datagram(bytes))).collect();
         let mut stages = link.stages;
         let (mut arrived, mut out) = (Vec::new(), Vec::new());
-        while let Some(next) = waiting.iter().enumerate().min_by_key(|(at, w)| (w.0, w.2, *at)).map(|(at, _)| at) {
+        while let Some(next) =
+            waiting.iter().enumerate().min_by_key(|(at, w)| (w.0, w.2, *at)).map(|(at, _)| at)
+        {
             let (now, stage, number, datagram) = waiting.remove(next);
             match stages.get_mut(stage) {
                 Some(node) => {

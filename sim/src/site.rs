@@ -220,7 +220,8 @@ impl Site {
 
     /// Paths of the bond in `slot` in a state.
     pub fn paths_in(&self, slot: usize, state: PathState) -> usize {
-        self.bond(slot).map_or(0, |bond| bond.paths.load().iter().filter(|path| path.state() == state).count())
+        self.bond(slot)
+            .map_or(0, |bond| bond.paths.load().iter().filter(|path| path.state() == state).count())
     }
 
     /// Paths of the bond in `slot` that carry data.
@@ -230,8 +231,7 @@ impl Site {
 
     /// Completed handshakes of a bond.
     pub fn handshakes(&self, slot: usize) -> u64 {
-        self.bond(slot)
-            .map_or(0, |bond| bond.totals.handshakes.load(std::sync::atomic::Ordering::Relaxed))
+        self.bond(slot).map_or(0, |bond| bond.totals.handshakes.load(std::sync::atomic::Ordering::Relaxed))
     }
 
     /// Datagrams and packets dropped for `reason` on all cores.
@@ -241,7 +241,11 @@ impl Site {
 
     /// Everything dropped, by reason, without zeros.
     pub fn all_drops(&self) -> Vec<(DropReason, u64)> {
-        DropReason::ALL.iter().map(|reason| (*reason, self.drops(*reason))).filter(|drop| drop.1 > 0).collect()
+        DropReason::ALL
+            .iter()
+            .map(|reason| (*reason, self.drops(*reason)))
+            .filter(|drop| drop.1 > 0)
+            .collect()
     }
 
     /// A line about every path, for people who read a failed test.

@@ -292,7 +292,7 @@ impl World {
     /// Starts a TCP flow from one site to another.
     pub fn tcp(&mut self, from: usize, to: usize, spec: TcpSpec) -> usize {
         let ends = self.ends(from, to);
-        self.add(ends, App::Tcp(TcpFlow::new(ends, spec)))
+        self.add(ends, App::Tcp(Box::new(TcpFlow::new(ends, spec))))
     }
 
     /// Starts requests from one site to another.
@@ -581,7 +581,10 @@ impl World {
 
     /// A datagram reaches a site's interface.
     pub fn receive(&mut self, site: usize, wan: u16, datagram: Datagram) {
-        self.log("rx", [site as u64, u64::from(wan), datagram.bytes.len() as u64, u64::from(datagram.from.port())]);
+        self.log(
+            "rx",
+            [site as u64, u64::from(wan), datagram.bytes.len() as u64, u64::from(datagram.from.port())],
+        );
         if !self.sites[site].running || !self.sites[site].owns(wan, datagram.to.ip()) {
             self.totals.unroutable += 1;
             return;
@@ -617,11 +620,15 @@ impl World {
             self.totals.damaged += 1;
             return;
         };
-        let (here, there) =
-            if parsed.to.1 == ends.server.2 { (ends.server, ends.client) } else { (ends.client, ends.server) };
+        let (here, there) = if parsed.to.1 == ends.server.2 {
+            (ends.server, ends.client)
+        } else {
+            (ends.client, ends.server)
+        };
         let peer = self.sites[site].bond(bond).map(|bond| bond.peer.load().public_key);
         let right_bond = peer == Some(self.sites[there.0].public_key());
-        if here.0 != site || (here.1, here.2) != parsed.to || (there.1, there.2) != parsed.from || !right_bond {
+        if here.0 != site || (here.1, here.2) != parsed.to || (there.1, there.2) != parsed.from || !right_bond
+        {
             self.totals.misdelivered += 1;
             return;
         }

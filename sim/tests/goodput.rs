@@ -32,9 +32,21 @@ fn profiles() -> Vec<Profile> {
         profile("1 link 50/20, loss 1 %", 50.0, vec![Link::new(50.0, 20.0).loss(0.01)]),
         profile("1 link 50/20, jitter 5 ms", 50.0, vec![Link::new(50.0, 20.0).jitter(5_000, true)]),
         profile("2 equal 50/15", 100.0, vec![Link::new(50.0, 15.0), Link::new(50.0, 15.0)]),
-        profile("2 equal 50/15, loss 1 %", 100.0, vec![Link::new(50.0, 15.0).loss(0.01), Link::new(50.0, 15.0).loss(0.01)]),
-        profile("2 equal 50/15, jitter 5 ms", 100.0, vec![Link::new(50.0, 15.0).jitter(5_000, true), Link::new(50.0, 15.0).jitter(5_000, true)]),
-        profile("demo 100/10 + 50/20 + 20/40 0.1 %", 170.0, vec![Link::new(100.0, 10.0), Link::new(50.0, 20.0), Link::new(20.0, 40.0).loss(0.001)]),
+        profile(
+            "2 equal 50/15, loss 1 %",
+            100.0,
+            vec![Link::new(50.0, 15.0).loss(0.01), Link::new(50.0, 15.0).loss(0.01)],
+        ),
+        profile(
+            "2 equal 50/15, jitter 5 ms",
+            100.0,
+            vec![Link::new(50.0, 15.0).jitter(5_000, true), Link::new(50.0, 15.0).jitter(5_000, true)],
+        ),
+        profile(
+            "demo 100/10 + 50/20 + 20/40 0.1 %",
+            170.0,
+            vec![Link::new(100.0, 10.0), Link::new(50.0, 20.0), Link::new(20.0, 40.0).loss(0.001)],
+        ),
         profile("unequal 300/5 + 3/50", 303.0, vec![Link::new(300.0, 5.0), Link::new(3.0, 50.0)]),
         profile("4 equal 25/20", 100.0, vec![Link::new(25.0, 20.0); 4]),
     ]
@@ -82,7 +94,14 @@ fn goodput_matrix() {
     let mut table = format!(
         "{:<36} {:<8} {:>7} {:>7} {:>7} {:>8} {:>7} {:>8} {:>8}\n",
         "links (Mbit/s / ms one way)",
-        "start", "Mbit/s", "ideal", "%", "repeats", "cuts", "timeouts", "disorder"
+        "start",
+        "Mbit/s",
+        "ideal",
+        "%",
+        "repeats",
+        "cuts",
+        "timeouts",
+        "disorder"
     );
     for (number, profile) in profiles().iter().enumerate() {
         for hystart in [false, true] {

@@ -64,7 +64,10 @@ fn replays_are_refused_one_by_one() {
     let captured = std::mem::take(&mut world.captured);
     assert!(captured.len() > 400);
     for kind in [1, 2, 4] {
-        assert!(captured.iter().any(|(_, datagram)| datagram.bytes[0] & 15 == kind), "kind {kind} was captured");
+        assert!(
+            captured.iter().any(|(_, datagram)| datagram.bytes[0] & 15 == kind),
+            "kind {kind} was captured"
+        );
     }
     for (site, datagram) in captured {
         let (before, delivered) = (drops(&world, site), world.totals.events);
@@ -84,7 +87,8 @@ fn truncated_and_flipped_datagrams_of_every_kind() {
     let mut random = Random::new(sim::seed(22));
     let captured = std::mem::take(&mut world.captured);
     for kind in [1, 2, 4] {
-        let of_kind: Vec<_> = captured.iter().filter(|(_, datagram)| datagram.bytes[0] & 15 == kind).collect();
+        let of_kind: Vec<_> =
+            captured.iter().filter(|(_, datagram)| datagram.bytes[0] & 15 == kind).collect();
         for _ in 0..600 {
             let (site, mut datagram) = of_kind[random.below(of_kind.len() as u64) as usize].clone();
             let length = datagram.bytes.len() as u64;
@@ -115,11 +119,15 @@ fn garbage_from_strangers_of_every_kind_and_length() {
     let mut world = prepared(sim::seed(23));
     let held = [0, 1].map(|site| world.sites[site].held());
     let mut random = Random::new(sim::seed(23));
-    let known = world.captured.iter().find(|(site, d)| *site == 1 && d.bytes[0] & 15 == 4).unwrap().1.bytes.clone();
+    let known =
+        world.captured.iter().find(|(site, d)| *site == 1 && d.bytes[0] & 15 == 4).unwrap().1.bytes.clone();
     for round in 0..4_000u64 {
         let site = (round % 2) as usize;
         let to = SocketAddr::new(world.sites[site].snapshot.wans[0].addresses[0], LISTEN_PORT);
-        let from = SocketAddr::from(([198, 51, random.below(4) as u8, random.below(250) as u8], 1 + random.below(60_000) as u16));
+        let from = SocketAddr::from((
+            [198, 51, random.below(4) as u8, random.below(250) as u8],
+            1 + random.below(60_000) as u16,
+        ));
         let mut bytes: Vec<u8> = (0..random.below(1_500)).map(|_| random.next_u64() as u8).collect();
         if let Some(first) = bytes.first_mut().filter(|_| round % 5 != 0) {
             *first = 0x10 | random.below(8) as u8;
@@ -145,7 +153,8 @@ fn a_flood_of_initiations_does_not_stop_a_restarted_peer() {
     let mut joined = None;
     for round in 0..6_000u64 {
         // 5,000 a second with a right mac1 (a replay) from changing sources.
-        let from = SocketAddr::from(([198, 51, 100, random.below(250) as u8], 1_000 + random.below(50_000) as u16));
+        let from =
+            SocketAddr::from(([198, 51, 100, random.below(250) as u8], 1_000 + random.below(50_000) as u16));
         world.receive(1, 0, Datagram { from, ..initiation.clone() });
         world.run_until(world.now.plus_us(200));
         if joined.is_none() && world.sites[0].paths_up(0) == 2 {
@@ -153,7 +162,11 @@ fn a_flood_of_initiations_does_not_stop_a_restarted_peer() {
         }
     }
     let cookies = world.sites[1].drops(DropReason::HandshakeCookie);
-    assert!(cookies > 100, "under load strangers are asked to prove their address: {:?}", world.sites[1].all_drops());
+    assert!(
+        cookies > 100,
+        "under load strangers are asked to prove their address: {:?}",
+        world.sites[1].all_drops()
+    );
     assert!(joined.is_some(), "the peer joined during the flood");
     world.run_ms(2_000);
     world.check().unwrap();

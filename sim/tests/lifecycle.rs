@@ -19,7 +19,8 @@ fn demo() -> Vec<Link> {
 
 fn joined(world: &mut World, paths: usize, limit_ms: u64) -> u64 {
     let began = world.now;
-    let up = world.run_until_true(limit_ms, |world| (0..2).all(|site| world.sites[site].paths_up(0) == paths));
+    let up =
+        world.run_until_true(limit_ms, |world| (0..2).all(|site| world.sites[site].paths_up(0) == paths));
     assert!(up, "not all of {paths} paths up after {limit_ms} ms");
     world.now.since(began) / 1_000_000
 }
@@ -246,7 +247,8 @@ fn a_tcp_flow_survives_cuts_of_every_link_in_turn() {
     world.start();
     joined(&mut world, 3, 1_500);
     let start = world.now;
-    let flow = world.tcp(0, 1, TcpSpec { hystart: true, start, stop: start.plus_ms(60_000), bytes: 20_000_000 });
+    let flow =
+        world.tcp(0, 1, TcpSpec { hystart: true, start, stop: start.plus_ms(60_000), bytes: 20_000_000 });
     for cable in 0..3 {
         world.run_ms(300);
         world.cables[cable].cut(true);

@@ -12,7 +12,8 @@ use tunnel::time::Time;
 fn join(world: &mut World, paths: usize, limit_ms: u64) -> u64 {
     world.start();
     let began = world.now;
-    let up = world.run_until_true(limit_ms, |world| (0..2).all(|site| world.sites[site].paths_up(0) == paths));
+    let up =
+        world.run_until_true(limit_ms, |world| (0..2).all(|site| world.sites[site].paths_up(0) == paths));
     assert!(up, "not joined within {limit_ms} ms");
     world.now.since(began) / 1_000_000
 }
@@ -70,7 +71,9 @@ fn demo() -> Vec<Link> {
 
 #[test]
 fn full_packets_over_every_mixture_of_mtus() {
-    for (number, mtus) in [&[1_280][..], &[1_400], &[1_280, 1_500], &[1_500, 1_400, 1_280], &[1_492, 1_492]].iter().enumerate() {
+    for (number, mtus) in
+        [&[1_280][..], &[1_400], &[1_280, 1_500], &[1_500, 1_400, 1_280], &[1_492, 1_492]].iter().enumerate()
+    {
         let links: Vec<Link> = mtus.iter().map(|mtu| Link::new(40.0, 10.0).mtu(*mtu)).collect();
         let mut world = pair(sim::seed(200 + number as u64), (2, 2), &links);
         join(&mut world, mtus.len(), 3_000);
@@ -78,7 +81,13 @@ fn full_packets_over_every_mixture_of_mtus() {
         world.run_ms(6_000);
         for (wan, mtu) in mtus.iter().enumerate() {
             let bond = world.sites[0].bond(0).unwrap();
-            let found = bond.paths.load().iter().find(|path| path.usable() && usize::from(path.route().wan) == wan).unwrap().datagram_bytes();
+            let found = bond
+                .paths
+                .load()
+                .iter()
+                .find(|path| path.usable() && usize::from(path.route().wan) == wan)
+                .unwrap()
+                .datagram_bytes();
             assert!(found + 28 <= *mtu && found + 28 + 8 >= *mtu, "MTU {mtu}: found {found}");
         }
         let (sent, received) = traffic(&mut world, 1_500, 8.0);
@@ -109,7 +118,8 @@ fn an_mtu_that_shrinks_while_data_flows_is_found_again() {
 #[test]
 fn any_number_of_cores_talks_to_any_other() {
     for (number, cores) in [(1, 1), (1, 4), (2, 3), (3, 2), (8, 3), (5, 8)].into_iter().enumerate() {
-        let mut world = pair(sim::seed(300 + number as u64), cores, &[Link::new(50.0, 5.0), Link::new(50.0, 8.0)]);
+        let mut world =
+            pair(sim::seed(300 + number as u64), cores, &[Link::new(50.0, 5.0), Link::new(50.0, 8.0)]);
         join(&mut world, 2, 3_000);
         let start = world.now.plus_ms(200);
         let stop = start.plus_ms(1_000);
@@ -134,7 +144,8 @@ fn any_number_of_cores_talks_to_any_other() {
 #[test]
 fn the_demos_links_in_both_topologies() {
     for hub in [false, true] {
-        let mut world = if hub { to_hub(sim::seed(400), (2, 2), &demo()) } else { pair(sim::seed(400), (2, 2), &demo()) };
+        let mut world =
+            if hub { to_hub(sim::seed(400), (2, 2), &demo()) } else { pair(sim::seed(400), (2, 2), &demo()) };
         join(&mut world, 3, 3_000);
         let (sent, received) = traffic(&mut world, 1_200, 20.0);
         assert!(received as f64 >= 0.998 * sent as f64, "hub {hub}: {received} of {sent}");
@@ -151,10 +162,10 @@ fn a_hub_serves_many_peers() {
     assert!(up);
     let start = world.now;
     let stop = start.plus_ms(1_000);
-    let flows: Vec<usize> =
-        (1..=20).flat_map(|spoke| [(0, spoke), (spoke, 0)])
-            .map(|(from, to)| world.udp(from, to, UdpSpec::mbps(800, 1.0, start, stop)))
-            .collect();
+    let flows: Vec<usize> = (1..=20)
+        .flat_map(|spoke| [(0, spoke), (spoke, 0)])
+        .map(|(from, to)| world.udp(from, to, UdpSpec::mbps(800, 1.0, start, stop)))
+        .collect();
     // And from one spoke to another: the hub does not forward, and must not mix up peers.
     world.run_ms(1_500);
     world.check().unwrap();

@@ -74,7 +74,8 @@ impl Run {
         let mut random = Random::new(seed);
         let links: Vec<Link> = (0..3)
             .map(|n| {
-                let link = Link::new(10.0 + random.below(40) as f64, 2.0 + random.below(40) as f64).mtu(1_500);
+                let link =
+                    Link::new(10.0 + random.below(40) as f64, 2.0 + random.below(40) as f64).mtu(1_500);
                 match (n + random.below(4)) % 4 {
                     0 => link.jitter(random.below(6_000), true),
                     1 => link.loss(0.01),
@@ -113,7 +114,11 @@ impl Run {
             }
             Op::Tcp { back, bytes } => {
                 let (from, to) = ends(back);
-                world.tcp(from, to, TcpSpec { hystart: true, start: now, stop: now.plus_ms(500), bytes: u64::from(bytes) });
+                world.tcp(
+                    from,
+                    to,
+                    TcpSpec { hystart: true, start: now, stop: now.plus_ms(500), bytes: u64::from(bytes) },
+                );
             }
             Op::Advance { ms } => world.run_ms(ms),
             Op::CutLink { link, direction: None } => world.cables[link].cut(true),
@@ -163,7 +168,8 @@ impl Run {
         for _ in 0..count {
             let to = SocketAddr::new(wan.addresses[0], LISTEN_PORT);
             let from = SocketAddr::from(([198, 51, 100, self.random.next_u64() as u8], 7));
-            let mut bytes: Vec<u8> = (0..self.random.below(300)).map(|_| self.random.next_u64() as u8).collect();
+            let mut bytes: Vec<u8> =
+                (0..self.random.below(300)).map(|_| self.random.next_u64() as u8).collect();
             if let Some(first) = bytes.first_mut() {
                 *first = 0x10 | *first & 7;
             }
@@ -177,7 +183,9 @@ impl Run {
             let at = self.random.below(self.world.captured.len() as u64) as usize;
             let Some((site, datagram)) = self.world.captured.get(at).cloned() else { continue };
             let wans = &self.world.sites[site].snapshot.wans;
-            if let Some(wan) = wans.iter().find(|wan| wan.addresses.contains(&datagram.to.ip())).map(|wan| wan.id) {
+            if let Some(wan) =
+                wans.iter().find(|wan| wan.addresses.contains(&datagram.to.ip())).map(|wan| wan.id)
+            {
                 self.world.receive(site, wan, datagram);
             }
         }
@@ -202,12 +210,15 @@ impl Run {
             }
         }
         world.start();
-        let back = world.run_until_true(10_000, |world| (0..2).all(|site| world.sites[site].paths_up(0) == 3));
+        let back =
+            world.run_until_true(10_000, |world| (0..2).all(|site| world.sites[site].paths_up(0) == 3));
         prop_assert!(back, "paths came not back\n{}", world.describe());
         let start = world.now;
-        let spec = UdpSpec { packet_bytes: 1_400, every_ns: 4_000_000, burst: 1, start, stop: start.plus_ms(1_000) };
+        let spec =
+            UdpSpec { packet_bytes: 1_400, every_ns: 4_000_000, burst: 1, start, stop: start.plus_ms(1_000) };
         let flows = [world.udp(0, 1, spec), world.udp(1, 0, spec)];
-        let tcp = world.tcp(0, 1, TcpSpec { hystart: true, start, stop: start.plus_ms(20_000), bytes: 500_000 });
+        let tcp =
+            world.tcp(0, 1, TcpSpec { hystart: true, start, stop: start.plus_ms(20_000), bytes: 500_000 });
         world.run_ms(3_000);
         world.run_until_true(10_000, |world| world.tcp_flow(tcp).unwrap().finished());
         world.check().map_err(TestCaseError::fail)?;
@@ -227,7 +238,10 @@ fn check(seed: u64, ops: &[Op]) -> Result<(), TestCaseError> {
         run.world.check().map_err(|what| TestCaseError::fail(format!("{what} after {op:?}")))?;
         for site in 0..2 {
             let (bonds, paths, sessions) = run.world.sites[site].held();
-            prop_assert!(bonds == 1 && paths <= 16 && sessions <= 3, "site {site} holds {bonds} {paths} {sessions}");
+            prop_assert!(
+                bonds == 1 && paths <= 16 && sessions <= 3,
+                "site {site} holds {bonds} {paths} {sessions}"
+            );
         }
     }
     run.heal()

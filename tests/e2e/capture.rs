@@ -64,7 +64,8 @@ pub fn payload(frame: &[u8]) -> &[u8] {
     &frame[HEADERS..]
 }
 
-/// The same frame with another payload: lengths and IPv4 checksum are right, the UDP checksum is left out.
+/// The same frame with this payload: lengths and IPv4 checksum are right, the UDP checksum is left out (a captured one may not
+/// be finished).
 pub fn with_payload(frame: &[u8], payload: &[u8]) -> Vec<u8> {
     let mut changed = frame[..HEADERS].to_vec();
     changed.extend_from_slice(payload);

@@ -5,17 +5,17 @@
 //! so.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-//mod bad_input;
-//mod capture;
+mod bad_input;
+mod capture;
 //mod cores;
 mod demo;
 mod download;
 //mod encryption;
 //mod mtu;
-//mod names;
+mod names;
 //mod paths;
 //mod reload;
 mod scene;
 #[path = "../../crates/anabranch/tests/support/mod.rs"]
 mod support;
-//mod wans;
+mod wans;

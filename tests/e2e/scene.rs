@@ -213,15 +213,16 @@ impl Config {
     }
 }
 
-/// A drop reason's counter, summed over the cores.
+/// What was dropped for these reasons (for any, if none is named), on all cores; 0 before the gateway answers.
 pub fn drops(gateway: &Gateway, reasons: &[&str]) -> u64 {
-    let report = gateway.status().unwrap();
+    let Some(report) = gateway.status() else { return 0 };
     let all = report.status.cores.iter().flat_map(|core| &core.drops);
     all.filter(|(name, _)| reasons.is_empty() || reasons.contains(&name.as_str())).map(|(_, count)| count).sum()
 }
 
-/// The first peer.
+/// The first peer, as soon as the gateway answers.
 pub fn peer(gateway: &Gateway) -> PeerStatus {
+    wait_for("an answer of the gateway", PATIENCE, || gateway.status().is_some());
     gateway.status().unwrap().status.peers[0].clone()
 }
 

@@ -75,23 +75,53 @@ fn endpoint(testbed: &Testbed, link: usize) -> String {
 }
 
 /// Sends bytes over TCP and gets them back.
+#[track_caller]
 fn echo(from: &Node, to: &Node, address: IpAddr) {
-    let listener = to.run(|| TcpListener::bind((address, 7))).unwrap().unwrap();
-    let server = std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
+    if let Err(error) = try_echo(from, to, address) {
+        panic!("no echo from {address}: {error}");
+    }
+}
+
+fn try_echo(from: &Node, to: &Node, address: IpAddr) -> std::io::Result<()> {
+    const PATIENCE: Option<Duration> = Some(Duration::from_secs(15));
+    let listener = to.run(|| TcpListener::bind((address, 7))).unwrap()?;
+    listener.set_nonblocking(true)?;
+    let end = Arc::new(AtomicBool::new(false));
+    let ended = Arc::clone(&end);
+    let server = std::thread::spawn(move || -> std::io::Result<()> {
+        let (mut stream, _) = loop {
+            match listener.accept() {
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    if ended.load(Ordering::Relaxed) {
+                        return Ok(());
+                    }
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                result => break result?,
+            }
+        };
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(PATIENCE)?;
         let mut buffer = vec![0; 100_000];
-        stream.read_exact(&mut buffer).unwrap();
-        stream.write_all(&buffer).unwrap();
+        stream.read_exact(&mut buffer)?;
+        stream.write_all(&buffer)
     });
-    let connect = || TcpStream::connect_timeout(&SocketAddr::new(address, 7), Duration::from_secs(10));
-    let mut stream = from.run(connect).unwrap().unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    let sent: Vec<u8> = (0..100_000u32).map(|number| (number * 7 % 251) as u8).collect();
-    stream.write_all(&sent).unwrap();
-    let mut received = vec![0; sent.len()];
-    stream.read_exact(&mut received).unwrap();
-    assert!(received == sent, "damaged");
-    server.join().unwrap();
+    let client = || -> std::io::Result<()> {
+        let mut stream = from
+            .run(|| TcpStream::connect_timeout(&SocketAddr::new(address, 7), Duration::from_secs(15)))
+            .unwrap()?;
+        stream.set_read_timeout(PATIENCE)?;
+        let sent: Vec<u8> = (0..100_000u32).map(|number| (number * 7 % 251) as u8).collect();
+        stream.write_all(&sent)?;
+        let mut received = vec![0; sent.len()];
+        stream.read_exact(&mut received)?;
+        assert!(received == sent, "damaged");
+        Ok(())
+    };
+    let result = client();
+    end.store(true, Ordering::Relaxed);
+    server.join().unwrap()?;
+    result
 }
 
 /// Rules of ours, and routes of ours in tables other than `main`, in a node.
@@ -363,7 +393,7 @@ fn an_interface_is_made_anew_under_its_old_name() {
             }
         };
         plug();
-        let _hub = pair.start(b, "hub", &pair.hub(""));
+        let hub = pair.start(b, "hub", &pair.hub(""));
         let endpoint = ["198.51.100.2:4600".to_owned()];
         let config = pair
             .branch(&["modem0"], &endpoint, "\"10.77.0.2/32\"")
@@ -375,7 +405,15 @@ fn an_interface_is_made_anew_under_its_old_name() {
             a.netlink().unwrap().delete_link(index).unwrap();
             plug();
             assert_ne!(a.interface("modem0").unwrap(), index);
-            echo(a, b, HUB_IP.into());
+            if let Err(error) = try_echo(a, b, HUB_IP.into()) {
+                let state = branch.status().map(|report| control::report::text(&report));
+                panic!(
+                    "{error}\n{}\nbranch:\n{}\nhub:\n{}",
+                    state.unwrap_or_default(),
+                    branch.log(),
+                    hub.log()
+                );
+            }
         }
         let report = branch.wait("one path", 10.0, |report| paths_up(report) == 1);
         assert_eq!(report.status.peers[0].paths.len(), 1);

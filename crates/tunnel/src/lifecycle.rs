@@ -209,32 +209,7 @@ impl PathLife {
                     ));
                 }
             }
-            PathState::Up => {
-                let silent_ns = now.since(self.path.heard_at());
-                if silent_ns >= PING_IDLE_MS * 1_000_000 {
-                    self.ping(now, PING_IDLE_MS, bond, actions);
-                }
-                if silent_ns >= IDLE_DOWN_AFTER_MS * 1_000_000 {
-                    self.enter(now, PathState::Down, "silent");
-                }
-                if self.path.take_large_lost() {
-                    self.mtu.confirm(now);
-                }
-                let probe = self.mtu.poll(now, self.path.rtt_us());
-                if usize::from(self.mtu.passes()) < self.path.datagram_bytes() {
-                    self.path.set_datagram_bytes(self.mtu.passes());
-                }
-                if let Some((id, size)) = probe {
-                    let frames = encode(&Frame::Probe { id, size });
-                    actions.push(Action::Frames {
-                        bond,
-                        path: self.path.id,
-                        route: None,
-                        frames,
-                        pad_to: usize::from(size),
-                    });
-                }
-            }
+            PathState::Up => self.poll_up(now, bond, actions),
             PathState::Suspect => {
                 self.ping(now, PING_SUSPECT_MS, bond, actions);
                 if self.pongs >= PONGS_TO_RETURN {
@@ -264,6 +239,34 @@ impl PathLife {
                 route: Some(route),
                 frames: encode(&Frame::Challenge { token: token.to_be_bytes(), path: self.path.id }),
                 pad_to: 0,
+            });
+        }
+    }
+
+    /// An established path: alive, and how large are its datagrams?
+    fn poll_up(&mut self, now: Time, bond: usize, actions: &mut Vec<Action>) {
+        let silent_ns = now.since(self.path.heard_at());
+        if silent_ns >= PING_IDLE_MS * 1_000_000 {
+            self.ping(now, PING_IDLE_MS, bond, actions);
+        }
+        if silent_ns >= IDLE_DOWN_AFTER_MS * 1_000_000 {
+            self.enter(now, PathState::Down, "silent");
+        }
+        if self.path.take_large_lost() {
+            self.mtu.confirm(now);
+        }
+        let probe = self.mtu.poll(now, self.path.rtt_us());
+        if usize::from(self.mtu.passes()) < self.path.datagram_bytes() {
+            self.path.set_datagram_bytes(self.mtu.passes());
+        }
+        if let Some((id, size)) = probe {
+            let frames = encode(&Frame::Probe { id, size });
+            actions.push(Action::Frames {
+                bond,
+                path: self.path.id,
+                route: None,
+                frames,
+                pad_to: usize::from(size),
             });
         }
     }

@@ -302,6 +302,10 @@ impl Guard {
         source: SocketAddr,
         message: &[u8],
     ) -> Result<[u8; COOKIE_REPLY_BYTES], DropReason> {
+        if message.len() < COOKIE_REPLY_BYTES {
+            // An answer longer than the question would make us a tool for floods at forged sources.
+            return Err(DropReason::TooShort);
+        }
         let asked = Header::parse(message)?;
         let (_, mac1, _) = split(message)?;
         let receiver_index = match asked.kind {

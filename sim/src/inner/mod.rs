@@ -11,8 +11,8 @@ pub mod udp;
 
 use std::net::Ipv4Addr;
 
-use packet::Parsed;
 use ::packet::vnet::VirtioNetHeader;
+use packet::Parsed;
 use tunnel::time::Time;
 
 /// A packet or super-packet that a site's TUN device gives out.
@@ -44,7 +44,7 @@ pub enum App {
     /// Paced datagrams one way.
     Udp(udp::UdpFlow),
     /// Bulk data one way.
-    Tcp(tcp::TcpFlow),
+    Tcp(Box<tcp::TcpFlow>),
     /// Request and response.
     Request(request::RequestFlow),
 }

@@ -58,7 +58,8 @@ impl Transmit {
     pub fn find_suspects(&self, now: Time) -> Vec<(u8, bool)> {
         let mut suspects = Vec::new();
         let progress = |tx: &PathTx| now.since(tx.progress_at) < SUSPECT_SILENT_US * 500;
-        for tx in self.paths.iter().filter(|tx| tx.path.state() == PathState::Up) {
+        // A path that has just come back is judged by what it carries from now on, not by what died with it.
+        for tx in self.paths.iter().filter(|tx| tx.in_use && tx.path.state() == PathState::Up) {
             let Some(oldest) = tx.log.oldest_outstanding().or(tx.express.oldest_outstanding()) else { continue };
             let rtt_us =
                 u64::from(tx.path.rtt_us()) + 4 * u64::from(tx.path.rttvar_us()) + u64::from(tx.path.queue_us());

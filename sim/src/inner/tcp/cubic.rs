@@ -77,7 +77,11 @@ impl Cubic {
     pub fn delay(&mut self, rtt_us: u64, least_us: u64, new_round: bool) {
         if new_round {
             let limit_us = least_us + (least_us / 8).clamp(4_000, 16_000);
-            if self.in_slow_start() && self.window >= 16.0 && self.round_rtt_us != u64::MAX && self.round_rtt_us > limit_us {
+            if self.in_slow_start()
+                && self.window >= 16.0
+                && self.round_rtt_us != u64::MAX
+                && self.round_rtt_us > limit_us
+            {
                 self.threshold = self.window;
             }
             self.round_rtt_us = u64::MAX;

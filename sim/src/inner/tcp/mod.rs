@@ -6,8 +6,8 @@ mod sender;
 
 use tunnel::time::Time;
 
-pub use receiver::TcpReceived;
 use receiver::Receiver;
+pub use receiver::TcpReceived;
 use sender::Sender;
 pub use sender::TcpSent;
 

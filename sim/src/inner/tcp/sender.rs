@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 
 use tunnel::time::Time;
 
-use super::{MSS, TcpSpec};
 use super::cubic::Cubic;
+use super::{MSS, TcpSpec};
 use crate::inner::packet::{Parsed, TcpHead, tcp};
 use crate::inner::{Emit, Ends, pattern};
 
@@ -127,9 +127,8 @@ impl Sender {
         if acked < self.acked && packet.sacks.is_empty() {
             return;
         }
-        let absolute = |sequence: u32| {
-            self.next.wrapping_sub(u64::from((self.next as u32).wrapping_sub(sequence)))
-        };
+        let absolute =
+            |sequence: u32| self.next.wrapping_sub(u64::from((self.next as u32).wrapping_sub(sequence)));
         let blocks: Vec<(u64, u64)> =
             packet.sacks.iter().map(|(l, r)| (absolute(*l), absolute(*r))).filter(|(l, r)| l < r).collect();
         let mut delivered = 0;
@@ -150,7 +149,9 @@ impl Sender {
             }
         }
         for (at, block) in blocks.iter().enumerate() {
-            if at == 0 && (block.1 <= acked || blocks.get(1).is_some_and(|b| b.0 <= block.0 && block.1 <= b.1)) {
+            if at == 0
+                && (block.1 <= acked || blocks.get(1).is_some_and(|b| b.0 <= block.0 && block.1 <= b.1))
+            {
                 self.duplicate();
                 continue;
             }
@@ -190,7 +191,13 @@ impl Sender {
         *newest = (*newest).max(segment.sent);
     }
 
-    fn take_sack(&mut self, now: Time, block: (u64, u64), newest: &mut Time, rtt_us: &mut Option<u64>) -> usize {
+    fn take_sack(
+        &mut self,
+        now: Time,
+        block: (u64, u64),
+        newest: &mut Time,
+        rtt_us: &mut Option<u64>,
+    ) -> usize {
         let mut at = self.segments.partition_point(|segment| segment.start < block.0);
         let mut delivered = 0;
         while let Some(segment) = self.segments.get(at).copied()
@@ -336,9 +343,10 @@ impl Sender {
     fn emit(&self, start: u64, bytes: usize, out: &mut Vec<Emit>) {
         let Ends { id, client, server } = self.ends;
         let head = TcpHead { sequence: start as u32, acknowledged: 0, sacks: &[] };
-        let (offload, bytes) = tcp((client.1, client.2), (server.1, server.2), &head, MSS, bytes, |payload| {
-            pattern::fill(id as u64, start, payload);
-        });
+        let (offload, bytes) =
+            tcp((client.1, client.2), (server.1, server.2), &head, MSS, bytes, |payload| {
+                pattern::fill(id as u64, start, payload);
+            });
         out.push(Emit { site: client.0, offload, bytes });
     }
 
@@ -365,7 +373,8 @@ impl Sender {
                 at += 1;
             }
         }
-        while self.flying < window && self.next < self.limit && self.segments.len() < 2 * WINDOW_MAX as usize {
+        while self.flying < window && self.next < self.limit && self.segments.len() < 2 * WINDOW_MAX as usize
+        {
             let segments = (window - self.flying).min(SUPER_SEGMENTS).min((window / 3).max(2));
             let bytes = (segments * MSS).min(usize::try_from(self.limit - self.next).unwrap_or(usize::MAX));
             self.emit(self.next, bytes, out);
