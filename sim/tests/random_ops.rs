@@ -213,6 +213,8 @@ impl Run {
         let back =
             world.run_until_true(10_000, |world| (0..2).all(|site| world.sites[site].paths_up(0) == 3));
         prop_assert!(back, "paths came not back\n{}", world.describe());
+        // An idle side hears of a new NAT mapping with the next ping of the other, not before.
+        world.run_ms(2_000);
         let start = world.now;
         let spec =
             UdpSpec { packet_bytes: 1_400, every_ns: 4_000_000, burst: 1, start, stop: start.plus_ms(1_000) };

@@ -7,14 +7,14 @@
 
 mod bad_input;
 mod capture;
-//mod cores;
+mod cores;
 mod demo;
 mod download;
-//mod encryption;
-//mod mtu;
+mod encryption;
+mod mtu;
 mod names;
-//mod paths;
-//mod reload;
+mod paths;
+mod reload;
 mod scene;
 #[path = "../../crates/anabranch/tests/support/mod.rs"]
 mod support;

@@ -1,1 +1,148 @@
-//! Later.
+//! Which paths there are, and several bonds of one node.
+
+use std::collections::BTreeSet;
+
+use control::report::Report;
+use linux::testing::isolated;
+use testbed::topology::{LinkNet, Site};
+
+use crate::scene::*;
+
+/// WAN and remote address of every path in one of these states.
+fn pairs(report: &Report, states: &[&str]) -> BTreeSet<(String, String)> {
+    let paths = report.status.peers[0].paths.iter().filter(|path| states.contains(&path.state.as_str()));
+    paths.map(|path| (path.wan.clone(), path.remote.clone())).collect()
+}
+
+/// Row T1: two WANs at each side behind routers, so that every WAN reaches every address of the hub. All four permutations of
+/// local and remote WAN join, each usable; with two paths per pair there are twice as many. WANs are added and
+/// removed by reload while data flows.
+#[test]
+fn t1_every_useful_permutation_joins_and_wans_come_and_go_while_data_flows() {
+    isolated(|| {
+        let net = |text: &str| Some(LinkNet::Given(text.parse().unwrap()));
+        let links = [60.0, 30.0].map(|mbps| {
+            let mut link = link(mbps, 3.0);
+            (link.ipv4, link.router) = (net(if mbps > 50.0 { "192.168.1.0/24" } else { "192.168.2.0/24" }), true);
+            link
+        });
+        let scene = Scene::new(&links);
+        let (a, b) = (scene.a(), scene.b());
+        // The Internet between the routers: each forwards to the other's networks.
+        interconnect(&scene);
+        let (branch, hub) = scene.pair();
+        let hub = hub.section("[[wan]]\ninterface = \"wan0\"\n[[wan]]\ninterface = \"wan1\"\n");
+        let mut hub = scene.start(b, &hub);
+        let text = branch.text(&scene.directory);
+        let mut branch = scene.start(a, &branch);
+        let joined = |report: &Report| pairs(report, &["up", "standby"]).len();
+        let report = branch.wait("four permutations", PATIENCE, |report| joined(report) == 4);
+        let both = |report: &Report| pairs(report, &["up"]).into_iter().map(|(wan, _)| wan).collect::<BTreeSet<_>>();
+        assert_eq!(both(&report).len(), 2, "each WAN carries: {report:?}");
+        hub.wait("four permutations", PATIENCE, |report| joined(report) == 4);
+
+        let before = peer(&branch).handshakes;
+        let flow = tcp_start(a, b, HUB_IP, 5203, 4, 8.0);
+        let reload = |text: &str| {
+            std::fs::write(&branch.config, text).unwrap();
+            assert_eq!(branch.command(&["reload"]).0, 0, "{}", branch.log());
+        };
+        reload(&text.replace("[[wan]]\ninterface = \"wan1\"\n", ""));
+        wait_for("wan1 is given up", PATIENCE, || {
+            let report = branch.status().unwrap();
+            joined(&report) == 2 && pairs(&report, &["up", "standby"]).iter().all(|(wan, _)| wan == "wan0")
+        });
+        reload(&text);
+        wait_for("wan1 is back", PATIENCE, || joined(&branch.status().unwrap()) == 4);
+        reload(&format!("{text}paths-per-wan-pair = 2\n"));
+        wait_for("two paths for each pair", PATIENCE, || {
+            let paths = &branch.status().unwrap().status.peers[0].paths;
+            paths.iter().filter(|path| matches!(path.state.as_str(), "up" | "standby")).count() == 8
+        });
+        tcp_finish(flow);
+        assert_eq!(peer(&branch).handshakes, before, "no flow and no session was dropped");
+        assert_eq!(hub.status().unwrap().status.flows_split_over_cores, 0);
+        let carried = |wan: &str| -> u64 {
+            let paths = peer(&branch).paths;
+            paths.iter().filter(|path| path.wan == wan).map(|path| path.tx_bytes).sum()
+        };
+        assert!(carried("wan0") > 1_000_000 && carried("wan1") > 100_000, "{:?}", peer(&branch).paths);
+    });
+}
+
+/// Joins the routers of both links by a cable, and lets each know what is behind the other.
+fn interconnect(scene: &Scene) {
+    use linux::netlink::RouteSpec;
+    let [one, two] = scene.testbed.routers() else { panic!("two routers") };
+    let other = std::os::fd::AsFd::as_fd(two.namespace());
+    one.netlink().unwrap().add_veth("core", "core", Some(other)).unwrap();
+    let ends = [(one, "203.0.113.1", 1u8), (two, "203.0.113.2", 0)];
+    for (router, address, _) in &ends {
+        let (netlink, index) = (router.netlink().unwrap(), router.interface("core").unwrap());
+        netlink.add_address(index, net(address.parse().unwrap(), 30)).unwrap();
+        netlink.set_up(index, true).unwrap();
+    }
+    for (router, _, far) in &ends {
+        let (netlink, index) = (router.netlink().unwrap(), router.interface("core").unwrap());
+        let gateway = if *far == 1 { "203.0.113.2" } else { "203.0.113.1" };
+        for dst in [format!("198.18.10{far}.0/24"), format!("192.168.{}.0/24", far + 1)] {
+            let spec = RouteSpec::new(dst.parse().unwrap());
+            let gateway = Some(gateway.parse().unwrap());
+            netlink.add_route(&RouteSpec { gateway, interface: Some(index), ..spec }).unwrap();
+        }
+    }
+}
+
+/// Row T1: three sites. The hub has two bonds, each with its own WANs; each branch reaches the hub and, through it, the
+/// other branch. A bond never uses a WAN of the other one, and one that goes leaves the other alone.
+#[test]
+fn t1_several_bonds_of_one_node_each_with_its_own_wans() {
+    isolated(|| {
+        let mut scene = Scene::new(&[link(80.0, 2.0), link(40.0, 4.0)]);
+        // The third site hangs on another interface of the hub.
+        let host = scene.testbed.add_host(Site::B).unwrap();
+        let (a, b, c) = (scene.a(), scene.b(), &host.node);
+        let second_ip = "10.77.0.3";
+        let mut hub = Config::new("hub", HUB_IP).node_line("listen = 4600");
+        for wan in ["wan0", "wan1", "lan1"] {
+            hub = hub.wan(wan);
+        }
+        let first = Config::new("first", BRANCH_IP).wan("wan0").wan("wan1");
+        let second = Config::new("second", second_ip).wan("eth0");
+        let everyone = "\"10.77.0.0/24\", \"fd77::/64\"";
+        let endpoints = [scene.endpoint(Site::B, 0), scene.endpoint(Site::B, 1)];
+        let first = first.peer(&hub, &endpoints, everyone, "");
+        let second = second.peer(&hub, &["10.2.1.1:4600".to_owned()], everyone, "");
+        let hub = hub
+            .peer(&first, &[], &first.own_nets(), "wans = [\"wan0\", \"wan1\"]")
+            .peer(&second, &[], &second.own_nets(), "wans = [\"lan*\"]");
+        let mut hub = scene.start(b, &hub);
+        let mut first = scene.start(a, &first);
+        let mut second = scene.start(c, &second);
+        first.wait("two paths", PATIENCE, |report| paths_up(report) >= 2);
+        second.wait("one path", PATIENCE, |report| paths_up(report) == 1);
+        let report = hub.wait("both bonds", PATIENCE, |report| {
+            report.status.peers.iter().all(|peer| peer.state == "up") && paths_up(report) >= 2
+        });
+        let wans = |number: usize| -> BTreeSet<&str> {
+            report.status.peers[number].paths.iter().map(|path| path.wan.as_str()).collect()
+        };
+        assert_eq!(wans(0), BTreeSet::from(["wan0", "wan1"]), "{report:?}");
+        assert_eq!(wans(1), BTreeSet::from(["lan1"]), "{report:?}");
+        echo(a, b, HUB_IP);
+        echo(c, b, HUB_IP);
+        // Branch to branch, both ways at once, while one link of the first bond is cut.
+        let there = tcp_start(a, c, second_ip, 5203, 2, 5.0);
+        let back = tcp_start(c, a, BRANCH_IP, 5204, 2, 5.0);
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        scene.testbed.set_carrier(0, Site::A, false).unwrap();
+        first.wait("one path left", PATIENCE, |report| paths_up(report) == 1);
+        tcp_finish(there);
+        tcp_finish(back);
+        assert_eq!(second.status().unwrap().status.peers[0].state, "up");
+        // The second bond goes; the first one goes on.
+        assert!(second.program.stop().unwrap().success());
+        hub.wait("the second is gone", PATIENCE, |report| report.status.peers[1].state != "up");
+        echo(a, b, HUB_IP);
+    });
+}

@@ -583,6 +583,14 @@ impl Lifecycle {
     /// A datagram of an established path came from an address that is not the path's: it may have roamed.
     /// Bulk follows only after the new address answered a challenge (design §4).
     pub fn on_moved(&mut self, id: u8, source: Route, token: u64) {
+        if let Some(life) =
+            self.paths.iter_mut().find(|life| life.path.id == id && life.path.state() == PathState::Probing)
+        {
+            // Nothing is proven yet that a new address could put at risk: its challenge goes there from now on.
+            life.path.set_route(source);
+            life.asks = 0;
+            return;
+        }
         if let Some(life) = self.paths.iter_mut().find(|life| life.path.id == id)
             // Each of the peer's sockets may show another port: what moved is the address.
             && life.candidate.is_none_or(|(route, _)| {
