@@ -475,9 +475,9 @@ impl World {
         worker.core.begin(now);
         for item in std::mem::take(&mut worker.inbox) {
             match item {
-                Item::Packet(offload, bytes) => {
+                Item::Packet(offload, mut bytes) => {
                     if let Ok(classified) = worker.core.classify(&bytes) {
-                        worker.core.packet(now, &offload, &bytes, &classified, &mut out);
+                        worker.core.packet(now, &offload, &mut bytes, &classified, &mut out);
                     }
                 }
                 Item::Datagram(source, mut bytes) => {

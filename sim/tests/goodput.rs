@@ -13,7 +13,7 @@ use sim::scenario::pair;
 /// Share of a line's rate that inner TCP payload can have: 1,392 bytes in a datagram of 1,538 bytes on the wire.
 const PAYLOAD_SHARE: f64 = 1_392.0 / 1_538.0;
 /// The flow runs so long before it is measured, and while it is.
-const WARM_MS: u64 = 1_000;
+const WARM_MS: u64 = 3_000;
 const MEASURE_MS: u64 = 2_000;
 /// Before that, datagrams fill the links for so long: what a bond is worth once its rates are known.
 const FILL_MS: u64 = 500;

@@ -4,8 +4,14 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
 use linux::testing::isolated;
+use steering::cores::CoreSet;
+use steering::table::{BucketTable, Unit};
 use testbed::random::Random;
+use testbed::stop::Stop;
 use testbed::topology::Site;
+use testbed::traffic::{Span, udp};
+use tunnel::handshake::{Identity, Initiator};
+use tunnel::hello::{Capabilities, Hello, ProcessorInfo};
 
 use crate::capture::*;
 use crate::scene::*;
@@ -88,7 +94,8 @@ fn t4_hostile_datagrams_of_every_kind_are_counted_and_change_nothing() {
                 sent[side] += inject(place, "wan0", &spoiled(sample, &mut random));
             }
             // Copies of the last real data, backwards, from the right address.
-            let copies: Vec<Vec<u8>> = frames.iter().rev().take(1_000).map(|frame| with_payload(frame, payload(frame))).collect();
+            let copies: Vec<Vec<u8>> =
+                frames.iter().rev().take(1_000).map(|frame| with_payload(frame, payload(frame))).collect();
             sent[side] += inject(place, "wan0", &copies);
         }
         // A crowd of strangers: real and spoiled datagrams from 8,000 places.
@@ -173,6 +180,105 @@ fn t4_noise_at_an_open_port_is_counted_and_does_not_keep_anybody_out() {
     });
 }
 
+/// A well-made first handshake message of somebody who knows the hub's public key and nothing else.
+fn initiation(hub: &[u8; 32], number: u32) -> Vec<u8> {
+    let mut key = [7; 32];
+    key[..4].copy_from_slice(&number.to_be_bytes());
+    let cores = BucketTable::new(128, &[Unit { id: 0, weight: 1 }]).unwrap();
+    let processor = ProcessorInfo {
+        cores: 1,
+        usable: CoreSet::first(1),
+        load: Vec::new(),
+        reserved: Vec::new(),
+        preferred: Vec::new(),
+        policy: Default::default(),
+        flow: Default::default(),
+        flow_hash_key: [1; 40],
+        table: cores,
+    };
+    let hello = Hello {
+        version: 1,
+        capabilities: Capabilities::RETRANSMIT,
+        aeads: 3,
+        timestamp_ns: Some(1_800_000_000_000_000_000),
+        boot_id: 1,
+        encryption: Default::default(),
+        steering: Default::default(),
+        processor,
+    };
+    Initiator::start(&Identity::from_private(key), hub, None, &hello, number, 0, None).unwrap().1
+}
+
+/// Row T3 and "cookies under load": strangers flood the hub with handshakes that are well made. It asks for cookies, with
+/// answers no longer than the question, computes little for strangers, and a real branch joins in the middle of it.
+#[test]
+fn t3_a_flood_of_handshakes_is_answered_with_cookies_and_keeps_nobody_out() {
+    isolated(|| {
+        let scene = Scene::new(&[link(200.0, 1.0)]);
+        let (branch, hub) = scene.pair();
+        let key = control::key::decode_public(&hub.keys.public).unwrap();
+        let messages: Vec<Vec<u8>> = (0..200).map(|number| initiation(&key, number)).collect();
+        let mut hub = scene.start(scene.b(), &hub);
+        hub.wait("running", PATIENCE, |_| true);
+        let memory = resident_kb(&hub);
+        let target = scene.endpoint(Site::B, 0);
+        let sockets: Vec<UdpSocket> = scene
+            .a()
+            .run(|| (0..50).map(|_| UdpSocket::bind("0.0.0.0:0")).collect::<Result<_, _>>())
+            .unwrap()
+            .unwrap();
+        let end = Stop::new();
+        let flood = {
+            let (end, target) = (end.clone(), target.clone());
+            std::thread::spawn(move || {
+                let (mut sent, mut cookies, mut buffer) = (0u64, 0u64, vec![0; 2_000]);
+                sockets.iter().for_each(|socket| socket.set_nonblocking(true).unwrap());
+                while !end.sleep(Duration::from_millis(20)) {
+                    for (message, socket) in
+                        messages.iter().zip(sockets.iter().cycle()).skip(sent as usize % 150).take(50)
+                    {
+                        sent += u64::from(socket.send_to(message, &target).is_ok());
+                        while let Ok((length, _)) = socket.recv_from(&mut buffer) {
+                            assert_eq!(buffer[0], 0x13, "an answer to a stranger that is no cookie");
+                            assert!(length <= message.len(), "{length} bytes answer {}", message.len());
+                            cookies += 1;
+                        }
+                    }
+                }
+                (sent, cookies)
+            })
+        };
+        wait_for("the hub is under load", PATIENCE, || {
+            drops(&hub, &["handshake-cookie", "handshake-rate"]) > 100
+        });
+        let mut branch = scene.start(scene.a(), &branch);
+        branch.wait("joined in the flood", PATIENCE, |report| paths_up(report) == 1);
+        echo(scene.a(), scene.b(), HUB_IP);
+        end.raise();
+        let (sent, cookies) = flood.join().unwrap();
+        assert!(cookies > 0, "no cookie for {sent} messages");
+        let computed = drops(&hub, &["handshake-unknown-peer"]);
+        assert!(computed > 0 && computed < sent, "{computed} of {sent}");
+        let grown = resident_kb(&hub).saturating_sub(memory);
+        assert!(grown < 32 * 1024, "{grown} kB more memory");
+    });
+}
+
+/// A link that flips a bit in every fiftieth frame behind the backs of all checksums: nothing of it reaches the inner side.
+#[test]
+fn t4_a_link_that_flips_bits_damages_nothing() {
+    isolated(|| {
+        let mut flipping = link(50.0, 3.0);
+        (flipping.a_to_b.corrupt, flipping.b_to_a.corrupt) = (0.02, 0.02);
+        let scene = Scene::new(&[flipping, link(50.0, 5.0)]);
+        let (branch, hub) = scene.pair();
+        let (_branch, hub) = scene.join(&branch, &hub, 2);
+        tcp_seconds(scene.a(), scene.b(), HUB_IP, 2, 4.0);
+        udp_seconds(scene.b(), scene.a(), BRANCH_IP, udp::Options::new(10.0, Span::seconds(2.0)));
+        assert!(drops(&hub, &["auth-failed"]) > 10, "{:?}", hub.status());
+    });
+}
+
 /// A wrong key on either side: never up, both sides say why.
 #[test]
 fn t1_a_wrong_key_is_never_up_and_status_says_why() {
@@ -180,15 +286,15 @@ fn t1_a_wrong_key_is_never_up_and_status_says_why() {
         let scene = Scene::new(&[link(100.0, 1.0)]);
         let (branch, hub) = scene.pair();
         let stranger = Config::new("branch", BRANCH_IP);
-        let wrong = |text: &Config, right: &str| {
-            text.text(&scene.directory).replace(right, &stranger.keys.public)
-        };
+        let wrong =
+            |text: &Config, right: &str| text.text(&scene.directory).replace(right, &stranger.keys.public);
         // The hub knows another branch than the one that calls.
         let hub_text = wrong(&hub, &branch.keys.public);
         let at_hub = Gateway::start(scene.b(), &scene.directory, "hub", &hub_text);
         let mut at_branch = scene.start(scene.a(), &branch);
         at_branch.wait("it tries", PATIENCE, |report| {
-            report.status.peers[0].reason == "no answer to the handshake" && report.status.peers[0].state == "connecting"
+            report.status.peers[0].reason == "no answer to the handshake"
+                && report.status.peers[0].state == "connecting"
         });
         wait_for("the hub counts it", PATIENCE, || drops(&at_hub, &["handshake-unknown-peer"]) >= 2);
         assert_eq!(peer(&at_hub).state, "connecting");
@@ -205,13 +311,35 @@ fn t1_a_wrong_key_is_never_up_and_status_says_why() {
     });
 }
 
+/// Two peers with one key are an error of the configuration, with file, line and key.
+#[test]
+fn t1_two_peers_with_one_key_are_refused() {
+    let directory = testbed::program::ScratchDir::new("anabranch-e2e").unwrap();
+    let (one, mut two) = (Config::new("one", BRANCH_IP), Config::new("two", "10.77.0.3"));
+    two.keys.public.clone_from(&one.keys.public);
+    let hub = Config::new("hub", HUB_IP).node_line("listen = 4600");
+    let hub = hub.peer(&one, &[], &one.own_nets(), "").peer(&two, &[], &two.own_nets(), "");
+    let text = hub.text(&directory);
+    let line =
+        text.lines().enumerate().filter(|(_, line)| line.starts_with("public-key")).nth(1).unwrap().0 + 1;
+    let file = directory.write("hub.toml", &text).unwrap();
+    let output =
+        std::process::Command::new(env!("CARGO_BIN_EXE_anabranch")).arg("up").arg(&file).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let expected =
+        format!("{}:{line}:14: error: peer.public-key: peer \"one\" has the same key", file.display());
+    assert!(said.contains(&expected), "{said}");
+}
+
 /// A preshared key that only one side has, too.
 #[test]
 fn t1_another_preshared_key_is_never_up() {
     isolated(|| {
         let scene = Scene::new(&[link(100.0, 1.0)]);
         let (branch, hub) = scene.pair();
-        let key = |config: Config, key: &Keys| config.section(&format!("preshared-key = \"{}\"\n", key.private));
+        let key =
+            |config: Config, key: &Keys| config.section(&format!("preshared-key = \"{}\"\n", key.private));
         let (one, other) = (Keys::new(), Keys::new());
         let branch = key(branch, &one);
         let right = hub.text(&scene.directory) + &format!("preshared-key = \"{}\"\n", one.private);

@@ -27,10 +27,12 @@ fn t2_t4_datagrams_of_one_flow_over_all_paths_reach_one_core() {
         let (branch, hub) = scene.join(&branch, &hub, 3);
         // More than any single link carries.
         let options = udp::Options { flows: 1, ..udp::Options::new(36.0, Span::seconds(5.0)) };
-        let before: Vec<u64> = hub.status().unwrap().status.cores.iter().map(|core| core.tun_tx_packets).collect();
+        let before: Vec<u64> =
+            hub.status().unwrap().status.cores.iter().map(|core| core.tun_tx_packets).collect();
         let report = udp_seconds(a, b, HUB_IP, options);
         let status = hub.status().unwrap().status;
-        let wrote: Vec<u64> = status.cores.iter().zip(before).map(|(core, old)| core.tun_tx_packets - old).collect();
+        let wrote: Vec<u64> =
+            status.cores.iter().zip(before).map(|(core, old)| core.tun_tx_packets - old).collect();
         let most = wrote.iter().copied().max().unwrap();
         assert!(most >= report.received, "{report:?} {wrote:?}");
         assert!(wrote.iter().sum::<u64>() - most < 20, "one flow on several cores: {wrote:?}");
@@ -42,7 +44,12 @@ fn t2_t4_datagrams_of_one_flow_over_all_paths_reach_one_core() {
             for gateway in [&branch, &hub] {
                 let status = gateway.status().unwrap().status;
                 let share = status.cross_core_packets as f64 / status.packets_read.max(1) as f64;
-                assert!(share < 0.01, "{} of {} packets changed core", status.cross_core_packets, status.packets_read);
+                assert!(
+                    share < 0.01,
+                    "{} of {} packets changed core",
+                    status.cross_core_packets,
+                    status.packets_read
+                );
             }
         }
     });
@@ -57,15 +64,24 @@ fn t3_t4_t13_every_policy_between_different_numbers_of_cores() {
     isolated(|| {
         let scene = Scene::new(&[link(150.0, 1.0), link(150.0, 2.0)]);
         let (a, b) = (scene.a(), scene.b());
-        let cases =
-            [("hash", 1, 2), ("round-robin", 1, 2), ("random", 2, 1), ("least-loaded", 2, 2), ("round-robin", 2, 2)];
+        let cases = [
+            ("hash", 1, 2),
+            ("round-robin", 1, 2),
+            ("random", 2, 1),
+            ("least-loaded", 2, 2),
+            ("round-robin", 2, 2),
+        ];
         for (policy, branch_cores, hub_cores) in cases {
             let (branch, hub) = scene.pair();
             let policy_line = format!("policy = \"{policy}\"\n");
             let branch = branch.node_line(&format!("cores = {branch_cores}")).section(&policy_line);
             let hub = hub.node_line(&format!("cores = {hub_cores}")).section(&policy_line);
             let (branch, hub) = scene.join(&branch, &hub, 2);
-            assert_eq!((peer(&branch).remote_cores, peer(&hub).remote_cores), (hub_cores, branch_cores), "{policy}");
+            assert_eq!(
+                (peer(&branch).remote_cores, peer(&hub).remote_cores),
+                (hub_cores, branch_cores),
+                "{policy}"
+            );
             let there = tcp_start(a, b, HUB_IP, 5203, 12, 2.0);
             let back = tcp_start(b, a, BRANCH_IP, 5204, 12, 2.0);
             tcp_finish(there);
@@ -75,8 +91,56 @@ fn t3_t4_t13_every_policy_between_different_numbers_of_cores() {
                 assert_eq!(status.cores.len(), usize::from(cores));
                 assert_eq!(cores_used(gateway), usize::from(cores), "{policy}: {status:?}");
                 assert_eq!(status.flows_split_over_cores, 0, "{policy}: {status:?}");
-                assert_eq!(drops(gateway, &["core-out-of-range", "auth-failed", "frame-malformed"]), 0, "{policy}");
+                assert_eq!(
+                    drops(gateway, &["core-out-of-range", "auth-failed", "frame-malformed"]),
+                    0,
+                    "{policy}"
+                );
             }
+        }
+    });
+}
+
+/// Row T3: the hub starts anew with fewer cores, then with more, while the branch goes on: each time the branch is told.
+#[test]
+fn t3_a_peer_that_comes_back_with_other_cores_tells_so() {
+    isolated(|| {
+        let scene = Scene::new(&[link(100.0, 1.0)]);
+        let (a, b) = (scene.a(), scene.b());
+        let (branch, hub) = scene.pair();
+        let text = hub.text(&scene.directory);
+        let with_cores = |cores: u8| {
+            let text = text.replace("listen = 4600", &format!("listen = 4600\ncores = {cores}"));
+            Gateway::start(b, &scene.directory, "hub", &text)
+        };
+        let mut at_hub = with_cores(2);
+        let mut at_branch = scene.start(a, &branch);
+        for cores in [2, 1, 2] {
+            at_branch.wait("the hub's cores", PATIENCE, |report| {
+                paths_up(report) == 1 && report.status.peers[0].remote_cores == cores
+            });
+            tcp_seconds(a, b, HUB_IP, 8, 1.0);
+            assert_eq!(cores_used(&at_hub), usize::from(cores));
+            drop(at_hub);
+            at_hub = with_cores(3 - cores);
+        }
+    });
+}
+
+/// Row T2: what makes a flow is selectable. Twelve TCP connections of the same two hosts use both cores as 5-tuples, and
+/// one core only as 2-tuples.
+#[test]
+fn t2_what_makes_a_flow_is_selectable() {
+    isolated(|| {
+        let scene = Scene::new(&[link(100.0, 1.0)]);
+        for (flow, cores) in [("5-tuple", 2), ("2-tuple", 1)] {
+            let (branch, hub) = scene.pair();
+            let line = format!("flow = \"{flow}\"\n");
+            let (branch, hub) = (branch.section(&line), hub.section(&line).node_line("cores = 2"));
+            let (_branch, hub) = scene.join(&branch, &hub, 1);
+            tcp_seconds(scene.a(), scene.b(), HUB_IP, 12, 2.0);
+            assert_eq!(cores_used(&hub), cores, "{flow}: {:?}", hub.status());
+            assert_eq!(hub.status().unwrap().status.flows_split_over_cores, 0);
         }
     });
 }

@@ -34,7 +34,9 @@ impl Public {
     fn processes(&self) -> usize {
         let program = self.program();
         let entries = std::fs::read_dir("/proc").unwrap().flatten();
-        entries.filter(|entry| std::fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe == program)).count()
+        entries
+            .filter(|entry| std::fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe == program))
+            .count()
     }
 }
 
@@ -61,7 +63,9 @@ fn t2_t4_an_ordinary_user_runs_the_demo_without_steering_programs() {
     assert!(!errors.contains(" ERROR "), "{errors}");
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     let number = |key: &str| report[key].as_f64().unwrap_or_else(|| panic!("no {key}: {report:#}"));
-    for key in ["tcp1_mbps", "tcp16_mbps", "udp_mbps", "best_link_mbps", "links_sum_mbps", "bytes_verified", "cores"] {
+    for key in
+        ["tcp1_mbps", "tcp16_mbps", "udp_mbps", "best_link_mbps", "links_sum_mbps", "bytes_verified", "cores"]
+    {
         assert!(number(key) > 0.0, "{key}: {report:#}");
     }
     for key in ["udp_loss_percent", "longest_gap_ms", "cross_core_packets"] {

@@ -30,7 +30,8 @@ fn plug_in(scene: &Scene, place: &Node, site: Site) {
     netlink.add_address(index, net(address.into(), 24)).unwrap();
     netlink.set_up(index, true).unwrap();
     let default = "0.0.0.0/0".parse().unwrap();
-    let route = RouteSpec { gateway: Some(gateway), interface: Some(index), metric: 101, ..RouteSpec::new(default) };
+    let route =
+        RouteSpec { gateway: Some(gateway), interface: Some(index), metric: 101, ..RouteSpec::new(default) };
     netlink.add_route(&route).unwrap();
 }
 
@@ -41,7 +42,8 @@ fn plug_in(scene: &Scene, place: &Node, site: Site) {
 fn t1_t13_a_200_mb_file_survives_rekeys_a_cut_link_and_restarts_of_interfaces() {
     let _alone = alone();
     linux::testing::isolated(|| {
-        let scene = Scene::new(&[link(60.0, 5.0), link(40.0, 12.0).behind_router("192.168.1.0/24".parse().unwrap())]);
+        let scene =
+            Scene::new(&[link(60.0, 5.0), link(40.0, 12.0).behind_router("192.168.1.0/24".parse().unwrap())]);
         let (a, b) = (scene.a(), scene.b());
         // The branch is at B this time: the interfaces that suffer are those of the side that dials.
         let mut hub = Config::new("hub", HUB_IP).node_line("listen = 4600").wan("wan0").wan("wan1");

@@ -43,7 +43,12 @@ fn t11_encryption_on_partial_and_off_as_an_observer_sees_them() {
             mode => format!("encryption = \"{mode}\"\nallow-cleartext = true\n"),
         };
         // What both ask for, what they agree on, how often the text of 20 datagrams may be seen, kind of the datagrams.
-        let cases = [("on", "on", "", 0..1, 4), ("off", "off", "off", 20..100, 5), ("partial", "partial", "payload only", 0..100, 6), ("off", "on", "", 0..1, 4)];
+        let cases = [
+            ("on", "on", "", 0..1, 4),
+            ("off", "off", "off", 20..100, 5),
+            ("partial", "partial", "payload only", 0..100, 6),
+            ("off", "on", "", 0..1, 4),
+        ];
         for (ours, theirs, shown, seen, kind) in cases {
             let (branch, hub) = scene.pair();
             let (branch, hub) = (branch.section(&mode(ours)), hub.section(&mode(theirs)));
@@ -54,7 +59,11 @@ fn t11_encryption_on_partial_and_off_as_an_observer_sees_them() {
             for gateway in [&branch, &hub] {
                 let encryption = peer(gateway).encryption;
                 assert!(encryption.contains(shown), "{ours}/{theirs}: {encryption}");
-                assert_eq!(shown.is_empty(), !encryption.contains("off") && !encryption.contains("only"), "{encryption}");
+                assert_eq!(
+                    shown.is_empty(),
+                    !encryption.contains("off") && !encryption.contains("only"),
+                    "{encryption}"
+                );
                 let warned = gateway.log().contains(" WARN ");
                 let asked = if std::ptr::eq(gateway, &raw const branch) { ours } else { theirs };
                 assert_eq!(warned, asked != "on", "{ours}/{theirs}: a loud warning\n{}", gateway.log());
@@ -64,8 +73,14 @@ fn t11_encryption_on_partial_and_off_as_an_observer_sees_them() {
             let finds = |frame: &Vec<u8>| payload(frame).windows(MARKER.len()).any(|part| part == MARKER);
             let found = frames.iter().filter(|frame| finds(frame)).count();
             assert!(seen.contains(&found), "{ours}/{theirs}: the text was seen in {found} datagrams");
-            assert!(count(&frames, kind) >= 20, "{ours}/{theirs}: {} datagrams of kind {kind}", count(&frames, kind));
-            let whole = |frame: &&Vec<u8>| payload(frame).windows(MARKER.len()).filter(|part| *part == MARKER).count() == 2;
+            assert!(
+                count(&frames, kind) >= 20,
+                "{ours}/{theirs}: {} datagrams of kind {kind}",
+                count(&frames, kind)
+            );
+            let whole = |frame: &&Vec<u8>| {
+                payload(frame).windows(MARKER.len()).filter(|part| *part == MARKER).count() == 2
+            };
             if ours == "partial" {
                 assert_eq!(frames.iter().filter(whole).count(), 0, "all of the text is clear");
             }
@@ -78,8 +93,10 @@ fn t11_encryption_on_partial_and_off_as_an_observer_sees_them() {
 fn t11_clear_text_is_refused_without_permission() {
     let directory = testbed::program::ScratchDir::new("anabranch-e2e").unwrap();
     for mode in ["off", "partial"] {
-        let (branch, hub) = (Config::new("branch", BRANCH_IP), Config::new("hub", HUB_IP).node_line("listen = 4600"));
-        let text = hub.peer(&branch, &[], &branch.own_nets(), &format!("encryption = \"{mode}\"")).text(&directory);
+        let (branch, hub) =
+            (Config::new("branch", BRANCH_IP), Config::new("hub", HUB_IP).node_line("listen = 4600"));
+        let text =
+            hub.peer(&branch, &[], &branch.own_nets(), &format!("encryption = \"{mode}\"")).text(&directory);
         let line = text.lines().position(|line| line.starts_with("encryption")).unwrap() + 1;
         let file = directory.write("hub.toml", &text).unwrap();
         for command in ["check", "up"] {

@@ -23,7 +23,8 @@ fn t1_every_useful_permutation_joins_and_wans_come_and_go_while_data_flows() {
         let net = |text: &str| Some(LinkNet::Given(text.parse().unwrap()));
         let links = [60.0, 30.0].map(|mbps| {
             let mut link = link(mbps, 3.0);
-            (link.ipv4, link.router) = (net(if mbps > 50.0 { "192.168.1.0/24" } else { "192.168.2.0/24" }), true);
+            (link.ipv4, link.router) =
+                (net(if mbps > 50.0 { "192.168.1.0/24" } else { "192.168.2.0/24" }), true);
             link
         });
         let scene = Scene::new(&links);
@@ -37,7 +38,8 @@ fn t1_every_useful_permutation_joins_and_wans_come_and_go_while_data_flows() {
         let mut branch = scene.start(a, &branch);
         let joined = |report: &Report| pairs(report, &["up", "standby"]).len();
         let report = branch.wait("four permutations", PATIENCE, |report| joined(report) == 4);
-        let both = |report: &Report| pairs(report, &["up"]).into_iter().map(|(wan, _)| wan).collect::<BTreeSet<_>>();
+        let both =
+            |report: &Report| pairs(report, &["up"]).into_iter().map(|(wan, _)| wan).collect::<BTreeSet<_>>();
         assert_eq!(both(&report).len(), 2, "each WAN carries: {report:?}");
         hub.wait("four permutations", PATIENCE, |report| joined(report) == 4);
 
@@ -113,9 +115,12 @@ fn t1_several_bonds_of_one_node_each_with_its_own_wans() {
         let endpoints = [scene.endpoint(Site::B, 0), scene.endpoint(Site::B, 1)];
         let first = first.peer(&hub, &endpoints, everyone, "");
         let second = second.peer(&hub, &["10.2.1.1:4600".to_owned()], everyone, "");
-        let hub = hub
-            .peer(&first, &[], &first.own_nets(), "wans = [\"wan0\", \"wan1\"]")
-            .peer(&second, &[], &second.own_nets(), "wans = [\"lan*\"]");
+        let hub = hub.peer(&first, &[], &first.own_nets(), "wans = [\"wan0\", \"wan1\"]").peer(
+            &second,
+            &[],
+            &second.own_nets(),
+            "wans = [\"lan1\"]",
+        );
         let mut hub = scene.start(b, &hub);
         let mut first = scene.start(a, &first);
         let mut second = scene.start(c, &second);

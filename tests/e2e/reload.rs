@@ -50,6 +50,7 @@ fn t1_reload_drops_no_flow() {
         assert_eq!(reload(&branch, &branch_text).0, 0);
         wait_for("two paths", PATIENCE, || paths_up(&branch.status().unwrap()) == 2);
         // Nonsense changes nothing.
+        scene.expect_error("reload refused");
         let (code, _) = reload(&hub, &hub_text.replace("allowed-ips", "allowed-ipz"));
         assert_eq!(code, 1);
         assert_eq!(peer(&hub).state, "up");

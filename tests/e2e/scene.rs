@@ -141,7 +141,6 @@ pub struct Config {
     pub keys: Keys,
     address: String,
     node: String,
-    tun: String,
     rest: String,
 }
 
@@ -153,7 +152,6 @@ impl Config {
             keys: Keys::new(),
             address: address.to_owned(),
             node: String::new(),
-            tun: String::new(),
             rest: String::new(),
         }
     }
@@ -171,13 +169,6 @@ impl Config {
     pub fn node_line(mut self, line: &str) -> Self {
         self.node.push_str(line);
         self.node.push('\n');
-        self
-    }
-
-    /// One more line in `[tun]`.
-    pub fn tun_line(mut self, line: &str) -> Self {
-        self.tun.push_str(line);
-        self.tun.push('\n');
         self
     }
 
@@ -207,9 +198,9 @@ impl Config {
     /// The file's text.
     pub fn text(&self, directory: &ScratchDir) -> String {
         let node = crate::support::node(directory, &self.name, &self.keys, &self.node);
-        let (address, address6, tun) = (&self.address, self.address6(), &self.tun);
-        let tun_name = if tun.contains("name =") { "" } else { "name = \"ana0\"\n" };
-        format!("{node}[tun]\n{tun_name}address = [\"{address}/24\", \"{address6}/64\"]\n{tun}{}", self.rest)
+        let (address, address6) = (&self.address, self.address6());
+        let tun = format!("[tun]\nname = \"ana0\"\naddress = [\"{address}/24\", \"{address6}/64\"]\n");
+        format!("{node}{tun}{}", self.rest)
     }
 }
 
@@ -217,7 +208,9 @@ impl Config {
 pub fn drops(gateway: &Gateway, reasons: &[&str]) -> u64 {
     let Some(report) = gateway.status() else { return 0 };
     let all = report.status.cores.iter().flat_map(|core| &core.drops);
-    all.filter(|(name, _)| reasons.is_empty() || reasons.contains(&name.as_str())).map(|(_, count)| count).sum()
+    all.filter(|(name, _)| reasons.is_empty() || reasons.contains(&name.as_str()))
+        .map(|(_, count)| count)
+        .sum()
 }
 
 /// The first peer, as soon as the gateway answers.
@@ -265,12 +258,7 @@ pub fn tcp_finish(transfer: tcp::Transfer) -> f64 {
 }
 
 /// UDP for some seconds: nothing damaged, nothing twice.
-pub fn udp_seconds(
-    from: &Node,
-    to: &Node,
-    address: &str,
-    options: udp::Options,
-) -> udp::Report {
+pub fn udp_seconds(from: &Node, to: &Node, address: &str, options: udp::Options) -> udp::Report {
     let report = udp::start(from, to, socket(address, 5202), options, &Stop::new()).unwrap();
     let report = report.finish(|_| ()).unwrap();
     assert_eq!((report.corrupt, report.duplicates), (0, 0), "{report:?}");

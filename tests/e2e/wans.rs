@@ -20,13 +20,17 @@ fn t1_t13_ipv6_only_wans_carry_the_whole_host_of_both_families() {
         let _hub = scene.start(scene.b(), &hub);
         let mut branch = Gateway::start(scene.a(), &scene.directory, "branch", &branch_text);
         branch.wait("two paths", PATIENCE, |report| paths_up(report) >= 2);
-        let (ipv4, ipv6) = (host.addresses.ipv4.unwrap().to_string(), host.addresses.ipv6.unwrap().to_string());
+        let (ipv4, ipv6) =
+            (host.addresses.ipv4.unwrap().to_string(), host.addresses.ipv6.unwrap().to_string());
         for address in [ipv4.as_str(), ipv6.as_str()] {
             echo(scene.a(), &host.node, address);
             tcp_seconds(scene.a(), &host.node, address, 2, 1.5);
         }
         let report = branch.wait("still two paths", PATIENCE, |report| paths_up(report) >= 2);
-        assert!(report.status.peers[0].paths.iter().all(|path| path.remote.starts_with("[2001:db8:")), "{report:?}");
+        assert!(
+            report.status.peers[0].paths.iter().all(|path| path.remote.starts_with("[2001:db8:")),
+            "{report:?}"
+        );
         let (packets, datagrams) = report.status.cores.iter().fold((0, 0), |(packets, datagrams), core| {
             (packets + core.tun_rx_packets, datagrams + core.udp_tx_datagrams)
         });

@@ -99,6 +99,11 @@ fn all_data_arrives_intact_and_the_json_has_every_figure() {
     assert_eq!(report["best_link_mbps"], 100.0);
     assert_eq!(report["links_sum_mbps"], 170.0);
     assert_eq!(report["flows_split_over_cores"], 0);
+    // Without the right to load steering programs packets take a ring; the result is the same.
+    if rustix::process::getuid().is_root() {
+        let share = report["cross_core_packets"].as_f64().unwrap() / report["packets_read"].as_f64().unwrap();
+        assert!(share < 0.01, "{share}: {report:#}");
+    }
     // 8 s at a fraction of what the links carry; that all three carried something shows in their shares.
     assert!(report["bytes_verified"].as_u64().unwrap() > 20_000_000, "{report:#}");
     let paths = report["paths"].as_array().unwrap();

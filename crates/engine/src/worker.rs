@@ -268,7 +268,7 @@ impl Worker {
                 }
             };
             let Some((header, packet)) =
-                self.read.get(..length).and_then(|all| all.split_at_checked(VNET_BYTES))
+                self.read.get_mut(..length).and_then(|all| all.split_at_mut_checked(VNET_BYTES))
             else {
                 self.io.drops.add(DropReason::TooShort);
                 continue;
@@ -377,8 +377,8 @@ impl Worker {
             let Some(item) = self.rings.pop() else { return false };
             self.io.counters.ring_in.add(1);
             match item {
-                Handed::Packet(offload, packet) => match self.core.classify(&packet) {
-                    Ok(classified) => self.core.packet(now, &offload, &packet, &classified, &mut self.io),
+                Handed::Packet(offload, mut packet) => match self.core.classify(&packet) {
+                    Ok(classified) => self.core.packet(now, &offload, &mut packet, &classified, &mut self.io),
                     Err(reason) => self.io.drops.add(reason),
                 },
                 Handed::Datagram(source, mut datagram) => {

@@ -219,10 +219,16 @@ fn a_response_is_answered_by_its_senders_index() {
         counter: 0xabcd_0123,
     };
     let mut response = header.to_bytes().to_vec();
+    let mut short = response.clone();
+    MacKeys::new(&PUBLIC).append(&mut short, None);
+    let refused = guard.cookie_reply(Time::ZERO, source(1, 1), &short);
+    assert_eq!(refused, Err(DropReason::TooShort), "an answer is never longer than the question");
+    response.resize(80, 0);
     MacKeys::new(&PUBLIC).append(&mut response, None);
     let reply = guard.cookie_reply(Time::ZERO, source(1, 1), &response).unwrap();
     assert_eq!(Header::parse(&reply).unwrap().receiver_index, 0xabcd_0123);
     let mut data = Header { kind: Kind::Data, ..header }.to_bytes().to_vec();
+    data.resize(80, 0);
     MacKeys::new(&PUBLIC).append(&mut data, None);
     assert_eq!(guard.cookie_reply(Time::ZERO, source(1, 1), &data), Err(DropReason::HandshakeMalformed));
 }

@@ -48,7 +48,10 @@ impl MtuSearch {
     /// Large datagrams were lost: is their size still right (RFC 8899 §4.3)? Three lost probes start the search anew.
     pub fn confirm(&mut self, now: Time) {
         let searching = !self.done() || self.confirming;
-        if searching || self.passes <= BASE_DATAGRAM_BYTES || now.since(self.confirmed_at) < CONFIRM_EVERY_MS * 1_000_000 {
+        if searching
+            || self.passes <= BASE_DATAGRAM_BYTES
+            || now.since(self.confirmed_at) < CONFIRM_EVERY_MS * 1_000_000
+        {
             return;
         }
         (self.confirming, self.confirmed_at) = (true, now);

@@ -28,6 +28,8 @@ const START_RATE: u64 = 2_500_000;
 /// The controller never goes below this, bytes per second (200 kbit/s).
 const MIN_RATE: u64 = 25_000;
 
+/// A standing queue not seen again for this long is gone.
+const QUEUE_STALE_NS: u64 = 200_000_000;
 /// A busy core may come this late without losing its slot.
 const BOOK_CREDIT_US: u64 = 1_000;
 
@@ -113,6 +115,8 @@ pub struct Path {
     limited: AtomicBool,
     large_lost: AtomicBool,
     datagram_bytes: AtomicU16,
+    /// When the controller last had a sample, ns.
+    sampled_at: AtomicU64,
     heard_at: AtomicU64,
     sent_at: AtomicU64,
     feedback: Mutex<Feedback>,
@@ -175,6 +179,7 @@ impl Path {
             limited: AtomicBool::new(false),
             large_lost: AtomicBool::new(false),
             datagram_bytes: AtomicU16::new(BASE_DATAGRAM_BYTES),
+            sampled_at: AtomicU64::new(0),
             heard_at: AtomicU64::new(now.ns()),
             sent_at: AtomicU64::new(0),
             feedback: Mutex::new(Feedback {
@@ -277,12 +282,15 @@ impl Path {
     }
 
     /// What the scheduler sees.
-    pub fn view(&self) -> PathView {
+    pub fn view(&self, now: Time) -> PathView {
+        // A queue seen that long ago has drained; to believe in it would keep the path from being used again.
+        let stale = now.since(Time::from_ns(self.sampled_at.load(Relaxed))) > QUEUE_STALE_NS;
+        let queue_us = if stale { i64::from(self.queue_us.load(Relaxed)) } else { 0 };
         PathView {
             id: self.id,
             rate: self.rate.load(Relaxed),
             tx_free: self.tx_free.get(),
-            delay_us: self.delay_us.load(Relaxed),
+            delay_us: self.delay_us.load(Relaxed) - queue_us,
             jitter_us: self.jitter_us.load(Relaxed),
             tier: self.tier.load(Relaxed),
             usable: self.carries(),
@@ -415,6 +423,7 @@ impl Path {
         f.bytes = 0;
         f.received = 0;
         f.lost = 0;
+        self.sampled_at.store(now.ns(), Relaxed);
         self.rate.store(f.controller.rate(), Relaxed);
         self.delay_us.store(f.controller.delay_us(), Relaxed);
         self.jitter_us.store(f.controller.jitter_us(), Relaxed);

@@ -311,7 +311,10 @@ mod tests {
         for counter in 7..20 {
             lane.commit(Time::from_ms(6), counter, 100, rtt).unwrap();
         }
-        assert!(lane.missing(Time::from_ms(11)).is_empty(), "neither three packets nor 2 ms prove anything here");
+        assert!(
+            lane.missing(Time::from_ms(11)).is_empty(),
+            "neither three packets nor 2 ms prove anything here"
+        );
         assert_eq!(lane.missing(Time::from_ms(13)).len(), 1);
         assert_eq!(lane.commit(Time::from_ms(60), 6, 100, rtt).unwrap(), Place::Recovered);
         assert_eq!(lane.report(Time::from_ms(60), 0).lost, 1, "one of two was only late");

@@ -44,6 +44,8 @@ pub(crate) const REKEY: u8 = 129;
 const TIMING_NS: u64 = 100_000_000;
 /// NAT mappings of idle sockets are kept open by a keepalive this often.
 const KEEPALIVE_NS: u64 = 10_000_000_000;
+/// A TCP SYN is not longer than this: two headers of 60 bytes, or IPv6 and TCP with all options.
+const SYN_BYTES_MAX: usize = 120;
 /// Slow work (suspects, counters) is done this often.
 const SLOW_NS: u64 = 5_000_000;
 
@@ -178,7 +180,7 @@ impl Core {
         &mut self,
         now: Time,
         offload: &VirtioNetHeader,
-        bytes: &[u8],
+        bytes: &mut [u8],
         classified: &Classified,
         out: &mut impl Output,
     ) {
@@ -191,15 +193,21 @@ impl Core {
         &mut self,
         now: Time,
         offload: &VirtioNetHeader,
-        bytes: &[u8],
+        bytes: &mut [u8],
         classified: &Classified,
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
         let Classified { header, flow, hash, .. } = classified;
         let slot = self.list.allowed_ips.owner(header.dst).ok_or(DropReason::NoPeer)?;
-        let segmenter = Segmenter::new(offload, bytes)?;
         let current = self.bonds.get_mut(slot).and_then(Option::as_mut).ok_or(DropReason::NoPeer)?;
         current.tx.refresh(now);
+        if flow.protocol == packet::ip::PROTOCOL_TCP
+            && bytes.len() <= SYN_BYTES_MAX
+            && let Some(mtu) = current.tx.packet_capacity()
+        {
+            packet::segment::mss_clamp_known(bytes, mtu, offload.needs_csum());
+        }
+        let segmenter = Segmenter::new(offload, bytes)?;
         let definition =
             current.tx.bond.cores.load().as_ref().map_or_else(Default::default, |cores| cores.info.flow);
         let reduced = reduce(flow, definition, header.dscp);

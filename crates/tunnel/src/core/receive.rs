@@ -128,7 +128,7 @@ impl Receive {
             cx.tx.refresh(cx.now);
         }
         self.follow_restart();
-        let path_at = self.path_at(cx, header.path)?;
+        let path_at = self.path_at(cx, session, header.path)?;
         let lanes = &mut self.sessions[at].lanes;
         if lanes.len() <= lane_id {
             lanes.resize_with(lane_id + 1, || None);
@@ -148,7 +148,10 @@ impl Receive {
                     note_arrival(cx, &self.bond, path_at, header);
                 }
             }
-            Place::Recovered => cx.tx.note_recovered(1),
+            Place::Recovered => {
+                cx.tx.note_recovered(1);
+                self.note_carried(cx, at, session.peer_cores, header, bytes);
+            }
             Place::Late => {}
         }
         // A repeat came over another path than its own: it does not show how far that has come.
@@ -161,6 +164,36 @@ impl Receive {
             lane.note_data(cx.now, header.counter);
         }
         result
+    }
+
+    /// A repeat used up capacity of the path that carried it, though it belongs to another: the report says so, or the
+    /// sender would take that path for slower than it is.
+    fn note_carried<O: Output>(
+        &mut self,
+        cx: &Context<'_, O>,
+        at: usize,
+        peer_cores: u8,
+        header: &Header,
+        bytes: usize,
+    ) {
+        let carrier = match cx.source.socket {
+            Some((_, path)) => Some(path),
+            None => {
+                let same = |tx: &&super::transmit::PathTx| {
+                    let route = tx.path.route();
+                    route.wan == cx.source.wan
+                        && route.remote.ip() == cx.source.remote.ip()
+                        && tx.path.carries()
+                };
+                cx.tx.paths.iter().find(same).map(|tx| tx.path.id)
+            }
+        };
+        let Some(carrier) = carrier else { return };
+        let lane_id = usize::from(carrier) * usize::from(peer_cores) + usize::from(header.sending_core);
+        if let Some(Some(lane)) = self.sessions[at].lanes.get_mut(lane_id) {
+            lane.packets += 1;
+            lane.bytes += bytes as u64;
+        }
     }
 
     /// The lane of a datagram within its session, if core and path make sense.
@@ -186,9 +219,18 @@ impl Receive {
     }
 
     /// Where the datagram's path stands in the sending side's list; a listener learns new paths here.
-    fn path_at<O: Output>(&self, cx: &mut Context<'_, O>, id: u8) -> Result<usize, DropReason> {
+    fn path_at<O: Output>(
+        &self,
+        cx: &mut Context<'_, O>,
+        session: &Session,
+        id: u8,
+    ) -> Result<usize, DropReason> {
         if let Some(at) = cx.tx.paths.iter().position(|tx| tx.path.id == id) {
             return Ok(at);
+        }
+        // A late datagram of an older epoch must not bring its path ids back.
+        if self.bond.current.load().as_ref().is_some_and(|current| current.number > session.number) {
+            return Err(DropReason::NoPath);
         }
         cx.node.on_new_path(cx.now, &self.bond, id, cx.source);
         cx.tx.refresh(cx.now);
@@ -550,6 +592,10 @@ fn note_arrival<O: Output>(cx: &mut Context<'_, O>, bond: &Bond, path_at: usize,
         let core = usize::from(header.sending_core);
         if tx.tuples.len() <= core {
             tx.tuples.resize(core + 1, None);
+        }
+        if route.remote != source.remote && !tx.path.usable() {
+            // A NAT gave the path another port while it was away: whatever was learned before is stale.
+            tx.path.set_route(crate::path::Route { remote: source.remote, ..route });
         }
         tx.tuples[core] = Some((tx.path.route_version(), source.remote));
     } else if !cx.tx.paths.iter().any(known_elsewhere) {

@@ -304,12 +304,23 @@ impl Transmit {
         }
         self.random = self.random.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
         let now_s = u32::try_from(now.ms() / 1_000).unwrap_or(u32::MAX);
-        let random = self.random >> 8;
+        // The chooser looks at the high bits, which are the good ones of this generator.
+        let random = self.random;
         let chosen = self
             .chooser
             .as_mut()
             .and_then(|chooser| chooser.choose(&cores.info.table, hash, 0, random, now_s));
         Meta { hash, peer_core: Some(chosen.unwrap_or(by_table)), ..meta }
+    }
+
+    /// Largest inner packet that fits a datagram of the smallest path in use; `None` while that is not measured.
+    /// Segments of that size fill their datagrams; larger ones would each leave a remainder.
+    pub fn packet_capacity(&self) -> Option<u16> {
+        let datagrams = self.paths.iter().filter(|tx| tx.path.carries()).map(|tx| tx.path.datagram_bytes());
+        let datagram =
+            datagrams.min().filter(|bytes| *bytes > usize::from(crate::path::BASE_DATAGRAM_BYTES))?;
+        let head = PacketHead { order: Some(Order::default()), ..PacketHead::default() }.encoded_len();
+        u16::try_from(datagram.saturating_sub(HEADER_BYTES + TAG_BYTES + head + self.clear_overhead())).ok()
     }
 
     /// Payload bytes of one segment so that a whole datagram fits the largest usable path.
@@ -335,7 +346,7 @@ impl Transmit {
         if self.session.is_none() || self.bond.cores.load().is_none() {
             return;
         }
-        self.views.extend(self.paths.iter().map(|tx| tx.path.view()).filter(|view| view.usable));
+        self.views.extend(self.paths.iter().map(|tx| tx.path.view(now)).filter(|view| view.usable));
         if self.views.len() > 1 {
             self.ordered_until = now.plus_ms(1_000);
         }
@@ -494,7 +505,7 @@ impl Transmit {
             let Some(to) = self.paths.iter().position(|tx| tx.path.id == id) else { return false };
             self.paths[to].path.book(now, bytes);
             if let Some(view) = self.views.iter_mut().find(|view| view.id == id) {
-                *view = self.paths[to].path.view();
+                *view = self.paths[to].path.view(now);
             }
             let target = self.paths[to].target(&self.bond, entry.peer_core);
             let log = if repeat.express { &mut self.paths[from].express } else { &mut self.paths[from].log };

@@ -60,9 +60,12 @@ impl Transmit {
         let progress = |tx: &PathTx| now.since(tx.progress_at) < SUSPECT_SILENT_US * 500;
         // A path that has just come back is judged by what it carries from now on, not by what died with it.
         for tx in self.paths.iter().filter(|tx| tx.in_use && tx.path.state() == PathState::Up) {
-            let Some(oldest) = tx.log.oldest_outstanding().or(tx.express.oldest_outstanding()) else { continue };
-            let rtt_us =
-                u64::from(tx.path.rtt_us()) + 4 * u64::from(tx.path.rttvar_us()) + u64::from(tx.path.queue_us());
+            let Some(oldest) = tx.log.oldest_outstanding().or(tx.express.oldest_outstanding()) else {
+                continue;
+            };
+            let rtt_us = u64::from(tx.path.rtt_us())
+                + 4 * u64::from(tx.path.rttvar_us())
+                + u64::from(tx.path.queue_us());
             let silent_us = now.since(tx.progress_at.max(oldest)) / 1_000;
             let age_us = now.since(oldest) / 1_000;
             let heard = now.since(tx.path.heard_at()) < SUSPECT_HEARD_NS;
@@ -93,6 +96,8 @@ impl Transmit {
                 tx.progress_at = now;
                 tx.log.settle_all();
                 tx.express.settle_all();
+                // And the peer must learn every socket anew: a NAT between may have forgotten them.
+                tx.announced = None;
             }
             self.paths[at].in_use = usable;
         }
