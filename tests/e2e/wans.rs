@@ -118,3 +118,31 @@ fn t1_a_clock_behind_its_own_past_still_joins() {
         at_hub.wait("joined", 15.0, |report| paths_up(report) == 1);
     });
 }
+
+/// Row T1: a gateway is killed while TCP flows, and started again: it cleans up after its predecessor, the other side notices,
+/// and the stream goes on where it was.
+#[test]
+fn t1_a_killed_gateway_comes_back_and_tcp_goes_on() {
+    isolated(|| {
+        let scene = Scene::new(&[link(40.0, 3.0), link(30.0, 5.0)]);
+        let (a, b) = (scene.a(), scene.b());
+        let (branch_config, hub_config) = scene.pair();
+        let (mut branch, mut hub) = scene.join(&branch_config, &hub_config, 2);
+        let flow = tcp_start(a, b, HUB_IP, 5203, 2, 9.0);
+        for round in 0..2 {
+            std::thread::sleep(Duration::from_millis(1_500));
+            let killed = if round == 0 { &mut hub } else { &mut branch };
+            killed.program.signal(rustix::process::Signal::KILL).unwrap();
+            killed.program.wait(Duration::from_secs(10)).unwrap().unwrap();
+            if round == 0 {
+                hub = scene.start(b, &hub_config);
+            } else {
+                branch = scene.start(a, &branch_config);
+            }
+            branch.wait("two paths again", PATIENCE, |report| paths_up(report) >= 2);
+            hub.wait("two paths again", PATIENCE, |report| paths_up(report) >= 2);
+        }
+        tcp_finish(flow);
+        assert_eq!(peer(&branch).state, "up");
+    });
+}

@@ -352,14 +352,19 @@ fn the_kernel_agrees() {
         assert_eq!(std::fs::read_to_string(filter).unwrap().trim(), "1");
         apply(&mut host);
 
-        // Killed here: a later instance with the same name cleans up, one with another name leaves it alone.
+        // Killed here.
         std::mem::forget(host);
-        drop(Host::open(Numbers::of("ana1")).unwrap());
-        assert!(ours(&netlink) > 10);
-        drop(Host::open(numbers).unwrap());
-        assert_eq!(source("198.51.100.1:4600", None, 0), Some("192.168.8.100".parse().unwrap()));
-        // What remains hangs on the TUN interface and goes with it.
-        netlink.delete_link(tun).unwrap();
-        assert_eq!(ours(&netlink), 0);
+        leftovers_are_cleaned_up(&netlink, numbers, tun);
     });
+}
+
+/// A later instance with the same name cleans up, one with another name leaves it alone.
+fn leftovers_are_cleaned_up(netlink: &Netlink, numbers: Numbers, tun: u32) {
+    drop(Host::open(Numbers::of("ana1")).unwrap());
+    assert!(ours(netlink) > 10);
+    drop(Host::open(numbers).unwrap());
+    assert_eq!(source("198.51.100.1:4600", None, 0), Some("192.168.8.100".parse().unwrap()));
+    // What remains hangs on the TUN interface and goes with it.
+    netlink.delete_link(tun).unwrap();
+    assert_eq!(ours(netlink), 0);
 }

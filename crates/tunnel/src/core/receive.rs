@@ -424,7 +424,7 @@ impl Receive {
             .map(|tx| tx.path.rtt_us())
             .filter(|rtt| *rtt > 0)
             .min();
-        let recovery_us = rtt_us.map(|rtt| rtt + rtt / 4 + 8_000);
+        let recovery_us = rtt_us.map(|rtt| rtt + rtt / 2 + 20_000);
         if let Some(sequence) = sequence(&mut self.sequences, sending_core, true) {
             sequence.orderer.set_paths(&timing, recovery_us);
         }
