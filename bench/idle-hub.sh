@@ -6,10 +6,10 @@ build
 pair
 n=${PEERS:-100}
 hub=$work/hub.toml
-"$anabranch" genkey >"$work/hub.key"; chmod 600 "$work/hub.key"; hubkey=$("$anabranch" pubkey <"$work/hub.key")
+(umask 077; "$anabranch" genkey >"$work/hub.key"); hubkey=$("$anabranch" pubkey <"$work/hub.key")
 printf '[node]\nname = "hub"\nprivate-key-file = "%s"\nlisten = 4600\ncontrol-socket = "%s"\nstate-dir = "%s"\n[tun]\nname = "ana0"\naddress = ["10.77.0.1/16"]\n' "$work/hub.key" "$work/hub.sock" "$work/state" >"$hub"
 for i in $(seq "$n"); do
-  "$anabranch" genkey >"$work/p$i.key"; chmod 600 "$work/p$i.key"
+  (umask 077; "$anabranch" genkey >"$work/p$i.key")
   printf '[[peer]]\nname = "p%d"\npublic-key = "%s"\nallowed-ips = ["10.77.%d.%d/32"]\n' "$i" "$("$anabranch" pubkey <"$work/p$i.key")" $((1+i/200)) $((1+i%200)) >>"$hub"
   printf '[node]\nname = "p%d"\nprivate-key-file = "%s"\ncores = 1\ncontrol-socket = "%s"\nstate-dir = "%s"\n[tun]\nname = "p%d"\naddress = ["10.77.%d.%d/32"]\n[[peer]]\nname = "hub"\npublic-key = "%s"\nendpoints = ["192.0.2.2:4600"]\nallowed-ips = ["10.77.0.1/32"]\n' \
     "$i" "$work/p$i.key" "$work/p$i.sock" "$work/state$i" "$i" $((1+i/200)) $((1+i%200)) "$hubkey" >"$work/p$i.toml"

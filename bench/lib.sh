@@ -46,7 +46,7 @@ udp64() { ip netns exec $a iperf3 -c "$peer" -p 5300 -t "$seconds" -u -b 0 -l 64
 
 # Starts two gateways over the pair; the far one is 10.77.0.2.
 start_anabranch() {
-  for n in a b; do "$anabranch" genkey >"$work/$n.key"; chmod 600 "$work/$n.key"; done
+  for n in a b; do (umask 077; "$anabranch" genkey >"$work/$n.key"); done
   cat >"$work/a.toml" <<T
 [node]
 name = "a"

@@ -66,6 +66,22 @@ fn samples(frames: &[Vec<u8>]) -> Vec<&Vec<u8>> {
     list
 }
 
+/// A crowd of strangers: real and spoiled datagrams from 8,000 places.
+fn strangers(frames: &[Vec<u8>], random: &mut Random) -> Vec<Vec<u8>> {
+    (0..8_000u32)
+        .map(|number| {
+            let frame = &frames[random.below(frames.len() as u64) as usize];
+            let mut bytes = payload(frame).to_vec();
+            if number % 2 == 0 {
+                let at = random.below(bytes.len() as u64) as usize;
+                bytes[at] ^= 1;
+            }
+            let address = Ipv4Addr::new(198, 18, 0, 3 + (number % 250) as u8);
+            from_address(&with_payload(frame, &bytes), address, 1_000 + number as u16)
+        })
+        .collect()
+}
+
 /// Row T4 and "Bad input": garbage, truncated, bit-flipped, replayed and reordered datagrams of every kind reach both sides
 /// from the right and from wrong addresses, while real data flows. All of them are counted, the session and its
 /// paths stay as they are, memory does not grow, the data is whole.
@@ -98,19 +114,7 @@ fn t4_hostile_datagrams_of_every_kind_are_counted_and_change_nothing() {
                 frames.iter().rev().take(1_000).map(|frame| with_payload(frame, payload(frame))).collect();
             sent[side] += inject(place, "wan0", &copies);
         }
-        // A crowd of strangers: real and spoiled datagrams from 8,000 places.
-        let strangers: Vec<Vec<u8>> = (0..8_000u32)
-            .map(|number| {
-                let frame = &to_hub[random.below(to_hub.len() as u64) as usize];
-                let mut bytes = payload(frame).to_vec();
-                if number % 2 == 0 {
-                    let at = random.below(bytes.len() as u64) as usize;
-                    bytes[at] ^= 1;
-                }
-                let address = Ipv4Addr::new(198, 18, 0, 3 + (number % 250) as u8);
-                from_address(&with_payload(frame, &bytes), address, 1_000 + number as u16)
-            })
-            .collect();
+        let strangers = strangers(&to_hub, &mut random);
         sent[0] += inject(a, "wan0", &strangers);
         tcp_finish(flow);
 

@@ -10,30 +10,13 @@ use testbed::traffic::{Span, udp};
 
 use crate::scene::*;
 
-/// Sends UDP payloads of exactly these sizes that must not be fragmented, and gets each back.
+/// Sends UDP payloads of exactly these sizes, which must not be fragmented, and gets each back.
 fn ping_udp(from: &Node, to: &Node, address: &str, sizes: &[usize]) {
     let far = to.run(|| UdpSocket::bind((address, 5300))).unwrap().unwrap();
     far.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    let near = from
-        .run(|| -> std::io::Result<UdpSocket> {
-            let socket = UdpSocket::bind("0.0.0.0:0")?;
-            socket.connect((address, 5300))?;
-            // IP_PMTUDISC_PROBE: the don't-fragment bit, and no regard for what the kernel believes about the path.
-            let probe: libc::c_int = libc::IP_PMTUDISC_PROBE;
-            // SAFETY: the value lives for the call and has this size.
-            let result = unsafe {
-                libc::setsockopt(
-                    std::os::fd::AsRawFd::as_raw_fd(&socket),
-                    libc::IPPROTO_IP,
-                    libc::IP_MTU_DISCOVER,
-                    (&raw const probe).cast(),
-                    size_of::<libc::c_int>() as libc::socklen_t,
-                )
-            };
-            if result == 0 { Ok(socket) } else { Err(std::io::Error::last_os_error()) }
-        })
-        .unwrap()
-        .unwrap();
+    // Linux sets the don't-fragment bit on what fits the route, here on all of it.
+    let near = from.run(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
+    near.connect((address, 5300)).unwrap();
     near.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
     let mut buffer = vec![0; 2_000];
     for &size in sizes {

@@ -101,7 +101,7 @@ fn t1_a_clock_behind_its_own_past_still_joins() {
             // An orderly end and a power failure.
             let kind = if round == 1 { rustix::process::Signal::TERM } else { rustix::process::Signal::KILL };
             at_branch.program.signal(kind).unwrap();
-            at_branch.program.wait(Duration::from_secs(10)).unwrap().unwrap();
+            at_branch.program.wait(Duration::from_secs(20)).unwrap().unwrap();
             let kept = std::fs::read_to_string(&file).unwrap();
             let digits: String = kept.chars().filter(char::is_ascii_digit).collect();
             assert!(digits.parse::<u64>().unwrap() > future_ns, "{kept}");
@@ -133,7 +133,7 @@ fn t1_a_killed_gateway_comes_back_and_tcp_goes_on() {
             std::thread::sleep(Duration::from_millis(1_500));
             let killed = if round == 0 { &mut hub } else { &mut branch };
             killed.program.signal(rustix::process::Signal::KILL).unwrap();
-            killed.program.wait(Duration::from_secs(10)).unwrap().unwrap();
+            killed.program.wait(Duration::from_secs(20)).unwrap().unwrap();
             if round == 0 {
                 hub = scene.start(b, &hub_config);
             } else {

@@ -405,8 +405,8 @@ impl Gateway {
         let Self { engine, mut host, mut state, .. } = self;
         let used_ns = engine.timestamp_floor_ns();
         engine.stop();
-        state.finish(used_ns);
         host.clear();
+        state.finish(used_ns);
     }
 }
 

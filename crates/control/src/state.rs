@@ -24,6 +24,13 @@ struct Contents {
     timestamp_floor_ns: u64,
 }
 
+/// Whether to wait until the disk has it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Durable {
+    Now,
+    Later,
+}
+
 /// The state file of one key.
 pub struct StateFile {
     path: PathBuf,
@@ -56,17 +63,18 @@ impl StateFile {
     /// Called now and then with the highest timestamp used so far; writes when the reservation runs out.
     pub fn keep(&mut self, used_ns: u64) {
         if used_ns.saturating_add(AHEAD_NS / 2) >= self.reserved_ns {
-            self.store(used_ns.saturating_add(AHEAD_NS));
+            self.store(used_ns.saturating_add(AHEAD_NS), Durable::Now);
         }
     }
 
-    /// At an orderly end nothing more is used: the reservation shrinks to what was.
+    /// At an orderly end nothing more is used: the reservation shrinks to what was. A busy disk does not hold up the end:
+    /// if this gets lost, the larger reservation holds.
     pub fn finish(&mut self, used_ns: u64) {
-        self.store(used_ns);
+        self.store(used_ns, Durable::Later);
     }
 
-    fn store(&mut self, reserved_ns: u64) {
-        match write(&self.path, &Contents { timestamp_floor_ns: reserved_ns }) {
+    fn store(&mut self, reserved_ns: u64, durable: Durable) {
+        match write(&self.path, &Contents { timestamp_floor_ns: reserved_ns }, durable) {
             Ok(()) => {
                 self.reserved_ns = reserved_ns;
                 self.complained = false;
@@ -92,20 +100,27 @@ fn read(path: &Path) -> io::Result<Contents> {
     Ok(serde_json::from_str(&text)?)
 }
 
-/// Replaces the file in one step: whoever reads it finds the old or the new contents, also after a power failure.
-fn write(path: &Path, contents: &Contents) -> io::Result<()> {
+/// Replaces the file in one step: whoever reads it finds the old or the new contents; if it is to be durable now, also after
+/// a power failure.
+fn write(path: &Path, contents: &Contents, durable: Durable) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     let temporary = path.with_extension("new");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     let mut text = serde_json::to_string(contents)?;
     text.push('\n');
-    let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
+    let mut written = file.write_all(text.as_bytes());
+    if durable == Durable::Now {
+        written = written.and_then(|()| file.sync_all());
+    }
     let result = written.and_then(|()| fs::rename(&temporary, path));
     if result.is_err() {
         let _ = fs::remove_file(&temporary);
     }
     result?;
+    if durable == Durable::Later {
+        return Ok(());
+    }
     File::open(directory)?.sync_all()
 }
 
