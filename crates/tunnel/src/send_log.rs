@@ -17,6 +17,8 @@ use crate::time::Time;
 
 /// Most datagrams of one GSO send, the kernel's `UDP_MAX_SEGMENTS`.
 const RUN_DATAGRAMS: usize = 64;
+/// Largest datagram of any path: a 9,000-byte interface.
+const DATAGRAM_BYTES_MAX: usize = 9_000;
 /// Most bytes of one GSO send: an IP datagram less headers.
 const RUN_BYTES: usize = 65_000;
 
@@ -64,6 +66,8 @@ pub struct SendLog {
     /// Number of the first entry that has not left.
     pending: u64,
     write: usize,
+    /// Bytes of finished datagrams that wait for departure.
+    waiting_bytes: usize,
     /// Bytes before the frames of each datagram.
     front: usize,
     open: Option<Open>,
@@ -83,6 +87,7 @@ impl Default for SendLog {
             first: 0,
             pending: 0,
             write: 0,
+            waiting_bytes: 0,
             front: HEADER_BYTES,
             open: None,
         }
@@ -95,10 +100,10 @@ impl SendLog {
         Self::default()
     }
 
-    /// Makes the ring about `capacity` bytes large (at least two datagrams of 9,000 bytes) and sets the bytes
+    /// Makes the ring about `capacity` bytes large (at least four of the largest datagrams) and sets the bytes
     /// before the frames. A ring that holds waiting datagrams, or has the right size within a factor of two, stays.
     pub fn ensure(&mut self, capacity: usize, front: usize) {
-        let capacity = capacity.max(20_000);
+        let capacity = capacity.max(4 * DATAGRAM_BYTES_MAX);
         let fits = self.ring.len() >= capacity / 2 && self.ring.len() <= capacity * 8;
         if !self.has_pending() && (!fits || front != self.front) {
             self.forget_sent();
@@ -114,6 +119,12 @@ impl SendLog {
     /// Bytes the ring holds.
     pub fn capacity(&self) -> usize {
         self.ring.len()
+    }
+
+    /// Whether `bytes` more will fit beside what waits for departure. To be asked before a path is booked.
+    pub fn can_take(&self, bytes: usize) -> bool {
+        // A datagram that would cross the end of the ring begins at its start: up to one is wasted there, one is open.
+        self.waiting_bytes + bytes + 2 * DATAGRAM_BYTES_MAX <= self.ring.len()
     }
 
     /// Whether any datagram waits for departure.
@@ -194,6 +205,7 @@ impl SendLog {
         }
         if let Some(entry) = self.entries.back_mut() {
             entry.bytes = open.used + TAG_BYTES;
+            self.waiting_bytes += entry.bytes;
             self.write = entry.start + entry.bytes;
         }
     }
@@ -232,6 +244,7 @@ impl SendLog {
             }
         }
         self.pending += run.count as u64;
+        self.waiting_bytes -= total;
         Some(run)
     }
 
@@ -347,6 +360,7 @@ impl SendLog {
             entry.repeated = true;
         }
         self.pending += 1;
+        self.waiting_bytes -= entry.bytes;
         Some(entry.peer_core)
     }
 
@@ -449,6 +463,19 @@ mod tests {
         let number = log.repeatable(7, 0, 9_990).unwrap();
         assert_eq!(log.repeat(number).len(), 1432);
         assert!(log.repeatable(7, 0, 9_990).is_none());
+    }
+
+    #[test]
+    fn room_is_known_before_it_is_needed() {
+        let mut log = log_of(131_072);
+        let mut accepted = 0;
+        while log.can_take(1432) {
+            assert!(put(&mut log, 0, Time::ZERO, 1400));
+            accepted += 1;
+        }
+        assert!(accepted > 60, "{accepted}");
+        while log.due(Time::ZERO).is_some() {}
+        assert!(log.can_take(100_000));
     }
 
     #[test]

@@ -38,7 +38,6 @@ impl Transmit {
         let datagram_bytes = tx.path.datagram_bytes();
         let ordered = multi && !meta.sparse;
         let (log, depart) = if meta.sparse && multi { (&mut tx.express, now) } else { (&mut tx.log, depart) };
-        log.ensure(log_capacity(&tx.path, meta.sparse && multi), front);
         let mut head = PacketHead {
             order: ordered.then(Order::default),
             partial: segmenter.checksum_partial(),
@@ -79,11 +78,11 @@ impl Transmit {
 /// Ring size: what the path carries in two round trips and a report, so that anything still recoverable is kept.
 pub(super) fn log_capacity(path: &Path, express: bool) -> usize {
     if express {
-        return 64 << 10;
+        return 128 << 10;
     }
     let kept_us = u64::from(path.rtt_us()) * 2 + 60_000;
     let bytes = path.rate().saturating_mul(kept_us) / 1_000_000;
-    let limit = if path.rtt_us() < 2_000 { 512 << 10 } else { 8 << 20 };
+    let limit = if path.rtt_us() < 2_000 { 1 << 20 } else { 8 << 20 };
     usize::try_from(bytes).unwrap_or(usize::MAX).clamp(256 << 10, limit)
 }
 

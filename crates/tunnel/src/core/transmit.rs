@@ -15,6 +15,7 @@ use packet::segment::{SegmentKind, Segmenter};
 use packet::vnet::VirtioNetHeader;
 use steering::policy::{CoreChooser, Policy};
 
+use super::build::log_capacity;
 use super::{Output, Target};
 use crate::aead::TAG_BYTES;
 use crate::bond::{Bond, PeerCores};
@@ -31,6 +32,9 @@ use crate::time::Time;
 
 /// Flows a core remembers for the policies that are not a pure function of the hash.
 const CHOOSER_FLOWS: usize = 16_384;
+/// Segments and bytes of one scheduling decision at most.
+const RUN_SEGMENTS: usize = 44;
+const RUN_BYTES: usize = 66_000;
 /// Queue limits of one core and bond.
 const QUEUE_BYTES: usize = 8 << 20;
 const QUEUE_ITEMS: usize = 4_096;
@@ -432,32 +436,46 @@ impl Transmit {
                 }
                 Choice::None => return false,
             };
-            let (Some(at), Some(view)) = (
-                self.paths.iter().position(|tx| tx.path.id == id),
-                self.views.iter_mut().find(|view| view.id == id),
-            ) else {
+            let Some(at) = self.paths.iter().position(|tx| tx.path.id == id) else { return false };
+            if !self.has_room(now, at, meta.sparse, bytes as usize, out) {
+                // What waits there leaves first; booking now would only push the path's time ahead for nothing.
                 return false;
-            };
+            }
             let depart = self.paths[at].path.book(now, bytes);
-            view.tx_free = depart.plus_ns(bytes.saturating_mul(1_000_000_000) / view.rate.max(1));
+            if let Some(view) = self.views.iter_mut().find(|view| view.id == id) {
+                view.tx_free = depart.plus_ns(bytes.saturating_mul(1_000_000_000) / view.rate.max(1));
+            }
             if depart > now.plus_us(1_000) {
                 self.paths[at].path.note_limited();
             }
             self.last_path = Some(id);
             for index in *next..*next + run {
                 if !self.append(now, at, depart, segmenter, index, meta) {
-                    self.flush_path(now, at, out);
-                    if !self.append(now, at, depart, segmenter, index, meta) {
-                        // The ring is full of datagrams that wait for departure: come back when some have left.
-                        self.wake = self.wake.min(depart.max(now.plus_us(200)));
-                        *next = index;
-                        return false;
-                    }
+                    // Pieces take more room than was asked for: come back when some have left.
+                    self.wake = self.wake.min(now.plus_us(200));
+                    *next = index;
+                    return false;
                 }
             }
             *next += run;
         }
         true
+    }
+
+    /// Whether the log of path `at` takes `bytes` more, if need be after what is due has left.
+    fn has_room(&mut self, now: Time, at: usize, sparse: bool, bytes: usize, out: &mut impl Output) -> bool {
+        let front = HEADER_BYTES + self.clear_overhead();
+        let express = sparse && now < self.ordered_until;
+        let tx = &mut self.paths[at];
+        let capacity = log_capacity(&tx.path, express);
+        let log = if express { &mut tx.express } else { &mut tx.log };
+        log.ensure(capacity, front);
+        if log.can_take(bytes) {
+            return true;
+        }
+        self.flush_path(now, at, out);
+        let tx = &mut self.paths[at];
+        if express { tx.express.can_take(bytes) } else { tx.log.can_take(bytes) }
     }
 
     fn note_limited(&self, now: Time) {
@@ -471,10 +489,15 @@ impl Transmit {
     /// Segments of one scheduling decision: a quarter of a millisecond of the fastest path, 2 to 44.
     fn run_length(&self, per_segment: usize) -> usize {
         let fastest = self.views.iter().map(|view| view.rate).max().unwrap_or(0);
+        // One GSO send at most, whatever the size of the segments.
+        let most = (RUN_BYTES / per_segment.max(1)).clamp(1, RUN_SEGMENTS);
         if self.views.len() <= 1 {
-            return 44;
+            return most;
         }
-        usize::try_from(fastest / 4_000).unwrap_or(usize::MAX).div_euclid(per_segment.max(1)).clamp(2, 44)
+        usize::try_from(fastest / 4_000)
+            .unwrap_or(usize::MAX)
+            .div_euclid(per_segment.max(1))
+            .clamp(2.min(most), most)
     }
 
     /// Sends datagrams again over the path that delivers them first. False when the paths are booked out.
