@@ -18,7 +18,7 @@ stop_all() {
   sleep 0.3
   for ns in $a $b; do ip netns del "$ns" 2>/dev/null || true; done
 }
-trap 'stop_all; rm -rf "$work"' EXIT
+trap 'stop_all; sleep 0.3; rm -rf "$work"' EXIT
 
 # Two namespaces with 192.0.2.1 and .2 on an interface "wan" each.
 pair() {
