@@ -24,7 +24,7 @@ pub(crate) struct Args {
     /// Configuration file
     #[arg(value_name = "CONFIG")]
     config: PathBuf,
-    /// Control socket [default: node.control-socket, then /run/anabranch/<TUN name>.sock]
+    /// Control socket [default: node.control-socket, then /run/anabranch/NAME.sock, after the TUN interface]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
 }

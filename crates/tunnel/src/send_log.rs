@@ -266,6 +266,16 @@ impl SendLog {
         }
     }
 
+    /// Gives up a run that [`Self::due`] returned and nobody sealed.
+    pub fn discard(&mut self, run: &Run) {
+        for number in run.first..run.first + run.count as u64 {
+            if let Some(entry) = self.entry_mut(number) {
+                entry.settled = true;
+                entry.repeated = true;
+            }
+        }
+    }
+
     /// Bytes of a whole run.
     pub fn run_bytes(&self, run: &Run) -> &[u8] {
         let last = run.first + run.count as u64 - 1;
@@ -476,6 +486,17 @@ mod tests {
         assert!(accepted > 60, "{accepted}");
         while log.due(Time::ZERO).is_some() {}
         assert!(log.can_take(100_000));
+    }
+
+    #[test]
+    fn discarded_runs_do_not_block_the_ring() {
+        let mut log = log_of(131_072);
+        for _ in 0..500 {
+            assert!(put(&mut log, 9, Time::ZERO, 1400));
+            let run = log.due(Time::ZERO).unwrap();
+            log.discard(&run);
+        }
+        assert!(log.outstanding().is_empty());
     }
 
     #[test]

@@ -52,7 +52,11 @@ impl Transmit {
             loop {
                 let log = if express { &mut tx.express } else { &mut tx.log };
                 let Some(run) = log.due(now.plus_ns(DEPART_SLACK_NS)) else { break };
-                let Some(counter) = counters.get_mut(usize::from(run.peer_core)) else { continue };
+                let Some(counter) = counters.get_mut(usize::from(run.peer_core)) else {
+                    // The peer came back with fewer cores: nobody there can open these.
+                    log.discard(&run);
+                    continue;
+                };
                 for number in run.first..run.first + run.count as u64 {
                     let header = Header {
                         kind: data_kind(encryption),

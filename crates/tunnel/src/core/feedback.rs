@@ -20,6 +20,9 @@ pub(super) struct Reported {
 /// Most datagrams repeated for one NACK: a burst beyond that is congestion, and repeats would feed it.
 const REPEATS_MAX: usize = 128;
 
+/// Most datagrams that may wait to be sent again.
+const REPEATS_WAITING_MAX: usize = 8_192;
+
 impl Transmit {
     /// The peer's core `peer_core` reported, in session `session`.
     pub fn on_report(&mut self, now: Time, session: u32, peer_core: u8, report: &Report<'_>) {
@@ -79,7 +82,7 @@ impl Transmit {
         let mut repeats = 0;
         for range in nack.ranges() {
             for counter in range.first..range.first + u64::from(range.count) {
-                if repeats == REPEATS_MAX {
+                if repeats == REPEATS_MAX || self.repeats.len() >= REPEATS_WAITING_MAX {
                     return;
                 }
                 for express in [false, true] {

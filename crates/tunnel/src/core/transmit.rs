@@ -149,6 +149,8 @@ pub(super) struct Transmit {
     pub core: u8,
     pub bond: Arc<Bond>,
     pub session: Option<Arc<Session>>,
+    /// Number of the newest session taken up.
+    newest: u32,
     /// Next counter of each lane, by path and receiving core.
     pub(super) counters: Vec<Option<Box<[u64]>>>,
     /// Packets sealed in this epoch.
@@ -184,6 +186,7 @@ impl Transmit {
             core,
             bond,
             session: None,
+            newest: 0,
             counters: Vec::new(),
             sealed: 0,
             paths: Vec::new(),
@@ -208,7 +211,11 @@ impl Transmit {
     pub fn refresh(&mut self, now: Time) {
         let current = self.bond.current.load();
         let number = current.as_ref().map_or(0, |session| session.number);
-        if number != self.session.as_ref().map_or(0, |session| session.number) {
+        if number != self.session.as_ref().map_or(0, |session| session.number)
+            && (number == 0 || number > self.newest)
+        {
+            // A session is taken up once and never again: its counters would begin anew, and nonces repeat.
+            self.newest = self.newest.max(number);
             self.session = current.as_ref().map(Arc::clone);
             self.counters.clear();
             self.sealed = 0;
