@@ -372,3 +372,25 @@ fn an_idle_bond_is_quiet() {
     let per_second = (after - before) / 60;
     assert!(per_second < 40, "{per_second} datagrams a second on an idle bond");
 }
+
+#[test]
+fn t3_a_core_that_gets_busy_is_told_to_the_peer() {
+    let mut world = pair(3_301, (2, 2), &two());
+    world.start();
+    joined(&mut world, 2, 1_000);
+    let load = |world: &World| {
+        let bond = world.sites[0].bond(0).unwrap();
+        bond.cores.load().as_ref().map(|cores| cores.info.load.clone()).unwrap()
+    };
+    assert_eq!(load(&world), [0, 0]);
+    world.sites[1].node.set_load(1, 200);
+    let sent = flows(&mut world, 4_000);
+    world.run_ms(5_000);
+    assert_eq!(load(&world), [0, 200]);
+    all_arrived(&world, &sent);
+    // A small change is not worth a datagram.
+    world.sites[1].node.set_load(1, 190);
+    flows(&mut world, 3_000);
+    world.run_ms(4_000);
+    assert_eq!(load(&world), [0, 200]);
+}

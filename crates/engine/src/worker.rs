@@ -39,6 +39,8 @@ const UDP_CALLS: usize = 4;
 const UDP_BUFFERS: usize = 8;
 /// Items taken from rings in a round.
 const RING_ITEMS: usize = 256;
+/// A core's load is measured over this long.
+const LOAD_NS: u64 = 1_000_000_000;
 /// Counters are published this often.
 const PUBLISH_NS: u64 = 50_000_000;
 
@@ -65,6 +67,8 @@ pub struct Worker {
     read: Box<[u8]>,
     receive: Vec<Box<[u8]>>,
     published_ns: u64,
+    /// Since when the load is measured, and the busy time then.
+    load_since: (u64, u64),
 }
 
 impl Output for Io {
@@ -155,6 +159,7 @@ impl Worker {
             read: vec![0; READ_BYTES].into_boxed_slice(),
             receive: (0..UDP_BUFFERS).map(|_| vec![0; 65_536].into_boxed_slice()).collect(),
             published_ns: 0,
+            load_since: (linux::clock::monotonic_ns(), 0),
             shared,
         })
     }
@@ -393,6 +398,13 @@ impl Worker {
     fn publish(&mut self, now_ns: u64) {
         if now_ns.saturating_sub(self.published_ns) < PUBLISH_NS {
             return;
+        }
+        let elapsed_ns = now_ns.saturating_sub(self.load_since.0);
+        if elapsed_ns >= LOAD_NS {
+            let busy_ns = self.io.counters.busy_ns.get();
+            let share = (busy_ns - self.load_since.1).saturating_mul(255) / elapsed_ns;
+            self.io.node.set_load(self.id, u8::try_from(share).unwrap_or(u8::MAX));
+            self.load_since = (now_ns, busy_ns);
         }
         self.published_ns = now_ns;
         let mut drops = self.core.drops.clone();

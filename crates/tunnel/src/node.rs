@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use arc_swap::ArcSwap;
@@ -50,6 +50,8 @@ pub struct Node {
     /// All bonds.
     pub bonds: ArcSwap<Bonds>,
     sessions: ArcSwap<HashMap<u32, Arc<Session>, foldhash::fast::FixedState>>,
+    /// How busy each core is, 0–255.
+    load: Vec<AtomicU8>,
     identity: Identity,
     index_cipher: IndexCipher,
     node_id: u16,
@@ -115,6 +117,7 @@ impl Node {
             table: ArcSwap::from_pointee(equal_table(config.cores.max(1))),
             bonds: ArcSwap::default(),
             sessions: ArcSwap::default(),
+            load: (0..config.cores.max(1)).map(|_| AtomicU8::new(0)).collect(),
             identity,
             index_cipher: IndexCipher::new(config.index_key),
             node_id: config.node_id,
@@ -169,17 +172,29 @@ impl Node {
             boot_id: self.boot_id,
             encryption: peer.encryption,
             steering: SteeringMode::CoreId,
-            processor: ProcessorInfo {
-                cores: self.cores,
-                usable: CoreSet::first(u16::from(self.cores)),
-                load: Vec::new(),
-                reserved: Vec::new(),
-                preferred: Vec::new(),
-                policy: peer.policy,
-                flow: peer.flow,
-                flow_hash_key: *self.hasher.key(),
-                table: BucketTable::clone(&self.table.load()),
-            },
+            processor: self.processor_info(peer),
+        }
+    }
+
+    /// What a peer is told about our cores (row T3).
+    pub(crate) fn processor_info(&self, peer: &Peer) -> ProcessorInfo {
+        ProcessorInfo {
+            cores: self.cores,
+            usable: CoreSet::first(u16::from(self.cores)),
+            load: self.load.iter().map(|load| load.load(Relaxed)).collect(),
+            reserved: Vec::new(),
+            preferred: Vec::new(),
+            policy: peer.policy,
+            flow: peer.flow,
+            flow_hash_key: *self.hasher.key(),
+            table: BucketTable::clone(&self.table.load()),
+        }
+    }
+
+    /// Notes how busy a core is, 0 idle – 255 full. Peers are told in the handshake and when it changes much.
+    pub fn set_load(&self, core: u8, load: u8) {
+        if let Some(known) = self.load.get(usize::from(core)) {
+            known.store(load, Relaxed);
         }
     }
 

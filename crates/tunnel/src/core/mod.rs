@@ -46,6 +46,9 @@ const TIMING_NS: u64 = 100_000_000;
 const KEEPALIVE_NS: u64 = 10_000_000_000;
 /// A TCP SYN is not longer than this: two headers of 60 bytes, or IPv6 and TCP with all options.
 const SYN_BYTES_MAX: usize = 120;
+/// Load is told at most this often, and only after a change of an eighth.
+const LOAD_NS: u64 = 2_000_000_000;
+const LOAD_STEP: u8 = 32;
 /// Slow work (suspects, counters) is done this often.
 const SLOW_NS: u64 = 5_000_000;
 
@@ -91,6 +94,9 @@ struct CoreBond {
     rx: Receive,
     slow_at: Time,
     timing_at: Time,
+    /// When the peer was last told our load, and what.
+    told_at: Time,
+    told: Vec<u8>,
     /// Earliest time something is to be done.
     next: Time,
     touched: bool,
@@ -352,6 +358,8 @@ impl CoreBond {
             rx: Receive::new(core, Arc::clone(bond)),
             slow_at: Time::ZERO,
             timing_at: Time::ZERO,
+            told_at: Time::ZERO,
+            told: Vec::new(),
             next: Time::ZERO,
             touched: true,
         }
@@ -408,7 +416,21 @@ impl CoreBond {
             self.send_timing(now, out);
         }
         self.tx.keep_alive(now, KEEPALIVE_NS, out);
+        if self.tx.core == 0 && now.since(self.told_at) >= LOAD_NS {
+            self.told_at = now;
+            self.tell_load(now, node, out);
+        }
         self.rx.publish();
+    }
+
+    /// Tells the peer how busy our cores are, when that changed much since it was last told (row T3).
+    fn tell_load(&mut self, now: Time, node: &Node, out: &mut impl Output) {
+        let info = node.processor_info(&self.tx.bond.peer.load());
+        let same = info.load.len() == self.told.len()
+            && info.load.iter().zip(&self.told).all(|(new, old)| new.abs_diff(*old) < LOAD_STEP);
+        let (false, Some(path), Ok(body)) = (same, self.tx.fastest_path(), info.encode()) else { return };
+        self.tx.send_control(now, path, 0, None, &encode(&frame::Frame::ProcessorInfo(&body)), 0, out);
+        self.told = info.load;
     }
 
     fn send_timing(&mut self, now: Time, out: &mut impl Output) {
