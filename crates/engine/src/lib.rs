@@ -157,6 +157,7 @@ impl Engine {
         for ((id, queue), rings) in (0u8..).zip(queues).zip(rings::mesh(&doorbells)) {
             let worker = worker::Worker::new(id, Arc::clone(&shared), queue, rings, merge_udp)?;
             let cpu = engine.settings.cpus[usize::from(id)];
+            let watched = Arc::clone(&shared);
             let thread = std::thread::Builder::new().name(format!("worker-{id}")).spawn(move || {
                 if let Err(error) = linux::affinity::pin_current_thread(cpu) {
                     tracing::warn!(core = id, cpu, %error, "not pinned");
@@ -164,7 +165,14 @@ impl Engine {
                 if let Err(error) = linux::affinity::prefer_current_thread() {
                     tracing::debug!(core = id, %error, "ordinary priority");
                 }
-                worker.run();
+                let stops = Arc::clone(&watched);
+                let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || worker.run()));
+                if ended.is_err() || !stops.stop.load(Relaxed) {
+                    // Its flows would stay dark while everything else looks well: better none than that. The service
+                    // manager starts us again, and the start cleans up.
+                    tracing::error!(core = id, "a worker ended; stopping at once");
+                    std::process::abort();
+                }
             })?;
             engine.threads.push(thread);
         }

@@ -447,7 +447,7 @@ impl Lifecycle {
         }
         if !bond.dialer {
             let forgotten = |life: &PathLife| {
-                life.path.state() == PathState::Down
+                matches!(life.path.state(), PathState::Down | PathState::Probing)
                     && now.since(life.state_since) >= FORGET_AFTER_MS * 1_000_000
             };
             self.retain_paths(bond, |life| !forgotten(life));
@@ -604,6 +604,11 @@ impl Lifecycle {
     }
 }
 
+/// A round trip in µs, 10 s at most: what took longer says nothing about the path.
+fn rtt_us(took_ns: u64) -> u32 {
+    u32::try_from((took_ns / 1_000).min(10_000_000)).unwrap_or(u32::MAX)
+}
+
 /// A control frame as bytes.
 pub(crate) fn encode(frame: &Frame<'_>) -> Vec<u8> {
     let mut bytes = vec![0; frame.encoded_len()];
@@ -624,8 +629,9 @@ impl PathLife {
         }
         if token == self.token && self.path.state() == PathState::Probing {
             // Rather too long than too short: a path whose round trip is underestimated looks dead at once.
-            let took_us = now.since(self.first_asked_at) / 1_000;
-            self.path.note_ping_rtt(u32::try_from(took_us).unwrap_or(u32::MAX));
+            // After many unanswered ones only the last can be meant.
+            let asked_at = if self.asks > 20 { self.asked_at } else { self.first_asked_at };
+            self.path.note_ping_rtt(rtt_us(now.since(asked_at)));
             self.enter(now, PathState::Up, "answered its challenge");
         }
     }
@@ -634,8 +640,7 @@ impl PathLife {
         // Replays do not come this far; a late answer to one of the last pings counts as well.
         if self.ping_id.wrapping_sub(id) < PINGS_REMEMBERED as u32 {
             self.pongs += 1;
-            let took_us = now.since(self.pinged_at[id as usize % PINGS_REMEMBERED]) / 1_000;
-            self.path.note_ping_rtt(u32::try_from(took_us).unwrap_or(u32::MAX));
+            self.path.note_ping_rtt(rtt_us(now.since(self.pinged_at[id as usize % PINGS_REMEMBERED])));
         }
     }
 }

@@ -72,6 +72,8 @@ struct Shared {
     seed: [u8; 32],
     tokens: u64,
     wans: Vec<Wan>,
+    /// Peers with endpoints that dial us too and have the lower key.
+    yielded: Vec<[u8; 32]>,
 }
 
 impl Shared {
@@ -133,6 +135,7 @@ impl Node {
                 seed: config.seed,
                 tokens: 0,
                 wans: Vec::new(),
+                yielded: Vec::new(),
             }),
         }
     }
@@ -218,27 +221,20 @@ impl Node {
                 .iter()
                 .find(|bond| bond.peer.load().public_key == peer.public_key)
                 .map(|bond| bond.slot);
-            let dialer = !peer.endpoints.is_empty();
-            // A peer that changes between dialling and listening is a new bond.
-            let slot = match known {
-                Some(slot) if bonds.get(slot).is_some_and(|bond| bond.dialer == dialer) => {
-                    if let Some(bond) = bonds.get(slot) {
-                        bond.peer.store(Arc::new(peer.clone()));
-                    }
-                    slot
-                }
-                Some(slot) => {
-                    bonds.list[slot] = Some(new_bond(slot, peer, dialer));
-                    slot
+            let dialer = !peer.endpoints.is_empty() && !self.shared().yielded.contains(&peer.public_key);
+            // A slot is never used again: what still speaks of it (sockets, cached sessions) must not meet another
+            // peer there. A peer that changes between dialling and listening is a new bond.
+            let slot = match known.and_then(|slot| bonds.get(slot)).filter(|bond| bond.dialer == dialer) {
+                Some(bond) => {
+                    bond.peer.store(Arc::new(peer.clone()));
+                    bond.slot
                 }
                 None => {
-                    let slot = bonds.list.iter().position(Option::is_none).unwrap_or(bonds.list.len());
-                    let bond = Some(new_bond(slot, peer, dialer));
-                    if slot < bonds.list.len() {
-                        bonds.list[slot] = bond;
-                    } else {
-                        bonds.list.push(bond);
+                    if let Some(bond) = known.and_then(|slot| bonds.list[slot].take()) {
+                        self.drop_sessions(&mut lifecycle(&bond));
                     }
+                    let slot = bonds.list.len();
+                    bonds.list.push(Some(new_bond(slot, peer, dialer)));
                     slot
                 }
             };
@@ -407,12 +403,37 @@ impl Node {
             return Err(DropReason::HandshakeUnknownPeer);
         };
         if bond.dialer {
-            // We dial this peer: two initiators would race for path ids.
+            // Both have endpoints: the lower public key dials (design §4), or two dialers would race for path ids.
+            if self.identity.public() > opened.remote_static {
+                self.yield_dialing(now, bond);
+            }
             return Err(DropReason::HandshakeUnknownPeer);
         }
         let mut life = lifecycle(bond);
         life.gate.accept(now, opened.timestamp_ns)?;
         self.respond(now, bond, &mut life, source, opened, actions)
+    }
+
+    /// The peer dials us as well and has the lower key: from now on we listen for it. Its next try is answered.
+    fn yield_dialing(&self, now: Time, bond: &Bond) {
+        let peer = bond.peer.load_full();
+        self.shared().yielded.push(peer.public_key);
+        tracing::info!(peer = peer.name, "dials us too and has the lower key: we listen");
+        self.drop_sessions(&mut lifecycle(bond));
+        self.bonds.rcu(|bonds| {
+            let mut list = bonds.list.clone();
+            list[bond.slot] = None;
+            let slot = list.len();
+            list.push(Some(new_bond(slot, &peer, false)));
+            let mut allowed_ips = crate::bond::AllowedIps::default();
+            for bond in list.iter().flatten() {
+                for net in &bond.peer.load().allowed_ips {
+                    allowed_ips.insert(*net, bond.slot);
+                }
+            }
+            Bonds { list, allowed_ips }
+        });
+        self.poll_soon(now);
     }
 
     fn respond(
@@ -531,7 +552,12 @@ impl Node {
         bond.cores.store(Some(Arc::new(PeerCores::new(hello.processor.clone()))));
         life.sessions.push(Arc::clone(&session));
         if life.sessions.len() > SESSIONS_KEPT {
-            life.sessions.remove(0);
+            // Whoever is not confirmed goes first, never the one in use: answers may have been lost on their way.
+            let current = bond.current.load().as_ref().map_or(0, |current| current.number);
+            let newest = life.sessions.len() - 1;
+            let idle = life.sessions[..newest].iter().position(|s| s.number != current && !s.is_confirmed());
+            let old = life.sessions[..newest].iter().position(|s| s.number != current);
+            life.sessions.remove(idle.or(old).unwrap_or(0));
         }
         bond.totals.handshakes.fetch_add(1, Relaxed);
         self.republish(bond, life);

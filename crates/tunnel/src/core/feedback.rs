@@ -20,6 +20,8 @@ pub(super) struct Reported {
 /// Most datagrams repeated for one NACK: a burst beyond that is congestion, and repeats would feed it.
 const REPEATS_MAX: usize = 128;
 
+/// Most counters looked up for one NACK, found or not.
+const LOOKED_UP_MAX: usize = 512;
 /// Most datagrams that may wait to be sent again.
 const REPEATS_WAITING_MAX: usize = 8_192;
 
@@ -79,9 +81,13 @@ impl Transmit {
             return;
         }
         let Some(tx) = self.paths.iter().find(|tx| tx.path.id == nack.path) else { return };
-        let mut repeats = 0;
+        let (mut repeats, mut looked_up) = (0, 0);
         for range in nack.ranges() {
             for counter in range.first..range.first + u64::from(range.count) {
+                looked_up += 1;
+                if looked_up > LOOKED_UP_MAX {
+                    return;
+                }
                 if repeats == REPEATS_MAX || self.repeats.len() >= REPEATS_WAITING_MAX {
                     return;
                 }

@@ -109,6 +109,11 @@ impl RxLane {
         if counter > self.highest + 8_192 { Err(DropReason::TooOld) } else { Ok(()) }
     }
 
+    /// As [`Self::check_jump`], for the first datagram of a lane.
+    pub fn check_first(counter: u64) -> Result<(), DropReason> {
+        if counter > 8_192 { Err(DropReason::TooOld) } else { Ok(()) }
+    }
+
     /// After authentication: takes the counter in. `rtt_us`: round trip of the quickest path, asked for only if needed.
     pub fn commit(
         &mut self,

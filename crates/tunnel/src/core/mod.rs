@@ -153,6 +153,7 @@ impl Core {
             return;
         }
         self.list = Arc::clone(&list);
+        self.session = None;
         self.bonds.resize_with(self.list.list.len(), || None);
         for (slot, bond) in self.list.list.iter().enumerate() {
             let current = &mut self.bonds[slot];

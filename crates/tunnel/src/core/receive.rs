@@ -58,6 +58,8 @@ pub(super) struct Receive {
     core: u8,
     bond: Arc<Bond>,
     sessions: Vec<RxSession>,
+    /// Sessions up to this number that are not in the list are not taken up again.
+    forgotten: u32,
     sequences: Vec<Option<Box<Sequence>>>,
     restarts: u32,
     /// Inner source address that was found to belong to this peer last.
@@ -93,6 +95,7 @@ impl Receive {
             core,
             bond,
             sessions: Vec::new(),
+            forgotten: 0,
             sequences: Vec::new(),
             restarts: 0,
             source: None,
@@ -113,16 +116,23 @@ impl Receive {
         datagram: &mut [u8],
     ) -> Result<(), DropReason> {
         let lane_id = self.lane_id(session, header)?;
-        let at = self.session_at(session);
         let bytes = datagram.len();
-        let lane = self.sessions[at].lanes.get(lane_id).and_then(Option::as_deref);
+        let known = self.sessions.iter().find(|known| Arc::ptr_eq(&known.session, session));
+        let lane = known.and_then(|known| known.lanes.get(lane_id)).and_then(Option::as_deref);
         if let Some(lane) = lane {
             lane.check(header.counter)?;
-            if header.kind == Kind::Clear {
-                lane.check_jump(header.counter)?;
+        }
+        if header.kind == Kind::Clear {
+            // Nobody vouches for these: they make no path and move no window far.
+            let path_known = cx.tx.paths.iter().any(|tx| tx.path.id == header.path && tx.path.usable());
+            if !path_known {
+                return Err(DropReason::CleartextRefused);
             }
+            lane.map_or_else(|| RxLane::check_first(header.counter), |lane| lane.check_jump(header.counter))?;
         }
         let plaintext = open(session, header, datagram)?;
+        // Only now: what is not authentic must not push a session and its replay windows out.
+        let at = self.session_at(session).ok_or(DropReason::TooOld)?;
         if header.kind != Kind::Clear && session.confirm() {
             cx.node.confirmed(session);
             cx.tx.refresh(cx.now);
@@ -207,15 +217,24 @@ impl Receive {
         Ok(usize::from(header.path) * usize::from(session.peer_cores) + usize::from(header.sending_core))
     }
 
-    fn session_at(&mut self, session: &Arc<Session>) -> usize {
+    /// Where the lanes of a session are. `None` for one that was pushed out by newer ones: its windows are gone, so
+    /// nothing of it may be believed again.
+    fn session_at(&mut self, session: &Arc<Session>) -> Option<usize> {
         if let Some(at) = self.sessions.iter().position(|known| Arc::ptr_eq(&known.session, session)) {
-            return at;
+            return Some(at);
+        }
+        if session.number <= self.forgotten {
+            return None;
         }
         if self.sessions.len() >= SESSIONS_KEPT {
-            self.sessions.remove(0);
+            let oldest = (0..self.sessions.len()).min_by_key(|at| self.sessions[*at].session.number)?;
+            self.forgotten = self.forgotten.max(self.sessions.swap_remove(oldest).session.number);
+            if session.number <= self.forgotten {
+                return None;
+            }
         }
         self.sessions.push(RxSession { session: Arc::clone(session), lanes: Vec::new() });
-        self.sessions.len() - 1
+        Some(self.sessions.len() - 1)
     }
 
     /// Where the datagram's path stands in the sending side's list; a listener learns new paths here.
@@ -310,6 +329,14 @@ impl Receive {
             Frame::Extension { kind: REKEY, .. } => session.spend(),
             Frame::Extension { .. } => cx.drops.add(DropReason::FrameUnknown),
             Frame::Assignment { .. } | Frame::Barrier { .. } => cx.drops.add(DropReason::FrameUnknown),
+            // A goodbye of an earlier epoch that was long under way says nothing about this one.
+            Frame::Close { .. }
+                if self
+                    .bond
+                    .current
+                    .load()
+                    .as_ref()
+                    .is_some_and(|current| current.number > session.number) => {}
             frame => cx.node.on_control(cx.now, &self.bond, header.path, cx.source, &frame, cx.actions),
         }
         Ok(())

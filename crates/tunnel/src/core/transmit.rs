@@ -515,7 +515,8 @@ impl Transmit {
                 continue;
             };
             let log = if repeat.express { &mut self.paths[from].express } else { &mut self.paths[from].log };
-            let Some(entry) = log.entry(repeat.number).copied().filter(|entry| entry.sent) else {
+            let Some(entry) = log.entry(repeat.number).copied().filter(|entry| entry.sent && !entry.repeated)
+            else {
                 self.repeats.pop_front();
                 continue;
             };
