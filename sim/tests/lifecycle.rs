@@ -394,3 +394,27 @@ fn t3_a_core_that_gets_busy_is_told_to_the_peer() {
     world.run_ms(4_000);
     assert_eq!(load(&world), [0, 200]);
 }
+
+#[test]
+fn when_both_sides_have_endpoints_the_lower_key_dials() {
+    let mut world = pair(3_302, (2, 2), &two());
+    let address = world.sites[0].wan(0).unwrap().addresses[0];
+    let endpoint = std::net::SocketAddr::new(address, sim::site::LISTEN_PORT);
+    world.sites[1].peer_mut("site0").unwrap().endpoints = vec![endpoint];
+    world.start();
+    let up = world.run_until_true(20_000, |world| {
+        (0..2).all(|site| {
+            world.sites[site]
+                .node
+                .bonds
+                .load()
+                .iter()
+                .any(|bond| bond.paths.load().iter().any(|path| path.carries()))
+        })
+    });
+    assert!(up);
+    let dialers: Vec<bool> =
+        (0..2).map(|site| world.sites[site].node.bonds.load().iter().any(|bond| bond.dialer)).collect();
+    let lower = world.sites[0].public_key() < world.sites[1].public_key();
+    assert_eq!(dialers, [lower, !lower]);
+}
