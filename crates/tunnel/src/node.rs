@@ -23,7 +23,6 @@ use crate::handshake::{Established, Identity, Initiator, Opened, Timestamps, ope
 use crate::header::{Header, Kind};
 use crate::hello::{Capabilities, Hello, PROTOCOL_VERSION, ProcessorInfo, SteeringMode};
 use crate::index::{IndexCipher, LOCALS_MAX};
-use crate::keys::FlowDefinition;
 use crate::lifecycle::{Action, Attempt, Lifecycle, WanUnder, encode};
 use crate::mac::{Guard, GuardLimits, Verdict};
 use crate::path::{Path, PathState, Route};
@@ -785,9 +784,4 @@ fn limit_paths(bond: &Bond, wans: &[Wan]) {
             }
         }
     }
-}
-
-/// What makes a flow towards a peer: its wish, unless it leaves the choice to us.
-pub fn flow_definition(cores: &PeerCores) -> FlowDefinition {
-    cores.info.flow
 }

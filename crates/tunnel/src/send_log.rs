@@ -116,11 +116,6 @@ impl SendLog {
         }
     }
 
-    /// Bytes the ring holds.
-    pub fn capacity(&self) -> usize {
-        self.ring.len()
-    }
-
     /// Whether `bytes` more will fit beside what waits for departure. To be asked before a path is booked.
     pub fn can_take(&self, bytes: usize) -> bool {
         // A datagram that would cross the end of the ring begins at its start: up to one is wasted there, one is open.
