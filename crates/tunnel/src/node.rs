@@ -654,6 +654,11 @@ impl Node {
         self.poll_soon(now);
     }
 
+    /// The peer still uses a path that we took away.
+    pub fn tell_removed(&self, bond: &Bond, id: u8, actions: &mut Vec<Action>) {
+        lifecycle(bond).tell_state(bond.slot, id, PeerPathState::Removed, actions);
+    }
+
     /// An authenticated datagram of a known path came from elsewhere.
     pub fn on_moved(&self, now: Time, bond: &Bond, id: u8, source: &Source) {
         self.poll_soon(now);

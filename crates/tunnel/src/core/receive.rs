@@ -28,6 +28,8 @@ const SESSIONS_KEPT: usize = 3;
 const WINDOW_BITS: usize = 8_192;
 /// Packets one (peer core → this core) may hold for order.
 const HELD_MAX: usize = 4_096;
+/// A peer that uses a path which is gone is told so again after this many datagrams.
+const TOLD_EVERY: u64 = 32;
 /// Pause between two reports to one core.
 const REPORT_NS: u64 = 10_000_000;
 
@@ -107,16 +109,14 @@ impl Receive {
         }
     }
 
-    /// Authenticates one datagram of session `session` and acts on its frames.
-    pub fn datagram<O: Output>(
-        &mut self,
-        cx: &mut Context<'_, O>,
+    /// What can be refused before the work of opening it.
+    fn check<O: Output>(
+        &self,
+        cx: &Context<'_, O>,
         session: &Arc<Session>,
         header: &Header,
-        datagram: &mut [u8],
+        lane_id: usize,
     ) -> Result<(), DropReason> {
-        let lane_id = self.lane_id(session, header)?;
-        let bytes = datagram.len();
         let known = self.sessions.iter().find(|known| Arc::ptr_eq(&known.session, session));
         let lane = known.and_then(|known| known.lanes.get(lane_id)).and_then(Option::as_deref);
         if let Some(lane) = lane {
@@ -130,6 +130,20 @@ impl Receive {
             }
             lane.map_or_else(|| RxLane::check_first(header.counter), |lane| lane.check_jump(header.counter))?;
         }
+        Ok(())
+    }
+
+    /// Authenticates one datagram of session `session` and acts on its frames.
+    pub fn datagram<O: Output>(
+        &mut self,
+        cx: &mut Context<'_, O>,
+        session: &Arc<Session>,
+        header: &Header,
+        datagram: &mut [u8],
+    ) -> Result<(), DropReason> {
+        let lane_id = self.lane_id(session, header)?;
+        let bytes = datagram.len();
+        self.check(cx, session, header, lane_id)?;
         let plaintext = open(session, header, datagram)?;
         // Only now: what is not authentic must not push a session and its replay windows out.
         let at = self.session_at(session).ok_or(DropReason::TooOld)?;
@@ -138,7 +152,12 @@ impl Receive {
             cx.tx.refresh(cx.now);
         }
         self.follow_restart();
-        let path_at = self.path_at(cx, session, header.path)?;
+        // A dialer knows its paths: one it took away while nobody could be told is told now, and what came over it is
+        // as good as any other datagram.
+        let path_at = match self.path_at(cx, session, header.path) {
+            Err(DropReason::NoPath) if self.bond.dialer => None,
+            found => Some(found?),
+        };
         let lanes = &mut self.sessions[at].lanes;
         if lanes.len() <= lane_id {
             lanes.resize_with(lane_id + 1, || None);
@@ -149,13 +168,18 @@ impl Receive {
             paths.filter(|rtt_us| *rtt_us > 0).min().unwrap_or(0)
         })?;
         self.gaps |= lane.has_gaps();
+        if path_at.is_none() && lane.packets % TOLD_EVERY == 1 {
+            cx.node.tell_removed(&self.bond, header.path, cx.actions);
+        }
         match place {
             // Unauthenticated datagrams (row T11 "off") say nothing about where the peer is.
             Place::Newest if header.kind == Kind::Clear => {}
             Place::Newest => {
                 if lane.heard != cx.now {
                     lane.heard = cx.now;
-                    note_arrival(cx, &self.bond, path_at, header);
+                    if let Some(path_at) = path_at {
+                        note_arrival(cx, &self.bond, path_at, header);
+                    }
                 }
             }
             Place::Recovered => {
@@ -165,7 +189,7 @@ impl Receive {
             Place::Late => {}
         }
         // A repeat came over another path than its own: it does not show how far that has come.
-        let over = if place == Place::Recovered { NOT_TOLD } else { header.path };
+        let over = if place == Place::Recovered || path_at.is_none() { NOT_TOLD } else { header.path };
         let (data, result) = self.frames(cx, session, header, over, plaintext);
         if data
             && place != Place::Recovered
