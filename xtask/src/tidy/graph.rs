@@ -1,8 +1,8 @@
 //! Who may depend on whom (design §2).
 //!
 //! ```text
-//! packet ← steering ← tunnel ← engine ← control ← anabranch
-//! linux  ← engine, control, testbed;   testbed ← anabranch;   sim: packet, steering, tunnel
+//! packet ← steering ← {tunnel, services} ← engine ← control ← anabranch
+//! linux  ← engine, control, testbed;   testbed ← anabranch;   sim: packet, steering, tunnel, services
 //! ```
 
 use std::path::Path;
@@ -14,24 +14,25 @@ use serde_json::Value;
 use super::Violation;
 
 /// Crates that are state machines only.
-pub const SANS_IO: &[&str] = &["packet", "steering", "tunnel", "sim"];
+pub const SANS_IO: &[&str] = &["packet", "steering", "tunnel", "services", "sim"];
 
 /// Each package of the workspace and those of the workspace that it may use.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("packet", &[]),
     ("steering", &["packet"]),
     ("tunnel", &["packet", "steering"]),
-    ("sim", &["packet", "steering", "tunnel"]),
+    ("services", &["packet", "steering"]),
+    ("sim", &["packet", "steering", "tunnel", "services"]),
     // The steering programs compute `steering`'s hash in the kernel.
     ("linux", &["packet", "steering"]),
     ("testbed", &["linux", "packet"]),
-    ("engine", &["packet", "steering", "tunnel", "linux"]),
-    ("control", &["packet", "steering", "tunnel", "linux", "engine"]),
-    ("anabranch", &["packet", "steering", "tunnel", "linux", "engine", "control", "testbed"]),
+    ("engine", &["packet", "steering", "tunnel", "services", "linux"]),
+    ("control", &["packet", "steering", "tunnel", "services", "linux", "engine"]),
+    ("anabranch", &["packet", "steering", "tunnel", "services", "linux", "engine", "control", "testbed"]),
     // Tests and measurements of the real program.
-    ("tests", &["packet", "steering", "tunnel", "linux", "engine", "control", "testbed", "anabranch"]),
-    ("bench", &["packet", "steering", "tunnel", "linux", "engine", "control", "testbed", "anabranch"]),
-    ("fuzz-targets", &["packet", "steering", "tunnel", "control"]),
+    ("tests", &["packet", "steering", "tunnel", "services", "linux", "engine", "control", "testbed", "anabranch"]),
+    ("bench", &["packet", "steering", "tunnel", "services", "linux", "engine", "control", "testbed", "anabranch"]),
+    ("fuzz-targets", &["packet", "steering", "tunnel", "services", "control"]),
     ("xtask", &[]),
 ];
 

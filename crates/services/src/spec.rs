@@ -1,0 +1,349 @@
+//! What the operator wants, as plain data: names resolved to numbers, nothing checked against packets yet.
+//!
+//! Control fills it from the configuration; each module compiles its own part. Numbers are places in the lists
+//! of [`GatewaySpec`] unless a field says otherwise.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+
+/// Place of an interface in [`GatewaySpec::interfaces`].
+pub type PortId = u16;
+
+/// The port of the host's own stack and of what the tunnel delivers: the TUN device.
+pub const HOST_PORT: PortId = 0xffff;
+
+/// The port "into a bond": the destination is behind a peer of the tunnel.
+pub const TUNNEL_PORT: PortId = 0xfffe;
+
+/// Most interfaces of one gateway.
+pub const PORTS_MAX: usize = 256;
+
+/// IP protocol number of TCP.
+pub const TCP: u8 = 6;
+
+/// IP protocol number of UDP.
+pub const UDP: u8 = 17;
+
+/// Everything a gateway does besides the tunnel.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GatewaySpec {
+    /// `[[interface]]`, by [`PortId`].
+    pub interfaces: Vec<InterfaceSpec>,
+    /// Names of the tenants; place 0 is the shared one, which is always there.
+    pub tenants: Vec<String>,
+    /// Connected prefixes, the kernel's routes over these interfaces, peers' allowed-ips, `[[route]]`.
+    pub routes: Vec<RouteSpec>,
+    /// `[[group]]`: named sets of addresses.
+    pub groups: Vec<GroupSpec>,
+    /// `[[rule]]` in order: the first that matches decides.
+    pub rules: Vec<RuleSpec>,
+    /// What happens to a new flow that no rule matches.
+    pub default_action: RuleAction,
+    /// `[[nat]]`.
+    pub nats: Vec<NatSpec>,
+    /// `[[forward]]`: port forwards.
+    pub forwards: Vec<ForwardSpec>,
+    /// Port ranges that tenants or pods hold (row R1).
+    pub leases: Vec<LeaseSpec>,
+    /// `[[virtual-server]]`.
+    pub servers: Vec<ServerSpec>,
+    /// How long silent flows are kept.
+    pub timeouts: Timeouts,
+    /// Bounds.
+    pub limits: Limits,
+}
+
+/// One plain interface.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InterfaceSpec {
+    /// Name in the configuration.
+    pub name: String,
+    /// Name of the kernel's device.
+    pub device: String,
+    /// The gateway's own addresses there, with prefix length.
+    pub addresses: Vec<IpNet>,
+    /// Tenant of what comes in here (row R11).
+    pub tenant: u16,
+    /// Largest IP packet, bytes.
+    pub mtu: u16,
+    /// The device's hardware address.
+    pub mac: [u8; 6],
+}
+
+/// One route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteSpec {
+    /// Who may use it; tenant 0's routes are used by every tenant that has no better one of its own.
+    pub tenant: u16,
+    /// Destination.
+    pub prefix: IpNet,
+    /// Where packets leave: an interface, [`TUNNEL_PORT`] or [`HOST_PORT`].
+    pub port: PortId,
+    /// Next router; `None`: the destination itself is the neighbour.
+    pub via: Option<IpAddr>,
+}
+
+/// A named set of addresses, changeable while running (row R5).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupSpec {
+    /// Name.
+    pub name: String,
+    /// Members.
+    pub members: Vec<IpNet>,
+}
+
+/// What a rule does with a new flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RuleAction {
+    /// Let it pass; its replies pass by the flow table.
+    #[default]
+    Allow,
+    /// Drop, counted.
+    Drop,
+    /// Drop and tell the sender: TCP RST or ICMP "administratively prohibited".
+    Reject,
+}
+
+/// One side of a rule; empty lists mean "any".
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SideSpec {
+    /// Prefixes.
+    pub prefixes: Vec<IpNet>,
+    /// Places in [`GatewaySpec::groups`].
+    pub groups: Vec<u16>,
+    /// Interfaces: where the packet comes in (`from`) or leaves (`to`); [`HOST_PORT`] = the gateway itself.
+    pub ports: Vec<PortId>,
+}
+
+/// One firewall rule.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RuleSpec {
+    /// Name for `explain` and counters; "rule 3" if none was given.
+    pub name: String,
+    /// What to do.
+    pub action: RuleAction,
+    /// Source.
+    pub from: SideSpec,
+    /// Destination, before any translation.
+    pub to: SideSpec,
+    /// IP protocols; empty = any.
+    pub protocols: Vec<u8>,
+    /// Destination ports, inclusive ranges; empty = any.
+    pub dst_ports: Vec<(u16, u16)>,
+    /// Source ports, inclusive ranges; empty = any.
+    pub src_ports: Vec<(u16, u16)>,
+    /// Tenants; empty = any.
+    pub tenants: Vec<u16>,
+}
+
+/// How a NAT changes the source of what leaves (rows C2, C3, C4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NatMode {
+    /// C2: one of the NAT's addresses and a port whose replies come back to this core.
+    AddressAndPort,
+    /// C3: the client's address is kept, the port is chosen so that replies come back to this core.
+    PortOnly,
+    /// C4: address and port are kept; replies that reach another core are handed to the owner.
+    None,
+}
+
+/// Who may use a mapping, RFC 4787 §4.1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mapping {
+    /// One mapping per (client endpoint, remote endpoint): most flows per address.
+    #[default]
+    EndpointDependent,
+    /// One mapping per client endpoint for every remote, inbound open to anybody (games, calls, peer to peer).
+    EndpointIndependent,
+}
+
+/// `[[nat]]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NatSpec {
+    /// Packets that leave here are translated.
+    pub out: PortId,
+    /// How.
+    pub mode: NatMode,
+    /// Outside addresses ([`NatMode::AddressAndPort`]); the interface's own when the operator gave none.
+    pub addresses: Vec<IpAddr>,
+    /// Only packets from these prefixes; empty = all.
+    pub from: Vec<IpNet>,
+    /// Only these tenants; empty = all.
+    pub tenants: Vec<u16>,
+    /// Mapping behaviour.
+    pub mapping: Mapping,
+    /// Ports that may be used, inclusive.
+    pub ports: (u16, u16),
+    /// Ports within it that may not: what the host's own sockets use when it shares the address.
+    pub reserved: Vec<(u16, u16)>,
+    /// Port tables per address and core (row C3): 64 or 256.
+    pub tables: u16,
+    /// Live flows of one client address at most.
+    pub flows_per_client_max: u32,
+    /// Ports that one client address may use, in whole blocks of 1,024, leased when its first flow comes; 0 = no
+    /// blocks. With blocks the log needs one line per block instead of one per flow (RFC 6888 §4).
+    pub ports_per_client: u16,
+}
+
+/// `[[forward]]`: an outside port that leads to an inside host; the client's address stays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForwardSpec {
+    /// TCP or UDP.
+    pub protocol: u8,
+    /// Outside address and port.
+    pub listen: SocketAddr,
+    /// Inside address and port.
+    pub to: SocketAddr,
+    /// Tenant of the inside host.
+    pub tenant: u16,
+    /// Begin the connection with a PROXY protocol v2 header (TCP only).
+    pub proxy_protocol: bool,
+}
+
+/// A port range of one outside address that belongs to one user (row R1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseSpec {
+    /// Who holds it.
+    pub name: String,
+    /// Whose flows must use it: tenant …
+    pub tenant: u16,
+    /// … and source prefix.
+    pub from: IpNet,
+    /// The outside address.
+    pub address: IpAddr,
+    /// First port, a multiple of 1,024.
+    pub first_port: u16,
+    /// Number of ports, a multiple of 1,024.
+    pub ports: u32,
+}
+
+/// How a virtual server chooses among its backends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BalanceMethod {
+    /// Maglev hashing of the client's endpoint, weighted.
+    #[default]
+    Maglev,
+    /// Fewest live connections relative to the weight.
+    LeastConnections,
+    /// In turn, by weight.
+    RoundRobin,
+    /// By hash of the client's address: one client stays with one backend.
+    SourceAddress,
+}
+
+/// How packets reach a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeliveryMode {
+    /// Destination address and port are rewritten; replies come back through the gateway.
+    #[default]
+    Nat,
+    /// Only the frame's destination is changed; the backend holds the address itself and answers directly.
+    DirectReturn,
+}
+
+/// `[[virtual-server]]` (row C6).
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServerSpec {
+    /// Name, unique.
+    pub name: String,
+    /// TCP or UDP.
+    pub protocol: u8,
+    /// Address and port that clients use.
+    pub listen: SocketAddr,
+    /// Backends.
+    pub backends: Vec<BackendSpec>,
+    /// Method.
+    pub method: BalanceMethod,
+    /// Delivery.
+    pub delivery: DeliveryMode,
+    /// What happens to the client's source (rows C2–C4).
+    pub source: NatMode,
+    /// Addresses for [`NatMode::AddressAndPort`]; the interface's own towards the backend when empty.
+    pub source_addresses: Vec<IpAddr>,
+    /// Live connections at most; 0 = no limit.
+    pub connections_max: u32,
+    /// A backend that comes up gets its full share only after this long, s.
+    pub slow_start_s: u16,
+    /// Begin the connection with a PROXY protocol v2 header (TCP only).
+    pub proxy_protocol: bool,
+}
+
+/// One backend of a virtual server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendSpec {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// Share relative to the others, 1–1,000; 0 = drain: live connections stay, no new ones.
+    pub weight: u16,
+    /// Live connections at most; 0 = no limit.
+    pub connections_max: u32,
+}
+
+/// How long a silent flow is kept, s. The defaults are the RFCs' (4787, 5382, 5508) or above.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Established TCP (RFC 5382 REQ-5: not less than 2 h 4 min).
+    pub tcp_established_s: u32,
+    /// TCP while it opens or closes (RFC 5382: not less than 4 min).
+    pub tcp_transitory_s: u32,
+    /// TCP after both FINs or a RST.
+    pub tcp_closed_s: u32,
+    /// UDP that has seen packets both ways (RFC 4787 REQ-5: not less than 2 min).
+    pub udp_s: u32,
+    /// UDP without a reply.
+    pub udp_unreplied_s: u32,
+    /// ICMP queries (RFC 5508 REQ-2: not less than 60 s).
+    pub icmp_s: u32,
+    /// Everything else.
+    pub other_s: u32,
+    /// Fragments of a packet that is not complete.
+    pub fragments_s: u32,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            tcp_established_s: 7_440,
+            tcp_transitory_s: 240,
+            tcp_closed_s: 10,
+            udp_s: 180,
+            udp_unreplied_s: 30,
+            icmp_s: 60,
+            other_s: 600,
+            fragments_s: 15,
+        }
+    }
+}
+
+/// Bounds, per core where they say so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Flows of one core.
+    pub flows_max: u32,
+    /// Of these, flows that have not seen a reply: floods cannot push out what is established.
+    pub embryonic_max: u32,
+    /// Bytes of held fragments of one core.
+    pub fragment_bytes_max: usize,
+    /// Packets in pieces of one source at most, so that one cannot take all the room.
+    pub fragments_per_source_max: u16,
+    /// ICMP errors and RSTs that one core makes per second.
+    pub errors_per_s_max: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            flows_max: 4_000_000,
+            embryonic_max: 1_000_000,
+            fragment_bytes_max: 8 << 20,
+            fragments_per_source_max: 64,
+            errors_per_s_max: 1_000,
+        }
+    }
+}
