@@ -39,6 +39,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 fn summary(config: &Config) -> String {
     let role = match config.node.listen {
         Some(port) => format!("listens on UDP {port}"),
+        None if config.peers.is_empty() => "no tunnel".to_owned(),
         None => "only dials".to_owned(),
     };
     let cores = match &config.node.cores {
@@ -60,10 +61,37 @@ fn summary(config: &Config) -> String {
         1..=8 => format!("peers: {}", peers.join(", ")),
         count => format!("{count} peers"),
     };
+    let services = services(config);
+    let key = if config.node.key_was_made {
+        "a key made for each run".to_owned()
+    } else {
+        format!("public key {}", control::key::encode(&config.node.private_key.public()))
+    };
     format!(
-        "node {} on {}, {role}, {cores}; WANs: {wans}; {peers}; public key {}",
-        config.node.name,
-        config.tun.name,
-        control::key::encode(&config.node.private_key.public())
+        "node {} on {}, {role}, {cores}; WANs: {wans}; {peers}; {services}{key}",
+        config.node.name, config.tun.name
     )
+}
+
+/// What there is besides the tunnel, with a semicolon behind it.
+fn services(config: &Config) -> String {
+    let all = &config.services;
+    if all.is_empty() {
+        return String::new();
+    }
+    let interfaces: Vec<&str> =
+        all.interfaces.iter().map(|interface| interface.name.as_str()).take(8).collect();
+    let more = if all.interfaces.len() > interfaces.len() { ", …" } else { "" };
+    let mut text = format!("interfaces: {}{more}", interfaces.join(", "));
+    for (number, what) in [
+        (all.rules.len(), "rules"),
+        (all.nats.len(), "NATs"),
+        (all.forwards.len(), "forwards"),
+        (all.servers.len(), "virtual servers"),
+    ] {
+        if number > 0 {
+            text.push_str(&format!(", {number} {what}"));
+        }
+    }
+    text + "; "
 }

@@ -1,8 +1,13 @@
 //! The `anabranch` program: reads the command line and calls the crate that does the work.
 
+mod backend;
+mod bench;
 mod check;
 mod demo;
+mod explain;
 mod genkey;
+mod group;
+mod lease;
 mod logging;
 mod output;
 mod pubkey;
@@ -17,6 +22,8 @@ use clap::{Parser, Subcommand};
 
 /// The configuration is wrong, or the demo's data did not arrive intact.
 const EXIT_CONFIGURATION: u8 = 1;
+/// The command line is wrong; clap uses the same.
+const EXIT_COMMAND_LINE: u8 = 2;
 /// No running gateway answers.
 const EXIT_NOT_RUNNING: u8 = 3;
 /// The gateway cannot start: a permission, a port or an interface is missing, or another instance runs.
@@ -25,9 +32,10 @@ const EXIT_CANNOT_START: u8 = 4;
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
-  1  the configuration is wrong (up, check, reload), a key is wrong (pubkey), or data was damaged (demo)
+  1  the configuration is wrong (up, check, reload), a key is wrong (pubkey), data was damaged (demo), or the
+     gateway refused (explain, lease, group, backend, core)
   2  the command line is wrong
-  3  no running gateway answers (status, reload, stop)
+  3  no running gateway answers (all commands that ask it)
   4  the gateway cannot start: missing permission, a port or interface that is taken, another instance (up)
 
 Examples:
@@ -56,12 +64,24 @@ enum Command {
     Genkey(genkey::Args),
     /// Read a private key from standard input and print its public key
     Pubkey(pubkey::Args),
+    /// Measure the engine in this process, without interfaces
+    Bench(bench::Args),
     /// Run a gateway in the foreground (systemd: Type=notify)
     Up(up::Args),
     /// Check a configuration; every error names file, line and what would be right
     Check(check::Args),
     /// Show the live state of the running gateway
     Status(status::Args),
+    /// Show where a packet would go, and why
+    Explain(explain::Args),
+    /// Take, return and list ranges of outside ports
+    Lease(lease::Args),
+    /// Change address groups live
+    Group(group::Args),
+    /// Drain, enable or weigh a backend of a virtual server
+    Backend(backend::Args),
+    /// Take a core out of work, or put it back
+    Core(backend::CoreArgs),
     /// Make the running gateway read its configuration again; drops no flow
     Reload(reload::Args),
     /// Stop the running gateway in an orderly way
@@ -73,11 +93,17 @@ fn main() -> ExitCode {
     let log = cli.log.as_deref();
     let result = match cli.command {
         Command::Demo(args) => logging::to_stderr(log, "warn").and_then(|()| demo::run(args)),
+        Command::Bench(args) => bench::run(&args),
         Command::Genkey(args) => genkey::run(&args),
         Command::Pubkey(args) => pubkey::run(&args),
         Command::Up(args) => up::run(args, log),
         Command::Check(args) => check::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Explain(args) => explain::run(args),
+        Command::Lease(args) => lease::run(args),
+        Command::Group(args) => group::run(args),
+        Command::Backend(args) => backend::run(args),
+        Command::Core(args) => backend::run_core(args),
         Command::Reload(args) => reload::run(&args),
         Command::Stop(args) => stop::run(&args),
     };

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use control::socket::{CallError, Request, Response, call, find};
 
-use crate::EXIT_NOT_RUNNING;
+use crate::{EXIT_CONFIGURATION, EXIT_NOT_RUNNING};
 
 /// Writes to standard output. A reader that went away (`| head`) is no error.
 pub(crate) fn print(text: &str) -> io::Result<()> {
@@ -15,6 +15,11 @@ pub(crate) fn print(text: &str) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result,
     }
+}
+
+/// Writes a value as JSON.
+pub(crate) fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    Ok(print(&format!("{}\n", serde_json::to_string_pretty(value)?))?)
 }
 
 /// Writes a line to standard error, if anybody listens.
@@ -41,6 +46,21 @@ impl Target {
             complain(&format!("anabranch: {error}"));
             ExitCode::from(EXIT_NOT_RUNNING)
         })
+    }
+}
+
+impl Target {
+    /// Asks the gateway for something it can refuse. `Err` is the exit code; the reason has been said then.
+    pub(crate) fn ask(&self, request: Request) -> Result<Response, ExitCode> {
+        let (_, response) = self.call(request)?;
+        if let Some(warning) = &response.warning {
+            complain(&format!("anabranch: warning: {warning}"));
+        }
+        if response.ok {
+            return Ok(response);
+        }
+        complain(&format!("anabranch: {}", response.error.as_deref().unwrap_or("refused")));
+        Err(ExitCode::from(EXIT_CONFIGURATION))
     }
 }
 

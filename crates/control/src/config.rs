@@ -25,12 +25,14 @@ mod cross;
 mod problem;
 mod read;
 mod section;
+pub mod services;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod values;
 
 use problem::Problems;
 pub use problem::{Problem, Severity};
+use services::Services;
 pub use values::Endpoint;
 
 /// Most `[[wan]]` sections.
@@ -41,6 +43,8 @@ pub const PEERS_MAX: usize = 4096;
 pub const ENDPOINTS_MAX: usize = 32;
 /// A larger file is not a configuration.
 const FILE_BYTES_MAX: u64 = 8 << 20;
+/// Nor is a larger one the list of a group.
+const GROUP_BYTES_MAX: u64 = 64 << 20;
 /// Where state is kept unless told otherwise.
 pub const STATE_DIR: &str = "/var/lib/anabranch";
 /// Where control sockets are unless told otherwise.
@@ -59,6 +63,8 @@ pub struct Config {
     pub wans: Vec<Wan>,
     /// `[[peer]]` in file order.
     pub peers: Vec<Peer>,
+    /// `[[interface]]` and all that belongs to it.
+    pub services: Services,
 }
 
 /// `[node]`: this machine.
@@ -68,6 +74,8 @@ pub struct Node {
     pub name: String,
     /// X25519 private key.
     pub private_key: PrivateKey,
+    /// The file has no key, which is fine without peers: this one was made for the run.
+    pub key_was_made: bool,
     /// UDP port that peers dial.
     pub listen: Option<u16>,
     /// Cores that work.
@@ -242,6 +250,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) host: &'a str,
     /// Reads a key file.
     pub(crate) read_key: &'a dyn Fn(&Path) -> io::Result<KeyFile>,
+    /// Reads another text file, such as the prefixes of a group.
+    pub(crate) read_text: &'a dyn Fn(&Path) -> io::Result<String>,
 }
 
 impl Config {
@@ -249,7 +259,7 @@ impl Config {
     #[must_use]
     pub fn load(path: &Path) -> Loaded {
         let file = path.display().to_string();
-        let (text, exposed) = match read_text(path) {
+        let (text, exposed) = match read_text(path, FILE_BYTES_MAX) {
             Ok(read) => read,
             Err(error) => {
                 let mut problems = Problems::new(&file, "");
@@ -277,6 +287,7 @@ impl Config {
             exposed,
             host: host.nodename().to_str().unwrap_or("node"),
             read_key: &key::read_file,
+            read_text: &|path| Ok(read_text(path, GROUP_BYTES_MAX)?.0),
         };
         parse(text, &surroundings)
     }
@@ -300,15 +311,15 @@ pub fn default_control_socket(tun_name: &str) -> PathBuf {
     Path::new(RUNTIME_DIR).join(format!("{tun_name}.sock"))
 }
 
-fn read_text(path: &Path) -> io::Result<(String, bool)> {
+fn read_text(path: &Path, bytes_max: u64) -> io::Result<(String, bool)> {
     let file = File::open(path)?;
     let metadata = file.metadata()?;
     if metadata.is_dir() {
         return Err(io::ErrorKind::IsADirectory.into());
     }
     let mut text = String::new();
-    if file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)? as u64 > FILE_BYTES_MAX {
-        return Err(io::Error::other(format!("larger than {} MiB", FILE_BYTES_MAX >> 20)));
+    if file.take(bytes_max + 1).read_to_string(&mut text)? as u64 > bytes_max {
+        return Err(io::Error::other(format!("larger than {} MiB", bytes_max >> 20)));
     }
     Ok((text, metadata.mode() & 0o044 != 0))
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,10 @@ use crate::plan::{HostPlan, Inputs, Numbers};
 use crate::reload::{self, ReloadReport};
 use crate::report::{NameReport, Report, WanReport};
 use crate::resolve::{self, Resolver};
+use crate::handle::{EngineHandle, Memory};
+use crate::router::Router;
 use crate::socket::{Request, Response};
+use crate::spec::{self, HostFacts};
 use crate::state::StateFile;
 use crate::up::UpError;
 use crate::wan::{self, HostView, LiveWan, WanRegistry};
@@ -27,6 +31,8 @@ pub(crate) enum Event {
     Answer(String, resolve::Answer),
     /// Somebody asks over the control socket.
     Request(Request, SyncSender<Response>),
+    /// A backend passes its checks, or does not.
+    Health(crate::health::Change),
 }
 
 /// The way from other threads to the gateway's thread.
@@ -74,12 +80,16 @@ pub(crate) struct Gateway {
     /// Name servers are reached outside the tunnel now.
     outside: Vec<IpAddr>,
     looked_up_at: Instant,
-    state: StateFile,
+    /// None for a key that was made for the run.
+    state: Option<StateFile>,
     told: Told,
     /// The engine could not do all it was told (a port was taken); tell it again.
     incomplete: bool,
     events: Events,
     last_refresh: Duration,
+    router: Router,
+    /// What the door to the engine remembers.
+    memory: Memory,
 }
 
 impl Gateway {
@@ -88,18 +98,25 @@ impl Gateway {
         config: Config,
         cpus: Vec<usize>,
         mut host: Host,
+        control_socket: &Path,
         events: Events,
     ) -> Result<Self, UpError> {
+        let for_router = events.try_clone().map_err(|error| UpError::Start(error.to_string()))?;
+        let router = Router::new(&config, control_socket, for_router);
         let numbers = Numbers::of(&config.tun.name);
         let tun = Tun::create(&config.tun.name, cpus.len()).map_err(|error| tun_error(&error))?;
         let tun_index = tun.index();
         host.set_up_tun(tun_index, &config.tun)
             .map_err(|error| UpError::Start(format!("cannot set up {}: {error}", config.tun.name)))?;
-        let mut state = StateFile::new(&config.node.state_dir, &config.node.private_key.public());
-        let floor = state.load();
+        // A key that was made for the run has no past.
+        let mut state = (!config.node.key_was_made)
+            .then(|| StateFile::new(&config.node.state_dir, &config.node.private_key.public()));
+        let floor = state.as_mut().map_or(0, StateFile::load);
         let wall_clock_ns = linux::clock::realtime_ns();
         // Reserve what the first handshakes will use before they leave.
-        state.keep(floor.max(wall_clock_ns));
+        if let Some(state) = &mut state {
+            state.keep(floor.max(wall_clock_ns));
+        }
         let settings = Settings {
             name: config.node.name.clone(),
             private_key: config.node.private_key.clone(),
@@ -131,6 +148,8 @@ impl Gateway {
             incomplete: false,
             events,
             last_refresh: Duration::ZERO,
+            router,
+            memory: Memory::default(),
         };
         gateway.set_names();
         gateway.choose_outside();
@@ -180,11 +199,37 @@ impl Gateway {
         self.host.apply(&plan);
         self.loosen_reverse_path(&view);
         self.tell_engine(self.lives.iter().map(|live| live.wan.clone()).collect());
+        self.refresh_services(&view);
         let states = |lives: &[LiveWan]| -> Vec<Wan> { lives.iter().map(|live| live.wan.clone()).collect() };
         if states(&before) != states(&self.lives) {
             self.resolver.hurry(Instant::now());
         }
         self.last_refresh = start.elapsed();
+    }
+
+    /// Devices, packet engine and monitors, as the configuration wants them.
+    fn refresh_services(&mut self, view: &HostView) {
+        if !self.config.services.is_empty() {
+            // What is for the host comes out of the TUN interface, wherever it came from.
+            self.host.loosen_reverse_path(&self.config.tun.name);
+        }
+        let facts = HostFacts::new(view, Some(self.tun_index), spec::read_ephemeral_ports());
+        self.router.refresh(&self.config, facts, self.host.netlink(), &EngineHandle::new(&self.engine, &self.memory));
+    }
+
+    /// A monitor has a verdict about a backend.
+    pub(crate) fn health(&self, change: &crate::health::Change) {
+        self.router.health(&self.config.services, change, &EngineHandle::new(&self.engine, &self.memory));
+    }
+
+    /// Answers a request about services.
+    pub(crate) fn answer(&mut self, request: &Request) -> Response {
+        self.router.answer(request, &self.config, &EngineHandle::new(&self.engine, &self.memory))
+    }
+
+    /// Log files were renamed.
+    pub(crate) fn reopen_logs(&mut self) {
+        self.router.reopen_log();
     }
 
     fn tell_states(&self, before: &[LiveWan]) {
@@ -317,16 +362,19 @@ impl Gateway {
     /// Once a second: keeps the state file, asks again for names of peers that cannot be reached.
     /// Returns whether [`Self::refresh`] is needed.
     pub(crate) fn tick(&mut self) -> bool {
-        self.state.keep(self.engine.timestamp_floor_ns());
+        if let Some(state) = &mut self.state {
+            state.keep(self.engine.timestamp_floor_ns());
+        }
+        let again = self.router.tick(&EngineHandle::new(&self.engine, &self.memory)) || self.incomplete;
         if self.resolver.is_empty() {
-            return self.incomplete;
+            return again;
         }
         let changed = self.choose_outside();
         if self.waits_for_name() && self.looked_up_at.elapsed() >= LOOK_UP_AGAIN {
             self.looked_up_at = Instant::now();
             self.resolver.hurry(Instant::now());
         }
-        changed || self.incomplete
+        changed || again
     }
 
     /// A peer that is dialled by name is not up.
@@ -358,6 +406,7 @@ impl Gateway {
         report.warnings = warnings.iter().map(ToString::to_string).collect();
         report.warnings.extend(missing_interfaces(&config));
         self.config = config;
+        report.warnings.extend(self.router.configured(&self.config));
         self.generation += 1;
         if let Err(error) = self.host.set_addresses(&self.config.tun.addresses) {
             report.warnings.push(error.to_string());
@@ -397,16 +446,21 @@ impl Gateway {
             listen: self.config.node.listen,
             wans: wans.collect(),
             names: names.collect(),
+            gateway: self.router.status(&self.config.services, &EngineHandle::new(&self.engine, &self.memory)),
         }
     }
 
     /// Ends in order: peers are told while the WANs still have their routes, then everything is taken back.
     pub(crate) fn stop(self) {
-        let Self { engine, mut host, mut state, .. } = self;
+        let Self { engine, mut host, mut state, mut router, memory, .. } = self;
         let used_ns = engine.timestamp_floor_ns();
+        router.end(&EngineHandle::new(&engine, &memory));
         engine.stop();
+        router.clear(host.netlink());
         host.clear();
-        state.finish(used_ns);
+        if let Some(state) = &mut state {
+            state.finish(used_ns);
+        }
     }
 }
 
@@ -425,19 +479,20 @@ pub fn missing_interfaces(config: &Config) -> Vec<String> {
     let Ok(links) = linux::netlink::Netlink::open().and_then(|netlink| netlink.links()) else {
         return Vec::new();
     };
-    let names = config.wans.iter().filter_map(|wan| match &wan.interface {
-        InterfaceMatch::Name(name) => Some(name),
+    let wans = config.wans.iter().filter_map(|wan| match &wan.interface {
+        InterfaceMatch::Name(name) => Some(("wan.interface", name)),
         InterfaceMatch::Pattern(_) => None,
     });
-    let missing = names.filter(|name| !links.iter().any(|link| link.name == **name));
+    let devices = config.services.interfaces.iter().map(|interface| ("interface.device", &interface.device));
+    let missing = wans.chain(devices).filter(|(_, name)| !links.iter().any(|link| link.name == **name));
     missing
-        .map(|name| {
+        .map(|(key, name)| {
             let problem = Problem {
                 file: config.path.display().to_string(),
                 line: 0,
                 column: 0,
                 severity: Severity::Warning,
-                key: "wan.interface".to_owned(),
+                key: key.to_owned(),
                 message: format!("there is no interface \"{name}\" now; it is used as soon as it comes"),
             };
             problem.to_string()

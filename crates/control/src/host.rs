@@ -25,12 +25,12 @@ pub struct Host {
 
 /// Says everything once. Bounded: after so many different complaints nobody reads on.
 #[derive(Default)]
-struct Complaints(BTreeSet<String>);
+pub(crate) struct Complaints(BTreeSet<String>);
 
 impl Complaints {
     const MAX: usize = 256;
 
-    fn warn(&mut self, text: String) {
+    pub(crate) fn warn(&mut self, text: String) {
         if self.0.len() < Self::MAX && !self.0.contains(&text) {
             tracing::warn!("{text}");
             self.0.insert(text);

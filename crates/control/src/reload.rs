@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Peer, Wan};
 
+mod services;
+
 /// What a reload did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReloadReport {
@@ -29,14 +31,21 @@ pub fn merge(old: &Config, new: &Config) -> (Config, ReloadReport) {
     note(applied, "tun.address", &list(&old.tun.addresses), &list(&new.tun.addresses));
     note(applied, "tun.route", &format!("{:?}", old.tun.routes), &format!("{:?}", new.tun.routes));
     compare_wans(&old.wans, &new.wans, applied);
-    compare_peers(&old.peers, &new.peers, applied);
+    compare_peers(&old.peers, &merged.peers, applied);
+    services::merge(&old.services, &mut merged.services, &mut report);
     (merged, report)
 }
 
 fn keep_fixed(old: &Config, merged: &mut Config, restart: &mut Vec<String>) {
     if old.node.private_key != merged.node.private_key {
-        restart.push("node.private-key: another key".to_owned());
+        if old.node.key_was_made && !merged.node.key_was_made {
+            restart.push("node.private-key: the first one; peers wait for it".to_owned());
+            merged.peers.clear();
+        } else if !merged.node.key_was_made {
+            restart.push("node.private-key: another key".to_owned());
+        }
         merged.node.private_key = old.node.private_key.clone();
+        merged.node.key_was_made = old.node.key_was_made;
     }
     fixed(restart, "node.name", &old.node.name, &mut merged.node.name);
     fixed(restart, "node.listen", &old.node.listen, &mut merged.node.listen);

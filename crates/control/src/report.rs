@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 use engine::status::{CoreStatus, PathStatus, PeerStatus, Status};
 use serde::{Deserialize, Serialize};
 
+use crate::handle::ServicesStatus;
+
 /// Everything about a running gateway; the JSON of `anabranch status --json`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
@@ -23,6 +25,9 @@ pub struct Report {
     /// DNS names of peers.
     #[serde(default)]
     pub names: Vec<NameReport>,
+    /// Everything that is not the tunnel; not there without `[[interface]]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<ServicesStatus>,
 }
 
 /// One WAN.
@@ -73,6 +78,9 @@ pub fn text(report: &Report) -> String {
         peer_text(peer, &mut out);
     }
     cores(status, &mut out);
+    if let Some(gateway) = &report.gateway {
+        out.push_str(&crate::show::services(gateway));
+    }
     out
 }
 
@@ -219,7 +227,7 @@ fn core_row(core: &CoreStatus) -> [String; 10] {
     ]
 }
 
-fn count(number: u64, what: &str) -> String {
+pub(crate) fn count(number: u64, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
@@ -227,7 +235,7 @@ fn rate(mbps: f64) -> String {
     if mbps >= 1000.0 { format!("{:.2} Gbit/s", mbps / 1000.0) } else { format!("{mbps:.1} Mbit/s") }
 }
 
-fn bytes(number: u64) -> String {
+pub(crate) fn bytes(number: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let (mut value, mut unit) = (number as f64, 0);
     while value >= 1024.0 && unit + 1 < UNITS.len() {
@@ -237,7 +245,7 @@ fn bytes(number: u64) -> String {
     if unit == 0 { format!("{number} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
-fn duration(seconds: f64) -> String {
+pub(crate) fn duration(seconds: f64) -> String {
     let seconds = seconds.max(0.0) as u64;
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {
@@ -249,14 +257,14 @@ fn duration(seconds: f64) -> String {
 }
 
 /// Rows with columns of equal width; a header that starts with `<` aligns its column to the right.
-struct Table {
+pub(crate) struct Table {
     headers: Vec<String>,
     right: Vec<bool>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    fn new(headers: &[&str]) -> Self {
+    pub(crate) fn new(headers: &[&str]) -> Self {
         Self {
             right: headers.iter().map(|header| header.starts_with('<')).collect(),
             headers: headers.iter().map(|header| header.trim_start_matches('<').to_owned()).collect(),
@@ -264,12 +272,12 @@ impl Table {
         }
     }
 
-    fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.rows.push(cells.into_iter().collect());
     }
 
     /// Writes the table, after `before`; nothing if it has no rows.
-    fn write(&self, before: &str, out: &mut String) {
+    pub(crate) fn write(&self, before: &str, out: &mut String) {
         if self.rows.is_empty() {
             return;
         }
@@ -372,6 +380,7 @@ mod tests {
                 wan(2, "wwan0", "no carrier", &[]),
             ],
             names: vec![NameReport { host: "hub.example.net".to_owned(), ..NameReport::default() }],
+            gateway: None,
         }
     }
 

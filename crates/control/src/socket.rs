@@ -1,7 +1,7 @@
 //! The control socket: a Unix socket, mode 0600, one JSON line there and one back.
 //!
 //! [`Server`] accepts connections in a thread; each request goes to the gateway's own thread and
-//! its answer back. [`call`] is the other end, for the commands `status`, `reload` and `stop`.
+//! its answer back. [`call`] is the other end, for the commands that ask a running gateway.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::FileTypeExt;
@@ -12,15 +12,18 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use rustix::fs::Mode;
 use serde::{Deserialize, Serialize};
 
 use crate::config::RUNTIME_DIR;
+use crate::handle::{Explanation, FlowFilter, FlowList, GroupReport, LeaseReport};
+use crate::live::{BackendWish, LeaseWish};
 use crate::reload::ReloadReport;
 use crate::report::Report;
 
 /// A request: one line of JSON, for example `{"command":"status"}`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// Live state.
@@ -29,6 +32,62 @@ pub enum Request {
     Reload,
     /// End in an orderly way.
     Stop,
+    /// Flows that match.
+    Flows {
+        /// Which ones.
+        #[serde(default)]
+        filter: FlowFilter,
+        /// How many at most.
+        limit: usize,
+    },
+    /// Where a packet would go, and why.
+    Explain {
+        /// `tcp 10.0.0.5:1234 > 1.2.3.4:443`.
+        packet: String,
+        /// Interface it comes in at; the one its source is routed to by default.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        interface: Option<String>,
+    },
+    /// Take a range of ports (row R1).
+    LeaseTake(LeaseWish),
+    /// Give it back.
+    LeaseReturn {
+        /// Who holds it.
+        name: String,
+    },
+    /// All leases.
+    LeaseList,
+    /// Add prefixes to a group (row R5), or remove them.
+    GroupChange {
+        /// The group.
+        name: String,
+        /// Prefixes.
+        prefixes: Vec<IpNet>,
+        /// Add; else remove.
+        add: bool,
+    },
+    /// All groups, or one.
+    GroupList {
+        /// Only this one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
+    },
+    /// Drain a backend, enable it, or change its weight.
+    Backend {
+        /// The virtual server.
+        server: String,
+        /// Address, with the port where several have the same.
+        backend: String,
+        /// What to do.
+        wish: BackendWish,
+    },
+    /// Take a core out of work, or put it back (row C7).
+    Core {
+        /// Core id.
+        core: usize,
+        /// Put it back.
+        enabled: bool,
+    },
 }
 
 /// The answer: one line of JSON.
@@ -39,12 +98,30 @@ pub struct Response {
     /// Why not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// It was carried out, but there is something to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
     /// Answer to `status`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<Box<Report>>,
     /// Answer to `reload`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reload: Option<ReloadReport>,
+    /// Answer to `flows`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flows: Option<FlowList>,
+    /// Answer to `explain`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub explanation: Option<Box<Explanation>>,
+    /// Answer to `lease-take` (one entry) and `lease-list`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leases: Option<Vec<LeaseReport>>,
+    /// Answer to `group-list`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub groups: Option<Vec<GroupReport>>,
+    /// Answer to `group-change`: how many prefixes changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changed: Option<usize>,
 }
 
 impl Response {
@@ -64,8 +141,8 @@ impl Response {
 /// Handles one request; runs in a thread of the connection and may block.
 pub type Handler = dyn Fn(Request) -> Response + Send + Sync;
 
-/// A request is one short line.
-const REQUEST_BYTES_MAX: u64 = 4096;
+/// A request is one line; the longest has some ten thousand prefixes for a group.
+const REQUEST_BYTES_MAX: u64 = 1 << 20;
 /// A client that sends or reads nothing for so long is cut off.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(5);
 /// A gateway answers within this time, also when it waits for a port.
@@ -186,6 +263,7 @@ pub enum CallError {
 }
 
 /// Sends a request and waits for the answer.
+#[expect(clippy::needless_pass_by_value, reason = "whoever asks has no use for the question afterwards")]
 pub fn call(path: &Path, request: Request) -> Result<Response, CallError> {
     let mut stream = UnixStream::connect(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => CallError::NotRunning(path.to_owned()),
@@ -273,7 +351,8 @@ mod tests {
         let refused = call(&path, Request::Reload).unwrap();
         assert_eq!((refused.ok, refused.error.as_deref()), (false, Some("not now: Reload")));
         // Rubbish gets an answer, too much of it as well; then the next client is served.
-        for rubbish in [&b"hello\n"[..], b"{\"command\":\"dance\"}\n", &[b'x'; 10_000]] {
+        for rubbish in [&b"hello\n"[..], b"{\"command\":\"dance\"}\n", &[&[b'x'; 10_000][..], b"\n"].concat()]
+        {
             let mut stream = UnixStream::connect(&path).unwrap();
             let _ = stream.write_all(rubbish);
             let mut text = String::new();

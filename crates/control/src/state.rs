@@ -95,21 +95,35 @@ impl StateFile {
 }
 
 fn read(path: &Path) -> io::Result<Contents> {
+    Ok(serde_json::from_str(&read_bounded(path, 4096)?)?)
+}
+
+/// The text of a file, cut after so many bytes.
+pub(crate) fn read_bounded(path: &Path, bytes_max: u64) -> io::Result<String> {
     let mut text = String::new();
-    File::open(path)?.take(4096).read_to_string(&mut text)?;
-    Ok(serde_json::from_str(&text)?)
+    File::open(path)?.take(bytes_max).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn write(path: &Path, contents: &Contents, durable: Durable) -> io::Result<()> {
+    let mut text = serde_json::to_string(contents)?;
+    text.push('\n');
+    replace(path, text.as_bytes(), durable)
+}
+
+/// Replaces a file in one step; a power failure may bring the old contents back.
+pub(crate) fn replace_file(path: &Path, contents: &[u8]) -> io::Result<()> {
+    replace(path, contents, Durable::Later)
 }
 
 /// Replaces the file in one step: whoever reads it finds the old or the new contents; if it is to be durable now, also after
 /// a power failure.
-fn write(path: &Path, contents: &Contents, durable: Durable) -> io::Result<()> {
+fn replace(path: &Path, contents: &[u8], durable: Durable) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     let temporary = path.with_extension("new");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    let mut text = serde_json::to_string(contents)?;
-    text.push('\n');
-    let mut written = file.write_all(text.as_bytes());
+    let mut written = file.write_all(contents);
     if durable == Durable::Now {
         written = written.and_then(|()| file.sync_all());
     }

@@ -83,7 +83,7 @@ pub fn run(config: Config, options: Options) -> Result<(), UpError> {
         tracing::warn!("{warning}");
     }
     let gateway_events = events.try_clone().map_err(failed("cannot copy a descriptor"))?;
-    let mut gateway = Gateway::start(config, cpus, host, gateway_events)?;
+    let mut gateway = Gateway::start(config, cpus, host, &socket, gateway_events)?;
     gateway.refresh();
     notify(&[NotifyState::Ready]);
     tracing::info!(socket = %socket.display(), "up");
@@ -266,6 +266,7 @@ impl Loop {
             if let Some(reopen) = &self.options.reopen_log {
                 reopen();
             }
+            self.gateway.reopen_logs();
             let _ = self.reload();
         }
         Ok(false)
@@ -299,8 +300,9 @@ impl Loop {
             let Ok(event) = self.receiver.try_recv() else { return Ok(false) };
             match event {
                 Event::Answer(host, answer) => self.gateway.answered(&host, answer),
+                Event::Health(change) => self.gateway.health(&change),
                 Event::Request(request, reply) => {
-                    let response = match request {
+                    let response = match &request {
                         Request::Status => Response {
                             ok: true,
                             status: Some(Box::new(self.gateway.report())),
@@ -311,6 +313,7 @@ impl Loop {
                             Err(problems) => Response::error(problems.join("\n")),
                         },
                         Request::Stop => Response::done(),
+                        other => self.gateway.answer(other),
                     };
                     let _ = reply.try_send(response);
                     if request == Request::Stop {

@@ -9,6 +9,7 @@
 //! * [`config`]: what control tells the engine; [`status`]: what it tells back.
 //! * [`worker`]: the loop. It owns a [`tunnel::core::Core`], its TUN queue and its [`sockets`]; nothing per packet is
 //!   shared with another worker.
+//! * [`gateway`]: plain interfaces: firewall, NAT and load balancing on the same workers.
 //! * [`rings`]: for packets that came to the wrong core, and only those; they are counted.
 //! * [`counters`]: written by one worker, read at scrape.
 //!
@@ -17,6 +18,7 @@
 
 pub mod config;
 pub mod counters;
+pub mod gateway;
 pub mod rings;
 pub mod sockets;
 pub mod status;
@@ -83,6 +85,7 @@ pub struct Shared {
     pub(crate) config: ArcSwap<WorkerConfig>,
     pub(crate) stop: AtomicBool,
     pub(crate) mark: u32,
+    pub(crate) gateway: Arc<gateway::Shared>,
     actions: Mutex<Vec<Action>>,
 }
 
@@ -91,7 +94,7 @@ impl Shared {
         self.actions.lock().map(|mut actions| std::mem::take(&mut *actions)).unwrap_or_default()
     }
 
-    fn wake_all(&self) {
+    pub(crate) fn wake_all(&self) {
         for doorbell in self.doorbells.iter() {
             // Not `ring`: a worker that is just falling asleep must see it too.
             let _ = doorbell.event().signal();
@@ -139,6 +142,7 @@ impl Engine {
             }),
             stop: AtomicBool::new(false),
             mark: settings.mark,
+            gateway: Arc::new(gateway::Shared::new(cores).map_err(std::io::Error::other)?),
             actions: Mutex::new(Vec::new()),
         });
         let merge_udp = tun.offload() == linux::tun::Offload::TcpAndUdp;
@@ -176,6 +180,10 @@ impl Engine {
             })?;
             engine.threads.push(thread);
         }
+        let keeper = gateway::Keeper::new(shared);
+        engine
+            .threads
+            .push(std::thread::Builder::new().name("control-core".to_owned()).spawn(move || keeper.run())?);
         Ok(engine)
     }
 
@@ -282,6 +290,7 @@ impl Engine {
     }
 
     fn shut_down(&mut self) {
+        self.close_gateway();
         self.shared.stop.store(true, Relaxed);
         self.shared.wake_all();
         for thread in self.threads.drain(..) {

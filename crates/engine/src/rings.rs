@@ -19,6 +19,8 @@ pub enum Handed {
     Packet(VirtioNetHeader, Vec<u8>),
     /// One datagram.
     Datagram(Source, Vec<u8>),
+    /// A packet of a plain interface, for the core of its flow.
+    Service(Box<services::core::Handed>),
 }
 
 /// Wakes a worker that sleeps; does nothing to one that is awake.
@@ -49,6 +51,11 @@ impl Doorbell {
     /// The worker is awake.
     pub fn get_up(&self) {
         self.asleep.store(false, SeqCst);
+    }
+
+    /// Whether the worker sleeps, or is about to.
+    pub fn is_asleep(&self) -> bool {
+        self.asleep.load(SeqCst)
     }
 
     /// What to wait on.

@@ -13,6 +13,9 @@ use packet::coalesce::Coalescer;
 use packet::drop_reason::{DropCounters, DropReason};
 use packet::flow::FlowKey;
 use packet::vnet::VirtioNetHeader;
+use services::core::ETHERNET_BYTES;
+use services::policy::Policy;
+use services::spec::{HOST_PORT, TUNNEL_PORT};
 use tunnel::core::{Core, Output, Target, owner_core};
 use tunnel::header::Header;
 use tunnel::node::{Node, Source};
@@ -20,6 +23,7 @@ use tunnel::time::Time;
 
 use crate::Shared;
 use crate::counters::Counters;
+use crate::gateway::{PORT_TOKENS, Part, PartContext};
 use crate::rings::{Handed, Rings};
 use crate::sockets::{Sockets, WanDevices};
 
@@ -54,6 +58,10 @@ struct Io {
     drops: DropCounters,
     node: Arc<Node>,
     now_ns: u64,
+    /// What the tunnel delivered and the gateway, not the host, sends on.
+    forwarded: Vec<(VirtioNetHeader, Vec<u8>)>,
+    /// Whether the gateway has a way for a destination; `None` while there is no gateway.
+    ways: Option<Arc<Policy>>,
 }
 
 /// A worker before and while it runs.
@@ -64,6 +72,9 @@ pub struct Worker {
     io: Io,
     rings: Rings,
     version: u64,
+    gateway: Part,
+    /// What the host sent for plain interfaces.
+    from_tun: Vec<(VirtioNetHeader, Vec<u8>)>,
     read: Box<[u8]>,
     receive: Vec<Box<[u8]>>,
     published_ns: u64,
@@ -87,10 +98,12 @@ impl Output for Io {
     fn deliver(&mut self, _bond: usize, packet: &[u8], partial: bool, may_merge: bool) {
         self.counters.tun_tx_packets.add(1);
         self.counters.tun_tx_bytes.add(packet.len() as u64);
-        let Self { coalescer, tun, counters, drops, node, now_ns, .. } = self;
+        let Self { coalescer, tun, counters, drops, node, now_ns, ways, forwarded, .. } = self;
         // Partial checksums were vouched for by the peer's kernel and the AEAD: merging hides nothing.
         let fits = coalescer.push(packet, partial, may_merge || partial, &mut |bytes| {
-            write_tun(tun, counters, drops, node, *now_ns, bytes);
+            if !divert(ways.as_deref(), bytes, forwarded) {
+                write_tun(tun, counters, drops, node, *now_ns, bytes);
+            }
         });
         if !fits {
             drops.add(DropReason::TooBig);
@@ -100,9 +113,39 @@ impl Output for Io {
 
 impl Io {
     fn flush(&mut self) {
-        let Self { coalescer, tun, counters, drops, node, now_ns, .. } = self;
-        coalescer.flush(&mut |bytes| write_tun(tun, counters, drops, node, *now_ns, bytes));
+        let Self { coalescer, tun, counters, drops, node, now_ns, ways, forwarded, .. } = self;
+        coalescer.flush(&mut |bytes| {
+            if !divert(ways.as_deref(), bytes, forwarded) {
+                write_tun(tun, counters, drops, node, *now_ns, bytes);
+            }
+        });
     }
+}
+
+/// What the tunnel delivers for somebody behind a plain interface is the gateway's, not the host's.
+fn divert(ways: Option<&Policy>, bytes: &[u8], forwarded: &mut Vec<(VirtioNetHeader, Vec<u8>)>) -> bool {
+    let Some(policy) = ways else { return false };
+    let Some((header, packet)) = bytes.split_at_checked(VNET_BYTES) else { return false };
+    let (Ok(offload), Ok(key)) = (VirtioNetHeader::parse(header), FlowKey::of(packet)) else { return false };
+    let serves = policy.server_or_forward(&key).is_some() || policy.nat.is_outside(key.dst);
+    if !serves && (policy.is_own(key.dst) || !leads_out(policy, &key)) {
+        return false;
+    }
+    forwarded.push((offload, with_room(packet)));
+    true
+}
+
+/// Whether the route to a packet's destination is by a plain interface.
+fn leads_out(policy: &Policy, key: &FlowKey) -> bool {
+    policy.fib.lookup(0, key.dst).is_some_and(|route| services::policy::is_interface(route.port))
+}
+
+/// A packet with room for an Ethernet header in front.
+fn with_room(packet: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(ETHERNET_BYTES + packet.len());
+    bytes.resize(ETHERNET_BYTES, 0);
+    bytes.extend_from_slice(packet);
+    bytes
 }
 
 fn write_tun(
@@ -153,7 +196,11 @@ impl Worker {
                 drops: DropCounters::default(),
                 node,
                 now_ns: 0,
+                forwarded: Vec::new(),
+                ways: None,
             },
+            gateway: Part::new(id, random_word()?, Arc::clone(&shared.gateway)),
+            from_tun: Vec::new(),
             rings,
             version: 0,
             read: vec![0; READ_BYTES].into_boxed_slice(),
@@ -204,14 +251,21 @@ impl Worker {
         let mut more = false;
         for event in ready {
             match event.token {
+                token if token >= PORT_TOKENS => {
+                    let (gateway, mut context) = self.gateway();
+                    more |= gateway.pull(now_ns, token, &mut context);
+                }
                 TUN_TOKEN => more |= self.pull_tun(now),
                 BELL_TOKEN => self.answer_bell(now),
                 token => more |= self.pull_socket(now, token),
             }
         }
         more |= self.pull_rings(now);
-        let next = self.core.finish(now, &mut self.io);
+        let due_ns = self.serve(now_ns);
+        self.enter_tunnel(now);
+        let next = self.core.finish(now, &mut self.io).min(Time::from_ns(due_ns));
         self.io.flush();
+        more |= self.leave_tunnel(now_ns);
         for (bond, id, bytes) in self.io.sockets.take_too_big() {
             let bonds = self.io.node.bonds.load();
             // An MTU probe that is too big says only what it was sent to find out.
@@ -224,7 +278,56 @@ impl Worker {
         (next, more)
     }
 
+    /// The gateway and what it needs of the worker.
+    fn gateway(&mut self) -> (&mut Part, PartContext<'_>) {
+        let context = PartContext { tun: &self.io.tun, rings: &mut self.rings };
+        (&mut self.gateway, context)
+    }
+
+    /// What the host sent for plain interfaces, and the gateway's own business.
+    fn serve(&mut self, now_ns: u64) -> u64 {
+        let mut packets = std::mem::take(&mut self.from_tun);
+        if !packets.is_empty() {
+            let (gateway, mut context) = self.gateway();
+            gateway.take(now_ns, HOST_PORT, &mut packets, &mut context);
+            packets.clear();
+        }
+        self.from_tun = packets;
+        self.gateway.tick(now_ns)
+    }
+
+    /// What the gateway has for the tunnel.
+    fn enter_tunnel(&mut self, now: Time) {
+        for (offload, mut packet) in std::mem::take(&mut self.gateway.tunnel) {
+            match self.core.classify(&packet) {
+                Ok(classified) if classified.owner == self.id => {
+                    self.core.packet(now, &offload, &mut packet, &classified, &mut self.io);
+                }
+                Ok(classified) => {
+                    let item = Handed::Packet(offload, packet);
+                    hand_over(&mut self.rings, usize::from(classified.owner), item, &mut self.io);
+                }
+                Err(reason) => self.io.drops.add(reason),
+            }
+        }
+    }
+
+    /// What the tunnel delivered for the gateway; whether that made something for the tunnel again.
+    fn leave_tunnel(&mut self, now_ns: u64) -> bool {
+        let mut packets = std::mem::take(&mut self.io.forwarded);
+        if !packets.is_empty() {
+            let (gateway, mut context) = self.gateway();
+            gateway.take(now_ns, TUNNEL_PORT, &mut packets, &mut context);
+            packets.clear();
+        }
+        self.io.forwarded = packets;
+        !self.gateway.tunnel.is_empty()
+    }
+
     fn follow_config(&mut self) {
+        if self.gateway.follow() {
+            self.io.ways = Some(self.gateway.policy());
+        }
         let config = self.shared.config.load();
         if config.version == self.version {
             return;
@@ -252,6 +355,7 @@ impl Worker {
     fn answer_bell(&mut self, now: Time) {
         // Whatever rang, the round looks everywhere.
         let _ = self.shared.doorbells[usize::from(self.id)].event().drain();
+        self.gateway.read_letters(now.ns(), &self.io.epoll);
         if self.id == 0 {
             let actions = self.shared.take_actions();
             if !actions.is_empty() {
@@ -296,6 +400,10 @@ impl Worker {
                 Ok(classified) => {
                     let item = Handed::Packet(offload, packet.to_vec());
                     hand_over(&mut self.rings, usize::from(classified.owner), item, &mut self.io);
+                }
+                // Not for a peer: what the host routed here may be for a plain interface.
+                Err(DropReason::NoPeer) if self.io.ways.is_some() => {
+                    self.from_tun.push((offload, with_room(packet)));
                 }
                 Err(reason) => self.io.drops.add(reason),
             }
@@ -382,6 +490,10 @@ impl Worker {
             let Some(item) = self.rings.pop() else { return false };
             self.io.counters.ring_in.add(1);
             match item {
+                Handed::Service(handed) => {
+                    let (gateway, mut context) = self.gateway();
+                    gateway.handed(now.ns(), *handed, &mut context);
+                }
                 Handed::Packet(offload, mut packet) => match self.core.classify(&packet) {
                     Ok(classified) => self.core.packet(now, &offload, &mut packet, &classified, &mut self.io),
                     Err(reason) => self.io.drops.add(reason),
@@ -423,6 +535,11 @@ impl Worker {
         self.published_ns = 0;
         self.publish(now.ns());
     }
+}
+
+/// A seed for the hash tables of one core.
+fn random_word() -> std::io::Result<u64> {
+    getrandom::u64().map_err(std::io::Error::other)
 }
 
 fn hand_over(rings: &mut Rings, owner: usize, item: Handed, io: &mut Io) {

@@ -1,4 +1,4 @@
-//! The two programs we give the kernel, so that it hands each packet to the core that owns it.
+//! The programs we give the kernel, so that it hands each packet to the core that owns it.
 //!
 //! * [`reuseport_program`]: classic BPF, needs no privilege. Picks the UDP socket of a group by the receiving
 //!   core byte of the tunnel header.
@@ -6,11 +6,16 @@
 //!   bucket table that the engine uses ([`::steering::symmetric`], [`packet::flow`]), so that a packet is
 //!   read on the core that owns its flow. Without it the kernel's own flow table and the engine's ring do the
 //!   same work, only slower.
+//! * [`KernelShare`]: which frames of an interface stay with the kernel's own stack. The same program as a
+//!   filter of packet sockets (classic, no privilege) and at the interface (eBPF).
 
 mod assembler;
-mod kernel;
+mod classic;
+pub(crate) mod kernel;
 mod reuseport;
+mod share;
 mod steering;
 
 pub use self::reuseport::{Instruction, attach_reuseport, reuseport_program};
+pub use self::share::{ADDRESSES_MAX, KernelShare, UDP_PORTS_MAX};
 pub use self::steering::{SteeringProgram, TABLE_BUCKETS_MAX};

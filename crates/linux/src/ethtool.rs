@@ -1,4 +1,9 @@
-//! Offload settings of an interface, by the old ethtool calls which every kernel has.
+//! Offload settings of an interface and the receive hash of a card, by the old ethtool calls which every kernel
+//! has.
+
+mod rss;
+
+pub use rss::{Rss, RssFunction, rss};
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};

@@ -12,7 +12,10 @@
 //! 6. [`bpf`]: the classic program which picks the socket by the receiving core, and the program
 //!    which makes a TUN device pick its queue by our own flow hash.
 //! 7. [`event`] and [`clock`]: what a worker sleeps on (epoll, eventfd, timerfd, signalfd) and its time.
-//! 8. [`packet_socket`]: raw Ethernet frames of one interface, for the link emulator.
+//! 8. [`packet_ring`] and [`packet_sender`]: the frames of a plain interface, one ring per core, super-packets
+//!    whole. [`ingress_guard`]: the kernel's own stack does not see them. [`raw_ip`]: packets to neighbours
+//!    that the kernel has to find first.
+//! 9. [`packet_socket`]: raw Ethernet frames of one interface, for the link emulator.
 //!
 //! Everything that a worker calls per packet is non-blocking and returns [`std::io::Result`], where
 //! `WouldBlock` means "nothing now". Everything that is called while configuring returns [`Result`],
@@ -24,10 +27,14 @@ pub mod clock;
 mod error;
 pub mod ethtool;
 pub mod event;
+pub mod ingress_guard;
 pub mod netlink;
 pub mod netns;
+pub mod packet_ring;
+pub mod packet_sender;
 pub mod packet_socket;
 pub mod process;
+pub mod raw_ip;
 mod sys;
 pub mod testing;
 pub mod tun;

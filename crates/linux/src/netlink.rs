@@ -7,12 +7,14 @@
 mod address;
 mod link;
 mod monitor;
+mod neighbour;
 mod route;
 mod rule;
 
 pub use address::Address;
 pub use link::Link;
 pub use monitor::{Change, Monitor};
+pub use neighbour::{Neighbour, NeighbourChange, NeighbourMonitor, NeighbourState};
 pub use route::{MAIN_TABLE, Route, RouteKind, RouteSpec};
 pub use rule::{Family, RuleSpec};
 

@@ -199,6 +199,21 @@ pub fn sysctl(name: &str) -> Result<String> {
     Ok(text.trim_end().to_owned())
 }
 
+/// The ports from which the kernel takes those of its own connections, first and last
+/// (`net.ipv4.ip_local_port_range`), in the calling thread's network namespace.
+pub fn local_port_range() -> Result<(u16, u16)> {
+    const NAME: &str = "net.ipv4.ip_local_port_range";
+    let text = sysctl(NAME)?;
+    let mut words = text.split_whitespace().map(str::parse::<u16>);
+    match (words.next(), words.next()) {
+        (Some(Ok(first)), Some(Ok(last))) if first <= last => Ok((first, last)),
+        _ => {
+            let error = io::Error::new(io::ErrorKind::InvalidData, format!("not a range of ports: {text:?}"));
+            Err(Error::new(format!("read {NAME}"), error))
+        }
+    }
+}
+
 fn sysctl_path(name: &str) -> String {
     let swap = |letter| match letter {
         '.' => '/',

@@ -22,6 +22,7 @@ pub mod drop_reason;
 pub mod flow;
 pub mod ip;
 mod mss;
+pub mod prefetch;
 pub mod segment;
 #[cfg(test)]
 mod testing;

@@ -17,12 +17,16 @@
 //! [`spec`] is what the operator wants, in plain data; [`policy`] is its compiled form, replaced as a whole.
 
 pub mod balance;
+pub mod core;
 pub mod flow;
 pub mod fragment;
 pub mod icmp;
 pub mod nat;
+pub mod policy;
 pub mod proxy_protocol;
 pub mod rewrite;
+pub mod route;
 pub mod rules;
 pub mod spec;
+pub mod steer;
 pub mod tcp;

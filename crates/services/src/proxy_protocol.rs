@@ -1,1 +1,242 @@
-//! Placeholder page.
+//! The PROXY protocol, version 2 (haproxy's `doc/proxy-protocol.txt` §2.2), for TCP flows that a gateway passes on
+//! without ending them: the header is inserted in front of the client's first byte, and the sequence numbers behind it
+//! are shifted for the rest of the connection.
+//!
+//! Nothing is held back or sent again by the gateway. The header rides on the segment that starts at the client's first
+//! byte: mostly the ACK that ends the handshake, so that a server that speaks first has it too. Every copy of such a
+//! segment gets the same header until the server has acknowledged it; if one is lost, the client or the server's
+//! repeated SYN-ACK brings the next.
+//!
+//! For each segment of a flow with [`crate::flow::flags::SHIFTED`]:
+//!
+//! * original direction: [`crate::tcp::follow`], then [`Shift::needs_header`] ? [`insert`] : [`shift`];
+//! * reply direction: [`shift`], then [`crate::tcp::follow`], which knows the client's numbers only.
+//!
+//! The caller lowers the client's MSS by [`Header::bytes`] so that the longer segment fits, and removes or refuses data
+//! in the SYN ([`insert`] does).
+
+mod options;
+
+use std::net::IpAddr;
+
+use packet::ip::{PROTOCOL_TCP, PROTOCOL_UDP};
+use packet::{DropReason, FlowKey, IpHeader, checksum};
+
+use crate::flow::Direction;
+use crate::rewrite::bytes::{changed, changed_partial, delta, delta16, put, put_u16, put_u32, u16_at};
+use crate::tcp::{ACK, RST, SYN, Segment};
+
+/// Longest header, bytes: of a flow over IPv6.
+pub const HEADER_BYTES_MAX: usize = 52;
+const HEADER_BYTES_V4: usize = 28;
+const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
+/// Version 2, command PROXY.
+const VERSION_AND_COMMAND: u8 = 0x21;
+const TCP_CHECKSUM_AT: usize = 16;
+const TCP_HEADER_BYTES: usize = 20;
+
+/// The header of one flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    bytes: [u8; HEADER_BYTES_MAX],
+    length: u8,
+}
+
+impl Header {
+    /// The header for a flow. `key`: as the client sent it, before translation. `None`: neither TCP nor UDP, or addresses
+    /// of different versions.
+    #[must_use]
+    pub fn of(key: &FlowKey) -> Option<Header> {
+        let transport = match key.protocol {
+            PROTOCOL_TCP => 1,
+            PROTOCOL_UDP => 2,
+            _ => return None,
+        };
+        let mut bytes = [0; HEADER_BYTES_MAX];
+        put(&mut bytes, 0, &SIGNATURE);
+        let (family, ports_at) = match (key.src, key.dst) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => {
+                put(&mut bytes, 16, &src.octets());
+                put(&mut bytes, 20, &dst.octets());
+                (0x10, 24)
+            }
+            (IpAddr::V6(src), IpAddr::V6(dst)) => {
+                put(&mut bytes, 16, &src.octets());
+                put(&mut bytes, 32, &dst.octets());
+                (0x20, 48)
+            }
+            _ => return None,
+        };
+        put(&mut bytes, 12, &[VERSION_AND_COMMAND, family | transport]);
+        put_u16(&mut bytes, 14, (ports_at + 4 - 16) as u16);
+        put_u16(&mut bytes, ports_at, key.src_port);
+        put_u16(&mut bytes, ports_at + 2, key.dst_port);
+        Some(Header { bytes, length: (ports_at + 4) as u8 })
+    }
+
+    /// The bytes on the wire: 28 or 52.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.get(..usize::from(self.length)).unwrap_or_default()
+    }
+}
+
+/// What is kept of a flow whose sequence numbers are shifted: 8 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shift {
+    /// Sequence number of the client's first byte of data.
+    first: u32,
+    /// Bytes inserted in front of it.
+    length: u8,
+    /// The server has all of them.
+    acknowledged: bool,
+}
+
+impl Shift {
+    /// `syn`: sequence number of the client's SYN; a SYN with another number makes a new `Shift`. `v6`: the flow is one of
+    /// IPv6, so the header is the long one.
+    #[must_use]
+    pub const fn new(syn: u32, v6: bool) -> Shift {
+        let length = if v6 { HEADER_BYTES_MAX } else { HEADER_BYTES_V4 } as u8;
+        Shift { first: syn.wrapping_add(1), length, acknowledged: false }
+    }
+
+    /// This segment of the original direction must carry the header: [`insert`] it.
+    #[inline]
+    #[must_use]
+    pub const fn needs_header(&self, segment: &Segment) -> bool {
+        !self.acknowledged && segment.seq == self.first && !segment.has(SYN | RST)
+    }
+
+    /// The server has acknowledged the whole header.
+    #[inline]
+    #[must_use]
+    pub const fn is_acknowledged(&self) -> bool {
+        self.acknowledged
+    }
+
+    /// A client's sequence number as the server knows it.
+    const fn for_server(&self, seq: u32) -> u32 {
+        let behind = seq.wrapping_sub(self.first) as i32 > 0;
+        if self.acknowledged || behind { seq.wrapping_add(self.length as u32) } else { seq }
+    }
+
+    /// A server's acknowledgment (or edge of a SACK block) as the client knows it. Of the header's own bytes the client
+    /// knows nothing: they count as not acknowledged.
+    const fn for_client(&self, ack: u32) -> u32 {
+        let length = self.length as u32;
+        let ahead = ack.wrapping_sub(self.first) as i32;
+        if self.acknowledged || ahead > length as i32 {
+            // After that the numbers wrap around: an acknowledgment older than the header becomes an older one.
+            ack.wrapping_sub(length)
+        } else if ahead > 0 {
+            self.first
+        } else {
+            ack
+        }
+    }
+}
+
+/// Shifts the sequence number of a client's segment, or acknowledgment and SACK blocks of a server's, and notes when the
+/// server has the header. `header` was parsed from this packet.
+///
+/// # Errors
+/// The packet is unchanged then. [`DropReason::TcpInvalid`]: no whole TCP segment.
+#[inline]
+pub fn shift(
+    packet: &mut [u8],
+    header: &IpHeader,
+    checksum_partial: bool,
+    direction: Direction,
+    shift: &mut Shift,
+) -> Result<(), DropReason> {
+    let upper = packet.get_mut(header.header_bytes..header.total_bytes).ok_or(DropReason::TcpInvalid)?;
+    if header.protocol != PROTOCOL_TCP || header.is_fragmented() {
+        return Err(DropReason::TcpInvalid);
+    }
+    let segment = Segment::of(upper).ok_or(DropReason::TcpInvalid)?;
+    let change = match direction {
+        Direction::Original if segment.has(SYN) => 0,
+        Direction::Original => {
+            let seq = shift.for_server(segment.seq);
+            put_u32(upper, 4, seq);
+            delta(segment.seq, seq)
+        }
+        Direction::Reply if !segment.has(ACK) || segment.has(SYN) => 0,
+        Direction::Reply => {
+            let ahead = segment.ack.wrapping_sub(shift.first) as i32;
+            shift.acknowledged |= ahead >= i32::from(shift.length);
+            let ack = shift.for_client(segment.ack);
+            put_u32(upper, 8, ack);
+            let header_bytes = upper.len() - segment.payload_bytes as usize;
+            let blocks = upper.get_mut(TCP_HEADER_BYTES..header_bytes).unwrap_or_default();
+            delta(segment.ack, ack) + options::shift_sack(blocks, |edge| shift.for_client(edge))
+        }
+    };
+    if change != 0 && !checksum_partial {
+        put_u16(upper, TCP_CHECKSUM_AT, changed(u16_at(upper, TCP_CHECKSUM_AT).unwrap_or(0), change));
+    }
+    Ok(())
+}
+
+/// Writes `packet` with the header in front of its payload to the start of `out` and returns its length. Its sequence
+/// number stays: the header's bytes come first. A super-packet stays one; its `gso_size` does not change.
+///
+/// # Errors
+/// [`DropReason::TcpInvalid`]: no whole TCP segment. [`DropReason::NatUnsupported`]: data in a SYN (RFC 7413); the client
+/// sends it again without. [`DropReason::TooBig`]: longer than IP allows or than `out`.
+pub fn insert(
+    packet: &[u8],
+    header: &IpHeader,
+    checksum_partial: bool,
+    proxy: &Header,
+    out: &mut [u8],
+) -> Result<usize, DropReason> {
+    let upper = header.payload(packet);
+    if header.protocol != PROTOCOL_TCP || header.is_fragmented() {
+        return Err(DropReason::TcpInvalid);
+    }
+    let segment = Segment::of(upper).ok_or(DropReason::TcpInvalid)?;
+    if segment.has(SYN) {
+        return Err(DropReason::NatUnsupported);
+    }
+    let inserted = proxy.bytes();
+    let headers = header.total_bytes - segment.payload_bytes as usize;
+    let bytes = header.total_bytes + inserted.len();
+    let length = if header.version == 4 { bytes } else { bytes - packet::ip::IPV6_HEADER_BYTES };
+    let out = out.get_mut(..bytes).filter(|_| length <= usize::from(u16::MAX)).ok_or(DropReason::TooBig)?;
+    let (head, payload) = packet
+        .get(..header.total_bytes)
+        .and_then(|packet| packet.split_at_checked(headers))
+        .ok_or(DropReason::TcpInvalid)?;
+    put(out, 0, head);
+    put(out, headers, inserted);
+    put(out, headers + inserted.len(), payload);
+    if header.version == 4 {
+        let change = delta16(u16_at(packet, 2).unwrap_or(0), length as u16);
+        put_u16(out, 10, changed(u16_at(packet, 10).unwrap_or(0), change));
+        put_u16(out, 2, length as u16);
+    } else {
+        put_u16(out, 4, length as u16);
+    }
+    // The header has an even number of bytes and starts at an even offset: the payload's words stay whole.
+    let at = header.header_bytes + TCP_CHECKSUM_AT;
+    let old = u16_at(packet, at).unwrap_or(0);
+    let change = delta16(upper.len() as u16, (upper.len() + inserted.len()) as u16);
+    let new = if checksum_partial {
+        changed_partial(old, change)
+    } else {
+        changed(old, change + u64::from(checksum::sum(inserted, 0)))
+    };
+    put_u16(out, at, new);
+    Ok(bytes)
+}
+
+/// The sequence number of a client's SYN, for [`Shift::new`]. `None`: no SYN, or one that is also a SYN-ACK.
+#[must_use]
+pub fn syn_of(segment: &Segment) -> Option<u32> {
+    (segment.flags & (SYN | ACK) == SYN).then_some(segment.seq)
+}
+
+#[cfg(test)]
+mod tests;

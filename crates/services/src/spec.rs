@@ -48,6 +48,8 @@ pub struct GatewaySpec {
     pub leases: Vec<LeaseSpec>,
     /// `[[virtual-server]]`.
     pub servers: Vec<ServerSpec>,
+    /// By what fragments are assembled or bridged (row C5).
+    pub fragments: crate::fragment::Variant,
     /// How long silent flows are kept.
     pub timeouts: Timeouts,
     /// Bounds.

@@ -16,6 +16,8 @@
 //! 6. [`cores`], [`policy`]: a sender's choice among the receiver's cores: by the receiver's table, or
 //!    round robin, at random, or least loaded, with a bounded register of flows.
 //! 7. [`port_solver`]: the inverse: a source port whose replies come back to a wanted core, in O(1).
+//! 8. [`vote`]: cores tell their load, an arbiter moves a few buckets; cores that hang are found.
+//! 9. [`distribution`]: other ways to give packets to cores, to compare with the table.
 //!
 //! ```
 //! use steering::symmetric::FlowHasher;
@@ -39,6 +41,7 @@
 
 pub mod assign;
 pub mod cores;
+pub mod distribution;
 pub mod era;
 pub mod policy;
 pub mod port_solver;
@@ -46,3 +49,4 @@ mod registry;
 pub mod symmetric;
 pub mod table;
 pub mod toeplitz;
+pub mod vote;

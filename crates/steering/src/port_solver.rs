@@ -193,20 +193,63 @@ impl Outgoing {
     /// The flow with source port (or echo id) `port`.
     #[must_use]
     pub fn with_port(&self, port: u16) -> FlowKey {
-        let (src_port, dst_port) = match (self.is_echo(), self.own_is_low()) {
-            (true, false) => (0, port),
-            (true, true) => (port, 0),
-            (false, _) => (port, self.remote_port),
+        let (src_port, dst_port) = match self.is_echo() {
+            // Between equal addresses an echo request has its id in the source slot.
+            true if self.own <= self.remote => (port, 0),
+            true => (0, port),
+            false => (port, self.remote_port),
         };
         FlowKey { src: self.own, dst: self.remote, src_port, dst_port, protocol: self.protocol }
+    }
+
+    /// Where the port that is sought stands in the hash input.
+    pub fn slot(&self) -> Result<PortSlot, NoSolution> {
+        if self.own == self.remote {
+            return Err(NoSolution::EqualAddresses);
+        }
+        // The echo id stands in the low slot whoever asked.
+        let low = self.is_echo() || self.own < self.remote;
+        match (self.own, self.remote) {
+            (IpAddr::V4(_), IpAddr::V4(_)) if low => Ok(PortSlot::LowV4),
+            (IpAddr::V4(_), IpAddr::V4(_)) => Ok(PortSlot::HighV4),
+            (IpAddr::V6(_), IpAddr::V6(_)) if low => Ok(PortSlot::LowV6),
+            (IpAddr::V6(_), IpAddr::V6(_)) => Ok(PortSlot::HighV6),
+            _ => Err(NoSolution::MixedFamilies),
+        }
     }
 
     fn is_echo(&self) -> bool {
         matches!(self.protocol, ICMP | ICMP_V6)
     }
+}
 
-    fn own_is_low(&self) -> bool {
-        self.own < self.remote
+/// One of the four places of a port in the input of the symmetric hash.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u8)]
+pub enum PortSlot {
+    /// IPv4, the low endpoint's port.
+    LowV4 = 0,
+    /// IPv4, the high endpoint's.
+    HighV4 = 1,
+    /// IPv6, low.
+    LowV6 = 2,
+    /// IPv6, high.
+    HighV6 = 3,
+}
+
+impl PortSlot {
+    /// All four, in the order of their numbers.
+    pub const ALL: [Self; 4] = [Self::LowV4, Self::HighV4, Self::LowV6, Self::HighV6];
+
+    /// The first of the port's two bytes in the hash input.
+    #[must_use]
+    pub const fn byte(self) -> usize {
+        match self {
+            Self::LowV4 => 8,
+            Self::HighV4 => 10,
+            Self::LowV6 => 32,
+            Self::HighV6 => 34,
+        }
     }
 }
 
@@ -226,14 +269,25 @@ impl ReplyPorts {
     #[must_use]
     pub fn new(hasher: &FlowHasher, core_bits: u32, block_bits: u32) -> Option<Self> {
         let solver =
-            |port_byte: usize| PortSolver::new(hasher.key(), port_byte * 8, 16, core_bits, block_bits);
+            |slot: PortSlot| PortSolver::new(hasher.key(), slot.byte() * 8, 16, core_bits, block_bits);
         Some(Self {
-            low_v4: solver(8)?,
-            high_v4: solver(10)?,
-            low_v6: solver(32)?,
-            high_v6: solver(34)?,
+            low_v4: solver(PortSlot::LowV4)?,
+            high_v4: solver(PortSlot::HighV4)?,
+            low_v6: solver(PortSlot::LowV6)?,
+            high_v6: solver(PortSlot::HighV6)?,
             block_bits,
         })
+    }
+
+    /// The solver of one place of the port.
+    #[must_use]
+    pub fn solver(&self, slot: PortSlot) -> &PortSolver {
+        match slot {
+            PortSlot::LowV4 => &self.low_v4,
+            PortSlot::HighV4 => &self.high_v4,
+            PortSlot::LowV6 => &self.low_v6,
+            PortSlot::HighV6 => &self.high_v6,
+        }
     }
 
     /// Takes the first of the drawn keys that has the rank. For 7 core bits more than half of all random keys
@@ -265,18 +319,7 @@ impl ReplyPorts {
         bucket: u16,
         random: u32,
     ) -> Result<Ports<'_>, NoSolution> {
-        if flow.own == flow.remote {
-            return Err(NoSolution::EqualAddresses);
-        }
-        // The echo id stands in the low slot whoever asked.
-        let low = flow.is_echo() || flow.own_is_low();
-        let solver = match (flow.own, flow.remote) {
-            (IpAddr::V4(_), IpAddr::V4(_)) if low => &self.low_v4,
-            (IpAddr::V4(_), IpAddr::V4(_)) => &self.high_v4,
-            (IpAddr::V6(_), IpAddr::V6(_)) if low => &self.low_v6,
-            (IpAddr::V6(_), IpAddr::V6(_)) => &self.high_v6,
-            _ => return Err(NoSolution::MixedFamilies),
-        };
+        let solver = self.solver(flow.slot()?);
         // Fixed bits come from the block, free bits from the solution.
         let start = (u32::from(block) >> self.block_bits << self.block_bits) as u16;
         let hash = hasher.hash(&flow.with_port(start), flow.tenant);

@@ -30,7 +30,8 @@ pub struct Node {
 }
 
 impl Node {
-    fn create(name: impl Into<String>) -> anyhow::Result<Node> {
+    /// A node of its own, without any interface but loopback.
+    pub fn create(name: impl Into<String>) -> anyhow::Result<Node> {
         let node = Node { name: name.into(), namespace: Arc::new(Namespace::create()?) };
         node.run(|| {
             for (setting, value) in SETTINGS {
@@ -101,6 +102,29 @@ impl Node {
     pub fn interface(&self, name: &str) -> anyhow::Result<u32> {
         let link = self.netlink()?.link(name)?;
         Ok(link.with_context(|| format!("there is no interface {name} in {}", self.name))?.index)
+    }
+
+    /// Lays a cable from `interface` here to `far_interface` of `far`, with these addresses and an MTU of 1,500. Offloads
+    /// stay as the kernel has them: super-packets pass whole, as between a host and its network card.
+    pub fn connect(
+        &self,
+        interface: &str,
+        addresses: &[IpNet],
+        far: &Node,
+        far_interface: &str,
+        far_addresses: &[IpNet],
+    ) -> anyhow::Result<()> {
+        let other = std::os::fd::AsFd::as_fd(far.namespace());
+        self.netlink()?.add_veth(interface, far_interface, Some(other))?;
+        self.configure(interface, 1_500, addresses)?;
+        far.configure(far_interface, 1_500, far_addresses)?;
+        Ok(())
+    }
+
+    /// Sends what goes to `network` to `gateway`, a neighbour.
+    pub fn add_route(&self, network: IpNet, gateway: IpAddr) -> anyhow::Result<()> {
+        let route = RouteSpec { gateway: Some(gateway), ..RouteSpec::new(network) };
+        self.netlink()?.add_route(&route).with_context(|| format!("in {}", self.name))
     }
 
     /// Switches an interface on with an MTU and addresses.

@@ -7,9 +7,12 @@
 use std::fs;
 use std::path::Path;
 
-use fuzz_targets::seeds;
-use packet::VirtioNetHeader;
+use fuzz_targets::fragment_steps::{BRIDGE, MORE, RAW, SIX, STEP_BYTES, TIGHT};
+use fuzz_targets::translate::{HIDE, OTHER_VERSION, PARTIAL, crc32c};
+use fuzz_targets::{seeds, track};
+use packet::segment::complete_checksum;
 use packet::vnet::{GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM};
+use packet::{IpHeader, VirtioNetHeader, checksum};
 use steering::table::{BucketTable, Unit};
 use tunnel::frame::{self, CloseReason, Frame, NackRange, PacketHead, PeerPathState, PieceHead, ReportEntry};
 use tunnel::handshake::{Initiator, open_initiation};
@@ -26,6 +29,9 @@ fn main() {
     tamperings();
     packets();
     configs();
+    fragments();
+    translations();
+    conversations();
 }
 
 fn save(target: &str, name: &str, bytes: &[u8]) {
@@ -299,4 +305,165 @@ fn configs() {
     save("config", "bad-key-file", whole.replace("node.key", "bad.key").as_bytes());
     save("config", "missing-key-file", whole.replace("node.key", "gone.key").as_bytes());
     save("config", "deep", ["a = ", &"[".repeat(500)].concat().as_bytes());
+}
+
+/// A step of the target `fragments`: identification and source 0, from byte `units` * 8 on.
+fn step(flags: u8, units: u8, bytes: u8) -> [u8; STEP_BYTES] {
+    [flags, units, 0, bytes, 0, 0]
+}
+
+fn fragments() {
+    let whole = |flags, six: u8| -> Vec<u8> {
+        let steps = [step(six | MORE, 0, 16), step(six | MORE, 2, 24), step(six, 5, 1)];
+        [&[flags][..], &steps.concat()].concat()
+    };
+    let mix = |flags: u8, steps: &[[u8; STEP_BYTES]]| -> Vec<u8> { [&[flags][..], &steps.concat()].concat() };
+    save("fragments", "in-order-ipv4", &whole(0, 0));
+    save("fragments", "in-order-ipv6", &whole(0, SIX));
+    save("fragments", "in-order-bridged", &whole(BRIDGE, 0));
+    let (first, second, last) = (step(MORE, 0, 16), step(MORE, 2, 24), step(0, 5, 1));
+    save("fragments", "first-comes-last", &mix(0, &[last, second, first]));
+    save("fragments", "first-comes-last-bridged", &mix(BRIDGE, &[last, second, first]));
+    save("fragments", "copies", &mix(0, &[first, first, second, second, last, last]));
+    save("fragments", "overlap", &mix(0, &[first, second, step(MORE, 4, 16), last]));
+    save("fragments", "overlap-bridged", &mix(BRIDGE, &[first, step(MORE, 1, 16), second, last]));
+    save("fragments", "two-ends", &mix(0, &[last, step(0, 6, 8), first]));
+    save("fragments", "other-contents", &mix(0, &[second, [MORE, 2, 0, 24, 1, 0], first, last]));
+    let late = [MORE, 2, 0, 24, 0, 255];
+    save("fragments", "timeout", &mix(0, &[first, late, last, first, second]));
+    save(
+        "fragments",
+        "invalid",
+        &mix(0, &[step(MORE, 0, 7), step(MORE, 1, 0), step(0, 1, 9), step(MORE, 1, 9)]),
+    );
+    save(
+        "fragments",
+        "far-end",
+        &mix(0, &[[0, 255, 255, 7, 0, 0], [SIX, 255, 255, 7, 0, 0], [0, 254, 255, 8, 0, 0]]),
+    );
+    save("fragments", "atomic", &mix(0, &[step(SIX | MORE, 0, 16), step(SIX, 0, 24), step(SIX, 2, 8)]));
+    let flood: Vec<_> = (0..=u8::MAX).map(|n| step((n & 15) | MORE, n % 7 * 31, 248)).collect();
+    save("fragments", "flood", &[mix(TIGHT, &flood), [first, second, last].concat()].concat());
+    let raw = ipv6(44, &[&[17, 0, 0, 1, 0, 0, 0, 7][..], &udp(8)].concat());
+    let head = [RAW, raw.len() as u8, 0, 0, 0, 0];
+    save("fragments", "raw-ipv6-first", &[&[0][..], &head, &raw].concat());
+}
+
+/// The same packet with its checksums right.
+fn summed(mut packet: Vec<u8>) -> Vec<u8> {
+    if packet[0] >> 4 == 4 {
+        packet[10..12].fill(0);
+        let bytes = usize::from(packet[0] & 15) * 4;
+        let sum = checksum::finish(checksum::sum(&packet[..bytes], 0));
+        packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    }
+    let header = IpHeader::parse(&packet).unwrap();
+    let (at, upper) = (header.header_bytes, header.payload(&packet).to_vec());
+    let pseudo = checksum::pseudo_header(header.src, header.dst, header.protocol, upper.len());
+    match header.protocol {
+        6 | 17 if !header.is_fragmented() => {
+            let field = at + if header.protocol == 6 { 16 } else { 6 };
+            packet[field..field + 2].copy_from_slice(&checksum::fold(pseudo).to_be_bytes());
+            complete_checksum(&mut packet).unwrap();
+        }
+        1 | 58 => {
+            let pseudo = if header.protocol == 1 { 0 } else { pseudo };
+            let sum = checksum::finish(checksum::sum(&upper, pseudo));
+            packet[at + 2..at + 4].copy_from_slice(&sum.to_be_bytes());
+        }
+        132 => packet[at + 8..at + 12].copy_from_slice(&crc32c(&upper).to_le_bytes()),
+        _ => {}
+    }
+    packet
+}
+
+fn translations() {
+    let mut to: Vec<u8> = (0x20..0x40).collect();
+    to.extend([0x9c, 0x41, 0x01, 0xbb]);
+    let save = |name: &str, bits: u8, packet: &[u8]| {
+        save("nat_rewrite", name, &[&[bits][..], &to, packet].concat());
+    };
+    let echo = [8, 0, 0, 0, 0x12, 0x34, 0, 1, 7];
+    let sctp = [0x04, 0xd2, 0x01, 0xbb, 0, 0, 0, 1, 0, 0, 0, 0, 1, 2, 3, 4];
+    let tcp_v4 = summed(ipv4(6, &tcp(33)));
+    let tcp_v6 = summed(ipv6(6, &tcp(33)));
+    save("tcp-ipv4", 0, &tcp_v4);
+    save("tcp-ipv6", 0, &tcp_v6);
+    save("tcp-ipv4-partial", PARTIAL, &tcp_v4);
+    save("other-version", OTHER_VERSION, &tcp_v4);
+    save("udp-ipv4", 0, &summed(ipv4(17, &udp(9))));
+    save("udp-ipv4-without-checksum", 0, &ipv4(17, &udp(9)));
+    save("udp-ipv6", 0, &summed(ipv6(17, &udp(9))));
+    save("sctp-ipv4", 0, &summed(ipv4(132, &sctp)));
+    save("echo-ipv4", 0, &summed(ipv4(1, &echo)));
+    save("echo-ipv6", 0, &summed(ipv6(58, &[&[128], &echo[1..]].concat())));
+    save("gre-ipv4", 0, &summed(ipv4(47, &[0, 0, 8, 0, 0x45])));
+    let mut first = summed(ipv4(17, &udp(9)));
+    first[6] = 0x20;
+    save("first-fragment", 0, &first);
+    first[7] = 3;
+    save("later-fragment", 0, &first);
+    save("ipv6-first-fragment", 0, &ipv6(44, &[&[6, 0, 0, 1, 0, 0, 0, 7][..], &tcp(9)].concat()));
+    let routing = [vec![6, 2, 0, 1, 0, 0, 0, 0], vec![7; 16], tcp(3)].concat();
+    save("routing-header", 0, &ipv6(43, &routing));
+    // An error goes to whom it quotes.
+    let turned = |mut packet: Vec<u8>| {
+        let (from, bytes) = if packet[0] >> 4 == 4 { (12, 4) } else { (8, 16) };
+        packet[from..from + 2 * bytes].rotate_left(bytes);
+        packet
+    };
+    let (quote_v4, quote_v6) = (turned(tcp_v4), turned(tcp_v6));
+    for (name, bits) in [("error-ipv4", 0), ("error-ipv4-of-a-hidden-router", HIDE)] {
+        save(name, bits, &summed(ipv4(1, &[&[3, 4, 0, 0, 0, 0, 5, 0][..], &quote_v4[..48]].concat())));
+    }
+    save(
+        "error-ipv4-to-somebody-else",
+        0,
+        &summed(ipv4(1, &[&[3, 4, 0, 0, 0, 0, 5, 0][..], &first].concat())),
+    );
+    save("error-ipv6", 0, &summed(ipv6(58, &[&[2, 0, 0, 0, 0, 0, 5, 0][..], &quote_v6].concat())));
+    let quoted_echo = turned(summed(ipv4(1, &echo)));
+    save(
+        "error-about-an-echo",
+        HIDE,
+        &summed(ipv4(1, &[&[11, 0, 0, 0, 0, 0, 0, 0][..], &quoted_echo].concat())),
+    );
+}
+
+/// A step of the target `tcp_track`: numbers count from what was sent last, and no option is there but a scale of 7.
+fn speak(reply: u8, flags: u8, seq: i16, ack: i16, bytes: u16) -> [u8; track::STEP_BYTES] {
+    let ([s0, s1], [a0, a1], [p0, p1]) = (seq.to_be_bytes(), ack.to_be_bytes(), bytes.to_be_bytes());
+    [reply | track::NEAR_SEQ | track::NEAR_ACK, flags, s0, s1, a0, a1, 0x40, 0, p0, p1, 3, 7]
+}
+
+fn conversations() {
+    let (fin, syn, rst, psh, ack) = (1, 2, 4, 8, 16);
+    let open = [speak(0, syn, 100, 0, 0), speak(1, syn | ack, 500, 0, 0), speak(0, ack, 0, 0, 0)];
+    let talk = [speak(0, psh | ack, 0, 0, 100), speak(1, ack, 0, 0, 0), speak(1, ack, 0, 0, 65_000)];
+    let close = [speak(0, fin | ack, 0, 0, 0), speak(1, fin | ack, 0, 0, 0), speak(0, ack, 0, 0, 0)];
+    let again = [speak(0, syn, 9_000, 0, 0), speak(0, syn, 9_000, 0, 0)];
+    let save = |name: &str, bits: u8, parts: &[&[[u8; track::STEP_BYTES]]]| {
+        save("tcp_track", name, &[&[bits][..], &parts.concat().concat()].concat());
+    };
+    save("opened-and-closed", 0, &[&open, &talk, &close, &again, &open]);
+    save("opened-by-both", 0, &[&[open[0], speak(1, syn, 9, 0, 0), speak(1, syn | ack, -1, 0, 0)], &talk]);
+    save(
+        "closed-by-both",
+        0,
+        &[&open, &[close[0], speak(1, fin | ack, 0, -1, 0)], &[close[2], speak(1, ack, 0, 0, 0)]],
+    );
+    save("reset", 0, &[&open, &talk, &[speak(1, rst, 0, 0, 0)], &talk, &again]);
+    save("reset-in-the-window", 0, &[&open, &[speak(1, rst, 9, 0, 0), speak(0, rst | ack, -9, 0, 0)], &talk]);
+    save("refused", 0, &[&open[..1], &[speak(1, rst | ack, 0, 9, 0), speak(1, rst | ack, 0, 0, 0)], &again]);
+    save("syn-and-challenge", 0, &[&open, &[again[0], speak(1, ack, 0, 0, 0)], &talk]);
+    let forgotten = [again[0], speak(1, syn | ack, 32_000, -32_000, 0), speak(0, ack, 32_000, 32_000, 5)];
+    save("forgotten-by-both", 0, &[&open, &forgotten, &talk, &close]);
+    save("mid-stream", track::MID_STREAM, &[&talk, &close]);
+    save("one-way", track::ONE_WAY, &[&open[..1], &open[2..], &talk[..1], &close[..1], &again]);
+    save(
+        "old-and-new-data",
+        0,
+        &[&open, &[speak(0, ack, -30_000, 0, 9), speak(0, ack, 30_000, 0, 9)], &talk],
+    );
+    save("zero-length", 0, &[&open, &[speak(0, ack, -1, 0, 0), speak(1, ack, -1, 0, 1)], &talk]);
 }

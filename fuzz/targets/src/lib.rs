@@ -10,19 +10,27 @@
 //!    to a genuine handshake.
 //! 3. [`frames()`]: what stands in a data datagram, pieces put together included; [`table()`]: bucket tables in it.
 //! 4. [`packet()`]: inner packets and super-packets, from the TUN device or from a peer.
-//! 5. [`config()`]: the configuration file.
+//! 5. [`fragments()`]: packets in pieces, from any interface of the gateway.
+//! 6. [`nat_rewrite()`]: packets that the gateway translates; [`tcp_track()`]: segments of connections that it follows.
+//! 7. [`config()`]: the configuration file.
 #![allow(clippy::missing_panics_doc, reason = "a panic is what the fuzzer looks for")]
 
 mod config;
+mod fragments;
 mod frames;
 mod handshake;
 mod packet;
 pub mod seeds;
+pub mod track;
+pub mod translate;
 
 pub use config::config;
+pub use fragments::{fragments, steps as fragment_steps};
 pub use frames::{frames, table};
 pub use handshake::{handshake, tampering};
 pub use packet::packet;
+pub use track::tcp_track;
+pub use translate::nat_rewrite;
 use tunnel::header::{HEADER_BYTES, Header};
 
 /// A target: any bytes in, a panic if something is wrong.
@@ -31,12 +39,15 @@ pub type Target = fn(&[u8]);
 /// Every target with the name of its corpus.
 pub const TARGETS: &[(&str, Target)] = &[
     ("config", config),
+    ("fragments", fragments),
     ("frames", frames),
     ("handshake", handshake),
     ("header", header),
+    ("nat_rewrite", nat_rewrite),
     ("packet", packet),
     ("table", table),
     ("tampering", tampering),
+    ("tcp_track", tcp_track),
 ];
 
 /// A header that is accepted is written back as the same bytes.

@@ -13,6 +13,8 @@ use super::{InterfaceMatch, Node, Peer, Tun, Wan};
 
 /// Where things stand in the file.
 pub(super) struct Places {
+    /// There are no peers.
+    pub(super) alone: bool,
     pub(super) tun: TunPlaces,
     pub(super) wans: Vec<WanPlaces>,
     pub(super) peers: Vec<PeerPlaces>,
@@ -34,7 +36,7 @@ pub(super) fn check(
         check_peer_wans(wans, place, problems);
         check_endpoints(node, wans, peer, place, problems);
     }
-    if !places.tun.address_given {
+    if !places.tun.address_given && !places.alone {
         let message =
             "no address: this node itself cannot use the tunnel; for example address = [\"10.77.0.1/24\"]";
         problems.warning(&places.tun.section, "tun.address", message);

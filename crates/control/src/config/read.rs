@@ -14,13 +14,29 @@ use super::section::{At, Section, kind, shown, whole_number};
 use super::values::{self, Endpoint};
 use super::{
     Config, Cores, ENDPOINTS_MAX, Family, InterfaceMatch, Node, PEERS_MAX, Peer, Routes, STATE_DIR,
-    Surroundings, Tun, WANS_MAX, Wan, cross,
+    Surroundings, Tun, WANS_MAX, Wan, cross, services,
 };
 use crate::key::{self, KeyError};
 
 /// What `genkey` writes, as an example.
 const KEY_RIGHT: &str = "44 characters of base64 as printed by \"anabranch genkey\" and \"anabranch pubkey\"";
-const SECTIONS: [&str; 4] = ["node", "tun", "wan", "peer"];
+/// Every section, as it stands in a file.
+const SECTIONS: [(&str, &str); 14] = [
+    ("node", "[node]"),
+    ("tun", "[tun]"),
+    ("wan", "[[wan]]"),
+    ("peer", "[[peer]]"),
+    ("gateway", "[gateway]"),
+    ("interface", "[[interface]]"),
+    ("tenant", "[[tenant]]"),
+    ("route", "[[route]]"),
+    ("group", "[[group]]"),
+    ("rule", "[[rule]]"),
+    ("nat", "[[nat]]"),
+    ("forward", "[[forward]]"),
+    ("virtual-server", "[[virtual-server]]"),
+    ("lease", "[[lease]]"),
+];
 
 /// A peer with the places that later checks point at.
 pub(super) struct PeerPlaces {
@@ -51,7 +67,8 @@ pub(super) fn config(
 ) -> Option<Config> {
     let root = document.get_ref();
     unknown_sections(root, problems);
-    let node = node(one_table(root, "node", problems), surroundings, problems);
+    let alone = root.get("peer").is_none();
+    let node = node(one_table(root, "node", problems), alone, surroundings, problems);
     let (tun, tun_place) = tun(one_table(root, "tun", problems), problems);
     let mut wans = Vec::new();
     let mut wan_places = Vec::new();
@@ -69,19 +86,21 @@ pub(super) fn config(
             peer_places.push(places);
         }
     }
-    if peers.is_empty() && root.get("peer").is_none() {
-        let message = "no peers: nothing to join; add a [[peer]]";
+    let (services, service_places) = services::read::services(root, surroundings, problems);
+    services::check::services(&services, &tun, &service_places, problems);
+    if alone && root.get("interface").is_none() {
+        let message = "no peers and no interfaces: nothing to do; add a [[peer]] or an [[interface]]";
         problems.whole(super::Severity::Warning, "peer", message);
     }
-    let places = cross::Places { tun: tun_place, wans: wan_places, peers: peer_places };
+    let places = cross::Places { alone, tun: tun_place, wans: wan_places, peers: peer_places };
     cross::check(node.as_ref(), &tun, &wans, &mut peers, &places, problems);
-    Some(Config { path: PathBuf::from(surroundings.file), node: node?, tun, wans, peers })
+    Some(Config { path: PathBuf::from(surroundings.file), node: node?, tun, wans, peers, services })
 }
 
 fn unknown_sections(root: &DeTable<'_>, problems: &mut Problems<'_>) {
     for (name, value) in root {
         let text = name.get_ref().as_ref();
-        if SECTIONS.contains(&text) {
+        if SECTIONS.iter().any(|(known, _)| *known == text) {
             continue;
         }
         let is_section = match value.get_ref() {
@@ -90,28 +109,22 @@ fn unknown_sections(root: &DeTable<'_>, problems: &mut Problems<'_>) {
             _ => false,
         };
         let mut message = String::from(if is_section { "unknown section" } else { "unknown key" });
-        match suggestion(text, SECTIONS) {
-            Some(meant) => message.push_str(&format!("; did you mean {}?", heading(meant))),
-            None if is_section => message.push_str("; there are [node], [tun], [[wan]] and [[peer]]"),
-            None => message.push_str("; every key stands under [node], [tun], [[wan]] or [[peer]]"),
+        let meant = suggestion(text, SECTIONS.iter().map(|(name, _)| *name));
+        let headings = || SECTIONS.map(|(_, heading)| heading).join(", ");
+        match meant.and_then(|meant| SECTIONS.iter().find(|(name, _)| *name == meant)) {
+            Some((_, heading)) => message.push_str(&format!("; did you mean {heading}?")),
+            None if is_section => message.push_str(&format!("; there are {}", headings())),
+            None => message.push_str(&format!("; every key stands under one of {}", headings())),
         }
         problems.error(&name.span(), &shown(text), message);
     }
 }
 
-fn heading(section: &str) -> &'static str {
-    match section {
-        "node" => "[node]",
-        "tun" => "[tun]",
-        "wan" => "[[wan]]",
-        _ => "[[peer]]",
-    }
-}
-
-type Table<'a> = (&'a DeTable<'a>, Range<usize>);
+/// A table and where it stands.
+pub(super) type Table<'a> = (&'a DeTable<'a>, Range<usize>);
 
 /// A section that stands once.
-fn one_table<'a>(
+pub(super) fn one_table<'a>(
     root: &'a DeTable<'a>,
     name: &'static str,
     problems: &mut Problems<'_>,
@@ -133,7 +146,7 @@ fn one_table<'a>(
 }
 
 /// A section that may stand many times.
-fn tables<'a>(
+pub(super) fn tables<'a>(
     root: &'a DeTable<'a>,
     name: &'static str,
     count_max: usize,
@@ -161,19 +174,21 @@ fn tables<'a>(
     list
 }
 
+/// `alone`: there are no peers, so that nobody needs to know this node by a key.
 fn node(
     table: Option<Table<'_>>,
+    alone: bool,
     surroundings: &Surroundings<'_>,
     problems: &mut Problems<'_>,
 ) -> Option<Node> {
-    if table.is_none() {
+    if table.is_none() && !alone {
         let message = "section [node] is missing; write [node] with private-key-file = \"node.key\"";
         problems.whole(super::Severity::Error, "node", message);
         return None;
     }
     let mut section = Section::new("node", table, problems);
     let name = section.parsed("name", "\"branch\"", values::name).map(|name| name.value);
-    let private_key = private_key(&mut section, surroundings);
+    let (private_key, key_was_made) = private_key(&mut section, alone, surroundings);
     let listen = section.number("listen", 1..=65535).and_then(|port| u16::try_from(port.value).ok());
     let cores = cores(&mut section);
     let rekey = section.number("rekey-after-seconds", 5..=120).and_then(|s| u8::try_from(s.value).ok());
@@ -185,6 +200,7 @@ fn node(
     Some(Node {
         name: name.unwrap_or_else(|| surroundings.host.to_owned()),
         private_key: private_key?,
+        key_was_made,
         listen,
         cores,
         rekey_after_seconds: rekey.unwrap_or(120),
@@ -195,21 +211,29 @@ fn node(
 }
 
 /// Files are relative to the configuration's directory, so that it does not matter where the program is started.
-fn absolute_or_in(surroundings: &Surroundings<'_>, text: &str) -> Result<PathBuf, String> {
+pub(super) fn absolute_or_in(surroundings: &Surroundings<'_>, text: &str) -> Result<PathBuf, String> {
     if text.is_empty() || text.contains('\0') {
         return Err("an empty name is not a file; write a path".to_owned());
     }
     Ok(surroundings.directory.join(text))
 }
 
-fn private_key(section: &mut Section<'_, '_, '_>, surroundings: &Surroundings<'_>) -> Option<PrivateKey> {
+/// The node's key, and whether it was made because nobody needs to know it.
+fn private_key(
+    section: &mut Section<'_, '_, '_>,
+    alone: bool,
+    surroundings: &Surroundings<'_>,
+) -> (Option<PrivateKey>, bool) {
     let key = secret(section, "private-key", "private-key-file", surroundings);
     if let Secret::Absent = key {
+        if alone && let Ok(key) = key::generate() {
+            return (Some(key), true);
+        }
         let message = "missing; write private-key-file = \"node.key\" and make the file with \
                        \"anabranch genkey > node.key\"";
         section.missing("private-key-file", message);
     }
-    key.into_option()
+    (key.into_option(), false)
 }
 
 enum Secret {
@@ -412,8 +436,8 @@ fn peer(
     problems: &mut Problems<'_>,
 ) -> Option<(Peer, PeerPlaces)> {
     let mut section = Section::new("peer", Some(table), problems);
-    let name = required(&mut section, "name", "\"hub\"", values::name);
-    let public_key = required(&mut section, "public-key", "\"(44 characters of base64)\"", |text| {
+    let name = section.required("name", "\"hub\"", values::name);
+    let public_key = section.required("public-key", "\"(44 characters of base64)\"", |text| {
         key::decode_public(text).map_err(|error| match error {
             KeyError::Weak => {
                 "this public key gives no secrecy; use the one that \"anabranch pubkey\" prints \
@@ -473,18 +497,6 @@ const FLOWS: [(&str, FlowDefinition); 4] = [
     ("2-tuple", FlowDefinition::TwoTuple),
     ("5-tuple-dscp", FlowDefinition::FiveTupleDscp),
 ];
-
-fn required<T>(
-    section: &mut Section<'_, '_, '_>,
-    key: &'static str,
-    right: &str,
-    parse: impl Fn(&str) -> Result<T, String>,
-) -> Option<At<T>> {
-    if section.value(key).is_none() {
-        section.missing(key, format!("missing; write {key} = {right}"));
-    }
-    section.parsed(key, right, parse)
-}
 
 /// Cleartext needs a second word, so that nobody switches encryption off by a slip.
 fn encryption(section: &mut Section<'_, '_, '_>) -> Encryption {

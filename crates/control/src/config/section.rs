@@ -148,6 +148,71 @@ impl<'a, 'p, 't> Section<'a, 'p, 't> {
         Some(list)
     }
 
+    /// A list of values of any kind, each understood by `parse`. A single value is a list of one.
+    pub(crate) fn items<T>(
+        &mut self,
+        key: &'static str,
+        parse: impl Fn(&DeValue<'_>) -> Result<T, String>,
+    ) -> Option<Vec<At<T>>> {
+        let value = self.value(key)?;
+        let items: Vec<&Spanned<DeValue<'_>>> = match value.get_ref() {
+            DeValue::Array(items) => items.iter().collect(),
+            _ => vec![value],
+        };
+        let mut list = Vec::with_capacity(items.len());
+        for item in items {
+            match parse(item.get_ref()) {
+                Ok(value) => list.push(At::new(value, item.span())),
+                Err(message) => self.error(&item.span(), key, message),
+            }
+        }
+        Some(list)
+    }
+
+    /// A table inside this section, such as `health = { tcp = true }`.
+    pub(crate) fn table(
+        &mut self,
+        key: &'static str,
+        right: &str,
+    ) -> Option<(&'a DeTable<'a>, Range<usize>)> {
+        let value = self.value(key)?;
+        if let DeValue::Table(table) = value.get_ref() {
+            return Some((table, value.span()));
+        }
+        let found = kind(value.get_ref());
+        self.error(&value.span(), key, format!("{found} found, a table is needed; for example {right}"));
+        None
+    }
+
+    /// A whole number within a range, or its default.
+    pub(crate) fn number_or<T>(&mut self, key: &'static str, range: RangeInclusive<u64>, default: T) -> T
+    where
+        T: TryFrom<u64>,
+    {
+        self.number(key, range).and_then(|number| T::try_from(number.value).ok()).unwrap_or(default)
+    }
+
+    /// What must be there: reports it when it is not.
+    pub(crate) fn required<T>(
+        &mut self,
+        key: &'static str,
+        right: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<At<T>> {
+        if self.value(key).is_none() {
+            self.missing(key, format!("missing; write {key} = {right}"));
+        }
+        self.parsed(key, right, parse)
+    }
+
+    /// Refuses what a list has beyond `count_max`.
+    pub(crate) fn at_most<T>(&mut self, key: &'static str, list: &[At<T>], count_max: usize) {
+        if let Some(extra) = list.get(count_max) {
+            let message = format!("more than {count_max} of them; remove some");
+            self.error(&extra.at, key, message);
+        }
+    }
+
     /// A whole number within a range.
     pub(crate) fn number(&mut self, key: &'static str, range: RangeInclusive<u64>) -> Option<At<u64>> {
         let value = self.value(key)?;

@@ -26,13 +26,24 @@ fn read_key(path: &Path) -> io::Result<KeyFile> {
     }
 }
 
-fn load(text: &str) -> Loaded {
+fn read_text(path: &Path) -> io::Result<String> {
+    match path.to_str() {
+        Some("/etc/ana/bots.txt") => {
+            Ok("# one a line\n198.51.100.7\n\n2001:db8:7::/48 # all of it\n".to_owned())
+        }
+        Some("/etc/ana/wrong.txt") => Ok("198.51.100.7\nrobots\n".to_owned()),
+        _ => Err(io::ErrorKind::NotFound.into()),
+    }
+}
+
+pub(crate) fn load(text: &str) -> Loaded {
     let surroundings = Surroundings {
         file: "site.toml",
         directory: Path::new("/etc/ana"),
         exposed: true,
         host: "router",
         read_key: &read_key,
+        read_text: &read_text,
     };
     parse(&text.replace("$HUB", HUB).replace("$OWN", OWN).replace("$OTHER", OTHER), &surroundings)
 }
@@ -48,7 +59,7 @@ fn said(text: &str) -> Vec<String> {
 }
 
 #[track_caller]
-fn golden(text: &str, expected: &[&str]) {
+pub(super) fn golden(text: &str, expected: &[&str]) {
     let said = said(text);
     assert_eq!(said, expected, "\n--- of ---\n{text}\n--- is said ---\n{}\n", said.join("\n"));
 }
@@ -151,18 +162,25 @@ fn sections() {
     golden(
         "",
         &[
+            "site.toml: warning: peer: no peers and no interfaces: nothing to do; add a [[peer]] or an [[interface]]",
+        ],
+    );
+    golden(
+        PEER,
+        &[
             "site.toml: error: node: section [node] is missing; write [node] with private-key-file = \"node.key\"",
-            "site.toml: warning: peer: no peers: nothing to join; add a [[peer]]",
             "site.toml:1:1: warning: tun.address: no address: this node itself cannot use the tunnel; \
          for example address = [\"10.77.0.1/24\"]",
         ],
     );
+    let all = "[node], [tun], [[wan]], [[peer]], [gateway], [[interface]], [[tenant]], [[route]], [[group]], \
+               [[rule]], [[nat]], [[forward]], [[virtual-server]], [[lease]]";
     golden(
         &format!("colour = 3\n{NODE}{TUN}{PEER}[pear]\n[zone]\n"),
         &[
-            "site.toml:1:1: error: colour: unknown key; every key stands under [node], [tun], [[wan]] or [[peer]]",
+            &format!("site.toml:1:1: error: colour: unknown key; every key stands under one of {all}"),
             "site.toml:12:2: error: pear: unknown section; did you mean [[peer]]?",
-            "site.toml:13:2: error: zone: unknown section; there are [node], [tun], [[wan]] and [[peer]]",
+            &format!("site.toml:13:2: error: zone: unknown section; there are {all}"),
         ],
     );
     golden(

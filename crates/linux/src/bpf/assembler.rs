@@ -102,6 +102,9 @@ const CLASS_STORE: u8 = 0x63;
 const CLASS_ALU32: u8 = 0x04;
 const CLASS_ALU64: u8 = 0x07;
 const CLASS_JUMP: u8 = 0x05;
+const CLASS_JUMP32: u8 = 0x06;
+const CLASS_LOAD_PACKET: u8 = 0x20;
+const CLASS_LOAD_PACKET_AT: u8 = 0x40;
 const FROM_REGISTER: u8 = 0x08;
 const TO_BIG_ENDIAN: u8 = 0xdc;
 const CALL: u8 = 0x85;
@@ -183,6 +186,19 @@ impl Assembler {
     pub(super) fn jump_if_value(&mut self, condition: If, left: Reg, value: i32, label: Label) {
         self.jumps.push((self.code.len(), label));
         self.emit(CLASS_JUMP | condition.bits(), left, R0, 0, value);
+    }
+
+    /// As [`Assembler::jump_if_value`], comparing 32 bits.
+    pub(super) fn jump_if_value32(&mut self, condition: If, left: Reg, value: u32, label: Label) {
+        self.jumps.push((self.code.len(), label));
+        self.emit(CLASS_JUMP32 | condition.bits(), left, R0, 0, value.cast_signed());
+    }
+
+    /// R0 = bytes of the packet in R6 at `offset`, plus `index` if there is one, in host order; a load beyond
+    /// its end ends the program with 0. Loses the argument registers. `size` as classic BPF encodes it.
+    pub(super) fn load_packet(&mut self, size: u8, offset: u32, index: Option<Reg>) {
+        let class = if index.is_some() { CLASS_LOAD_PACKET_AT } else { CLASS_LOAD_PACKET };
+        self.emit(class | size, R0, index.unwrap_or(R0), 0, offset.cast_signed());
     }
 
     /// Jumps if `left` compares so with `right`.

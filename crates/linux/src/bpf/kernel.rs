@@ -11,7 +11,14 @@ const MAP_CREATE: libc::c_int = 0;
 const MAP_UPDATE_ELEM: libc::c_int = 2;
 const PROG_LOAD: libc::c_int = 5;
 const MAP_TYPE_ARRAY: u32 = 2;
+const LINK_CREATE: libc::c_int = 28;
+const LINK_UPDATE: libc::c_int = 29;
 const PROG_TYPE_SOCKET_FILTER: u32 = 1;
+const PROG_TYPE_SCHED_CLS: u32 = 3;
+/// Attach type (`BPF_TCX_INGRESS`, Linux 6.6).
+const TCX_INGRESS: u32 = 46;
+/// Before all others (`BPF_F_BEFORE` without a relative).
+const BEFORE: u32 = 1 << 3;
 const LOG_BYTES: usize = 64 << 10;
 
 #[repr(C)]
@@ -43,6 +50,25 @@ struct LoadProgram {
     log: u64,
     kernel_version: u32,
     flags: u32,
+}
+
+#[repr(C)]
+struct CreateLink {
+    program: u32,
+    interface: u32,
+    attach_type: u32,
+    flags: u32,
+    relative: u32,
+    _padding: u32,
+    expected_revision: u64,
+}
+
+#[repr(C)]
+struct UpdateLink {
+    link: u32,
+    program: u32,
+    flags: u32,
+    old_program: u32,
 }
 
 /// # Safety `T` is the layout that this command reads, and the pointers in it are valid for what the command
@@ -84,11 +110,48 @@ pub(super) unsafe fn write_value(map: impl AsFd, bytes: &[u8]) -> io::Result<()>
 
 /// Loads a socket filter program. The verifier's objections, if any, go to the log at level debug.
 pub(super) fn load_socket_filter(code: &[Instruction]) -> io::Result<OwnedFd> {
-    match try_load(code, &mut []) {
+    load(PROG_TYPE_SOCKET_FILTER, code)
+}
+
+/// Loads a program for the ingress of an interface, as [`load_socket_filter`].
+pub(super) fn load_classifier(code: &[Instruction]) -> io::Result<OwnedFd> {
+    load(PROG_TYPE_SCHED_CLS, code)
+}
+
+/// Puts a program from [`load_classifier`] before all others at the ingress of an interface of the calling
+/// thread's namespace. It is gone when the returned descriptor is closed, however that happens.
+pub(crate) fn attach_ingress(interface: u32, program: impl AsFd) -> io::Result<OwnedFd> {
+    let mut attributes = CreateLink {
+        program: program.as_fd().as_raw_fd().cast_unsigned(),
+        interface,
+        attach_type: TCX_INGRESS,
+        flags: BEFORE,
+        relative: 0,
+        _padding: 0,
+        expected_revision: 0,
+    };
+    // SAFETY: the layout of LINK_CREATE for tcx; no pointers.
+    owned(unsafe { bpf(LINK_CREATE, &mut attributes) }?)
+}
+
+/// Replaces the program of a link, without a moment between.
+pub(crate) fn replace_program(link: impl AsFd, program: impl AsFd) -> io::Result<()> {
+    let mut attributes = UpdateLink {
+        link: link.as_fd().as_raw_fd().cast_unsigned(),
+        program: program.as_fd().as_raw_fd().cast_unsigned(),
+        flags: 0,
+        old_program: 0,
+    };
+    // SAFETY: the layout of LINK_UPDATE; no pointers.
+    unsafe { bpf(LINK_UPDATE, &mut attributes) }.map(drop)
+}
+
+fn load(program_type: u32, code: &[Instruction]) -> io::Result<OwnedFd> {
+    match try_load(program_type, code, &mut []) {
         // Everything but "not allowed" and "no memory" is worth an explanation.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EACCES | libc::E2BIG)) => {
             let mut log = vec![0; LOG_BYTES];
-            let result = try_load(code, &mut log);
+            let result = try_load(program_type, code, &mut log);
             let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
             let text = String::from_utf8_lossy(&log[..end]);
             tracing::debug!(%error, %text, "the kernel refused a BPF program");
@@ -98,9 +161,9 @@ pub(super) fn load_socket_filter(code: &[Instruction]) -> io::Result<OwnedFd> {
     }
 }
 
-fn try_load(code: &[Instruction], log: &mut [u8]) -> io::Result<OwnedFd> {
+fn try_load(program_type: u32, code: &[Instruction], log: &mut [u8]) -> io::Result<OwnedFd> {
     let mut attributes = LoadProgram {
-        program_type: PROG_TYPE_SOCKET_FILTER,
+        program_type,
         instruction_count: u32::try_from(code.len()).unwrap_or(u32::MAX),
         instructions: code.as_ptr() as u64,
         license: c"Apache-2.0 OR MIT".as_ptr() as u64,

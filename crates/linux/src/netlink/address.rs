@@ -1,12 +1,9 @@
-//! Addresses of interfaces, and fixed neighbours.
+//! Addresses of interfaces.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
-};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{Existing, Netlink};
@@ -111,44 +108,6 @@ impl Netlink {
     pub fn del_address(&self, index: u32, net: IpNet) -> Result<()> {
         self.change(RouteNetlinkMessage::DelAddress(message(index, net)), Existing::Needed, || {
             format!("take the address {net} from interface {index}")
-        })
-    }
-
-    /// Fixes the hardware address of a neighbour, so that it need not be asked for. Replaces an entry there is.
-    pub fn add_neighbour(&self, index: u32, ip: IpAddr, mac: [u8; 6]) -> Result<()> {
-        let mut message = NeighbourMessage::default();
-        message.header.family = family(ip);
-        message.header.ifindex = index;
-        message.header.state = NeighbourState::Permanent;
-        let destination = match ip {
-            IpAddr::V4(ip) => NeighbourAddress::Inet(ip),
-            IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),
-        };
-        message.attributes.push(NeighbourAttribute::Destination(destination));
-        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
-        self.change(RouteNetlinkMessage::NewNeighbour(message), Existing::Replace, || {
-            format!("fix the neighbour {ip} of interface {index}")
-        })
-    }
-
-    /// Neighbours of an interface whose hardware address is known.
-    pub fn neighbours(&self, index: u32) -> Result<Vec<(IpAddr, [u8; 6])>> {
-        let request = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
-        self.dump(&request, "list the neighbours", |message| {
-            let RouteNetlinkMessage::NewNeighbour(message) = message else { return None };
-            if message.header.ifindex != index {
-                return None;
-            }
-            let (mut ip, mut mac) = (None, None);
-            for attribute in &message.attributes {
-                match attribute {
-                    NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => ip = Some((*v4).into()),
-                    NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => ip = Some((*v6).into()),
-                    NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok(),
-                    _ => {}
-                }
-            }
-            ip.zip(mac)
         })
     }
 }

@@ -400,3 +400,64 @@ fn a_monitor_watches_another_namespace_and_many_routes_are_listed() {
         assert!(routes.iter().filter(|route| route.is_ours()).all(|route| route.dead));
     });
 }
+
+#[test]
+fn neighbours_are_looked_for_found_missed_and_forgotten() {
+    isolated(|| {
+        let other = Namespace::create().unwrap();
+        // Without it neighbours are asked for only when the link-local address has been proved: in two seconds.
+        let hurry = || crate::netns::set_sysctl("net.ipv6.conf.default.dad_transmits", "0").unwrap();
+        hurry();
+        other.run(hurry).unwrap();
+        let netlink = Netlink::open().unwrap();
+        netlink.add_veth("n", "m", Some(other.as_fd())).unwrap();
+        let there = Netlink::open_in(&other).unwrap();
+        for (netlink, name, last) in [(&there, "m", 2), (&netlink, "n", 1)] {
+            let index = index(netlink, name);
+            netlink.add_address(index, net(&format!("10.5.0.{last}/24"))).unwrap();
+            netlink.add_address(index, net(&format!("fd05::{last}/64"))).unwrap();
+            netlink.set_up(index, true).unwrap();
+        }
+        let mac = there.link("m").unwrap().unwrap().mac;
+        let n = index(&netlink, "n");
+        crate::netns::set_sysctl("net.ipv4.neigh.n.retrans_time_ms", "20").unwrap();
+        let mut monitor = NeighbourMonitor::open().unwrap();
+        let mut next = |address: IpAddr, fits: &dyn Fn(&NeighbourChange) -> bool| {
+            let end = Instant::now() + Duration::from_secs(5);
+            loop {
+                for change in monitor.read().unwrap() {
+                    let (NeighbourChange::Changed(one) | NeighbourChange::Gone(one)) = change else {
+                        continue;
+                    };
+                    if one.ip == address && one.index == n && fits(&change) {
+                        return one;
+                    }
+                }
+                assert!(Instant::now() < end, "nothing about {address}");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        for address in ["10.5.0.2", "fd05::2"].map(ip) {
+            netlink.probe_neighbour(n, address).unwrap();
+            let found = next(
+                address,
+                &|change| matches!(change, NeighbourChange::Changed(one) if one.state == NeighbourState::Reachable),
+            );
+            assert_eq!((found.mac, found.state.is_usable()), (mac, true));
+            assert!(netlink.all_neighbours().unwrap().iter().any(|one| one.ip == address && one.mac == mac));
+            // Once more, when it is known.
+            netlink.probe_neighbour(n, address).unwrap();
+        }
+        netlink.probe_neighbour(n, ip("10.5.0.77")).unwrap();
+        let failed = next(
+            ip("10.5.0.77"),
+            &|change| matches!(change, NeighbourChange::Changed(one) if one.state == NeighbourState::Failed),
+        );
+        assert_eq!((failed.mac, failed.state.is_usable()), (None, false));
+        netlink.add_neighbour(n, ip("10.5.0.9"), [2, 0, 0, 0, 0, 9]).unwrap();
+        assert_eq!(next(ip("10.5.0.9"), &|_| true).state, NeighbourState::Fixed);
+        netlink.del_neighbour(n, ip("10.5.0.9")).unwrap();
+        next(ip("10.5.0.9"), &|change| matches!(change, NeighbourChange::Gone(_)));
+        assert!(netlink.probe_neighbour(9999, ip("10.5.0.2")).is_err());
+    });
+}

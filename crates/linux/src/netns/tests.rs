@@ -120,3 +120,11 @@ fn a_process_with_several_threads_is_told_why_it_cannot_enter() {
     let error = std::thread::spawn(enter_user_namespace).join().unwrap().unwrap_err();
     assert!(error.to_string().contains("user namespace"), "{error}");
 }
+
+#[test]
+fn the_kernels_own_ports_are_read() {
+    isolated(|| {
+        set_sysctl("net.ipv4.ip_local_port_range", "40000 50000").unwrap();
+        assert_eq!(local_port_range().unwrap(), (40_000, 50_000));
+    });
+}

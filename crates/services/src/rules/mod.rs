@@ -1,1 +1,390 @@
-//! Placeholder page.
+//! Firewall rules and dynamic address groups (rows R4, R5, R11).
+//!
+//! The first rule that matches a new flow's first packet decides; replies pass by the flow table. A [`RuleSet`] is
+//! immutable: a change makes the next one, and flows of the older era are asked again.
+//!
+//! What matches:
+//!
+//! * A side's prefixes and groups are alternatives; a side that names neither takes any address. A side that names
+//!   only groups without members takes none.
+//! * A prefix of one family never matches a packet of the other.
+//! * Protocol 1 (`icmp`) also matches ICMPv6 in IPv6 packets: who writes "icmp" means ping. Protocol 58 (`icmpv6`)
+//!   matches ICMPv6 only. ICMP errors about a flow belong to that flow and never come here.
+//! * A rule with ports matches only protocols that have ports (TCP, UDP, UDP-Lite, SCTP); the identifier of ICMP,
+//!   which stands in the same place of a [`FlowKey`], is none.
+//!
+//! How it is found: each condition of a rule is a dimension. For what a packet has in one dimension, the set of rules
+//! that it satisfies is ready; the sets are ANDed, the lowest bit is the answer. Source and destination are looked
+//! up once each in one trie for all rules and groups.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use packet::flow::FlowKey;
+use packet::ip::{
+    PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_UDP_LITE,
+};
+
+use crate::spec::{GroupSpec, PortId, RuleAction, RuleSpec, SideSpec};
+
+mod addresses;
+mod bits;
+mod dimension;
+mod explain;
+mod groups;
+#[cfg(test)]
+mod tests;
+
+pub use groups::{Group, Groups};
+
+use addresses::{Addresses, SetId, Sides};
+use bits::{Dense, first_common};
+use dimension::Dimension;
+
+/// Most rules: their numbers are 16 bits, and 0xffff is left free for "no rule".
+pub const RULES_MAX: usize = 0xffff;
+
+/// What is asked about a new flow.
+#[derive(Clone, Copy, Debug)]
+pub struct Question<'a> {
+    /// The flow's key in the direction of its first packet, before any translation.
+    pub key: &'a FlowKey,
+    /// Tenant of the interface it came in.
+    pub tenant: u16,
+    /// Where it came in; [`crate::spec::HOST_PORT`] for the gateway's own.
+    pub in_port: PortId,
+    /// Where it leaves; [`crate::spec::HOST_PORT`] when it is for the gateway.
+    pub out_port: PortId,
+}
+
+/// What is to be done with the flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// What to do.
+    pub action: RuleAction,
+    /// Place of the rule in the operator's list; `None`: no rule matched, the default action applies.
+    pub rule: Option<u16>,
+}
+
+/// The compiled rules and groups.
+#[derive(Clone)]
+pub struct RuleSet {
+    fixed: Arc<Fixed>,
+    groups: Groups,
+    addresses: Addresses,
+}
+
+/// What a change of groups leaves as it is.
+struct Fixed {
+    rules: Vec<RuleSpec>,
+    default: RuleAction,
+    sides: Sides,
+    protocol: Dimension,
+    dst_port: Dimension,
+    src_port: Dimension,
+    tenant: Dimension,
+    in_port: Dimension,
+    out_port: Dimension,
+}
+
+impl fmt::Debug for RuleSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RuleSet")
+            .field("rules", &self.fixed.rules.len())
+            .field("groups", &self.groups.iter().len())
+            .field("prefixes", &self.addresses.len())
+            .field("classes", &self.addresses.classes())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Default for RuleSet {
+    /// No rules: everything passes.
+    fn default() -> Self {
+        let nothing = Dimension::compile(&[]);
+        let fixed = Fixed {
+            rules: Vec::new(),
+            default: RuleAction::Allow,
+            sides: Sides::default(),
+            protocol: nothing.clone(),
+            dst_port: nothing.clone(),
+            src_port: nothing.clone(),
+            tenant: nothing.clone(),
+            in_port: nothing.clone(),
+            out_port: nothing,
+        };
+        Self { fixed: Arc::new(fixed), groups: Groups::default(), addresses: Addresses::default() }
+    }
+}
+
+impl RuleSet {
+    /// Compiles the operator's rules and groups.
+    ///
+    /// # Errors
+    /// A sentence for the operator when there are too many rules, a rule names a group that is not there, a port range
+    /// is the wrong way round, or two groups have one name.
+    pub fn compile(rules: &[RuleSpec], groups: &[GroupSpec], default: RuleAction) -> Result<Self, String> {
+        if rules.len() > RULES_MAX {
+            return Err(format!("{} rules: at most {RULES_MAX} are possible", rules.len()));
+        }
+        for (number, rule) in rules.iter().enumerate() {
+            check(number, rule, groups.len())?;
+        }
+        let groups = Groups::new(groups)?;
+        let mut members: Vec<(IpNet, SetId)> = Vec::new();
+        for (set, group) in (0..).zip(groups.iter()) {
+            members.extend(group.members().map(|member| (member, set)));
+        }
+        let sides = compile_sides(rules, groups.iter().len(), &mut members);
+        let addresses = Addresses::compile(members, &sides);
+        let exact = |value: &u16| (*value, *value);
+        let dimension = |ranges: &dyn Fn(&RuleSpec) -> Vec<(u16, u16)>| {
+            Dimension::compile(&rules.iter().map(ranges).collect::<Vec<_>>())
+        };
+        let fixed = Fixed {
+            default,
+            sides,
+            protocol: dimension(&|rule| {
+                rule.protocols
+                    .iter()
+                    .flat_map(|&number| protocol_values(number))
+                    .map(|value| (value, value))
+                    .collect()
+            }),
+            dst_port: dimension(&|rule| rule.dst_ports.clone()),
+            src_port: dimension(&|rule| rule.src_ports.clone()),
+            tenant: dimension(&|rule| rule.tenants.iter().map(exact).collect()),
+            in_port: dimension(&|rule| rule.from.ports.iter().map(exact).collect()),
+            out_port: dimension(&|rule| rule.to.ports.iter().map(exact).collect()),
+            rules: rules.to_vec(),
+        };
+        Ok(Self { fixed: Arc::new(fixed), groups, addresses })
+    }
+
+    /// The first rule that matches, or the default action.
+    #[must_use]
+    pub fn verdict(&self, question: &Question<'_>) -> Verdict {
+        let fixed = &*self.fixed;
+        let asked = Asked::of(question);
+        let [source, destination] = self.addresses.pairs(question.key.src, question.key.dst, &fixed.sides);
+        let mut pairs = [source, destination, source, source, source, source, source, source];
+        let mut used = 2;
+        let numbers = [
+            (&fixed.dst_port, asked.dst_port),
+            (&fixed.protocol, Some(asked.protocol)),
+            (&fixed.tenant, Some(question.tenant)),
+            (&fixed.src_port, asked.src_port),
+            (&fixed.in_port, Some(question.in_port)),
+            (&fixed.out_port, Some(question.out_port)),
+        ];
+        for (dimension, value) in numbers {
+            if let Some(slot) = pairs.get_mut(used).filter(|_| dimension.matters()) {
+                *slot = dimension.at(value);
+                used += 1;
+            }
+        }
+        let pairs = pairs.get(..used).unwrap_or(&[]);
+        let rule = first_common(pairs, fixed.rules.len(), |number| {
+            fixed.rules.get(usize::from(number)).is_some_and(|rule| asked.misfit(rule).is_none())
+        });
+        let action = rule.and_then(|number| fixed.rules.get(usize::from(number)));
+        Verdict { action: action.map_or(fixed.default, |rule| rule.action), rule }
+    }
+
+    /// The rules, in the operator's order.
+    #[must_use]
+    pub fn rules(&self) -> &[RuleSpec] {
+        &self.fixed.rules
+    }
+
+    /// The groups as they are now.
+    #[must_use]
+    pub fn groups(&self) -> &Groups {
+        &self.groups
+    }
+
+    /// What happens to a flow that no rule matches.
+    #[must_use]
+    pub fn default_action(&self) -> RuleAction {
+        self.fixed.default
+    }
+
+    /// The next rule set, in which the group `name` has exactly these members.
+    ///
+    /// # Errors
+    /// When there is no such group.
+    pub fn with_group(&self, name: &str, members: &[IpNet]) -> Result<Self, String> {
+        self.with(name, |groups, place| groups.replace(place, members))
+    }
+
+    /// The next rule set, in which the group `name` has lost the members in `remove` and then got those in `add`. Members
+    /// that are there already, or not there, are no error.
+    ///
+    /// # Errors
+    /// When there is no such group.
+    pub fn with_members(&self, name: &str, add: &[IpNet], remove: &[IpNet]) -> Result<Self, String> {
+        self.with(name, |groups, place| groups.change(place, add, remove))
+    }
+
+    fn with(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut Groups, usize) -> (Vec<IpNet>, Vec<IpNet>),
+    ) -> Result<Self, String> {
+        let place = self.groups.place(name).ok_or_else(|| {
+            let names: Vec<&str> = self.groups.iter().map(Group::name).collect();
+            format!(
+                "no group \"{name}\": there are {}",
+                if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+            )
+        })?;
+        let mut groups = self.groups.clone();
+        let (added, removed) = change(&mut groups, place);
+        let sides = &self.fixed.sides;
+        let addresses = self.addresses.with_changes(place as SetId, &added, &removed, sides);
+        Ok(Self { fixed: self.fixed.clone(), groups, addresses })
+    }
+}
+
+/// A question's numbers, as the dimensions know them.
+struct Asked<'a> {
+    question: &'a Question<'a>,
+    /// [`protocol_value`].
+    protocol: u16,
+    /// `None` for protocols without ports.
+    dst_port: Option<u16>,
+    /// `None` for protocols without ports.
+    src_port: Option<u16>,
+}
+
+impl<'a> Asked<'a> {
+    fn of(question: &'a Question<'a>) -> Self {
+        let key = question.key;
+        let ports = has_ports(key.protocol);
+        Self {
+            question,
+            protocol: protocol_value(key.protocol, key.src.is_ipv6()),
+            dst_port: ports.then_some(key.dst_port),
+            src_port: ports.then_some(key.src_port),
+        }
+    }
+
+    /// The first condition of a rule, apart from addresses, that is not met.
+    fn misfit(&self, rule: &RuleSpec) -> Option<&'static str> {
+        let question = self.question;
+        let in_ranges = |ranges: &[(u16, u16)], port: Option<u16>| {
+            let within = |port| ranges.iter().any(|&(first, last)| (first..=last).contains(&port));
+            ranges.is_empty() || port.is_some_and(within)
+        };
+        let protocols = &rule.protocols;
+        let conditions = [
+            (listed(&rule.tenants, question.tenant), "tenant"),
+            (listed(&rule.from.ports, question.in_port), "incoming interface"),
+            (listed(&rule.to.ports, question.out_port), "outgoing interface"),
+            (
+                protocols.is_empty()
+                    || protocols.iter().any(|&number| protocol_values(number).contains(&self.protocol)),
+                "protocol",
+            ),
+            (in_ranges(&rule.dst_ports, self.dst_port), "destination port"),
+            (in_ranges(&rule.src_ports, self.src_port), "source port"),
+        ];
+        conditions.into_iter().find(|(met, _)| !met).map(|(_, name)| name)
+    }
+}
+
+fn listed(list: &[u16], value: u16) -> bool {
+    list.is_empty() || list.contains(&value)
+}
+
+/// Protocols whose first four bytes are ports.
+fn has_ports(protocol: u8) -> bool {
+    matches!(protocol, PROTOCOL_TCP | PROTOCOL_UDP | PROTOCOL_SCTP | PROTOCOL_UDP_LITE)
+}
+
+/// ICMPv6 within IPv6 has a value of its own, so that `icmp` can mean it too.
+const ICMPV6_IN_IPV6: u16 = 0x100 | PROTOCOL_ICMPV6 as u16;
+
+/// A packet's protocol as a value of its dimension.
+fn protocol_value(protocol: u8, ipv6: bool) -> u16 {
+    if ipv6 && protocol == PROTOCOL_ICMPV6 { ICMPV6_IN_IPV6 } else { u16::from(protocol) }
+}
+
+/// The values that a rule's protocol matches; two of them may be the same.
+fn protocol_values(protocol: u8) -> [u16; 2] {
+    let second = match protocol {
+        PROTOCOL_ICMP | PROTOCOL_ICMPV6 => ICMPV6_IN_IPV6,
+        _ => u16::from(protocol),
+    };
+    [u16::from(protocol), second]
+}
+
+/// Refuses what cannot be meant.
+fn check(number: usize, rule: &RuleSpec, groups: usize) -> Result<(), String> {
+    let name = name_of(number, rule);
+    if let Some(&(first, last)) =
+        rule.dst_ports.iter().chain(&rule.src_ports).find(|(first, last)| first > last)
+    {
+        return Err(format!("{name}: ports {first}-{last}: the first must not be above the last"));
+    }
+    match rule.from.groups.iter().chain(&rule.to.groups).find(|&&group| usize::from(group) >= groups) {
+        Some(group) => Err(format!("{name}: group number {group} of {groups}: there is no such group")),
+        None => Ok(()),
+    }
+}
+
+/// What a rule is called.
+fn name_of(number: usize, rule: &RuleSpec) -> String {
+    if rule.name.is_empty() { format!("rule {number}") } else { format!("rule {number} \"{}\"", rule.name) }
+}
+
+/// Whether a side takes every address.
+fn takes_any(side: &SideSpec) -> bool {
+    side.prefixes.is_empty() && side.groups.is_empty()
+}
+
+/// Gives every list of prefixes a set, equal lists the same, and notes for each set which rules name it.
+fn compile_sides(rules: &[RuleSpec], groups: usize, members: &mut Vec<(IpNet, SetId)>) -> Sides {
+    let mut sources = vec![Vec::new(); groups];
+    let mut destinations = vec![Vec::new(); groups];
+    let mut lists: BTreeMap<Vec<IpNet>, usize> = BTreeMap::new();
+    let mut any_source = Dense::new(rules.len());
+    let mut any_destination = Dense::new(rules.len());
+    for (number, rule) in (0u16..).zip(rules) {
+        for (side, source) in [(&rule.from, true), (&rule.to, false)] {
+            if takes_any(side) {
+                if source { any_source.insert(number) } else { any_destination.insert(number) }
+            }
+            let mut sets: Vec<usize> = side.groups.iter().map(|&group| usize::from(group)).collect();
+            if !side.prefixes.is_empty() {
+                let mut list: Vec<IpNet> = side.prefixes.iter().map(IpNet::trunc).collect();
+                list.sort_unstable();
+                list.dedup();
+                let new = groups + lists.len();
+                let set = *lists.entry(list).or_insert_with_key(|list| {
+                    members.extend(list.iter().map(|&prefix| (prefix, new as SetId)));
+                    new
+                });
+                sets.push(set);
+            }
+            let named = if source { &mut sources } else { &mut destinations };
+            for set in sets {
+                if named.len() <= set {
+                    named.resize(set + 1, Vec::new());
+                }
+                if let Some(rules) = named.get_mut(set) {
+                    rules.push(number);
+                }
+            }
+        }
+    }
+    Sides {
+        sources,
+        destinations,
+        any_source: any_source.compress(),
+        any_destination: any_destination.compress(),
+        rules: rules.len(),
+    }
+}

@@ -120,6 +120,32 @@ fn what_cannot_be_solved_is_named() {
     assert_eq!(error("192.0.2.1", "192.0.2.2"), None);
 }
 
+/// The byte of a slot is where the port is: flipping a port bit changes the hash by that byte's table.
+#[test]
+fn slots_name_the_place_of_the_port() {
+    let (hasher, _) = ReplyPorts::draw(7, 10, keys(4)).unwrap();
+    let cases = [
+        ("192.0.2.1", "192.0.2.2", 6, PortSlot::LowV4),
+        ("192.0.2.2", "192.0.2.1", 6, PortSlot::HighV4),
+        ("192.0.2.2", "192.0.2.1", 1, PortSlot::LowV4),
+        ("2001:db8::1", "2001:db8::2", 17, PortSlot::LowV6),
+        ("2001:db8::2", "2001:db8::1", 17, PortSlot::HighV6),
+        ("2001:db8::2", "2001:db8::1", 58, PortSlot::LowV6),
+    ];
+    for (own, remote, protocol, slot) in cases {
+        let (own, remote) = (own.parse().unwrap(), remote.parse().unwrap());
+        let flow = Outgoing { own, remote, remote_port: 53, protocol, tenant: 3 };
+        assert_eq!(flow.slot(), Ok(slot));
+        let hash = |port| hasher.hash(&flow.with_port(port), 3);
+        let (upper, lower) = (hasher.tables()[slot.byte()], hasher.tables()[slot.byte() + 1]);
+        assert_eq!(hash(0) ^ hash(0x1234), upper[0x12] ^ lower[0x34]);
+    }
+    let equal: IpAddr = "192.0.2.1".parse().unwrap();
+    let echo = Outgoing { own: equal, remote: equal, remote_port: 0, protocol: 1, tenant: 0 };
+    assert_eq!((echo.with_port(7).src_port, echo.with_port(7).dst_port), (7, 0));
+    assert!(PortSlot::ALL.iter().enumerate().all(|(place, slot)| place == *slot as usize));
+}
+
 #[test]
 fn owned_buckets_are_picked_evenly() {
     let units = [Unit { id: 4, weight: 1 }, Unit { id: 5, weight: 3 }];

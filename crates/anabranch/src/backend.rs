@@ -1,0 +1,98 @@
+//! `anabranch backend` and `anabranch core`
+
+use std::process::ExitCode;
+
+use control::live::BackendWish;
+use control::socket::Request;
+
+use crate::output::Target;
+
+/// Arguments of `backend`.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  anabranch backend drain web 10.0.0.1:80      before maintenance: no new connections, live ones go on
+  anabranch backend enable web 10.0.0.1:80
+  anabranch backend weight web 10.0.0.1:80 3
+
+Holds until the program ends, over reloads as well. \"anabranch status\" shows when the last connection is gone.")]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// No new connections for a backend
+    Drain(Which),
+    /// New connections again, with the weight there was
+    Enable(Which),
+    /// Another weight
+    Weight {
+        #[command(flatten)]
+        which: Which,
+        /// Share relative to the other backends, 0 to 1000
+        #[arg(value_parser = clap::value_parser!(u16).range(0..=1000))]
+        weight: u16,
+    },
+}
+
+#[derive(clap::Args)]
+struct Which {
+    /// Name of the virtual server
+    server: String,
+    /// Address of the backend, with its port where several have the same
+    backend: String,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// Changes a backend.
+pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let (which, wish) = match args.command {
+        Command::Drain(which) => (which, BackendWish::Drain),
+        Command::Enable(which) => (which, BackendWish::Enable),
+        Command::Weight { which, weight } => (which, BackendWish::Weight(weight)),
+    };
+    let request = Request::Backend { server: which.server, backend: which.backend, wish };
+    Ok(which.target.ask(request).map_or_else(|code| code, |_| ExitCode::SUCCESS))
+}
+
+/// Arguments of `core`.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  anabranch core drain 1       its flows move to the other cores or end there, new ones go elsewhere
+  anabranch core enable 1
+
+\"anabranch status\" shows which buckets and flows a core has.")]
+pub(crate) struct CoreArgs {
+    #[command(subcommand)]
+    command: CoreCommand,
+}
+
+#[derive(clap::Subcommand)]
+enum CoreCommand {
+    /// Take a core out of work
+    Drain(WhichCore),
+    /// Put it back
+    Enable(WhichCore),
+}
+
+#[derive(clap::Args)]
+struct WhichCore {
+    /// Core id, as in status
+    core: usize,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// Takes a core out of work, or puts it back.
+pub(crate) fn run_core(args: CoreArgs) -> anyhow::Result<ExitCode> {
+    let (which, enabled) = match args.command {
+        CoreCommand::Drain(which) => (which, false),
+        CoreCommand::Enable(which) => (which, true),
+    };
+    let request = Request::Core { core: which.core, enabled };
+    Ok(which.target.ask(request).map_or_else(|code| code, |_| ExitCode::SUCCESS))
+}

@@ -1,0 +1,487 @@
+//! How many packets and new flows one core and two cores decide, and what a flow costs in memory.
+//!
+//! The packets are 64-byte Ethernet frames (60 bytes without checksum) in memory; nothing is received or sent. The loop
+//! is the production one: [`services::core::Core::batch`] with 64 frames at a time.
+
+use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::process::ExitCode;
+use std::sync::{Arc, Barrier};
+use std::time::Instant;
+
+use anyhow::{Context as _, anyhow};
+use clap::Args as ClapArgs;
+use packet::checksum;
+use packet::flow::FlowKey;
+use packet::vnet::VirtioNetHeader;
+use serde::Serialize;
+use services::core::{BATCH_MAX, Core, ETHERNET_BYTES, Frame, Handed, Neighbors, Outcome, Output};
+use services::policy::Policy;
+use services::spec::{
+    BackendSpec, BalanceMethod, DeliveryMode, GatewaySpec, InterfaceSpec, Limits, Mapping, NatMode, NatSpec,
+    PortId, RouteSpec, ServerSpec, UDP,
+};
+use services::steer::Steering;
+
+use crate::output;
+
+const LAN: PortId = 0;
+const WAN: PortId = 1;
+
+/// Settings of a measurement.
+#[derive(ClapArgs)]
+#[command(after_help = "Example: anabranch bench gateway --flows 1000000")]
+pub struct Args {
+    /// Flows that are alive.
+    #[arg(long, default_value_t = 1_000_000)]
+    flows: u32,
+    /// Packets of each measurement.
+    #[arg(long, default_value_t = 20_000_000)]
+    packets: u64,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// One line of the result.
+#[derive(Serialize)]
+struct Row {
+    what: &'static str,
+    flows: usize,
+    new_flows_per_s: f64,
+    hits_mpps: f64,
+    bytes_per_flow: f64,
+}
+
+#[derive(Serialize)]
+struct Report {
+    rows: Vec<Row>,
+    /// Two cores of one gateway, packets per second of both.
+    two_cores_mpps: f64,
+    /// Two loops that share nothing, started together in the same run.
+    two_independent_mpps: f64,
+    two_cores_ratio: f64,
+    handed_over: u64,
+}
+
+/// What kind of flows.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Plain,
+    Nat,
+    PortOnly,
+    Server,
+    NatV6,
+}
+
+impl Kind {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "IPv4, no translation",
+            Self::Nat => "IPv4 NAT, address and port (C2)",
+            Self::PortOnly => "IPv4 NAT, port only (C3)",
+            Self::Server => "IPv4 virtual server, Maglev, 16 backends",
+            Self::NatV6 => "IPv6 NAT, address and port (C2)",
+        }
+    }
+}
+
+/// Measures and prints.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let mut rows = Vec::new();
+    if !args.json {
+        output::print(&format!(
+            "{:<44} {:>10} {:>14} {:>10} {:>11}\n",
+            "one core, 64-byte packets in memory", "flows", "new flows/s", "hits Mpps", "bytes/flow"
+        ))?;
+    }
+    for kind in [Kind::Nat, Kind::PortOnly, Kind::Server, Kind::Plain, Kind::NatV6] {
+        let row = one_core(kind, args).with_context(|| kind.name())?;
+        if !args.json {
+            output::print(&format!(
+                "{:<44} {:>10} {:>14.0} {:>10.2} {:>11.1}\n",
+                row.what, row.flows, row.new_flows_per_s, row.hits_mpps, row.bytes_per_flow
+            ))?;
+        }
+        rows.push(row);
+    }
+    let (shared, handed_over) = two(args, true)?;
+    let (independent, _) = two(args, false)?;
+    let report = Report {
+        rows,
+        two_cores_mpps: shared,
+        two_independent_mpps: independent,
+        two_cores_ratio: shared / independent,
+        handed_over,
+    };
+    if args.json {
+        output::print_json(&report)?;
+    } else {
+        output::print(&format!(
+            "two cores of one gateway {shared:.2} Mpps, two independent loops {independent:.2} Mpps, ratio {:.3}, \
+             handed over {handed_over}\n",
+            report.two_cores_ratio
+        ))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn one_core(kind: Kind, args: &Args) -> anyhow::Result<Row> {
+    let mut bench = Bench::new(kind, 1, 0, None)?;
+    let before = resident_bytes();
+    let started = Instant::now();
+    let flows = bench.open(args.flows);
+    let opened_s = started.elapsed().as_secs_f64();
+    let memory = bench.core.flows().memory_bytes().max(1);
+    let grown = resident_bytes().saturating_sub(before);
+    let mpps = bench.hit(&flows, args.packets);
+    // The flow table's own count; the process grew by that and the port tables.
+    black_box(grown);
+    Ok(Row {
+        what: kind.name(),
+        flows: flows.len(),
+        new_flows_per_s: flows.len() as f64 / opened_s,
+        hits_mpps: mpps,
+        bytes_per_flow: memory as f64 / flows.len().max(1) as f64,
+    })
+}
+
+/// Two threads; `shared`: two cores of one gateway, else two gateways of one core each. Packets per µs of both.
+fn two(args: &Args, shared: bool) -> anyhow::Result<(f64, u64)> {
+    let common = shared.then(|| common(Kind::Nat, 2)).transpose()?;
+    let start = Arc::new(Barrier::new(2));
+    let threads: Vec<_> = (0..2u8)
+        .map(|core| {
+            let (common, start) = (common.clone(), Arc::clone(&start));
+            let (flows, packets) = (args.flows / 2, args.packets / 2);
+            std::thread::spawn(move || -> anyhow::Result<(f64, u64)> {
+                let allowed = linux::affinity::allowed_cpus().unwrap_or_default();
+                if let Some(cpu) = allowed.get(usize::from(core) % allowed.len().max(1)) {
+                    let _ = linux::affinity::pin_current_thread(*cpu);
+                }
+                let (cores, id) = if common.is_some() { (2, core) } else { (1, 0) };
+                let mut bench = Bench::new(Kind::Nat, cores, id, common)?;
+                let opened = bench.open(flows);
+                start.wait();
+                let started = Instant::now();
+                bench.hit(&opened, packets);
+                let seconds = started.elapsed().as_secs_f64();
+                Ok((packets as f64 / seconds / 1e6, bench.core.counters.handed_out))
+            })
+        })
+        .collect();
+    let (mut mpps, mut handed) = (0.0, 0);
+    for thread in threads {
+        let (own, out) = thread.join().map_err(|_| anyhow!("a thread panicked"))??;
+        mpps += own;
+        handed += out;
+    }
+    Ok((mpps, handed))
+}
+
+type Common = (Arc<Policy>, Arc<Steering>, Arc<Neighbors>);
+
+struct Bench {
+    kind: Kind,
+    core: Core,
+    steering: Arc<Steering>,
+    slots: Vec<u8>,
+    now_ns: u64,
+    out: Nowhere,
+}
+
+#[derive(Default)]
+struct Nowhere {
+    handed: u64,
+}
+
+impl Output for Nowhere {
+    fn emit(&mut self, _: Outcome, _: &VirtioNetHeader, _: &mut [u8]) {}
+
+    fn hand_over(&mut self, _: u8, _: Handed) -> bool {
+        self.handed += 1;
+        true
+    }
+}
+
+const SLOT_BYTES: usize = 128;
+
+/// Both directions of a flow as they come in.
+#[derive(Clone, Copy)]
+struct Pair {
+    request: FlowKey,
+    reply: FlowKey,
+}
+
+impl Bench {
+    fn new(kind: Kind, cores: u8, id: u8, shared: Option<Common>) -> anyhow::Result<Self> {
+        let (policy, steering, neighbors) = match shared {
+            Some(shared) => shared,
+            None => common(kind, cores)?,
+        };
+        let core = Core::new(id, 0x5eed + u64::from(id), policy, Arc::clone(&steering), neighbors);
+        let slots = vec![0; BATCH_MAX * SLOT_BYTES];
+        Ok(Self { kind, core, steering, slots, now_ns: 1_000_000_000_000, out: Nowhere::default() })
+    }
+
+    /// Opens so many flows that belong to this core; what they look like from both sides.
+    fn open(&mut self, count: u32) -> Vec<Pair> {
+        let port = if self.kind == Kind::Server { WAN } else { LAN };
+        let mut pairs = Vec::with_capacity(count as usize);
+        let mut number = 0u64;
+        while pairs.len() < count as usize {
+            let mut keys = Vec::with_capacity(BATCH_MAX);
+            while keys.len() < BATCH_MAX.min(count as usize - pairs.len()) {
+                let key = random_key(self.kind, number);
+                number += 1;
+                let owner = self.steering.table.owner(self.steering.bucket(&key, 0));
+                if owner == u16::from(self.core.id()) {
+                    keys.push(key);
+                }
+            }
+            let leaving = self.batch(port, &keys);
+            let both = keys.iter().zip(leaving);
+            pairs.extend(both.filter_map(|(request, leaving)| {
+                Some(Pair { request: *request, reply: leaving?.reversed() })
+            }));
+            self.now_ns += 20_000;
+        }
+        pairs
+    }
+
+    /// Packets of the flows in both directions, in an order that the caches cannot guess. Packets per µs.
+    fn hit(&mut self, flows: &[Pair], packets: u64) -> f64 {
+        let (near, far) = if self.kind == Kind::Server { (WAN, LAN) } else { (LAN, WAN) };
+        let (mut sent, mut at, mut went_on) = (0u64, 0usize, 0u64);
+        // A stride that visits every flow before any again.
+        let stride = (flows.len() as f64 * 0.618) as usize | 1;
+        let mut keys = Vec::with_capacity(BATCH_MAX);
+        let started = Instant::now();
+        while sent < packets && !flows.is_empty() {
+            keys.clear();
+            let replies = (sent / BATCH_MAX as u64) % 2 == 1;
+            for _ in 0..BATCH_MAX {
+                at += stride;
+                if at >= flows.len() {
+                    at %= flows.len();
+                }
+                keys.push(if replies { flows[at].reply } else { flows[at].request });
+            }
+            went_on += self.send(if replies { far } else { near }, &keys);
+            sent += BATCH_MAX as u64;
+            self.now_ns += 5_000;
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        assert!(went_on == sent, "{went_on} of {sent} packets went on");
+        sent as f64 / seconds / 1e6
+    }
+
+    fn send(&mut self, port: PortId, keys: &[FlowKey]) -> u64 {
+        let mut frames: Vec<Frame<'_>> = Vec::with_capacity(BATCH_MAX);
+        for (slot, key) in self.slots.chunks_exact_mut(SLOT_BYTES).zip(keys) {
+            let length = write_frame(slot, key);
+            frames.push(Frame::new(port, partial(key), &mut slot[..length]));
+        }
+        self.core.batch(self.now_ns, &mut frames, &mut self.out);
+        frames.iter().filter(|frame| matches!(frame.outcome, Outcome::Send(_) | Outcome::Resolve(..))).count()
+            as u64
+    }
+
+    /// As [`Self::send`], and what left.
+    fn batch(&mut self, port: PortId, keys: &[FlowKey]) -> Vec<Option<FlowKey>> {
+        self.send(port, keys);
+        let slots = self.slots.chunks_exact(SLOT_BYTES).take(keys.len());
+        slots.map(|slot| FlowKey::of(&slot[ETHERNET_BYTES..]).ok()).collect()
+    }
+}
+
+/// A checksum that the card has left to us, as on a virtual interface: only addresses change it.
+fn partial(key: &FlowKey) -> VirtioNetHeader {
+    let ip_bytes = if key.src.is_ipv4() { 20 } else { 40 };
+    VirtioNetHeader {
+        flags: packet::vnet::NEEDS_CSUM,
+        csum_start: ip_bytes,
+        csum_offset: 6,
+        ..VirtioNetHeader::default()
+    }
+}
+
+/// A UDP datagram in an Ethernet frame of 60 bytes, or as long as its headers.
+fn write_frame(slot: &mut [u8], key: &FlowKey) -> usize {
+    let (ip_bytes, length) = if key.src.is_ipv4() { (20, 60) } else { (40, 62) };
+    let packet = &mut slot[ETHERNET_BYTES..length];
+    let upper = packet.len() - ip_bytes;
+    match (key.src, key.dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            let total = packet.len() as u16;
+            packet[..12].copy_from_slice(&[
+                0x45,
+                0,
+                (total >> 8) as u8,
+                total as u8,
+                0,
+                1,
+                0x40,
+                0,
+                64,
+                UDP,
+                0,
+                0,
+            ]);
+            packet[12..16].copy_from_slice(&src.octets());
+            packet[16..20].copy_from_slice(&dst.octets());
+            let sum = checksum::finish(checksum::sum(&packet[..20], 0));
+            packet[10..12].copy_from_slice(&sum.to_be_bytes());
+        }
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            packet[..8].copy_from_slice(&[0x60, 0, 0, 0, 0, upper as u8, UDP, 64]);
+            packet[8..24].copy_from_slice(&src.octets());
+            packet[24..40].copy_from_slice(&dst.octets());
+        }
+        _ => {}
+    }
+    packet[ip_bytes..ip_bytes + 2].copy_from_slice(&key.src_port.to_be_bytes());
+    packet[ip_bytes + 2..ip_bytes + 4].copy_from_slice(&key.dst_port.to_be_bytes());
+    packet[ip_bytes + 4..ip_bytes + 6].copy_from_slice(&(upper as u16).to_be_bytes());
+    packet[ip_bytes + 6..ip_bytes + 8].copy_from_slice(&[0x12, 0x34]);
+    length
+}
+
+fn random_key(kind: Kind, number: u64) -> FlowKey {
+    let bits = mix(number);
+    let (src_port, dst_port) = (1024 + (bits >> 48) as u16 % 60_000, 1 + (bits >> 32) as u16 % 60_000);
+    let inside = Ipv4Addr::from(0x0a00_0000 | (bits as u32 & 0x003f_ffff) | 0x0040_0000);
+    let remote = Ipv4Addr::from(0x2000_0000 | (mix(bits) as u32 & 0x0fff_ffff));
+    match kind {
+        Kind::Plain | Kind::Nat | Kind::PortOnly => {
+            FlowKey { src: inside.into(), dst: remote.into(), src_port, dst_port, protocol: UDP }
+        }
+        Kind::Server => FlowKey {
+            src: remote.into(),
+            dst: Ipv4Addr::new(203, 0, 113, 10).into(),
+            src_port,
+            dst_port: 53,
+            protocol: UDP,
+        },
+        Kind::NatV6 => {
+            let side = |first: u16, low: u64| {
+                IpAddr::V6(Ipv6Addr::from((u128::from(first) << 112) | u128::from(low)))
+            };
+            FlowKey {
+                src: side(0xfd00, bits >> 8),
+                dst: side(0x2001, mix(bits) >> 8),
+                src_port,
+                dst_port,
+                protocol: UDP,
+            }
+        }
+    }
+}
+
+fn common(kind: Kind, cores: u8) -> anyhow::Result<Common> {
+    let (policy, _) = Policy::compile(spec(kind)?, None, 0).map_err(|error| anyhow!(error))?;
+    let keys = std::iter::from_fn(|| {
+        let mut key = [0; 40];
+        getrandom::fill(&mut key).ok().map(|()| key)
+    });
+    let steering = Steering::new(cores, keys.take(64)).map_err(|error| anyhow!(error))?;
+    let mut neighbors = Neighbors::default();
+    for (port, address) in
+        [(WAN, "203.0.113.254"), (WAN, "2001:db8::fe"), (LAN, "10.0.0.254"), (LAN, "fd00::fe")]
+    {
+        neighbors.known.insert((port, address.parse()?), [2, 0, 0, 0, 1, port as u8]);
+    }
+    neighbors.version = 1;
+    Ok((Arc::new(policy), Arc::new(steering), Arc::new(neighbors)))
+}
+
+fn spec(kind: Kind) -> anyhow::Result<GatewaySpec> {
+    let interface = |name: &str, addresses: [&str; 2], last: u8| -> anyhow::Result<InterfaceSpec> {
+        Ok(InterfaceSpec {
+            name: name.to_owned(),
+            device: name.to_owned(),
+            addresses: vec![addresses[0].parse()?, addresses[1].parse()?],
+            tenant: 0,
+            mtu: 1500,
+            mac: [2, 0, 0, 0, 0, last],
+        })
+    };
+    let route = |prefix: &str, port: PortId, via: &str| -> anyhow::Result<RouteSpec> {
+        Ok(RouteSpec { tenant: 0, prefix: prefix.parse()?, port, via: Some(via.parse()?) })
+    };
+    let mut spec = GatewaySpec {
+        interfaces: vec![
+            interface("lan", ["10.0.0.1/24", "fd00::1/64"], 0)?,
+            interface("wan", ["203.0.113.1/24", "2001:db8::1/64"], 1)?,
+        ],
+        tenants: vec![String::new()],
+        routes: vec![
+            route("10.0.0.0/8", LAN, "10.0.0.254")?,
+            route("fd00::/16", LAN, "fd00::fe")?,
+            route("0.0.0.0/0", WAN, "203.0.113.254")?,
+            route("::/0", WAN, "2001:db8::fe")?,
+        ],
+        limits: Limits { flows_max: 32_000_000, embryonic_max: 32_000_000, ..Limits::default() },
+        ..GatewaySpec::default()
+    };
+    let mode = match kind {
+        Kind::Nat | Kind::NatV6 => Some(NatMode::AddressAndPort),
+        Kind::PortOnly => Some(NatMode::PortOnly),
+        Kind::Plain | Kind::Server => None,
+    };
+    if let Some(mode) = mode {
+        spec.nats.push(NatSpec {
+            out: WAN,
+            mode,
+            addresses: vec!["203.0.113.1".parse()?, "2001:db8::1".parse()?],
+            from: Vec::new(),
+            tenants: Vec::new(),
+            mapping: Mapping::EndpointDependent,
+            ports: (1024, 65_535),
+            reserved: Vec::new(),
+            tables: 256,
+            flows_per_client_max: 0,
+            ports_per_client: 0,
+        });
+    }
+    if kind == Kind::Server {
+        spec.servers.push(server());
+    }
+    Ok(spec)
+}
+
+/// A virtual server that chooses the clients' ports, so that replies find its core.
+fn server() -> ServerSpec {
+    let backend = |last: u8| BackendSpec {
+        address: (Ipv4Addr::new(10, 0, 0, last), 53).into(),
+        weight: 1,
+        connections_max: 0,
+    };
+    ServerSpec {
+        name: "dns".to_owned(),
+        protocol: UDP,
+        listen: (Ipv4Addr::new(203, 0, 113, 10), 53).into(),
+        backends: (10..26).map(backend).collect(),
+        method: BalanceMethod::Maglev,
+        delivery: DeliveryMode::Nat,
+        source: NatMode::PortOnly,
+        source_addresses: Vec::new(),
+        connections_max: 0,
+        slow_start_s: 0,
+        proxy_protocol: false,
+    }
+}
+
+/// Memory of the process that is in use, bytes.
+fn resident_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    text.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4096
+}
+
+/// splitmix64.
+fn mix(seed: u64) -> u64 {
+    let z = seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}

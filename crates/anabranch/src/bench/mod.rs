@@ -1,0 +1,30 @@
+//! `anabranch bench`: in-process measurements of the engine, without any interface.
+
+mod gateway;
+
+use std::process::ExitCode;
+
+use clap::{Args as ClapArgs, Subcommand};
+
+/// What to measure.
+#[derive(ClapArgs)]
+#[command(
+    after_help = "Examples:\n  anabranch bench gateway\n  anabranch bench gateway --flows 10000000 --json"
+)]
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Firewall, NAT and virtual servers over packets in memory
+    Gateway(gateway::Args),
+}
+
+/// Runs it.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    match &args.what {
+        What::Gateway(args) => gateway::run(args),
+    }
+}

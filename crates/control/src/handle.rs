@@ -1,0 +1,408 @@
+//! The door between control and the packet engine's services: what control tells, what it asks, what comes back.
+//!
+//! [`GatewayHandle`] is all that control knows of the engine's services. Its types are the JSON of `status`, `flows` and
+//! `explain`: field names say what is counted, units come last. Counters count since start, except where a name says
+//! otherwise.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use packet::flow::FlowKey;
+use serde::{Deserialize, Serialize};
+use services::nat::NatEvent;
+use services::spec::{GatewaySpec, PortId};
+
+use crate::config::services::Distribution;
+
+pub use engine::{EngineHandle, Memory};
+pub use filter::FlowFilter;
+
+mod engine;
+pub(crate) mod filter;
+
+/// Flows that one answer lists at most.
+pub const FLOWS_MAX: usize = 100_000;
+
+/// What the engine needs besides the [`GatewaySpec`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Desired {
+    /// What the operator wants.
+    pub spec: GatewaySpec,
+    /// The kernel's devices, by [`PortId`] as in `spec.interfaces`.
+    pub devices: Vec<Device>,
+    /// How packets are spread over cores (row C8).
+    pub distribution: Distribution,
+    /// Whether buckets move from busy cores to idle ones (row C9).
+    pub core_rebalance: bool,
+    /// Whether events of address translation are wanted ([`GatewayHandle::take_nat_events`]).
+    pub nat_events: bool,
+}
+
+/// One kernel device as it is now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Device {
+    /// Its name.
+    pub name: String,
+    /// Its index; `None` while it is missing. Another index under the same name is another device: sockets bound to the
+    /// old one are dead.
+    pub index: Option<u32>,
+    /// Switched on and with carrier.
+    pub up: bool,
+}
+
+/// What control asks of the engine. All calls come from the one thread of control.
+pub trait GatewayHandle {
+    /// Puts all of it in force at once, without losing a flow. Called at start, when the host changes, at every reload and
+    /// after live changes; never twice with the same content unless the last call failed. On error the old policy stays.
+    fn apply(&self, desired: &Desired) -> Result<(), String>;
+
+    /// Live state. Leases and groups may be left empty: control fills them in.
+    fn status(&self) -> ServicesStatus;
+
+    /// Flows that match, at most `limit` (≤ [`FLOWS_MAX`]).
+    fn flows(&self, filter: &FlowFilter, limit: usize) -> FlowList;
+
+    /// What would happen to a packet with this key that comes in at `port`; `None`: the port its source is routed to.
+    /// Changes nothing: no flow is made, no port taken.
+    fn explain(&self, key: &FlowKey, port: Option<PortId>) -> Result<Explanation, String>;
+
+    /// Tells whether a backend passes its health checks; places as in the spec of the last [`Self::apply`]. All backends
+    /// are up until told otherwise, and keep what was told over an [`Self::apply`] as long as server name and address stay.
+    fn set_backend_up(&self, server: usize, backend: usize, up: bool);
+
+    /// Takes a core out of the bucket table (`false`) or puts it back: its flows end on it, new ones go elsewhere.
+    fn set_core(&self, core: usize, enabled: bool) -> Result<(), String>;
+
+    /// Events of address translation since the last call, oldest first; empty unless [`Desired::nat_events`].
+    fn take_nat_events(&self) -> Vec<NatEvent>;
+}
+
+/// Live state of everything that is not the tunnel.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ServicesStatus {
+    /// One entry a core.
+    pub cores: Vec<CoreServices>,
+    /// One entry an interface.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// One entry a rule, in their order; the last one is the default action.
+    pub rules: Vec<RuleStatus>,
+    /// One entry a `[[nat]]`.
+    pub nats: Vec<NatStatus>,
+    /// One entry a port forward.
+    pub forwards: Vec<ForwardStatus>,
+    /// One entry a virtual server.
+    pub virtual_servers: Vec<ServerStatus>,
+    /// Port ranges that are held, with those taken while running.
+    pub leases: Vec<LeaseReport>,
+    /// Address groups.
+    pub groups: Vec<GroupReport>,
+    /// Drops of all cores by reason, only those above zero.
+    pub drops: BTreeMap<String, u64>,
+    /// Packets that came to another core than their owner and went over a ring.
+    pub handed_off_packets: u64,
+    /// Replies of translated flows (rows C2, C3) that arrived at another core than the request's; must stay 0.
+    pub replies_on_wrong_core_packets: u64,
+    /// Raised by every change of the policy.
+    pub policy_era: u32,
+}
+
+/// One core.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CoreServices {
+    /// Core id.
+    pub core: usize,
+    /// "active", "draining" or "stopped".
+    pub state: String,
+    /// Buckets of the table that it owns.
+    pub buckets: u32,
+    /// Packets read from interfaces, super-packets once.
+    pub rx_packets: u64,
+    /// Bytes of them.
+    pub rx_bytes: u64,
+    /// Packets sent.
+    pub tx_packets: u64,
+    /// Bytes of them.
+    pub tx_bytes: u64,
+    /// Flows it keeps now.
+    pub live_flows: u64,
+    /// Flows it has begun.
+    pub new_flows: u64,
+    /// Packets it handed to their owner.
+    pub handed_off_packets: u64,
+    /// Packets it was handed.
+    pub taken_over_packets: u64,
+    /// Share of the last second it did not sleep.
+    pub busy_percent: f64,
+    /// Drops by reason, only those above zero.
+    pub drops: BTreeMap<String, u64>,
+}
+
+/// One interface.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct InterfaceStatus {
+    /// Name in the configuration.
+    pub name: String,
+    /// Kernel device.
+    pub device: String,
+    /// "up", or why it is not.
+    pub state: String,
+    /// The gateway's addresses there.
+    pub addresses: Vec<String>,
+    /// Tenant; empty = the shared one.
+    pub tenant: String,
+    /// Packets read.
+    pub rx_packets: u64,
+    /// Bytes of them.
+    pub rx_bytes: u64,
+    /// Packets sent.
+    pub tx_packets: u64,
+    /// Bytes of them.
+    pub tx_bytes: u64,
+    /// Packets the kernel lost because a core did not read them in time.
+    pub lost_packets: u64,
+}
+
+/// One rule.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RuleStatus {
+    /// Its name; "default" for the last.
+    pub name: String,
+    /// "allow", "drop" or "reject".
+    pub action: String,
+    /// Flows it has decided.
+    pub matched_flows: u64,
+}
+
+/// One NAT.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NatStatus {
+    /// Interface where packets leave.
+    pub out: String,
+    /// "address-and-port", "port-only" or "none".
+    pub mode: String,
+    /// Outside addresses.
+    pub addresses: Vec<String>,
+    /// Flows now.
+    pub live_flows: u64,
+    /// Ports in use now, summed over addresses and tables.
+    pub used_ports: u64,
+    /// Ports there are, likewise; with endpoint-dependent mapping one port serves many destinations.
+    pub total_ports: u64,
+    /// Flows that found no port.
+    pub exhausted_flows: u64,
+    /// Flows refused because their client had its share.
+    pub refused_flows: u64,
+}
+
+/// One port forward.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ForwardStatus {
+    /// "tcp 203.0.113.1:8080".
+    pub listen: String,
+    /// "10.0.0.5:80".
+    pub to: String,
+    /// Flows now.
+    pub live_flows: u64,
+    /// Flows since start.
+    pub total_flows: u64,
+}
+
+/// One virtual server.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ServerStatus {
+    /// Name.
+    pub name: String,
+    /// "tcp 203.0.113.10:80".
+    pub listen: String,
+    /// "maglev", "least-connections", "round-robin" or "source-address".
+    pub method: String,
+    /// "nat" or "direct-return".
+    pub delivery: String,
+    /// Connections now.
+    pub live_connections: u64,
+    /// Connections since start.
+    pub total_connections: u64,
+    /// Connections refused: no backend, or the limit reached.
+    pub refused_connections: u64,
+    /// Its backends.
+    pub backends: Vec<BackendStatus>,
+}
+
+/// One backend.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BackendStatus {
+    /// Address and port.
+    pub address: String,
+    /// "up", "down", "draining" or "slow-start".
+    pub state: String,
+    /// Why it is down; empty when it is not.
+    pub reason: String,
+    /// Weight in force.
+    pub weight: u16,
+    /// Connections now.
+    pub live_connections: u64,
+    /// Connections since start.
+    pub total_connections: u64,
+    /// How long it is in this state, whole seconds.
+    pub state_age_seconds: u64,
+}
+
+/// A port range of one outside address that belongs to one user (row R1).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseReport {
+    /// Who holds it.
+    pub name: String,
+    /// Tenant; empty = the shared one.
+    pub tenant: String,
+    /// Whose packets must use it.
+    pub from: ipnet::IpNet,
+    /// The outside address.
+    pub address: IpAddr,
+    /// First port.
+    pub first_port: u16,
+    /// Last port.
+    pub last_port: u16,
+    /// Whether the configuration has it; those are not returned by command.
+    pub configured: bool,
+}
+
+/// One address group.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupReport {
+    /// Name.
+    pub name: String,
+    /// How many prefixes it has.
+    pub members: usize,
+    /// Prefixes added by command.
+    pub added: Vec<ipnet::IpNet>,
+    /// Prefixes of the configuration removed by command.
+    pub removed: Vec<ipnet::IpNet>,
+}
+
+/// Flows of all cores.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FlowList {
+    /// Flows that match.
+    pub flows: Vec<FlowReport>,
+    /// Flows there are in all.
+    pub live_flows: u64,
+    /// Whether more match than are listed.
+    pub more: bool,
+}
+
+/// One flow, as its first packet saw it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FlowReport {
+    /// Core that owns it.
+    pub core: usize,
+    /// Bucket of its original direction.
+    pub bucket: u32,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Source of the first packet; the port is an ICMP identifier or 0 where there are no ports.
+    pub source: SocketAddr,
+    /// Destination of the first packet.
+    pub destination: SocketAddr,
+    /// Source as the other side sees it.
+    pub translated_source: SocketAddr,
+    /// Destination after translation.
+    pub translated_destination: SocketAddr,
+    /// Tenant of the original direction; empty = the shared one.
+    #[serde(default)]
+    pub tenant: String,
+    /// Interface where it came in; empty = not known any more.
+    #[serde(default)]
+    pub interface: String,
+    /// Interface where it leaves.
+    #[serde(default)]
+    pub out: String,
+    /// TCP state as in `conntrack`, or "replied" and "unreplied".
+    pub state: String,
+    /// Rule that allowed it.
+    #[serde(default)]
+    pub rule: String,
+    /// NAT mode, or empty.
+    #[serde(default)]
+    pub nat: String,
+    /// Virtual server, or empty.
+    #[serde(default)]
+    pub virtual_server: String,
+    /// Seconds since its last packet.
+    pub idle_seconds: f64,
+    /// Seconds until it is forgotten if nothing comes.
+    pub expires_in_seconds: f64,
+}
+
+/// Where a packet would go, and why: `anabranch explain`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Explanation {
+    /// The packet: "tcp 10.0.0.5:1234 > 1.2.3.4:443".
+    pub packet: String,
+    /// Interface it is thought to come in at.
+    pub interface: String,
+    /// Tenant of that interface; empty = the shared one.
+    pub tenant: String,
+    /// Hash of the key.
+    pub hash: u32,
+    /// Bucket of the hash.
+    pub bucket: u32,
+    /// Core that owns the bucket.
+    pub core: usize,
+    /// The flow there is already, if there is one: it decides, not the rules.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flow: Option<FlowReport>,
+    /// "forward", "to the gateway", "into the tunnel", "drop" or "reject".
+    pub verdict: String,
+    /// Why it is dropped; empty when it is not.
+    pub drop_reason: String,
+    /// Rule that decides; "default" for the default action.
+    pub rule: String,
+    /// What the rule says: "allow", "drop" or "reject".
+    pub rule_action: String,
+    /// Port forward that takes it: "tcp 203.0.113.1:8080".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forward: Option<String>,
+    /// Virtual server that takes it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub virtual_server: Option<String>,
+    /// Backend it would get now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend: Option<SocketAddr>,
+    /// Why this backend: "maglev", "least-connections …".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend_reason: Option<String>,
+    /// Place of the `[[nat]]` that takes it, from 1, or 0.
+    pub nat: usize,
+    /// Its mode; "none" without a NAT.
+    pub nat_mode: String,
+    /// Source it would leave with; port 0 = chosen when the flow begins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub translated_source: Option<SocketAddr>,
+    /// Destination it would leave with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub translated_destination: Option<SocketAddr>,
+    /// The route: "0.0.0.0/0 via 192.0.2.1".
+    pub route: String,
+    /// Where it leaves: an interface, "gateway" or "tunnel".
+    pub out: String,
+    /// Next hop's address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_hop: Option<IpAddr>,
+    /// Next hop's hardware address, once known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_hop_mac: Option<String>,
+    /// Core that the reply will arrive at; equal to `core` in modes C2 and C3.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reply_core: Option<usize>,
+    /// Anything else worth knowing, one sentence each.
+    pub notes: Vec<String>,
+}

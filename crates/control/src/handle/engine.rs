@@ -1,0 +1,503 @@
+//! [`GatewayHandle`] on the real engine: what control says in the operator's words, in the engine's numbers.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use engine::Engine;
+use engine::gateway::{CoreReport, CoreState, FlowEntry, GatewaySettings, Readers};
+use packet::flow::FlowKey;
+use services::nat::NatEvent;
+use services::policy::Policy;
+use services::spec::{HOST_PORT, NatMode, PortId, RuleAction, TCP, TUNNEL_PORT};
+use steering::symmetric::core_bucket;
+
+use crate::config::services::Distribution;
+use super::{
+    BackendStatus, CoreServices, Desired, Explanation, FlowFilter, FlowList, FlowReport, ForwardStatus,
+    GatewayHandle, InterfaceStatus, NatStatus, RuleStatus, ServerStatus, ServicesStatus,
+};
+
+/// The engine, and what control wanted last.
+pub struct EngineHandle<'a> {
+    engine: &'a Engine,
+    memory: &'a Memory,
+}
+
+/// What has to be remembered between two calls.
+#[derive(Default)]
+pub struct Memory {
+    desired: Mutex<Option<Desired>>,
+    /// Busy time of each core and when it was read.
+    busy: Mutex<Option<(Instant, Vec<u64>)>>,
+}
+
+impl<'a> EngineHandle<'a> {
+    /// The engine as control speaks to it.
+    #[must_use]
+    pub fn new(engine: &'a Engine, memory: &'a Memory) -> Self {
+        Self { engine, memory }
+    }
+
+    fn names(&self) -> Names {
+        let desired = self.memory.desired.lock().unwrap_or_else(PoisonError::into_inner);
+        Names { desired: desired.clone(), policy: self.engine.policy() }
+    }
+}
+
+/// Numbers back into names.
+struct Names {
+    desired: Option<Desired>,
+    policy: Arc<Policy>,
+}
+
+impl Names {
+    fn interface(&self, port: PortId) -> String {
+        match port {
+            HOST_PORT => "gateway".to_owned(),
+            TUNNEL_PORT => "tunnel".to_owned(),
+            port => self.policy.interface(port).map(|interface| interface.name.clone()).unwrap_or_default(),
+        }
+    }
+
+    fn tenant(&self, tenant: u16) -> String {
+        self.policy.spec.tenants.get(usize::from(tenant)).cloned().unwrap_or_default()
+    }
+
+    fn rule(&self, rule: Option<u16>) -> String {
+        match rule.and_then(|rule| self.policy.spec.rules.get(usize::from(rule))) {
+            Some(rule) => rule.name.clone(),
+            None => "default".to_owned(),
+        }
+    }
+
+    fn flow(&self, entry: &FlowEntry, bucket: u32) -> FlowReport {
+        let (original, tenant) = &entry.original;
+        let leaving = entry.reply.0.reversed();
+        let record = &entry.record;
+        let nat = record.nat.checked_sub(1).and_then(|rule| self.policy.nat.mode(rule));
+        let backend = record.backend.checked_sub(1).and_then(|id| self.policy.balancer.backend_ref(id));
+        let state = if record.protocol == TCP {
+            services::tcp::State::of(record).name().to_owned()
+        } else if record.flags & services::flow::flags::REPLIED != 0 {
+            "replied".to_owned()
+        } else {
+            "unreplied".to_owned()
+        };
+        let route = |tenant: u16, address: IpAddr| {
+            if self.policy.is_own(address) {
+                return self.interface(HOST_PORT);
+            }
+            self.policy.fib.lookup(tenant, address).map(|route| self.interface(route.port)).unwrap_or_default()
+        };
+        FlowReport {
+            core: usize::from(entry.core),
+            bucket,
+            protocol: record.protocol,
+            source: ends(original).0,
+            destination: ends(original).1,
+            translated_source: ends(&leaving).0,
+            translated_destination: ends(&leaving).1,
+            tenant: self.tenant(*tenant),
+            interface: route(*tenant, original.src),
+            out: route(*tenant, leaving.dst),
+            state,
+            rule: self.rule(record.rule.checked_sub(1)),
+            nat: nat.map(|mode| mode_name(mode).to_owned()).unwrap_or_default(),
+            virtual_server: backend.map(|backend| backend.server.to_owned()).unwrap_or_default(),
+            idle_seconds: entry.idle_ns as f64 / 1e9,
+            expires_in_seconds: entry.expires_ns as f64 / 1e9,
+        }
+    }
+}
+
+fn ends(key: &FlowKey) -> (SocketAddr, SocketAddr) {
+    (SocketAddr::new(key.src, key.src_port), SocketAddr::new(key.dst, key.dst_port))
+}
+
+fn mode_name(mode: NatMode) -> &'static str {
+    match mode {
+        NatMode::AddressAndPort => "address-and-port",
+        NatMode::PortOnly => "port-only",
+        NatMode::None => "none",
+    }
+}
+
+fn action_name(action: RuleAction) -> &'static str {
+    match action {
+        RuleAction::Allow => "allow",
+        RuleAction::Drop => "drop",
+        RuleAction::Reject => "reject",
+    }
+}
+
+impl GatewayHandle for EngineHandle<'_> {
+    fn apply(&self, desired: &Desired) -> Result<(), String> {
+        let settings = GatewaySettings {
+            spec: desired.spec.clone(),
+            devices: desired
+                .devices
+                .iter()
+                .map(|device| if device.up { device.index } else { None })
+                .collect(),
+            readers: match desired.distribution {
+                Distribution::Flow => Readers::Flow,
+                Distribution::Interface => Readers::Interface,
+                Distribution::RoundRobin => Readers::RoundRobin,
+                Distribution::Random => Readers::Random,
+                Distribution::Cpu => Readers::Cpu,
+            },
+            rebalance: desired.core_rebalance,
+            nat_events: desired.nat_events,
+        };
+        *self.memory.desired.lock().unwrap_or_else(PoisonError::into_inner) = Some(desired.clone());
+        self.engine.apply_gateway(&settings)
+    }
+
+    fn status(&self) -> ServicesStatus {
+        let names = self.names();
+        let reports = self.engine.core_reports();
+        let mut drops = BTreeMap::new();
+        for report in &reports {
+            for (reason, count) in report.drops.iter() {
+                *drops.entry(reason.name().to_owned()).or_insert(0) += count;
+            }
+        }
+        drops.retain(|_, count| *count > 0);
+        let sum = |of: &dyn Fn(&CoreReport) -> u64| reports.iter().map(of).sum::<u64>();
+        ServicesStatus {
+            cores: self.cores(&reports),
+            interfaces: interfaces(&names, &reports),
+            rules: rules(&names, &reports),
+            nats: self.nats(&names, &drops),
+            forwards: self.forwards(&names),
+            virtual_servers: servers(&names),
+            leases: Vec::new(),
+            groups: Vec::new(),
+            drops,
+            handed_off_packets: sum(&|report| report.counters.handed_out),
+            replies_on_wrong_core_packets: sum(&|report| report.counters.replies_on_wrong_core),
+            policy_era: names.policy.era,
+        }
+    }
+
+    fn flows(&self, filter: &FlowFilter, limit: usize) -> FlowList {
+        let names = Arc::new(self.names());
+        let steering = self.engine.steering();
+        let (filter, shared) = (filter.clone(), Arc::clone(&names));
+        let to_report = move |entry: &FlowEntry| {
+            let bucket = steering.bucket(&entry.original.0, entry.original.1) as u32;
+            shared.flow(entry, bucket)
+        };
+        let to_report = Arc::new(to_report);
+        let matching = Arc::clone(&to_report);
+        let matches: Arc<dyn Fn(&FlowEntry) -> bool + Send + Sync> =
+            Arc::new(move |entry| filter.matches(&matching(entry)));
+        let mut found = self.engine.flows(&matches, limit + 1);
+        let more = found.len() > limit;
+        found.truncate(limit);
+        FlowList {
+            flows: found.iter().map(|entry| to_report(entry)).collect(),
+            live_flows: self.engine.core_reports().iter().map(|report| report.live_flows).sum(),
+            more,
+        }
+    }
+
+    fn explain(&self, key: &FlowKey, port: Option<PortId>) -> Result<Explanation, String> {
+        let names = self.names();
+        let policy = &names.policy;
+        let port = match port {
+            Some(port) => port,
+            None if policy.is_own(key.src) => HOST_PORT,
+            None => {
+                policy.fib.lookup(0, key.src).map(|route| route.port).ok_or_else(|| {
+                    format!("no route to {}, so the interface is not known; name it with --interface", key.src)
+                })?
+            }
+        };
+        let steering = self.engine.steering();
+        let told = services::core::explain(policy, &steering, key, port);
+        let flow = self.known_flow(key, &names);
+        Ok(self.say(key, &told, flow, &names))
+    }
+
+    fn set_backend_up(&self, server: usize, backend: usize, up: bool) {
+        let policy = self.engine.policy();
+        let Some(spec) = policy.spec.servers.get(server) else { return };
+        let Some(address) = spec.backends.get(backend).map(|backend| backend.address) else { return };
+        let mut all = policy.balancer.backends();
+        if let Some(found) = all.find(|known| known.server == spec.name && known.address == address) {
+            policy.balancer.set_health(found.id, up, linux::clock::monotonic_ns());
+        }
+    }
+
+    fn set_core(&self, core: usize, enabled: bool) -> Result<(), String> {
+        self.engine.set_core(core, enabled)
+    }
+
+    fn take_nat_events(&self) -> Vec<NatEvent> {
+        self.engine.take_nat_events().0
+    }
+}
+
+fn interfaces(names: &Names, reports: &[CoreReport]) -> Vec<InterfaceStatus> {
+    let each = names.policy.spec.interfaces.iter().enumerate().map(|(place, interface)| {
+        let device = names.desired.as_ref().and_then(|desired| desired.devices.get(place));
+        let state = match device {
+            Some(device) if device.index.is_none() => "no such device",
+            Some(device) if !device.up => "down",
+            _ => "up",
+        };
+        let counters = || reports.iter().filter_map(move |report| report.interfaces.get(place));
+        InterfaceStatus {
+            name: interface.name.clone(),
+            device: interface.device.clone(),
+            state: state.to_owned(),
+            addresses: interface.addresses.iter().map(ToString::to_string).collect(),
+            tenant: names.tenant(interface.tenant),
+            rx_packets: counters().map(|counted| counted.rx_packets).sum(),
+            rx_bytes: counters().map(|counted| counted.rx_bytes).sum(),
+            tx_packets: counters().map(|counted| counted.tx_packets).sum(),
+            tx_bytes: counters().map(|counted| counted.tx_bytes).sum(),
+            lost_packets: counters().map(|counted| counted.lost_packets).sum(),
+        }
+    });
+    each.collect()
+}
+
+fn rules(names: &Names, reports: &[CoreReport]) -> Vec<RuleStatus> {
+    let hits = |place: usize| reports.iter().filter_map(|report| report.rule_hits.get(place)).sum();
+    let spec = &names.policy.spec;
+    let mut rules: Vec<RuleStatus> = spec
+        .rules
+        .iter()
+        .enumerate()
+        .map(|(place, rule)| RuleStatus {
+            name: rule.name.clone(),
+            action: action_name(rule.action).to_owned(),
+            matched_flows: hits(place),
+        })
+        .collect();
+    rules.push(RuleStatus {
+        name: "default".to_owned(),
+        action: action_name(spec.default_action).to_owned(),
+        matched_flows: hits(spec.rules.len()),
+    });
+    rules
+}
+
+fn servers(names: &Names) -> Vec<ServerStatus> {
+    let told = names.policy.balancer.status();
+    let specs = &names.policy.spec.servers;
+    let each = told.into_iter().map(|server| {
+        let spec = specs.iter().find(|spec| spec.name == server.name);
+        let protocol = spec.map_or("", |spec| if spec.protocol == TCP { "tcp" } else { "udp" });
+        let backends = server.backends.iter().map(|backend| BackendStatus {
+            address: backend.address.to_string(),
+            state: backend_state(backend).to_owned(),
+            reason: String::new(),
+            weight: backend.weight,
+            live_connections: u64::from(backend.live),
+            total_connections: backend.total,
+            state_age_seconds: 0,
+        });
+        ServerStatus {
+            listen: format!("{protocol} {}", server.listen),
+            method: serde_word(&server.method),
+            delivery: spec.map(|spec| serde_word(&spec.delivery)).unwrap_or_default(),
+            live_connections: u64::from(server.live),
+            total_connections: server.total,
+            refused_connections: 0,
+            backends: backends.collect(),
+            name: server.name,
+        }
+    });
+    each.collect()
+}
+
+fn backend_state(backend: &services::balance::BackendStatus) -> &'static str {
+    if !backend.up {
+        "down"
+    } else if backend.draining || backend.weight == 0 {
+        "draining"
+    } else if backend.effective_weight < f64::from(backend.weight) {
+        "slow-start"
+    } else {
+        "up"
+    }
+}
+
+/// The word that serde writes for an enum of words.
+fn serde_word(value: &impl serde::Serialize) -> String {
+    serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+impl EngineHandle<'_> {
+    fn cores(&self, reports: &[CoreReport]) -> Vec<CoreServices> {
+        let states = self.engine.core_states();
+        let busy: Vec<u64> = self.engine.busy_ns();
+        let now = Instant::now();
+        let mut last = self.memory.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let percent = |core: usize| {
+            let (since, before) = last.as_ref()?;
+            let elapsed_ns = now.duration_since(*since).as_nanos().max(1) as f64;
+            let spent_ns = busy.get(core)?.saturating_sub(*before.get(core)?) as f64;
+            Some((spent_ns * 100.0 / elapsed_ns).min(100.0))
+        };
+        let each = reports.iter().zip(states).enumerate().map(|(core, (report, (state, buckets)))| {
+            let counted = &report.counters;
+            let drops = report.drops.iter().filter(|(_, count)| *count > 0);
+            CoreServices {
+                core,
+                state: match state {
+                    CoreState::Active => "active",
+                    CoreState::Draining => "draining",
+                    CoreState::Stuck => "stopped",
+                }
+                .to_owned(),
+                buckets: buckets as u32,
+                rx_packets: counted.rx_packets,
+                rx_bytes: counted.rx_bytes,
+                tx_packets: counted.tx_packets,
+                tx_bytes: counted.tx_bytes,
+                live_flows: report.live_flows,
+                new_flows: counted.flows_opened,
+                handed_off_packets: counted.handed_out,
+                taken_over_packets: counted.handed_in,
+                busy_percent: percent(core).unwrap_or(0.0),
+                drops: drops.map(|(reason, count)| (reason.name().to_owned(), count)).collect(),
+            }
+        });
+        let cores = each.collect();
+        *last = Some((now, busy));
+        cores
+    }
+
+    fn nats(&self, names: &Names, drops: &BTreeMap<String, u64>) -> Vec<NatStatus> {
+        let held: u64 = self.engine.core_reports().iter().map(|report| report.ports_held).sum();
+        let spec = &names.policy.spec;
+        let refused = |reason: &str| drops.get(reason).copied().unwrap_or(0);
+        let each = spec.nats.iter().enumerate().map(|(place, nat)| {
+            let addresses = names.policy.nat.addresses(place as u16);
+            let ports = u64::from(nat.ports.1.saturating_sub(nat.ports.0)) + 1;
+            let tables = u64::from(nat.tables.max(1));
+            // Counts are kept per core, not per rule: with one rule they are the rule's.
+            let alone = spec.nats.len() == 1;
+            NatStatus {
+                out: names.interface(nat.out),
+                mode: mode_name(nat.mode).to_owned(),
+                total_ports: ports * tables * addresses.len().max(1) as u64,
+                addresses: addresses.iter().map(ToString::to_string).collect(),
+                live_flows: if alone { held } else { 0 },
+                used_ports: if alone { held } else { 0 },
+                exhausted_flows: refused("nat-ports-exhausted"),
+                refused_flows: refused("flows-per-client"),
+            }
+        });
+        each.collect()
+    }
+
+    fn forwards(&self, names: &Names) -> Vec<ForwardStatus> {
+        let each = names.policy.spec.forwards.iter().map(|forward| ForwardStatus {
+            listen: format!("{} {}", if forward.protocol == TCP { "tcp" } else { "udp" }, forward.listen),
+            to: forward.to.to_string(),
+            live_flows: 0,
+            total_flows: 0,
+        });
+        each.collect()
+    }
+
+    /// The flow that a packet of this tuple belongs to already.
+    fn known_flow(&self, key: &FlowKey, names: &Names) -> Option<FlowReport> {
+        let key = *key;
+        let matches: Arc<dyn Fn(&FlowEntry) -> bool + Send + Sync> =
+            Arc::new(move |entry| entry.original.0 == key || entry.reply.0 == key);
+        let found = self.engine.flows(&matches, 1);
+        let steering = self.engine.steering();
+        found.first().map(|entry| {
+            names.flow(entry, steering.bucket(&entry.original.0, entry.original.1) as u32)
+        })
+    }
+
+    fn say(
+        &self,
+        key: &FlowKey,
+        told: &services::core::Explanation,
+        flow: Option<FlowReport>,
+        names: &Names,
+    ) -> Explanation {
+        let policy = &names.policy;
+        let steering = self.engine.steering();
+        let server = told.server.and_then(|server| policy.balancer.server_name(server)).map(str::to_owned);
+        let own_rules = policy.spec.nats.len() as u16;
+        let translated = told.source == NatMode::AddressAndPort;
+        let neighbors = self.engine.neighbors();
+        let mac = told.out_port.zip(told.next_hop).and_then(|hop| neighbors.known.get(&hop).copied());
+        let reply = FlowKey {
+            src: told.destination.ip(),
+            src_port: told.destination.port(),
+            dst: key.src,
+            dst_port: key.src_port,
+            protocol: key.protocol,
+        };
+        let reply_hash = steering.hasher.hash(&reply, told.tenant);
+        let by_hash = steering.table.owner(core_bucket(reply_hash, steering.table.buckets()));
+        let chosen = matches!(told.source, NatMode::AddressAndPort | NatMode::PortOnly) && told.nat.is_some();
+        let mut notes = Vec::new();
+        if !chosen && usize::from(by_hash) != usize::from(told.core) && told.drop.is_none() {
+            notes.push(format!("replies reach core {by_hash} and are handed to core {}", told.core));
+        }
+        if told.stops.len() > 1 {
+            notes.push(format!("cores asked for an existing flow, in order: {:?}", told.stops));
+        }
+        Explanation {
+            packet: key.to_string(),
+            interface: names.interface(told.in_port),
+            tenant: names.tenant(told.tenant),
+            hash: told.hash,
+            bucket: told.bucket as u32,
+            core: usize::from(told.core),
+            flow,
+            verdict: verdict(told).to_owned(),
+            drop_reason: told.drop.map(|reason| reason.name().to_owned()).unwrap_or_default(),
+            rule: names.rule(told.verdict.rule),
+            rule_action: action_name(told.verdict.action).to_owned(),
+            forward: told.forward.map(|listen| listen.to_string()),
+            virtual_server: server,
+            backend: told.backend,
+            backend_reason: None,
+            nat: told.nat.filter(|rule| *rule < own_rules).map_or(0, |rule| usize::from(rule) + 1),
+            nat_mode: mode_name(told.source).to_owned(),
+            translated_source: match (translated, told.nat_addresses.first()) {
+                (true, Some(address)) => Some(SocketAddr::new(*address, 0)),
+                _ if chosen => Some(SocketAddr::new(key.src, 0)),
+                _ => None,
+            },
+            translated_destination: (told.destination != ends(key).1).then_some(told.destination),
+            route: policy
+                .fib
+                .find(told.tenant, told.destination.ip())
+                .map(|found| match found.route.via {
+                    Some(via) => format!("{} via {via}", found.prefix),
+                    None => found.prefix.to_string(),
+                })
+                .unwrap_or_default(),
+            out: told.out_port.map(|port| names.interface(port)).unwrap_or_default(),
+            next_hop: told.next_hop,
+            next_hop_mac: mac.map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":")),
+            reply_core: Some(if chosen { usize::from(told.core) } else { usize::from(by_hash) }),
+            notes,
+        }
+    }
+}
+
+fn verdict(told: &services::core::Explanation) -> &'static str {
+    match (told.drop, told.out_port) {
+        (Some(packet::DropReason::RuleReject), _) => "reject",
+        (Some(_), _) | (None, None) => "drop",
+        (None, Some(HOST_PORT)) => "to the gateway",
+        (None, Some(TUNNEL_PORT)) => "into the tunnel",
+        (None, Some(_)) => "forward",
+    }
+}

@@ -1,0 +1,239 @@
+//! Health monitors of virtual servers' backends (row C6).
+//!
+//! [`Monitors`] is one thread with non-blocking sockets. Each target is checked again and again: `fall` failures in a
+//! row mean down, `rise` successes in a row mean up again, and every verdict goes to the sink. Checks leave from the
+//! host's own stack, like everything that the gateway itself sends.
+//!
+//! * **At the start** a target counts as up, so that a start refuses nobody; its very first check decides at once, in
+//!   either direction and without `fall` or `rise`, and is always reported. Checks are spread: first ones within
+//!   a second, later ones by a tenth of their interval.
+//! * **What counts.** A refused connection, silence until `timeout_ms`, a wrong answer, a command that does not end with
+//!   0. What fails on this machine for lack of descriptors, memory or ports says nothing about the target and is not
+//!   counted.
+//! * **A target that is no longer monitored** was down: it is reported up, since nobody would find out that it is.
+//!
+//! [`verdict`] counts, [`http`] makes requests and reads answers; both are pure. [`check`] is one check under way,
+//! [`run`] the thread.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use linux::event::EventFd;
+
+mod check;
+mod http;
+mod run;
+mod verdict;
+
+#[cfg(test)]
+mod tests;
+
+pub use http::HttpCheck;
+
+/// Longest time between two checks, and longest time for one, ms.
+pub const TIME_MS_MAX: u32 = 600_000;
+
+/// Shortest time between two checks, ms.
+pub const INTERVAL_MS_MIN: u32 = 50;
+
+/// How a backend is checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HealthKind {
+    /// A TCP connection is accepted. It is reset at once, before a byte is sent.
+    Tcp,
+    /// An HTTP/1.1 `GET` is answered with the right status.
+    Http(HttpCheck),
+    /// A command ends with exit status 0. Its environment is `PATH`, `ANABRANCH_ADDRESS`, `ANABRANCH_PORT` and
+    /// `ANABRANCH_SERVER`; it has no input and its output is thrown away. At the timeout it is killed with all
+    /// processes of its group.
+    Command {
+        /// The program; no shell is involved.
+        program: PathBuf,
+        /// Its arguments.
+        arguments: Vec<String>,
+    },
+}
+
+impl HealthKind {
+    /// As an operator names it.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            HealthKind::Tcp => "tcp",
+            HealthKind::Http(_) => "http",
+            HealthKind::Command { .. } => "command",
+        }
+    }
+}
+
+/// How and how often.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthSpec {
+    /// How.
+    pub kind: HealthKind,
+    /// From the begin of one check to the begin of the next, ms; a check that takes longer delays the next.
+    pub interval_ms: u32,
+    /// A check that has not succeeded by then has failed, ms.
+    pub timeout_ms: u32,
+    /// So many failures in a row mean down; at least 1.
+    pub fall: u8,
+    /// So many successes in a row mean up; at least 1.
+    pub rise: u8,
+}
+
+impl HealthSpec {
+    /// This kind with the default times: every 2 s, for up to 1 s, down after 3 failures, up after 2 successes.
+    #[must_use]
+    pub const fn new(kind: HealthKind) -> Self {
+        Self { kind, interval_ms: 2_000, timeout_ms: 1_000, fall: 3, rise: 2 }
+    }
+
+    /// What is wrong with it, for whoever reads the configuration.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        if !(INTERVAL_MS_MIN..=TIME_MS_MAX).contains(&self.interval_ms) {
+            return Some(format!("the interval must be {INTERVAL_MS_MIN} to {TIME_MS_MAX} ms"));
+        }
+        if !(1..=TIME_MS_MAX).contains(&self.timeout_ms) {
+            return Some(format!("the timeout must be 1 to {TIME_MS_MAX} ms"));
+        }
+        if self.fall == 0 || self.rise == 0 {
+            return Some("fall and rise must be 1 or more".to_owned());
+        }
+        match &self.kind {
+            HealthKind::Tcp => None,
+            HealthKind::Http(http) => http.problem(),
+            HealthKind::Command { program, .. } if !program.is_absolute() => {
+                Some("the command must be an absolute path".to_owned())
+            }
+            HealthKind::Command { .. } => None,
+        }
+    }
+}
+
+/// What is checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Its number among the targets, unique: the backend's id.
+    pub id: u16,
+    /// Name of the virtual server, for logs and commands.
+    pub server: String,
+    /// Address and port that are checked.
+    pub address: SocketAddr,
+    /// How.
+    pub spec: HealthSpec,
+}
+
+/// A verdict, for the sink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// [`Target::id`].
+    pub id: u16,
+    /// Whether new connections may go there.
+    pub up: bool,
+    /// Why, for people.
+    pub reason: String,
+}
+
+/// What is known of a target.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct MonitorStatus {
+    /// [`Target::id`].
+    pub id: u16,
+    /// [`Target::server`].
+    pub server: String,
+    /// [`Target::address`].
+    pub address: SocketAddr,
+    /// `tcp`, `http` or `command`.
+    pub kind: &'static str,
+    /// The verdict; true before the first check.
+    pub up: bool,
+    /// Whether there was a first check.
+    pub checked: bool,
+    /// Checks that counted.
+    pub checks: u64,
+    /// Checks that failed.
+    pub failures: u64,
+    /// How long the last check took, µs.
+    pub took_us: u64,
+    /// Why the last check failed; empty if it did not.
+    pub error: String,
+}
+
+/// The sink: called by the monitors' thread, in the order of the verdicts. It must not block.
+pub type OnChange = Box<dyn Fn(Change) + Send>;
+
+/// The thread that checks. Dropping it ends the thread, and commands that still run are killed.
+pub struct Monitors {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the thread and the handle both have.
+struct Shared {
+    stop: AtomicBool,
+    wake: EventFd,
+    /// New targets, until the thread takes them.
+    targets: Mutex<Option<Vec<Target>>>,
+    statuses: Mutex<BTreeMap<u16, MonitorStatus>>,
+}
+
+impl Monitors {
+    /// Begins to check.
+    ///
+    /// # Errors
+    /// When the kernel gives no thread or descriptor.
+    pub fn start(targets: Vec<Target>, on_change: OnChange) -> io::Result<Monitors> {
+        let shared = Arc::new(Shared {
+            stop: AtomicBool::new(false),
+            wake: EventFd::new()?,
+            targets: Mutex::new(Some(targets)),
+            statuses: Mutex::default(),
+        });
+        let runner = run::Runner::new(Arc::clone(&shared), on_change)?;
+        let thread = std::thread::Builder::new().name("health".to_owned()).spawn(move || runner.run())?;
+        Ok(Monitors { shared, thread: Some(thread) })
+    }
+
+    /// Replaces the targets. One whose id and address stay keeps its verdict and counts; of several with one id the
+    /// last is taken.
+    pub fn update(&self, targets: Vec<Target>) {
+        *lock(&self.shared.targets) = Some(targets);
+        self.shared.wake();
+    }
+
+    /// What is known, by id. A target appears with [`Monitors::start`] or [`Monitors::update`], a moment later.
+    #[must_use]
+    pub fn statuses(&self) -> Vec<MonitorStatus> {
+        lock(&self.shared.statuses).values().cloned().collect()
+    }
+}
+
+impl Drop for Monitors {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        self.shared.wake();
+        if let Some(thread) = self.thread.take() {
+            // An error is a panic of the sink, which has been reported.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn wake(&self) {
+        if let Err(error) = self.wake.signal() {
+            tracing::warn!(%error, "health monitors not woken");
+        }
+    }
+}
+
+/// What a panic of the sink left behind is still whole: every change is one assignment.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

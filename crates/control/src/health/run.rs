@@ -1,0 +1,334 @@
+//! The thread: when which target is checked, and what becomes of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::process::Child;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use linux::event::{Epoll, Interest, Ready};
+
+use super::check::{Check, Step};
+use super::verdict::Verdict;
+use super::{Change, MonitorStatus, OnChange, Shared, Target, lock};
+
+/// Token of the wake-up; ids of targets are smaller.
+const WAKE: u64 = u64::MAX;
+
+/// First checks come within this time, or within their interval if that is less.
+const SPREAD: Duration = Duration::from_secs(1);
+
+/// Connections that are tried at once; further checks wait for their end.
+const CHECKS_MAX: usize = 4_096;
+
+/// Processes that run at once; further commands wait for their end.
+const SCRIPTS_MAX: usize = 64;
+
+/// What had to wait is tried again so soon.
+const AGAIN: Duration = Duration::from_millis(20);
+
+/// Killed processes are looked after so often.
+const REAP: Duration = Duration::from_millis(100);
+
+/// One target.
+struct Monitor {
+    target: Target,
+    verdict: Verdict,
+    check: Option<Check>,
+    /// When the present check began, or the last one.
+    began: Instant,
+    /// When it is the monitor's turn: to begin a check or to give one up.
+    next: Instant,
+}
+
+/// All of them.
+pub struct Runner {
+    shared: Arc<Shared>,
+    on_change: OnChange,
+    epoll: Epoll,
+    monitors: BTreeMap<u16, Monitor>,
+    /// By [`Monitor::next`].
+    queue: BTreeSet<(Instant, u16)>,
+    /// Checks under way, and how many of them are processes.
+    open: usize,
+    scripts: usize,
+    /// Killed processes that have not ended yet.
+    killed: Vec<Child>,
+    random: u64,
+}
+
+impl Runner {
+    /// Does nothing yet.
+    pub fn new(shared: Arc<Shared>, on_change: OnChange) -> io::Result<Runner> {
+        let epoll = Epoll::new()?;
+        epoll.add(&shared.wake, WAKE, Interest::Read)?;
+        let mut seed = [0; 8];
+        getrandom::fill(&mut seed).map_err(|error| io::Error::other(error.to_string()))?;
+        Ok(Runner {
+            shared,
+            on_change,
+            epoll,
+            monitors: BTreeMap::new(),
+            queue: BTreeSet::new(),
+            open: 0,
+            scripts: 0,
+            killed: Vec::new(),
+            random: u64::from_le_bytes(seed) | 1,
+        })
+    }
+
+    /// Until the handle is dropped.
+    pub fn run(mut self) {
+        let mut ready = Vec::new();
+        while !self.shared.stop.load(Ordering::Relaxed) {
+            let targets = lock(&self.shared.targets).take();
+            if let Some(targets) = targets {
+                self.replace(targets);
+            }
+            if let Err(error) = self.epoll.wait(&mut ready, self.sleep()) {
+                // Never seen; not in a tight loop if it should happen.
+                tracing::warn!(%error, "health monitors");
+                std::thread::sleep(REAP);
+            }
+            self.turn(&ready);
+        }
+        for (_, monitor) in std::mem::take(&mut self.monitors) {
+            self.killed.extend(monitor.check.and_then(Check::cancel));
+        }
+        for mut child in self.killed {
+            let _ = child.wait();
+        }
+    }
+
+    /// Answers first, so that what came in time counts even when this thread is late.
+    fn turn(&mut self, ready: &[Ready]) {
+        for event in ready {
+            if event.token == WAKE {
+                // Nothing to learn from the number of signals.
+                let _ = self.shared.wake.drain();
+            } else if let Ok(id) = u16::try_from(event.token) {
+                self.advance(id);
+            }
+        }
+        let now = Instant::now();
+        while let Some(&(at, id)) = self.queue.first()
+            && at <= now
+        {
+            self.queue.pop_first();
+            self.due(id, now);
+        }
+        self.killed.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+    }
+
+    fn sleep(&self) -> Option<Duration> {
+        let next = self.queue.first().map(|(at, _)| at.saturating_duration_since(Instant::now()));
+        if self.killed.is_empty() { next } else { Some(next.map_or(REAP, |next| next.min(REAP))) }
+    }
+
+    /// It is this monitor's turn.
+    fn due(&mut self, id: u16, now: Instant) {
+        let Some(monitor) = self.monitors.get_mut(&id) else { return };
+        if monitor.check.is_some() {
+            self.drop_check(id);
+            let timeout_ms = self.monitors.get(&id).map_or(0, |monitor| monitor.target.spec.timeout_ms);
+            self.judge(id, Err(format!("no answer within {timeout_ms} ms")));
+            return;
+        }
+        let is_command = matches!(monitor.target.spec.kind, super::HealthKind::Command { .. });
+        if self.open >= CHECKS_MAX || (is_command && self.scripts + self.killed.len() >= SCRIPTS_MAX) {
+            self.schedule(id, now + AGAIN);
+            return;
+        }
+        monitor.began = now;
+        match Check::begin(&monitor.target) {
+            Ok((check, interest)) => {
+                if let Err(error) = self.epoll.add(&check, u64::from(id), interest) {
+                    self.killed.extend(check.cancel());
+                    self.local(id, &error);
+                    return;
+                }
+                self.open += 1;
+                self.scripts += usize::from(check.is_script());
+                let deadline = now + ms(monitor.target.spec.timeout_ms);
+                monitor.check = Some(check);
+                self.schedule(id, deadline);
+            }
+            Err(Step::Done(outcome)) => self.judge(id, outcome),
+            Err(Step::Local(error)) => self.local(id, &error),
+            Err(Step::Wait(_)) => self.schedule_next(id),
+        }
+    }
+
+    /// A descriptor is ready.
+    fn advance(&mut self, id: u16) {
+        let Some(monitor) = self.monitors.get_mut(&id) else { return };
+        let Some(check) = &mut monitor.check else { return };
+        match check.advance() {
+            Step::Wait(interest) => {
+                if let Err(error) = self.epoll.modify(&*check, u64::from(id), interest) {
+                    self.drop_check(id);
+                    self.local(id, &error);
+                }
+            }
+            Step::Done(outcome) => {
+                // Nothing to end: a command that is done has been waited for, and its number may be another's now.
+                drop(self.take_check(id));
+                self.judge(id, outcome);
+            }
+            Step::Local(error) => {
+                self.drop_check(id);
+                self.local(id, &error);
+            }
+        }
+    }
+
+    /// The check under way, no longer counted. Its descriptor leaves the epoll set when it is closed.
+    fn take_check(&mut self, id: u16) -> Option<Check> {
+        let check = self.monitors.get_mut(&id)?.check.take()?;
+        self.open -= 1;
+        self.scripts -= usize::from(check.is_script());
+        Some(check)
+    }
+
+    /// Ends the check under way.
+    fn drop_check(&mut self, id: u16) {
+        if let Some(mut child) = self.take_check(id).and_then(Check::cancel)
+            && matches!(child.try_wait(), Ok(None))
+        {
+            self.killed.push(child);
+        }
+    }
+
+    /// This machine could not check: the target is innocent.
+    fn local(&mut self, id: u16, error: &io::Error) {
+        let Some(monitor) = self.monitors.get(&id) else { return };
+        tracing::warn!(server = monitor.target.server, address = %monitor.target.address, %error, "health not checked");
+        self.schedule_next(id);
+    }
+
+    fn judge(&mut self, id: u16, outcome: Result<(), String>) {
+        let Some(monitor) = self.monitors.get_mut(&id) else { return };
+        let spec = &monitor.target.spec;
+        let verdict = monitor.verdict.take(outcome.is_ok(), spec.fall, spec.rise);
+        let reason = outcome.err();
+        if let Some(status) = lock(&self.shared.statuses).get_mut(&id) {
+            status.up = monitor.verdict.is_up();
+            status.checked = monitor.verdict.is_checked();
+            status.checks += 1;
+            status.failures += u64::from(reason.is_some());
+            status.took_us = u64::try_from(monitor.began.elapsed().as_micros()).unwrap_or(u64::MAX);
+            status.error = reason.clone().unwrap_or_default();
+        }
+        if let Some(up) = verdict {
+            let (server, address) = (monitor.target.server.as_str(), monitor.target.address);
+            let kind = spec.kind.name();
+            match &reason {
+                None => tracing::info!(server, %address, kind, "backend is up"),
+                Some(reason) => tracing::warn!(server, %address, kind, reason, "backend is down"),
+            }
+            let reason = reason.unwrap_or_else(|| format!("{kind} check succeeded"));
+            (self.on_change)(Change { id, up, reason });
+        }
+        self.schedule_next(id);
+    }
+
+    /// The next check: an interval after the begin of the last, give or take a twentieth, so that checks that once
+    /// coincide do not stay together.
+    fn schedule_next(&mut self, id: u16) {
+        let Some(monitor) = self.monitors.get(&id) else { return };
+        let interval = ms(monitor.target.spec.interval_ms.max(super::INTERVAL_MS_MIN));
+        let earliest = monitor.began + interval - interval / 20;
+        let at = earliest + self.random(interval / 10);
+        self.schedule(id, at.max(Instant::now()));
+    }
+
+    fn schedule(&mut self, id: u16, at: Instant) {
+        let Some(monitor) = self.monitors.get_mut(&id) else { return };
+        self.queue.remove(&(monitor.next, id));
+        monitor.next = at;
+        self.queue.insert((at, id));
+    }
+
+    /// New targets.
+    fn replace(&mut self, targets: Vec<Target>) {
+        let mut wanted: BTreeMap<u16, Target> =
+            targets.into_iter().map(|target| (target.id, target)).collect();
+        let ids: Vec<u16> = self.monitors.keys().copied().collect();
+        for id in ids {
+            let stays = self
+                .monitors
+                .get(&id)
+                .zip(wanted.get(&id))
+                .is_some_and(|(monitor, target)| monitor.target.address == target.address);
+            if !stays {
+                self.forget(id);
+            } else if let Some(target) = wanted.remove(&id) {
+                self.change(id, target);
+            }
+        }
+        let now = Instant::now();
+        for (id, target) in wanted {
+            let at = now + self.random(SPREAD.min(ms(target.spec.interval_ms)));
+            lock(&self.shared.statuses).insert(id, fresh(&target));
+            let monitor = Monitor { target, verdict: Verdict::new(), check: None, began: now, next: at };
+            self.monitors.insert(id, monitor);
+            self.queue.insert((at, id));
+        }
+    }
+
+    /// The same target, perhaps checked in another way from now on.
+    fn change(&mut self, id: u16, target: Target) {
+        let Some(monitor) = self.monitors.get_mut(&id) else { return };
+        if monitor.target == target {
+            return;
+        }
+        if let Some(status) = lock(&self.shared.statuses).get_mut(&id) {
+            status.server.clone_from(&target.server);
+            status.kind = target.spec.kind.name();
+        }
+        monitor.target = target;
+        // A check of the old kind says nothing about the new one.
+        self.drop_check(id);
+        self.schedule(id, Instant::now());
+    }
+
+    fn forget(&mut self, id: u16) {
+        self.drop_check(id);
+        lock(&self.shared.statuses).remove(&id);
+        let Some(monitor) = self.monitors.remove(&id) else { return };
+        self.queue.remove(&(monitor.next, id));
+        if !monitor.verdict.is_up() {
+            (self.on_change)(Change { id, up: true, reason: "no longer monitored".to_owned() });
+        }
+    }
+
+    /// A time below `limit`.
+    fn random(&mut self, limit: Duration) -> Duration {
+        // xorshift64: only to spread checks.
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        let limit_ns = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX).max(1);
+        Duration::from_nanos(self.random % limit_ns)
+    }
+}
+
+fn fresh(target: &Target) -> MonitorStatus {
+    MonitorStatus {
+        id: target.id,
+        server: target.server.clone(),
+        address: target.address,
+        kind: target.spec.kind.name(),
+        up: true,
+        checked: false,
+        checks: 0,
+        failures: 0,
+        took_us: 0,
+        error: String::new(),
+    }
+}
+
+const fn ms(ms: u32) -> Duration {
+    Duration::from_millis(ms as u64)
+}

@@ -1,0 +1,357 @@
+//! Runs everything that is not the tunnel: tells the engine what the configuration, the host and the operator's commands
+//! add up to, keeps addresses on devices, has backends checked, and answers the operator.
+//!
+//! One order everywhere: addresses on the devices first, then the engine, then the monitors. Nothing here is per packet.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use linux::netlink::Netlink;
+use packet::flow::FlowKey;
+use services::spec::PortId;
+
+use crate::addresses::{AddressPlan, Addresses};
+use crate::config::Config;
+use crate::config::services::Services;
+use crate::gateway::{Event, Events};
+use crate::handle::{Desired, FLOWS_MAX, GatewayHandle, LeaseReport, ServicesStatus};
+use crate::health::{Change, Monitors, Target};
+use crate::live::{LeaseFile, Live};
+use crate::nat_log::NatLog;
+use crate::socket::{Request, Response};
+use crate::spec::{self, HostFacts};
+
+/// The control side of the gateway's services.
+pub(crate) struct Router {
+    live: Live,
+    lease_file: LeaseFile,
+    addresses: Addresses,
+    /// What the host said last.
+    facts: Option<HostFacts>,
+    /// What the engine has taken.
+    told: Option<Desired>,
+    /// Why it did not take the last; said once.
+    failed: Option<String>,
+    monitors: Option<Monitors>,
+    /// Numbers for the monitors: a backend keeps its own as long as the program runs.
+    health_ids: BTreeMap<(String, SocketAddr), u16>,
+    log: Option<NatLog>,
+    events: Events,
+}
+
+impl Router {
+    /// With the leases and addresses of an earlier run.
+    pub(crate) fn new(config: &Config, control_socket: &Path, events: Events) -> Self {
+        let lease_file = LeaseFile::new(&config.node.state_dir, &config.tun.name);
+        let mut live = Live::default();
+        if !config.services.is_empty() {
+            lease_file.load(&mut live);
+        }
+        let mut router = Self {
+            live,
+            lease_file,
+            addresses: Addresses::open(control_socket),
+            facts: None,
+            told: None,
+            failed: None,
+            monitors: None,
+            health_ids: BTreeMap::new(),
+            log: None,
+            events,
+        };
+        for said in router.configured(config) {
+            tracing::warn!("{said}");
+        }
+        router
+    }
+
+    /// A configuration is in force, at the start or after a reload; [`Self::refresh`] follows. Returns what is to be said.
+    pub(crate) fn configured(&mut self, config: &Config) -> Vec<String> {
+        let wanted = config.services.settings.log_file.as_deref();
+        if wanted != self.log.as_ref().map(NatLog::path) {
+            self.log = wanted.map(NatLog::new);
+        }
+        let said = self.live.settle(&config.services);
+        if !said.is_empty()
+            && let Err(error) = self.lease_file.store(&self.live)
+        {
+            tracing::warn!("{error}");
+        }
+        said
+    }
+
+    /// The host has changed, or the configuration: brings devices, engine and monitors into line. What fails is tried
+    /// again ([`Self::tick`]).
+    pub(crate) fn refresh(
+        &mut self,
+        config: &Config,
+        facts: HostFacts,
+        netlink: &Netlink,
+        handle: &dyn GatewayHandle,
+    ) {
+        if !config.services.is_empty() || self.told.is_some() {
+            self.addresses.apply(netlink, &AddressPlan::new(&config.services, &facts), &facts);
+        } else {
+            // What a run that was killed left behind.
+            self.addresses.clear(netlink);
+        }
+        self.facts = Some(facts);
+        self.tell(config, handle);
+    }
+
+    /// Tells the engine, unless it knows. Returns whether it failed.
+    fn tell(&mut self, config: &Config, handle: &dyn GatewayHandle) -> bool {
+        let Some(facts) = &self.facts else { return false };
+        if config.services.is_empty() && self.told.is_none() {
+            return false;
+        }
+        let desired = spec::desired(config, facts, &self.live);
+        if self.told.as_ref() == Some(&desired) {
+            return false;
+        }
+        match handle.apply(&desired) {
+            Ok(()) => {
+                self.told = Some(desired);
+                self.failed = None;
+                self.monitor(&config.services);
+                false
+            }
+            Err(error) => {
+                if self.failed.as_ref() != Some(&error) {
+                    tracing::error!("the packet engine keeps its old policy: {error}; trying again");
+                }
+                self.failed = Some(error);
+                true
+            }
+        }
+    }
+
+    /// Tells the monitors which backends there are.
+    fn monitor(&mut self, services: &Services) {
+        let mut targets = Vec::new();
+        for server in &services.servers {
+            let Some(health) = &server.health else { continue };
+            for backend in &server.backends {
+                let key = (server.name.clone(), backend.address);
+                let next = u16::try_from(self.health_ids.len());
+                let id = match (self.health_ids.get(&key), next) {
+                    (Some(id), _) => *id,
+                    (None, Ok(next)) => {
+                        self.health_ids.insert(key, next);
+                        next
+                    }
+                    // More backends than numbers in the life of a program: this one counts as up.
+                    (None, Err(_)) => continue,
+                };
+                targets.push(Target {
+                    id,
+                    server: server.name.clone(),
+                    address: backend.address,
+                    spec: health.clone(),
+                });
+            }
+        }
+        if let Some(monitors) = &self.monitors {
+            monitors.update(targets);
+            return;
+        }
+        if targets.is_empty() {
+            return;
+        }
+        let started = self.events.try_clone().and_then(|events| {
+            Monitors::start(
+                targets,
+                Box::new(move |change| {
+                    events.send(Event::Health(change));
+                }),
+            )
+        });
+        match started {
+            Ok(monitors) => self.monitors = Some(monitors),
+            Err(error) => tracing::error!(%error, "backends are not checked"),
+        }
+    }
+
+    /// A monitor has a verdict.
+    pub(crate) fn health(&self, services: &Services, change: &Change, handle: &dyn GatewayHandle) {
+        let found = self.health_ids.iter().find(|(_, id)| **id == change.id);
+        let Some(((name, address), _)) = found else { return };
+        tracing::info!(server = name, backend = %address, up = change.up, reason = change.reason, "backend");
+        let server = services.servers.iter().position(|server| server.name == *name);
+        let Some(server) = server else { return };
+        let backends = services.servers.get(server).map(|server| &server.backends);
+        let backend = backends.and_then(|list| list.iter().position(|backend| backend.address == *address));
+        if let Some(backend) = backend {
+            handle.set_backend_up(server, backend, change.up);
+        }
+    }
+
+    /// Once a second: writes the log. Returns whether the engine is to be told again.
+    pub(crate) fn tick(&mut self, handle: &dyn GatewayHandle) -> bool {
+        self.write_log(handle);
+        self.failed.is_some()
+    }
+
+    fn write_log(&mut self, handle: &dyn GatewayHandle) {
+        let (Some(log), Some(told)) = (&mut self.log, &self.told) else { return };
+        let clocks = (linux::clock::monotonic_ns(), linux::clock::realtime_ns());
+        log.write(&handle.take_nat_events(), &told.spec.tenants, clocks);
+    }
+
+    /// The log file was renamed.
+    pub(crate) fn reopen_log(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.reopen();
+        }
+    }
+
+    /// Live state, if there is anything but the tunnel.
+    pub(crate) fn status(&self, services: &Services, handle: &dyn GatewayHandle) -> Option<ServicesStatus> {
+        if services.is_empty() && self.told.is_none() {
+            return None;
+        }
+        let mut status = handle.status();
+        status.leases = self.live.list_leases(services);
+        status.groups = self.live.list_groups(services, None).unwrap_or_default();
+        if let Some(monitors) = &self.monitors {
+            let known = monitors.statuses();
+            for server in &mut status.virtual_servers {
+                for backend in &mut server.backends {
+                    let failed = known.iter().find(|known| {
+                        known.server == server.name
+                            && known.address.to_string() == backend.address
+                            && !known.up
+                    });
+                    if let Some(failed) = failed {
+                        backend.reason.clone_from(&failed.error);
+                    }
+                }
+            }
+        }
+        Some(status)
+    }
+
+    /// Answers what an operator asks about services.
+    pub(crate) fn answer(
+        &mut self,
+        request: &Request,
+        config: &Config,
+        handle: &dyn GatewayHandle,
+    ) -> Response {
+        let services = &config.services;
+        if services.is_empty() && self.told.is_none() {
+            return Response::error("there is no [[interface]]: this gateway has a tunnel only");
+        }
+        let result = match request {
+            Request::Flows { filter, limit } => Ok(Response {
+                flows: Some(handle.flows(filter, (*limit).min(FLOWS_MAX))),
+                ..Response::done()
+            }),
+            Request::Explain { packet, interface } => self.explain(packet, interface.as_deref(), handle),
+            Request::LeaseTake(wish) => self.take_lease(wish, config, handle),
+            Request::LeaseReturn { name } => self.return_lease(name, config, handle),
+            Request::LeaseList => {
+                Ok(Response { leases: Some(self.live.list_leases(services)), ..Response::done() })
+            }
+            Request::GroupChange { name, prefixes, add } => {
+                self.live.change_group(services, name, prefixes, *add).and_then(|changed| {
+                    self.tell_or_say(config, handle)?;
+                    Ok(Response { changed: Some(changed), ..Response::done() })
+                })
+            }
+            Request::GroupList { name } => self
+                .live
+                .list_groups(services, name.as_deref())
+                .map(|groups| Response { groups: Some(groups), ..Response::done() }),
+            Request::Backend { server, backend, wish } => {
+                self.live.change_backend(services, server, backend, *wish).and_then(|()| {
+                    self.tell_or_say(config, handle)?;
+                    Ok(Response::done())
+                })
+            }
+            Request::Core { core, enabled } => handle.set_core(*core, *enabled).map(|()| Response::done()),
+            Request::Status | Request::Reload | Request::Stop => Err("not for the packet engine".to_owned()),
+        };
+        result.unwrap_or_else(Response::error)
+    }
+
+    fn tell_or_say(&mut self, config: &Config, handle: &dyn GatewayHandle) -> Result<(), String> {
+        if !self.tell(config, handle) {
+            return Ok(());
+        }
+        Err(self.failed.clone().unwrap_or_default())
+    }
+
+    fn explain(
+        &self,
+        packet: &str,
+        interface: Option<&str>,
+        handle: &dyn GatewayHandle,
+    ) -> Result<Response, String> {
+        let key: FlowKey = packet.parse().map_err(|error| format!("{packet}: {error}"))?;
+        let port = match interface {
+            None => None,
+            Some("gateway") => Some(services::spec::HOST_PORT),
+            Some("tunnel") => Some(services::spec::TUNNEL_PORT),
+            Some(name) => {
+                let interfaces =
+                    self.told.as_ref().map(|told| told.spec.interfaces.as_slice()).unwrap_or_default();
+                let place = interfaces.iter().position(|interface| interface.name == name);
+                let place = place.and_then(|place| PortId::try_from(place).ok());
+                let names: Vec<&str> = interfaces.iter().map(|interface| interface.name.as_str()).collect();
+                Some(place.ok_or_else(|| {
+                    format!("no interface is named \"{name}\"; there are {}", names.join(", "))
+                })?)
+            }
+        };
+        let explanation = handle.explain(&key, port)?;
+        Ok(Response { explanation: Some(Box::new(explanation)), ..Response::done() })
+    }
+
+    fn take_lease(
+        &mut self,
+        wish: &crate::live::LeaseWish,
+        config: &Config,
+        handle: &dyn GatewayHandle,
+    ) -> Result<Response, String> {
+        let Some(told) = &self.told else { return Err("the packet engine is not ready yet".to_owned()) };
+        let before = self.live.clone();
+        let lease = self.live.take_lease(&config.services, &told.spec, wish)?;
+        let warning = if self.live == before {
+            None
+        } else {
+            if let Err(error) = self.tell_or_say(config, handle) {
+                // Nobody uses ports which the engine does not know.
+                self.live = before;
+                return Err(error);
+            }
+            self.lease_file.store(&self.live).err()
+        };
+        let mut leases: Vec<LeaseReport> = self.live.list_leases(&config.services);
+        leases.retain(|held| held.name == lease.name);
+        Ok(Response { leases: Some(leases), warning, ..Response::done() })
+    }
+
+    fn return_lease(
+        &mut self,
+        name: &str,
+        config: &Config,
+        handle: &dyn GatewayHandle,
+    ) -> Result<Response, String> {
+        self.live.return_lease(&config.services, name)?;
+        self.tell_or_say(config, handle)?;
+        Ok(Response { warning: self.lease_file.store(&self.live).err(), ..Response::done() })
+    }
+
+    /// The end begins: monitors stop, the last events are written.
+    pub(crate) fn end(&mut self, handle: &dyn GatewayHandle) {
+        self.monitors = None;
+        self.write_log(handle);
+    }
+
+    /// Takes addresses back, after the engine's last packet.
+    pub(crate) fn clear(&mut self, netlink: &Netlink) {
+        self.addresses.clear(netlink);
+    }
+}

@@ -1,0 +1,401 @@
+//! The gateway of plain interfaces: what every worker does besides the tunnel, and the control core that watches them.
+//!
+//! ```text
+//!   interface ── fanout by our hash ──▶ ring of core i ─┐               ┌─▶ sender of core i ── interface
+//!   TUN, tunnel ────────────────────────────────────────┼─▶ services ───┼─▶ TUN (the host's own stack), tunnel
+//!   rings of the other cores ───────────────────────────┘    core i     └─▶ rings of the other cores
+//! ```
+//!
+//! * [`pump`]: the loop's step, the same for interfaces, tests and captures: pull a batch, have the core act, push.
+//! * `part`: a worker's interfaces and its [`services::core::Core`].
+//! * `train`: datagrams of one flow leave as one super-packet.
+//! * `open`: interfaces come and go; their sockets are opened for all cores at once.
+//! * `keeper`: the control core (rows C7, C9): neighbours, buckets, cores that come, go or hang.
+//! * [`replay`]: a capture as the source and sink of [`pump`].
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwap;
+use packet::DropCounters;
+use packet::flow::FlowKey;
+use services::core::{Core, Counters, Frame, Neighbors, Output};
+use services::flow::{FlowCounters, Record};
+use services::nat::NatEvent;
+use services::policy::Policy;
+use services::spec::{GatewaySpec, PortId};
+use services::steer::Steering;
+
+mod keeper;
+mod open;
+mod part;
+pub mod replay;
+mod train;
+
+pub use keeper::CoreState;
+pub(crate) use keeper::Keeper;
+pub(crate) use part::{PORT_TOKENS, Part, PartContext};
+
+/// NAT events kept until somebody takes them.
+const EVENTS_MAX: usize = 200_000;
+
+/// What control wants of the gateway.
+#[derive(Clone, Debug)]
+pub struct GatewaySettings {
+    /// Services and interfaces.
+    pub spec: GatewaySpec,
+    /// The kernel's device of each interface; `None` while it is missing or down.
+    pub devices: Vec<Option<u32>>,
+    /// Which core reads what (row C8).
+    pub readers: Readers,
+    /// Buckets move from busy cores to idle ones (row C9).
+    pub rebalance: bool,
+    /// Keep NAT events for [`crate::Engine::take_nat_events`].
+    pub nat_events: bool,
+}
+
+/// Which core reads a packet. Its owner is the same with all of them; what another core reads takes a ring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Readers {
+    /// The owner, by our hash in the kernel.
+    #[default]
+    Flow,
+    /// One core per interface.
+    Interface,
+    /// In turn.
+    RoundRobin,
+    /// At random.
+    Random,
+    /// The CPU that the packet came in on.
+    Cpu,
+}
+
+/// What pushes frames out after the core has decided.
+pub trait Sinks: Output {
+    /// Does what the outcomes of a batch say.
+    fn push(&mut self, frames: &mut [Frame<'_>]);
+}
+
+/// Where frames come from.
+pub trait Source {
+    /// Pulls one batch of at most [`services::core::BATCH_MAX`] frames and shows it to `act`; the frames end with the
+    /// call. Returns how many there were.
+    ///
+    /// # Errors
+    /// What the system says; "nothing there" is zero frames and no error.
+    fn pull(&mut self, act: &mut dyn FnMut(&mut [Frame<'_>])) -> std::io::Result<usize>;
+}
+
+/// One step of the loop: pull a batch, have the core act on it, push the result.
+///
+/// # Errors
+/// As [`Source::pull`].
+pub fn pump(
+    core: &mut Core,
+    now_ns: u64,
+    source: &mut impl Source,
+    sinks: &mut impl Sinks,
+) -> std::io::Result<usize> {
+    source.pull(&mut |frames| {
+        core.batch(now_ns, frames, sinks);
+        sinks.push(frames);
+    })
+}
+
+/// What one worker tells about itself, some times a second.
+#[derive(Clone, Debug, Default)]
+pub struct CoreReport {
+    /// Counters of its services.
+    pub counters: Counters,
+    /// Drops by reason.
+    pub drops: DropCounters,
+    /// Flows now.
+    pub live_flows: u64,
+    /// Flows that have not seen a reply.
+    pub embryonic_flows: u64,
+    /// Memory of the flow table, bytes.
+    pub flow_memory_bytes: u64,
+    /// First packets of flows by rule; the last is the default action.
+    pub rule_hits: Vec<u64>,
+    /// Live flows by bucket.
+    pub live_by_bucket: Vec<u32>,
+    /// Era of the bucket table that it works by.
+    pub table_era: u32,
+    /// Ports of outside addresses held by flows.
+    pub ports_held: u64,
+    /// By interface: packets and bytes read, packets and bytes sent, packets lost in the kernel's ring.
+    pub interfaces: Vec<PortCounters>,
+}
+
+/// What one core counts at one interface.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PortCounters {
+    /// Packets read, super-packets once.
+    pub rx_packets: u64,
+    /// Bytes of them.
+    pub rx_bytes: u64,
+    /// Packets sent.
+    pub tx_packets: u64,
+    /// Bytes of them.
+    pub tx_bytes: u64,
+    /// Packets the kernel had no room for in the ring.
+    pub lost_packets: u64,
+}
+
+/// A flow for people to look at.
+#[derive(Clone, Debug)]
+pub struct FlowEntry {
+    /// Core.
+    pub core: u8,
+    /// Key and tenant of the original direction.
+    pub original: (FlowKey, u16),
+    /// Key and tenant of replies as they arrive.
+    pub reply: (FlowKey, u16),
+    /// State.
+    pub record: Record,
+    /// Counts, for translated flows.
+    pub counters: Option<FlowCounters>,
+    /// How long ago its last packet came, ns.
+    pub idle_ns: u64,
+    /// When it will be forgotten, ns from now.
+    pub expires_ns: u64,
+}
+
+/// A question to a worker about its flows.
+pub(crate) struct FlowQuery {
+    pub matches: Arc<dyn Fn(&FlowEntry) -> bool + Send + Sync>,
+    pub limit: usize,
+    pub answer: SyncSender<Vec<FlowEntry>>,
+}
+
+/// What a worker finds in its letter box.
+pub(crate) enum Letter {
+    /// A new interface, or a new socket for one.
+    Open(Box<part::Port>),
+    /// An interface is gone.
+    Close(PortId),
+    /// Somebody wants to see flows.
+    Flows(FlowQuery),
+}
+
+/// Shared by control, the control core and all workers.
+pub(crate) struct Shared {
+    pub policy: ArcSwap<Policy>,
+    pub steering: ArcSwap<Steering>,
+    pub neighbors: ArcSwap<Neighbors>,
+    /// Raised by each change of the three above, so that workers need only look at one number.
+    pub version: AtomicU64,
+    /// Whether there is anything to do: at least one interface was configured once.
+    pub active: AtomicBool,
+    pub reports: Vec<Mutex<CoreReport>>,
+    /// Rounds of each worker: a heartbeat.
+    pub rounds: Vec<AtomicU64>,
+    letters: Vec<Mutex<Vec<Letter>>>,
+    events: Mutex<Vec<NatEvent>>,
+    keep_events: AtomicBool,
+    pub lost_events: AtomicU64,
+    keeper: Mutex<keeper::Shared>,
+    opened: Mutex<open::Opened>,
+}
+
+impl Shared {
+    /// Nothing configured yet.
+    pub fn new(cores: usize) -> Result<Self, String> {
+        let (policy, _) = Policy::compile(GatewaySpec::default(), None, linux::clock::monotonic_ns())?;
+        let steering = Steering::new(cores as u8, keys())?;
+        Ok(Self {
+            policy: ArcSwap::from_pointee(policy),
+            steering: ArcSwap::from_pointee(steering),
+            neighbors: ArcSwap::from_pointee(Neighbors::default()),
+            version: AtomicU64::new(1),
+            active: AtomicBool::new(false),
+            reports: (0..cores).map(|_| Mutex::default()).collect(),
+            rounds: (0..cores).map(|_| AtomicU64::new(0)).collect(),
+            letters: (0..cores).map(|_| Mutex::default()).collect(),
+            events: Mutex::default(),
+            keep_events: AtomicBool::new(false),
+            lost_events: AtomicU64::new(0),
+            keeper: Mutex::new(keeper::Shared::new(cores)),
+            opened: Mutex::default(),
+        })
+    }
+
+    pub fn changed(&self) {
+        self.version.fetch_add(1, std::sync::atomic::Ordering::Release);
+    }
+
+    pub fn post(&self, core: usize, letter: Letter) {
+        if let Some(letters) = self.letters.get(core) {
+            lock(letters).push(letter);
+        }
+    }
+
+    pub fn take_letters(&self, core: usize) -> Vec<Letter> {
+        self.letters.get(core).map(|letters| std::mem::take(&mut *lock(letters))).unwrap_or_default()
+    }
+
+    pub fn keep_events(&self, events: impl Iterator<Item = NatEvent>) {
+        let mut events = events.peekable();
+        if events.peek().is_none() {
+            return;
+        }
+        if !self.keep_events.load(Relaxed) {
+            events.for_each(drop);
+            return;
+        }
+        let mut kept = lock(&self.events);
+        let room = EVENTS_MAX.saturating_sub(kept.len());
+        kept.extend(events.by_ref().take(room));
+        self.lost_events.fetch_add(events.count() as u64, Relaxed);
+    }
+
+    pub fn take_events(&self) -> Vec<NatEvent> {
+        std::mem::take(&mut *lock(&self.events))
+    }
+}
+
+/// Keys to draw from: the hash's key never leaves the process.
+fn keys() -> impl Iterator<Item = [u8; steering::toeplitz::KEY_BYTES]> {
+    (0..64).map_while(|_| {
+        let mut key = [0; steering::toeplitz::KEY_BYTES];
+        getrandom::fill(&mut key).is_ok().then_some(key)
+    })
+}
+
+/// A lock whose holder cannot have left half a change behind.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl crate::Engine {
+    /// Puts a new gateway configuration in force. No flow is lost: each is decided again under the new rules when its
+    /// next packet comes.
+    ///
+    /// # Errors
+    /// Text for the operator. When rules cannot be compiled everything stays as it was; when an interface cannot be
+    /// opened the rest is in force.
+    pub fn apply_gateway(&self, settings: &GatewaySettings) -> Result<(), String> {
+        let gateway = &self.shared.gateway;
+        let before = gateway.policy.load_full();
+        let (policy, events) =
+            Policy::compile(settings.spec.clone(), Some(&before), linux::clock::monotonic_ns())?;
+        gateway.keep_events.store(settings.nat_events, Relaxed);
+        gateway.keep_events(events.into_iter());
+        lock(&gateway.keeper).rebalance = settings.rebalance;
+        gateway.policy.store(Arc::new(policy));
+        gateway.active.store(true, Relaxed);
+        gateway.changed();
+        let result = open::follow(gateway, settings, self.settings.listen_port);
+        self.shared.wake_all();
+        result
+    }
+
+    /// What each core told last.
+    #[must_use]
+    pub fn core_reports(&self) -> Vec<CoreReport> {
+        self.shared.gateway.reports.iter().map(|report| lock(report).clone()).collect()
+    }
+
+    /// How long each core was not asleep since the start, ns.
+    #[must_use]
+    pub fn busy_ns(&self) -> Vec<u64> {
+        self.shared.counters.iter().map(|counters| counters.busy_ns.get()).collect()
+    }
+
+    /// What each core may do, and how many buckets it owns.
+    #[must_use]
+    pub fn core_states(&self) -> Vec<(CoreState, usize)> {
+        let table = self.shared.gateway.steering.load();
+        let states = lock(&self.shared.gateway.keeper).states.clone();
+        (0u16..).zip(states).map(|(core, state)| (state, table.table.count(core))).collect()
+    }
+
+    /// Takes a core's buckets away (`false`), or gives it some again. Its flows go on on it until they end.
+    ///
+    /// # Errors
+    /// There is no such core, or it would be the last.
+    pub fn set_core(&self, core: usize, enabled: bool) -> Result<(), String> {
+        let gateway = &self.shared.gateway;
+        let states = {
+            let mut shared = lock(&gateway.keeper);
+            let others = shared.states.iter().enumerate();
+            let active =
+                others.filter(|(place, state)| *place != core && **state == CoreState::Active).count();
+            let cores = shared.states.len();
+            let state = shared
+                .states
+                .get_mut(core)
+                .ok_or_else(|| format!("no core {core}; there are 0 to {}", cores - 1))?;
+            if !enabled && active == 0 {
+                return Err(format!("core {core} is the last one that takes new flows"));
+            }
+            *state = if enabled { CoreState::Active } else { CoreState::Draining };
+            shared.states.clone()
+        };
+        gateway.replan(&states, &self.shared);
+        Ok(())
+    }
+
+    /// The policy in force.
+    #[must_use]
+    pub fn policy(&self) -> Arc<Policy> {
+        self.shared.gateway.policy.load_full()
+    }
+
+    /// The bucket table and hash in force.
+    #[must_use]
+    pub fn steering(&self) -> Arc<Steering> {
+        self.shared.gateway.steering.load_full()
+    }
+
+    /// The neighbours known.
+    #[must_use]
+    pub fn neighbors(&self) -> Arc<Neighbors> {
+        self.shared.gateway.neighbors.load_full()
+    }
+
+    /// Open interfaces: device and how packets find their core ("bpf" in the kernel, "ring" between workers).
+    #[must_use]
+    pub fn open_interfaces(&self) -> Vec<(String, &'static str)> {
+        lock(&self.shared.gateway.opened).list()
+    }
+
+    /// NAT events since the last call, and how many were lost for lack of room since the start.
+    #[must_use]
+    pub fn take_nat_events(&self) -> (Vec<NatEvent>, u64) {
+        (self.shared.gateway.take_events(), self.shared.gateway.lost_events.load(Relaxed))
+    }
+
+    /// Flows that match, of all cores, at most `limit` of each. A core that does not answer within a second is left out.
+    #[must_use]
+    pub fn flows(
+        &self,
+        matches: &Arc<dyn Fn(&FlowEntry) -> bool + Send + Sync>,
+        limit: usize,
+    ) -> Vec<FlowEntry> {
+        let cores = self.shared.gateway.reports.len();
+        let (answer, answers) = std::sync::mpsc::sync_channel(cores.max(1));
+        for core in 0..cores {
+            let query = FlowQuery { matches: Arc::clone(matches), limit, answer: answer.clone() };
+            self.shared.gateway.post(core, Letter::Flows(query));
+        }
+        drop(answer);
+        self.shared.wake_all();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(1);
+        let mut flows = Vec::new();
+        for _ in 0..cores {
+            let left = deadline.saturating_duration_since(std::time::Instant::now());
+            match answers.recv_timeout(left) {
+                Ok(more) => flows.extend(more),
+                Err(_) => break,
+            }
+        }
+        flows
+    }
+
+    /// Closes all interfaces: the kernel's stack has them again.
+    pub(crate) fn close_gateway(&self) {
+        lock(&self.shared.gateway.opened).clear();
+    }
+}

@@ -1,0 +1,183 @@
+//! Interfaces come and go: sockets for all cores, the guard that keeps the kernel's stack out, the steering program.
+
+use linux::bpf::{KernelShare, SteeringProgram};
+use linux::ingress_guard::IngressGuard;
+use linux::packet_ring::{Fanout, PacketRing, PacketRingOptions};
+use linux::packet_sender::PacketSender;
+use linux::raw_ip::RawIpSender;
+use services::spec::{GatewaySpec, InterfaceSpec, PortId};
+use services::steer::Steering;
+
+use super::part::Port;
+use super::{GatewaySettings, Letter, Readers, Shared, lock};
+
+/// Memory of one core's ring of one interface.
+const RING_BYTES: usize = 8 << 20;
+
+/// What is open now, by place of the interface.
+#[derive(Default)]
+pub(crate) struct Opened {
+    ports: Vec<Option<OpenPort>>,
+}
+
+/// One interface in use.
+struct OpenPort {
+    index: u32,
+    device: String,
+    tenant: u16,
+    readers: Readers,
+    share: KernelShare,
+    guard: IngressGuard,
+    /// Tells the kernel which core owns a packet; without the privilege rings do that work.
+    program: Option<SteeringProgram>,
+}
+
+impl Opened {
+    /// The kernel's steering programs follow the bucket table.
+    pub fn follow_table(&self, steering: &Steering) {
+        for port in self.ports.iter().flatten() {
+            if let Some(program) = &port.program
+                && let Err(error) = program.update_table(steering.table.owners())
+            {
+                tracing::warn!(device = port.device, %error, "the kernel steers by the old table; rings mend it");
+            }
+        }
+    }
+
+    /// Closes everything.
+    pub fn clear(&mut self) {
+        self.ports.clear();
+    }
+
+    /// How each open interface is steered and guarded: (device, "bpf" or "ring").
+    pub fn list(&self) -> Vec<(String, &'static str)> {
+        let ports = self.ports.iter().flatten();
+        ports.map(|port| (port.device.clone(), if port.program.is_some() { "bpf" } else { "ring" })).collect()
+    }
+
+    /// (index, place) of the open interfaces.
+    pub fn indices(&self) -> Vec<(u32, PortId)> {
+        let ports = (0..).zip(&self.ports);
+        ports.filter_map(|(place, port)| port.as_ref().map(|port| (port.index, place))).collect()
+    }
+}
+
+/// Brings what is open in line with what is wanted.
+///
+/// # Errors
+/// Text about the first interface that could not be opened; the others are.
+pub(super) fn follow(
+    shared: &Shared,
+    settings: &GatewaySettings,
+    listen_port: Option<u16>,
+) -> Result<(), String> {
+    let mut opened = lock(&shared.opened);
+    let wanted = settings.spec.interfaces.len();
+    let places = opened.ports.len().max(wanted);
+    opened.ports.resize_with(places, || None);
+    let share = kernel_share(&settings.spec, listen_port);
+    let mut result = Ok(());
+    for place in 0..places {
+        let interface = settings.spec.interfaces.get(place);
+        let index = settings.devices.get(place).copied().flatten();
+        let id = place as PortId;
+        let Some(slot) = opened.ports.get_mut(place) else { continue };
+        let stays = slot.as_ref().is_some_and(|port| {
+            let same = interface
+                .is_some_and(|interface| interface.device == port.device && interface.tenant == port.tenant);
+            same && Some(port.index) == index && port.readers == settings.readers
+        });
+        if !stays && slot.take().is_some() {
+            for core in 0..shared.reports.len() {
+                shared.post(core, Letter::Close(id));
+            }
+        }
+        if let Some(port) = slot {
+            if port.share != share && port.guard.set_kernel_share(&share).is_ok() {
+                port.share = share.clone();
+            }
+            continue;
+        }
+        let (Some(interface), Some(index)) = (interface, index) else { continue };
+        match open(shared, id, index, interface, settings.readers, &share) {
+            Ok(port) => *slot = Some(port),
+            Err(error) => result = Err(format!("interface {}: {error}", interface.name)),
+        }
+    }
+    opened.ports.truncate(wanted.max(1));
+    result
+}
+
+fn open(
+    shared: &Shared,
+    id: PortId,
+    index: u32,
+    interface: &InterfaceSpec,
+    readers: Readers,
+    share: &KernelShare,
+) -> Result<OpenPort, linux::Error> {
+    let cores = shared.reports.len();
+    let steering = shared.steering.load();
+    let program = match SteeringProgram::load(&steering.hasher, interface.tenant, steering.table.owners()) {
+        Ok(program) if readers == Readers::Flow && cores > 1 => Some(program),
+        Ok(_) => None,
+        Err(error) => {
+            tracing::info!(device = interface.device, %error, "no steering program; packets of the wrong core take a ring");
+            None
+        }
+    };
+    let guard = IngressGuard::attach(&interface.device, share)?;
+    let fanout = match (readers, &program) {
+        (Readers::Flow, Some(program)) => Fanout::Steering(program),
+        (Readers::Flow | Readers::Interface, _) => Fanout::Hash,
+        (Readers::RoundRobin, _) => Fanout::RoundRobin,
+        (Readers::Random, _) => Fanout::Random,
+        (Readers::Cpu, _) => Fanout::Cpu,
+    };
+    let alone = readers == Readers::Interface || cores == 1;
+    let reader = usize::from(id) % cores;
+    let mut ports = Vec::with_capacity(cores);
+    for core in 0..cores {
+        let options = PacketRingOptions {
+            group: (!alone).then_some(index as u16),
+            fanout,
+            ring_bytes: RING_BYTES,
+            kernel: share.clone(),
+            ..PacketRingOptions::default()
+        };
+        let reads = !alone || core == reader;
+        ports.push(Port {
+            id,
+            ring: if reads { Some(PacketRing::open(&interface.device, &options)?) } else { None },
+            sender: PacketSender::open(&interface.device, false)?,
+            raw: RawIpSender::open(&interface.device)?,
+        });
+    }
+    for (core, port) in ports.into_iter().enumerate() {
+        shared.post(core, Letter::Open(Box::new(port)));
+    }
+    Ok(OpenPort {
+        index,
+        device: interface.device.clone(),
+        tenant: interface.tenant,
+        readers,
+        share: share.clone(),
+        guard,
+        program,
+    })
+}
+
+/// The tunnel's own datagrams and what never leaves a link stay with the kernel.
+fn kernel_share(spec: &GatewaySpec, listen_port: Option<u16>) -> KernelShare {
+    let own: Vec<_> = spec
+        .interfaces
+        .iter()
+        .flat_map(|interface| &interface.addresses)
+        .map(|address| address.addr())
+        .collect();
+    KernelShare {
+        udp_ports: listen_port.into_iter().collect(),
+        addresses: (own.len() <= linux::bpf::ADDRESSES_MAX).then_some(own),
+        link_local: true,
+    }
+}

@@ -1,0 +1,479 @@
+//! A worker's part of the gateway: its interfaces, its core, and what it pushes.
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+
+use linux::event::{Epoll, Interest};
+use linux::packet_ring::PacketRing;
+use linux::packet_sender::{PacketSender, SendFrame};
+use linux::raw_ip::RawIpSender;
+use linux::tun::TunQueue;
+use packet::segment::{Segmenter, complete_checksum};
+use packet::vnet::{GSO_NONE, VirtioNetHeader};
+use packet::{DropCounters, DropReason};
+use services::core::{BATCH_MAX, Core, ETHERNET_BYTES, Frame, Handed, Outcome, Output};
+use services::policy::Policy;
+use services::spec::PortId;
+
+use super::train::Trains;
+use super::{CoreReport, FlowEntry, FlowQuery, Letter, PortCounters, Shared, Sinks, Source, lock, pump};
+use crate::rings::{self, Rings};
+
+/// Epoll tokens of interfaces.
+pub(crate) const PORT_TOKENS: u64 = 1 << 32;
+/// Batches pulled from one interface in a round.
+const BATCHES: usize = 8;
+/// Bytes of a virtio header.
+const VNET_BYTES: usize = packet::vnet::VNET_HEADER_BYTES;
+
+/// One interface as one core has it.
+pub(crate) struct Port {
+    pub id: PortId,
+    /// `None` where another core reads the interface.
+    pub ring: Option<PacketRing>,
+    pub sender: PacketSender,
+    pub raw: RawIpSender,
+}
+
+/// The sending half.
+struct Out {
+    sender: PacketSender,
+    raw: RawIpSender,
+    counters: PortCounters,
+}
+
+/// The receiving half.
+struct In {
+    id: PortId,
+    ring: PacketRing,
+    packets: u64,
+    bytes: u64,
+}
+
+/// Everything a worker has of the gateway.
+pub(crate) struct Part {
+    shared: Arc<Shared>,
+    pub core: Core,
+    inputs: Vec<In>,
+    outputs: Vec<Option<Out>>,
+    trains: Trains,
+    drops: DropCounters,
+    scratch: Vec<u8>,
+    version: u64,
+    /// What shall go into the tunnel: offload header, packet.
+    pub tunnel: Vec<(VirtioNetHeader, Vec<u8>)>,
+    reported_ns: u64,
+}
+
+/// What a round lends to the part.
+pub(crate) struct PartContext<'a> {
+    pub tun: &'a TunQueue,
+    pub rings: &'a mut Rings,
+}
+
+impl Part {
+    pub fn new(id: u8, seed: u64, shared: Arc<Shared>) -> Self {
+        let core = Core::new(
+            id,
+            seed,
+            shared.policy.load_full(),
+            shared.steering.load_full(),
+            shared.neighbors.load_full(),
+        );
+        Self {
+            shared,
+            core,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            trains: Trains::default(),
+            drops: DropCounters::default(),
+            scratch: Vec::new(),
+            version: 0,
+            tunnel: Vec::new(),
+            reported_ns: 0,
+        }
+    }
+
+    /// Takes over what changed; whether the policy is one to be followed.
+    pub fn follow(&mut self) -> bool {
+        let version = self.shared.version.load(Acquire);
+        if version != self.version {
+            self.version = version;
+            self.core.follow(
+                &self.shared.policy.load_full(),
+                &self.shared.steering.load_full(),
+                &self.shared.neighbors.load_full(),
+            );
+            return self.shared.active.load(Relaxed);
+        }
+        false
+    }
+
+    /// The policy in force.
+    pub fn policy(&self) -> Arc<Policy> {
+        self.shared.policy.load_full()
+    }
+
+    /// Reads the letter box.
+    pub fn read_letters(&mut self, now_ns: u64, epoll: &Epoll) {
+        for letter in self.shared.take_letters(usize::from(self.core.id())) {
+            match letter {
+                Letter::Open(port) => self.open(*port, epoll),
+                Letter::Close(id) => self.close(id, epoll),
+                Letter::Flows(query) => self.answer(now_ns, &query),
+            }
+        }
+    }
+
+    fn open(&mut self, port: Port, epoll: &Epoll) {
+        let Port { id, ring, sender, raw } = port;
+        self.close(id, epoll);
+        let place = usize::from(id);
+        if self.outputs.len() <= place {
+            self.outputs.resize_with(place + 1, || None);
+        }
+        if let Some(out) = self.outputs.get_mut(place) {
+            *out = Some(Out { sender, raw, counters: PortCounters::default() });
+        }
+        let Some(ring) = ring else { return };
+        match epoll.add(&ring, PORT_TOKENS + u64::from(id), Interest::Read) {
+            Ok(()) => self.inputs.push(In { id, ring, packets: 0, bytes: 0 }),
+            Err(error) => {
+                tracing::error!(core = self.core.id(), port = id, %error, "cannot wait for an interface")
+            }
+        }
+    }
+
+    fn close(&mut self, id: PortId, epoll: &Epoll) {
+        self.inputs.retain(|input| {
+            if input.id == id {
+                let _ = epoll.remove(&input.ring);
+            }
+            input.id != id
+        });
+        if let Some(out) = self.outputs.get_mut(usize::from(id)) {
+            *out = None;
+        }
+    }
+
+    /// Pulls from an interface; whether something may be left.
+    pub fn pull(&mut self, now_ns: u64, token: u64, context: &mut PartContext<'_>) -> bool {
+        let Ok(id) = PortId::try_from(token - PORT_TOKENS) else { return false };
+        let Some(place) = self.inputs.iter().position(|input| input.id == id) else { return false };
+        for _ in 0..BATCHES {
+            let Self { core, inputs, outputs, trains, drops, scratch, tunnel, .. } = self;
+            let Some(input) = inputs.get_mut(place) else { return false };
+            let mut sinks = LinuxSinks {
+                outputs,
+                trains,
+                drops,
+                scratch,
+                tunnel,
+                tun: context.tun,
+                rings: context.rings,
+            };
+            match pump(core, now_ns, input, &mut sinks) {
+                Ok(count) if count < BATCH_MAX => return false,
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::debug!(port = id, %error, "interface read");
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Acts on packets that the host or the tunnel gave. Each has [`ETHERNET_BYTES`] of room in front.
+    pub fn take(
+        &mut self,
+        now_ns: u64,
+        port: PortId,
+        packets: &mut [(VirtioNetHeader, Vec<u8>)],
+        context: &mut PartContext<'_>,
+    ) {
+        for packets in packets.chunks_mut(BATCH_MAX) {
+            let mut frames: Vec<Frame<'_>> =
+                packets.iter_mut().map(|(offload, bytes)| Frame::new(port, *offload, bytes)).collect();
+            let Self { core, outputs, trains, drops, scratch, tunnel, .. } = self;
+            let mut sinks = LinuxSinks {
+                outputs,
+                trains,
+                drops,
+                scratch,
+                tunnel,
+                tun: context.tun,
+                rings: context.rings,
+            };
+            core.batch(now_ns, &mut frames, &mut sinks);
+            sinks.push(&mut frames);
+        }
+    }
+
+    /// Acts on what another core handed over.
+    pub fn handed(&mut self, now_ns: u64, handed: Handed, context: &mut PartContext<'_>) {
+        let Self { core, outputs, trains, drops, scratch, tunnel, .. } = self;
+        let mut sinks =
+            LinuxSinks { outputs, trains, drops, scratch, tunnel, tun: context.tun, rings: context.rings };
+        core.handed(now_ns, handed, &mut sinks);
+    }
+
+    /// End of a round; when the next is due.
+    pub fn tick(&mut self, now_ns: u64) -> u64 {
+        if let Some(rounds) = self.shared.rounds.get(usize::from(self.core.id())) {
+            rounds.fetch_add(1, Relaxed);
+        }
+        let next = self.core.tick(now_ns);
+        if now_ns.saturating_sub(self.reported_ns) >= 50_000_000 {
+            self.reported_ns = now_ns;
+            self.report();
+        }
+        next
+    }
+
+    fn report(&mut self) {
+        self.shared.keep_events(self.core.nat_events());
+        let mut drops = self.core.drops.clone();
+        drops.merge(&self.drops);
+        drops.merge(&self.core.late_drops());
+        let mut interfaces: Vec<PortCounters> = self
+            .outputs
+            .iter()
+            .map(|out| out.as_ref().map_or_else(PortCounters::default, |out| out.counters))
+            .collect();
+        for input in &mut self.inputs {
+            let lost = input.ring.drops().unwrap_or(0) + input.ring.cut();
+            if let Some(counters) = interfaces.get_mut(usize::from(input.id)) {
+                counters.rx_packets = input.packets;
+                counters.rx_bytes = input.bytes;
+                counters.lost_packets = lost;
+            }
+        }
+        let report = CoreReport {
+            counters: self.core.counters,
+            drops,
+            live_flows: self.core.flows().len() as u64,
+            embryonic_flows: u64::from(self.core.embryonic()),
+            flow_memory_bytes: self.core.flows().memory_bytes() as u64,
+            rule_hits: self.core.rule_hits.clone(),
+            live_by_bucket: self.core.live().to_vec(),
+            table_era: self.core.table_era(),
+            ports_held: self.core.ports_held(),
+            interfaces,
+        };
+        if let Some(shared) = self.shared.reports.get(usize::from(self.core.id())) {
+            *lock(shared) = report;
+        }
+    }
+
+    fn answer(&self, now_ns: u64, query: &FlowQuery) {
+        let mut found = Vec::new();
+        let mut cursor = 0;
+        let id = self.core.id();
+        // The whole table is looked at: this is for people, and a core without packets waits for it.
+        while found.len() < query.limit {
+            let (flows, next) = self.core.flows().scan(cursor, 4_096);
+            for flow in flows {
+                let Some(entry) = self.core.entry(flow, now_ns) else { continue };
+                let entry = FlowEntry {
+                    core: id,
+                    original: entry.original,
+                    reply: entry.reply,
+                    record: entry.record,
+                    counters: entry.counters,
+                    idle_ns: entry.idle_ns,
+                    expires_ns: entry.expires_ns,
+                };
+                if found.len() < query.limit && (query.matches)(&entry) {
+                    found.push(entry);
+                }
+            }
+            match next {
+                Some(next) => cursor = next,
+                None => break,
+            }
+        }
+        let _ = query.answer.try_send(found);
+    }
+}
+
+impl Source for In {
+    fn pull(&mut self, act: &mut dyn FnMut(&mut [Frame<'_>])) -> io::Result<usize> {
+        let count = self.ring.receive(BATCH_MAX)?;
+        if count == 0 {
+            return Ok(0);
+        }
+        let id = self.id;
+        let (mut packets, mut bytes) = (0, 0);
+        {
+            let mut frames: Vec<Frame<'_>> = self
+                .ring
+                .frames()
+                .map(|received| {
+                    packets += 1;
+                    bytes += received.frame.len().saturating_sub(ETHERNET_BYTES) as u64;
+                    Frame::new(id, from_ethernet(received.vnet), received.frame)
+                })
+                .collect();
+            act(&mut frames);
+        }
+        self.ring.release();
+        self.packets += packets;
+        self.bytes += bytes;
+        Ok(count)
+    }
+}
+
+/// Offsets that count from the Ethernet header, as counted from the IP header.
+fn from_ethernet(vnet: VirtioNetHeader) -> VirtioNetHeader {
+    const BYTES: u16 = ETHERNET_BYTES as u16;
+    VirtioNetHeader {
+        hdr_len: vnet.hdr_len.saturating_sub(BYTES),
+        csum_start: vnet.csum_start.saturating_sub(BYTES),
+        ..vnet
+    }
+}
+
+/// The other way.
+fn to_ethernet(vnet: &VirtioNetHeader) -> VirtioNetHeader {
+    const BYTES: u16 = ETHERNET_BYTES as u16;
+    VirtioNetHeader {
+        hdr_len: if vnet.gso_type == GSO_NONE { 0 } else { vnet.hdr_len.saturating_add(BYTES) },
+        csum_start: if vnet.needs_csum() { vnet.csum_start.saturating_add(BYTES) } else { 0 },
+        ..*vnet
+    }
+}
+
+struct LinuxSinks<'a> {
+    outputs: &'a mut [Option<Out>],
+    trains: &'a mut Trains,
+    drops: &'a mut DropCounters,
+    scratch: &'a mut Vec<u8>,
+    tunnel: &'a mut Vec<(VirtioNetHeader, Vec<u8>)>,
+    tun: &'a TunQueue,
+    rings: &'a mut Rings,
+}
+
+impl LinuxSinks<'_> {
+    fn to_host(&mut self, offload: &VirtioNetHeader, bytes: &mut [u8]) {
+        // The virtio header takes the place of the Ethernet header's end.
+        const START: usize = ETHERNET_BYTES - VNET_BYTES;
+        let Some(bytes) = bytes.get_mut(START..) else { return };
+        if !offload.write(bytes) || self.tun.write(bytes).is_err() {
+            self.drops.add(DropReason::TunWrite);
+        }
+    }
+
+    /// The kernel shall find the neighbour: it takes whole packets of ordinary size only.
+    fn resolve(&mut self, port: PortId, next_hop: IpAddr, offload: &VirtioNetHeader, packet: &mut [u8]) {
+        let Some(Some(out)) = self.outputs.get(usize::from(port)) else {
+            self.drops.add(DropReason::NoRoute);
+            return;
+        };
+        if offload.gso_type == GSO_NONE {
+            if offload.needs_csum() && complete_checksum(packet).is_err() {
+                self.drops.add(DropReason::BadOffload);
+            } else if out.raw.send(packet, next_hop).is_err() {
+                self.drops.add(DropReason::NoNeighbor);
+            }
+            return;
+        }
+        let Ok(segmenter) = Segmenter::new(offload, packet) else {
+            self.drops.add(DropReason::BadOffload);
+            return;
+        };
+        for index in 0..segmenter.segments() {
+            self.scratch.resize(segmenter.segment_bytes(index), 0);
+            segmenter.write_segment(index, self.scratch);
+            let whole = !segmenter.checksum_partial() || complete_checksum(self.scratch).is_ok();
+            if !whole || out.raw.send(self.scratch, next_hop).is_err() {
+                self.drops.add(DropReason::NoNeighbor);
+            }
+        }
+    }
+
+    fn send(&mut self, port: PortId, list: &[SendFrame<'_>]) {
+        let Some(Some(out)) = self.outputs.get_mut(usize::from(port)) else {
+            self.drops.add_n(DropReason::NoRoute, list.len() as u64);
+            return;
+        };
+        let sent = out.sender.send_many(list);
+        out.counters.tx_packets += sent.sent as u64;
+        out.counters.tx_bytes +=
+            list.iter().flat_map(|frame| frame.parts).map(|part| part.len() as u64).sum::<u64>();
+        self.drops.add_n(DropReason::QueueFull, sent.full as u64);
+        self.drops.add_n(DropReason::SendError, sent.refused as u64);
+        if let Some(error) = sent.error {
+            tracing::debug!(port, %error, "interface write");
+        }
+    }
+}
+
+impl Output for LinuxSinks<'_> {
+    fn emit(&mut self, outcome: Outcome, offload: &VirtioNetHeader, bytes: &mut [u8]) {
+        match outcome {
+            Outcome::Send(port) => {
+                let vnet = to_ethernet(offload).to_bytes();
+                self.send(port, &[SendFrame { vnet, parts: [bytes, &[], &[]] }]);
+            }
+            Outcome::Host => self.to_host(offload, bytes),
+            Outcome::Tunnel => {
+                self.tunnel.push((*offload, bytes.get(ETHERNET_BYTES..).unwrap_or_default().to_vec()));
+            }
+            Outcome::Resolve(port, next_hop) => {
+                self.resolve(port, next_hop, offload, bytes.get_mut(ETHERNET_BYTES..).unwrap_or_default());
+            }
+            Outcome::Pending | Outcome::Done | Outcome::Dropped(_) => {}
+        }
+    }
+
+    fn hand_over(&mut self, core: u8, handed: Handed) -> bool {
+        self.rings.push(usize::from(core), rings::Handed::Service(Box::new(handed)))
+    }
+}
+
+impl Sinks for LinuxSinks<'_> {
+    fn push(&mut self, frames: &mut [Frame<'_>]) {
+        let mut trains = std::mem::take(self.trains);
+        trains.couple(frames);
+        let mut list: Vec<SendFrame<'_>> = Vec::with_capacity(BATCH_MAX);
+        // Few interfaces: one pass for each that a frame of the batch leaves by.
+        let mut done = [false; BATCH_MAX];
+        let outcomes: [Outcome; BATCH_MAX] =
+            std::array::from_fn(|place| frames.get(place).map_or(Outcome::Done, |frame| frame.outcome));
+        for place in 0..frames.len().min(BATCH_MAX) {
+            let Outcome::Send(port) = outcomes[place] else { continue };
+            if done[place] {
+                continue;
+            }
+            list.clear();
+            for (other, frame) in frames.iter().enumerate().skip(place).take(BATCH_MAX) {
+                if outcomes.get(other) == Some(&Outcome::Send(port)) {
+                    if let Some(done) = done.get_mut(other) {
+                        *done = true;
+                    }
+                    let vnet = to_ethernet(&frame.offload).to_bytes();
+                    list.push(SendFrame { vnet, parts: [&*frame.bytes, &[], &[]] });
+                }
+            }
+            self.send(port, &list);
+        }
+        drop(list);
+        for built in trains.built() {
+            let vnet = to_ethernet(&built.offload).to_bytes();
+            self.send(built.port, &[SendFrame { vnet, parts: [trains.bytes(built), &[], &[]] }]);
+        }
+        *self.trains = trains;
+        for frame in frames.iter_mut() {
+            match frame.outcome {
+                Outcome::Host | Outcome::Tunnel | Outcome::Resolve(..) => {
+                    let (outcome, offload) = (frame.outcome, frame.offload);
+                    self.emit(outcome, &offload, frame.bytes);
+                }
+                _ => {}
+            }
+        }
+    }
+}

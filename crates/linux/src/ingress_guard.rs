@@ -1,0 +1,158 @@
+//! Keeps the kernel's own stack from seeing what the datapath handles.
+//!
+//! Packet sockets see a frame before the ingress hook does; behind them the guard drops what a
+//! [`KernelShare`] does not leave to the kernel, so that the kernel neither answers nor forwards it. It is an
+//! eBPF program of the interface (tcx, Linux 6.6), which is gone with the process however that ends; or, where
+//! programs are not allowed, an `nft` table of the interface, which a killed process leaves behind and the next
+//! start replaces.
+
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::process::{Command, Stdio};
+
+use crate::bpf::{KernelShare, kernel};
+use crate::error::Context;
+use crate::netns::prepare_command;
+use crate::sys::interface_index;
+use crate::{Error, Result};
+
+/// What a guard is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuardKind {
+    /// An eBPF program at the interface's tcx ingress.
+    Program,
+    /// A table of `nft` in the family `netdev`.
+    Table,
+}
+
+#[derive(Debug)]
+enum Hold {
+    Program(OwnedFd),
+    Table(String),
+}
+
+/// An interface whose traffic the kernel's stack does not see, but for a [`KernelShare`]. Dropping it takes
+/// the guard away.
+#[derive(Debug)]
+pub struct IngressGuard {
+    interface: String,
+    hold: Hold,
+}
+
+impl IngressGuard {
+    /// Guards an interface of the calling thread's namespace: with a program, or with `nft` if that is not
+    /// allowed or not known to this kernel. Needs CAP_NET_ADMIN.
+    pub fn attach(interface: &str, kernel: &KernelShare) -> Result<IngressGuard> {
+        match IngressGuard::attach_program(interface, kernel) {
+            Ok(guard) => Ok(guard),
+            Err(program) => IngressGuard::attach_table(interface, kernel).map_err(|table| {
+                let text = format!(
+                    "guard {interface}: needs CAP_BPF and CAP_NET_ADMIN with Linux 6.6 or later ({program}), \
+                     or CAP_NET_ADMIN and the program nft"
+                );
+                Error::new(text, table.into())
+            }),
+        }
+    }
+
+    /// Only with a program.
+    pub fn attach_program(interface: &str, share: &KernelShare) -> Result<IngressGuard> {
+        let what = format!("attach a program to the ingress of {interface}");
+        let index = interface_index(interface).context(&what)?;
+        let program = share.load_guard()?;
+        let link = kernel::attach_ingress(index, &program).context(&what)?;
+        // What a killed process left behind would drop by its own, older rules.
+        let _ = nft(&remove_table(&table_name(interface)));
+        Ok(IngressGuard { interface: interface.to_owned(), hold: Hold::Program(link) })
+    }
+
+    /// Only with `nft`.
+    pub fn attach_table(interface: &str, share: &KernelShare) -> Result<IngressGuard> {
+        let what = format!("guard {interface} with an nft table");
+        interface_index(interface).context(&what)?;
+        share.filter()?;
+        let table = table_name(interface);
+        nft(&make_table(&table, interface, share)).context(&what)?;
+        Ok(IngressGuard { interface: interface.to_owned(), hold: Hold::Table(table) })
+    }
+
+    /// What it is made of.
+    pub fn kind(&self) -> GuardKind {
+        match self.hold {
+            Hold::Program(_) => GuardKind::Program,
+            Hold::Table(_) => GuardKind::Table,
+        }
+    }
+
+    /// Says anew what is left to the kernel, without a moment without guard. Call it in the namespace of the
+    /// interface.
+    pub fn set_kernel_share(&self, share: &KernelShare) -> Result<()> {
+        let what = format!("change the guard of {}", self.interface);
+        match &self.hold {
+            Hold::Program(link) => {
+                let program = share.load_guard()?;
+                kernel::replace_program(link, &program).context(what)
+            }
+            Hold::Table(table) => {
+                share.filter()?;
+                nft(&make_table(table, &self.interface, share)).context(what)
+            }
+        }
+    }
+}
+
+impl Drop for IngressGuard {
+    fn drop(&mut self) {
+        if let Hold::Table(table) = &self.hold
+            && let Err(error) = nft(&remove_table(table))
+        {
+            tracing::warn!(%error, table, "an nft table could not be removed");
+        }
+    }
+}
+
+/// Names of nft are letters, digits and a few signs.
+fn table_name(interface: &str) -> String {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '-' | '_' | '.');
+    let name: String = interface.chars().map(|letter| if plain(letter) { letter } else { '_' }).collect();
+    format!("anabranch-{name}")
+}
+
+/// Deleting needs the table to be there; declaring it makes it so.
+fn remove_table(table: &str) -> String {
+    format!("table netdev {table} {{ }}\ndelete table netdev {table}\n")
+}
+
+/// One transaction: the old table goes and the new one comes at once.
+fn make_table(table: &str, interface: &str, share: &KernelShare) -> String {
+    let rules: String = share.nft_rules().iter().map(|rule| format!("    {rule}\n")).collect();
+    format!(
+        "{}table netdev {table} {{\n  chain ingress {{\n    type filter hook ingress device \"{interface}\" \
+         priority -500; policy drop;\n{rules}  }}\n}}\n",
+        remove_table(table)
+    )
+}
+
+/// Lets `nft` do all of this or nothing.
+fn nft(script: &str) -> io::Result<()> {
+    let mut command = Command::new("nft");
+    command.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    prepare_command(&mut command);
+    let mut child = command.spawn().map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => io::Error::new(error.kind(), "the program nft is not installed"),
+        _ => error,
+    })?;
+    // The end of its input must come before its answer.
+    if let Some(mut input) = child.stdin.take() {
+        input.write_all(script.as_bytes())?;
+    }
+    let output = child.wait_with_output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    Err(io::Error::other(format!("nft: {}", text.lines().next().unwrap_or("it failed").trim())))
+}
+
+#[cfg(test)]
+mod tests;

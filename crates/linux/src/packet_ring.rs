@@ -1,0 +1,452 @@
+//! The frames of a plain interface that are the datapath's, one ring per (interface, core).
+//!
+//! The kernel copies each frame into a memory-mapped ring (`PACKET_RX_RING`, TPACKET_V2), behind the socket
+//! filter of a [`KernelShare`]. Super-packets (GRO, TSO) stay whole: what does not fit a slot waits in the
+//! socket's queue (`PACKET_COPY_THRESH`) and is fetched with one system call per batch. In front of each frame
+//! stands what the kernel knows of it: [`VirtioNetHeader`], whose positions count from the Ethernet header.
+//! The rings of an interface form a fanout group in core order. Why so: `docs/decisions/0006-packet-io.md`.
+
+mod memory;
+
+use std::io;
+use std::mem::{MaybeUninit, size_of, zeroed};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use packet::vnet::VirtioNetHeader;
+
+use self::memory::{Geometry, Memory};
+use crate::bpf::{Instruction, KernelShare, SteeringProgram};
+use crate::error::Context;
+use crate::sys::{check, check_size, interface_index, interface_name, owned, set_option};
+use crate::{Error, Result};
+
+/// Frames of one batch at most.
+pub const BATCH_MAX: usize = 64;
+
+/// Bytes of the virtio header in front of a frame.
+const VNET_BYTES: usize = packet::vnet::VNET_HEADER_BYTES;
+/// Extra bytes in front, so that the IP header of a frame begins at a multiple of 16.
+const RESERVE_BYTES: libc::c_int = 6;
+/// Bytes of the slot in front of the Ethernet header, rounded up: kernel's header, address, virtio header.
+const SLOT_HEAD_BYTES: usize = 96;
+/// A slot has at least so many bytes: an ordinary Ethernet frame.
+const SLOT_BYTES_MIN: usize = 2048;
+/// A slot that holds the largest super-packet.
+pub const SLOT_BYTES_SUPER: usize = (SLOT_HEAD_BYTES + LARGE_BYTES).next_multiple_of(64);
+/// The largest frame with its virtio header: a super-packet of 64 KiB behind an Ethernet header.
+const LARGE_BYTES: usize = (VNET_BYTES + 14 + (64 << 10)).next_multiple_of(64);
+/// Super-packets that may wait in the socket's queue, in bytes of kernel memory.
+const QUEUE_BYTES: usize = 32 << 20;
+
+/// How a group divides the frames among its sockets.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Fanout<'a> {
+    /// By our flow hash and table: the owner's socket. The sockets must join in core order. When one is closed
+    /// the last one takes its place: then give the program a new table. Who may not load programs takes
+    /// [`Fanout::Hash`], where frames come to any core.
+    Steering(&'a SteeringProgram),
+    /// By the kernel's flow hash, which is symmetric, and no one's secret table.
+    #[default]
+    Hash,
+    /// In turn.
+    RoundRobin,
+    /// By the CPU on which the frame arrived.
+    Cpu,
+    /// At random.
+    Random,
+    /// All to the first socket whose ring has room.
+    Rollover,
+    /// By the receive queue of the interface.
+    Queue,
+    /// By a classic BPF program on the packet (from the IP header); its result modulo the sockets.
+    Classic(&'a [Instruction]),
+}
+
+impl Fanout<'_> {
+    fn kind(&self) -> libc::c_uint {
+        match self {
+            Fanout::Steering(_) => libc::PACKET_FANOUT_EBPF,
+            Fanout::Hash => libc::PACKET_FANOUT_HASH,
+            Fanout::RoundRobin => libc::PACKET_FANOUT_LB,
+            Fanout::Cpu => libc::PACKET_FANOUT_CPU,
+            Fanout::Random => libc::PACKET_FANOUT_RND,
+            Fanout::Rollover => libc::PACKET_FANOUT_ROLLOVER,
+            Fanout::Queue => libc::PACKET_FANOUT_QM,
+            Fanout::Classic(_) => libc::PACKET_FANOUT_CBPF,
+        }
+    }
+}
+
+/// How to open a [`PacketRing`].
+#[derive(Clone, Debug)]
+pub struct PacketRingOptions<'a> {
+    /// Number of the fanout group in this network namespace; one per interface. `None`: the ring is alone and
+    /// gets everything.
+    pub group: Option<u16>,
+    /// How the group divides the frames; the same for all its members.
+    pub fanout: Fanout<'a>,
+    /// Memory of the ring.
+    pub ring_bytes: usize,
+    /// Bytes of a slot at least: 2,048 hold an ordinary frame; a larger MTU makes slots larger by itself. With
+    /// [`SLOT_BYTES_SUPER`] super-packets fit as well and save a copy, for 32 times the memory.
+    pub slot_bytes: usize,
+    /// What the ring leaves to the kernel.
+    pub kernel: KernelShare,
+}
+
+impl Default for PacketRingOptions<'_> {
+    fn default() -> Self {
+        PacketRingOptions {
+            group: None,
+            fanout: Fanout::Hash,
+            ring_bytes: 4 << 20,
+            slot_bytes: SLOT_BYTES_MIN,
+            kernel: KernelShare::default(),
+        }
+    }
+}
+
+/// A frame of the batch.
+#[derive(Debug)]
+pub struct Received<'a> {
+    /// What the kernel knows: offloads, partial checksum. Positions count from the start of `frame`.
+    pub vnet: VirtioNetHeader,
+    /// The frame from its Ethernet header; writable in place.
+    pub frame: &'a mut [u8],
+}
+
+/// Where a frame of the batch lies.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    /// In the ring: offset of the virtio header, bytes with it.
+    Slot(usize, usize),
+    /// In a buffer for super-packets: its number, bytes with the virtio header.
+    Large(usize, usize),
+}
+
+/// One socket of an interface with its ring.
+#[derive(Debug)]
+pub struct PacketRing {
+    fd: OwnedFd,
+    index: u32,
+    memory: Memory,
+    /// The next slot to look at.
+    head: usize,
+    /// Slots before `head` that are ours until [`PacketRing::release`].
+    held: usize,
+    places: Vec<Place>,
+    /// Buffers for super-packets, [`LARGE_BYTES`] each.
+    large: Vec<u8>,
+    drops: u64,
+    cut: u64,
+}
+
+impl PacketRing {
+    /// Opens a ring on this Ethernet interface of the calling thread's namespace. Needs CAP_NET_RAW.
+    pub fn open(interface: &str, options: &PacketRingOptions<'_>) -> Result<PacketRing> {
+        let what = format!("open a packet ring on {interface}");
+        let index = interface_index(interface).context(&what)?;
+        let mtu_bytes = ethernet_mtu(interface).context(&what)?;
+        let fd = open_socket().context(&what)?;
+        let filter = options.kernel.filter()?;
+        // Nothing comes in before the socket is where it belongs.
+        attach_filter(&fd, &[NOTHING]).context(&what)?;
+        prepare(&fd).context(&what)?;
+        let wanted = options.slot_bytes.clamp(SLOT_BYTES_MIN, SLOT_BYTES_SUPER);
+        let slot_bytes = (SLOT_HEAD_BYTES + 18 + mtu_bytes).max(wanted).next_multiple_of(64);
+        let memory = Memory::map(&fd, Geometry::of(options.ring_bytes, slot_bytes))
+            .context(format_args!("{what}: its memory"))?;
+        bind(&fd, index, libc::ETH_P_ALL as u16).context(&what)?;
+        if let Some(group) = options.group {
+            join(&fd, group, &options.fanout).context(format_args!("{what}: join group {group}"))?;
+        }
+        attach_filter(&fd, &filter).context(&what)?;
+        Ok(PacketRing {
+            fd,
+            index,
+            memory,
+            head: 0,
+            held: 0,
+            places: Vec::with_capacity(BATCH_MAX),
+            large: vec![0; BATCH_MAX * LARGE_BYTES],
+            drops: 0,
+            cut: 0,
+        })
+    }
+
+    /// Index of its interface.
+    pub fn interface(&self) -> u32 {
+        self.index
+    }
+
+    /// Slots of the ring.
+    pub fn slots(&self) -> usize {
+        self.memory.geometry.slots
+    }
+
+    /// Says anew what is left to the kernel, from the next frame on.
+    pub fn set_kernel_share(&self, kernel: &KernelShare) -> Result<()> {
+        attach_filter(&self.fd, &kernel.filter()?).context("change the filter of a packet ring")
+    }
+
+    /// Fetches up to `frames_max` (at most [`BATCH_MAX`]) frames that have arrived, in their order, and returns
+    /// how many; 0 if there are none. The frames of the batch before are released. They stay where they are
+    /// until [`PacketRing::release`] or the next call: give the slots back soon, the kernel drops frames while
+    /// the ring is full.
+    pub fn receive(&mut self, frames_max: usize) -> io::Result<usize> {
+        self.release();
+        let mut large = 0;
+        let limit = frames_max.min(BATCH_MAX).min(self.slots());
+        while self.held < limit {
+            let Some(slot) = self.memory.arrived(self.head) else { break };
+            self.head = if self.head + 1 == self.slots() { 0 } else { self.head + 1 };
+            self.held += 1;
+            if slot.copied {
+                self.places.push(Place::Large(large, VNET_BYTES + slot.frame_bytes));
+                large += 1;
+            } else if slot.kept_bytes < slot.frame_bytes {
+                // The queue for super-packets was full.
+                self.cut += 1;
+            } else if let Some(start) = slot.frame_at.checked_sub(VNET_BYTES) {
+                self.places.push(Place::Slot(start, VNET_BYTES + slot.kept_bytes));
+            }
+        }
+        if large > 0 {
+            self.fetch_large(large)?;
+        }
+        Ok(self.places.len())
+    }
+
+    /// Frames of the batch.
+    pub fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// No batch is held.
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    /// The frames of the batch, all at once.
+    pub fn frames(&mut self) -> impl ExactSizeIterator<Item = Received<'_>> {
+        let ring = self.memory.start();
+        let large = self.large.as_mut_ptr();
+        self.places.iter().map(move |place| {
+            let (start, bytes) = match *place {
+                // SAFETY: `Memory::arrived` has checked that the frame lies in its slot, which is ours while
+                // the batch is held.
+                Place::Slot(at, bytes) => (unsafe { ring.add(at) }, bytes),
+                // SAFETY: the buffer of this number exists, and the length was checked against it.
+                Place::Large(number, bytes) => (unsafe { large.add(number * LARGE_BYTES) }, bytes),
+            };
+            // SAFETY: slots and buffers of a batch are distinct, each is handed out once, and nobody else
+            // writes there while `self` is borrowed.
+            let whole = unsafe { std::slice::from_raw_parts_mut(start, bytes) };
+            let (head, frame) = whole.split_at_mut(VNET_BYTES);
+            Received { vnet: VirtioNetHeader::parse(head).unwrap_or_default(), frame }
+        })
+    }
+
+    /// One frame of the batch.
+    pub fn frame(&mut self, number: usize) -> Option<Received<'_>> {
+        self.frames().nth(number)
+    }
+
+    /// Gives the slots of the batch back to the kernel.
+    pub fn release(&mut self) {
+        self.places.clear();
+        let slots = self.slots();
+        for back in (1..=self.held).rev() {
+            self.memory.give_back((self.head + slots - back) % slots);
+        }
+        self.held = 0;
+    }
+
+    /// Frames the kernel dropped because the ring was full, since it was opened (`PACKET_STATISTICS`).
+    pub fn drops(&mut self) -> io::Result<u64> {
+        // SAFETY: an all-zero tpacket_stats is valid.
+        let mut stats: libc::tpacket_stats = unsafe { zeroed() };
+        let mut bytes = size_of::<libc::tpacket_stats>() as libc::socklen_t;
+        // SAFETY: both pointers lead to locals, and the length is that of the structure.
+        check(unsafe {
+            libc::getsockopt(
+                self.fd.as_raw_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_STATISTICS,
+                (&raw mut stats).cast(),
+                &raw mut bytes,
+            )
+        })?;
+        // Reading sets it to zero.
+        self.drops += u64::from(stats.tp_drops);
+        Ok(self.drops)
+    }
+
+    /// Super-packets lost because too many waited in the socket's queue.
+    pub fn cut(&self) -> u64 {
+        self.cut
+    }
+
+    /// Reads the super-packets of the batch from the socket's queue, where they wait in the order of their
+    /// slots.
+    fn fetch_large(&mut self, count: usize) -> io::Result<()> {
+        let mut iovecs = [const { MaybeUninit::<libc::iovec>::uninit() }; BATCH_MAX];
+        let mut messages = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; BATCH_MAX];
+        let buffers = self.large.chunks_exact_mut(LARGE_BYTES);
+        for ((message, iovec), buffer) in messages.iter_mut().zip(&mut iovecs).zip(buffers).take(count) {
+            let iovec =
+                iovec.write(libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: LARGE_BYTES });
+            // SAFETY: an all-zero mmsghdr is valid.
+            let mut empty: libc::mmsghdr = unsafe { zeroed() };
+            empty.msg_hdr.msg_iov = iovec;
+            empty.msg_hdr.msg_iovlen = 1;
+            message.write(empty);
+        }
+        let mut received = 0;
+        while received < count {
+            // SAFETY: the first `count` messages are initialised; each points at one live buffer with its true
+            // length.
+            let result = check_size(unsafe {
+                libc::recvmmsg(
+                    self.fd.as_raw_fd(),
+                    messages.as_mut_ptr().add(received).cast(),
+                    (count - received) as _,
+                    libc::MSG_DONTWAIT as _,
+                    std::ptr::null_mut(),
+                )
+            } as isize);
+            match result {
+                Ok(more) if more > 0 => received += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Not there: what the slot promised is lost.
+                Ok(_) => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        let before = self.places.len();
+        self.places.retain(|place| match *place {
+            Place::Slot(..) => true,
+            Place::Large(number, bytes) => messages.get(number).is_some_and(|message| {
+                // SAFETY: the first `count` messages were initialised, and numbers are below `count`.
+                let length = unsafe { message.assume_init_ref() }.msg_len as usize;
+                number < received && length == bytes && bytes <= LARGE_BYTES
+            }),
+        });
+        self.cut += (before - self.places.len()) as u64;
+        Ok(())
+    }
+}
+
+impl AsFd for PacketRing {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// A filter that lets nothing in.
+const NOTHING: Instruction = Instruction { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: 0 };
+
+/// A packet socket that is bound to nothing yet (protocol 0).
+pub(crate) fn open_socket() -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: no pointers are passed.
+    let fd = owned(unsafe { libc::socket(libc::AF_PACKET, kind, 0) })?;
+    const ON: libc::c_int = 1;
+    set_option(&fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, &ON)?;
+    Ok(fd)
+}
+
+/// Binds a packet socket to an interface; protocol 0 receives nothing.
+pub(crate) fn bind(fd: &OwnedFd, index: u32, protocol: u16) -> io::Result<()> {
+    // SAFETY: an all-zero sockaddr_ll is valid.
+    let mut address: libc::sockaddr_ll = unsafe { zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = protocol.to_be();
+    address.sll_ifindex = index.cast_signed();
+    let bytes = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: the address lives for the call and has this length.
+    check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), bytes) }).map(drop)
+}
+
+/// A kernel buffer of this size; the limit of the system counts only without CAP_NET_ADMIN.
+pub(crate) fn set_buffer(
+    fd: &OwnedFd,
+    force: libc::c_int,
+    plain: libc::c_int,
+    bytes: usize,
+) -> io::Result<()> {
+    let value = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    set_option(fd, libc::SOL_SOCKET, force, &value)
+        .or_else(|_| set_option(fd, libc::SOL_SOCKET, plain, &value))
+}
+
+/// All that must be said before the ring is made.
+fn prepare(fd: &OwnedFd) -> io::Result<()> {
+    const ON: libc::c_int = 1;
+    const VERSION: libc::c_int = libc::tpacket_versions::TPACKET_V2 as libc::c_int;
+    set_option(fd, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &ON)?;
+    set_option(fd, libc::SOL_PACKET, libc::PACKET_VERSION, &VERSION)?;
+    set_option(fd, libc::SOL_PACKET, libc::PACKET_RESERVE, &RESERVE_BYTES)?;
+    // Frames that do not fit a slot are also queued whole.
+    set_option(fd, libc::SOL_PACKET, libc::PACKET_COPY_THRESH, &ON)?;
+    set_buffer(fd, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, QUEUE_BYTES)
+}
+
+fn join(fd: &OwnedFd, group: u16, fanout: &Fanout<'_>) -> io::Result<()> {
+    let kind = fanout.kind() | libc::PACKET_FANOUT_FLAG_IGNORE_OUTGOING;
+    let argument = libc::c_uint::from(group) | (kind << 16);
+    set_option(fd, libc::SOL_PACKET, libc::PACKET_FANOUT, &argument)?;
+    match fanout {
+        Fanout::Steering(program) => {
+            let program = program.as_fd().as_raw_fd();
+            set_option(fd, libc::SOL_PACKET, libc::PACKET_FANOUT_DATA, &program)
+        }
+        Fanout::Classic(program) => {
+            set_option(fd, libc::SOL_PACKET, libc::PACKET_FANOUT_DATA, &program_of(program))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn program_of(code: &[Instruction]) -> libc::sock_fprog {
+    libc::sock_fprog { len: u16::try_from(code.len()).unwrap_or(u16::MAX), filter: code.as_ptr().cast_mut() }
+}
+
+fn attach_filter(fd: &OwnedFd, code: &[Instruction]) -> io::Result<()> {
+    set_option(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program_of(code))
+}
+
+/// The MTU of an interface, which must be an Ethernet one.
+fn ethernet_mtu(interface: &str) -> io::Result<usize> {
+    let socket = open_socket()?;
+    let mut request = libc::ifreq {
+        ifr_name: interface_name(interface)?,
+        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_mtu: 0 },
+    };
+    // SAFETY: a complete ifreq that lives for the call.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR as _, &raw mut request) })?;
+    // SAFETY: the kernel has filled in this member.
+    let family = unsafe { request.ifr_ifru.ifru_hwaddr }.sa_family;
+    if family != libc::ARPHRD_ETHER {
+        let text = format!("its frames are not Ethernet frames (type {family})");
+        return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+    }
+    // SAFETY: a complete ifreq that lives for the call.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFMTU as _, &raw mut request) })?;
+    // SAFETY: the kernel has filled in this member.
+    Ok(usize::try_from(unsafe { request.ifr_ifru.ifru_mtu }).unwrap_or(1500).min(64 << 10))
+}
+
+/// Opens one ring per core on an interface as a group, in core order. As [`PacketRing::open`]; `options.group`
+/// must be set.
+pub fn open_group(interface: &str, cores: usize, options: &PacketRingOptions<'_>) -> Result<Vec<PacketRing>> {
+    if options.group.is_none() && cores > 1 {
+        let error = io::Error::new(io::ErrorKind::InvalidInput, "several rings need a group");
+        return Err(Error::new(format!("open {cores} packet rings on {interface}"), error));
+    }
+    (0..cores).map(|_| PacketRing::open(interface, options)).collect()
+}
+
+#[cfg(test)]
+mod tests;

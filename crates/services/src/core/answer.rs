@@ -1,0 +1,83 @@
+//! Answers to senders: ICMP errors and resets, to where the packet came from, never more than the limit.
+
+use packet::ip::IpHeader;
+use packet::vnet::VirtioNetHeader;
+
+use super::{Core, ETHERNET_BYTES, Frame, Outcome, Output, is_partial};
+use crate::icmp::{self, ANSWER_BYTES_MAX, Problem};
+use crate::spec::{HOST_PORT, TCP, TUNNEL_PORT};
+
+impl Core {
+    pub(super) fn answer_time_exceeded(&mut self, now_ns: u64, frame: &Frame<'_>, out: &mut impl Output) {
+        self.answer(now_ns, frame, Problem::TtlExpired, out);
+    }
+
+    pub(super) fn answer_too_big(
+        &mut self,
+        now_ns: u64,
+        frame: &Frame<'_>,
+        mtu: usize,
+        out: &mut impl Output,
+    ) {
+        self.answer(now_ns, frame, Problem::TooBig(u16::try_from(mtu).unwrap_or(u16::MAX)), out);
+    }
+
+    /// TCP gets a reset, everything else "administratively prohibited".
+    pub(super) fn answer_reject(&mut self, now_ns: u64, frame: &Frame<'_>, out: &mut impl Output) {
+        let Ok(header) = IpHeader::parse(frame.packet()) else { return };
+        if header.protocol != TCP {
+            self.answer(now_ns, frame, Problem::Prohibited, out);
+            return;
+        }
+        if self.limiter.allow(now_ns) {
+            let mut bytes = [0; ETHERNET_BYTES + ANSWER_BYTES_MAX];
+            let room = bytes.get_mut(ETHERNET_BYTES..).unwrap_or_default();
+            let length = icmp::reset(room, frame.packet(), &header, is_partial(&frame.offload));
+            self.send_back(frame, &mut bytes, length, out);
+        }
+    }
+
+    fn answer(&mut self, now_ns: u64, frame: &Frame<'_>, problem: Problem, out: &mut impl Output) {
+        let Ok(header) = IpHeader::parse(frame.packet()) else { return };
+        let Some(from) = self.policy.address_of(frame.port, header.src) else { return };
+        if self.limiter.allow(now_ns) {
+            let mut bytes = [0; ETHERNET_BYTES + ANSWER_BYTES_MAX];
+            let room = bytes.get_mut(ETHERNET_BYTES..).unwrap_or_default();
+            let length = icmp::error(room, frame.packet(), &header, problem, from);
+            self.send_back(frame, &mut bytes, length, out);
+        }
+    }
+
+    /// To the hardware address that the packet came from.
+    fn send_back(
+        &mut self,
+        frame: &Frame<'_>,
+        bytes: &mut [u8],
+        length: Option<usize>,
+        out: &mut impl Output,
+    ) {
+        let Some(length) = length else { return };
+        let Some(bytes) = bytes.get_mut(..ETHERNET_BYTES + length) else { return };
+        let outcome = match frame.port {
+            HOST_PORT => Outcome::Host,
+            TUNNEL_PORT => Outcome::Tunnel,
+            port => {
+                let Some(came) = frame.bytes.first_chunk::<ETHERNET_BYTES>() else { return };
+                if came.iter().all(|byte| *byte == 0) {
+                    // A reassembled packet has no frame of its own.
+                    return;
+                }
+                if let Some(ethernet) = bytes.first_chunk_mut::<ETHERNET_BYTES>() {
+                    let (to, rest) = ethernet.split_at_mut(6);
+                    to.copy_from_slice(&came[6..12]);
+                    let (from, kind) = rest.split_at_mut(6);
+                    from.copy_from_slice(&came[..6]);
+                    kind.copy_from_slice(&came[12..]);
+                }
+                Outcome::Send(port)
+            }
+        };
+        self.counters.answers += 1;
+        out.emit(outcome, &VirtioNetHeader::default(), bytes);
+    }
+}

@@ -1,0 +1,203 @@
+//! What would happen to a packet, and why; nothing changes by asking.
+
+use std::net::{IpAddr, SocketAddr};
+
+use packet::DropReason;
+use packet::flow::FlowKey;
+
+use super::{Core, hops};
+use crate::flow::{FlowCounters, FlowId, Record};
+use crate::policy::{Policy, Service, is_interface};
+use crate::rules::{Question, Verdict};
+use crate::spec::{DeliveryMode, HOST_PORT, NatMode, PortId, RuleAction};
+use crate::steer::Steering;
+use crate::tcp;
+
+/// The decision for a new flow, as far as it is the same every time it is asked.
+#[derive(Clone, Debug)]
+pub struct Explanation {
+    /// Interface it comes in at.
+    pub in_port: PortId,
+    /// Tenant of that interface.
+    pub tenant: u16,
+    /// Hash of the tuple.
+    pub hash: u32,
+    /// Its bucket.
+    pub bucket: usize,
+    /// The only core that may begin the flow.
+    pub core: u8,
+    /// Cores that are asked first.
+    pub stops: Vec<u8>,
+    /// What the firewall says.
+    pub verdict: Verdict,
+    /// Port forward that takes it: listen address.
+    pub forward: Option<SocketAddr>,
+    /// Virtual server that takes it.
+    pub server: Option<u16>,
+    /// Backend it would get now.
+    pub backend: Option<SocketAddr>,
+    /// NAT rule that takes it; beyond the operator's list: one that serves a virtual server.
+    pub nat: Option<u16>,
+    /// How its source is translated.
+    pub source: NatMode,
+    /// Outside addresses of that NAT.
+    pub nat_addresses: Vec<IpAddr>,
+    /// Destination after translation.
+    pub destination: SocketAddr,
+    /// Where it leaves.
+    pub out_port: Option<PortId>,
+    /// Next hop.
+    pub next_hop: Option<IpAddr>,
+    /// Why it is dropped.
+    pub drop: Option<DropReason>,
+}
+
+/// Explains what a packet of this tuple meets that comes in at `port`.
+#[must_use]
+pub fn explain(policy: &Policy, steering: &Steering, key: &FlowKey, port: PortId) -> Explanation {
+    let tenant = policy.tenant_of(port);
+    let stops = steering.stops(policy, key, tenant, port);
+    let mut explanation = Explanation {
+        in_port: port,
+        tenant,
+        hash: steering.hasher.hash(key, tenant),
+        bucket: steering.bucket(key, tenant),
+        core: stops.creator,
+        stops: stops.cores().to_vec(),
+        verdict: Verdict { action: RuleAction::Allow, rule: None },
+        forward: None,
+        server: None,
+        backend: None,
+        nat: None,
+        source: NatMode::None,
+        nat_addresses: Vec::new(),
+        destination: SocketAddr::new(key.dst, key.dst_port),
+        out_port: None,
+        next_hop: None,
+        drop: None,
+    };
+    let mut tenant_out = tenant;
+    let mut service_source = None;
+    match policy.server_or_forward(key) {
+        Some(Service::Server(server)) => {
+            explanation.server = Some(server);
+            match policy.balancer.pick(server, key, 0, explanation.hash) {
+                Ok(pick) => {
+                    explanation.backend = Some(pick.address);
+                    service_source = Some(pick.source);
+                    if pick.delivery == DeliveryMode::Nat {
+                        explanation.destination = pick.address;
+                    } else {
+                        explanation.next_hop = Some(pick.address.ip());
+                    }
+                }
+                Err(reason) => explanation.drop = Some(reason),
+            }
+        }
+        Some(Service::Forward(forward)) => {
+            explanation.forward = Some(forward.listen);
+            explanation.destination = forward.to;
+            tenant_out = forward.tenant;
+        }
+        None => {}
+    }
+    leave(policy, &mut explanation, key, tenant_out, service_source);
+    explanation
+}
+
+fn leave(
+    policy: &Policy,
+    explanation: &mut Explanation,
+    key: &FlowKey,
+    tenant_out: u16,
+    service_source: Option<NatMode>,
+) {
+    let serviced = explanation.server.is_some() || explanation.forward.is_some();
+    let towards = explanation.next_hop.unwrap_or(explanation.destination.ip());
+    if explanation.next_hop.is_none() && policy.is_own(towards) {
+        explanation.out_port = Some(HOST_PORT);
+    } else if let Some(route) = policy.fib.lookup(tenant_out, towards) {
+        explanation.out_port = Some(route.port);
+        explanation.next_hop = Some(route.via.unwrap_or(towards));
+    } else {
+        explanation.drop = explanation.drop.or(Some(DropReason::NoRoute));
+    }
+    let Some(out_port) = explanation.out_port else { return };
+    let question = Question { key, tenant: explanation.tenant, in_port: explanation.in_port, out_port };
+    explanation.verdict = policy.rules.verdict(&question);
+    let refused = match (explanation.verdict.action, explanation.verdict.rule) {
+        (RuleAction::Drop, Some(_)) => Some(DropReason::RuleDrop),
+        (RuleAction::Drop, None) => Some(DropReason::DefaultDrop),
+        (RuleAction::Reject, _) => Some(DropReason::RuleReject),
+        (RuleAction::Allow, None)
+            if policy.hides_inside(explanation.in_port) && !serviced && is_interface(out_port) =>
+        {
+            Some(DropReason::NatNoMapping)
+        }
+        (RuleAction::Allow, _) => None,
+    };
+    explanation.drop = explanation.drop.or(refused);
+    let nat = match (explanation.server, service_source) {
+        (Some(server), Some(NatMode::AddressAndPort | NatMode::PortOnly)) => {
+            Some(policy.nat_of_server(server))
+        }
+        _ if !is_interface(out_port) => None,
+        _ if serviced && out_port == explanation.in_port => {
+            policy.nat.rule_for_hairpin(key.dst, key, tenant_out)
+        }
+        _ if out_port == explanation.in_port => None,
+        _ => policy.nat.rule_for(out_port, key, explanation.tenant),
+    };
+    if let Some(rule) = nat {
+        explanation.nat = Some(rule);
+        explanation.source = policy.nat.mode(rule).unwrap_or(NatMode::None);
+        explanation.nat_addresses = policy.nat.addresses(rule);
+    }
+}
+
+/// A flow as it is now.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Key and tenant of the original direction.
+    pub original: (FlowKey, u16),
+    /// Key and tenant of replies as they arrive.
+    pub reply: (FlowKey, u16),
+    /// State.
+    pub record: Record,
+    /// Counts, for translated flows.
+    pub counters: Option<FlowCounters>,
+    /// How long ago its last packet came, ns.
+    pub idle_ns: u64,
+    /// When it will be forgotten, ns from now.
+    pub expires_ns: u64,
+}
+
+impl Core {
+    /// A flow for people to look at.
+    #[must_use]
+    pub fn entry(&self, id: FlowId, now_ns: u64) -> Option<Entry> {
+        let (original, reply) = self.flows.keys(id);
+        let record = *self.flows.record(id);
+        let idle_ns = u64::from(super::tick_of(now_ns).wrapping_sub(record.seen)) << super::TICK_SHIFT;
+        let timeout_ns = u64::from(tcp::timeout_s(&record, self.policy.timeouts())) * 1_000_000_000;
+        Some(Entry {
+            original,
+            reply,
+            record,
+            counters: self.flows.counters(id),
+            idle_ns,
+            expires_ns: timeout_ns.saturating_sub(idle_ns),
+        })
+    }
+
+    /// The interface by which packets of a direction leave, as far as it is decided.
+    #[must_use]
+    pub fn leaves_by(&self, record: &Record, direction: crate::flow::Direction) -> Option<PortId> {
+        match record.next_hop[direction as usize] {
+            hops::UNSET => None,
+            hops::HOST => Some(HOST_PORT),
+            hops::TUNNEL => Some(crate::spec::TUNNEL_PORT),
+            number => self.hops.get(number).map(|hop| hop.port),
+        }
+    }
+}

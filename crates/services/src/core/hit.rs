@@ -1,0 +1,301 @@
+//! The fast path: a packet of a known flow.
+
+use super::{Core, Direction, Frame, Outcome, Output, is_partial, tick_of};
+use crate::core::hops::{self, Hop};
+use crate::flow::{FlowId, flags};
+use crate::rewrite;
+use crate::rules::Question;
+use crate::spec::{HOST_PORT, PortId, RuleAction, TCP, TUNNEL_PORT};
+use crate::tcp::{self, Segment, Verdict};
+use packet::DropReason;
+use packet::flow::FlowKey;
+use packet::ip::{IpHeader, PROTOCOL_ICMP, PROTOCOL_ICMPV6};
+
+impl Core {
+    /// Follows the flow's state and sends the packet on.
+    pub(super) fn hit(
+        &mut self,
+        now_ns: u64,
+        frame: &mut Frame<'_>,
+        id: FlowId,
+        direction: Direction,
+        came: Option<u8>,
+        out: &mut impl Output,
+    ) -> Result<(), DropReason> {
+        let header = IpHeader::parse(frame.packet())?;
+        if is_error(&header, frame.packet()) {
+            return self.hit_error(now_ns, frame, &header, id, direction, out);
+        }
+        if self.flows.record(id).era != self.policy.era {
+            self.decide_again(now_ns, id)?;
+        }
+        let unanswered = self.flows.record(id).flags & flags::REPLIED == 0;
+        if header.protocol == TCP {
+            match self.follow_tcp(&header, frame.packet(), id, direction)? {
+                Verdict::Accept => {}
+                // What may be forged must not keep a connection alive.
+                Verdict::Pass => return self.forward(now_ns, frame, &header, id, direction, out),
+                Verdict::Invalid => return Err(DropReason::TcpInvalid),
+                Verdict::Reopen => {
+                    let ((key, tenant), _) = self.flows.keys(id);
+                    self.end(now_ns, id);
+                    self.miss(now_ns, frame, &key, tenant, came, out);
+                    return Ok(());
+                }
+            }
+        }
+        self.seen(now_ns, id, direction, header.total_bytes, came);
+        if unanswered && self.flows.record(id).flags & flags::REPLIED != 0 {
+            self.embryonic = self.embryonic.saturating_sub(1);
+        }
+        self.forward(now_ns, frame, &header, id, direction, out)
+    }
+
+    #[inline]
+    fn follow_tcp(
+        &mut self,
+        header: &IpHeader,
+        packet: &[u8],
+        id: FlowId,
+        direction: Direction,
+    ) -> Result<Verdict, DropReason> {
+        let segment = Segment::of(header.payload(packet)).ok_or(DropReason::TcpInvalid)?;
+        Ok(tcp::follow(self.flows.record_mut(id), direction, &segment))
+    }
+
+    /// Time, first reply, counters.
+    #[inline]
+    pub(super) fn seen(
+        &mut self,
+        now_ns: u64,
+        id: FlowId,
+        direction: Direction,
+        bytes: usize,
+        came: Option<u8>,
+    ) {
+        self.flows.account(id, direction, 1, bytes as u32);
+        let record = self.flows.record_mut(id);
+        record.seen = tick_of(now_ns);
+        // Of a flow whose replies do not come by, the second packet stands for the first reply.
+        if record.flags & flags::REPLIED == 0
+            && (direction == Direction::Reply || record.flags & flags::ONE_WAY != 0)
+        {
+            record.flags |= flags::REPLIED;
+        }
+        const OURS: u16 = flags::SOURCE_NAT;
+        if came.is_some() && direction == Direction::Reply && record.flags & (OURS | flags::MAPPED) == OURS {
+            self.counters.replies_on_wrong_core += 1;
+        }
+    }
+
+    /// Translates and addresses a packet of a flow.
+    pub(super) fn forward(
+        &mut self,
+        now_ns: u64,
+        frame: &mut Frame<'_>,
+        header: &IpHeader,
+        id: FlowId,
+        direction: Direction,
+        out: &mut impl Output,
+    ) -> Result<(), DropReason> {
+        let mut number = self.flows.record(id).next_hop[direction as usize];
+        if number == hops::UNSET {
+            number = self.decide_hop(id, direction)?;
+        }
+        frame.flow = Some((id, direction));
+        let to = self.flows.is_translated(id).then(|| self.flows.leaves_as(id, direction));
+        if let Some(hop) = self.hops.get(number).copied() {
+            return self.forward_to(now_ns, frame, header, to.as_ref(), &hop, out);
+        }
+        let partial = is_partial(&frame.offload);
+        let packet = frame.bytes.get_mut(super::ETHERNET_BYTES..).unwrap_or_default();
+        if number == hops::TUNNEL {
+            rewrite::decrement_ttl(packet)?;
+        }
+        if let Some(to) = &to {
+            rewrite::rewrite(packet, header, partial, to)?;
+        }
+        frame.outcome = if number == hops::HOST {
+            self.counters.to_host += 1;
+            Outcome::Host
+        } else {
+            Outcome::Tunnel
+        };
+        self.went_on(header);
+        Ok(())
+    }
+
+    fn forward_to(
+        &mut self,
+        now_ns: u64,
+        frame: &mut Frame<'_>,
+        header: &IpHeader,
+        to: Option<&FlowKey>,
+        hop: &Hop,
+        out: &mut impl Output,
+    ) -> Result<(), DropReason> {
+        if header.ttl <= 1 {
+            self.answer_time_exceeded(now_ns, frame, out);
+            return Err(DropReason::TtlExpired);
+        }
+        let mtu = usize::from(self.policy.interface(hop.port).map_or(1500, |interface| interface.mtu));
+        let fits = segment_bytes(frame, header) <= mtu;
+        let may_split = frame.offload.gso_size == 0
+            && (self.assembled_id.is_some() || (header.version == 4 && !dont_fragment(frame.packet())));
+        if !fits && !may_split {
+            self.answer_too_big(now_ns, frame, mtu, out);
+            return Err(DropReason::TooBig);
+        }
+        let partial = is_partial(&frame.offload);
+        let packet = frame.bytes.get_mut(super::ETHERNET_BYTES..).unwrap_or_default();
+        rewrite::decrement_ttl(packet)?;
+        if let Some(to) = to {
+            rewrite::rewrite(packet, header, partial, to)?;
+        }
+        self.went_on(header);
+        if fits {
+            address(frame, hop);
+            return Ok(());
+        }
+        self.split(frame, hop, mtu, out)
+    }
+
+    pub(super) fn went_on(&mut self, header: &IpHeader) {
+        self.counters.tx_packets += 1;
+        self.counters.tx_bytes += header.total_bytes as u64;
+    }
+
+    /// An ICMP error about a flow goes to the flow's end, translated inside and outside.
+    fn hit_error(
+        &mut self,
+        now_ns: u64,
+        frame: &mut Frame<'_>,
+        header: &IpHeader,
+        id: FlowId,
+        direction: Direction,
+        out: &mut impl Output,
+    ) -> Result<(), DropReason> {
+        if self.flows.record(id).era != self.policy.era {
+            self.decide_again(now_ns, id)?;
+        }
+        let mut number = self.flows.record(id).next_hop[direction as usize];
+        if number == hops::UNSET {
+            number = self.decide_hop(id, direction)?;
+        }
+        if header.ttl <= 1 && number != hops::HOST {
+            return Err(DropReason::TtlExpired);
+        }
+        let translated = self.flows.is_translated(id).then(|| self.flows.leaves_as(id, direction));
+        let partial = is_partial(&frame.offload);
+        let packet = frame.bytes.get_mut(super::ETHERNET_BYTES..).unwrap_or_default();
+        if number != hops::HOST {
+            rewrite::decrement_ttl(packet)?;
+        }
+        if let Some(to) = translated {
+            // The sender is a router on the way, or the flow's own end. What hides behind a source NAT stays hidden.
+            let ((original, _), (reply, _)) = self.flows.keys(id);
+            let hides = direction == Direction::Original && original.src != reply.dst;
+            let end = if direction == Direction::Original { original.src } else { reply.src };
+            let source = (hides || header.src == end).then_some(to.src);
+            rewrite::rewrite_error(packet, header, partial, &to, source)?;
+        }
+        self.went_on(header);
+        match number {
+            hops::HOST => frame.outcome = Outcome::Host,
+            hops::TUNNEL => frame.outcome = Outcome::Tunnel,
+            number => match self.hops.get(number).copied() {
+                Some(hop) => address(frame, &hop),
+                None => return Err(DropReason::NoRoute),
+            },
+        }
+        let _ = out;
+        Ok(())
+    }
+
+    /// After a reload: the firewall decides again, translation stays, routes are looked up anew.
+    fn decide_again(&mut self, now_ns: u64, id: FlowId) -> Result<(), DropReason> {
+        self.counters.decided_again += 1;
+        let ((key, tenant), (reply, _)) = self.flows.keys(id);
+        let policy = std::sync::Arc::clone(&self.policy);
+        let leaving = reply.reversed();
+        let out_port = self.out_port(&leaving, tenant).map_or(HOST_PORT, |(port, _)| port);
+        let in_port = policy.fib.lookup(tenant, key.src).map_or(HOST_PORT, |route| route.port);
+        let question = Question { key: &key, tenant, in_port, out_port };
+        let verdict = policy.rules.verdict(&question);
+        if verdict.action != RuleAction::Allow {
+            self.counters.flows_refused += 1;
+            self.end(now_ns, id);
+            return Err(if verdict.rule.is_some() { DropReason::RuleDrop } else { DropReason::DefaultDrop });
+        }
+        let record = self.flows.record_mut(id);
+        record.era = policy.era;
+        record.rule = verdict.rule.map_or(0, |rule| rule + 1);
+        record.next_hop = [hops::UNSET; 2];
+        Ok(())
+    }
+
+    /// Next hop of a direction, looked up and remembered.
+    pub(super) fn decide_hop(&mut self, id: FlowId, direction: Direction) -> Result<u16, DropReason> {
+        let ((original, tenant), (reply, _)) = self.flows.keys(id);
+        let target = match direction {
+            Direction::Original => reply.reversed(),
+            Direction::Reply => original.reversed(),
+        };
+        let (port, neighbor) = self.out_port(&target, tenant).ok_or(DropReason::NoRoute)?;
+        let number = self.hops.number(port, neighbor, &self.policy, &self.neighbors)?;
+        self.flows.record_mut(id).next_hop[direction as usize] = number;
+        Ok(number)
+    }
+
+    /// Where a leaving packet goes: interface and neighbour.
+    pub(super) fn out_port(&self, leaving: &FlowKey, tenant: u16) -> Option<(PortId, std::net::IpAddr)> {
+        if self.policy.is_own(leaving.dst) {
+            return Some((HOST_PORT, leaving.dst));
+        }
+        let route = self.policy.fib.lookup(tenant, leaving.dst)?;
+        Some((route.port, route.via.unwrap_or(leaving.dst)))
+    }
+}
+
+/// Writes the Ethernet header and says where the frame goes.
+pub(super) fn address(frame: &mut Frame<'_>, hop: &Hop) {
+    if let Some(ethernet) = frame.bytes.first_chunk_mut::<{ super::ETHERNET_BYTES }>() {
+        *ethernet = hop.ethernet;
+    }
+    frame.outcome = if hop.known { Outcome::Send(hop.port) } else { Outcome::Resolve(hop.port, hop.address) };
+}
+
+/// Bytes of the largest IP packet that the frame becomes on the wire.
+fn segment_bytes(frame: &Frame<'_>, header: &IpHeader) -> usize {
+    match usize::from(frame.offload.gso_size) {
+        0 => header.total_bytes,
+        size => {
+            let upper = header.payload(frame.packet());
+            let transport = if header.protocol == TCP {
+                upper.get(12).map_or(20, |at| usize::from(at >> 4) * 4)
+            } else {
+                8
+            };
+            header.header_bytes + transport + size
+        }
+    }
+}
+
+fn dont_fragment(packet: &[u8]) -> bool {
+    packet.get(6).is_some_and(|flags| flags & 0x40 != 0)
+}
+
+/// An ICMP error, whose flow key is the quoted packet's.
+pub(super) fn is_error(header: &IpHeader, packet: &[u8]) -> bool {
+    let kind = header.payload(packet).first().copied();
+    match header.protocol {
+        PROTOCOL_ICMP if header.version == 4 => matches!(kind, Some(3 | 4 | 5 | 11 | 12)),
+        PROTOCOL_ICMPV6 if header.version == 6 => matches!(kind, Some(1..=4)),
+        _ => false,
+    }
+}
+
+/// Whether a port leads into a bond.
+pub(super) const fn is_tunnel(port: PortId) -> bool {
+    port == TUNNEL_PORT
+}

@@ -1,0 +1,445 @@
+//! The slow path, once per flow: whose packet it is, whether it may pass, how it is translated, where it leaves.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use packet::DropReason;
+use packet::flow::FlowKey;
+use packet::ip::{IpHeader, PROTOCOL_ICMP, PROTOCOL_ICMPV6};
+
+use super::{Core, Direction, Frame, Handed, Outcome, Output, hit, reply_of, tick_of};
+use crate::flow::{FlowId, Record, flags};
+use crate::nat::BindRequest;
+use crate::policy::{Policy, Service, is_interface};
+use crate::rules::Question;
+use crate::spec::{DeliveryMode, HOST_PORT, NatMode, PortId, RuleAction, TCP, UDP};
+use crate::tcp::{self, Segment};
+
+/// Where a new flow goes, before source translation.
+struct Course {
+    /// The key with its destination translated.
+    to: FlowKey,
+    out_port: PortId,
+    neighbor: IpAddr,
+    server: Option<u16>,
+    backend: Option<u16>,
+    source: Option<NatMode>,
+    flags: u16,
+}
+
+impl Core {
+    /// A packet of no flow of this core: to the next stop, or a new flow here.
+    pub(super) fn miss(
+        &mut self,
+        now_ns: u64,
+        frame: &mut Frame<'_>,
+        key: &FlowKey,
+        tenant: u16,
+        came: Option<u8>,
+        out: &mut impl Output,
+    ) {
+        match self.next_stop(frame.port, key, tenant, came) {
+            Ok(Some((core, step))) => self.pass_on(frame, core, step, None, out),
+            Ok(None) => {
+                let begun = self
+                    .begin(now_ns, frame, key, tenant, out)
+                    .and_then(|id| id.map_or(Ok(()), |id| self.first_packet(now_ns, frame, id, out)));
+                if let Err(reason) = begun {
+                    self.dropped(frame, reason);
+                }
+            }
+            Err(reason) => self.dropped(frame, reason),
+        }
+    }
+
+    /// The core that has to look next, or `None`: this one begins the flow.
+    pub(super) fn next_stop(
+        &self,
+        port: PortId,
+        key: &FlowKey,
+        tenant: u16,
+        came: Option<u8>,
+    ) -> Result<Option<(u8, u8)>, DropReason> {
+        let stops = self.steering.stops(&self.policy, key, tenant, port);
+        let mut step = came.map_or(0, |step| step + 1);
+        loop {
+            match stops.cores().get(usize::from(step)) {
+                Some(core) if *core == self.id => step += 1,
+                Some(core) => return Ok(Some((*core, step))),
+                None if stops.creator == self.id => return Ok(None),
+                // Two tables were in force on the way: the creator has not been asked as such.
+                None if usize::from(step) < crate::steer::STOPS_MAX
+                    && self.steering.is_alive(stops.creator) =>
+                {
+                    return Ok(Some((stops.creator, step)));
+                }
+                None => return Err(DropReason::PuntLimit),
+            }
+        }
+    }
+
+    /// Hands a packet to another core.
+    pub(super) fn pass_on(
+        &mut self,
+        frame: &mut Frame<'_>,
+        core: u8,
+        step: u8,
+        piece: Option<super::Piece>,
+        out: &mut impl Output,
+    ) {
+        self.counters.handed_out += 1;
+        let handed =
+            Handed { port: frame.port, offload: frame.offload, bytes: frame.bytes.to_vec(), step, piece };
+        if out.hand_over(core, handed) {
+            frame.outcome = Outcome::Done;
+        } else {
+            self.dropped(frame, DropReason::RingFull);
+        }
+    }
+
+    pub(super) fn first_packet(
+        &mut self,
+        now_ns: u64,
+        frame: &mut Frame<'_>,
+        id: FlowId,
+        out: &mut impl Output,
+    ) -> Result<(), DropReason> {
+        let header = IpHeader::parse(frame.packet())?;
+        self.flows.account(id, Direction::Original, 1, header.total_bytes as u32);
+        self.forward(now_ns, frame, &header, id, Direction::Original, out)
+    }
+
+    /// Decides a new flow. `None`: the packet is dealt with, without one.
+    pub(super) fn begin(
+        &mut self,
+        now_ns: u64,
+        frame: &mut Frame<'_>,
+        key: &FlowKey,
+        tenant: u16,
+        out: &mut impl Output,
+    ) -> Result<Option<FlowId>, DropReason> {
+        let policy = Arc::clone(&self.policy);
+        let header = IpHeader::parse(frame.packet())?;
+        if hit::is_error(&header, frame.packet()) {
+            // An error about nothing we know: the host may know it.
+            if policy.is_own(header.dst) {
+                self.to_host(frame, &header);
+                return Ok(None);
+            }
+            return Err(DropReason::IcmpInvalid);
+        }
+        check_source(&policy, key, frame.port)?;
+        let mut record =
+            Record { protocol: key.protocol, era: policy.era, seen: tick_of(now_ns), ..Record::default() };
+        let course = self.course(&policy, now_ns, key, tenant, frame.port)?;
+        let question = Question { key, tenant, in_port: frame.port, out_port: course.out_port };
+        let verdict = policy.rules.verdict(&question);
+        self.count_rule(verdict.rule);
+        match verdict.action {
+            RuleAction::Allow => {}
+            RuleAction::Drop if verdict.rule.is_some() => return Err(DropReason::RuleDrop),
+            RuleAction::Drop if course.out_port == HOST_PORT && !opens(key, &header, frame.packet()) => {}
+            RuleAction::Drop => return Err(DropReason::DefaultDrop),
+            RuleAction::Reject => {
+                self.answer_reject(now_ns, frame, out);
+                return Err(DropReason::RuleReject);
+            }
+        }
+        let unasked = policy.hides_inside(frame.port) && course.flags & flags::DEST_NAT == 0;
+        if unasked && verdict.rule.is_none() && is_interface(course.out_port) {
+            return Err(DropReason::NatNoMapping);
+        }
+        if let Some(id) = self.begin_local(frame, key, &header, &course)? {
+            return Ok(id);
+        }
+        record.flags = course.flags;
+        record.rule = verdict.rule.map_or(0, |rule| rule + 1);
+        self.begin_state(&mut record, frame.packet(), &header, &course)?;
+        self.open(now_ns, &policy, key, tenant, frame.port, &course, record).map(Some)
+    }
+
+    fn count_rule(&mut self, rule: Option<u16>) {
+        let place = rule.map_or(self.rule_hits.len().saturating_sub(1), usize::from);
+        if let Some(hits) = self.rule_hits.get_mut(place) {
+            *hits += 1;
+        }
+    }
+
+    /// What the kernel's stack has to judge by itself gets no flow.
+    fn begin_local(
+        &mut self,
+        frame: &mut Frame<'_>,
+        key: &FlowKey,
+        header: &IpHeader,
+        course: &Course,
+    ) -> Result<Option<Option<FlowId>>, DropReason> {
+        let host = course.out_port == HOST_PORT && course.flags & flags::DEST_NAT == 0;
+        if !host {
+            return Ok(None);
+        }
+        if opens(key, header, frame.packet()) && key.protocol == TCP {
+            return Ok(None);
+        }
+        self.to_host(frame, header);
+        Ok(Some(None))
+    }
+
+    pub(super) fn to_host(&mut self, frame: &mut Frame<'_>, header: &IpHeader) {
+        self.counters.to_host += 1;
+        self.went_on(header);
+        frame.outcome = Outcome::Host;
+    }
+
+    /// Destination: service, mapping, route.
+    fn course(
+        &mut self,
+        policy: &Policy,
+        now_ns: u64,
+        key: &FlowKey,
+        tenant: u16,
+        port: PortId,
+    ) -> Result<Course, DropReason> {
+        let mut course = Course {
+            to: *key,
+            out_port: HOST_PORT,
+            neighbor: key.dst,
+            server: None,
+            backend: None,
+            source: None,
+            flags: 0,
+        };
+        let mut tenant_out = tenant;
+        match policy.server_or_forward(key) {
+            Some(Service::Server(server)) => {
+                let random = (self.random() >> 32) as u32;
+                let pick = policy.balancer.pick(server, key, now_ns, random)?;
+                course.server = Some(server);
+                course.backend = Some(pick.backend);
+                if pick.delivery == DeliveryMode::DirectReturn {
+                    course.flags |= flags::ONE_WAY | flags::DEST_NAT;
+                    let route = policy.fib.lookup(tenant, pick.address.ip()).ok_or(DropReason::NoRoute)?;
+                    course.out_port = route.port;
+                    course.neighbor = pick.address.ip();
+                    return Ok(course);
+                }
+                course.source = Some(pick.source);
+                self.aim(&mut course, pick.address);
+            }
+            Some(Service::Forward(forward)) => {
+                tenant_out = forward.tenant;
+                self.aim(&mut course, forward.to);
+            }
+            None => {
+                if policy.maps_endpoints
+                    && let Some(inside) = self.nat.inbound(key, tenant)
+                {
+                    course.to = with_destination(key, inside.address, inside.port);
+                    course.flags |= flags::DEST_NAT | flags::MAPPED;
+                    tenant_out = inside.tenant;
+                }
+            }
+        }
+        if policy.is_own(course.to.dst) {
+            return Ok(course);
+        }
+        if policy.nat.is_outside(course.to.dst) {
+            return Err(DropReason::NatNoMapping);
+        }
+        let route = policy.fib.lookup(tenant_out, course.to.dst).ok_or(DropReason::NoRoute)?;
+        if hit::is_tunnel(route.port) && !is_interface(port) {
+            return Err(DropReason::NoRoute);
+        }
+        course.out_port = route.port;
+        course.neighbor = route.via.unwrap_or(course.to.dst);
+        Ok(course)
+    }
+
+    fn aim(&self, course: &mut Course, target: SocketAddr) {
+        course.to.dst = target.ip();
+        course.to.dst_port = target.port();
+        course.flags |= flags::DEST_NAT;
+    }
+
+    /// The transport protocol's state after the first packet.
+    fn begin_state(
+        &mut self,
+        record: &mut Record,
+        packet: &[u8],
+        header: &IpHeader,
+        course: &Course,
+    ) -> Result<(), DropReason> {
+        if self.embryonic >= self.policy.limits().embryonic_max {
+            return Err(DropReason::EmbryonicFull);
+        }
+        match header.protocol {
+            TCP => {
+                let segment = Segment::of(header.payload(packet)).ok_or(DropReason::TcpInvalid)?;
+                if course.out_port == HOST_PORT {
+                    record.flags |= flags::LOCAL | flags::ONE_WAY;
+                }
+                // A connection that was there before us may go on where nothing has to be translated.
+                let untouched =
+                    course.flags & flags::DEST_NAT == 0 && !self.policy.hides_inside(course.out_port);
+                if !tcp::begin(record, &segment, untouched) {
+                    return Err(DropReason::NotNew);
+                }
+            }
+            PROTOCOL_ICMP | PROTOCOL_ICMPV6 => {
+                let kind = header.payload(packet).first().copied().unwrap_or(0);
+                let query = if header.version == 4 {
+                    matches!(kind, 8 | 13 | 15 | 17 | 42)
+                } else {
+                    matches!(kind, 128 | 160)
+                };
+                if !query {
+                    return Err(DropReason::NotNew);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Source translation, next hops, the entry.
+    #[expect(clippy::too_many_arguments, reason = "one call, the parts of one decision")]
+    fn open(
+        &mut self,
+        now_ns: u64,
+        policy: &Policy,
+        key: &FlowKey,
+        tenant: u16,
+        in_port: PortId,
+        course: &Course,
+        mut record: Record,
+    ) -> Result<FlowId, DropReason> {
+        let out_tenant = policy.tenant_of(course.out_port);
+        let mut to = course.to;
+        let rule = source_rule(policy, key, tenant, in_port, course);
+        let mut bound = false;
+        if let Some(rule) = rule {
+            let random = self.random();
+            let request = BindRequest { rule, client: to, tenant, out_tenant, random };
+            let flows = &self.flows;
+            let in_use =
+                |reply: &FlowKey| flows.find(flows.hash(reply, out_tenant), reply, out_tenant).is_some();
+            let binding = self.nat.bind(now_ns, &request, in_use)?;
+            if !binding.kept {
+                to = with_source(&to, binding.source, binding.port);
+            }
+            record.flags |= if binding.kept { 0 } else { flags::SOURCE_NAT };
+            record.flags |= if binding.mapped { flags::MAPPED } else { 0 };
+            record.nat = rule + 1;
+            record.port_table = binding.table;
+            bound = true;
+        } else if course.flags & flags::MAPPED != 0 {
+            let rule = policy.nat.rule_of_outside(key.dst).ok_or(DropReason::NatNoMapping)?;
+            self.nat.join(now_ns, key, tenant, rule)?;
+            record.nat = rule + 1;
+            bound = true;
+        }
+        record.backend = course.backend.map_or(0, |backend| backend + 1);
+        let place = match (course.server, course.backend) {
+            (Some(server), Some(backend)) => policy.balancer.opened(server, backend),
+            _ => Ok(()),
+        };
+        let result = place.and_then(|()| self.insert(policy, key, tenant, &to, out_tenant, course, record));
+        if result.is_err() {
+            if let (Ok(()), Some(backend)) = (place, course.backend) {
+                policy.balancer.closed(backend);
+            }
+            if bound {
+                let (reply, reply_tenant) = reply_of(&to, out_tenant);
+                let client = if record.flags & flags::SOURCE_NAT != 0 { &course.to } else { key };
+                self.nat.release(now_ns, &reply, reply_tenant, &record, client, tenant);
+            }
+            return result;
+        }
+        self.counters.flows_opened += 1;
+        self.embryonic += 1;
+        self.count_live(&(*key, tenant), &reply_of(&to, out_tenant), u32::wrapping_add);
+        result
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one call, the parts of one decision")]
+    fn insert(
+        &mut self,
+        policy: &Policy,
+        key: &FlowKey,
+        tenant: u16,
+        to: &FlowKey,
+        out_tenant: u16,
+        course: &Course,
+        mut record: Record,
+    ) -> Result<FlowId, DropReason> {
+        let there = self.hops.number(course.out_port, course.neighbor, policy, &self.neighbors)?;
+        record.next_hop[Direction::Original as usize] = there;
+        let reply = reply_of(to, out_tenant);
+        self.flows.insert((key, tenant), (&reply.0, reply.1), record)
+    }
+}
+
+/// The NAT rule for a flow, if its source is translated.
+fn source_rule(policy: &Policy, key: &FlowKey, tenant: u16, in_port: PortId, course: &Course) -> Option<u16> {
+    if course.flags & (flags::ONE_WAY | flags::MAPPED) != 0 || !is_interface(course.out_port) {
+        return None;
+    }
+    match (course.server, course.source) {
+        (Some(server), Some(NatMode::AddressAndPort | NatMode::PortOnly)) => {
+            return Some(policy.nat_of_server(server));
+        }
+        _ => {}
+    }
+    if course.flags & flags::DEST_NAT != 0 && course.out_port == in_port {
+        // Hairpin: the two are neighbours and would talk past us. RFC 4787 REQ-9: the source is our outside address.
+        let by_server = course.server.map(|server| policy.nat_of_server(server));
+        return by_server.or_else(|| policy.nat.rule_for_hairpin(key.dst, &course.to, tenant));
+    }
+    let rule = policy.nat.rule_for(course.out_port, &course.to, tenant)?;
+    (in_port != course.out_port).then_some(rule)
+}
+
+/// Sources that nobody may use.
+fn check_source(policy: &Policy, key: &FlowKey, port: PortId) -> Result<(), DropReason> {
+    let bad = match key.src {
+        IpAddr::V4(src) => {
+            src.is_loopback() || src.is_multicast() || src.is_broadcast() || src.is_unspecified()
+        }
+        IpAddr::V6(src) => src.is_loopback() || src.is_multicast() || src.is_unspecified(),
+    };
+    let to_many = key.dst.is_multicast() || key.dst == IpAddr::V4(std::net::Ipv4Addr::BROADCAST);
+    if bad || to_many || (is_interface(port) && policy.is_own(key.src)) {
+        return Err(DropReason::BadSource);
+    }
+    Ok(())
+}
+
+/// Whether a packet asks for something new, as opposed to answering the host.
+fn opens(key: &FlowKey, header: &IpHeader, packet: &[u8]) -> bool {
+    let upper = header.payload(packet);
+    match header.protocol {
+        TCP => upper.get(13).is_none_or(|flags| flags & 0x12 == 0x02),
+        // Answers to the host's own questions come to a port that the kernel gave it.
+        UDP => key.dst_port < 32_768,
+        PROTOCOL_ICMP => upper.first().is_some_and(|kind| *kind == 8),
+        PROTOCOL_ICMPV6 => upper.first().is_some_and(|kind| *kind == 128),
+        _ => true,
+    }
+}
+
+/// The key with another source; for ICMP the port is the query's id, in the slot that [`FlowKey`] has it in.
+pub(super) fn with_source(key: &FlowKey, src: IpAddr, port: u16) -> FlowKey {
+    with_id(FlowKey { src, src_port: port, ..*key }, port)
+}
+
+/// The key with another destination.
+fn with_destination(key: &FlowKey, dst: IpAddr, port: u16) -> FlowKey {
+    with_id(FlowKey { dst, dst_port: port, ..*key }, port)
+}
+
+fn with_id(key: FlowKey, id: u16) -> FlowKey {
+    if !matches!(key.protocol, PROTOCOL_ICMP | PROTOCOL_ICMPV6) {
+        return key;
+    }
+    let (src_port, dst_port) = if key.src < key.dst { (id, 0) } else { (0, id) };
+    FlowKey { src_port, dst_port, ..key }
+}

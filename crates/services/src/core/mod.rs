@@ -1,0 +1,450 @@
+//! One core's gateway: batches of frames in, frames with an outcome out.
+//!
+//! Order of calls: [`Core::follow`] when policy, steering or neighbours changed; [`Core::batch`] for what was read,
+//! [`Core::handed`] for what other cores handed over; [`Core::tick`] in every round. Nothing here waits or allocates
+//! per packet of a known flow.
+//!
+//! A batch goes through in three passes, so that the memory it needs is on its way before it is looked at: read keys
+//! and prefetch the index, probe the index and prefetch the flows, act.
+
+use std::sync::Arc;
+
+use packet::flow::FlowKey;
+use packet::ip::{IpHeader, PROTOCOL_ICMP, PROTOCOL_ICMPV6};
+use packet::vnet::VirtioNetHeader;
+use packet::{DropCounters, DropReason};
+
+use crate::flow::{Direction, FlowId, FlowTable, Hint, Record, Removed, flags};
+use crate::fragment::{FragmentLimits, FragmentTable, Rendezvous};
+use crate::icmp::Limiter;
+use crate::nat::{Nat, NatEvent};
+use crate::policy::Policy;
+use crate::steer::Steering;
+
+mod answer;
+mod counters;
+mod explain;
+mod frame;
+mod hit;
+mod hops;
+mod miss;
+mod pieces;
+#[cfg(test)]
+mod tests;
+
+pub use counters::Counters;
+pub use explain::{Entry, Explanation, explain};
+pub use frame::{ETHERNET_BYTES, Frame, Handed, Outcome, Output, Piece};
+pub use hops::Neighbors;
+
+/// Frames of one batch at most.
+pub const BATCH_MAX: usize = 64;
+
+/// Nanoseconds of a tick of [`Record::seen`], as a shift.
+const TICK_SHIFT: u32 = 27;
+
+/// The flow table is swept once in so many nanoseconds …
+const SWEEP_NS: u64 = 2_000_000_000;
+/// … in portions of at most so many entries a round, so that no round is long.
+const SWEEP_ENTRIES_MAX: usize = 4_096;
+
+/// What is read of a frame before it is acted upon.
+#[derive(Clone, Copy)]
+struct Look {
+    key: FlowKey,
+    hash: u64,
+    tenant: u16,
+    hint: Hint,
+    found: Option<(FlowId, Direction)>,
+}
+
+/// The gateway of one core.
+pub struct Core {
+    id: u8,
+    policy: Arc<Policy>,
+    steering: Arc<Steering>,
+    neighbors: Arc<Neighbors>,
+    flows: FlowTable,
+    nat: Nat,
+    rendezvous: Rendezvous,
+    fragments: FragmentTable,
+    hops: hops::Hops,
+    limiter: Limiter,
+    random: u64,
+    /// Live flows by bucket: both buckets of a flow count.
+    live: Vec<u32>,
+    /// Live flows that have not seen a reply.
+    embryonic: u32,
+    swept_ns: u64,
+    sweep_debt: f64,
+    /// Flows ended while a batch was acted upon: what was found before may be another flow by now.
+    removals: u32,
+    scratch: Vec<u8>,
+    /// While a packet that was assembled here goes on: its identification, by which it may be cut again.
+    assembled_id: Option<u32>,
+    /// Counters.
+    pub counters: Counters,
+    /// Drops by reason.
+    pub drops: DropCounters,
+    /// Packets allowed by firewall rule, first packets of flows only.
+    pub rule_hits: Vec<u64>,
+}
+
+impl Core {
+    /// A core with an empty flow table. `seed`: 8 random bytes of its own.
+    #[must_use]
+    pub fn new(
+        id: u8,
+        seed: u64,
+        policy: Arc<Policy>,
+        steering: Arc<Steering>,
+        neighbors: Arc<Neighbors>,
+    ) -> Self {
+        let limits = *policy.limits();
+        let pieces = FragmentLimits::of(&limits, policy.timeouts());
+        let mut core = Self {
+            id,
+            flows: FlowTable::new(seed, limits.flows_max),
+            nat: Nat::new(id, steering.cores, seed.rotate_left(17)),
+            rendezvous: Rendezvous::new(pieces, seed.rotate_left(31)),
+            fragments: FragmentTable::new(pieces, seed.rotate_left(47)),
+            hops: hops::Hops::default(),
+            limiter: Limiter::new(limits.errors_per_s_max),
+            random: seed | 1,
+            live: vec![0; steering.table.buckets()],
+            embryonic: 0,
+            swept_ns: 0,
+            sweep_debt: 0.0,
+            removals: 0,
+            scratch: Vec::new(),
+            assembled_id: None,
+            counters: Counters::default(),
+            drops: DropCounters::default(),
+            rule_hits: Vec::new(),
+            policy: Arc::clone(&policy),
+            steering: Arc::clone(&steering),
+            neighbors,
+        };
+        core.take_over(policy, steering);
+        core
+    }
+
+    fn take_over(&mut self, policy: Arc<Policy>, steering: Arc<Steering>) {
+        self.nat.follow(&policy.nat, &steering.table, &steering.hasher, &steering.solvers);
+        self.rule_hits.resize(policy.spec.rules.len() + 1, 0);
+        self.policy = policy;
+        self.steering = steering;
+    }
+
+    /// Takes over what control has published since the last round. Flows stay; those of an older policy are decided
+    /// again when their next packet comes.
+    pub fn follow(&mut self, policy: &Arc<Policy>, steering: &Arc<Steering>, neighbors: &Arc<Neighbors>) {
+        let new_policy = !Arc::ptr_eq(policy, &self.policy);
+        if new_policy {
+            // Old numbers mean nothing under the new policy; no flow uses its own before it is decided again.
+            self.hops = hops::Hops::default();
+            self.rule_hits = Vec::new();
+        }
+        if new_policy || !Arc::ptr_eq(steering, &self.steering) {
+            self.take_over(Arc::clone(policy), Arc::clone(steering));
+        }
+        if new_policy || !Arc::ptr_eq(neighbors, &self.neighbors) {
+            self.neighbors = Arc::clone(neighbors);
+            self.hops.follow(&self.policy, &self.neighbors);
+        }
+    }
+
+    /// Acts on what was read: afterwards each frame has its outcome. Frames beyond [`BATCH_MAX`] stay pending.
+    pub fn batch(&mut self, now_ns: u64, frames: &mut [Frame<'_>], out: &mut impl Output) {
+        let mut looks: [Option<Look>; BATCH_MAX] = [None; BATCH_MAX];
+        for (frame, look) in frames.iter_mut().zip(&mut looks) {
+            *look = self.look(frame);
+        }
+        for look in looks.iter_mut().flatten() {
+            look.hint = self.flows.prefetch_entry(look.hash);
+        }
+        for look in looks.iter_mut().flatten() {
+            look.found = self.flows.find_hinted(look.hint, look.hash, &look.key, look.tenant);
+            if let Some((id, _)) = look.found {
+                self.flows.prefetch_counters(id);
+            }
+        }
+        let removals = self.removals;
+        for (frame, look) in frames.iter_mut().zip(&mut looks) {
+            if let Some(look) = look {
+                self.counters.rx_packets += 1;
+                self.counters.rx_bytes += frame.packet().len() as u64;
+                // An earlier frame of the batch may have begun the flow, or ended one whose place is taken anew.
+                if look.found.is_none() || self.removals != removals {
+                    look.found = self.flows.find(look.hash, &look.key, look.tenant);
+                }
+                self.act(now_ns, frame, look, None, out);
+            }
+        }
+    }
+
+    /// Acts on what another core handed over.
+    pub fn handed(&mut self, now_ns: u64, handed: Handed, out: &mut impl Output) {
+        self.counters.handed_in += 1;
+        let Handed { port, offload, mut bytes, step, piece } = handed;
+        let mut frame = Frame::new(port, offload, &mut bytes);
+        if let Some(piece) = piece {
+            self.piece(now_ns, &mut frame, &piece, Some(step), out);
+        } else if let Some(mut look) = self.look(&mut frame) {
+            look.found = self.flows.find(look.hash, &look.key, look.tenant);
+            self.act(now_ns, &mut frame, &look, Some(step), out);
+        }
+        self.settle(frame, out);
+    }
+
+    /// A packet that is not part of the batch goes where its outcome says.
+    fn settle(&mut self, frame: Frame<'_>, out: &mut impl Output) {
+        let Frame { offload, bytes, outcome, .. } = frame;
+        match outcome {
+            Outcome::Send(_) | Outcome::Host | Outcome::Tunnel | Outcome::Resolve(..) => {
+                out.emit(outcome, &offload, bytes);
+            }
+            Outcome::Pending | Outcome::Done | Outcome::Dropped(_) => {}
+        }
+    }
+
+    /// Reads the flow key and has the index fetched.
+    #[inline]
+    fn look(&mut self, frame: &mut Frame<'_>) -> Option<Look> {
+        let tenant = self.policy.tenant_of(frame.port);
+        match FlowKey::of(frame.packet()) {
+            Ok(key) => {
+                let hash = self.flows.hash(&key, tenant);
+                self.flows.prefetch(hash);
+                Some(Look { key, hash, tenant, hint: Hint::default(), found: None })
+            }
+            Err(reason) => {
+                self.counters.rx_packets += 1;
+                self.dropped(frame, reason);
+                None
+            }
+        }
+    }
+
+    /// A known flow, a fragment, or a miss.
+    #[inline]
+    fn act(
+        &mut self,
+        now_ns: u64,
+        frame: &mut Frame<'_>,
+        look: &Look,
+        came: Option<u8>,
+        out: &mut impl Output,
+    ) {
+        if is_piece(frame.packet()) {
+            self.fragment(now_ns, frame, look.tenant, came, out);
+            return;
+        }
+        match look.found {
+            Some((id, direction)) => {
+                if let Err(reason) = self.hit(now_ns, frame, id, direction, came, out) {
+                    self.dropped(frame, reason);
+                }
+            }
+            None => self.miss(now_ns, frame, &look.key, look.tenant, came, out),
+        }
+    }
+
+    fn dropped(&mut self, frame: &mut Frame<'_>, reason: DropReason) {
+        self.drops.add(reason);
+        frame.outcome = Outcome::Dropped(reason);
+    }
+
+    /// Expiry; call it every round. Returns when it wants to be called again at the latest.
+    pub fn tick(&mut self, now_ns: u64) -> u64 {
+        self.rendezvous_tick(now_ns);
+        let elapsed_ns = now_ns.saturating_sub(self.swept_ns);
+        if elapsed_ns < 1_000_000 && self.sweep_debt < 1.0 {
+            return now_ns + 1_000_000;
+        }
+        self.swept_ns = now_ns;
+        let slots = self.flows.len() as f64 + 64.0;
+        let share = elapsed_ns.min(SWEEP_NS) as f64 / SWEEP_NS as f64;
+        self.sweep_debt = (self.sweep_debt + slots * share).min(slots);
+        let entries = (self.sweep_debt as usize).min(SWEEP_ENTRIES_MAX);
+        if entries > 0 {
+            self.sweep_debt -= entries as f64;
+            self.sweep(now_ns, entries);
+        }
+        let idle = self.flows.len() == 0;
+        now_ns
+            + if idle {
+                SWEEP_NS
+            } else if self.sweep_debt >= 1.0 {
+                0
+            } else {
+                100_000_000
+            }
+    }
+
+    fn sweep(&mut self, now_ns: u64, entries: usize) {
+        let policy = Arc::clone(&self.policy);
+        let now = tick_of(now_ns);
+        // Under a flood of flows that nobody answers, those are kept only shortly.
+        let hurry = self.embryonic > policy.limits().embryonic_max / 2;
+        let expired = |record: &Record| {
+            let mut timeout_s = crate::tcp::timeout_s(record, policy.timeouts());
+            if hurry && record.flags & flags::REPLIED == 0 {
+                timeout_s = timeout_s.min(4);
+            }
+            let silent_ticks = now.wrapping_sub(record.seen);
+            u64::from(silent_ticks) << TICK_SHIFT >= u64::from(timeout_s) * 1_000_000_000
+        };
+        let mut gone = Vec::new();
+        self.flows.sweep(entries, expired, |removed| gone.push(removed));
+        for removed in gone {
+            self.closed(now_ns, &removed);
+        }
+    }
+
+    /// Ends a flow now.
+    fn end(&mut self, now_ns: u64, id: FlowId) {
+        if let Some(removed) = self.flows.remove(id) {
+            self.removals = self.removals.wrapping_add(1);
+            self.closed(now_ns, &removed);
+        }
+    }
+
+    /// Gives back what an ended flow held.
+    fn closed(&mut self, now_ns: u64, removed: &Removed) {
+        let record = &removed.record;
+        let original = (removed.original, removed.tenants[0]);
+        let reply = (removed.reply, removed.tenants[1]);
+        self.counters.flows_closed += 1;
+        self.count_live(&original, &reply, u32::wrapping_sub);
+        if record.flags & flags::REPLIED == 0 {
+            self.embryonic = self.embryonic.saturating_sub(1);
+        }
+        if record.nat != 0 {
+            // As the NAT saw it: behind a translated destination.
+            let client = if record.flags & flags::SOURCE_NAT == 0 {
+                original.0
+            } else {
+                let leaving = reply.0.reversed();
+                let id = original.0.src_port | original.0.dst_port;
+                let port = if leaving.protocol == PROTOCOL_ICMP || leaving.protocol == PROTOCOL_ICMPV6 {
+                    id
+                } else {
+                    original.0.src_port
+                };
+                miss::with_source(&leaving, original.0.src, port)
+            };
+            self.nat.release(now_ns, &reply.0, reply.1, record, &client, original.1);
+        }
+        if let Some(backend) = record.backend.checked_sub(1) {
+            self.policy.balancer.closed(backend);
+        }
+    }
+
+    fn count_live(
+        &mut self,
+        original: &(FlowKey, u16),
+        reply: &(FlowKey, u16),
+        change: impl Fn(u32, u32) -> u32,
+    ) {
+        let first = self.steering.bucket(&original.0, original.1);
+        let second = self.steering.bucket(&reply.0, reply.1);
+        for bucket in [Some(first), (second != first).then_some(second)].into_iter().flatten() {
+            if let Some(live) = self.live.get_mut(bucket) {
+                *live = change(*live, 1);
+            }
+        }
+    }
+
+    /// The next random word (xorshift64*: for choices that must differ, not for secrets; its seed is secret).
+    fn random(&mut self) -> u64 {
+        self.random ^= self.random >> 12;
+        self.random ^= self.random << 25;
+        self.random ^= self.random >> 27;
+        self.random.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// Number of this core.
+    #[must_use]
+    pub fn id(&self) -> u8 {
+        self.id
+    }
+
+    /// Flows now.
+    #[must_use]
+    pub fn flows(&self) -> &FlowTable {
+        &self.flows
+    }
+
+    /// Live flows by bucket; a flow counts in both of its buckets.
+    #[must_use]
+    pub fn live(&self) -> &[u32] {
+        &self.live
+    }
+
+    /// Live flows that have not seen a reply.
+    #[must_use]
+    pub fn embryonic(&self) -> u32 {
+        self.embryonic
+    }
+
+    /// Source NAT of this core.
+    #[must_use]
+    pub fn nat(&self) -> &Nat {
+        &self.nat
+    }
+
+    /// Era of the bucket table that this core works by.
+    #[must_use]
+    pub fn table_era(&self) -> u32 {
+        self.steering.table.era()
+    }
+
+    /// Fragments that were held and are dropped since, by reason.
+    #[must_use]
+    pub fn late_drops(&self) -> DropCounters {
+        let mut drops = self.rendezvous.late_drops().clone();
+        drops.merge(self.fragments.late_drops());
+        drops
+    }
+
+    /// Ports held by flows of this core, by NAT rule of the policy, and ports that the rule has in all.
+    #[must_use]
+    pub fn ports_held(&self) -> u64 {
+        self.nat.status().ports_held
+    }
+
+    /// NAT events since the last call, oldest first.
+    pub fn nat_events(&mut self) -> impl Iterator<Item = NatEvent> + '_ {
+        self.nat.events()
+    }
+}
+
+/// Time in ticks of [`Record::seen`].
+#[inline]
+const fn tick_of(now_ns: u64) -> u32 {
+    (now_ns >> TICK_SHIFT) as u32
+}
+
+/// Whether a packet may be a fragment: exact for IPv4; for IPv6 whatever has a fragment header somewhere.
+#[inline]
+fn is_piece(packet: &[u8]) -> bool {
+    match packet.first_chunk::<20>() {
+        Some(fixed) if fixed[0] >> 4 == 4 => (fixed[6] & 0x3f) | fixed[7] != 0,
+        Some(fixed) if matches!(fixed[6], 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140) => {
+            IpHeader::parse(packet).is_ok_and(|header| header.is_fragmented())
+        }
+        _ => false,
+    }
+}
+
+/// Whether only the pseudo header is in the transport checksum.
+#[inline]
+fn is_partial(offload: &VirtioNetHeader) -> bool {
+    offload.flags & packet::vnet::NEEDS_CSUM != 0
+}
+
+/// Key and tenant of a reply as it arrives, from the leaving key.
+fn reply_of(leaving: &FlowKey, tenant: u16) -> (FlowKey, u16) {
+    (leaving.reversed(), tenant)
+}

@@ -1,0 +1,11 @@
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+//! A gateway of several cores without any I/O: packets go in at interfaces as the kernel's steering would give them to
+//! cores, and what leaves is looked at.
+
+mod world;
+
+mod balancing;
+mod errors;
+mod firewall;
+mod moving;
+mod translation;

@@ -1,0 +1,119 @@
+//! Virtual servers (row C6) and what their modes mean for cores.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use packet::DropReason;
+
+use super::world::*;
+use crate::core::Outcome;
+use crate::spec::{BackendSpec, BalanceMethod, DeliveryMode, GatewaySpec, NatMode, ServerSpec, TCP};
+
+fn farm(source: NatMode, delivery: DeliveryMode) -> GatewaySpec {
+    let mut spec = two_interfaces();
+    let backend = |last: u8| BackendSpec {
+        address: format!("10.0.0.{last}:80").parse().unwrap(),
+        weight: 1,
+        connections_max: 0,
+    };
+    spec.servers.push(ServerSpec {
+        name: "web".to_owned(),
+        protocol: TCP,
+        listen: "203.0.113.10:80".parse().unwrap(),
+        backends: (11..=13).map(backend).collect(),
+        method: BalanceMethod::Maglev,
+        delivery,
+        source,
+        source_addresses: Vec::new(),
+        connections_max: 0,
+        slow_start_s: 0,
+        proxy_protocol: false,
+    });
+    spec
+}
+
+#[test]
+fn connections_spread_over_backends_and_come_back() {
+    for (source, translated) in
+        [(NatMode::None, false), (NatMode::PortOnly, true), (NatMode::AddressAndPort, true)]
+    {
+        let mut world = World::new(4, farm(source, DeliveryMode::Nat));
+        let mut shares: BTreeMap<IpAddr, u32> = BTreeMap::new();
+        let mut demanded = 0;
+        for port in 2_000..2_600u16 {
+            let client = format!("198.51.100.7:{port}");
+            let request = key(TCP, &client, "203.0.113.10:80");
+            let inside = world.one(WAN, &tcp_of(&request, SYN, 1, 0, b"")).key();
+            *shares.entry(inside.dst).or_default() += 1;
+            let owner = |key, tenant| world.steering.table.owner(world.steering.bucket(key, tenant));
+            demanded += u64::from(owner(&request, 0) != owner(&inside.reversed(), 0));
+            match source {
+                NatMode::None => assert_eq!((inside.src, inside.src_port), (request.src, port)),
+                NatMode::PortOnly => assert_eq!(inside.src, request.src),
+                NatMode::AddressAndPort => assert_eq!(inside.src, "10.0.0.1".parse::<IpAddr>().unwrap()),
+            }
+            let reply = world.one(LAN, &tcp_of(&inside.reversed(), SYN | ACK, 7, 2, b""));
+            assert_eq!(reply.key(), request.reversed());
+        }
+        assert_eq!(shares.len(), 3);
+        assert!(shares.values().all(|share| *share > 120), "{shares:?}");
+        let handed = world.total(|counters| counters.handed_out);
+        assert_eq!(handed, demanded, "{source:?}: exactly what the hash demands");
+        assert_eq!(handed == 0, translated, "C2 and C3 choose the port so that nothing is handed over");
+        assert_eq!(world.total(|counters| counters.replies_on_wrong_core), 0);
+    }
+}
+
+#[test]
+fn a_backend_that_is_down_gets_nothing_new() {
+    let mut world = World::new(2, farm(NatMode::None, DeliveryMode::Nat));
+    let id = world.policy.balancer.backends().next().unwrap().id;
+    world.policy.balancer.set_health(id, false, world.now_ns);
+    for port in 2_000..2_200u16 {
+        let inside = world.one(WAN, &tcp(&format!("198.51.100.7:{port}"), "203.0.113.10:80", SYN, 1, 0, b""));
+        assert_ne!(inside.key().dst, "10.0.0.11".parse::<IpAddr>().unwrap());
+    }
+    let ids: Vec<u16> = world.policy.balancer.backends().map(|backend| backend.id).collect();
+    for id in ids {
+        world.policy.balancer.set_health(id, false, world.now_ns);
+    }
+    let request = tcp("198.51.100.7:9", "203.0.113.10:80", SYN, 1, 0, b"");
+    world.dropped(WAN, &request, DropReason::NoBackend);
+}
+
+#[test]
+fn direct_return_changes_only_where_the_frame_goes() {
+    let mut world = World::new(2, farm(NatMode::None, DeliveryMode::DirectReturn));
+    let request = tcp("198.51.100.7:2000", "203.0.113.10:80", SYN, 1, 0, b"");
+    let left = world.one(WAN, &request);
+    assert_eq!(left.key(), key(TCP, "198.51.100.7:2000", "203.0.113.10:80"));
+    let Outcome::Resolve(LAN, next_hop) = left.outcome else { panic!("{:?}", left.outcome) };
+    assert!(
+        ["10.0.0.11", "10.0.0.12", "10.0.0.13"].map(|ip| ip.parse::<IpAddr>().unwrap()).contains(&next_hop)
+    );
+    // The same backend for all of the connection, whose replies do not come by.
+    for seq in 2..20 {
+        let left = world.one(WAN, &tcp("198.51.100.7:2000", "203.0.113.10:80", ACK, seq, 9, b""));
+        assert_eq!(left.outcome, Outcome::Resolve(LAN, next_hop));
+    }
+}
+
+#[test]
+fn a_reload_keeps_connections_of_a_backend_that_is_gone() {
+    let mut world = World::new(2, farm(NatMode::None, DeliveryMode::Nat));
+    let mut flows = Vec::new();
+    for port in 2_000..2_100u16 {
+        let request = key(TCP, &format!("198.51.100.7:{port}"), "203.0.113.10:80");
+        let inside = world.one(WAN, &tcp_of(&request, SYN, 1, 0, b"")).key();
+        world.one(LAN, &tcp_of(&inside.reversed(), SYN | ACK, 7, 2, b""));
+        flows.push((request, inside));
+    }
+    let mut spec = farm(NatMode::None, DeliveryMode::Nat);
+    spec.servers[0].backends.remove(0);
+    world.reload(spec);
+    for (request, inside) in flows {
+        assert_eq!(world.one(WAN, &tcp_of(&request, ACK, 2, 8, b"")).key(), inside);
+        assert_eq!(world.one(LAN, &tcp_of(&inside.reversed(), ACK, 8, 2, b"")).key(), request.reversed());
+    }
+    assert_eq!(world.total(|counters| counters.flows_refused), 0);
+}

@@ -1,0 +1,108 @@
+//! Buckets change cores while flows are alive (rows C7, C9).
+
+use packet::flow::FlowKey;
+use steering::assign::plan;
+use steering::table::Unit;
+
+use super::world::*;
+use crate::spec::UDP;
+
+fn flows(world: &mut World, count: u16) -> Vec<(FlowKey, FlowKey)> {
+    (0..count)
+        .map(|number| {
+            let inside = key(UDP, &format!("10.0.0.9:{}", 3000 + number), "198.51.100.7:53");
+            let outside = world.one(LAN, &udp_of(&inside, b"x")).key();
+            world.one(WAN, &udp_of(&outside.reversed(), b"y"));
+            (inside, outside)
+        })
+        .collect()
+}
+
+fn all_still_work(world: &mut World, flows: &[(FlowKey, FlowKey)]) {
+    for (inside, outside) in flows {
+        assert_eq!(world.one(LAN, &udp_of(inside, b"x")).key(), *outside);
+        assert_eq!(world.one(WAN, &udp_of(&outside.reversed(), b"y")).key(), inside.reversed());
+    }
+}
+
+fn weights(weights: &[u32]) -> Vec<Unit> {
+    (0..).zip(weights).map(|(id, weight)| Unit { id, weight: *weight }).collect()
+}
+
+/// A core is drained: its flows end on it, new ones go elsewhere, none is there twice.
+#[test]
+fn a_drained_core_keeps_its_flows() {
+    let mut world = masquerade(3);
+    let old = flows(&mut world, 300);
+    let on_core_1 = world.cores[1].flows().len();
+    assert!(on_core_1 > 50);
+    let table = plan(&world.steering.table, &weights(&[1, 0, 1]), &[]).unwrap();
+    let next = world.steering.with_table(table, world.steering.alive);
+    world.set_steering(next);
+    all_still_work(&mut world, &old);
+    assert_eq!(world.cores[1].flows().len(), on_core_1, "old flows stay where they are");
+    let opened = world.cores[1].counters.flows_opened;
+    let new: Vec<_> = (0..200u16)
+        .map(|number| {
+            let inside = key(UDP, &format!("10.0.0.10:{}", 3000 + number), "198.51.100.8:53");
+            let outside = world.one(LAN, &udp_of(&inside, b"x")).key();
+            (inside, outside)
+        })
+        .collect();
+    assert_eq!(world.cores[1].counters.flows_opened, opened, "nothing new on the drained core");
+    all_still_work(&mut world, &new);
+    all_still_work(&mut world, &old);
+    assert_eq!(world.flows(), 500);
+    // Once its flows are over no packet visits it any more.
+    world.wait(400);
+    assert_eq!(world.cores[1].live().iter().sum::<u32>(), 0);
+}
+
+/// Buckets go to and fro several times; every flow stays whole.
+#[test]
+fn buckets_move_again_and_again() {
+    let mut world = masquerade(4);
+    let mut all = flows(&mut world, 150);
+    for (round, shares) in [[1, 1, 1, 3], [3, 1, 1, 0], [1, 0, 2, 1]].iter().enumerate() {
+        let table = plan(&world.steering.table, &weights(shares), &[]).unwrap();
+        let next = world.steering.with_table(table, world.steering.alive);
+        world.set_steering(next);
+        all_still_work(&mut world, &all);
+        for number in 0..60u16 {
+            let inside = key(UDP, &format!("10.0.0.{}:{}", 20 + round, 3000 + number), "198.51.100.9:53");
+            let outside = world.one(LAN, &udp_of(&inside, b"x")).key();
+            all.push((inside, outside));
+        }
+    }
+    let outsides: std::collections::BTreeSet<_> =
+        all.iter().map(|(_, outside)| format!("{outside}")).collect();
+    assert_eq!(outsides.len(), all.len(), "no outside endpoint was given twice");
+    all_still_work(&mut world, &all);
+    assert_eq!(world.flows(), all.len());
+}
+
+/// A core dies: its flows are gone, the others' are not, and new flows begin on the others.
+#[test]
+fn a_dead_core_takes_only_its_own_flows() {
+    let mut world = masquerade(3);
+    let old = flows(&mut world, 300);
+    let dead = 2usize;
+    let mut table = plan(&world.steering.table, &weights(&[1, 1]), &[]).unwrap();
+    table.forget(dead as u16);
+    let next = world.steering.with_table(table, 0b011);
+    let lost: Vec<bool> = old
+        .iter()
+        .map(|(inside, _)| usize::from(world.steering.table.owner(world.steering.bucket(inside, 0))) == dead)
+        .collect();
+    world.set_steering(next);
+    let mut kept = 0;
+    for ((inside, outside), lost) in old.iter().zip(lost) {
+        let again = world.one(LAN, &udp_of(inside, b"x")).key();
+        if !lost {
+            assert_eq!(again, *outside);
+            kept += 1;
+        }
+    }
+    assert!(kept > 150);
+    assert_eq!(world.cores[dead].counters.handed_in, 0);
+}

@@ -1,0 +1,234 @@
+//! Source translation, forwards, hairpin, fragments under translation (rows C2, C3, C4, C5).
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use packet::DropReason;
+use packet::flow::FlowKey;
+
+use super::world::*;
+use crate::spec::{ForwardSpec, Mapping, NatMode, TCP, UDP};
+
+fn client(number: u64) -> FlowKey {
+    let bits = mix(number);
+    key(
+        UDP,
+        &format!("10.0.0.{}:{}", 2 + bits % 250, 1024 + (bits >> 8) % 60_000),
+        &format!("198.51.{}.{}:{}", (bits >> 24) % 200, 1 + (bits >> 32) % 250, 1 + (bits >> 40) % 60_000),
+    )
+}
+
+/// C2: of many random flows over 2 to 7 cores no packet in either direction changes cores.
+#[test]
+fn replies_of_translated_flows_come_to_the_core_of_the_request() {
+    for cores in [1, 2, 3, 7] {
+        let mut world = masquerade(cores);
+        for number in 0..2_000 {
+            let flow = client(number);
+            let request = world.one(WAN_OF_CLIENT, &udp_of(&flow, b"question"));
+            assert_eq!(request.port(), WAN);
+            let outside = request.key();
+            assert_eq!(outside.src, "203.0.113.1".parse::<IpAddr>().unwrap());
+            assert_eq!((outside.dst, outside.dst_port), (flow.dst, flow.dst_port));
+            let reply = world.one(WAN, &udp_of(&outside.reversed(), b"answer"));
+            assert_eq!((reply.port(), reply.key()), (LAN, flow.reversed()));
+        }
+        assert_eq!(world.total(|counters| counters.handed_out), 0, "{cores} cores");
+        assert_eq!(world.total(|counters| counters.replies_on_wrong_core), 0);
+        let used = world.cores.iter().filter(|core| core.counters.flows_opened > 0).count();
+        assert_eq!(used, usize::from(cores), "every core has its share");
+    }
+}
+
+const WAN_OF_CLIENT: u16 = LAN;
+
+/// C3: the client's address stays, the port is chosen; two clients may even share everything else.
+#[test]
+fn port_only_keeps_the_address() {
+    let mut spec = two_interfaces();
+    spec.nats.push(nat(NatMode::PortOnly, &[]));
+    let mut world = World::new(4, spec);
+    let mut ports = BTreeSet::new();
+    for number in 0..1_000 {
+        let flow = client(number);
+        let outside = world.one(LAN, &udp_of(&flow, b"x")).key();
+        assert_eq!(outside.src, flow.src);
+        ports.insert(outside.src_port);
+        let reply = world.one(WAN, &udp_of(&outside.reversed(), b"y"));
+        assert_eq!(reply.key(), flow.reversed());
+    }
+    assert!(ports.len() > 900, "ports are spread");
+    assert_eq!(world.total(|counters| counters.handed_out), 0);
+}
+
+/// C4 without any translation: the hash is symmetric, so nothing is handed over either.
+#[test]
+fn untranslated_flows_stay_on_their_core() {
+    let mut spec = two_interfaces();
+    spec.nats.push(nat(NatMode::None, &[]));
+    let mut world = World::new(5, spec);
+    for number in 0..500 {
+        let flow = client(number);
+        assert_eq!(world.one(LAN, &udp_of(&flow, b"x")).key(), flow);
+        assert_eq!(world.one(WAN, &udp_of(&flow.reversed(), b"y")).key(), flow.reversed());
+    }
+    assert_eq!(world.total(|counters| counters.handed_out), 0);
+    assert_eq!(world.flows(), 500);
+}
+
+/// C4 where the arrival differs: the interface spreads packets by another hash (a card with asymmetric RSS). Whatever
+/// core reads a packet, the owner works on it, and exactly the foreign ones are handed over.
+#[test]
+fn what_another_core_reads_is_handed_to_the_owner() {
+    let mut spec = two_interfaces();
+    spec.nats.push(nat(NatMode::None, &[]));
+    let mut world = World::new(3, spec);
+    let mut foreign = 0;
+    for number in 0..300 {
+        let flow = client(number);
+        for (port, packet) in [(LAN, udp_of(&flow, b"x")), (WAN, udp_of(&flow.reversed(), b"y"))] {
+            let reader = (mix(number ^ u64::from(port)) % 3) as usize;
+            foreign += u64::from(reader != world.reader(port, &packet));
+            assert_eq!(world.packet_at(reader, port, &packet).len(), 1);
+        }
+    }
+    assert_eq!(world.total(|counters| counters.handed_out), foreign);
+    assert_eq!(world.flows(), 300, "no flow is there twice");
+}
+
+#[test]
+fn a_tcp_connection_from_first_to_last_segment() {
+    let mut world = masquerade(2);
+    let (inside, server) = ("10.0.0.9:5000", "198.51.100.7:80");
+    let outside = world.one(LAN, &tcp(inside, server, SYN, 100, 0, b"")).key();
+    let back = outside.reversed();
+    assert_eq!(world.one(WAN, &tcp_of(&back, SYN | ACK, 900, 101, b"")).key(), key(TCP, server, inside));
+    world.one(LAN, &tcp(inside, server, ACK, 101, 901, b""));
+    world.one(LAN, &tcp(inside, server, ACK, 101, 901, b"GET / HTTP/1.0\r\n\r\n"));
+    world.one(WAN, &tcp_of(&back, ACK, 901, 119, b"HTTP/1.0 200 OK\r\n\r\n"));
+    world.one(WAN, &tcp_of(&back, FIN | ACK, 920, 119, b""));
+    world.one(LAN, &tcp(inside, server, FIN | ACK, 119, 921, b""));
+    world.one(WAN, &tcp_of(&back, ACK, 921, 120, b""));
+    assert_eq!(world.flows(), 1);
+    world.wait(15);
+    assert_eq!(world.flows(), 0, "a closed connection is forgotten soon");
+    assert_eq!(world.total(|counters| counters.flows_closed), 1);
+}
+
+#[test]
+fn pings_and_their_errors_find_their_way_back() {
+    let mut world = masquerade(3);
+    let request = world.one(LAN, &echo("10.0.0.9", "198.51.100.7", 8, 77));
+    let outside = request.key();
+    assert_eq!(outside.src, "203.0.113.1".parse::<IpAddr>().unwrap());
+    let id = u16::from_be_bytes([request.packet[24], request.packet[25]]);
+    let reply = world.one(WAN, &echo("198.51.100.7", "203.0.113.1", 0, id));
+    assert_eq!(reply.key().dst, "10.0.0.9".parse::<IpAddr>().unwrap());
+    assert_eq!(reply.packet[24..26], 77u16.to_be_bytes());
+    let error = icmp_error("192.0.2.33", outside.src, 11, 0, &request.packet);
+    let error = world.one(WAN, &error);
+    assert_eq!(error.port(), LAN);
+    let quoted = FlowKey::of(&echo("10.0.0.9", "198.51.100.7", 8, 77)).unwrap();
+    assert_eq!(error.key(), quoted.reversed(), "the quoted packet is the client's own again");
+    assert_eq!(error.packet[12..16], [192, 0, 2, 33], "the router's address stays");
+}
+
+#[test]
+fn nothing_comes_in_unasked() {
+    let mut world = masquerade(2);
+    world.dropped(WAN, &tcp("198.51.100.7:80", "10.0.0.9:5000", SYN, 1, 0, b""), DropReason::NatNoMapping);
+    // The gateway's own address: the host's stack decides.
+    let left = world.one(WAN, &tcp("198.51.100.7:80", "203.0.113.1:22", SYN, 1, 0, b""));
+    assert_eq!(left.port(), crate::spec::HOST_PORT);
+}
+
+#[test]
+fn a_port_forward_keeps_the_clients_address() {
+    let mut spec = two_interfaces();
+    spec.nats.push(nat(NatMode::AddressAndPort, &["203.0.113.1"]));
+    spec.forwards.push(ForwardSpec {
+        protocol: TCP,
+        listen: "203.0.113.1:8080".parse().unwrap(),
+        to: "10.0.0.5:80".parse().unwrap(),
+        tenant: 0,
+        proxy_protocol: false,
+    });
+    let mut world = World::new(4, spec);
+    let mut handed = 0;
+    for number in 0..200u16 {
+        let remote = format!("198.51.100.7:{}", 2000 + number);
+        let inside = world.one(WAN, &tcp(&remote, "203.0.113.1:8080", SYN, 1, 0, b""));
+        assert_eq!((inside.port(), inside.key()), (LAN, key(TCP, &remote, "10.0.0.5:80")));
+        let request = key(TCP, &remote, "203.0.113.1:8080");
+        let reply = key(TCP, "10.0.0.5:80", &remote);
+        let owner = world.steering.table.owner(world.steering.bucket(&request, 0));
+        handed += u64::from(owner != world.steering.table.owner(world.steering.bucket(&reply, 0)));
+        let left = world.one(LAN, &tcp_of(&reply, SYN | ACK, 7, 2, b""));
+        assert_eq!((left.port(), left.key()), (WAN, request.reversed()));
+    }
+    assert_eq!(world.total(|counters| counters.handed_out), handed, "exactly what the hash demands");
+    // A client beside the server comes through the gateway in both directions.
+    let left = world.one(LAN, &tcp("10.0.0.9:4000", "203.0.113.1:8080", SYN, 1, 0, b""));
+    assert_eq!(left.key().src, "203.0.113.1".parse::<IpAddr>().unwrap(), "hairpin: RFC 4787 REQ-9");
+    let left = world.one(LAN, &tcp_of(&left.key().reversed(), SYN | ACK, 7, 2, b""));
+    assert_eq!(left.key(), key(TCP, "203.0.113.1:8080", "10.0.0.9:4000"));
+    // The server's own connections are translated like anybody's.
+    let left = world.one(LAN, &tcp("10.0.0.5:80", "198.51.100.99:443", SYN, 1, 0, b""));
+    assert_eq!(left.key().src, "203.0.113.1".parse::<IpAddr>().unwrap());
+}
+
+#[test]
+fn endpoint_independent_mappings_serve_every_remote() {
+    let mut spec = two_interfaces();
+    let mut rule = nat(NatMode::AddressAndPort, &["203.0.113.7"]);
+    rule.mapping = Mapping::EndpointIndependent;
+    spec.nats.push(rule);
+    let mut world = World::new(4, spec);
+    let first = world.one(LAN, &udp("10.0.0.9:5000", "198.51.100.1:1", b"x")).key();
+    for remote in 2..40 {
+        let other = world.one(LAN, &udp("10.0.0.9:5000", &format!("198.51.100.{remote}:9"), b"x")).key();
+        assert_eq!((other.src, other.src_port), (first.src, first.src_port), "RFC 4787 REQ-1");
+    }
+    for remote in 50..90 {
+        let from = format!("192.0.2.{remote}:77");
+        let left = world.one(WAN, &udp(&from, &format!("203.0.113.7:{}", first.src_port), b"hello"));
+        assert_eq!(left.key(), key(UDP, &from, "10.0.0.9:5000"), "RFC 4787 REQ-8");
+        let left = world.one(LAN, &udp("10.0.0.9:5000", &from, b"hello"));
+        assert_eq!((left.key().src, left.key().src_port), (first.src, first.src_port));
+    }
+    world.wait(400);
+    assert_eq!(world.flows(), 0);
+}
+
+#[test]
+fn fragments_pass_a_nat_in_any_order() {
+    for reverse in [false, true] {
+        let mut world = masquerade(3);
+        let packet = udp("10.0.0.9:5000", "198.51.100.7:53", &[7; 3000]);
+        let mut pieces = in_pieces(&packet, 1000);
+        if reverse {
+            pieces.reverse();
+        }
+        let left: Vec<Left> = pieces.iter().flat_map(|piece| world.packet(LAN, piece)).collect();
+        assert_eq!(left.len(), 4, "bridged: every piece by itself ({reverse})");
+        assert!(left.iter().all(|left| left.packet[12..16] == [203, 0, 113, 1]));
+        assert_eq!(world.flows(), 1);
+    }
+}
+
+#[test]
+fn tcp_fragments_are_assembled_before_translation() {
+    let mut world = masquerade(3);
+    let (inside, server) = ("10.0.0.9:5000", "198.51.100.7:80");
+    let outside = world.one(LAN, &tcp(inside, server, SYN, 100, 0, b"")).key();
+    world.one(WAN, &tcp_of(&outside.reversed(), SYN | ACK, 900, 101, b""));
+    world.one(LAN, &tcp(inside, server, ACK, 101, 901, b""));
+    let packet = tcp(inside, server, ACK, 101, 901, &[9; 1200]);
+    let mut left = Vec::new();
+    for piece in in_pieces(&packet, 400).iter().rev() {
+        left.extend(world.packet(LAN, piece));
+    }
+    assert_eq!(left.len(), 1, "one whole packet (row C5: a connection entry exists)");
+    assert_eq!(left[0].key(), outside);
+    assert_eq!(left[0].packet.len(), packet.len());
+}

@@ -1,0 +1,412 @@
+//! The gateway under test and the packets for it.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use packet::checksum;
+use packet::flow::FlowKey;
+use packet::vnet::VirtioNetHeader;
+use packet::{DropCounters, DropReason};
+
+use crate::core::{Core, Counters, ETHERNET_BYTES, Frame, Handed, Neighbors, Outcome, Output};
+use crate::nat::NatEvent;
+use crate::policy::Policy;
+use crate::spec::{
+    GatewaySpec, HOST_PORT, InterfaceSpec, Mapping, NatMode, NatSpec, PortId, RouteSpec, TCP, UDP,
+};
+use crate::steer::Steering;
+
+pub const LAN: PortId = 0;
+pub const WAN: PortId = 1;
+pub const SECOND_NS: u64 = 1_000_000_000;
+
+pub const SYN: u8 = 0x02;
+pub const ACK: u8 = 0x10;
+pub const RST: u8 = 0x04;
+pub const FIN: u8 = 0x01;
+
+/// Several cores and the time.
+pub struct World {
+    pub cores: Vec<Core>,
+    pub policy: Arc<Policy>,
+    pub steering: Arc<Steering>,
+    pub neighbors: Arc<Neighbors>,
+    pub now_ns: u64,
+    /// Most packets that may be handed over before a test fails: a packet must not go round in circles.
+    pub events: Vec<NatEvent>,
+}
+
+/// A packet that left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Left {
+    pub outcome: Outcome,
+    pub packet: Vec<u8>,
+}
+
+impl Left {
+    pub fn key(&self) -> FlowKey {
+        FlowKey::of(&self.packet).unwrap()
+    }
+
+    pub fn port(&self) -> PortId {
+        match self.outcome {
+            Outcome::Send(port) | Outcome::Resolve(port, _) => port,
+            Outcome::Host => HOST_PORT,
+            Outcome::Tunnel => crate::spec::TUNNEL_PORT,
+            other => panic!("did not leave: {other:?}"),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Out {
+    left: Vec<Left>,
+    handed: VecDeque<(u8, Handed)>,
+}
+
+impl Output for Out {
+    fn emit(&mut self, outcome: Outcome, offload: &VirtioNetHeader, bytes: &mut [u8]) {
+        assert!(!offload.needs_csum(), "packets of these tests are complete");
+        self.left.push(Left { outcome, packet: bytes[ETHERNET_BYTES..].to_vec() });
+    }
+
+    fn hand_over(&mut self, core: u8, handed: Handed) -> bool {
+        self.handed.push_back((core, handed));
+        true
+    }
+}
+
+impl World {
+    pub fn new(cores: u8, spec: GatewaySpec) -> Self {
+        let policy = Arc::new(Policy::compile(spec, None, 0).unwrap().0);
+        let keys = (0u64..64).map(|seed| std::array::from_fn(|at| mix(seed * 64 + at as u64) as u8));
+        let steering = Arc::new(Steering::new(cores, keys).unwrap());
+        let neighbors = Arc::new(Neighbors::default());
+        let core = |id| {
+            let (policy, steering) = (Arc::clone(&policy), Arc::clone(&steering));
+            Core::new(id, mix(u64::from(id) + 77), policy, steering, Arc::clone(&neighbors))
+        };
+        let cores = (0..cores).map(core).collect();
+        Self { cores, policy, steering, neighbors, now_ns: 1_000 * SECOND_NS, events: Vec::new() }
+    }
+
+    /// A new configuration, as `reload` brings it.
+    pub fn reload(&mut self, spec: GatewaySpec) {
+        self.policy = Arc::new(Policy::compile(spec, Some(&self.policy), self.now_ns).unwrap().0);
+        self.follow();
+    }
+
+    pub fn set_steering(&mut self, steering: Steering) {
+        self.steering = Arc::new(steering);
+        self.follow();
+    }
+
+    fn follow(&mut self) {
+        for core in &mut self.cores {
+            core.follow(&self.policy, &self.steering, &self.neighbors);
+        }
+    }
+
+    /// The core whose socket the kernel's steering chooses.
+    pub fn reader(&self, port: PortId, packet: &[u8]) -> usize {
+        let key = FlowKey::of(packet).unwrap();
+        let bucket = self.steering.bucket(&key, self.policy.tenant_of(port));
+        usize::from(self.steering.table.owner(bucket))
+    }
+
+    /// A packet comes in; everything that leaves because of it.
+    pub fn packet(&mut self, port: PortId, packet: &[u8]) -> Vec<Left> {
+        let reader = self.reader(port, packet);
+        self.packet_at(reader, port, packet)
+    }
+
+    /// A packet is read by this core.
+    pub fn packet_at(&mut self, core: usize, port: PortId, packet: &[u8]) -> Vec<Left> {
+        let mut out = Out::default();
+        let mut bytes = vec![2, 0, 0, 0, 0, port as u8, 4, 0, 0, 0, 0, 9];
+        bytes.extend(if packet[0] >> 4 == 4 { [8, 0] } else { [0x86, 0xdd] });
+        bytes.extend_from_slice(packet);
+        let mut frames = [Frame::new(port, VirtioNetHeader::default(), &mut bytes)];
+        self.cores[core].batch(self.now_ns, &mut frames, &mut out);
+        let [Frame { outcome, bytes, .. }] = frames;
+        let goes =
+            matches!(outcome, Outcome::Send(_) | Outcome::Host | Outcome::Tunnel | Outcome::Resolve(..));
+        let own = goes.then(|| Left { outcome, packet: bytes[ETHERNET_BYTES..].to_vec() });
+        let mut hops = 0;
+        while let Some((core, handed)) = out.handed.pop_front() {
+            hops += 1;
+            assert!(hops < 200, "a packet goes round in circles");
+            self.cores[usize::from(core)].handed(self.now_ns, handed, &mut out);
+        }
+        out.left.extend(own);
+        for core in &mut self.cores {
+            self.events.extend(core.nat_events());
+        }
+        for left in &out.left {
+            assert!(is_whole(&left.packet), "{left:?}");
+        }
+        out.left
+    }
+
+    /// A packet comes in and exactly one leaves.
+    pub fn one(&mut self, port: PortId, packet: &[u8]) -> Left {
+        let before = self.drops();
+        let mut left = self.packet(port, packet);
+        assert_eq!(left.len(), 1, "dropped for {:?}", self.new_drops(&before));
+        left.remove(0)
+    }
+
+    /// A packet comes in and is dropped for this reason; what leaves because of it.
+    pub fn dropped(&mut self, port: PortId, packet: &[u8], reason: DropReason) -> Vec<Left> {
+        let before = self.drops();
+        let left = self.packet(port, packet);
+        assert_eq!(self.new_drops(&before), [reason], "left: {left:?}");
+        left
+    }
+
+    pub fn drops(&self) -> DropCounters {
+        let mut all = DropCounters::default();
+        self.cores.iter().for_each(|core| all.merge(&core.drops));
+        all
+    }
+
+    pub fn new_drops(&self, before: &DropCounters) -> Vec<DropReason> {
+        let now = self.drops();
+        now.iter().filter(|(reason, count)| *count > before.get(*reason)).map(|(reason, _)| reason).collect()
+    }
+
+    /// Time passes, with ticks.
+    pub fn wait(&mut self, seconds: u64) {
+        for _ in 0..seconds * 10 {
+            self.now_ns += SECOND_NS / 10;
+            for core in &mut self.cores {
+                core.tick(self.now_ns);
+            }
+        }
+        for core in &mut self.cores {
+            self.events.extend(core.nat_events());
+        }
+    }
+
+    pub fn total(&self, of: impl Fn(&Counters) -> u64) -> u64 {
+        self.cores.iter().map(|core| of(&core.counters)).sum()
+    }
+
+    pub fn flows(&self) -> usize {
+        self.cores.iter().map(|core| core.flows().len()).sum()
+    }
+}
+
+/// LAN 10.0.0.1/24, WAN 203.0.113.1/24 with a default route, both families.
+pub fn two_interfaces() -> GatewaySpec {
+    let interface = |name: &str, addresses: &[&str], last: u8| InterfaceSpec {
+        name: name.to_owned(),
+        device: name.to_owned(),
+        addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+        tenant: 0,
+        mtu: 1500,
+        mac: [2, 0, 0, 0, 0, last],
+    };
+    let route = |prefix: &str, port: PortId, via: Option<&str>| RouteSpec {
+        tenant: 0,
+        prefix: prefix.parse().unwrap(),
+        port,
+        via: via.map(|via| via.parse().unwrap()),
+    };
+    GatewaySpec {
+        interfaces: vec![
+            interface("lan", &["10.0.0.1/24", "fd00::1/64"], LAN as u8),
+            interface("wan", &["203.0.113.1/24", "2001:db8::1/64"], WAN as u8),
+        ],
+        tenants: vec![String::new()],
+        routes: vec![
+            route("10.0.0.0/24", LAN, None),
+            route("fd00::/64", LAN, None),
+            route("203.0.113.0/24", WAN, None),
+            route("2001:db8::/64", WAN, None),
+            route("0.0.0.0/0", WAN, Some("203.0.113.254")),
+            route("::/0", WAN, Some("2001:db8::fe")),
+            route("10.0.0.1/32", HOST_PORT, None),
+            route("203.0.113.1/32", HOST_PORT, None),
+            route("fd00::1/128", HOST_PORT, None),
+            route("2001:db8::1/128", HOST_PORT, None),
+        ],
+        ..GatewaySpec::default()
+    }
+}
+
+/// A NAT on the WAN.
+pub fn nat(mode: NatMode, addresses: &[&str]) -> NatSpec {
+    NatSpec {
+        out: WAN,
+        mode,
+        addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+        from: Vec::new(),
+        tenants: Vec::new(),
+        mapping: Mapping::EndpointDependent,
+        ports: (1024, 65_535),
+        reserved: Vec::new(),
+        tables: 256,
+        flows_per_client_max: 0,
+        ports_per_client: 0,
+    }
+}
+
+/// The usual home router.
+pub fn masquerade(cores: u8) -> World {
+    let mut spec = two_interfaces();
+    spec.nats.push(nat(NatMode::AddressAndPort, &["203.0.113.1"]));
+    World::new(cores, spec)
+}
+
+/// A key from "10.0.0.5:1234", "1.2.3.4:80".
+pub fn key(protocol: u8, src: &str, dst: &str) -> FlowKey {
+    let src: std::net::SocketAddr = src.parse().unwrap();
+    let dst: std::net::SocketAddr = dst.parse().unwrap();
+    FlowKey { src: src.ip(), dst: dst.ip(), src_port: src.port(), dst_port: dst.port(), protocol }
+}
+
+pub fn udp(src: &str, dst: &str, payload: &[u8]) -> Vec<u8> {
+    udp_of(&key(UDP, src, dst), payload)
+}
+
+pub fn udp_of(key: &FlowKey, payload: &[u8]) -> Vec<u8> {
+    let mut upper = Vec::new();
+    upper.extend(key.src_port.to_be_bytes());
+    upper.extend(key.dst_port.to_be_bytes());
+    upper.extend((8 + payload.len() as u16).to_be_bytes());
+    upper.extend([0, 0]);
+    upper.extend(payload);
+    let sum = checksum::pseudo_header(key.src, key.dst, UDP, upper.len());
+    let sum = checksum::nonzero(checksum::finish(checksum::sum(&upper, sum)));
+    upper[6..8].copy_from_slice(&sum.to_be_bytes());
+    ip(key.src, key.dst, UDP, &upper)
+}
+
+pub fn tcp(src: &str, dst: &str, flags: u8, seq: u32, ack: u32, payload: &[u8]) -> Vec<u8> {
+    tcp_of(&key(TCP, src, dst), flags, seq, ack, payload)
+}
+
+pub fn tcp_of(key: &FlowKey, flags: u8, seq: u32, ack: u32, payload: &[u8]) -> Vec<u8> {
+    let mut upper = Vec::new();
+    upper.extend(key.src_port.to_be_bytes());
+    upper.extend(key.dst_port.to_be_bytes());
+    upper.extend(seq.to_be_bytes());
+    upper.extend(ack.to_be_bytes());
+    upper.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    upper.extend(payload);
+    let sum = checksum::pseudo_header(key.src, key.dst, TCP, upper.len());
+    let sum = checksum::finish(checksum::sum(&upper, sum));
+    upper[16..18].copy_from_slice(&sum.to_be_bytes());
+    ip(key.src, key.dst, TCP, &upper)
+}
+
+/// ICMP echo (IPv4): `kind` 8 or 0.
+pub fn echo(src: &str, dst: &str, kind: u8, id: u16) -> Vec<u8> {
+    let mut upper = vec![kind, 0, 0, 0];
+    upper.extend(id.to_be_bytes());
+    upper.extend([0, 1, b'h', b'i']);
+    let sum = checksum::finish(checksum::sum(&upper, 0));
+    upper[2..4].copy_from_slice(&sum.to_be_bytes());
+    ip(src.parse().unwrap(), dst.parse().unwrap(), 1, &upper)
+}
+
+/// An ICMP error (IPv4) of this type and code about a packet.
+pub fn icmp_error(src: &str, dst: IpAddr, kind: u8, code: u8, about: &[u8]) -> Vec<u8> {
+    let mut upper = vec![kind, code, 0, 0, 0, 0, 0, 0];
+    upper.extend(&about[..about.len().min(28)]);
+    let sum = checksum::finish(checksum::sum(&upper, 0));
+    upper[2..4].copy_from_slice(&sum.to_be_bytes());
+    ip(src.parse().unwrap(), dst, 1, &upper)
+}
+
+pub fn ip(src: IpAddr, dst: IpAddr, protocol: u8, upper: &[u8]) -> Vec<u8> {
+    let mut packet = Vec::new();
+    match (src, dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            packet.extend([0x45, 0]);
+            packet.extend((20 + upper.len() as u16).to_be_bytes());
+            packet.extend([0, 7, 0x40, 0, 64, protocol, 0, 0]);
+            packet.extend(src.octets());
+            packet.extend(dst.octets());
+            let sum = checksum::finish(checksum::sum(&packet, 0));
+            packet[10..12].copy_from_slice(&sum.to_be_bytes());
+        }
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            packet.extend([0x60, 0, 0, 0]);
+            packet.extend((upper.len() as u16).to_be_bytes());
+            packet.extend([protocol, 64]);
+            packet.extend(src.octets());
+            packet.extend(dst.octets());
+        }
+        _ => panic!("families differ"),
+    }
+    packet.extend(upper);
+    packet
+}
+
+/// The packet (IPv4) in fragments with so many bytes of payload each.
+pub fn in_pieces(packet: &[u8], bytes: usize) -> Vec<Vec<u8>> {
+    let chunks: Vec<&[u8]> = packet[20..].chunks(bytes).collect();
+    let last = chunks.len() - 1;
+    let piece = |(place, chunk): (usize, &&[u8])| {
+        let mut piece = packet[..20].to_vec();
+        piece[2..4].copy_from_slice(&(20 + chunk.len() as u16).to_be_bytes());
+        let more = if place == last { 0 } else { 0x2000 };
+        piece[6..8].copy_from_slice(&(more | (place * bytes / 8) as u16).to_be_bytes());
+        piece[10..12].copy_from_slice(&[0, 0]);
+        let sum = checksum::finish(checksum::sum(&piece, 0));
+        piece[10..12].copy_from_slice(&sum.to_be_bytes());
+        piece.extend(*chunk);
+        piece
+    };
+    chunks.iter().enumerate().map(piece).collect()
+}
+
+/// Whether all checksums are right.
+fn is_whole(packet: &[u8]) -> bool {
+    if packet[0] >> 4 == 4 && packet[9] == 1 {
+        return checksum::verify_ipv4_header(&packet[..20])
+            && checksum::finish(checksum::sum(&packet[20..], 0)) == 0;
+    }
+    is_fragment(packet) || checksum::verify_packet(packet)
+}
+
+pub fn is_fragment(packet: &[u8]) -> bool {
+    packet[0] >> 4 == 4 && (packet[6] & 0x3f, packet[7]) != (0, 0)
+}
+
+/// splitmix64: seeds for everything that must differ.
+pub fn mix(seed: u64) -> u64 {
+    let z = seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+impl World {
+    /// Raw bytes of a frame, read by core 0.
+    pub fn bytes(&mut self, port: PortId, frame: &[u8]) -> Vec<Left> {
+        let mut out = Out::default();
+        let mut bytes = frame.to_vec();
+        let mut frames = [Frame::new(port, VirtioNetHeader::default(), &mut bytes)];
+        self.cores[0].batch(self.now_ns, &mut frames, &mut out);
+        let [Frame { outcome, bytes, .. }] = frames;
+        assert_ne!(outcome, Outcome::Pending);
+        let goes =
+            matches!(outcome, Outcome::Send(_) | Outcome::Host | Outcome::Tunnel | Outcome::Resolve(..));
+        if goes {
+            out.left.push(Left { outcome, packet: bytes[ETHERNET_BYTES..].to_vec() });
+        }
+        while let Some((core, handed)) = out.handed.pop_front() {
+            self.cores[usize::from(core)].handed(self.now_ns, handed, &mut out);
+        }
+        out.left
+    }
+
+    /// Whether a fragment waits somewhere.
+    pub fn held(&self) -> bool {
+        self.cores.iter().any(|core| core.rendezvous.packets() + core.fragments.packets() > 0)
+    }
+}

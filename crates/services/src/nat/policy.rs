@@ -1,0 +1,330 @@
+//! The operator's `[[nat]]` and `[[forward]]` compiled: which rule serves a new flow, whose address is what.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+use ipnet::IpNet;
+use packet::flow::FlowKey;
+
+use crate::spec::{ForwardSpec, InterfaceSpec, LeaseSpec, Mapping, NatMode, NatSpec, PortId};
+
+use super::lease::{LeaseError, Leases};
+use super::log::NatEvent;
+use super::port_set::{Blocks, PortSet};
+
+/// Most port tables of one address and core.
+pub const TABLES_MAX: u16 = 256;
+
+/// One `[[nat]]`.
+#[derive(Clone, Debug)]
+pub(crate) struct Rule {
+    pub(crate) out: PortId,
+    pub(crate) mode: NatMode,
+    /// By family: IPv4, IPv6.
+    addresses: [Vec<IpAddr>; 2],
+    from: Vec<IpNet>,
+    tenants: Vec<u16>,
+    /// It, or another rule of one of its addresses, is endpoint-independent.
+    pub(crate) independent: bool,
+    /// Place of its ports in [`NatPolicy::port_sets`].
+    pub(crate) ports: usize,
+    /// Blocks with an allowed port.
+    pub(crate) blocks: Blocks,
+    /// A power of two, 1–256.
+    pub(crate) tables: u16,
+    pub(crate) flows_per_client_max: u32,
+    /// Blocks for each client; 0: none.
+    pub(crate) blocks_per_client: u32,
+}
+
+impl Rule {
+    /// The outside addresses of a family.
+    pub(crate) fn pool(&self, like: IpAddr) -> &[IpAddr] {
+        let [v4, v6] = &self.addresses;
+        if like.is_ipv4() { v4 } else { v6 }
+    }
+
+    fn all_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.addresses.iter().flatten().copied()
+    }
+
+    fn serves(&self, client: IpAddr, tenant: u16) -> bool {
+        (self.tenants.is_empty() || self.tenants.contains(&tenant))
+            && (self.from.is_empty() || self.from.iter().any(|prefix| prefix.contains(&client)))
+            && (self.mode != NatMode::AddressAndPort || !self.pool(client).is_empty())
+    }
+}
+
+/// What is known of an outside address.
+#[derive(Clone, Copy, Debug, Default)]
+struct Outside {
+    /// The first rule that has it in its pool.
+    rule: Option<u16>,
+    independent: bool,
+}
+
+type Endpoint = (u8, IpAddr, u16);
+
+/// The NAT of one configuration. Never changed, shared by all cores; only the leases behind it live.
+#[derive(Debug)]
+pub struct NatPolicy {
+    rules: Vec<Rule>,
+    port_sets: Vec<PortSet>,
+    outside: HashMap<IpAddr, Outside, FixedState>,
+    forwards: Vec<ForwardSpec>,
+    by_listen: HashMap<Endpoint, u16, FixedState>,
+    by_target: HashMap<Endpoint, Vec<u16>, FixedState>,
+    lease_specs: Vec<LeaseSpec>,
+    leases: Arc<Leases>,
+}
+
+impl Default for NatPolicy {
+    /// No rule: nothing is translated.
+    fn default() -> Self {
+        Self::compile(&[], &[], &[], &[])
+    }
+}
+
+impl NatPolicy {
+    /// Compiles. Numbers of rules and forwards are places in the lists given.
+    ///
+    /// * A rule without addresses takes those of its interface.
+    /// * Ports on which forwards listen are never given to flows.
+    /// * An address is endpoint-independent as a whole: a rule that shares an address with such a rule becomes one.
+    ///   Rules that keep the client's address cannot be.
+    /// * The leases take force with [`Self::begin`] or [`Self::keeping`].
+    #[must_use]
+    pub fn compile(
+        nats: &[NatSpec],
+        forwards: &[ForwardSpec],
+        leases: &[LeaseSpec],
+        interfaces: &[InterfaceSpec],
+    ) -> Self {
+        let mut policy = Self {
+            rules: Vec::with_capacity(nats.len()),
+            port_sets: Vec::new(),
+            outside: HashMap::default(),
+            forwards: forwards.to_vec(),
+            by_listen: HashMap::default(),
+            by_target: HashMap::default(),
+            lease_specs: leases.to_vec(),
+            leases: Arc::default(),
+        };
+        for nat in nats {
+            policy.add_rule(nat, interfaces);
+        }
+        policy.share_independence();
+        for (place, rule) in policy.rules.iter().enumerate() {
+            for address in rule.all_addresses() {
+                let known = policy.outside.entry(address).or_default();
+                known.rule = known.rule.or(Some(place as u16));
+                known.independent |= rule.independent;
+            }
+        }
+        for (place, forward) in forwards.iter().enumerate() {
+            let place = place as u16;
+            policy.outside.entry(forward.listen.ip()).or_default();
+            // Of two on the same endpoint the first counts.
+            policy.by_listen.entry(endpoint(forward.protocol, forward.listen)).or_insert(place);
+            policy.by_target.entry(endpoint(forward.protocol, forward.to)).or_default().push(place);
+        }
+        policy
+    }
+
+    /// Puts the configuration's leases in force in a new gateway. What could not be is told; events are for the log.
+    pub fn begin(&self, now_ns: u64) -> (Vec<NatEvent>, Vec<LeaseError>) {
+        self.leases.configure(now_ns, &self.lease_specs)
+    }
+
+    /// Takes over the living leases of the policy before, which this one replaces.
+    pub fn keeping(mut self, earlier: &Self, now_ns: u64) -> (Self, Vec<NatEvent>, Vec<LeaseError>) {
+        self.leases = Arc::clone(&earlier.leases);
+        let (events, errors) = self.begin(now_ns);
+        (self, events, errors)
+    }
+
+    fn add_rule(&mut self, nat: &NatSpec, interfaces: &[InterfaceSpec]) {
+        let mut all = nat.addresses.clone();
+        if all.is_empty()
+            && let Some(interface) = interfaces.get(usize::from(nat.out))
+        {
+            all.extend(interface.addresses.iter().map(IpNet::addr));
+        }
+        if nat.mode != NatMode::AddressAndPort {
+            all.clear();
+        }
+        let mut ports = PortSet::new(nat.ports, &nat.reserved);
+        let here =
+            self.forwards.iter().filter(|forward| all.is_empty() || all.contains(&forward.listen.ip()));
+        for forward in here {
+            ports.remove(forward.listen.port());
+        }
+        let blocks = ports.some_blocks();
+        let place = self.port_sets.iter().position(|known| *known == ports).unwrap_or_else(|| {
+            self.port_sets.push(ports);
+            self.port_sets.len() - 1
+        });
+        let mut addresses = [Vec::new(), Vec::new()];
+        let [v4, v6] = &mut addresses;
+        for address in all {
+            let family = if address.is_ipv4() { &mut *v4 } else { &mut *v6 };
+            if !family.contains(&address) {
+                family.push(address);
+            }
+        }
+        self.rules.push(Rule {
+            out: nat.out,
+            mode: nat.mode,
+            addresses,
+            from: nat.from.clone(),
+            tenants: nat.tenants.clone(),
+            independent: nat.mapping == Mapping::EndpointIndependent && nat.mode == NatMode::AddressAndPort,
+            ports: place,
+            blocks,
+            tables: nat.tables.clamp(1, TABLES_MAX).next_power_of_two(),
+            flows_per_client_max: nat.flows_per_client_max,
+            blocks_per_client: u32::from(nat.ports_per_client).div_ceil(super::port_set::BLOCK_PORTS),
+        });
+    }
+
+    /// Until nothing changes: who shares an address with an independent rule is independent.
+    fn share_independence(&mut self) {
+        loop {
+            let independent: Vec<IpAddr> =
+                self.rules.iter().filter(|rule| rule.independent).flat_map(Rule::all_addresses).collect();
+            let shares =
+                |rule: &Rule| !rule.independent && rule.all_addresses().any(|a| independent.contains(&a));
+            let found: Vec<bool> = self.rules.iter().map(shares).collect();
+            if !found.contains(&true) {
+                return;
+            }
+            for (rule, shares) in self.rules.iter_mut().zip(found) {
+                rule.independent |= shares;
+            }
+        }
+    }
+
+    /// The rule for a new flow that leaves by `out`: the first of this interface that serves the client. A rule of
+    /// mode "none" is an answer too.
+    #[must_use]
+    pub fn rule_for(&self, out: PortId, client: &FlowKey, tenant: u16) -> Option<u16> {
+        let found = self.rules.iter().position(|rule| rule.out == out && rule.serves(client.src, tenant));
+        found.map(|place| place as u16)
+    }
+
+    /// The rule for a hairpin: an inside client that talks to an outside address (which led back inside) is
+    /// translated as if it had left there (RFC 4787 REQ-9).
+    #[must_use]
+    pub fn rule_for_hairpin(&self, outside: IpAddr, client: &FlowKey, tenant: u16) -> Option<u16> {
+        let place = self.outside.get(&outside)?.rule?;
+        let out = self.rules.get(usize::from(place))?.out;
+        self.rule_for(out, client, tenant)
+    }
+
+    /// The first rule that has this address in its pool.
+    #[must_use]
+    pub fn rule_of_outside(&self, outside: IpAddr) -> Option<u16> {
+        self.outside.get(&outside)?.rule
+    }
+
+    /// Whether an address is one of a pool or of a forward.
+    #[must_use]
+    pub fn is_outside(&self, address: IpAddr) -> bool {
+        self.outside.contains_key(&address)
+    }
+
+    /// Whether flows get ports of this address.
+    pub(crate) fn is_pool(&self, address: IpAddr) -> bool {
+        self.outside.get(&address).is_some_and(|known| known.rule.is_some())
+    }
+
+    /// The forward that listens on an endpoint.
+    #[must_use]
+    pub fn forward(&self, protocol: u8, dst: SocketAddr) -> Option<&ForwardSpec> {
+        let place = self.by_listen.get(&endpoint(protocol, dst))?;
+        self.forwards.get(usize::from(*place))
+    }
+
+    /// The forwards that lead to an inside endpoint: who sends from there may be answering one of their clients.
+    #[must_use]
+    pub fn forward_target(&self, protocol: u8, src: SocketAddr) -> &[u16] {
+        self.by_target.get(&endpoint(protocol, src)).map_or(&[], Vec::as_slice)
+    }
+
+    /// All forwards, by number.
+    #[must_use]
+    pub fn forwards(&self) -> &[ForwardSpec] {
+        &self.forwards
+    }
+
+    /// Whether packets to this outside endpoint belong to the core that [`super::mapping::mapping_core`] names:
+    /// the address is an endpoint-independent one, and no forward listens there.
+    #[must_use]
+    pub fn endpoint_independent(&self, address: IpAddr, port: u16, protocol: u8) -> bool {
+        super::is_translated(protocol)
+            && self.outside.get(&address).is_some_and(|known| known.independent)
+            && !self.by_listen.contains_key(&(protocol, address, port))
+    }
+
+    /// The core to which a packet from outside belongs if [`Self::endpoint_independent`] says so of its destination:
+    /// by port, or by query id for ICMP.
+    #[must_use]
+    pub fn mapping_core_of(&self, key: &FlowKey, cores: u8) -> Option<u8> {
+        let port = super::source_port(&key.reversed());
+        let independent = self.endpoint_independent(key.dst, port, key.protocol);
+        independent.then(|| super::mapping_core(key.dst, port, cores))
+    }
+
+    /// Whether flows of this client may become endpoint-independent: then its packets belong to the core that the
+    /// hash of its endpoint alone names.
+    #[must_use]
+    pub fn endpoint_independent_client(&self, client: IpAddr, tenant: u16) -> bool {
+        self.rules.iter().any(|rule| rule.independent && rule.serves(client, tenant))
+    }
+
+    /// The blocks of an outside address that may be leased: every port of them may be used by a rule.
+    #[must_use]
+    pub fn leasable(&self, address: IpAddr) -> Blocks {
+        let of_address = self.rules.iter().filter(|rule| rule.all_addresses().any(|known| known == address));
+        of_address.fold(0, |all, rule| all | self.ports(rule).map_or(0, PortSet::whole_blocks))
+    }
+
+    /// The outside addresses of a rule, IPv4 first. Empty when the rule keeps the client's.
+    #[must_use]
+    pub fn addresses(&self, rule: u16) -> Vec<IpAddr> {
+        self.rule(rule).map(|rule| rule.all_addresses().collect()).unwrap_or_default()
+    }
+
+    /// How a rule translates.
+    #[must_use]
+    pub fn mode(&self, rule: u16) -> Option<NatMode> {
+        self.rule(rule).map(|rule| rule.mode)
+    }
+
+    /// The living leases.
+    #[must_use]
+    pub fn leases(&self) -> &Arc<Leases> {
+        &self.leases
+    }
+
+    pub(crate) fn rule(&self, rule: u16) -> Option<&Rule> {
+        self.rules.get(usize::from(rule))
+    }
+
+    pub(crate) fn ports(&self, rule: &Rule) -> Option<&PortSet> {
+        self.port_sets.get(rule.ports)
+    }
+
+    pub(crate) fn port_sets(&self) -> &[PortSet] {
+        &self.port_sets
+    }
+}
+
+fn endpoint(protocol: u8, endpoint: SocketAddr) -> Endpoint {
+    (protocol, endpoint.ip(), endpoint.port())
+}
+
+#[cfg(test)]
+mod tests;

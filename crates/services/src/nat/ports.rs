@@ -1,0 +1,283 @@
+//! Port allocation tables (rows C2, C3): which of 65,536 ports are taken, laid out so that a free port of a wanted
+//! core is found by a few word operations.
+//!
+//! Bits stand in the order of *places* ([`super::classes`]): 128 classes × 8 words. A request names the classes whose
+//! replies come to this core, the allowed ports, and the blocks that the client may use. The table keeps how many
+//! allowed ports each class has left, and which classes have none, in one 128-bit word: full classes cost nothing.
+//! So a request reads at most 8 words if it may use all blocks, and 128 × 8 in the very worst case (a client whose few
+//! leased blocks are full while others are not). Nothing is tried twice.
+//!
+//! A table with few ports keeps them as a list, so that memory follows use: at most 64 bytes for a port.
+
+use std::sync::Arc;
+
+use super::classes::{CLASS_WORDS, CLASSES, ClassMap, ClassMask, spread};
+use super::port_set::{Blocks, PortSet, WORDS};
+
+/// A list becomes bits beyond this.
+const FEW_MAX: usize = 128;
+
+/// Bits become a list again below this.
+const FEW_AGAIN: u32 = 48;
+
+/// What is asked of a table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wish<'a> {
+    /// Classes whose replies come to this core.
+    pub(crate) classes: u128,
+    /// The class to be tried first.
+    pub(crate) first: Option<u8>,
+    /// Blocks that may be used.
+    pub(crate) blocks: Blocks,
+    /// Ports that may be used.
+    pub(crate) mask: &'a Arc<ClassMask>,
+    /// Where to begin; draw anew for each flow (RFC 6056).
+    pub(crate) random: u64,
+}
+
+/// What a caller says to a free place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Verdict {
+    /// This one.
+    Take,
+    /// Another one.
+    Skip,
+    /// No more.
+    Stop,
+}
+
+/// The open and closed ports of one table.
+#[derive(Debug, Default)]
+pub(crate) struct PortTable {
+    held: u32,
+    bits: Bits,
+    /// Places that were taken for flows of another table; rare.
+    foreign: Option<Box<PortSet>>,
+}
+
+#[derive(Debug)]
+enum Bits {
+    Few(Vec<u16>),
+    Many(Box<Dense>),
+}
+
+impl Default for Bits {
+    fn default() -> Self {
+        Self::Few(Vec::new())
+    }
+}
+
+#[derive(Debug)]
+struct Dense {
+    used: [u64; WORDS],
+    /// Ports of `mask` that each class has left.
+    left: [u16; CLASSES],
+    /// Classes that have none left.
+    full: u128,
+    mask: Arc<ClassMask>,
+}
+
+impl Dense {
+    fn new(used: [u64; WORDS], mask: &Arc<ClassMask>) -> Box<Self> {
+        let mut dense = Self { used, left: [0; CLASSES], full: 0, mask: Arc::clone(mask) };
+        dense.count();
+        Box::new(dense)
+    }
+
+    fn count(&mut self) {
+        self.full = 0;
+        for (class, left) in self.left.iter_mut().enumerate() {
+            let words = class * CLASS_WORDS..(class + 1) * CLASS_WORDS;
+            let free = |word: usize| self.mask.word(word) & !self.used.get(word).copied().unwrap_or(0);
+            *left = words.map(|word| free(word).count_ones() as u16).sum();
+            self.full |= u128::from(*left == 0) << class;
+        }
+    }
+
+    fn set(&mut self, place: u16, taken: bool) -> bool {
+        let (at, bit) = (usize::from(place >> 6), 1u64 << (place & 63));
+        let class = usize::from(place >> 9);
+        let (Some(word), Some(left)) = (self.used.get_mut(at), self.left.get_mut(class)) else {
+            return false;
+        };
+        if (*word & bit != 0) == taken {
+            return false;
+        }
+        *word ^= bit;
+        if self.mask.word(at) & bit != 0 {
+            *left = if taken { left.saturating_sub(1) } else { *left + 1 };
+            self.full = self.full & !(1 << class) | u128::from(*left == 0) << class;
+        }
+        true
+    }
+}
+
+impl PortTable {
+    /// Ports taken.
+    pub(crate) fn held(&self) -> u32 {
+        self.held
+    }
+
+    /// A free place that fits the wish and that `accept` takes. `words` counts the words read.
+    pub(crate) fn find(
+        &mut self,
+        wish: &Wish<'_>,
+        words: &mut u64,
+        accept: &mut dyn FnMut(u16) -> Verdict,
+    ) -> Option<u16> {
+        let full = match &mut self.bits {
+            Bits::Few(_) => 0,
+            Bits::Many(dense) => {
+                if !Arc::ptr_eq(&dense.mask, wish.mask) {
+                    dense.mask = Arc::clone(wish.mask);
+                    dense.count();
+                }
+                dense.full
+            }
+        };
+        let mut left = wish.classes & !full;
+        let start = (wish.random & 127) as u32;
+        let mut next = wish.first.map(u32::from).filter(|class| left >> class & 1 == 1);
+        while left != 0 {
+            let class =
+                next.take().unwrap_or_else(|| (left.rotate_right(start).trailing_zeros() + start) & 127);
+            left &= !(1 << class);
+            match self.find_in_class(class as usize, wish, words, accept) {
+                Ok(None) => {}
+                Ok(found) => return found,
+                Err(Stopped) => return None,
+            }
+        }
+        None
+    }
+
+    fn find_in_class(
+        &self,
+        class: usize,
+        wish: &Wish<'_>,
+        words: &mut u64,
+        accept: &mut dyn FnMut(u16) -> Verdict,
+    ) -> Result<Option<u16>, Stopped> {
+        let first = (wish.random >> 7) as usize;
+        let turn = (wish.random >> 10 & 63) as u32;
+        for step in 0..CLASS_WORDS {
+            let of_class = first.wrapping_add(step) % CLASS_WORDS;
+            let blocks = (wish.blocks >> (8 * of_class)) as u8;
+            if blocks == 0 {
+                continue;
+            }
+            let at = class * CLASS_WORDS + of_class;
+            *words += 1;
+            let mut free = wish.mask.word(at) & spread(blocks) & !self.word(at);
+            while free != 0 {
+                let bit = (free.rotate_right(turn).trailing_zeros() + turn) & 63;
+                free &= !(1 << bit);
+                let place = (at << 6) as u16 | bit as u16;
+                match accept(place) {
+                    Verdict::Take => return Ok(Some(place)),
+                    Verdict::Skip => {}
+                    Verdict::Stop => return Err(Stopped),
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    #[inline]
+    fn word(&self, at: usize) -> u64 {
+        match &self.bits {
+            Bits::Few(places) => {
+                let here = places.iter().filter(|place| usize::from(**place >> 6) == at);
+                here.fold(0, |word, place| word | 1 << (place & 63))
+            }
+            Bits::Many(dense) => dense.used.get(at).copied().unwrap_or(0),
+        }
+    }
+
+    /// Takes a free place. `foreign`: for a flow whose own table is another one.
+    pub(crate) fn take(&mut self, place: u16, mask: &Arc<ClassMask>, foreign: bool) {
+        let new = match &mut self.bits {
+            Bits::Few(places) if places.contains(&place) => false,
+            Bits::Few(places) => {
+                places.push(place);
+                true
+            }
+            Bits::Many(dense) => dense.set(place, true),
+        };
+        if !new {
+            return;
+        }
+        self.held += 1;
+        if foreign {
+            self.foreign.get_or_insert_default().insert(place);
+        }
+        if let Bits::Few(places) = &self.bits
+            && places.len() > FEW_MAX
+        {
+            let mut used = [0; WORDS];
+            for place in places {
+                if let Some(word) = used.get_mut(usize::from(place >> 6)) {
+                    *word |= 1 << (place & 63);
+                }
+            }
+            self.bits = Bits::Many(Dense::new(used, mask));
+        }
+    }
+
+    /// Gives a place back: whether it was taken, and for a flow of another table.
+    pub(crate) fn give(&mut self, place: u16) -> Option<Given> {
+        let was = match &mut self.bits {
+            Bits::Few(places) => {
+                places.iter().position(|taken| *taken == place).map(|at| places.swap_remove(at)).is_some()
+            }
+            Bits::Many(dense) => dense.set(place, false),
+        };
+        if !was {
+            return None;
+        }
+        self.held -= 1;
+        if self.held < FEW_AGAIN && matches!(self.bits, Bits::Many(_)) {
+            self.bits = Bits::Few(self.places());
+        }
+        let foreign = self.foreign.as_mut().is_some_and(|places| places.remove(place));
+        Some(Given { foreign })
+    }
+
+    /// The same ports under another permutation: the hash has a new key.
+    pub(crate) fn rearrange(&mut self, old: &ClassMap, new: &ClassMap) {
+        // The next search counts what is left.
+        let mask = Arc::new(ClassMask::default());
+        let earlier = std::mem::take(self);
+        for place in earlier.places() {
+            let foreign = earlier.foreign.as_ref().is_some_and(|places| places.contains(place));
+            self.take(new.place(old.port(place)), &mask, foreign);
+        }
+    }
+
+    fn places(&self) -> Vec<u16> {
+        match &self.bits {
+            Bits::Few(places) => places.clone(),
+            Bits::Many(dense) => {
+                let words = dense.used.iter().copied().enumerate().filter(|(_, word)| *word != 0);
+                let places = words.flat_map(|(at, word)| {
+                    let taken = (0..64u16).filter(move |bit| word >> bit & 1 == 1);
+                    taken.map(move |bit| (at << 6) as u16 | bit)
+                });
+                places.collect()
+            }
+        }
+    }
+}
+
+/// A place that was given back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Given {
+    /// It was taken for a flow of another table.
+    pub(crate) foreign: bool,
+}
+
+/// The caller wants no more candidates.
+struct Stopped;
+
+#[cfg(test)]
+mod tests;

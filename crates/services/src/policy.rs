@@ -1,0 +1,279 @@
+//! The compiled form of a [`GatewaySpec`]: immutable, shared by all cores, replaced as a whole by a reload.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use packet::flow::FlowKey;
+
+use crate::balance::Balancer;
+use crate::nat::{NatEvent, NatPolicy};
+use crate::route::Fib;
+use crate::rules::RuleSet;
+use crate::spec::{
+    DeliveryMode, ForwardSpec, GatewaySpec, HOST_PORT, InterfaceSpec, Limits, Mapping, NatMode, NatSpec,
+    PortId, TCP, TUNNEL_PORT, Timeouts, UDP,
+};
+
+/// The out interface of NAT rules that serve virtual servers: no packet leaves there, so none matches by itself.
+const SERVER_NAT_PORT: PortId = 0xfffd;
+
+/// Earlier targets that are remembered over reloads at most; beyond, all but the present ones are forgotten.
+const KEPT_MAX: usize = 65_536;
+
+/// What a new flow's destination turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service<'a> {
+    /// A virtual server, by id.
+    Server(u16),
+    /// A port forward.
+    Forward(&'a ForwardSpec),
+}
+
+/// Everything a core needs to decide a flow.
+pub struct Policy {
+    /// Version: a flow decided under another one is decided again.
+    pub era: u32,
+    /// The spec it was made from.
+    pub spec: GatewaySpec,
+    /// Firewall.
+    pub rules: RuleSet,
+    /// Routes.
+    pub fib: Fib,
+    /// Source NAT, forwards, leases.
+    pub nat: Arc<NatPolicy>,
+    /// Virtual servers.
+    pub balancer: Arc<Balancer>,
+    /// No packet's owner depends on more than the hash of its tuple.
+    pub steers_by_hash_only: bool,
+    /// Some NAT has endpoint-independent mappings.
+    pub maps_endpoints: bool,
+    /// Own address → interface.
+    own: BTreeMap<IpAddr, PortId>,
+    /// Inside endpoint → listen addresses whose flows keep the client's tuple (row C4).
+    kept: BTreeMap<(u8, SocketAddr), Vec<SocketAddr>>,
+    /// First of the NAT rules that serve virtual servers, one for each in order.
+    server_nats: u16,
+    /// Interfaces with a source NAT that hides what is inside.
+    hiding: Vec<PortId>,
+}
+
+impl Policy {
+    /// Compiles a spec. `before` lends its live state: health and counters of backends, leases. The events are for the
+    /// log of translations.
+    ///
+    /// # Errors
+    /// Text for the operator, when rules cannot be compiled or leases not be given.
+    pub fn compile(
+        spec: GatewaySpec,
+        before: Option<&Policy>,
+        now_ns: u64,
+    ) -> Result<(Self, Vec<NatEvent>), String> {
+        let rules = RuleSet::compile(&spec.rules, &spec.groups, spec.default_action)?;
+        let fib = Fib::compile(&spec.routes);
+        let mut nats = spec.nats.clone();
+        // Nobody gets a port on which a virtual server listens.
+        for nat in &mut nats {
+            let here = spec.servers.iter().filter(|server| nat.addresses.contains(&server.listen.ip()));
+            nat.reserved.extend(here.map(|server| (server.listen.port(), server.listen.port())));
+        }
+        let server_nats = nats.len() as u16;
+        nats.extend(spec.servers.iter().map(|server| server_nat(&spec, &fib, server)));
+        let nat = NatPolicy::compile(&nats, &spec.forwards, &spec.leases, &spec.interfaces);
+        let (nat, events, errors) = match before {
+            Some(before) => nat.keeping(&before.nat, now_ns),
+            None => {
+                let (events, errors) = nat.begin(now_ns);
+                (nat, events, errors)
+            }
+        };
+        if let Some(error) = errors.first() {
+            return Err(format!("a port lease cannot be given: {error}"));
+        }
+        let balancer = Balancer::compile(&spec.servers, before.map(|policy| &*policy.balancer));
+        let mut own = BTreeMap::new();
+        for (port, interface) in (0..).zip(&spec.interfaces) {
+            own.extend(interface.addresses.iter().map(|address| (address.addr(), port)));
+        }
+        for route in spec.routes.iter().filter(|route| route.port == HOST_PORT) {
+            if route.prefix.prefix_len() == route.prefix.max_prefix_len() {
+                own.entry(route.prefix.addr()).or_insert(HOST_PORT);
+            }
+        }
+        let kept = kept_targets(&spec, before);
+        let maps_endpoints = spec.nats.iter().any(|nat| nat.mapping == Mapping::EndpointIndependent);
+        let hiding =
+            spec.nats.iter().filter(|nat| nat.mode == NatMode::AddressAndPort).map(|nat| nat.out).collect();
+        let policy = Self {
+            era: before.map_or(1, |policy| policy.era.wrapping_add(1)),
+            rules,
+            fib,
+            nat: Arc::new(nat),
+            balancer: Arc::new(balancer),
+            steers_by_hash_only: kept.is_empty() && !maps_endpoints,
+            maps_endpoints,
+            own,
+            kept,
+            server_nats,
+            hiding,
+            spec,
+        };
+        Ok((policy, events))
+    }
+
+    /// Limits.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.spec.limits
+    }
+
+    /// Timeouts.
+    #[must_use]
+    pub fn timeouts(&self) -> &Timeouts {
+        &self.spec.timeouts
+    }
+
+    /// An interface.
+    #[must_use]
+    pub fn interface(&self, port: PortId) -> Option<&InterfaceSpec> {
+        self.spec.interfaces.get(usize::from(port))
+    }
+
+    /// Tenant of what comes in at a port (row R11).
+    #[inline]
+    #[must_use]
+    pub fn tenant_of(&self, port: PortId) -> u16 {
+        self.interface(port).map_or(0, |interface| interface.tenant)
+    }
+
+    /// Tenant of the interface towards an address.
+    #[must_use]
+    pub fn tenant_towards(&self, address: IpAddr, tenant: u16) -> u16 {
+        self.fib.lookup(tenant, address).map_or(0, |route| self.tenant_of(route.port))
+    }
+
+    /// Whether an address is one of the gateway's own.
+    #[must_use]
+    pub fn is_own(&self, address: IpAddr) -> bool {
+        self.own.contains_key(&address)
+    }
+
+    /// An own address of this family on a port, for answers; any own address when the port has none.
+    #[must_use]
+    pub fn address_of(&self, port: PortId, like: IpAddr) -> Option<IpAddr> {
+        let of = |interface: &InterfaceSpec| {
+            let mut addresses = interface.addresses.iter().map(ipnet::IpNet::addr);
+            addresses.find(|address| address.is_ipv4() == like.is_ipv4())
+        };
+        self.interface(port).and_then(of).or_else(|| self.spec.interfaces.iter().find_map(of))
+    }
+
+    /// The service a new flow is addressed to.
+    #[must_use]
+    pub fn server_or_forward(&self, key: &FlowKey) -> Option<Service<'_>> {
+        if !matches!(key.protocol, TCP | UDP) {
+            return None;
+        }
+        let dst = SocketAddr::new(key.dst, key.dst_port);
+        self.balancer
+            .find(key.protocol, dst)
+            .map(Service::Server)
+            .or_else(|| self.nat.forward(key.protocol, dst).map(Service::Forward))
+    }
+
+    /// The NAT rule that serves a virtual server's source translation.
+    #[must_use]
+    pub fn nat_of_server(&self, server: u16) -> u16 {
+        self.server_nats + server
+    }
+
+    /// Listen addresses of services that reach this endpoint with the client's tuple kept.
+    #[must_use]
+    pub fn kept_source_listens(&self, protocol: u8, endpoint: SocketAddr) -> &[SocketAddr] {
+        self.kept.get(&(protocol, endpoint)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether packets of this tuple that leave at `out` get an endpoint-independent mapping.
+    #[must_use]
+    pub fn maps_endpoints_of(&self, out: PortId, key: &FlowKey, tenant: u16) -> bool {
+        self.nat
+            .rule_for(out, key, tenant)
+            .and_then(|rule| self.spec.nats.get(usize::from(rule)))
+            .is_some_and(|nat| nat.mapping == Mapping::EndpointIndependent)
+    }
+
+    /// Whether an interface has a NAT behind which hosts hide: nothing new comes in there unasked.
+    #[must_use]
+    pub fn hides_inside(&self, port: PortId) -> bool {
+        self.hiding.contains(&port)
+    }
+}
+
+/// The source NAT of a virtual server. It is there for servers that keep the client's source too: a client beside its
+/// backend needs it.
+fn server_nat(spec: &GatewaySpec, fib: &Fib, server: &crate::spec::ServerSpec) -> NatSpec {
+    let towards = server.backends.first().and_then(|backend| fib.lookup(0, backend.address.ip()));
+    let interface = towards.and_then(|route| spec.interfaces.get(usize::from(route.port)));
+    let own = || {
+        let addresses = interface.into_iter().flat_map(|interface| &interface.addresses);
+        addresses
+            .map(ipnet::IpNet::addr)
+            .filter(|address| address.is_ipv4() == server.listen.is_ipv4())
+            .take(1)
+            .collect()
+    };
+    let addresses: Vec<IpAddr> =
+        if server.source_addresses.is_empty() { own() } else { server.source_addresses.clone() };
+    let reserved = spec
+        .nats
+        .iter()
+        .find(|nat| nat.addresses.iter().any(|address| addresses.contains(address)))
+        .map_or_else(Vec::new, |nat| nat.reserved.clone());
+    NatSpec {
+        out: SERVER_NAT_PORT,
+        mode: if server.source == NatMode::PortOnly { NatMode::PortOnly } else { NatMode::AddressAndPort },
+        addresses,
+        from: Vec::new(),
+        tenants: Vec::new(),
+        mapping: Mapping::EndpointDependent,
+        ports: (1024, 65_535),
+        reserved,
+        tables: 256,
+        flows_per_client_max: 0,
+        ports_per_client: 0,
+    }
+}
+
+/// Targets whose replies hash elsewhere than the requests.
+fn kept_targets(spec: &GatewaySpec, before: Option<&Policy>) -> BTreeMap<(u8, SocketAddr), Vec<SocketAddr>> {
+    // Flows of a target that is configured no longer still live: its replies must find them.
+    let mut kept = before.map(|policy| policy.kept.clone()).unwrap_or_default();
+    if kept.len() > KEPT_MAX {
+        kept.clear();
+    }
+    let mut keep = |protocol: u8, target: SocketAddr, listen: SocketAddr| {
+        let listens = kept.entry((protocol, target)).or_default();
+        if target != listen && !listens.contains(&listen) {
+            listens.push(listen);
+        }
+    };
+    for forward in &spec.forwards {
+        keep(forward.protocol, forward.to, forward.listen);
+    }
+    let servers = spec
+        .servers
+        .iter()
+        .filter(|server| server.source == NatMode::None && server.delivery == DeliveryMode::Nat);
+    for server in servers {
+        for backend in &server.backends {
+            keep(server.protocol, backend.address, server.listen);
+        }
+    }
+    kept
+}
+
+/// Whether a port is an interface and not the host or the tunnel.
+#[must_use]
+pub const fn is_interface(port: PortId) -> bool {
+    port != HOST_PORT && port != TUNNEL_PORT
+}

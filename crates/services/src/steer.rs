@@ -1,0 +1,217 @@
+//! Which core owns a packet: asked by whoever reads it, answered without state (rows C2–C4, C9; design §3).
+//!
+//! Nearly always the answer is one core: the bucket table at the hash of the packet's own tuple. Four things make the
+//! list of cores longer or other; each has the flow's record at exactly one of the cores visited:
+//!
+//! * **Kept source behind a translated destination** (C4 with a virtual server or port forward): the reply's tuple hashes
+//!   elsewhere than the request's. The reply's source is a known backend, so the request's tuple is made up again from
+//!   it and the listen address, and its owner is visited first.
+//! * **Endpoint-independent mappings**: what goes out belongs to the core of the client's endpoint, whatever the remote;
+//!   what comes in to the core that holds the port's block.
+//! * **A bucket that moved** has a chain of earlier owners; they are asked before the owner begins a flow.
+//! * **A core that was taken away** is skipped.
+//!
+//! The last stop is always the *creator*: the only core that may begin a flow for this packet.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use packet::flow::FlowKey;
+use steering::port_solver::ReplyPorts;
+use steering::symmetric::FlowHasher;
+use steering::table::BucketTable;
+
+use crate::policy::Policy;
+use crate::spec::PortId;
+
+/// Cores visited for one packet at most.
+pub const STOPS_MAX: usize = 16;
+
+/// The hash, its solver and the bucket table: one snapshot for all cores, replaced as a whole when buckets move.
+#[derive(Debug)]
+pub struct Steering {
+    /// The gateway's own hash; its key never leaves.
+    pub hasher: Arc<FlowHasher>,
+    /// Its inverse for reply ports.
+    pub solvers: Arc<ReplyPorts>,
+    /// Bucket → core, with chains.
+    pub table: BucketTable,
+    /// How many cores there are, working or not.
+    pub cores: u8,
+    /// Bit per core: it works. A core that does not is never visited.
+    pub alive: u128,
+}
+
+impl Steering {
+    /// Draws a key for which replies can be steered, with `cores` equal owners of 128 buckets.
+    ///
+    /// # Errors
+    /// Says what is wrong; with sound randomness and 1–128 cores nothing is.
+    pub fn new(
+        cores: u8,
+        keys: impl IntoIterator<Item = [u8; steering::toeplitz::KEY_BYTES]>,
+    ) -> Result<Self, String> {
+        let units: Vec<_> = (0..u16::from(cores)).map(|id| steering::table::Unit { id, weight: 1 }).collect();
+        let table = BucketTable::new(steering::table::CORE_BUCKETS, &units)
+            .map_err(|error| format!("no bucket table for {cores} cores: {error}"))?;
+        let (hasher, solvers) = ReplyPorts::draw(7, 10, keys)
+            .ok_or("none of the drawn hash keys can be solved for ports; the random source is broken")?;
+        let alive = if cores >= 128 { u128::MAX } else { (1u128 << cores) - 1 };
+        Ok(Self { hasher: Arc::new(hasher), solvers: Arc::new(solvers), table, cores, alive })
+    }
+
+    /// Whether core `id` works.
+    #[must_use]
+    pub fn is_alive(&self, id: u8) -> bool {
+        self.alive >> (id & 127) & 1 == 1
+    }
+
+    /// The same hash with another table and other cores that work.
+    #[must_use]
+    pub fn with_table(&self, table: BucketTable, alive: u128) -> Self {
+        Self {
+            hasher: Arc::clone(&self.hasher),
+            solvers: Arc::clone(&self.solvers),
+            table,
+            cores: self.cores,
+            alive,
+        }
+    }
+
+    /// Bucket of a tuple.
+    #[inline]
+    #[must_use]
+    pub fn bucket(&self, key: &FlowKey, tenant: u16) -> usize {
+        steering::symmetric::core_bucket(self.hasher.hash(key, tenant), self.table.buckets())
+    }
+
+    /// The stops of a packet that came in at `port`.
+    #[inline]
+    #[must_use]
+    pub fn stops(&self, policy: &Policy, key: &FlowKey, tenant: u16, port: PortId) -> Stops {
+        let bucket = self.bucket(key, tenant);
+        if policy.steers_by_hash_only && self.table.chain(bucket).is_empty() {
+            return Stops::one(self.table.owner(bucket) as u8);
+        }
+        self.all_stops(policy, key, tenant, port, bucket)
+    }
+
+    #[cold]
+    fn all_stops(&self, policy: &Policy, key: &FlowKey, tenant: u16, port: PortId, bucket: usize) -> Stops {
+        let mut stops = Stops::default();
+        if let Some(core) = self.mapping_owner(policy, key, tenant, port, &mut stops) {
+            stops.visit(self, core);
+            stops.creator = core;
+            return stops;
+        }
+        let from = SocketAddr::new(key.src, key.src_port);
+        for listen in policy.kept_source_listens(key.protocol, from) {
+            let request = FlowKey {
+                src: key.dst,
+                src_port: key.dst_port,
+                dst: listen.ip(),
+                dst_port: listen.port(),
+                protocol: key.protocol,
+            };
+            // Clients come in where the listen address is: untagged interfaces, tenant 0, unless the policy says more.
+            let client_tenant = policy.tenant_towards(key.dst, tenant);
+            stops.visit_bucket(self, self.bucket(&request, client_tenant));
+        }
+        stops.visit_bucket(self, bucket);
+        stops.creator = self.table.owner(bucket) as u8;
+        stops.visit(self, stops.creator);
+        stops
+    }
+
+    /// The core of an endpoint-independent mapping, if the packet uses one.
+    fn mapping_owner(
+        &self,
+        policy: &Policy,
+        key: &FlowKey,
+        tenant: u16,
+        port: PortId,
+        stops: &mut Stops,
+    ) -> Option<u8> {
+        if !policy.maps_endpoints {
+            return None;
+        }
+        if let Some(core) = policy.nat.mapping_core_of(key, self.cores)
+            && policy.server_or_forward(key).is_none()
+        {
+            return Some(core);
+        }
+        let out = policy.fib.lookup(tenant, key.dst)?.port;
+        if out == port || !policy.maps_endpoints_of(out, key, tenant) {
+            return None;
+        }
+        let nobody = match key.src {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        let endpoint = FlowKey { dst: nobody, dst_port: 0, ..*key };
+        let bucket = self.bucket(&endpoint, tenant);
+        stops.visit_bucket(self, bucket);
+        Some(self.table.owner(bucket) as u8)
+    }
+}
+
+/// The cores to ask about a packet, in order, each once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stops {
+    cores: [u8; STOPS_MAX],
+    len: u8,
+    /// The only core that may begin a flow for the packet; the last stop.
+    pub creator: u8,
+}
+
+impl Stops {
+    /// Just one core, which is the creator too.
+    #[inline]
+    #[must_use]
+    pub const fn one(core: u8) -> Self {
+        let mut cores = [0; STOPS_MAX];
+        cores[0] = core;
+        Self { cores, len: 1, creator: core }
+    }
+
+    /// The stops in order.
+    #[inline]
+    #[must_use]
+    pub fn cores(&self) -> &[u8] {
+        self.cores.get(..usize::from(self.len)).unwrap_or_default()
+    }
+
+    /// Where a packet goes that was found unknown at stop `step`; `None` after the last.
+    #[must_use]
+    pub fn after(&self, step: u8) -> Option<u8> {
+        self.cores().get(usize::from(step) + 1).copied()
+    }
+
+    fn visit(&mut self, steering: &Steering, core: u8) {
+        // The creator has to be the last stop: move it there when it was on the way.
+        if let Some(at) = self.cores().iter().position(|known| *known == core) {
+            if let Some(rest) = self.cores.get_mut(at..usize::from(self.len)) {
+                rest.rotate_left(1);
+            }
+            return;
+        }
+        if steering.is_alive(core)
+            && let Some(place) = self.cores.get_mut(usize::from(self.len))
+        {
+            *place = core;
+            self.len += 1;
+        }
+    }
+
+    /// The bucket's owner, then its earlier owners.
+    fn visit_bucket(&mut self, steering: &Steering, bucket: usize) {
+        let owner = steering.table.owner(bucket) as u8;
+        let chain = steering.table.chain(bucket).iter().map(|unit| *unit as u8);
+        for core in std::iter::once(owner).chain(chain) {
+            // One place stays free for the creator.
+            if usize::from(self.len) < STOPS_MAX - 1 && !self.cores().contains(&core) {
+                self.visit(steering, core);
+            }
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Address translation with real clients, in each mode.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use linux::testing::isolated;
+
+use crate::gateway_clients::*;
+use crate::gateway_scene::*;
+use crate::scene::*;
+
+/// HTTP, ssh, DNS, FTP in both passive modes, iperf3 over TCP and UDP, ping and a traced route from the host of network 1 to
+/// that of network 2, which sees `source`.
+fn real_clients(lans: &Lans, gateway: &Gateway, source: IpAddr) {
+    let (client, server) = (lans.host(1), lans.host(2));
+    let _mirror = Mirror::start(server, "server", "0.0.0.0:80");
+    assert_eq!(curl(client, "10.1.2.2").unwrap().source.ip(), source);
+    assert_eq!(ask_udp(client, "10.1.2.2:80").source.ip(), source);
+    for _ in 0..20 {
+        assert_eq!(ask_tcp(client, "10.1.2.2:80").source.ip(), source);
+    }
+    let ssh = Ssh::start(server, 22);
+    let seen = ssh.run(client, "10.1.2.2", "echo $SSH_CONNECTION; seq 100000");
+    assert!(seen.starts_with(&format!("{source} ")) && seen.ends_with("\n100000\n"), "{}", &seen[..80]);
+    let _dns = Dns::start(server, host_ip(2));
+    resolve(client, "10.1.2.2");
+    let ftp = Ftp::start(server, "10.1.2.2:21");
+    ftp.fetch(client, "10.1.2.2", "");
+    ftp.fetch(client, "10.1.2.2", "--disable-epsv");
+    for arguments in ["", "--reverse", "--parallel 4", "--udp --bitrate 5M", "--udp --bitrate 5M --reverse"] {
+        iperf3(client, server, "10.1.2.2", arguments);
+    }
+    ping(client, "-c 5 10.1.2.2");
+    assert_eq!(trace(client, Ipv4Addr::new(10, 1, 2, 2)), [Ipv4Addr::new(10, 1, 1, 1), Ipv4Addr::new(10, 1, 2, 2)]);
+    no_reply_went_astray(gateway);
+}
+
+/// Rows C2, C10: address and port of the client are replaced; the server has no route to the client, and every ordinary
+/// client works. The view names the NAT and its flows.
+#[test]
+fn c2_real_clients_with_address_and_port() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        lans.no_default_route(2);
+        let gateway = lans.start(&format!("{ALLOW}[[nat]]\nout = \"lan2\"\nmode = \"address-and-port\"\n"));
+        real_clients(&lans, &gateway, gateway_ip(2));
+        let status = services(&gateway);
+        assert_eq!(status.handed_off_packets, 0, "{status:?}");
+        assert_eq!((status.nats.len(), status.nats[0].mode.as_str()), (1, "address-and-port"));
+        assert!(status.nats[0].addresses.contains(&"10.1.2.1".to_owned()), "{:?}", status.nats);
+        assert!(status.cores.iter().map(|core| core.new_flows).sum::<u64>() > 30, "{:?}", status.cores);
+    });
+}
+
+/// Row C2: several outside addresses; what leaves has one of them, and the kernel answers for all.
+#[test]
+fn c2_a_pool_of_addresses() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        lans.no_default_route(2);
+        let gateway =
+            lans.start(&format!("{ALLOW}[[nat]]\nout = \"lan2\"\naddresses = [\"10.1.2.16/30\"]\n"));
+        let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
+        for number in 0..40 {
+            let answer = if number % 2 == 0 {
+                ask_tcp(lans.host(1), "10.1.2.2:80")
+            } else {
+                ask_udp(lans.host(1), "10.1.2.2:80")
+            };
+            let IpAddr::V4(source) = answer.source.ip() else { panic!("{answer:?}") };
+            let last = source.octets()[3];
+            assert!((16..20).contains(&last), "{source}");
+            assert!(answer.source.port() >= 1_024);
+        }
+        no_reply_went_astray(&gateway);
+        assert_eq!(services(&gateway).handed_off_packets, 0);
+    });
+}
+
+/// Row C3: the client's address stays, only its port is chosen, so that the reply comes to the same core.
+#[test]
+fn c3_real_clients_with_port_only() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let gateway = lans.start(&format!("{ALLOW}[[nat]]\nout = \"lan2\"\nmode = \"port-only\"\n"));
+        real_clients(&lans, &gateway, host_ip(1));
+        let status = services(&gateway);
+        assert_eq!(status.handed_off_packets, 0, "{status:?}");
+        assert_eq!(status.nats[0].mode, "port-only");
+        // The ports are the gateway's choice.
+        let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:81");
+        let client = UdpClient::new(lans.host(1), "0.0.0.0:0");
+        let talks: Vec<Talk> =
+            (0..8).map(|_| Talk::open(lans.host(1), "10.1.2.2:81").unwrap()).collect();
+        assert!(talks.iter().any(|talk| talk.local.port() != talk.answer.source.port()));
+        assert_eq!(client.ask("10.1.2.2:81", 64), client.ask("10.1.2.2:81", 64));
+    });
+}
+
+/// Row C4: nothing is replaced. Both directions belong to one core by the hash alone.
+#[test]
+fn c4_real_clients_with_nothing_replaced() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let gateway = lans.start(&format!("{ALLOW}[[nat]]\nout = \"lan2\"\nmode = \"none\"\n"));
+        real_clients(&lans, &gateway, host_ip(1));
+        let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:81");
+        for _ in 0..8 {
+            let talk = Talk::open(lans.host(1), "10.1.2.2:81").unwrap();
+            assert_eq!(talk.local, talk.answer.source);
+        }
+        assert_eq!(services(&gateway).handed_off_packets, 0);
+    });
+}
+
+/// Row C4 without any `[[nat]]`, over IPv6: a plain router with a firewall.
+#[test]
+fn c4_ipv6_is_forwarded() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let gateway = lans.start(ALLOW);
+        let (client, server) = (lans.host(1), lans.host(2));
+        let _mirror = Mirror::start(server, "server", "[::]:80");
+        let talk = Talk::open(client, "[fd00:1:2::2]:80").unwrap();
+        assert_eq!(talk.local, talk.answer.source);
+        ask_udp(client, "[fd00:1:2::2]:80");
+        ping(client, "-c 3 fd00:1:2::2");
+        ping(client, "-c 3 -s 4000 fd00:1:2::2");
+        assert!(curl(client, "[fd00:1:2::2]").is_ok());
+        tcp_finish(tcp_start(client, server, "fd00:1:2::2", 5203, 4, 1.0));
+        no_reply_went_astray(&gateway);
+    });
+}
+
+/// Row C2: with endpoint-independent mapping a client has one outside port for all destinations, and everybody reaches it
+/// there.
+#[test]
+fn c2_endpoint_independent_mapping_keeps_the_port_and_lets_others_in() {
+    isolated(|| {
+        let lans = Lans::new(3);
+        lans.no_default_route(2);
+        let gateway = lans.start(&format!(
+            "{ALLOW}[[nat]]\nout = \"lan2\"\nmapping = \"endpoint-independent\"\nfrom = [\"10.1.1.0/24\"]\n"
+        ));
+        let server = lans.host(2);
+        shell(server, "ip address add 10.1.2.3/24 dev eth0");
+        let _one = Mirror::start(server, "one", "10.1.2.2:80");
+        let _two = Mirror::start(server, "two", "10.1.2.3:80");
+        for _ in 0..6 {
+            let client = UdpClient::new(lans.host(1), "0.0.0.0:0");
+            let (one, two) = (client.ask("10.1.2.2:80", 64), client.ask("10.1.2.3:80", 64));
+            assert_eq!(one.source, two.source, "one mapping for all destinations");
+            // Somebody who was never asked reaches the client by it (RFC 4787 §5).
+            let stranger = UdpClient::new(server, "10.1.2.2:0");
+            stranger.send(one.source);
+            assert!(client.receives_from(stranger.local()), "nothing came by the mapping");
+        }
+        no_reply_went_astray(&gateway);
+    });
+}
+
+/// Row C2: a client has only so many flows, others are not harmed; the reason is counted.
+#[test]
+fn c2_a_client_has_only_so_many_flows() {
+    isolated(|| {
+        let lans = Lans::new(3);
+        let gateway = lans.start(&format!("{ALLOW}[[nat]]\nout = \"lan2\"\nflows-per-client-max = 20\n"));
+        let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
+        let clients: Vec<UdpClient> = (0..60).map(|_| UdpClient::new(lans.host(1), "0.0.0.0:0")).collect();
+        for client in &clients {
+            client.send("10.1.2.2:80".parse().unwrap());
+        }
+        wait_for("the limit is felt", PATIENCE, || dropped(&gateway, "flows-per-client") > 0);
+        wait_for("the limit is counted", PATIENCE, || services(&gateway).nats[0].refused_flows > 0);
+        assert!(flows(&gateway, "udp 10.1.1.2").flows.len() <= 20);
+        assert_eq!(ask_tcp(lans.host(3), "10.1.2.2:80").source.ip(), gateway_ip(2));
+    });
+}
+
+/// Row C2: the log answers who had an outside port (RFC 6888 §4).
+#[test]
+fn c2_the_log_tells_who_had_a_port() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let log = lans.scene.directory.path().join("nat.json");
+        let gateway = lans.start(&format!(
+            "[gateway]\ndefault-action = \"allow\"\nlog-file = \"{}\"\n[[nat]]\nout = \"lan2\"\n",
+            log.display()
+        ));
+        let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
+        let client = UdpClient::new(lans.host(1), "0.0.0.0:0");
+        let seen = client.ask("10.1.2.2:80", 64).source;
+        wait_for("a line about the port", PATIENCE, || {
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            text.lines().any(|line| {
+                let json: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
+                json.is_object() && line.contains(&seen.port().to_string()) && line.contains("10.1.1.2")
+            })
+        });
+        no_reply_went_astray(&gateway);
+    });
+}
+
+/// Row C2: an ICMP error from behind the translation reaches the client with its own packet quoted: a closed port over
+/// UDP is told at once, and a smaller MTU on the way is found by TCP.
+#[test]
+fn c2_icmp_errors_come_through() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        lans.no_default_route(2);
+        let _gateway = lans.start(&format!("{ALLOW}[[nat]]\nout = \"lan2\"\n"));
+        let client = UdpClient::new(lans.host(1), "0.0.0.0:0");
+        wait_for("the closed port is told", PATIENCE, || client.is_refused("10.1.2.2:9"));
+        // A closed TCP port is refused, not timed out.
+        let error = Talk::open(lans.host(1), "10.1.2.2:9").err().unwrap();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{error}");
+    });
+}
