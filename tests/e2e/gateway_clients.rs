@@ -18,7 +18,8 @@ use crate::scene::*;
 /// A real `sshd` with a key of its own, and a client key that it accepts.
 pub struct Ssh {
     directory: ScratchDir,
-    port: u16,
+    /// Where clients connect.
+    pub port: u16,
     _server: Program,
 }
 
@@ -42,9 +43,7 @@ impl Ssh {
         command.args(["-D", "-e", "-f", &format!("{path}/sshd.conf")]);
         let log = directory.path().join("sshd.log");
         let server = place.start(command, Some(&log)).unwrap();
-        wait_for("sshd", PATIENCE, || {
-            place.run(|| TcpStream::connect(("127.0.0.1", port)).is_ok()).unwrap()
-        });
+        wait_for("sshd", PATIENCE, || place.run(|| TcpStream::connect(("127.0.0.1", port)).is_ok()).unwrap());
         Self { directory, port, _server: server }
     }
 
@@ -66,7 +65,9 @@ impl Ssh {
     pub fn run(&self, from: &Node, host: &str, remote: &str) -> String {
         match from.output(self.command(host, remote)) {
             Ok(text) => text,
-            Err(error) => panic!("{error:#}\n{:?}", std::fs::read_to_string(self.directory.path().join("sshd.log"))),
+            Err(error) => {
+                panic!("{error:#}\n{:?}", std::fs::read_to_string(self.directory.path().join("sshd.log")))
+            }
         }
     }
 
@@ -164,7 +165,7 @@ fn ftp_session(stream: TcpStream, place: &Node) -> std::io::Result<()> {
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
     let local = stream.local_addr()?.ip();
     let mut lines = BufReader::new(stream.try_clone()?);
-    let mut say = |text: String| (&stream).write_all(format!("{text}\r\n").as_bytes());
+    let say = |text: String| (&stream).write_all(format!("{text}\r\n").as_bytes());
     say("220 ready".to_owned())?;
     let mut data: Option<TcpListener> = None;
     let mut line = String::new();
@@ -178,7 +179,8 @@ fn ftp_session(stream: TcpStream, place: &Node) -> std::io::Result<()> {
             "TYPE" | "CWD" | "NOOP" => say("200 fine".to_owned())?,
             "SIZE" => say(format!("213 {}", FTP_LINE.len() * FTP_LINES))?,
             "EPSV" | "PASV" => {
-                let listener = place.run(|| TcpListener::bind((local, 0))).map_err(std::io::Error::other)??;
+                let listener =
+                    place.run(|| TcpListener::bind((local, 0))).map_err(std::io::Error::other)??;
                 let port = listener.local_addr()?.port();
                 data = Some(listener);
                 say(match (verb.as_str(), local) {

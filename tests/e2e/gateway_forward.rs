@@ -31,9 +31,9 @@ fn c2_c4_a_forward_shows_the_real_client() {
         }
         assert_eq!(curl(outside, "10.1.2.1:8080").unwrap().source.ip(), host_ip(2));
         Talk::open(outside, "10.1.2.1:8080").unwrap().echo(1_000_000).unwrap();
-        let ssh = Ssh::start(inside, 22);
-        let forwarded = Ssh { ..ssh }.at_port(2222);
-        assert!(forwarded.run(outside, "10.1.2.1", "echo $SSH_CONNECTION").starts_with("10.1.2.2 "));
+        let mut ssh = Ssh::start(inside, 22);
+        ssh.port = 2222;
+        assert!(ssh.run(outside, "10.1.2.1", "echo $SSH_CONNECTION").starts_with("10.1.2.2 "));
         // What does not match a forward is for the gateway itself, where nobody listens.
         assert_eq!(
             Talk::open(outside, "10.1.2.1:8081").err().map(|error| error.kind()),
@@ -73,11 +73,11 @@ fn c2_two_clients_meet_at_their_outside_addresses() {
     isolated(|| {
         let lans = Lans::new(3);
         lans.no_default_route(2);
-        let gateway = lans.start(&format!(
-            "{ALLOW}[[nat]]\nout = \"lan2\"\nmapping = \"endpoint-independent\"\n"
-        ));
+        let gateway =
+            lans.start(&format!("{ALLOW}[[nat]]\nout = \"lan2\"\nmapping = \"endpoint-independent\"\n"));
         let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
-        let (one, two) = (UdpClient::new(lans.host(1), "0.0.0.0:0"), UdpClient::new(lans.host(3), "0.0.0.0:0"));
+        let (one, two) =
+            (UdpClient::new(lans.host(1), "0.0.0.0:0"), UdpClient::new(lans.host(3), "0.0.0.0:0"));
         let (at_one, at_two) = (one.ask("10.1.2.2:80", 64).source, two.ask("10.1.2.2:80", 64).source);
         wait_for("two hears one, from its outside address", PATIENCE, || {
             one.send(at_two);
@@ -116,7 +116,8 @@ fn c2_a_forward_tells_the_client_by_proxy_protocol() {
         let connect = || std::net::TcpStream::connect("10.1.2.1:8080");
         let mut client = lans.host(2).run(connect).unwrap().unwrap();
         client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        let payload: Vec<u8> = (0..100_000u32).map(|n| (n % 199) as u8 + 32).chain(*b"last words\n").collect();
+        let payload: Vec<u8> =
+            (0..100_000u32).map(|n| (n % 199) as u8 + 32).chain(*b"last words\n").collect();
         client.write_all(&payload).unwrap();
         let mut thanks = [0; 6];
         client.read_exact(&mut thanks).unwrap();

@@ -74,7 +74,13 @@ impl Header {
     }
 }
 
-fn with_checksum(source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, mut upper: Vec<u8>, at: usize) -> Vec<u8> {
+fn with_checksum(
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
+    protocol: u8,
+    mut upper: Vec<u8>,
+    at: usize,
+) -> Vec<u8> {
     let pseudo = pseudo_header(IpAddr::V4(source), IpAddr::V4(destination), protocol, upper.len());
     let checksum = finish(sum(&upper, pseudo));
     upper[at..at + 2].copy_from_slice(&checksum.to_be_bytes());

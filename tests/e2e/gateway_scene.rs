@@ -15,8 +15,8 @@ use testbed::topology::{Host, Node, Site};
 
 use crate::scene::*;
 
-/// A rule set that lets everything through.
-pub const ALLOW: &str = "[gateway]\ndefault-action = \"allow\"\n";
+/// A rule set that lets everything through, and cores that keep their work, so that each packet's core can be foretold.
+pub const ALLOW: &str = "[gateway]\ndefault-action = \"allow\"\ncore-rebalance = false\n";
 
 /// A gateway with so many networks, and a host in each. Device `lanN` of the gateway, N from 1, has 10.1.N.1/24 and
 /// fd00:1:N::1/64; the host is number 2 there, on its device `eth0`.
@@ -59,11 +59,11 @@ impl Lans {
     }
 
     /// Starts the gateway and waits until its interfaces are up.
-    pub fn start(&self, sections: &str) -> Gateway {
+    pub fn start(&self, sections: &str) -> Running {
         let text = self.text(sections);
         let mut gateway = Gateway::start(self.gateway(), &self.scene.directory, "gw", &text);
         ready(&mut gateway);
-        gateway
+        Running(gateway)
     }
 
     /// Applies other sections to the running gateway; exit code and output.
@@ -75,6 +75,33 @@ impl Lans {
     /// The host of this network has no route but to its own network.
     pub fn no_default_route(&self, number: usize) {
         shell(self.host(number), "ip route del default && ip -6 route del default");
+    }
+}
+
+/// A running gateway that shows its state when a test fails.
+pub struct Running(Gateway);
+
+impl std::ops::Deref for Running {
+    type Target = Gateway;
+
+    fn deref(&self) -> &Gateway {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Running {
+    fn deref_mut(&mut self) -> &mut Gateway {
+        &mut self.0
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let (_, status) = self.command(&["status"]);
+            let (_, flows) = self.command(&["status", "--flows", "--limit", "40"]);
+            eprintln!("{status}\n{flows}");
+        }
     }
 }
 
@@ -245,7 +272,8 @@ fn mirror_tcp(
         };
         if first && buffer[..bytes].starts_with(b"GET ") {
             let body = format!("{name} {source}\n");
-            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+            let head =
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
             return stream.write_all((head + &body).as_bytes());
         }
         if first {
@@ -279,7 +307,8 @@ impl Talk {
         stream.read_line(&mut line)?;
         stream.read_line(&mut echo)?;
         let answer = Answer::parse(&line).filter(|_| echo == "who\n");
-        let answer = answer.ok_or_else(|| std::io::Error::other(format!("a strange answer: {line}{echo}")))?;
+        let answer =
+            answer.ok_or_else(|| std::io::Error::other(format!("a strange answer: {line}{echo}")))?;
         Ok(Self { stream, local, answer })
     }
 
@@ -359,8 +388,15 @@ pub fn ask_udp(from: &Node, to: &str) -> Answer {
 
 /// Fetches the page of a [`Mirror`] with curl.
 pub fn curl(from: &Node, to: &str) -> Result<Answer, String> {
-    let url = format!("curl --silent --show-error --fail --max-time 20 'http://{to}/'");
-    let text = try_shell(from, &url)?;
+    curl_for(from, to, 20)
+}
+
+/// The same, waiting so many seconds at most.
+pub fn curl_for(from: &Node, to: &str, seconds: u32) -> Result<Answer, String> {
+    let text = try_shell(
+        from,
+        &format!("curl --silent --show-error --fail --globoff --max-time {seconds} 'http://{to}/'"),
+    )?;
     Answer::parse(&text).ok_or(text)
 }
 
@@ -405,5 +441,42 @@ impl UdpClient {
         let _ = self.0.send(b"hello");
         let answer = self.0.recv(&mut [0; 64]);
         answer.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+    }
+}
+
+/// TCP connections to a [`Mirror`] that are busy until told to stop.
+pub struct Bulk {
+    end: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<std::io::Result<u64>>>,
+}
+
+impl Bulk {
+    /// Opens so many connections.
+    #[track_caller]
+    pub fn start(from: &Node, to: &str, connections: usize) -> Self {
+        let end = Arc::new(AtomicBool::new(false));
+        let talks: Vec<Talk> = (0..connections).map(|_| Talk::open(from, to).unwrap()).collect();
+        let busy = |mut talk: Talk| {
+            let end = Arc::clone(&end);
+            std::thread::spawn(move || {
+                let mut bytes = 0;
+                while !end.load(Ordering::Relaxed) {
+                    talk.echo(64 * 1024)?;
+                    bytes += 64 * 1024;
+                }
+                Ok(bytes)
+            })
+        };
+        Self { threads: talks.into_iter().map(busy).collect(), end }
+    }
+
+    /// Ends them; each must have carried data, and none may have broken.
+    #[track_caller]
+    pub fn finish(self) {
+        self.end.store(true, Ordering::Relaxed);
+        for thread in self.threads {
+            let bytes = thread.join().unwrap();
+            assert!(bytes.as_ref().is_ok_and(|bytes| *bytes > 0), "a connection broke: {bytes:?}");
+        }
     }
 }

@@ -62,7 +62,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  anabranch core drain 1       its flows move to the other cores or end there, new ones go elsewhere
+  anabranch core drain 1       new flows go to the other cores; its own stay on it until they end
   anabranch core enable 1
 
 \"anabranch status\" shows which buckets and flows a core has.")]

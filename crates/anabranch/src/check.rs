@@ -29,7 +29,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         complain(&problem.to_string());
     }
     let Some(config) = loaded.config else { return Ok(ExitCode::from(EXIT_CONFIGURATION)) };
-    for warning in control::missing_interfaces(&config) {
+    for warning in control::host_warnings(&config) {
         complain(&warning);
     }
     print(&format!("{}: OK: {}\n", args.config.display(), summary(&config)))?;
@@ -54,7 +54,11 @@ fn summary(config: &Config) -> String {
             InterfaceMatch::Name(text) | InterfaceMatch::Pattern(text) => text.as_str(),
         })
         .collect();
-    let wans = if wans.is_empty() { "the host's default route".to_owned() } else { wans.join(", ") };
+    let wans = match (wans.is_empty(), config.peers.is_empty()) {
+        (false, _) => format!("WANs: {}; ", wans.join(", ")),
+        (true, false) => "WANs: the host's default route; ".to_owned(),
+        (true, true) => String::new(),
+    };
     let peers: Vec<&str> = config.peers.iter().map(|peer| peer.name.as_str()).collect();
     let peers = match peers.len() {
         0 => "no peers".to_owned(),
@@ -68,7 +72,7 @@ fn summary(config: &Config) -> String {
         format!("public key {}", control::key::encode(&config.node.private_key.public()))
     };
     format!(
-        "node {} on {}, {role}, {cores}; WANs: {wans}; {peers}; {services}{key}",
+        "node {} on {}, {role}, {cores}; {wans}{peers}; {services}{key}",
         config.node.name, config.tun.name
     )
 }

@@ -12,6 +12,7 @@ mod logging;
 mod output;
 mod pubkey;
 mod reload;
+mod replay;
 mod status;
 mod stop;
 mod up;
@@ -19,6 +20,10 @@ mod up;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+/// Large tables lie in huge pages.
+#[global_allocator]
+static ALLOCATOR: linux::memory::HugePages = linux::memory::HugePages;
 
 /// The configuration is wrong, or the demo's data did not arrive intact.
 const EXIT_CONFIGURATION: u8 = 1;
@@ -32,7 +37,7 @@ const EXIT_CANNOT_START: u8 = 4;
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
-  1  the configuration is wrong (up, check, reload), a key is wrong (pubkey), data was damaged (demo), or the
+  1  the configuration is wrong (up, check, reload, replay), a key is wrong (pubkey), data was damaged (demo), or the
      gateway refused (explain, lease, group, backend, core)
   2  the command line is wrong
   3  no running gateway answers (all commands that ask it)
@@ -64,6 +69,8 @@ enum Command {
     Genkey(genkey::Args),
     /// Read a private key from standard input and print its public key
     Pubkey(pubkey::Args),
+    /// Run a capture through the gateway's production loop, without interfaces
+    Replay(replay::Args),
     /// Measure the engine in this process, without interfaces
     Bench(bench::Args),
     /// Run a gateway in the foreground (systemd: Type=notify)
@@ -94,6 +101,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Demo(args) => logging::to_stderr(log, "warn").and_then(|()| demo::run(args)),
         Command::Bench(args) => bench::run(&args),
+        Command::Replay(args) => logging::to_stderr(log, "warn").and_then(|()| replay::run(&args)),
         Command::Genkey(args) => genkey::run(&args),
         Command::Pubkey(args) => pubkey::run(&args),
         Command::Up(args) => up::run(args, log),

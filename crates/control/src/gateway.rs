@@ -106,7 +106,7 @@ impl Gateway {
         let numbers = Numbers::of(&config.tun.name);
         let tun = Tun::create(&config.tun.name, cpus.len()).map_err(|error| tun_error(&error))?;
         let tun_index = tun.index();
-        host.set_up_tun(tun_index, &config.tun)
+        host.set_up_tun(tun_index, &config.tun, &spec::tun_addresses(&config))
             .map_err(|error| UpError::Start(format!("cannot set up {}: {error}", config.tun.name)))?;
         // A key that was made for the run has no past.
         let mut state = (!config.node.key_was_made)
@@ -232,8 +232,13 @@ impl Gateway {
         self.router.reopen_log();
     }
 
+    /// WANs that mean something: without `[[wan]]` and `[[peer]]` there is no tunnel.
+    fn shown_wans(&self) -> &[LiveWan] {
+        if self.config.peers.is_empty() && self.config.wans.is_empty() { &[] } else { &self.lives }
+    }
+
     fn tell_states(&self, before: &[LiveWan]) {
-        for live in &self.lives {
+        for live in self.shown_wans() {
             let known = before.iter().find(|known| known.wan.id == live.wan.id);
             if known
                 .is_some_and(|known| known.state == live.state && known.wan.addresses == live.wan.addresses)
@@ -404,11 +409,14 @@ impl Gateway {
         let (new, warnings) = Config::load(&self.config.path).into_result()?;
         let (config, mut report) = reload::merge(&self.config, &new);
         report.warnings = warnings.iter().map(ToString::to_string).collect();
-        report.warnings.extend(missing_interfaces(&config));
+        report.warnings.extend(host_warnings(&config));
+        if let Some(message) = self.router.refused(&config, &EngineHandle::new(&self.engine, &self.memory)) {
+            return Err(vec![problem(&config, Severity::Error, "lease", message)]);
+        }
         self.config = config;
         report.warnings.extend(self.router.configured(&self.config));
         self.generation += 1;
-        if let Err(error) = self.host.set_addresses(&self.config.tun.addresses) {
+        if let Err(error) = self.host.set_addresses(&spec::tun_addresses(&self.config)) {
             report.warnings.push(error.to_string());
         }
         self.set_names();
@@ -419,7 +427,7 @@ impl Gateway {
 
     /// Live state.
     pub(crate) fn report(&self) -> Report {
-        let wans = self.lives.iter().map(|live| WanReport {
+        let wans = self.shown_wans().iter().map(|live| WanReport {
             id: live.wan.id,
             interface: live.wan.interface.clone(),
             state: live.state.to_owned(),
@@ -473,29 +481,58 @@ fn tun_error(error: &linux::Error) -> UpError {
     UpError::Start(format!("{error}{hint}"))
 }
 
-/// Interfaces a configuration names which are not there now: they may come later, or the name is wrong.
+/// What the host as it is now makes doubtful about a configuration: interfaces that are not there (they may come later, or
+/// the name is wrong), and default routes that only forwarded packets have.
 #[must_use]
-pub fn missing_interfaces(config: &Config) -> Vec<String> {
-    let Ok(links) = linux::netlink::Netlink::open().and_then(|netlink| netlink.links()) else {
+pub fn host_warnings(config: &Config) -> Vec<String> {
+    let Ok(view) = linux::netlink::Netlink::open().and_then(|netlink| HostView::read(&netlink)) else {
         return Vec::new();
     };
+    let say = |(key, message): (&str, String)| problem(config, Severity::Warning, key, message).to_string();
+    missing_interfaces(config, &view).into_iter().chain(missing_defaults(config, &view)).map(say).collect()
+}
+
+fn problem(config: &Config, severity: Severity, key: &str, message: String) -> Problem {
+    let file = config.path.display().to_string();
+    Problem { file, line: 0, column: 0, severity, key: key.to_owned(), message }
+}
+
+fn missing_interfaces(config: &Config, view: &HostView) -> Vec<(&'static str, String)> {
     let wans = config.wans.iter().filter_map(|wan| match &wan.interface {
         InterfaceMatch::Name(name) => Some(("wan.interface", name)),
         InterfaceMatch::Pattern(_) => None,
     });
     let devices = config.services.interfaces.iter().map(|interface| ("interface.device", &interface.device));
-    let missing = wans.chain(devices).filter(|(_, name)| !links.iter().any(|link| link.name == **name));
+    let missing = wans.chain(devices).filter(|(_, name)| !view.links.iter().any(|link| link.name == **name));
     missing
-        .map(|(key, name)| {
-            let problem = Problem {
-                file: config.path.display().to_string(),
-                line: 0,
-                column: 0,
-                severity: Severity::Warning,
-                key: key.to_owned(),
-                message: format!("there is no interface \"{name}\" now; it is used as soon as it comes"),
-            };
-            problem.to_string()
-        })
+        .map(|(key, name)| (key, format!("there is no interface \"{name}\" now; it is used as soon as it comes")))
         .collect()
 }
+
+/// `[[route]]` is for forwarded packets. The host's own (health checks, name service, updates) go by the kernel's routes.
+fn missing_defaults(config: &Config, view: &HostView) -> Vec<(&'static str, String)> {
+    let defaults = config.services.routes.iter().filter(|route| route.to.prefix_len() == 0);
+    let mut list = Vec::new();
+    for route in defaults.filter(|route| route.tenant.is_none()) {
+        let ipv4 = route.to.addr().is_ipv4();
+        let same = |net: ipnet::IpNet| net.prefix_len() == 0 && net.addr().is_ipv4() == ipv4;
+        let by_kernel = view.routes.iter().any(|known| same(known.spec.dst));
+        let by_tunnel = config.peers.iter().flat_map(|peer| &peer.allowed_ips).any(|net| same(*net));
+        if !by_kernel && !by_tunnel {
+            let via = route.via.map_or_else(String::new, |via| format!(" via {via}"));
+            let flag = if ipv4 { "" } else { "-6 " };
+            list.push((
+                "route.to",
+                format!(
+                    "{} is for forwarded packets; the host itself has no default route, so that its own checks, updates \
+                     and name service reach nobody; ip {flag}route add default{via}",
+                    route.to
+                ),
+            ));
+        }
+    }
+    list
+}
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use packet::flow::FlowKey;
 use serde::{Deserialize, Serialize};
 use services::nat::NatEvent;
-use services::spec::{GatewaySpec, PortId};
+use services::spec::{GatewaySpec, LeaseSpec, PortId};
 
 use crate::config::services::Distribution;
 
@@ -73,8 +73,19 @@ pub trait GatewayHandle {
     /// Takes a core out of the bucket table (`false`) or puts it back: its flows end on it, new ones go elsewhere.
     fn set_core(&self, core: usize, enabled: bool) -> Result<(), String>;
 
-    /// Events of address translation since the last call, oldest first; empty unless [`Desired::nat_events`].
-    fn take_nat_events(&self) -> Vec<NatEvent>;
+    /// Events of address translation since the last call, oldest first, empty unless [`Desired::nat_events`]; and how many
+    /// since the start found no room.
+    fn take_nat_events(&self) -> (Vec<NatEvent>, u64);
+
+    /// Ports of an outside address that nobody can be given now, a bit for each 1,024: they belong to a lease or to a
+    /// client's own block, or rest after one.
+    fn closed_blocks(&self, address: IpAddr) -> u64;
+
+    /// Why these leases of a configuration cannot be given; empty when they can.
+    fn refused_leases(&self, leases: &[LeaseSpec]) -> Vec<String>;
+
+    /// Once a second: notes what only time tells.
+    fn tick(&self);
 }
 
 /// Live state of everything that is not the tunnel.
@@ -189,13 +200,14 @@ pub struct NatStatus {
     pub addresses: Vec<String>,
     /// Flows now.
     pub live_flows: u64,
-    /// Ports in use now, summed over addresses and tables.
-    pub used_ports: u64,
+    /// Ports in use now, summed over addresses and tables: one for each flow. `None`: not counted by `[[nat]]`, because
+    /// clients have mappings or blocks of their own, which flows share.
+    pub used_ports: Option<u64>,
     /// Ports there are, likewise; with endpoint-dependent mapping one port serves many destinations.
     pub total_ports: u64,
-    /// Flows that found no port.
+    /// Flows that found no port. With several `[[nat]]` only the sum is known, which each of them has here.
     pub exhausted_flows: u64,
-    /// Flows refused because their client had its share.
+    /// Flows refused because their client had its share; likewise.
     pub refused_flows: u64,
 }
 
@@ -251,7 +263,7 @@ pub struct BackendStatus {
     pub live_connections: u64,
     /// Connections since start.
     pub total_connections: u64,
-    /// How long it is in this state, whole seconds.
+    /// How long it is in this state, whole seconds, to a second.
     pub state_age_seconds: u64,
 }
 
@@ -307,9 +319,9 @@ pub struct FlowReport {
     pub bucket: u32,
     /// IP protocol number.
     pub protocol: u8,
-    /// Source of the first packet; the port is an ICMP identifier or 0 where there are no ports.
+    /// Source of the first packet; for ICMP the port is the query's identifier. 0 where there are no ports.
     pub source: SocketAddr,
-    /// Destination of the first packet.
+    /// Destination of the first packet; port 0 for ICMP.
     pub destination: SocketAddr,
     /// Source as the other side sees it.
     pub translated_source: SocketAddr,

@@ -19,7 +19,8 @@ pub struct Host {
     numbers: Numbers,
     tun_index: Option<u32>,
     complaints: Complaints,
-    loosened: Vec<String>,
+    /// Interfaces whose reverse-path filter was changed, and what it was.
+    loosened: Vec<(String, u8)>,
     has_ipv6: bool,
 }
 
@@ -69,7 +70,12 @@ impl Host {
     }
 
     /// Sets MTU, queue and addresses of the TUN interface and switches it on.
-    pub fn set_up_tun(&mut self, index: u32, tun: &config::Tun) -> linux::Result<()> {
+    pub fn set_up_tun(
+        &mut self,
+        index: u32,
+        tun: &config::Tun,
+        addresses: &[IpNet],
+    ) -> linux::Result<()> {
         self.tun_index = Some(index);
         // WireGuard's interfaces have no link-local address either: there is no neighbour to find.
         let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{}/addr_gen_mode", tun.name), "1");
@@ -82,7 +88,7 @@ impl Host {
                 tracing::debug!(%error, "the TUN interface keeps its default: {what}");
             }
         }
-        self.set_addresses(&tun.addresses)?;
+        self.set_addresses(addresses)?;
         self.netlink.set_up(index, true)
     }
 
@@ -184,10 +190,11 @@ impl Host {
         }
     }
 
-    /// Lets replies in whose way back would be another interface (reverse-path filter `strict` → `loose`):
-    /// with policy routing that is the normal case. Taken back at the end.
+    /// Lets packets in whose way back would be another interface (reverse-path filter `strict` → `loose`): with policy
+    /// routing, and for the host's own packets out of the TUN interface, that is the normal case. The kernel goes by the
+    /// larger of the interface's value and that of `all`, so that 2 wins over a strict `all`. Taken back at the end.
     pub fn loosen_reverse_path(&mut self, interface: &str) {
-        if self.loosened.iter().any(|name| name == interface) {
+        if self.loosened.iter().any(|(name, _)| name == interface) {
             return;
         }
         let read = |name: &str| {
@@ -200,12 +207,10 @@ impl Host {
         match std::fs::write(rp_filter(interface), "2") {
             Ok(()) => {
                 tracing::info!(interface, "reverse-path filter set from strict to loose");
-                if own == 1 {
-                    self.loosened.push(interface.to_owned());
-                }
+                self.loosened.push((interface.to_owned(), own));
             }
             Err(error) => self.complaints.warn(format!(
-                "{interface} has a strict reverse-path filter (rp_filter = 1) which drops tunnel datagrams, and it \
+                "{interface} has a strict reverse-path filter (rp_filter = 1) which drops what comes in there, and it \
                  cannot be changed: {error}; set it to 2"
             )),
         }
@@ -213,8 +218,8 @@ impl Host {
 
     /// Removes all routes and rules of this instance. Returns how many there were.
     pub fn clear(&mut self) -> usize {
-        for interface in std::mem::take(&mut self.loosened) {
-            let _ = std::fs::write(rp_filter(&interface), "1");
+        for (interface, before) in std::mem::take(&mut self.loosened) {
+            let _ = std::fs::write(rp_filter(&interface), before.to_string());
         }
         self.apply(&HostPlan::default())
     }

@@ -38,4 +38,4 @@ pub mod state;
 pub mod up;
 pub mod wan;
 
-pub use gateway::missing_interfaces;
+pub use gateway::host_warnings;

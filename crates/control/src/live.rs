@@ -203,12 +203,14 @@ impl Live {
     }
 
     /// Takes a range: the first free blocks of a NAT that translates these packets. Asking again with the same words gives
-    /// the same lease. `spec`: what the engine was told last.
+    /// the same lease. `spec`: what the engine was told last. `closed`: blocks of an address that nobody can be given now,
+    /// see [`crate::handle::GatewayHandle::closed_blocks`].
     pub fn take_lease(
         &mut self,
         services: &Services,
         spec: &GatewaySpec,
         wish: &LeaseWish,
+        closed: &dyn Fn(IpAddr) -> u64,
     ) -> Result<Lease, String> {
         crate::config::services::values::word(&wish.name)?;
         let from = wish.from.trunc();
@@ -252,7 +254,7 @@ impl Live {
                 let taken = all().filter(|lease| lease.address == *address);
                 let taken: Vec<(u32, u32)> =
                     taken.map(|lease| (lease.first_port.into(), last_port(lease).into())).collect();
-                if let Some(first_port) = free_blocks(nat, &taken, blocks) {
+                if let Some(first_port) = free_blocks(nat, &taken, closed(*address), blocks) {
                     let lease = Lease {
                         name: wish.name.clone(),
                         tenant: wish.tenant.clone(),
@@ -266,7 +268,10 @@ impl Live {
                 }
             }
         }
-        Err(format!("no address has {} free ports side by side", blocks * block))
+        Err(format!(
+            "no address has {} free ports side by side; what was returned rests for two minutes",
+            blocks * block
+        ))
     }
 
     /// Gives a range back.
@@ -318,13 +323,14 @@ fn takes(nat: &NatSpec, from: IpNet, tenant: u16) -> bool {
 }
 
 /// First port of the first free run of whole blocks that the NAT may use.
-fn free_blocks(nat: &NatSpec, taken: &[(u32, u32)], blocks: u32) -> Option<u16> {
+fn free_blocks(nat: &NatSpec, taken: &[(u32, u32)], closed: u64, blocks: u32) -> Option<u16> {
     let (low, high) = (u32::from(nat.ports.0), u32::from(nat.ports.1));
     let reserved = nat.reserved.iter().map(|(first, last)| (u32::from(*first), u32::from(*last)));
     let used: Vec<(u32, u32)> = reserved.chain(taken.iter().copied()).collect();
     let free = |block: &u32| {
         let (first, last) = (block * BLOCK_PORTS, block * BLOCK_PORTS + BLOCK_PORTS - 1);
-        first >= low && last <= high && !used.iter().any(|(a, b)| *a <= last && first <= *b)
+        let open = closed >> block & 1 == 0;
+        open && first >= low && last <= high && !used.iter().any(|(a, b)| *a <= last && first <= *b)
     };
     let first = (1..64 - blocks + 1).find(|start| (*start..start + blocks).all(|block| free(&block)))?;
     u16::try_from(first * BLOCK_PORTS).ok()

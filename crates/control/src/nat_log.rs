@@ -2,6 +2,9 @@
 //!
 //! It answers who had an address and a port at a time (RFC 6888 REQ-12). Rotate it by renaming the file and sending
 //! SIGHUP. A line that cannot be written is lost and said, once; traffic does not wait for a disk.
+//!
+//! Lines about the log itself have an event and a note only: "log-begins", "log-ends" (everything open ends there) and
+//! "lost" with the number of lines that are missing.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
@@ -14,11 +17,32 @@ use services::nat::{NatEvent, NatEventKind};
 
 use crate::config::services::values::protocol_text;
 
+/// Note of the first line of a run.
+pub const BEGUN: &str = "the gateway starts: nothing is open";
+/// Note of the first line of a log that was switched on later.
+pub const BEGUN_LATE: &str = "switched on while running: what is open already is not listed";
+/// Note of the last line of a run.
+pub const ENDED: &str = "the gateway ends: everything that is open ends here";
+/// Note of the last line of a log that was switched off or goes on in another file.
+pub const MOVED: &str = "switched off or moved by a reload: what is open goes on";
+
 /// The log file.
 pub struct NatLog {
     path: PathBuf,
     file: Option<BufWriter<File>>,
     complained: bool,
+    /// Lines that are known to be missing.
+    lost: u64,
+}
+
+/// A line about the log itself.
+#[derive(Serialize)]
+struct Remark<'a> {
+    time_unix_ms: u64,
+    event: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lines: Option<u64>,
+    note: &'a str,
 }
 
 /// One line.
@@ -47,7 +71,7 @@ impl NatLog {
     /// A log at this path, opened with the first line.
     #[must_use]
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), file: None, complained: false }
+        Self { path: path.to_owned(), file: None, complained: false, lost: 0 }
     }
 
     /// Where it is.
@@ -68,6 +92,40 @@ impl NatLog {
             return;
         }
         let result = self.try_write(events, tenants, clocks);
+        self.settle(result);
+    }
+
+    /// The log begins here.
+    pub fn begin(&mut self, unix_ns: u64, note: &str) {
+        self.remark(unix_ns, "log-begins", None, note);
+    }
+
+    /// The log ends here.
+    pub fn end(&mut self, unix_ns: u64, note: &str) {
+        self.remark(unix_ns, "log-ends", None, note);
+    }
+
+    /// So many lines have been lost since the start: writes how many more than at the last call.
+    pub fn lost(&mut self, total: u64, unix_ns: u64) {
+        let more = total.saturating_sub(self.lost);
+        if more > 0 {
+            self.lost = total;
+            tracing::error!(lines = more, "NAT events are lost: there are more than can be kept");
+            self.remark(unix_ns, "lost", Some(more), "lines are missing before this one");
+        }
+    }
+
+    fn remark(&mut self, unix_ns: u64, event: &str, lines: Option<u64>, note: &str) {
+        let remark = Remark { time_unix_ms: unix_ns / 1_000_000, event, lines, note };
+        let result = self.open().and_then(|file| {
+            serde_json::to_writer(&mut *file, &remark)?;
+            file.write_all(b"\n")?;
+            file.flush()
+        });
+        self.settle(result);
+    }
+
+    fn settle(&mut self, result: io::Result<()>) {
         match result {
             Ok(()) => self.complained = false,
             Err(error) => {
@@ -83,12 +141,19 @@ impl NatLog {
         }
     }
 
+    fn open(&mut self) -> io::Result<&mut BufWriter<File>> {
+        let file = match self.file.take() {
+            Some(file) => file,
+            None => {
+                let file = OpenOptions::new().append(true).create(true).mode(0o640).open(&self.path)?;
+                BufWriter::new(file)
+            }
+        };
+        Ok(self.file.insert(file))
+    }
+
     fn try_write(&mut self, events: &[NatEvent], tenants: &[String], clocks: (u64, u64)) -> io::Result<()> {
-        if self.file.is_none() {
-            let file = OpenOptions::new().append(true).create(true).mode(0o640).open(&self.path)?;
-            self.file = Some(BufWriter::new(file));
-        }
-        let Some(file) = &mut self.file else { return Ok(()) };
+        let file = self.open()?;
         for event in events {
             serde_json::to_writer(&mut *file, &line(event, tenants, clocks))?;
             file.write_all(b"\n")?;
@@ -139,6 +204,7 @@ mod tests {
             ..event
         };
         let mut log = NatLog::new(&path);
+        log.begin(3_000_000, BEGUN);
         log.write(
             &[event, block],
             &[String::new(), "red".to_owned()],
@@ -146,14 +212,22 @@ mod tests {
         );
         log.reopen();
         log.write(&[block], &[], (5_000_000, 7_000_000));
+        log.lost(5, 8_000_000);
+        log.lost(5, 9_000_000);
+        log.lost(7, 9_000_000);
+        log.end(10_000_000, ENDED);
         let text = std::fs::read_to_string(&path).unwrap();
         let expected = "\
+{\"time_unix_ms\":3,\"event\":\"log-begins\",\"note\":\"the gateway starts: nothing is open\"}
 {\"time_unix_ms\":1700000000005,\"event\":\"opened\",\"tenant\":\"red\",\"protocol\":\"tcp\",\"inside\":\"10.0.0.5:1234\",\
 \"outside\":\"203.0.113.1:2048\",\"remote\":\"198.51.100.7:443\"}
 {\"time_unix_ms\":1700000000005,\"event\":\"block-returned\",\"protocol\":\"any\",\"inside\":\"10.0.0.5:1234\",\
 \"outside\":\"203.0.113.1:2048\",\"ports\":1024}
 {\"time_unix_ms\":7,\"event\":\"block-returned\",\"protocol\":\"any\",\"inside\":\"10.0.0.5:1234\",\
 \"outside\":\"203.0.113.1:2048\",\"ports\":1024}
+{\"time_unix_ms\":8,\"event\":\"lost\",\"lines\":5,\"note\":\"lines are missing before this one\"}
+{\"time_unix_ms\":9,\"event\":\"lost\",\"lines\":2,\"note\":\"lines are missing before this one\"}
+{\"time_unix_ms\":10,\"event\":\"log-ends\",\"note\":\"the gateway ends: everything that is open ends here\"}
 ";
         assert_eq!(text, expected);
         std::fs::remove_file(&path).unwrap();

@@ -18,7 +18,7 @@ use crate::gateway::{Event, Events};
 use crate::handle::{Desired, FLOWS_MAX, GatewayHandle, LeaseReport, ServicesStatus};
 use crate::health::{Change, Monitors, Target};
 use crate::live::{LeaseFile, Live};
-use crate::nat_log::NatLog;
+use crate::nat_log::{self, NatLog};
 use crate::socket::{Request, Response};
 use crate::spec::{self, HostFacts};
 
@@ -70,7 +70,15 @@ impl Router {
     pub(crate) fn configured(&mut self, config: &Config) -> Vec<String> {
         let wanted = config.services.settings.log_file.as_deref();
         if wanted != self.log.as_ref().map(NatLog::path) {
+            let now_ns = linux::clock::realtime_ns();
+            if let Some(mut before) = self.log.take() {
+                before.end(now_ns, nat_log::MOVED);
+            }
             self.log = wanted.map(NatLog::new);
+            if let Some(log) = &mut self.log {
+                let running = self.told.is_some();
+                log.begin(now_ns, if running { nat_log::BEGUN_LATE } else { nat_log::BEGUN });
+            }
         }
         let said = self.live.settle(&config.services);
         if !said.is_empty()
@@ -107,7 +115,7 @@ impl Router {
             return false;
         }
         let desired = spec::desired(config, facts, &self.live);
-        if self.told.as_ref() == Some(&desired) {
+        if self.told.as_ref() == Some(&desired) && self.failed.is_none() {
             return false;
         }
         match handle.apply(&desired) {
@@ -177,7 +185,6 @@ impl Router {
     pub(crate) fn health(&self, services: &Services, change: &Change, handle: &dyn GatewayHandle) {
         let found = self.health_ids.iter().find(|(_, id)| **id == change.id);
         let Some(((name, address), _)) = found else { return };
-        tracing::info!(server = name, backend = %address, up = change.up, reason = change.reason, "backend");
         let server = services.servers.iter().position(|server| server.name == *name);
         let Some(server) = server else { return };
         let backends = services.servers.get(server).map(|server| &server.backends);
@@ -187,16 +194,30 @@ impl Router {
         }
     }
 
+    /// Why a configuration cannot take force: the packet engine would refuse it.
+    pub(crate) fn refused(&self, config: &Config, handle: &dyn GatewayHandle) -> Option<String> {
+        let facts = self.facts.as_ref()?;
+        let mut live = self.live.clone();
+        live.settle(&config.services);
+        let spec = spec::gateway_spec(config, facts, &live);
+        // Those that were taken by command are there already.
+        let refused = handle.refused_leases(&spec.leases);
+        (!refused.is_empty()).then(|| refused.join("; "))
+    }
+
     /// Once a second: writes the log. Returns whether the engine is to be told again.
     pub(crate) fn tick(&mut self, handle: &dyn GatewayHandle) -> bool {
         self.write_log(handle);
+        handle.tick();
         self.failed.is_some()
     }
 
     fn write_log(&mut self, handle: &dyn GatewayHandle) {
         let (Some(log), Some(told)) = (&mut self.log, &self.told) else { return };
         let clocks = (linux::clock::monotonic_ns(), linux::clock::realtime_ns());
-        log.write(&handle.take_nat_events(), &told.spec.tenants, clocks);
+        let (events, lost) = handle.take_nat_events();
+        log.write(&events, &told.spec.tenants, clocks);
+        log.lost(lost, clocks.1);
     }
 
     /// The log file was renamed.
@@ -317,7 +338,9 @@ impl Router {
     ) -> Result<Response, String> {
         let Some(told) = &self.told else { return Err("the packet engine is not ready yet".to_owned()) };
         let before = self.live.clone();
-        let lease = self.live.take_lease(&config.services, &told.spec, wish)?;
+        let lease = self.live.take_lease(&config.services, &told.spec, wish, &|address| {
+            handle.closed_blocks(address)
+        })?;
         let warning = if self.live == before {
             None
         } else {
@@ -348,6 +371,9 @@ impl Router {
     pub(crate) fn end(&mut self, handle: &dyn GatewayHandle) {
         self.monitors = None;
         self.write_log(handle);
+        if let Some(log) = &mut self.log {
+            log.end(linux::clock::realtime_ns(), nat_log::ENDED);
+        }
     }
 
     /// Takes addresses back, after the engine's last packet.

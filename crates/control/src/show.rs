@@ -116,13 +116,15 @@ fn rules(status: &ServicesStatus, out: &mut String) {
 
 fn nats(status: &ServicesStatus, out: &mut String) {
     const ADDRESSES_SHOWN: usize = 4;
+    // Of several only the sums are known, which stand among the drops.
+    let alone = status.nats.len() == 1;
+    let known = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
     let mut table =
         Table::new(&["NAT", "mode", "<flows", "<ports", "<full", "<exhausted", "<refused", "addresses"]);
     for nat in &status.nats {
-        let full = if nat.total_ports == 0 {
-            "-".to_owned()
-        } else {
-            format!("{:.1} %", nat.used_ports as f64 * 100.0 / nat.total_ports as f64)
+        let full = match nat.used_ports {
+            Some(used) if nat.total_ports > 0 => format!("{:.1} %", used as f64 * 100.0 / nat.total_ports as f64),
+            _ => "-".to_owned(),
         };
         let mut addresses: Vec<String> = nat.addresses.iter().take(ADDRESSES_SHOWN).cloned().collect();
         if nat.addresses.len() > ADDRESSES_SHOWN {
@@ -132,10 +134,10 @@ fn nats(status: &ServicesStatus, out: &mut String) {
             nat.out.clone(),
             nat.mode.clone(),
             nat.live_flows.to_string(),
-            nat.used_ports.to_string(),
+            known(nat.used_ports),
             full,
-            nat.exhausted_flows.to_string(),
-            nat.refused_flows.to_string(),
+            known(alone.then_some(nat.exhausted_flows)),
+            known(alone.then_some(nat.refused_flows)),
             or_dash(&addresses.join(", ")),
         ]);
     }
@@ -294,12 +296,15 @@ pub fn explanation(about: &Explanation) -> String {
         let reason = about.backend_reason.as_ref().map_or_else(String::new, |reason| format!(" ({reason})"));
         line("server", &format!("{server}: {backend}{reason}"));
     }
+    let source = about.translated_source.map(|source| match source.port() {
+        0 => format!(", leaves as {} with a port chosen when the flow begins", source.ip()),
+        _ => format!(", leaves as {source}"),
+    });
     if about.nat > 0 {
-        let source = about.translated_source.map_or_else(String::new, |source| match source.port() {
-            0 => format!(", leaves as {} with a port chosen when the flow begins", source.ip()),
-            _ => format!(", leaves as {source}"),
-        });
+        let source = source.unwrap_or_default();
         line("NAT", &format!("[[nat]] number {}, {}{source}", about.nat, about.nat_mode));
+    } else if let Some(source) = source {
+        line("NAT", &format!("of the virtual server, {}{source}", about.nat_mode));
     } else {
         line("NAT", "none: the source stays");
     }

@@ -8,16 +8,16 @@
 //! * **Routes**, the best first where a prefix has several: the gateway's own addresses, `[[route]]`, connected networks,
 //!   peers' allowed-ips, the kernel's main table over the gateway's devices and the tunnel.
 //! * **Ports that the host itself uses** are reserved where a NAT shares an address with the host.
-//! * **Replies to the host's own connections** leave natively and come back through the datapath, which has no flow for
-//!   them: with a default action that drops, one rule behind the operator's lets them in.
+//! * **Replies to the host's own connections** come through the datapath, which has no flow for them because the
+//!   requests left natively: it is told the ports that the host uses, so that a default action that drops spares them.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
 use services::spec::{
     BackendSpec, ForwardSpec, GatewaySpec, GroupSpec, HOST_PORT, InterfaceSpec, LeaseSpec, NatMode, NatSpec,
-    PortId, RouteSpec, RuleAction, RuleSpec, ServerSpec, SideSpec, TCP, TUNNEL_PORT, UDP,
+    PortId, RouteSpec, RuleSpec, ServerSpec, SideSpec, TUNNEL_PORT,
 };
 
 use crate::addresses;
@@ -31,8 +31,9 @@ use crate::wan::HostView;
 pub const ROUTES_MAX: usize = 2_000_000;
 /// The kernel's ports for outgoing connections, unless the host says otherwise.
 const EPHEMERAL: (u16, u16) = (32_768, 60_999);
-/// Name of the rule that lets replies to the host in.
-pub const HOST_REPLIES: &str = "replies to the gateway";
+/// What the TUN interface is given for IPv4 when nothing is configured: RFC 7600's address of no host. The kernel's
+/// reverse-path filter drops everything that comes in on an interface without an address.
+const TUN_DUMMY: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 0, 8));
 
 /// What the host says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,6 +126,17 @@ pub fn read_ephemeral_ports() -> (u16, u16) {
     }
 }
 
+/// The addresses of the TUN interface: the configured ones, and one for IPv4 in any case where packets for the host come
+/// out of it.
+#[must_use]
+pub fn tun_addresses(config: &Config) -> Vec<IpNet> {
+    let mut list = config.tun.addresses.clone();
+    if !config.services.is_empty() && !list.iter().any(|net| net.addr().is_ipv4()) {
+        list.push(IpNet::from(TUN_DUMMY));
+    }
+    list
+}
+
 /// Everything the engine is told.
 #[must_use]
 pub fn desired(config: &Config, facts: &HostFacts, live: &Live) -> Desired {
@@ -167,6 +179,7 @@ pub fn gateway_spec(config: &Config, facts: &HostFacts, live: &Live) -> GatewayS
         fragments: config.services.settings.fragments,
         timeouts: config.services.settings.timeouts,
         limits: config.services.settings.limits,
+        host_ports: facts.ephemeral_ports,
         interfaces,
     }
 }
@@ -314,21 +327,7 @@ impl Builder<'_> {
             src_ports: rule.source_ports.clone(),
             tenants: self.tenants(&rule.tenants),
         };
-        let mut rules: Vec<RuleSpec> = self.services.rules.iter().map(rule).collect();
-        if self.services.settings.default_action != RuleAction::Allow {
-            let to_host = |protocols: &[u8], dst_ports: Vec<(u16, u16)>| RuleSpec {
-                name: HOST_REPLIES.to_owned(),
-                action: RuleAction::Allow,
-                to: SideSpec { ports: vec![HOST_PORT], ..SideSpec::default() },
-                protocols: protocols.to_vec(),
-                dst_ports,
-                ..RuleSpec::default()
-            };
-            rules.push(to_host(&[TCP, UDP], vec![self.facts.ephemeral_ports]));
-            // Errors about the host's own packets, and answers to its pings.
-            rules.push(to_host(&[ICMP, ICMPV6], Vec::new()));
-        }
-        rules
+        self.services.rules.iter().map(rule).collect()
     }
 
     fn forwards(&self, interfaces: &[InterfaceSpec]) -> Vec<ForwardSpec> {
@@ -424,6 +423,7 @@ impl Builder<'_> {
                 tables: nat.tables,
                 flows_per_client_max: nat.flows_per_client_max,
                 ports_per_client: nat.ports_per_client,
+                assemble_fragments: nat.assemble_fragments,
             });
         }
         list
@@ -463,9 +463,6 @@ impl Builder<'_> {
         self.services.leases.iter().chain(self.live.leases()).map(lease).collect()
     }
 }
-
-const ICMP: u8 = 1;
-const ICMPV6: u8 = 58;
 
 /// The interface's own addresses of a family that others can reach.
 fn own(interface: &InterfaceSpec, ipv4: bool) -> Vec<IpAddr> {

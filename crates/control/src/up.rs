@@ -18,7 +18,7 @@ use linux::process::InstanceLock;
 use sd_notify::NotifyState;
 
 use crate::config::{Config, Cores, Problem};
-use crate::gateway::{Event, Events, Gateway, missing_interfaces};
+use crate::gateway::{Event, Events, Gateway, host_warnings};
 use crate::host::Host;
 use crate::plan::Numbers;
 use crate::socket::{Request, Response, Server};
@@ -79,7 +79,7 @@ pub fn run(config: Config, options: Options) -> Result<(), UpError> {
     let wake = EventFd::new().map_err(failed("cannot make an event descriptor"))?;
     let events = Events { sender, wake };
     let server = serve(&socket, &events)?;
-    for warning in missing_interfaces(&config) {
+    for warning in host_warnings(&config) {
         tracing::warn!("{warning}");
     }
     let gateway_events = events.try_clone().map_err(failed("cannot copy a descriptor"))?;

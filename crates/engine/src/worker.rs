@@ -393,6 +393,13 @@ impl Worker {
             };
             self.io.counters.tun_rx_packets.add(segments as u64);
             self.io.counters.tun_rx_bytes.add(packet.len() as u64);
+            // What the host routed here for somebody behind a plain interface is the gateway's (row R8).
+            if let Some(policy) = self.io.ways.as_deref()
+                && FlowKey::of(packet).is_ok_and(|key| leads_out(policy, &key))
+            {
+                self.from_tun.push((offload, with_room(packet)));
+                continue;
+            }
             match self.core.classify(packet) {
                 Ok(classified) if classified.owner == self.id => {
                     self.core.packet(now, &offload, packet, &classified, &mut self.io);
@@ -400,10 +407,6 @@ impl Worker {
                 Ok(classified) => {
                     let item = Handed::Packet(offload, packet.to_vec());
                     hand_over(&mut self.rings, usize::from(classified.owner), item, &mut self.io);
-                }
-                // Not for a peer: what the host routed here may be for a plain interface.
-                Err(DropReason::NoPeer) if self.io.ways.is_some() => {
-                    self.from_tun.push((offload, with_room(packet)));
                 }
                 Err(reason) => self.io.drops.add(reason),
             }

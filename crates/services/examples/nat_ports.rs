@@ -68,6 +68,7 @@ fn gateway(mode: NatMode, tables: u16, random: &mut Random) -> Option<Nat> {
         tables,
         flows_per_client_max: 0,
         ports_per_client: 0,
+        assemble_fragments: false,
     };
     let policy = Arc::new(NatPolicy::compile(&[spec], &[], &[], &[]));
     let keys: Vec<[u8; 40]> = (0..64).map(|_| std::array::from_fn(|_| random.next() as u8)).collect();

@@ -59,15 +59,30 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Compiles a spec. `before` lends its live state: health and counters of backends, leases. The events are for the
-    /// log of translations.
+    /// As [`Policy::compile_keyed`], with the secret of the policy before; the first one's is 0.
     ///
     /// # Errors
-    /// Text for the operator, when rules cannot be compiled or leases not be given.
+    /// As there.
     pub fn compile(
         spec: GatewaySpec,
         before: Option<&Policy>,
         now_ns: u64,
+    ) -> Result<(Self, Vec<NatEvent>), String> {
+        Self::compile_keyed(spec, before, now_ns, 0)
+    }
+
+    /// Compiles a spec. `before` lends its live state: health and counters of backends, leases. The events are for the
+    /// log of translations.
+    ///
+    /// `secret` keeps clients from choosing their backend; only the first policy's counts.
+    ///
+    /// # Errors
+    /// Text for the operator, when rules cannot be compiled or leases not be given.
+    pub fn compile_keyed(
+        spec: GatewaySpec,
+        before: Option<&Policy>,
+        now_ns: u64,
+        secret: u64,
     ) -> Result<(Self, Vec<NatEvent>), String> {
         let rules = RuleSet::compile(&spec.rules, &spec.groups, spec.default_action)?;
         let fib = Fib::compile(&spec.routes);
@@ -90,7 +105,10 @@ impl Policy {
         if let Some(error) = errors.first() {
             return Err(format!("a port lease cannot be given: {error}"));
         }
-        let balancer = Balancer::compile(&spec.servers, before.map(|policy| &*policy.balancer));
+        let balancer = match before {
+            Some(before) => Balancer::compile(&spec.servers, Some(&before.balancer)),
+            None => Balancer::compile_keyed(&spec.servers, None, secret),
+        };
         let mut own = BTreeMap::new();
         for (port, interface) in (0..).zip(&spec.interfaces) {
             own.extend(interface.addresses.iter().map(|address| (address.addr(), port)));
@@ -158,6 +176,13 @@ impl Policy {
         self.own.contains_key(&address)
     }
 
+    /// Whether a packet is addressed to the gateway, as its sender wrote it: an own or outside address, or where a virtual
+    /// server or forward listens.
+    #[must_use]
+    pub fn is_addressed(&self, key: &FlowKey) -> bool {
+        self.is_own(key.dst) || self.nat.is_outside(key.dst) || self.server_or_forward(key).is_some()
+    }
+
     /// An own address of this family on a port, for answers; any own address when the port has none.
     #[must_use]
     pub fn address_of(&self, port: PortId, like: IpAddr) -> Option<IpAddr> {
@@ -179,6 +204,12 @@ impl Policy {
             .find(key.protocol, dst)
             .map(Service::Server)
             .or_else(|| self.nat.forward(key.protocol, dst).map(Service::Forward))
+    }
+
+    /// Whether the operator wants fragments of a NAT rule's flows assembled.
+    #[must_use]
+    pub fn assembles(&self, rule: u16) -> bool {
+        self.spec.nats.get(usize::from(rule)).is_some_and(|nat| nat.assemble_fragments)
     }
 
     /// The NAT rule that serves a virtual server's source translation.
@@ -224,11 +255,18 @@ fn server_nat(spec: &GatewaySpec, fib: &Fib, server: &crate::spec::ServerSpec) -
     };
     let addresses: Vec<IpAddr> =
         if server.source_addresses.is_empty() { own() } else { server.source_addresses.clone() };
-    let reserved = spec
+    let mut reserved = spec
         .nats
         .iter()
         .find(|nat| nat.addresses.iter().any(|address| addresses.contains(address)))
         .map_or_else(Vec::new, |nat| nat.reserved.clone());
+    let of_host = |address: &IpAddr| {
+        spec.interfaces.iter().flat_map(|interface| &interface.addresses).any(|net| net.addr() == *address)
+    };
+    if server.source != NatMode::PortOnly && addresses.iter().any(of_host) {
+        // The host connects from this address too, and its answers must not look like the clients'.
+        reserved.push(spec.host_ports);
+    }
     NatSpec {
         out: SERVER_NAT_PORT,
         mode: if server.source == NatMode::PortOnly { NatMode::PortOnly } else { NatMode::AddressAndPort },
@@ -241,6 +279,7 @@ fn server_nat(spec: &GatewaySpec, fib: &Fib, server: &crate::spec::ServerSpec) -
         tables: 256,
         flows_per_client_max: 0,
         ports_per_client: 0,
+        assemble_fragments: false,
     }
 }
 

@@ -2,18 +2,19 @@
 //! without ending them: the header is inserted in front of the client's first byte, and the sequence numbers behind it
 //! are shifted for the rest of the connection.
 //!
-//! Nothing is held back or sent again by the gateway. The header rides on the segment that starts at the client's first
-//! byte: mostly the ACK that ends the handshake, so that a server that speaks first has it too. Every copy of such a
-//! segment gets the same header until the server has acknowledged it; if one is lost, the client or the server's
+//! Nothing is held back or sent again by the gateway. The header goes in front of the segment that starts at the client's
+//! first byte: mostly the ACK that ends the handshake, so that a server that speaks first has it too. Every copy of
+//! such a segment gets the same header until the server has acknowledged it; if one is lost, the client or the server's
 //! repeated SYN-ACK brings the next.
 //!
 //! For each segment of a flow with [`crate::flow::flags::SHIFTED`]:
 //!
-//! * original direction: [`crate::tcp::follow`], then [`Shift::needs_header`] ? [`insert`] : [`shift`];
+//! * original direction: [`crate::tcp::follow`], then, if [`Shift::needs_header`], [`header_segment`] and the segment
+//!   itself [`Shift::behind_header`] ([`insert`] makes one of both, where there is room), else [`shift`];
 //! * reply direction: [`shift`], then [`crate::tcp::follow`], which knows the client's numbers only.
 //!
-//! The caller lowers the client's MSS by [`Header::bytes`] so that the longer segment fits, and removes or refuses data
-//! in the SYN ([`insert`] does).
+//! The MSS that the server tells is lowered by the header's length ([`lower_mss`]), so that header and segment fit
+//! together wherever the server sends them on. Data in the SYN is refused.
 
 mod options;
 
@@ -23,8 +24,8 @@ use packet::ip::{PROTOCOL_TCP, PROTOCOL_UDP};
 use packet::{DropReason, FlowKey, IpHeader, checksum};
 
 use crate::flow::Direction;
-use crate::rewrite::bytes::{changed, changed_partial, delta, delta16, put, put_u16, put_u32, u16_at};
-use crate::tcp::{ACK, RST, SYN, Segment};
+use crate::rewrite::bytes::{changed, changed_partial, delta, delta16, put, put_u16, put_u32, u16_at, u32_at};
+use crate::tcp::{ACK, FIN, PSH, RST, SYN, Segment, URG};
 
 /// Longest header, bytes: of a flow over IPv6.
 pub const HEADER_BYTES_MAX: usize = 52;
@@ -33,6 +34,9 @@ const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 /// Version 2, command PROXY.
 const VERSION_AND_COMMAND: u8 = 0x21;
 const TCP_CHECKSUM_AT: usize = 16;
+const TCP_FLAGS_AT: usize = 13;
+/// Bytes of an ICMP error in front of its quote.
+const ICMP_HEADER_BYTES: usize = 8;
 const TCP_HEADER_BYTES: usize = 20;
 
 /// The header of one flow.
@@ -106,6 +110,12 @@ impl Shift {
     #[must_use]
     pub const fn needs_header(&self, segment: &Segment) -> bool {
         !self.acknowledged && segment.seq == self.first && !segment.has(SYN | RST)
+    }
+
+    /// For a segment that goes right behind the header, whatever was acknowledged: its numbers are all shifted.
+    #[must_use]
+    pub const fn behind_header(self) -> Shift {
+        Shift { acknowledged: true, ..self }
     }
 
     /// The server has acknowledged the whole header.
@@ -230,6 +240,77 @@ pub fn insert(
     };
     put_u16(out, at, new);
     Ok(bytes)
+}
+
+/// Appends a segment with the header as its payload to `out`: addresses, options, acknowledgment and window of `packet`,
+/// which starts at the client's first byte, but neither its payload nor its FIN. Its checksum is complete.
+///
+/// # Errors
+/// As [`insert`].
+pub fn header_segment(
+    packet: &[u8],
+    header: &IpHeader,
+    proxy: &Header,
+    out: &mut Vec<u8>,
+) -> Result<(), DropReason> {
+    let segment = Segment::of(header.payload(packet)).ok_or(DropReason::TcpInvalid)?;
+    let headers = header.total_bytes.saturating_sub(segment.payload_bytes as usize);
+    let mut bare = packet.get(..headers).ok_or(DropReason::TcpInvalid)?.to_vec();
+    if header.version == 4 {
+        let change = delta16(u16_at(&bare, 2).unwrap_or(0), headers as u16);
+        let sum = changed(u16_at(&bare, 10).unwrap_or(0), change);
+        put_u16(&mut bare, 10, sum);
+        put_u16(&mut bare, 2, headers as u16);
+    } else {
+        put_u16(&mut bare, 4, headers.saturating_sub(packet::ip::IPV6_HEADER_BYTES) as u16);
+    }
+    let at = header.header_bytes;
+    if let Some(flags) = bare.get_mut(at + TCP_FLAGS_AT) {
+        *flags &= !(FIN | PSH | URG);
+    }
+    put_u16(&mut bare, at + TCP_CHECKSUM_AT, 0);
+    let upper = bare.get(at..).unwrap_or_default();
+    let pseudo = checksum::pseudo_header(header.src, header.dst, PROTOCOL_TCP, upper.len());
+    let sum = checksum::finish(checksum::sum(upper, pseudo));
+    put_u16(&mut bare, at + TCP_CHECKSUM_AT, sum);
+    let bare_header = IpHeader::parse(&bare)?;
+    let start = out.len();
+    out.resize(start + headers + proxy.bytes().len(), 0);
+    let room = out.get_mut(start..).unwrap_or_default();
+    insert(&bare, &bare_header, false, proxy, room)?;
+    Ok(())
+}
+
+/// Lowers the MSS that a server tells in its SYN-ACK, so that what its client sends has room for the header. Anything else
+/// stays as it is, and so does a SYN-ACK without the option: 536 bytes (RFC 9293 §3.7.1) fit with any header.
+pub fn lower_mss(packet: &mut [u8], header: &IpHeader, checksum_partial: bool, shift: &Shift) {
+    let Some(upper) = packet.get_mut(header.header_bytes..header.total_bytes) else { return };
+    let Some(segment) = Segment::of(upper).filter(|segment| segment.flags & (SYN | ACK) == SYN | ACK) else {
+        return;
+    };
+    let header_bytes = upper.len() - segment.payload_bytes as usize;
+    let options = upper.get_mut(TCP_HEADER_BYTES..header_bytes).unwrap_or_default();
+    let change = options::lower_mss(options, u16::from(shift.length));
+    if change != 0 && !checksum_partial {
+        put_u16(upper, TCP_CHECKSUM_AT, changed(u16_at(upper, TCP_CHECKSUM_AT).unwrap_or(0), change));
+    }
+}
+
+/// Gives an ICMP error about a client's segment, on its way back to the client, the sequence number that the client knows.
+/// The error's checksum follows. `header` was parsed from this packet; an error that quotes too little stays.
+pub fn shift_quote(packet: &mut [u8], header: &IpHeader, shift: &Shift) {
+    let Some(message) = packet.get_mut(header.header_bytes..header.total_bytes) else { return };
+    let Some(inner) =
+        message.get(ICMP_HEADER_BYTES..).and_then(|quote| IpHeader::parse_quoted(quote).ok())
+    else {
+        return;
+    };
+    let at = ICMP_HEADER_BYTES + inner.header_bytes + 4;
+    let first = inner.fragment.is_none_or(|fragment| fragment.offset == 0);
+    let Some(old) = u32_at(message, at).filter(|_| first && inner.protocol == PROTOCOL_TCP) else { return };
+    let new = shift.for_client(old);
+    put_u32(message, at, new);
+    put_u16(message, 2, changed(u16_at(message, 2).unwrap_or(0), delta(old, new)));
 }
 
 /// The sequence number of a client's SYN, for [`Shift::new`]. `None`: no SYN, or one that is also a SYN-ACK.

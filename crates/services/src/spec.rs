@@ -54,6 +54,21 @@ pub struct GatewaySpec {
     pub timeouts: Timeouts,
     /// Bounds.
     pub limits: Limits,
+    /// First and last port of the host's own outgoing connections. (0, 0): not told, see
+    /// [`GatewaySpec::is_host_port`].
+    pub host_ports: (u16, u16),
+}
+
+impl GatewaySpec {
+    /// Whether the host's own outgoing connections may use a port. From 32,768 on when nothing else was told: Linux's
+    /// range begins there.
+    #[must_use]
+    pub const fn is_host_port(&self, port: u16) -> bool {
+        match self.host_ports {
+            (0, 0) => port >= 32_768,
+            (first, last) => first <= port && port <= last,
+        }
+    }
 }
 
 /// One plain interface.
@@ -115,7 +130,8 @@ pub struct SideSpec {
     pub prefixes: Vec<IpNet>,
     /// Places in [`GatewaySpec::groups`].
     pub groups: Vec<u16>,
-    /// Interfaces: where the packet comes in (`from`) or leaves (`to`); [`HOST_PORT`] = the gateway itself.
+    /// Interfaces: where the packet comes in (`from`) or leaves (`to`). [`HOST_PORT`] = the gateway itself; as `to`:
+    /// whatever is addressed to it before translation, so also what a virtual server, forward or mapping passes on.
     pub ports: Vec<PortId>,
 }
 
@@ -189,6 +205,9 @@ pub struct NatSpec {
     /// Ports that one client address may use, in whole blocks of 1,024, leased when its first flow comes; 0 = no
     /// blocks. With blocks the log needs one line per block instead of one per flow (RFC 6888 §4).
     pub ports_per_client: u16,
+    /// Fragments of its flows are assembled before they are translated: the "assemble flag" of NAT entries (row C5).
+    /// TCP is in any case; this is for UDP.
+    pub assemble_fragments: bool,
 }
 
 /// `[[forward]]`: an outside port that leads to an inside host; the client's address stays.

@@ -5,7 +5,8 @@
 //!
 //! * **Kept source behind a translated destination** (C4 with a virtual server or port forward): the reply's tuple hashes
 //!   elsewhere than the request's. The reply's source is a known backend, so the request's tuple is made up again from
-//!   it and the listen address, and its owner is visited first.
+//!   it and the listen address, and its owner is visited first. Not where the packet is addressed to the gateway
+//!   itself: then it answers the gateway or a source NAT, and no client whose tuple was kept.
 //! * **Endpoint-independent mappings**: what goes out belongs to the core of the client's endpoint, whatever the remote;
 //!   what comes in to the core that holds the port's block.
 //! * **A bucket that moved** has a chain of earlier owners; they are asked before the owner begins a flow.
@@ -105,7 +106,9 @@ impl Steering {
             return stops;
         }
         let from = SocketAddr::new(key.src, key.src_port);
-        for listen in policy.kept_source_listens(key.protocol, from) {
+        let listens = policy.kept_source_listens(key.protocol, from);
+        let ours = !listens.is_empty() && (policy.is_own(key.dst) || policy.nat.is_outside(key.dst));
+        for listen in listens.iter().filter(|_| !ours) {
             let request = FlowKey {
                 src: key.dst,
                 src_port: key.dst_port,

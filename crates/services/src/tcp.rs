@@ -423,7 +423,12 @@ fn reset(record: &mut Record, state: State, direction: Direction, segment: &Segm
     if near || answers_syn || closing || beginning { Verdict::Pass } else { Verdict::Invalid }
 }
 
-/// Only one direction comes by (direct return): what it says is all there is to know.
+/// Only one direction comes by (direct return, the host's own connections): what it says is all there is to know.
+///
+/// Anybody can forge a SYN and an ACK. The connection counts as established, with the timeout of one, when its
+/// client acknowledges more than it did at first: the other end sent something that arrived. Before that it is
+/// [`State::SynReceived`], unanswered and short-lived. A forger needs one packet more for it, which is all that one
+/// direction can prove; under pressure unanswered flows go first.
 fn one_way(record: &mut Record, state: State, direction: Direction, segment: &Segment) -> Verdict {
     let own = direction as usize;
     if segment.has(SYN) {
@@ -451,14 +456,31 @@ fn one_way(record: &mut Record, state: State, direction: Direction, segment: &Se
         return Verdict::Pass;
     }
     record.tcp_end[own] = later(record.tcp_end[own], segment.end());
+    let other = direction.flipped() as usize;
+    let acked_more = segment.ack.wrapping_sub(record.tcp_end[other]) as i32 > 0;
     record.state = match (state, direction) {
         (_, Direction::Original) if segment.has(FIN) => State::FinOriginal,
         (State::FinOriginal, _) => State::FinOriginal,
         (_, Direction::Reply) if segment.has(FIN) => State::FinReply,
         (State::FinReply, _) => State::FinReply,
+        (State::SynSent, Direction::Original) => {
+            record.tcp_end[other] = segment.ack;
+            State::SynReceived
+        }
+        (State::SynReceived, Direction::Original) if !acked_more => State::SynReceived,
         _ => State::Established,
     } as u8;
     Verdict::Accept
+}
+
+/// Whether a flow of which one direction comes by is as good as answered: TCP when its client acknowledged more than at
+/// first, everything else with its second packet.
+#[inline]
+#[must_use]
+pub(crate) const fn is_answered_unseen(record: &Record) -> bool {
+    record.flags & flags::ONE_WAY != 0
+        && !(record.protocol == PROTOCOL_TCP
+            && matches!(State::of(record), State::SynSent | State::SynSentBoth | State::SynReceived))
 }
 
 /// How long a flow of any protocol may be silent, s (RFC 5382 REQ-5, RFC 4787 REQ-5, RFC 5508 REQ-2).

@@ -121,9 +121,10 @@ impl Node {
         Ok(())
     }
 
-    /// Sends what goes to `network` to `gateway`, a neighbour.
-    pub fn add_route(&self, network: IpNet, gateway: IpAddr) -> anyhow::Result<()> {
-        let route = RouteSpec { gateway: Some(gateway), ..RouteSpec::new(network) };
+    /// Sends what goes to `network` to `gateway`, a neighbour on `interface`.
+    pub fn add_route(&self, interface: &str, network: IpNet, gateway: IpAddr) -> anyhow::Result<()> {
+        let interface = Some(self.interface(interface)?);
+        let route = RouteSpec { gateway: Some(gateway), interface, ..RouteSpec::new(network) };
         self.netlink()?.add_route(&route).with_context(|| format!("in {}", self.name))
     }
 

@@ -3,8 +3,11 @@
 //! [`stage`] builds the network and starts the gateways, [`course`] sends the traffic and measures it where it
 //! arrives, [`progress`] shows what is going on meanwhile, [`report`] says what came of it.
 //! The gateways are this very program, started as `anabranch up CONFIG`: nothing is simulated but the links.
+//!
+//! `anabranch demo --gateway` shows the other half of the program; it is in [`gateway`].
 
 mod course;
+mod gateway;
 mod progress;
 mod report;
 mod stage;
@@ -32,14 +35,22 @@ const EXIT_STOPPED: u8 = 130;
 const EXAMPLES: &str = "\
 Example:
   anabranch demo                          about 40 seconds, then a report
+  anabranch demo --gateway                NAT, virtual servers, cores: about 25 seconds, then a report
   anabranch demo --seconds 120            longer, for steadier figures
-  anabranch demo --json > demo.json       for programs";
+  anabranch demo --json > demo.json       for programs
+
+With --gateway the exit code is 0 only if nothing broke that should not: a connection may end because its own backend died,
+a request may be tried again until the gateway knows of that death, and nothing else may fail.";
 
 /// Arguments of `anabranch demo`.
 #[derive(Clone, Copy, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Seconds of traffic, all phases together [default: 36]
+    /// Show NAT, virtual servers and the firewall instead of the bond: HTTP, DNS and TCP through one gateway while a backend
+    /// dies, a core is taken away and the configuration is read again
+    #[arg(long)]
+    pub gateway: bool,
+    /// Seconds of traffic, all phases together [default: 36, with --gateway 20]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(4..=86_400))]
     pub seconds: Option<u64>,
     /// Print one JSON object instead of the report, as the only thing on standard output
@@ -49,9 +60,9 @@ pub struct Args {
 
 /// Runs the demo. Call it before any thread exists: as an ordinary user it enters a user namespace first.
 ///
-/// The exit code is 0 if all data arrived intact, 1 if not, 130 after Ctrl-C. Nothing is left behind in any case.
+/// The exit code is 0 if all data arrived intact and nothing broke, 1 if not, 130 after Ctrl-C. Nothing is left behind in any case.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let seconds = args.seconds.unwrap_or(SECONDS);
+    let seconds = args.seconds.unwrap_or(if args.gateway { gateway::SECONDS } else { SECONDS });
     let privilege = testbed::gain_privilege()?;
     let stop = stop_on_signals()?;
     let mut progress = Progress::new();
@@ -60,20 +71,29 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             "Not root: everything runs in a user namespace, where the kernel takes no steering programs.",
         );
     }
-    let result = perform(seconds, &stop, &mut progress);
+    let result = if args.gateway {
+        gateway::perform(seconds, args.json, privilege, &stop, &mut progress)
+    } else {
+        perform(seconds, args.json, &stop, &mut progress)
+    };
     progress.end();
     if stop.is_raised() {
         progress.note("Stopped; everything is cleaned up.");
         return Ok(ExitCode::from(EXIT_STOPPED));
     }
-    let report = result?;
+    let (text, good) = result?;
     let mut out = std::io::stdout().lock();
-    let text = if args.json { report.json()? } else { report.text() };
     writeln!(out, "{text}").and_then(|()| out.flush()).context("write the report to standard output")?;
-    Ok(if report.intact { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn perform(seconds: u64, stop: &Stop, progress: &mut Progress) -> anyhow::Result<Report> {
+/// The report as text or JSON, and whether all data arrived intact.
+fn perform(
+    seconds: u64,
+    json: bool,
+    stop: &Stop,
+    progress: &mut Progress,
+) -> anyhow::Result<(String, bool)> {
     let mut stage = Stage::build(progress)?;
     stage.wait_until_joined(stop, progress)?;
     let before = stage.statuses()?;
@@ -96,7 +116,8 @@ fn perform(seconds: u64, stop: &Stop, progress: &mut Progress) -> anyhow::Result
     stage.check_alive()?;
     progress.step("Ending the gateways");
     drop(stage);
-    Ok(Report::new(seconds, &results, [&before, loaded.as_ref().unwrap_or(&after), &after]))
+    let report = Report::new(seconds, &results, [&before, loaded.as_ref().unwrap_or(&after), &after]);
+    Ok((if json { report.json()? } else { report.text() }, report.intact))
 }
 
 /// Ctrl-C, SIGTERM and a closed terminal raise the flag; whoever runs looks at it several times a second.

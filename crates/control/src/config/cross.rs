@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::problem::{Problems, suggestion};
 use super::read::{PeerPlaces, TunPlaces, WanPlaces};
+use super::services::Services;
 use super::values::Endpoint;
 use super::{InterfaceMatch, Node, Peer, Tun, Wan};
 
@@ -61,6 +62,29 @@ fn check_wans(tun: &Tun, wans: &[Wan], places: &Places, problems: &mut Problems<
                 let message = "\"lo\" leads nowhere; name the interface that leads to the Internet";
                 problems.error(&place.interface, "wan.interface", message);
             }
+        }
+    }
+}
+
+/// The datapath takes what comes in at an `[[interface]]`; the tunnel's own datagrams pass it by their port, which only a
+/// listener has. A dialler's sockets are bound to the `[[wan]]` device and would never hear the peer.
+pub(super) fn shared_devices(
+    wans: &[Wan],
+    peers: &[Peer],
+    services: &Services,
+    places: &Places,
+    problems: &mut Problems<'_>,
+) {
+    let Some(dialled) = peers.iter().find(|peer| !peer.endpoints.is_empty()) else { return };
+    for (wan, place) in wans.iter().zip(&places.wans) {
+        let shared = services.interfaces.iter().find(|interface| wan.interface.covers(&interface.device));
+        if let Some(interface) = shared {
+            let message = format!(
+                "\"{}\" is the device of interface \"{}\" too, which takes the answers of peer \"{}\" from the tunnel; \
+                 dial from another device, or let the peer dial: listen = 4600 here and no endpoints",
+                interface.device, interface.name, dialled.name
+            );
+            problems.error(&place.interface, "wan.interface", message);
         }
     }
 }

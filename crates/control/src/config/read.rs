@@ -94,6 +94,7 @@ pub(super) fn config(
     }
     let places = cross::Places { alone, tun: tun_place, wans: wan_places, peers: peer_places };
     cross::check(node.as_ref(), &tun, &wans, &mut peers, &places, problems);
+    cross::shared_devices(&wans, &peers, &services, &places, problems);
     Some(Config { path: PathBuf::from(surroundings.file), node: node?, tun, wans, peers, services })
 }
 

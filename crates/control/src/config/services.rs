@@ -197,6 +197,8 @@ pub struct Nat {
     pub flows_per_client_max: u32,
     /// Ports of one client, in whole blocks; 0 = no blocks.
     pub ports_per_client: u16,
+    /// Fragments are assembled before translation (row C5).
+    pub assemble_fragments: bool,
 }
 
 /// Where a forward listens.

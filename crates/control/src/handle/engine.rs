@@ -2,18 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use engine::Engine;
 use engine::gateway::{CoreReport, CoreState, FlowEntry, GatewaySettings, Readers};
 use packet::flow::FlowKey;
+use packet::ip::{PROTOCOL_ICMP, PROTOCOL_ICMPV6};
 use services::nat::NatEvent;
 use services::policy::Policy;
-use services::spec::{HOST_PORT, NatMode, PortId, RuleAction, TCP, TUNNEL_PORT};
+use services::spec::{HOST_PORT, LeaseSpec, Mapping, NatMode, PortId, RuleAction, TCP, TUNNEL_PORT};
 use steering::symmetric::core_bucket;
 
 use crate::config::services::Distribution;
+
 use super::{
     BackendStatus, CoreServices, Desired, Explanation, FlowFilter, FlowList, FlowReport, ForwardStatus,
     GatewayHandle, InterfaceStatus, NatStatus, RuleStatus, ServerStatus, ServicesStatus,
@@ -31,6 +34,29 @@ pub struct Memory {
     desired: Mutex<Option<Desired>>,
     /// Busy time of each core and when it was read.
     busy: Mutex<Option<(Instant, Vec<u64>)>>,
+    /// Since when each backend is in its state.
+    backends: Mutex<Ages>,
+}
+
+/// Since when something is as it is, by a number.
+#[derive(Default)]
+struct Ages(BTreeMap<u16, (&'static str, Instant)>);
+
+impl Ages {
+    /// Notes what everything is now, forgets what is gone, and tells since when each is so.
+    fn note(&mut self, now: Instant, all: impl Iterator<Item = (u16, &'static str)>) {
+        let mut before = std::mem::take(&mut self.0);
+        self.0 = all
+            .map(|(id, state)| {
+                let since = before.remove(&id).filter(|(known, _)| *known == state);
+                (id, (state, since.map_or(now, |(_, since)| since)))
+            })
+            .collect();
+    }
+
+    fn seconds(&self, now: Instant, id: u16) -> u64 {
+        self.0.get(&id).map_or(0, |(_, since)| now.saturating_duration_since(*since).as_secs())
+    }
 }
 
 impl<'a> EngineHandle<'a> {
@@ -85,6 +111,9 @@ impl Names {
         } else {
             "unreplied".to_owned()
         };
+        // A backend that answers the client itself has the same destination address as we.
+        let direct = backend.filter(|_| record.flags & services::flow::flags::ONE_WAY != 0);
+        let towards = direct.map_or(leaving.dst, |backend| backend.address.ip());
         let route = |tenant: u16, address: IpAddr| {
             if self.policy.is_own(address) {
                 return self.interface(HOST_PORT);
@@ -101,7 +130,7 @@ impl Names {
             translated_destination: ends(&leaving).1,
             tenant: self.tenant(*tenant),
             interface: route(*tenant, original.src),
-            out: route(*tenant, leaving.dst),
+            out: route(*tenant, towards),
             state,
             rule: self.rule(record.rule.checked_sub(1)),
             nat: nat.map(|mode| mode_name(mode).to_owned()).unwrap_or_default(),
@@ -112,8 +141,15 @@ impl Names {
     }
 }
 
+/// Source and destination for people. A key of ICMP has the query's identifier in the one or the other port; here it is
+/// always the source's.
 fn ends(key: &FlowKey) -> (SocketAddr, SocketAddr) {
-    (SocketAddr::new(key.src, key.src_port), SocketAddr::new(key.dst, key.dst_port))
+    let (src_port, dst_port) = if matches!(key.protocol, PROTOCOL_ICMP | PROTOCOL_ICMPV6) {
+        (key.src_port.max(key.dst_port), 0)
+    } else {
+        (key.src_port, key.dst_port)
+    };
+    (SocketAddr::new(key.src, src_port), SocketAddr::new(key.dst, dst_port))
 }
 
 fn mode_name(mode: NatMode) -> &'static str {
@@ -170,9 +206,9 @@ impl GatewayHandle for EngineHandle<'_> {
             cores: self.cores(&reports),
             interfaces: interfaces(&names, &reports),
             rules: rules(&names, &reports),
-            nats: self.nats(&names, &drops),
-            forwards: self.forwards(&names),
-            virtual_servers: servers(&names),
+            nats: nats(&names, &reports, &drops),
+            forwards: forwards(&names, &reports),
+            virtual_servers: self.servers(&names),
             leases: Vec::new(),
             groups: Vec::new(),
             drops,
@@ -192,14 +228,20 @@ impl GatewayHandle for EngineHandle<'_> {
         };
         let to_report = Arc::new(to_report);
         let matching = Arc::clone(&to_report);
-        let matches: Arc<dyn Fn(&FlowEntry) -> bool + Send + Sync> =
-            Arc::new(move |entry| filter.matches(&matching(entry)));
+        let seen = Arc::new(AtomicU64::new(0));
+        let looked_at = Arc::clone(&seen);
+        let matches: Arc<dyn Fn(&FlowEntry) -> bool + Send + Sync> = Arc::new(move |entry| {
+            looked_at.fetch_add(1, Relaxed);
+            filter.matches(&matching(entry))
+        });
         let mut found = self.engine.flows(&matches, limit + 1);
         let more = found.len() > limit;
         found.truncate(limit);
+        let told: u64 = self.engine.core_reports().iter().map(|report| report.live_flows).sum();
         FlowList {
             flows: found.iter().map(|entry| to_report(entry)).collect(),
-            live_flows: self.engine.core_reports().iter().map(|report| report.live_flows).sum(),
+            // Cores that found enough have not looked at all, and what they told may be a second old.
+            live_flows: if more { told.max(seen.load(Relaxed)) } else { seen.load(Relaxed) },
             more,
         }
     }
@@ -236,8 +278,26 @@ impl GatewayHandle for EngineHandle<'_> {
         self.engine.set_core(core, enabled)
     }
 
-    fn take_nat_events(&self) -> Vec<NatEvent> {
-        self.engine.take_nat_events().0
+    fn take_nat_events(&self) -> (Vec<NatEvent>, u64) {
+        self.engine.take_nat_events()
+    }
+
+    fn closed_blocks(&self, address: IpAddr) -> u64 {
+        self.engine.policy().nat.leases().closed(linux::clock::monotonic_ns(), address)
+    }
+
+    fn refused_leases(&self, leases: &[LeaseSpec]) -> Vec<String> {
+        let policy = self.engine.policy();
+        let refused = policy.nat.leases().refused(linux::clock::monotonic_ns(), leases);
+        refused.iter().map(ToString::to_string).collect()
+    }
+
+    fn tick(&self) {
+        let policy = self.engine.policy();
+        if policy.balancer.is_empty() {
+            return;
+        }
+        self.note_backends(&policy.balancer.status(), Instant::now());
     }
 }
 
@@ -287,30 +347,45 @@ fn rules(names: &Names, reports: &[CoreReport]) -> Vec<RuleStatus> {
     rules
 }
 
-fn servers(names: &Names) -> Vec<ServerStatus> {
-    let told = names.policy.balancer.status();
-    let specs = &names.policy.spec.servers;
-    let each = told.into_iter().map(|server| {
-        let spec = specs.iter().find(|spec| spec.name == server.name);
-        let protocol = spec.map_or("", |spec| if spec.protocol == TCP { "tcp" } else { "udp" });
-        let backends = server.backends.iter().map(|backend| BackendStatus {
-            address: backend.address.to_string(),
-            state: backend_state(backend).to_owned(),
-            reason: String::new(),
-            weight: backend.weight,
-            live_connections: u64::from(backend.live),
-            total_connections: backend.total,
-            state_age_seconds: 0,
+fn nats(names: &Names, reports: &[CoreReport], drops: &BTreeMap<String, u64>) -> Vec<NatStatus> {
+    let spec = &names.policy.spec;
+    let refused = |reason: &str| drops.get(reason).copied().unwrap_or(0);
+    let each = spec.nats.iter().enumerate().map(|(place, nat)| {
+        let addresses = names.policy.nat.addresses(place as u16);
+        let ports = u64::from(nat.ports.1.saturating_sub(nat.ports.0)) + 1;
+        let flows = reports.iter().filter_map(|report| report.nat_flows.get(place)).sum();
+        // Only then each flow has a place of its own in a port table, of which there are several on each core.
+        let counted = nat.mode == NatMode::AddressAndPort
+            && nat.mapping == Mapping::EndpointDependent
+            && nat.ports_per_client == 0;
+        let tables = if counted { u64::from(nat.tables.max(1)) * reports.len().max(1) as u64 } else { 1 };
+        let held = nat.reserved.iter().map(|(first, last)| {
+            let (first, last) = (nat.ports.0.max(*first), nat.ports.1.min(*last));
+            (u64::from(last) + 1).saturating_sub(u64::from(first))
         });
-        ServerStatus {
-            listen: format!("{protocol} {}", server.listen),
-            method: serde_word(&server.method),
-            delivery: spec.map(|spec| serde_word(&spec.delivery)).unwrap_or_default(),
-            live_connections: u64::from(server.live),
-            total_connections: server.total,
-            refused_connections: 0,
-            backends: backends.collect(),
-            name: server.name,
+        let free = ports.saturating_sub(held.sum());
+        NatStatus {
+            out: names.interface(nat.out),
+            mode: mode_name(nat.mode).to_owned(),
+            total_ports: free * tables * addresses.len() as u64,
+            addresses: addresses.iter().map(ToString::to_string).collect(),
+            live_flows: flows,
+            used_ports: counted.then_some(flows),
+            exhausted_flows: refused("nat-ports-exhausted"),
+            refused_flows: refused("flows-per-client"),
+        }
+    });
+    each.collect()
+}
+
+fn forwards(names: &Names, reports: &[CoreReport]) -> Vec<ForwardStatus> {
+    let each = names.policy.spec.forwards.iter().enumerate().map(|(place, forward)| {
+        let counted = || reports.iter().filter_map(move |report| report.forward_flows.get(place));
+        ForwardStatus {
+            listen: format!("{} {}", if forward.protocol == TCP { "tcp" } else { "udp" }, forward.listen),
+            to: forward.to.to_string(),
+            live_flows: counted().map(|(live, _)| live).sum(),
+            total_flows: counted().map(|(_, total)| total).sum(),
         }
     });
     each.collect()
@@ -374,36 +449,40 @@ impl EngineHandle<'_> {
         cores
     }
 
-    fn nats(&self, names: &Names, drops: &BTreeMap<String, u64>) -> Vec<NatStatus> {
-        let held: u64 = self.engine.core_reports().iter().map(|report| report.ports_held).sum();
-        let spec = &names.policy.spec;
-        let refused = |reason: &str| drops.get(reason).copied().unwrap_or(0);
-        let each = spec.nats.iter().enumerate().map(|(place, nat)| {
-            let addresses = names.policy.nat.addresses(place as u16);
-            let ports = u64::from(nat.ports.1.saturating_sub(nat.ports.0)) + 1;
-            let tables = u64::from(nat.tables.max(1));
-            // Counts are kept per core, not per rule: with one rule they are the rule's.
-            let alone = spec.nats.len() == 1;
-            NatStatus {
-                out: names.interface(nat.out),
-                mode: mode_name(nat.mode).to_owned(),
-                total_ports: ports * tables * addresses.len().max(1) as u64,
-                addresses: addresses.iter().map(ToString::to_string).collect(),
-                live_flows: if alone { held } else { 0 },
-                used_ports: if alone { held } else { 0 },
-                exhausted_flows: refused("nat-ports-exhausted"),
-                refused_flows: refused("flows-per-client"),
-            }
-        });
-        each.collect()
+    fn note_backends(&self, servers: &[services::balance::ServerStatus], now: Instant) {
+        let all = servers.iter().flat_map(|server| &server.backends);
+        let mut ages = self.memory.backends.lock().unwrap_or_else(PoisonError::into_inner);
+        ages.note(now, all.map(|backend| (backend.id, backend_state(backend))));
     }
 
-    fn forwards(&self, names: &Names) -> Vec<ForwardStatus> {
-        let each = names.policy.spec.forwards.iter().map(|forward| ForwardStatus {
-            listen: format!("{} {}", if forward.protocol == TCP { "tcp" } else { "udp" }, forward.listen),
-            to: forward.to.to_string(),
-            live_flows: 0,
-            total_flows: 0,
+    fn servers(&self, names: &Names) -> Vec<ServerStatus> {
+        let told = names.policy.balancer.status();
+        let now = Instant::now();
+        self.note_backends(&told, now);
+        let ages = self.memory.backends.lock().unwrap_or_else(PoisonError::into_inner);
+        let specs = &names.policy.spec.servers;
+        let each = told.into_iter().map(|server| {
+            let spec = specs.iter().find(|spec| spec.name == server.name);
+            let protocol = spec.map_or("", |spec| if spec.protocol == TCP { "tcp" } else { "udp" });
+            let backends = server.backends.iter().map(|backend| BackendStatus {
+                address: backend.address.to_string(),
+                state: backend_state(backend).to_owned(),
+                reason: String::new(),
+                weight: backend.weight,
+                live_connections: u64::from(backend.live),
+                total_connections: backend.total,
+                state_age_seconds: ages.seconds(now, backend.id),
+            });
+            ServerStatus {
+                listen: format!("{protocol} {}", server.listen),
+                method: serde_word(&server.method),
+                delivery: spec.map(|spec| serde_word(&spec.delivery)).unwrap_or_default(),
+                live_connections: u64::from(server.live),
+                total_connections: server.total,
+                refused_connections: server.refused,
+                backends: backends.collect(),
+                name: server.name,
+            }
         });
         each.collect()
     }
@@ -474,7 +553,8 @@ impl EngineHandle<'_> {
                 _ if chosen => Some(SocketAddr::new(key.src, 0)),
                 _ => None,
             },
-            translated_destination: (told.destination != ends(key).1).then_some(told.destination),
+            translated_destination: (told.destination != SocketAddr::new(key.dst, key.dst_port))
+                .then_some(told.destination),
             route: policy
                 .fib
                 .find(told.tenant, told.destination.ip())
@@ -499,5 +579,37 @@ fn verdict(told: &services::core::Explanation) -> &'static str {
         (None, Some(HOST_PORT)) => "to the gateway",
         (None, Some(TUNNEL_PORT)) => "into the tunnel",
         (None, Some(_)) => "forward",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_identifier_of_icmp_is_the_sources_port() {
+        for text in ["icmp 10.0.0.5 > 198.51.100.7 id 77", "icmp 198.51.100.7 > 10.0.0.5 id 77"] {
+            let key: FlowKey = text.parse().unwrap();
+            let (source, destination) = ends(&key);
+            assert_eq!((source.port(), destination.port()), (77, 0), "{text}");
+        }
+        let key: FlowKey = "tcp 10.0.0.5:1 > 198.51.100.7:2".parse().unwrap();
+        assert_eq!((ends(&key).0.port(), ends(&key).1.port()), (1, 2));
+    }
+
+    #[test]
+    fn ages_begin_anew_with_each_change() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut ages = Ages::default();
+        ages.note(at(0), [(1, "up"), (2, "up")].into_iter());
+        ages.note(at(7), [(1, "up"), (2, "down")].into_iter());
+        assert_eq!((ages.seconds(at(9), 1), ages.seconds(at(9), 2), ages.seconds(at(9), 3)), (9, 2, 0));
+        ages.note(at(10), [(2, "down")].into_iter());
+        ages.note(at(11), [(1, "up"), (2, "up")].into_iter());
+        assert_eq!((ages.seconds(at(12), 1), ages.seconds(at(12), 2)), (1, 1));
     }
 }

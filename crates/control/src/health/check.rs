@@ -59,6 +59,14 @@ impl Check {
         }
     }
 
+    /// What is known when the time is over: an answer that has no end is one.
+    pub fn outcome(&mut self) -> Option<Result<(), String>> {
+        match self {
+            Check::Exchange(exchange) => exchange.outcome.take(),
+            Check::Script(_) => None,
+        }
+    }
+
     /// Ends it before it is done. Returns a killed process that has to be waited for.
     pub fn cancel(self) -> Option<Child> {
         match self {
@@ -91,6 +99,8 @@ pub struct Exchange {
     request: Vec<u8>,
     sent: usize,
     answer: Vec<u8>,
+    /// What the answer means, once that is known; the rest of it is read so that it ends in peace.
+    outcome: Option<Result<(), String>>,
 }
 
 impl Exchange {
@@ -111,6 +121,7 @@ impl Exchange {
             request: http.map(|http| http.request(address)).unwrap_or_default(),
             sent: 0,
             answer: Vec::new(),
+            outcome: None,
         };
         match rustix::net::connect(&exchange.socket, &address) {
             Ok(()) => {
@@ -144,16 +155,22 @@ impl Exchange {
         let mut buffer = [0; READ_BYTES];
         loop {
             match rustix::net::recv(&self.socket, &mut buffer, RecvFlags::empty()) {
-                Ok((0, _)) => return Step::Done(Err("the connection ended before an answer".to_owned())),
+                Ok((0, _)) => {
+                    let none = || Err("the connection ended before an answer".to_owned());
+                    return Step::Done(self.outcome.take().unwrap_or_else(none));
+                }
                 Ok((bytes, _)) => {
                     self.answer.extend_from_slice(buffer.get(..bytes).unwrap_or_default());
-                    if let Some(outcome) = http.judge(&self.answer) {
-                        return Step::Done(outcome);
+                    if self.outcome.is_none() {
+                        self.outcome = http.judge(&self.answer);
+                    }
+                    if self.outcome.is_some() && HttpCheck::is_whole(&self.answer) {
+                        return self.outcome.take().map_or(Step::Wait(Interest::Read), Step::Done);
                     }
                 }
                 Err(Errno::AGAIN) => return Step::Wait(Interest::Read),
                 Err(Errno::INTR) => {}
-                Err(errno) => return failed(errno),
+                Err(errno) => return self.outcome.take().map_or_else(|| failed(errno), Step::Done),
             }
         }
     }

@@ -1,10 +1,14 @@
-//! The part of HTTP/1.1 (RFC 9112) that a health check needs: one request, and the status of its answer.
+//! The part of HTTP/1.1 (RFC 9112) that a health check needs: one request, the status of its answer, and where the answer
+//! ends: who closes before, sends a reset into the middle of it.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
 /// An answer whose status is not known after so many bytes is none: interim answers (1xx) may precede it.
 const ANSWER_BYTES_MAX: usize = 16 << 10;
+
+/// So much of an answer is read at most; what is longer is cut off.
+const CONTENT_BYTES_MAX: usize = 64 << 10;
 
 /// What to ask for and what is right.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,11 +63,35 @@ impl HttpCheck {
     /// Judges what has come so far: `None` = more is needed.
     pub fn judge(&self, answer: &[u8]) -> Option<Result<(), String>> {
         match status(answer) {
-            Status::Is(status) if self.accepts(status) => Some(Ok(())),
-            Status::Is(status) => Some(Err(format!("HTTP status {status}"))),
+            Status::Is(status, _) if self.accepts(status) => Some(Ok(())),
+            Status::Is(status, _) => Some(Err(format!("HTTP status {status}"))),
             Status::Open if answer.len() < ANSWER_BYTES_MAX => None,
             Status::Open | Status::Malformed => Some(Err("the answer is not HTTP".to_owned())),
         }
+    }
+
+    /// Whether nothing more of an answer is to be read. Only asked when [`HttpCheck::judge`] has judged it.
+    pub fn is_whole(answer: &[u8]) -> bool {
+        if answer.len() >= CONTENT_BYTES_MAX {
+            return true;
+        }
+        let Status::Is(status, at) = status(answer) else { return true };
+        let answer = answer.get(at..).unwrap_or_default();
+        let Some(head) = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n") else { return false };
+        let content = answer.get(head + 4..).unwrap_or_default();
+        if matches!(status, 204 | 304) {
+            return true;
+        }
+        let lines = answer.get(..head).unwrap_or_default().split(|&byte| byte == b'\n');
+        let length = lines.filter_map(|line| {
+            let colon = line.iter().position(|&byte| byte == b':')?;
+            let (name, value) = line.split_at(colon);
+            let wanted = name.eq_ignore_ascii_case(b"content-length");
+            let text = std::str::from_utf8(value.get(1..)?).ok()?;
+            if wanted { text.trim().parse::<usize>().ok() } else { None }
+        });
+        // Without a length the end of the connection is the end, which was asked for.
+        length.last().is_some_and(|length| content.len() >= length)
     }
 
     fn accepts(&self, status: u16) -> bool {
@@ -72,7 +100,8 @@ impl HttpCheck {
 }
 
 enum Status {
-    Is(u16),
+    /// And where its answer begins.
+    Is(u16, usize),
     /// More bytes may tell.
     Open,
     Malformed,
@@ -90,7 +119,7 @@ fn status(answer: &[u8]) -> Status {
         let (line, after) = rest.split_at(end);
         let Some(status) = status_of(line) else { return Status::Malformed };
         if status >= 200 {
-            return Status::Is(status);
+            return Status::Is(status, answer.len() - rest.len());
         }
         // An interim answer has no content: the next begins behind the empty line.
         match after.windows(4).position(|bytes| bytes == b"\r\n\r\n") {

@@ -129,7 +129,12 @@ impl Runner {
     /// It is this monitor's turn.
     fn due(&mut self, id: u16, now: Instant) {
         let Some(monitor) = self.monitors.get_mut(&id) else { return };
-        if monitor.check.is_some() {
+        if let Some(check) = &mut monitor.check {
+            if let Some(outcome) = check.outcome() {
+                self.drop_check(id);
+                self.judge(id, outcome);
+                return;
+            }
             self.drop_check(id);
             let timeout_ms = self.monitors.get(&id).map_or(0, |monitor| monitor.target.spec.timeout_ms);
             self.judge(id, Err(format!("no answer within {timeout_ms} ms")));

@@ -171,6 +171,55 @@ fn http_answers() {
     let chosen = HttpCheck { statuses: vec![401, 500], ..HttpCheck::new("/") };
     assert_eq!(chosen.judge(b"HTTP/1.1 401 No\r\n"), Some(Ok(())));
     assert_eq!(chosen.judge(b"HTTP/1.1 200 OK\r\n"), Some(Err("HTTP status 200".to_owned())));
+    let large = format!("HTTP/1.1 200 OK\r\n\r\n{}", "x".repeat(64 << 10));
+    for (answer, whole) in [
+        ("HTTP/1.1 200 OK\r\n", false),
+        ("HTTP/1.1 200 OK\r\n\r\nuntil the end", false),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab", false),
+        ("HTTP/1.1 200 OK\r\nServer: x\r\ncontent-length:3\r\n\r\nabc", true),
+        ("HTTP/1.1 103 Early\r\nContent-Length: 0\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n", false),
+        ("HTTP/1.1 204 No\r\n\r\n", true),
+        ("HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", false),
+        ("nonsense", true),
+        (large.as_str(), true),
+    ] {
+        assert_eq!(HttpCheck::is_whole(answer.as_bytes()), whole, "{answer:?}");
+    }
+}
+
+/// A server whose answer takes some time is not reset in the middle of it, and an answer without an end is one.
+#[test]
+fn answers_are_read_to_their_end() {
+    let listener = TcpListener::bind(address(5)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let (done, results) = mpsc::channel();
+    let server = std::thread::spawn(move || {
+        for endless in [false, true] {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 512];
+            let _ = stream.read(&mut request).unwrap();
+            let head = if endless { "" } else { "Content-Length: 6000\r\n" };
+            stream.write_all(format!("HTTP/1.1 200 OK\r\n{head}\r\n").as_bytes()).unwrap();
+            for _ in 0..3 {
+                std::thread::sleep(Duration::from_millis(20));
+                stream.write_all(&[b'x'; 2_000]).unwrap();
+            }
+            let ended = stream.read(&mut request);
+            done.send(ended.map_err(|error| error.kind())).unwrap();
+        }
+    });
+    let mut target = target(1, address, HealthKind::Http(HttpCheck::new("/")));
+    target.spec.timeout_ms = 400;
+    target.spec.fall = 1;
+    let (monitors, changes) = start(vec![target]);
+    assert!(next(&changes).up);
+    // Closed in order, by us, after the whole answer.
+    assert_eq!(results.recv(), Ok(Ok(0)));
+    assert_eq!(results.recv(), Ok(Ok(0)));
+    assert!(changes.try_recv().is_err(), "still up");
+    assert!(status(&monitors, 1).unwrap().up);
+    drop(monitors);
+    server.join().unwrap();
 }
 
 proptest::proptest! {

@@ -62,7 +62,7 @@ fn leases_are_taken_once_and_given_back() {
     let (services, spec) = all();
     let mut live = Live::default();
     let take = |live: &mut Live, name: &str, ports| {
-        live.take_lease(&services, &spec, &wish(name, "10.0.1.0/24", ports))
+        live.take_lease(&services, &spec, &wish(name, "10.0.1.0/24", ports), &|_| 0)
     };
     // 2048–4095 of the first address are the configuration's.
     let first = take(&mut live, "a", 1).unwrap();
@@ -81,8 +81,23 @@ fn leases_are_taken_once_and_given_back() {
     assert!(live.return_lease(&services, "fixed").unwrap_err().contains("stands in the configuration"));
     assert!(live.return_lease(&services, "zz").unwrap_err().contains("there are a, c, d"));
     for (from, ports) in [("10.0.1.0/24", 0), ("10.0.1.0/24", 65_536), ("fd00::/64", 1024)] {
-        assert!(live.take_lease(&services, &spec, &wish("x", from, ports)).is_err(), "{from} {ports}");
+        assert!(live.take_lease(&services, &spec, &wish("x", from, ports), &|_| 0).is_err(), "{from} {ports}");
     }
+}
+
+#[test]
+fn blocks_that_rest_or_belong_to_clients_are_not_offered() {
+    let (services, spec) = all();
+    let mut live = Live::default();
+    let first: IpAddr = "203.0.113.20".parse().unwrap();
+    // 1024 rests, 4096 is a client's own.
+    let closed = |address: IpAddr| if address == first { 0b1_0010 } else { 0 };
+    let mut take = |name: &str, ports| {
+        let lease = live.take_lease(&services, &spec, &wish(name, "10.0.1.0/24", ports), &closed).unwrap();
+        (lease.address, lease.first_port)
+    };
+    assert_eq!(take("a", 1024), (first, 5120));
+    assert_eq!(take("b", 3072), ("203.0.113.21".parse().unwrap(), 1024));
 }
 
 #[test]
@@ -93,8 +108,8 @@ fn leases_survive_in_their_file_unless_the_configuration_takes_their_ports() {
     let mut live = Live::default();
     file.load(&mut live);
     let asked = LeaseWish { tenant: Some("red".to_owned()), ..wish("a", "10.0.1.0/24", 1024) };
-    live.take_lease(&services, &spec, &asked).unwrap();
-    live.take_lease(&services, &spec, &wish("b", "10.0.2.0/24", 1024)).unwrap();
+    live.take_lease(&services, &spec, &asked, &|_| 0).unwrap();
+    live.take_lease(&services, &spec, &wish("b", "10.0.2.0/24", 1024), &|_| 0).unwrap();
     file.store(&live).unwrap();
     let mut again = Live::default();
     file.load(&mut again);

@@ -27,7 +27,7 @@ fn status() -> ServicesStatus {
         nats: vec![NatStatus {
             out: "wan".to_owned(),
             mode: "address-and-port".to_owned(),
-            used_ports: 5,
+            used_ports: Some(5),
             total_ports: 1000,
             live_flows: 3,
             ..Default::default()
@@ -123,6 +123,8 @@ verdict     forward
 ";
     let text = explanation(&about);
     assert_eq!(text, expected, "\n{text}");
+    let by_server = explanation(&Explanation { nat: 0, ..about.clone() });
+    assert!(by_server.contains("NAT         of the virtual server, address-and-port, leaves as 203"), "{by_server}");
     let known = explanation(&Explanation { flow: Some(flow), ..about });
     assert!(known.contains("flow        known, established"), "{known}");
 }

@@ -127,9 +127,10 @@ fn names_become_numbers() {
         (rule.to.ports.as_slice(), rule.tenants.as_slice()),
         (&[HOST_PORT, TUNNEL_PORT][..], &[2][..])
     );
-    // Replies to the host's own connections, which leave natively.
-    assert_eq!((spec.rules.len(), spec.rules[1].name.as_str()), (3, HOST_REPLIES));
-    assert_eq!(spec.rules[1].dst_ports, [(32_768, 60_999)]);
+    // Nothing is allowed that the operator has not written: replies to the host pass by the ports that it uses.
+    assert_eq!((spec.rules.len(), spec.host_ports), (1, (32_768, 60_999)));
+    assert!(spec.is_host_port(60_999) && !spec.is_host_port(61_000) && !spec.is_host_port(4600));
+    assert!(GatewaySpec::default().is_host_port(61_000));
     assert!(routes(&spec).contains(&"2 10.0.0.0/24 blue-lan".to_owned()));
     assert!(routes(&spec).contains(&"2 10.0.0.254/32 host".to_owned()));
 }
@@ -162,4 +163,16 @@ fn ranges_are_joined() {
         [(1, 3), (5, 12), (65_535, 65_535)]
     );
     assert!(read_ephemeral_ports().0 > 0);
+}
+
+#[test]
+fn the_tun_interface_has_an_address_for_the_hosts_packets() {
+    let of = |text: &str| -> Vec<String> {
+        tun_addresses(&config("listen = 4600", text)).iter().map(ToString::to_string).collect()
+    };
+    let interface = "[[interface]]\nname = \"wan\"\n";
+    assert_eq!(of(interface), ["192.0.0.8/32"]);
+    assert_eq!(of(&format!("[tun]\naddress = \"fd77::1/64\"\n{interface}")), ["fd77::1/64", "192.0.0.8/32"]);
+    assert_eq!(of(&format!("[tun]\naddress = \"10.77.0.1/24\"\n{interface}")), ["10.77.0.1/24"]);
+    assert_eq!(of(""), Vec::<String>::new());
 }

@@ -118,6 +118,10 @@ pub struct CoreReport {
     pub flow_memory_bytes: u64,
     /// First packets of flows by rule; the last is the default action.
     pub rule_hits: Vec<u64>,
+    /// Live flows by NAT rule: the operator's, then one for each virtual server.
+    pub nat_flows: Vec<u64>,
+    /// Live and begun flows by port forward.
+    pub forward_flows: Vec<(u64, u64)>,
     /// Live flows by bucket.
     pub live_by_bucket: Vec<u32>,
     /// Era of the bucket table that it works by.
@@ -202,7 +206,12 @@ pub(crate) struct Shared {
 impl Shared {
     /// Nothing configured yet.
     pub fn new(cores: usize) -> Result<Self, String> {
-        let (policy, _) = Policy::compile(GatewaySpec::default(), None, linux::clock::monotonic_ns())?;
+        let (policy, _) = Policy::compile_keyed(
+            GatewaySpec::default(),
+            None,
+            linux::clock::monotonic_ns(),
+            getrandom::u64().map_err(|error| error.to_string())?,
+        )?;
         let steering = Steering::new(cores as u8, keys())?;
         Ok(Self {
             policy: ArcSwap::from_pointee(policy),
@@ -248,6 +257,10 @@ impl Shared {
         let room = EVENTS_MAX.saturating_sub(kept.len());
         kept.extend(events.by_ref().take(room));
         self.lost_events.fetch_add(events.count() as u64, Relaxed);
+    }
+
+    pub fn events_wanted(&self) -> bool {
+        self.keep_events.load(Relaxed)
     }
 
     pub fn take_events(&self) -> Vec<NatEvent> {

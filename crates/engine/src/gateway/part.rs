@@ -234,6 +234,7 @@ impl Part {
     }
 
     fn report(&mut self) {
+        self.core.set_nat_events_wanted(self.shared.events_wanted());
         self.shared.keep_events(self.core.nat_events());
         let mut drops = self.core.drops.clone();
         drops.merge(&self.drops);
@@ -258,6 +259,8 @@ impl Part {
             embryonic_flows: u64::from(self.core.embryonic()),
             flow_memory_bytes: self.core.flows().memory_bytes() as u64,
             rule_hits: self.core.rule_hits.clone(),
+            nat_flows: self.core.nat_flows.clone(),
+            forward_flows: self.core.forward_flows.clone(),
             live_by_bucket: self.core.live().to_vec(),
             table_era: self.core.table_era(),
             ports_held: self.core.ports_held(),

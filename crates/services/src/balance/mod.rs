@@ -134,12 +134,32 @@ impl Balancer {
     }
 
     /// Chooses a backend for a new flow of `client` (the key of its first packet). Takes no place: call
-    /// [`Balancer::opened`] when the flow is made. `random` breaks ties.
+    /// [`Balancer::opened`] when the flow is made. `random` breaks ties. A refusal is counted, see
+    /// [`ServerStatus::refused`].
     ///
     /// # Errors
     /// [`DropReason::NoBackend`]: none is up and takes connections. [`DropReason::ServerFull`]: the server, or each
     /// backend that is up, has as many connections as it may have.
     pub fn pick(&self, server: u16, client: &FlowKey, now_ns: u64, random: u32) -> Result<Pick, DropReason> {
+        let picked = self.would_pick(server, client, now_ns, random);
+        if picked.is_err() {
+            self.refuse(server);
+        }
+        picked
+    }
+
+    /// As [`Balancer::pick`], for a look that is not about a connection: nothing is counted. With round robin a turn is
+    /// given all the same.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn would_pick(
+        &self,
+        server: u16,
+        client: &FlowKey,
+        now_ns: u64,
+        random: u32,
+    ) -> Result<Pick, DropReason> {
         let server = self.servers.get(usize::from(server)).ok_or(DropReason::NoBackend)?;
         if server.is_full() {
             return Err(DropReason::ServerFull);
@@ -162,6 +182,14 @@ impl Balancer {
     /// [`DropReason::ServerFull`] when another core took the last place since [`Balancer::pick`]; nothing is
     /// counted then, and the flow must not be made. [`DropReason::NoBackend`] when there is no such server or backend.
     pub fn opened(&self, server: u16, backend: u16) -> Result<(), DropReason> {
+        let opened = self.take_place(server, backend);
+        if opened.is_err() {
+            self.refuse(server);
+        }
+        opened
+    }
+
+    fn take_place(&self, server: u16, backend: u16) -> Result<(), DropReason> {
         let server = self.servers.get(usize::from(server)).ok_or(DropReason::NoBackend)?;
         let entry = self.backend(backend).ok_or(DropReason::NoBackend)?;
         if !server.state.count.open(server.connections_max) {
@@ -172,6 +200,12 @@ impl Balancer {
             return Err(DropReason::ServerFull);
         }
         Ok(())
+    }
+
+    fn refuse(&self, server: u16) {
+        if let Some(server) = self.servers.get(usize::from(server)) {
+            server.state.refused.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// A flow to this backend is removed. The flow may have been opened under an earlier balancer.

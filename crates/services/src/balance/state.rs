@@ -71,12 +71,14 @@ pub struct ServerState {
     pub count: Count,
     /// Turns given, for round robin.
     pub turn: AtomicU32,
+    /// Connections that found no backend or no room.
+    pub refused: AtomicU64,
 }
 
 impl ServerState {
     /// Nothing happened yet.
     pub fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), count: Count::default(), turn: AtomicU32::new(0) }
+        Self { name: name.to_owned(), count: Count::default(), turn: AtomicU32::new(0), refused: AtomicU64::new(0) }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What `status` shows of virtual servers.
 
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering::Relaxed;
 
 use super::compile::Server;
 use super::state::TENTHS;
@@ -21,6 +22,8 @@ pub struct ServerStatus {
     pub live: u32,
     /// Connections since the start.
     pub total: u64,
+    /// Connections refused since the start: no backend that takes any, or no room.
+    pub refused: u64,
     /// Live connections at most; 0 = no limit.
     pub connections_max: u32,
     /// Its backends in the order of the configuration.
@@ -73,6 +76,7 @@ pub fn of(server: &Server, now_ns: u64) -> ServerStatus {
         method: server.method,
         live: server.state.count.live(),
         total: server.state.count.total(),
+        refused: server.state.refused.load(Relaxed),
         connections_max: server.connections_max,
         backends: backends.collect(),
     }

@@ -220,6 +220,7 @@ fn nobody_is_up() {
         assert_eq!(pick(&balancer, 1), Err(DropReason::NoBackend), "{method:?}");
         balancer.drain(1, false);
         assert_eq!(pick(&balancer, 1).unwrap().backend, 1);
+        assert_eq!(status(&balancer).refused, 1);
         let empty = Balancer::compile(&[server(method, &[])], None);
         assert_eq!(pick(&empty, 1), Err(DropReason::NoBackend));
         let drained = Balancer::compile(&[server(method, &[0, 0])], None);
@@ -289,6 +290,7 @@ fn full_servers() {
         assert_eq!(status.backends.iter().map(|backend| backend.total).sum::<u64>(), 4);
         balancer.closed(0);
         assert!(pick(&balancer, 6).is_ok());
+        assert_eq!(status.refused, 2);
     }
 }
 

@@ -1,5 +1,8 @@
 //! Answers to senders: ICMP errors and resets, to where the packet came from, never more than the limit.
 
+use std::net::IpAddr;
+
+use packet::DropReason;
 use packet::ip::IpHeader;
 use packet::vnet::VirtioNetHeader;
 
@@ -25,21 +28,67 @@ impl Core {
     /// TCP gets a reset, everything else "administratively prohibited".
     pub(super) fn answer_reject(&mut self, now_ns: u64, frame: &Frame<'_>, out: &mut impl Output) {
         let Ok(header) = IpHeader::parse(frame.packet()) else { return };
-        if header.protocol != TCP {
+        if header.protocol == TCP {
+            self.answer_reset(now_ns, frame, &header, out);
+        } else {
             self.answer(now_ns, frame, Problem::Prohibited, out);
-            return;
         }
+    }
+
+    /// A flow could not be made: its sender is told what will not change by trying again at once.
+    ///
+    /// * A virtual server without a backend, or full: as a host would say that nobody listens, TCP by a reset and
+    ///   everything else by "port unreachable" from the address that was asked. Clients go elsewhere at once.
+    /// * No port or flow left for a client: "administratively prohibited" (RFC 5508 REQ-8), never a reset, which would
+    ///   speak for a server that was not asked.
+    /// * Full tables of this core: nothing. That happens in floods, whose senders did not send.
+    pub(super) fn answer_failure(
+        &mut self,
+        now_ns: u64,
+        frame: &Frame<'_>,
+        reason: DropReason,
+        out: &mut impl Output,
+    ) {
+        let Ok(header) = IpHeader::parse(frame.packet()) else { return };
+        match reason {
+            DropReason::NoBackend | DropReason::ServerFull if header.protocol == TCP => {
+                self.answer_reset(now_ns, frame, &header, out);
+            }
+            DropReason::NoBackend | DropReason::ServerFull => {
+                self.answer_from(now_ns, frame, Problem::PortUnreachable, header.dst, out);
+            }
+            DropReason::NatPortsExhausted | DropReason::FlowsPerClient => {
+                self.answer(now_ns, frame, Problem::Prohibited, out);
+            }
+            _ => {}
+        }
+    }
+
+    fn answer_reset(&mut self, now_ns: u64, frame: &Frame<'_>, header: &IpHeader, out: &mut impl Output) {
         if self.limiter.allow(now_ns) {
             let mut bytes = [0; ETHERNET_BYTES + ANSWER_BYTES_MAX];
             let room = bytes.get_mut(ETHERNET_BYTES..).unwrap_or_default();
-            let length = icmp::reset(room, frame.packet(), &header, is_partial(&frame.offload));
+            let length = icmp::reset(room, frame.packet(), header, is_partial(&frame.offload));
             self.send_back(frame, &mut bytes, length, out);
         }
     }
 
+    /// From this gateway's address on the sender's side.
     fn answer(&mut self, now_ns: u64, frame: &Frame<'_>, problem: Problem, out: &mut impl Output) {
         let Ok(header) = IpHeader::parse(frame.packet()) else { return };
         let Some(from) = self.policy.address_of(frame.port, header.src) else { return };
+        self.answer_from(now_ns, frame, problem, from, out);
+    }
+
+    fn answer_from(
+        &mut self,
+        now_ns: u64,
+        frame: &Frame<'_>,
+        problem: Problem,
+        from: IpAddr,
+        out: &mut impl Output,
+    ) {
+        let Ok(header) = IpHeader::parse(frame.packet()) else { return };
         if self.limiter.allow(now_ns) {
             let mut bytes = [0; ETHERNET_BYTES + ANSWER_BYTES_MAX];
             let room = bytes.get_mut(ETHERNET_BYTES..).unwrap_or_default();

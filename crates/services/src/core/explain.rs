@@ -48,6 +48,8 @@ pub struct Explanation {
     pub out_port: Option<PortId>,
     /// Next hop.
     pub next_hop: Option<IpAddr>,
+    /// The core whose socket gets the replies. `None`: it depends on the port that a mapping gets, or none come by here.
+    pub reply_core: Option<u8>,
     /// Why it is dropped.
     pub drop: Option<DropReason>,
 }
@@ -74,14 +76,16 @@ pub fn explain(policy: &Policy, steering: &Steering, key: &FlowKey, port: PortId
         destination: SocketAddr::new(key.dst, key.dst_port),
         out_port: None,
         next_hop: None,
+        reply_core: None,
         drop: None,
     };
     let mut tenant_out = tenant;
     let mut service_source = None;
+    let mut one_way = false;
     match policy.server_or_forward(key) {
         Some(Service::Server(server)) => {
             explanation.server = Some(server);
-            match policy.balancer.pick(server, key, 0, explanation.hash) {
+            match policy.balancer.would_pick(server, key, 0, explanation.hash) {
                 Ok(pick) => {
                     explanation.backend = Some(pick.address);
                     service_source = Some(pick.source);
@@ -89,6 +93,7 @@ pub fn explain(policy: &Policy, steering: &Steering, key: &FlowKey, port: PortId
                         explanation.destination = pick.address;
                     } else {
                         explanation.next_hop = Some(pick.address.ip());
+                        one_way = true;
                     }
                 }
                 Err(reason) => explanation.drop = Some(reason),
@@ -102,7 +107,35 @@ pub fn explain(policy: &Policy, steering: &Steering, key: &FlowKey, port: PortId
         None => {}
     }
     leave(policy, &mut explanation, key, tenant_out, service_source);
+    explanation.reply_core = reply_core(policy, steering, key, &explanation, one_way);
     explanation
+}
+
+/// Who reads the replies: the core itself, where it chooses the port accordingly, else the one that their tuple names.
+fn reply_core(
+    policy: &Policy,
+    steering: &Steering,
+    key: &FlowKey,
+    explanation: &Explanation,
+    one_way: bool,
+) -> Option<u8> {
+    let out_port = explanation.out_port?;
+    if one_way || !is_interface(out_port) {
+        return None;
+    }
+    if matches!(explanation.source, NatMode::AddressAndPort | NatMode::PortOnly) {
+        let mapped = policy.maps_endpoints_of(out_port, key, explanation.tenant);
+        return (!mapped).then_some(explanation.core);
+    }
+    let reply = FlowKey {
+        src: explanation.destination.ip(),
+        src_port: explanation.destination.port(),
+        dst: key.src,
+        dst_port: key.src_port,
+        protocol: key.protocol,
+    };
+    let bucket = steering.bucket(&reply, policy.tenant_of(out_port));
+    Some(steering.table.owner(bucket) as u8)
 }
 
 fn leave(
@@ -123,7 +156,13 @@ fn leave(
         explanation.drop = explanation.drop.or(Some(DropReason::NoRoute));
     }
     let Some(out_port) = explanation.out_port else { return };
-    let question = Question { key, tenant: explanation.tenant, in_port: explanation.in_port, out_port };
+    let question = Question {
+        key,
+        tenant: explanation.tenant,
+        in_port: explanation.in_port,
+        out_port,
+        to_gateway: policy.is_addressed(key),
+    };
     explanation.verdict = policy.rules.verdict(&question);
     let refused = match (explanation.verdict.action, explanation.verdict.rule) {
         (RuleAction::Drop, Some(_)) => Some(DropReason::RuleDrop),
@@ -142,9 +181,10 @@ fn leave(
             Some(policy.nat_of_server(server))
         }
         _ if !is_interface(out_port) => None,
-        _ if serviced && out_port == explanation.in_port => {
-            policy.nat.rule_for_hairpin(key.dst, key, tenant_out)
-        }
+        _ if serviced && out_port == explanation.in_port => match explanation.server {
+            Some(server) => Some(policy.nat_of_server(server)),
+            None => policy.nat.rule_for_hairpin(key.dst, key, tenant_out),
+        },
         _ if out_port == explanation.in_port => None,
         _ => policy.nat.rule_for(out_port, key, explanation.tenant),
     };

@@ -23,15 +23,25 @@ impl Core {
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
         let header = IpHeader::parse(frame.packet())?;
-        if is_error(&header, frame.packet()) {
+        if matches!(header.protocol, PROTOCOL_ICMP | PROTOCOL_ICMPV6) && is_error(&header, frame.packet()) {
             return self.hit_error(now_ns, frame, &header, id, direction, out);
         }
-        if self.flows.record(id).era != self.policy.era {
+        let Some(mut flow) = self.flows.for_packet(id, direction) else { return Err(DropReason::NotNew) };
+        if flow.record.era != self.era {
             self.decide_again(now_ns, id)?;
+            let Some(again) = self.flows.for_packet(id, direction) else { return Err(DropReason::NotNew) };
+            flow = again;
         }
-        let unanswered = self.flows.record(id).flags & flags::REPLIED == 0;
+        let mut before = flow.record.flags;
+        if before & flags::SHIFTED != 0 {
+            return self.hit_shifted(now_ns, frame, &header, id, direction, came, out);
+        }
         if header.protocol == TCP {
-            match self.follow_tcp(&header, frame.packet(), id, direction)? {
+            let segment = Segment::of(header.payload(frame.packet())).ok_or(DropReason::TcpInvalid)?;
+            let verdict = tcp::follow(flow.record, direction, &segment);
+            self.embryonic = embryonic_after(self.embryonic, before, flow.record.flags);
+            before = flow.record.flags;
+            match verdict {
                 Verdict::Accept => {}
                 // What may be forged must not keep a connection alive.
                 Verdict::Pass => return self.forward(now_ns, frame, &header, id, direction, out),
@@ -44,47 +54,49 @@ impl Core {
                 }
             }
         }
-        self.seen(now_ns, id, direction, header.total_bytes, came);
-        if unanswered && self.flows.record(id).flags & flags::REPLIED != 0 {
+        flow.count(header.total_bytes as u32);
+        flow.record.seen = tick_of(now_ns);
+        if direction == Direction::Reply || tcp::is_answered_unseen(flow.record) {
+            flow.record.flags |= flags::REPLIED;
+        }
+        let (flags, number, to) =
+            (flow.record.flags, flow.record.next_hop[direction as usize], flow.leaves_as);
+        if (before ^ flags) & flags::REPLIED != 0 {
             self.embryonic = self.embryonic.saturating_sub(1);
         }
-        self.forward(now_ns, frame, &header, id, direction, out)
+        if came.is_some() && direction == Direction::Reply {
+            self.handed_reply(id, flags);
+        }
+        frame.flow = Some((id, direction));
+        match self.hops.get(number).copied() {
+            Some(hop) => self.forward_to(now_ns, frame, &header, to.as_ref(), &hop, out),
+            None => self.forward(now_ns, frame, &header, id, direction, out),
+        }
     }
 
-    #[inline]
-    fn follow_tcp(
-        &mut self,
-        header: &IpHeader,
-        packet: &[u8],
-        id: FlowId,
-        direction: Direction,
-    ) -> Result<Verdict, DropReason> {
-        let segment = Segment::of(header.payload(packet)).ok_or(DropReason::TcpInvalid)?;
-        Ok(tcp::follow(self.flows.record_mut(id), direction, &segment))
+    /// A reply that another core read. Buckets that moved explain that; else the hash should have led it here.
+    #[cold]
+    fn handed_reply(&mut self, id: FlowId, flags: u16) {
+        const OURS: u16 = flags::SOURCE_NAT;
+        if flags & (OURS | flags::MAPPED) != OURS {
+            return;
+        }
+        let (_, (reply, tenant)) = self.flows.keys(id);
+        if self.steering.table.owner(self.steering.bucket(&reply, tenant)) == u16::from(self.id) {
+            self.counters.replies_on_wrong_core += 1;
+        }
     }
 
-    /// Time, first reply, counters.
-    #[inline]
-    pub(super) fn seen(
-        &mut self,
-        now_ns: u64,
-        id: FlowId,
-        direction: Direction,
-        bytes: usize,
-        came: Option<u8>,
-    ) {
+    /// Time, first reply, counters of a fragment that goes on by itself.
+    pub(super) fn seen(&mut self, now_ns: u64, id: FlowId, direction: Direction, bytes: usize) {
         self.flows.account(id, direction, 1, bytes as u32);
         let record = self.flows.record_mut(id);
         record.seen = tick_of(now_ns);
-        // Of a flow whose replies do not come by, the second packet stands for the first reply.
         if record.flags & flags::REPLIED == 0
-            && (direction == Direction::Reply || record.flags & flags::ONE_WAY != 0)
+            && (direction == Direction::Reply || tcp::is_answered_unseen(record))
         {
             record.flags |= flags::REPLIED;
-        }
-        const OURS: u16 = flags::SOURCE_NAT;
-        if came.is_some() && direction == Direction::Reply && record.flags & (OURS | flags::MAPPED) == OURS {
-            self.counters.replies_on_wrong_core += 1;
+            self.embryonic = self.embryonic.saturating_sub(1);
         }
     }
 
@@ -138,7 +150,7 @@ impl Core {
             self.answer_time_exceeded(now_ns, frame, out);
             return Err(DropReason::TtlExpired);
         }
-        let mtu = usize::from(self.policy.interface(hop.port).map_or(1500, |interface| interface.mtu));
+        let mtu = usize::from(hop.mtu);
         let fits = segment_bytes(frame, header) <= mtu;
         let may_split = frame.offload.gso_size == 0
             && (self.assembled_id.is_some() || (header.version == 4 && !dont_fragment(frame.packet())));
@@ -175,7 +187,7 @@ impl Core {
         direction: Direction,
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
-        if self.flows.record(id).era != self.policy.era {
+        if self.flows.record(id).era != self.era {
             self.decide_again(now_ns, id)?;
         }
         let mut number = self.flows.record(id).next_hop[direction as usize];
@@ -186,6 +198,7 @@ impl Core {
             return Err(DropReason::TtlExpired);
         }
         let translated = self.flows.is_translated(id).then(|| self.flows.leaves_as(id, direction));
+        self.unshift_quote(frame, header, id, direction);
         let partial = is_partial(&frame.offload);
         let packet = frame.bytes.get_mut(super::ETHERNET_BYTES..).unwrap_or_default();
         if number != hops::HOST {
@@ -220,7 +233,9 @@ impl Core {
         let leaving = reply.reversed();
         let out_port = self.out_port(&leaving, tenant).map_or(HOST_PORT, |(port, _)| port);
         let in_port = policy.fib.lookup(tenant, key.src).map_or(HOST_PORT, |route| route.port);
-        let question = Question { key: &key, tenant, in_port, out_port };
+        let translated = self.flows.record(id).flags & flags::DEST_NAT != 0;
+        let to_gateway = translated || policy.is_addressed(&key);
+        let question = Question { key: &key, tenant, in_port, out_port, to_gateway };
         let verdict = policy.rules.verdict(&question);
         if verdict.action != RuleAction::Allow {
             self.counters.flows_refused += 1;
@@ -254,6 +269,16 @@ impl Core {
         }
         let route = self.policy.fib.lookup(tenant, leaving.dst)?;
         Some((route.port, route.via.unwrap_or(leaving.dst)))
+    }
+}
+
+/// The count of unanswered flows after one flow's flags changed. A connection that its ends begin anew is unanswered again.
+#[inline]
+pub(super) const fn embryonic_after(count: u32, before: u16, after: u16) -> u32 {
+    match (before & flags::REPLIED != 0, after & flags::REPLIED != 0) {
+        (false, true) => count.saturating_sub(1),
+        (true, false) => count.saturating_add(1),
+        _ => count,
     }
 }
 

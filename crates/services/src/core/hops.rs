@@ -36,6 +36,8 @@ pub struct Hop {
     pub address: IpAddr,
     /// Ethernet header; valid if `known`.
     pub ethernet: [u8; 14],
+    /// Largest IP packet of the interface, bytes.
+    pub mtu: u16,
     /// The neighbour's hardware address is known.
     pub known: bool,
 }
@@ -104,11 +106,13 @@ impl Hops {
 
 fn hop(port: PortId, address: IpAddr, policy: &Policy, neighbors: &Neighbors) -> Hop {
     let mac = neighbors.known.get(&(port, address)).copied();
-    let own = policy.interface(port).filter(|_| is_interface(port)).map(|interface| interface.mac);
+    let interface = policy.interface(port).filter(|_| is_interface(port));
+    let own = interface.map(|interface| interface.mac);
     let mut ethernet = [0; 14];
     ethernet[..6].copy_from_slice(&mac.unwrap_or_default());
     ethernet[6..12].copy_from_slice(&own.unwrap_or_default());
     let kind: u16 = if address.is_ipv4() { 0x0800 } else { 0x86dd };
     ethernet[12..].copy_from_slice(&kind.to_be_bytes());
-    Hop { port, address, ethernet, known: mac.is_some() && own.is_some() }
+    let mtu = interface.map_or(1500, |interface| interface.mtu);
+    Hop { port, address, ethernet, mtu, known: mac.is_some() && own.is_some() }
 }

@@ -11,7 +11,7 @@ use super::{Core, Direction, Frame, Handed, Outcome, Output, hit, reply_of, tick
 use crate::flow::{FlowId, Record, flags};
 use crate::nat::BindRequest;
 use crate::policy::{Policy, Service, is_interface};
-use crate::rules::Question;
+use crate::rules::{Question, Verdict};
 use crate::spec::{DeliveryMode, HOST_PORT, NatMode, PortId, RuleAction, TCP, UDP};
 use crate::tcp::{self, Segment};
 
@@ -131,20 +131,17 @@ impl Core {
         check_source(&policy, key, frame.port)?;
         let mut record =
             Record { protocol: key.protocol, era: policy.era, seen: tick_of(now_ns), ..Record::default() };
-        let course = self.course(&policy, now_ns, key, tenant, frame.port)?;
-        let question = Question { key, tenant, in_port: frame.port, out_port: course.out_port };
-        let verdict = policy.rules.verdict(&question);
-        self.count_rule(verdict.rule);
-        match verdict.action {
-            RuleAction::Allow => {}
-            RuleAction::Drop if verdict.rule.is_some() => return Err(DropReason::RuleDrop),
-            RuleAction::Drop if course.out_port == HOST_PORT && !opens(key, &header, frame.packet()) => {}
-            RuleAction::Drop => return Err(DropReason::DefaultDrop),
-            RuleAction::Reject => {
-                self.answer_reject(now_ns, frame, out);
-                return Err(DropReason::RuleReject);
+        let course = match self.course(&policy, now_ns, key, tenant, frame.port) {
+            Ok(course) => course,
+            Err(reason @ (DropReason::NoBackend | DropReason::ServerFull)) => {
+                let out_port = port_behind(&policy, key, tenant);
+                self.judge(now_ns, &policy, frame, key, tenant, out_port, out)?;
+                self.answer_failure(now_ns, frame, reason, out);
+                return Err(reason);
             }
-        }
+            Err(reason) => return Err(reason),
+        };
+        let verdict = self.judge(now_ns, &policy, frame, key, tenant, course.out_port, out)?;
         let unasked = policy.hides_inside(frame.port) && course.flags & flags::DEST_NAT == 0;
         if unasked && verdict.rule.is_none() && is_interface(course.out_port) {
             return Err(DropReason::NatNoMapping);
@@ -154,8 +151,50 @@ impl Core {
         }
         record.flags = course.flags;
         record.rule = verdict.rule.map_or(0, |rule| rule + 1);
+        if !self.make_room(now_ns) {
+            return Err(DropReason::EmbryonicFull);
+        }
         self.begin_state(&mut record, frame.packet(), &header, &course)?;
-        self.open(now_ns, &policy, key, tenant, frame.port, &course, record).map(Some)
+        let opened = self.open(now_ns, &policy, key, tenant, frame.port, &course, record);
+        match opened {
+            Ok(_) if record.flags & flags::SHIFTED != 0 => {
+                self.begin_shift(key, tenant, &header, frame.packet());
+            }
+            Ok(_) => {}
+            Err(reason) => self.answer_failure(now_ns, frame, reason, out),
+        }
+        opened.map(Some)
+    }
+
+    /// Asks the firewall about a new flow; what it refuses is answered as the rule says.
+    #[expect(clippy::too_many_arguments, reason = "one call, the parts of one question")]
+    fn judge(
+        &mut self,
+        now_ns: u64,
+        policy: &Policy,
+        frame: &Frame<'_>,
+        key: &FlowKey,
+        tenant: u16,
+        out_port: PortId,
+        out: &mut impl Output,
+    ) -> Result<Verdict, DropReason> {
+        let to_gateway = policy.is_addressed(key);
+        let question = Question { key, tenant, in_port: frame.port, out_port, to_gateway };
+        let verdict = policy.rules.verdict(&question);
+        self.count_rule(verdict.rule);
+        match verdict.action {
+            RuleAction::Allow => Ok(verdict),
+            RuleAction::Drop if verdict.rule.is_some() => Err(DropReason::RuleDrop),
+            RuleAction::Drop => {
+                let header = IpHeader::parse(frame.packet())?;
+                let answers_host = out_port == HOST_PORT && !opens(key, &header, frame.packet());
+                if answers_host { Ok(verdict) } else { Err(DropReason::DefaultDrop) }
+            }
+            RuleAction::Reject => {
+                self.answer_reject(now_ns, frame, out);
+                Err(DropReason::RuleReject)
+            }
+        }
     }
 
     fn count_rule(&mut self, rule: Option<u16>) {
@@ -223,10 +262,13 @@ impl Core {
                     return Ok(course);
                 }
                 course.source = Some(pick.source);
+                course.flags |= if pick.proxy_protocol { flags::SHIFTED } else { 0 };
                 self.aim(&mut course, pick.address);
             }
             Some(Service::Forward(forward)) => {
                 tenant_out = forward.tenant;
+                let proxied = forward.proxy_protocol && forward.protocol == TCP;
+                course.flags |= if proxied { flags::SHIFTED } else { 0 };
                 self.aim(&mut course, forward.to);
             }
             None => {
@@ -268,12 +310,12 @@ impl Core {
         header: &IpHeader,
         course: &Course,
     ) -> Result<(), DropReason> {
-        if self.embryonic >= self.policy.limits().embryonic_max {
-            return Err(DropReason::EmbryonicFull);
-        }
         match header.protocol {
             TCP => {
                 let segment = Segment::of(header.payload(packet)).ok_or(DropReason::TcpInvalid)?;
+                if super::shift::has_early_data(record.flags, &segment) {
+                    return Err(DropReason::NatUnsupported);
+                }
                 if course.out_port == HOST_PORT {
                     record.flags |= flags::LOCAL | flags::ONE_WAY;
                 }
@@ -337,6 +379,9 @@ impl Core {
             record.nat = rule + 1;
             bound = true;
         }
+        if record.nat != 0 && policy.assembles(record.nat - 1) {
+            record.flags |= flags::ASSEMBLE;
+        }
         record.backend = course.backend.map_or(0, |backend| backend + 1);
         let place = match (course.server, course.backend) {
             (Some(server), Some(backend)) => policy.balancer.opened(server, backend),
@@ -355,6 +400,7 @@ impl Core {
             return result;
         }
         self.counters.flows_opened += 1;
+        self.count_services(&record, key, true);
         self.embryonic += 1;
         self.count_live(&(*key, tenant), &reply_of(&to, out_tenant), u32::wrapping_add);
         result
@@ -376,6 +422,17 @@ impl Core {
         let reply = reply_of(to, out_tenant);
         self.flows.insert((key, tenant), (&reply.0, reply.1), record)
     }
+}
+
+/// Where the backends of a virtual server are, whether or not they are up: what the firewall is asked about.
+fn port_behind(policy: &Policy, key: &FlowKey, tenant: u16) -> PortId {
+    let server = match policy.server_or_forward(key) {
+        Some(Service::Server(server)) => policy.spec.servers.get(usize::from(server)),
+        _ => None,
+    };
+    let backend = server.and_then(|server| server.backends.first());
+    let route = backend.and_then(|backend| policy.fib.lookup(tenant, backend.address.ip()));
+    route.map_or(HOST_PORT, |route| route.port)
 }
 
 /// The NAT rule for a flow, if its source is translated.

@@ -7,6 +7,7 @@
 //! A batch goes through in three passes, so that the memory it needs is on its way before it is looked at: read keys
 //! and prefetch the index, probe the index and prefetch the flows, act.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use packet::flow::FlowKey;
@@ -29,6 +30,7 @@ mod hit;
 mod hops;
 mod miss;
 mod pieces;
+mod shift;
 #[cfg(test)]
 mod tests;
 
@@ -48,6 +50,13 @@ const SWEEP_NS: u64 = 2_000_000_000;
 /// … in portions of at most so many entries a round, so that no round is long.
 const SWEEP_ENTRIES_MAX: usize = 4_096;
 
+/// Under a flood, flows that nobody answers are kept so long …
+const HURRY_S: u32 = 4;
+/// … and when there is no room at all only so long …
+const EMERGENCY_S: u32 = 1;
+/// … among so many entries that are looked at for a new flow.
+const EMERGENCY_ENTRIES: usize = 128;
+
 /// What is read of a frame before it is acted upon.
 #[derive(Clone, Copy)]
 struct Look {
@@ -61,7 +70,11 @@ struct Look {
 /// The gateway of one core.
 pub struct Core {
     id: u8,
-    policy: Arc<Policy>,
+    /// Behind a counter of this core's own: taking a reference writes to memory that no other core reads.
+    policy: Arc<Arc<Policy>>,
+    era: u32,
+    /// Tenants of the interfaces.
+    tenants: Vec<u16>,
     steering: Arc<Steering>,
     neighbors: Arc<Neighbors>,
     flows: FlowTable,
@@ -70,6 +83,7 @@ pub struct Core {
     fragments: FragmentTable,
     hops: hops::Hops,
     limiter: Limiter,
+    shifts: shift::Shifts,
     random: u64,
     /// Live flows by bucket: both buckets of a flow count.
     live: Vec<u32>,
@@ -82,12 +96,18 @@ pub struct Core {
     scratch: Vec<u8>,
     /// While a packet that was assembled here goes on: its identification, by which it may be cut again.
     assembled_id: Option<u32>,
+    /// How busy this core is, percent: what `fragments = load-below-percent` goes by. Whoever runs the core sets it.
+    pub load_percent: u8,
     /// Counters.
     pub counters: Counters,
     /// Drops by reason.
     pub drops: DropCounters,
     /// Packets allowed by firewall rule, first packets of flows only.
     pub rule_hits: Vec<u64>,
+    /// Live flows by NAT rule: the operator's, then those of virtual servers.
+    pub nat_flows: Vec<u64>,
+    /// Live and begun flows by port forward.
+    pub forward_flows: Vec<(u64, u64)>,
 }
 
 impl Core {
@@ -110,6 +130,7 @@ impl Core {
             fragments: FragmentTable::new(pieces, seed.rotate_left(47)),
             hops: hops::Hops::default(),
             limiter: Limiter::new(limits.errors_per_s_max),
+            shifts: shift::Shifts::new(seed.rotate_left(7)),
             random: seed | 1,
             live: vec![0; steering.table.buckets()],
             embryonic: 0,
@@ -118,10 +139,15 @@ impl Core {
             removals: 0,
             scratch: Vec::new(),
             assembled_id: None,
+            load_percent: 0,
             counters: Counters::default(),
             drops: DropCounters::default(),
             rule_hits: Vec::new(),
-            policy: Arc::clone(&policy),
+            era: policy.era,
+            tenants: Vec::new(),
+            nat_flows: Vec::new(),
+            forward_flows: Vec::new(),
+            policy: Arc::new(Arc::clone(&policy)),
             steering: Arc::clone(&steering),
             neighbors,
         };
@@ -131,19 +157,23 @@ impl Core {
 
     fn take_over(&mut self, policy: Arc<Policy>, steering: Arc<Steering>) {
         self.nat.follow(&policy.nat, &steering.table, &steering.hasher, &steering.solvers);
-        self.rule_hits.resize(policy.spec.rules.len() + 1, 0);
-        self.policy = policy;
+        self.rule_hits =
+            crate::rules::carry_hits(&self.policy.spec.rules, &self.rule_hits, &policy.spec.rules);
+        self.era = policy.era;
+        self.tenants = policy.spec.interfaces.iter().map(|interface| interface.tenant).collect();
+        self.nat_flows.resize(policy.spec.nats.len() + policy.spec.servers.len(), 0);
+        self.forward_flows.resize(policy.spec.forwards.len(), (0, 0));
+        self.policy = Arc::new(policy);
         self.steering = steering;
     }
 
     /// Takes over what control has published since the last round. Flows stay; those of an older policy are decided
     /// again when their next packet comes.
     pub fn follow(&mut self, policy: &Arc<Policy>, steering: &Arc<Steering>, neighbors: &Arc<Neighbors>) {
-        let new_policy = !Arc::ptr_eq(policy, &self.policy);
+        let new_policy = !Arc::ptr_eq(policy, &*self.policy);
         if new_policy {
             // Old numbers mean nothing under the new policy; no flow uses its own before it is decided again.
             self.hops = hops::Hops::default();
-            self.rule_hits = Vec::new();
         }
         if new_policy || !Arc::ptr_eq(steering, &self.steering) {
             self.take_over(Arc::clone(policy), Arc::clone(steering));
@@ -211,7 +241,7 @@ impl Core {
     /// Reads the flow key and has the index fetched.
     #[inline]
     fn look(&mut self, frame: &mut Frame<'_>) -> Option<Look> {
-        let tenant = self.policy.tenant_of(frame.port);
+        let tenant = self.tenants.get(usize::from(frame.port)).copied().unwrap_or(0);
         match FlowKey::of(frame.packet()) {
             Ok(key) => {
                 let hash = self.flows.hash(&key, tenant);
@@ -269,7 +299,7 @@ impl Core {
         let entries = (self.sweep_debt as usize).min(SWEEP_ENTRIES_MAX);
         if entries > 0 {
             self.sweep_debt -= entries as f64;
-            self.sweep(now_ns, entries);
+            self.sweep(now_ns, entries, HURRY_S);
         }
         let idle = self.flows.len() == 0;
         now_ns
@@ -282,21 +312,32 @@ impl Core {
             }
     }
 
-    fn sweep(&mut self, now_ns: u64, entries: usize) {
+    /// Makes room for one more flow that nobody has answered yet: the flood's own flows go first, and none that was
+    /// answered.
+    fn make_room(&mut self, now_ns: u64) -> bool {
+        let full = self.embryonic >= self.policy.limits().embryonic_max;
+        if full {
+            self.sweep(now_ns, EMERGENCY_ENTRIES, EMERGENCY_S);
+        }
+        self.embryonic < self.policy.limits().embryonic_max
+    }
+
+    /// Looks at some entries; `patience_s`: how long a flow without an answer may be silent while there are too many.
+    fn sweep(&mut self, now_ns: u64, entries: usize, patience_s: u32) {
         let policy = Arc::clone(&self.policy);
         let now = tick_of(now_ns);
-        // Under a flood of flows that nobody answers, those are kept only shortly.
         let hurry = self.embryonic > policy.limits().embryonic_max / 2;
         let expired = |record: &Record| {
             let mut timeout_s = crate::tcp::timeout_s(record, policy.timeouts());
             if hurry && record.flags & flags::REPLIED == 0 {
-                timeout_s = timeout_s.min(4);
+                timeout_s = timeout_s.min(patience_s);
             }
             let silent_ticks = now.wrapping_sub(record.seen);
             u64::from(silent_ticks) << TICK_SHIFT >= u64::from(timeout_s) * 1_000_000_000
         };
         let mut gone = Vec::new();
         self.flows.sweep(entries, expired, |removed| gone.push(removed));
+        self.removals = self.removals.wrapping_add(gone.len() as u32);
         for removed in gone {
             self.closed(now_ns, &removed);
         }
@@ -320,6 +361,10 @@ impl Core {
         if record.flags & flags::REPLIED == 0 {
             self.embryonic = self.embryonic.saturating_sub(1);
         }
+        self.count_services(record, &original.0, false);
+        if record.flags & flags::SHIFTED != 0 {
+            self.shifts.forget(&original.0, original.1);
+        }
         if record.nat != 0 {
             // As the NAT saw it: behind a translated destination.
             let client = if record.flags & flags::SOURCE_NAT == 0 {
@@ -338,6 +383,25 @@ impl Core {
         }
         if let Some(backend) = record.backend.checked_sub(1) {
             self.policy.balancer.closed(backend);
+        }
+    }
+
+    /// Live flows of NAT rules and port forwards, by their present numbers.
+    fn count_services(&mut self, record: &Record, original: &FlowKey, begins: bool) {
+        let change = |flows: u64| if begins { flows + 1 } else { flows.saturating_sub(1) };
+        let rule = record.nat.checked_sub(1);
+        if let Some(flows) = rule.and_then(|rule| self.nat_flows.get_mut(usize::from(rule))) {
+            *flows = change(*flows);
+        }
+        if record.flags & flags::DEST_NAT != 0 && record.backend == 0 {
+            let listen = SocketAddr::new(original.dst, original.dst_port);
+            let mut forwards = self.policy.spec.forwards.iter();
+            let place = forwards
+                .position(|forward| forward.protocol == original.protocol && forward.listen == listen);
+            if let Some((live, total)) = place.and_then(|place| self.forward_flows.get_mut(place)) {
+                *live = change(*live);
+                *total += u64::from(begins);
+            }
         }
     }
 
@@ -411,7 +475,12 @@ impl Core {
     /// Ports held by flows of this core, by NAT rule of the policy, and ports that the rule has in all.
     #[must_use]
     pub fn ports_held(&self) -> u64 {
-        self.nat.status().ports_held
+        self.nat.ports_held()
+    }
+
+    /// Whether anybody wants [`Core::nat_events`].
+    pub fn set_nat_events_wanted(&mut self, wanted: bool) {
+        self.nat.set_events_wanted(wanted);
     }
 
     /// NAT events since the last call, oldest first.

@@ -1,14 +1,15 @@
 //! Fragments (row C5): held at the core of their addresses until the ports are known, then at the core of the flow.
 
-use packet::ip::IpHeader;
+use packet::ip::{IpHeader, PROTOCOL_SCTP};
 use packet::vnet::VirtioNetHeader;
 use packet::{DropReason, FlowKey};
 
 use super::hops::Hop;
 use super::{Core, Direction, ETHERNET_BYTES, Frame, Outcome, Output, Piece, hit};
 use crate::flow::flags;
-use crate::fragment::{self, Facts, Measure, PacketId, Told, Variant};
+use crate::fragment::{self, Action, Facts, Measure, PacketId, Told, Variant};
 use crate::policy::Service;
+use crate::spec::PortId;
 
 impl Core {
     /// A fragment as it was read: to the core of its addresses, which holds it until its header has come.
@@ -82,8 +83,12 @@ impl Core {
         let header = IpHeader::parse(frame.packet())?;
         let id = PacketId::of(&header, tenant, frame.port).ok_or(DropReason::FragmentInvalid)?;
         if self.fragments.told(&id).is_none() {
-            let facts = self.facts(&piece.key, tenant, frame);
-            let action = self.fragment_variant().action(&facts, &piece.measure, 0);
+            let action = if self.must_assemble(&piece.key, tenant, frame.port) {
+                Action::Assemble
+            } else {
+                let facts = self.facts(&piece.key, tenant, frame);
+                self.fragment_variant().action(&facts, &piece.measure, self.load_percent)
+            };
             self.fragments.tell(now_ns, &Told { id, key: piece.key, action })?;
         }
         match self.fragments.push(now_ns, &id, frame.packet(), &header)? {
@@ -146,11 +151,7 @@ impl Core {
                 None => return Ok(()),
             },
         };
-        let unanswered = self.flows.record(id).flags & flags::REPLIED == 0;
-        self.seen(now_ns, id, direction, header.total_bytes, None);
-        if unanswered && self.flows.record(id).flags & flags::REPLIED != 0 {
-            self.embryonic = self.embryonic.saturating_sub(1);
-        }
+        self.seen(now_ns, id, direction, header.total_bytes);
         self.forward(now_ns, frame, header, id, direction, out)
     }
 
@@ -164,16 +165,37 @@ impl Core {
             Some(Service::Forward(forward)) => Some(forward.protocol),
             None => None,
         };
-        let leaves = self.policy.fib.lookup(tenant, key.dst).map(|route| route.port);
-        let translated_now = leaves
-            .is_some_and(|port| port != frame.port && self.policy.nat.rule_for(port, key, tenant).is_some());
+        let rule = self.rule_ahead(key, tenant, frame.port);
+        let flag = match nat {
+            Some(record) => record.flags & flags::ASSEMBLE != 0,
+            None => rule.is_some_and(|rule| self.policy.assembles(rule)),
+        };
         Facts {
             protocol: key.protocol,
             connection_exists: known.is_some(),
-            nat_assemble_flag: nat.is_some_and(|record| record.flags & flags::ASSEMBLE != 0),
+            nat_assemble_flag: flag,
             configured_service: service,
-            reverse_nat: translated_now || nat.is_some_and(|record| record.flags & flags::SOURCE_NAT != 0),
+            reverse_nat: rule.is_some() || nat.is_some_and(|record| record.flags & flags::SOURCE_NAT != 0),
         }
+    }
+
+    /// The NAT rule that the first packet of a flow would meet.
+    fn rule_ahead(&self, key: &FlowKey, tenant: u16, in_port: PortId) -> Option<u16> {
+        let out_port = self.policy.fib.lookup(tenant, key.dst)?.port;
+        if out_port == in_port { None } else { self.policy.nat.rule_for(out_port, key, tenant) }
+    }
+
+    /// What cannot go on in fragments, whatever the operator chose: sequence numbers that are shifted, and SCTP ports that
+    /// change, because SCTP's checksum is a CRC over the whole packet.
+    fn must_assemble(&self, key: &FlowKey, tenant: u16, in_port: PortId) -> bool {
+        const CHANGES: u16 = flags::SOURCE_NAT | flags::DEST_NAT;
+        let known = self.flows.find(self.flows.hash(key, tenant), key, tenant);
+        let bits = known.map(|(id, _)| self.flows.record(id).flags);
+        if key.protocol != PROTOCOL_SCTP {
+            return bits.is_some_and(|bits| bits & flags::SHIFTED != 0);
+        }
+        let rule = || self.rule_ahead(key, tenant, in_port);
+        bits.map_or_else(|| rule().is_some(), |bits| bits & CHANGES != 0)
     }
 
     fn fragment_variant(&self) -> Variant {

@@ -7,5 +7,8 @@ mod world;
 mod balancing;
 mod errors;
 mod firewall;
+mod limits;
 mod moving;
+mod refusals;
+mod shift;
 mod translation;

@@ -1,5 +1,6 @@
 //! How flows are laid out. IPv4 with translation: one cache line with both tuples, tenants and the record.
 
+use super::ForPacket;
 use super::record::{Direction, Record};
 use super::slab::Slab;
 use packet::FlowKey;
@@ -99,7 +100,7 @@ pub(super) struct Plain<A> {
 }
 
 /// What is counted of a translated flow; places by [`Direction`].
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub(super) struct Counts {
     pub(super) bytes: [u64; 2],
@@ -169,6 +170,16 @@ impl<A: Address> Translated<A> {
             && self.tenants.get(at) == Some(&packet.tenant)
             && self.record.protocol == packet.protocol;
         same.then_some(stored)
+    }
+}
+
+impl<A: Address> Translated<A> {
+    /// What a packet that goes this way needs.
+    #[inline]
+    pub(super) fn for_packet<'a>(&'a mut self, counts: &'a mut Counts, direction: Direction) -> ForPacket<'a> {
+        let other = direction.flipped() as usize;
+        let leaves_as = self.tuples.get(other).map(|tuple| tuple.reversed().key(self.record.protocol));
+        ForPacket { record: &mut self.record, leaves_as, counts: Some((counts, direction)) }
     }
 }
 

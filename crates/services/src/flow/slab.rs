@@ -2,8 +2,8 @@
 
 use packet::prefetch;
 
-/// Entries in a chunk. An allocation of this size begins a page of its own: that page must not weigh.
-pub(super) const CHUNK: usize = 16_384;
+/// Entries in a chunk: large enough for some huge pages.
+pub(super) const CHUNK: usize = 65_536;
 const WORDS: usize = CHUNK / 64;
 
 /// Two entries: what every packet needs, and what it needs less (`C`) behind that. So the former fill whole lines, and
@@ -192,6 +192,13 @@ impl<T: Copy + Default, C: Copy + Default> Slab<T, C> {
     #[inline]
     pub(super) fn cold_mut(&mut self, at: usize) -> Option<&mut C> {
         self.chunks.get_mut(at / CHUNK)?.cold_mut(at % CHUNK)
+    }
+
+    /// An entry and what lies beside it, to change.
+    #[inline]
+    pub(super) fn both_mut(&mut self, at: usize) -> Option<(&mut T, &mut C)> {
+        let pair = self.chunks.get_mut(at / CHUNK)?.pairs.get_mut(at % CHUNK / 2)?;
+        Some((pair.hot.get_mut(at % 2)?, pair.cold.get_mut(at % 2)?))
     }
 
     /// The 64 entries from `at`, a multiple of 64: which are taken.

@@ -246,12 +246,37 @@ impl Leases {
             .collect()
     }
 
+    /// Blocks of an address that nobody can be given now: they belong to a lease or to a client, or rest after one.
+    #[must_use]
+    pub fn closed(&self, now_ns: u64, address: IpAddr) -> Blocks {
+        let mut state = self.lock();
+        state.rested(now_ns);
+        state.closed(address)
+    }
+
+    /// What [`Self::configure`] would refuse of a new configuration, in its order; changes nothing.
+    #[must_use]
+    pub fn refused(&self, now_ns: u64, specs: &[LeaseSpec]) -> Vec<LeaseError> {
+        let mut state = self.lock();
+        state.rested(now_ns);
+        state.refused(specs)
+    }
+
     /// The leases of a new configuration: those that are no more in it are returned, new ones taken. What was taken
-    /// by other means stays. Errors and events in the order of the list.
+    /// by other means stays. When one cannot be taken nothing changes. Errors and events in the order of the list.
     pub fn configure(&self, now_ns: u64, specs: &[LeaseSpec]) -> (Vec<NatEvent>, Vec<LeaseError>) {
         let mut state = self.lock();
         state.rested(now_ns);
-        let (mut events, mut errors) = (Vec::new(), Vec::new());
+        let mut errors = state.refused(specs);
+        if !errors.is_empty() {
+            return (Vec::new(), errors);
+        }
+        for spec in specs {
+            if let Some(lease) = state.renamed(spec, specs).and_then(|id| state.leases.get_mut(&id)) {
+                lease.spec.name.clone_from(&spec.name);
+            }
+        }
+        let mut events = Vec::new();
         let gone = state.leases.values().filter(|lease| lease.configured && !specs.contains(&lease.spec));
         let gone: Vec<LeaseId> = gone.map(|lease| lease.id).collect();
         events.extend(gone.into_iter().filter_map(|id| state.give_back(now_ns, id)));
@@ -350,6 +375,40 @@ impl Leases {
 }
 
 impl State {
+    /// New leases of a list that cannot be taken, the blocks of those that end included: they rest.
+    fn refused(&self, specs: &[LeaseSpec]) -> Vec<LeaseError> {
+        let mut wanted: BTreeMap<IpAddr, Blocks> = BTreeMap::new();
+        let mut errors = Vec::new();
+        for spec in specs {
+            let known = self.leases.values().any(|lease| lease.configured && lease.spec == *spec);
+            if known || self.renamed(spec, specs).is_some() {
+                continue;
+            }
+            let Some(blocks) = blocks_of(spec.first_port, spec.ports) else {
+                errors.push(LeaseError::NotAligned(spec.first_port, spec.ports));
+                continue;
+            };
+            let before = wanted.entry(spec.address).or_default();
+            if spec.address.is_ipv4() != spec.from.addr().is_ipv4() {
+                errors.push(LeaseError::MixedFamilies);
+            } else if (self.closed(spec.address) | *before) & blocks != 0 {
+                errors.push(LeaseError::Taken(spec.address, spec.first_port, spec.ports));
+            } else {
+                *before |= blocks;
+            }
+        }
+        errors
+    }
+
+    /// A configured lease that is this one under a name which the new list has no more.
+    fn renamed(&self, spec: &LeaseSpec, specs: &[LeaseSpec]) -> Option<LeaseId> {
+        let same = |lease: &&Lease| {
+            lease.configured && LeaseSpec { name: spec.name.clone(), ..lease.spec.clone() } == *spec
+        };
+        let lease = self.leases.values().find(same)?;
+        (!specs.contains(&lease.spec)).then_some(lease.id)
+    }
+
     fn closed(&self, address: IpAddr) -> Blocks {
         self.closed.get(&address).copied().unwrap_or(0)
     }

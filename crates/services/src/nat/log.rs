@@ -113,15 +113,28 @@ pub fn who_had(log: &[NatEvent], question: &Question) -> Vec<(u16, SocketAddr)> 
 pub(crate) struct EventQueue {
     events: VecDeque<NatEvent>,
     lost: u64,
+    /// Nobody wants them.
+    muted: bool,
 }
 
 impl EventQueue {
     /// Adds an event, or counts it as lost.
     pub(crate) fn push(&mut self, event: NatEvent) {
+        if self.muted {
+            return;
+        }
         if self.events.len() < EVENTS_MAX {
             self.events.push_back(event);
         } else {
             self.lost += 1;
+        }
+    }
+
+    /// Whether anybody wants events.
+    pub(crate) fn set_wanted(&mut self, wanted: bool) {
+        self.muted = !wanted;
+        if self.muted {
+            self.events.clear();
         }
     }
 

@@ -220,10 +220,13 @@ impl Nat {
             return Err(DropReason::NatUnsupported);
         }
         let client_key = (request.tenant, request.client.src);
-        let flows_max = share_of_core(rule.flows_per_client_max, self.cores);
-        let client = self.clients.enter(now_ns, client_key).ok_or(DropReason::FlowTableFull)?;
-        if client.flows >= flows_max {
-            return Err(DropReason::FlowsPerClient);
+        let tracks = rule.tracks_clients(request.client.src);
+        if tracks {
+            let flows_max = share_of_core(rule.flows_per_client_max, self.cores);
+            let client = self.clients.enter(now_ns, client_key).ok_or(DropReason::FlowTableFull)?;
+            if client.flows >= flows_max {
+                return Err(DropReason::FlowsPerClient);
+            }
         }
         let binding = match rule.mode {
             NatMode::PortOnly if is_translated(request.client.protocol) => {
@@ -232,8 +235,10 @@ impl Nat {
             NatMode::None | NatMode::PortOnly => self.keep(&followed, request),
             NatMode::AddressAndPort => self.translate(now_ns, &followed, rule, request, &in_use)?,
         };
-        let paired = (rule.mode == NatMode::AddressAndPort).then_some(binding.source);
-        self.clients.opened(&client_key, paired);
+        if tracks {
+            let paired = (rule.mode == NatMode::AddressAndPort).then_some(binding.source);
+            self.clients.opened(&client_key, paired);
+        }
         Ok(binding)
     }
 
@@ -332,10 +337,21 @@ impl Nat {
         leases.tick(now_ns);
     }
 
+    /// Ports held by flows.
+    #[must_use]
+    pub fn ports_held(&self) -> u64 {
+        self.pools.held()
+    }
+
     /// Takes the log events that wait: at most [`log::EVENTS_MAX`], oldest first. What found no room is counted in
     /// [`NatStatus::events_lost`].
     pub fn events(&mut self) -> impl Iterator<Item = NatEvent> + '_ {
         self.events.drain()
+    }
+
+    /// Whether events are kept for [`Self::events`]; they are unless told otherwise.
+    pub fn set_events_wanted(&mut self, wanted: bool) {
+        self.events.set_wanted(wanted);
     }
 
     /// How full the tables are.

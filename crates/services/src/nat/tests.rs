@@ -64,6 +64,7 @@ pub(super) fn nat(addresses: &[&str]) -> NatSpec {
         tables: 64,
         flows_per_client_max: 0,
         ports_per_client: 0,
+        assemble_fragments: false,
     }
 }
 

@@ -10,6 +10,10 @@
 //! * A prefix of one family never matches a packet of the other.
 //! * Protocol 1 (`icmp`) also matches ICMPv6 in IPv6 packets: who writes "icmp" means ping. Protocol 58 (`icmpv6`)
 //!   matches ICMPv6 only. ICMP errors about a flow belong to that flow and never come here.
+//! * Destinations are as the sender wrote them, before any translation; so is "to the gateway" ([`HOST_PORT`] in the
+//!   `ports` of a rule's `to`): it matches whatever is addressed to the gateway, be it for its own stack or for a
+//!   virtual server, a port forward or a mapping that leads on. The interface behind matches too, so "from the WAN to
+//!   the LAN" covers what a port forward lets in. The first rule that matches in either way decides.
 //! * A rule with ports matches only protocols that have ports (TCP, UDP, UDP-Lite, SCTP); the identifier of ICMP,
 //!   which stands in the same place of a [`FlowKey`], is none.
 //!
@@ -27,17 +31,19 @@ use packet::ip::{
     PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_UDP_LITE,
 };
 
-use crate::spec::{GroupSpec, PortId, RuleAction, RuleSpec, SideSpec};
+use crate::spec::{GroupSpec, HOST_PORT, PortId, RuleAction, RuleSpec, SideSpec};
 
 mod addresses;
 mod bits;
 mod dimension;
 mod explain;
 mod groups;
+mod hits;
 #[cfg(test)]
 mod tests;
 
 pub use groups::{Group, Groups};
+pub(crate) use hits::carry_hits;
 
 use addresses::{Addresses, SetId, Sides};
 use bits::{Dense, first_common};
@@ -55,8 +61,11 @@ pub struct Question<'a> {
     pub tenant: u16,
     /// Where it came in; [`crate::spec::HOST_PORT`] for the gateway's own.
     pub in_port: PortId,
-    /// Where it leaves; [`crate::spec::HOST_PORT`] when it is for the gateway.
+    /// Where it leaves, after translation of its destination; [`HOST_PORT`] when it is for the gateway's own stack.
     pub out_port: PortId,
+    /// Whether its destination, before any translation, is the gateway: an own or outside address, or where a virtual
+    /// server or forward listens. Rules to [`HOST_PORT`] match then, whatever `out_port` is.
+    pub to_gateway: bool,
 }
 
 /// What is to be done with the flow.
@@ -166,6 +175,17 @@ impl RuleSet {
     /// The first rule that matches, or the default action.
     #[must_use]
     pub fn verdict(&self, question: &Question<'_>) -> Verdict {
+        let mut rule = self.first_match(question);
+        if question.to_gateway && question.out_port != HOST_PORT && self.fixed.out_port.matters() {
+            let by_address = self.first_match(&Question { out_port: HOST_PORT, ..*question });
+            rule = [rule, by_address].into_iter().flatten().min();
+        }
+        let action = rule.and_then(|number| self.fixed.rules.get(usize::from(number)));
+        Verdict { action: action.map_or(self.fixed.default, |rule| rule.action), rule }
+    }
+
+    /// The first rule that matches with the question's own `out_port`.
+    fn first_match(&self, question: &Question<'_>) -> Option<u16> {
         let fixed = &*self.fixed;
         let asked = Asked::of(question);
         let [source, destination] = self.addresses.pairs(question.key.src, question.key.dst, &fixed.sides);
@@ -186,11 +206,9 @@ impl RuleSet {
             }
         }
         let pairs = pairs.get(..used).unwrap_or(&[]);
-        let rule = first_common(pairs, fixed.rules.len(), |number| {
+        first_common(pairs, fixed.rules.len(), |number| {
             fixed.rules.get(usize::from(number)).is_some_and(|rule| asked.misfit(rule).is_none())
-        });
-        let action = rule.and_then(|number| fixed.rules.get(usize::from(number)));
-        Verdict { action: action.map_or(fixed.default, |rule| rule.action), rule }
+        })
     }
 
     /// The rules, in the operator's order.
@@ -282,7 +300,11 @@ impl<'a> Asked<'a> {
         let conditions = [
             (listed(&rule.tenants, question.tenant), "tenant"),
             (listed(&rule.from.ports, question.in_port), "incoming interface"),
-            (listed(&rule.to.ports, question.out_port), "outgoing interface"),
+            (
+                listed(&rule.to.ports, question.out_port)
+                    || question.to_gateway && rule.to.ports.contains(&HOST_PORT),
+                "outgoing interface",
+            ),
             (
                 protocols.is_empty()
                     || protocols.iter().any(|&number| protocol_values(number).contains(&self.protocol)),

@@ -34,7 +34,7 @@ fn compile(rules: &[RuleSpec], groups: &[GroupSpec]) -> RuleSet {
 /// Asks about a flow written as text, of tenant 0, from interface 1 to interface 2.
 fn ask(set: &RuleSet, flow: &str) -> Option<u16> {
     let key: FlowKey = flow.parse().unwrap();
-    set.verdict(&Question { key: &key, tenant: 0, in_port: 1, out_port: 2 }).rule
+    set.verdict(&Question { key: &key, tenant: 0, in_port: 1, out_port: 2, to_gateway: false }).rule
 }
 
 #[test]
@@ -57,7 +57,7 @@ fn the_first_match_decides_and_else_the_default() {
         assert_eq!(ask(&set, flow), want, "{flow}");
     }
     let key = "udp 10.1.0.1:9 > 1.2.3.4:444".parse().unwrap();
-    let question = Question { key: &key, tenant: 0, in_port: 0, out_port: 0 };
+    let question = Question { key: &key, tenant: 0, in_port: 0, out_port: 0, to_gateway: false };
     assert_eq!(set.verdict(&question), Verdict { action: RuleAction::Reject, rule: Some(2) });
     let key = "udp 9.1.0.1:9 > 1.2.3.4:444".parse().unwrap();
     let question = Question { key: &key, ..question };
@@ -117,8 +117,9 @@ fn interfaces_and_tenants_are_conditions() {
     ];
     let set = compile(&rules, &[]);
     let key = "tcp 10.0.0.1:1 > 10.0.0.2:2".parse().unwrap();
-    let ask =
-        |tenant, in_port, out_port| set.verdict(&Question { key: &key, tenant, in_port, out_port }).rule;
+    let ask = |tenant, in_port, out_port| {
+        set.verdict(&Question { key: &key, tenant, in_port, out_port, to_gateway: false }).rule
+    };
     assert_eq!(ask(0, 1, HOST_PORT), Some(0));
     assert_eq!(ask(9, 4, HOST_PORT), Some(0));
     assert_eq!(ask(0, 2, HOST_PORT), None);
@@ -212,7 +213,7 @@ fn explain_tells_the_rule_the_groups_and_the_near_misses() {
     let set = compile(&rules, &groups);
     let explain = |flow: &str| {
         let key = flow.parse().unwrap();
-        set.explain(&Question { key: &key, tenant: 4, in_port: 1, out_port: HOST_PORT })
+        set.explain(&Question { key: &key, tenant: 4, in_port: 1, out_port: HOST_PORT, to_gateway: true })
     };
     let want = "\
 tcp 10.1.2.3:9 > 1.2.3.4:80, tenant 4, in by interface 1, out by the gateway itself
@@ -263,7 +264,8 @@ fn naive(rules: &[RuleSpec], groups: &[GroupSpec], question: &Question<'_>) -> O
         in_side(&rule.from, key.src)
             && in_side(&rule.to, key.dst)
             && one_of(&rule.from.ports, question.in_port)
-            && one_of(&rule.to.ports, question.out_port)
+            && (one_of(&rule.to.ports, question.out_port)
+                || question.to_gateway && rule.to.ports.contains(&HOST_PORT))
             && one_of(&rule.tenants, question.tenant)
             && (rule.protocols.is_empty() || rule.protocols.iter().any(protocol))
             && in_ranges(&rule.dst_ports, key.dst_port)
@@ -361,7 +363,9 @@ proptest! {
             members.retain(|member| !gone.contains(&member.trunc()));
             members.extend(add);
             for (key, tenant, in_port, out_port) in &flows {
-                let question = Question { key, tenant: *tenant, in_port: *in_port, out_port: *out_port };
+                let to_gateway = key.src_port % 3 == 0;
+            let question =
+                Question { key, tenant: *tenant, in_port: *in_port, out_port: *out_port, to_gateway };
                 let want = naive(&rules, &groups, &question);
                 prop_assert_eq!(set.verdict(&question).rule, want, "{}", set.explain(&question));
             }
@@ -384,7 +388,9 @@ proptest! {
         prop_assert_eq!(set.groups(), fresh.groups());
         prop_assert_eq!(set.addresses.len(), fresh.addresses.len());
         for (key, tenant, in_port, out_port) in &flows {
-            let question = Question { key, tenant: *tenant, in_port: *in_port, out_port: *out_port };
+            let to_gateway = key.src_port % 3 == 0;
+            let question =
+                Question { key, tenant: *tenant, in_port: *in_port, out_port: *out_port, to_gateway };
             prop_assert_eq!(set.verdict(&question), fresh.verdict(&question));
             prop_assert_eq!(set.explain(&question), fresh.explain(&question));
         }
@@ -453,10 +459,48 @@ fn ten_thousand_rules_answer_as_the_list_does() {
             key.dst = dst.addr();
         }
         let tenant = near.tenants.first().copied().unwrap_or(0);
-        let question = Question { key: &key, tenant, in_port: 0, out_port: 1 };
+        let question = Question { key: &key, tenant, in_port: 0, out_port: 1, to_gateway: false };
         let want = naive(&rules, &groups, &question);
         matched += usize::from(want.is_some());
         assert_eq!(set.verdict(&question).rule, want, "{}", set.explain(&question));
     }
     assert!((100..300).contains(&matched), "{matched} of 400 match: a test of nothing");
+}
+
+#[test]
+fn counts_go_on_with_the_rules_they_belong_to() {
+    let named = |name: &str, port| RuleSpec {
+        name: name.to_owned(),
+        dst_ports: vec![(port, port)],
+        ..RuleSpec::default()
+    };
+    let old = [named("web", 80), named("", 22), named("twice", 1), named("twice", 2), named("", 23)];
+    let hits = [10, 20, 30, 40, 50, 7];
+    let new = [named("", 23), named("new", 80), named("web", 443), named("twice", 9), named("twice", 1)];
+    assert_eq!(carry_hits(&old, &hits, &new), [50, 0, 10, 30, 40, 7]);
+    assert_eq!(carry_hits(&[], &[], &new), [0; 6]);
+    assert_eq!(carry_hits(&old, &hits, &[]), [7]);
+}
+
+#[test]
+fn the_gateway_is_what_was_addressed_and_the_interface_what_is_behind() {
+    let side = |ports: &[u16]| SideSpec { ports: ports.to_vec(), ..SideSpec::default() };
+    let key = "tcp 10.0.0.1:1 > 10.0.0.2:2".parse().unwrap();
+    let rules = [
+        RuleSpec { to: side(&[7]), dst_ports: vec![(1, 1)], ..drop_rule() },
+        RuleSpec { to: side(&[HOST_PORT]), ..drop_rule() },
+        RuleSpec { to: side(&[2]), ..drop_rule() },
+    ];
+    let set = compile(&rules, &[]);
+    let ask = |out_port, to_gateway| {
+        set.verdict(&Question { key: &key, tenant: 0, in_port: 1, out_port, to_gateway }).rule
+    };
+    assert_eq!(ask(2, true), Some(1), "to the gateway, whatever is behind");
+    assert_eq!(ask(2, false), Some(2));
+    assert_eq!(ask(3, true), Some(1));
+    assert_eq!(ask(3, false), None);
+    assert_eq!(ask(HOST_PORT, true), Some(1));
+    let text =
+        set.explain(&Question { key: &key, tenant: 0, in_port: 1, out_port: 2, to_gateway: true });
+    assert!(text.contains("dropped: rule 1") && text.contains("addressed to the gateway"), "{text}");
 }

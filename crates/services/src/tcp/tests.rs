@@ -381,7 +381,10 @@ fn mid_stream_connections_are_picked_up() {
 fn one_way_flows_are_followed_loosely() {
     let mut talk = Talk::new("S 100:0 0 10000");
     talk.record.flags |= flags::ONE_WAY;
-    talk.says("> S 100:0 0 10000", Accept).says("> . 101:0 987654321 10000", Accept).at(State::Established);
+    talk.says("> S 100:0 0 10000", Accept).says("> . 101:0 987654321 10000", Accept).at(State::SynReceived);
+    talk.says("> P. 101:500 987654321 10000", Accept).at(State::SynReceived);
+    assert_eq!(talk.timeout(), 240, "a SYN and an ACK prove nothing");
+    talk.says("> . 601:0 987654421 10000", Accept).at(State::Established);
     assert_eq!(talk.timeout(), 7_440);
     talk.says("> P. 101:5000000 2 10000", Accept).says("> . 3:0 2999999999 10000", Accept);
     talk.says_in_vain("> S 9:0 0 1", Pass).says_in_vain("> R 102:0", Pass).at(State::Established);

@@ -3,10 +3,19 @@
 //! [`tcp`] and [`udp`] start senders and receivers as threads whose sockets live in the nodes'
 //! namespaces; [`probe`] measures the round-trip time meanwhile. Goodput counts payload bytes at the
 //! receiver between the end of the warm-up and the moment the sender stops.
+//!
+//! Requests and answers are [`http`], [`dns`] and [`frames`] (long connections). Their servers are [`service`]s, which can die
+//! and come back; their clients write into a [`tally`] what became of every request and every connection.
 
+pub mod client;
+pub mod dns;
+pub mod frames;
 pub mod gaps;
+pub mod http;
 pub mod pattern;
 pub mod probe;
+pub mod service;
+pub mod tally;
 pub mod tcp;
 pub mod udp;
 

@@ -1,5 +1,7 @@
 //! Data that cannot be mistaken for other data, and the check that it arrived as it was sent.
 
+use std::sync::OnceLock;
+
 use ring::digest::{Context, SHA256};
 
 use crate::random::Random;
@@ -33,6 +35,23 @@ impl Pattern {
         self.number += 1;
         &self.block
     }
+}
+
+/// Longest [`body`].
+pub const BODY_BYTES_MAX: usize = 1 << 20;
+
+/// `bytes` bytes that do not repeat, others for each seed; at most [`BODY_BYTES_MAX`].
+#[must_use]
+pub fn body(seed: u64, bytes: usize) -> &'static [u8] {
+    static BLOCK: OnceLock<Vec<u8>> = OnceLock::new();
+    let block = BLOCK.get_or_init(|| {
+        let mut block = vec![0; 2 * BODY_BYTES_MAX];
+        Random::new(0x0062_6f64_7900).fill(&mut block);
+        block
+    });
+    let bytes = bytes.min(BODY_BYTES_MAX);
+    let from = Random::new(seed).below((block.len() - bytes) as u64) as usize;
+    &block[from..from + bytes]
 }
 
 /// SHA-256 and length of everything that passed one end of a stream.

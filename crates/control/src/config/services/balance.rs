@@ -73,6 +73,7 @@ pub(super) fn nat(table: Table<'_>, names: &Names, problems: &mut Problems<'_>) 
         }
         u16::try_from(ports.value).unwrap_or(0)
     });
+    let assemble_fragments = section.flag("assemble-fragments").is_some_and(|flag| flag.value);
     let at = section.at.clone();
     section.finish();
     let nat = Nat {
@@ -86,6 +87,7 @@ pub(super) fn nat(table: Table<'_>, names: &Names, problems: &mut Problems<'_>) 
         tables,
         flows_per_client_max,
         ports_per_client,
+        assemble_fragments,
     };
     Some((nat, NatPlaces { section: at, addresses: place }))
 }

@@ -63,6 +63,7 @@ fn everything_else() {
          health = {{ http = \"/up\", status = [\"200-201\", 204], host = \"w\", interval-ms = 500, fall = 1 }}\n\
          [[nat]]\nout = \"wan\"\nfrom = [\"10.0.0.0/8\", \"bots\"]\ntenants = \"red\"\nmapping = \"endpoint-independent\"\n\
          ports = \"2048-4095\"\ntables = 256\nflows-per-client-max = 7\nports-per-client = 1024\n\
+         assemble-fragments = true\n\
          [[lease]]\nname = \"pod\"\nfrom = \"10.0.0.64/26\"\naddress = \"203.0.113.1\"\nfirst-port = 2048\nports = 2048\n\
          [gateway]\ndefault-action = \"drop\"\nflows-max = 100_000\nfragments = {{ up-to-bytes = 4000 }}\n\
          distribution = \"cpu\"\ncore-rebalance = false\nlog-file = \"nat.json\"\ntimeouts = {{ icmp-seconds = 61 }}\n"
@@ -90,12 +91,31 @@ fn everything_else() {
         (all.nats[0].tables, all.nats[0].ports, all.nats[0].ports_per_client),
         (256, (2048, 4095), 1024)
     );
+    assert!(all.nats[0].assemble_fragments);
     assert_eq!((all.leases[0].first_port, all.leases[0].ports), (2048, 2048));
     let settings = &all.settings;
     assert_eq!((settings.limits.flows_max, settings.limits.embryonic_max), (100_000, 25_000));
     assert_eq!((settings.fragments, settings.distribution), (Variant::UpToBytes(4000), Distribution::Cpu));
     assert_eq!((settings.timeouts.icmp_s, settings.core_rebalance), (61, false));
     assert_eq!(settings.log_file.as_deref().unwrap().to_str(), Some("/etc/ana/nat.json"));
+}
+
+#[test]
+fn who_dials_needs_a_device_of_the_tunnels_own() {
+    let with = |peer: &str| {
+        load(&format!(
+            "[node]\nprivate-key-file = \"node.key\"\nlisten = 4600\n[tun]\naddress = \"10.77.0.1/24\"\n[[wan]]\n\
+             match = \"eth*\"\n[[interface]]\nname = \"out\"\ndevice = \"eth0\"\n[[peer]]\nname = \"hub\"\n\
+             public-key = \"$HUB\"\nallowed-ips = \"10.8.0.1\"\n{peer}"
+        ))
+    };
+    let loaded = with("endpoints = \"192.0.2.9:4600\"\n");
+    assert_eq!(
+        loaded.problems.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["site.toml:7:9: error: wan.interface: \"eth0\" is the device of interface \"out\" too, which takes the answers of \
+          peer \"hub\" from the tunnel; dial from another device, or let the peer dial: listen = 4600 here and no endpoints"]
+    );
+    assert!(with("").config.is_some());
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::world::*;
 use crate::core::Outcome;
 use crate::spec::{BackendSpec, BalanceMethod, DeliveryMode, GatewaySpec, NatMode, ServerSpec, TCP};
 
-fn farm(source: NatMode, delivery: DeliveryMode) -> GatewaySpec {
+pub fn farm(source: NatMode, delivery: DeliveryMode) -> GatewaySpec {
     let mut spec = two_interfaces();
     let backend = |last: u8| BackendSpec {
         address: format!("10.0.0.{last}:80").parse().unwrap(),

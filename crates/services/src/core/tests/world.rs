@@ -149,6 +149,27 @@ impl World {
         out.left
     }
 
+    /// As the only core reads it from a device with offloads: what leaves, with its own offload header.
+    pub fn offloaded(
+        &mut self,
+        port: PortId,
+        packet: &[u8],
+        offload: VirtioNetHeader,
+    ) -> Vec<(VirtioNetHeader, Left)> {
+        let mut out = Out::default();
+        let mut bytes = vec![0; ETHERNET_BYTES];
+        bytes.extend_from_slice(packet);
+        let mut frames = [Frame::new(port, offload, &mut bytes)];
+        self.cores[0].batch(self.now_ns, &mut frames, &mut out);
+        let [Frame { outcome, bytes, offload, .. }] = frames;
+        let complete = |left| (VirtioNetHeader::default(), left);
+        let mut left: Vec<_> = out.left.into_iter().map(complete).collect();
+        if matches!(outcome, Outcome::Send(_) | Outcome::Host | Outcome::Tunnel | Outcome::Resolve(..)) {
+            left.push((offload, Left { outcome, packet: bytes[ETHERNET_BYTES..].to_vec() }));
+        }
+        left
+    }
+
     /// A packet comes in and exactly one leaves.
     pub fn one(&mut self, port: PortId, packet: &[u8]) -> Left {
         let before = self.drops();
@@ -250,6 +271,7 @@ pub fn nat(mode: NatMode, addresses: &[&str]) -> NatSpec {
         tables: 256,
         flows_per_client_max: 0,
         ports_per_client: 0,
+        assemble_fragments: false,
     }
 }
 
@@ -289,12 +311,18 @@ pub fn tcp(src: &str, dst: &str, flags: u8, seq: u32, ack: u32, payload: &[u8]) 
 }
 
 pub fn tcp_of(key: &FlowKey, flags: u8, seq: u32, ack: u32, payload: &[u8]) -> Vec<u8> {
+    tcp_with(key, flags, seq, ack, &[], payload)
+}
+
+/// With options, which must be a multiple of four bytes.
+pub fn tcp_with(key: &FlowKey, flags: u8, seq: u32, ack: u32, options: &[u8], payload: &[u8]) -> Vec<u8> {
     let mut upper = Vec::new();
     upper.extend(key.src_port.to_be_bytes());
     upper.extend(key.dst_port.to_be_bytes());
     upper.extend(seq.to_be_bytes());
     upper.extend(ack.to_be_bytes());
-    upper.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    upper.extend([(5 + options.len() as u8 / 4) << 4, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    upper.extend(options);
     upper.extend(payload);
     let sum = checksum::pseudo_header(key.src, key.dst, TCP, upper.len());
     let sum = checksum::finish(checksum::sum(&upper, sum));

@@ -104,13 +104,25 @@ fn a_new_configuration_changes_what_it_must() {
         spec(2, "10.2.0.0/16", 2048, 1024),
         spec(3, "10.3.0.0/16", 3072, 1024),
     );
-    let (events, errors) = leases.configure(0, &[a.clone(), b.clone(), spec(4, "10.4.0.0/16", 1024, 2048)]);
-    assert_eq!((events.len(), errors), (2, vec![LeaseError::Taken(ip("192.0.2.1"), 1024, 2048)]));
+    let clash = [a.clone(), b.clone(), spec(4, "10.4.0.0/16", 1024, 2048)];
+    let refused = vec![LeaseError::Taken(ip("192.0.2.1"), 1024, 2048)];
+    assert_eq!(leases.refused(0, &clash), refused);
+    assert_eq!(leases.configure(0, &clash), (Vec::new(), refused));
+    assert_eq!((leases.list().len(), leases.closed(0, ip("192.0.2.1"))), (0, 0), "all or nothing");
+    let (events, errors) = leases.configure(0, &[a.clone(), b.clone()]);
+    assert_eq!((events.len(), errors.len()), (2, 0));
     leases.take(0, c.clone()).unwrap();
     let (events, errors) = leases.configure(1, std::slice::from_ref(&b));
     assert_eq!(events.iter().map(|event| event.kind).collect::<Vec<_>>(), [NatEventKind::BlockReturned]);
     assert!(errors.is_empty());
-    assert_eq!(leases.list().into_iter().map(|lease| lease.spec).collect::<Vec<_>>(), [b, c]);
+    assert_eq!(leases.list().into_iter().map(|lease| lease.spec).collect::<Vec<_>>(), [b.clone(), c]);
+    // What was returned rests: not in a new configuration either; another name for the same is no return.
+    assert_eq!(leases.closed(2, ip("192.0.2.1")), 0b1110);
+    assert_eq!(leases.refused(2, &[b.clone(), a.clone()]).len(), 1);
+    assert_eq!(leases.refused(1 + REST_NS, &[b.clone(), a]).len(), 0);
+    let renamed = LeaseSpec { name: "new".to_owned(), ..b };
+    assert_eq!(leases.configure(2, std::slice::from_ref(&renamed)), (Vec::new(), Vec::new()));
+    assert_eq!(leases.list()[0].spec, renamed);
 }
 
 /// A client has the same blocks on every core; they rest when the last core has no flow of it.

@@ -1,0 +1,206 @@
+//! Cores of the gateway: who owns which flow, what happens when a core goes, other ways to spread packets, the view.
+
+use std::net::IpAddr;
+
+use linux::testing::isolated;
+
+use crate::gateway_scene::*;
+use crate::scene::*;
+
+const NAT: &str = "[[nat]]\nout = \"lan2\"\n";
+
+fn talks(lans: &Lans, count: usize) -> Vec<Talk> {
+    (0..count).map(|_| Talk::open(lans.host(1), "10.1.2.2:80").unwrap()).collect()
+}
+
+/// The core that owns the flow of a connection, by `status --flows`.
+#[track_caller]
+fn core_of(gateway: &Gateway, talk: &Talk) -> usize {
+    let list = flows(gateway, &format!("tcp {}", talk.local)).flows;
+    assert_eq!(list.len(), 1, "{list:?}");
+    list[0].core
+}
+
+/// Rows C1, C2, C10: each core has its own flows and its share of the table, replies come to it, nothing is handed over; the
+/// view tells all of it, for people and for programs.
+#[test]
+fn c1_c2_c10_each_core_has_its_own_flows() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let gateway = lans.start(&format!("{ALLOW}{NAT}"));
+        let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
+        let mut talks = talks(&lans, 40);
+        for talk in &mut talks {
+            talk.echo(10_000).unwrap();
+        }
+        wait_for("40 flows on all cores", PATIENCE, || {
+            let cores = services(&gateway).cores;
+            cores.iter().map(|core| core.live_flows).sum::<u64>() >= 40
+                && cores.iter().all(|core| core.live_flows > 0 && core.rx_packets > 0 && core.tx_packets > 0)
+        });
+        let status = services(&gateway);
+        assert_eq!(status.cores.iter().map(|core| core.buckets).sum::<u32>(), 128);
+        assert_eq!((status.handed_off_packets, status.replies_on_wrong_core_packets), (0, 0));
+        let (code, text) = gateway.command(&["status"]);
+        assert!(code == 0 && text.contains("gateway core") && text.contains("address-and-port"), "{text}");
+        let (code, text) = gateway.command(&["status", "--json"]);
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert!(code == 0 && json["gateway"]["cores"][0]["live_flows"].is_u64(), "{text}");
+        let (code, text) = gateway.command(&["status", "--flows", "--match", "tcp port 80", "--limit", "5"]);
+        assert!(code == 0 && text.contains("10.1.2.2:80"), "{text}");
+        assert_eq!(gateway.command(&["status", "--flows", "--match", "what is this"]).0, 2);
+    });
+}
+
+/// Row C10: what `explain` foretells is what happens: core, rule, translation, route; and of a live flow it tells the flow.
+#[test]
+fn c10_explain_agrees_with_the_flows() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let gateway = lans.start(&format!(
+            "{ALLOW}[[rule]]\nname = \"web\"\naction = \"allow\"\nprotocol = \"tcp\"\nport = 80\n\
+             [[rule]]\nname = \"never\"\naction = \"drop\"\nprotocol = \"udp\"\nport = 81\n{NAT}"
+        ));
+        let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
+        for port in 30_000..30_016 {
+            let packet = format!("udp 10.1.1.2:{port} > 10.1.2.2:80");
+            let before = explain(&gateway, &packet);
+            assert_eq!((before.verdict.as_str(), before.out.as_str()), ("forward", "lan2"), "{before:?}");
+            assert_eq!((before.nat_mode.as_str(), before.rule.as_str()), ("address-and-port", "default"));
+            assert!(before.flow.is_none() && before.reply_core == Some(before.core), "{before:?}");
+            let seen = UdpClient::new(lans.host(1), &format!("10.1.1.2:{port}")).ask("10.1.2.2:80", 64);
+            let flow = &flows(&gateway, &format!("udp 10.1.1.2:{port}")).flows[0];
+            assert_eq!((flow.core, flow.bucket), (before.core, before.bucket), "{before:?} {flow:?}");
+            assert_eq!(flow.translated_source, seen.source);
+            let after = explain(&gateway, &packet).flow.unwrap();
+            assert_eq!((after.core, after.translated_source), (flow.core, seen.source));
+        }
+        assert_eq!(explain(&gateway, "tcp 10.1.1.2:1234 > 10.1.2.2:80").rule, "web");
+        let drop = explain(&gateway, "udp 10.1.1.2:1234 > 10.1.2.2:81");
+        assert_eq!((drop.verdict.as_str(), drop.rule.as_str()), ("drop", "never"));
+        assert_eq!(explain(&gateway, "tcp 10.1.1.2:1 > 10.1.1.1:22").verdict, "to the gateway");
+        let nowhere = explain(&gateway, "tcp 10.1.1.2:1 > 203.0.113.9:22");
+        assert_eq!((nowhere.verdict.as_str(), nowhere.drop_reason.as_str()), ("drop", "no-route"));
+        let before = services(&gateway).cores.iter().map(|core| core.new_flows).sum::<u64>();
+        assert_eq!(gateway.command(&["explain", "tcp 10.1.1.2:1234 > 10.1.2.2:80"]).0, 0);
+        assert_eq!(services(&gateway).cores.iter().map(|core| core.new_flows).sum::<u64>(), before);
+        assert_eq!(gateway.command(&["explain", "this is no packet"]).0, 1);
+    });
+}
+
+/// Row C7: a core is taken out of work and put back while connections run on it: none breaks, new ones go elsewhere. The
+/// last one stays.
+#[test]
+fn c7_a_core_is_drained_while_connections_run() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let gateway = lans.start(&format!("{ALLOW}{NAT}"));
+        let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
+        let mut old = talks(&lans, 24);
+        let moved = old.iter().filter(|talk| core_of(&gateway, talk) == 1).count();
+        assert!(moved > 0);
+        let stream = Bulk::start(lans.host(1), "10.1.2.2:80", 4);
+        assert_eq!(gateway.command(&["core", "drain", "1"]).0, 0);
+        wait_for("core 1 has no buckets", PATIENCE, || services(&gateway).cores[1].buckets == 0);
+        assert_ne!(services(&gateway).cores[1].state, "active");
+        for talk in &mut old {
+            talk.echo(50_000).unwrap();
+        }
+        let new = talks(&lans, 12);
+        for talk in &new {
+            assert_eq!(core_of(&gateway, talk), 0);
+        }
+        assert_eq!(gateway.command(&["core", "drain", "0"]).0, 1, "the last core must stay");
+        assert_eq!(gateway.command(&["core", "drain", "77"]).0, 1);
+        assert_eq!(gateway.command(&["core", "enable", "1"]).0, 0);
+        wait_for("core 1 works again", PATIENCE, || {
+            let core = services(&gateway).cores[1].clone();
+            core.state == "active" && core.buckets > 0
+        });
+        let more = talks(&lans, 24);
+        assert!(more.iter().any(|talk| core_of(&gateway, talk) == 1));
+        for talk in old.iter_mut().chain(&mut { new }).chain(&mut { more }) {
+            talk.echo(50_000).unwrap();
+        }
+        stream.finish();
+    });
+}
+
+/// Row C8: whatever spreads the packets over cores, the flows work and each has one owner; other ways than "flow" read
+/// packets on cores that do not own them and hand them over, which is counted.
+#[test]
+fn c8_every_way_to_spread_packets() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
+        for distribution in ["flow", "interface", "round-robin", "random", "cpu"] {
+            let gateway = lans.start(&format!("{ALLOW}distribution = \"{distribution}\"\n{NAT}"));
+            let mut talks = talks(&lans, 12);
+            for talk in &mut talks {
+                talk.echo(100_000).unwrap();
+            }
+            let udp = UdpClient::new(lans.host(1), "0.0.0.0:0");
+            for _ in 0..8 {
+                assert_eq!(udp.ask("10.1.2.2:80", 3_000).source.ip(), gateway_ip(2), "{distribution}");
+            }
+            ping(lans.host(1), "-c 3 10.1.2.2");
+            Talk::open(lans.host(1), "10.1.2.2:80").unwrap().echo(3_000_000).unwrap();
+            let (_, text) = gateway.command(&["status"]);
+            let handed = services(&gateway).handed_off_packets;
+            match distribution {
+                // The pieces of eight large datagrams met somewhere.
+                "flow" => assert!(handed <= 24, "{text}"),
+                // One processor may happen to read what it owns.
+                "cpu" => {}
+                _ => assert!(handed > 0, "{distribution}: {text}"),
+            }
+        }
+    });
+}
+
+/// Row C9: cores vote by their load, and buckets move from a busy one to an idle one; no connection notices.
+#[test]
+fn c9_a_busy_core_gives_work_away() {
+    let _alone = alone();
+    isolated(|| {
+        let lans = Lans::new(2);
+        let gateway = lans.start(&format!("[gateway]\ndefault-action = \"allow\"\n{NAT}"));
+        let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
+        let buckets = services(&gateway).cores[0].buckets;
+        // Only flows of core 0 are busy.
+        let (mut busy, mut idle): (Vec<Talk>, Vec<Talk>) =
+            talks(&lans, 40).into_iter().partition(|talk| core_of(&gateway, talk) == 0);
+        assert!(busy.len() > 4 && idle.len() > 4);
+        wait_for("buckets leave core 0", 60.0, || {
+            for talk in &mut busy {
+                talk.echo(400_000).unwrap();
+            }
+            services(&gateway).cores[0].buckets < buckets
+        });
+        for talk in busy.iter_mut().chain(&mut idle) {
+            talk.echo(50_000).unwrap();
+            let IpAddr::V4(_) = talk.answer.source.ip() else { panic!("{:?}", talk.answer) };
+        }
+        assert_eq!(services(&gateway).cores.iter().map(|core| core.buckets).sum::<u32>(), 128);
+    });
+}
+
+/// Row C1: one core alone does everything too, and IPv6 and other protocols than TCP and UDP have an owner.
+#[test]
+fn c1_one_core_alone() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let sections = format!("{ALLOW}{NAT}");
+        let text = lans.text(&sections).replace("name = \"gw\"", "name = \"gw\"\ncores = 1");
+        let mut gateway = Gateway::start(lans.gateway(), &lans.scene.directory, "gw", &text);
+        ready(&mut gateway);
+        let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
+        for talk in &mut talks(&lans, 8) {
+            talk.echo(20_000).unwrap();
+        }
+        ping(lans.host(1), "-c 2 10.1.2.2");
+        ping(lans.host(1), "-c 2 fd00:1:2::2");
+        let status = services(&gateway);
+        assert_eq!((status.cores.len(), status.handed_off_packets), (1, 0));
+    });
+}

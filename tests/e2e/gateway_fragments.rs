@@ -1,0 +1,175 @@
+//! Datagrams larger than the path, in pieces, through the gateway.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use linux::testing::isolated;
+
+use crate::gateway_raw::*;
+use crate::gateway_scene::*;
+use crate::scene::*;
+
+const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 1, 1, 2);
+const SERVER: Ipv4Addr = Ipv4Addr::new(10, 1, 2, 2);
+
+/// The pieces of a datagram of `bytes` bytes from `port` of the client to port 80 of the server, of at most 1,480 bytes of content.
+fn pieces(port: u16, bytes: usize, id: u16) -> Vec<(Header, Vec<u8>)> {
+    let payload: Vec<u8> = (0..bytes).map(|place| (place * 13 % 241) as u8).collect();
+    let whole = udp(SocketAddrV4::new(CLIENT, port), SocketAddrV4::new(SERVER, 80), &payload);
+    let count = whole.len().div_ceil(1_480);
+    let piece = |(number, content): (usize, &[u8])| {
+        let header = Header::new(CLIENT, SERVER, UDP);
+        let offset = (number * 1_480) as u16;
+        (Header { id, offset, more: number + 1 < count, ..header }, content.to_vec())
+    };
+    whole.chunks(1_480).enumerate().map(piece).collect()
+}
+
+/// Row C5: large datagrams and pings both ways, in each mode and with each variant.
+#[test]
+fn c5_large_datagrams_in_every_mode_and_variant() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let (client, server) = (lans.host(1), lans.host(2));
+        let gateway = lans.start(ALLOW);
+        let _mirror = Mirror::start(server, "server", "0.0.0.0:80");
+        for mode in ["address-and-port", "port-only", "none"] {
+            for variant in [
+                "\"as-needed\"",
+                "\"assemble\"",
+                "\"bridge\"",
+                "{ up-to-bytes = 4000 }",
+                "{ up-to-fragments = 3 }",
+            ] {
+                let sections =
+                    format!("{ALLOW}fragments = {variant}\n[[nat]]\nout = \"lan2\"\nmode = \"{mode}\"\n");
+                let (code, said) = lans.reload(&gateway, &sections);
+                assert_eq!(code, 0, "{said}");
+                let udp = UdpClient::new(client, "0.0.0.0:0");
+                for bytes in [8_000, 1_473, 30_000, 2_960, 65_000] {
+                    // The answer has a line more, and the largest would not fit any more.
+                    let bytes = bytes.min(65_400);
+                    let answer = udp.ask("10.1.2.2:80", bytes);
+                    let expected = if mode == "address-and-port" { gateway_ip(2) } else { host_ip(1) };
+                    assert_eq!(answer.source.ip(), expected, "{mode} {variant}");
+                }
+                ping(client, "-c 2 -s 4000 10.1.2.2");
+            }
+        }
+        ping(client, "-c 2 -s 4000 fd00:1:2::2");
+        no_reply_went_astray(&gateway);
+        for reason in ["fragment-overlap", "fragment-invalid", "fragments-full", "ip-malformed"] {
+            assert_eq!(dropped(&gateway, reason), 0, "{reason}");
+        }
+    });
+}
+
+/// Row C5: a virtual server and a forward get large datagrams too; a source address of its own for each direction.
+#[test]
+fn c5_large_datagrams_through_servers_and_forwards() {
+    isolated(|| {
+        let lans = Lans::new(3);
+        let gateway = lans.start(&format!(
+            "{ALLOW}[[virtual-server]]\nlisten = \"udp 10.1.1.10:80\"\nsource = \"none\"\n\
+             backends = [\"10.1.2.2:80\", \"10.1.3.2:80\"]\n\
+             [[forward]]\nlisten = \"udp 10.1.1.1:81\"\nto = \"10.1.3.2:80\"\n"
+        ));
+        let _two = Mirror::start(lans.host(2), "two", "0.0.0.0:80");
+        let _three = Mirror::start(lans.host(3), "three", "0.0.0.0:80");
+        for _ in 0..12 {
+            let client = UdpClient::new(lans.host(1), "0.0.0.0:0");
+            let answer = client.ask("10.1.1.10:80", 8_000);
+            assert_eq!(answer.source.ip(), host_ip(1));
+            assert_eq!(answer, client.ask("10.1.1.10:80", 64), "pieces and whole packets are one flow");
+            let other = UdpClient::new(lans.host(1), "0.0.0.0:0");
+            assert_eq!(other.ask("10.1.1.1:81", 8_000).name, "three");
+        }
+        no_reply_went_astray(&gateway);
+    });
+}
+
+/// Row C5: pieces in any order, the first one last; a piece twice. The datagram arrives once it is complete.
+#[test]
+fn c5_pieces_out_of_order() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let gateway = lans.start(&format!("{ALLOW}[[nat]]\nout = \"lan2\"\n"));
+        let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
+        let client = UdpClient::new(lans.host(1), "10.1.1.2:0");
+        let raw = Raw::new(&lans, 1);
+        let port = client.local().port();
+        let server = SocketAddrV4::new(SERVER, 80).into();
+        let orders: [&[usize]; 6] =
+            [&[0, 1, 2, 3], &[3, 2, 1, 0], &[1, 2, 3, 0], &[0, 3, 1, 2], &[2, 0, 3, 1], &[0, 1, 1, 2, 3, 3]];
+        for (number, order) in orders.iter().enumerate() {
+            let mut id = 100 * (number as u16 + 1);
+            wait_for(&format!("pieces in the order {order:?}"), PATIENCE, || {
+                id += 1;
+                let pieces = pieces(port, 5_000, id);
+                for place in *order {
+                    let (header, content) = &pieces[*place];
+                    raw.send(&header.packet(content));
+                }
+                client.receives_from(server)
+            });
+        }
+        no_reply_went_astray(&gateway);
+    });
+}
+
+/// Row C5: pieces that overlap, are too small or reach too far are dropped and counted, and nothing of them arrives (RFC 5722,
+/// RFC 1858); good ones still pass.
+#[test]
+fn c5_contradicting_pieces_are_dropped() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let gateway = lans.start(&format!("{ALLOW}fragments = \"assemble\"\n[[nat]]\nout = \"lan2\"\n"));
+        let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
+        let client = UdpClient::new(lans.host(1), "10.1.1.2:0");
+        let raw = Raw::new(&lans, 1);
+        let port = client.local().port();
+        // Overlap: the second piece begins 8 bytes too early, with other bytes.
+        let good = pieces(port, 4_000, 7);
+        raw.send(&good[0].0.packet(&good[0].1));
+        let early = Header { offset: 1_472, ..good[1].0 };
+        raw.send(&early.packet(&vec![0xaa; 1_480]));
+        raw.send(&good[2].0.packet(&good[2].1));
+        wait_for("the overlap is counted", PATIENCE, || dropped(&gateway, "fragment-overlap") > 0);
+        // Beyond 65,535 bytes (the ping of death).
+        let far = Header { id: 8, offset: 65_528, more: false, ..good[0].0 };
+        raw.send(&far.packet(&[0; 800]));
+        // A piece in the middle whose length is no multiple of 8.
+        let odd = Header { id: 9, offset: 1_480, more: true, ..good[0].0 };
+        raw.send(&odd.packet(&[0; 801]));
+        wait_for("the others are counted", PATIENCE, || dropped(&gateway, "fragment-invalid") >= 2);
+        assert_eq!(client.ask("10.1.2.2:80", 8_000).source.ip(), gateway_ip(2));
+    });
+}
+
+/// Row C5: a flood of first pieces that are never completed stays within its bounds, is counted, and whole packets and other
+/// people's pieces pass.
+#[test]
+fn c5_a_flood_of_pieces_stays_bounded() {
+    let _alone = alone();
+    isolated(|| {
+        let lans = Lans::new(3);
+        let gateway = lans.start(&format!(
+            "{ALLOW}fragment-bytes-max = 1_000_000\nfragments-per-source-max = 16\n[[nat]]\nout = \"lan2\"\n"
+        ));
+        let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
+        let mut talk = Talk::open(lans.host(1), "10.1.2.2:80").unwrap();
+        let before = resident_kb(&gateway);
+        let flood = Flood::start(Raw::new(&lans, 1), |number| {
+            let header = Header::new(CLIENT, SERVER, UDP);
+            Header { id: number as u16, offset: 1_480, more: true, ..header }.packet(&[7; 1_480])
+        });
+        wait_for("the bound is reached", PATIENCE, || dropped(&gateway, "fragments-full") > 1_000);
+        talk.echo(100_000).unwrap();
+        let other = UdpClient::new(lans.host(3), "0.0.0.0:0");
+        assert_eq!(other.ask("10.1.2.2:80", 8_000).source.ip(), gateway_ip(2));
+        drop(flood);
+        talk.echo(100_000).unwrap();
+        let after = resident_kb(&gateway);
+        assert!(after < before + 30_000, "memory grew from {before} to {after} kB");
+        assert_eq!(ask_udp(lans.host(1), "10.1.2.2:80").source.ip(), gateway_ip(2));
+    });
+}

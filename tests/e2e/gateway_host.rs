@@ -1,0 +1,131 @@
+//! The gateway's own host: managed through the datapath, its own connections, ordinary tools.
+
+use std::process::Command;
+
+use linux::testing::isolated;
+use testbed::program::Program;
+
+use crate::gateway_clients::*;
+use crate::gateway_scene::*;
+use crate::scene::*;
+
+/// Row R7: the gateway is managed in-band: ping, curl and ssh to its addresses from inside and outside, next to a NAT that uses
+/// the same address; the packets go through the datapath, which knows them as flows to "gateway".
+#[test]
+fn r7_the_gateway_is_managed_through_the_datapath() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let gateway = lans.start(&format!("{ALLOW}[[nat]]\nout = \"lan2\"\n"));
+        let _web = Mirror::start(lans.gateway(), "gateway", "0.0.0.0:80");
+        let _web6 = Mirror::start(lans.gateway(), "gateway6", "[fd00:1:1::1]:80");
+        let ssh = Ssh::start(lans.gateway(), 22);
+        for (from, own) in
+            [(lans.host(1), "10.1.1.1"), (lans.host(2), "10.1.2.1"), (lans.host(1), "10.1.2.1")]
+        {
+            ping(from, &format!("-c 3 {own}"));
+            ping(from, &format!("-c 2 -s 4000 {own}"));
+            let answer = curl(from, own).unwrap();
+            assert_eq!(answer.name, "gateway");
+            assert!(answer.source.ip() == host_ip(1) || answer.source.ip() == host_ip(2), "{answer:?}");
+            assert_eq!(ask_udp(from, &format!("{own}:80")).name, "gateway");
+            assert!(ssh.run(from, own, "seq 200000").ends_with("\n200000\n"));
+        }
+        ping(lans.host(1), "-c 3 fd00:1:1::1");
+        assert_eq!(ask_tcp(lans.host(1), "[fd00:1:1::1]:80").name, "gateway6");
+        let _session = ssh.session(lans.host(1), "10.1.1.1");
+        let list = flows(&gateway, "tcp port 22 interface lan1").flows;
+        assert!(!list.is_empty() && list.iter().all(|flow| flow.out == "gateway"), "{list:?}");
+        // Nobody listens there: refused by the kernel, not silent.
+        let error = Talk::open(lans.host(2), "10.1.2.1:81").err().unwrap();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{error}");
+        no_reply_went_astray(&gateway);
+    });
+}
+
+/// Row R7: rules decide who may manage the gateway; the host's own connections, name service and pings work whatever the
+/// rules say, and so do the answers to them.
+#[test]
+fn r7_own_connections_and_rules_about_the_gateway() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let gateway = lans.start(
+            "[gateway]\ndefault-action = \"drop\"\n[[nat]]\nout = \"lan2\"\n\
+             [[rule]]\naction = \"allow\"\nfrom = \"lan1\"\nto = \"gateway\"\nprotocol = \"tcp\"\nport = 80\n",
+        );
+        let _own = Mirror::start(lans.gateway(), "gateway", "0.0.0.0:80");
+        let _server = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
+        let _dns = Dns::start(lans.host(2), host_ip(2));
+        assert_eq!(curl(lans.host(1), "10.1.1.1").unwrap().name, "gateway");
+        assert!(curl_for(lans.host(2), "10.1.2.1", 1).is_err(), "outside may not");
+        // The host's own.
+        let place = lans.gateway();
+        for _ in 0..5 {
+            assert_eq!(ask_tcp(place, "10.1.2.2:80").source.ip(), gateway_ip(2));
+            assert_eq!(ask_udp(place, "10.1.2.2:80").source.ip(), gateway_ip(2));
+        }
+        Talk::open(place, "10.1.2.2:80").unwrap().echo(1_000_000).unwrap();
+        resolve(place, "10.1.2.2");
+        ping(place, "-c 3 10.1.2.2");
+        ping(place, "-c 2 -s 4000 10.1.2.2");
+        no_reply_went_astray(&gateway);
+    });
+}
+
+/// tcpdump on a device of the gateway, once it listens.
+fn capture(lans: &Lans, device: &str, filter: &str) -> Program {
+    let mut command = Command::new("tcpdump");
+    command.args(["-n", "-l", "-i", device, filter]);
+    let log = lans.scene.directory.path().join(format!("{device}.txt"));
+    let program = lans.gateway().start(command, Some(&log)).unwrap();
+    wait_for("tcpdump listens", PATIENCE, || program.last_lines(10).contains("listening on"));
+    program
+}
+
+/// Row R8: what the datapath receives and sends is seen by ordinary tools on the devices, before and after translation.
+#[test]
+fn r8_tcpdump_sees_the_packets() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let _gateway = lans.start(&format!("{ALLOW}[[nat]]\nout = \"lan2\"\n"));
+        let (inside, outside) =
+            (capture(&lans, "lan1", "udp port 80"), capture(&lans, "lan2", "udp port 80"));
+        let _server = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
+        let client = UdpClient::new(lans.host(1), "0.0.0.0:0");
+        let (local, seen) = (client.local().port(), client.ask("10.1.2.2:80", 64).source.port());
+        for (program, address) in
+            [(inside, format!("10.1.1.2.{local}")), (outside, format!("10.1.2.1.{seen}"))]
+        {
+            wait_for("both directions are seen", PATIENCE, || {
+                let text = program.last_lines(50);
+                text.contains(&format!("IP {address} > 10.1.2.2.80"))
+                    && text.contains(&format!("> {address}:"))
+            });
+        }
+    });
+}
+
+/// Row R8: a packet that the kernel, or any program with its own stack, sends into the TUN device is routed by the datapath and
+/// leaves by an interface, translated; the answer comes back to it.
+#[test]
+fn r8_what_goes_into_the_tun_device_leaves_by_an_interface() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        lans.no_default_route(2);
+        let gateway = lans.start(&format!(
+            "{ALLOW}[tun]\nname = \"ana0\"\naddress = [\"10.66.0.1/24\"]\n\
+             [[route]]\nto = \"192.0.2.0/24\"\nvia = \"10.1.2.2\"\n[[nat]]\nout = \"lan2\"\n"
+        ));
+        shell(lans.host(2), "ip addr add 192.0.2.1/32 dev eth0");
+        let _server = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
+        shell(lans.gateway(), "ip route add 192.0.2.0/24 dev ana0 table 4242 src 10.66.0.1");
+        shell(lans.gateway(), "ip rule add to 192.0.2.0/24 lookup 4242");
+        for _ in 0..5 {
+            assert_eq!(ask_tcp(lans.gateway(), "192.0.2.1:80").source.ip(), gateway_ip(2));
+            assert_eq!(ask_udp(lans.gateway(), "192.0.2.1:80").source.ip(), gateway_ip(2));
+        }
+        Talk::open(lans.gateway(), "192.0.2.1:80").unwrap().echo(500_000).unwrap();
+        // A client reaches the same network by the route of the configuration.
+        assert_eq!(ask_tcp(lans.host(1), "192.0.2.1:80").source.ip(), gateway_ip(2));
+        no_reply_went_astray(&gateway);
+    });
+}

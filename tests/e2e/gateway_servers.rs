@@ -1,0 +1,344 @@
+//! Virtual servers: real HTTP servers behind one address, while some of them die, come back or are drained.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use control::handle::{BackendStatus, ServerStatus};
+use linux::testing::isolated;
+
+use crate::gateway_clients::*;
+use crate::gateway_scene::*;
+use crate::scene::*;
+
+/// Where the virtual server listens: an address of the client's network that only the gateway has.
+const LISTEN: &str = "10.1.1.10:80";
+
+/// A client in network 1, backends in networks 2 to 4.
+struct Farm {
+    lans: Lans,
+    mirrors: Vec<Option<Mirror>>,
+}
+
+impl Farm {
+    fn new() -> Self {
+        let lans = Lans::new(4);
+        let mut farm = Self { lans, mirrors: vec![None, None, None] };
+        (0..3).for_each(|number| farm.bring_back(number));
+        farm
+    }
+
+    fn bring_back(&mut self, number: usize) {
+        let name = format!("backend{}", number + 2);
+        self.mirrors[number] = Some(Mirror::start(self.lans.host(number + 2), &name, "0.0.0.0:80"));
+    }
+
+    /// The backend's program ends; its host answers with resets.
+    fn kill(&mut self, number: usize) {
+        self.mirrors[number] = None;
+    }
+
+    fn start(&self, more: &str) -> Running {
+        self.lans.start(&section(more))
+    }
+
+    /// Asks so often, with a new connection each time: how often each backend answered.
+    #[track_caller]
+    fn spread(&self, connections: usize) -> BTreeMap<String, usize> {
+        let mut count = BTreeMap::new();
+        for _ in 0..connections {
+            *count.entry(ask_tcp(self.lans.host(1), LISTEN).name).or_insert(0) += 1;
+        }
+        count
+    }
+}
+
+fn section(more: &str) -> String {
+    let backends = "backends = [\"10.1.2.2:80\", \"10.1.3.2:80\", \"10.1.4.2:80\"]\n";
+    let backends = if more.contains("backends") { "" } else { backends };
+    format!("{ALLOW}[[virtual-server]]\nname = \"web\"\nlisten = \"tcp {LISTEN}\"\n{backends}{more}\n")
+}
+
+const HEALTH: &str = "health = { tcp = true, interval-ms = 200, timeout-ms = 200, fall = 2, rise = 2 }\n";
+
+fn server(gateway: &Gateway) -> ServerStatus {
+    services(gateway).virtual_servers[0].clone()
+}
+
+fn backend(gateway: &Gateway, number: usize) -> BackendStatus {
+    server(gateway).backends[number].clone()
+}
+
+/// Rows C6, C10: every method uses all backends; the view counts each connection at its backend.
+#[test]
+fn c6_connections_are_spread_by_every_method() {
+    isolated(|| {
+        let farm = Farm::new();
+        let gateway = farm.start("method = \"round-robin\"\n");
+        for method in ["round-robin", "maglev", "least-connections", "source-address"] {
+            assert_eq!(farm.lans.reload(&gateway, &section(&format!("method = \"{method}\"\n"))).0, 0);
+            assert_eq!(server(&gateway).method, method);
+            let before = server(&gateway).total_connections;
+            let spread = farm.spread(48);
+            if method == "source-address" {
+                assert_eq!(spread.len(), 1, "a client stays with one backend: {spread:?}");
+            } else {
+                assert_eq!(spread.len(), 3, "{method}: {spread:?}");
+            }
+            if method == "round-robin" {
+                // Each core has its own turn.
+                assert!(spread.values().all(|count| (8..=24).contains(count)), "{spread:?}");
+            }
+            wait_for("48 connections more", PATIENCE, || server(&gateway).total_connections - before == 48);
+            assert!(curl(farm.lans.host(1), "10.1.1.10").is_ok());
+        }
+        no_reply_went_astray(&gateway);
+    });
+}
+
+/// Row C6: weights are shares, and a backend of weight 0 gets nothing; both can be changed by command.
+#[test]
+fn c6_weights_are_shares() {
+    isolated(|| {
+        let farm = Farm::new();
+        let gateway = farm.start(
+            "backends = [{ address = \"10.1.2.2:80\", weight = 9 }, \"10.1.3.2:80\", \
+             { address = \"10.1.4.2:80\", weight = 0 }]\n",
+        );
+        let spread = farm.spread(100);
+        assert_eq!(spread.get("backend4"), None, "{spread:?}");
+        assert!(spread["backend2"] > 3 * spread.get("backend3").copied().unwrap_or(0), "{spread:?}");
+        for (name, weight) in [("10.1.2.2:80", "0"), ("10.1.4.2:80", "1")] {
+            assert_eq!(gateway.command(&["backend", "weight", "web", name, weight]).0, 0);
+        }
+        let spread = farm.spread(60);
+        assert!(spread.len() == 2 && !spread.contains_key("backend2"), "{spread:?}");
+        assert_eq!(gateway.command(&["backend", "weight", "web", "10.9.9.9:80", "1"]).0, 1);
+    });
+}
+
+/// Row C6: a backend dies while connections come all the time. Its health check notices, nothing new goes there, those of
+/// the others do not notice; when it comes back it gets its share again.
+#[test]
+fn c6_a_backend_dies_under_load_and_comes_back() {
+    isolated(|| {
+        let mut farm = Farm::new();
+        let gateway = farm.start(HEALTH);
+        let mut talks: Vec<Talk> = (0..12).map(|_| Talk::open(farm.lans.host(1), LISTEN).unwrap()).collect();
+        let end = Arc::new(AtomicBool::new(false));
+        let asked = Arc::new(AtomicU64::new(0));
+        let load = {
+            let (client, end, asked) = (farm.lans.host(1).clone(), Arc::clone(&end), Arc::clone(&asked));
+            std::thread::spawn(move || {
+                while !end.load(Ordering::Relaxed) {
+                    // Some fail until the check has noticed.
+                    let _ = Talk::open(&client, LISTEN);
+                    asked.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        };
+        farm.kill(0);
+        wait_for("the check notices", PATIENCE, || backend(&gateway, 0).state == "down");
+        assert!(!backend(&gateway, 0).reason.is_empty());
+        let spread = farm.spread(40);
+        assert!(spread.len() == 2 && !spread.contains_key("backend2"), "{spread:?}");
+        for talk in &mut talks {
+            assert!(talk.answer.name == "backend2" || talk.echo(10_000).is_ok(), "{:?} broke", talk.answer);
+        }
+        farm.bring_back(0);
+        wait_for("it is up again", PATIENCE, || backend(&gateway, 0).state == "up");
+        assert_eq!(farm.spread(60).len(), 3);
+        end.store(true, Ordering::Relaxed);
+        load.join().unwrap();
+        assert!(asked.load(Ordering::Relaxed) > 0);
+        no_reply_went_astray(&gateway);
+    });
+}
+
+/// Row C6: when no backend is left clients are refused and the reason is counted; nothing hangs afterwards.
+#[test]
+fn c6_without_backends_clients_are_refused() {
+    isolated(|| {
+        let mut farm = Farm::new();
+        let gateway = farm.start(HEALTH);
+        (0..3).for_each(|number| farm.kill(number));
+        wait_for("all down", PATIENCE, || server(&gateway).backends.iter().all(|b| b.state == "down"));
+        assert!(curl_for(farm.lans.host(1), "10.1.1.10", 2).is_err());
+        wait_for("refusals are counted", PATIENCE, || server(&gateway).refused_connections > 0);
+        farm.bring_back(1);
+        wait_for("one is up", PATIENCE, || backend(&gateway, 1).state == "up");
+        assert_eq!(farm.spread(10).len(), 1);
+    });
+}
+
+/// Row C6: checks by HTTP and by a command of the operator.
+#[test]
+fn c6_health_by_http_and_by_command() {
+    isolated(|| {
+        let farm = Farm::new();
+        let gateway = farm.start("health = { http = \"/health\", interval-ms = 200, timeout-ms = 200 }\n");
+        let up = || server(&gateway).backends.iter().all(|backend| backend.state == "up");
+        wait_for("HTTP finds them up", PATIENCE, up);
+        let wrong = "health = { http = \"/health\", status = [404], interval-ms = 200, timeout-ms = 200 }\n";
+        assert_eq!(farm.lans.reload(&gateway, &section(wrong)).0, 0);
+        let down = || server(&gateway).backends.iter().all(|backend| backend.state == "down");
+        wait_for("another status is down", PATIENCE, down);
+        let flag = farm.lans.scene.directory.path().join("flag");
+        let command = format!(
+            "health = {{ command = [\"/usr/bin/test\", \"-e\", \"{}\"], interval-ms = 200, timeout-ms = 200 }}\n",
+            flag.display()
+        );
+        std::fs::write(&flag, "").unwrap();
+        assert_eq!(farm.lans.reload(&gateway, &section(&command)).0, 0);
+        wait_for("the command finds them up", PATIENCE, up);
+        std::fs::remove_file(&flag).unwrap();
+        wait_for("the command finds them down", PATIENCE, down);
+    });
+}
+
+/// Row C6: drained by command, a backend keeps its connections and gets no new one.
+#[test]
+fn c6_drain_keeps_what_lives() {
+    isolated(|| {
+        let farm = Farm::new();
+        let gateway = farm.start("method = \"round-robin\"\n");
+        let mut talks: Vec<Talk> = (0..12).map(|_| Talk::open(farm.lans.host(1), LISTEN).unwrap()).collect();
+        assert!(talks.iter().any(|talk| talk.answer.name == "backend3"));
+        assert_eq!(gateway.command(&["backend", "drain", "web", "10.1.3.2:80"]).0, 0);
+        assert_eq!(backend(&gateway, 1).state, "draining");
+        let spread = farm.spread(30);
+        assert!(spread.len() == 2 && !spread.contains_key("backend3"), "{spread:?}");
+        for talk in &mut talks {
+            talk.echo(50_000).unwrap();
+        }
+        // Over a reload as well.
+        assert_eq!(gateway.command(&["reload"]).0, 0);
+        assert!(!farm.spread(20).contains_key("backend3"));
+        for talk in &mut talks {
+            talk.echo(50_000).unwrap();
+        }
+        assert_eq!(gateway.command(&["backend", "enable", "web", "10.1.3.2:80"]).0, 0);
+        assert_eq!(farm.spread(30).len(), 3);
+        assert_eq!(gateway.command(&["backend", "drain", "nobody", "10.1.3.2:80"]).0, 1);
+    });
+}
+
+/// Rows C2, C3, C4, C6: what backends see. With the client's own address the reply's tuple differs from the request's, arrives
+/// at another core about every second time, and is handed to its owner.
+#[test]
+fn c2_c3_c4_c6_source_modes_of_a_virtual_server() {
+    isolated(|| {
+        let farm = Farm::new();
+        let gateway = farm.start("source = \"address-and-port\"\n");
+        for (mode, own) in [("address-and-port", false), ("port-only", true), ("none", true)] {
+            assert_eq!(farm.lans.reload(&gateway, &section(&format!("source = \"{mode}\"\n"))).0, 0);
+            let before = services(&gateway);
+            for _ in 0..40 {
+                let mut talk = Talk::open(farm.lans.host(1), LISTEN).unwrap();
+                talk.echo(20_000).unwrap();
+                let backend: usize = talk.answer.name.trim_start_matches("backend").parse().unwrap();
+                let expected = if own { host_ip(1) } else { gateway_ip(backend) };
+                assert_eq!(talk.answer.source.ip(), expected, "{mode}");
+                if mode == "none" {
+                    assert_eq!(talk.answer.source, talk.local);
+                }
+            }
+            let after = services(&gateway);
+            let handed = after.handed_off_packets - before.handed_off_packets;
+            assert_eq!(handed > 0, mode == "none", "{mode}: {handed} packets handed over");
+            no_reply_went_astray(&gateway);
+        }
+    });
+}
+
+/// Row C6: limits of a server and of a backend hold, and what is refused is counted.
+#[test]
+fn c6_connection_limits() {
+    isolated(|| {
+        let farm = Farm::new();
+        let gateway = farm.start("connections-max = 4\n");
+        let talks: Vec<Talk> = (0..4).map(|_| Talk::open(farm.lans.host(1), LISTEN).unwrap()).collect();
+        assert!(curl_for(farm.lans.host(1), "10.1.1.10", 1).is_err());
+        wait_for("the limit is counted", PATIENCE, || server(&gateway).refused_connections > 0);
+        wait_for("four connections", PATIENCE, || server(&gateway).live_connections == 4);
+        drop(talks);
+        wait_for("room again", 60.0, || curl_for(farm.lans.host(1), "10.1.1.10", 1).is_ok());
+        // A full backend is passed over.
+        let one = "backends = [{ address = \"10.1.2.2:80\", connections-max = 1 }, \"10.1.3.2:80\"]\n";
+        assert_eq!(farm.lans.reload(&gateway, &section(one)).0, 0);
+        let talks: Vec<Talk> = (0..16).map(|_| Talk::open(farm.lans.host(1), LISTEN).unwrap()).collect();
+        let at_first = talks.iter().filter(|talk| talk.answer.name == "backend2").count();
+        assert!(at_first <= 1, "{at_first} connections at a backend that takes one");
+    });
+}
+
+/// Row C6: UDP servers over IPv4, TCP servers over IPv6.
+#[test]
+fn c6_udp_and_ipv6() {
+    isolated(|| {
+        let farm = Farm::new();
+        let mirrors: Vec<Mirror> =
+            (2..=4).map(|n| Mirror::start(farm.lans.host(n), &format!("b{n}"), "[::]:81")).collect();
+        let _dns: Vec<Dns> =
+            (2..=4).map(|number| Dns::start(farm.lans.host(number), host_ip(number))).collect();
+        let gateway = farm.lans.start(&format!(
+            "{ALLOW}[[virtual-server]]\nlisten = \"udp 10.1.1.10:53\"\n\
+             backends = [\"10.1.2.2:53\", \"10.1.3.2:53\", \"10.1.4.2:53\"]\n\
+             [[virtual-server]]\nlisten = \"tcp 10.1.1.10:53\"\nbackends = [\"10.1.2.2:53\"]\n\
+             [[virtual-server]]\nlisten = \"udp 10.1.1.10:80\"\nbackends = [\"10.1.2.2:80\", \"10.1.3.2:80\"]\n\
+             [[virtual-server]]\nlisten = \"tcp [fd00:1:1::10]:80\"\nsource = \"none\"\n\
+             backends = [\"[fd00:1:2::2]:81\", \"[fd00:1:3::2]:81\", \"[fd00:1:4::2]:81\"]\n"
+        ));
+        let client = farm.lans.host(1);
+        resolve(client, "10.1.1.10");
+        let mut names = BTreeMap::new();
+        for _ in 0..30 {
+            let udp = UdpClient::new(client, "0.0.0.0:0");
+            let first = udp.ask(LISTEN, 64);
+            assert_eq!(first, udp.ask(LISTEN, 64), "a UDP flow stays with its backend");
+            *names.entry(first.name).or_insert(0) += 1;
+            let talk = Talk::open(client, "[fd00:1:1::10]:80").unwrap();
+            assert_eq!(talk.answer.source, talk.local);
+            *names.entry(talk.answer.name).or_insert(0) += 1;
+        }
+        assert_eq!(names.len(), 5, "{names:?}");
+        no_reply_went_astray(&gateway);
+        drop(mirrors);
+    });
+}
+
+/// Row C6: direct return. The backends hold the server's address themselves, get the client's packets with only the hardware
+/// address changed, and answer over a cable of their own.
+#[test]
+fn c6_direct_return() {
+    isolated(|| {
+        let farm = Farm::new();
+        for number in 2..=4 {
+            let (client, backend) = (farm.lans.host(1), farm.lans.host(number));
+            let cable = format!("direct{number}");
+            backend.netlink().unwrap().add_veth(&cable, &cable, Some(client.namespace().as_fd())).unwrap();
+            shell(client, &format!("ip addr add 10.9.{number}.1/24 dev {cable} && ip link set {cable} up"));
+            shell(
+                backend,
+                &format!(
+                    "ip addr add 10.9.{number}.2/24 dev {cable} && ip link set {cable} up && \
+                     ip link set lo up && ip addr add 10.1.1.10/32 dev lo && \
+                     ip route add 10.1.1.2 via 10.9.{number}.1"
+                ),
+            );
+        }
+        let gateway = farm.start("delivery = \"direct-return\"\nmethod = \"round-robin\"\n");
+        let mut talks: Vec<Talk> = (0..12).map(|_| Talk::open(farm.lans.host(1), LISTEN).unwrap()).collect();
+        for talk in &mut talks {
+            assert_eq!(talk.answer.source, talk.local);
+            talk.echo(20_000).unwrap();
+        }
+        assert_eq!(farm.spread(24).len(), 3);
+        assert_eq!(server(&gateway).delivery, "direct-return");
+        // Nothing of the answers came back through the gateway.
+        let status = services(&gateway);
+        let from_backends: u64 = status.interfaces[1..].iter().map(|interface| interface.rx_bytes).sum();
+        assert!(from_backends < 10_000, "{:?}", status.interfaces);
+    });
+}

@@ -1,0 +1,89 @@
+//! Tunnel and gateway in one program: the hub's NAT for tunnel clients.
+
+use linux::testing::isolated;
+use testbed::topology::Site;
+
+use crate::gateway_clients::*;
+use crate::gateway_scene::*;
+use crate::scene::*;
+
+/// Rows C2, T13: a branch with two WANs reaches servers behind the hub, which translates: they have no route to the branch. The
+/// hub's WANs are interfaces of its gateway as well, and the tunnel runs over them. curl, ssh, DNS, ping, large datagrams,
+/// bulk data; both directions of the bond at work.
+#[test]
+fn c2_t13_tunnel_clients_go_through_the_hubs_nat() {
+    isolated(|| {
+        let mut scene = Scene::new(&[link(80.0, 2.0), link(40.0, 4.0)]);
+        let server = scene.testbed.add_host(Site::B).unwrap().node;
+        shell(&server, "ip route del default && ip -6 route del default");
+        let mut branch = Config::new("branch", BRANCH_IP).wan("wan0").wan("wan1");
+        let mut hub = Config::new("hub", HUB_IP).node_line("listen = 4600");
+        let endpoints: Vec<String> = (0..2).map(|number| scene.endpoint(Site::B, number)).collect();
+        branch = branch.peer(&hub, &endpoints, &format!("{}, \"10.2.1.0/24\"", hub.own_nets()), "");
+        hub = hub.peer(&branch, &[], &branch.own_nets(), "").section(
+            "[gateway]\ndefault-action = \"drop\"\n\
+             [[interface]]\nname = \"wan0\"\n[[interface]]\nname = \"wan1\"\n[[interface]]\nname = \"lan1\"\n\
+             [[nat]]\nout = \"lan1\"\n\
+             [[rule]]\naction = \"allow\"\nfrom = \"tunnel\"\n",
+        );
+        let (_branch, mut hub) = scene.join(&branch, &hub, 2);
+        ready(&mut hub);
+        let (a, b) = (scene.a(), scene.b());
+        let _mirror = Mirror::start(&server, "server", "0.0.0.0:80");
+        let hub_ip: std::net::IpAddr = "10.2.1.1".parse().unwrap();
+        for _ in 0..8 {
+            assert_eq!(ask_tcp(a, "10.2.1.2:80").source.ip(), hub_ip);
+            assert_eq!(ask_udp(a, "10.2.1.2:80").source.ip(), hub_ip);
+        }
+        assert_eq!(curl(a, "10.2.1.2").unwrap().source.ip(), hub_ip);
+        ping(a, "-c 3 10.2.1.2");
+        ping(a, "-c 2 -s 4000 10.2.1.2");
+        assert_eq!(UdpClient::new(a, "0.0.0.0:0").ask("10.2.1.2:80", 8_000).source.ip(), hub_ip);
+        let _dns = Dns::start(&server, "10.2.1.2".parse().unwrap());
+        resolve(a, "10.2.1.2");
+        let ssh = Ssh::start(&server, 22);
+        assert!(ssh.run(a, "10.2.1.2", "echo $SSH_CONNECTION; seq 100000").starts_with("10.2.1.1 "));
+        Talk::open(a, "10.2.1.2:80").unwrap().echo(5_000_000).unwrap();
+        // The hub itself is reached through the tunnel as before.
+        echo(a, b, HUB_IP);
+        let list = flows(&hub, "tcp port 80").flows;
+        assert!(list.iter().all(|flow| flow.out == "lan1"), "{list:?}");
+        assert!(peer(&hub).paths.iter().filter(|path| path.state == "up").count() == 2);
+        no_reply_went_astray(&hub);
+        // The server cannot begin anything: no rule lets it.
+        assert!(curl_for(&server, "10.77.0.1", 1).is_err());
+    });
+}
+
+/// Rows C2, T1: the hub's rules and NAT change by reload while a tunnel client's connections run; none breaks, and the session
+/// of the tunnel is not made anew.
+#[test]
+fn c2_t1_reload_of_the_hubs_services_leaves_the_tunnel_alone() {
+    isolated(|| {
+        let mut scene = Scene::new(&[link(80.0, 2.0)]);
+        let server = scene.testbed.add_host(Site::B).unwrap().node;
+        let branch = Config::new("branch", BRANCH_IP).wan("wan0");
+        let hub = Config::new("hub", HUB_IP).node_line("listen = 4600");
+        let endpoints = [scene.endpoint(Site::B, 0)];
+        let branch = branch.peer(&hub, &endpoints, &format!("{}, \"10.2.1.0/24\"", hub.own_nets()), "");
+        let hub = hub
+            .peer(&branch, &[], &branch.own_nets(), "")
+            .section(&format!("{ALLOW}[[interface]]\nname = \"lan1\"\n[[nat]]\nout = \"lan1\"\n"));
+        let text = hub.text(&scene.directory);
+        let (branch, mut hub) = scene.join(&branch, &hub, 1);
+        ready(&mut hub);
+        let _mirror = Mirror::start(&server, "server", "0.0.0.0:80");
+        let mut talks: Vec<Talk> = (0..8).map(|_| Talk::open(scene.a(), "10.2.1.2:80").unwrap()).collect();
+        let before = peer(&branch).handshakes;
+        let more = "[[rule]]\naction = \"drop\"\nprotocol = \"tcp\"\nport = 23\n";
+        for sections in [more, "", more, ""] {
+            std::fs::write(&hub.config, format!("{text}{sections}")).unwrap();
+            let (code, said) = hub.command(&["reload"]);
+            assert_eq!(code, 0, "{said}");
+            for talk in &mut talks {
+                talk.echo(20_000).unwrap();
+            }
+        }
+        assert_eq!(peer(&branch).handshakes, before);
+    });
+}
