@@ -1,7 +1,5 @@
 //! Cores of the gateway: who owns which flow, what happens when a core goes, other ways to spread packets, the view.
 
-use std::net::IpAddr;
-
 use linux::testing::isolated;
 
 use crate::gateway_scene::*;
@@ -148,8 +146,8 @@ fn c8_every_way_to_spread_packets() {
             let (_, text) = gateway.command(&["status"]);
             let handed = services(&gateway).handed_off_packets;
             match distribution {
-                // The pieces of eight large datagrams met somewhere.
-                "flow" => assert!(handed <= 24, "{text}"),
+                // The pieces of eight large datagrams met somewhere, in both directions.
+                "flow" => assert!(handed <= 48, "{text}"),
                 // One processor may happen to read what it owns.
                 "cpu" => {}
                 _ => assert!(handed > 0, "{distribution}: {text}"),
@@ -168,19 +166,15 @@ fn c9_a_busy_core_gives_work_away() {
         let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
         let buckets = services(&gateway).cores[0].buckets;
         // Only flows of core 0 are busy.
-        let (mut busy, mut idle): (Vec<Talk>, Vec<Talk>) =
+        let (busy, mut idle): (Vec<Talk>, Vec<Talk>) =
             talks(&lans, 40).into_iter().partition(|talk| core_of(&gateway, talk) == 0);
         assert!(busy.len() > 4 && idle.len() > 4);
-        wait_for("buckets leave core 0", 60.0, || {
-            for talk in &mut busy {
-                talk.echo(400_000).unwrap();
-            }
-            services(&gateway).cores[0].buckets < buckets
-        });
-        for talk in busy.iter_mut().chain(&mut idle) {
+        let busy = Bulk::run(busy);
+        wait_for("buckets leave core 0", 60.0, || services(&gateway).cores[0].buckets < buckets);
+        for talk in &mut idle {
             talk.echo(50_000).unwrap();
-            let IpAddr::V4(_) = talk.answer.source.ip() else { panic!("{:?}", talk.answer) };
         }
+        busy.finish();
         assert_eq!(services(&gateway).cores.iter().map(|core| core.buckets).sum::<u32>(), 128);
     });
 }

@@ -161,7 +161,7 @@ fn c10_nothing_is_left_behind() {
     isolated(|| {
         let lans = Lans::new(2);
         let state = || {
-            let addresses = shell(lans.gateway(), "ip -br address | sort");
+            let addresses = shell(lans.gateway(), "ip -o address show scope global | sort");
             let filters = shell(lans.gateway(), "tc filter show dev lan1 ingress; tc qdisc show dev lan1");
             addresses + &filters
         };

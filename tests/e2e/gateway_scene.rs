@@ -454,8 +454,12 @@ impl Bulk {
     /// Opens so many connections.
     #[track_caller]
     pub fn start(from: &Node, to: &str, connections: usize) -> Self {
+        Self::run((0..connections).map(|_| Talk::open(from, to).unwrap()).collect())
+    }
+
+    /// Keeps these connections busy.
+    pub fn run(talks: Vec<Talk>) -> Self {
         let end = Arc::new(AtomicBool::new(false));
-        let talks: Vec<Talk> = (0..connections).map(|_| Talk::open(from, to).unwrap()).collect();
         let busy = |mut talk: Talk| {
             let end = Arc::clone(&end);
             std::thread::spawn(move || {

@@ -189,7 +189,9 @@ fn neighbors(spec: &GatewaySpec) -> Neighbors {
 fn made_up(address: IpAddr) -> [u8; 6] {
     let tail = match address {
         IpAddr::V4(address) => address.octets(),
-        IpAddr::V6(address) => [address.octets()[12], address.octets()[13], address.octets()[14], address.octets()[15]],
+        IpAddr::V6(address) => {
+            [address.octets()[12], address.octets()[13], address.octets()[14], address.octets()[15]]
+        }
     };
     [2, 0, tail[0], tail[1], tail[2], tail[3]]
 }
@@ -198,9 +200,9 @@ fn made_up(address: IpAddr) -> [u8; 6] {
 fn port_of(packet: &[u8], spec: &GatewaySpec) -> PortId {
     let Ok(key) = FlowKey::of(packet) else { return 0 };
     let source = packet::IpHeader::parse(packet).map_or(key.src, |header| header.src);
-    let near = (0..).zip(&spec.interfaces).find(|(_, interface)| {
-        interface.addresses.iter().any(|address| address.contains(&source))
-    });
+    let near = (0..)
+        .zip(&spec.interfaces)
+        .find(|(_, interface)| interface.addresses.iter().any(|address| address.contains(&source)));
     let far = || {
         let default = spec.routes.iter().find(|route| {
             route.prefix.prefix_len() == 0 && route.prefix.addr().is_ipv4() == source.is_ipv4()
@@ -214,12 +216,17 @@ fn read(path: &Path, spec: &GatewaySpec) -> anyhow::Result<Vec<Captured>> {
     let what = || format!("cannot read {}", path.display());
     let file = File::open(path).with_context(what)?;
     let mut reader = PcapReader::new(BufReader::new(file)).with_context(|| {
-        format!("{}: not a pcap file; convert pcapng with \"editcap -F pcap in.pcapng out.pcap\"", path.display())
+        format!(
+            "{}: not a pcap file; convert pcapng with \"editcap -F pcap in.pcapng out.pcap\"",
+            path.display()
+        )
     })?;
     let raw = match reader.header().datalink {
         DataLink::ETHERNET => false,
         DataLink::RAW | DataLink::IPV4 | DataLink::IPV6 => true,
-        other => return Err(anyhow!("{}: link type {other:?}; Ethernet or raw IP is needed", path.display())),
+        other => {
+            return Err(anyhow!("{}: link type {other:?}; Ethernet or raw IP is needed", path.display()));
+        }
     };
     let mut frames = Vec::new();
     let mut first = None;

@@ -12,12 +12,12 @@ use linux::event::EventFd;
 use linux::tun::Tun;
 
 use crate::config::{Config, Endpoint, InterfaceMatch, Problem, Severity};
+use crate::handle::{EngineHandle, Memory};
 use crate::host::Host;
 use crate::plan::{HostPlan, Inputs, Numbers};
 use crate::reload::{self, ReloadReport};
 use crate::report::{NameReport, Report, WanReport};
 use crate::resolve::{self, Resolver};
-use crate::handle::{EngineHandle, Memory};
 use crate::router::Router;
 use crate::socket::{Request, Response};
 use crate::spec::{self, HostFacts};
@@ -214,7 +214,12 @@ impl Gateway {
             self.host.loosen_reverse_path(&self.config.tun.name);
         }
         let facts = HostFacts::new(view, Some(self.tun_index), spec::read_ephemeral_ports());
-        self.router.refresh(&self.config, facts, self.host.netlink(), &EngineHandle::new(&self.engine, &self.memory));
+        self.router.refresh(
+            &self.config,
+            facts,
+            self.host.netlink(),
+            &EngineHandle::new(&self.engine, &self.memory),
+        );
     }
 
     /// A monitor has a verdict about a backend.
@@ -454,7 +459,9 @@ impl Gateway {
             listen: self.config.node.listen,
             wans: wans.collect(),
             names: names.collect(),
-            gateway: self.router.status(&self.config.services, &EngineHandle::new(&self.engine, &self.memory)),
+            gateway: self
+                .router
+                .status(&self.config.services, &EngineHandle::new(&self.engine, &self.memory)),
         }
     }
 
@@ -505,7 +512,9 @@ fn missing_interfaces(config: &Config, view: &HostView) -> Vec<(&'static str, St
     let devices = config.services.interfaces.iter().map(|interface| ("interface.device", &interface.device));
     let missing = wans.chain(devices).filter(|(_, name)| !view.links.iter().any(|link| link.name == **name));
     missing
-        .map(|(key, name)| (key, format!("there is no interface \"{name}\" now; it is used as soon as it comes")))
+        .map(|(key, name)| {
+            (key, format!("there is no interface \"{name}\" now; it is used as soon as it comes"))
+        })
         .collect()
 }
 

@@ -412,7 +412,8 @@ pub struct Explanation {
     /// Next hop's hardware address, once known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_hop_mac: Option<String>,
-    /// Core that the reply will arrive at; equal to `core` in modes C2 and C3.
+    /// Core that the reply will arrive at; equal to `core` in modes C2 and C3. Not there when none comes by here, or when
+    /// it depends on the port that is chosen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reply_core: Option<usize>,
     /// Anything else worth knowing, one sentence each.

@@ -70,12 +70,7 @@ impl Host {
     }
 
     /// Sets MTU, queue and addresses of the TUN interface and switches it on.
-    pub fn set_up_tun(
-        &mut self,
-        index: u32,
-        tun: &config::Tun,
-        addresses: &[IpNet],
-    ) -> linux::Result<()> {
+    pub fn set_up_tun(&mut self, index: u32, tun: &config::Tun, addresses: &[IpNet]) -> linux::Result<()> {
         self.tun_index = Some(index);
         // WireGuard's interfaces have no link-local address either: there is no neighbour to find.
         let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{}/addr_gen_mode", tun.name), "1");

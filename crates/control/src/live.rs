@@ -414,7 +414,8 @@ impl Kept {
     }
 
     fn sound(self) -> Option<Lease> {
-        let whole = u32::from(self.first_port).is_multiple_of(BLOCK_PORTS) && self.ports.is_multiple_of(BLOCK_PORTS);
+        let whole =
+            u32::from(self.first_port).is_multiple_of(BLOCK_PORTS) && self.ports.is_multiple_of(BLOCK_PORTS);
         let fits = self.ports > 0 && u32::from(self.first_port).checked_add(self.ports)? <= 65_536;
         (whole && fits && self.first_port > 0).then_some(Lease {
             name: self.name,

@@ -338,9 +338,9 @@ impl Router {
     ) -> Result<Response, String> {
         let Some(told) = &self.told else { return Err("the packet engine is not ready yet".to_owned()) };
         let before = self.live.clone();
-        let lease = self.live.take_lease(&config.services, &told.spec, wish, &|address| {
-            handle.closed_blocks(address)
-        })?;
+        let lease = self
+            .live
+            .take_lease(&config.services, &told.spec, wish, &|address| handle.closed_blocks(address))?;
         let warning = if self.live == before {
             None
         } else {

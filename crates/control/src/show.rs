@@ -123,7 +123,9 @@ fn nats(status: &ServicesStatus, out: &mut String) {
         Table::new(&["NAT", "mode", "<flows", "<ports", "<full", "<exhausted", "<refused", "addresses"]);
     for nat in &status.nats {
         let full = match nat.used_ports {
-            Some(used) if nat.total_ports > 0 => format!("{:.1} %", used as f64 * 100.0 / nat.total_ports as f64),
+            Some(used) if nat.total_ports > 0 => {
+                format!("{:.1} %", used as f64 * 100.0 / nat.total_ports as f64)
+            }
             _ => "-".to_owned(),
         };
         let mut addresses: Vec<String> = nat.addresses.iter().take(ADDRESSES_SHOWN).cloned().collect();

@@ -231,6 +231,13 @@ impl Worker {
             let end_ns = linux::clock::monotonic_ns();
             self.io.counters.busy_ns.add(end_ns.saturating_sub(woke_ns));
             self.publish(end_ns);
+            if self.gateway.is_hot(end_ns) && !self.shared.stop.load(Relaxed) {
+                // Packets of an interface come one by one: being woken for each costs more than looking again, and
+                // whoever else wants this CPU gets it.
+                std::thread::yield_now();
+                wait = Duration::ZERO;
+                continue;
+            }
             let bell = &self.shared.doorbells[usize::from(self.id)];
             bell.lie_down();
             let idle = !more && self.rings.is_empty();

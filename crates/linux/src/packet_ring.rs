@@ -21,7 +21,9 @@ use crate::sys::{check, check_size, interface_index, interface_name, owned, set_
 use crate::{Error, Result};
 
 /// Frames of one batch at most.
-pub const BATCH_MAX: usize = 64;
+pub const BATCH_MAX: usize = 256;
+/// Super-packets among them at most: each has a buffer of 64 KiB.
+const LARGE_MAX: usize = 64;
 
 /// Bytes of the virtio header in front of a frame.
 const VNET_BYTES: usize = packet::vnet::VNET_HEADER_BYTES;
@@ -168,7 +170,7 @@ impl PacketRing {
             head: 0,
             held: 0,
             places: Vec::with_capacity(BATCH_MAX),
-            large: vec![0; BATCH_MAX * LARGE_BYTES],
+            large: vec![0; LARGE_MAX * LARGE_BYTES],
             drops: 0,
             cut: 0,
         })
@@ -197,7 +199,7 @@ impl PacketRing {
         self.release();
         let mut large = 0;
         let limit = frames_max.min(BATCH_MAX).min(self.slots());
-        while self.held < limit {
+        while self.held < limit && large < LARGE_MAX {
             let Some(slot) = self.memory.arrived(self.head) else { break };
             self.head = if self.head + 1 == self.slots() { 0 } else { self.head + 1 };
             self.held += 1;

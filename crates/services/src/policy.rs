@@ -12,7 +12,7 @@ use crate::route::Fib;
 use crate::rules::RuleSet;
 use crate::spec::{
     DeliveryMode, ForwardSpec, GatewaySpec, HOST_PORT, InterfaceSpec, Limits, Mapping, NatMode, NatSpec,
-    PortId, TCP, TUNNEL_PORT, Timeouts, UDP,
+    PortId, ServerSpec, TCP, TUNNEL_PORT, Timeouts, UDP,
 };
 
 /// The out interface of NAT rules that serve virtual servers: no packet leaves there, so none matches by itself.
@@ -52,8 +52,10 @@ pub struct Policy {
     own: BTreeMap<IpAddr, PortId>,
     /// Inside endpoint → listen addresses whose flows keep the client's tuple (row C4).
     kept: BTreeMap<(u8, SocketAddr), Vec<SocketAddr>>,
-    /// First of the NAT rules that serve virtual servers, one for each in order.
-    server_nats: u16,
+    /// How many NAT rules there are: the operator's, then those that serve virtual servers.
+    pub nat_rules: usize,
+    /// NAT rules that serve virtual servers, by server and interface towards the backends.
+    server_nats: BTreeMap<(u16, PortId), u16>,
     /// Interfaces with a source NAT that hides what is inside.
     hiding: Vec<PortId>,
 }
@@ -92,8 +94,14 @@ impl Policy {
             let here = spec.servers.iter().filter(|server| nat.addresses.contains(&server.listen.ip()));
             nat.reserved.extend(here.map(|server| (server.listen.port(), server.listen.port())));
         }
-        let server_nats = nats.len() as u16;
-        nats.extend(spec.servers.iter().map(|server| server_nat(&spec, &fib, server)));
+        let mut server_nats = BTreeMap::new();
+        for (number, server) in (0..).zip(&spec.servers) {
+            for out in ways_to_backends(&fib, server) {
+                server_nats.insert((number, out), nats.len() as u16);
+                nats.push(server_nat(&spec, out, server));
+            }
+        }
+        let nat_rules = nats.len();
         let nat = NatPolicy::compile(&nats, &spec.forwards, &spec.leases, &spec.interfaces);
         let (nat, events, errors) = match before {
             Some(before) => nat.keeping(&before.nat, now_ns),
@@ -133,6 +141,7 @@ impl Policy {
             own,
             kept,
             server_nats,
+            nat_rules,
             hiding,
             spec,
         };
@@ -212,10 +221,10 @@ impl Policy {
         self.spec.nats.get(usize::from(rule)).is_some_and(|nat| nat.assemble_fragments)
     }
 
-    /// The NAT rule that serves a virtual server's source translation.
+    /// The NAT rule that serves a virtual server's source translation towards an interface.
     #[must_use]
-    pub fn nat_of_server(&self, server: u16) -> u16 {
-        self.server_nats + server
+    pub fn nat_of_server(&self, server: u16, out: PortId) -> Option<u16> {
+        self.server_nats.get(&(server, out)).copied()
     }
 
     /// Listen addresses of services that reach this endpoint with the client's tuple kept.
@@ -233,6 +242,19 @@ impl Policy {
             .is_some_and(|nat| nat.mapping == Mapping::EndpointIndependent)
     }
 
+    /// A client that comes in at `in_port` and talks to an outside endpoint that may be another client's mapping: the
+    /// interface by which its own mapping leads, if it has an endpoint-independent one there.
+    #[must_use]
+    pub fn hairpin_out(&self, key: &FlowKey, tenant: u16, in_port: PortId) -> Option<PortId> {
+        if !self.maps_endpoints || !is_interface(in_port) {
+            return None;
+        }
+        self.nat.mapping_core_of(key, 1)?;
+        let rule = self.nat.rule_for_hairpin(key.dst, key, tenant)?;
+        let nat = self.spec.nats.get(usize::from(rule))?;
+        (nat.mapping == Mapping::EndpointIndependent && nat.out != in_port).then_some(nat.out)
+    }
+
     /// Whether an interface has a NAT behind which hosts hide: nothing new comes in there unasked.
     #[must_use]
     pub fn hides_inside(&self, port: PortId) -> bool {
@@ -240,11 +262,23 @@ impl Policy {
     }
 }
 
-/// The source NAT of a virtual server. It is there for servers that keep the client's source too: a client beside its
+/// Interfaces by which a server's backends are reached, each once.
+fn ways_to_backends(fib: &Fib, server: &ServerSpec) -> Vec<PortId> {
+    let mut ways: Vec<PortId> = Vec::new();
+    for backend in &server.backends {
+        if let Some(route) = fib.lookup(0, backend.address.ip())
+            && !ways.contains(&route.port)
+        {
+            ways.push(route.port);
+        }
+    }
+    ways
+}
+
+/// The source NAT of a virtual server towards one interface. It is there for servers that keep the client's source too: a client beside its
 /// backend needs it.
-fn server_nat(spec: &GatewaySpec, fib: &Fib, server: &crate::spec::ServerSpec) -> NatSpec {
-    let towards = server.backends.first().and_then(|backend| fib.lookup(0, backend.address.ip()));
-    let interface = towards.and_then(|route| spec.interfaces.get(usize::from(route.port)));
+fn server_nat(spec: &GatewaySpec, out: PortId, server: &ServerSpec) -> NatSpec {
+    let interface = spec.interfaces.get(usize::from(out));
     let own = || {
         let addresses = interface.into_iter().flat_map(|interface| &interface.addresses);
         addresses

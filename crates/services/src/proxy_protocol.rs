@@ -24,7 +24,9 @@ use packet::ip::{PROTOCOL_TCP, PROTOCOL_UDP};
 use packet::{DropReason, FlowKey, IpHeader, checksum};
 
 use crate::flow::Direction;
-use crate::rewrite::bytes::{changed, changed_partial, delta, delta16, put, put_u16, put_u32, u16_at, u32_at};
+use crate::rewrite::bytes::{
+    changed, changed_partial, delta, delta16, put, put_u16, put_u32, u16_at, u32_at,
+};
 use crate::tcp::{ACK, FIN, PSH, RST, SYN, Segment, URG};
 
 /// Longest header, bytes: of a flow over IPv6.
@@ -300,8 +302,7 @@ pub fn lower_mss(packet: &mut [u8], header: &IpHeader, checksum_partial: bool, s
 /// The error's checksum follows. `header` was parsed from this packet; an error that quotes too little stays.
 pub fn shift_quote(packet: &mut [u8], header: &IpHeader, shift: &Shift) {
     let Some(message) = packet.get_mut(header.header_bytes..header.total_bytes) else { return };
-    let Some(inner) =
-        message.get(ICMP_HEADER_BYTES..).and_then(|quote| IpHeader::parse_quoted(quote).ok())
+    let Some(inner) = message.get(ICMP_HEADER_BYTES..).and_then(|quote| IpHeader::parse_quoted(quote).ok())
     else {
         return;
     };

@@ -8,7 +8,8 @@
 //!   it and the listen address, and its owner is visited first. Not where the packet is addressed to the gateway
 //!   itself: then it answers the gateway or a source NAT, and no client whose tuple was kept.
 //! * **Endpoint-independent mappings**: what goes out belongs to the core of the client's endpoint, whatever the remote;
-//!   what comes in to the core that holds the port's block.
+//!   what comes in to the core that holds the port's block. A client that talks to another one's outside endpoint does
+//!   both: its own core is asked first, then the one that holds the port, which may give it back to begin.
 //! * **A bucket that moved** has a chain of earlier owners; they are asked before the owner begins a flow.
 //! * **A core that was taken away** is skipped.
 //!
@@ -141,20 +142,33 @@ impl Steering {
         if let Some(core) = policy.nat.mapping_core_of(key, self.cores)
             && policy.server_or_forward(key).is_none()
         {
+            if policy.hairpin_out(key, tenant, port).is_some() {
+                stops.visit_bucket(self, self.endpoint_bucket(key, tenant));
+            }
             return Some(core);
         }
         let out = policy.fib.lookup(tenant, key.dst)?.port;
         if out == port || !policy.maps_endpoints_of(out, key, tenant) {
             return None;
         }
+        let bucket = self.endpoint_bucket(key, tenant);
+        stops.visit_bucket(self, bucket);
+        Some(self.table.owner(bucket) as u8)
+    }
+
+    /// The bucket of a client's endpoint alone.
+    fn endpoint_bucket(&self, key: &FlowKey, tenant: u16) -> usize {
         let nobody = match key.src {
             IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         };
-        let endpoint = FlowKey { dst: nobody, dst_port: 0, ..*key };
-        let bucket = self.bucket(&endpoint, tenant);
-        stops.visit_bucket(self, bucket);
-        Some(self.table.owner(bucket) as u8)
+        self.bucket(&FlowKey { dst: nobody, dst_port: 0, ..*key }, tenant)
+    }
+
+    /// The core that begins flows of a client's endpoint where its mapping is endpoint-independent.
+    #[must_use]
+    pub fn endpoint_owner(&self, key: &FlowKey, tenant: u16) -> u8 {
+        self.table.owner(self.endpoint_bucket(key, tenant)) as u8
     }
 }
 

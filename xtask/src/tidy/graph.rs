@@ -30,8 +30,14 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("control", &["packet", "steering", "tunnel", "services", "linux", "engine"]),
     ("anabranch", &["packet", "steering", "tunnel", "services", "linux", "engine", "control", "testbed"]),
     // Tests and measurements of the real program.
-    ("tests", &["packet", "steering", "tunnel", "services", "linux", "engine", "control", "testbed", "anabranch"]),
-    ("bench", &["packet", "steering", "tunnel", "services", "linux", "engine", "control", "testbed", "anabranch"]),
+    (
+        "tests",
+        &["packet", "steering", "tunnel", "services", "linux", "engine", "control", "testbed", "anabranch"],
+    ),
+    (
+        "bench",
+        &["packet", "steering", "tunnel", "services", "linux", "engine", "control", "testbed", "anabranch"],
+    ),
     ("fuzz-targets", &["packet", "steering", "tunnel", "services", "control"]),
     ("xtask", &[]),
 ];

@@ -14,7 +14,7 @@ use packet::checksum;
 use packet::flow::FlowKey;
 use packet::vnet::VirtioNetHeader;
 use serde::Serialize;
-use services::core::{BATCH_MAX, Core, ETHERNET_BYTES, Frame, Handed, Neighbors, Outcome, Output};
+use services::core::{Core, ETHERNET_BYTES, Frame, Handed, Neighbors, Outcome, Output};
 use services::policy::Policy;
 use services::spec::{
     BackendSpec, BalanceMethod, DeliveryMode, GatewaySpec, InterfaceSpec, Limits, Mapping, NatMode, NatSpec,
@@ -26,6 +26,8 @@ use crate::output;
 
 const LAN: PortId = 0;
 const WAN: PortId = 1;
+/// Packets of a batch.
+const BATCH: usize = 64;
 
 /// Settings of a measurement.
 #[derive(ClapArgs)]
@@ -235,7 +237,7 @@ impl Bench {
         };
         let mut core = Core::new(id, 0x5eed + u64::from(id), policy, Arc::clone(&steering), neighbors);
         core.set_nat_events_wanted(false);
-        let slots = vec![0; BATCH_MAX * SLOT_BYTES];
+        let slots = vec![0; BATCH * SLOT_BYTES];
         Ok(Self { kind, core, steering, slots, now_ns: 1_000_000_000_000, out: Nowhere::default() })
     }
 
@@ -244,9 +246,9 @@ impl Bench {
     fn open(&mut self, pairs: &mut [Pair]) -> f64 {
         let port = if self.kind == Kind::Server { WAN } else { LAN };
         let mut number = 0u64;
-        let mut keys = Vec::with_capacity(BATCH_MAX);
+        let mut keys = Vec::with_capacity(BATCH);
         let mut seconds = 0.0;
-        for room in pairs.chunks_mut(BATCH_MAX) {
+        for room in pairs.chunks_mut(BATCH) {
             keys.clear();
             while keys.len() < room.len() {
                 let key = random_key(self.kind, number);
@@ -274,9 +276,9 @@ impl Bench {
     fn hit(&mut self, flows: &[Pair], packets: u64) -> f64 {
         let (near, far) = if self.kind == Kind::Server { (WAN, LAN) } else { (LAN, WAN) };
         let (mut sent, mut went_on) = (0u64, 0u64);
-        let mut keys = Vec::with_capacity(BATCH_MAX);
+        let mut keys = Vec::with_capacity(BATCH);
         let started = Instant::now();
-        let mut rounds = flows.chunks(BATCH_MAX).cycle();
+        let mut rounds = flows.chunks(BATCH).cycle();
         while sent < packets {
             let Some(round) = rounds.next() else { break };
             let replies = mix(sent) & 1 == 1;
@@ -292,7 +294,7 @@ impl Bench {
     }
 
     fn send(&mut self, port: PortId, keys: &[FlowKey]) -> u64 {
-        let mut frames: Vec<Frame<'_>> = Vec::with_capacity(BATCH_MAX);
+        let mut frames: Vec<Frame<'_>> = Vec::with_capacity(BATCH);
         for (slot, key) in self.slots.chunks_exact_mut(SLOT_BYTES).zip(keys) {
             let length = write_frame(slot, key);
             frames.push(Frame::new(port, partial(key), &mut slot[..length]));

@@ -88,12 +88,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// The report as text or JSON, and whether all data arrived intact.
-fn perform(
-    seconds: u64,
-    json: bool,
-    stop: &Stop,
-    progress: &mut Progress,
-) -> anyhow::Result<(String, bool)> {
+fn perform(seconds: u64, json: bool, stop: &Stop, progress: &mut Progress) -> anyhow::Result<(String, bool)> {
     let mut stage = Stage::build(progress)?;
     stage.wait_until_joined(stop, progress)?;
     let before = stage.statuses()?;

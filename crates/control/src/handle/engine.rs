@@ -13,7 +13,6 @@ use packet::ip::{PROTOCOL_ICMP, PROTOCOL_ICMPV6};
 use services::nat::NatEvent;
 use services::policy::Policy;
 use services::spec::{HOST_PORT, LeaseSpec, Mapping, NatMode, PortId, RuleAction, TCP, TUNNEL_PORT};
-use steering::symmetric::core_bucket;
 
 use crate::config::services::Distribution;
 
@@ -118,7 +117,11 @@ impl Names {
             if self.policy.is_own(address) {
                 return self.interface(HOST_PORT);
             }
-            self.policy.fib.lookup(tenant, address).map(|route| self.interface(route.port)).unwrap_or_default()
+            self.policy
+                .fib
+                .lookup(tenant, address)
+                .map(|route| self.interface(route.port))
+                .unwrap_or_default()
         };
         FlowReport {
             core: usize::from(entry.core),
@@ -252,11 +255,9 @@ impl GatewayHandle for EngineHandle<'_> {
         let port = match port {
             Some(port) => port,
             None if policy.is_own(key.src) => HOST_PORT,
-            None => {
-                policy.fib.lookup(0, key.src).map(|route| route.port).ok_or_else(|| {
-                    format!("no route to {}, so the interface is not known; name it with --interface", key.src)
-                })?
-            }
+            None => policy.fib.lookup(0, key.src).map(|route| route.port).ok_or_else(|| {
+                format!("no route to {}, so the interface is not known; name it with --interface", key.src)
+            })?,
         };
         let steering = self.engine.steering();
         let told = services::core::explain(policy, &steering, key, port);
@@ -494,9 +495,9 @@ impl EngineHandle<'_> {
             Arc::new(move |entry| entry.original.0 == key || entry.reply.0 == key);
         let found = self.engine.flows(&matches, 1);
         let steering = self.engine.steering();
-        found.first().map(|entry| {
-            names.flow(entry, steering.bucket(&entry.original.0, entry.original.1) as u32)
-        })
+        found
+            .first()
+            .map(|entry| names.flow(entry, steering.bucket(&entry.original.0, entry.original.1) as u32))
     }
 
     fn say(
@@ -507,25 +508,15 @@ impl EngineHandle<'_> {
         names: &Names,
     ) -> Explanation {
         let policy = &names.policy;
-        let steering = self.engine.steering();
         let server = told.server.and_then(|server| policy.balancer.server_name(server)).map(str::to_owned);
         let own_rules = policy.spec.nats.len() as u16;
         let translated = told.source == NatMode::AddressAndPort;
         let neighbors = self.engine.neighbors();
         let mac = told.out_port.zip(told.next_hop).and_then(|hop| neighbors.known.get(&hop).copied());
-        let reply = FlowKey {
-            src: told.destination.ip(),
-            src_port: told.destination.port(),
-            dst: key.src,
-            dst_port: key.src_port,
-            protocol: key.protocol,
-        };
-        let reply_hash = steering.hasher.hash(&reply, told.tenant);
-        let by_hash = steering.table.owner(core_bucket(reply_hash, steering.table.buckets()));
         let chosen = matches!(told.source, NatMode::AddressAndPort | NatMode::PortOnly) && told.nat.is_some();
         let mut notes = Vec::new();
-        if !chosen && usize::from(by_hash) != usize::from(told.core) && told.drop.is_none() {
-            notes.push(format!("replies reach core {by_hash} and are handed to core {}", told.core));
+        if let Some(reads) = told.reply_core.filter(|reads| *reads != told.core && told.drop.is_none()) {
+            notes.push(format!("replies reach core {reads} and are handed to core {}", told.core));
         }
         if told.stops.len() > 1 {
             notes.push(format!("cores asked for an existing flow, in order: {:?}", told.stops));
@@ -566,7 +557,7 @@ impl EngineHandle<'_> {
             out: told.out_port.map(|port| names.interface(port)).unwrap_or_default(),
             next_hop: told.next_hop,
             next_hop_mac: mac.map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":")),
-            reply_core: Some(if chosen { usize::from(told.core) } else { usize::from(by_hash) }),
+            reply_core: told.reply_core.map(usize::from),
             notes,
         }
     }

@@ -83,7 +83,7 @@ impl HttpCheck {
             return true;
         }
         let lines = answer.get(..head).unwrap_or_default().split(|&byte| byte == b'\n');
-        let length = lines.filter_map(|line| {
+        let mut length = lines.filter_map(|line| {
             let colon = line.iter().position(|&byte| byte == b':')?;
             let (name, value) = line.split_at(colon);
             let wanted = name.eq_ignore_ascii_case(b"content-length");
@@ -91,7 +91,7 @@ impl HttpCheck {
             if wanted { text.trim().parse::<usize>().ok() } else { None }
         });
         // Without a length the end of the connection is the end, which was asked for.
-        length.last().is_some_and(|length| content.len() >= length)
+        length.next_back().is_some_and(|length| content.len() >= length)
     }
 
     fn accepts(&self, status: u16) -> bool {

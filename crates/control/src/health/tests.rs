@@ -177,7 +177,10 @@ fn http_answers() {
         ("HTTP/1.1 200 OK\r\n\r\nuntil the end", false),
         ("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab", false),
         ("HTTP/1.1 200 OK\r\nServer: x\r\ncontent-length:3\r\n\r\nabc", true),
-        ("HTTP/1.1 103 Early\r\nContent-Length: 0\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n", false),
+        (
+            "HTTP/1.1 103 Early\r\nContent-Length: 0\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n",
+            false,
+        ),
         ("HTTP/1.1 204 No\r\n\r\n", true),
         ("HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", false),
         ("nonsense", true),

@@ -81,7 +81,10 @@ fn leases_are_taken_once_and_given_back() {
     assert!(live.return_lease(&services, "fixed").unwrap_err().contains("stands in the configuration"));
     assert!(live.return_lease(&services, "zz").unwrap_err().contains("there are a, c, d"));
     for (from, ports) in [("10.0.1.0/24", 0), ("10.0.1.0/24", 65_536), ("fd00::/64", 1024)] {
-        assert!(live.take_lease(&services, &spec, &wish("x", from, ports), &|_| 0).is_err(), "{from} {ports}");
+        assert!(
+            live.take_lease(&services, &spec, &wish("x", from, ports), &|_| 0).is_err(),
+            "{from} {ports}"
+        );
     }
 }
 

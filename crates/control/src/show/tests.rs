@@ -124,7 +124,10 @@ verdict     forward
     let text = explanation(&about);
     assert_eq!(text, expected, "\n{text}");
     let by_server = explanation(&Explanation { nat: 0, ..about.clone() });
-    assert!(by_server.contains("NAT         of the virtual server, address-and-port, leaves as 203"), "{by_server}");
+    assert!(
+        by_server.contains("NAT         of the virtual server, address-and-port, leaves as 203"),
+        "{by_server}"
+    );
     let known = explanation(&Explanation { flow: Some(flow), ..about });
     assert!(known.contains("flow        known, established"), "{known}");
 }

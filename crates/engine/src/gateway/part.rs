@@ -25,6 +25,8 @@ use crate::rings::{self, Rings};
 pub(crate) const PORT_TOKENS: u64 = 1 << 32;
 /// Batches pulled from one interface in a round.
 const BATCHES: usize = 8;
+/// A worker looks for more frames so long before it sleeps.
+const HOT_NS: u64 = 50_000;
 /// Bytes of a virtio header.
 const VNET_BYTES: usize = packet::vnet::VNET_HEADER_BYTES;
 
@@ -65,6 +67,8 @@ pub(crate) struct Part {
     /// What shall go into the tunnel: offload header, packet.
     pub tunnel: Vec<(VirtioNetHeader, Vec<u8>)>,
     reported_ns: u64,
+    /// When the last frame of an interface was read.
+    pulled_ns: u64,
 }
 
 /// What a round lends to the part.
@@ -93,6 +97,7 @@ impl Part {
             version: 0,
             tunnel: Vec::new(),
             reported_ns: 0,
+            pulled_ns: 0,
         }
     }
 
@@ -158,6 +163,11 @@ impl Part {
         }
     }
 
+    /// Whether a frame came a moment ago, so that it is worth looking for the next.
+    pub fn is_hot(&self, now_ns: u64) -> bool {
+        now_ns.saturating_sub(self.pulled_ns) < HOT_NS
+    }
+
     /// Pulls from an interface; whether something may be left.
     pub fn pull(&mut self, now_ns: u64, token: u64, context: &mut PartContext<'_>) -> bool {
         let Ok(id) = PortId::try_from(token - PORT_TOKENS) else { return false };
@@ -175,8 +185,13 @@ impl Part {
                 rings: context.rings,
             };
             match pump(core, now_ns, input, &mut sinks) {
-                Ok(count) if count < BATCH_MAX => return false,
-                Ok(_) => {}
+                Ok(0) => return false,
+                Ok(count) => {
+                    self.pulled_ns = now_ns;
+                    if count < BATCH_MAX {
+                        return false;
+                    }
+                }
                 Err(error) => {
                     tracing::debug!(port = id, %error, "interface read");
                     return false;
@@ -441,33 +456,24 @@ impl Sinks for LinuxSinks<'_> {
     fn push(&mut self, frames: &mut [Frame<'_>]) {
         let mut trains = std::mem::take(self.trains);
         trains.couple(frames);
-        let mut list: Vec<SendFrame<'_>> = Vec::with_capacity(BATCH_MAX);
-        // Few interfaces: one pass for each that a frame of the batch leaves by.
-        let mut done = [false; BATCH_MAX];
-        let outcomes: [Outcome; BATCH_MAX] =
-            std::array::from_fn(|place| frames.get(place).map_or(Outcome::Done, |frame| frame.outcome));
-        for place in 0..frames.len().min(BATCH_MAX) {
-            let Outcome::Send(port) = outcomes[place] else { continue };
-            if done[place] {
-                continue;
+        let mut list: Vec<SendFrame<'_>> = Vec::with_capacity(frames.len());
+        // Frames leave in their order; the list goes out when the interface changes.
+        let mut to = None;
+        for (place, frame) in frames.iter().enumerate() {
+            let Outcome::Send(port) = frame.outcome else { continue };
+            if to.is_some_and(|to| to != port) {
+                self.send(to.unwrap_or(port), &list);
+                list.clear();
             }
-            list.clear();
-            for (other, frame) in frames.iter().enumerate().skip(place).take(BATCH_MAX) {
-                if outcomes.get(other) == Some(&Outcome::Send(port)) {
-                    if let Some(done) = done.get_mut(other) {
-                        *done = true;
-                    }
-                    let vnet = to_ethernet(&frame.offload).to_bytes();
-                    list.push(SendFrame { vnet, parts: [&*frame.bytes, &[], &[]] });
-                }
-            }
+            to = Some(port);
+            let coupled = if trains.is_empty() { None } else { trains.at(place) };
+            let (offload, bytes) = coupled.unwrap_or((&frame.offload, &*frame.bytes));
+            list.push(SendFrame { vnet: to_ethernet(offload).to_bytes(), parts: [bytes, &[], &[]] });
+        }
+        if let Some(port) = to {
             self.send(port, &list);
         }
         drop(list);
-        for built in trains.built() {
-            let vnet = to_ethernet(&built.offload).to_bytes();
-            self.send(built.port, &[SendFrame { vnet, parts: [trains.bytes(built), &[], &[]] }]);
-        }
         *self.trains = trains;
         for frame in frames.iter_mut() {
             match frame.outcome {

@@ -34,20 +34,25 @@ struct Train {
     headers: usize,
 }
 
+/// Places of [`Trains::heads`], a power of two.
+const HEADS: usize = 1_024;
+
 /// Puts the frames of a batch together.
 pub struct Trains {
     trains: Vec<Train>,
+    /// By flow, roughly: the last train that was begun, counted from 1.
+    heads: Box<[u16; HEADS]>,
     /// Of each frame: the next car of its train.
     next: [Option<usize>; BATCH_MAX],
     buffer: Vec<u8>,
-    /// Starts and ends in `buffer`.
+    /// By first car.
     built: Vec<Built>,
 }
 
 /// A super-packet ready to leave.
 pub struct Built {
-    /// Where it leaves.
-    pub port: PortId,
+    /// The frame in whose place it leaves.
+    first: usize,
     /// Its frame within the buffer.
     pub bytes: std::ops::Range<usize>,
     /// Its offload header; offsets count from the IP header.
@@ -58,6 +63,7 @@ impl Default for Trains {
     fn default() -> Self {
         Self {
             trains: Vec::with_capacity(BATCH_MAX),
+            heads: Box::new([0; HEADS]),
             next: [None; BATCH_MAX],
             buffer: Vec::with_capacity(BATCH_MAX * 2_048),
             built: Vec::with_capacity(BATCH_MAX),
@@ -66,59 +72,70 @@ impl Default for Trains {
 }
 
 impl Trains {
-    /// Couples what can be coupled: those frames are done then, and the trains are in [`Trains::built`].
+    /// Couples what can be coupled: the first car stays where it is in the batch and stands for its train
+    /// ([`Trains::at`]), the others are done.
     pub fn couple(&mut self, frames: &mut [Frame<'_>]) {
         self.trains.clear();
         self.built.clear();
         self.buffer.clear();
-        let neighbours = frames.iter().zip(frames.iter().skip(1));
-        // Most batches have no two frames of one flow side by side, and cost nothing more than this look.
-        if !neighbours.into_iter().any(|(one, other)| one.flow.is_some() && one.flow == other.flow) {
+        if frames.len() < 2 {
             return;
         }
         self.next = [None; BATCH_MAX];
+        let mut couples = false;
         for (place, frame) in frames.iter().enumerate().take(BATCH_MAX) {
-            self.sort_in(place, frame);
+            couples |= self.sort_in(place, frame);
         }
         let trains = std::mem::take(&mut self.trains);
-        for train in trains.iter().filter(|train| train.cars > 1) {
-            self.build(train, frames);
+        for train in &trains {
+            if couples && train.cars > 1 {
+                self.build(train, frames);
+            }
+            if let Some(head) = self.heads.get_mut(head_of(train.flow)) {
+                *head = 0;
+            }
         }
         self.trains = trains;
     }
 
-    /// The trains of the last batch.
-    pub fn built(&self) -> &[Built] {
-        &self.built
+    /// The train that leaves in the place of this frame. Ask in order of the places.
+    pub fn at(&self, place: usize) -> Option<(&VirtioNetHeader, &[u8])> {
+        let built = self.built.iter().find(|built| built.first == place)?;
+        Some((&built.offload, self.buffer.get(built.bytes.clone()).unwrap_or_default()))
     }
 
-    /// Bytes of a train.
-    pub fn bytes(&self, built: &Built) -> &[u8] {
-        self.buffer.get(built.bytes.clone()).unwrap_or_default()
+    /// Whether any train was built.
+    pub fn is_empty(&self) -> bool {
+        self.built.is_empty()
     }
 
-    fn sort_in(&mut self, place: usize, frame: &Frame<'_>) {
-        let (Outcome::Send(port), Some(flow)) = (frame.outcome, frame.flow) else { return };
-        let same = |train: &Train| train.flow == flow && train.port == port;
+    /// Whether the frame joined another.
+    fn sort_in(&mut self, place: usize, frame: &Frame<'_>) -> bool {
+        let (Outcome::Send(port), Some(flow)) = (frame.outcome, frame.flow) else { return false };
+        let Some(head) = self.heads.get_mut(head_of(flow)) else { return false };
+        let number = self.trains.len() as u16 + 1;
+        let last = usize::from(*head).checked_sub(1).and_then(|last| self.trains.get_mut(last));
+        let last = last.filter(|train| train.flow == flow && train.port == port);
         let Some((headers, payload)) = car(frame) else {
             // What cannot be coupled must not be overtaken by what comes later.
-            if let Some(train) = self.trains.iter_mut().rfind(|train| same(train)) {
+            if let Some(train) = last {
                 train.closed = true;
             }
-            return;
+            return false;
         };
-        if let Some(train) = self.trains.iter_mut().rfind(|train| same(train))
+        if let Some(train) = last
             && train.takes(headers, payload)
         {
-            if let Some(last) = self.next.get_mut(train.last) {
-                *last = Some(place);
+            if let Some(next) = self.next.get_mut(train.last) {
+                *next = Some(place);
             }
             train.last = place;
             train.cars += 1;
             train.bytes += payload;
             train.closed = payload < train.payload;
-            return;
+            return true;
         }
+        *head = number;
         self.trains.push(Train {
             flow,
             port,
@@ -130,6 +147,7 @@ impl Trains {
             closed: payload == 0,
             headers,
         });
+        false
     }
 
     fn build(&mut self, train: &Train, frames: &mut [Frame<'_>]) {
@@ -140,7 +158,9 @@ impl Trains {
             let skip = if at == train.first { 0 } else { ETHERNET_BYTES + train.headers };
             let end = (ETHERNET_BYTES + packet_bytes(frame.packet())).min(frame.bytes.len());
             self.buffer.extend_from_slice(frame.bytes.get(skip..end).unwrap_or_default());
-            frame.outcome = Outcome::Done;
+            if at != train.first {
+                frame.outcome = Outcome::Done;
+            }
             place = self.next.get(at).copied().flatten();
         }
         let range = start..self.buffer.len();
@@ -155,8 +175,14 @@ impl Trains {
             csum_start: ip_bytes,
             csum_offset: 6,
         };
-        self.built.push(Built { port: train.port, bytes: range, offload });
+        self.built.push(Built { first: train.first, bytes: range, offload });
     }
+}
+
+/// Where the train of a flow is remembered.
+fn head_of((flow, direction): (FlowId, Direction)) -> usize {
+    let number = flow.number().wrapping_mul(0x9e37_79b1) ^ direction as u32;
+    (number >> 22) as usize ^ (number as usize & 1)
 }
 
 impl Train {

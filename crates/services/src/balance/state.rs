@@ -78,7 +78,12 @@ pub struct ServerState {
 impl ServerState {
     /// Nothing happened yet.
     pub fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), count: Count::default(), turn: AtomicU32::new(0), refused: AtomicU64::new(0) }
+        Self {
+            name: name.to_owned(),
+            count: Count::default(),
+            turn: AtomicU32::new(0),
+            refused: AtomicU64::new(0),
+        }
     }
 }
 

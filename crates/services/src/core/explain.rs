@@ -178,11 +178,11 @@ fn leave(
     explanation.drop = explanation.drop.or(refused);
     let nat = match (explanation.server, service_source) {
         (Some(server), Some(NatMode::AddressAndPort | NatMode::PortOnly)) => {
-            Some(policy.nat_of_server(server))
+            policy.nat_of_server(server, out_port)
         }
         _ if !is_interface(out_port) => None,
         _ if serviced && out_port == explanation.in_port => match explanation.server {
-            Some(server) => Some(policy.nat_of_server(server)),
+            Some(server) => policy.nat_of_server(server, out_port),
             None => policy.nat.rule_for_hairpin(key.dst, key, tenant_out),
         },
         _ if out_port == explanation.in_port => None,

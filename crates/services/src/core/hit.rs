@@ -74,7 +74,8 @@ impl Core {
         }
     }
 
-    /// A reply that another core read. Buckets that moved explain that; else the hash should have led it here.
+    /// A reply that another core read. Right if the table names this core, now or before its bucket moved: then only the
+    /// kernel did not know. Wrong if the port was chosen so that the hash names another.
     #[cold]
     fn handed_reply(&mut self, id: FlowId, flags: u16) {
         const OURS: u16 = flags::SOURCE_NAT;
@@ -82,7 +83,10 @@ impl Core {
             return;
         }
         let (_, (reply, tenant)) = self.flows.keys(id);
-        if self.steering.table.owner(self.steering.bucket(&reply, tenant)) == u16::from(self.id) {
+        let bucket = self.steering.bucket(&reply, tenant);
+        let table = &self.steering.table;
+        let own = u16::from(self.id);
+        if table.owner(bucket) != own && !table.chain(bucket).contains(&own) {
             self.counters.replies_on_wrong_core += 1;
         }
     }
@@ -119,6 +123,9 @@ impl Core {
         if let Some(hop) = self.hops.get(number).copied() {
             return self.forward_to(now_ns, frame, header, to.as_ref(), &hop, out);
         }
+        if number == hops::LOOP {
+            self.may_go_around(now_ns, frame, header, out)?;
+        }
         let partial = is_partial(&frame.offload);
         let packet = frame.bytes.get_mut(super::ETHERNET_BYTES..).unwrap_or_default();
         if number == hops::TUNNEL {
@@ -126,6 +133,9 @@ impl Core {
         }
         if let Some(to) = &to {
             rewrite::rewrite(packet, header, partial, to)?;
+            if number == hops::LOOP {
+                return self.come_around(now_ns, frame, to, out);
+            }
         }
         frame.outcome = if number == hops::HOST {
             self.counters.to_host += 1;
@@ -201,7 +211,7 @@ impl Core {
         self.unshift_quote(frame, header, id, direction);
         let partial = is_partial(&frame.offload);
         let packet = frame.bytes.get_mut(super::ETHERNET_BYTES..).unwrap_or_default();
-        if number != hops::HOST {
+        if number != hops::HOST && number != hops::LOOP {
             rewrite::decrement_ttl(packet)?;
         }
         if let Some(to) = translated {
@@ -211,6 +221,9 @@ impl Core {
             let end = if direction == Direction::Original { original.src } else { reply.src };
             let source = (hides || header.src == end).then_some(to.src);
             rewrite::rewrite_error(packet, header, partial, &to, source)?;
+            if number == hops::LOOP {
+                return self.come_around(now_ns, frame, &to, out);
+            }
         }
         self.went_on(header);
         match number {
@@ -221,7 +234,6 @@ impl Core {
                 None => return Err(DropReason::NoRoute),
             },
         }
-        let _ = out;
         Ok(())
     }
 
@@ -256,6 +268,10 @@ impl Core {
             Direction::Original => reply.reversed(),
             Direction::Reply => original.reversed(),
         };
+        if self.around(&target).is_some() {
+            self.flows.record_mut(id).next_hop[direction as usize] = hops::LOOP;
+            return Ok(hops::LOOP);
+        }
         let (port, neighbor) = self.out_port(&target, tenant).ok_or(DropReason::NoRoute)?;
         let number = self.hops.number(port, neighbor, &self.policy, &self.neighbors)?;
         self.flows.record_mut(id).next_hop[direction as usize] = number;
@@ -264,6 +280,9 @@ impl Core {
 
     /// Where a leaving packet goes: interface and neighbour.
     pub(super) fn out_port(&self, leaving: &FlowKey, tenant: u16) -> Option<(PortId, std::net::IpAddr)> {
+        if let Some(port) = self.around(leaving) {
+            return Some((port, leaving.dst));
+        }
         if self.policy.is_own(leaving.dst) {
             return Some((HOST_PORT, leaving.dst));
         }

@@ -23,7 +23,9 @@ pub const UNSET: u16 = 0;
 pub const HOST: u16 = 1;
 /// Into a bond.
 pub const TUNNEL: u16 = 2;
-const FIRST: u16 = 3;
+/// Comes around: in again, from outside ([`super::hairpin`]).
+pub const LOOP: u16 = 3;
+const FIRST: u16 = 4;
 /// Most next hops of a core.
 const HOPS_MAX: usize = 60_000;
 
@@ -43,17 +45,11 @@ pub struct Hop {
 }
 
 /// All next hops of one core.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Hops {
     list: Vec<Hop>,
     places: BTreeMap<(PortId, IpAddr), u16>,
     version: Option<u64>,
-}
-
-impl Default for Hops {
-    fn default() -> Self {
-        Self { list: Vec::new(), places: BTreeMap::new(), version: None }
-    }
 }
 
 impl Hops {

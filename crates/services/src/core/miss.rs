@@ -7,7 +7,8 @@ use packet::DropReason;
 use packet::flow::FlowKey;
 use packet::ip::{IpHeader, PROTOCOL_ICMP, PROTOCOL_ICMPV6};
 
-use super::{Core, Direction, Frame, Handed, Outcome, Output, hit, reply_of, tick_of};
+use super::hairpin::{AROUND, CONFIRMED, Hairpin};
+use super::{Core, Direction, Frame, Handed, Outcome, Output, hit, hops, reply_of, tick_of};
 use crate::flow::{FlowId, Record, flags};
 use crate::nat::BindRequest;
 use crate::policy::{Policy, Service, is_interface};
@@ -21,6 +22,8 @@ struct Course {
     to: FlowKey,
     out_port: PortId,
     neighbor: IpAddr,
+    /// It comes around instead of leaving.
+    around: bool,
     server: Option<u16>,
     backend: Option<u16>,
     source: Option<NatMode>,
@@ -38,11 +41,15 @@ impl Core {
         came: Option<u8>,
         out: &mut impl Output,
     ) {
-        match self.next_stop(frame.port, key, tenant, came) {
+        let next = match came {
+            Some(CONFIRMED | AROUND) => Ok(None),
+            _ => self.next_stop(frame.port, key, tenant, came),
+        };
+        match next {
             Ok(Some((core, step))) => self.pass_on(frame, core, step, None, out),
             Ok(None) => {
                 let begun = self
-                    .begin(now_ns, frame, key, tenant, out)
+                    .begin(now_ns, frame, key, tenant, came, out)
                     .and_then(|id| id.map_or(Ok(()), |id| self.first_packet(now_ns, frame, id, out)));
                 if let Err(reason) = begun {
                     self.dropped(frame, reason);
@@ -61,7 +68,7 @@ impl Core {
         came: Option<u8>,
     ) -> Result<Option<(u8, u8)>, DropReason> {
         let stops = self.steering.stops(&self.policy, key, tenant, port);
-        let mut step = came.map_or(0, |step| step + 1);
+        let mut step = came.map_or(0, |step| step.saturating_add(1));
         loop {
             match stops.cores().get(usize::from(step)) {
                 Some(core) if *core == self.id => step += 1,
@@ -116,6 +123,7 @@ impl Core {
         frame: &mut Frame<'_>,
         key: &FlowKey,
         tenant: u16,
+        came: Option<u8>,
         out: &mut impl Output,
     ) -> Result<Option<FlowId>, DropReason> {
         let policy = Arc::clone(&self.policy);
@@ -123,15 +131,20 @@ impl Core {
         if hit::is_error(&header, frame.packet()) {
             // An error about nothing we know: the host may know it.
             if policy.is_own(header.dst) {
-                self.to_host(frame, &header);
+                self.give_to_host(frame, &header);
                 return Ok(None);
             }
             return Err(DropReason::IcmpInvalid);
         }
-        check_source(&policy, key, frame.port)?;
+        check_source(&policy, key, frame.port, came)?;
+        let around = match self.hairpin(frame, key, tenant, came, out) {
+            Hairpin::No => None,
+            Hairpin::HandedOver => return Ok(None),
+            Hairpin::Begin(port) => Some(port),
+        };
         let mut record =
             Record { protocol: key.protocol, era: policy.era, seen: tick_of(now_ns), ..Record::default() };
-        let course = match self.course(&policy, now_ns, key, tenant, frame.port) {
+        let course = match self.course(&policy, now_ns, key, tenant, frame.port, around) {
             Ok(course) => course,
             Err(reason @ (DropReason::NoBackend | DropReason::ServerFull)) => {
                 let out_port = port_behind(&policy, key, tenant);
@@ -167,7 +180,6 @@ impl Core {
     }
 
     /// Asks the firewall about a new flow; what it refuses is answered as the rule says.
-    #[expect(clippy::too_many_arguments, reason = "one call, the parts of one question")]
     fn judge(
         &mut self,
         now_ns: u64,
@@ -185,11 +197,12 @@ impl Core {
         match verdict.action {
             RuleAction::Allow => Ok(verdict),
             RuleAction::Drop if verdict.rule.is_some() => Err(DropReason::RuleDrop),
-            RuleAction::Drop => {
-                let header = IpHeader::parse(frame.packet())?;
-                let answers_host = out_port == HOST_PORT && !opens(key, &header, frame.packet());
-                if answers_host { Ok(verdict) } else { Err(DropReason::DefaultDrop) }
+            RuleAction::Drop | RuleAction::Reject
+                if verdict.rule.is_none() && answers_host(policy, key, out_port, frame.packet())? =>
+            {
+                Ok(verdict)
             }
+            RuleAction::Drop => Err(DropReason::DefaultDrop),
             RuleAction::Reject => {
                 self.answer_reject(now_ns, frame, out);
                 Err(DropReason::RuleReject)
@@ -216,14 +229,14 @@ impl Core {
         if !host {
             return Ok(None);
         }
-        if opens(key, header, frame.packet()) && key.protocol == TCP {
+        if opens(&self.policy, key, header, frame.packet()) && key.protocol == TCP {
             return Ok(None);
         }
-        self.to_host(frame, header);
+        self.give_to_host(frame, header);
         Ok(Some(None))
     }
 
-    pub(super) fn to_host(&mut self, frame: &mut Frame<'_>, header: &IpHeader) {
+    pub(super) fn give_to_host(&mut self, frame: &mut Frame<'_>, header: &IpHeader) {
         self.counters.to_host += 1;
         self.went_on(header);
         frame.outcome = Outcome::Host;
@@ -237,16 +250,21 @@ impl Core {
         key: &FlowKey,
         tenant: u16,
         port: PortId,
+        around: Option<PortId>,
     ) -> Result<Course, DropReason> {
         let mut course = Course {
             to: *key,
-            out_port: HOST_PORT,
+            out_port: around.unwrap_or(HOST_PORT),
             neighbor: key.dst,
+            around: around.is_some(),
             server: None,
             backend: None,
             source: None,
             flags: 0,
         };
+        if around.is_some() {
+            return Ok(course);
+        }
         let mut tenant_out = tenant;
         match policy.server_or_forward(key) {
             Some(Service::Server(server)) => {
@@ -343,7 +361,6 @@ impl Core {
     }
 
     /// Source translation, next hops, the entry.
-    #[expect(clippy::too_many_arguments, reason = "one call, the parts of one decision")]
     fn open(
         &mut self,
         now_ns: u64,
@@ -368,6 +385,8 @@ impl Core {
             if !binding.kept {
                 to = with_source(&to, binding.source, binding.port);
             }
+            // The source's mapping is what counts from here on, not the one it was sent to.
+            record.flags &= !flags::MAPPED;
             record.flags |= if binding.kept { 0 } else { flags::SOURCE_NAT };
             record.flags |= if binding.mapped { flags::MAPPED } else { 0 };
             record.nat = rule + 1;
@@ -406,7 +425,6 @@ impl Core {
         result
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one call, the parts of one decision")]
     fn insert(
         &mut self,
         policy: &Policy,
@@ -417,7 +435,11 @@ impl Core {
         course: &Course,
         mut record: Record,
     ) -> Result<FlowId, DropReason> {
-        let there = self.hops.number(course.out_port, course.neighbor, policy, &self.neighbors)?;
+        let there = if course.around {
+            hops::LOOP
+        } else {
+            self.hops.number(course.out_port, course.neighbor, policy, &self.neighbors)?
+        };
         record.next_hop[Direction::Original as usize] = there;
         let reply = reply_of(to, out_tenant);
         self.flows.insert((key, tenant), (&reply.0, reply.1), record)
@@ -437,18 +459,23 @@ fn port_behind(policy: &Policy, key: &FlowKey, tenant: u16) -> PortId {
 
 /// The NAT rule for a flow, if its source is translated.
 fn source_rule(policy: &Policy, key: &FlowKey, tenant: u16, in_port: PortId, course: &Course) -> Option<u16> {
-    if course.flags & (flags::ONE_WAY | flags::MAPPED) != 0 || !is_interface(course.out_port) {
+    if course.flags & flags::ONE_WAY != 0 || !is_interface(course.out_port) {
         return None;
     }
-    match (course.server, course.source) {
-        (Some(server), Some(NatMode::AddressAndPort | NatMode::PortOnly)) => {
-            return Some(policy.nat_of_server(server));
-        }
-        _ => {}
+    if course.flags & flags::MAPPED != 0 {
+        // From outside the client's source stays. A client inside that meets another at its mapping must not show its
+        // inside address (RFC 4787 REQ-9).
+        let rule = policy.nat.rule_of_outside(key.dst)?;
+        let from_inside = policy.spec.nats.get(usize::from(rule)).is_some_and(|nat| nat.out != in_port);
+        return if from_inside { policy.nat.rule_for_hairpin(key.dst, &course.to, tenant) } else { None };
+    }
+    if let (Some(server), Some(NatMode::AddressAndPort | NatMode::PortOnly)) = (course.server, course.source)
+    {
+        return policy.nat_of_server(server, course.out_port);
     }
     if course.flags & flags::DEST_NAT != 0 && course.out_port == in_port {
         // Hairpin: the two are neighbours and would talk past us. RFC 4787 REQ-9: the source is our outside address.
-        let by_server = course.server.map(|server| policy.nat_of_server(server));
+        let by_server = course.server.and_then(|server| policy.nat_of_server(server, course.out_port));
         return by_server.or_else(|| policy.nat.rule_for_hairpin(key.dst, &course.to, tenant));
     }
     let rule = policy.nat.rule_for(course.out_port, &course.to, tenant)?;
@@ -456,7 +483,7 @@ fn source_rule(policy: &Policy, key: &FlowKey, tenant: u16, in_port: PortId, cou
 }
 
 /// Sources that nobody may use.
-fn check_source(policy: &Policy, key: &FlowKey, port: PortId) -> Result<(), DropReason> {
+fn check_source(policy: &Policy, key: &FlowKey, port: PortId, came: Option<u8>) -> Result<(), DropReason> {
     let bad = match key.src {
         IpAddr::V4(src) => {
             src.is_loopback() || src.is_multicast() || src.is_broadcast() || src.is_unspecified()
@@ -464,19 +491,27 @@ fn check_source(policy: &Policy, key: &FlowKey, port: PortId) -> Result<(), Drop
         IpAddr::V6(src) => src.is_loopback() || src.is_multicast() || src.is_unspecified(),
     };
     let to_many = key.dst.is_multicast() || key.dst == IpAddr::V4(std::net::Ipv4Addr::BROADCAST);
-    if bad || to_many || (is_interface(port) && policy.is_own(key.src)) {
+    if bad || to_many || (is_interface(port) && policy.is_own(key.src) && came != Some(AROUND)) {
         return Err(DropReason::BadSource);
     }
     Ok(())
 }
 
+/// Whether a packet may be an answer to the host, whose own questions never come by here.
+fn answers_host(policy: &Policy, key: &FlowKey, out_port: PortId, packet: &[u8]) -> Result<bool, DropReason> {
+    let header = IpHeader::parse(packet)?;
+    Ok(out_port == HOST_PORT
+        && policy.server_or_forward(key).is_none()
+        && !opens(policy, key, &header, packet))
+}
+
 /// Whether a packet asks for something new, as opposed to answering the host.
-fn opens(key: &FlowKey, header: &IpHeader, packet: &[u8]) -> bool {
+fn opens(policy: &Policy, key: &FlowKey, header: &IpHeader, packet: &[u8]) -> bool {
     let upper = header.payload(packet);
     match header.protocol {
         TCP => upper.get(13).is_none_or(|flags| flags & 0x12 == 0x02),
         // Answers to the host's own questions come to a port that the kernel gave it.
-        UDP => key.dst_port < 32_768,
+        UDP => !policy.spec.is_host_port(key.dst_port),
         PROTOCOL_ICMP => upper.first().is_some_and(|kind| *kind == 8),
         PROTOCOL_ICMPV6 => upper.first().is_some_and(|kind| *kind == 128),
         _ => true,

@@ -26,6 +26,7 @@ mod answer;
 mod counters;
 mod explain;
 mod frame;
+mod hairpin;
 mod hit;
 mod hops;
 mod miss;
@@ -40,7 +41,7 @@ pub use frame::{ETHERNET_BYTES, Frame, Handed, Outcome, Output, Piece};
 pub use hops::Neighbors;
 
 /// Frames of one batch at most.
-pub const BATCH_MAX: usize = 64;
+pub const BATCH_MAX: usize = 256;
 
 /// Nanoseconds of a tick of [`Record::seen`], as a shift.
 const TICK_SHIFT: u32 = 27;
@@ -161,7 +162,7 @@ impl Core {
             crate::rules::carry_hits(&self.policy.spec.rules, &self.rule_hits, &policy.spec.rules);
         self.era = policy.era;
         self.tenants = policy.spec.interfaces.iter().map(|interface| interface.tenant).collect();
-        self.nat_flows.resize(policy.spec.nats.len() + policy.spec.servers.len(), 0);
+        self.nat_flows.resize(policy.nat_rules, 0);
         self.forward_flows.resize(policy.spec.forwards.len(), (0, 0));
         self.policy = Arc::new(policy);
         self.steering = steering;
@@ -293,7 +294,7 @@ impl Core {
             return now_ns + 1_000_000;
         }
         self.swept_ns = now_ns;
-        let slots = self.flows.len() as f64 + 64.0;
+        let slots = self.flows.pass_entries() as f64 + 64.0;
         let share = elapsed_ns.min(SWEEP_NS) as f64 / SWEEP_NS as f64;
         self.sweep_debt = (self.sweep_debt + slots * share).min(slots);
         let entries = (self.sweep_debt as usize).min(SWEEP_ENTRIES_MAX);

@@ -127,7 +127,7 @@ impl Core {
     ) -> Result<(), DropReason> {
         match self.flows.find(self.flows.hash(key, tenant), key, tenant) {
             Some((id, direction)) => self.hit(now_ns, frame, id, direction, None, out),
-            None => match self.begin(now_ns, frame, key, tenant, out)? {
+            None => match self.begin(now_ns, frame, key, tenant, None, out)? {
                 Some(id) => self.first_packet(now_ns, frame, id, out),
                 None => Ok(()),
             },
@@ -146,7 +146,7 @@ impl Core {
         let known = self.flows.find(self.flows.hash(key, tenant), key, tenant);
         let (id, direction) = match known {
             Some(known) => known,
-            None => match self.begin(now_ns, frame, key, tenant, out)? {
+            None => match self.begin(now_ns, frame, key, tenant, None, out)? {
                 Some(id) => (id, Direction::Original),
                 None => return Ok(()),
             },

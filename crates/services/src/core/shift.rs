@@ -9,7 +9,7 @@ use packet::ip::{IpHeader, PROTOCOL_ICMP, PROTOCOL_ICMPV6};
 use packet::vnet::{GSO_NONE, VirtioNetHeader};
 use packet::{DropReason, FlowKey, checksum};
 
-use super::{Core, Direction, hit, ETHERNET_BYTES, Frame, Outcome, Output, is_partial};
+use super::{Core, Direction, ETHERNET_BYTES, Frame, Outcome, Output, hit, is_partial};
 use crate::flow::{FlowId, flags};
 use crate::proxy_protocol::{self, Header, Shift};
 use crate::tcp::{self, SYN, Segment, Verdict};
@@ -53,7 +53,6 @@ impl Core {
     }
 
     /// As [`Core::hit`], for a segment of such a flow. The connection is followed by the client's numbers.
-    #[expect(clippy::too_many_arguments, reason = "the same as for every hit")]
     pub(super) fn hit_shifted(
         &mut self,
         now_ns: u64,
@@ -115,7 +114,6 @@ impl Core {
 
     /// Shifts a client's segment and sends the header first where it belongs. Whether the segment has to go on itself:
     /// a bare acknowledgment has gone with the header.
-    #[expect(clippy::too_many_arguments, reason = "the same as for every hit")]
     fn shift_original(
         &mut self,
         now_ns: u64,

@@ -176,7 +176,11 @@ impl<A: Address> Translated<A> {
 impl<A: Address> Translated<A> {
     /// What a packet that goes this way needs.
     #[inline]
-    pub(super) fn for_packet<'a>(&'a mut self, counts: &'a mut Counts, direction: Direction) -> ForPacket<'a> {
+    pub(super) fn for_packet<'a>(
+        &'a mut self,
+        counts: &'a mut Counts,
+        direction: Direction,
+    ) -> ForPacket<'a> {
         let other = direction.flipped() as usize;
         let leaves_as = self.tuples.get(other).map(|tuple| tuple.reversed().key(self.record.protocol));
         ForPacket { record: &mut self.record, leaves_as, counts: Some((counts, direction)) }

@@ -15,7 +15,7 @@ use packet::prefetch;
 
 /// Buckets of a unit: 1 KB, 128 entries.
 const UNIT: usize = 16;
-/// Units are allocated so many at a time: 512 KB. Pages are touched when units are used.
+/// Units are allocated so many at a time: 4 MB, whole huge pages. Pages are touched when units are used.
 const POOL_CHUNK: usize = 4_096;
 /// The first segment has so many units, a half after a split at least as many.
 const UNITS_MIN: usize = 8;

@@ -95,6 +95,13 @@ impl FlowId {
         }
     }
 
+    /// A number that differs from those of the other flows of its table, for tables of one's own.
+    #[inline]
+    #[must_use]
+    pub fn number(self) -> u32 {
+        self.0
+    }
+
     #[inline]
     fn of(reference: Reference) -> (FlowId, Direction) {
         let direction = if reference & DIRECTION_BIT == 0 { Direction::Original } else { Direction::Reply };
@@ -428,8 +435,12 @@ impl FlowTable {
     pub fn for_packet(&mut self, id: FlowId, direction: Direction) -> Option<ForPacket<'_>> {
         let slot = id.slot();
         match Kind::of(id.0) {
-            Kind::TranslatedV4 => self.v4.translated.both_mut(slot).map(|(flow, counts)| flow.for_packet(counts, direction)),
-            Kind::TranslatedV6 => self.v6.translated.both_mut(slot).map(|(flow, counts)| flow.for_packet(counts, direction)),
+            Kind::TranslatedV4 => {
+                self.v4.translated.both_mut(slot).map(|(flow, counts)| flow.for_packet(counts, direction))
+            }
+            Kind::TranslatedV6 => {
+                self.v6.translated.both_mut(slot).map(|(flow, counts)| flow.for_packet(counts, direction))
+            }
             Kind::PlainV4 => self.v4.plain.get_mut(slot).map(|flow| ForPacket::plain(flow.record_mut())),
             Kind::PlainV6 => self.v6.plain.get_mut(slot).map(|flow| ForPacket::plain(flow.record_mut())),
         }
@@ -501,6 +512,13 @@ impl FlowTable {
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.flows_max as usize
+    }
+
+    /// How many `entries` a full pass of [`FlowTable::sweep`] needs about.
+    #[must_use]
+    pub fn pass_entries(&self) -> usize {
+        let places: usize = Kind::ALL.iter().map(|kind| with_slab!(self, *kind, slab => slab.end())).sum();
+        self.len() + places / 64
     }
 
     /// Bytes allocated. Some are never touched before flows come: the last chunk of each kind, lists of chunks.

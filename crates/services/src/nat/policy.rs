@@ -42,7 +42,10 @@ pub(crate) struct Rule {
 impl Rule {
     /// Whether anything has to be remembered of its clients: a limit, blocks, or which address of several they use.
     pub(crate) fn tracks_clients(&self, like: IpAddr) -> bool {
-        self.flows_per_client_max > 0 || self.blocks_per_client > 0 || self.independent || self.pool(like).len() > 1
+        self.flows_per_client_max > 0
+            || self.blocks_per_client > 0
+            || self.independent
+            || self.pool(like).len() > 1
     }
 
     /// The outside addresses of a family.

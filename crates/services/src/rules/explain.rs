@@ -19,10 +19,16 @@ impl RuleSet {
         let key = question.key;
         let (incoming, outgoing) = (port_name(question.in_port), port_name(question.out_port));
         // Writing to a String does not fail.
-        let addressed =
-            if question.to_gateway && question.out_port != HOST_PORT { ", addressed to the gateway" } else { "" };
-        let _ =
-            writeln!(text, "{key}, tenant {}, in by {incoming}, out by {outgoing}{addressed}", question.tenant);
+        let addressed = if question.to_gateway && question.out_port != HOST_PORT {
+            ", addressed to the gateway"
+        } else {
+            ""
+        };
+        let _ = writeln!(
+            text,
+            "{key}, tenant {}, in by {incoming}, out by {outgoing}{addressed}",
+            question.tenant
+        );
         let rule = verdict.rule.and_then(|number| Some((number, self.rules().get(usize::from(number))?)));
         let before = match rule {
             Some((number, rule)) => {

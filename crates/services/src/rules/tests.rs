@@ -500,7 +500,6 @@ fn the_gateway_is_what_was_addressed_and_the_interface_what_is_behind() {
     assert_eq!(ask(3, true), Some(1));
     assert_eq!(ask(3, false), None);
     assert_eq!(ask(HOST_PORT, true), Some(1));
-    let text =
-        set.explain(&Question { key: &key, tenant: 0, in_port: 1, out_port: 2, to_gateway: true });
+    let text = set.explain(&Question { key: &key, tenant: 0, in_port: 1, out_port: 2, to_gateway: true });
     assert!(text.contains("dropped: rule 1") && text.contains("addressed to the gateway"), "{text}");
 }

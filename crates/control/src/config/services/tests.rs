@@ -112,8 +112,10 @@ fn who_dials_needs_a_device_of_the_tunnels_own() {
     let loaded = with("endpoints = \"192.0.2.9:4600\"\n");
     assert_eq!(
         loaded.problems.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        ["site.toml:7:9: error: wan.interface: \"eth0\" is the device of interface \"out\" too, which takes the answers of \
-          peer \"hub\" from the tunnel; dial from another device, or let the peer dial: listen = 4600 here and no endpoints"]
+        [
+            "site.toml:7:9: error: wan.interface: \"eth0\" is the device of interface \"out\" too, which takes the answers of \
+          peer \"hub\" from the tunnel; dial from another device, or let the peer dial: listen = 4600 here and no endpoints"
+        ]
     );
     assert!(with("").config.is_some());
 }

@@ -8,7 +8,7 @@ use packet::flow::FlowKey;
 
 use super::balancing::farm;
 use super::world::*;
-use crate::spec::{BalanceMethod, DeliveryMode, GatewaySpec, NatMode, TCP, UDP};
+use crate::spec::{BalanceMethod, DeliveryMode, GatewaySpec, HOST_PORT, Mapping, NatMode, TCP, UDP};
 
 fn with_nat(addresses: &[&str]) -> GatewaySpec {
     let mut spec = two_interfaces();
@@ -205,5 +205,42 @@ fn a_client_address_stays_with_its_backend() {
             })
             .collect();
         assert_eq!(backends.len(), 1);
+    }
+}
+
+/// RFC 4787 REQ-9 a: two clients behind endpoint-independent mappings meet at their outside endpoints, each as the other
+/// knows it, whichever cores these belong to. The pool may be the interface's own address.
+#[test]
+fn clients_meet_at_their_outside_endpoints() {
+    for pool in ["203.0.113.1", "203.0.113.7"] {
+        let mut spec = with_nat(&[pool]);
+        spec.nats[0].mapping = Mapping::EndpointIndependent;
+        let mut world = World::new(4, spec);
+        let stun = "198.51.100.1:3478";
+        for number in 0..60u16 {
+            let (a, b) = (format!("10.0.0.9:{}", 5000 + number), format!("10.0.0.20:{}", 6000 + number));
+            let outside = |key: FlowKey| format!("{}:{}", key.src, key.src_port);
+            let a_out = outside(world.one(LAN, &udp(&a, stun, b"?")).key());
+            let b_out = outside(world.one(LAN, &udp(&b, stun, b"?")).key());
+            for _ in 0..2 {
+                let left = world.one(LAN, &udp(&a, &b_out, b"hello"));
+                assert_eq!((left.port(), left.key()), (LAN, key(UDP, &a_out, &b)), "{pool} {number}");
+                assert_eq!(left.packet[8], 63, "one router, one hop");
+                let left = world.one(LAN, &udp(&b, &a_out, b"hello"));
+                assert_eq!((left.port(), left.key()), (LAN, key(UDP, &b_out, &a)));
+            }
+            // The client refuses: the other one hears it from the outside endpoint.
+            let left = world.one(LAN, &udp(&a, &b_out, b"hello"));
+            let error = world.one(LAN, &icmp_error("10.0.0.20", left.key().src, 3, 3, &left.packet));
+            assert_eq!((error.port(), error.key()), (LAN, key(UDP, &b_out, &a)));
+        }
+        assert_eq!(world.flows(), 60 * 4);
+        // Where nobody is mapped it is the gateway's stack that is meant, by the address it was called.
+        if pool == "203.0.113.1" {
+            let left = world.one(LAN, &tcp("10.0.0.9:5000", "203.0.113.1:2222", SYN, 1, 0, b""));
+            assert_eq!((left.port(), left.key()), (HOST_PORT, key(TCP, "10.0.0.9:5000", "203.0.113.1:2222")));
+        }
+        world.wait(400);
+        assert_eq!(world.flows(), 0);
     }
 }

@@ -141,7 +141,8 @@ fn exhausted_ports_are_told_and_recover() {
     // TCP is told the same way: a reset would speak for a server that was not asked.
     let before = world.drops();
     for number in 0..9u16 {
-        let left = world.packet(LAN, &tcp(&format!("10.0.0.30:{}", 2000 + number), "198.51.100.7:80", SYN, 1, 0, b""));
+        let left = world
+            .packet(LAN, &tcp(&format!("10.0.0.30:{}", 2000 + number), "198.51.100.7:80", SYN, 1, 0, b""));
         if number == 8 {
             assert_eq!(world.new_drops(&before), [DropReason::NatPortsExhausted]);
             assert_eq!((left[0].packet[9], left[0].packet[21]), (1, 13));

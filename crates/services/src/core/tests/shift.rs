@@ -57,14 +57,8 @@ fn handshake(world: &mut World, client: FlowKey, numbers: [u32; 2]) -> Ends {
     let syn = world.one(WAN, &tcp_with(&client, SYN, numbers[0], 0, &MSS_1460, b""));
     assert_eq!(segment_of(&syn.packet).0.seq, numbers[0]);
     let inside = syn.key();
-    let answer = tcp_with(
-        &inside.reversed(),
-        SYN | ACK,
-        numbers[1],
-        numbers[0].wrapping_add(1),
-        &MSS_1460,
-        b"",
-    );
+    let answer =
+        tcp_with(&inside.reversed(), SYN | ACK, numbers[1], numbers[0].wrapping_add(1), &MSS_1460, b"");
     let answer = world.one(LAN, &answer);
     assert_eq!(answer.key(), client.reversed());
     let header = Header::of(&client).unwrap();
@@ -118,9 +112,9 @@ fn transfer(world: &mut World, client: FlowKey, seed: u64) {
         // The client sends an acknowledgment or some of the next 3,000 bytes, perhaps once more.
         let at = if chance(50) { acked } else { acked + mix(seed ^ rounds) as usize % 3_000 };
         let at = at.min(data.len());
-        let end = if chance(15) { at } else { (at + 1 + mix(rounds) as usize % 1400).min(data.len()) };
-        let at = if end == at { acked } else { at };
-        let packet = ends.of_client(ACK, at, 0, &data[at..end.max(at)]);
+        let bytes = 1 + mix(rounds) as usize % 1400;
+        let (at, end) = if chance(15) { (acked, acked) } else { (at, (at + bytes).min(data.len())) };
+        let packet = ends.of_client(ACK, at, 0, &data[at..end]);
         if chance(20) {
             continue;
         }

@@ -1,0 +1,113 @@
+//! Two clients behind endpoint-independent mappings meet at their outside endpoints (RFC 4787 REQ-9 a).
+//!
+//! Each of them has to see the other's outside endpoint, and each endpoint belongs to a core of its own. So the packet is
+//! translated twice, as if it left and came back: by a flow of its sender's core from the inside key to both outside
+//! endpoints ([`hops::LOOP`]), and by one of the other's core from there to the inside. Only the core of the destination
+//! knows whether somebody is mapped there; it is asked first, and what nobody has is for the gateway itself. The
+//! firewall judges both times.
+
+use packet::DropReason;
+use packet::flow::FlowKey;
+use packet::ip::IpHeader;
+
+use super::{Core, ETHERNET_BYTES, Frame, Outcome, Output};
+use crate::spec::PortId;
+
+/// In place of a packet's stop: the core of the destination says that this core shall begin the flow.
+pub(super) const CONFIRMED: u8 = 0xff;
+/// In place of a packet's stop: it comes around, from outside.
+pub(super) const AROUND: u8 = 0xfe;
+
+/// What a new flow has to do with a hairpin.
+pub(super) enum Hairpin {
+    /// Nothing.
+    No,
+    /// The sender's core has the packet now.
+    HandedOver,
+    /// The flow begins here and leads around by this interface.
+    Begin(PortId),
+}
+
+impl Core {
+    /// At the core of the destination, or with its word for it.
+    pub(super) fn hairpin(
+        &mut self,
+        frame: &mut Frame<'_>,
+        key: &FlowKey,
+        tenant: u16,
+        came: Option<u8>,
+        out: &mut impl Output,
+    ) -> Hairpin {
+        let Some(out_port) = self.policy.hairpin_out(key, tenant, frame.port) else { return Hairpin::No };
+        if came == Some(CONFIRMED) {
+            return Hairpin::Begin(out_port);
+        }
+        if self.nat.inbound(key, self.policy.tenant_of(out_port)).is_none() {
+            return Hairpin::No;
+        }
+        let core = self.steering.endpoint_owner(key, tenant);
+        if core == self.id || !self.steering.is_alive(core) {
+            return Hairpin::Begin(out_port);
+        }
+        self.pass_on(frame, core, CONFIRMED, None, out);
+        Hairpin::HandedOver
+    }
+
+    /// The interface by which a packet of this key would leave, if it comes around instead: both ends are mapped ones.
+    pub(super) fn around(&self, leaving: &FlowKey) -> Option<PortId> {
+        if !self.policy.maps_endpoints {
+            return None;
+        }
+        let nat = &self.policy.nat;
+        nat.mapping_core_of(&leaving.reversed(), self.steering.cores)?;
+        nat.mapping_core_of(leaving, self.steering.cores)?;
+        let rule = nat.rule_of_outside(leaving.dst)?;
+        self.policy.spec.nats.get(usize::from(rule)).map(|nat| nat.out)
+    }
+
+    /// A packet that was translated to `to`, between two outside endpoints, comes in again at the core of its destination.
+    pub(super) fn come_around(
+        &mut self,
+        now_ns: u64,
+        frame: &mut Frame<'_>,
+        to: &FlowKey,
+        out: &mut impl Output,
+    ) -> Result<(), DropReason> {
+        let port = self.around(to).ok_or(DropReason::NatNoMapping)?;
+        let core =
+            self.policy.nat.mapping_core_of(to, self.steering.cores).ok_or(DropReason::NatNoMapping)?;
+        // From here on nobody is answered by the frame that it came in.
+        if let Some(ethernet) = frame.bytes.get_mut(..ETHERNET_BYTES) {
+            ethernet.fill(0);
+        }
+        if core != self.id {
+            frame.port = port;
+            self.pass_on(frame, core, AROUND, None, out);
+            return Ok(());
+        }
+        let mut bytes = frame.bytes.to_vec();
+        let mut again = Frame::new(port, frame.offload, &mut bytes);
+        frame.outcome = Outcome::Done;
+        if let Some(mut look) = self.look(&mut again) {
+            look.found = self.flows.find(look.hash, &look.key, look.tenant);
+            self.act(now_ns, &mut again, &look, Some(AROUND), out);
+        }
+        self.settle(again, out);
+        Ok(())
+    }
+
+    /// The time to live of what goes around is judged before, while its sender can be answered.
+    pub(super) fn may_go_around(
+        &mut self,
+        now_ns: u64,
+        frame: &Frame<'_>,
+        header: &IpHeader,
+        out: &mut impl Output,
+    ) -> Result<(), DropReason> {
+        if header.ttl > 1 {
+            return Ok(());
+        }
+        self.answer_time_exceeded(now_ns, frame, out);
+        Err(DropReason::TtlExpired)
+    }
+}
