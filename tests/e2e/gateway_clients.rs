@@ -133,7 +133,7 @@ impl Ftp {
                 match listener.accept() {
                     Ok((stream, _)) => {
                         let place = place.clone();
-                        std::thread::spawn(move || drop(ftp_session(stream, &place)));
+                        std::thread::spawn(move || drop(ftp_session(&stream, &place)));
                     }
                     Err(_) => std::thread::sleep(Duration::from_millis(10)),
                 }
@@ -160,12 +160,15 @@ impl Drop for Ftp {
     }
 }
 
-fn ftp_session(stream: TcpStream, place: &Node) -> std::io::Result<()> {
+fn ftp_session(stream: &TcpStream, place: &Node) -> std::io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
     let local = stream.local_addr()?.ip();
     let mut lines = BufReader::new(stream.try_clone()?);
-    let say = |text: String| (&stream).write_all(format!("{text}\r\n").as_bytes());
+    let say = |text: String| {
+        let mut stream = stream;
+        stream.write_all(format!("{text}\r\n").as_bytes())
+    };
     say("220 ready".to_owned())?;
     let mut data: Option<TcpListener> = None;
     let mut line = String::new();

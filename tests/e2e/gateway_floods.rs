@@ -12,6 +12,9 @@ use crate::scene::*;
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 1, 1, 2);
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 1, 2, 2);
 
+/// The packet of this number in a flood.
+type Packets = fn(u64) -> Vec<u8>;
+
 /// Different 16-bit numbers in no order, from a counter.
 fn scatter(number: u64) -> u16 {
     (number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as u16
@@ -41,8 +44,8 @@ fn echo_request(number: u64) -> Vec<u8> {
 
 /// Errors about flows that do not exist, or with nonsense quoted.
 fn icmp_error(number: u64) -> Vec<u8> {
-    let quoted = if number % 3 == 0 { vec![number as u8; 40] } else { datagram(number) };
-    let kind = if number % 2 == 0 { 3 } else { 11 };
+    let quoted = if number.is_multiple_of(3) { vec![number as u8; 40] } else { datagram(number) };
+    let kind = if number.is_multiple_of(2) { 3 } else { 11 };
     Header::new(CLIENT, SERVER, ICMP).packet(&icmp(kind, (number % 16) as u8, 0, &quoted))
 }
 
@@ -56,7 +59,7 @@ fn garbage(number: u64) -> Vec<u8> {
         state ^= state << 17;
         bytes.push(state as u8);
     }
-    if number % 2 == 0 && !bytes.is_empty() {
+    if number.is_multiple_of(2) && !bytes.is_empty() {
         bytes[0] = 0x45;
     }
     bytes
@@ -80,7 +83,7 @@ fn c1_c2_c5_floods_leave_established_flows_alive() {
         let mut talk = Talk::open(lans.host(3), "10.1.2.2:80").unwrap();
         let udp = UdpClient::new(lans.host(3), "0.0.0.0:0");
         let seen = udp.ask("10.1.2.2:80", 64);
-        let floods: [(&str, fn(u64) -> Vec<u8>); 5] = [
+        let floods: [(&str, Packets); 5] = [
             ("SYN", syn),
             ("UDP", datagram),
             ("ping", echo_request),

@@ -116,7 +116,8 @@ fn r8_what_goes_into_the_tun_device_leaves_by_an_interface() {
              [[route]]\nto = \"192.0.2.0/24\"\nvia = \"10.1.2.2\"\n[[nat]]\nout = \"lan2\"\n"
         ));
         shell(lans.host(2), "ip addr add 192.0.2.1/32 dev eth0");
-        let _server = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
+        // Bound to the address it is asked at: its UDP answers come from there.
+        let _server = Mirror::start(lans.host(2), "server", "192.0.2.1:80");
         shell(lans.gateway(), "ip route add 192.0.2.0/24 dev ana0 table 4242 src 10.66.0.1");
         shell(lans.gateway(), "ip rule add to 192.0.2.0/24 lookup 4242");
         for _ in 0..5 {

@@ -63,7 +63,7 @@ impl Header {
         let mut header = vec![0x45, 0];
         header.extend((20 + content.len() as u16).to_be_bytes());
         header.extend(self.id.to_be_bytes());
-        header.extend((self.offset / 8 | if self.more { 0x2000 } else { 0 }).to_be_bytes());
+        header.extend(((self.offset / 8) | if self.more { 0x2000 } else { 0 }).to_be_bytes());
         header.extend([64, self.protocol, 0, 0]);
         header.extend(self.source.octets());
         header.extend(self.destination.octets());

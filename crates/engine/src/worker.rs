@@ -525,7 +525,9 @@ impl Worker {
         if elapsed_ns >= LOAD_NS {
             let busy_ns = self.io.counters.busy_ns.get();
             let share = (busy_ns - self.load_since.1).saturating_mul(255) / elapsed_ns;
-            self.io.node.set_load(self.id, u8::try_from(share).unwrap_or(u8::MAX));
+            let share = u8::try_from(share).unwrap_or(u8::MAX);
+            self.io.node.set_load(self.id, share);
+            self.gateway.core.load_percent = (u16::from(share) * 100 / 255) as u8;
             self.load_since = (now_ns, busy_ns);
         }
         self.published_ns = now_ns;

@@ -16,6 +16,7 @@
 //!    whole. [`ingress_guard`]: the kernel's own stack does not see them. [`raw_ip`]: packets to neighbours
 //!    that the kernel has to find first.
 //! 9. [`packet_socket`]: raw Ethernet frames of one interface, for the link emulator.
+//!
 //! [`memory`] is the allocator of the product: huge pages for large tables.
 //!
 //! Everything that a worker calls per packet is non-blocking and returns [`std::io::Result`], where

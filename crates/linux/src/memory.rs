@@ -74,6 +74,7 @@ fn advise(block: *mut u8, layout: Layout) {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
     #[test]
@@ -84,7 +85,7 @@ mod tests {
             unsafe {
                 let block = HugePages.alloc(layout);
                 assert!(!block.is_null());
-                assert_eq!(bytes >= HUGE_BYTES, bytes >= HUGE_BYTES && block as usize % HUGE_BYTES == 0);
+                assert!(bytes < HUGE_BYTES || (block as usize).is_multiple_of(HUGE_BYTES));
                 block.write_bytes(0x5a, bytes);
                 let grown = HugePages.realloc(block, layout, bytes * 2);
                 assert_eq!(*grown.add(bytes - 1), 0x5a);

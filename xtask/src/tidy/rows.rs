@@ -5,7 +5,10 @@ use super::files::File;
 use super::source::is_name;
 
 /// Rows that are built.
-const ROWS: &[&str] = &["T1", "T2", "T3", "T4", "T10", "T11", "T13"];
+const ROWS: &[&str] = &[
+    "T1", "T2", "T3", "T4", "T10", "T11", "T13", "C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "C9", "C10",
+    "R1", "R4", "R5", "R7", "R8", "R11",
+];
 
 /// Where the tests of the real program are.
 const FOLDERS: &[&str] = &["tests/", "crates/anabranch/tests/"];

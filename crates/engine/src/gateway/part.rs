@@ -25,8 +25,11 @@ use crate::rings::{self, Rings};
 pub(crate) const PORT_TOKENS: u64 = 1 << 32;
 /// Batches pulled from one interface in a round.
 const BATCHES: usize = 8;
-/// A worker looks for more frames so long before it sleeps.
+/// A worker looks for more frames so long before it sleeps …
 const HOT_NS: u64 = 50_000;
+/// … if batches have been coming with less than so much between them. Super-packets of a TCP stream come less often, and
+/// whoever sends and receives them has better use for the CPU.
+const HOT_GAP_NS: u64 = 15_000;
 /// Bytes of a virtio header.
 const VNET_BYTES: usize = packet::vnet::VNET_HEADER_BYTES;
 
@@ -69,6 +72,8 @@ pub(crate) struct Part {
     reported_ns: u64,
     /// When the last frame of an interface was read.
     pulled_ns: u64,
+    /// Mean time between two batches, lately.
+    gap_ns: u64,
 }
 
 /// What a round lends to the part.
@@ -98,6 +103,7 @@ impl Part {
             tunnel: Vec::new(),
             reported_ns: 0,
             pulled_ns: 0,
+            gap_ns: HOT_NS,
         }
     }
 
@@ -146,7 +152,7 @@ impl Part {
         match epoll.add(&ring, PORT_TOKENS + u64::from(id), Interest::Read) {
             Ok(()) => self.inputs.push(In { id, ring, packets: 0, bytes: 0 }),
             Err(error) => {
-                tracing::error!(core = self.core.id(), port = id, %error, "cannot wait for an interface")
+                tracing::error!(core = self.core.id(), port = id, %error, "cannot wait for an interface");
             }
         }
     }
@@ -165,7 +171,7 @@ impl Part {
 
     /// Whether a frame came a moment ago, so that it is worth looking for the next.
     pub fn is_hot(&self, now_ns: u64) -> bool {
-        now_ns.saturating_sub(self.pulled_ns) < HOT_NS
+        self.gap_ns < HOT_GAP_NS && now_ns.saturating_sub(self.pulled_ns) < HOT_NS
     }
 
     /// Pulls from an interface; whether something may be left.
@@ -187,6 +193,8 @@ impl Part {
             match pump(core, now_ns, input, &mut sinks) {
                 Ok(0) => return false,
                 Ok(count) => {
+                    let gap_ns = now_ns.saturating_sub(self.pulled_ns).min(20 * HOT_NS);
+                    self.gap_ns = (self.gap_ns * 15 + gap_ns) / 16;
                     self.pulled_ns = now_ns;
                     if count < BATCH_MAX {
                         return false;
@@ -375,7 +383,7 @@ struct LinuxSinks<'a> {
 }
 
 impl LinuxSinks<'_> {
-    fn to_host(&mut self, offload: &VirtioNetHeader, bytes: &mut [u8]) {
+    fn give_host(&mut self, offload: &VirtioNetHeader, bytes: &mut [u8]) {
         // The virtio header takes the place of the Ethernet header's end.
         const START: usize = ETHERNET_BYTES - VNET_BYTES;
         let Some(bytes) = bytes.get_mut(START..) else { return };
@@ -436,7 +444,7 @@ impl Output for LinuxSinks<'_> {
                 let vnet = to_ethernet(offload).to_bytes();
                 self.send(port, &[SendFrame { vnet, parts: [bytes, &[], &[]] }]);
             }
-            Outcome::Host => self.to_host(offload, bytes),
+            Outcome::Host => self.give_host(offload, bytes),
             Outcome::Tunnel => {
                 self.tunnel.push((*offload, bytes.get(ETHERNET_BYTES..).unwrap_or_default().to_vec()));
             }

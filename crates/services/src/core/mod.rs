@@ -72,6 +72,7 @@ struct Look {
 pub struct Core {
     id: u8,
     /// Behind a counter of this core's own: taking a reference writes to memory that no other core reads.
+    #[expect(clippy::redundant_allocation, reason = "the outer counter is the point")]
     policy: Arc<Arc<Policy>>,
     era: u32,
     /// Tenants of the interfaces.
@@ -302,7 +303,7 @@ impl Core {
             self.sweep_debt -= entries as f64;
             self.sweep(now_ns, entries, HURRY_S);
         }
-        let idle = self.flows.len() == 0;
+        let idle = self.flows.is_empty();
         now_ns
             + if idle {
                 SWEEP_NS

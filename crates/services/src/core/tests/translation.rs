@@ -232,3 +232,23 @@ fn tcp_fragments_are_assembled_before_translation() {
     assert_eq!(left[0].key(), outside);
     assert_eq!(left[0].packet.len(), packet.len());
 }
+
+/// Row R8: what the host sends into the datapath is translated like anybody's, whichever core reads it.
+#[test]
+fn what_the_host_sends_comes_back_to_its_core() {
+    for number in 0..200u16 {
+        let mut world = masquerade(2);
+        let flow = key(UDP, &format!("10.66.0.1:{}", 32_000 + number), "198.51.100.7:80");
+        for core in [0, 1] {
+            let mut left = world.packet_at(core, crate::spec::HOST_PORT, &udp_of(&flow, b"x"));
+            assert_eq!(left.len(), 1);
+            let outside = left.remove(0).key();
+            assert_eq!(outside.src, "203.0.113.1".parse::<IpAddr>().unwrap());
+            let before = world.total(|counters| counters.handed_out);
+            let reply = world.packet(WAN, &udp_of(&outside.reversed(), b"y"));
+            assert_eq!(world.total(|counters| counters.handed_out), before, "read by the flow's core");
+            assert_eq!(reply.len(), 1);
+            assert_ne!(reply[0].key(), outside.reversed(), "translated back");
+        }
+    }
+}
