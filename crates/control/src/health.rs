@@ -12,8 +12,8 @@
 //!   counted.
 //! * **A target that is no longer monitored** was down: it is reported up, since nobody would find out that it is.
 //!
-//! [`verdict`] counts, [`http`] makes requests and reads answers; both are pure. [`check`] is one check under way,
-//! [`run`] the thread.
+//! `verdict` counts, `http` makes requests and reads answers; both are pure. `check` is one check under way,
+//! `run` the thread.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -2,8 +2,8 @@
 //!
 //! A [`Balancer`] is compiled from the configuration and shared by all cores. Its structure never changes; what
 //! changes while it runs is behind atomics that are touched once per new flow and once per ended flow, never per
-//! packet: the counts of a backend ([`state`]), and the table of a server, which control builds anew when health or
-//! weights change ([`table`], [`maglev`], [`turns`]).
+//! packet: the counts of a backend (`state`), and the table of a server, which control builds anew when health or
+//! weights change (`table`, [`maglev`], `turns`).
 //!
 //! ```text
 //! find(protocol, destination) ─▶ server ─▶ pick(client) ─▶ backend ─▶ opened … closed

@@ -3,8 +3,8 @@
 //! [`NatPolicy`] is the operator's wish, compiled and shared. [`Nat`] is one core's state: [`Nat::bind`] gives a new
 //! flow its outside endpoint, [`Nat::release`] takes it back. Three kinds of mapping:
 //!
-//! * *endpoint-dependent* (C2, C3): [`pools`] finds a port whose replies hash to this core, by tables laid out for it
-//!   ([`ports`], [`classes`]);
+//! * *endpoint-dependent* (C2, C3): `pools` finds a port whose replies hash to this core, by tables laid out for it
+//!   (`ports`, `classes`);
 //! * *endpoint-independent* ([`mapping`]): one outside endpoint for a client's endpoint, known to all remotes;
 //! * *by address only*: protocols without ports.
 //!
