@@ -18,6 +18,7 @@ fn cores_used(gateway: &Gateway) -> usize {
 /// of them on one core and delivers them in order, once each.
 #[test]
 fn t2_t4_datagrams_of_one_flow_over_all_paths_reach_one_core() {
+    let _alone = alone();
     isolated(|| {
         let mut wild = Shape::new(15.0, 8.0).jitter_ms(3.0);
         wild.reorder = true;

@@ -34,6 +34,8 @@ pub(crate) struct Router {
     /// Why it did not take the last; said once.
     failed: Option<String>,
     monitors: Option<Monitors>,
+    /// What they were told last.
+    monitored: Vec<Target>,
     /// Numbers for the monitors: a backend keeps its own as long as the program runs.
     health_ids: BTreeMap<(String, SocketAddr), u16>,
     log: Option<NatLog>,
@@ -56,6 +58,7 @@ impl Router {
             told: None,
             failed: None,
             monitors: None,
+            monitored: Vec::new(),
             health_ids: BTreeMap::new(),
             log: None,
             events,
@@ -116,6 +119,8 @@ impl Router {
         }
         let desired = spec::desired(config, facts, &self.live);
         if self.told.as_ref() == Some(&desired) && self.failed.is_none() {
+            // How backends are checked is not the engine's business, and may have changed all the same.
+            self.monitor(&config.services);
             return false;
         }
         match handle.apply(&desired) {
@@ -161,12 +166,16 @@ impl Router {
             }
         }
         if let Some(monitors) = &self.monitors {
-            monitors.update(targets);
+            if targets != self.monitored {
+                self.monitored.clone_from(&targets);
+                monitors.update(targets);
+            }
             return;
         }
         if targets.is_empty() {
             return;
         }
+        self.monitored.clone_from(&targets);
         let started = self.events.try_clone().and_then(|events| {
             Monitors::start(
                 targets,

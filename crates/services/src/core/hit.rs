@@ -2,7 +2,7 @@
 
 use super::{Core, Direction, Frame, Outcome, Output, is_partial, tick_of};
 use crate::core::hops::{self, Hop};
-use crate::flow::{FlowId, flags};
+use crate::flow::{FlowId, Record, flags};
 use crate::rewrite;
 use crate::rules::Question;
 use crate::spec::{HOST_PORT, PortId, RuleAction, TCP, TUNNEL_PORT};
@@ -32,15 +32,14 @@ impl Core {
             let Some(again) = self.flows.for_packet(id, direction) else { return Err(DropReason::NotNew) };
             flow = again;
         }
-        let mut before = flow.record.flags;
-        if before & flags::SHIFTED != 0 {
+        let was = is_embryonic(flow.record);
+        if flow.record.flags & flags::SHIFTED != 0 {
             return self.hit_shifted(now_ns, frame, &header, id, direction, came, out);
         }
         if header.protocol == TCP {
             let segment = Segment::of(header.payload(frame.packet())).ok_or(DropReason::TcpInvalid)?;
             let verdict = tcp::follow(flow.record, direction, &segment);
-            self.embryonic = embryonic_after(self.embryonic, before, flow.record.flags);
-            before = flow.record.flags;
+            self.embryonic = embryonic_after(self.embryonic, was, is_embryonic(flow.record));
             match verdict {
                 Verdict::Accept => {}
                 // What may be forged must not keep a connection alive.
@@ -57,13 +56,12 @@ impl Core {
         flow.count(header.total_bytes as u32);
         flow.record.seen = tick_of(now_ns);
         if direction == Direction::Reply || tcp::is_answered_unseen(flow.record) {
+            let was = is_embryonic(flow.record);
             flow.record.flags |= flags::REPLIED;
+            self.embryonic = embryonic_after(self.embryonic, was, is_embryonic(flow.record));
         }
         let (flags, number, to) =
             (flow.record.flags, flow.record.next_hop[direction as usize], flow.leaves_as);
-        if (before ^ flags) & flags::REPLIED != 0 {
-            self.embryonic = self.embryonic.saturating_sub(1);
-        }
         if came.is_some() && direction == Direction::Reply {
             self.handed_reply(id, flags);
         }
@@ -99,8 +97,9 @@ impl Core {
         if record.flags & flags::REPLIED == 0
             && (direction == Direction::Reply || tcp::is_answered_unseen(record))
         {
+            let was = is_embryonic(record);
             record.flags |= flags::REPLIED;
-            self.embryonic = self.embryonic.saturating_sub(1);
+            self.embryonic = embryonic_after(self.embryonic, was, is_embryonic(record));
         }
     }
 
@@ -291,12 +290,21 @@ impl Core {
     }
 }
 
-/// The count of unanswered flows after one flow's flags changed. A connection that its ends begin anew is unanswered again.
+/// Whether nobody has proved yet that the flow is wanted: no reply, or a TCP handshake that is not complete. Such flows
+/// have their own limit and go first when there is no room.
 #[inline]
-pub(super) const fn embryonic_after(count: u32, before: u16, after: u16) -> u32 {
-    match (before & flags::REPLIED != 0, after & flags::REPLIED != 0) {
-        (false, true) => count.saturating_sub(1),
-        (true, false) => count.saturating_add(1),
+pub(super) fn is_embryonic(record: &Record) -> bool {
+    use tcp::State;
+    let opening = || matches!(State::of(record), State::SynSent | State::SynSentBoth | State::SynReceived);
+    record.flags & flags::REPLIED == 0 || (record.protocol == TCP && opening())
+}
+
+/// The count of such flows after one of them changed. A connection that its ends begin anew is one again.
+#[inline]
+pub(super) const fn embryonic_after(count: u32, was: bool, is: bool) -> u32 {
+    match (was, is) {
+        (true, false) => count.saturating_sub(1),
+        (false, true) => count.saturating_add(1),
         _ => count,
     }
 }

@@ -8,9 +8,12 @@ use packet::flow::FlowKey;
 use packet::ip::{IpHeader, PROTOCOL_ICMP, PROTOCOL_ICMPV6};
 
 use super::hairpin::{AROUND, CONFIRMED, Hairpin};
-use super::{Core, Direction, Frame, Handed, Outcome, Output, hit, hops, reply_of, tick_of};
+use super::{
+    Core, Direction, EMERGENCY_ENTRIES, EMERGENCY_S, Frame, Handed, Outcome, Output, hit, hops, reply_of,
+    tick_of,
+};
 use crate::flow::{FlowId, Record, flags};
-use crate::nat::BindRequest;
+use crate::nat::{BindRequest, Binding};
 use crate::policy::{Policy, Service, is_interface};
 use crate::rules::{Question, Verdict};
 use crate::spec::{DeliveryMode, HOST_PORT, NatMode, PortId, RuleAction, TCP, UDP};
@@ -360,6 +363,12 @@ impl Core {
         Ok(())
     }
 
+    fn bind(&mut self, now_ns: u64, request: &BindRequest) -> Result<Binding, DropReason> {
+        let (flows, tenant) = (&self.flows, request.out_tenant);
+        let in_use = |reply: &FlowKey| flows.find(flows.hash(reply, tenant), reply, tenant).is_some();
+        self.nat.bind(now_ns, request, in_use)
+    }
+
     /// Source translation, next hops, the entry.
     fn open(
         &mut self,
@@ -378,10 +387,13 @@ impl Core {
         if let Some(rule) = rule {
             let random = self.random();
             let request = BindRequest { rule, client: to, tenant, out_tenant, random };
-            let flows = &self.flows;
-            let in_use =
-                |reply: &FlowKey| flows.find(flows.hash(reply, out_tenant), reply, out_tenant).is_some();
-            let binding = self.nat.bind(now_ns, &request, in_use)?;
+            let mut binding = self.bind(now_ns, &request);
+            if binding == Err(DropReason::NatPortsExhausted) {
+                // Ports that a flood holds, whose connections were never completed, are given up first.
+                self.sweep(now_ns, EMERGENCY_ENTRIES, EMERGENCY_S);
+                binding = self.bind(now_ns, &request);
+            }
+            let binding = binding?;
             if !binding.kept {
                 to = with_source(&to, binding.source, binding.port);
             }

@@ -328,10 +328,10 @@ impl Core {
     fn sweep(&mut self, now_ns: u64, entries: usize, patience_s: u32) {
         let policy = Arc::clone(&self.policy);
         let now = tick_of(now_ns);
-        let hurry = self.embryonic > policy.limits().embryonic_max / 2;
+        let hurry = patience_s < HURRY_S || self.embryonic > policy.limits().embryonic_max / 2;
         let expired = |record: &Record| {
             let mut timeout_s = crate::tcp::timeout_s(record, policy.timeouts());
-            if hurry && record.flags & flags::REPLIED == 0 {
+            if hurry && hit::is_embryonic(record) {
                 timeout_s = timeout_s.min(patience_s);
             }
             let silent_ticks = now.wrapping_sub(record.seen);
@@ -360,7 +360,7 @@ impl Core {
         let reply = (removed.reply, removed.tenants[1]);
         self.counters.flows_closed += 1;
         self.count_live(&original, &reply, u32::wrapping_sub);
-        if record.flags & flags::REPLIED == 0 {
+        if hit::is_embryonic(record) {
             self.embryonic = self.embryonic.saturating_sub(1);
         }
         self.count_services(record, &original.0, false);

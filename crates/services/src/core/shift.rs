@@ -77,11 +77,11 @@ impl Core {
             return Err(DropReason::NatUnsupported);
         }
         let record = self.flows.record_mut(id);
-        let before = record.flags;
+        let (before, was) = (record.flags, hit::is_embryonic(record));
         let verdict = tcp::follow(record, direction, &segment);
-        let after = record.flags;
+        let (after, is) = (record.flags, hit::is_embryonic(record));
         let resumed = !before & after & flags::MID_STREAM != 0;
-        self.embryonic = hit::embryonic_after(self.embryonic, before, after);
+        self.embryonic = hit::embryonic_after(self.embryonic, was, is);
         match verdict {
             Verdict::Accept => {
                 let v6 = header.version == 6;
