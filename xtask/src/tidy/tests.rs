@@ -123,8 +123,9 @@ fn every_row_wants_a_test_that_names_it() {
         &[file("crates/anabranch/tests/a.rs", text), file("crates/tunnel/src/a.rs", "/// T2\nfn a() {}")],
         &mut found,
     );
-    let rows: Vec<_> = found.iter().filter_map(|v| v.message.split(['w', ':']).nth(1)).collect();
-    assert_eq!(rows, [" T2", " T3"]);
+    let rows = found.iter().filter_map(|v| v.message.split(['w', ':']).nth(1));
+    let tunnel_rows: Vec<_> = rows.filter(|row| row.starts_with(" T")).collect();
+    assert_eq!(tunnel_rows, [" T2", " T3"]);
 }
 
 #[test]
