@@ -27,9 +27,11 @@ pub(crate) const PORT_TOKENS: u64 = 1 << 32;
 const BATCHES: usize = 8;
 /// A worker looks for more frames so long before it sleeps …
 const HOT_NS: u64 = 50_000;
-/// … if batches have been coming with less than so much between them. Super-packets of a TCP stream come less often, and
-/// whoever sends and receives them has better use for the CPU.
-const HOT_GAP_NS: u64 = 15_000;
+/// … if batches have been coming with less than so much between them …
+const HOT_GAP_NS: u64 = 100_000;
+/// … of frames that are small: super-packets of a TCP stream are worth being woken for, and whoever sends and receives
+/// them has better use for the CPU.
+const HOT_FRAME_BYTES: u64 = 2_000;
 /// Bytes of a virtio header.
 const VNET_BYTES: usize = packet::vnet::VNET_HEADER_BYTES;
 
@@ -74,6 +76,8 @@ pub(crate) struct Part {
     pulled_ns: u64,
     /// Mean time between two batches, lately.
     gap_ns: u64,
+    /// Mean bytes of a frame, lately.
+    frame_bytes: u64,
 }
 
 /// What a round lends to the part.
@@ -104,6 +108,7 @@ impl Part {
             reported_ns: 0,
             pulled_ns: 0,
             gap_ns: HOT_NS,
+            frame_bytes: 0,
         }
     }
 
@@ -171,7 +176,9 @@ impl Part {
 
     /// Whether a frame came a moment ago, so that it is worth looking for the next.
     pub fn is_hot(&self, now_ns: u64) -> bool {
-        self.gap_ns < HOT_GAP_NS && now_ns.saturating_sub(self.pulled_ns) < HOT_NS
+        self.gap_ns < HOT_GAP_NS
+            && self.frame_bytes < HOT_FRAME_BYTES
+            && now_ns.saturating_sub(self.pulled_ns) < HOT_NS
     }
 
     /// Pulls from an interface; whether something may be left.
@@ -181,6 +188,7 @@ impl Part {
         for _ in 0..BATCHES {
             let Self { core, inputs, outputs, trains, drops, scratch, tunnel, .. } = self;
             let Some(input) = inputs.get_mut(place) else { return false };
+            let bytes_before = input.bytes;
             let mut sinks = LinuxSinks {
                 outputs,
                 trains,
@@ -195,6 +203,8 @@ impl Part {
                 Ok(count) => {
                     let gap_ns = now_ns.saturating_sub(self.pulled_ns).min(20 * HOT_NS);
                     self.gap_ns = (self.gap_ns * 15 + gap_ns) / 16;
+                    let bytes = self.inputs.get(place).map_or(0, |input| input.bytes - bytes_before);
+                    self.frame_bytes = (self.frame_bytes * 15 + bytes / count as u64) / 16;
                     self.pulled_ns = now_ns;
                     if count < BATCH_MAX {
                         return false;
