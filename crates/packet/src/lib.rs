@@ -38,25 +38,28 @@ pub use vnet::VirtioNetHeader;
 /// Bytes at `at..at + N`, or nothing when the slice is too short. The one way this crate reads fields: it
 /// cannot panic, and the compiler folds the checks of neighbouring reads.
 #[inline]
-pub(crate) fn array_at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+#[must_use]
+pub fn array_at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..)?.first_chunk::<N>().copied()
 }
 
 /// Big-endian 16 bits at `at`.
 #[inline]
-pub(crate) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+#[must_use]
+pub fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     array_at(bytes, at).map(u16::from_be_bytes)
 }
 
 /// Big-endian 32 bits at `at`.
 #[inline]
-pub(crate) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+#[must_use]
+pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     array_at(bytes, at).map(u32::from_be_bytes)
 }
 
 /// Stores 16 bits big endian at `at`; nothing happens when they do not fit (callers have checked lengths).
 #[inline]
-pub(crate) fn put_u16(bytes: &mut [u8], at: usize, value: u16) {
+pub fn put_u16(bytes: &mut [u8], at: usize, value: u16) {
     if let Some(field) = bytes.get_mut(at..).and_then(|rest| rest.first_chunk_mut::<2>()) {
         *field = value.to_be_bytes();
     }
@@ -64,7 +67,7 @@ pub(crate) fn put_u16(bytes: &mut [u8], at: usize, value: u16) {
 
 /// Stores 32 bits big endian at `at`; nothing happens when they do not fit (callers have checked lengths).
 #[inline]
-pub(crate) fn put_u32(bytes: &mut [u8], at: usize, value: u32) {
+pub fn put_u32(bytes: &mut [u8], at: usize, value: u32) {
     if let Some(field) = bytes.get_mut(at..).and_then(|rest| rest.first_chunk_mut::<4>()) {
         *field = value.to_be_bytes();
     }

@@ -32,7 +32,7 @@ mod tests;
 
 use std::net::IpAddr;
 
-use packet::IpHeader;
+use packet::{IpHeader, put_u16, u16_at};
 
 pub use out::fragment_out;
 pub use pieces::FRAGMENTS_PER_PACKET_MAX;
@@ -94,18 +94,6 @@ impl FragmentLimits {
             packets_per_source_max: limits.fragments_per_source_max,
             timeout_ns: u64::from(timeouts.fragments_s) * 1_000_000_000,
         }
-    }
-}
-
-/// Big-endian 16 bits at `at`.
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes.get(at..)?.first_chunk().map(|field| u16::from_be_bytes(*field))
-}
-
-/// Stores 16 bits big endian at `at`; nothing happens when they do not fit (callers have checked lengths).
-fn put_u16(bytes: &mut [u8], at: usize, value: u16) {
-    if let Some(field) = bytes.get_mut(at..).and_then(|rest| rest.first_chunk_mut()) {
-        *field = value.to_be_bytes();
     }
 }
 

@@ -5,23 +5,7 @@
 
 use std::net::IpAddr;
 
-/// Bytes at `at..at + N`, or nothing when the slice is too short.
-#[inline]
-pub(crate) fn array_at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
-    bytes.get(at..)?.first_chunk::<N>().copied()
-}
-
-/// Big-endian 16 bits at `at`.
-#[inline]
-pub(crate) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    array_at(bytes, at).map(u16::from_be_bytes)
-}
-
-/// Big-endian 32 bits at `at`.
-#[inline]
-pub(crate) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    array_at(bytes, at).map(u32::from_be_bytes)
-}
+pub(crate) use packet::{array_at, put_u16, put_u32, u16_at, u32_at};
 
 /// Copies `value` to `at`; nothing happens when it does not fit: callers have checked lengths.
 #[inline]
@@ -29,18 +13,6 @@ pub(crate) fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
     if let Some(field) = bytes.get_mut(at..).and_then(|rest| rest.get_mut(..value.len())) {
         field.copy_from_slice(value);
     }
-}
-
-/// Stores 16 bits big endian, as [`put`].
-#[inline]
-pub(crate) fn put_u16(bytes: &mut [u8], at: usize, value: u16) {
-    put(bytes, at, &value.to_be_bytes());
-}
-
-/// Stores 32 bits big endian, as [`put`].
-#[inline]
-pub(crate) fn put_u32(bytes: &mut [u8], at: usize, value: u32) {
-    put(bytes, at, &value.to_be_bytes());
 }
 
 /// The delta of one word.
