@@ -16,7 +16,7 @@ mod options;
 pub(crate) mod testing;
 mod upper;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bytes::{array_at, put_u16, u16_at, u32_at};
 use packet::ip::{IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, PROTOCOL_AH, PROTOCOL_TCP, PROTOCOL_UDP};
@@ -80,8 +80,60 @@ pub fn rewrite(
     if done { Ok(()) } else { general(packet, header, checksum_partial, to) }
 }
 
+/// What a plain packet's addresses and ports become, as words of the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ends {
+    /// IPv4: source, destination, both ports.
+    V4([u32; 3]),
+    /// IPv6: source and destination, both ports.
+    V6([u128; 2], u32),
+}
+
+impl Ends {
+    /// The flow key that a packet of this protocol has then.
+    #[must_use]
+    pub fn key(&self, protocol: u8) -> FlowKey {
+        let (src, dst, ports) = match *self {
+            Self::V4([src, dst, ports]) => {
+                (IpAddr::V4(Ipv4Addr::from_bits(src)), IpAddr::V4(Ipv4Addr::from_bits(dst)), ports)
+            }
+            Self::V6([src, dst], ports) => {
+                (IpAddr::V6(Ipv6Addr::from_bits(src)), IpAddr::V6(Ipv6Addr::from_bits(dst)), ports)
+            }
+        };
+        FlowKey { src, dst, src_port: (ports >> 16) as u16, dst_port: ports as u16, protocol }
+    }
+}
+
+/// What a router does to a packet of which is known: it is whole TCP or UDP directly behind the fixed IP header, of
+/// `total_bytes` that are there, its upper header is not cut, its time to live is above 1, and `to`, if it is
+/// translated, is of its IP version. Takes one from the time to live and writes the new ends, as [`decrement_ttl`] and
+/// [`rewrite()`] do.
 #[inline]
-const fn ports(src: u16, dst: u16) -> u32 {
+pub fn send_on(
+    packet: &mut [u8],
+    total_bytes: usize,
+    protocol: u8,
+    checksum_partial: bool,
+    to: Option<&Ends>,
+) {
+    let expired = decrement_ttl(packet);
+    debug_assert!(expired.is_ok());
+    let partial = checksum_partial;
+    let done = match (to, protocol) {
+        (None, _) => true,
+        (Some(Ends::V4(to)), PROTOCOL_TCP) => plain_v4::<16, 40>(packet, total_bytes, partial, *to),
+        (Some(Ends::V4(to)), _) => plain_v4::<6, 28>(packet, total_bytes, partial, *to),
+        (Some(Ends::V6(to, ports)), PROTOCOL_TCP) => {
+            plain_v6::<16, 60>(packet, total_bytes, partial, *to, *ports)
+        }
+        (Some(Ends::V6(to, ports)), _) => plain_v6::<6, 48>(packet, total_bytes, partial, *to, *ports),
+    };
+    debug_assert!(done);
+}
+
+#[inline]
+pub(crate) const fn ports(src: u16, dst: u16) -> u32 {
     (src as u32) << 16 | dst as u32
 }
 

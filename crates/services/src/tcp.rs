@@ -157,16 +157,25 @@ fn resume(record: &mut Record, segment: &Segment) {
 /// be alive.
 #[inline]
 pub fn follow(record: &mut Record, direction: Direction, segment: &Segment) -> Verdict {
-    const KIND: u16 = flags::REPLIED | flags::MID_STREAM | flags::ONE_WAY;
-    if record.state == State::Established as u8
-        && segment.flags & !PSH == ACK
-        && record.flags & KIND == flags::REPLIED
-        && in_window(record, direction, segment) == Verdict::Accept
-    {
-        advance(record, direction, segment);
+    if follow_data(record, direction, segment) {
         return Verdict::Accept;
     }
     follow_slowly(record, direction, segment)
+}
+
+/// Follows a segment that is nothing but data and an acknowledgment, in the window of an established connection.
+/// `false`: it is not such a one, or has to be looked at more closely; nothing has changed.
+#[inline]
+pub fn follow_data(record: &mut Record, direction: Direction, segment: &Segment) -> bool {
+    const KIND: u16 = flags::REPLIED | flags::MID_STREAM | flags::ONE_WAY;
+    let fits = record.state == State::Established as u8
+        && segment.flags & !PSH == ACK
+        && record.flags & KIND == flags::REPLIED
+        && in_window(record, direction, segment) == Verdict::Accept;
+    if fits {
+        advance(record, direction, segment);
+    }
+    fits
 }
 
 fn follow_slowly(record: &mut Record, direction: Direction, segment: &Segment) -> Verdict {

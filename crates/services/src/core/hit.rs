@@ -60,8 +60,8 @@ impl Core {
             flow.record.flags |= flags::REPLIED;
             self.embryonic = embryonic_after(self.embryonic, was, is_embryonic(flow.record));
         }
-        let (flags, number, to) =
-            (flow.record.flags, flow.record.next_hop[direction as usize], flow.leaves_as);
+        let (flags, number) = (flow.record.flags, flow.record.next_hop[direction as usize]);
+        let to = flow.leaves_as.map(|ends| ends.key(header.protocol));
         if came.is_some() && direction == Direction::Reply {
             self.handed_reply(id, flags);
         }

@@ -418,43 +418,45 @@ impl Core {
             (Some(server), Some(backend)) => policy.balancer.opened(server, backend),
             _ => Ok(()),
         };
-        let result = place.and_then(|()| self.insert(policy, key, tenant, &to, out_tenant, course, record));
+        let (original, reply) = ((*key, tenant), reply_of(&to, out_tenant));
+        let result = place.and_then(|()| self.insert(policy, &original, &reply, course, record));
         if result.is_err() {
             if let (Ok(()), Some(backend)) = (place, course.backend) {
                 policy.balancer.closed(backend);
             }
             if bound {
-                let (reply, reply_tenant) = reply_of(&to, out_tenant);
                 let client = if record.flags & flags::SOURCE_NAT != 0 { &course.to } else { key };
-                self.nat.release(now_ns, &reply, reply_tenant, &record, client, tenant);
+                self.nat.release(now_ns, &reply.0, reply.1, &record, client, tenant);
             }
             return result;
         }
         self.counters.flows_opened += 1;
         self.count_services(&record, key, true);
         self.embryonic += 1;
-        self.count_live(&(*key, tenant), &reply_of(&to, out_tenant), u32::wrapping_add);
         result
     }
 
     fn insert(
         &mut self,
         policy: &Policy,
-        key: &FlowKey,
-        tenant: u16,
-        to: &FlowKey,
-        out_tenant: u16,
+        original: &(FlowKey, u16),
+        reply: &(FlowKey, u16),
         course: &Course,
         mut record: Record,
     ) -> Result<FlowId, DropReason> {
-        let there = if course.around {
+        let hashes = [original, reply].map(|(key, tenant)| self.flows.hash(key, *tenant));
+        // The index has just been asked for the original key; the reply's line is on its way meanwhile.
+        self.flows.prefetch(hashes[1]);
+        let buckets = self.live_buckets(original, reply);
+        record.next_hop[Direction::Original as usize] = if course.around {
             hops::LOOP
         } else {
             self.hops.number(course.out_port, course.neighbor, policy, &self.neighbors)?
         };
-        record.next_hop[Direction::Original as usize] = there;
-        let reply = reply_of(to, out_tenant);
-        self.flows.insert((key, tenant), (&reply.0, reply.1), record)
+        let id = self.flows.insert_unknown(hashes, (&original.0, original.1), (&reply.0, reply.1), record)?;
+        hashes.into_iter().for_each(|hash| self.begun.add(hash));
+        self.count_live(buckets, u32::wrapping_add);
+        Ok(id)
     }
 }
 

@@ -23,6 +23,7 @@ use crate::policy::Policy;
 use crate::steer::Steering;
 
 mod answer;
+mod begun;
 mod counters;
 mod explain;
 mod frame;
@@ -31,6 +32,7 @@ mod hit;
 mod hops;
 mod miss;
 mod pieces;
+mod plain;
 mod shift;
 #[cfg(test)]
 mod tests;
@@ -95,6 +97,8 @@ pub struct Core {
     sweep_debt: f64,
     /// Flows ended while a batch was acted upon: what was found before may be another flow by now.
     removals: u32,
+    /// Flows begun while a batch was acted upon.
+    begun: begun::Begun,
     scratch: Vec<u8>,
     /// While a packet that was assembled here goes on: its identification, by which it may be cut again.
     assembled_id: Option<u32>,
@@ -139,6 +143,7 @@ impl Core {
             swept_ns: 0,
             sweep_debt: 0.0,
             removals: 0,
+            begun: begun::Begun::default(),
             scratch: Vec::new(),
             assembled_id: None,
             load_percent: 0,
@@ -201,17 +206,20 @@ impl Core {
                 self.flows.prefetch_counters(id);
             }
         }
+        self.begun.clear();
         let removals = self.removals;
         for (frame, look) in frames.iter_mut().zip(&mut looks) {
-            if let Some(look) = look {
-                self.counters.rx_packets += 1;
-                self.counters.rx_bytes += frame.packet().len() as u64;
-                // An earlier frame of the batch may have begun the flow, or ended one whose place is taken anew.
-                if look.found.is_none() || self.removals != removals {
-                    look.found = self.flows.find(look.hash, &look.key, look.tenant);
-                }
-                self.act(now_ns, frame, look, None, out);
+            let Some(look) = look else { continue };
+            self.counters.rx_packets += 1;
+            self.counters.rx_bytes += frame.packet().len() as u64;
+            if self.removals == removals && self.hit_plainly(now_ns, frame, look) {
+                continue;
             }
+            // An earlier frame of the batch may have begun the flow, or ended one whose place is taken anew.
+            if self.removals != removals || (look.found.is_none() && self.begun.may_have(look.hash)) {
+                look.found = self.flows.find(look.hash, &look.key, look.tenant);
+            }
+            self.act(now_ns, frame, look, None, out);
         }
     }
 
@@ -359,7 +367,7 @@ impl Core {
         let original = (removed.original, removed.tenants[0]);
         let reply = (removed.reply, removed.tenants[1]);
         self.counters.flows_closed += 1;
-        self.count_live(&original, &reply, u32::wrapping_sub);
+        self.count_live(self.live_buckets(&original, &reply), u32::wrapping_sub);
         if hit::is_embryonic(record) {
             self.embryonic = self.embryonic.saturating_sub(1);
         }
@@ -407,15 +415,15 @@ impl Core {
         }
     }
 
-    fn count_live(
-        &mut self,
-        original: &(FlowKey, u16),
-        reply: &(FlowKey, u16),
-        change: impl Fn(u32, u32) -> u32,
-    ) {
+    /// The buckets in which a flow counts: of both directions, if they are two.
+    fn live_buckets(&self, original: &(FlowKey, u16), reply: &(FlowKey, u16)) -> [Option<usize>; 2] {
         let first = self.steering.bucket(&original.0, original.1);
         let second = self.steering.bucket(&reply.0, reply.1);
-        for bucket in [Some(first), (second != first).then_some(second)].into_iter().flatten() {
+        [Some(first), (second != first).then_some(second)]
+    }
+
+    fn count_live(&mut self, buckets: [Option<usize>; 2], change: impl Fn(u32, u32) -> u32) {
+        for bucket in buckets.into_iter().flatten() {
             if let Some(live) = self.live.get_mut(bucket) {
                 *live = change(*live, 1);
             }

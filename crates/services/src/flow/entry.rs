@@ -3,6 +3,7 @@
 use super::ForPacket;
 use super::record::{Direction, Record};
 use super::slab::Slab;
+use crate::rewrite::{Ends, ports};
 use packet::FlowKey;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -10,6 +11,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub(super) trait Address: Copy + Default + Eq {
     fn of(address: IpAddr) -> Option<Self>;
     fn to_ip(self) -> IpAddr;
+    /// Source, destination and both ports as a packet has them.
+    fn ends(src: Self, dst: Self, ports: u32) -> Ends;
 }
 
 impl Address for u32 {
@@ -25,6 +28,11 @@ impl Address for u32 {
     fn to_ip(self) -> IpAddr {
         IpAddr::V4(Ipv4Addr::from_bits(self))
     }
+
+    #[inline]
+    fn ends(src: Self, dst: Self, ports: u32) -> Ends {
+        Ends::V4([src, dst, ports])
+    }
 }
 
 impl Address for [u64; 2] {
@@ -38,9 +46,18 @@ impl Address for [u64; 2] {
 
     #[inline]
     fn to_ip(self) -> IpAddr {
-        let [high, low] = self;
-        IpAddr::V6(Ipv6Addr::from_bits(u128::from(high) << 64 | u128::from(low)))
+        IpAddr::V6(Ipv6Addr::from_bits(joined(self)))
     }
+
+    #[inline]
+    fn ends(src: Self, dst: Self, ports: u32) -> Ends {
+        Ends::V6([joined(src), joined(dst)], ports)
+    }
+}
+
+#[inline]
+fn joined([high, low]: [u64; 2]) -> u128 {
+    u128::from(high) << 64 | u128::from(low)
 }
 
 /// A flow key without its protocol, which is in the record.
@@ -182,7 +199,10 @@ impl<A: Address> Translated<A> {
         direction: Direction,
     ) -> ForPacket<'a> {
         let other = direction.flipped() as usize;
-        let leaves_as = self.tuples.get(other).map(|tuple| tuple.reversed().key(self.record.protocol));
+        let leaves_as = self
+            .tuples
+            .get(other)
+            .map(|tuple| A::ends(tuple.dst, tuple.src, ports(tuple.dst_port, tuple.src_port)));
         ForPacket { record: &mut self.record, leaves_as, counts: Some((counts, direction)) }
     }
 }

@@ -1,7 +1,7 @@
 //! From hash to flow: extendible hashing in small segments.
 //!
 //! A directory of 2^depth places maps the low bits of a hash to a *segment*: an open-addressed table of some 1,100
-//! entries in buckets of eight, one bucket a cache line. A segment that gets too full is given one more *unit* of 16
+//! entries in buckets of eight, one bucket a cache line. A segment that gets too full is given two more *units* of 16
 //! buckets, and when it has nearly doubled it is split into two. So memory follows the number of flows in small steps,
 //! nothing is ever rehashed as a whole, and the longest pause is rewriting one segment. Units come from a pool and go
 //! back to it: sizes change, but memory does not fragment.
@@ -20,9 +20,12 @@ const POOL_CHUNK: usize = 4_096;
 /// The first segment has so many units, a half after a split at least as many.
 const UNITS_MIN: usize = 8;
 /// A segment of so many units is split when it is too full.
-const UNITS_MAX: usize = 15;
-/// Buckets of the largest segment.
-const BUCKETS_MAX: usize = UNIT * UNITS_MAX;
+const UNITS_MAX: usize = 14;
+/// Units that a segment is given or loses at a time: each time it is written anew.
+const UNITS_STEP: usize = 2;
+/// No segment has more buckets; their numbers are bytes.
+const BUCKETS_MAX: usize = 256;
+const _: () = assert!(UNIT * UNITS_MAX <= BUCKETS_MAX);
 /// A unit should not hold more entries than four fifths of its places.
 const UNIT_FULL: usize = UNIT * BUCKET * 4 / 5;
 /// The directory has at most 2^21 places: room for more than two thousand million entries.
@@ -62,6 +65,12 @@ impl Pool {
     fn bucket_mut(&mut self, unit: u32, bucket: usize) -> Option<&mut Bucket> {
         let unit = unit as usize;
         self.chunks.get_mut(unit / POOL_CHUNK)?.get_mut(unit % POOL_CHUNK * UNIT + bucket)
+    }
+
+    fn unit(&self, unit: u32) -> &[Bucket] {
+        let unit = unit as usize;
+        let chunk = self.chunks.get(unit / POOL_CHUNK);
+        chunk.and_then(|chunk| chunk.chunks_exact(UNIT).nth(unit % POOL_CHUNK)).unwrap_or_default()
     }
 
     fn unit_mut(&mut self, unit: u32) -> &mut [Bucket] {
@@ -127,9 +136,9 @@ impl Segment {
         pool.bucket_mut(*self.units.get(bucket / UNIT)?, bucket % UNIT)
     }
 
-    /// Gives it as many units as it needs for so many entries, `UNITS_MAX` at most.
+    /// Gives it as many units as it needs for so many entries.
     fn resize(&mut self, entries: usize, pool: &mut Pool) {
-        let wanted = (entries / UNIT_FULL + 1).clamp(UNITS_MIN, UNITS_MAX);
+        let wanted = units_for(entries);
         for (at, place) in self.units.iter_mut().enumerate() {
             let has = at < usize::from(self.len);
             if has && at >= wanted {
@@ -142,59 +151,54 @@ impl Segment {
     }
 }
 
+/// Units for so many entries, `UNITS_MAX` at most.
+fn units_for(entries: usize) -> usize {
+    (entries / UNIT_FULL + 1).next_multiple_of(UNITS_STEP).clamp(UNITS_MIN, UNITS_MAX)
+}
+
 /// The place of a hash among so many buckets; its high bits count.
 #[inline]
 fn home(hash: u32, buckets: usize) -> usize {
     ((u64::from(hash) * buckets as u64) >> 32) as usize
 }
 
-/// Where segments are rewritten.
+/// Where segments are written anew.
 struct Bench {
-    entries: Vec<(u32, Reference)>,
     buckets: Box<[Bucket; BUCKETS_MAX]>,
     fills: [u8; BUCKETS_MAX],
 }
 
 impl Bench {
     fn new() -> Self {
-        Self {
-            entries: Vec::with_capacity(BUCKETS_MAX * BUCKET),
-            buckets: Box::new([Bucket::EMPTY; BUCKETS_MAX]),
-            fills: [0; BUCKETS_MAX],
-        }
+        Self { buckets: Box::new([Bucket::EMPTY; BUCKETS_MAX]), fills: [0; BUCKETS_MAX] }
     }
 
-    fn read(&mut self, segment: &Segment, pool: &mut Pool) {
-        self.entries.clear();
-        for unit in segment.units() {
-            for bucket in pool.unit_mut(*unit) {
-                self.entries.extend(bucket.places().filter(|(_, reference)| *reference != 0));
-            }
+    /// Lays out those entries of `from` whose hash agrees with `pattern` in the bits of `mask`, among so many buckets.
+    /// Never more than fit, as a segment is not given more entries than it has places.
+    fn lay_out(&mut self, from: &Segment, pool: &Pool, buckets: usize, [mask, pattern]: [u32; 2]) {
+        for (bucket, fill) in self.buckets.iter_mut().zip(&mut self.fills).take(buckets) {
+            *bucket = Bucket::EMPTY;
+            *fill = 0;
         }
-    }
-
-    /// Writes the entries whose hash agrees with `pattern` in the bits of `mask` into the segment.
-    fn write(&mut self, segment: &mut Segment, pool: &mut Pool, [mask, pattern]: [u32; 2]) {
-        let buckets = segment.buckets();
-        self.buckets.fill(Bucket::EMPTY);
-        self.fills.fill(0);
-        let mut used = 0;
-        for (hash, reference) in &self.entries {
-            if hash & mask != pattern {
+        for (hash, reference) in
+            from.units().iter().flat_map(|unit| pool.unit(*unit)).flat_map(Bucket::places)
+        {
+            if reference == 0 || hash & mask != pattern {
                 continue;
             }
-            let mut at = home(*hash, buckets);
-            // Ends: a segment is never given more entries than it has places.
-            while self.fills.get(at).is_some_and(|fill| usize::from(*fill) == BUCKET) {
+            let mut at = home(hash, buckets);
+            while usize::from(self.fills[at % BUCKETS_MAX]) == BUCKET {
                 at = if at + 1 < buckets { at + 1 } else { 0 };
             }
-            if let (Some(bucket), Some(fill)) = (self.buckets.get_mut(at), self.fills.get_mut(at)) {
-                bucket.set(usize::from(*fill), *hash, *reference);
-                *fill += 1;
-            }
-            used += 1;
+            let fill = &mut self.fills[at % BUCKETS_MAX];
+            self.buckets[at % BUCKETS_MAX].set(usize::from(*fill), hash, reference);
+            *fill += 1;
         }
-        segment.used = used;
+    }
+
+    /// Gives the segment what was laid out for it.
+    fn write(&self, segment: &mut Segment, pool: &mut Pool, used: usize) {
+        segment.used = used as u16;
         for (unit, content) in segment.units().iter().zip(self.buckets.chunks_exact(UNIT)) {
             pool.unit_mut(*unit).copy_from_slice(content);
         }
@@ -346,33 +350,36 @@ impl Index {
             + self.pool.free.capacity() * size_of::<u32>()
             + self.segments.capacity() * size_of::<Segment>()
             + self.directory.capacity() * size_of::<u32>()
-            + self.bench.entries.capacity() * size_of::<(u32, Reference)>()
             + size_of_val(&*self.bench.buckets)
     }
 
-    /// Gives the segment of that number, to which `hash` belongs, one more unit, or splits it.
+    /// Gives the segment of that number, to which `hash` belongs, more units, or splits it.
     fn grow(&mut self, number: usize, hash: u32) {
         let Self { directory, segments, depth, pool, bench } = self;
         let Some(segment) = segments.get_mut(number) else { return };
         if usize::from(segment.len) < UNITS_MAX {
-            bench.read(segment, pool);
-            segment.resize(bench.entries.len(), pool);
-            bench.write(segment, pool, [0, 0]);
+            let entries = usize::from(segment.used);
+            bench.lay_out(segment, pool, units_for(entries) * UNIT, [0, 0]);
+            segment.resize(entries, pool);
+            bench.write(segment, pool, entries);
             return;
         }
         // A seeded hash does not get there.
         if segment.depth >= DEPTH_MAX {
             return;
         }
-        bench.read(segment, pool);
         let bit = 1u32 << segment.depth;
-        let upper_entries = bench.entries.iter().filter(|(hash, _)| hash & bit != 0).count();
+        let entries = segment.units().iter().flat_map(|unit| pool.unit(*unit)).flat_map(Bucket::places);
+        let upper_entries = entries.filter(|(hash, reference)| *reference != 0 && hash & bit != 0).count();
+        let lower_entries = usize::from(segment.used) - upper_entries;
         segment.depth += 1;
         let mut upper = Segment { depth: segment.depth, ..Segment::NONE };
-        segment.resize(bench.entries.len() - upper_entries, pool);
         upper.resize(upper_entries, pool);
-        bench.write(segment, pool, [bit, 0]);
-        bench.write(&mut upper, pool, [bit, bit]);
+        bench.lay_out(segment, pool, upper.buckets(), [bit, bit]);
+        bench.write(&mut upper, pool, upper_entries);
+        bench.lay_out(segment, pool, units_for(lower_entries) * UNIT, [bit, 0]);
+        segment.resize(lower_entries, pool);
+        bench.write(segment, pool, lower_entries);
         if upper.depth > *depth {
             directory.extend_from_within(..);
             *depth = upper.depth;

@@ -33,6 +33,7 @@ mod tests;
 pub use record::{Direction, Record, flags};
 pub use walk::Swept;
 
+use crate::rewrite::Ends;
 use bucket::Reference;
 use entry::{Address, Counts, Family, Flow, Plain, Translated, Tuple, Wanted};
 use hash::Hasher;
@@ -118,8 +119,8 @@ pub struct Hint(Reference);
 pub struct ForPacket<'a> {
     /// Its record.
     pub record: &'a mut Record,
-    /// The packet's key after translation; `None`: it stays as it is.
-    pub leaves_as: Option<FlowKey>,
+    /// The packet's ends after translation; `None`: they stay as they are.
+    pub leaves_as: Option<Ends>,
     counts: Option<(&'a mut Counts, Direction)>,
 }
 
@@ -268,8 +269,8 @@ impl FlowTable {
         }
     }
 
-    /// The same answer as [`FlowTable::find`], looking first where the hint says. Any hint will do: one of another hash,
-    /// or from before a change, only costs time.
+    /// The same answer as [`FlowTable::find`], looking only where the hint says if it can. The hint is that of the same
+    /// hash, and no flow was added since: else a flow may be overlooked, but never is a wrong one found.
     #[inline]
     #[must_use]
     pub fn find_hinted(
@@ -279,6 +280,9 @@ impl FlowTable {
         key: &FlowKey,
         tenant: u16,
     ) -> Option<(FlowId, Direction)> {
+        if hint.0 == 0 {
+            return None;
+        }
         self.find_first(hint.0, key, tenant).or_else(|| self.find(hash, key, tenant))
     }
 
@@ -322,9 +326,28 @@ impl FlowTable {
         &mut self,
         original: (&FlowKey, u16),
         reply: (&FlowKey, u16),
-        mut record: Record,
+        record: Record,
     ) -> Result<FlowId, DropReason> {
         let hashes = [self.hash(original.0, original.1), self.hash(reply.0, reply.1)];
+        hashes.iter().for_each(|hash| self.prefetch(*hash));
+        if self.find(hashes[0], original.0, original.1).is_some() {
+            return Err(DropReason::NotNew);
+        }
+        self.insert_unknown(hashes, original, reply, record)
+    }
+
+    /// [`FlowTable::insert`] for who has just looked for `original` and not found it, with the hashes of both keys.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn insert_unknown(
+        &mut self,
+        hashes: [u64; 2],
+        original: (&FlowKey, u16),
+        reply: (&FlowKey, u16),
+        mut record: Record,
+    ) -> Result<FlowId, DropReason> {
+        debug_assert!(self.find(hashes[0], original.0, original.1).is_none(), "the flow is there already");
         let is_plain = original.0.reversed() == *reply.0;
         let is_v4 = original.0.src.is_ipv4();
         if [original.0.dst, reply.0.src, reply.0.dst].iter().any(|address| address.is_ipv4() != is_v4)
@@ -332,9 +355,7 @@ impl FlowTable {
         {
             return Err(DropReason::NatUnsupported);
         }
-        hashes.iter().for_each(|hash| self.prefetch(*hash));
-        if self.find(hashes[0], original.0, original.1).is_some()
-            || self.find(hashes[1], reply.0, reply.1).is_some()
+        if self.find(hashes[1], reply.0, reply.1).is_some()
             || !is_plain && (original.0, original.1) == (reply.0, reply.1)
         {
             return Err(DropReason::NotNew);
@@ -344,24 +365,11 @@ impl FlowTable {
         }
         record.protocol = original.0.protocol;
         let tenants = [original.1, reply.1];
+        let keys = [original.0, reply.0];
         let id = if is_v4 {
-            add(
-                &mut self.v4,
-                [Kind::TranslatedV4, Kind::PlainV4],
-                [original.0, reply.0],
-                is_plain,
-                tenants,
-                record,
-            )
+            add(&mut self.v4, [Kind::TranslatedV4, Kind::PlainV4], keys, is_plain, tenants, record)
         } else {
-            add(
-                &mut self.v6,
-                [Kind::TranslatedV6, Kind::PlainV6],
-                [original.0, reply.0],
-                is_plain,
-                tenants,
-                record,
-            )
+            add(&mut self.v6, [Kind::TranslatedV6, Kind::PlainV6], keys, is_plain, tenants, record)
         }?;
         self.len += 1;
         let one_entry = is_plain && original.1 == reply.1;

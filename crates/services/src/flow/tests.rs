@@ -15,7 +15,9 @@ fn find(table: &FlowTable, key: &FlowKey, tenant: u16) -> Option<(FlowId, Direct
     let found = table.find(hash, key, tenant);
     assert_eq!(table.find_hinted(hint, hash, key, tenant), found);
     let other = table.prefetch_entry(hash ^ 1 << 40);
-    assert_eq!(table.find_hinted(other, hash, key, tenant), found);
+    if other != Hint::default() {
+        assert_eq!(table.find_hinted(other, hash, key, tenant), found);
+    }
     if let Some((id, _)) = found {
         table.prefetch_counters(id);
     }

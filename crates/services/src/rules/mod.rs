@@ -175,6 +175,9 @@ impl RuleSet {
     /// The first rule that matches, or the default action.
     #[must_use]
     pub fn verdict(&self, question: &Question<'_>) -> Verdict {
+        if self.fixed.rules.is_empty() {
+            return Verdict { action: self.fixed.default, rule: None };
+        }
         let mut rule = self.first_match(question);
         if question.to_gateway && question.out_port != HOST_PORT && self.fixed.out_port.matters() {
             let by_address = self.first_match(&Question { out_port: HOST_PORT, ..*question });

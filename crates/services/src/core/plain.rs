@@ -1,0 +1,89 @@
+//! The short way of nearly all packets: whole TCP and UDP without IP options, of a flow that is decided and answered.
+//!
+//! It has to do exactly what [`Core::hit`] does, in half the time. Whatever is unusual it leaves to that, untouched.
+
+use packet::ip::{IPV4_HEADER_BYTES, IPV6_HEADER_BYTES};
+
+use super::{Core, ETHERNET_BYTES, Frame, Look, Outcome, hit, is_partial, tick_of};
+use crate::flow::{Direction, flags};
+use crate::rewrite;
+use crate::spec::{TCP, UDP};
+use crate::tcp::{self, Segment};
+
+/// What the short way needs of an IP header.
+struct Head {
+    header_bytes: usize,
+    total_bytes: usize,
+    protocol: u8,
+    ttl: u8,
+}
+
+impl Head {
+    /// `None`: anything but whole TCP or UDP directly behind the fixed header.
+    #[inline]
+    fn of(packet: &[u8]) -> Option<Self> {
+        let fixed = packet.first_chunk::<IPV4_HEADER_BYTES>()?;
+        let head = match fixed[0] {
+            0x45 if (fixed[6] & 0x3f) | fixed[7] == 0 => Self {
+                header_bytes: IPV4_HEADER_BYTES,
+                total_bytes: usize::from(u16::from_be_bytes([fixed[2], fixed[3]])),
+                protocol: fixed[9],
+                ttl: fixed[8],
+            },
+            0x60..=0x6f => Self {
+                header_bytes: IPV6_HEADER_BYTES,
+                total_bytes: IPV6_HEADER_BYTES + usize::from(u16::from_be_bytes([fixed[4], fixed[5]])),
+                protocol: fixed[6],
+                ttl: fixed[7],
+            },
+            _ => return None,
+        };
+        let upper_bytes = match head.protocol {
+            UDP => 8,
+            TCP => 20,
+            _ => return None,
+        };
+        (head.total_bytes <= packet.len() && head.header_bytes + upper_bytes <= head.total_bytes)
+            .then_some(head)
+    }
+}
+
+impl Core {
+    /// Sends the packet on if there is nothing unusual about it. `false`: nothing has changed.
+    #[inline]
+    pub(super) fn hit_plainly(&mut self, now_ns: u64, frame: &mut Frame<'_>, look: &Look) -> bool {
+        let Some((id, direction)) = look.found else { return false };
+        let partial = is_partial(&frame.offload);
+        let Some((ethernet, packet)) = frame.bytes.split_first_chunk_mut::<ETHERNET_BYTES>() else {
+            return false;
+        };
+        let Some(head) = Head::of(packet) else { return false };
+        let Some(mut flow) = self.flows.for_packet(id, direction) else { return false };
+        let record = &mut *flow.record;
+        let Some(hop) = self.hops.get(record.next_hop[direction as usize]) else { return false };
+        let decided = record.era == self.era && record.flags & flags::SHIFTED == 0;
+        let answered = record.flags & flags::REPLIED != 0
+            || (direction == Direction::Original && !tcp::is_answered_unseen(record));
+        let fits = frame.offload.gso_size == 0 && head.total_bytes <= usize::from(hop.mtu);
+        if !(decided && answered && fits && head.ttl > 1) {
+            return false;
+        }
+        if head.protocol == TCP {
+            let upper = packet.get(head.header_bytes..head.total_bytes).unwrap_or_default();
+            let Some(segment) = Segment::of(upper) else { return false };
+            if hit::is_embryonic(record) || !tcp::follow_data(record, direction, &segment) {
+                return false;
+            }
+        }
+        record.seen = tick_of(now_ns);
+        flow.count(head.total_bytes as u32);
+        rewrite::send_on(packet, head.total_bytes, head.protocol, partial, flow.leaves_as.as_ref());
+        *ethernet = hop.ethernet;
+        frame.outcome =
+            if hop.known { Outcome::Send(hop.port) } else { Outcome::Resolve(hop.port, hop.address) };
+        frame.flow = Some((id, direction));
+        self.counters.tx_packets += 1;
+        self.counters.tx_bytes += head.total_bytes as u64;
+        true
+    }
+}
