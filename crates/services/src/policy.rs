@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
 use packet::flow::FlowKey;
 
 use crate::balance::Balancer;
@@ -49,7 +51,7 @@ pub struct Policy {
     /// Some NAT has endpoint-independent mappings.
     pub maps_endpoints: bool,
     /// Own address → interface.
-    own: BTreeMap<IpAddr, PortId>,
+    own: HashMap<IpAddr, PortId, FixedState>,
     /// Inside endpoint → listen addresses whose flows keep the client's tuple (row C4).
     kept: BTreeMap<(u8, SocketAddr), Vec<SocketAddr>>,
     /// How many NAT rules there are: the operator's, then those that serve virtual servers.
@@ -117,7 +119,7 @@ impl Policy {
             Some(before) => Balancer::compile(&spec.servers, Some(&before.balancer)),
             None => Balancer::compile_keyed(&spec.servers, None, secret),
         };
-        let mut own = BTreeMap::new();
+        let mut own = HashMap::default();
         for (port, interface) in (0..).zip(&spec.interfaces) {
             own.extend(interface.addresses.iter().map(|address| (address.addr(), port)));
         }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
 use packet::DropReason;
 
 use crate::policy::{Policy, is_interface};
@@ -48,7 +50,7 @@ pub struct Hop {
 #[derive(Debug, Default)]
 pub struct Hops {
     list: Vec<Hop>,
-    places: BTreeMap<(PortId, IpAddr), u16>,
+    places: HashMap<(PortId, IpAddr), u16, FixedState>,
     version: Option<u64>,
 }
 

@@ -99,6 +99,11 @@ pub struct Core {
     removals: u32,
     /// Flows begun while a batch was acted upon.
     begun: begun::Begun,
+    /// Tests compare the short way with the long one.
+    #[cfg(test)]
+    long_way_only: bool,
+    #[cfg(test)]
+    went_short: u64,
     scratch: Vec<u8>,
     /// While a packet that was assembled here goes on: its identification, by which it may be cut again.
     assembled_id: Option<u32>,
@@ -144,6 +149,10 @@ impl Core {
             sweep_debt: 0.0,
             removals: 0,
             begun: begun::Begun::default(),
+            #[cfg(test)]
+            long_way_only: false,
+            #[cfg(test)]
+            went_short: 0,
             scratch: Vec::new(),
             assembled_id: None,
             load_percent: 0,

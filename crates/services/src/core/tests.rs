@@ -11,4 +11,5 @@ mod limits;
 mod moving;
 mod refusals;
 mod shift;
+mod short_way;
 mod translation;

@@ -180,19 +180,19 @@ impl Bench {
             *bucket = Bucket::EMPTY;
             *fill = 0;
         }
-        for (hash, reference) in
-            from.units().iter().flat_map(|unit| pool.unit(*unit)).flat_map(Bucket::places)
-        {
-            if reference == 0 || hash & mask != pattern {
-                continue;
+        for bucket in from.units().iter().flat_map(|unit| pool.unit(*unit)) {
+            for (hash, reference) in bucket.places() {
+                if reference == 0 || hash & mask != pattern {
+                    continue;
+                }
+                let mut at = home(hash, buckets);
+                while usize::from(self.fills[at % BUCKETS_MAX]) >= BUCKET {
+                    at = if at + 1 < buckets { at + 1 } else { 0 };
+                }
+                let fill = &mut self.fills[at % BUCKETS_MAX];
+                self.buckets[at % BUCKETS_MAX].set(usize::from(*fill), hash, reference);
+                *fill += 1;
             }
-            let mut at = home(hash, buckets);
-            while usize::from(self.fills[at % BUCKETS_MAX]) == BUCKET {
-                at = if at + 1 < buckets { at + 1 } else { 0 };
-            }
-            let fill = &mut self.fills[at % BUCKETS_MAX];
-            self.buckets[at % BUCKETS_MAX].set(usize::from(*fill), hash, reference);
-            *fill += 1;
         }
     }
 
