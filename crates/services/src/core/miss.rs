@@ -193,7 +193,7 @@ impl Core {
         out_port: PortId,
         out: &mut impl Output,
     ) -> Result<Verdict, DropReason> {
-        let to_gateway = policy.is_addressed(key);
+        let to_gateway = !policy.rules.is_empty() && policy.is_addressed(key);
         let question = Question { key, tenant, in_port: frame.port, out_port, to_gateway };
         let verdict = policy.rules.verdict(&question);
         self.count_rule(verdict.rule);

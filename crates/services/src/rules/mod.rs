@@ -175,7 +175,7 @@ impl RuleSet {
     /// The first rule that matches, or the default action.
     #[must_use]
     pub fn verdict(&self, question: &Question<'_>) -> Verdict {
-        if self.fixed.rules.is_empty() {
+        if self.is_empty() {
             return Verdict { action: self.fixed.default, rule: None };
         }
         let mut rule = self.first_match(question);
@@ -212,6 +212,12 @@ impl RuleSet {
         first_common(pairs, fixed.rules.len(), |number| {
             fixed.rules.get(usize::from(number)).is_some_and(|rule| asked.misfit(rule).is_none())
         })
+    }
+
+    /// Whether there is no rule: the default action decides.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.fixed.rules.is_empty()
     }
 
     /// The rules, in the operator's order.
