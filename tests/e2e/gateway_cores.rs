@@ -1,6 +1,6 @@
 //! Cores of the gateway: who owns which flow, what happens when a core goes, other ways to spread packets, the view.
 
-use linux::testing::isolated;
+use linux::testing::{Halted, isolated};
 
 use crate::gateway_scene::*;
 use crate::scene::*;
@@ -122,6 +122,75 @@ fn c7_a_core_is_drained_while_connections_run() {
         }
         stream.finish();
     });
+}
+
+/// Row C7: a worker hangs while everything runs. Its buckets go to the others, whose flows do not notice; what comes for
+/// its buckets from then on works, whoever spreads the packets. When it works again it gets buckets back, and nothing
+/// that began meanwhile breaks.
+#[test]
+fn c7_a_worker_that_hangs_loses_its_buckets_and_gets_some_back() {
+    let _alone = alone();
+    isolated(|| {
+        let lans = Lans::new(2);
+        lans.scene.expect_error("a core hangs");
+        let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
+        for (distribution, worker) in [("flow", 1), ("round-robin", 1), ("interface", 0)] {
+            hang(&lans, distribution, worker);
+        }
+    });
+}
+
+fn hang(lans: &Lans, distribution: &str, worker: usize) {
+    let gateway = lans.start(&format!("{ALLOW}distribution = \"{distribution}\"\n{NAT}"));
+    let ask = |client: &UdpClient| client.ask("10.1.2.2:80", 64).source;
+    let mut others: Vec<Talk> =
+        talks(lans, 24).into_iter().filter(|talk| core_of(&gateway, talk) != worker).collect();
+    let busy: Vec<Talk> = others.split_off(others.len() / 2);
+    assert!(!others.is_empty() && !busy.is_empty());
+    // Flows of the worker that will hang: old ones, and ports from which new ones will come.
+    let owned = |port: &u16| explain(&gateway, &format!("udp 10.1.1.2:{port} > 10.1.2.2:80")).core == worker;
+    let mut ports = (30_000..).filter(owned);
+    let mut client = || UdpClient::new(lans.host(1), &format!("10.1.1.2:{}", ports.next().unwrap()));
+    let old: Vec<UdpClient> = (0..4).map(|_| client()).collect();
+    for client in &old {
+        ask(client);
+    }
+    let new: Vec<UdpClient> = (0..4).map(|_| client()).collect();
+    let buckets = services(&gateway).cores[worker].buckets;
+    assert_eq!(buckets, 64);
+
+    let halted = Halted::thread(gateway.program.id(), &format!("worker-{worker}")).unwrap();
+    let busy = (distribution == "flow").then(|| Bulk::run(busy));
+    wait_for("the buckets move", PATIENCE, || services(&gateway).cores[worker].buckets == 0);
+    let state = services(&gateway).cores[worker].clone();
+    assert_eq!((state.state.as_str(), services(&gateway).cores[1 - worker].buckets), ("stopped", 128));
+    // The worker still stands: nothing here can have waited for it.
+    for talk in &mut others {
+        talk.echo(50_000).unwrap();
+    }
+    let meanwhile: Vec<_> = old.iter().chain(&new).map(|client| (client, ask(client))).collect();
+    let mut begun = talks(lans, 12);
+    assert!(begun.iter().all(|talk| core_of(&gateway, talk) != worker));
+    assert_eq!(services(&gateway).cores[worker].buckets, 0);
+    assert_eq!(gateway.command(&["core", "drain", &(1 - worker).to_string()]).0, 1, "the last that works");
+    drop(halted);
+
+    wait_for("buckets come back", PATIENCE, || {
+        let core = services(&gateway).cores[worker].clone();
+        core.state == "active" && core.buckets > 0
+    });
+    let mut after = talks(lans, 24);
+    assert!(after.iter().any(|talk| core_of(&gateway, talk) == worker));
+    for talk in others.iter_mut().chain(&mut begun).chain(&mut after) {
+        talk.echo(50_000).unwrap();
+    }
+    for (client, source) in meanwhile {
+        assert_eq!(ask(client), source, "a flow that began meanwhile was translated anew");
+    }
+    if let Some(busy) = busy {
+        busy.finish();
+    }
+    no_reply_went_astray(&gateway);
 }
 
 /// Row C8: whatever spreads the packets over cores, the flows work and each has one owner; other ways than "flow" read

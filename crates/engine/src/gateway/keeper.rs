@@ -25,6 +25,8 @@ const VOTE_ROUNDS: u64 = 2;
 const PROBE_ROUNDS: u64 = 200;
 /// … so many at once.
 const PROBES_MAX: usize = 256;
+/// A core whose count stands still for so many looks is woken: one that only sleeps then moves, one that hangs does not.
+const STILL_LOOKS: u32 = 4;
 
 /// What a core is allowed to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,13 +42,27 @@ pub enum CoreState {
 
 /// What the control core shares with control.
 pub(super) struct Shared {
-    pub states: Vec<CoreState>,
+    pub cores: usize,
+    /// The operator wants no new flows on these.
+    pub drained: CoreSet,
+    /// These hang.
+    pub stuck: CoreSet,
     pub rebalance: bool,
 }
 
 impl Shared {
     pub fn new(cores: usize) -> Self {
-        Self { states: vec![CoreState::Active; cores], rebalance: true }
+        Self { cores, drained: CoreSet::default(), stuck: CoreSet::default(), rebalance: true }
+    }
+
+    /// What each core may do.
+    pub fn states(&self) -> Vec<CoreState> {
+        let state = |core: u8| match (self.stuck.contains(core), self.drained.contains(core)) {
+            (true, _) => CoreState::Stuck,
+            (false, true) => CoreState::Draining,
+            (false, false) => CoreState::Active,
+        };
+        (0..self.cores as u8).map(state).collect()
     }
 }
 
@@ -59,7 +75,8 @@ pub(crate) struct Keeper {
     ports: Vec<(u32, PortId)>,
     arbiter: Arbiter,
     watch: Watch,
-    stuck: CoreSet,
+    /// By core: its count of rounds, and for how many looks it has been that.
+    still: Vec<(u64, u32)>,
     busy_ns: Vec<u64>,
     voted_ns: u64,
     round: u64,
@@ -77,7 +94,7 @@ impl Keeper {
             ports: Vec::new(),
             arbiter: Arbiter::new(Settings::default()),
             watch: Watch::new(cores as u8, Limits::default(), now_ns),
-            stuck: CoreSet::default(),
+            still: vec![(0, 0); cores],
             busy_ns: vec![0; cores],
             voted_ns: now_ns,
             round: 0,
@@ -189,32 +206,31 @@ impl Keeper {
         for core in 0..self.engine.counters.len() {
             let gateway = &self.engine.gateway;
             let rounds = gateway.rounds.get(core).map_or(0, |rounds| rounds.load(Relaxed));
-            let has_work = !self.engine.doorbells.get(core).is_some_and(crate::rings::Doorbell::is_asleep);
+            let bell = self.engine.doorbells.get(core);
+            if let (Some(still), Some(bell)) = (self.still.get_mut(core), bell) {
+                let looks = if still.0 == rounds { still.1 + 1 } else { 0 };
+                *still = (rounds, looks % STILL_LOOKS);
+                // From now on it counts as awake: a core that hangs in its sleep is found, too.
+                if looks == STILL_LOOKS {
+                    bell.ring();
+                }
+            }
+            let has_work = !bell.is_some_and(crate::rings::Doorbell::is_asleep);
             match self.watch.look(core as u8, rounds, has_work, now_ns) {
                 Finding::Unchanged => continue,
                 Finding::Stuck => {
                     tracing::error!(core, "a core hangs; its buckets go to the others, its flows are lost");
-                    self.stuck.insert(core as u8);
+                    lock(&gateway.keeper).stuck.insert(core as u8);
                 }
                 Finding::Back => {
                     tracing::warn!(core, "a core that hung works again");
-                    self.stuck.remove(core as u8);
+                    lock(&gateway.keeper).stuck.remove(core as u8);
                 }
             }
             changed = true;
         }
-        let mut shared = lock(&self.engine.gateway.keeper);
-        for (core, state) in (0u8..).zip(&mut shared.states) {
-            let hangs = self.stuck.contains(core);
-            match *state {
-                CoreState::Active if hangs => *state = CoreState::Stuck,
-                CoreState::Stuck if !hangs => *state = CoreState::Active,
-                _ => {}
-            }
-        }
-        let states = shared.states.clone();
-        drop(shared);
         if changed {
+            let states = lock(&self.engine.gateway.keeper).states();
             self.engine.gateway.replan(&states, &self.engine);
             self.arbiter.changed_elsewhere(now_ns);
         }
@@ -235,7 +251,8 @@ impl Keeper {
         let gateway = &self.engine.gateway;
         let (rebalance, usable) = {
             let shared = lock(&gateway.keeper);
-            let active = (0u8..).zip(&shared.states).filter(|(_, state)| **state == CoreState::Active);
+            let states = shared.states();
+            let active = (0u8..).zip(states).filter(|(_, state)| *state == CoreState::Active);
             (shared.rebalance, active.map(|(core, _)| core).collect::<CoreSet>())
         };
         if !rebalance || usable.len() < 2 {
@@ -243,7 +260,8 @@ impl Keeper {
         }
         let steering = gateway.steering.load_full();
         let era = steering.table.era();
-        let settled = gateway.reports.iter().all(|report| lock(report).table_era == era);
+        let works = (0u8..).zip(&gateway.reports).filter(|(core, _)| steering.is_alive(*core));
+        let settled = works.into_iter().all(|(_, report)| lock(report).table_era == era);
         let work = gateway.live_by_bucket();
         if let Decision::Change { table, moves } =
             self.arbiter.decide(&steering.table, &work, &usable, settled, now_ns)
@@ -290,15 +308,27 @@ impl super::Shared {
 
     /// Puts a bucket table in force: workers first, then the kernel's steering.
     pub(super) fn put_table(&self, table: BucketTable, alive: u128, engine: &crate::Shared) {
-        let next = self.steering.load().with_table(table, alive);
-        self.steering.store(Arc::new(next));
+        let before = self.steering.load_full();
+        self.steering.store(Arc::new(before.with_table(table, alive)));
         self.changed();
         engine.wake_all();
         lock(&self.opened).follow_table(&self.steering.load());
+        if before.alive != alive {
+            super::open::follow_cores(self);
+            engine.wake_all();
+        }
     }
 
     /// A new table after cores changed their state.
     pub(super) fn replan(&self, states: &[CoreState], engine: &crate::Shared) {
+        let mut states = states.to_vec();
+        if !states.contains(&CoreState::Active) {
+            // Better a core that should rest than none.
+            for state in states.iter_mut().filter(|state| **state == CoreState::Draining) {
+                *state = CoreState::Active;
+            }
+        }
+        let states = &states[..];
         let usable: CoreSet = (0u8..)
             .zip(states)
             .filter(|(_, state)| **state == CoreState::Active)

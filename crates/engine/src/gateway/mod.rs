@@ -183,6 +183,17 @@ pub(crate) enum Letter {
     Flows(FlowQuery),
 }
 
+impl Letter {
+    /// The interface that comes or goes.
+    fn port(&self) -> Option<PortId> {
+        match self {
+            Letter::Open(port) => Some(port.id),
+            Letter::Close(id) => Some(*id),
+            Letter::Flows(_) => None,
+        }
+    }
+}
+
 /// Shared by control, the control core and all workers.
 pub(crate) struct Shared {
     pub policy: ArcSwap<Policy>,
@@ -236,7 +247,12 @@ impl Shared {
 
     pub fn post(&self, core: usize, letter: Letter) {
         if let Some(letters) = self.letters.get(core) {
-            lock(letters).push(letter);
+            let mut letters = lock(letters);
+            // The newest word on an interface counts: a core that hangs collects no sockets.
+            if let Some(id) = letter.port() {
+                letters.retain(|older| older.port() != Some(id));
+            }
+            letters.push(letter);
         }
     }
 
@@ -320,7 +336,7 @@ impl crate::Engine {
     #[must_use]
     pub fn core_states(&self) -> Vec<(CoreState, usize)> {
         let table = self.shared.gateway.steering.load();
-        let states = lock(&self.shared.gateway.keeper).states.clone();
+        let states = lock(&self.shared.gateway.keeper).states();
         (0u16..).zip(states).map(|(core, state)| (state, table.table.count(core))).collect()
     }
 
@@ -332,19 +348,21 @@ impl crate::Engine {
         let gateway = &self.shared.gateway;
         let states = {
             let mut shared = lock(&gateway.keeper);
-            let others = shared.states.iter().enumerate();
+            let others = shared.states().into_iter().enumerate();
             let active =
-                others.filter(|(place, state)| *place != core && **state == CoreState::Active).count();
-            let cores = shared.states.len();
-            let state = shared
-                .states
-                .get_mut(core)
-                .ok_or_else(|| format!("no core {core}; there are 0 to {}", cores - 1))?;
+                others.filter(|(place, state)| *place != core && *state == CoreState::Active).count();
+            if core >= shared.cores {
+                return Err(format!("no core {core}; there are 0 to {}", shared.cores - 1));
+            }
             if !enabled && active == 0 {
                 return Err(format!("core {core} is the last one that takes new flows"));
             }
-            *state = if enabled { CoreState::Active } else { CoreState::Draining };
-            shared.states.clone()
+            if enabled {
+                shared.drained.remove(core as u8);
+            } else {
+                shared.drained.insert(core as u8);
+            }
+            shared.states()
         };
         gateway.replan(&states, &self.shared);
         Ok(())
@@ -380,7 +398,8 @@ impl crate::Engine {
         (self.shared.gateway.take_events(), self.shared.gateway.lost_events.load(Relaxed))
     }
 
-    /// Flows that match, of all cores, at most `limit` of each. A core that does not answer within a second is left out.
+    /// Flows that match, of all cores that work, at most `limit` of each. A core that does not answer within a second is
+    /// left out.
     #[must_use]
     pub fn flows(
         &self,
@@ -389,7 +408,9 @@ impl crate::Engine {
     ) -> Vec<FlowEntry> {
         let cores = self.shared.gateway.reports.len();
         let (answer, answers) = std::sync::mpsc::sync_channel(cores.max(1));
-        for core in 0..cores {
+        let steering = self.shared.gateway.steering.load();
+        let asked: Vec<usize> = (0..cores).filter(|core| steering.is_alive(*core as u8)).collect();
+        for &core in &asked {
             let query = FlowQuery { matches: Arc::clone(matches), limit, answer: answer.clone() };
             self.shared.gateway.post(core, Letter::Flows(query));
         }
@@ -397,7 +418,7 @@ impl crate::Engine {
         self.shared.wake_all();
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(1);
         let mut flows = Vec::new();
-        for _ in 0..cores {
+        for _ in asked {
             let left = deadline.saturating_duration_since(std::time::Instant::now());
             match answers.recv_timeout(left) {
                 Ok(more) => flows.extend(more),

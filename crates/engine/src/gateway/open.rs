@@ -30,6 +30,8 @@ struct OpenPort {
     guard: IngressGuard,
     /// Tells the kernel which core owns a packet; without the privilege rings do that work.
     program: Option<SteeringProgram>,
+    /// How often its rings were opened anew, for a fanout group of their own each time.
+    opening: u16,
 }
 
 impl Opened {
@@ -108,6 +110,19 @@ pub(super) fn follow(
     result
 }
 
+/// Interfaces that the kernel does not spread by the bucket table are read by the cores that work: a core that hangs is
+/// left alone in its old fanout group, where it starves nobody.
+pub(super) fn follow_cores(shared: &Shared) {
+    let mut opened = lock(&shared.opened);
+    for (id, port) in (0..).zip(&mut opened.ports) {
+        let Some(port) = port.as_mut().filter(|port| port.program.is_none()) else { continue };
+        port.opening = port.opening.wrapping_add(1);
+        if let Err(error) = open_rings(shared, id, port) {
+            tracing::error!(device = port.device, %error, "a core that hangs still gets packets");
+        }
+    }
+}
+
 fn open(
     shared: &Shared,
     id: PortId,
@@ -126,45 +141,57 @@ fn open(
             None
         }
     };
-    let guard = IngressGuard::attach(&interface.device, share)?;
-    let fanout = match (readers, &program) {
+    let port = OpenPort {
+        index,
+        device: interface.device.clone(),
+        tenant: interface.tenant,
+        readers,
+        share: share.clone(),
+        guard: IngressGuard::attach(&interface.device, share)?,
+        program,
+        opening: 0,
+    };
+    open_rings(shared, id, &port)?;
+    Ok(port)
+}
+
+/// A ring for each core that reads the interface, and what each core that works needs to send.
+fn open_rings(shared: &Shared, id: PortId, port: &OpenPort) -> Result<(), linux::Error> {
+    let cores = shared.reports.len();
+    let steering = shared.steering.load();
+    let works = |core: usize| steering.is_alive(core as u8);
+    let fanout = match (port.readers, &port.program) {
         (Readers::Flow, Some(program)) => Fanout::Steering(program),
         (Readers::Flow | Readers::Interface, _) => Fanout::Hash,
         (Readers::RoundRobin, _) => Fanout::RoundRobin,
         (Readers::Random, _) => Fanout::Random,
         (Readers::Cpu, _) => Fanout::Cpu,
     };
-    let alone = readers == Readers::Interface || cores == 1;
-    let reader = usize::from(id) % cores;
+    let alone = port.readers == Readers::Interface || cores == 1;
+    let reader = (0..cores).map(|turn| (usize::from(id) + turn) % cores).find(|core| works(*core));
+    // The steering program names a core by its place in the group, so that there all cores are in it.
+    let reads =
+        |core: usize| if alone { Some(core) == reader } else { port.program.is_some() || works(core) };
+    let options = PacketRingOptions {
+        group: (!alone).then_some((port.index as u16 & 0x3ff) | port.opening << 10),
+        fanout,
+        ring_bytes: RING_BYTES,
+        kernel: port.share.clone(),
+        ..PacketRingOptions::default()
+    };
     let mut ports = Vec::with_capacity(cores);
     for core in 0..cores {
-        let options = PacketRingOptions {
-            group: (!alone).then_some(index as u16),
-            fanout,
-            ring_bytes: RING_BYTES,
-            kernel: share.clone(),
-            ..PacketRingOptions::default()
-        };
-        let reads = !alone || core == reader;
         ports.push(Port {
             id,
-            ring: if reads { Some(PacketRing::open(&interface.device, &options)?) } else { None },
-            sender: PacketSender::open(&interface.device, false)?,
-            raw: RawIpSender::open(&interface.device)?,
+            ring: if reads(core) { Some(PacketRing::open(&port.device, &options)?) } else { None },
+            sender: PacketSender::open(&port.device, false)?,
+            raw: RawIpSender::open(&port.device)?,
         });
     }
     for (core, port) in ports.into_iter().enumerate() {
         shared.post(core, Letter::Open(Box::new(port)));
     }
-    Ok(OpenPort {
-        index,
-        device: interface.device.clone(),
-        tenant: interface.tenant,
-        readers,
-        share: share.clone(),
-        guard,
-        program,
-    })
+    Ok(())
 }
 
 /// The tunnel's own datagrams and what never leaves a link stay with the kernel.

@@ -145,17 +145,21 @@ impl Part {
 
     fn open(&mut self, port: Port, epoll: &Epoll) {
         let Port { id, ring, sender, raw } = port;
-        self.close(id, epoll);
         let place = usize::from(id);
+        // New sockets for an interface that stays count on from the old ones.
+        let counters = self.outputs.get(place).and_then(Option::as_ref).map(|out| out.counters);
+        let read = self.inputs.iter().find(|input| input.id == id).map(|input| (input.packets, input.bytes));
+        let (packets, bytes) = read.unwrap_or_default();
+        self.close(id, epoll);
         if self.outputs.len() <= place {
             self.outputs.resize_with(place + 1, || None);
         }
         if let Some(out) = self.outputs.get_mut(place) {
-            *out = Some(Out { sender, raw, counters: PortCounters::default() });
+            *out = Some(Out { sender, raw, counters: counters.unwrap_or_default() });
         }
         let Some(ring) = ring else { return };
         match epoll.add(&ring, PORT_TOKENS + u64::from(id), Interest::Read) {
-            Ok(()) => self.inputs.push(In { id, ring, packets: 0, bytes: 0 }),
+            Ok(()) => self.inputs.push(In { id, ring, packets, bytes }),
             Err(error) => {
                 tracing::error!(core = self.core.id(), port = id, %error, "cannot wait for an interface");
             }

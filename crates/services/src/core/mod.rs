@@ -313,7 +313,8 @@ impl Core {
         }
         self.swept_ns = now_ns;
         let slots = self.flows.pass_entries() as f64 + 64.0;
-        let share = elapsed_ns.min(SWEEP_NS) as f64 / SWEEP_NS as f64;
+        let lost = !self.steering.is_alive(self.id);
+        let share = if lost { 1.0 } else { elapsed_ns.min(SWEEP_NS) as f64 / SWEEP_NS as f64 };
         self.sweep_debt = (self.sweep_debt + slots * share).min(slots);
         let entries = (self.sweep_debt as usize).min(SWEEP_ENTRIES_MAX);
         if entries > 0 {
@@ -345,6 +346,8 @@ impl Core {
     fn sweep(&mut self, now_ns: u64, entries: usize, patience_s: u32) {
         let policy = Arc::clone(&self.policy);
         let now = tick_of(now_ns);
+        // A core that hung: the others have begun its flows anew, or given their ports to new ones.
+        let lost = !self.steering.is_alive(self.id);
         let hurry = patience_s < HURRY_S || self.embryonic > policy.limits().embryonic_max / 2;
         let expired = |record: &Record| {
             let mut timeout_s = crate::tcp::timeout_s(record, policy.timeouts());
@@ -352,7 +355,7 @@ impl Core {
                 timeout_s = timeout_s.min(patience_s);
             }
             let silent_ticks = now.wrapping_sub(record.seen);
-            u64::from(silent_ticks) << TICK_SHIFT >= u64::from(timeout_s) * 1_000_000_000
+            lost || u64::from(silent_ticks) << TICK_SHIFT >= u64::from(timeout_s) * 1_000_000_000
         };
         let mut gone = Vec::new();
         self.flows.sweep(entries, expired, |removed| gone.push(removed));

@@ -105,4 +105,16 @@ fn a_dead_core_takes_only_its_own_flows() {
     }
     assert!(kept > 150);
     assert_eq!(world.cores[dead].counters.handed_in, 0);
+    // It works again, before it is trusted: what it knew is forgotten, so that it cannot stand against what others began.
+    let meanwhile: Vec<_> =
+        old.iter().map(|(inside, _)| (*inside, world.one(LAN, &udp_of(inside, b"x")).key())).collect();
+    let lost = world.cores[dead].flows().len();
+    assert!(lost > 50);
+    world.now_ns += SECOND_NS / 10;
+    world.cores[dead].tick(world.now_ns);
+    assert_eq!((world.cores[dead].flows().len(), world.cores[dead].ports_held()), (0, 0));
+    let table = plan(&world.steering.table, &weights(&[1, 1, 1]), &[]).unwrap();
+    let next = world.steering.with_table(table, 0b111);
+    world.set_steering(next);
+    all_still_work(&mut world, &meanwhile);
 }
