@@ -13,6 +13,7 @@ mod download;
 mod encryption;
 mod gateway_clients;
 mod gateway_cores;
+mod gateway_failures;
 mod gateway_floods;
 mod gateway_forward;
 mod gateway_fragments;

@@ -54,7 +54,14 @@ pub struct Device {
 pub trait GatewayHandle {
     /// Puts all of it in force at once, without losing a flow. Called at start, when the host changes, at every reload and
     /// after live changes; never twice with the same content unless the last call failed. On error the old policy stays.
+    /// An interface that cannot be opened is no error: [`Self::interface_errors`].
     fn apply(&self, desired: &Desired) -> Result<(), String>;
+
+    /// Tries again to open the interfaces that could not be opened.
+    fn open_interfaces(&self);
+
+    /// Names of interfaces that could not be opened, with the reason.
+    fn interface_errors(&self) -> BTreeMap<String, String>;
 
     /// Live state. Leases and groups may be left empty: control fills them in.
     fn status(&self) -> ServicesStatus;
@@ -158,8 +165,10 @@ pub struct InterfaceStatus {
     pub name: String,
     /// Kernel device.
     pub device: String,
-    /// "up", or why it is not.
+    /// "up": packets are read there; "starting", "down", "no such device", or "failed".
     pub state: String,
+    /// Why it failed, and what would help.
+    pub reason: String,
     /// The gateway's addresses there.
     pub addresses: Vec<String>,
     /// Tenant; empty = the shared one.

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use linux::netlink::Netlink;
 use packet::flow::FlowKey;
@@ -22,6 +23,11 @@ use crate::nat_log::{self, NatLog};
 use crate::socket::{Request, Response};
 use crate::spec::{self, HostFacts};
 
+/// What the engine could not do is tried again after so long, and then less and less often.
+const RETRY_MIN: Duration = Duration::from_secs(1);
+/// The longest pause between two tries.
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
 /// The control side of the gateway's services.
 pub(crate) struct Router {
     live: Live,
@@ -31,8 +37,12 @@ pub(crate) struct Router {
     facts: Option<HostFacts>,
     /// What the engine has taken.
     told: Option<Desired>,
-    /// Why it did not take the last; said once.
-    failed: Option<String>,
+    /// What it did not take, and why; said once.
+    failed: Option<(Desired, String)>,
+    /// Interfaces that it could not open, and why; said once.
+    closed: BTreeMap<String, String>,
+    /// What did not work is tried again then, and after twice this pause the next time.
+    retry: Option<(Instant, Duration)>,
     monitors: Option<Monitors>,
     /// What they were told last.
     monitored: Vec<Target>,
@@ -57,6 +67,8 @@ impl Router {
             facts: None,
             told: None,
             failed: None,
+            closed: BTreeMap::new(),
+            retry: None,
             monitors: None,
             monitored: Vec::new(),
             health_ids: BTreeMap::new(),
@@ -123,21 +135,58 @@ impl Router {
             self.monitor(&config.services);
             return false;
         }
+        let again = self.failed.as_ref().is_some_and(|(failed, _)| *failed == desired);
+        if again && !self.retry_is_due() {
+            return true;
+        }
+        if !again {
+            self.retry = None;
+        }
         match handle.apply(&desired) {
             Ok(()) => {
                 self.told = Some(desired);
                 self.failed = None;
+                self.note_interfaces(handle);
                 self.monitor(&config.services);
                 false
             }
             Err(error) => {
-                if self.failed.as_ref() != Some(&error) {
+                if self.failed.as_ref().is_none_or(|(_, known)| *known != error) {
                     tracing::error!("the packet engine keeps its old policy: {error}; trying again");
                 }
-                self.failed = Some(error);
+                self.failed = Some((desired, error));
+                self.retry_later();
                 true
             }
         }
+    }
+
+    /// Says once which interfaces do not work, and once when they do.
+    fn note_interfaces(&mut self, handle: &dyn GatewayHandle) {
+        let closed = handle.interface_errors();
+        for (interface, reason) in &closed {
+            if self.closed.get(interface) != Some(reason) {
+                tracing::error!("interface {interface} does not work: {reason}; trying again");
+            }
+        }
+        for interface in self.closed.keys().filter(|interface| !closed.contains_key(*interface)) {
+            tracing::info!(interface, "the interface does not fail any more");
+        }
+        self.closed = closed;
+        if self.closed.is_empty() {
+            self.retry = None;
+        } else {
+            self.retry_later();
+        }
+    }
+
+    fn retry_is_due(&self) -> bool {
+        self.retry.is_none_or(|(at, _)| Instant::now() >= at)
+    }
+
+    fn retry_later(&mut self) {
+        let pause = self.retry.map_or(RETRY_MIN, |(_, pause)| (pause * 2).min(RETRY_MAX));
+        self.retry = Some((Instant::now() + pause, pause));
     }
 
     /// Tells the monitors which backends there are.
@@ -214,11 +263,15 @@ impl Router {
         (!refused.is_empty()).then(|| refused.join("; "))
     }
 
-    /// Once a second: writes the log. Returns whether the engine is to be told again.
+    /// Once a second: writes the log, tries again what did not work. Returns whether the engine is to be told again.
     pub(crate) fn tick(&mut self, handle: &dyn GatewayHandle) -> bool {
         self.write_log(handle);
         handle.tick();
-        self.failed.is_some()
+        if !self.closed.is_empty() && self.failed.is_none() && self.retry_is_due() {
+            handle.open_interfaces();
+            self.note_interfaces(handle);
+        }
+        self.failed.is_some() && self.retry_is_due()
     }
 
     fn write_log(&mut self, handle: &dyn GatewayHandle) {
@@ -310,7 +363,7 @@ impl Router {
         if !self.tell(config, handle) {
             return Ok(());
         }
-        Err(self.failed.clone().unwrap_or_default())
+        Err(self.failed.as_ref().map(|(_, error)| error.clone()).unwrap_or_default())
     }
 
     fn explain(

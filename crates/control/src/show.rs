@@ -74,6 +74,9 @@ fn interfaces(list: &[InterfaceStatus], out: &mut String) {
         ]);
     }
     table.write("\n", out);
+    for interface in list.iter().filter(|interface| !interface.reason.is_empty()) {
+        let _ = writeln!(out, "interface {} does not work: {}", interface.name, interface.reason);
+    }
 }
 
 fn cores(status: &ServicesStatus, out: &mut String) {

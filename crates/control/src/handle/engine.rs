@@ -17,8 +17,8 @@ use services::spec::{HOST_PORT, LeaseSpec, Mapping, NatMode, PortId, RuleAction,
 use crate::config::services::Distribution;
 
 use super::{
-    BackendStatus, CoreServices, Desired, Explanation, FlowFilter, FlowList, FlowReport, ForwardStatus,
-    GatewayHandle, InterfaceStatus, NatStatus, RuleStatus, ServerStatus, ServicesStatus,
+    BackendStatus, CoreServices, Desired, Device, Explanation, FlowFilter, FlowList, FlowReport,
+    ForwardStatus, GatewayHandle, InterfaceStatus, NatStatus, RuleStatus, ServerStatus, ServicesStatus,
 };
 
 /// The engine, and what control wanted last.
@@ -173,25 +173,20 @@ fn action_name(action: RuleAction) -> &'static str {
 
 impl GatewayHandle for EngineHandle<'_> {
     fn apply(&self, desired: &Desired) -> Result<(), String> {
-        let settings = GatewaySettings {
-            spec: desired.spec.clone(),
-            devices: desired
-                .devices
-                .iter()
-                .map(|device| if device.up { device.index } else { None })
-                .collect(),
-            readers: match desired.distribution {
-                Distribution::Flow => Readers::Flow,
-                Distribution::Interface => Readers::Interface,
-                Distribution::RoundRobin => Readers::RoundRobin,
-                Distribution::Random => Readers::Random,
-                Distribution::Cpu => Readers::Cpu,
-            },
-            rebalance: desired.core_rebalance,
-            nat_events: desired.nat_events,
-        };
         *self.memory.desired.lock().unwrap_or_else(PoisonError::into_inner) = Some(desired.clone());
-        self.engine.apply_gateway(&settings)
+        self.engine.apply_gateway(&settings(desired))
+    }
+
+    fn open_interfaces(&self) {
+        if let Some(desired) = self.names().desired {
+            self.engine.open_interfaces(&settings(&desired));
+        }
+    }
+
+    fn interface_errors(&self) -> BTreeMap<String, String> {
+        let names = self.names();
+        let errors = self.engine.interface_errors().into_iter();
+        errors.map(|(port, error)| (names.interface(port), error)).collect()
     }
 
     fn status(&self) -> ServicesStatus {
@@ -207,7 +202,7 @@ impl GatewayHandle for EngineHandle<'_> {
         let sum = |of: &dyn Fn(&CoreReport) -> u64| reports.iter().map(of).sum::<u64>();
         ServicesStatus {
             cores: self.cores(&reports),
-            interfaces: interfaces(&names, &reports),
+            interfaces: interfaces(&names, &reports, &self.engine.interface_errors()),
             rules: rules(&names, &reports),
             nats: nats(&names, &reports, &drops),
             forwards: forwards(&names, &reports),
@@ -302,19 +297,45 @@ impl GatewayHandle for EngineHandle<'_> {
     }
 }
 
-fn interfaces(names: &Names, reports: &[CoreReport]) -> Vec<InterfaceStatus> {
+/// What the engine is told.
+fn settings(desired: &Desired) -> GatewaySettings {
+    let index = |device: &Device| if device.up { device.index } else { None };
+    GatewaySettings {
+        spec: desired.spec.clone(),
+        devices: desired.devices.iter().map(index).collect(),
+        readers: match desired.distribution {
+            Distribution::Flow => Readers::Flow,
+            Distribution::Interface => Readers::Interface,
+            Distribution::RoundRobin => Readers::RoundRobin,
+            Distribution::Random => Readers::Random,
+            Distribution::Cpu => Readers::Cpu,
+        },
+        rebalance: desired.core_rebalance,
+        nat_events: desired.nat_events,
+    }
+}
+
+fn interfaces(
+    names: &Names,
+    reports: &[CoreReport],
+    errors: &BTreeMap<PortId, String>,
+) -> Vec<InterfaceStatus> {
     let each = names.policy.spec.interfaces.iter().enumerate().map(|(place, interface)| {
         let device = names.desired.as_ref().and_then(|desired| desired.devices.get(place));
+        let counters = || reports.iter().filter_map(move |report| report.interfaces.get(place));
+        let error = errors.get(&(place as PortId));
         let state = match device {
             Some(device) if device.index.is_none() => "no such device",
             Some(device) if !device.up => "down",
+            _ if error.is_some() => "failed",
+            _ if !counters().any(|counted| counted.reads) => "starting",
             _ => "up",
         };
-        let counters = || reports.iter().filter_map(move |report| report.interfaces.get(place));
         InterfaceStatus {
             name: interface.name.clone(),
             device: interface.device.clone(),
             state: state.to_owned(),
+            reason: error.cloned().unwrap_or_default(),
             addresses: interface.addresses.iter().map(ToString::to_string).collect(),
             tenant: names.tenant(interface.tenant),
             rx_packets: counters().map(|counted| counted.rx_packets).sum(),

@@ -13,6 +13,7 @@
 //! * `keeper`: the control core (rows C7, C9): neighbours, buckets, cores that come, go or hang.
 //! * [`replay`]: a capture as the source and sink of [`pump`].
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -145,6 +146,8 @@ pub struct PortCounters {
     pub tx_bytes: u64,
     /// Packets the kernel had no room for in the ring.
     pub lost_packets: u64,
+    /// Whether this core reads there.
+    pub reads: bool,
 }
 
 /// A flow for people to look at.
@@ -302,8 +305,8 @@ impl crate::Engine {
     /// next packet comes.
     ///
     /// # Errors
-    /// Text for the operator. When rules cannot be compiled everything stays as it was; when an interface cannot be
-    /// opened the rest is in force.
+    /// Text for the operator: rules cannot be compiled, and everything stays as it was. When an interface cannot be opened
+    /// the rest is in force ([`Self::interface_errors`]).
     pub fn apply_gateway(&self, settings: &GatewaySettings) -> Result<(), String> {
         let gateway = &self.shared.gateway;
         let before = gateway.policy.load_full();
@@ -315,9 +318,20 @@ impl crate::Engine {
         gateway.policy.store(Arc::new(policy));
         gateway.active.store(true, Relaxed);
         gateway.changed();
-        let result = open::follow(gateway, settings, self.settings.listen_port);
+        self.open_interfaces(settings);
+        Ok(())
+    }
+
+    /// Opens the interfaces of the settings in force that are not open.
+    pub fn open_interfaces(&self, settings: &GatewaySettings) {
+        open::follow(&self.shared.gateway, settings, self.settings.listen_port);
         self.shared.wake_all();
-        result
+    }
+
+    /// Interfaces that could not be opened, and why.
+    #[must_use]
+    pub fn interface_errors(&self) -> BTreeMap<PortId, String> {
+        lock(&self.shared.gateway.opened).errors.clone()
     }
 
     /// What each core told last.
@@ -384,12 +398,6 @@ impl crate::Engine {
     #[must_use]
     pub fn neighbors(&self) -> Arc<Neighbors> {
         self.shared.gateway.neighbors.load_full()
-    }
-
-    /// Open interfaces: device and how packets find their core ("bpf" in the kernel, "ring" between workers).
-    #[must_use]
-    pub fn open_interfaces(&self) -> Vec<(String, &'static str)> {
-        lock(&self.shared.gateway.opened).list()
     }
 
     /// NAT events since the last call, and how many were lost for lack of room since the start.

@@ -1,5 +1,7 @@
 //! Interfaces come and go: sockets for all cores, the guard that keeps the kernel's stack out, the steering program.
 
+use std::collections::BTreeMap;
+
 use linux::bpf::{KernelShare, SteeringProgram};
 use linux::ingress_guard::IngressGuard;
 use linux::packet_ring::{Fanout, PacketRing, PacketRingOptions};
@@ -18,6 +20,8 @@ const RING_BYTES: usize = 8 << 20;
 #[derive(Default)]
 pub(crate) struct Opened {
     ports: Vec<Option<OpenPort>>,
+    /// Why others are not.
+    pub errors: BTreeMap<PortId, String>,
 }
 
 /// One interface in use.
@@ -51,12 +55,6 @@ impl Opened {
         self.ports.clear();
     }
 
-    /// How each open interface is steered and guarded: (device, "bpf" or "ring").
-    pub fn list(&self) -> Vec<(String, &'static str)> {
-        let ports = self.ports.iter().flatten();
-        ports.map(|port| (port.device.clone(), if port.program.is_some() { "bpf" } else { "ring" })).collect()
-    }
-
     /// (index, place) of the open interfaces.
     pub fn indices(&self) -> Vec<(u32, PortId)> {
         let ports = (0..).zip(&self.ports);
@@ -64,21 +62,15 @@ impl Opened {
     }
 }
 
-/// Brings what is open in line with what is wanted.
-///
-/// # Errors
-/// Text about the first interface that could not be opened; the others are.
-pub(super) fn follow(
-    shared: &Shared,
-    settings: &GatewaySettings,
-    listen_port: Option<u16>,
-) -> Result<(), String> {
+/// Brings what is open in line with what is wanted; what cannot be opened is noted.
+pub(super) fn follow(shared: &Shared, settings: &GatewaySettings, listen_port: Option<u16>) {
     let mut opened = lock(&shared.opened);
+    let opened = &mut *opened;
     let wanted = settings.spec.interfaces.len();
     let places = opened.ports.len().max(wanted);
     opened.ports.resize_with(places, || None);
     let share = kernel_share(&settings.spec, listen_port);
-    let mut result = Ok(());
+    opened.errors.clear();
     for place in 0..places {
         let interface = settings.spec.interfaces.get(place);
         let index = settings.devices.get(place).copied().flatten();
@@ -103,11 +95,12 @@ pub(super) fn follow(
         let (Some(interface), Some(index)) = (interface, index) else { continue };
         match open(shared, id, index, interface, settings.readers, &share) {
             Ok(port) => *slot = Some(port),
-            Err(error) => result = Err(format!("interface {}: {error}", interface.name)),
+            Err(error) => {
+                opened.errors.insert(id, error.to_string());
+            }
         }
     }
     opened.ports.truncate(wanted.max(1));
-    result
 }
 
 /// Interfaces that the kernel does not spread by the bucket table are read by the cores that work: a core that hangs is

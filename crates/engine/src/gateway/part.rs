@@ -287,6 +287,7 @@ impl Part {
                 counters.rx_packets = input.packets;
                 counters.rx_bytes = input.bytes;
                 counters.lost_packets = lost;
+                counters.reads = true;
             }
         }
         let report = CoreReport {
