@@ -44,6 +44,7 @@ fn c1_c2_c10_each_core_has_its_own_flows() {
         let (code, text) = gateway.command(&["status", "--json"]);
         let json: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert!(code == 0 && json["gateway"]["cores"][0]["live_flows"].is_u64(), "{text}");
+        assert_eq!(json["gateway"]["lost_nat_events"], 0, "{text}");
         let (code, text) = gateway.command(&["status", "--flows", "--match", "tcp port 80", "--limit", "5"]);
         assert!(code == 0 && text.contains("10.1.2.2:80"), "{text}");
         assert_eq!(gateway.command(&["status", "--flows", "--match", "what is this"]).0, 2);

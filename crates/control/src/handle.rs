@@ -121,6 +121,8 @@ pub struct ServicesStatus {
     pub handed_off_packets: u64,
     /// Replies of translated flows (rows C2, C3) that arrived at another core than the request's; must stay 0.
     pub replies_on_wrong_core_packets: u64,
+    /// Lines that are missing in the log of address translation, for lack of room.
+    pub lost_nat_events: u64,
     /// Raised by every change of the policy.
     pub policy_era: u32,
 }

@@ -212,6 +212,7 @@ impl GatewayHandle for EngineHandle<'_> {
             drops,
             handed_off_packets: sum(&|report| report.counters.handed_out),
             replies_on_wrong_core_packets: sum(&|report| report.counters.replies_on_wrong_core),
+            lost_nat_events: self.engine.lost_nat_events(),
             policy_era: names.policy.era,
         }
     }

@@ -77,6 +77,12 @@ gateway dropped: rule-drop 7
 ";
     let text = services(&status());
     assert_eq!(text, expected, "\n{text}");
+    let lost = services(&ServicesStatus { lost_nat_events: 3, ..status() });
+    assert!(lost.contains("\nlost from the NAT log: 3 events\n"), "{lost}");
+    let mut failed = status();
+    failed.interfaces[0].reason = "no nft".to_owned();
+    let failed = services(&failed);
+    assert!(failed.contains("\ninterface lan does not work: no nft\n"), "{failed}");
     let json = serde_json::to_value(status()).unwrap();
     assert_eq!(serde_json::from_value::<ServicesStatus>(json).unwrap(), status());
 }

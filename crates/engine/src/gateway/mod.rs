@@ -129,6 +129,8 @@ pub struct CoreReport {
     pub table_era: u32,
     /// Ports of outside addresses held by flows.
     pub ports_held: u64,
+    /// NAT events that this core could not keep until they were taken.
+    pub lost_nat_events: u64,
     /// By interface: packets and bytes read, packets and bytes sent, packets lost in the kernel's ring.
     pub interfaces: Vec<PortCounters>,
 }
@@ -263,19 +265,26 @@ impl Shared {
         self.letters.get(core).map(|letters| std::mem::take(&mut *lock(letters))).unwrap_or_default()
     }
 
-    pub fn keep_events(&self, events: impl Iterator<Item = NatEvent>) {
-        let mut events = events.peekable();
-        if events.peek().is_none() {
-            return;
+    /// Takes over what a core's `events` gives, or nothing: it is asked only then. A core that would have to wait keeps its
+    /// own until the next time.
+    pub fn keep_events<I: Iterator<Item = NatEvent>>(&self, events: impl FnOnce() -> I) {
+        if !self.events_wanted() {
+            events().for_each(drop);
+        } else if let Ok(mut kept) = self.events.try_lock() {
+            self.keep(&mut kept, events());
         }
-        if !self.keep_events.load(Relaxed) {
-            events.for_each(drop);
-            return;
-        }
-        let mut kept = lock(&self.events);
+    }
+
+    fn keep(&self, kept: &mut Vec<NatEvent>, mut events: impl Iterator<Item = NatEvent>) {
         let room = EVENTS_MAX.saturating_sub(kept.len());
         kept.extend(events.by_ref().take(room));
         self.lost_events.fetch_add(events.count() as u64, Relaxed);
+    }
+
+    /// NAT events lost since the start: on the cores, and because nobody took them in time.
+    pub fn lost_events(&self) -> u64 {
+        let on_cores: u64 = self.reports.iter().map(|report| lock(report).lost_nat_events).sum();
+        self.lost_events.load(Relaxed) + on_cores
     }
 
     pub fn events_wanted(&self) -> bool {
@@ -313,7 +322,9 @@ impl crate::Engine {
         let (policy, events) =
             Policy::compile(settings.spec.clone(), Some(&before), linux::clock::monotonic_ns())?;
         gateway.keep_events.store(settings.nat_events, Relaxed);
-        gateway.keep_events(events.into_iter());
+        if settings.nat_events {
+            gateway.keep(&mut lock(&gateway.events), events.into_iter());
+        }
         lock(&gateway.keeper).rebalance = settings.rebalance;
         gateway.policy.store(Arc::new(policy));
         gateway.active.store(true, Relaxed);
@@ -403,7 +414,13 @@ impl crate::Engine {
     /// NAT events since the last call, and how many were lost for lack of room since the start.
     #[must_use]
     pub fn take_nat_events(&self) -> (Vec<NatEvent>, u64) {
-        (self.shared.gateway.take_events(), self.shared.gateway.lost_events.load(Relaxed))
+        (self.shared.gateway.take_events(), self.lost_nat_events())
+    }
+
+    /// NAT events lost since the start: on the cores, and because nobody took them in time.
+    #[must_use]
+    pub fn lost_nat_events(&self) -> u64 {
+        self.shared.gateway.lost_events()
     }
 
     /// Flows that match, of all cores that work, at most `limit` of each. A core that does not answer within a second is
@@ -439,5 +456,55 @@ impl crate::Engine {
     /// Closes all interfaces: the kernel's stack has them again.
     pub(crate) fn close_gateway(&self) {
         lock(&self.shared.gateway.opened).clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use services::nat::NatEventKind;
+
+    use super::*;
+
+    #[test]
+    fn nat_events_without_room_are_counted_wherever_they_are_lost() {
+        let shared = Shared::new(2).unwrap();
+        let endpoint = "192.0.2.1:80".parse().unwrap();
+        let event = NatEvent {
+            at_ns: 1,
+            kind: NatEventKind::Opened,
+            tenant: 0,
+            protocol: 6,
+            inside: endpoint,
+            outside: endpoint,
+            ports: 1,
+            remote: None,
+        };
+        let some = |count: usize| move || std::iter::repeat_n(event, count);
+        shared.keep_events(some(9));
+        assert_eq!((shared.take_events().len(), shared.lost_events()), (0, 0), "nobody wants them");
+        shared.keep_events.store(true, Relaxed);
+        shared.keep_events(some(EVENTS_MAX - 1));
+        shared.keep_events(some(4));
+        assert_eq!(shared.lost_events(), 3);
+        lock(&shared.reports[1]).lost_nat_events = 5;
+        assert_eq!((shared.take_events().len(), shared.lost_events()), (EVENTS_MAX, 8));
+        let waits = lock(&shared.events);
+        shared.keep_events(|| -> std::iter::Empty<NatEvent> {
+            panic!("asked although there is no way to keep")
+        });
+        drop(waits);
+        shared.keep_events(some(2));
+        assert_eq!((shared.take_events().len(), shared.lost_events()), (2, 8));
+    }
+
+    #[test]
+    fn the_newest_word_on_an_interface_counts() {
+        let shared = Shared::new(1).unwrap();
+        for id in [3, 4, 3, 3] {
+            shared.post(0, Letter::Close(id));
+        }
+        let ids: Vec<_> = shared.take_letters(0).iter().map(Letter::port).collect();
+        assert_eq!(ids, [Some(4), Some(3)]);
     }
 }

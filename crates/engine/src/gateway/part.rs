@@ -272,7 +272,7 @@ impl Part {
 
     fn report(&mut self) {
         self.core.set_nat_events_wanted(self.shared.events_wanted());
-        self.shared.keep_events(self.core.nat_events());
+        self.shared.keep_events(|| self.core.nat_events());
         let mut drops = self.core.drops.clone();
         drops.merge(&self.drops);
         drops.merge(&self.core.late_drops());
@@ -302,6 +302,7 @@ impl Part {
             live_by_bucket: self.core.live().to_vec(),
             table_era: self.core.table_era(),
             ports_held: self.core.ports_held(),
+            lost_nat_events: self.core.nat().events_lost(),
             interfaces,
         };
         if let Some(shared) = self.shared.reports.get(usize::from(self.core.id())) {

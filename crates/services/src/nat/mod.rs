@@ -349,6 +349,12 @@ impl Nat {
         self.events.drain()
     }
 
+    /// [`NatStatus::events_lost`].
+    #[must_use]
+    pub fn events_lost(&self) -> u64 {
+        self.events.lost()
+    }
+
     /// Whether events are kept for [`Self::events`]; they are unless told otherwise.
     pub fn set_events_wanted(&mut self, wanted: bool) {
         self.events.set_wanted(wanted);
