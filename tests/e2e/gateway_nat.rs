@@ -165,7 +165,9 @@ fn c2_endpoint_independent_mapping_keeps_the_port_and_lets_others_in() {
 fn c2_a_client_has_only_so_many_flows() {
     isolated(|| {
         let lans = Lans::new(3);
-        let gateway = lans.start(&format!("{ALLOW}[[nat]]\nout = \"lan2\"\nflows-per-client-max = 20\n"));
+        let gateway = lans.start(&format!(
+            "{ALLOW}[[nat]]\nout = \"lan2\"\nflows-per-client-max = 20\n[[nat]]\nout = \"lan3\"\nports = \"4096-5119\"\n"
+        ));
         let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
         let clients: Vec<UdpClient> = (0..20 * services(&gateway).cores.len() + 40)
             .map(|_| UdpClient::new(lans.host(1), "0.0.0.0:0"))
@@ -178,6 +180,9 @@ fn c2_a_client_has_only_so_many_flows() {
         let count = flows(&gateway, "udp 10.1.1.2").flows.len();
         assert!(count <= 20 * services(&gateway).cores.len(), "{count} flows");
         assert_eq!(ask_tcp(lans.host(3), "10.1.2.2:80").source.ip(), gateway_ip(2));
+        // Each rule counts its own.
+        let nats = services(&gateway).nats;
+        assert_eq!((nats[0].exhausted_flows, nats[1].refused_flows, nats[1].exhausted_flows), (0, 0, 0));
     });
 }
 

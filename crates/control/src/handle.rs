@@ -216,9 +216,9 @@ pub struct NatStatus {
     pub used_ports: Option<u64>,
     /// Ports there are, likewise; with endpoint-dependent mapping one port serves many destinations.
     pub total_ports: u64,
-    /// Flows that found no port. With several `[[nat]]` only the sum is known, which each of them has here.
+    /// Flows that found no port.
     pub exhausted_flows: u64,
-    /// Flows refused because their client had its share; likewise.
+    /// Flows refused because their client had its share.
     pub refused_flows: u64,
 }
 

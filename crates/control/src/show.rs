@@ -122,8 +122,6 @@ fn rules(status: &ServicesStatus, out: &mut String) {
 
 fn nats(status: &ServicesStatus, out: &mut String) {
     const ADDRESSES_SHOWN: usize = 4;
-    // Of several only the sums are known, which stand among the drops.
-    let alone = status.nats.len() == 1;
     let known = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
     let mut table =
         Table::new(&["NAT", "mode", "<flows", "<ports", "<full", "<exhausted", "<refused", "addresses"]);
@@ -144,8 +142,8 @@ fn nats(status: &ServicesStatus, out: &mut String) {
             nat.live_flows.to_string(),
             known(nat.used_ports),
             full,
-            known(alone.then_some(nat.exhausted_flows)),
-            known(alone.then_some(nat.refused_flows)),
+            nat.exhausted_flows.to_string(),
+            nat.refused_flows.to_string(),
             or_dash(&addresses.join(", ")),
         ]);
     }

@@ -204,7 +204,7 @@ impl GatewayHandle for EngineHandle<'_> {
             cores: self.cores(&reports),
             interfaces: interfaces(&names, &reports, &self.engine.interface_errors()),
             rules: rules(&names, &reports),
-            nats: nats(&names, &reports, &drops),
+            nats: nats(&names, &reports),
             forwards: forwards(&names, &reports),
             virtual_servers: self.servers(&names),
             leases: Vec::new(),
@@ -370,13 +370,13 @@ fn rules(names: &Names, reports: &[CoreReport]) -> Vec<RuleStatus> {
     rules
 }
 
-fn nats(names: &Names, reports: &[CoreReport], drops: &BTreeMap<String, u64>) -> Vec<NatStatus> {
+fn nats(names: &Names, reports: &[CoreReport]) -> Vec<NatStatus> {
     let spec = &names.policy.spec;
-    let refused = |reason: &str| drops.get(reason).copied().unwrap_or(0);
     let each = spec.nats.iter().enumerate().map(|(place, nat)| {
         let addresses = names.policy.nat.addresses(place as u16);
         let ports = u64::from(nat.ports.1.saturating_sub(nat.ports.0)) + 1;
         let flows = reports.iter().filter_map(|report| report.nat_flows.get(place)).sum();
+        let refusals = || reports.iter().filter_map(|report| report.nat_refusals.get(place));
         // Only then each flow has a place of its own in a port table, of which there are several on each core.
         let counted = nat.mode == NatMode::AddressAndPort
             && nat.mapping == Mapping::EndpointDependent
@@ -394,8 +394,8 @@ fn nats(names: &Names, reports: &[CoreReport], drops: &BTreeMap<String, u64>) ->
             addresses: addresses.iter().map(ToString::to_string).collect(),
             live_flows: flows,
             used_ports: counted.then_some(flows),
-            exhausted_flows: refused("nat-ports-exhausted"),
-            refused_flows: refused("flows-per-client"),
+            exhausted_flows: refusals().map(|refused| refused.exhausted_flows).sum(),
+            refused_flows: refusals().map(|refused| refused.over_limit_flows).sum(),
         }
     });
     each.collect()

@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 use packet::DropCounters;
 use packet::flow::FlowKey;
-use services::core::{Core, Counters, Frame, Neighbors, Output};
+use services::core::{Core, Counters, Frame, NatRefusals, Neighbors, Output};
 use services::flow::{FlowCounters, Record};
 use services::nat::NatEvent;
 use services::policy::Policy;
@@ -121,6 +121,8 @@ pub struct CoreReport {
     pub rule_hits: Vec<u64>,
     /// Live flows by NAT rule: the operator's, then one for each virtual server.
     pub nat_flows: Vec<u64>,
+    /// New flows that the operator's NAT rules could not translate.
+    pub nat_refusals: Vec<NatRefusals>,
     /// Live and begun flows by port forward.
     pub forward_flows: Vec<(u64, u64)>,
     /// Live flows by bucket.

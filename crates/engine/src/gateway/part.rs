@@ -298,6 +298,7 @@ impl Part {
             flow_memory_bytes: self.core.flows().memory_bytes() as u64,
             rule_hits: self.core.rule_hits.clone(),
             nat_flows: self.core.nat_flows.clone(),
+            nat_refusals: self.core.nat_refusals.clone(),
             forward_flows: self.core.forward_flows.clone(),
             live_by_bucket: self.core.live().to_vec(),
             table_era: self.core.table_era(),

@@ -1,5 +1,9 @@
 //! What one core counts.
 
+use packet::DropReason;
+
+use crate::spec::NatSpec;
+
 /// Counts of one core since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Counters {
@@ -29,4 +33,36 @@ pub struct Counters {
     pub flows_refused: u64,
     /// ICMP errors and resets made here.
     pub answers: u64,
+}
+
+/// New flows that a NAT rule could not translate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NatRefusals {
+    /// No port was left.
+    pub exhausted_flows: u64,
+    /// Their client had its share.
+    pub over_limit_flows: u64,
+}
+
+impl NatRefusals {
+    pub(super) fn count(&mut self, reason: DropReason) {
+        match reason {
+            DropReason::NatPortsExhausted => self.exhausted_flows += 1,
+            DropReason::FlowsPerClient => self.over_limit_flows += 1,
+            _ => {}
+        }
+    }
+}
+
+/// Counts stay with their rule when others come and go: its outer interface, sources and mode say which it is.
+pub(super) fn carry_refusals(old: &[NatSpec], counts: &[NatRefusals], new: &[NatSpec]) -> Vec<NatRefusals> {
+    let same = |a: &NatSpec, b: &NatSpec| {
+        (a.out, a.mode, &a.from, &a.tenants) == (b.out, b.mode, &b.from, &b.tenants)
+    };
+    let mut left: Vec<_> = old.iter().zip(counts).collect();
+    let carry = |rule: &NatSpec| {
+        let place = left.iter().position(|(before, _)| same(before, rule));
+        place.map_or_else(NatRefusals::default, |place| *left.remove(place).1)
+    };
+    new.iter().map(carry).collect()
 }

@@ -393,7 +393,7 @@ impl Core {
                 self.sweep(now_ns, EMERGENCY_ENTRIES, EMERGENCY_S);
                 binding = self.bind(now_ns, &request);
             }
-            let binding = binding?;
+            let binding = binding.inspect_err(|reason| self.count_refusal(rule, *reason))?;
             if !binding.kept {
                 to = with_source(&to, binding.source, binding.port);
             }
@@ -406,7 +406,8 @@ impl Core {
             bound = true;
         } else if course.flags & flags::MAPPED != 0 {
             let rule = policy.nat.rule_of_outside(key.dst).ok_or(DropReason::NatNoMapping)?;
-            self.nat.join(now_ns, key, tenant, rule)?;
+            let joined = self.nat.join(now_ns, key, tenant, rule);
+            joined.inspect_err(|reason| self.count_refusal(rule, *reason))?;
             record.nat = rule + 1;
             bound = true;
         }
@@ -515,8 +516,7 @@ fn check_source(policy: &Policy, key: &FlowKey, port: PortId, came: Option<u8>) 
 fn answers_host(policy: &Policy, key: &FlowKey, out_port: PortId, packet: &[u8]) -> Result<bool, DropReason> {
     let header = IpHeader::parse(packet)?;
     Ok(out_port == HOST_PORT
-        && policy.server_or_forward(key).is_none()
-        && !opens(policy, key, &header, packet))
+        && policy.server_or_forward(key).is_none() && !opens(policy, key, &header, packet))
 }
 
 /// Whether a packet asks for something new, as opposed to answering the host.

@@ -37,7 +37,7 @@ mod shift;
 #[cfg(test)]
 mod tests;
 
-pub use counters::Counters;
+pub use counters::{Counters, NatRefusals};
 pub use explain::{Entry, Explanation, explain};
 pub use frame::{ETHERNET_BYTES, Frame, Handed, Outcome, Output, Piece};
 pub use hops::Neighbors;
@@ -117,6 +117,8 @@ pub struct Core {
     pub rule_hits: Vec<u64>,
     /// Live flows by NAT rule: the operator's, then those of virtual servers.
     pub nat_flows: Vec<u64>,
+    /// New flows that the operator's NAT rules could not translate.
+    pub nat_refusals: Vec<NatRefusals>,
     /// Live and begun flows by port forward.
     pub forward_flows: Vec<(u64, u64)>,
 }
@@ -162,6 +164,7 @@ impl Core {
             era: policy.era,
             tenants: Vec::new(),
             nat_flows: Vec::new(),
+            nat_refusals: vec![NatRefusals::default(); policy.spec.nats.len()],
             forward_flows: Vec::new(),
             policy: Arc::new(Arc::clone(&policy)),
             steering: Arc::clone(&steering),
@@ -175,6 +178,8 @@ impl Core {
         self.nat.follow(&policy.nat, &steering.table, &steering.hasher, &steering.solvers);
         self.rule_hits =
             crate::rules::carry_hits(&self.policy.spec.rules, &self.rule_hits, &policy.spec.rules);
+        self.nat_refusals =
+            counters::carry_refusals(&self.policy.spec.nats, &self.nat_refusals, &policy.spec.nats);
         self.era = policy.era;
         self.tenants = policy.spec.interfaces.iter().map(|interface| interface.tenant).collect();
         self.nat_flows.resize(policy.nat_rules, 0);
@@ -405,6 +410,12 @@ impl Core {
         }
         if let Some(backend) = record.backend.checked_sub(1) {
             self.policy.balancer.closed(backend);
+        }
+    }
+
+    fn count_refusal(&mut self, rule: u16, reason: DropReason) {
+        if let Some(refusals) = self.nat_refusals.get_mut(usize::from(rule)) {
+            refusals.count(reason);
         }
     }
 

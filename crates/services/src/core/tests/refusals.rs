@@ -4,7 +4,7 @@ use packet::DropReason;
 
 use super::balancing::farm;
 use super::world::*;
-use crate::core::explain;
+use crate::core::{Outcome, explain};
 use crate::fragment::Variant;
 use crate::spec::{
     DeliveryMode, ForwardSpec, GatewaySpec, HOST_PORT, NatMode, PortId, RuleAction, RuleSpec, SideSpec, TCP,
@@ -255,4 +255,36 @@ fn replies_to_the_gateways_addresses_visit_no_other_core() {
         assert_eq!(world.one(LAN, &check).port(), HOST_PORT);
     }
     assert_eq!(world.total(|counters| counters.handed_out), 0);
+}
+
+/// Each rule tells what it had no port for and whom it found to have enough, and goes on counting over a reload.
+#[test]
+fn refusals_are_counted_by_rule() {
+    let mut spec = two_interfaces();
+    for (from, ports, flows_max) in [("10.0.0.0/28", 5003, 100), ("10.0.0.16/28", 60_000, 2)] {
+        let mut rule = nat(NatMode::AddressAndPort, &["203.0.113.7"]);
+        (rule.ports, rule.tables, rule.flows_per_client_max) = ((5000, ports), 1, flows_max);
+        rule.from = vec![from.parse().unwrap()];
+        spec.nats.push(rule);
+    }
+    let mut world = World::new(1, spec.clone());
+    let ask = |world: &mut World, client: &str, flows: std::ops::Range<u16>| {
+        for port in flows {
+            let dst = "198.51.100.7:53";
+            world.packet(LAN, &udp(&format!("{client}:{}", 2000 + port), dst, b"x"));
+        }
+    };
+    ask(&mut world, "10.0.0.20", 0..5);
+    ask(&mut world, "10.0.0.9", 0..11);
+    let counts = |world: &World| -> Vec<_> {
+        let all = world.cores[0].nat_refusals.iter();
+        all.map(|rule| (rule.exhausted_flows, rule.over_limit_flows)).collect()
+    };
+    assert_eq!(counts(&world), [(7, 0), (0, 3)]);
+    spec.nats.swap(0, 1);
+    spec.nats.insert(0, nat(NatMode::AddressAndPort, &["203.0.113.8"]));
+    spec.nats[0].from = vec!["10.0.0.200/32".parse().unwrap()];
+    world.reload(spec);
+    ask(&mut world, "10.0.0.20", 5..6);
+    assert_eq!(counts(&world), [(0, 0), (0, 4), (7, 0)]);
 }
