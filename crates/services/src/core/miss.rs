@@ -196,15 +196,14 @@ impl Core {
         let to_gateway = !policy.rules.is_empty() && policy.is_addressed(key);
         let question = Question { key, tenant, in_port: frame.port, out_port, to_gateway };
         let verdict = policy.rules.verdict(&question);
+        // What answers the host passes whatever the default is: nothing was decided.
+        if verdict.rule.is_none() && answers_host(policy, key, out_port, frame.packet())? {
+            return Ok(verdict);
+        }
         self.count_rule(verdict.rule);
         match verdict.action {
             RuleAction::Allow => Ok(verdict),
             RuleAction::Drop if verdict.rule.is_some() => Err(DropReason::RuleDrop),
-            RuleAction::Drop | RuleAction::Reject
-                if verdict.rule.is_none() && answers_host(policy, key, out_port, frame.packet())? =>
-            {
-                Ok(verdict)
-            }
             RuleAction::Drop => Err(DropReason::DefaultDrop),
             RuleAction::Reject => {
                 self.answer_reject(now_ns, frame, out);
@@ -514,9 +513,11 @@ fn check_source(policy: &Policy, key: &FlowKey, port: PortId, came: Option<u8>) 
 
 /// Whether a packet may be an answer to the host, whose own questions never come by here.
 fn answers_host(policy: &Policy, key: &FlowKey, out_port: PortId, packet: &[u8]) -> Result<bool, DropReason> {
+    if out_port != HOST_PORT {
+        return Ok(false);
+    }
     let header = IpHeader::parse(packet)?;
-    Ok(out_port == HOST_PORT
-        && policy.server_or_forward(key).is_none() && !opens(policy, key, &header, packet))
+    Ok(policy.server_or_forward(key).is_none() && !opens(policy, key, &header, packet))
 }
 
 /// Whether a packet asks for something new, as opposed to answering the host.

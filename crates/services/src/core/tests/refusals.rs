@@ -288,3 +288,24 @@ fn refusals_are_counted_by_rule() {
     ask(&mut world, "10.0.0.20", 5..6);
     assert_eq!(counts(&world), [(0, 0), (0, 4), (7, 0)]);
 }
+
+/// Answers to the host pass whatever the default is, so the default decides nothing; questions to it are decided.
+#[test]
+fn the_default_counts_what_it_decided() {
+    for action in [RuleAction::Drop, RuleAction::Reject, RuleAction::Allow] {
+        let mut spec = two_interfaces();
+        spec.default_action = action;
+        let mut world = World::new(1, spec);
+        for _ in 0..5 {
+            let left = world.one(WAN, &udp("198.51.100.7:53", "203.0.113.1:40000", b"answer"));
+            assert_eq!(left.outcome, Outcome::Host);
+            let answer = tcp("198.51.100.7:80", "203.0.113.1:40000", SYN | ACK, 1, 2, b"");
+            assert_eq!(world.one(WAN, &answer).outcome, Outcome::Host);
+        }
+        assert_eq!(world.cores[0].rule_hits, [0], "{action:?}");
+        world.packet(WAN, &udp("198.51.100.7:53", "203.0.113.1:53", b"question"));
+        world.packet(WAN, &tcp("198.51.100.7:80", "203.0.113.1:22", SYN, 1, 0, b""));
+        world.packet(LAN, &udp("10.0.0.9:1", "198.51.100.7:53", b"x"));
+        assert_eq!(world.cores[0].rule_hits, [3], "{action:?}");
+    }
+}
