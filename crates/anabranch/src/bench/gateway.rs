@@ -24,10 +24,10 @@ use services::steer::Steering;
 
 use crate::output;
 
-const LAN: PortId = 0;
-const WAN: PortId = 1;
+pub(super) const LAN: PortId = 0;
+pub(super) const WAN: PortId = 1;
 /// Packets of a batch.
-const BATCH: usize = 64;
+pub(super) const BATCH: usize = 64;
 
 /// Settings of a measurement.
 #[derive(ClapArgs)]
@@ -70,7 +70,7 @@ struct Report {
 
 /// What kind of flows.
 #[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
-enum Kind {
+pub(super) enum Kind {
     /// IPv4 without translation
     Plain,
     /// IPv4, address and port translated
@@ -195,7 +195,7 @@ fn two(args: &Args, shared: bool) -> anyhow::Result<(f64, u64)> {
     Ok((mpps, handed))
 }
 
-type Common = (Arc<Policy>, Arc<Steering>, Arc<Neighbors>);
+pub(super) type Common = (Arc<Policy>, Arc<Steering>, Arc<Neighbors>);
 
 struct Bench {
     kind: Kind,
@@ -390,7 +390,12 @@ fn random_key(kind: Kind, number: u64) -> FlowKey {
 }
 
 fn common(kind: Kind, cores: u8) -> anyhow::Result<Common> {
-    let (policy, _) = Policy::compile(spec(kind)?, None, 0).map_err(|error| anyhow!(error))?;
+    assemble(spec(kind)?, cores)
+}
+
+/// What the cores of a gateway share.
+pub(super) fn assemble(spec: GatewaySpec, cores: u8) -> anyhow::Result<Common> {
+    let (policy, _) = Policy::compile(spec, None, 0).map_err(|error| anyhow!(error))?;
     let keys = std::iter::from_fn(|| {
         let mut key = [0; 40];
         getrandom::fill(&mut key).ok().map(|()| key)
@@ -406,7 +411,7 @@ fn common(kind: Kind, cores: u8) -> anyhow::Result<Common> {
     Ok((Arc::new(policy), Arc::new(steering), Arc::new(neighbors)))
 }
 
-fn spec(kind: Kind) -> anyhow::Result<GatewaySpec> {
+pub(super) fn spec(kind: Kind) -> anyhow::Result<GatewaySpec> {
     let interface = |name: &str, addresses: [&str; 2], last: u8| -> anyhow::Result<InterfaceSpec> {
         Ok(InterfaceSpec {
             name: name.to_owned(),
@@ -504,7 +509,7 @@ fn shuffle(pairs: &mut [Pair]) {
 }
 
 /// splitmix64.
-fn mix(seed: u64) -> u64 {
+pub(super) fn mix(seed: u64) -> u64 {
     let z = seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

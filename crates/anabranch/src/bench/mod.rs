@@ -1,6 +1,7 @@
 //! `anabranch bench`: in-process measurements of the engine, without any interface.
 
 mod gateway;
+mod handoffs;
 
 use std::process::ExitCode;
 
@@ -20,11 +21,14 @@ pub struct Args {
 enum What {
     /// Firewall, NAT and virtual servers over packets in memory
     Gateway(gateway::Args),
+    /// Which core gets the replies of many random flows, and whether every port is given out
+    Handoffs(handoffs::Args),
 }
 
 /// Runs it.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match &args.what {
         What::Gateway(args) => gateway::run(args),
+        What::Handoffs(args) => handoffs::run(args),
     }
 }

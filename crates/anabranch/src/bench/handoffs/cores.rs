@@ -1,0 +1,159 @@
+//! Several cores of one gateway in one thread, with rings that are lists.
+
+use std::sync::Arc;
+
+use packet::flow::FlowKey;
+use packet::vnet::VirtioNetHeader;
+use services::core::{Core, Frame, Handed, Neighbors, Outcome, Output};
+use services::policy::Policy;
+use services::spec::PortId;
+use services::steer::Steering;
+use steering::assign;
+use steering::table::Unit;
+
+use super::packets::{self, SLOT_BYTES};
+use crate::bench::gateway::{BATCH, Common};
+
+/// A packet on its way in.
+#[derive(Clone, Copy)]
+pub struct Coming {
+    pub key: FlowKey,
+    pub replies: bool,
+    pub number: u32,
+}
+
+/// Told of each packet that came out whole: core, outcome, tuple, number.
+pub type Seen<'a> = dyn FnMut(u8, Outcome, &FlowKey, u32) + 'a;
+
+pub struct Cores {
+    pub policy: Arc<Policy>,
+    pub steering: Arc<Steering>,
+    neighbors: Arc<Neighbors>,
+    pub cores: Vec<Core>,
+    /// What waits for each core.
+    waiting: Vec<Vec<Coming>>,
+    slots: Vec<[u8; SLOT_BYTES]>,
+    caught: Caught,
+    pub now_ns: u64,
+    /// Packets handed from core to core.
+    pub handed: u64,
+}
+
+/// What the cores want done besides their batches.
+#[derive(Default)]
+struct Caught {
+    made: Vec<(Outcome, Vec<u8>)>,
+    handed: Vec<(u8, Handed)>,
+}
+
+impl Output for Caught {
+    fn emit(&mut self, outcome: Outcome, _: &VirtioNetHeader, bytes: &mut [u8]) {
+        self.made.push((outcome, bytes.to_vec()));
+    }
+
+    fn hand_over(&mut self, core: u8, handed: Handed) -> bool {
+        self.handed.push((core, handed));
+        true
+    }
+}
+
+impl Cores {
+    pub fn new((policy, steering, neighbors): Common) -> Self {
+        let core = |id: u8| {
+            let (policy, steering) = (Arc::clone(&policy), Arc::clone(&steering));
+            let mut core = Core::new(id, 0x5eed + u64::from(id), policy, steering, Arc::clone(&neighbors));
+            core.set_nat_events_wanted(false);
+            core
+        };
+        let cores: Vec<Core> = (0..steering.cores).map(core).collect();
+        Self {
+            waiting: cores.iter().map(|_| Vec::with_capacity(BATCH)).collect(),
+            cores,
+            policy,
+            steering,
+            neighbors,
+            slots: vec![[0; SLOT_BYTES]; BATCH],
+            caught: Caught::default(),
+            now_ns: 1_000_000_000_000,
+            handed: 0,
+        }
+    }
+
+    /// Puts a packet into a core's queue; a full one is worked off at once.
+    pub fn arrive(&mut self, core: usize, port: PortId, coming: Coming, seen: &mut Seen<'_>) {
+        if let Some(waiting) = self.waiting.get_mut(core) {
+            waiting.push(coming);
+            if waiting.len() == BATCH {
+                self.work_off(core, port, seen);
+            }
+        }
+    }
+
+    /// Works off what still waits.
+    pub fn finish(&mut self, port: PortId, seen: &mut Seen<'_>) {
+        for core in 0..self.cores.len() {
+            self.work_off(core, port, seen);
+        }
+    }
+
+    fn work_off(&mut self, at: usize, port: PortId, seen: &mut Seen<'_>) {
+        let Self { cores, waiting, slots, caught, now_ns, .. } = self;
+        let (Some(core), Some(waiting)) = (cores.get_mut(at), waiting.get_mut(at)) else { return };
+        let mut frames: Vec<Frame<'_>> = Vec::with_capacity(BATCH);
+        for (slot, coming) in slots.iter_mut().zip(waiting.iter()) {
+            let length = packets::write(slot, &coming.key, coming.replies, coming.number);
+            frames.push(Frame::new(port, VirtioNetHeader::default(), &mut slot[..length]));
+        }
+        core.batch(*now_ns, &mut frames, caught);
+        for frame in &frames {
+            tell(at as u8, frame.outcome, frame.bytes, seen);
+        }
+        waiting.clear();
+        // Time goes on, but never so far that a flow ends.
+        *now_ns += 100;
+        self.work_off_rings(at as u8, seen);
+    }
+
+    /// Until nobody has anything for another core.
+    fn work_off_rings(&mut self, from: u8, seen: &mut Seen<'_>) {
+        let mut at = from;
+        loop {
+            for (outcome, bytes) in self.caught.made.drain(..) {
+                tell(at, outcome, &bytes, seen);
+            }
+            let Some((to, handed)) = self.caught.handed.pop() else { return };
+            self.handed += 1;
+            at = to;
+            if let Some(core) = self.cores.get_mut(usize::from(to)) {
+                core.handed(self.now_ns, handed, &mut self.caught);
+            }
+        }
+    }
+
+    /// Gives core 0 half the share of the others: some of its buckets move. How many.
+    pub fn move_buckets(&mut self) -> Result<usize, String> {
+        let units: Vec<Unit> = (0..u16::from(self.steering.cores))
+            .map(|id| Unit { id, weight: 1 + u32::from(id > 0) })
+            .collect();
+        let next = assign::plan(&self.steering.table, &units, &[]).map_err(|error| error.to_string())?;
+        let moved = self.steering.table.moves(&next).count();
+        self.steering = Arc::new(self.steering.with_table(next, self.steering.alive));
+        for core in &mut self.cores {
+            core.follow(&self.policy, &self.steering, &self.neighbors);
+        }
+        Ok(moved)
+    }
+
+    /// Replies that the cores themselves say were read by a wrong one.
+    pub fn replies_on_wrong_core(&self) -> u64 {
+        self.cores.iter().map(|core| core.counters.replies_on_wrong_core).sum()
+    }
+}
+
+fn tell(core: u8, outcome: Outcome, bytes: &[u8], seen: &mut Seen<'_>) {
+    if !matches!(outcome, Outcome::Dropped(_) | Outcome::Done | Outcome::Pending)
+        && let Some((key, number)) = packets::read(bytes)
+    {
+        seen(core, outcome, &key, number);
+    }
+}
