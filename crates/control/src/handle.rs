@@ -155,6 +155,19 @@ pub struct CoreServices {
     pub taken_over_packets: u64,
     /// Share of the last second it did not sleep.
     pub busy_percent: f64,
+    /// Its longest round since the start, µs: packets waited that long. By the clock, as the other times are: whoever
+    /// else had the CPU counts.
+    pub round_us_max: u64,
+    /// Rounds of more than 1 ms.
+    pub rounds_over_1ms: u64,
+    /// Rounds of more than 5 ms.
+    pub rounds_over_5ms: u64,
+    /// How long the last reload held up its round, µs.
+    pub reload_us_last: u64,
+    /// The longest of them, µs.
+    pub reload_us_max: u64,
+    /// The most CPU time that one took, µs.
+    pub reload_cpu_us_max: u64,
     /// Drops by reason, only those above zero.
     pub drops: BTreeMap<String, u64>,
 }

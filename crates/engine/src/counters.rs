@@ -25,6 +25,14 @@ impl Counter {
         self.0.store(value, Relaxed);
     }
 
+    /// Raises it to a value if that is higher. Only the worker that owns it may.
+    #[inline]
+    pub fn raise(&self, value: u64) {
+        if value > self.get() {
+            self.set(value);
+        }
+    }
+
     /// Reads it.
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
@@ -55,6 +63,18 @@ pub struct Counters {
     pub ring_out: Counter,
     /// Nanoseconds not asleep.
     pub busy_ns: Counter,
+    /// The longest round, ns: while it lasts, packets wait.
+    pub round_ns_max: Counter,
+    /// Rounds of more than a millisecond.
+    pub rounds_over_1ms: Counter,
+    /// Rounds of more than five.
+    pub rounds_over_5ms: Counter,
+    /// How long the last new policy held up its round, ns.
+    pub reload_ns_last: Counter,
+    /// The longest of all, ns.
+    pub reload_ns_max: Counter,
+    /// The most CPU time that one took, ns: without what others did meanwhile on this CPU.
+    pub reload_cpu_ns_max: Counter,
     /// Drops by reason.
     drops: Vec<AtomicU64>,
     /// Inner flows processed after decryption: hash in the high half, last second seen in the low half.
@@ -75,6 +95,12 @@ impl Default for Counters {
             ring_in: Counter::default(),
             ring_out: Counter::default(),
             busy_ns: Counter::default(),
+            round_ns_max: Counter::default(),
+            rounds_over_1ms: Counter::default(),
+            rounds_over_5ms: Counter::default(),
+            reload_ns_last: Counter::default(),
+            reload_ns_max: Counter::default(),
+            reload_cpu_ns_max: Counter::default(),
             drops: (0..DropReason::COUNT).map(|_| AtomicU64::new(0)).collect(),
             flows: (0..FLOW_SLOTS).map(|_| AtomicU64::new(0)).collect(),
         }
@@ -82,6 +108,24 @@ impl Default for Counters {
 }
 
 impl Counters {
+    /// Notes how long a round took.
+    #[inline]
+    pub fn note_round(&self, took_ns: u64) {
+        self.busy_ns.add(took_ns);
+        self.round_ns_max.raise(took_ns);
+        if took_ns > 1_000_000 {
+            self.rounds_over_1ms.add(1);
+            self.rounds_over_5ms.add(u64::from(took_ns > 5_000_000));
+        }
+    }
+
+    /// Notes how long the worker took over a new policy, by the clock and in CPU time.
+    pub fn note_reload(&self, took_ns: u64, cpu_ns: u64) {
+        self.reload_ns_last.set(took_ns);
+        self.reload_ns_max.raise(took_ns);
+        self.reload_cpu_ns_max.raise(cpu_ns);
+    }
+
     /// Notes that this core processed a flow after decryption.
     #[inline]
     pub fn note_flow(&self, hash: u32, now_s: u32) {
@@ -116,6 +160,22 @@ impl Counters {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_rounds_are_remembered() {
+        let counters = Counters::default();
+        for took_ns in [900_000, 1_000_001, 7_000_000, 4_000_000] {
+            counters.note_round(took_ns);
+        }
+        let rounds =
+            (counters.round_ns_max.get(), counters.rounds_over_1ms.get(), counters.rounds_over_5ms.get());
+        assert_eq!((rounds, counters.busy_ns.get()), ((7_000_000, 3, 1), 12_900_001));
+        counters.note_reload(50, 40);
+        counters.note_reload(30, 45);
+        let reloads =
+            (counters.reload_ns_last.get(), counters.reload_ns_max.get(), counters.reload_cpu_ns_max.get());
+        assert_eq!(reloads, (30, 50, 45));
+    }
 
     #[test]
     fn flows_are_counted_once_and_forgotten() {

@@ -229,7 +229,7 @@ impl Worker {
             }
             let (next, more) = self.round(woke_ns, &ready);
             let end_ns = linux::clock::monotonic_ns();
-            self.io.counters.busy_ns.add(end_ns.saturating_sub(woke_ns));
+            self.io.counters.note_round(end_ns.saturating_sub(woke_ns));
             self.publish(end_ns);
             if self.gateway.is_hot(end_ns) && !self.shared.stop.load(Relaxed) {
                 // Packets of an interface come one by one: being woken for each costs more than looking again, and
@@ -332,7 +332,7 @@ impl Worker {
     }
 
     fn follow_config(&mut self) {
-        if self.gateway.follow() {
+        if self.gateway.follow(&self.io.counters) {
             self.io.ways = Some(self.gateway.policy());
         }
         let config = self.shared.config.load();

@@ -1,4 +1,4 @@
-//! The two clocks of a worker.
+//! The clocks of a worker.
 
 /// Nanoseconds of the monotonic clock: never jumps, starts anywhere. All protocol timers use it.
 pub fn monotonic_ns() -> u64 {
@@ -9,6 +9,11 @@ pub fn monotonic_ns() -> u64 {
 /// 0 when the clock stands before 1970.
 pub fn realtime_ns() -> u64 {
     nanoseconds(rustix::time::clock_gettime(rustix::time::ClockId::Realtime))
+}
+
+/// Nanoseconds of CPU time that the calling thread has used. A system call, unlike the other two.
+pub fn thread_cpu_ns() -> u64 {
+    nanoseconds(rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime))
 }
 
 fn nanoseconds(time: rustix::time::Timespec) -> u64 {
@@ -29,5 +34,7 @@ mod tests {
         assert!((2_000_000..2_000_000_000).contains(&passed), "{passed}");
         // 2020-01-01; the machine that builds this has a clock.
         assert!(realtime_ns() > 1_577_836_800_000_000_000);
+        let used = thread_cpu_ns();
+        assert!((1..=monotonic_ns()).contains(&used), "{used}");
     }
 }

@@ -435,6 +435,7 @@ impl EngineHandle<'_> {
     fn cores(&self, reports: &[CoreReport]) -> Vec<CoreServices> {
         let states = self.engine.core_states();
         let busy: Vec<u64> = self.engine.busy_ns();
+        let pauses = self.engine.pauses();
         let now = Instant::now();
         let mut last = self.memory.busy.lock().unwrap_or_else(PoisonError::into_inner);
         let percent = |core: usize| {
@@ -446,6 +447,7 @@ impl EngineHandle<'_> {
         let each = reports.iter().zip(states).enumerate().map(|(core, (report, (state, buckets)))| {
             let counted = &report.counters;
             let drops = report.drops.iter().filter(|(_, count)| *count > 0);
+            let pauses = pauses.get(core).copied().unwrap_or_default();
             CoreServices {
                 core,
                 state: match state {
@@ -464,6 +466,12 @@ impl EngineHandle<'_> {
                 handed_off_packets: counted.handed_out,
                 taken_over_packets: counted.handed_in,
                 busy_percent: percent(core).unwrap_or(0.0),
+                round_us_max: pauses.round_ns_max / 1_000,
+                rounds_over_1ms: pauses.rounds_over_1ms,
+                rounds_over_5ms: pauses.rounds_over_5ms,
+                reload_us_last: pauses.reload_ns_last / 1_000,
+                reload_us_max: pauses.reload_ns_max / 1_000,
+                reload_cpu_us_max: pauses.reload_cpu_ns_max / 1_000,
                 drops: drops.map(|(reason, count)| (reason.name().to_owned(), count)).collect(),
             }
         });

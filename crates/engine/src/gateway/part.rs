@@ -19,6 +19,7 @@ use services::spec::PortId;
 
 use super::train::Trains;
 use super::{CoreReport, FlowEntry, FlowQuery, Letter, PortCounters, Shared, Sinks, Source, lock, pump};
+use crate::counters::Counters;
 use crate::rings::{self, Rings};
 
 /// Epoll tokens of interfaces.
@@ -69,6 +70,8 @@ pub(crate) struct Part {
     drops: DropCounters,
     scratch: Vec<u8>,
     version: u64,
+    /// Era of the policy that the core works by.
+    era: u32,
     /// What shall go into the tunnel: offload header, packet.
     pub tunnel: Vec<(VirtioNetHeader, Vec<u8>)>,
     reported_ns: u64,
@@ -104,6 +107,7 @@ impl Part {
             drops: DropCounters::default(),
             scratch: Vec::new(),
             version: 0,
+            era: 0,
             tunnel: Vec::new(),
             reported_ns: 0,
             pulled_ns: 0,
@@ -113,15 +117,18 @@ impl Part {
     }
 
     /// Takes over what changed; whether the policy is one to be followed.
-    pub fn follow(&mut self) -> bool {
+    pub fn follow(&mut self, counters: &Counters) -> bool {
         let version = self.shared.version.load(Acquire);
         if version != self.version {
             self.version = version;
-            self.core.follow(
-                &self.shared.policy.load_full(),
-                &self.shared.steering.load_full(),
-                &self.shared.neighbors.load_full(),
-            );
+            let policy = self.shared.policy.load_full();
+            let (began_ns, cpu_ns) = (linux::clock::monotonic_ns(), linux::clock::thread_cpu_ns());
+            self.core.follow(&policy, &self.shared.steering.load_full(), &self.shared.neighbors.load_full());
+            if self.era != policy.era {
+                self.era = policy.era;
+                let took_ns = linux::clock::monotonic_ns().saturating_sub(began_ns);
+                counters.note_reload(took_ns, linux::clock::thread_cpu_ns().saturating_sub(cpu_ns));
+            }
             return self.shared.active.load(Relaxed);
         }
         false
