@@ -164,9 +164,9 @@ fn c2_endpoint_independent_mapping_keeps_the_port_and_lets_others_in() {
 #[test]
 fn c2_a_client_has_only_so_many_flows() {
     isolated(|| {
-        let lans = Lans::new(3);
+        let lans = Lans::new(4);
         let gateway = lans.start(&format!(
-            "{ALLOW}[[nat]]\nout = \"lan2\"\nflows-per-client-max = 20\n[[nat]]\nout = \"lan3\"\nports = \"4096-5119\"\n"
+            "{ALLOW}[[nat]]\nout = \"lan2\"\nflows-per-client-max = 20\n[[nat]]\nout = \"lan4\"\nports = \"4096-5119\"\n"
         ));
         let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
         let clients: Vec<UdpClient> = (0..20 * services(&gateway).cores.len() + 40)
