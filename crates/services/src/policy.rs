@@ -11,7 +11,7 @@ use packet::flow::FlowKey;
 use crate::balance::Balancer;
 use crate::nat::{NatEvent, NatPolicy};
 use crate::route::Fib;
-use crate::rules::RuleSet;
+use crate::rules::{RuleSet, carry_hits, places_before};
 use crate::spec::{
     DeliveryMode, ForwardSpec, GatewaySpec, HOST_PORT, InterfaceSpec, Limits, Mapping, NatMode, NatSpec,
     PortId, ServerSpec, TCP, TUNNEL_PORT, Timeouts, UDP,
@@ -60,6 +60,8 @@ pub struct Policy {
     server_nats: BTreeMap<(u16, PortId), u16>,
     /// Interfaces with a source NAT that hides what is inside.
     hiding: Vec<PortId>,
+    /// Era of the policy before, and where the rules stand in it.
+    before: Option<(u32, Vec<Option<usize>>)>,
 }
 
 impl Policy {
@@ -145,9 +147,20 @@ impl Policy {
             server_nats,
             nat_rules,
             hiding,
+            before: before.map(|before| (before.era, places_before(&before.spec.rules, &spec.rules))),
             spec,
         };
         Ok((policy, events))
+    }
+
+    /// The hit counts of these rules, when those under the policy `before` were `hits`.
+    #[must_use]
+    pub fn carry_hits(&self, before: &Policy, hits: &[u64]) -> Vec<u64> {
+        match &self.before {
+            Some((era, places)) if *era == before.era => carry_hits(places, hits),
+            // A policy between the two was never followed.
+            _ => carry_hits(&places_before(&before.spec.rules, &self.spec.rules), hits),
+        }
     }
 
     /// Limits.

@@ -108,6 +108,7 @@ impl Keeper {
                 self.round += 1;
                 self.learn_neighbors();
                 self.watch_cores();
+                self.engine.gateway.free_retired();
                 if self.round.is_multiple_of(VOTE_ROUNDS) {
                     self.balance();
                 }
@@ -194,8 +195,7 @@ impl Keeper {
         if old.known == known {
             return;
         }
-        gateway.neighbors.store(Arc::new(Neighbors { version: old.version + 1, known }));
-        gateway.changed();
+        gateway.put_neighbors(Neighbors { version: old.version + 1, known });
         self.engine.wake_all();
     }
 

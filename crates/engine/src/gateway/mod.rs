@@ -235,6 +235,7 @@ pub(crate) struct Shared {
     keep_events: AtomicBool,
     pub lost_events: AtomicU64,
     keeper: Mutex<keeper::Shared>,
+    retired: Mutex<Retired>,
     opened: Mutex<open::Opened>,
 }
 
@@ -261,8 +262,35 @@ impl Shared {
             keep_events: AtomicBool::new(false),
             lost_events: AtomicU64::new(0),
             keeper: Mutex::new(keeper::Shared::new(cores)),
+            retired: Mutex::default(),
             opened: Mutex::default(),
         })
+    }
+
+    /// Puts a policy in force.
+    fn put_policy(&self, policy: Policy) {
+        let old = self.policy.swap(Arc::new(policy));
+        lock(&self.retired).policies.push(old);
+        self.changed();
+    }
+
+    /// Tells the workers of other neighbours.
+    pub fn put_neighbors(&self, neighbors: Neighbors) {
+        let old = self.neighbors.swap(Arc::new(neighbors));
+        lock(&self.retired).neighbors.push(old);
+        self.changed();
+    }
+
+    /// Frees what no worker holds any more.
+    pub fn free_retired(&self) {
+        let mut retired = lock(&self.retired);
+        let policies: Vec<_> =
+            retired.policies.extract_if(.., |policy| Arc::strong_count(policy) == 1).collect();
+        let neighbors: Vec<_> =
+            retired.neighbors.extract_if(.., |neighbors| Arc::strong_count(neighbors) == 1).collect();
+        drop(retired);
+        // Only now: a large policy takes its time.
+        drop((policies, neighbors));
     }
 
     pub fn changed(&self) {
@@ -315,6 +343,14 @@ impl Shared {
     }
 }
 
+/// What was in force and may still be held by workers. Whoever lets go last has to free it, and freeing a large policy
+/// takes milliseconds, in which a worker's packets would wait: so the control core does.
+#[derive(Default)]
+struct Retired {
+    policies: Vec<Arc<Policy>>,
+    neighbors: Vec<Arc<Neighbors>>,
+}
+
 /// Keys to draw from: the hash's key never leaves the process.
 fn keys() -> impl Iterator<Item = [u8; steering::toeplitz::KEY_BYTES]> {
     (0..64).map_while(|_| {
@@ -345,9 +381,8 @@ impl crate::Engine {
             gateway.keep(&mut lock(&gateway.events), events.into_iter());
         }
         lock(&gateway.keeper).rebalance = settings.rebalance;
-        gateway.policy.store(Arc::new(policy));
         gateway.active.store(true, Relaxed);
-        gateway.changed();
+        gateway.put_policy(policy);
         self.open_interfaces(settings);
         Ok(())
     }
@@ -539,5 +574,32 @@ mod tests {
         }
         let ids: Vec<_> = shared.take_letters(0).iter().map(Letter::port).collect();
         assert_eq!(ids, [Some(4), Some(3)]);
+    }
+
+    fn next(shared: &Shared) -> Policy {
+        let before = shared.policy.load_full();
+        Policy::compile(GatewaySpec::default(), Some(&before), 0).unwrap().0
+    }
+
+    #[test]
+    fn what_workers_held_is_freed_by_the_control_core_and_by_nobody_else() {
+        let shared = Shared::new(2).unwrap();
+        let (held, neighbors) = (shared.policy.load_full(), shared.neighbors.load_full());
+        let (policy_of_worker, neighbors_of_worker) = (Arc::clone(&held), Arc::clone(&neighbors));
+        let (old, old_neighbors) = (Arc::downgrade(&held), Arc::downgrade(&neighbors));
+        drop((held, neighbors));
+        shared.put_policy(next(&shared));
+        shared.put_neighbors(Neighbors::default());
+        shared.free_retired();
+        assert!(old.upgrade().is_some() && old_neighbors.upgrade().is_some(), "a worker still has them");
+        drop((policy_of_worker, neighbors_of_worker));
+        assert!(old.upgrade().is_some() && old_neighbors.upgrade().is_some(), "the worker was the last");
+        shared.free_retired();
+        assert!(old.upgrade().is_none() && old_neighbors.upgrade().is_none());
+        // One that no worker ever took goes at once.
+        let skipped = Arc::downgrade(&shared.policy.load_full());
+        shared.put_policy(next(&shared));
+        shared.free_retired();
+        assert!(skipped.upgrade().is_none() && lock(&shared.retired).policies.is_empty());
     }
 }

@@ -176,8 +176,7 @@ impl Core {
 
     fn take_over(&mut self, policy: Arc<Policy>, steering: Arc<Steering>) {
         self.nat.follow(&policy.nat, &steering.table, &steering.hasher, &steering.solvers);
-        self.rule_hits =
-            crate::rules::carry_hits(&self.policy.spec.rules, &self.rule_hits, &policy.spec.rules);
+        self.rule_hits = policy.carry_hits(&self.policy, &self.rule_hits);
         self.nat_refusals =
             counters::carry_refusals(&self.policy.spec.nats, &self.nat_refusals, &policy.spec.nats);
         self.era = policy.era;

@@ -18,17 +18,24 @@ impl Identity {
     }
 }
 
-/// The hit counts for the rules `new` that follow `old`, whose counts are `hits`; in both the last count is that of the
-/// default action. A rule keeps its count when one of the same name was there before, and one without a name when an
-/// equal one was. Of several alike the first takes the count of the first.
-pub(crate) fn carry_hits(old: &[RuleSpec], hits: &[u64], new: &[RuleSpec]) -> Vec<u64> {
-    let mut known: BTreeMap<Identity, Vec<u64>> = BTreeMap::new();
+/// Where each of the rules `new` stands in the list `old` before it: `None` for new ones; the default action, which is
+/// the last of both, stays it. A rule is the same as one of the same name, and one without a name as an equal one. Of
+/// several alike the first is the first.
+///
+/// This reads every rule: a worker that did it would keep its packets waiting for milliseconds.
+pub(crate) fn places_before(old: &[RuleSpec], new: &[RuleSpec]) -> Vec<Option<usize>> {
+    let mut known: BTreeMap<Identity, Vec<usize>> = BTreeMap::new();
     // Backwards: the first is the one that `pop` gives first.
-    for (rule, count) in old.iter().zip(hits).rev() {
-        known.entry(Identity::of(rule)).or_default().push(*count);
+    for (place, rule) in old.iter().enumerate().rev() {
+        known.entry(Identity::of(rule)).or_default().push(place);
     }
-    let kept = |rule: &RuleSpec| known.get_mut(&Identity::of(rule)).and_then(Vec::pop).unwrap_or(0);
-    let mut carried: Vec<u64> = new.iter().map(kept).collect();
-    carried.push(hits.get(old.len()).copied().unwrap_or(0));
-    carried
+    let mut places: Vec<Option<usize>> =
+        new.iter().map(|rule| known.get_mut(&Identity::of(rule)).and_then(Vec::pop)).collect();
+    places.push(Some(old.len()));
+    places
+}
+
+/// The hit counts of the rules whose places are given by [`places_before`].
+pub(crate) fn carry_hits(places: &[Option<usize>], hits: &[u64]) -> Vec<u64> {
+    places.iter().map(|place| place.and_then(|place| hits.get(place)).copied().unwrap_or(0)).collect()
 }

@@ -43,7 +43,7 @@ mod hits;
 mod tests;
 
 pub use groups::{Group, Groups};
-pub(crate) use hits::carry_hits;
+pub(crate) use hits::{carry_hits, places_before};
 
 use addresses::{Addresses, SetId, Sides};
 use bits::{Dense, first_common};

@@ -477,9 +477,28 @@ fn counts_go_on_with_the_rules_they_belong_to() {
     let old = [named("web", 80), named("", 22), named("twice", 1), named("twice", 2), named("", 23)];
     let hits = [10, 20, 30, 40, 50, 7];
     let new = [named("", 23), named("new", 80), named("web", 443), named("twice", 9), named("twice", 1)];
-    assert_eq!(carry_hits(&old, &hits, &new), [50, 0, 10, 30, 40, 7]);
-    assert_eq!(carry_hits(&[], &[], &new), [0; 6]);
-    assert_eq!(carry_hits(&old, &hits, &[]), [7]);
+    let carry = |old: &[RuleSpec], hits: &[u64], new: &[RuleSpec]| carry_hits(&places_before(old, new), hits);
+    assert_eq!(carry(&old, &hits, &new), [50, 0, 10, 30, 40, 7]);
+    assert_eq!(carry(&[], &[], &new), [0; 6]);
+    assert_eq!(carry(&old, &hits, &[]), [7]);
+}
+
+#[test]
+fn counts_go_on_over_a_policy_that_was_never_followed() {
+    use crate::policy::Policy;
+    use crate::spec::GatewaySpec;
+    let policy = |names: &[&str], before: Option<&Policy>| {
+        let rule = |name: &&str| RuleSpec { name: (*name).to_owned(), ..RuleSpec::default() };
+        let spec = GatewaySpec { rules: names.iter().map(rule).collect(), ..GatewaySpec::default() };
+        Policy::compile(spec, before, 0).unwrap().0
+    };
+    let first = policy(&["a", "b"], None);
+    let second = policy(&["c"], Some(&first));
+    let third = policy(&["b", "a", "c"], Some(&second));
+    assert_eq!(second.carry_hits(&first, &[1, 2, 3]), [0, 3]);
+    assert_eq!(third.carry_hits(&second, &[9, 3]), [0, 0, 9, 3]);
+    assert_eq!(third.carry_hits(&first, &[1, 2, 3]), [2, 1, 0, 3]);
+    assert_eq!(first.carry_hits(&first, &[]), [0, 0, 0]);
 }
 
 #[test]
