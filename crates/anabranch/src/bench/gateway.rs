@@ -54,7 +54,15 @@ struct Row {
     flows: usize,
     new_flows_per_s: f64,
     hits_mpps: f64,
+    /// What the process grew by while the flows began, for each: the flow table, the NAT's tables, everything.
     bytes_per_flow: f64,
+    /// Memory of the process in use before the first flow and after the last.
+    resident_before_bytes: u64,
+    resident_after_bytes: u64,
+    /// Of it the flow table, by its own count.
+    flow_table_bytes: u64,
+    /// Port tables of the NAT that hold a port.
+    port_tables: usize,
 }
 
 #[derive(Serialize)]
@@ -100,8 +108,14 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut rows = Vec::new();
     if !args.json {
         output::print(&format!(
-            "{:<44} {:>10} {:>14} {:>10} {:>11}\n",
-            "one core, 64-byte packets in memory", "flows", "new flows/s", "hits Mpps", "bytes/flow"
+            "{:<44} {:>10} {:>14} {:>10} {:>11} {:>11} {:>12}\n",
+            "one core, 64-byte packets in memory",
+            "flows",
+            "new flows/s",
+            "hits Mpps",
+            "bytes/flow",
+            "flow table",
+            "port tables"
         ))?;
     }
     let all = [Kind::Nat, Kind::PortOnly, Kind::Server, Kind::Plain, Kind::NatV6];
@@ -109,8 +123,14 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let row = one_core(kind, args).with_context(|| kind.name())?;
         if !args.json {
             output::print(&format!(
-                "{:<44} {:>10} {:>14.0} {:>10.2} {:>11.1}\n",
-                row.what, row.flows, row.new_flows_per_s, row.hits_mpps, row.bytes_per_flow
+                "{:<44} {:>10} {:>14.0} {:>10.2} {:>11.1} {:>11.1} {:>12}\n",
+                row.what,
+                row.flows,
+                row.new_flows_per_s,
+                row.hits_mpps,
+                row.bytes_per_flow,
+                row.flow_table_bytes as f64 / row.flows.max(1) as f64,
+                row.port_tables
             ))?;
         }
         rows.push(row);
@@ -148,7 +168,7 @@ fn one_core(kind: Kind, args: &Args) -> anyhow::Result<Row> {
     let mut flows = vec![random_pair(); args.flows as usize];
     let before = resident_bytes();
     let opened_s = bench.open(&mut flows);
-    let grown = resident_bytes().saturating_sub(before);
+    let after = resident_bytes();
     shuffle(&mut flows);
     let mpps = bench.hit(&flows, args.packets);
     Ok(Row {
@@ -156,7 +176,11 @@ fn one_core(kind: Kind, args: &Args) -> anyhow::Result<Row> {
         flows: flows.len(),
         new_flows_per_s: flows.len() as f64 / opened_s,
         hits_mpps: mpps,
-        bytes_per_flow: grown as f64 / flows.len().max(1) as f64,
+        bytes_per_flow: after.saturating_sub(before) as f64 / flows.len().max(1) as f64,
+        resident_before_bytes: before,
+        resident_after_bytes: after,
+        flow_table_bytes: bench.core.flows().memory_bytes() as u64,
+        port_tables: bench.core.nat().status().tables.len(),
     })
 }
 
@@ -491,8 +515,10 @@ fn server() -> ServerSpec {
 
 /// Memory of the process that is in use, bytes.
 fn resident_bytes() -> u64 {
-    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    text.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4096
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
 }
 
 /// Memory for a pair, touched.
