@@ -45,7 +45,14 @@ fn c2_c6_reload_breaks_no_flow() {
             assert_eq!(udp.ask("10.1.2.2:80", 64), seen, "another translation after a reload");
         }
         stream.finish();
-        assert!(services(&gateway).policy_era > era);
+        let after = services(&gateway);
+        assert!(after.policy_era > era);
+        for core in &after.cores {
+            // What a reload costs is said, and is part of a round.
+            let (longest, cpu) = (core.reload_us_max, core.reload_cpu_us_max);
+            assert!(longest >= core.reload_us_last && longest > 0 && cpu > 0, "{core:?}");
+            assert!(core.round_us_max >= longest, "{core:?}");
+        }
         assert_eq!(open("10.1.1.10:80").answer.name, "two");
         no_reply_went_astray(&gateway);
     });
