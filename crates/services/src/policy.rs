@@ -10,7 +10,7 @@ use packet::flow::FlowKey;
 
 use crate::balance::Balancer;
 use crate::nat::{NatEvent, NatPolicy};
-use crate::route::Fib;
+use crate::route::{Fib, Route};
 use crate::rules::{RuleSet, carry_hits, places_before};
 use crate::spec::{
     DeliveryMode, ForwardSpec, GatewaySpec, HOST_PORT, InterfaceSpec, Limits, Mapping, NatMode, NatSpec,
@@ -198,6 +198,23 @@ impl Policy {
     #[must_use]
     pub fn is_own(&self, address: IpAddr) -> bool {
         self.own.contains_key(&address)
+    }
+
+    /// Whether a source that comes in at `port` is a neighbour at another interface and not at this one: nobody there
+    /// has it, but whoever wants to pass for it (RFC 2827, RFC 3704).
+    #[must_use]
+    pub fn is_elsewhere(&self, port: PortId, source: IpAddr) -> bool {
+        let link_local = match source {
+            IpAddr::V4(v4) => v4.is_link_local(),
+            IpAddr::V6(v6) => v6.is_unicast_link_local(),
+        };
+        let neighbor_at =
+            |route: &Route| route.via.is_none() && is_interface(route.port) && route.port != port;
+        !link_local
+            && self.fib.lookup(self.tenant_of(port), source).filter(neighbor_at).is_some()
+            && !self
+                .interface(port)
+                .is_some_and(|interface| interface.addresses.iter().any(|net| net.contains(&source)))
     }
 
     /// Whether a packet is addressed to the gateway, as its sender wrote it: an own or outside address, or where a virtual

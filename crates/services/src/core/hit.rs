@@ -3,10 +3,13 @@
 use super::{Core, Direction, Frame, Outcome, Output, is_partial, tick_of};
 use crate::core::hops::{self, Hop};
 use crate::flow::{FlowId, Record, flags};
+use crate::policy::Service;
 use crate::rewrite;
 use crate::rules::Question;
 use crate::spec::{HOST_PORT, PortId, RuleAction, TCP, TUNNEL_PORT};
 use crate::tcp::{self, Segment, Verdict};
+use std::net::IpAddr;
+
 use packet::DropReason;
 use packet::flow::FlowKey;
 use packet::ip::{IpHeader, PROTOCOL_ICMP, PROTOCOL_ICMPV6};
@@ -113,30 +116,27 @@ impl Core {
         direction: Direction,
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
-        let mut number = self.flows.record(id).next_hop[direction as usize];
-        if number == hops::UNSET {
-            number = self.decide_hop(id, direction)?;
-        }
+        let way = self.way(id, direction)?;
         frame.flow = Some((id, direction));
         let to = self.flows.is_translated(id).then(|| self.flows.leaves_as(id, direction));
-        if let Some(hop) = self.hops.get(number).copied() {
+        if let Way::Hop(hop) = way {
             return self.forward_to(now_ns, frame, header, to.as_ref(), &hop, out);
         }
-        if number == hops::LOOP {
+        if matches!(way, Way::Around) {
             self.may_go_around(now_ns, frame, header, out)?;
         }
         let partial = is_partial(&frame.offload);
         let packet = frame.bytes.get_mut(super::ETHERNET_BYTES..).unwrap_or_default();
-        if number == hops::TUNNEL {
+        if matches!(way, Way::Tunnel) {
             rewrite::decrement_ttl(packet)?;
         }
         if let Some(to) = &to {
             rewrite::rewrite(packet, header, partial, to)?;
-            if number == hops::LOOP {
+            if matches!(way, Way::Around) {
                 return self.come_around(now_ns, frame, to, out);
             }
         }
-        frame.outcome = if number == hops::HOST {
+        frame.outcome = if matches!(way, Way::Host) {
             self.counters.to_host += 1;
             Outcome::Host
         } else {
@@ -199,18 +199,15 @@ impl Core {
         if self.flows.record(id).era != self.era {
             self.decide_again(now_ns, id)?;
         }
-        let mut number = self.flows.record(id).next_hop[direction as usize];
-        if number == hops::UNSET {
-            number = self.decide_hop(id, direction)?;
-        }
-        if header.ttl <= 1 && number != hops::HOST {
+        let way = self.way(id, direction)?;
+        if header.ttl <= 1 && !matches!(way, Way::Host) {
             return Err(DropReason::TtlExpired);
         }
         let translated = self.flows.is_translated(id).then(|| self.flows.leaves_as(id, direction));
         self.unshift_quote(frame, header, id, direction);
         let partial = is_partial(&frame.offload);
         let packet = frame.bytes.get_mut(super::ETHERNET_BYTES..).unwrap_or_default();
-        if number != hops::HOST && number != hops::LOOP {
+        if matches!(way, Way::Hop(_) | Way::Tunnel) {
             rewrite::decrement_ttl(packet)?;
         }
         if let Some(to) = translated {
@@ -220,65 +217,118 @@ impl Core {
             let end = if direction == Direction::Original { original.src } else { reply.src };
             let source = (hides || header.src == end).then_some(to.src);
             rewrite::rewrite_error(packet, header, partial, &to, source)?;
-            if number == hops::LOOP {
+            if matches!(way, Way::Around) {
                 return self.come_around(now_ns, frame, &to, out);
             }
         }
-        self.went_on(header);
-        match number {
-            hops::HOST => frame.outcome = Outcome::Host,
-            hops::TUNNEL => frame.outcome = Outcome::Tunnel,
-            number => match self.hops.get(number).copied() {
-                Some(hop) => address(frame, &hop),
-                None => return Err(DropReason::NoRoute),
-            },
+        match way {
+            Way::Host => frame.outcome = Outcome::Host,
+            Way::Tunnel => frame.outcome = Outcome::Tunnel,
+            Way::Hop(hop) => address(frame, &hop),
+            // Only what is translated comes around.
+            Way::Around => return Err(DropReason::NoRoute),
         }
+        self.went_on(header);
         Ok(())
     }
 
-    /// After a reload: the firewall decides again, translation stays, routes are looked up anew.
+    /// After a reload: the firewall decides again, translation stays, routes are looked up anew. A flow that has no
+    /// route now waits for one.
     fn decide_again(&mut self, now_ns: u64, id: FlowId) -> Result<(), DropReason> {
         self.counters.decided_again += 1;
-        let ((key, tenant), (reply, _)) = self.flows.keys(id);
+        let ((key, tenant), _) = self.flows.keys(id);
         let policy = std::sync::Arc::clone(&self.policy);
-        let leaving = reply.reversed();
-        let out_port = self.out_port(&leaving, tenant).map_or(HOST_PORT, |(port, _)| port);
-        let in_port = policy.fib.lookup(tenant, key.src).map_or(HOST_PORT, |route| route.port);
-        let translated = self.flows.record(id).flags & flags::DEST_NAT != 0;
+        let (out_port, _) = self.target(id, Direction::Original).ok_or(DropReason::NoRoute)?;
+        let record = self.flows.record(id);
+        let translated = record.flags & flags::DEST_NAT != 0;
         let to_gateway = translated || policy.is_addressed(&key);
-        let question = Question { key: &key, tenant, in_port, out_port, to_gateway };
+        let question = Question { key: &key, tenant, in_port: record.in_port, out_port, to_gateway };
         let verdict = policy.rules.verdict(&question);
         if verdict.action != RuleAction::Allow {
             self.counters.flows_refused += 1;
             self.end(now_ns, id);
             return Err(if verdict.rule.is_some() { DropReason::RuleDrop } else { DropReason::DefaultDrop });
         }
+        let era = self.era;
         let record = self.flows.record_mut(id);
-        record.era = policy.era;
+        record.era = era;
         record.rule = verdict.rule.map_or(0, |rule| rule + 1);
         record.next_hop = [hops::UNSET; 2];
         Ok(())
     }
 
-    /// Next hop of a direction, looked up and remembered.
-    pub(super) fn decide_hop(&mut self, id: FlowId, direction: Direction) -> Result<u16, DropReason> {
-        let ((original, tenant), (reply, _)) = self.flows.keys(id);
-        let target = match direction {
-            Direction::Original => reply.reversed(),
-            Direction::Reply => original.reversed(),
-        };
-        if self.around(&target).is_some() {
-            self.flows.record_mut(id).next_hop[direction as usize] = hops::LOOP;
-            return Ok(hops::LOOP);
+    /// Where packets of a direction go, looked up and remembered.
+    pub(super) fn way(&mut self, id: FlowId, direction: Direction) -> Result<Way, DropReason> {
+        let number = self.flows.record(id).next_hop[direction as usize];
+        if let Some(way) = self.numbered(number) {
+            return Ok(way);
         }
-        let (port, neighbor) = self.out_port(&target, tenant).ok_or(DropReason::NoRoute)?;
-        let number = self.hops.number(port, neighbor, &self.policy, &self.neighbors)?;
+        let number = if self.goes_around(id, direction) {
+            hops::LOOP
+        } else {
+            let (port, neighbor) = self.target(id, direction).ok_or(DropReason::NoRoute)?;
+            match self.hops.number(port, neighbor, &self.policy, &self.neighbors) {
+                hops::UNSET => {
+                    let hop = hops::Hops::unnumbered(port, neighbor, &self.policy, &self.neighbors);
+                    return Ok(Way::Hop(hop));
+                }
+                number => number,
+            }
+        };
         self.flows.record_mut(id).next_hop[direction as usize] = number;
-        Ok(number)
+        self.numbered(number).ok_or(DropReason::NoRoute)
+    }
+
+    fn numbered(&self, number: u16) -> Option<Way> {
+        match number {
+            hops::UNSET => None,
+            hops::HOST => Some(Way::Host),
+            hops::TUNNEL => Some(Way::Tunnel),
+            hops::LOOP => Some(Way::Around),
+            number => self.hops.get(number).copied().map(Way::Hop),
+        }
+    }
+
+    /// The key that packets of a direction leave with.
+    fn leaving(&self, id: FlowId, direction: Direction) -> FlowKey {
+        self.flows.leaves_as(id, direction)
+    }
+
+    fn goes_around(&self, id: FlowId, direction: Direction) -> bool {
+        self.policy.maps_endpoints && self.around(&self.leaving(id, direction)).is_some()
+    }
+
+    /// Interface and neighbour of a direction, as the routes are now.
+    fn target(&self, id: FlowId, direction: Direction) -> Option<(PortId, IpAddr)> {
+        let ((original, tenant), (_, reply_tenant)) = self.flows.keys(id);
+        let leaving = self.leaving(id, direction);
+        if direction == Direction::Reply {
+            return self.out_port(&leaving, tenant);
+        }
+        let record = self.flows.record(id);
+        let translated = record.flags & flags::DEST_NAT != 0;
+        match record.backend.checked_sub(1) {
+            // Direct return: the packet keeps the address of the virtual server.
+            Some(backend) if translated && record.flags & flags::ONE_WAY != 0 => {
+                let address = self.policy.balancer.backend_ref(backend)?.address.ip();
+                let route = self.policy.fib.lookup(tenant, address)?;
+                Some((route.port, address))
+            }
+            Some(_) => self.out_port(&leaving, tenant),
+            // A forward, or an inside endpoint that is mapped, may be of another tenant than who asks for it.
+            None if translated => {
+                let tenant = match self.policy.server_or_forward(&original) {
+                    Some(Service::Forward(forward)) => forward.tenant,
+                    _ => reply_tenant,
+                };
+                self.out_port(&leaving, tenant)
+            }
+            None => self.out_port(&leaving, tenant),
+        }
     }
 
     /// Where a leaving packet goes: interface and neighbour.
-    pub(super) fn out_port(&self, leaving: &FlowKey, tenant: u16) -> Option<(PortId, std::net::IpAddr)> {
+    fn out_port(&self, leaving: &FlowKey, tenant: u16) -> Option<(PortId, IpAddr)> {
         if let Some(port) = self.around(leaving) {
             return Some((port, leaving.dst));
         }
@@ -288,6 +338,19 @@ impl Core {
         let route = self.policy.fib.lookup(tenant, leaving.dst)?;
         Some((route.port, route.via.unwrap_or(leaving.dst)))
     }
+}
+
+/// Where a packet of a flow goes.
+#[derive(Clone, Copy)]
+pub(super) enum Way {
+    /// To a neighbour.
+    Hop(Hop),
+    /// To the host's own stack.
+    Host,
+    /// Into a bond.
+    Tunnel,
+    /// In again, from outside.
+    Around,
 }
 
 /// Whether nobody has proved yet that the flow is wanted: no reply, or a TCP handshake that is not complete. Such flows

@@ -5,7 +5,6 @@ use std::net::IpAddr;
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
-use packet::DropReason;
 
 use crate::policy::{Policy, is_interface};
 use crate::spec::{HOST_PORT, PortId, TUNNEL_PORT};
@@ -55,32 +54,37 @@ pub struct Hops {
 }
 
 impl Hops {
-    /// The number of a next hop, a new one if need be.
-    ///
-    /// # Errors
-    /// [`DropReason::NoNeighbor`] when there are too many.
-    pub fn number(
-        &mut self,
-        port: PortId,
-        address: IpAddr,
-        policy: &Policy,
-        neighbors: &Neighbors,
-    ) -> Result<u16, DropReason> {
+    /// The number of a next hop, a new one if need be. [`UNSET`] for a neighbour that nobody knows yet, or for which
+    /// there is no room: [`Hops::unnumbered`] leads there. So whoever asks for addresses that are not there fills
+    /// nothing.
+    pub fn number(&mut self, port: PortId, address: IpAddr, policy: &Policy, neighbors: &Neighbors) -> u16 {
         match port {
-            HOST_PORT => return Ok(HOST),
-            TUNNEL_PORT => return Ok(TUNNEL),
+            HOST_PORT => return HOST,
+            TUNNEL_PORT => return TUNNEL,
             _ => {}
         }
         if let Some(place) = self.places.get(&(port, address)) {
-            return Ok(*place);
+            return *place;
         }
-        if self.list.len() >= HOPS_MAX {
-            return Err(DropReason::NoNeighbor);
+        if self.list.len() >= HOPS_MAX || !neighbors.known.contains_key(&(port, address)) {
+            return UNSET;
         }
         let place = FIRST + self.list.len() as u16;
         self.list.push(hop(port, address, policy, neighbors));
         self.places.insert((port, address), place);
-        Ok(place)
+        place
+    }
+
+    /// A next hop that has no number.
+    #[must_use]
+    pub fn unnumbered(port: PortId, address: IpAddr, policy: &Policy, neighbors: &Neighbors) -> Hop {
+        hop(port, address, policy, neighbors)
+    }
+
+    /// Whether there is no room, and most of what takes it is of no use any more.
+    #[must_use]
+    pub fn is_worn_out(&self) -> bool {
+        self.list.len() >= HOPS_MAX && self.list.iter().filter(|hop| hop.known).count() < HOPS_MAX / 2
     }
 
     /// A next hop by its number; `None` for the special numbers.
@@ -88,6 +92,11 @@ impl Hops {
     #[must_use]
     pub fn get(&self, number: u16) -> Option<&Hop> {
         self.list.get(usize::from(number.checked_sub(FIRST)?))
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.list.len()
     }
 
     /// Takes over what was learned.

@@ -145,8 +145,13 @@ impl Core {
             Hairpin::HandedOver => return Ok(None),
             Hairpin::Begin(port) => Some(port),
         };
-        let mut record =
-            Record { protocol: key.protocol, era: policy.era, seen: tick_of(now_ns), ..Record::default() };
+        let mut record = Record {
+            protocol: key.protocol,
+            era: self.era,
+            in_port: frame.port,
+            seen: tick_of(now_ns),
+            ..Record::default()
+        };
         let course = match self.course(&policy, now_ns, key, tenant, frame.port, around) {
             Ok(course) => course,
             Err(reason @ (DropReason::NoBackend | DropReason::ServerFull)) => {
@@ -451,7 +456,7 @@ impl Core {
         record.next_hop[Direction::Original as usize] = if course.around {
             hops::LOOP
         } else {
-            self.hops.number(course.out_port, course.neighbor, policy, &self.neighbors)?
+            self.hops.number(course.out_port, course.neighbor, policy, &self.neighbors)
         };
         let id = self.flows.insert_unknown(hashes, (&original.0, original.1), (&reply.0, reply.1), record)?;
         hashes.into_iter().for_each(|hash| self.begun.add(hash));
@@ -505,10 +510,10 @@ fn check_source(policy: &Policy, key: &FlowKey, port: PortId, came: Option<u8>) 
         IpAddr::V6(src) => src.is_loopback() || src.is_multicast() || src.is_unspecified(),
     };
     let to_many = key.dst.is_multicast() || key.dst == IpAddr::V4(std::net::Ipv4Addr::BROADCAST);
-    if bad || to_many || (is_interface(port) && policy.is_own(key.src) && came != Some(AROUND)) {
-        return Err(DropReason::BadSource);
-    }
-    Ok(())
+    let strange = is_interface(port)
+        && came != Some(AROUND)
+        && (policy.is_own(key.src) || policy.is_elsewhere(port, key.src));
+    if bad || to_many || strange { Err(DropReason::BadSource) } else { Ok(()) }
 }
 
 /// Whether a packet may be an answer to the host, whose own questions never come by here.

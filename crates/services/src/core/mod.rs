@@ -76,7 +76,8 @@ pub struct Core {
     /// Behind a counter of this core's own: taking a reference writes to memory that no other core reads.
     #[expect(clippy::redundant_allocation, reason = "the outer counter is the point")]
     policy: Arc<Arc<Policy>>,
-    era: u32,
+    /// Changes of the policy and the next hops that this core has seen; never 0. Flows of another era are decided again.
+    era: u16,
     /// Tenants of the interfaces.
     tenants: Vec<u16>,
     steering: Arc<Steering>,
@@ -161,7 +162,7 @@ impl Core {
             counters: Counters::default(),
             drops: DropCounters::default(),
             rule_hits: Vec::new(),
-            era: policy.era,
+            era: 1,
             tenants: Vec::new(),
             nat_flows: Vec::new(),
             nat_refusals: vec![NatRefusals::default(); policy.spec.nats.len()],
@@ -179,7 +180,6 @@ impl Core {
         self.rule_hits = policy.carry_hits(&self.policy, &self.rule_hits);
         self.nat_refusals =
             counters::carry_refusals(&self.policy.spec.nats, &self.nat_refusals, &policy.spec.nats);
-        self.era = policy.era;
         self.tenants = policy.spec.interfaces.iter().map(|interface| interface.tenant).collect();
         self.nat_flows.resize(policy.nat_rules, 0);
         self.forward_flows.resize(policy.spec.forwards.len(), (0, 0));
@@ -187,13 +187,18 @@ impl Core {
         self.steering = steering;
     }
 
+    /// Every flow is decided again when its next packet comes. Numbers of next hops mean nothing any more.
+    fn begin_era(&mut self) {
+        self.hops = hops::Hops::default();
+        self.era = self.era.checked_add(1).unwrap_or(1);
+    }
+
     /// Takes over what control has published since the last round. Flows stay; those of an older policy are decided
     /// again when their next packet comes.
     pub fn follow(&mut self, policy: &Arc<Policy>, steering: &Arc<Steering>, neighbors: &Arc<Neighbors>) {
         let new_policy = !Arc::ptr_eq(policy, &*self.policy);
         if new_policy {
-            // Old numbers mean nothing under the new policy; no flow uses its own before it is decided again.
-            self.hops = hops::Hops::default();
+            self.begin_era();
         }
         if new_policy || !Arc::ptr_eq(steering, &self.steering) {
             self.take_over(Arc::clone(policy), Arc::clone(steering));
@@ -201,6 +206,9 @@ impl Core {
         if new_policy || !Arc::ptr_eq(neighbors, &self.neighbors) {
             self.neighbors = Arc::clone(neighbors);
             self.hops.follow(&self.policy, &self.neighbors);
+            if self.hops.is_worn_out() {
+                self.begin_era();
+            }
         }
     }
 
@@ -353,7 +361,12 @@ impl Core {
         // A core that hung: the others have begun its flows anew, or given their ports to new ones.
         let lost = !self.steering.is_alive(self.id);
         let hurry = patience_s < HURRY_S || self.embryonic > policy.limits().embryonic_max / 2;
-        let expired = |record: &Record| {
+        let era = self.era;
+        let expired = |record: &mut Record| {
+            // Before the count comes round and an old number looks like a present one.
+            if era.wrapping_sub(record.era) > u16::MAX / 2 {
+                record.era = 0;
+            }
             let mut timeout_s = crate::tcp::timeout_s(record, policy.timeouts());
             if hurry && hit::is_embryonic(record) {
                 timeout_s = timeout_s.min(patience_s);
@@ -470,6 +483,12 @@ impl Core {
     #[must_use]
     pub fn flows(&self) -> &FlowTable {
         &self.flows
+    }
+
+    /// Next hops that have a number.
+    #[cfg(test)]
+    fn next_hops(&self) -> usize {
+        self.hops.len()
     }
 
     /// Live flows by bucket; a flow counts in both of its buckets.

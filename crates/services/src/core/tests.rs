@@ -5,6 +5,7 @@
 mod world;
 
 mod balancing;
+mod changes;
 mod errors;
 mod firewall;
 mod limits;

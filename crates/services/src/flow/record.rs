@@ -1,5 +1,7 @@
 //! What is remembered of a flow besides its addresses.
 
+use crate::spec::PortId;
+
 /// Which way a packet of a flow goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -53,8 +55,11 @@ pub struct Record {
     pub state: u8,
     /// See [`flags`].
     pub flags: u16,
-    /// Era of the policy that decided this flow; another era decides again.
-    pub era: u32,
+    /// When, in the core's count of changes, the flow was decided; if that is not the present one it is decided again.
+    /// 0: never is.
+    pub era: u16,
+    /// Interface, or other port, by which the packet came that began it.
+    pub in_port: PortId,
     /// When the last packet came, in ticks of 2^27 ns (0.134 s) of the monotonic clock.
     pub seen: u32,
     /// Where packets of each direction leave, as the core numbers its next hops; place by [`Direction`].

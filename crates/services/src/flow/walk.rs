@@ -53,7 +53,7 @@ impl FlowTable {
     pub fn sweep(
         &mut self,
         entries: usize,
-        mut expired: impl FnMut(&Record) -> bool,
+        mut expired: impl FnMut(&mut Record) -> bool,
         mut gone: impl FnMut(Removed),
     ) -> Swept {
         let mut swept = Swept::default();
@@ -70,7 +70,7 @@ impl FlowTable {
                 let id = FlowId::new(kind, base + taken.trailing_zeros() as usize);
                 taken &= taken - 1;
                 swept.examined += 1;
-                if expired(self.record(id))
+                if expired(self.record_mut(id))
                     && let Some(removed) = self.remove(id)
                 {
                     swept.removed += 1;

@@ -131,8 +131,16 @@ fn world(mode: NatMode) -> World {
     }
     let mut world = World::new(1, spec);
     let mut neighbors = Neighbors { version: 1, ..Neighbors::default() };
-    let known: IpAddr = "203.0.113.254".parse().unwrap();
-    neighbors.known.insert((WAN, known), [2, 0, 0, 0, 1, 1]);
+    for (port, known) in [
+        (WAN, "203.0.113.254"),
+        (WAN, "2001:db8::fe"),
+        (LAN, "10.0.0.5"),
+        (LAN, "10.0.0.6"),
+        (LAN, "10.0.0.7"),
+        (LAN, "fd00::8"),
+    ] {
+        neighbors.known.insert((port, known.parse::<IpAddr>().unwrap()), [2, 0, 0, 0, 1, port as u8]);
+    }
     world.neighbors = Arc::new(neighbors);
     let (policy, steering) = (Arc::clone(&world.policy), Arc::clone(&world.steering));
     world.cores[0].follow(&policy, &steering, &world.neighbors);

@@ -1,0 +1,151 @@
+//! Policies and routes change under live flows.
+
+use std::net::IpAddr;
+
+use packet::DropReason;
+
+use super::balancing::farm;
+use super::world::*;
+use crate::core::Outcome;
+use crate::spec::{
+    DeliveryMode, ForwardSpec, GatewaySpec, InterfaceSpec, NatMode, PortId, RouteSpec, RuleAction, RuleSpec,
+    SideSpec, TCP, UDP,
+};
+
+fn route(tenant: u16, prefix: &str, port: PortId, via: Option<&str>) -> RouteSpec {
+    let via = via.map(|via| via.parse().unwrap());
+    RouteSpec { tenant, prefix: prefix.parse().unwrap(), port, via }
+}
+
+fn interface(name: &str, address: &str, tenant: u16) -> InterfaceSpec {
+    InterfaceSpec {
+        name: name.to_owned(),
+        device: name.to_owned(),
+        addresses: vec![address.parse().unwrap()],
+        tenant,
+        mtu: 1500,
+        mac: [2, 0, 0, 0, 0, 9],
+    }
+}
+
+fn forward(listen: &str, to: &str, tenant: u16) -> ForwardSpec {
+    let (listen, to) = (listen.parse().unwrap(), to.parse().unwrap());
+    ForwardSpec { protocol: TCP, listen, to, tenant, proxy_protocol: false }
+}
+
+/// The same configuration under another era: every flow is decided again.
+fn changed(spec: &GatewaySpec) -> GatewaySpec {
+    let mut spec = spec.clone();
+    spec.routes.push(route(0, "192.0.2.0/24", WAN, Some("203.0.113.253")));
+    spec
+}
+
+#[test]
+fn direct_return_goes_on_to_its_backend_after_a_change() {
+    let spec = farm(NatMode::None, DeliveryMode::DirectReturn);
+    let mut world = World::new(2, spec.clone());
+    let request = key(TCP, "198.51.100.7:2000", "203.0.113.10:80");
+    let before = world.one(WAN, &tcp_of(&request, SYN, 1, 0, b"")).outcome;
+    assert!(matches!(before, Outcome::Resolve(LAN, _)));
+    world.reload(changed(&spec));
+    assert_eq!(world.one(WAN, &tcp_of(&request, ACK, 2, 9, b"")).outcome, before);
+    // Its backend leaves the configuration: the connection ends where it began.
+    let Outcome::Resolve(_, backend) = before else { unreachable!() };
+    let mut without = spec;
+    without.servers[0].backends.retain(|other| other.address.ip() != backend);
+    world.reload(without);
+    assert_eq!(world.one(WAN, &tcp_of(&request, ACK, 3, 9, b"")).outcome, before);
+}
+
+#[test]
+fn a_forward_into_a_tenant_stays_there_after_a_change() {
+    let mut spec = two_interfaces();
+    spec.tenants.push("red".to_owned());
+    spec.interfaces.push(interface("red", "10.7.0.1/24", 1));
+    spec.routes.push(route(1, "10.7.0.0/24", 2, None));
+    spec.forwards.push(forward("203.0.113.1:8080", "10.7.0.5:80", 1));
+    let mut world = World::new(2, spec.clone());
+    let request = key(TCP, "198.51.100.7:2000", "203.0.113.1:8080");
+    let inside = world.one(WAN, &tcp_of(&request, SYN, 1, 0, b""));
+    assert_eq!(inside.port(), 2);
+    world.reload(changed(&spec));
+    let again = world.one(WAN, &tcp_of(&request, SYN, 1, 0, b""));
+    assert_eq!((again.port(), again.key()), (2, inside.key()));
+    let answer = world.one(2, &tcp_of(&inside.key().reversed(), SYN | ACK, 7, 2, b""));
+    assert_eq!((answer.port(), answer.key()), (WAN, request.reversed()));
+}
+
+#[test]
+fn a_flow_waits_for_its_route_to_come_back() {
+    let mut spec = two_interfaces();
+    spec.nats.push(nat(NatMode::AddressAndPort, &["203.0.113.1"]));
+    spec.default_action = RuleAction::Drop;
+    spec.rules.push(RuleSpec {
+        name: "out".to_owned(),
+        to: SideSpec { ports: vec![WAN], ..SideSpec::default() },
+        ..RuleSpec::default()
+    });
+    let mut world = World::new(2, spec.clone());
+    let request = key(UDP, "10.0.0.5:2000", "198.51.100.7:53");
+    let outside = world.one(LAN, &udp_of(&request, b"a")).key();
+    world.one(WAN, &udp_of(&outside.reversed(), b"b"));
+    let mut away = spec.clone();
+    away.routes.retain(|route| route.prefix.prefix_len() > 0);
+    world.reload(away);
+    world.dropped(LAN, &udp_of(&request, b"a"), DropReason::NoRoute);
+    world.reload(spec);
+    assert_eq!(world.one(LAN, &udp_of(&request, b"a")).key(), outside);
+    assert_eq!(world.one(WAN, &udp_of(&outside.reversed(), b"b")).key(), request.reversed());
+}
+
+/// What came in by an uplink that is not the way back is still judged as having come by it.
+#[test]
+fn a_flow_is_judged_by_the_interface_that_it_came_by() {
+    let mut spec = two_interfaces();
+    spec.interfaces.push(interface("wan2", "198.18.0.1/24", 0));
+    spec.routes.push(route(0, "198.18.0.0/24", 2, None));
+    spec.forwards.push(forward("198.18.0.1:8080", "10.0.0.5:80", 0));
+    spec.default_action = RuleAction::Drop;
+    spec.rules.push(RuleSpec {
+        name: "by wan2".to_owned(),
+        from: SideSpec { ports: vec![2], ..SideSpec::default() },
+        ..RuleSpec::default()
+    });
+    let mut world = World::new(2, spec.clone());
+    let request = key(TCP, "198.51.100.7:2000", "198.18.0.1:8080");
+    let inside = world.one(2, &tcp_of(&request, SYN, 1, 0, b"")).key();
+    world.one(LAN, &tcp_of(&inside.reversed(), SYN | ACK, 7, 2, b""));
+    world.reload(changed(&spec));
+    assert_eq!(world.one(2, &tcp_of(&request, ACK, 2, 8, b"")).key(), inside);
+    assert_eq!(world.total(|counters| counters.flows_refused), 0);
+}
+
+/// Addresses at which nobody is cost nothing that others need.
+#[test]
+fn a_sweep_over_empty_addresses_leaves_next_hops_for_others() {
+    let mut spec = two_interfaces();
+    spec.limits.embryonic_max = 10_000;
+    let mut world = World::new(1, spec);
+    for number in 0..70_000u32 {
+        let to = std::net::Ipv6Addr::from_bits((0x2001_0db8 << 96) | (0x1_0000 + u128::from(number)));
+        let packet = udp("[fd00::5]:2000", &format!("[{to}]:53"), b"x");
+        assert_eq!(world.one(LAN, &packet).outcome, Outcome::Resolve(WAN, IpAddr::V6(to)));
+        if number % 5_000 == 0 {
+            world.wait(35);
+        }
+    }
+    assert_eq!(world.cores[0].next_hops(), 0);
+    let left = world.one(LAN, &udp("10.0.0.5:2000", "198.51.100.7:53", b"x"));
+    assert_eq!(left.outcome, Outcome::Resolve(WAN, "203.0.113.254".parse().unwrap()));
+}
+
+/// A neighbour of one interface does not send by another.
+#[test]
+fn a_source_that_lives_elsewhere_is_refused() {
+    let mut world = World::new(2, two_interfaces());
+    world.dropped(WAN, &udp("10.0.0.77:2000", "10.0.0.5:53", b"x"), DropReason::BadSource);
+    world.dropped(WAN, &udp("[fd00::77]:2000", "[fd00::5]:53", b"x"), DropReason::BadSource);
+    world.dropped(LAN, &udp("203.0.113.9:2000", "198.51.100.7:53", b"x"), DropReason::BadSource);
+    world.one(WAN, &udp("198.51.100.7:2000", "10.0.0.5:53", b"x"));
+    world.one(LAN, &udp("172.16.0.9:2000", "198.51.100.7:53", b"x"));
+}
