@@ -110,6 +110,46 @@ fn c10_wrong_configurations_are_refused() {
     });
 }
 
+/// Rows C2, C6, C10: a virtual server and a pool's address leave the configuration: their connections go on, also when the
+/// neighbours ask for the addresses again; nothing new gets there, and the addresses go when the connections have.
+#[test]
+fn c2_c6_c10_addresses_stay_until_their_flows_end() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let server = "[[virtual-server]]\nlisten = \"tcp 10.1.1.10:80\"\nbackends = [\"10.1.2.2:80\"]\n";
+        let pool = "[[nat]]\nout = \"lan2\"\naddresses = [\"10.1.2.16\"]\n";
+        let gateway = lans.start(&format!("{ALLOW}{server}{pool}"));
+        let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
+        let there = || {
+            let list = shell(lans.gateway(), "ip -o -4 address show");
+            ["10.1.1.10/32", "10.1.2.16/32"].map(|net| list.contains(net))
+        };
+        let mut served = Talk::open(lans.host(1), "10.1.1.10:80").unwrap();
+        let mut translated = Talk::open(lans.host(1), "10.1.2.2:80").unwrap();
+        assert_eq!(translated.answer.source.ip().to_string(), "10.1.2.16");
+        let (code, text) = lans.reload(&gateway, &format!("{ALLOW}{NAT}"));
+        assert_eq!((code, there()), (0, [true, true]), "{text}");
+        for number in [1, 2] {
+            shell(lans.host(number), "ip neigh flush all");
+        }
+        served.echo(50_000).unwrap();
+        translated.echo(50_000).unwrap();
+        // Nothing new: the host answers for itself, and the pool is the interface's own address.
+        assert!(Talk::open(lans.host(1), "10.1.1.10:80").is_err());
+        assert_eq!(ask_tcp(lans.host(1), "10.1.2.2:80").source.ip(), gateway_ip(2));
+        assert_eq!(there(), [true, true]);
+        drop(served);
+        wait_for("the server's address goes", 60.0, || there() == [false, true]);
+        translated.echo(50_000).unwrap();
+        // One that is wanted again stays for good.
+        assert_eq!(lans.reload(&gateway, &format!("{ALLOW}{pool}")).0, 0);
+        drop(translated);
+        wait_for("its flow is gone", 60.0, || flows(&gateway, "tcp 10.1.2.16").flows.is_empty());
+        assert_eq!(ask_tcp(lans.host(1), "10.1.2.2:80").source.ip().to_string(), "10.1.2.16");
+        assert_eq!(there(), [false, true]);
+    });
+}
+
 /// Row C10: exit codes of the commands that ask a gateway: 3 when none answers.
 #[test]
 fn c10_without_a_gateway_commands_say_so() {

@@ -1,6 +1,7 @@
 //! `anabranch replay`: a capture through the production loop, written to another capture. Deterministic: the same input
 //! and configuration give the same output, byte by byte.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufReader, BufWriter};
 use std::net::IpAddr;
@@ -73,7 +74,13 @@ struct Report {
 
 /// A host without any device: what a replay needs is in the configuration.
 fn no_host() -> HostFacts {
-    HostFacts { devices: Vec::new(), routes: Vec::new(), tun_index: None, ephemeral_ports: EPHEMERAL }
+    HostFacts {
+        devices: Vec::new(),
+        routes: Vec::new(),
+        tun_index: None,
+        ephemeral_ports: EPHEMERAL,
+        lingering: BTreeSet::new(),
+    }
 }
 
 /// Runs the capture through.

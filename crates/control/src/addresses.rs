@@ -4,11 +4,15 @@
 //! and neighbour discovery for them. [`AddressPlan`] says what should be there and is pure; [`Addresses`] makes it so. Only
 //! what this program added is removed, at the end or after a reload; a file beside the control socket remembers it, so
 //! that a start after a crash still knows.
+//!
+//! The address of a service that a reload removes lingers while flows use it, [`LINGER`] at most: without it the neighbours
+//! would not find the way for established connections any more.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use linux::netlink::Netlink;
@@ -161,8 +165,15 @@ fn home_by_facts(services: &Services, facts: &HostFacts, address: IpAddr) -> Opt
 pub struct Addresses {
     file: PathBuf,
     added: BTreeSet<Entry>,
+    /// What the last plan asked for.
+    planned: BTreeSet<Entry>,
+    /// What was ours and planned, until when it stays at most.
+    lingering: BTreeMap<Entry, Instant>,
     complaints: Complaints,
 }
+
+/// An address that no service has any more stays so long at most.
+pub const LINGER: Duration = Duration::from_secs(300);
 
 /// What is remembered is short.
 const FILE_BYTES_MAX: u64 = 16 << 20;
@@ -173,12 +184,20 @@ impl Addresses {
     pub fn open(control_socket: &Path) -> Self {
         let file = control_socket.with_extension("addresses");
         let added = read(&file).unwrap_or_default();
-        Self { file, added, complaints: Complaints::default() }
+        Self {
+            file,
+            added,
+            planned: BTreeSet::new(),
+            lingering: BTreeMap::new(),
+            complaints: Complaints::default(),
+        }
     }
 
     /// Makes the devices what the plan says. Returns whether anything changed.
     pub fn apply(&mut self, netlink: &Netlink, plan: &AddressPlan, facts: &HostFacts) -> bool {
-        let changes = plan.difference(facts, &self.added);
+        self.linger(plan, Instant::now());
+        let mut changes = plan.difference(facts, &self.added);
+        changes.remove.retain(|entry| !self.lingering.contains_key(entry));
         for entry in &changes.add {
             match netlink.add_address(entry.index, entry.net) {
                 Ok(()) => {
@@ -200,6 +219,7 @@ impl Addresses {
         };
         let before = self.added.len();
         self.added.retain(there);
+        self.lingering.retain(|entry, _| self.added.contains(entry));
         for index in &plan.up {
             if let Err(error) = netlink.set_up(*index, true) {
                 self.complaints.warn(error.to_string());
@@ -212,8 +232,44 @@ impl Addresses {
         changed
     }
 
+    /// Addresses of services go when their flows have; those of interfaces, and what is wanted elsewhere, at once.
+    fn linger(&mut self, plan: &AddressPlan, now: Instant) {
+        let planned: BTreeSet<Entry> = plan.addresses.iter().cloned().collect();
+        let wanted: BTreeSet<IpAddr> = planned.iter().map(|entry| entry.net.addr()).collect();
+        for entry in self.planned.difference(&planned).filter(|entry| self.added.contains(*entry)) {
+            if entry.net.prefix_len() == entry.net.max_prefix_len() {
+                self.lingering.entry(entry.clone()).or_insert(now + LINGER);
+            }
+        }
+        self.lingering.retain(|entry, _| !wanted.contains(&entry.net.addr()));
+        self.planned = planned;
+    }
+
+    /// Addresses that stay only because flows may use them.
+    #[must_use]
+    pub fn lingering(&self) -> BTreeSet<IpAddr> {
+        self.lingering.keys().map(|entry| entry.net.addr()).collect()
+    }
+
+    /// Takes those away that are not in `used`, and those whose time is over. Returns whether there were any.
+    pub fn let_go(&mut self, netlink: &Netlink, used: &BTreeSet<IpAddr>, now: Instant) -> bool {
+        let done = |(entry, until): (&Entry, &Instant)| {
+            (now >= *until || !used.contains(&entry.net.addr())).then(|| entry.clone())
+        };
+        let gone: Vec<Entry> = self.lingering.iter().filter_map(done).collect();
+        for entry in &gone {
+            self.lingering.remove(entry);
+            self.remove(netlink, entry);
+        }
+        if !gone.is_empty() {
+            self.remember();
+        }
+        !gone.is_empty()
+    }
+
     /// Takes away what was added.
     pub fn clear(&mut self, netlink: &Netlink) {
+        self.lingering.clear();
         for entry in std::mem::take(&mut self.added) {
             self.remove(netlink, &entry);
         }

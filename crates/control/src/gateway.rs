@@ -375,7 +375,8 @@ impl Gateway {
         if let Some(state) = &mut self.state {
             state.keep(self.engine.timestamp_floor_ns());
         }
-        let again = self.router.tick(&EngineHandle::new(&self.engine, &self.memory)) || self.incomplete;
+        let handle = EngineHandle::new(&self.engine, &self.memory);
+        let again = self.router.tick(self.host.netlink(), &handle) || self.incomplete;
         if self.resolver.is_empty() {
             return again;
         }

@@ -4,7 +4,7 @@
 //! `explain`: field names say what is counted, units come last. Counters count since start, except where a name says
 //! otherwise.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use packet::flow::FlowKey;
@@ -68,6 +68,10 @@ pub trait GatewayHandle {
 
     /// Flows that match, at most `limit` (≤ [`FLOWS_MAX`]).
     fn flows(&self, filter: &FlowFilter, limit: usize) -> FlowList;
+
+    /// Which of these addresses flows use: as a destination, or as what the source was translated to. All of them when there
+    /// are too many flows to look through.
+    fn used_addresses(&self, addresses: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr>;
 
     /// What would happen to a packet with this key that comes in at `port`; `None`: the port its source is routed to.
     /// Changes nothing: no flow is made, no port taken.

@@ -27,6 +27,8 @@ use crate::spec::{self, HostFacts};
 const RETRY_MIN: Duration = Duration::from_secs(1);
 /// The longest pause between two tries.
 const RETRY_MAX: Duration = Duration::from_secs(60);
+/// So often flows are looked through for addresses that nothing else needs.
+const LOOK_FOR_FLOWS: Duration = Duration::from_secs(5);
 
 /// The control side of the gateway's services.
 pub(crate) struct Router {
@@ -50,6 +52,8 @@ pub(crate) struct Router {
     health_ids: BTreeMap<(String, SocketAddr), u16>,
     log: Option<NatLog>,
     events: Events,
+    /// When flows were last looked through for addresses that linger.
+    asked_for_flows: Option<Instant>,
 }
 
 impl Router {
@@ -74,6 +78,7 @@ impl Router {
             health_ids: BTreeMap::new(),
             log: None,
             events,
+            asked_for_flows: None,
         };
         for said in router.configured(config) {
             tracing::warn!("{said}");
@@ -109,7 +114,7 @@ impl Router {
     pub(crate) fn refresh(
         &mut self,
         config: &Config,
-        facts: HostFacts,
+        mut facts: HostFacts,
         netlink: &Netlink,
         handle: &dyn GatewayHandle,
     ) {
@@ -119,8 +124,21 @@ impl Router {
             // What a run that was killed left behind.
             self.addresses.clear(netlink);
         }
+        facts.lingering = self.addresses.lingering();
         self.facts = Some(facts);
         self.tell(config, handle);
+    }
+
+    /// Addresses that linger go when no flow uses them any more. Returns whether the host is to be looked at again.
+    fn let_go(&mut self, netlink: &Netlink, handle: &dyn GatewayHandle) -> bool {
+        let lingering = self.addresses.lingering();
+        let now = Instant::now();
+        if lingering.is_empty() || self.asked_for_flows.is_some_and(|at| now < at + LOOK_FOR_FLOWS) {
+            return false;
+        }
+        self.asked_for_flows = Some(now);
+        let used = handle.used_addresses(&lingering);
+        self.addresses.let_go(netlink, &used, now)
     }
 
     /// Tells the engine, unless it knows. Returns whether it failed.
@@ -264,14 +282,15 @@ impl Router {
     }
 
     /// Once a second: writes the log, tries again what did not work. Returns whether the engine is to be told again.
-    pub(crate) fn tick(&mut self, handle: &dyn GatewayHandle) -> bool {
+    pub(crate) fn tick(&mut self, netlink: &Netlink, handle: &dyn GatewayHandle) -> bool {
         self.write_log(handle);
         handle.tick();
+        let gone = self.let_go(netlink, handle);
         if !self.closed.is_empty() && self.failed.is_none() && self.retry_is_due() {
             handle.open_interfaces();
             self.note_interfaces(handle);
         }
-        self.failed.is_some() && self.retry_is_due()
+        gone || (self.failed.is_some() && self.retry_is_due())
     }
 
     fn write_log(&mut self, handle: &dyn GatewayHandle) {

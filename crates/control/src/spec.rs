@@ -11,7 +11,7 @@
 //! * **Replies to the host's own connections** come through the datapath, which has no flow for them because the
 //!   requests left natively: it is told the ports that the host uses, so that a default action that drops spares them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
@@ -46,6 +46,8 @@ pub struct HostFacts {
     pub tun_index: Option<u32>,
     /// Ports of the host's own outgoing connections, inclusive.
     pub ephemeral_ports: (u16, u16),
+    /// Addresses on its devices that no service has any more, while flows still use them.
+    pub lingering: BTreeSet<IpAddr>,
 }
 
 /// One device.
@@ -105,6 +107,7 @@ impl HostFacts {
             routes: view.routes.iter().filter_map(route).collect(),
             tun_index,
             ephemeral_ports,
+            lingering: BTreeSet::new(),
         }
     }
 
@@ -217,7 +220,8 @@ impl Builder<'_> {
             let device = self.facts.device(&interface.device);
             let mut list = interface.addresses.clone();
             for net in device.into_iter().flat_map(|device| &device.addresses) {
-                let is_extra = net.prefix_len() == net.max_prefix_len() && extra.contains(&net.addr());
+                let is_extra = net.prefix_len() == net.max_prefix_len()
+                    && (extra.contains(&net.addr()) || self.facts.lingering.contains(&net.addr()));
                 if !is_extra && !list.iter().any(|known| known.addr() == net.addr()) {
                     list.push(*net);
                 }
@@ -289,7 +293,8 @@ impl Builder<'_> {
     /// of their own such packets would go round in circles.
     fn listening(&self) -> Vec<(IpAddr, u16)> {
         let mut list: Vec<(IpAddr, u16)> = Vec::new();
-        for address in addresses::extra(self.services) {
+        for address in addresses::extra(self.services).into_iter().chain(self.facts.lingering.iter().copied())
+        {
             let home = addresses::home(self.services, address);
             let interface = home.and_then(|place| self.services.interfaces.get(place));
             list.push((address, self.tenant(interface.and_then(|interface| interface.tenant.as_ref()))));

@@ -1,6 +1,6 @@
 //! [`GatewayHandle`] on the real engine: what control says in the operator's words, in the engine's numbers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -243,6 +243,29 @@ impl GatewayHandle for EngineHandle<'_> {
             live_flows: if more { told.max(seen.load(Relaxed)) } else { seen.load(Relaxed) },
             more,
         }
+    }
+
+    fn used_addresses(&self, addresses: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+        /// A core that looks through so many does nothing else for some milliseconds.
+        const FLOWS_MAX: u64 = 50_000;
+        if self.engine.core_reports().iter().any(|report| report.live_flows > FLOWS_MAX) {
+            return addresses.clone();
+        }
+        let used = Arc::new(Mutex::new(BTreeSet::new()));
+        let (found, addresses) = (Arc::clone(&used), addresses.clone());
+        let matches: Arc<dyn Fn(&FlowEntry) -> bool + Send + Sync> = Arc::new(move |entry| {
+            // What a stranger sends to the host itself holds nothing.
+            let forwarded = entry.record.flags & services::flow::flags::LOCAL == 0;
+            for address in [entry.original.0.dst, entry.reply.0.dst] {
+                if forwarded && addresses.contains(&address) {
+                    found.lock().unwrap_or_else(PoisonError::into_inner).insert(address);
+                }
+            }
+            false
+        });
+        drop(self.engine.flows(&matches, 1));
+        let used = used.lock().unwrap_or_else(PoisonError::into_inner);
+        used.clone()
     }
 
     fn explain(&self, key: &FlowKey, port: Option<PortId>) -> Result<Explanation, String> {

@@ -38,6 +38,7 @@ pub(crate) fn facts() -> HostFacts {
         ],
         tun_index: Some(9),
         ephemeral_ports: (32_768, 60_999),
+        lingering: BTreeSet::new(),
     }
 }
 
