@@ -263,13 +263,53 @@ fn c6_connection_limits() {
         wait_for("the limit is counted", PATIENCE, || server(&gateway).refused_connections > 0);
         wait_for("four connections", PATIENCE, || server(&gateway).live_connections == 4);
         drop(talks);
-        wait_for("room again", 60.0, || curl_for(farm.lans.host(1), "10.1.1.10", 1).is_ok());
+        // Connections that are over are remembered for what comes late, and take no room.
+        wait_for("four are over", PATIENCE, || {
+            let server = server(&gateway);
+            let over: u64 = server.backends.iter().map(|backend| backend.over_connections).sum();
+            (server.live_connections, over) == (0, 4)
+        });
+        assert!(curl(farm.lans.host(1), "10.1.1.10").is_ok());
         // A full backend is passed over.
         let one = "backends = [{ address = \"10.1.2.2:80\", connections-max = 1 }, \"10.1.3.2:80\"]\n";
         assert_eq!(farm.lans.reload(&gateway, &section(one)).0, 0);
         let talks: Vec<Talk> = (0..16).map(|_| Talk::open(farm.lans.host(1), LISTEN).unwrap()).collect();
         let at_first = talks.iter().filter(|talk| talk.answer.name == "backend2").count();
         assert!(at_first <= 1, "{at_first} connections at a backend that takes one");
+    });
+}
+
+/// Row C6: limits of backends with HTTP clients: each backend gets what it may have, the rest is refused, and what ends makes
+/// room at once.
+#[test]
+fn c6_each_backend_gets_what_it_may_have() {
+    isolated(|| {
+        let farm = Farm::new();
+        let limited =
+            |number: u8, max: u8| format!("{{ address = \"10.1.{number}.2:80\", connections-max = {max} }}");
+        let gateway = farm.start(&format!(
+            "backends = [{}, {}, {}]\nmethod = \"least-connections\"\n",
+            limited(2, 1),
+            limited(3, 4),
+            limited(4, 7)
+        ));
+        let mut talks: Vec<Talk> = (0..12).map(|_| Talk::open(farm.lans.host(1), LISTEN).unwrap()).collect();
+        let mut shares = BTreeMap::new();
+        for talk in &talks {
+            *shares.entry(talk.answer.name.clone()).or_insert(0) += 1;
+        }
+        let shares: Vec<(&str, i32)> = shares.iter().map(|(name, count)| (name.as_str(), *count)).collect();
+        assert_eq!(shares, [("backend2", 1), ("backend3", 4), ("backend4", 7)]);
+        assert!(curl_for(farm.lans.host(1), "10.1.1.10", 1).is_err());
+        let place = talks.iter().position(|talk| talk.answer.name == "backend3").unwrap();
+        drop(talks.remove(place));
+        wait_for("one is over", PATIENCE, || backend(&gateway, 1).live_connections == 3);
+        // The only one with room, again and again.
+        for _ in 0..5 {
+            assert_eq!(curl(farm.lans.host(1), "10.1.1.10").unwrap().name, "backend3");
+            wait_for("it is over", PATIENCE, || backend(&gateway, 1).live_connections == 3);
+        }
+        assert!(backend(&gateway, 1).over_connections > 0, "remembered all the same");
     });
 }
 

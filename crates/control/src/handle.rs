@@ -289,6 +289,8 @@ pub struct BackendStatus {
     pub weight: u16,
     /// Connections now.
     pub live_connections: u64,
+    /// Connections that are over and still remembered for what comes late; they count nowhere.
+    pub over_connections: u64,
     /// Connections since start.
     pub total_connections: u64,
     /// How long it is in this state, whole seconds, to a second.

@@ -524,6 +524,7 @@ impl EngineHandle<'_> {
                 reason: String::new(),
                 weight: backend.weight,
                 live_connections: u64::from(backend.live),
+                over_connections: u64::from(backend.over),
                 total_connections: backend.total,
                 state_age_seconds: ages.seconds(now, backend.id),
             });

@@ -271,12 +271,12 @@ impl<'a> Compiler<'a> {
 impl Backend {
     /// Whether the next balancer must know it: it is configured now (a core may be about to open a flow), or has flows.
     fn lives_on(&self) -> bool {
-        self.home.is_some() || self.state.count.live() > 0
+        self.home.is_some() || self.state.count.held() > 0
     }
 
     /// Listen endpoints to remember when the present one becomes `next`.
     fn pasts(&self, next: Option<Past>) -> Vec<Past> {
-        let older: &[Past] = if self.state.count.live() > 0 { &self.past } else { &[] };
+        let older: &[Past] = if self.state.count.held() > 0 { &self.past } else { &[] };
         let mut list: Vec<Past> =
             self.present.iter().chain(older).copied().filter(|past| Some(*past) != next).collect();
         list.truncate(PASTS_MAX);

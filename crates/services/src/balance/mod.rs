@@ -6,7 +6,7 @@
 //! weights change (`table`, [`maglev`], `turns`).
 //!
 //! ```text
-//! find(protocol, destination) ─▶ server ─▶ pick(client) ─▶ backend ─▶ opened … closed
+//! find(protocol, destination) ─▶ server ─▶ pick(client) ─▶ backend ─▶ opened … over … closed
 //! ```
 //!
 //! * **A look and a reservation.** [`Balancer::pick`] looks, [`Balancer::opened`] takes a place exactly: a flow that
@@ -208,11 +208,26 @@ impl Balancer {
         }
     }
 
-    /// A flow to this backend is removed. The flow may have been opened under an earlier balancer.
-    pub fn closed(&self, backend: u16) {
+    /// The connection of a flow to this backend is over (`true`), or goes on after it was over. What is over does not
+    /// count as live: neither for least connections nor for limits.
+    #[cold]
+    pub fn set_over(&self, backend: u16, over: bool) {
+        let Some(entry) = self.backend(backend) else { return };
+        for count in [&entry.state.count, &entry.state.server.count] {
+            if over {
+                count.end();
+            } else {
+                count.resume();
+            }
+        }
+    }
+
+    /// A flow to this backend is removed; `was_over`: what [`Balancer::set_over`] said last of it. The flow may have been
+    /// opened under an earlier balancer.
+    pub fn closed(&self, backend: u16, was_over: bool) {
         if let Some(entry) = self.backend(backend) {
-            entry.state.count.close();
-            entry.state.server.count.close();
+            entry.state.count.close(was_over);
+            entry.state.server.count.close(was_over);
         }
     }
 

@@ -47,7 +47,7 @@ fn counts_health_and_wishes_carry_over() {
     let second = Balancer::compile(&[spec()], Some(&first));
     assert_eq!(status(&first), status(&second));
     assert_eq!(run(&second, 0..10).into_keys().collect::<Vec<_>>(), [2], "the only one left");
-    first.closed(2);
+    first.closed(2, false);
     assert_eq!(status(&second).live, 99, "a core that still has the old one counts for both");
     first.set_health(0, true, 6 * SECOND_NS);
     second.tick(6 * SECOND_NS);
@@ -69,7 +69,7 @@ fn a_removed_backend_keeps_its_number_while_it_has_flows() {
     let third = Balancer::compile(&[web(&["10.0.0.2:80", "10.0.0.3:80"])], Some(&second));
     assert_eq!(ids(&third)[1], (2, "10.0.0.3:80".to_owned()), "0 is not given away");
     assert_eq!(status(&third).live, 1);
-    third.closed(0);
+    third.closed(0, false);
     assert_eq!(status(&third).live, 0);
     let fourth = Balancer::compile(&[web(&["10.0.0.4:80"])], Some(&third));
     assert_eq!(ids(&fourth), [(0, "10.0.0.4:80".to_owned())], "now it is");
@@ -85,7 +85,7 @@ fn a_backend_that_returns_is_the_same() {
     let fourth = Balancer::compile(&[both()], Some(&third));
     assert_eq!(of(&fourth, "10.0.0.1:80").live, 1);
     assert_eq!(status(&fourth).live, 1, "and its server counts it");
-    fourth.closed(0);
+    fourth.closed(0, false);
     assert_eq!(status(&fourth).live, 0);
 }
 
@@ -124,7 +124,7 @@ fn earlier_listen_endpoints_are_known_while_flows_may_use_them() {
     assert_eq!(listens(&second), ["203.0.113.2:80", "203.0.113.1:80"]);
     let third = Balancer::compile(&[], Some(&second));
     assert_eq!(listens(&third), ["203.0.113.2:80", "203.0.113.1:80"], "removed, with a flow");
-    third.closed(0);
+    third.closed(0, false);
     let fourth = Balancer::compile(&[spec("203.0.113.2:80")], Some(&third));
     assert_eq!(listens(&fourth), ["203.0.113.2:80"]);
     let fifth = Balancer::compile(&[], Some(&fourth));

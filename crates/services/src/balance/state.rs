@@ -19,6 +19,8 @@ const NO_OVERRIDE: u32 = u32::MAX;
 #[derive(Debug, Default)]
 pub struct Count {
     live: AtomicU32,
+    /// Live ones, and those that are over and still have a flow for what comes late.
+    held: AtomicU32,
     total: AtomicU64,
 }
 
@@ -28,21 +30,39 @@ impl Count {
         let limit = if limit == 0 { u32::MAX } else { limit };
         let took = self.live.fetch_update(Relaxed, Relaxed, |live| (live < limit).then(|| live + 1)).is_ok();
         if took {
+            self.held.fetch_add(1, Relaxed);
             self.total.fetch_add(1, Relaxed);
         }
         took
     }
 
-    /// Gives a place back. Never below zero: a count that wrapped would block a backend for ever.
-    pub fn close(&self) {
-        // `Err` means that it was zero.
-        let _ = self.live.fetch_update(Relaxed, Relaxed, |live| live.checked_sub(1));
+    /// A connection is over, its flow is not gone: gives its place back.
+    pub fn end(&self) {
+        decrement(&self.live);
+    }
+
+    /// One that was over goes on after all, whatever the limit.
+    pub fn resume(&self) {
+        self.live.fetch_add(1, Relaxed);
+    }
+
+    /// The flow is gone; gives its place back unless the connection was over ([`Count::end`]).
+    pub fn close(&self, was_over: bool) {
+        if !was_over {
+            decrement(&self.live);
+        }
+        decrement(&self.held);
     }
 
     /// Undoes [`Count::open`].
     pub fn take_back(&self) {
-        self.close();
+        self.close(false);
         self.total.fetch_sub(1, Relaxed);
+    }
+
+    /// Flows there are, also of connections that are over.
+    pub fn held(&self) -> u32 {
+        self.held.load(Relaxed)
     }
 
     /// Places taken now.
@@ -59,6 +79,12 @@ impl Count {
     pub fn is_full(&self, limit: u32) -> bool {
         limit != 0 && self.live() >= limit
     }
+}
+
+/// Never below zero: a count that wrapped would block a backend for ever.
+fn decrement(count: &AtomicU32) {
+    // `Err` means that it was zero.
+    let _ = count.fetch_update(Relaxed, Relaxed, |count| count.checked_sub(1));
 }
 
 /// A server's part. In cache lines of its own, since all cores write it.

@@ -47,6 +47,8 @@ pub struct BackendStatus {
     pub draining: bool,
     /// Live connections.
     pub live: u32,
+    /// Connections that are over and still remembered for what comes late.
+    pub over: u32,
     /// Connections since the start.
     pub total: u64,
     /// Live connections at most; 0 = no limit.
@@ -65,6 +67,7 @@ pub fn of(server: &Server, now_ns: u64) -> ServerStatus {
         up: backend.state.is_up(),
         draining: backend.state.is_draining(backend.weight),
         live: backend.state.count.live(),
+        over: backend.state.count.held().saturating_sub(backend.state.count.live()),
         total: backend.state.count.total(),
         connections_max: backend.connections_max,
         failures: backend.state.failures(),

@@ -101,7 +101,7 @@ fn servers_are_found_by_protocol_address_and_port() {
     assert_eq!(balancer.pick(9, &v6, 0, 0), Err(DropReason::NoBackend));
     assert_eq!(balancer.opened(9, 0), Err(DropReason::NoBackend));
     assert_eq!(balancer.opened(0, 99), Err(DropReason::NoBackend));
-    balancer.closed(99);
+    balancer.closed(99, false);
     assert!(!balancer.is_empty() && Balancer::compile(&[], None).is_empty());
 }
 
@@ -171,7 +171,7 @@ fn least_connections_follows_what_ends() {
     let counts = run(&balancer, 0..400);
     assert_eq!(counts, BTreeMap::from([(0, 100), (1, 100), (2, 200)]), "exact");
     for _ in 0..50 {
-        balancer.closed(1);
+        balancer.closed(1, false);
     }
     assert_eq!(run(&balancer, 400..440), BTreeMap::from([(1, 40)]), "the emptiest until it has caught up");
     let idle = Balancer::compile(&[server(BalanceMethod::LeastConnections, &[1; 4])], None);
@@ -259,7 +259,7 @@ fn full_backends_divert_to_others() {
         assert_eq!(counts[&1], 10, "{method:?}");
         assert!(counts[&0] > 200 && counts[&2] > 200, "{method:?}: both take what it cannot: {counts:?}");
         let next = (0..600).find(|&number| {
-            balancer.closed(1);
+            balancer.closed(1, false);
             let pick = pick(&balancer, number).unwrap();
             let took = balancer.opened(0, pick.backend).is_ok();
             took && pick.backend == 1
@@ -288,7 +288,7 @@ fn full_servers() {
         let status = status(&balancer);
         assert_eq!((status.live, status.total), (4, 4), "a refused one is not counted");
         assert_eq!(status.backends.iter().map(|backend| backend.total).sum::<u64>(), 4);
-        balancer.closed(0);
+        balancer.closed(0, false);
         assert!(pick(&balancer, 6).is_ok());
         assert_eq!(status.refused, 2);
     }
@@ -378,7 +378,7 @@ fn limits_hold_between_cores() {
                     if balancer.opened(0, pick.backend).is_ok() {
                         let status = status(balancer);
                         assert!(status.live <= 5 && status.backends[0].live <= 3);
-                        balancer.closed(pick.backend);
+                        balancer.closed(pick.backend, false);
                     }
                 }
             });
@@ -386,7 +386,7 @@ fn limits_hold_between_cores() {
     });
     let status = status(&balancer);
     assert_eq!((status.live, status.backends[0].live, status.backends[1].live), (0, 0, 0));
-    balancer.closed(0);
+    balancer.closed(0, false);
     assert_eq!(balancer.status()[0].live, 0, "never below zero");
 }
 
@@ -418,8 +418,8 @@ fn slow_start_grows_by_tenths() {
                 count += u32::from(pick.backend == 1);
             }
             for _ in 0..2_000 {
-                balancer.closed(0);
-                balancer.closed(1);
+                balancer.closed(0, false);
+                balancer.closed(1, false);
             }
             shares.push(f64::from(count) / 2_000.0);
         }
@@ -524,7 +524,7 @@ proptest! {
                         }
                     }
                 }
-                Op::Close(id) if status(&balancer).backends[usize::from(id)].live > 0 => balancer.closed(id),
+                Op::Close(id) if status(&balancer).backends[usize::from(id)].live > 0 => balancer.closed(id, false),
                 Op::Close(_) => {}
                 Op::Health(id, up) => drop(balancer.set_health(id, up, now_ns)),
                 Op::Drain(id, draining) => drop(balancer.drain(id, draining)),

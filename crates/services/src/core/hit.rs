@@ -3,11 +3,11 @@
 use super::{Core, Direction, Frame, Outcome, Output, is_partial, tick_of};
 use crate::core::hops::{self, Hop};
 use crate::flow::{FlowId, Record, flags};
-use crate::policy::Service;
+use crate::policy::{Policy, Service};
 use crate::rewrite;
 use crate::rules::Question;
 use crate::spec::{HOST_PORT, PortId, RuleAction, TCP, TUNNEL_PORT};
-use crate::tcp::{self, Segment, Verdict};
+use crate::tcp::{self, Segment, State, Verdict};
 use std::net::IpAddr;
 
 use packet::DropReason;
@@ -41,7 +41,9 @@ impl Core {
         }
         if header.protocol == TCP {
             let segment = Segment::of(header.payload(frame.packet())).ok_or(DropReason::TcpInvalid)?;
+            let was_over = is_over(flow.record);
             let verdict = tcp::follow(flow.record, direction, &segment);
+            note_end(&self.policy, flow.record, was_over);
             self.embryonic = embryonic_after(self.embryonic, was, is_embryonic(flow.record));
             match verdict {
                 Verdict::Accept => {}
@@ -353,11 +355,29 @@ pub(super) enum Way {
     Around,
 }
 
+/// Whether nothing but late packets is expected. Of one that is seen in one direction only the client's FIN is the last that
+/// can be known.
+#[inline]
+pub(super) fn is_over(record: &Record) -> bool {
+    let state = State::of(record);
+    state.is_over() || (state == State::FinOriginal && record.flags & flags::ONE_WAY != 0)
+}
+
+/// A connection to a backend that is over is not a live one any more, long before its flow is forgotten.
+#[inline]
+pub(super) fn note_end(policy: &Policy, record: &Record, was_over: bool) {
+    let over = is_over(record);
+    if over != was_over
+        && let Some(backend) = record.backend.checked_sub(1)
+    {
+        policy.balancer.set_over(backend, over);
+    }
+}
+
 /// Whether nobody has proved yet that the flow is wanted: no reply, or a TCP handshake that is not complete. Such flows
 /// have their own limit and go first when there is no room.
 #[inline]
 pub(super) fn is_embryonic(record: &Record) -> bool {
-    use tcp::State;
     let opening = || matches!(State::of(record), State::SynSent | State::SynSentBoth | State::SynReceived);
     record.flags & flags::REPLIED == 0 || (record.protocol == TCP && opening())
 }

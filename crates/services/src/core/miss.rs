@@ -427,7 +427,7 @@ impl Core {
         let result = place.and_then(|()| self.insert(policy, &original, &reply, course, record));
         if result.is_err() {
             if let (Ok(()), Some(backend)) = (place, course.backend) {
-                policy.balancer.closed(backend);
+                policy.balancer.closed(backend, false);
             }
             if bound {
                 let client = if record.flags & flags::SOURCE_NAT != 0 { &course.to } else { key };

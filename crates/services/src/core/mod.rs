@@ -421,7 +421,7 @@ impl Core {
             self.nat.release(now_ns, &reply.0, reply.1, record, &client, original.1);
         }
         if let Some(backend) = record.backend.checked_sub(1) {
-            self.policy.balancer.closed(backend);
+            self.policy.balancer.closed(backend, hit::is_over(record));
         }
     }
 

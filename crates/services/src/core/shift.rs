@@ -78,7 +78,9 @@ impl Core {
         }
         let record = self.flows.record_mut(id);
         let (before, was) = (record.flags, hit::is_embryonic(record));
+        let was_over = hit::is_over(record);
         let verdict = tcp::follow(record, direction, &segment);
+        hit::note_end(&self.policy, record, was_over);
         let (after, is) = (record.flags, hit::is_embryonic(record));
         let resumed = !before & after & flags::MID_STREAM != 0;
         self.embryonic = hit::embryonic_after(self.embryonic, was, is);

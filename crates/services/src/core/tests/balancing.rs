@@ -117,3 +117,48 @@ fn a_reload_keeps_connections_of_a_backend_that_is_gone() {
     }
     assert_eq!(world.total(|counters| counters.flows_refused), 0);
 }
+
+/// A connection that is over counts no more, however long its flow stays for what comes late: the backend that closes is
+/// the next to get something. One that begins anew between the same ports counts once.
+#[test]
+fn connections_that_are_over_are_not_live() {
+    for delivery in [DeliveryMode::Nat, DeliveryMode::DirectReturn] {
+        let mut spec = farm(NatMode::None, delivery);
+        spec.servers[0].method = BalanceMethod::LeastConnections;
+        let mut world = World::new(2, spec);
+        let request = |port: u16| key(TCP, &format!("198.51.100.7:{port}"), "203.0.113.10:80");
+        for port in 2_000..2_030u16 {
+            let inside = world.one(WAN, &tcp_of(&request(port), SYN, 1, 0, b"")).key();
+            if delivery == DeliveryMode::Nat {
+                world.one(LAN, &tcp_of(&inside.reversed(), SYN | ACK, 7, 2, b""));
+            }
+            world.one(WAN, &tcp_of(&request(port), ACK, 2, 8, b""));
+        }
+        let counts = |world: &World| -> Vec<(u32, u32, u64)> {
+            let server = &world.policy.balancer.status()[0];
+            assert_eq!(server.live, server.backends.iter().map(|backend| backend.live).sum::<u32>());
+            server.backends.iter().map(|backend| (backend.live, backend.over, backend.total)).collect()
+        };
+        assert_eq!(counts(&world), [(10, 0, 10); 3], "{delivery:?}");
+        // With direct return the client's FIN is the last that the gateway can know.
+        let last = if delivery == DeliveryMode::Nat { RST } else { FIN };
+        for port in 2_000..2_015u16 {
+            world.one(WAN, &tcp_of(&request(port), last | ACK, 2, 8, b""));
+        }
+        let live: u32 = counts(&world).iter().map(|count| count.0).sum();
+        let over: u32 = counts(&world).iter().map(|count| count.1).sum();
+        assert_eq!((live, over, world.flows()), (15, 15, 30), "{delivery:?}");
+        // Those between the same ports again, and new ones: level again.
+        let (again, left) = if delivery == DeliveryMode::Nat { (2_000, 5) } else { (4_000, 15) };
+        for port in (again..again + 10).chain(3_000..3_005u16) {
+            world.one(WAN, &tcp_of(&request(port), SYN, 900_000, 0, b""));
+        }
+        let after = counts(&world);
+        assert!(after.iter().all(|count| count.0 == 10), "{delivery:?}: {after:?}");
+        assert_eq!(after.iter().map(|count| count.1).sum::<u32>(), left);
+        // Forgotten in the end, and nothing is counted twice.
+        world.wait(9_000);
+        assert_eq!(world.flows(), 0);
+        assert!(counts(&world).iter().all(|count| (count.0, count.1) == (0, 0)), "{delivery:?}");
+    }
+}

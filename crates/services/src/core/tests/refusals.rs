@@ -110,8 +110,8 @@ fn a_full_server_says_so_and_takes_the_next_when_one_ends() {
     let left = world.dropped(WAN, &syn(1003), DropReason::ServerFull);
     assert_eq!(left[0].packet[33] & RST, RST);
     world.one(LAN, &tcp_of(&first.reversed(), RST | ACK, 0, 2, b""));
-    world.wait(15);
     world.one(WAN, &syn(1003));
+    world.dropped(WAN, &syn(1004), DropReason::ServerFull);
 }
 
 /// RFC 5508 REQ-8: no session for lack of resources is told as "administratively prohibited".
