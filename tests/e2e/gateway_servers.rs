@@ -313,6 +313,41 @@ fn c6_each_backend_gets_what_it_may_have() {
     });
 }
 
+/// Row C6: a backend that comes back begins with a small share of HTTP requests, and has its whole one in the end.
+#[test]
+fn c6_slow_start() {
+    isolated(|| {
+        let mut farm = Farm::new();
+        let slow =
+            |seconds: u16| format!("{HEALTH}method = \"round-robin\"\nslow-start-seconds = {seconds}\n");
+        let gateway = farm.start(&slow(300));
+        let shares = |farm: &Farm| -> Vec<usize> {
+            let mut count = BTreeMap::new();
+            for _ in 0..60 {
+                *count.entry(curl(farm.lans.host(1), "10.1.1.10").unwrap().name).or_insert(0) += 1;
+            }
+            (2..=4).map(|number| count.get(&format!("backend{number}")).copied().unwrap_or(0)).collect()
+        };
+        // At the start of the gateway all have their whole share at once.
+        let states: Vec<String> = (0..3).map(|number| backend(&gateway, number).state).collect();
+        assert_eq!(states, ["up"; 3]);
+        assert_eq!(shares(&farm), [20, 20, 20]);
+        farm.kill(1);
+        wait_for("backend3 is down", PATIENCE, || backend(&gateway, 1).state == "down");
+        assert_eq!(shares(&farm), [30, 0, 30]);
+        farm.bring_back(1);
+        wait_for("backend3 is back", PATIENCE, || backend(&gateway, 1).state == "slow-start");
+        // A tenth of the weight at first, two tenths from the 34th second on: 3 to 6 of 60 by weight.
+        let begun = shares(&farm);
+        assert_eq!(backend(&gateway, 1).state, "slow-start");
+        assert!((1..=12).contains(&begun[1]) && begun[0] >= 20 && begun[2] >= 20, "{begun:?}");
+        // Without a slow start it is complete.
+        assert_eq!(farm.lans.reload(&gateway, &section(&slow(0))).0, 0);
+        wait_for("backend3 is up", PATIENCE, || backend(&gateway, 1).state == "up");
+        wait_for("its whole share", PATIENCE, || shares(&farm) == [20, 20, 20]);
+    });
+}
+
 /// Row C6: UDP servers over IPv4, TCP servers over IPv6.
 #[test]
 fn c6_udp_and_ipv6() {

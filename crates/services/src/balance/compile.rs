@@ -129,7 +129,6 @@ pub fn compile<'a>(servers: &'a [ServerSpec], before: Option<&'a Balancer>, key:
 }
 
 struct Compiler<'a> {
-    before: Option<&'a Balancer>,
     /// Backends before, by server name and endpoint.
     old: BTreeMap<(&'a str, Endpoint), &'a Backend>,
     old_servers: BTreeMap<&'a str, &'a Arc<ServerState>>,
@@ -145,7 +144,6 @@ struct Compiler<'a> {
 impl<'a> Compiler<'a> {
     fn new(before: Option<&'a Balancer>) -> Self {
         let mut compiler = Self {
-            before,
             old: BTreeMap::new(),
             old_servers: BTreeMap::new(),
             backends: Vec::new(),
@@ -209,7 +207,8 @@ impl<'a> Compiler<'a> {
         let state = match old {
             Some(old) => Arc::clone(&old.state),
             None => {
-                let slowly = self.before.is_some();
+                // Of a new server all are new: nobody else could take what they leave.
+                let slowly = self.old_servers.contains_key(server.name.as_str());
                 Arc::new(BackendState::new(id, spec.address, Arc::clone(server_state), slowly))
             }
         };

@@ -17,9 +17,9 @@
 //! * **Nobody left.** When all backends are down, new connections are refused ([`DropReason::NoBackend`]), not sent
 //!   to a dead one: clients that are told go elsewhere at once. When those that are up are full, it is
 //!   [`DropReason::ServerFull`].
-//! * **A new start.** A backend is up until a monitor says otherwise. One that comes up, ends draining or is added by
-//!   a reload begins with a tenth of its weight and grows to all of it within `slow_start_s`; at the start of the
-//!   gateway all have their full weight at once.
+//! * **A new start.** A backend is up until a monitor says otherwise. One that comes up, ends draining or is added to
+//!   its server by a reload begins with a tenth of its weight and grows to all of it within `slow_start_s`; those of a
+//!   new server, as at the start of the gateway, have their full weight at once.
 //! * **Reload.** A backend is known by its server's name and its own address. If both stay, so do its number, counts,
 //!   health and drain state. The number of a removed backend is not given away while it has live flows.
 //!

@@ -107,6 +107,16 @@ fn an_added_backend_starts_slowly() {
     assert_eq!(of(&third, "10.0.0.2:80").effective_weight, 1.0, "what has ended does not begin again");
 }
 
+/// All of them would begin with a tenth, so that one that comes back later would have as much as they.
+#[test]
+fn the_backends_of_a_new_server_start_at_full_weight() {
+    let spec = ServerSpec { slow_start_s: 10, ..web(&["10.0.0.1:80", "10.0.0.2:80"]) };
+    let first = Balancer::compile(&[], None);
+    let second = Balancer::compile(std::slice::from_ref(&spec), Some(&first));
+    assert_eq!(of(&second, "10.0.0.1:80").effective_weight, 1.0);
+    assert_eq!(of(&second, "10.0.0.2:80").effective_weight, 1.0);
+}
+
 #[test]
 fn earlier_listen_endpoints_are_known_while_flows_may_use_them() {
     let spec = |listen: &str| {
