@@ -228,6 +228,7 @@ fn main() {
         Scheme::LeastLoaded,
         Scheme::EveryPackets(100),
         Scheme::TimeSlice(5_000),
+        Scheme::Transaction(100),
         Scheme::InterfaceFlow(2),
         Scheme::ServiceFlow(2),
     ] {

@@ -14,8 +14,14 @@
 //! | `least-loaded` | packets | comparison: even although packets cost differently |
 //! | `every-N-packets` | packets | as `least-loaded`, decided less often |
 //! | `slice-N-us` | time | comparison: one core after the other |
+//! | `transaction-N-us` | transactions | comparison: even, and in order within a question and its answer |
 //! | `interface-flow-N` | hybrid | N groups of cores; an interface has a group, a flow a core of it |
 //! | `service-flow-N` | hybrid | the same by virtual server |
+//!
+//! A *transaction* is a new connection, a query and its answer, or the next burst of a flow that was silent for N µs: it goes
+//! to the least loaded core when it begins and stays there until it is silent again. That needs a memory of flows where
+//! packets are distributed; here it is [`TRANSACTION_SLOTS`] places by hash, so that flows of one place go together and no
+//! running one is ever split.
 
 use std::fmt;
 use std::str::FromStr;
@@ -27,6 +33,9 @@ mod tests;
 
 /// Service number of packets that are for no virtual server.
 pub const NO_SERVICE: u16 = 0xffff;
+
+/// Places of transactions that [`Scheme::Transaction`] tells apart.
+pub const TRANSACTION_SLOTS: usize = 1 << 16;
 
 /// Bytes that a packet costs in addition to its length, so that small ones weigh too.
 const PACKET_COST: u64 = 256;
@@ -49,6 +58,9 @@ pub enum Scheme {
     EveryPackets(u32),
     /// All packets of a slice of so many µs (at least 1) to one core, the next slice's to the next.
     TimeSlice(u32),
+    /// What begins after so many µs (at least 1) of silence in its flow goes to the core with the least load, and all of it
+    /// stays there.
+    Transaction(u32),
     /// The cores are in so many groups (at least 1). By interface to a group, by flow within it.
     InterfaceFlow(u8),
     /// The same by virtual server; packets for none by flow over all cores.
@@ -65,6 +77,7 @@ impl fmt::Display for Scheme {
             Self::LeastLoaded => f.write_str("least-loaded"),
             Self::EveryPackets(packets) => write!(f, "every-{packets}-packets"),
             Self::TimeSlice(us) => write!(f, "slice-{us}-us"),
+            Self::Transaction(us) => write!(f, "transaction-{us}-us"),
             Self::InterfaceFlow(groups) => write!(f, "interface-flow-{groups}"),
             Self::ServiceFlow(groups) => write!(f, "service-flow-{groups}"),
         }
@@ -74,8 +87,8 @@ impl fmt::Display for Scheme {
 /// The text names no scheme.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error(
-    "must be flow, interface, service, round-robin, least-loaded, every-N-packets, slice-N-us, interface-flow-N or \
-     service-flow-N, with N from 1"
+    "must be flow, interface, service, round-robin, least-loaded, every-N-packets, slice-N-us, transaction-N-us, \
+     interface-flow-N or service-flow-N, with N from 1"
 )]
 pub struct UnknownScheme;
 
@@ -93,6 +106,7 @@ impl FromStr for Scheme {
         plain
             .or_else(|| number("every-", "-packets").map(Self::EveryPackets))
             .or_else(|| number("slice-", "-us").map(Self::TimeSlice))
+            .or_else(|| number("transaction-", "-us").map(Self::Transaction))
             .or_else(|| groups("interface-flow-").map(Self::InterfaceFlow))
             .or_else(|| groups("service-flow-").map(Self::ServiceFlow))
             .ok_or(UnknownScheme)
@@ -131,6 +145,8 @@ pub struct Distributor {
     left: u32,
     /// When the slice of the core in turn ends.
     until_ns: Option<u64>,
+    /// By hash: place of the transaction's core, and when its last packet came. Empty with every other scheme.
+    transactions: Vec<Option<(usize, u64)>>,
 }
 
 impl Distributor {
@@ -139,7 +155,9 @@ impl Distributor {
     #[must_use]
     pub fn new(scheme: Scheme, cores: &[u8], table: BucketTable) -> Self {
         let cores = if cores.is_empty() { vec![0] } else { cores.to_vec() };
+        let slots = if matches!(scheme, Scheme::Transaction(_)) { TRANSACTION_SLOTS } else { 0 };
         Self {
+            transactions: vec![None; slots],
             scheme,
             told: vec![0; cores.len()],
             given: vec![0; cores.len()],
@@ -193,6 +211,7 @@ impl Distributor {
             Scheme::LeastLoaded => self.least_loaded(),
             Scheme::EveryPackets(packets) => self.every(packets),
             Scheme::TimeSlice(us) => self.slice(us, facts.now_ns),
+            Scheme::Transaction(us) => self.transaction(us, facts),
             Scheme::InterfaceFlow(groups) => self.grouped(facts.port, groups, facts.hash),
             Scheme::ServiceFlow(groups) => self.grouped(facts.service, groups, facts.hash),
         };
@@ -238,6 +257,20 @@ impl Distributor {
             self.until_ns = Some(now_ns + u64::from(us.max(1)) * 1_000);
         }
         self.turn
+    }
+
+    fn transaction(&mut self, us: u32, facts: &Facts) -> usize {
+        let slot = ((u64::from(facts.hash) * TRANSACTION_SLOTS as u64) >> 32) as usize;
+        let pause_ns = u64::from(us.max(1)) * 1_000;
+        let running = self.transactions.get(slot).copied().flatten();
+        let place = match running {
+            Some((place, seen_ns)) if facts.now_ns.saturating_sub(seen_ns) < pause_ns => place,
+            _ => self.least_loaded(),
+        };
+        if let Some(transaction) = self.transactions.get_mut(slot) {
+            *transaction = Some((place, facts.now_ns));
+        }
+        place
     }
 
     /// The place of a flow in the group of cores that `number` belongs to. Groups differ by at most one core.

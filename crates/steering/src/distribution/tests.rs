@@ -23,7 +23,7 @@ fn readers(scheme: Scheme, packets: impl IntoIterator<Item = Facts>) -> Vec<u8> 
     packets.into_iter().map(|facts| distributor.reader(&facts)).collect()
 }
 
-const ALL: [Scheme; 9] = [
+const ALL: [Scheme; 10] = [
     Scheme::Flow,
     Scheme::Interface,
     Scheme::Service,
@@ -31,6 +31,7 @@ const ALL: [Scheme; 9] = [
     Scheme::LeastLoaded,
     Scheme::EveryPackets(100),
     Scheme::TimeSlice(5_000),
+    Scheme::Transaction(200),
     Scheme::InterfaceFlow(2),
     Scheme::ServiceFlow(3),
 ];
@@ -40,9 +41,16 @@ fn names_are_read_back() {
     for scheme in ALL {
         assert_eq!(scheme.to_string().parse(), Ok(scheme));
     }
-    for wrong in
-        ["", "flows", "every-0-packets", "every--packets", "slice-5", "interface-flow-300", "slice-0-us"]
-    {
+    for wrong in [
+        "",
+        "flows",
+        "every-0-packets",
+        "every--packets",
+        "slice-5",
+        "interface-flow-300",
+        "slice-0-us",
+        "transaction-0-us",
+    ] {
         assert_eq!(wrong.parse::<Scheme>(), Err(UnknownScheme), "{wrong}");
     }
 }
@@ -80,6 +88,29 @@ fn the_least_loaded_core_gets_the_packet() {
     assert_eq!(second, [0, 1, 2, 3, 1, 2, 3, 1]);
     let runs = readers(Scheme::EveryPackets(3), [facts(1); 9]);
     assert_eq!(runs, [0, 0, 0, 1, 1, 1, 2, 2, 2]);
+}
+
+/// A question and its answer stay on one core however the loads change; the next question goes where least is to do.
+#[test]
+fn a_transaction_stays_where_it_began() {
+    let mut distributor = distributor(Scheme::Transaction(1_000));
+    let packet = |flow: u32, us: u64| Facts { hash: flow << 16, now_ns: us * 1_000, ..facts(0) };
+    distributor.tell_loads(&[200, 10, 250, 100]);
+    assert_eq!(distributor.reader(&packet(1, 0)), 1);
+    distributor.tell_loads(&[200, 250, 10, 100]);
+    let long: Vec<u8> = (1..50).map(|number| distributor.reader(&packet(1, number * 900))).collect();
+    assert_eq!(long, [1; 49], "never silent for a millisecond");
+    assert_eq!(distributor.reader(&packet(2, 44_200)), 2, "another flow");
+    distributor.tell_loads(&[0, 250, 200, 100]);
+    assert_eq!(distributor.reader(&packet(1, 45_100)), 0, "the next of the same flow");
+    assert_eq!(distributor.reader(&packet(2, 45_190)), 2);
+    // Many small ones: as even as the hash is not.
+    let mut distributor = self::distributor(Scheme::Transaction(1_000));
+    let mut counts = [0u32; 4];
+    for flow in 0..4_000u32 {
+        counts[usize::from(distributor.reader(&packet(flow % 3_000, u64::from(flow))))] += 1;
+    }
+    assert_eq!(counts, [1_000; 4]);
 }
 
 #[test]
