@@ -2,7 +2,7 @@
 # Reload with many flows alive, all of which send and are answered: none may be lost, and no packet may wait.
 #   bench/gateway-reload.sh            FLOWS=100000 RELOADS=20 RATE=25000 RULES=0 GROUP=0 REALTIME=0
 # The flows take turns. Each datagram carries its time of sending and is stamped by the kernel as it arrives at the server's
-# interface, so neither the sender's nor the receiver's wait for a CPU counts; both run with real-time priority all the same.
+# interface: the receiver's wait for a CPU does not count, so it gives way to the workers, and the sender has real-time priority.
 # In turns: a second after a reload, and a second of the same run without one. Beside it what each worker says of itself:
 # how long the reload held up its round. A flow is lost when its datagrams change their outside port or its answers stop.
 # RULES, GROUP: more rules and prefixes that are there before and after. REALTIME=1: the gateway has real-time priority too.
@@ -116,7 +116,7 @@ fi
 ulimit -n "$(ulimit -H -n)"
 turn=$(python3 -c "print($flows/$rate)") # seconds in which every flow has sent once
 total=$(python3 -c "print(2*$turn + 2 + $reloads*($turn+2))")
-ip netns exec $s chrt -f 50 "$work/pulse" receive "$flows" "$(python3 -c "print($total+2)")" "$work/samples" >"$work/received" & receiver=$!
+ip netns exec $s nice -n 10 "$work/pulse" receive "$flows" "$(python3 -c "print($total+2)")" "$work/samples" >"$work/received" & receiver=$!
 sleep 0.3
 ip netns exec $c chrt -f 50 "$work/pulse" send "$flows" "$rate" "$total" >"$work/sent" & sender=$!
 cat >"$work/reloads.py" <<'P'

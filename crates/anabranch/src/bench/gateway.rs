@@ -59,6 +59,8 @@ struct Row {
     /// Memory of the process in use before the first flow and after the last.
     resident_before_bytes: u64,
     resident_after_bytes: u64,
+    /// The most that it ever was: tables that grow need both for a moment.
+    resident_peak_bytes: u64,
     /// Of it the flow table, by its own count.
     flow_table_bytes: u64,
     /// Port tables of the NAT that hold a port.
@@ -166,9 +168,9 @@ fn one_core(kind: Kind, args: &Args) -> anyhow::Result<Row> {
     let mut bench = Bench::new(kind, 1, 0, None)?;
     // The list of keys is ours and not the gateway's: its memory is in use before the flows begin.
     let mut flows = vec![random_pair(); args.flows as usize];
-    let before = resident_bytes();
+    let before = status_bytes("VmRSS:");
     let opened_s = bench.open(&mut flows);
-    let after = resident_bytes();
+    let (after, peak) = (status_bytes("VmRSS:"), status_bytes("VmHWM:"));
     shuffle(&mut flows);
     let mpps = bench.hit(&flows, args.packets);
     Ok(Row {
@@ -179,6 +181,7 @@ fn one_core(kind: Kind, args: &Args) -> anyhow::Result<Row> {
         bytes_per_flow: after.saturating_sub(before) as f64 / flows.len().max(1) as f64,
         resident_before_bytes: before,
         resident_after_bytes: after,
+        resident_peak_bytes: peak,
         flow_table_bytes: bench.core.flows().memory_bytes() as u64,
         port_tables: bench.core.nat().status().tables.len(),
     })
@@ -513,10 +516,10 @@ fn server() -> ServerSpec {
     }
 }
 
-/// Memory of the process that is in use, bytes.
-fn resident_bytes() -> u64 {
+/// A size of the process's memory, bytes.
+fn status_bytes(name: &str) -> u64 {
     let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
     let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
 }
