@@ -43,6 +43,8 @@ const UDP_CALLS: usize = 4;
 const UDP_BUFFERS: usize = 8;
 /// Items taken from rings in a round.
 const RING_ITEMS: usize = 256;
+/// A worker that looks for frames of interfaces again and again asks epoll for the rest this often.
+const LOOK_NS: u64 = 20_000;
 /// A core's load is measured over this long.
 const LOAD_NS: u64 = 1_000_000_000;
 /// Counters are published this often.
@@ -215,10 +217,16 @@ impl Worker {
     pub fn run(mut self) {
         let mut ready = Vec::new();
         let mut wait = Duration::ZERO;
+        let (mut asked_ns, mut end_ns) = (0, 0);
         loop {
-            if let Err(error) = self.io.epoll.wait(&mut ready, Some(wait)) {
-                tracing::error!(core = self.id, %error, "epoll");
-                return;
+            if !self.gateway.listens() && end_ns - asked_ns < LOOK_NS {
+                ready.clear();
+            } else {
+                if let Err(error) = self.io.epoll.wait(&mut ready, Some(wait)) {
+                    tracing::error!(core = self.id, %error, "epoll");
+                    return;
+                }
+                asked_ns = end_ns;
             }
             let woke_ns = linux::clock::monotonic_ns();
             let bell = &self.shared.doorbells[usize::from(self.id)];
@@ -228,16 +236,18 @@ impl Worker {
                 return;
             }
             let (next, more) = self.round(woke_ns, &ready);
-            let end_ns = linux::clock::monotonic_ns();
+            end_ns = linux::clock::monotonic_ns();
             self.io.counters.note_round(end_ns.saturating_sub(woke_ns));
             self.publish(end_ns);
             if self.gateway.is_hot(end_ns) && !self.shared.stop.load(Relaxed) {
                 // Packets of an interface come one by one: being woken for each costs more than looking again, and
                 // whoever else wants this CPU gets it.
+                self.gateway.listen(&self.io.epoll, false);
                 std::thread::yield_now();
                 wait = Duration::ZERO;
                 continue;
             }
+            self.gateway.listen(&self.io.epoll, true);
             let bell = &self.shared.doorbells[usize::from(self.id)];
             bell.lie_down();
             let idle = !more && self.rings.is_empty();
@@ -267,6 +277,8 @@ impl Worker {
                 token => more |= self.pull_socket(now, token),
             }
         }
+        let (gateway, mut context) = self.gateway();
+        more |= gateway.pull_all(now_ns, &mut context);
         more |= self.pull_rings(now);
         let due_ns = self.serve(now_ns);
         self.enter_tunnel(now);

@@ -81,6 +81,8 @@ pub(crate) struct Part {
     gap_ns: u64,
     /// Mean bytes of a frame, lately.
     frame_bytes: u64,
+    /// Whether epoll tells of frames.
+    listens: bool,
 }
 
 /// What a round lends to the part.
@@ -113,6 +115,7 @@ impl Part {
             pulled_ns: 0,
             gap_ns: HOT_NS,
             frame_bytes: 0,
+            listens: true,
         }
     }
 
@@ -165,6 +168,7 @@ impl Part {
             *out = Some(Out { sender, raw, counters: counters.unwrap_or_default() });
         }
         let Some(ring) = ring else { return };
+        self.listen(epoll, true);
         match epoll.add(&ring, PORT_TOKENS + u64::from(id), Interest::Read) {
             Ok(()) => self.inputs.push(In { id, ring, packets, bytes }),
             Err(error) => {
@@ -174,6 +178,7 @@ impl Part {
     }
 
     fn close(&mut self, id: PortId, epoll: &Epoll) {
+        self.listen(epoll, true);
         self.inputs.retain(|input| {
             if input.id == id {
                 let _ = epoll.remove(&input.ring);
@@ -192,10 +197,47 @@ impl Part {
             && now_ns.saturating_sub(self.pulled_ns) < HOT_NS
     }
 
+    /// Whether epoll tells of frames. If not, each round looks into all rings ([`Part::pull_all`]).
+    pub fn listens(&self) -> bool {
+        self.listens
+    }
+
+    /// Has epoll tell of frames, or not. While it does, the kernel calls it for each frame, in the time of whoever sends
+    /// that frame: for a worker that is awake anyway. What came in between is told of as soon as it does again.
+    pub fn listen(&mut self, epoll: &Epoll, wanted: bool) {
+        if self.listens == wanted {
+            return;
+        }
+        self.listens = wanted;
+        for input in &self.inputs {
+            let result = if wanted {
+                epoll.add(&input.ring, PORT_TOKENS + u64::from(input.id), Interest::Read)
+            } else {
+                epoll.remove(&input.ring)
+            };
+            if let Err(error) = result {
+                let core = self.core.id();
+                tracing::error!(core, port = input.id, wanted, %error, "cannot wait for an interface");
+            }
+        }
+    }
+
+    /// Pulls from all interfaces, if epoll does not tell which have something; whether something may be left.
+    pub fn pull_all(&mut self, now_ns: u64, context: &mut PartContext<'_>) -> bool {
+        if self.listens {
+            return false;
+        }
+        (0..self.inputs.len()).fold(false, |more, place| self.pull_at(now_ns, place, context) || more)
+    }
+
     /// Pulls from an interface; whether something may be left.
     pub fn pull(&mut self, now_ns: u64, token: u64, context: &mut PartContext<'_>) -> bool {
         let Ok(id) = PortId::try_from(token - PORT_TOKENS) else { return false };
-        let Some(place) = self.inputs.iter().position(|input| input.id == id) else { return false };
+        let place = self.inputs.iter().position(|input| input.id == id);
+        place.is_some_and(|place| self.pull_at(now_ns, place, context))
+    }
+
+    fn pull_at(&mut self, now_ns: u64, place: usize, context: &mut PartContext<'_>) -> bool {
         for _ in 0..BATCHES {
             let Self { core, inputs, outputs, trains, drops, scratch, tunnel, .. } = self;
             let Some(input) = inputs.get_mut(place) else { return false };
@@ -222,7 +264,7 @@ impl Part {
                     }
                 }
                 Err(error) => {
-                    tracing::debug!(port = id, %error, "interface read");
+                    tracing::debug!(place, %error, "interface read");
                     return false;
                 }
             }
