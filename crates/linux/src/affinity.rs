@@ -35,6 +35,12 @@ pub fn prefer_current_thread() -> Result<()> {
     rustix::process::setpriority_process(None, WORKER_NICENESS).context("raise the priority of a worker")
 }
 
+/// Takes back the priority of [`prefer_current_thread`]: the calling thread shares its CPU with ordinary programs in
+/// equal parts. Its timers stay exact.
+pub fn share_current_thread() -> Result<()> {
+    rustix::process::setpriority_process(None, 0).context("lower the priority of a worker")
+}
+
 /// The CPU this thread runs on right now.
 pub fn current_cpu() -> usize {
     rustix::thread::sched_getcpu()
@@ -44,6 +50,28 @@ pub fn current_cpu() -> usize {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
+
+    /// Niceness of the calling thread.
+    fn niceness() -> i32 {
+        rustix::process::getpriority_process(None).unwrap()
+    }
+
+    #[test]
+    fn a_preferred_thread_shares_again() {
+        // A thread of its own: that of the test stays as it is.
+        std::thread::spawn(|| {
+            let before = niceness();
+            // Without the right to it nothing changes.
+            let preferred = prefer_current_thread().is_ok();
+            assert_eq!(niceness(), if preferred { WORKER_NICENESS } else { before });
+            if preferred {
+                share_current_thread().unwrap();
+                assert_eq!(niceness(), 0);
+            }
+        })
+        .join()
+        .unwrap();
+    }
 
     #[test]
     fn a_thread_is_pinned_to_each_allowed_cpu() {

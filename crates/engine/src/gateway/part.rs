@@ -170,7 +170,10 @@ impl Part {
         let Some(ring) = ring else { return };
         self.listen(epoll, true);
         match epoll.add(&ring, PORT_TOKENS + u64::from(id), Interest::Read) {
-            Ok(()) => self.inputs.push(In { id, ring, packets, bytes }),
+            Ok(()) => {
+                self.inputs.push(In { id, ring, packets, bytes });
+                self.prefer(false);
+            }
             Err(error) => {
                 tracing::error!(core = self.core.id(), port = id, %error, "cannot wait for an interface");
             }
@@ -187,6 +190,22 @@ impl Part {
         });
         if let Some(out) = self.outputs.get_mut(usize::from(id)) {
             *out = None;
+        }
+        if self.inputs.is_empty() {
+            self.prefer(true);
+        }
+    }
+
+    /// Whether this thread runs before ordinary programs. With interfaces it does not: it would be put in front of the
+    /// very program or kernel thread that sends the frames, for each of them; in turn with it, it moves a batch.
+    fn prefer(&self, prefer: bool) {
+        let result = if prefer {
+            linux::affinity::prefer_current_thread()
+        } else {
+            linux::affinity::share_current_thread()
+        };
+        if let Err(error) = result {
+            tracing::debug!(core = self.core.id(), prefer, %error, "the priority stays");
         }
     }
 
