@@ -142,7 +142,7 @@ impl Engine {
             }),
             stop: AtomicBool::new(false),
             mark: settings.mark,
-            gateway: Arc::new(gateway::Shared::new(cores).map_err(std::io::Error::other)?),
+            gateway: Arc::new(gateway::Shared::new(settings.cpus.clone()).map_err(std::io::Error::other)?),
             actions: Mutex::new(Vec::new()),
         });
         let merge_udp = tun.offload() == linux::tun::Offload::TcpAndUdp;

@@ -13,13 +13,20 @@ pub fn allowed_cpus() -> Result<Vec<usize>> {
 
 /// Binds the calling thread to one CPU. Fails if the CPU is not allowed or is off line.
 pub fn pin_current_thread(cpu: usize) -> Result<()> {
-    if cpu >= CpuSet::MAX_CPU {
-        let error = std::io::Error::new(std::io::ErrorKind::InvalidInput, "CPU number too large");
-        return Err(crate::Error::new(format!("pin the thread to CPU {cpu}"), error));
-    }
+    allow_current_thread(&[cpu])
+}
+
+/// Lets the calling thread run on any of these CPUs. Fails if none of them is allowed and on line.
+pub fn allow_current_thread(cpus: &[usize]) -> Result<()> {
     let mut set = CpuSet::new();
-    set.set(cpu);
-    sched_setaffinity(None, &set).context(format_args!("pin the thread to CPU {cpu}"))
+    for cpu in cpus {
+        if *cpu >= CpuSet::MAX_CPU {
+            let error = std::io::Error::new(std::io::ErrorKind::InvalidInput, "CPU number too large");
+            return Err(crate::Error::new(format!("pin the thread to CPU {cpu}"), error));
+        }
+        set.set(*cpu);
+    }
+    sched_setaffinity(None, &set).context(format_args!("pin the thread to CPUs {cpus:?}"))
 }
 
 /// Niceness of a packet worker: before ordinary programs, behind real-time ones.
@@ -77,10 +84,13 @@ mod tests {
     fn a_thread_is_pinned_to_each_allowed_cpu() {
         // A thread of its own: the affinity of the test's thread stays as it is.
         std::thread::spawn(|| {
-            for cpu in allowed_cpus().unwrap() {
+            let all = allowed_cpus().unwrap();
+            for cpu in all.clone() {
                 pin_current_thread(cpu).unwrap();
                 assert_eq!(current_cpu(), cpu);
                 assert_eq!(allowed_cpus().unwrap(), [cpu]);
+                allow_current_thread(&all).unwrap();
+                assert_eq!(allowed_cpus().unwrap(), all);
             }
         })
         .join()

@@ -220,6 +220,8 @@ impl Letter {
 
 /// Shared by control, the control core and all workers.
 pub(crate) struct Shared {
+    /// CPU of each worker.
+    pub cpus: Vec<usize>,
     pub policy: ArcSwap<Policy>,
     pub steering: ArcSwap<Steering>,
     pub neighbors: ArcSwap<Neighbors>,
@@ -240,8 +242,9 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// Nothing configured yet.
-    pub fn new(cores: usize) -> Result<Self, String> {
+    /// Nothing configured yet. `cpus`: that of each core's worker.
+    pub fn new(cpus: Vec<usize>) -> Result<Self, String> {
+        let cores = cpus.len();
         let (policy, _) = Policy::compile_keyed(
             GatewaySpec::default(),
             None,
@@ -250,6 +253,7 @@ impl Shared {
         )?;
         let steering = Steering::new(cores as u8, keys())?;
         Ok(Self {
+            cpus,
             policy: ArcSwap::from_pointee(policy),
             steering: ArcSwap::from_pointee(steering),
             neighbors: ArcSwap::from_pointee(Neighbors::default()),

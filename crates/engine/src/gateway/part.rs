@@ -196,16 +196,20 @@ impl Part {
         }
     }
 
-    /// Whether this thread runs before ordinary programs. With interfaces it does not: it would be put in front of the
-    /// very program or kernel thread that sends the frames, for each of them; in turn with it, it moves a batch.
+    /// Whether this thread has its own CPU and runs before ordinary programs. With interfaces it does not: it would be
+    /// put in front of the very program or kernel thread that sends the frames, for each of them; in turn with it, or on
+    /// a CPU that is idle, it moves a batch. It stays within the CPUs of all workers.
     fn prefer(&self, prefer: bool) {
-        let result = if prefer {
-            linux::affinity::prefer_current_thread()
+        use linux::affinity::{allow_current_thread, prefer_current_thread, share_current_thread};
+        let cpus = &self.shared.cpus;
+        let (placed, ranked) = if prefer {
+            let own = cpus.get(usize::from(self.core.id())).map_or(&[][..], std::slice::from_ref);
+            (allow_current_thread(own), prefer_current_thread())
         } else {
-            linux::affinity::share_current_thread()
+            (allow_current_thread(cpus), share_current_thread())
         };
-        if let Err(error) = result {
-            tracing::debug!(core = self.core.id(), prefer, %error, "the priority stays");
+        for error in [placed.err(), ranked.err()].into_iter().flatten() {
+            tracing::debug!(core = self.core.id(), prefer, %error, "CPU or priority stay");
         }
     }
 
