@@ -250,7 +250,11 @@ impl Part {
         if self.listens {
             return false;
         }
-        (0..self.inputs.len()).fold(false, |more, place| self.pull_at(now_ns, place, context) || more)
+        let mut more = false;
+        for place in 0..self.inputs.len() {
+            more |= self.pull_at(now_ns, place, context);
+        }
+        more
     }
 
     /// Pulls from an interface; whether something may be left.
