@@ -540,7 +540,7 @@ mod tests {
 
     #[test]
     fn nat_events_without_room_are_counted_wherever_they_are_lost() {
-        let shared = Shared::new(2).unwrap();
+        let shared = Shared::new(vec![0, 1]).unwrap();
         let endpoint = "192.0.2.1:80".parse().unwrap();
         let event = NatEvent {
             at_ns: 1,
@@ -572,7 +572,7 @@ mod tests {
 
     #[test]
     fn the_newest_word_on_an_interface_counts() {
-        let shared = Shared::new(1).unwrap();
+        let shared = Shared::new(vec![0]).unwrap();
         for id in [3, 4, 3, 3] {
             shared.post(0, Letter::Close(id));
         }
@@ -587,7 +587,7 @@ mod tests {
 
     #[test]
     fn what_workers_held_is_freed_by_the_control_core_and_by_nobody_else() {
-        let shared = Shared::new(2).unwrap();
+        let shared = Shared::new(vec![0, 1]).unwrap();
         let (held, neighbors) = (shared.policy.load_full(), shared.neighbors.load_full());
         let (policy_of_worker, neighbors_of_worker) = (Arc::clone(&held), Arc::clone(&neighbors));
         let (old, old_neighbors) = (Arc::downgrade(&held), Arc::downgrade(&neighbors));
