@@ -16,6 +16,10 @@ use super::{GatewaySettings, Letter, Readers, Shared, lock};
 /// Memory of one core's ring of one interface.
 const RING_BYTES: usize = 8 << 20;
 
+/// From the fanout group of an interface to its next one; the first is the device's index. Odd and large, so that it comes
+/// near no other device's for a long time.
+const GROUP_STEP: u16 = 0x3d09;
+
 /// What is open now, by place of the interface.
 #[derive(Default)]
 pub(crate) struct Opened {
@@ -166,7 +170,7 @@ fn open_rings(shared: &Shared, id: PortId, port: &OpenPort) -> Result<(), linux:
     let reads =
         |core: usize| if alone { Some(core) == reader } else { port.program.is_some() || works(core) };
     let options = PacketRingOptions {
-        group: (!alone).then_some((port.index as u16 & 0x3ff) | port.opening << 10),
+        group: (!alone).then_some((port.index as u16).wrapping_add(port.opening.wrapping_mul(GROUP_STEP))),
         fanout,
         ring_bytes: RING_BYTES,
         kernel: port.share.clone(),
