@@ -347,8 +347,8 @@ impl Shared {
     }
 }
 
-/// What was in force and may still be held by workers. Whoever lets go last has to free it, and freeing a large policy
-/// takes milliseconds, in which a worker's packets would wait: so the control core does.
+/// What was in force and may still be held by workers. Whoever lets go last has to free it, and while a worker
+/// frees a large policy, its packets wait: so the control core does.
 #[derive(Default)]
 struct Retired {
     policies: Vec<Arc<Policy>>,

