@@ -73,6 +73,10 @@ fn c10_explain_agrees_with_the_flows() {
             assert_eq!(flow.translated_source, seen.source);
             let after = explain(&gateway, &packet).flow.unwrap();
             assert_eq!((after.core, after.translated_source), (flow.core, seen.source));
+            let reply = explain(&gateway, &format!("udp 10.1.2.2:80 > {}", seen.source));
+            assert_eq!((reply.verdict.as_str(), reply.interface.as_str()), ("forward", "lan2"), "{reply:?}");
+            assert_eq!((reply.out.as_str(), reply.core), ("lan1", flow.core), "{reply:?}");
+            assert_eq!(reply.translated_destination, Some(format!("10.1.1.2:{port}").parse().unwrap()));
         }
         assert_eq!(explain(&gateway, "tcp 10.1.1.2:1234 > 10.1.2.2:80").rule, "web");
         let drop = explain(&gateway, "udp 10.1.1.2:1234 > 10.1.2.2:81");

@@ -16,6 +16,8 @@ use services::spec::{HOST_PORT, LeaseSpec, Mapping, NatMode, PortId, RuleAction,
 
 use crate::config::services::Distribution;
 
+mod flow;
+
 use super::{
     BackendStatus, CoreServices, Desired, Device, Explanation, FlowFilter, FlowList, FlowReport,
     ForwardStatus, GatewayHandle, InterfaceStatus, NatStatus, RuleStatus, ServerStatus, ServicesStatus,
@@ -110,19 +112,6 @@ impl Names {
         } else {
             "unreplied".to_owned()
         };
-        // A backend that answers the client itself has the same destination address as we.
-        let direct = backend.filter(|_| record.flags & services::flow::flags::ONE_WAY != 0);
-        let towards = direct.map_or(leaving.dst, |backend| backend.address.ip());
-        let route = |tenant: u16, address: IpAddr| {
-            if self.policy.is_own(address) {
-                return self.interface(HOST_PORT);
-            }
-            self.policy
-                .fib
-                .lookup(tenant, address)
-                .map(|route| self.interface(route.port))
-                .unwrap_or_default()
-        };
         FlowReport {
             core: usize::from(entry.core),
             bucket,
@@ -132,8 +121,8 @@ impl Names {
             translated_source: ends(&leaving).0,
             translated_destination: ends(&leaving).1,
             tenant: self.tenant(*tenant),
-            interface: route(*tenant, original.src),
-            out: route(*tenant, towards),
+            interface: self.interface(record.in_port),
+            out: entry.ways[0].map(|(port, _)| self.interface(port)).unwrap_or_default(),
             state,
             rule: self.rule(record.rule.checked_sub(1)),
             nat: nat.map(|mode| mode_name(mode).to_owned()).unwrap_or_default(),
@@ -280,8 +269,13 @@ impl GatewayHandle for EngineHandle<'_> {
         };
         let steering = self.engine.steering();
         let told = services::core::explain(policy, &steering, key, port);
-        let flow = self.known_flow(key, &names);
-        Ok(self.say(key, &told, flow, &names))
+        let mut explanation = self.say(key, &told, &names);
+        if let Some(entry) = self.known_flow(key) {
+            let bucket = steering.bucket(&entry.original.0, entry.original.1) as u32;
+            let report = names.flow(&entry, bucket);
+            flow::decides(&mut explanation, key, &entry, report, &names, &self.engine.neighbors());
+        }
+        Ok(explanation)
     }
 
     fn set_backend_up(&self, server: usize, backend: usize, up: bool) {
@@ -543,24 +537,14 @@ impl EngineHandle<'_> {
     }
 
     /// The flow that a packet of this tuple belongs to already.
-    fn known_flow(&self, key: &FlowKey, names: &Names) -> Option<FlowReport> {
+    fn known_flow(&self, key: &FlowKey) -> Option<FlowEntry> {
         let key = *key;
         let matches: Arc<dyn Fn(&FlowEntry) -> bool + Send + Sync> =
             Arc::new(move |entry| entry.original.0 == key || entry.reply.0 == key);
-        let found = self.engine.flows(&matches, 1);
-        let steering = self.engine.steering();
-        found
-            .first()
-            .map(|entry| names.flow(entry, steering.bucket(&entry.original.0, entry.original.1) as u32))
+        self.engine.flows(&matches, 1).into_iter().next()
     }
 
-    fn say(
-        &self,
-        key: &FlowKey,
-        told: &services::core::Explanation,
-        flow: Option<FlowReport>,
-        names: &Names,
-    ) -> Explanation {
+    fn say(&self, key: &FlowKey, told: &services::core::Explanation, names: &Names) -> Explanation {
         let policy = &names.policy;
         let server = told.server.and_then(|server| policy.balancer.server_name(server)).map(str::to_owned);
         let own_rules = policy.spec.nats.len() as u16;
@@ -582,7 +566,7 @@ impl EngineHandle<'_> {
             hash: told.hash,
             bucket: told.bucket as u32,
             core: usize::from(told.core),
-            flow,
+            flow: None,
             verdict: verdict(told).to_owned(),
             drop_reason: told.drop.map(|reason| reason.name().to_owned()).unwrap_or_default(),
             rule: names.rule(told.verdict.rule),
@@ -603,10 +587,7 @@ impl EngineHandle<'_> {
             route: policy
                 .fib
                 .find(told.tenant, told.destination.ip())
-                .map(|found| match found.route.via {
-                    Some(via) => format!("{} via {via}", found.prefix),
-                    None => found.prefix.to_string(),
-                })
+                .map(|found| route_text(&found))
                 .unwrap_or_default(),
             out: told.out_port.map(|port| names.interface(port)).unwrap_or_default(),
             next_hop: told.next_hop,
@@ -614,6 +595,13 @@ impl EngineHandle<'_> {
             reply_core: told.reply_core.map(usize::from),
             notes,
         }
+    }
+}
+
+fn route_text(found: &services::route::Match) -> String {
+    match found.route.via {
+        Some(via) => format!("{} via {via}", found.prefix),
+        None => found.prefix.to_string(),
     }
 }
 

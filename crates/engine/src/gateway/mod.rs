@@ -14,6 +14,7 @@
 //! * [`replay`]: a capture as the source and sink of [`pump`].
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -188,6 +189,9 @@ pub struct FlowEntry {
     pub idle_ns: u64,
     /// When it will be forgotten, ns from now.
     pub expires_ns: u64,
+    /// Interface and neighbour by which packets of each direction leave as the routes are now; place by
+    /// [`services::flow::Direction`].
+    pub ways: [Option<(PortId, IpAddr)>; 2],
 }
 
 /// A question to a worker about its flows.

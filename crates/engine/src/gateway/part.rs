@@ -404,6 +404,7 @@ impl Part {
                     counters: entry.counters,
                     idle_ns: entry.idle_ns,
                     expires_ns: entry.expires_ns,
+                    ways: entry.ways,
                 };
                 if found.len() < query.limit && (query.matches)(&entry) {
                     found.push(entry);

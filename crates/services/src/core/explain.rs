@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use packet::DropReason;
 use packet::flow::FlowKey;
 
-use super::{Core, hops};
-use crate::flow::{FlowCounters, FlowId, Record};
+use super::Core;
+use crate::flow::{Direction, FlowCounters, FlowId, Record};
 use crate::policy::{Policy, Service, is_interface};
 use crate::rules::{Question, Verdict};
 use crate::spec::{DeliveryMode, HOST_PORT, NatMode, PortId, RuleAction};
@@ -210,6 +210,9 @@ pub struct Entry {
     pub idle_ns: u64,
     /// When it will be forgotten, ns from now.
     pub expires_ns: u64,
+    /// Where packets of each direction leave as the routes are now: interface and neighbour. Place by
+    /// [`Direction`]; `None`: there is no route.
+    pub ways: [Option<(PortId, IpAddr)>; 2],
 }
 
 impl Core {
@@ -227,17 +230,7 @@ impl Core {
             counters: self.flows.counters(id),
             idle_ns,
             expires_ns: timeout_ns.saturating_sub(idle_ns),
+            ways: [Direction::Original, Direction::Reply].map(|direction| self.target(id, direction)),
         })
-    }
-
-    /// The interface by which packets of a direction leave, as far as it is decided.
-    #[must_use]
-    pub fn leaves_by(&self, record: &Record, direction: crate::flow::Direction) -> Option<PortId> {
-        match record.next_hop[direction as usize] {
-            hops::UNSET => None,
-            hops::HOST => Some(HOST_PORT),
-            hops::TUNNEL => Some(crate::spec::TUNNEL_PORT),
-            number => self.hops.get(number).map(|hop| hop.port),
-        }
     }
 }

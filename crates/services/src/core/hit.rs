@@ -301,7 +301,7 @@ impl Core {
     }
 
     /// Interface and neighbour of a direction, as the routes are now.
-    fn target(&self, id: FlowId, direction: Direction) -> Option<(PortId, IpAddr)> {
+    pub(super) fn target(&self, id: FlowId, direction: Direction) -> Option<(PortId, IpAddr)> {
         let ((original, tenant), (_, reply_tenant)) = self.flows.keys(id);
         let leaving = self.leaving(id, direction);
         if direction == Direction::Reply {
