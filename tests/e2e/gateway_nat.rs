@@ -160,6 +160,38 @@ fn c2_endpoint_independent_mapping_keeps_the_port_and_lets_others_in() {
     });
 }
 
+/// Rows C2, C4, C6: a forward and a virtual server that show their clients' real addresses work beside endpoint-independent
+/// mappings, whichever core the answers are mapped by.
+#[test]
+fn c2_c4_c6_services_work_beside_endpoint_independent_mappings() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        lans.no_default_route(2);
+        let gateway = lans.start(&format!(
+            "{ALLOW}[[nat]]\nout = \"lan2\"\nmapping = \"endpoint-independent\"\n\
+             [[forward]]\nlisten = \"tcp+udp lan2:8080\"\nto = \"10.1.1.2:81\"\n\
+             [[virtual-server]]\nname = \"kept\"\nlisten = \"tcp 10.1.2.11:82\"\nsource = \"none\"\n\
+             backends = [\"10.1.1.2:82\"]\n"
+        ));
+        let (inside, outside) = (lans.host(1), lans.host(2));
+        let _forwarded = Mirror::start(inside, "forwarded", "0.0.0.0:81");
+        let _server = Mirror::start(inside, "server", "0.0.0.0:82");
+        let _remote = Mirror::start(outside, "remote", "0.0.0.0:80");
+        for _ in 0..16 {
+            for (to, name) in [("10.1.2.1:8080", "forwarded"), ("10.1.2.11:82", "server")] {
+                let mut talk = Talk::open(outside, to).unwrap();
+                assert_eq!((talk.answer.source, talk.answer.name.as_str()), (talk.local, name));
+                talk.echo(20_000).unwrap();
+            }
+            assert_eq!(ask_udp(outside, "10.1.2.1:8080").source.ip(), host_ip(2));
+            assert_eq!(ask_tcp(inside, "10.1.2.2:80").source.ip(), gateway_ip(2));
+        }
+        let status = services(&gateway);
+        assert!(status.cores.iter().all(|core| core.new_flows > 8), "{:?}", status.cores);
+        no_reply_went_astray(&gateway);
+    });
+}
+
 /// Row C2: a client has only so many flows on each core, others are not harmed; the reason is counted.
 #[test]
 fn c2_a_client_has_only_so_many_flows() {

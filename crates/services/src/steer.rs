@@ -9,7 +9,9 @@
 //!   itself: then it answers the gateway or a source NAT, and no client whose tuple was kept.
 //! * **Endpoint-independent mappings**: what goes out belongs to the core of the client's endpoint, whatever the remote;
 //!   what comes in to the core that holds the port's block. A client that talks to another one's outside endpoint does
-//!   both: its own core is asked first, then the one that holds the port, which may give it back to begin.
+//!   both: its own core is asked first, then the one that holds the port, which may give it back to begin. Not every
+//!   packet between such a client and the outside is of a mapping: it may answer somebody who came in by a forward, or to
+//!   the inside address itself. So the cores of kept sources and of the packet's own tuple are visited before.
 //! * **A bucket that moved** has a chain of earlier owners; they are asked before the owner begins a flow.
 //! * **A core that was taken away** is skipped.
 //!
@@ -101,11 +103,6 @@ impl Steering {
     #[cold]
     fn all_stops(&self, policy: &Policy, key: &FlowKey, tenant: u16, port: PortId, bucket: usize) -> Stops {
         let mut stops = Stops::default();
-        if let Some(core) = self.mapping_owner(policy, key, tenant, port, &mut stops) {
-            stops.visit(self, core);
-            stops.creator = core;
-            return stops;
-        }
         let from = SocketAddr::new(key.src, key.src_port);
         let listens = policy.kept_source_listens(key.protocol, from);
         let ours = !listens.is_empty() && (policy.is_own(key.dst) || policy.nat.is_outside(key.dst));
@@ -122,7 +119,8 @@ impl Steering {
             stops.visit_bucket(self, self.bucket(&request, client_tenant));
         }
         stops.visit_bucket(self, bucket);
-        stops.creator = self.table.owner(bucket) as u8;
+        let mapped = self.mapping_owner(policy, key, tenant, port, &mut stops);
+        stops.creator = mapped.unwrap_or(self.table.owner(bucket) as u8);
         stops.visit(self, stops.creator);
         stops
     }
@@ -136,12 +134,11 @@ impl Steering {
         port: PortId,
         stops: &mut Stops,
     ) -> Option<u8> {
-        if !policy.maps_endpoints {
+        // What is addressed to a service goes inside, not out by a mapping, wherever the route to its address leads.
+        if !policy.maps_endpoints || policy.server_or_forward(key).is_some() {
             return None;
         }
-        if let Some(core) = policy.nat.mapping_core_of(key, self.cores)
-            && policy.server_or_forward(key).is_none()
-        {
+        if let Some(core) = policy.nat.mapping_core_of(key, self.cores) {
             if policy.hairpin_out(key, tenant, port).is_some() {
                 stops.visit_bucket(self, self.endpoint_bucket(key, tenant));
             }

@@ -9,6 +9,7 @@ mod changes;
 mod errors;
 mod firewall;
 mod limits;
+mod mappings;
 mod moving;
 mod refusals;
 mod shift;
