@@ -67,6 +67,27 @@ fn c2_a_forward_is_reached_from_inside() {
     });
 }
 
+/// Row C2: hairpin where the forward's address, the interface's own, is none of those that its clients get.
+#[test]
+fn c2_a_forward_outside_the_pool_is_reached_from_inside() {
+    isolated(|| {
+        let lans = Lans::new(3);
+        let pool = FORWARDS.replacen("[[forward]]", "addresses = [\"10.1.2.16\"]\n[[forward]]", 1);
+        let gateway = lans.start(&format!("{ALLOW}{pool}"));
+        let _mirror = Mirror::start(lans.host(1), "inside", "10.1.1.2:80");
+        shell(lans.host(1), "ip address add 10.1.1.3/24 dev eth0");
+        for _ in 0..8 {
+            let text = shell(
+                lans.host(1),
+                "curl --silent --show-error --max-time 20 --interface 10.1.1.3 http://10.1.2.1:8080/",
+            );
+            assert!(text.starts_with("inside 10.1.2.16:"), "{text}");
+            assert_eq!(ask_tcp(lans.host(3), "10.1.2.1:8080").name, "inside");
+        }
+        no_reply_went_astray(&gateway);
+    });
+}
+
 /// Row C2: two inside hosts that know each other by their outside addresses only talk by them (RFC 4787 §6).
 #[test]
 fn c2_two_clients_meet_at_their_outside_addresses() {

@@ -70,6 +70,8 @@ impl Rule {
 struct Outside {
     /// The first rule that has it in its pool.
     rule: Option<u16>,
+    /// The interface that it is on: the rule's, else the one that has the address or its network.
+    out: Option<PortId>,
     independent: bool,
 }
 
@@ -128,12 +130,14 @@ impl NatPolicy {
             for address in rule.all_addresses() {
                 let known = policy.outside.entry(address).or_default();
                 known.rule = known.rule.or(Some(place as u16));
+                known.out = known.out.or(Some(rule.out));
                 known.independent |= rule.independent;
             }
         }
         for (place, forward) in forwards.iter().enumerate() {
             let place = place as u16;
-            policy.outside.entry(forward.listen.ip()).or_default();
+            let known = policy.outside.entry(forward.listen.ip()).or_default();
+            known.out = known.out.or_else(|| interface_of(interfaces, forward.listen.ip()));
             // Of two on the same endpoint the first counts.
             policy.by_listen.entry(endpoint(forward.protocol, forward.listen)).or_insert(place);
             policy.by_target.entry(endpoint(forward.protocol, forward.to)).or_default().push(place);
@@ -226,9 +230,7 @@ impl NatPolicy {
     /// translated as if it had left there (RFC 4787 REQ-9).
     #[must_use]
     pub fn rule_for_hairpin(&self, outside: IpAddr, client: &FlowKey, tenant: u16) -> Option<u16> {
-        let place = self.outside.get(&outside)?.rule?;
-        let out = self.rules.get(usize::from(place))?.out;
-        self.rule_for(out, client, tenant)
+        self.rule_for(self.outside.get(&outside)?.out?, client, tenant)
     }
 
     /// The first rule that has this address in its pool.
@@ -328,6 +330,17 @@ impl NatPolicy {
     pub(crate) fn port_sets(&self) -> &[PortSet] {
         &self.port_sets
     }
+}
+
+/// The interface that has an address, or the first whose network it is in.
+fn interface_of(interfaces: &[InterfaceSpec], address: IpAddr) -> Option<PortId> {
+    let with = |fits: &dyn Fn(&IpNet) -> bool| {
+        interfaces
+            .iter()
+            .position(|interface| interface.addresses.iter().any(fits))
+            .map(|place| place as PortId)
+    };
+    with(&|net| net.addr() == address).or_else(|| with(&|net| net.contains(&address)))
 }
 
 fn endpoint(protocol: u8, endpoint: SocketAddr) -> Endpoint {

@@ -177,6 +177,34 @@ fn a_port_forward_keeps_the_clients_address() {
     assert_eq!(left.key().src, "203.0.113.1".parse::<IpAddr>().unwrap());
 }
 
+/// RFC 4787 REQ-9 where the forward's address is in no pool: the interface's own one, or another of its network. The source
+/// becomes an address of the pool of that interface.
+#[test]
+fn a_client_beside_the_server_needs_no_pool_address() {
+    for listen in ["203.0.113.1:8080", "203.0.113.9:8080"] {
+        let mut spec = two_interfaces();
+        spec.nats.push(nat(NatMode::AddressAndPort, &["203.0.113.32"]));
+        spec.forwards.push(ForwardSpec {
+            protocol: TCP,
+            listen: listen.parse().unwrap(),
+            to: "10.0.0.5:81".parse().unwrap(),
+            tenant: 0,
+            proxy_protocol: false,
+        });
+        let mut world = World::new(3, spec);
+        for port in 4_000..4_100 {
+            let client = format!("10.0.0.9:{port}");
+            let left = world.one(LAN, &tcp(&client, listen, SYN, 1, 0, b""));
+            assert_eq!((left.port(), left.key().dst_port), (LAN, 81));
+            assert_eq!(left.key().src, "203.0.113.32".parse::<IpAddr>().unwrap());
+            let left = world.one(LAN, &tcp_of(&left.key().reversed(), SYN | ACK, 7, 2, b""));
+            assert_eq!((left.port(), left.key()), (LAN, key(TCP, listen, &client)));
+            let left = world.one(LAN, &tcp(&client, listen, ACK, 2, 8, b""));
+            assert_eq!(left.key().src, "203.0.113.32".parse::<IpAddr>().unwrap());
+        }
+    }
+}
+
 #[test]
 fn endpoint_independent_mappings_serve_every_remote() {
     let mut spec = two_interfaces();
