@@ -129,6 +129,38 @@ fn c7_a_core_is_drained_while_connections_run() {
     });
 }
 
+/// Rows C2, C7: a client with an endpoint-independent mapping keeps its outside port, for old remotes and new ones, when the
+/// core that has it is taken out of work and put back.
+#[test]
+fn c2_c7_a_drained_core_keeps_its_mappings() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let gateway = lans.start(&format!("{ALLOW}{NAT}mapping = \"endpoint-independent\"\n"));
+        let _mirrors: Vec<Mirror> =
+            (80..84).map(|port| Mirror::start(lans.host(2), "server", &format!("0.0.0.0:{port}"))).collect();
+        let clients: Vec<UdpClient> = (0..20)
+            .map(|number| UdpClient::new(lans.host(1), &format!("10.1.1.2:{}", 31_000 + 7 * number)))
+            .collect();
+        let ask = |client: &UdpClient, port: u16| client.ask(&format!("10.1.2.2:{port}"), 64).source;
+        let first: Vec<_> = clients.iter().map(|client| ask(client, 80)).collect();
+        wait_for("both cores have clients", PATIENCE, || {
+            services(&gateway).cores.iter().all(|core| core.new_flows > 0)
+        });
+        for (port, command, core) in [(81, "drain", 1), (82, "enable", 1), (83, "drain", 0)] {
+            assert_eq!(gateway.command(&["core", command, &core.to_string()]).0, 0);
+            wait_for("the buckets move", PATIENCE, || {
+                (services(&gateway).cores[core].buckets == 0) == (command == "drain")
+            });
+            // By then the keeper has looked for histories of buckets that nothing lives in.
+            std::thread::sleep(std::time::Duration::from_secs(3));
+            for (client, first) in clients.iter().zip(&first) {
+                assert_eq!(ask(client, 80), *first, "a live flow was translated anew: {command} {core}");
+                assert_eq!(ask(client, port), *first, "another mapping for another remote: {command} {core}");
+            }
+        }
+    });
+}
+
 /// Row C7: a worker hangs while everything runs. Its buckets go to the others, whose flows do not notice; what comes for
 /// its buckets from then on works, whoever spreads the packets. When it works again it gets buckets back, and nothing
 /// that began meanwhile breaks.

@@ -81,7 +81,8 @@ fn gateway(mode: NatMode, tables: u16, random: &mut Random) -> Option<Nat> {
 }
 
 fn bind(nat: &mut Nat, client: FlowKey, random: &mut Random) -> Option<Binding> {
-    let request = BindRequest { rule: 0, client, tenant: 0, out_tenant: 0, random: random.next() };
+    let request =
+        BindRequest { rule: 0, client, tenant: 0, out_tenant: 0, random: random.next(), home: None };
     nat.bind(0, &request, |_| false).ok()
 }
 

@@ -268,10 +268,15 @@ impl Policy {
     /// Whether packets of this tuple that leave at `out` get an endpoint-independent mapping.
     #[must_use]
     pub fn maps_endpoints_of(&self, out: PortId, key: &FlowKey, tenant: u16) -> bool {
-        self.nat
-            .rule_for(out, key, tenant)
-            .and_then(|rule| self.spec.nats.get(usize::from(rule)))
-            .is_some_and(|nat| nat.mapping == Mapping::EndpointIndependent)
+        self.endpoint_rule(out, key, tenant).is_some()
+    }
+
+    /// The NAT rule by which they get it.
+    #[must_use]
+    pub fn endpoint_rule(&self, out: PortId, key: &FlowKey, tenant: u16) -> Option<u16> {
+        let rule = self.nat.rule_for(out, key, tenant)?;
+        let nat = self.spec.nats.get(usize::from(rule))?;
+        (nat.mapping == Mapping::EndpointIndependent).then_some(rule)
     }
 
     /// A client that comes in at `in_port` and talks to an outside endpoint that may be another client's mapping: the

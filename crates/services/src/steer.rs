@@ -12,10 +12,11 @@
 //!   both: its own core is asked first, then the one that holds the port, which may give it back to begin. Not every
 //!   packet between such a client and the outside is of a mapping: it may answer somebody who came in by a forward, or to
 //!   the inside address itself. So the cores of kept sources and of the packet's own tuple are visited before.
-//! * **A bucket that moved** has a chain of earlier owners; they are asked before the owner begins a flow.
+//! * **A bucket that moved** has a chain of earlier owners; they are asked before the owner begins a flow. One that has
+//!   the endpoint-independent mapping of the packet's client begins it itself, so that the client keeps its outside port.
 //! * **A core that was taken away** is skipped.
 //!
-//! The last stop is always the *creator*: the only core that may begin a flow for this packet.
+//! The last stop is always the *creator*: the only core that may begin a flow for this packet, but for such a mapping.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use steering::port_solver::ReplyPorts;
 use steering::symmetric::FlowHasher;
 use steering::table::BucketTable;
 
+use crate::nat::source_port;
 use crate::policy::Policy;
 use crate::spec::PortId;
 
@@ -145,27 +147,34 @@ impl Steering {
             return Some(core);
         }
         let out = policy.fib.lookup(tenant, key.dst)?.port;
-        if out == port || !policy.maps_endpoints_of(out, key, tenant) {
+        if out == port {
             return None;
         }
+        stops.mapping = Some(policy.endpoint_rule(out, key, tenant)?);
         let bucket = self.endpoint_bucket(key, tenant);
         stops.visit_bucket(self, bucket);
         Some(self.table.owner(bucket) as u8)
     }
 
-    /// The bucket of a client's endpoint alone.
-    fn endpoint_bucket(&self, key: &FlowKey, tenant: u16) -> usize {
+    /// The bucket of a client's endpoint alone: of who sends this, whoever the remote is.
+    #[must_use]
+    pub fn endpoint_bucket(&self, key: &FlowKey, tenant: u16) -> usize {
         let nobody = match key.src {
             IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         };
-        self.bucket(&FlowKey { dst: nobody, dst_port: 0, ..*key }, tenant)
+        self.bucket(&FlowKey { src_port: source_port(key), dst: nobody, dst_port: 0, ..*key }, tenant)
     }
 
-    /// The core that begins flows of a client's endpoint where its mapping is endpoint-independent.
+    /// The cores that may have the endpoint-independent mapping of a client's endpoint. The last begins one if none has.
     #[must_use]
-    pub fn endpoint_owner(&self, key: &FlowKey, tenant: u16) -> u8 {
-        self.table.owner(self.endpoint_bucket(key, tenant)) as u8
+    pub fn endpoint_stops(&self, key: &FlowKey, tenant: u16) -> Stops {
+        let bucket = self.endpoint_bucket(key, tenant);
+        let mut stops = Stops::default();
+        stops.visit_bucket(self, bucket);
+        stops.creator = self.table.owner(bucket) as u8;
+        stops.visit(self, stops.creator);
+        stops
     }
 }
 
@@ -176,6 +185,9 @@ pub struct Stops {
     len: u8,
     /// The only core that may begin a flow for the packet; the last stop.
     pub creator: u8,
+    /// The NAT rule by whose endpoint-independent mapping the flow leaves: the core on the way that has the client's begins
+    /// the flow instead.
+    pub mapping: Option<u16>,
 }
 
 impl Stops {
@@ -185,7 +197,7 @@ impl Stops {
     pub const fn one(core: u8) -> Self {
         let mut cores = [0; STOPS_MAX];
         cores[0] = core;
-        Self { cores, len: 1, creator: core }
+        Self { cores, len: 1, creator: core, mapping: None }
     }
 
     /// The stops in order.

@@ -376,7 +376,7 @@ impl Part {
             nat_flows: self.core.nat_flows.clone(),
             nat_refusals: self.core.nat_refusals.clone(),
             forward_flows: self.core.forward_flows.clone(),
-            live_by_bucket: self.core.live().to_vec(),
+            live_by_bucket: self.core.live(),
             table_era: self.core.table_era(),
             ports_held: self.core.ports_held(),
             lost_nat_events: self.core.nat().events_lost(),

@@ -39,18 +39,26 @@ impl Core {
         out: &mut impl Output,
     ) -> Hairpin {
         let Some(out_port) = self.policy.hairpin_out(key, tenant, frame.port) else { return Hairpin::No };
+        let stops = self.steering.endpoint_stops(key, tenant);
+        let cores = stops.cores();
+        let mut asked = 0;
         if came == Some(CONFIRMED) {
-            return Hairpin::Begin(out_port);
-        }
-        if self.nat.inbound(key, self.policy.tenant_of(out_port)).is_none() {
+            // Those before this one have no mapping of the sender. By another table than theirs it may be none of them.
+            asked = cores.iter().position(|core| *core == self.id).unwrap_or(cores.len());
+        } else if self.nat.inbound(key, self.policy.tenant_of(out_port)).is_none() {
             return Hairpin::No;
         }
-        let core = self.steering.endpoint_owner(key, tenant);
-        if core == self.id || !self.steering.is_alive(core) {
-            return Hairpin::Begin(out_port);
+        let rule = self.policy.nat.rule_for_hairpin(key.dst, key, tenant);
+        for core in cores.iter().skip(asked) {
+            if *core != self.id {
+                self.pass_on(frame, *core, CONFIRMED, None, out);
+                return Hairpin::HandedOver;
+            }
+            if rule.is_some_and(|rule| self.nat.has_mapping(key, tenant, rule)) {
+                break;
+            }
         }
-        self.pass_on(frame, core, CONFIRMED, None, out);
-        Hairpin::HandedOver
+        Hairpin::Begin(out_port)
     }
 
     /// The interface by which a packet of this key would leave, if it comes around instead: both ends are mapped ones.

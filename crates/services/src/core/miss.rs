@@ -71,9 +71,14 @@ impl Core {
         came: Option<u8>,
     ) -> Result<Option<(u8, u8)>, DropReason> {
         let stops = self.steering.stops(&self.policy, key, tenant, port);
+        let keeps = stops.mapping.is_some_and(|rule| self.nat.has_mapping(key, tenant, rule));
+        if keeps && came.is_some() && stops.cores().contains(&self.id) {
+            return Ok(None);
+        }
         let mut step = came.map_or(0, |step| step.saturating_add(1));
         loop {
             match stops.cores().get(usize::from(step)) {
+                Some(core) if *core == self.id && keeps => return Ok(None),
                 Some(core) if *core == self.id => step += 1,
                 Some(core) => return Ok(Some((*core, step))),
                 None if stops.creator == self.id => return Ok(None),
@@ -390,7 +395,9 @@ impl Core {
         let mut bound = false;
         if let Some(rule) = rule {
             let random = self.random();
-            let request = BindRequest { rule, client: to, tenant, out_tenant, random };
+            let by_endpoint = policy.maps_endpoints && course.flags & flags::DEST_NAT == 0;
+            let home = by_endpoint.then(|| self.steering.endpoint_bucket(key, tenant) as u16);
+            let request = BindRequest { rule, client: to, tenant, out_tenant, random, home };
             let mut binding = self.bind(now_ns, &request);
             if binding == Err(DropReason::NatPortsExhausted) {
                 // Ports that a flood holds, whose connections were never completed, are given up first.

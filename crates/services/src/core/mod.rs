@@ -324,6 +324,7 @@ impl Core {
             return now_ns + 1_000_000;
         }
         self.swept_ns = now_ns;
+        self.nat.tick(now_ns);
         let slots = self.flows.pass_entries() as f64 + 64.0;
         let lost = !self.steering.is_alive(self.id);
         let share = if lost { 1.0 } else { elapsed_ns.min(SWEEP_NS) as f64 / SWEEP_NS as f64 };
@@ -333,7 +334,7 @@ impl Core {
             self.sweep_debt -= entries as f64;
             self.sweep(now_ns, entries, HURRY_S);
         }
-        let idle = self.flows.is_empty();
+        let idle = self.flows.is_empty() && self.nat.mappings_by_bucket().iter().all(|count| *count == 0);
         now_ns
             + if idle {
                 SWEEP_NS
@@ -379,6 +380,9 @@ impl Core {
         self.removals = self.removals.wrapping_add(gone.len() as u32);
         for removed in gone {
             self.closed(now_ns, &removed);
+        }
+        if lost {
+            self.nat.forget_clients();
         }
     }
 
@@ -491,10 +495,14 @@ impl Core {
         self.hops.len()
     }
 
-    /// Live flows by bucket; a flow counts in both of its buckets.
+    /// What lives by bucket: a flow counts in both of its buckets, an endpoint-independent mapping in its client's.
     #[must_use]
-    pub fn live(&self) -> &[u32] {
-        &self.live
+    pub fn live(&self) -> Vec<u32> {
+        let mut live = self.live.clone();
+        for (sum, mappings) in live.iter_mut().zip(self.nat.mappings_by_bucket()) {
+            *sum = sum.wrapping_add(*mappings);
+        }
+        live
     }
 
     /// Live flows that have not seen a reply.

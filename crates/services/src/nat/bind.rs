@@ -199,7 +199,10 @@ impl Nat {
         Some(self.mapped(followed, request, &outside))
     }
 
-    fn mapped(&self, followed: &Followed, request: &BindRequest, outside: &OutsideKey) -> Binding {
+    fn mapped(&mut self, followed: &Followed, request: &BindRequest, outside: &OutsideKey) -> Binding {
+        if let Some(home) = request.home {
+            self.mappings.settle(outside, home);
+        }
         let (_, _, address, port) = *outside;
         Binding { mapped: true, ..self.bound(followed, request, address, (port, 0)) }
     }

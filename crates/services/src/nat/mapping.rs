@@ -5,7 +5,9 @@
 //! [`mapping_core`] is known to every core, and who reads a packet to such a port hands it over. Ports are dealt in
 //! *granules* of 8, so that each core has a share of each block of 1,024, also of a block leased to one client.
 //!
-//! A mapping lives as long as one of its flows, and [`MAPPING_IDLE_NS`] longer.
+//! A mapping lives as long as one of its flows, and [`MAPPING_IDLE_NS`] longer. As long it keeps its inside endpoint's
+//! flows at its core: the bucket by which they are steered has it among its owners, and counts it
+//! ([`super::Nat::mappings_by_bucket`]), when it has moved.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -25,7 +27,7 @@ pub const MAPPINGS_MAX: usize = 1 << 20;
 const PARITY_WORDS_MAX: usize = 64;
 
 /// Idle mappings looked at in one step.
-const STEP_MAX: usize = 8;
+const STEP_MAX: usize = 32;
 
 /// The core to which an endpoint-independent outside port belongs; `cores` of them, numbered from 0.
 #[must_use]
@@ -67,6 +69,8 @@ pub(crate) struct MappingEntry {
     pub(crate) flows: u32,
     /// Its client holds the block: the log needs no line of its own.
     pub(crate) quiet: bool,
+    /// Bucket of the inside endpoint, once a flow was begun here that is steered by it.
+    home: Option<u16>,
     idle_since_ns: u64,
     queued: bool,
 }
@@ -105,6 +109,8 @@ pub(crate) struct Mappings {
     used: HashMap<(u16, u8, IpAddr), Used, FixedState>,
     idle: VecDeque<(u64, u32)>,
     own: Vec<u64>,
+    /// Mappings by [`MappingEntry::home`].
+    homes: Vec<u32>,
     max: usize,
 }
 
@@ -119,6 +125,7 @@ impl Mappings {
             used: HashMap::with_hasher(hasher()),
             idle: VecDeque::new(),
             own: own_words(core, cores),
+            homes: Vec::new(),
             max,
         }
     }
@@ -139,6 +146,41 @@ impl Mappings {
 
     fn entry(&self, number: Option<&u32>) -> Option<&MappingEntry> {
         self.entries.get(*number? as usize)?.as_ref()
+    }
+
+    /// Whether flows of this inside endpoint are begun here, where its mapping is.
+    pub(crate) fn is_home(&self, key: &InsideKey, pool: &[IpAddr]) -> bool {
+        self.of_inside(key).is_some_and(|entry| entry.home.is_some() && pool.contains(&entry.outside.2))
+    }
+
+    /// Flows of the inside endpoint are steered by its bucket `home`: to this mapping, until it ends.
+    pub(crate) fn settle(&mut self, key: &OutsideKey, home: u16) {
+        let number = self.by_outside.get(key).map_or(usize::MAX, |number| *number as usize);
+        let Some(Some(entry)) = self.entries.get_mut(number) else { return };
+        if entry.home.is_some() {
+            return;
+        }
+        entry.home = Some(home);
+        if self.homes.len() <= usize::from(home) {
+            self.homes.resize(usize::from(home) + 1, 0);
+        }
+        if let Some(count) = self.homes.get_mut(usize::from(home)) {
+            *count += 1;
+        }
+    }
+
+    /// Mappings by the bucket that leads to them; further buckets have none.
+    pub(crate) fn homes(&self) -> &[u32] {
+        &self.homes
+    }
+
+    /// Others have begun the flows of all inside endpoints anew.
+    pub(crate) fn forget_homes(&mut self) {
+        if self.homes.iter().all(|count| *count == 0) {
+            return;
+        }
+        self.homes.fill(0);
+        self.entries.iter_mut().flatten().for_each(|entry| entry.home = None);
     }
 
     /// A flow more.
@@ -195,7 +237,8 @@ impl Mappings {
 
     /// Makes a mapping, with one flow.
     pub(crate) fn insert(&mut self, inside: InsideKey, outside: OutsideKey, quiet: bool) -> MappingEntry {
-        let entry = MappingEntry { inside, outside, flows: 1, quiet, idle_since_ns: 0, queued: false };
+        let entry =
+            MappingEntry { inside, outside, flows: 1, quiet, home: None, idle_since_ns: 0, queued: false };
         let number = self.vacant.pop().unwrap_or_else(|| {
             self.entries.push(None);
             (self.entries.len() - 1) as u32
@@ -231,6 +274,10 @@ impl Mappings {
             }
             let entry = *entry;
             *slot = None;
+            let home = entry.home.and_then(|home| self.homes.get_mut(usize::from(home)));
+            if let Some(count) = home {
+                *count -= 1;
+            }
             self.vacant.push(number);
             if self.by_inside.get(&entry.inside) == Some(&number) {
                 self.by_inside.remove(&entry.inside);

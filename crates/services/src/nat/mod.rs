@@ -60,6 +60,8 @@ pub struct BindRequest {
     pub out_tenant: u16,
     /// Random bits, new for each flow.
     pub random: u64,
+    /// Bucket of the client's endpoint ([`crate::steer::Steering::endpoint_bucket`]), where the flow is steered by that.
+    pub home: Option<u16>,
 }
 
 /// The source that a flow was given.
@@ -137,7 +139,7 @@ const fn is_icmp(protocol: u8) -> bool {
 }
 
 /// The source port or query id of a key.
-fn source_port(key: &FlowKey) -> u16 {
+pub(crate) fn source_port(key: &FlowKey) -> u16 {
     // One of an ICMP key's two is zero.
     if is_icmp(key.protocol) { key.src_port | key.dst_port } else { key.src_port }
 }
@@ -335,6 +337,30 @@ impl Nat {
             }
         });
         leases.tick(now_ns);
+    }
+
+    /// Whether this core begins the flows of this client's endpoint by a rule, since it has its endpoint-independent
+    /// mapping: also when the endpoint's bucket has moved.
+    #[must_use]
+    pub fn has_mapping(&self, key: &FlowKey, tenant: u16, rule: u16) -> bool {
+        let Some(rule) = self.followed.as_ref().and_then(|followed| followed.policy.rule(rule)) else {
+            return false;
+        };
+        let pool = rule.pool(key.src);
+        pool.first().is_some_and(|zone| {
+            self.mappings.is_home(&(tenant, key.protocol, key.src, source_port(key), *zone), pool)
+        })
+    }
+
+    /// Endpoint-independent mappings by the bucket that leads to them; further buckets have none.
+    #[must_use]
+    pub fn mappings_by_bucket(&self) -> &[u32] {
+        self.mappings.homes()
+    }
+
+    /// For a core that was taken away: the others have begun its clients' flows anew.
+    pub fn forget_clients(&mut self) {
+        self.mappings.forget_homes();
     }
 
     /// Ports held by flows.

@@ -130,7 +130,8 @@ impl Gateway {
 
     fn bind_as(&mut self, client: FlowKey, tenant: u16) -> Result<Binding, DropReason> {
         let rule = self.policy.rule_for(1, &client, tenant).unwrap();
-        let request = BindRequest { rule, client, tenant, out_tenant: 5, random: self.random.next() };
+        let request =
+            BindRequest { rule, client, tenant, out_tenant: 5, random: self.random.next(), home: None };
         let flows = &self.flows;
         let binding = self.nat.bind(self.now_ns, &request, |reply| flows.contains_key(&place(reply)))?;
         self.log.extend(self.nat.events());

@@ -2,6 +2,10 @@
 
 use std::net::IpAddr;
 
+use packet::FlowKey;
+use steering::assign::plan;
+use steering::table::Unit;
+
 use super::balancing::farm;
 use super::world::*;
 use crate::spec::{
@@ -39,7 +43,7 @@ fn with_services() -> GatewaySpec {
 /// A packet that some core reads, the one that the kernel chooses or any; exactly one leaves. The list of cores to visit
 /// is sound: none twice, and the last is the only one that may begin a flow.
 fn one_at(world: &mut World, reader: Option<u64>, port: PortId, packet: &[u8]) -> Left {
-    let key = packet::FlowKey::of(packet).unwrap();
+    let key = FlowKey::of(packet).unwrap();
     let stops = world.steering.stops(&world.policy, &key, 0, port);
     let mut cores = stops.cores().to_vec();
     assert_eq!(cores.last(), Some(&stops.creator), "{key}");
@@ -108,6 +112,177 @@ fn a_server_with_its_source_kept_is_reached_from_inside() {
             assert_eq!((inside.src, inside.src_port), (request.src, request.src_port));
             let reply = one_at(&mut world, None, LAN, &tcp_of(&inside.reversed(), SYN | ACK, 7, 2, b""));
             assert_eq!((reply.port(), reply.key()), (2, request.reversed()), "{cores} cores");
+        }
+    }
+}
+
+/// Other shares of the buckets, as an operator or the load brings them; then, as the keeper does, an earlier owner leaves
+/// the history of each bucket in which it has nothing alive.
+fn share(world: &mut World, weights: &[u32]) {
+    let units: Vec<Unit> = (0..).zip(weights).map(|(id, weight)| Unit { id, weight: *weight }).collect();
+    let table = plan(&world.steering.table, &units, &[]).unwrap();
+    let next = world.steering.with_table(table, world.steering.alive);
+    world.set_steering(next);
+    let mut table = world.steering.table.clone();
+    for bucket in 0..table.buckets() {
+        for unit in world.steering.table.chain(bucket) {
+            if world.cores[usize::from(*unit)].live()[bucket] == 0 {
+                assert!(table.retire(bucket, *unit));
+            }
+        }
+    }
+    let next = world.steering.with_table(table, world.steering.alive);
+    world.set_steering(next);
+}
+
+/// The outside endpoint by which a client's packet to `to` leaves.
+fn outside(world: &mut World, client: &str, to: &str) -> (IpAddr, u16) {
+    let left = world.one(LAN, &udp(client, to, b"x")).key();
+    (left.src, left.src_port)
+}
+
+fn mappings(world: &World) -> Vec<u64> {
+    world.cores.iter().map(|core| core.nat().status().mappings).collect()
+}
+
+fn alive(world: &World) -> u32 {
+    world.cores.iter().flat_map(|core| core.live()).sum()
+}
+
+/// A client keeps its outside port for old remotes and new ones, and is found there by anybody, while its bucket moves to
+/// and fro: until its mapping ends, and no longer.
+#[test]
+fn a_mapping_stays_when_its_bucket_moves() {
+    for cores in 2..=4usize {
+        let mut world = World::new(cores as u8, independent());
+        let clients: Vec<String> =
+            (0..20).map(|number| format!("10.0.0.9:{}", 31_000 + 7 * number)).collect();
+        let first: Vec<_> =
+            clients.iter().map(|client| outside(&mut world, client, "198.51.100.1:1")).collect();
+        let at_first = mappings(&world);
+        assert!(at_first[1] > 0, "{at_first:?}");
+        let without_1: Vec<u32> = (0..cores).map(|core| u32::from(core != 1)).collect();
+        let without_0: Vec<u32> = (0..cores).map(|core| u32::from(core != 0)).collect();
+        let all = vec![1; cores];
+        for (round, weights) in [&without_1, &all, &without_0, &without_1, &all].into_iter().enumerate() {
+            share(&mut world, weights);
+            for (client, first) in clients.iter().zip(&first) {
+                assert_eq!(outside(&mut world, client, "198.51.100.1:1"), *first, "a live flow");
+                let new = format!("192.0.2.{}:9", 1 + round);
+                assert_eq!(outside(&mut world, client, &new), *first, "RFC 4787 REQ-1");
+                let stranger = format!("192.0.2.{}:7", 100 + round);
+                let inside = world.one(WAN, &udp(&stranger, &format!("{}:{}", first.0, first.1), b"y")).key();
+                assert_eq!(inside, key(UDP, &stranger, client));
+                assert_eq!(outside(&mut world, client, &stranger), *first);
+            }
+            assert_eq!(mappings(&world), at_first, "each client on one core only");
+            assert_eq!(world.flows(), clients.len() * (1 + 2 * (round + 1)));
+        }
+        // Between its flows a client keeps its port too, on a core that owns nothing any more.
+        share(&mut world, &without_1);
+        while world.flows() > 0 {
+            world.wait(5);
+        }
+        share(&mut world, &without_1);
+        for (client, first) in clients.iter().zip(&first) {
+            assert_eq!(outside(&mut world, client, "198.51.100.2:2"), *first);
+        }
+        while world.flows() > 0 {
+            world.wait(5);
+        }
+        world.wait(65);
+        assert_eq!((mappings(&world).iter().sum::<u64>(), alive(&world)), (0, 0));
+        share(&mut world, &without_1);
+        assert!((0..128).all(|bucket| world.steering.table.chain(bucket).is_empty()));
+        let opened = world.cores[1].counters.flows_opened;
+        for client in &clients {
+            outside(&mut world, client, "198.51.100.1:1");
+        }
+        assert_eq!((world.cores[1].counters.flows_opened, mappings(&world)[1]), (opened, 0));
+    }
+}
+
+/// What is counted of a mapping is taken back, whatever the configuration was when it began and when it ended.
+#[test]
+fn mappings_are_counted_exactly_over_reloads_and_moves() {
+    let mut plainly = two_interfaces();
+    plainly.nats.push(nat(NatMode::AddressAndPort, &[OUTSIDE]));
+    let mut elsewhere = independent();
+    elsewhere.nats[0].addresses = vec!["203.0.113.7".parse().unwrap()];
+    let specs = [independent(), plainly, elsewhere, two_interfaces(), with_services()];
+    let mut world = World::new(3, independent());
+    for round in 0..40u64 {
+        for number in 0..30 {
+            let bits = mix(round << 8 | number);
+            let client = format!("10.0.0.{}:{}", 2 + bits % 3, 5_000 + (bits >> 8) % 20);
+            world.packet(LAN, &udp(&client, &format!("192.0.2.{}:9", 1 + (bits >> 16) % 200), b"x"));
+            world.packet(LAN, &echo("10.0.0.9", &format!("192.0.2.{}", 1 + (bits >> 24) % 200), 8, 7));
+        }
+        world.wait(mix(round) % 30);
+        match mix(round + 1_000) % 3 {
+            0 => world.reload(specs[(mix(round + 2_000) % 5) as usize].clone()),
+            1 => share(&mut world, &[1, u32::from(round % 2 == 0), u32::from(round % 3 == 0)]),
+            _ => {}
+        }
+    }
+    while world.flows() > 0 {
+        world.wait(5);
+    }
+    world.wait(120);
+    assert_eq!((mappings(&world).iter().sum::<u64>(), alive(&world)), (0, 0));
+}
+
+/// Two clients that know each other's outside endpoint meet there, also after their buckets moved, and by no other.
+#[test]
+fn clients_meet_at_their_old_endpoints_after_a_move() {
+    let mut world = World::new(3, independent());
+    for number in 0..40 {
+        let (one, two) = (format!("10.0.0.8:{}", 4_000 + number), format!("10.0.0.9:{}", 5_000 + number));
+        let at = [&one, &two].map(|client| outside(&mut world, client, "198.51.100.1:1"));
+        let at = at.map(|(address, port)| format!("{address}:{port}"));
+        share(&mut world, &[1, u32::from(number % 2 == 0), 1]);
+        assert_eq!(world.one(LAN, &udp(&one, &at[1], b"hello")).key(), key(UDP, &at[0], &two));
+        assert_eq!(world.one(LAN, &udp(&two, &at[0], b"hello")).key(), key(UDP, &at[1], &one));
+    }
+    assert_eq!(mappings(&world).iter().sum::<u64>(), 80);
+}
+
+/// A query's id is mapped the same for remotes above and below the client's own address.
+#[test]
+fn pings_keep_their_id_for_every_remote() {
+    let mut world = World::new(4, independent());
+    for id in 100..140 {
+        let mut ids = ["8.8.8.8", "198.51.100.7", "1.1.1.1"].map(|remote| {
+            let left = world.one(LAN, &echo("10.0.0.9", remote, 8, id));
+            u16::from_be_bytes([left.packet[24], left.packet[25]])
+        });
+        ids.sort_unstable();
+        assert_eq!(ids[0], ids[2], "one mapping");
+    }
+}
+
+/// A core that hung has lost its clients: others have mapped them anew, and go on.
+#[test]
+fn a_core_that_comes_back_does_not_take_its_clients_back() {
+    let mut world = World::new(2, independent());
+    let clients: Vec<String> = (0..40).map(|number| format!("10.0.0.9:{}", 31_000 + 7 * number)).collect();
+    for client in &clients {
+        outside(&mut world, client, "198.51.100.1:1");
+    }
+    let mut table = plan(&world.steering.table, &[Unit { id: 0, weight: 1 }], &[]).unwrap();
+    table.forget(1);
+    let next = world.steering.with_table(table, 0b01);
+    world.set_steering(next);
+    let now: Vec<_> = clients.iter().map(|client| outside(&mut world, client, "198.51.100.1:1")).collect();
+    world.now_ns += SECOND_NS / 10;
+    world.cores[1].tick(world.now_ns);
+    let next = world.steering.with_table(world.steering.table.clone(), 0b11);
+    world.set_steering(next);
+    for weights in [[1, 1], [1, 0], [0, 1]] {
+        share(&mut world, &weights);
+        for (client, now) in clients.iter().zip(&now) {
+            assert_eq!(outside(&mut world, client, "198.51.100.1:1"), *now);
+            assert_eq!(outside(&mut world, client, "192.0.2.7:9"), *now);
         }
     }
 }
