@@ -343,7 +343,7 @@ impl Builder<'_> {
                 ListenHost::Interface(name) => interfaces
                     .iter()
                     .filter(|interface| interface.name == *name)
-                    .flat_map(|interface| own(interface, forward.to.is_ipv4()))
+                    .flat_map(|interface| interface.usable_addresses(forward.to.is_ipv4()))
                     .collect(),
             };
             for address in listen {
@@ -400,7 +400,8 @@ impl Builder<'_> {
             let Some(out) = self.port(&nat.out) else { continue };
             let mut addresses = nat.addresses.clone();
             if addresses.is_empty() && nat.mode == NatMode::AddressAndPort {
-                addresses = interfaces.get(usize::from(out)).map_or_else(Vec::new, |out| own(out, true));
+                let out = interfaces.get(usize::from(out));
+                addresses.extend(out.into_iter().flat_map(|out| out.usable_addresses(true)));
             }
             let mut from = Vec::new();
             for prefix in &nat.from {
@@ -467,15 +468,6 @@ impl Builder<'_> {
         };
         self.services.leases.iter().chain(self.live.leases()).map(lease).collect()
     }
-}
-
-/// The interface's own addresses of a family that others can reach.
-fn own(interface: &InterfaceSpec, ipv4: bool) -> Vec<IpAddr> {
-    let reachable = |address: &IpAddr| match address {
-        IpAddr::V4(ip) => ipv4 && !ip.is_link_local(),
-        IpAddr::V6(ip) => !ipv4 && !ip.is_unicast_link_local(),
-    };
-    interface.addresses.iter().map(IpNet::addr).filter(reachable).collect()
 }
 
 /// The interface with the longest network that contains an address.

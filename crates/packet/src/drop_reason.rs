@@ -87,6 +87,7 @@ drop_reasons! {
     EmbryonicFull "embryonic-full" "Too many flows that never saw a reply.",
     FlowsPerClient "flows-per-client" "One client has as many flows as it may.",
     NatPortsExhausted "nat-ports-exhausted" "No free port of this core, destination and address.",
+    NatNoAddress "nat-no-address" "The interface has no address that its NAT could give: no DHCP answer yet.",
     NatNoMapping "nat-no-mapping" "A packet to a translated address that no mapping expects.",
     NatUnsupported "nat-unsupported" "A protocol or option that cannot be translated.",
     NoBackend "no-backend" "A virtual server without a backend that may take the connection.",

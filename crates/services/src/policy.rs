@@ -317,12 +317,8 @@ fn ways_to_backends(fib: &Fib, server: &ServerSpec) -> Vec<PortId> {
 fn server_nat(spec: &GatewaySpec, out: PortId, server: &ServerSpec) -> NatSpec {
     let interface = spec.interfaces.get(usize::from(out));
     let own = || {
-        let addresses = interface.into_iter().flat_map(|interface| &interface.addresses);
-        addresses
-            .map(ipnet::IpNet::addr)
-            .filter(|address| address.is_ipv4() == server.listen.is_ipv4())
-            .take(1)
-            .collect()
+        let ipv4 = server.listen.is_ipv4();
+        interface.and_then(|interface| interface.usable_addresses(ipv4).next()).into_iter().collect()
     };
     let addresses: Vec<IpAddr> =
         if server.source_addresses.is_empty() { own() } else { server.source_addresses.clone() };

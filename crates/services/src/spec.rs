@@ -88,6 +88,17 @@ pub struct InterfaceSpec {
     pub mac: [u8; 6],
 }
 
+impl InterfaceSpec {
+    /// Its addresses of a family that hosts beyond the link can answer to: not the link-local ones.
+    pub fn usable_addresses(&self, ipv4: bool) -> impl Iterator<Item = IpAddr> + '_ {
+        let usable = move |address: &IpAddr| match address {
+            IpAddr::V4(ip) => ipv4 && !ip.is_link_local(),
+            IpAddr::V6(ip) => !ipv4 && !ip.is_unicast_link_local(),
+        };
+        self.addresses.iter().map(IpNet::addr).filter(usable)
+    }
+}
+
 /// One route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteSpec {
@@ -186,7 +197,8 @@ pub struct NatSpec {
     pub out: PortId,
     /// How.
     pub mode: NatMode,
-    /// Outside addresses ([`NatMode::AddressAndPort`]); the interface's own when the operator gave none.
+    /// Outside addresses ([`NatMode::AddressAndPort`]). Empty: the IPv4 addresses of the interface, whichever it has; while
+    /// it has none, IPv4 flows are refused. IPv6 is then not translated.
     pub addresses: Vec<IpAddr>,
     /// Only packets from these prefixes; empty = all.
     pub from: Vec<IpNet>,

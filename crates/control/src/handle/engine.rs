@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use engine::Engine;
 use engine::gateway::{CoreReport, CoreState, FlowEntry, GatewaySettings, Readers};
+use packet::DropReason;
 use packet::flow::FlowKey;
 use packet::ip::{PROTOCOL_ICMP, PROTOCOL_ICMPV6};
 use services::nat::NatEvent;
@@ -553,6 +554,13 @@ impl EngineHandle<'_> {
         let mac = told.out_port.zip(told.next_hop).and_then(|hop| neighbors.known.get(&hop).copied());
         let chosen = matches!(told.source, NatMode::AddressAndPort | NatMode::PortOnly) && told.nat.is_some();
         let mut notes = Vec::new();
+        let family = told.nat_addresses.iter().find(|address| address.is_ipv4() == key.src.is_ipv4());
+        let homeless = translated && told.nat.is_some() && family.is_none();
+        if homeless {
+            let out = told.out_port.map(|port| names.interface(port)).unwrap_or_default();
+            notes.push(format!("interface {out} has no address yet that its [[nat]] could give"));
+        }
+        let drop = told.drop.or(homeless.then_some(DropReason::NatNoAddress));
         if let Some(reads) = told.reply_core.filter(|reads| *reads != told.core && told.drop.is_none()) {
             notes.push(format!("replies reach core {reads} and are handed to core {}", told.core));
         }
@@ -567,8 +575,8 @@ impl EngineHandle<'_> {
             bucket: told.bucket as u32,
             core: usize::from(told.core),
             flow: None,
-            verdict: verdict(told).to_owned(),
-            drop_reason: told.drop.map(|reason| reason.name().to_owned()).unwrap_or_default(),
+            verdict: verdict(drop, told.out_port).to_owned(),
+            drop_reason: drop.map(|reason| reason.name().to_owned()).unwrap_or_default(),
             rule: names.rule(told.verdict.rule),
             rule_action: action_name(told.verdict.action).to_owned(),
             forward: told.forward.map(|listen| listen.to_string()),
@@ -577,9 +585,9 @@ impl EngineHandle<'_> {
             backend_reason: None,
             nat: told.nat.filter(|rule| *rule < own_rules).map_or(0, |rule| usize::from(rule) + 1),
             nat_mode: mode_name(told.source).to_owned(),
-            translated_source: match (translated, told.nat_addresses.first()) {
+            translated_source: match (translated, family) {
                 (true, Some(address)) => Some(SocketAddr::new(*address, 0)),
-                _ if chosen => Some(SocketAddr::new(key.src, 0)),
+                _ if chosen && !homeless => Some(SocketAddr::new(key.src, 0)),
                 _ => None,
             },
             translated_destination: (told.destination != SocketAddr::new(key.dst, key.dst_port))
@@ -605,9 +613,9 @@ fn route_text(found: &services::route::Match) -> String {
     }
 }
 
-fn verdict(told: &services::core::Explanation) -> &'static str {
-    match (told.drop, told.out_port) {
-        (Some(packet::DropReason::RuleReject), _) => "reject",
+fn verdict(drop: Option<DropReason>, out_port: Option<PortId>) -> &'static str {
+    match (drop, out_port) {
+        (Some(DropReason::RuleReject), _) => "reject",
         (Some(_), _) | (None, None) => "drop",
         (None, Some(HOST_PORT)) => "to the gateway",
         (None, Some(TUNNEL_PORT)) => "into the tunnel",

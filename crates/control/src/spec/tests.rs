@@ -112,6 +112,19 @@ fn a_nat_takes_the_interfaces_own_address_and_leaves_the_hosts_ports_alone() {
 }
 
 #[test]
+fn a_nat_never_takes_ipv6_or_link_local_addresses_by_itself() {
+    let mut facts = facts();
+    facts.devices[1].addresses =
+        ["fe80::2/64", "2001:db8::2/64", "169.254.3.4/16"].map(|net| net.parse().unwrap()).to_vec();
+    let config = config("", &format!("{BASE}[[nat]]\nout = \"wan\"\n"));
+    let spec = gateway_spec(&config, &facts, &Live::default());
+    assert_eq!(spec.nats[0].addresses, [] as [IpAddr; 0]);
+    // What `status` shows is what the packet engine took.
+    let (policy, _) = services::policy::Policy::compile(spec, None, 0).unwrap();
+    assert_eq!(policy.nat.addresses(0), [] as [IpAddr; 0]);
+}
+
+#[test]
 fn names_become_numbers() {
     let spec = spec(
         "[[interface]]\nname = \"blue-lan\"\ndevice = \"eth2\"\naddress = \"10.0.0.254/24\"\ntenant = \"blue\"\nmtu = 9000\n\

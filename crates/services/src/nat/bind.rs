@@ -104,6 +104,9 @@ impl Nat {
     ) -> Result<Binding, DropReason> {
         let (client_key, client) = ((request.tenant, request.client.src), request.client.src);
         let pool = rule.pool(client);
+        if pool.is_empty() {
+            return Err(DropReason::NatNoAddress);
+        }
         let snapshot = followed.policy.leases().snapshot();
         let held = snapshot.held_by(request.tenant, client);
         let held = held.filter(|held| held.iter().any(|(address, _)| pool.contains(address)));

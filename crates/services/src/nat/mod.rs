@@ -206,9 +206,9 @@ impl Nat {
     /// `out_tenant`) is in the flow table; it is asked only where the port tables cannot know.
     ///
     /// # Errors
-    /// [`DropReason::FlowsPerClient`], [`DropReason::NatPortsExhausted`], [`DropReason::NatUnsupported`] (an unknown
-    /// rule, a mix of families, a second flow of a protocol without ports), [`DropReason::FlowTableFull`] (no room for
-    /// one more client).
+    /// [`DropReason::FlowsPerClient`], [`DropReason::NatPortsExhausted`], [`DropReason::NatNoAddress`] (the interface has
+    /// none), [`DropReason::NatUnsupported`] (an unknown rule, a mix of families, a second flow of a protocol without
+    /// ports), [`DropReason::FlowTableFull`] (no room for one more client).
     pub fn bind(
         &mut self,
         now_ns: u64,

@@ -26,6 +26,8 @@ pub(crate) struct Rule {
     addresses: [Vec<IpAddr>; 2],
     from: Vec<IpNet>,
     tenants: Vec<u16>,
+    /// Its addresses are the IPv4 ones of the interface, which may have none.
+    of_interface: bool,
     /// It, or another rule of one of its addresses, is endpoint-independent.
     pub(crate) independent: bool,
     /// Place of its ports in [`NatPolicy::port_sets`].
@@ -61,7 +63,10 @@ impl Rule {
     fn serves(&self, client: IpAddr, tenant: u16) -> bool {
         (self.tenants.is_empty() || self.tenants.contains(&tenant))
             && (self.from.is_empty() || self.from.iter().any(|prefix| prefix.contains(&client)))
-            && (self.mode != NatMode::AddressAndPort || !self.pool(client).is_empty())
+            && (self.mode != NatMode::AddressAndPort
+                || !self.pool(client).is_empty()
+                // Refused, and not sent out with a private source.
+                || self.of_interface && client.is_ipv4())
     }
 }
 
@@ -100,7 +105,7 @@ impl Default for NatPolicy {
 impl NatPolicy {
     /// Compiles. Numbers of rules and forwards are places in the lists given.
     ///
-    /// * A rule without addresses takes those of its interface.
+    /// * A rule without addresses takes the IPv4 ones of its interface that others can reach, and none of IPv6.
     /// * Ports on which forwards listen are never given to flows.
     /// * An address is endpoint-independent as a whole: a rule that shares an address with such a rule becomes one.
     ///   Rules that keep the client's address cannot be.
@@ -158,15 +163,13 @@ impl NatPolicy {
     }
 
     fn add_rule(&mut self, nat: &NatSpec, interfaces: &[InterfaceSpec]) {
-        let mut all = nat.addresses.clone();
-        if all.is_empty()
-            && let Some(interface) = interfaces.get(usize::from(nat.out))
-        {
-            all.extend(interface.addresses.iter().map(IpNet::addr));
-        }
-        if nat.mode != NatMode::AddressAndPort {
-            all.clear();
-        }
+        let translates = nat.mode == NatMode::AddressAndPort;
+        let of_interface = translates && nat.addresses.is_empty();
+        let all: Vec<IpAddr> = match interfaces.get(usize::from(nat.out)) {
+            Some(interface) if of_interface => interface.usable_addresses(true).collect(),
+            _ if translates => nat.addresses.clone(),
+            _ => Vec::new(),
+        };
         let mut ports = PortSet::new(nat.ports, &nat.reserved);
         let here =
             self.forwards.iter().filter(|forward| all.is_empty() || all.contains(&forward.listen.ip()));
@@ -192,6 +195,7 @@ impl NatPolicy {
             addresses,
             from: nat.from.clone(),
             tenants: nat.tenants.clone(),
+            of_interface,
             independent: nat.mapping == Mapping::EndpointIndependent && nat.mode == NatMode::AddressAndPort,
             ports: place,
             blocks,

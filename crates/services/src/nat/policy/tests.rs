@@ -49,12 +49,21 @@ fn the_first_rule_that_serves_wins() {
 
 #[test]
 fn a_rule_without_addresses_has_its_interfaces() {
-    let wan = interface(&["192.0.2.7/24", "2001:db8::7/64"]);
+    let wan = interface(&["169.254.7.7/16", "192.0.2.7/24", "2001:db8::7/64", "fe80::7/64"]);
     let policy = NatPolicy::compile(&[nat(&[])], &[], &[], &[interface(&[]), wan]);
-    assert_eq!(policy.addresses(0), [ip("192.0.2.7"), ip("2001:db8::7")]);
-    let rule = policy.rule(0).unwrap();
-    assert_eq!(rule.pool(ip("::1")), [ip("2001:db8::7")]);
-    assert!(policy.rule_for(1, &key(6, "[fd00::1]:1", "[2001:db8:1::1]:80"), 0).is_some());
+    assert_eq!(policy.addresses(0), [ip("192.0.2.7")], "IPv4 only, and no link-local one");
+    assert_eq!(policy.rule_for(1, &key(6, "[fd00::1]:1", "[2001:db8:1::1]:80"), 0), None, "is routed");
+}
+
+#[test]
+fn before_the_interface_has_an_ipv4_address_ipv4_is_refused_and_ipv6_routed() {
+    let bare = interface(&["2001:db8::7/64", "fe80::7/64"]);
+    let nats = [nat(&[]), NatSpec { mode: NatMode::None, ..nat(&[]) }];
+    let policy = NatPolicy::compile(&nats, &[], &[], &[interface(&[]), bare]);
+    assert_eq!(policy.addresses(0), [] as [IpAddr; 0]);
+    let rule = |src, dst| policy.rule_for(1, &key(6, src, dst), 0);
+    assert_eq!(rule("10.0.0.5:1", "198.51.100.1:80"), Some(0), "no private source leaves by the next rule");
+    assert_eq!(rule("[fd00::1]:1", "[2001:db8:1::1]:80"), Some(1));
 }
 
 #[test]

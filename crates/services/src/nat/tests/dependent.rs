@@ -443,3 +443,12 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn without_an_address_of_the_interface_ipv4_is_refused() {
+    let mut gateway = Gateway::of(&[nat(&[])]);
+    let client = key(6, "10.0.0.5:1000", "198.51.100.1:80");
+    assert_eq!(gateway.bind(client), Err(DropReason::NatNoAddress));
+    gateway.reload(&[nat(&["192.0.2.1"])]);
+    assert_eq!(gateway.bind(client).map(|binding| binding.source), Ok(ip("192.0.2.1")), "DHCP has answered");
+}
