@@ -20,11 +20,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::services::{ListenHost, Services};
 use crate::host::Complaints;
+use crate::pools;
 use crate::spec::HostFacts;
 
-/// Outside addresses of pools, forwards and virtual servers which no `[[interface]]` names as its own.
+/// Outside addresses of pools, forwards and virtual servers which no `[[interface]]` names as its own. Of pools those that
+/// can be used, see [`pools::unusable`].
 #[must_use]
-pub fn extra(services: &Services) -> BTreeSet<IpAddr> {
+pub fn extra(services: &Services, facts: &HostFacts) -> BTreeSet<IpAddr> {
+    let unusable = pools::unusable(services, Some(facts));
     let pools = services.nats.iter().flat_map(|nat| nat.addresses.iter().copied());
     let sources = services.servers.iter().flat_map(|server| server.source_addresses.iter().copied());
     let servers = services.servers.iter().map(|server| server.listen.ip());
@@ -42,6 +45,7 @@ pub fn extra(services: &Services) -> BTreeSet<IpAddr> {
     };
     pools
         .chain(sources)
+        .filter(|address| !unusable.contains_key(address))
         .chain(servers)
         .chain(forwards)
         .chain(leases)
@@ -108,7 +112,7 @@ impl AddressPlan {
                 plan.add(device.index, &device.name, *net);
             }
         }
-        for address in extra(services) {
+        for address in extra(services, facts) {
             let interface =
                 home_by_facts(services, facts, address).and_then(|at| services.interfaces.get(at));
             let device = interface.and_then(|interface| facts.device(&interface.device));

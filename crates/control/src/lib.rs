@@ -9,8 +9,8 @@
 //!    and for allowed-ips; [`host`] puts those into the kernel and takes them out again.
 //! 4. [`resolve`] asks for DNS names, again and again.
 //! 5. What is not the tunnel: `router` tells the engine, through [`handle`], what [`spec`] makes of the configuration,
-//!    the host and what was changed by command ([`live`]); [`addresses`] keeps addresses on devices, [`health`] checks
-//!    backends, [`nat_log`] writes who had which port, [`show`] makes text of it.
+//!    the host and what was changed by command ([`live`]); [`addresses`] keeps addresses on devices, [`pools`] finds
+//!    those that cannot be used, [`health`] checks backends, [`nat_log`] writes who had which port, [`show`] makes text of it.
 //! 6. [`socket`] answers commands; [`report`] shows the state, [`reload`] compares configurations.
 //!
 //! What decides is pure and tested as such ([`config`], [`wan`], [`plan`], [`resolve`], [`reload`], [`report`]); what
@@ -27,6 +27,7 @@ pub mod key;
 pub mod live;
 pub mod nat_log;
 pub mod plan;
+pub mod pools;
 pub mod reload;
 pub mod report;
 pub mod resolve;

@@ -18,8 +18,10 @@ use crate::config::services::Services;
 use crate::gateway::{Event, Events};
 use crate::handle::{Desired, FLOWS_MAX, GatewayHandle, LeaseReport, ServicesStatus};
 use crate::health::{Change, Monitors, Target};
+use crate::host::Complaints;
 use crate::live::{LeaseFile, Live};
 use crate::nat_log::{self, NatLog};
+use crate::pools;
 use crate::socket::{Request, Response};
 use crate::spec::{self, HostFacts};
 
@@ -51,6 +53,7 @@ pub(crate) struct Router {
     /// Numbers for the monitors: a backend keeps its own as long as the program runs.
     health_ids: BTreeMap<(String, SocketAddr), u16>,
     log: Option<NatLog>,
+    complaints: Complaints,
     events: Events,
     /// When flows were last looked through for addresses that linger.
     asked_for_flows: Option<Instant>,
@@ -77,6 +80,7 @@ impl Router {
             monitored: Vec::new(),
             health_ids: BTreeMap::new(),
             log: None,
+            complaints: Complaints::default(),
             events,
             asked_for_flows: None,
         };
@@ -125,6 +129,9 @@ impl Router {
             self.addresses.clear(netlink);
         }
         facts.lingering = self.addresses.lingering();
+        for text in pools::left_out(&config.services, &facts) {
+            self.complaints.warn(text);
+        }
         self.facts = Some(facts);
         self.tell(config, handle);
     }
@@ -159,6 +166,9 @@ impl Router {
         }
         if !again {
             self.retry = None;
+        }
+        for text in pools::contradictions(&desired.spec) {
+            self.complaints.warn(text);
         }
         match handle.apply(&desired) {
             Ok(()) => {
@@ -391,7 +401,7 @@ impl Router {
         interface: Option<&str>,
         handle: &dyn GatewayHandle,
     ) -> Result<Response, String> {
-        let key: FlowKey = packet.parse().map_err(|error| format!("{packet}: {error}"))?;
+        let key = packet_of(packet)?;
         let port = match interface {
             None => None,
             Some("gateway") => Some(services::spec::HOST_PORT),
@@ -460,5 +470,42 @@ impl Router {
     /// Takes addresses back, after the engine's last packet.
     pub(crate) fn clear(&mut self, netlink: &Netlink) {
         self.addresses.clear(netlink);
+    }
+}
+
+/// A packet as an operator writes it. Without ports no rule about ports would match as it does for real packets.
+fn packet_of(text: &str) -> Result<FlowKey, String> {
+    let key: FlowKey = text.parse().map_err(|error| format!("{text}: {error}"))?;
+    let name = packet::flow::protocol_name(key.protocol).unwrap_or_default();
+    if matches!(name, "tcp" | "udp" | "sctp") && (key.src_port == 0 || key.dst_port == 0) {
+        let with = |address: std::net::IpAddr, port: u16, example: u16| {
+            SocketAddr::new(address, if port == 0 { example } else { port })
+        };
+        let (src, dst) = (with(key.src, key.src_port, 40_000), with(key.dst, key.dst_port, 443));
+        return Err(format!(
+            "{text}: {name} needs a port from 1 to 65535 on both sides; write for example '{name} {src} > {dst}'"
+        ));
+    }
+    Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packet_to_explain_needs_its_ports() {
+        for text in ["tcp 10.0.0.1 > 1.2.3.4:443", "tcp 10.0.0.1:40000 > 1.2.3.4:0", "tcp 10.0.0.1 > 1.2.3.4"]
+        {
+            let said = packet_of(text).err();
+            let expected = format!(
+                "{text}: tcp needs a port from 1 to 65535 on both sides; write for example 'tcp 10.0.0.1:40000 > 1.2.3.4:443'"
+            );
+            assert_eq!(said, Some(expected));
+        }
+        for text in ["udp 10.0.0.1:1 > 1.2.3.4:53", "icmp 10.0.0.1 > 1.2.3.4 id 7", "gre 10.0.0.1 > 1.2.3.4"]
+        {
+            assert!(packet_of(text).is_ok(), "{text}");
+        }
     }
 }

@@ -25,6 +25,7 @@ use crate::config::services::{Interface, Lease, ListenHost, NatFrom, Rule, Servi
 use crate::config::{Config, Routes};
 use crate::handle::{Desired, Device};
 use crate::live::Live;
+use crate::pools;
 use crate::wan::HostView;
 
 /// Routes that the datapath is given at most; beyond, the shortest prefixes are kept.
@@ -215,7 +216,7 @@ impl Builder<'_> {
     }
 
     fn interfaces(&self) -> Vec<InterfaceSpec> {
-        let extra = addresses::extra(self.services);
+        let extra = addresses::extra(self.services, self.facts);
         let interface = |interface: &Interface| {
             let device = self.facts.device(&interface.device);
             let mut list = interface.addresses.clone();
@@ -293,8 +294,8 @@ impl Builder<'_> {
     /// of their own such packets would go round in circles.
     fn listening(&self) -> Vec<(IpAddr, u16)> {
         let mut list: Vec<(IpAddr, u16)> = Vec::new();
-        for address in addresses::extra(self.services).into_iter().chain(self.facts.lingering.iter().copied())
-        {
+        let lingering = self.facts.lingering.iter().copied();
+        for address in addresses::extra(self.services, self.facts).into_iter().chain(lingering) {
             let home = addresses::home(self.services, address);
             let interface = home.and_then(|place| self.services.interfaces.get(place));
             list.push((address, self.tenant(interface.and_then(|interface| interface.tenant.as_ref()))));
@@ -360,6 +361,7 @@ impl Builder<'_> {
     }
 
     fn servers(&self) -> Vec<ServerSpec> {
+        let unusable = pools::unusable(self.services, Some(self.facts));
         let server = |server: &crate::config::services::VirtualServer| ServerSpec {
             name: server.name.clone(),
             protocol: server.protocol,
@@ -376,7 +378,12 @@ impl Builder<'_> {
             method: server.method,
             delivery: server.delivery,
             source: server.source,
-            source_addresses: server.source_addresses.clone(),
+            source_addresses: server
+                .source_addresses
+                .iter()
+                .filter(|address| !unusable.contains_key(address))
+                .copied()
+                .collect(),
             connections_max: server.connections_max,
             slow_start_s: server.slow_start_s,
             proxy_protocol: server.proxy_protocol,
@@ -395,10 +402,12 @@ impl Builder<'_> {
             .map(|forward| forward.listen)
             .chain(servers.iter().map(|server| server.listen))
             .collect();
+        let unusable = pools::unusable(self.services, Some(self.facts));
         let mut list = Vec::with_capacity(self.services.nats.len());
         for nat in &self.services.nats {
             let Some(out) = self.port(&nat.out) else { continue };
             let mut addresses = nat.addresses.clone();
+            addresses.retain(|address| !unusable.contains_key(address));
             if addresses.is_empty() && nat.mode == NatMode::AddressAndPort {
                 let out = interfaces.get(usize::from(out));
                 addresses.extend(out.into_iter().flat_map(|out| out.usable_addresses(true)));

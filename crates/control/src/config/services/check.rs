@@ -10,7 +10,8 @@ use super::super::Tun;
 use super::super::problem::Problems;
 use super::read::Places;
 use super::values::{listen_text, protocol_text};
-use super::{ListenHost, Rule, Services};
+use super::{Forward, ListenHost, Rule, Services};
+use crate::pools::{self, Unusable};
 
 /// Compares everything with everything else.
 pub(in super::super) fn services(all: &Services, tun: &Tun, places: &Places, problems: &mut Problems<'_>) {
@@ -21,6 +22,7 @@ pub(in super::super) fn services(all: &Services, tun: &Tun, places: &Places, pro
     listeners(all, places, problems);
     outside_addresses(all, places, problems);
     nats(all, places, problems);
+    pool_addresses(all, places, problems);
     leases(all, places, problems);
     if all.is_empty() {
         without_interface(places, problems);
@@ -67,6 +69,10 @@ fn interfaces(all: &Services, tun: &Tun, places: &Places, problems: &mut Problem
                 let message =
                     format!("{} belongs to interface \"{other}\" already; remove one", given.value.addr());
                 problems.error(&given.at, "interface.address", message);
+            }
+            if let Some(why) = pools::of_nobody(given.value, given.value.addr()) {
+                let message = format!("{} {why}; write the address of one host", given.value.addr());
+                problems.warning(&given.at, "interface.address", message);
             }
         }
     }
@@ -166,18 +172,61 @@ fn listeners(all: &Services, places: &Places, problems: &mut Problems<'_>) {
     }
     for (forward, at) in all.forwards.iter().zip(&places.forwards) {
         for protocol in &forward.protocols {
-            let key = (*protocol, forward.host.clone(), forward.port);
             let text = match &forward.host {
                 ListenHost::Address(address) => listen_text(*protocol, (*address, forward.port).into()),
                 ListenHost::Interface(name) => {
                     format!("{} {name}:{}", protocol_text(*protocol), forward.port)
                 }
             };
-            if let Some(other) = taken.insert(key, format!("the forward to {}", forward.to)) {
-                problems.error(at, "forward.listen", format!("{text} belongs to {other} already"));
+            let mut clash = None;
+            for host in hosts(all, forward) {
+                let other = taken.insert(
+                    (*protocol, host.clone(), forward.port),
+                    format!("the forward to {}", forward.to),
+                );
+                clash = clash.or(other.map(|other| (host, other)));
+            }
+            if let Some((host, other)) = clash {
+                let also = match host {
+                    ListenHost::Address(address) if host != forward.host => {
+                        format!(" is {} too, which", listen_text(*protocol, (address, forward.port).into()))
+                    }
+                    _ => String::new(),
+                };
+                problems.error(at, "forward.listen", format!("{text}{also} belongs to {other} already"));
             }
         }
+        deaf(all, forward, at, problems);
     }
+}
+
+/// Where a forward listens, an interface's configured addresses included: what DHCP adds only shows at run time.
+fn hosts(all: &Services, forward: &Forward) -> Vec<ListenHost> {
+    let mut list = vec![forward.host.clone()];
+    if let ListenHost::Interface(name) = &forward.host {
+        let interface = all.interfaces.iter().filter(|interface| interface.name == *name);
+        let addresses = interface.flat_map(|interface| &interface.addresses).map(ipnet::IpNet::addr);
+        let of_family = addresses.filter(|address| address.is_ipv4() == forward.to.is_ipv4());
+        list.extend(of_family.map(ListenHost::Address));
+    }
+    list
+}
+
+/// A forward to a host of one address family on an interface that was given addresses of the other one only.
+fn deaf(all: &Services, forward: &Forward, at: &Range<usize>, problems: &mut Problems<'_>) {
+    let ListenHost::Interface(name) = &forward.host else { return };
+    let Some(interface) = all.interfaces.iter().find(|interface| interface.name == *name) else { return };
+    let ipv4 = forward.to.is_ipv4();
+    if interface.addresses.is_empty() || interface.addresses.iter().any(|net| net.addr().is_ipv4() == ipv4) {
+        return;
+    }
+    let family = if ipv4 { "IPv4" } else { "IPv6" };
+    let message = format!(
+        "\"{name}\" has no {family} address here, so that nothing listens for {}; give it one, or choose a host of the \
+         other family",
+        forward.to
+    );
+    problems.warning(at, "forward.listen", message);
 }
 
 /// Addresses that neighbours must be able to ask for.
@@ -221,6 +270,36 @@ fn nats(all: &Services, places: &Places, problems: &mut Problems<'_>) {
     }
 }
 
+/// Network, broadcast and next routers' addresses in pools.
+fn pool_addresses(all: &Services, places: &Places, problems: &mut Problems<'_>) {
+    let unusable = pools::unusable(all, None);
+    let mut check = |list: &[IpAddr], at: &Range<usize>, key: &str| {
+        let found = || list.iter().filter_map(|address| Some((address, unusable.get(address)?)));
+        let nothing_left = !list.is_empty() && found().count() == list.len();
+        for (address, why) in found() {
+            match why {
+                Unusable::NextRouter(_) => {
+                    let message =
+                        format!("{address} {why}, so that nothing would get out; write a pool without it");
+                    problems.error(at, key, message);
+                }
+                _ if nothing_left => {
+                    problems.error(at, key, format!("{address} {why}; write the address of a host"));
+                }
+                _ => problems.warning(at, key, format!("{address} {why}; it is left out")),
+            }
+        }
+    };
+    for (nat, place) in all.nats.iter().zip(&places.nats) {
+        if let Some(at) = &place.addresses {
+            check(&nat.addresses, at, "nat.addresses");
+        }
+    }
+    for (server, place) in all.servers.iter().zip(&places.servers) {
+        check(&server.source_addresses, &place.listen, "virtual-server.source-addresses");
+    }
+}
+
 fn leases(all: &Services, places: &Places, problems: &mut Problems<'_>) {
     let last = |lease: &super::Lease| u32::from(lease.first_port) + lease.ports - 1;
     for (number, (lease, at)) in all.leases.iter().zip(&places.leases).enumerate() {
@@ -235,7 +314,8 @@ fn leases(all: &Services, places: &Places, problems: &mut Problems<'_>) {
         }
         let translated = all.nats.iter().any(|nat| {
             nat.mode == services::spec::NatMode::AddressAndPort
-                && (nat.addresses.is_empty() || nat.addresses.contains(&lease.address))
+                && (nat.addresses.contains(&lease.address)
+                    || nat.addresses.is_empty() && may_have(all, &nat.out, lease.address))
         });
         if !translated {
             let message = format!(
@@ -245,6 +325,15 @@ fn leases(all: &Services, places: &Places, problems: &mut Problems<'_>) {
             problems.warning(at, "lease.address", message);
         }
     }
+}
+
+/// Whether an interface's own addresses may be this one: with DHCP only the host knows.
+fn may_have(all: &Services, name: &str, address: IpAddr) -> bool {
+    let mut interfaces = all.interfaces.iter().filter(|interface| interface.name == name);
+    interfaces.any(|interface| {
+        let mut ipv4 = interface.addresses.iter().map(ipnet::IpNet::addr).filter(IpAddr::is_ipv4).peekable();
+        address.is_ipv4() && (ipv4.peek().is_none() || ipv4.any(|own| own == address))
+    })
 }
 
 /// Everything here is about packets of interfaces.

@@ -257,6 +257,85 @@ fn nats_and_forwards() {
 }
 
 #[test]
+fn a_pool_has_addresses_that_hosts_can_have() {
+    golden(
+        &format!(
+            "{WAN}[[route]]\nto = \"0.0.0.0/0\"\nvia = \"203.0.113.2\"\n[[nat]]\nout = \"wan\"\naddresses = \"203.0.113.0/24\"\n\
+             [[nat]]\nout = \"wan\"\naddresses = \"203.0.113.255\"\nfrom = \"10.0.0.0/8\"\n[[interface]]\nname = \"lan\"\n\
+             address = \"10.0.0.0/24\"\n"
+        ),
+        &[
+            "site.toml:9:13: warning: nat.addresses: 203.0.113.0 is the network address of 203.0.113.0/24; it is left out",
+            "site.toml:9:13: error: nat.addresses: 203.0.113.2 belongs to the next router towards 0.0.0.0/0, so that \
+             nothing would get out; write a pool without it",
+            "site.toml:9:13: warning: nat.addresses: 203.0.113.255 is the broadcast address of 203.0.113.0/24; it is left \
+             out",
+            "site.toml:10:1: warning: nat.out: never reached: another [[nat]] before it takes all that leaves by \"wan\"",
+            "site.toml:12:13: error: nat.addresses: 203.0.113.255 is the broadcast address of 203.0.113.0/24; write the \
+             address of a host",
+            "site.toml:16:11: warning: interface.address: 10.0.0.0 is the network address of 10.0.0.0/24; write the \
+             address of one host",
+        ],
+    );
+}
+
+#[test]
+fn two_services_on_one_endpoint_however_it_is_named() {
+    let forward = |listen: &str, to: &str| format!("[[forward]]\nlisten = \"{listen}\"\nto = \"{to}\"\n");
+    golden(
+        &format!(
+            "{WAN}{}{}",
+            forward("tcp wan:8080", "10.0.0.5:80"),
+            forward("tcp 203.0.113.1:8080", "10.0.0.6:80")
+        ),
+        &[
+            "site.toml:8:10: error: forward.listen: tcp 203.0.113.1:8080 belongs to the forward to 10.0.0.5:80 already",
+        ],
+    );
+    golden(
+        &format!(
+            "{WAN}[[virtual-server]]\nlisten = \"tcp 203.0.113.1:80\"\nbackends = [\"10.0.0.7:80\"]\n{}{}",
+            forward("tcp+udp wan:80", "10.0.0.5"),
+            forward("tcp wan:53", "[fd00::5]:53"),
+        ),
+        &[
+            "site.toml:8:10: error: forward.listen: tcp wan:80 is tcp 203.0.113.1:80 too, which belongs to virtual server \
+             \"tcp 203.0.113.1:80\" already",
+            "site.toml:11:10: warning: forward.listen: \"wan\" has no IPv6 address here, so that nothing listens for \
+             [fd00::5]:53; give it one, or choose a host of the other family",
+        ],
+    );
+    golden(
+        &format!(
+            "{WAN}{}{}",
+            forward("tcp wan:80800", "10.0.0.5:80"),
+            forward("tcp 203.0.113.1:0x50", "10.0.0.5:-1")
+        ),
+        &[
+            "site.toml:5:10: error: forward.listen: \"80800\" is not a port from 1 to 65535; write for example \"tcp \
+             203.0.113.1:8080\", or \"tcp wan:8080\" for the addresses of an interface",
+            "site.toml:8:10: error: forward.listen: \"0x50\" is not a port from 1 to 65535; write for example \"tcp \
+             203.0.113.1:8080\", or \"tcp wan:8080\" for the addresses of an interface",
+            "site.toml:9:6: error: forward.to: \"-1\" is not a port from 1 to 65535; write for example \"10.0.0.5:80\"",
+        ],
+    );
+}
+
+#[test]
+fn a_lease_needs_an_address_that_its_nat_has() {
+    golden(
+        &format!(
+            "{WAN}[[nat]]\nout = \"wan\"\n[[lease]]\nname = \"a\"\nfrom = \"10.0.0.0/24\"\naddress = \"203.0.113.9\"\n\
+             first-port = 2048\nports = 1024\n"
+        ),
+        &[
+            "site.toml:7:8: warning: lease.address: no [[nat]] uses 203.0.113.9, so that the lease has no effect; add it \
+             to the addresses of one",
+        ],
+    );
+}
+
+#[test]
 fn virtual_servers_and_leases() {
     let server = |rest: &str| format!("{WAN}[[virtual-server]]\nlisten = \"tcp 203.0.113.9:80\"\n{rest}\n");
     golden(

@@ -50,8 +50,8 @@ pub fn forward_listen(text: &str) -> Result<(Vec<u8>, ListenHost, u16), String> 
     let protocols = protocols_of(protocol)?;
     if let Some((name, port)) = rest.rsplit_once(':')
         && let Ok(name) = word(name)
-        && let Ok(port @ 1..) = port.parse::<u16>()
     {
+        let port = sound_port(port, example)?;
         return Ok((protocols, ListenHost::Interface(name), port));
     }
     let address = endpoint(rest, example)?;
@@ -77,6 +77,8 @@ pub fn endpoint(text: &str, example: &str) -> Result<SocketAddr, String> {
     let address: SocketAddr = text.parse().map_err(|_| {
         if text.parse::<IpAddr>().is_ok() {
             format!("\"{}\" has no port; {example}", shown(text))
+        } else if let Some(message) = wrong_port(text, example) {
+            message
         } else {
             format!("\"{}\" is not an address with a port; {example}", shown(text))
         }
@@ -86,6 +88,21 @@ pub fn endpoint(text: &str, example: &str) -> Result<SocketAddr, String> {
     }
     host(address.ip())?;
     Ok(SocketAddr::new(address.ip(), address.port()))
+}
+
+/// What is wrong with the port if that is all that is wrong.
+fn wrong_port(text: &str, example: &str) -> Option<String> {
+    let (address, port) = text.rsplit_once(':')?;
+    let bare = address.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(address);
+    bare.parse::<IpAddr>().ok()?;
+    sound_port(port, example).err()
+}
+
+fn sound_port(text: &str, example: &str) -> Result<u16, String> {
+    match text.parse::<u16>() {
+        Ok(port @ 1..) => Ok(port),
+        _ => Err(format!("\"{}\" is not a port from 1 to 65535; {example}", shown(text))),
+    }
 }
 
 /// The address and port of a backend: `10.0.0.1:80`.
