@@ -247,6 +247,7 @@ impl Live {
         if nats.is_empty() {
             return Err(format!("no [[nat]] with mode \"address-and-port\" translates packets from {from}"));
         }
+        known_address(&nats, wish)?;
         let of_family = |address: &&IpAddr| address.is_ipv4() == from.addr().is_ipv4();
         for nat in nats {
             let wanted = |address: &&IpAddr| wish.address.is_none_or(|wanted| wanted == **address);
@@ -320,6 +321,22 @@ fn takes(nat: &NatSpec, from: IpNet, tenant: u16) -> bool {
     nat.mode == NatMode::AddressAndPort
         && (nat.tenants.is_empty() || nat.tenants.contains(&tenant))
         && (nat.from.is_empty() || nat.from.iter().any(|net| net.contains(&from)))
+}
+
+/// Whether one of these NATs has the address that is wished for, if one is.
+fn known_address(nats: &[&NatSpec], wish: &LeaseWish) -> Result<(), String> {
+    const SHOWN: usize = 8;
+    let Some(wanted) = wish.address else { return Ok(()) };
+    if nats.iter().any(|nat| nat.addresses.contains(&wanted)) {
+        return Ok(());
+    }
+    let known = nats.iter().flat_map(|nat| &nat.addresses).take(SHOWN);
+    let known: Vec<String> = known.map(IpAddr::to_string).collect();
+    Err(format!(
+        "no [[nat]] that translates packets from {} has the address {wanted}; there are {}",
+        wish.from.trunc(),
+        if known.is_empty() { "none now".to_owned() } else { known.join(", ") }
+    ))
 }
 
 /// First port of the first free run of whole blocks that the NAT may use.
@@ -429,13 +446,15 @@ impl Kept {
 }
 
 /// Rules for nftables that enforce the same ranges in the kernel of a host whose pods hold them (row R1): every prefix is
-/// translated to its range, and what would still leave with a port of somebody else is dropped. Load with `nft -f`;
-/// loading again replaces the table.
+/// translated to its range, and what would still leave with a port of somebody else is dropped. Of nested prefixes the
+/// longest counts, as in the gateway. Load with `nft -f`; loading again replaces the table.
 #[must_use]
 pub fn nftables(leases: &[LeaseReport]) -> String {
     let mut translate = String::new();
     let mut enforce = String::new();
-    for lease in leases {
+    let mut sorted: Vec<&LeaseReport> = leases.iter().collect();
+    sorted.sort_by_key(|lease| std::cmp::Reverse(lease.from.prefix_len()));
+    for lease in sorted {
         let LeaseReport { from, address, first_port, last_port, name, .. } = lease;
         let (ip, icmp) = if address.is_ipv4() { ("ip", "icmp") } else { ("ip6", "ipv6-icmp") };
         translate.push_str(&format!(
@@ -443,9 +462,25 @@ pub fn nftables(leases: &[LeaseReport]) -> String {
              \t\t{ip} saddr {from} meta l4proto {icmp} snat {ip} to {address} comment \"{name}\"\n",
             if address.is_ipv4() { address.to_string() } else { format!("[{address}]") },
         ));
+        // Holders of a part of the prefix have ports of their own.
+        let inner =
+            leases.iter().map(|other| other.from).filter(|other| other != from && from.contains(other));
+        let inner = IpNet::aggregate(&inner.collect());
+        let except = match inner[..] {
+            [] => String::new(),
+            _ => format!("ct original {ip} saddr != {{ {} }} ", joined(&inner)),
+        };
+        // One holder may have several ranges of an address.
+        let ranges = leases.iter().filter(|other| other.from == *from && other.address == *address);
+        let ranges: Vec<String> =
+            ranges.map(|other| format!("{}-{}", other.first_port, other.last_port)).collect();
+        let ranges = match &ranges[..] {
+            [one] => one.clone(),
+            _ => format!("{{ {} }}", ranges.join(", ")),
+        };
         enforce.push_str(&format!(
-            "\t\tct original {ip} saddr {from} meta l4proto {{ tcp, udp }} {ip} saddr {address} \
-             th sport != {first_port}-{last_port} counter drop comment \"{name}\"\n"
+            "\t\tct original {ip} saddr {from} {except}meta l4proto {{ tcp, udp }} {ip} saddr {address} \
+             th sport != {ranges} counter drop comment \"{name}\"\n"
         ));
     }
     format!(
@@ -457,6 +492,10 @@ pub fn nftables(leases: &[LeaseReport]) -> String {
          \tchain enforce {{\n\t\ttype filter hook postrouting priority srcnat + 10; policy accept;\n{enforce}\t}}\n\
          }}\n"
     )
+}
+
+fn joined(nets: &[IpNet]) -> String {
+    nets.iter().map(IpNet::to_string).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

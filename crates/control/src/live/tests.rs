@@ -76,6 +76,11 @@ fn leases_are_taken_once_and_given_back() {
     let other = take(&mut live, "c", 7000).unwrap();
     assert_eq!((other.address.to_string().as_str(), other.ports), ("203.0.113.21", 7168));
     assert!(take(&mut live, "d", 1).unwrap_err().contains("no address has 1024 free ports"));
+    let elsewhere = LeaseWish { address: Some("1.2.3.4".parse().unwrap()), ..wish("x", "10.0.1.0/24", 1024) };
+    assert_eq!(
+        live.take_lease(&services, &spec, &elsewhere, &|_| 0).unwrap_err(),
+        "no [[nat]] that translates packets from 10.0.1.0/24 has the address 1.2.3.4; there are 203.0.113.20, 203.0.113.21"
+    );
     live.return_lease(&services, "b").unwrap();
     assert_eq!(take(&mut live, "d", 1).unwrap().first_port, 4096);
     assert!(live.return_lease(&services, "fixed").unwrap_err().contains("stands in the configuration"));
@@ -137,4 +142,56 @@ fn rules_for_the_kernel() {
     ] {
         assert!(text.contains(part), "{text}");
     }
+}
+
+/// A pod, a part of its prefix that another one has, and a second range for that one.
+fn nested() -> Vec<LeaseReport> {
+    let lease = |name: &str, from: &str, first_port: u16| LeaseReport {
+        name: name.to_owned(),
+        tenant: String::new(),
+        from: from.parse().unwrap(),
+        address: "203.0.113.20".parse().unwrap(),
+        first_port,
+        last_port: first_port + 1023,
+        configured: false,
+    };
+    vec![
+        lease("all", "10.0.0.0/24", 1024),
+        lease("pod-1", "10.0.0.64/26", 2048),
+        lease("p2", "10.0.0.65/32", 3072),
+        lease("more", "10.0.0.65/32", 5120),
+    ]
+}
+
+#[test]
+fn of_nested_leases_the_longest_prefix_counts() {
+    let text = nftables(&nested());
+    let order: Vec<&str> = text
+        .lines()
+        .filter(|line| line.contains("} snat ip to"))
+        .filter_map(|line| line.split_whitespace().nth(2))
+        .collect();
+    assert_eq!(order, ["10.0.0.65/32", "10.0.0.65/32", "10.0.0.64/26", "10.0.0.0/24"]);
+    for part in [
+        "ct original ip saddr 10.0.0.0/24 ct original ip saddr != { 10.0.0.64/26 } meta l4proto",
+        "ct original ip saddr 10.0.0.64/26 ct original ip saddr != { 10.0.0.65/32 } meta l4proto",
+        "ct original ip saddr 10.0.0.65/32 meta l4proto { tcp, udp } ip saddr 203.0.113.20 th sport != { 3072-4095, 5120-6143 } counter",
+    ] {
+        assert!(text.contains(part), "{part} is missing in\n{text}");
+    }
+}
+
+#[test]
+fn the_kernel_takes_the_rules() {
+    linux::testing::isolated(|| {
+        let mut child = std::process::Command::new("nft")
+            .args(["-f", "-"])
+            .stdin(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), nftables(&nested()).as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    });
 }
