@@ -65,19 +65,25 @@ fn summary(config: &Config) -> String {
         1..=8 => format!("peers: {}", peers.join(", ")),
         count => format!("{count} peers"),
     };
-    let services = services(config);
-    let key = if config.node.key_was_made {
-        "a key made for each run".to_owned()
-    } else {
+    let mut text =
+        format!("node {} on {}, {role}, {cores}; {wans}{peers}", config.node.name, config.tun.name);
+    let key = if !config.node.key_was_made {
         format!("public key {}", control::key::encode(&config.node.private_key.public()))
+    } else if config.peers.is_empty() {
+        String::new()
+    } else {
+        "a key made for each run".to_owned()
     };
-    format!(
-        "node {} on {}, {role}, {cores}; {wans}{peers}; {services}{key}",
-        config.node.name, config.tun.name
-    )
+    for part in [services(config), key] {
+        if !part.is_empty() {
+            text.push_str("; ");
+            text.push_str(&part);
+        }
+    }
+    text
 }
 
-/// What there is besides the tunnel, with a semicolon behind it.
+/// What there is besides the tunnel.
 fn services(config: &Config) -> String {
     let all = &config.services;
     if all.is_empty() {
@@ -88,14 +94,15 @@ fn services(config: &Config) -> String {
     let more = if all.interfaces.len() > interfaces.len() { ", …" } else { "" };
     let mut text = format!("interfaces: {}{more}", interfaces.join(", "));
     for (number, what) in [
-        (all.rules.len(), "rules"),
-        (all.nats.len(), "NATs"),
-        (all.forwards.len(), "forwards"),
-        (all.servers.len(), "virtual servers"),
+        (all.rules.len(), "rule"),
+        (all.nats.len(), "NAT"),
+        (all.forwards.len(), "forward"),
+        (all.servers.len(), "virtual server"),
     ] {
         if number > 0 {
-            text.push_str(&format!(", {number} {what}"));
+            let plural = if number == 1 { "" } else { "s" };
+            text.push_str(&format!(", {number} {what}{plural}"));
         }
     }
-    text + "; "
+    text
 }

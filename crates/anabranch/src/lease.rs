@@ -29,6 +29,12 @@ pub(crate) struct Args {
 #[derive(clap::Subcommand)]
 enum Command {
     /// Take a range of ports; prints it
+    #[command(after_help = "\
+Examples:
+  anabranch lease take pod-1 --from 10.0.1.0/24 --ports 2048
+  anabranch lease take pod-2 --from 10.0.2.7 --tenant red --address 203.0.113.32
+
+Taking it again with the same words gives the same range. Exit code 1: refused, with the reason.")]
     Take {
         /// Who holds it
         name: String,

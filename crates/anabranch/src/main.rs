@@ -41,7 +41,8 @@ Exit codes:
      gateway refused (explain, lease, group, backend, core)
   2  the command line is wrong
   3  no running gateway answers (all commands that ask it)
-  4  the gateway cannot start: missing permission, a port or interface that is taken, another instance (up)
+  4  the gateway cannot start: missing permission, a port or interface that is taken, another instance (up); a file
+     cannot be read or written (replay)
 
 Examples:
   anabranch demo                           see it work, on this machine alone

@@ -17,8 +17,8 @@ use control::live::Live;
 use control::spec::HostFacts;
 use engine::gateway::replay::{Captured, run as run_cores};
 use packet::flow::FlowKey;
-use pcap_file::DataLink;
 use pcap_file::pcap::{PcapHeader, PcapPacket, PcapReader, PcapWriter};
+use pcap_file::{DataLink, PcapError};
 use services::core::{Core, ETHERNET_BYTES, Neighbors};
 use services::policy::Policy;
 use services::spec::{GatewaySpec, PortId};
@@ -37,11 +37,15 @@ const START_NS: u64 = 1_000_000_000_000;
 #[derive(ClapArgs)]
 #[command(after_help = "\
 Frames count as received at the interface in whose prefix their source is; frames of other sources at the interface \
-towards the default route. The output has what would leave, on any interface, and what would go to the host's own \
+towards the default route. So every [[interface]] needs its address in the configuration, and what is far away a \
+[[route]]: neither DHCP nor the kernel's routes are known. The output has what would leave, on any interface, and what would go to the host's own \
 stack. No hardware address is known in a replay: those of next hops are made from their addresses.
 
 Example:
-  anabranch replay --in lan.pcap --out translated.pcap --config gateway.toml --cores 4")]
+  anabranch replay --in lan.pcap --out translated.pcap --config gateway.toml --cores 4
+
+A capture that is cut off within its last frame is used as far as it goes, with a warning.
+Exit codes: 1: the configuration is wrong. 2: --out is the file that --in reads. 4: a capture cannot be read or written.")]
 pub struct Args {
     /// Capture to read (pcap, Ethernet or raw IP)
     #[arg(long = "in", value_name = "FILE")]
@@ -85,6 +89,11 @@ fn no_host() -> HostFacts {
 
 /// Runs the capture through.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    if same_file(&args.input, &args.out) {
+        let message = "--out is the same file as --in, which would be lost; choose another one";
+        output::complain(&format!("anabranch: {message}"));
+        return Ok(ExitCode::from(crate::EXIT_COMMAND_LINE));
+    }
     let (config, warnings) = match Config::load(&args.config).into_result() {
         Ok(loaded) => loaded,
         Err(problems) => {
@@ -142,6 +151,13 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         output::print(&text(&report))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether both names lead to one file, by links as well.
+fn same_file(input: &Path, out: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let identity = |path: &Path| std::fs::metadata(path).map(|about| (about.dev(), about.ino())).ok();
+    identity(input).is_some_and(|input| identity(out) == Some(input))
 }
 
 fn text(report: &Report) -> String {
@@ -238,7 +254,17 @@ fn read(path: &Path, spec: &GatewaySpec) -> anyhow::Result<Vec<Captured>> {
     let mut frames = Vec::new();
     let mut first = None;
     while let Some(packet) = reader.next_packet() {
-        let packet = packet.with_context(what)?;
+        let packet = match packet {
+            // A capture program that was killed leaves it so.
+            Err(PcapError::IoError(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                output::complain(&format!(
+                    "{}: warning: it ends within a frame, or is damaged there; what comes before is used",
+                    path.display()
+                ));
+                break;
+            }
+            packet => packet.with_context(what)?,
+        };
         let at = packet.timestamp;
         let since = at.saturating_sub(*first.get_or_insert(at));
         let mut bytes = Vec::with_capacity(ETHERNET_BYTES + packet.data.len());

@@ -183,3 +183,101 @@ fn the_example_configurations_are_right() {
     }
     assert!(count >= 3, "{count} examples");
 }
+
+/// The query of docs/nat.md for a port at a time.
+fn holder(log: &str, port: u16, at_ms: u64) -> String {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/nat.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let begin = page.find("jq -c --arg a").unwrap();
+    let query = page[begin..].split("```").next().unwrap();
+    let query = query.replace("29888", &port.to_string()).replace("1795265562000", &at_ms.to_string());
+    let directory = ScratchDir::new("anabranch-cli").unwrap();
+    directory.write("anabranch-nat.json", log).unwrap();
+    let output = Command::new("sh").args(["-c", &query]).current_dir(directory.path()).output().unwrap();
+    assert_eq!(text(&output.stderr), "", "jq is needed");
+    let answer = text(&output.stdout);
+    let word = |key: &str| {
+        let rest = answer.split(&format!("\"{key}\":\"")).nth(1)?;
+        rest.split('"').next().map(str::to_owned)
+    };
+    format!("{} {}", word("event").unwrap_or_default(), word("inside").unwrap_or_default())
+}
+
+#[test]
+fn the_documented_query_names_who_had_a_port() {
+    let log = "\
+{\"time_unix_ms\":1000,\"event\":\"log-begins\",\"note\":\"the gateway starts: nothing is open\"}
+{\"time_unix_ms\":2000,\"event\":\"block-granted\",\"protocol\":\"any\",\"inside\":\"10.0.0.5:0\",\"outside\":\"203.0.113.41:29696\",\"ports\":1024}
+{\"time_unix_ms\":2500,\"event\":\"lost\",\"lines\":5,\"note\":\"lines are missing before this one\"}
+{\"time_unix_ms\":2600,\"event\":\"log-ends\",\"note\":\"switched off or moved by a reload: what is open goes on\"}
+{\"time_unix_ms\":2700,\"event\":\"log-begins\",\"note\":\"switched on while running: what is open already is not listed\"}
+{\"time_unix_ms\":5000,\"event\":\"log-begins\",\"note\":\"the gateway starts: nothing is open\"}
+{\"time_unix_ms\":6000,\"event\":\"opened\",\"protocol\":\"tcp\",\"inside\":\"10.0.0.6:77\",\"outside\":\"203.0.113.41:29888\",\"remote\":\"198.51.100.7:80\"}
+{\"time_unix_ms\":7000,\"event\":\"closed\",\"protocol\":\"tcp\",\"inside\":\"10.0.0.6:77\",\"outside\":\"203.0.113.41:29888\",\"remote\":\"198.51.100.7:80\"}
+";
+    assert_eq!(holder(log, 29888, 1500), "log-begins ");
+    assert_eq!(
+        holder(log, 29888, 4000),
+        "block-granted 10.0.0.5:0",
+        "the log moved, the gateway did not end"
+    );
+    assert_eq!(holder(log, 30720, 4000), "log-begins ", "the block ends before");
+    assert_eq!(holder(log, 29888, 5500), "log-begins ", "it was killed at some time before 5000");
+    assert_eq!(holder(log, 29888, 6500), "opened 10.0.0.6:77");
+    assert_eq!(holder(log, 29888, 7500), "closed 10.0.0.6:77");
+}
+
+#[test]
+fn check_counts_in_words_and_needs_no_key_without_a_tunnel() {
+    let directory = ScratchDir::new("anabranch-cli").unwrap();
+    let router = "[gateway]\ndefault-action = \"drop\"\n[[interface]]\nname = \"lo0\"\n[[nat]]\nout = \"lo0\"\n[[rule]]\n\
+                  action = \"allow\"\nto = \"gateway\"\n";
+    let one = anabranch(&["check", &site(&directory, "one.toml", router)], "");
+    assert!(
+        text(&one.stdout).ends_with("; no peers; interfaces: lo0, 1 rule, 1 NAT\n"),
+        "{}",
+        text(&one.stdout)
+    );
+    let two = format!("{router}[[rule]]\naction = \"allow\"\nfrom = \"lo0\"\n");
+    let two = anabranch(&["check", &site(&directory, "two.toml", &two)], "");
+    assert!(text(&two.stdout).ends_with(", 2 rules, 1 NAT\n"), "{}", text(&two.stdout));
+}
+
+#[test]
+fn a_replay_spares_its_input_and_uses_what_is_whole_of_a_capture() {
+    let directory = ScratchDir::new("anabranch-cli").unwrap();
+    let config = "[[interface]]\nname = \"lan\"\naddress = \"10.0.0.1/24\"\n";
+    let config = site(&directory, "replay.toml", config);
+    // Little-endian, microseconds, raw IP; one frame that is no packet, and one that is cut.
+    let mut capture =
+        vec![0xd4, 0xc3, 0xb2, 0xa1, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 101, 0, 0, 0];
+    capture.extend([0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 4, 0, 0, 0, 0x45, 0, 0, 0]);
+    capture.extend([0, 0, 0, 0, 0, 0, 0, 0, 40, 0, 0, 0, 40, 0, 0, 0, 0x45]);
+    let input = directory.path().join("in.pcap");
+    std::fs::write(&input, &capture).unwrap();
+    std::os::unix::fs::symlink(&input, directory.path().join("link.pcap")).unwrap();
+    let run = |out: &str| {
+        let out = directory.path().join(out);
+        let arguments =
+            ["replay", "--in", input.to_str().unwrap(), "--out", out.to_str().unwrap(), "--config", &config];
+        anabranch(&arguments, "")
+    };
+    for same in ["in.pcap", "link.pcap"] {
+        let output = run(same);
+        assert_eq!(code(&output), 2);
+        assert!(text(&output.stderr).contains("--out is the same file as --in"), "{}", text(&output.stderr));
+        assert_eq!(std::fs::read(&input).unwrap(), capture);
+    }
+    let output = run("out.pcap");
+    assert_eq!(code(&output), 0, "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("ends within a frame"), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).starts_with("1 frames read"), "{}", text(&output.stdout));
+}
+
+#[test]
+fn help_is_text_and_has_examples() {
+    let help = text(&anabranch(&["explain", "--help"], "").stdout);
+    assert!(help.contains("\"gateway\" or \"tunnel\"") && !help.contains('\\'), "{help}");
+    let help = text(&anabranch(&["lease", "take", "--help"], "").stdout);
+    assert!(help.contains("anabranch lease take pod-1"), "{help}");
+}

@@ -186,6 +186,11 @@ fn cores(status: &Status, out: &mut String) {
     for core in &status.cores {
         table.row(core_row(core));
     }
+    // Without a tunnel nothing comes by it: the gateway's own table says what the cores do.
+    if status.peers.is_empty() {
+        tunnel_drops(status, out);
+        return;
+    }
     table.write("\n", out);
     let ratio = if status.packets_read == 0 {
         0.0
@@ -198,6 +203,10 @@ fn cores(status: &Status, out: &mut String) {
         status.steering,
         count(status.flows_split_over_cores, "flow")
     );
+    tunnel_drops(status, out);
+}
+
+fn tunnel_drops(status: &Status, out: &mut String) {
     let mut drops: Vec<(String, u64)> = Vec::new();
     for (reason, number) in status.cores.iter().flat_map(|core| &core.drops) {
         match drops.iter_mut().find(|(known, _)| known == reason) {
@@ -409,6 +418,15 @@ dropped: replayed 5, no-peer 1
 ";
         let shown = text(&report());
         assert_eq!(shown, expected, "\n{shown}");
+    }
+
+    #[test]
+    fn without_a_tunnel_there_is_no_table_of_it() {
+        let mut report = report();
+        report.status.peers.clear();
+        let shown = text(&report);
+        assert!(!shown.contains("from TUN") && !shown.contains("steering bpf"), "{shown}");
+        assert!(shown.contains("dropped: replayed 5, no-peer 1"), "{shown}");
     }
 
     #[test]

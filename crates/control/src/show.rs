@@ -193,6 +193,9 @@ fn virtual_server(server: &ServerStatus, out: &mut String) {
 /// `anabranch group list`.
 #[must_use]
 pub fn groups(list: &[GroupReport]) -> String {
+    if list.is_empty() {
+        return "no groups\n".to_owned();
+    }
     let mut out = String::new();
     let mut table = Table::new(&["group", "<prefixes", "<added", "<removed"]);
     for group in list {
@@ -210,6 +213,9 @@ pub fn groups(list: &[GroupReport]) -> String {
 /// `anabranch lease list`.
 #[must_use]
 pub fn leases(list: &[LeaseReport]) -> String {
+    if list.is_empty() {
+        return "no leases\n".to_owned();
+    }
     let mut out = String::new();
     let mut table = Table::new(&["lease", "tenant", "from", "address", "ports", "set by"]);
     for lease in list {
