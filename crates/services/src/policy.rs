@@ -274,9 +274,7 @@ impl Policy {
     /// The NAT rule by which they get it.
     #[must_use]
     pub fn endpoint_rule(&self, out: PortId, key: &FlowKey, tenant: u16) -> Option<u16> {
-        let rule = self.nat.rule_for(out, key, tenant)?;
-        let nat = self.spec.nats.get(usize::from(rule))?;
-        (nat.mapping == Mapping::EndpointIndependent).then_some(rule)
+        self.nat.rule_for(out, key, tenant).filter(|rule| self.nat.is_independent(*rule))
     }
 
     /// A client that comes in at `in_port` and talks to an outside endpoint that may be another client's mapping: the
@@ -289,7 +287,7 @@ impl Policy {
         self.nat.mapping_core_of(key, 1)?;
         let rule = self.nat.rule_for_hairpin(key.dst, key, tenant)?;
         let nat = self.spec.nats.get(usize::from(rule))?;
-        (nat.mapping == Mapping::EndpointIndependent && nat.out != in_port).then_some(nat.out)
+        (self.nat.is_independent(rule) && nat.out != in_port).then_some(nat.out)
     }
 
     /// Whether an interface has a NAT behind which hosts hide: nothing new comes in there unasked.

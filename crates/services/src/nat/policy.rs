@@ -237,6 +237,12 @@ impl NatPolicy {
         self.rule_for(self.outside.get(&outside)?.out?, client, tenant)
     }
 
+    /// Whether a rule's mappings are endpoint-independent: it says so, or another one that shares an address with it.
+    #[must_use]
+    pub fn is_independent(&self, rule: u16) -> bool {
+        self.rule(rule).is_some_and(|rule| rule.independent)
+    }
+
     /// The first rule that has this address in its pool.
     #[must_use]
     pub fn rule_of_outside(&self, outside: IpAddr) -> Option<u16> {

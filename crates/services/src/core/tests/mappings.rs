@@ -286,3 +286,28 @@ fn a_core_that_comes_back_does_not_take_its_clients_back() {
         }
     }
 }
+
+/// A rule that shares its address with such a NAT maps like it: one outside port for a client, whoever the remote is.
+#[test]
+fn a_rule_that_shares_an_address_maps_for_every_remote_too() {
+    let mut spec = independent();
+    let mut shares = nat(NatMode::AddressAndPort, &[OUTSIDE]);
+    shares.from = vec!["10.0.0.64/26".parse().unwrap()];
+    spec.nats.insert(0, shares);
+    let mut world = World::new(4, spec);
+    for (one, two) in [("10.0.0.70:4000", "10.0.0.9:4000"), ("10.0.0.71:4001", "10.0.0.72:4002")] {
+        let at = [one, two].map(|client| {
+            let first = outside(&mut world, client, "192.0.2.1:9");
+            for last in 2..30 {
+                assert_eq!(
+                    outside(&mut world, client, &format!("192.0.2.{last}:9")),
+                    first,
+                    "RFC 4787 REQ-1"
+                );
+            }
+            format!("{}:{}", first.0, first.1)
+        });
+        assert_eq!(world.one(LAN, &udp(one, &at[1], b"hello")).key(), key(UDP, &at[0], two));
+        assert_eq!(world.one(LAN, &udp(two, &at[0], b"hello")).key(), key(UDP, &at[1], one));
+    }
+}
