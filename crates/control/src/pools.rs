@@ -174,6 +174,16 @@ mod tests {
     }
 
     #[test]
+    fn ipv4_is_translated_when_nothing_is_left_of_its_pool() {
+        let pool =
+            "[[nat]]\nout = \"wan\"\naddresses = [\"203.0.113.254\", \"203.0.113.253\", \"2001:db8::9\"]\n";
+        let config = config("", &format!("{WAN}{pool}"));
+        let spec = gateway_spec(&config, &facts(), &Live::default());
+        let addresses: Vec<String> = spec.nats[0].addresses.iter().map(ToString::to_string).collect();
+        assert_eq!(addresses, ["2001:db8::9", "203.0.113.1", "203.0.113.10"], "the interface's own");
+    }
+
+    #[test]
     fn small_networks_have_no_edges() {
         let net = |text: &str| text.parse::<IpNet>().unwrap();
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();

@@ -408,7 +408,8 @@ impl Builder<'_> {
             let Some(out) = self.port(&nat.out) else { continue };
             let mut addresses = nat.addresses.clone();
             addresses.retain(|address| !unusable.contains_key(address));
-            if addresses.is_empty() && nat.mode == NatMode::AddressAndPort {
+            let ipv4 = nat.addresses.is_empty() || nat.addresses.iter().any(IpAddr::is_ipv4);
+            if ipv4 && !addresses.iter().any(IpAddr::is_ipv4) && nat.mode == NatMode::AddressAndPort {
                 let out = interfaces.get(usize::from(out));
                 addresses.extend(out.into_iter().flat_map(|out| out.usable_addresses(true)));
             }
