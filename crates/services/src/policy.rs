@@ -295,6 +295,13 @@ impl Policy {
     pub fn hides_inside(&self, port: PortId) -> bool {
         self.hiding.contains(&port)
     }
+
+    /// Whether any interface has such a NAT.
+    #[inline]
+    #[must_use]
+    pub fn hides(&self) -> bool {
+        !self.hiding.is_empty()
+    }
 }
 
 /// Interfaces by which a server's backends are reached, each once.

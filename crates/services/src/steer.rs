@@ -1,6 +1,6 @@
 //! Which core owns a packet: asked by whoever reads it, answered without state (rows C2–C4, C9; design §3).
 //!
-//! Nearly always the answer is one core: the bucket table at the hash of the packet's own tuple. Four things make the
+//! Nearly always the answer is one core: the bucket table at the hash of the packet's own tuple. Five things make the
 //! list of cores longer or other; each has the flow's record at exactly one of the cores visited:
 //!
 //! * **Kept source behind a translated destination** (C4 with a virtual server or port forward): the reply's tuple hashes
@@ -12,6 +12,8 @@
 //!   both: its own core is asked first, then the one that holds the port, which may give it back to begin. Not every
 //!   packet between such a client and the outside is of a mapping: it may answer somebody who came in by a forward, or to
 //!   the inside address itself. So the cores of kept sources and of the packet's own tuple are visited before.
+//! * **Protocols without ports behind an outside address**: no port can lead the answer to its core, so these flows belong
+//!   to the core of their remote's address, which both directions have.
 //! * **A bucket that moved** has a chain of earlier owners; they are asked before the owner begins a flow. One that has
 //!   the endpoint-independent mapping of the packet's client begins it itself, so that the client keeps its outside port.
 //! * **A core that was taken away** is skipped.
@@ -26,9 +28,10 @@ use steering::port_solver::ReplyPorts;
 use steering::symmetric::FlowHasher;
 use steering::table::BucketTable;
 
+use crate::nat::is_translated;
 use crate::nat::source_port;
 use crate::policy::Policy;
-use crate::spec::PortId;
+use crate::spec::{NatMode, PortId};
 
 /// Cores visited for one packet at most.
 pub const STOPS_MAX: usize = 16;
@@ -96,7 +99,8 @@ impl Steering {
     #[must_use]
     pub fn stops(&self, policy: &Policy, key: &FlowKey, tenant: u16, port: PortId) -> Stops {
         let bucket = self.bucket(key, tenant);
-        if policy.steers_by_hash_only && self.table.chain(bucket).is_empty() {
+        let has_port = is_translated(key.protocol) || !policy.hides();
+        if policy.steers_by_hash_only && has_port && self.table.chain(bucket).is_empty() {
             return Stops::one(self.table.owner(bucket) as u8);
         }
         self.all_stops(policy, key, tenant, port, bucket)
@@ -105,6 +109,12 @@ impl Steering {
     #[cold]
     fn all_stops(&self, policy: &Policy, key: &FlowKey, tenant: u16, port: PortId, bucket: usize) -> Stops {
         let mut stops = Stops::default();
+        if let Some(home) = self.remote_bucket_of(policy, key, tenant, port) {
+            stops.visit_bucket(self, home);
+            stops.creator = self.table.owner(home) as u8;
+            stops.visit(self, stops.creator);
+            return stops;
+        }
         let from = SocketAddr::new(key.src, key.src_port);
         let listens = policy.kept_source_listens(key.protocol, from);
         let ours = !listens.is_empty() && (policy.is_own(key.dst) || policy.nat.is_outside(key.dst));
@@ -164,6 +174,30 @@ impl Steering {
             IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         };
         self.bucket(&FlowKey { src_port: source_port(key), dst: nobody, dst_port: 0, ..*key }, tenant)
+    }
+
+    /// The bucket of a remote's address alone, for a protocol without ports; `tenant`: in which its packets come in.
+    #[must_use]
+    pub fn remote_bucket(&self, remote: IpAddr, protocol: u8, tenant: u16) -> usize {
+        let nobody = match remote {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        self.bucket(&FlowKey { src: remote, dst: nobody, src_port: 0, dst_port: 0, protocol }, tenant)
+    }
+
+    /// That bucket, if the packet leaves by a NAT that gives another address, or answers such a one.
+    fn remote_bucket_of(&self, policy: &Policy, key: &FlowKey, tenant: u16, port: PortId) -> Option<usize> {
+        if is_translated(key.protocol) || !policy.hides() {
+            return None;
+        }
+        if policy.nat.is_outside(key.dst) {
+            return Some(self.remote_bucket(key.src, key.protocol, tenant));
+        }
+        let out = policy.fib.lookup(tenant, key.dst)?.port;
+        let rule = policy.nat.rule_for(out, key, tenant).filter(|_| out != port)?;
+        let hides = policy.nat.mode(rule) == Some(NatMode::AddressAndPort);
+        hides.then(|| self.remote_bucket(key.dst, key.protocol, policy.tenant_of(out)))
     }
 
     /// The cores that may have the endpoint-independent mapping of a client's endpoint. The last begins one if none has.

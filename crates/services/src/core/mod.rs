@@ -454,14 +454,20 @@ impl Core {
         }
     }
 
-    /// The buckets in which a flow counts: of both directions, if they are two.
-    fn live_buckets(&self, original: &(FlowKey, u16), reply: &(FlowKey, u16)) -> [Option<usize>; 2] {
+    /// The buckets in which a flow counts, each once: of both directions, and of its remote if that is what leads to it.
+    fn live_buckets(&self, original: &(FlowKey, u16), reply: &(FlowKey, u16)) -> [Option<usize>; 3] {
         let first = self.steering.bucket(&original.0, original.1);
         let second = self.steering.bucket(&reply.0, reply.1);
-        [Some(first), (second != first).then_some(second)]
+        let by_remote = !crate::nat::is_translated(reply.0.protocol) && original.0.src != reply.0.dst;
+        let third = by_remote.then(|| self.steering.remote_bucket(reply.0.src, reply.0.protocol, reply.1));
+        [
+            Some(first),
+            (second != first).then_some(second),
+            third.filter(|third| *third != first && *third != second),
+        ]
     }
 
-    fn count_live(&mut self, buckets: [Option<usize>; 2], change: impl Fn(u32, u32) -> u32) {
+    fn count_live(&mut self, buckets: [Option<usize>; 3], change: impl Fn(u32, u32) -> u32) {
         for bucket in buckets.into_iter().flatten() {
             if let Some(live) = self.live.get_mut(bucket) {
                 *live = change(*live, 1);

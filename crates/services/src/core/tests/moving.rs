@@ -118,3 +118,37 @@ fn a_dead_core_takes_only_its_own_flows() {
     world.set_steering(next);
     all_still_work(&mut world, &meanwhile);
 }
+
+/// Protocols without ports behind an outside address: the answer has nothing but its remote in common with the question,
+/// whichever core reads it, also when buckets move under live flows.
+#[test]
+fn answers_without_ports_find_their_flow() {
+    const GRE: u8 = 47;
+    for cores in 1..=4 {
+        let mut world = masquerade(cores);
+        let inside = |number: u8| format!("10.0.0.{}", 2 + number % 90).parse().unwrap();
+        let remote = |number: u8| format!("198.51.100.{}", 1 + number).parse().unwrap();
+        let talk = |world: &mut World, number: u8| {
+            let left = world.one(LAN, &ip(inside(number), remote(number), GRE, b"question")).key();
+            assert_eq!((left.src, left.dst), ("203.0.113.1".parse().unwrap(), remote(number)));
+            let back = world.one(WAN, &ip(remote(number), left.src, GRE, b"answer")).key();
+            assert_eq!((back.src, back.dst), (remote(number), inside(number)));
+        };
+        (0..200).for_each(|number| talk(&mut world, number));
+        if cores > 1 {
+            let mut shares = vec![1; usize::from(cores)];
+            shares[0] = 0;
+            let table = plan(&world.steering.table, &weights(&shares), &[]).unwrap();
+            let next = world.steering.with_table(table, world.steering.alive);
+            world.set_steering(next);
+            (0..200).for_each(|number| talk(&mut world, number));
+        }
+        assert_eq!(world.flows(), 200);
+        // Another client to the same remote could not be told from the first.
+        let other = ip("10.0.0.200".parse().unwrap(), remote(7), GRE, b"question");
+        world.dropped(LAN, &other, packet::DropReason::NatUnsupported);
+        world.wait(800);
+        let live = world.cores.iter().map(|core| core.live().iter().sum::<u32>()).sum::<u32>();
+        assert_eq!((world.flows(), live), (0, 0));
+    }
+}

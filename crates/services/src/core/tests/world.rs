@@ -398,6 +398,9 @@ fn is_whole(packet: &[u8]) -> bool {
         return checksum::verify_ipv4_header(&packet[..20])
             && checksum::finish(checksum::sum(&packet[20..], 0)) == 0;
     }
+    if packet[0] >> 4 == 4 && packet[9] == 47 {
+        return checksum::verify_ipv4_header(&packet[..20]);
+    }
     is_fragment(packet) || checksum::verify_packet(packet)
 }
 
