@@ -152,6 +152,16 @@ fn passed() -> u64 {
     words[at + 1].parse().unwrap()
 }
 
+/// The same, once the frame that was sent last has been dealt with: a busy kernel does that later.
+fn passed_in_the_end(expected: u64) -> u64 {
+    std::thread::sleep(Duration::from_millis(50));
+    let end = Instant::now() + Duration::from_secs(2);
+    while passed() != expected && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    passed()
+}
+
 #[test]
 fn each_frame_goes_either_to_the_datapath_or_to_the_kernel_by_program() {
     isolated(|| division(GuardKind::Program));
@@ -174,7 +184,7 @@ fn division(kind: GuardKind) {
     for Case { what, frame, to_kernel } in cases() {
         let before = passed();
         left.send(&frame).unwrap();
-        let end = Instant::now() + Duration::from_millis(if to_kernel { 20 } else { 2000 });
+        let end = Instant::now() + Duration::from_secs(2);
         let mut taken = 0;
         while taken == 0 && Instant::now() < end && !(to_kernel && passed() > before) {
             taken = ring.receive(64).unwrap();
@@ -207,12 +217,12 @@ fn changing(kind: GuardKind) {
     let guard = attach(kind, "right", &KernelShare::default());
     let frame = ethernet(HERE, 0x0800, &v4(17, 0, 0, [10, 4, 0, 1], &ports(1000, 4600)));
     left.send(&frame).unwrap();
-    assert_eq!(passed(), 0, "{kind:?}");
+    assert_eq!(passed_in_the_end(0), 0, "{kind:?}");
     let any = KernelShare { addresses: None, ..share() };
     for (share, expected) in [(share(), 1), (any, 2), (KernelShare::default(), 2)] {
         guard.set_kernel_share(&share).unwrap();
         left.send(&frame).unwrap();
-        assert_eq!(passed(), expected, "{kind:?} {share:?}");
+        assert_eq!(passed_in_the_end(expected), expected, "{kind:?} {share:?}");
     }
     let many = KernelShare { udp_ports: (0..65).collect(), ..share() };
     assert!(guard.set_kernel_share(&many).unwrap_err().to_string().contains("64 UDP ports"));
@@ -227,12 +237,12 @@ fn changing(kind: GuardKind) {
         KernelShare { udp_ports: (4537..4601).collect(), addresses: Some(addresses), link_local: true };
     guard.set_kernel_share(&largest).unwrap();
     left.send(&frame).unwrap();
-    assert_eq!(passed(), 2, "the address is not among them");
+    assert_eq!(passed_in_the_end(2), 2, "the address is not among them");
     let ring = PacketRing::open("right", &PacketRingOptions::default()).unwrap();
     ring.set_kernel_share(&largest).unwrap();
     drop(guard);
     left.send(&frame).unwrap();
-    assert_eq!(passed(), 3);
+    assert_eq!(passed_in_the_end(3), 3);
 }
 
 /// `gw` in this namespace with 10.4.0.1/24, its other end with .2 in another.
