@@ -126,7 +126,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let all = [Kind::Nat, Kind::PortOnly, Kind::Server, Kind::Plain, Kind::NatV6];
     for kind in all.into_iter().filter(|kind| args.only.is_none_or(|only| only == *kind)) {
-        let row = one_core(kind, args).with_context(|| kind.name())?;
+        let row = on_one_cpu(|| one_core(kind, args)).with_context(|| kind.name())?;
         if !args.json {
             output::print(&format!(
                 "{:<44} {:>10} {:>14.0} {:>10.0} {:>10.2} {:>11.1} {:>11.1} {:>12}\n",
@@ -169,10 +169,18 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Runs on a thread that stays on one CPU.
+fn on_one_cpu<T: Send>(measure: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
+    let pinned = || {
+        if let Some(cpu) = linux::affinity::allowed_cpus().ok().and_then(|cpus| cpus.last().copied()) {
+            let _ = linux::affinity::pin_current_thread(cpu);
+        }
+        measure()
+    };
+    std::thread::scope(|scope| scope.spawn(pinned).join()).map_err(|_| anyhow!("a thread panicked"))?
+}
+
 fn one_core(kind: Kind, args: &Args) -> anyhow::Result<Row> {
-    if let Some(cpu) = linux::affinity::allowed_cpus().ok().and_then(|cpus| cpus.last().copied()) {
-        let _ = linux::affinity::pin_current_thread(cpu);
-    }
     let mut bench = Bench::new(kind, 1, 0, None)?;
     // The list of keys is ours and not the gateway's: its memory is in use before the flows begin.
     let mut flows = vec![random_pair(); args.flows as usize];
