@@ -216,8 +216,12 @@ fn hang(lans: &Lans, distribution: &str, worker: usize) {
         let core = services(&gateway).cores[worker].clone();
         core.state == "active" && core.buckets > 0
     });
-    let mut after = talks(lans, 24);
-    assert!(after.iter().any(|talk| core_of(&gateway, talk) == worker));
+    // They come back a few at a time.
+    let mut after = Vec::new();
+    wait_for("a flow begins there", PATIENCE, || {
+        after.extend(talks(lans, 8));
+        after.iter().any(|talk| core_of(&gateway, talk) == worker)
+    });
     for talk in others.iter_mut().chain(&mut begun).chain(&mut after) {
         talk.echo(50_000).unwrap();
     }

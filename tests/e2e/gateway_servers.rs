@@ -234,6 +234,7 @@ fn c2_c3_c4_c6_source_modes_of_a_virtual_server() {
         for (mode, own) in [("address-and-port", false), ("port-only", true), ("none", true)] {
             assert_eq!(farm.lans.reload(&gateway, &section(&format!("source = \"{mode}\"\n"))).0, 0);
             let before = services(&gateway);
+            let mut demanded = false;
             for _ in 0..40 {
                 let mut talk = Talk::open(farm.lans.host(1), LISTEN).unwrap();
                 talk.echo(20_000).unwrap();
@@ -242,11 +243,16 @@ fn c2_c3_c4_c6_source_modes_of_a_virtual_server() {
                 assert_eq!(talk.answer.source.ip(), expected, "{mode}");
                 if mode == "none" {
                     assert_eq!(talk.answer.source, talk.local);
+                    let told = explain(&gateway, &format!("tcp {} > {LISTEN}", talk.local));
+                    demanded |= told.reply_core != Some(told.core);
                 }
             }
-            let after = services(&gateway);
-            let handed = after.handed_off_packets - before.handed_off_packets;
-            assert_eq!(handed > 0, mode == "none", "{mode}: {handed} packets handed over");
+            // With few backends the hash may happen to name the same core for all.
+            let handed = || services(&gateway).handed_off_packets - before.handed_off_packets;
+            if demanded {
+                wait_for("packets are handed over", PATIENCE, || handed() > 0);
+            }
+            assert!(demanded || handed() == 0, "{mode}: {} packets handed over", handed());
             no_reply_went_astray(&gateway);
         }
     });
