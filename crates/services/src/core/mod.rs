@@ -5,7 +5,8 @@
 //! per packet of a known flow.
 //!
 //! A batch goes through in three passes, so that the memory it needs is on its way before it is looked at: read keys
-//! and prefetch the index, probe the index and prefetch the flows, act.
+//! and prefetch the index, probe the index and prefetch the flows, act. Acting is `plain` for nearly all packets, `hit` for
+//! what is unusual about a known flow, `miss` for a new one, `pieces` for fragments.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
