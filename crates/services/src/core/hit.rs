@@ -265,7 +265,7 @@ impl Core {
         if let Some(way) = self.numbered(number) {
             return Ok(way);
         }
-        let number = if self.goes_around(id, direction) {
+        let number = if self.around(&self.flows.leaves_as(id, direction)).is_some() {
             hops::LOOP
         } else {
             let (port, neighbor) = self.target(id, direction).ok_or(DropReason::NoRoute)?;
@@ -291,19 +291,10 @@ impl Core {
         }
     }
 
-    /// The key that packets of a direction leave with.
-    fn leaving(&self, id: FlowId, direction: Direction) -> FlowKey {
-        self.flows.leaves_as(id, direction)
-    }
-
-    fn goes_around(&self, id: FlowId, direction: Direction) -> bool {
-        self.policy.maps_endpoints && self.around(&self.leaving(id, direction)).is_some()
-    }
-
     /// Interface and neighbour of a direction, as the routes are now.
     pub(super) fn target(&self, id: FlowId, direction: Direction) -> Option<(PortId, IpAddr)> {
         let ((original, tenant), (_, reply_tenant)) = self.flows.keys(id);
-        let leaving = self.leaving(id, direction);
+        let leaving = self.flows.leaves_as(id, direction);
         if direction == Direction::Reply {
             return self.out_port(&leaving, tenant);
         }
@@ -393,6 +384,7 @@ pub(super) const fn embryonic_after(count: u32, was: bool, is: bool) -> u32 {
 }
 
 /// Writes the Ethernet header and says where the frame goes.
+#[inline]
 pub(super) fn address(frame: &mut Frame<'_>, hop: &Hop) {
     if let Some(ethernet) = frame.bytes.first_chunk_mut::<{ super::ETHERNET_BYTES }>() {
         *ethernet = hop.ethernet;

@@ -4,7 +4,7 @@
 
 use packet::ip::{IPV4_HEADER_BYTES, IPV6_HEADER_BYTES};
 
-use super::{Core, ETHERNET_BYTES, Frame, Look, Outcome, hit, is_partial, tick_of};
+use super::{Core, ETHERNET_BYTES, Frame, Look, hit, is_partial, tick_of};
 use crate::flow::{Direction, flags};
 use crate::rewrite;
 use crate::spec::{TCP, UDP};
@@ -58,9 +58,7 @@ impl Core {
         }
         let Some((id, direction)) = look.found else { return false };
         let partial = is_partial(&frame.offload);
-        let Some((ethernet, packet)) = frame.bytes.split_first_chunk_mut::<ETHERNET_BYTES>() else {
-            return false;
-        };
+        let Some(packet) = frame.bytes.get_mut(ETHERNET_BYTES..) else { return false };
         let Some(head) = Head::of(packet) else { return false };
         let Some(mut flow) = self.flows.for_packet(id, direction) else { return false };
         let record = &mut *flow.record;
@@ -82,9 +80,7 @@ impl Core {
         record.seen = tick_of(now_ns);
         flow.count(head.total_bytes as u32);
         rewrite::send_on(packet, head.total_bytes, head.protocol, partial, flow.leaves_as.as_ref());
-        *ethernet = hop.ethernet;
-        frame.outcome =
-            if hop.known { Outcome::Send(hop.port) } else { Outcome::Resolve(hop.port, hop.address) };
+        hit::address(frame, hop);
         frame.flow = Some((id, direction));
         #[cfg(test)]
         {
