@@ -10,12 +10,14 @@
 //! 3. [`segment`] writes one segment after the other of the super-packet straight into the datagrams that
 //!    carry them. Transport checksums stay partial: the tunnel's AEAD vouches for the bytes.
 //! 4. At the far end [`coalesce`] merges the segments again into one super-packet, ready for a TUN write.
-//! 5. [`checksum`] holds the arithmetic of all of that, and [`drop_reason`] names every way for a packet to
+//! 5. [`attachment`] names where a packet came in and where it goes.
+//! 6. [`checksum`] holds the arithmetic of all of that, and [`drop_reason`] names every way for a packet to
 //!    end early: one list for the whole product.
 //!
 //! Byte order: packets are in network byte order as on the wire; every field of a parsed header is in host
 //! order. Lengths are in bytes.
 
+pub mod attachment;
 pub mod checksum;
 pub mod coalesce;
 pub mod drop_reason;
@@ -28,6 +30,7 @@ pub mod segment;
 mod testing;
 pub mod vnet;
 
+pub use attachment::{BondId, Egress, Ingress, InterfaceId};
 pub use coalesce::Coalescer;
 pub use drop_reason::{DropCounters, DropReason};
 pub use flow::FlowKey;
