@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use packet::drop_reason::DropReason;
 use packet::vnet::VirtioNetHeader;
+use steering::ownership::Ownership;
 use tunnel::PrivateKey;
 use tunnel::bond::Bond;
 use tunnel::config::{NodeConfig, Peer, Snapshot, Wan};
@@ -122,11 +124,12 @@ impl Site {
     }
 
     fn make_node(random: &mut Random, key: [u8; 32], cores: u8, wall_clock_ns: u64, floor: u64) -> Arc<Node> {
+        let keys = std::iter::repeat_with(|| random.bytes());
+        let ownership = Ownership::new(cores, keys).expect("a sound source of keys, 1–128 cores");
         Arc::new(Node::new(NodeConfig {
             private_key: PrivateKey::new(key),
-            cores,
+            ownership: Arc::new(ArcSwap::from_pointee(ownership)),
             node_id: 0,
-            flow_hash_key: random.bytes(),
             index_key: random.bytes(),
             boot_id: random.next_u64(),
             seed: random.bytes(),

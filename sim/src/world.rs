@@ -639,9 +639,9 @@ impl World {
             self.flow_cores.insert(key, core);
         }
         if let Ok(flow) = flow {
-            let hash = self.sites[site].node.hasher.hash(&flow, 0);
-            let owner = self.sites[site].node.table.load().owner_of_hash(hash);
-            self.sites[site].counters.foreign += u64::from(owner != u16::from(core));
+            let ownership = self.sites[site].node.ownership.load();
+            let owner = ownership.owner_of_hash(ownership.hash(&flow, 0));
+            self.sites[site].counters.foreign += u64::from(owner != core);
         }
         let mut emitted = Vec::new();
         self.apps[app].packet(self.now, site, &parsed, &mut emitted);

@@ -22,7 +22,7 @@ use pcap_file::{DataLink, PcapError};
 use services::core::{Core, ETHERNET_BYTES, Neighbors};
 use services::policy::Policy;
 use services::spec::{GatewaySpec, PortId};
-use services::steer::Steering;
+use steering::ownership::Ownership;
 
 use crate::output;
 
@@ -117,12 +117,12 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let frames = read(&args.input, &spec)?;
     let read_frames = frames.len();
     let mut cores = cores(args.cores, spec)?;
-    let steering = Arc::clone(&cores.steering);
+    let ownership = Arc::clone(&cores.ownership);
     let policy = Arc::clone(&cores.policy);
     let reader = |frame: &Captured| {
         let key = FlowKey::of(frame.bytes.get(ETHERNET_BYTES..).unwrap_or_default());
         key.map_or(0, |key| {
-            usize::from(steering.table.owner(steering.bucket(&key, policy.tenant_of(frame.port))))
+            usize::from(ownership.owner_of_bucket(ownership.bucket(&key, policy.tenant_of(frame.port))))
         })
     };
     let replayed = run_cores(&mut cores.cores, reader, frames)?;
@@ -174,7 +174,7 @@ fn text(report: &Report) -> String {
 struct Cores {
     cores: Vec<Core>,
     policy: Arc<Policy>,
-    steering: Arc<Steering>,
+    ownership: Arc<Ownership>,
 }
 
 /// Keys and seeds are fixed: this gateway talks to nobody, and must do the same every time.
@@ -189,12 +189,12 @@ fn cores(count: u8, spec: GatewaySpec) -> anyhow::Result<Cores> {
             (state >> 56) as u8
         })
     });
-    let steering = Arc::new(Steering::new(count, keys).map_err(|error| anyhow!(error))?);
+    let ownership = Arc::new(Ownership::new(count, keys)?);
     let core = |id: u8| {
         let seed = 0x616e_6162_7261_6e63 ^ u64::from(id).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        Core::new(id, seed, Arc::clone(&policy), Arc::clone(&steering), Arc::clone(&neighbors))
+        Core::new(id, seed, Arc::clone(&policy), Arc::clone(&ownership), Arc::clone(&neighbors))
     };
-    Ok(Cores { cores: (0..count).map(core).collect(), policy, steering })
+    Ok(Cores { cores: (0..count).map(core).collect(), policy, ownership })
 }
 
 /// Every configured router has a hardware address made from its own; other neighbours have none and leave as such.

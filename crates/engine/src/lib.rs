@@ -34,6 +34,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use linux::tun::Tun;
 use linux::udp::{UdpOptions, UdpSocket};
+use steering::ownership::Ownership;
 use tunnel::config::NodeConfig;
 use tunnel::lifecycle::Action;
 use tunnel::node::Node;
@@ -53,6 +54,9 @@ pub enum EngineError {
     /// A descriptor or thread could not be made.
     #[error("cannot start a worker: {0}")]
     Io(#[from] std::io::Error),
+    /// No first bucket table or hash key.
+    #[error(transparent)]
+    Ownership(#[from] steering::ownership::OwnershipError),
     /// The TUN device has not one queue per core.
     #[error("the TUN device has {queues} queues for {cores} cores; open it with one queue per core")]
     Queues {
@@ -112,8 +116,6 @@ pub struct Engine {
     started: Instant,
     steering: &'static str,
     rates: Mutex<status::Rates>,
-    /// Keeps the steering program loaded.
-    _program: Option<linux::bpf::SteeringProgram>,
 }
 
 impl Engine {
@@ -127,9 +129,11 @@ impl Engine {
         if queues.len() != cores || cores == 0 || cores > 128 {
             return Err(EngineError::Queues { queues: queues.len(), cores });
         }
-        let node = Arc::new(Node::new(node_config(&settings)?));
+        let first = Ownership::new(u8::try_from(cores).unwrap_or(128), gateway::keys())?;
+        let ownership = Arc::new(ArcSwap::from_pointee(first));
+        let node = Arc::new(Node::new(node_config(&settings, Arc::clone(&ownership))?));
         let doorbells = Arc::new((0..cores).map(|_| Doorbell::new()).collect::<std::io::Result<Vec<_>>>()?);
-        let (program, steering) = steer(&tun, &node);
+        let (program, steering) = steer(&tun, &ownership.load());
         let shared = Arc::new(Shared {
             node,
             doorbells: Arc::clone(&doorbells),
@@ -142,9 +146,12 @@ impl Engine {
             }),
             stop: AtomicBool::new(false),
             mark: settings.mark,
-            gateway: Arc::new(gateway::Shared::new(settings.cpus.clone()).map_err(std::io::Error::other)?),
+            gateway: Arc::new(
+                gateway::Shared::new(settings.cpus.clone(), ownership).map_err(std::io::Error::other)?,
+            ),
             actions: Mutex::new(Vec::new()),
         });
+        *gateway::lock(&shared.gateway.tun_program) = program;
         let merge_udp = tun.offload() == linux::tun::Offload::TcpAndUdp;
         let mut engine = Self {
             shared: Arc::clone(&shared),
@@ -155,7 +162,6 @@ impl Engine {
             started: Instant::now(),
             steering,
             rates: Mutex::default(),
-            _program: program,
         };
         engine.apply(snapshot)?;
         for ((id, queue), rings) in (0u8..).zip(queues).zip(rings::mesh(&doorbells)) {
@@ -308,18 +314,16 @@ impl Drop for Engine {
 }
 
 /// Random keys and the rest of what the tunnel wants to know.
-fn node_config(settings: &Settings) -> Result<NodeConfig, EngineError> {
-    let mut random = [0u8; 40 + 16 + 8 + 32];
+fn node_config(settings: &Settings, ownership: Arc<ArcSwap<Ownership>>) -> Result<NodeConfig, EngineError> {
+    let mut random = [0u8; 16 + 8 + 32];
     getrandom::fill(&mut random).map_err(|error| std::io::Error::other(error.to_string()))?;
     let mut rest = &random[..];
-    let (flow_hash_key, index_key, boot_id, seed) =
-        (take(&mut rest), take(&mut rest), take(&mut rest), take(&mut rest));
+    let (index_key, boot_id, seed) = (take(&mut rest), take(&mut rest), take(&mut rest));
     let monotonic_ns = linux::clock::monotonic_ns();
     Ok(NodeConfig {
         private_key: settings.private_key.clone(),
-        cores: u8::try_from(settings.cpus.len()).unwrap_or(128),
         node_id: 0,
-        flow_hash_key,
+        ownership,
         index_key,
         boot_id: u64::from_be_bytes(boot_id),
         seed,
@@ -338,15 +342,11 @@ fn take<const N: usize>(rest: &mut &[u8]) -> [u8; N] {
 }
 
 /// Makes TUN put every packet into the queue of its owner; without the privilege for it, rings do that work.
-fn steer(tun: &Tun, node: &Node) -> (Option<linux::bpf::SteeringProgram>, &'static str) {
-    if node.cores == 1 {
+fn steer(tun: &Tun, ownership: &Ownership) -> (Option<linux::bpf::SteeringProgram>, &'static str) {
+    if ownership.cores == 1 {
         return (None, "single core");
     }
-    let owners: Vec<u16> = {
-        let table = node.table.load();
-        (0..table.buckets()).map(|bucket| table.owner(bucket)).collect()
-    };
-    let attached = linux::bpf::SteeringProgram::load(&node.hasher, 0, &owners)
+    let attached = linux::bpf::SteeringProgram::load(&ownership.hasher, 0, ownership.table.owners())
         .and_then(|program| tun.attach_steering(&program).map(|()| program));
     match attached {
         Ok(program) => (Some(program), "bpf"),

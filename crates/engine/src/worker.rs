@@ -161,7 +161,7 @@ fn write_tun(
     if let Some(packet) = bytes.get(VNET_BYTES..)
         && let Ok(flow) = FlowKey::of(packet)
     {
-        counters.note_flow(node.hasher.hash(&flow, 0), (now_ns / 1_000_000_000) as u32);
+        counters.note_flow(node.ownership.load().hash(&flow, 0), (now_ns / 1_000_000_000) as u32);
     }
     if tun.write(bytes).is_err() {
         drops.add(DropReason::TunWrite);

@@ -18,260 +18,152 @@
 //!   the endpoint-independent mapping of the packet's client begins it itself, so that the client keeps its outside port.
 //! * **A core that was taken away** is skipped.
 //!
-//! The last stop is always the *creator*: the only core that may begin a flow for this packet, but for such a mapping.
+//! The last of the chain is always the *creator*: the only core that may begin a flow for this packet, but for such a mapping.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
 
 use packet::flow::FlowKey;
-use steering::port_solver::ReplyPorts;
-use steering::symmetric::FlowHasher;
-use steering::table::BucketTable;
+use steering::ownership::{OwnerChain, Ownership};
 
 use crate::nat::is_translated;
 use crate::nat::source_port;
 use crate::policy::Policy;
 use crate::spec::{NatMode, PortId};
 
-/// Cores visited for one packet at most.
-pub const STOPS_MAX: usize = 16;
-
-/// The hash, its solver and the bucket table: one snapshot for all cores, replaced as a whole when buckets move.
-#[derive(Debug)]
-pub struct Steering {
-    /// The gateway's own hash; its key never leaves.
-    pub hasher: Arc<FlowHasher>,
-    /// Its inverse for reply ports.
-    pub solvers: Arc<ReplyPorts>,
-    /// Bucket → core, with chains.
-    pub table: BucketTable,
-    /// How many cores there are, working or not.
-    pub cores: u8,
-    /// Bit per core: it works. A core that does not is never visited.
-    pub alive: u128,
-}
-
-impl Steering {
-    /// Draws a key for which replies can be steered, with `cores` equal owners of 128 buckets.
-    ///
-    /// # Errors
-    /// Says what is wrong; with sound randomness and 1–128 cores nothing is.
-    pub fn new(
-        cores: u8,
-        keys: impl IntoIterator<Item = [u8; steering::toeplitz::KEY_BYTES]>,
-    ) -> Result<Self, String> {
-        let units: Vec<_> = (0..u16::from(cores)).map(|id| steering::table::Unit { id, weight: 1 }).collect();
-        let table = BucketTable::new(steering::table::CORE_BUCKETS, &units)
-            .map_err(|error| format!("no bucket table for {cores} cores: {error}"))?;
-        let (hasher, solvers) = ReplyPorts::draw(7, 10, keys)
-            .ok_or("none of the drawn hash keys can be solved for ports; the random source is broken")?;
-        let alive = if cores >= 128 { u128::MAX } else { (1u128 << cores) - 1 };
-        Ok(Self { hasher: Arc::new(hasher), solvers: Arc::new(solvers), table, cores, alive })
-    }
-
-    /// Whether core `id` works.
-    #[must_use]
-    pub fn is_alive(&self, id: u8) -> bool {
-        self.alive >> (id & 127) & 1 == 1
-    }
-
-    /// The same hash with another table and other cores that work.
-    #[must_use]
-    pub fn with_table(&self, table: BucketTable, alive: u128) -> Self {
-        Self {
-            hasher: Arc::clone(&self.hasher),
-            solvers: Arc::clone(&self.solvers),
-            table,
-            cores: self.cores,
-            alive,
-        }
-    }
-
-    /// Bucket of a tuple.
-    #[inline]
-    #[must_use]
-    pub fn bucket(&self, key: &FlowKey, tenant: u16) -> usize {
-        steering::symmetric::core_bucket(self.hasher.hash(key, tenant), self.table.buckets())
-    }
-
-    /// The stops of a packet that came in at `port`.
-    #[inline]
-    #[must_use]
-    pub fn stops(&self, policy: &Policy, key: &FlowKey, tenant: u16, port: PortId) -> Stops {
-        let bucket = self.bucket(key, tenant);
-        let has_port = is_translated(key.protocol) || !policy.hides();
-        if policy.steers_by_hash_only && has_port && self.table.chain(bucket).is_empty() {
-            return Stops::one(self.table.owner(bucket) as u8);
-        }
-        self.all_stops(policy, key, tenant, port, bucket)
-    }
-
-    #[cold]
-    fn all_stops(&self, policy: &Policy, key: &FlowKey, tenant: u16, port: PortId, bucket: usize) -> Stops {
-        let mut stops = Stops::default();
-        if let Some(home) = self.remote_bucket_of(policy, key, tenant, port) {
-            stops.visit_bucket(self, home);
-            stops.creator = self.table.owner(home) as u8;
-            stops.visit(self, stops.creator);
-            return stops;
-        }
-        let from = SocketAddr::new(key.src, key.src_port);
-        let listens = policy.kept_source_listens(key.protocol, from);
-        let ours = !listens.is_empty() && (policy.is_own(key.dst) || policy.nat.is_outside(key.dst));
-        for listen in listens.iter().filter(|_| !ours) {
-            let request = FlowKey {
-                src: key.dst,
-                src_port: key.dst_port,
-                dst: listen.ip(),
-                dst_port: listen.port(),
-                protocol: key.protocol,
-            };
-            // Clients come in where the listen address is: untagged interfaces, tenant 0, unless the policy says more.
-            let client_tenant = policy.tenant_towards(key.dst, tenant);
-            stops.visit_bucket(self, self.bucket(&request, client_tenant));
-        }
-        stops.visit_bucket(self, bucket);
-        let mapped = self.mapping_owner(policy, key, tenant, port, &mut stops);
-        stops.creator = mapped.unwrap_or(self.table.owner(bucket) as u8);
-        stops.visit(self, stops.creator);
-        stops
-    }
-
-    /// The core of an endpoint-independent mapping, if the packet uses one.
-    fn mapping_owner(
-        &self,
-        policy: &Policy,
-        key: &FlowKey,
-        tenant: u16,
-        port: PortId,
-        stops: &mut Stops,
-    ) -> Option<u8> {
-        // What is addressed to a service goes inside, not out by a mapping, wherever the route to its address leads.
-        if !policy.maps_endpoints || policy.server_or_forward(key).is_some() {
-            return None;
-        }
-        if let Some(core) = policy.nat.mapping_core_of(key, self.cores) {
-            if policy.hairpin_out(key, tenant, port).is_some() {
-                stops.visit_bucket(self, self.endpoint_bucket(key, tenant));
-            }
-            return Some(core);
-        }
-        let out = policy.fib.lookup(tenant, key.dst)?.port;
-        if out == port {
-            return None;
-        }
-        stops.mapping = Some(policy.endpoint_rule(out, key, tenant)?);
-        let bucket = self.endpoint_bucket(key, tenant);
-        stops.visit_bucket(self, bucket);
-        Some(self.table.owner(bucket) as u8)
-    }
-
-    /// The bucket of a client's endpoint alone: of who sends this, whoever the remote is.
-    #[must_use]
-    pub fn endpoint_bucket(&self, key: &FlowKey, tenant: u16) -> usize {
-        let nobody = match key.src {
-            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        };
-        self.bucket(&FlowKey { src_port: source_port(key), dst: nobody, dst_port: 0, ..*key }, tenant)
-    }
-
-    /// The bucket of a remote's address alone, for a protocol without ports; `tenant`: in which its packets come in.
-    #[must_use]
-    pub fn remote_bucket(&self, remote: IpAddr, protocol: u8, tenant: u16) -> usize {
-        let nobody = match remote {
-            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        };
-        self.bucket(&FlowKey { src: remote, dst: nobody, src_port: 0, dst_port: 0, protocol }, tenant)
-    }
-
-    /// That bucket, if the packet leaves by a NAT that gives another address, or answers such a one.
-    fn remote_bucket_of(&self, policy: &Policy, key: &FlowKey, tenant: u16, port: PortId) -> Option<usize> {
-        if is_translated(key.protocol) || !policy.hides() {
-            return None;
-        }
-        if policy.nat.is_outside(key.dst) {
-            return Some(self.remote_bucket(key.src, key.protocol, tenant));
-        }
-        let out = policy.fib.lookup(tenant, key.dst)?.port;
-        let rule = policy.nat.rule_for(out, key, tenant).filter(|_| out != port)?;
-        let hides = policy.nat.mode(rule) == Some(NatMode::AddressAndPort);
-        hides.then(|| self.remote_bucket(key.dst, key.protocol, policy.tenant_of(out)))
-    }
-
-    /// The cores that may have the endpoint-independent mapping of a client's endpoint. The last begins one if none has.
-    #[must_use]
-    pub fn endpoint_stops(&self, key: &FlowKey, tenant: u16) -> Stops {
-        let bucket = self.endpoint_bucket(key, tenant);
-        let mut stops = Stops::default();
-        stops.visit_bucket(self, bucket);
-        stops.creator = self.table.owner(bucket) as u8;
-        stops.visit(self, stops.creator);
-        stops
-    }
-}
-
-/// The cores to ask about a packet, in order, each once.
+/// The cores to ask about a packet, and the mapping that may change who begins its flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stops {
-    cores: [u8; STOPS_MAX],
-    len: u8,
-    /// The only core that may begin a flow for the packet; the last stop.
-    pub creator: u8,
-    /// The NAT rule by whose endpoint-independent mapping the flow leaves: the core on the way that has the client's begins
-    /// the flow instead.
+pub struct Owners {
+    /// The cores to ask, the creator last.
+    pub chain: OwnerChain,
+    /// The NAT rule by whose endpoint-independent mapping the flow leaves: the core on the way that has the client's
+    /// begins the flow instead.
     pub mapping: Option<u16>,
 }
 
-impl Stops {
-    /// Just one core, which is the creator too.
-    #[inline]
-    #[must_use]
-    pub const fn one(core: u8) -> Self {
-        let mut cores = [0; STOPS_MAX];
-        cores[0] = core;
-        Self { cores, len: 1, creator: core, mapping: None }
+/// The owners of a packet that came in at `port`.
+#[inline]
+#[must_use]
+pub fn owners(ownership: &Ownership, policy: &Policy, key: &FlowKey, tenant: u16, port: PortId) -> Owners {
+    let bucket = ownership.bucket(key, tenant);
+    let has_port = is_translated(key.protocol) || !policy.hides();
+    if policy.steers_by_hash_only && has_port && ownership.table.chain(bucket).is_empty() {
+        let chain = OwnerChain::one(ownership.owner_of_bucket(bucket));
+        return Owners { chain, mapping: None };
     }
+    owners_beyond_hash(ownership, policy, key, tenant, port, bucket)
+}
 
-    /// The stops in order.
-    #[inline]
-    #[must_use]
-    pub fn cores(&self) -> &[u8] {
-        self.cores.get(..usize::from(self.len)).unwrap_or_default()
+#[cold]
+fn owners_beyond_hash(
+    ownership: &Ownership,
+    policy: &Policy,
+    key: &FlowKey,
+    tenant: u16,
+    port: PortId,
+    bucket: usize,
+) -> Owners {
+    let mut owners = Owners::default();
+    if let Some(home) = remote_bucket_of(ownership, policy, key, tenant, port) {
+        owners.chain.visit_bucket(ownership, home);
+        owners.chain.end_with(ownership, ownership.owner_of_bucket(home));
+        return owners;
     }
-
-    /// Where a packet goes that was found unknown at stop `step`; `None` after the last.
-    #[must_use]
-    pub fn after(&self, step: u8) -> Option<u8> {
-        self.cores().get(usize::from(step) + 1).copied()
+    let from = SocketAddr::new(key.src, key.src_port);
+    let listens = policy.kept_source_listens(key.protocol, from);
+    let ours = !listens.is_empty() && (policy.is_own(key.dst) || policy.nat.is_outside(key.dst));
+    for listen in listens.iter().filter(|_| !ours) {
+        let request = FlowKey {
+            src: key.dst,
+            src_port: key.dst_port,
+            dst: listen.ip(),
+            dst_port: listen.port(),
+            protocol: key.protocol,
+        };
+        // Clients come in where the listen address is: untagged interfaces, tenant 0, unless the policy says more.
+        let client_tenant = policy.tenant_towards(key.dst, tenant);
+        owners.chain.visit_bucket(ownership, ownership.bucket(&request, client_tenant));
     }
+    owners.chain.visit_bucket(ownership, bucket);
+    let mapped = mapping_owner(ownership, policy, key, tenant, port, &mut owners);
+    owners.chain.end_with(ownership, mapped.unwrap_or_else(|| ownership.owner_of_bucket(bucket)));
+    owners
+}
 
-    fn visit(&mut self, steering: &Steering, core: u8) {
-        // The creator has to be the last stop: move it there when it was on the way.
-        if let Some(at) = self.cores().iter().position(|known| *known == core) {
-            if let Some(rest) = self.cores.get_mut(at..usize::from(self.len)) {
-                rest.rotate_left(1);
-            }
-            return;
+/// The core of an endpoint-independent mapping, if the packet uses one.
+fn mapping_owner(
+    ownership: &Ownership,
+    policy: &Policy,
+    key: &FlowKey,
+    tenant: u16,
+    port: PortId,
+    owners: &mut Owners,
+) -> Option<u8> {
+    // What is addressed to a service goes inside, not out by a mapping, wherever the route to its address leads.
+    if !policy.maps_endpoints || policy.server_or_forward(key).is_some() {
+        return None;
+    }
+    if let Some(core) = policy.nat.mapping_core_of(key, ownership.cores) {
+        if policy.hairpin_out(key, tenant, port).is_some() {
+            owners.chain.visit_bucket(ownership, endpoint_bucket(ownership, key, tenant));
         }
-        if steering.is_alive(core)
-            && let Some(place) = self.cores.get_mut(usize::from(self.len))
-        {
-            *place = core;
-            self.len += 1;
-        }
+        return Some(core);
     }
+    let out = policy.fib.lookup(tenant, key.dst)?.port;
+    if out == port {
+        return None;
+    }
+    owners.mapping = Some(policy.endpoint_rule(out, key, tenant)?);
+    let bucket = endpoint_bucket(ownership, key, tenant);
+    owners.chain.visit_bucket(ownership, bucket);
+    Some(ownership.owner_of_bucket(bucket))
+}
 
-    /// The bucket's owner, then its earlier owners.
-    fn visit_bucket(&mut self, steering: &Steering, bucket: usize) {
-        let owner = steering.table.owner(bucket) as u8;
-        let chain = steering.table.chain(bucket).iter().map(|unit| *unit as u8);
-        for core in std::iter::once(owner).chain(chain) {
-            // One place stays free for the creator.
-            if usize::from(self.len) < STOPS_MAX - 1 && !self.cores().contains(&core) {
-                self.visit(steering, core);
-            }
-        }
+/// The bucket of a client's endpoint alone: of who sends this, whoever the remote is.
+#[must_use]
+pub fn endpoint_bucket(ownership: &Ownership, key: &FlowKey, tenant: u16) -> usize {
+    let nobody = match key.src {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    ownership.bucket(&FlowKey { src_port: source_port(key), dst: nobody, dst_port: 0, ..*key }, tenant)
+}
+
+/// The bucket of a remote's address alone, for a protocol without ports; `tenant`: in which its packets come in.
+#[must_use]
+pub fn remote_bucket(ownership: &Ownership, remote: IpAddr, protocol: u8, tenant: u16) -> usize {
+    let nobody = match remote {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    ownership.bucket(&FlowKey { src: remote, dst: nobody, src_port: 0, dst_port: 0, protocol }, tenant)
+}
+
+/// That bucket, if the packet leaves by a NAT that gives another address, or answers such a one.
+fn remote_bucket_of(
+    ownership: &Ownership,
+    policy: &Policy,
+    key: &FlowKey,
+    tenant: u16,
+    port: PortId,
+) -> Option<usize> {
+    if is_translated(key.protocol) || !policy.hides() {
+        return None;
     }
+    if policy.nat.is_outside(key.dst) {
+        return Some(remote_bucket(ownership, key.src, key.protocol, tenant));
+    }
+    let out = policy.fib.lookup(tenant, key.dst)?.port;
+    let rule = policy.nat.rule_for(out, key, tenant).filter(|_| out != port)?;
+    let hides = policy.nat.mode(rule) == Some(NatMode::AddressAndPort);
+    hides.then(|| remote_bucket(ownership, key.dst, key.protocol, policy.tenant_of(out)))
+}
+
+/// The cores that may have the endpoint-independent mapping of a client's endpoint. The last begins one if none has.
+#[must_use]
+pub fn endpoint_owners(ownership: &Ownership, key: &FlowKey, tenant: u16) -> OwnerChain {
+    let bucket = endpoint_bucket(ownership, key, tenant);
+    let mut chain = OwnerChain::default();
+    chain.visit_bucket(ownership, bucket);
+    chain.end_with(ownership, ownership.owner_of_bucket(bucket));
+    chain
 }

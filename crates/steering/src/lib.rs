@@ -16,8 +16,10 @@
 //! 6. [`cores`], [`policy`]: a sender's choice among the receiver's cores: by the receiver's table, or
 //!    round robin, at random, or least loaded, with a bounded register of flows.
 //! 7. [`port_solver`]: the inverse: a source port whose replies come back to a wanted core, in O(1).
-//! 8. [`vote`]: cores tell their load, an arbiter moves a few buckets; cores that hang are found.
-//! 9. [`distribution`]: other ways to give packets to cores, to compare with the table.
+//! 8. [`ownership`]: hash, its inverse, table and working cores as one value: what a node's tunnel, interfaces and kernel
+//!    programs share, and the chain of cores to ask about a packet.
+//! 9. [`vote`]: cores tell their load, an arbiter moves a few buckets; cores that hang are found.
+//! 10. [`distribution`]: other ways to give packets to cores, to compare with the table.
 //!
 //! ```
 //! use steering::symmetric::FlowHasher;
@@ -43,6 +45,7 @@ pub mod assign;
 pub mod cores;
 pub mod distribution;
 pub mod era;
+pub mod ownership;
 pub mod policy;
 pub mod port_solver;
 mod registry;

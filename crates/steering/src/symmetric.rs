@@ -89,8 +89,8 @@ pub struct FlowHasher {
 }
 
 impl FlowHasher {
-    /// A hasher for `key`: 40 bytes from the system's random source. A key that peers are told must not be
-    /// the one that protects NAT or cluster tables (design §3).
+    /// A hasher for `key`: 40 bytes from the system's random source. The node's key is told to peers; the
+    /// cluster's, which chooses the unit, is another one and never leaves the units (decision 0008).
     #[must_use]
     pub fn new(key: [u8; KEY_BYTES]) -> Self {
         let table = ToeplitzTable::new(&key);

@@ -9,7 +9,6 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use packet::flow::FlowKey;
 use prefix_trie::PrefixMap;
 use steering::symmetric::FlowHasher;
-use steering::table::BucketTable;
 
 use crate::config::Peer;
 use crate::hello::ProcessorInfo;
@@ -184,10 +183,4 @@ impl Bonds {
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Bond>> {
         self.list.iter().flatten()
     }
-}
-
-/// The core table a node with `cores` equal cores starts with: 128 buckets (design §3).
-pub fn equal_table(cores: u8) -> BucketTable {
-    let units: Vec<_> = (0..u16::from(cores)).map(|id| steering::table::Unit { id, weight: 1 }).collect();
-    BucketTable::new(128, &units).unwrap_or_else(|_| unreachable!("1–128 equal cores fill 128 buckets"))
 }

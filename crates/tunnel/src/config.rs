@@ -1,8 +1,11 @@
 //! What the node is told: itself once, WANs and peers again whenever they change.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use ipnet::IpNet;
+use steering::ownership::Ownership;
 use steering::policy::Policy;
 
 use crate::keys::{Encryption, FlowDefinition, PrivateKey};
@@ -11,12 +14,10 @@ use crate::keys::{Encryption, FlowDefinition, PrivateKey};
 pub struct NodeConfig {
     /// X25519 private key.
     pub private_key: PrivateKey,
-    /// Worker cores, 1–128; core ids are 0 … cores − 1.
-    pub cores: u8,
     /// Node number within a cluster, below 4,096; 0 when alone.
     pub node_id: u16,
-    /// Key of the flow hash that peers are told (design §3).
-    pub flow_hash_key: [u8; 40],
+    /// Who owns a flow on this node; peers are told hash key and table. Whoever changes it swaps the pointer.
+    pub ownership: Arc<ArcSwap<Ownership>>,
     /// Key of the receiver-index permutation.
     pub index_key: [u8; 16],
     /// Random for each start: lets peers notice a restart.

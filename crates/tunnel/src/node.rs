@@ -11,12 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use arc_swap::ArcSwap;
 use packet::drop_reason::DropReason;
 use ring::digest;
-use steering::cores::CoreSet;
-use steering::symmetric::FlowHasher;
-use steering::table::BucketTable;
+use steering::ownership::Ownership;
 
 use crate::aead::Aead;
-use crate::bond::{Bond, Bonds, PeerCores, equal_table};
+use crate::bond::{Bond, Bonds, PeerCores};
 use crate::config::{NodeConfig, Peer, Snapshot, Wan};
 use crate::frame::{CloseReason, Frame, PeerPathState};
 use crate::handshake::{Established, Identity, Initiator, Opened, Timestamps, open_initiation};
@@ -42,10 +40,8 @@ const FAST_TRIES: u32 = 40;
 pub struct Node {
     /// Number of worker cores.
     pub cores: u8,
-    /// Our flow hash; peers are told its key and hash what they send us with it.
-    pub hasher: FlowHasher,
-    /// Which of our cores owns which bucket.
-    pub table: ArcSwap<BucketTable>,
+    /// Which of our cores owns a flow. Peers are told hash key and table, and address the owner themselves.
+    pub ownership: Arc<ArcSwap<Ownership>>,
     /// All bonds.
     pub bonds: ArcSwap<Bonds>,
     sessions: ArcSwap<HashMap<u32, Arc<Session>, foldhash::fast::FixedState>>,
@@ -110,15 +106,15 @@ impl Source {
 impl Node {
     /// A node without peers.
     pub fn new(config: NodeConfig) -> Self {
+        let cores = config.ownership.load().cores;
         let identity = Identity::new(config.private_key);
         let guard = Guard::new(&identity.public(), config.seed, GuardLimits::default());
         Self {
-            cores: config.cores.max(1),
-            hasher: FlowHasher::new(config.flow_hash_key),
-            table: ArcSwap::from_pointee(equal_table(config.cores.max(1))),
+            cores,
+            ownership: config.ownership,
             bonds: ArcSwap::default(),
             sessions: ArcSwap::default(),
-            load: (0..config.cores.max(1)).map(|_| AtomicU8::new(0)).collect(),
+            load: (0..cores).map(|_| AtomicU8::new(0)).collect(),
             identity,
             index_cipher: IndexCipher::new(config.index_key),
             node_id: config.node_id,
@@ -180,16 +176,17 @@ impl Node {
 
     /// What a peer is told about our cores (row T3).
     pub(crate) fn processor_info(&self, peer: &Peer) -> ProcessorInfo {
+        let ownership = self.ownership.load();
         ProcessorInfo {
             cores: self.cores,
-            usable: CoreSet::first(u16::from(self.cores)),
+            usable: ownership.usable(),
             load: self.load.iter().map(|load| load.load(Relaxed)).collect(),
             reserved: Vec::new(),
             preferred: Vec::new(),
             policy: peer.policy,
             flow: peer.flow,
-            flow_hash_key: *self.hasher.key(),
-            table: BucketTable::clone(&self.table.load()),
+            flow_hash_key: *ownership.hasher.key(),
+            table: ownership.table.clone(),
         }
     }
 

@@ -20,7 +20,7 @@ use services::spec::{
     BackendSpec, BalanceMethod, DeliveryMode, GatewaySpec, InterfaceSpec, Limits, Mapping, NatMode, NatSpec,
     PortId, RouteSpec, ServerSpec, UDP,
 };
-use services::steer::Steering;
+use steering::ownership::Ownership;
 
 use crate::output;
 
@@ -243,12 +243,12 @@ fn two(args: &Args, shared: bool) -> anyhow::Result<(f64, u64)> {
     Ok((mpps, handed))
 }
 
-pub(super) type Common = (Arc<Policy>, Arc<Steering>, Arc<Neighbors>);
+pub(super) type Common = (Arc<Policy>, Arc<Ownership>, Arc<Neighbors>);
 
 struct Bench {
     kind: Kind,
     core: Core,
-    steering: Arc<Steering>,
+    ownership: Arc<Ownership>,
     slots: Vec<u8>,
     now_ns: u64,
     out: Nowhere,
@@ -279,14 +279,14 @@ struct Pair {
 
 impl Bench {
     fn new(kind: Kind, cores: u8, id: u8, shared: Option<Common>) -> anyhow::Result<Self> {
-        let (policy, steering, neighbors) = match shared {
+        let (policy, ownership, neighbors) = match shared {
             Some(shared) => shared,
             None => common(kind, cores)?,
         };
-        let mut core = Core::new(id, 0x5eed + u64::from(id), policy, Arc::clone(&steering), neighbors);
+        let mut core = Core::new(id, 0x5eed + u64::from(id), policy, Arc::clone(&ownership), neighbors);
         core.set_nat_events_wanted(false);
         let slots = vec![0; BATCH * SLOT_BYTES];
-        Ok(Self { kind, core, steering, slots, now_ns: 1_000_000_000_000, out: Nowhere::default() })
+        Ok(Self { kind, core, ownership, slots, now_ns: 1_000_000_000_000, out: Nowhere::default() })
     }
 
     /// Opens as many flows as there is room for, and writes down what they look like from both sides. Seconds that the
@@ -301,7 +301,7 @@ impl Bench {
             while keys.len() < room.len() {
                 let key = random_key(self.kind, number);
                 number += 1;
-                let owner = self.steering.table.owner(self.steering.bucket(&key, 0));
+                let owner = self.ownership.table.owner(self.ownership.bucket(&key, 0));
                 if owner == u16::from(self.core.id()) {
                     keys.push(key);
                 }
@@ -457,7 +457,7 @@ pub(super) fn assemble(spec: GatewaySpec, cores: u8) -> anyhow::Result<Common> {
         let mut key = [0; 40];
         getrandom::fill(&mut key).ok().map(|()| key)
     });
-    let steering = Steering::new(cores, keys.take(64)).map_err(|error| anyhow!(error))?;
+    let ownership = Ownership::new(cores, keys)?;
     let mut neighbors = Neighbors::default();
     for (port, address) in
         [(WAN, "203.0.113.254"), (WAN, "2001:db8::fe"), (LAN, "10.0.0.254"), (LAN, "fd00::fe")]
@@ -465,7 +465,7 @@ pub(super) fn assemble(spec: GatewaySpec, cores: u8) -> anyhow::Result<Common> {
         neighbors.known.insert((port, address.parse()?), [2, 0, 0, 0, 1, port as u8]);
     }
     neighbors.version = 1;
-    Ok((Arc::new(policy), Arc::new(steering), Arc::new(neighbors)))
+    Ok((Arc::new(policy), Arc::new(ownership), Arc::new(neighbors)))
 }
 
 pub(super) fn spec(kind: Kind) -> anyhow::Result<GatewaySpec> {

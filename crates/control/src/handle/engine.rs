@@ -209,10 +209,10 @@ impl GatewayHandle for EngineHandle<'_> {
 
     fn flows(&self, filter: &FlowFilter, limit: usize) -> FlowList {
         let names = Arc::new(self.names());
-        let steering = self.engine.steering();
+        let ownership = self.engine.ownership();
         let (filter, shared) = (filter.clone(), Arc::clone(&names));
         let to_report = move |entry: &FlowEntry| {
-            let bucket = steering.bucket(&entry.original.0, entry.original.1) as u32;
+            let bucket = ownership.bucket(&entry.original.0, entry.original.1) as u32;
             shared.flow(entry, bucket)
         };
         let to_report = Arc::new(to_report);
@@ -268,11 +268,11 @@ impl GatewayHandle for EngineHandle<'_> {
                 format!("no route to {}, so the interface is not known; name it with --interface", key.src)
             })?,
         };
-        let steering = self.engine.steering();
-        let told = services::core::explain(policy, &steering, key, port);
+        let ownership = self.engine.ownership();
+        let told = services::core::explain(policy, &ownership, key, port);
         let mut explanation = self.say(key, &told, &names);
         if let Some(entry) = self.known_flow(key) {
-            let bucket = steering.bucket(&entry.original.0, entry.original.1) as u32;
+            let bucket = ownership.bucket(&entry.original.0, entry.original.1) as u32;
             let report = names.flow(&entry, bucket);
             flow::decides(&mut explanation, key, &entry, report, &names, &self.engine.neighbors());
         }
@@ -564,8 +564,8 @@ impl EngineHandle<'_> {
         if let Some(reads) = told.reply_core.filter(|reads| *reads != told.core && told.drop.is_none()) {
             notes.push(format!("replies reach core {reads} and are handed to core {}", told.core));
         }
-        if told.stops.len() > 1 {
-            notes.push(format!("cores asked for an existing flow, in order: {:?}", told.stops));
+        if told.owners.len() > 1 {
+            notes.push(format!("cores asked for an existing flow, in order: {:?}", told.owners));
         }
         Explanation {
             packet: key.to_string(),

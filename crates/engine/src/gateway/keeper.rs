@@ -258,38 +258,38 @@ impl Keeper {
         if !rebalance || usable.len() < 2 {
             return;
         }
-        let steering = gateway.steering.load_full();
-        let era = steering.table.era();
-        let works = (0u8..).zip(&gateway.reports).filter(|(core, _)| steering.is_alive(*core));
+        let ownership = gateway.ownership.load_full();
+        let era = ownership.table.era();
+        let works = (0u8..).zip(&gateway.reports).filter(|(core, _)| ownership.is_alive(*core));
         let settled = works.into_iter().all(|(_, report)| lock(report).table_era == era);
         let work = gateway.live_by_bucket();
         if let Decision::Change { table, moves } =
-            self.arbiter.decide(&steering.table, &work, &usable, settled, now_ns)
+            self.arbiter.decide(&ownership.table, &work, &usable, settled, now_ns)
         {
             tracing::info!(era = table.era(), moves = moves.len(), "buckets move to idle cores");
-            gateway.put_table(table, steering.alive, &self.engine);
+            gateway.put_table(table, ownership.alive, &self.engine);
         }
     }
 
     /// An earlier owner leaves a chain when it works by this table and has no flow in the bucket.
     fn retire_chains(&self) {
         let gateway = &self.engine.gateway;
-        let steering = gateway.steering.load_full();
-        let mut table = steering.table.clone();
+        let ownership = gateway.ownership.load_full();
+        let mut table = ownership.table.clone();
         let mut changed = false;
         for bucket in 0..table.buckets() {
-            for unit in steering.table.chain(bucket) {
+            for unit in ownership.table.chain(bucket) {
                 let report = gateway.reports.get(usize::from(*unit)).map(|report| {
                     let report = lock(report);
                     (report.table_era, report.live_by_bucket.get(bucket).copied().unwrap_or(0))
                 });
-                if report == Some((steering.table.era(), 0)) {
+                if report == Some((ownership.table.era(), 0)) {
                     changed |= table.retire(bucket, *unit);
                 }
             }
         }
         if changed {
-            gateway.put_table(table, steering.alive, &self.engine);
+            gateway.put_table(table, ownership.alive, &self.engine);
         }
     }
 }
@@ -297,7 +297,7 @@ impl Keeper {
 impl super::Shared {
     /// Live flows of each bucket over all cores.
     pub(super) fn live_by_bucket(&self) -> Vec<u32> {
-        let mut all = vec![0u32; self.steering.load().table.buckets()];
+        let mut all = vec![0u32; self.ownership.load().table.buckets()];
         for report in &self.reports {
             for (sum, live) in all.iter_mut().zip(&lock(report).live_by_bucket) {
                 *sum = sum.saturating_add(*live);
@@ -307,12 +307,18 @@ impl super::Shared {
     }
 
     /// Puts a bucket table in force: workers first, then the kernel's steering.
-    pub(super) fn put_table(&self, table: BucketTable, alive: u128, engine: &crate::Shared) {
-        let before = self.steering.load_full();
-        self.steering.store(Arc::new(before.with_table(table, alive)));
+    pub(super) fn put_table(&self, table: BucketTable, alive: CoreSet, engine: &crate::Shared) {
+        let before = self.ownership.load_full();
+        let next = Arc::new(before.with_table(table, alive));
+        self.ownership.store(Arc::clone(&next));
         self.changed();
         engine.wake_all();
-        lock(&self.opened).follow_table(&self.steering.load());
+        lock(&self.opened).follow_table(&next);
+        if let Some(program) = &*lock(&self.tun_program)
+            && let Err(error) = program.update_table(next.table.owners())
+        {
+            tracing::warn!(%error, "the kernel fills TUN queues by the old table; rings mend it");
+        }
         if before.alive != alive {
             super::open::follow_cores(self);
             engine.wake_all();
@@ -334,13 +340,14 @@ impl super::Shared {
             .filter(|(_, state)| **state == CoreState::Active)
             .map(|(core, _)| core)
             .collect();
-        let alive = (0u32..)
+        let alive: CoreSet = (0u8..)
             .zip(states)
             .filter(|(_, state)| **state != CoreState::Stuck)
-            .fold(0u128, |alive, (core, _)| alive | 1 << core);
-        let steering = self.steering.load_full();
+            .map(|(core, _)| core)
+            .collect();
+        let ownership = self.ownership.load_full();
         let live = self.live_by_bucket();
-        match replan_keeping(&steering.table, &usable, states, &live) {
+        match replan_keeping(&ownership.table, &usable, states, &live) {
             Ok(table) => self.put_table(table, alive, engine),
             Err(error) => tracing::error!(%error, "no bucket table without this core; it keeps its buckets"),
         }

@@ -20,6 +20,7 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
+use linux::bpf::SteeringProgram;
 use packet::DropCounters;
 use packet::flow::FlowKey;
 use services::core::{Core, Counters, Frame, NatRefusals, Neighbors, Output};
@@ -27,7 +28,7 @@ use services::flow::{FlowCounters, Record};
 use services::nat::NatEvent;
 use services::policy::Policy;
 use services::spec::{GatewaySpec, PortId};
-use services::steer::Steering;
+use steering::ownership::Ownership;
 
 mod keeper;
 mod open;
@@ -227,7 +228,7 @@ pub(crate) struct Shared {
     /// CPU of each worker.
     pub cpus: Vec<usize>,
     pub policy: ArcSwap<Policy>,
-    pub steering: ArcSwap<Steering>,
+    pub ownership: Arc<ArcSwap<Ownership>>,
     pub neighbors: ArcSwap<Neighbors>,
     /// Raised by each change of the three above, so that workers need only look at one number.
     pub version: AtomicU64,
@@ -243,11 +244,13 @@ pub(crate) struct Shared {
     keeper: Mutex<keeper::Shared>,
     retired: Mutex<Retired>,
     opened: Mutex<open::Opened>,
+    /// Puts what the host sends into the owner's TUN queue; without the privilege for it rings do that work.
+    pub tun_program: Mutex<Option<SteeringProgram>>,
 }
 
 impl Shared {
     /// Nothing configured yet. `cpus`: that of each core's worker.
-    pub fn new(cpus: Vec<usize>) -> Result<Self, String> {
+    pub fn new(cpus: Vec<usize>, ownership: Arc<ArcSwap<Ownership>>) -> Result<Self, String> {
         let cores = cpus.len();
         let (policy, _) = Policy::compile_keyed(
             GatewaySpec::default(),
@@ -255,11 +258,11 @@ impl Shared {
             linux::clock::monotonic_ns(),
             getrandom::u64().map_err(|error| error.to_string())?,
         )?;
-        let steering = Steering::new(cores as u8, keys())?;
         Ok(Self {
             cpus,
             policy: ArcSwap::from_pointee(policy),
-            steering: ArcSwap::from_pointee(steering),
+            ownership,
+            tun_program: Mutex::default(),
             neighbors: ArcSwap::from_pointee(Neighbors::default()),
             version: AtomicU64::new(1),
             active: AtomicBool::new(false),
@@ -360,8 +363,8 @@ struct Retired {
 }
 
 /// Keys to draw from: the hash's key never leaves the process.
-fn keys() -> impl Iterator<Item = [u8; steering::toeplitz::KEY_BYTES]> {
-    (0..64).map_while(|_| {
+pub(crate) fn keys() -> impl Iterator<Item = [u8; steering::toeplitz::KEY_BYTES]> {
+    (0..steering::ownership::KEYS_TRIED).map_while(|_| {
         let mut key = [0; steering::toeplitz::KEY_BYTES];
         getrandom::fill(&mut key).is_ok().then_some(key)
     })
@@ -436,9 +439,9 @@ impl crate::Engine {
     /// What each core may do, and how many buckets it owns.
     #[must_use]
     pub fn core_states(&self) -> Vec<(CoreState, usize)> {
-        let table = self.shared.gateway.steering.load();
+        let ownership = self.shared.gateway.ownership.load();
         let states = lock(&self.shared.gateway.keeper).states();
-        (0u16..).zip(states).map(|(core, state)| (state, table.table.count(core))).collect()
+        (0u16..).zip(states).map(|(core, state)| (state, ownership.table.count(core))).collect()
     }
 
     /// Takes a core's buckets away (`false`), or gives it some again. Its flows go on on it until they end.
@@ -477,8 +480,8 @@ impl crate::Engine {
 
     /// The bucket table and hash in force.
     #[must_use]
-    pub fn steering(&self) -> Arc<Steering> {
-        self.shared.gateway.steering.load_full()
+    pub fn ownership(&self) -> Arc<Ownership> {
+        self.shared.gateway.ownership.load_full()
     }
 
     /// The neighbours known.
@@ -509,8 +512,8 @@ impl crate::Engine {
     ) -> Vec<FlowEntry> {
         let cores = self.shared.gateway.reports.len();
         let (answer, answers) = std::sync::mpsc::sync_channel(cores.max(1));
-        let steering = self.shared.gateway.steering.load();
-        let asked: Vec<usize> = (0..cores).filter(|core| steering.is_alive(*core as u8)).collect();
+        let ownership = self.shared.gateway.ownership.load();
+        let asked: Vec<usize> = (0..cores).filter(|core| ownership.is_alive(*core as u8)).collect();
         for &core in &asked {
             let query = FlowQuery { matches: Arc::clone(matches), limit, answer: answer.clone() };
             self.shared.gateway.post(core, Letter::Flows(query));
@@ -542,9 +545,15 @@ mod tests {
 
     use super::*;
 
+    fn shared(cores: u8) -> Shared {
+        let ownership = Ownership::new(cores, keys()).unwrap();
+        let cpus = (0..usize::from(cores)).collect();
+        Shared::new(cpus, Arc::new(ArcSwap::from_pointee(ownership))).unwrap()
+    }
+
     #[test]
     fn nat_events_without_room_are_counted_wherever_they_are_lost() {
-        let shared = Shared::new(vec![0, 1]).unwrap();
+        let shared = shared(2);
         let endpoint = "192.0.2.1:80".parse().unwrap();
         let event = NatEvent {
             at_ns: 1,
@@ -576,7 +585,7 @@ mod tests {
 
     #[test]
     fn the_newest_word_on_an_interface_counts() {
-        let shared = Shared::new(vec![0]).unwrap();
+        let shared = shared(1);
         for id in [3, 4, 3, 3] {
             shared.post(0, Letter::Close(id));
         }
@@ -591,7 +600,7 @@ mod tests {
 
     #[test]
     fn what_workers_held_is_freed_by_the_control_core_and_by_nobody_else() {
-        let shared = Shared::new(vec![0, 1]).unwrap();
+        let shared = shared(2);
         let (held, neighbors) = (shared.policy.load_full(), shared.neighbors.load_full());
         let (policy_of_worker, neighbors_of_worker) = (Arc::clone(&held), Arc::clone(&neighbors));
         let (old, old_neighbors) = (Arc::downgrade(&held), Arc::downgrade(&neighbors));

@@ -8,7 +8,7 @@ use linux::packet_ring::{Fanout, PacketRing, PacketRingOptions};
 use linux::packet_sender::PacketSender;
 use linux::raw_ip::RawIpSender;
 use services::spec::{GatewaySpec, InterfaceSpec, PortId};
-use services::steer::Steering;
+use steering::ownership::Ownership;
 
 use super::part::Port;
 use super::{GatewaySettings, Letter, Readers, Shared, lock};
@@ -44,10 +44,10 @@ struct OpenPort {
 
 impl Opened {
     /// The kernel's steering programs follow the bucket table.
-    pub fn follow_table(&self, steering: &Steering) {
+    pub fn follow_table(&self, ownership: &Ownership) {
         for port in self.ports.iter().flatten() {
             if let Some(program) = &port.program
-                && let Err(error) = program.update_table(steering.table.owners())
+                && let Err(error) = program.update_table(ownership.table.owners())
             {
                 tracing::warn!(device = port.device, %error, "the kernel steers by the old table; rings mend it");
             }
@@ -129,8 +129,8 @@ fn open(
     share: &KernelShare,
 ) -> Result<OpenPort, linux::Error> {
     let cores = shared.reports.len();
-    let steering = shared.steering.load();
-    let program = match SteeringProgram::load(&steering.hasher, interface.tenant, steering.table.owners()) {
+    let ownership = shared.ownership.load();
+    let program = match SteeringProgram::load(&ownership.hasher, interface.tenant, ownership.table.owners()) {
         Ok(program) if readers == Readers::Flow && cores > 1 => Some(program),
         Ok(_) => None,
         Err(error) => {
@@ -155,8 +155,8 @@ fn open(
 /// A ring for each core that reads the interface, and what each core that works needs to send.
 fn open_rings(shared: &Shared, id: PortId, port: &OpenPort) -> Result<(), linux::Error> {
     let cores = shared.reports.len();
-    let steering = shared.steering.load();
-    let works = |core: usize| steering.is_alive(core as u8);
+    let ownership = shared.ownership.load();
+    let works = |core: usize| ownership.is_alive(core as u8);
     let fanout = match (port.readers, &port.program) {
         (Readers::Flow, Some(program)) => Fanout::Steering(program),
         (Readers::Flow | Readers::Interface, _) => Fanout::Hash,

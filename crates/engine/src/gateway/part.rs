@@ -97,7 +97,7 @@ impl Part {
             id,
             seed,
             shared.policy.load_full(),
-            shared.steering.load_full(),
+            shared.ownership.load_full(),
             shared.neighbors.load_full(),
         );
         Self {
@@ -126,7 +126,7 @@ impl Part {
             self.version = version;
             let policy = self.shared.policy.load_full();
             let (began_ns, cpu_ns) = (linux::clock::monotonic_ns(), linux::clock::thread_cpu_ns());
-            self.core.follow(&policy, &self.shared.steering.load_full(), &self.shared.neighbors.load_full());
+            self.core.follow(&policy, &self.shared.ownership.load_full(), &self.shared.neighbors.load_full());
             if self.era != policy.era {
                 self.era = policy.era;
                 let took_ns = linux::clock::monotonic_ns().saturating_sub(began_ns);

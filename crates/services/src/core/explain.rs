@@ -10,8 +10,8 @@ use crate::flow::{Direction, FlowCounters, FlowId, Record};
 use crate::policy::{Policy, Service, is_interface};
 use crate::rules::{Question, Verdict};
 use crate::spec::{DeliveryMode, HOST_PORT, NatMode, PortId, RuleAction};
-use crate::steer::Steering;
 use crate::tcp;
+use steering::ownership::Ownership;
 
 /// The decision for a new flow, as far as it is the same every time it is asked.
 #[derive(Clone, Debug)]
@@ -27,7 +27,7 @@ pub struct Explanation {
     /// The only core that may begin the flow.
     pub core: u8,
     /// Cores that are asked first.
-    pub stops: Vec<u8>,
+    pub owners: Vec<u8>,
     /// What the firewall says.
     pub verdict: Verdict,
     /// Port forward that takes it: listen address.
@@ -56,16 +56,16 @@ pub struct Explanation {
 
 /// Explains what a packet of this tuple meets that comes in at `port`.
 #[must_use]
-pub fn explain(policy: &Policy, steering: &Steering, key: &FlowKey, port: PortId) -> Explanation {
+pub fn explain(policy: &Policy, ownership: &Ownership, key: &FlowKey, port: PortId) -> Explanation {
     let tenant = policy.tenant_of(port);
-    let stops = steering.stops(policy, key, tenant, port);
+    let owners = crate::steer::owners(ownership, policy, key, tenant, port).chain;
     let mut explanation = Explanation {
         in_port: port,
         tenant,
-        hash: steering.hasher.hash(key, tenant),
-        bucket: steering.bucket(key, tenant),
-        core: stops.creator,
-        stops: stops.cores().to_vec(),
+        hash: ownership.hasher.hash(key, tenant),
+        bucket: ownership.bucket(key, tenant),
+        core: owners.creator,
+        owners: owners.cores().to_vec(),
         verdict: Verdict { action: RuleAction::Allow, rule: None },
         forward: None,
         server: None,
@@ -107,14 +107,14 @@ pub fn explain(policy: &Policy, steering: &Steering, key: &FlowKey, port: PortId
         None => {}
     }
     leave(policy, &mut explanation, key, tenant_out, service_source);
-    explanation.reply_core = reply_core(policy, steering, key, &explanation, one_way);
+    explanation.reply_core = reply_core(policy, ownership, key, &explanation, one_way);
     explanation
 }
 
 /// Who reads the replies: the core itself, where it chooses the port accordingly, else the one that their tuple names.
 fn reply_core(
     policy: &Policy,
-    steering: &Steering,
+    ownership: &Ownership,
     key: &FlowKey,
     explanation: &Explanation,
     one_way: bool,
@@ -134,8 +134,8 @@ fn reply_core(
         dst_port: key.src_port,
         protocol: key.protocol,
     };
-    let bucket = steering.bucket(&reply, policy.tenant_of(out_port));
-    Some(steering.table.owner(bucket) as u8)
+    let bucket = ownership.bucket(&reply, policy.tenant_of(out_port));
+    Some(ownership.owner_of_bucket(bucket))
 }
 
 fn leave(

@@ -70,7 +70,7 @@ pub struct Handed {
     pub offload: VirtioNetHeader,
     /// Room for an Ethernet header, then the IP packet.
     pub bytes: Vec<u8>,
-    /// Which of the packet's stops this is ([`crate::steer::Stops`]).
+    /// Place in the packet's owner chain ([`crate::steer::Owners`]).
     pub step: u8,
     /// A fragment whose ports are known by now.
     pub piece: Option<Piece>,

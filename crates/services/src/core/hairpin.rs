@@ -12,6 +12,7 @@ use packet::ip::IpHeader;
 
 use super::{Core, ETHERNET_BYTES, Frame, Outcome, Output};
 use crate::spec::PortId;
+use crate::steer;
 
 /// In place of a packet's stop: the core of the destination says that this core shall begin the flow.
 pub(super) const CONFIRMED: u8 = 0xff;
@@ -39,8 +40,8 @@ impl Core {
         out: &mut impl Output,
     ) -> Hairpin {
         let Some(out_port) = self.policy.hairpin_out(key, tenant, frame.port) else { return Hairpin::No };
-        let stops = self.steering.endpoint_stops(key, tenant);
-        let cores = stops.cores();
+        let owners = steer::endpoint_owners(&self.ownership, key, tenant);
+        let cores = owners.cores();
         let mut asked = 0;
         if came == Some(CONFIRMED) {
             // Those before this one have no mapping of the sender. By another table than theirs it may be none of them.
@@ -67,8 +68,8 @@ impl Core {
             return None;
         }
         let nat = &self.policy.nat;
-        nat.mapping_core_of(&leaving.reversed(), self.steering.cores)?;
-        nat.mapping_core_of(leaving, self.steering.cores)?;
+        nat.mapping_core_of(&leaving.reversed(), self.ownership.cores)?;
+        nat.mapping_core_of(leaving, self.ownership.cores)?;
         let rule = nat.rule_of_outside(leaving.dst)?;
         self.policy.spec.nats.get(usize::from(rule)).map(|nat| nat.out)
     }
@@ -83,7 +84,7 @@ impl Core {
     ) -> Result<(), DropReason> {
         let port = self.around(to).ok_or(DropReason::NatNoMapping)?;
         let core =
-            self.policy.nat.mapping_core_of(to, self.steering.cores).ok_or(DropReason::NatNoMapping)?;
+            self.policy.nat.mapping_core_of(to, self.ownership.cores).ok_or(DropReason::NatNoMapping)?;
         // From here on nobody is answered by the frame that it came in.
         if let Some(ethernet) = frame.bytes.get_mut(..ETHERNET_BYTES) {
             ethernet.fill(0);

@@ -86,8 +86,8 @@ impl Core {
             return;
         }
         let (_, (reply, tenant)) = self.flows.keys(id);
-        let bucket = self.steering.bucket(&reply, tenant);
-        let table = &self.steering.table;
+        let bucket = self.ownership.bucket(&reply, tenant);
+        let table = &self.ownership.table;
         let own = u16::from(self.id);
         if table.owner(bucket) != own && !table.chain(bucket).contains(&own) {
             self.counters.replies_on_wrong_core += 1;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use packet::DropReason;
 use packet::flow::FlowKey;
 use packet::ip::{IpHeader, PROTOCOL_ICMP, PROTOCOL_ICMPV6};
+use steering::ownership::OwnerChain;
 
 use super::hairpin::{AROUND, CONFIRMED, Hairpin};
 use super::{
@@ -17,6 +18,7 @@ use crate::nat::{BindRequest, Binding};
 use crate::policy::{Policy, Service, is_interface};
 use crate::rules::{Question, Verdict};
 use crate::spec::{DeliveryMode, HOST_PORT, NatMode, PortId, RuleAction, TCP, UDP};
+use crate::steer;
 use crate::tcp::{self, Segment};
 
 /// Where a new flow goes, before source translation.
@@ -70,23 +72,22 @@ impl Core {
         tenant: u16,
         came: Option<u8>,
     ) -> Result<Option<(u8, u8)>, DropReason> {
-        let stops = self.steering.stops(&self.policy, key, tenant, port);
-        let keeps = stops.mapping.is_some_and(|rule| self.nat.has_mapping(key, tenant, rule));
-        if keeps && came.is_some() && stops.cores().contains(&self.id) {
+        let owners = steer::owners(&self.ownership, &self.policy, key, tenant, port);
+        let chain = &owners.chain;
+        let keeps = owners.mapping.is_some_and(|rule| self.nat.has_mapping(key, tenant, rule));
+        if keeps && came.is_some() && chain.cores().contains(&self.id) {
             return Ok(None);
         }
         let mut step = came.map_or(0, |step| step.saturating_add(1));
         loop {
-            match stops.cores().get(usize::from(step)) {
+            match chain.cores().get(usize::from(step)) {
                 Some(core) if *core == self.id && keeps => return Ok(None),
                 Some(core) if *core == self.id => step += 1,
                 Some(core) => return Ok(Some((*core, step))),
-                None if stops.creator == self.id => return Ok(None),
+                None if chain.creator == self.id => return Ok(None),
                 // Two tables were in force on the way: the creator has not been asked as such.
-                None if usize::from(step) < crate::steer::STOPS_MAX
-                    && self.steering.is_alive(stops.creator) =>
-                {
-                    return Ok(Some((stops.creator, step)));
+                None if usize::from(step) < OwnerChain::LEN_MAX && self.ownership.is_alive(chain.creator) => {
+                    return Ok(Some((chain.creator, step)));
                 }
                 None => return Err(DropReason::PuntLimit),
             }
@@ -396,7 +397,7 @@ impl Core {
         if let Some(rule) = rule {
             let random = self.random();
             let by_endpoint = policy.maps_endpoints && course.flags & flags::DEST_NAT == 0;
-            let home = by_endpoint.then(|| self.steering.endpoint_bucket(key, tenant) as u16);
+            let home = by_endpoint.then(|| steer::endpoint_bucket(&self.ownership, key, tenant) as u16);
             let request = BindRequest { rule, client: to, tenant, out_tenant, random, home };
             let mut binding = self.bind(now_ns, &request);
             if binding == Err(DropReason::NatPortsExhausted) {

@@ -1,6 +1,6 @@
 //! One core's gateway: batches of frames in, frames with an outcome out.
 //!
-//! Order of calls: [`Core::follow`] when policy, steering or neighbours changed; [`Core::batch`] for what was read,
+//! Order of calls: [`Core::follow`] when policy, ownership or neighbours changed; [`Core::batch`] for what was read,
 //! [`Core::handed`] for what other cores handed over; [`Core::tick`] in every round. Nothing here waits or allocates
 //! per packet of a known flow.
 //!
@@ -21,7 +21,7 @@ use crate::fragment::{FragmentLimits, FragmentTable, Rendezvous};
 use crate::icmp::Limiter;
 use crate::nat::{Nat, NatEvent};
 use crate::policy::Policy;
-use crate::steer::Steering;
+use steering::ownership::Ownership;
 
 mod answer;
 mod begun;
@@ -81,7 +81,7 @@ pub struct Core {
     era: u16,
     /// Tenants of the interfaces.
     tenants: Vec<u16>,
-    steering: Arc<Steering>,
+    ownership: Arc<Ownership>,
     neighbors: Arc<Neighbors>,
     flows: FlowTable,
     nat: Nat,
@@ -132,7 +132,7 @@ impl Core {
         id: u8,
         seed: u64,
         policy: Arc<Policy>,
-        steering: Arc<Steering>,
+        ownership: Arc<Ownership>,
         neighbors: Arc<Neighbors>,
     ) -> Self {
         let limits = *policy.limits();
@@ -140,14 +140,14 @@ impl Core {
         let mut core = Self {
             id,
             flows: FlowTable::new(seed, limits.flows_max),
-            nat: Nat::new(id, steering.cores, seed.rotate_left(17)),
+            nat: Nat::new(id, ownership.cores, seed.rotate_left(17)),
             rendezvous: Rendezvous::new(pieces, seed.rotate_left(31)),
             fragments: FragmentTable::new(pieces, seed.rotate_left(47)),
             hops: hops::Hops::default(),
             limiter: Limiter::new(limits.errors_per_s_max),
             shifts: shift::Shifts::new(seed.rotate_left(7)),
             random: seed | 1,
-            live: vec![0; steering.table.buckets()],
+            live: vec![0; ownership.table.buckets()],
             embryonic: 0,
             swept_ns: 0,
             sweep_debt: 0.0,
@@ -169,15 +169,15 @@ impl Core {
             nat_refusals: vec![NatRefusals::default(); policy.spec.nats.len()],
             forward_flows: Vec::new(),
             policy: Arc::new(Arc::clone(&policy)),
-            steering: Arc::clone(&steering),
+            ownership: Arc::clone(&ownership),
             neighbors,
         };
-        core.take_over(policy, steering);
+        core.take_over(policy, ownership);
         core
     }
 
-    fn take_over(&mut self, policy: Arc<Policy>, steering: Arc<Steering>) {
-        self.nat.follow(&policy.nat, &steering.table, &steering.hasher, &steering.solvers);
+    fn take_over(&mut self, policy: Arc<Policy>, ownership: Arc<Ownership>) {
+        self.nat.follow(&policy.nat, &ownership.table, &ownership.hasher, &ownership.solvers);
         self.rule_hits = policy.carry_hits(&self.policy, &self.rule_hits);
         self.nat_refusals =
             counters::carry_refusals(&self.policy.spec.nats, &self.nat_refusals, &policy.spec.nats);
@@ -185,7 +185,7 @@ impl Core {
         self.nat_flows.resize(policy.nat_rules, 0);
         self.forward_flows.resize(policy.spec.forwards.len(), (0, 0));
         self.policy = Arc::new(policy);
-        self.steering = steering;
+        self.ownership = ownership;
     }
 
     /// Every flow is decided again when its next packet comes. Numbers of next hops mean nothing any more.
@@ -196,13 +196,13 @@ impl Core {
 
     /// Takes over what control has published since the last round. Flows stay; those of an older policy are decided
     /// again when their next packet comes.
-    pub fn follow(&mut self, policy: &Arc<Policy>, steering: &Arc<Steering>, neighbors: &Arc<Neighbors>) {
+    pub fn follow(&mut self, policy: &Arc<Policy>, ownership: &Arc<Ownership>, neighbors: &Arc<Neighbors>) {
         let new_policy = !Arc::ptr_eq(policy, &*self.policy);
         if new_policy {
             self.begin_era();
         }
-        if new_policy || !Arc::ptr_eq(steering, &self.steering) {
-            self.take_over(Arc::clone(policy), Arc::clone(steering));
+        if new_policy || !Arc::ptr_eq(ownership, &self.ownership) {
+            self.take_over(Arc::clone(policy), Arc::clone(ownership));
         }
         if new_policy || !Arc::ptr_eq(neighbors, &self.neighbors) {
             self.neighbors = Arc::clone(neighbors);
@@ -327,7 +327,7 @@ impl Core {
         self.swept_ns = now_ns;
         self.nat.tick(now_ns);
         let slots = self.flows.pass_entries() as f64 + 64.0;
-        let lost = !self.steering.is_alive(self.id);
+        let lost = !self.ownership.is_alive(self.id);
         let share = if lost { 1.0 } else { elapsed_ns.min(SWEEP_NS) as f64 / SWEEP_NS as f64 };
         self.sweep_debt = (self.sweep_debt + slots * share).min(slots);
         let entries = (self.sweep_debt as usize).min(SWEEP_ENTRIES_MAX);
@@ -361,7 +361,7 @@ impl Core {
         let policy = Arc::clone(&self.policy);
         let now = tick_of(now_ns);
         // A core that hung: the others have begun its flows anew, or given their ports to new ones.
-        let lost = !self.steering.is_alive(self.id);
+        let lost = !self.ownership.is_alive(self.id);
         let hurry = patience_s < HURRY_S || self.embryonic > policy.limits().embryonic_max / 2;
         let era = self.era;
         let expired = |record: &mut Record| {
@@ -457,10 +457,11 @@ impl Core {
 
     /// The buckets in which a flow counts, each once: of both directions, and of its remote if that is what leads to it.
     fn live_buckets(&self, original: &(FlowKey, u16), reply: &(FlowKey, u16)) -> [Option<usize>; 3] {
-        let first = self.steering.bucket(&original.0, original.1);
-        let second = self.steering.bucket(&reply.0, reply.1);
+        let first = self.ownership.bucket(&original.0, original.1);
+        let second = self.ownership.bucket(&reply.0, reply.1);
         let by_remote = !crate::nat::is_translated(reply.0.protocol) && original.0.src != reply.0.dst;
-        let third = by_remote.then(|| self.steering.remote_bucket(reply.0.src, reply.0.protocol, reply.1));
+        let third = by_remote
+            .then(|| crate::steer::remote_bucket(&self.ownership, reply.0.src, reply.0.protocol, reply.1));
         [
             Some(first),
             (second != first).then_some(second),
@@ -527,7 +528,7 @@ impl Core {
     /// Era of the bucket table that this core works by.
     #[must_use]
     pub fn table_era(&self) -> u32 {
-        self.steering.table.era()
+        self.ownership.table.era()
     }
 
     /// Fragments that were held and are dropped since, by reason.

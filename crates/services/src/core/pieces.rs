@@ -26,8 +26,8 @@ impl Core {
             Err(reason) => return self.dropped(frame, reason),
         };
         let addresses = FlowKey::of_parsed(&header, frame.packet());
-        let home = self.steering.table.owner(self.steering.bucket(&addresses, tenant)) as u8;
-        if came.is_none() && home != self.id && self.steering.is_alive(home) {
+        let home = self.ownership.owner_of_bucket(self.ownership.bucket(&addresses, tenant));
+        if came.is_none() && home != self.id && self.ownership.is_alive(home) {
             return self.pass_on(frame, home, 0, None, out);
         }
         let mut released = Vec::new();

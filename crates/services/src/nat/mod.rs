@@ -60,7 +60,7 @@ pub struct BindRequest {
     pub out_tenant: u16,
     /// Random bits, new for each flow.
     pub random: u64,
-    /// Bucket of the client's endpoint ([`crate::steer::Steering::endpoint_bucket`]), where the flow is steered by that.
+    /// Bucket of the client's endpoint ([`crate::steer::endpoint_bucket`]), where the flow is steered by that.
     pub home: Option<u16>,
 }
 

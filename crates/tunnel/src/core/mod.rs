@@ -23,6 +23,7 @@ use packet::flow::FlowKey;
 use packet::ip::IpHeader;
 use packet::segment::Segmenter;
 use packet::vnet::VirtioNetHeader;
+use steering::ownership::Ownership;
 
 use crate::bond::{Bond, reduce};
 use crate::frame::{self, write_nack, write_report};
@@ -106,6 +107,8 @@ struct CoreBond {
 pub struct Core {
     id: u8,
     node: Arc<Node>,
+    /// As of the beginning of the round.
+    ownership: Arc<Ownership>,
     bonds: Vec<Option<CoreBond>>,
     /// Bond list the slots were made from.
     list: Arc<crate::bond::Bonds>,
@@ -134,9 +137,11 @@ impl Core {
     /// Core `id` of `node`.
     pub fn new(id: u8, node: Arc<Node>) -> Self {
         let list = node.bonds.load_full();
+        let ownership = node.ownership.load_full();
         Self {
             id,
             node,
+            ownership,
             bonds: Vec::new(),
             list,
             session: None,
@@ -148,6 +153,11 @@ impl Core {
 
     /// Starts a round: follows configuration changes.
     pub fn begin(&mut self, _now: Time) {
+        let ownership = self.node.ownership.load();
+        if !Arc::ptr_eq(&ownership, &self.ownership) {
+            self.ownership = Arc::clone(&ownership);
+        }
+        drop(ownership);
         let list = self.node.bonds.load();
         if Arc::ptr_eq(&list, &self.list) && self.bonds.len() == list.list.len() {
             return;
@@ -177,8 +187,8 @@ impl Core {
     pub fn classify(&self, packet: &[u8]) -> Result<Classified, DropReason> {
         let header = IpHeader::parse(packet)?;
         let flow = FlowKey::of_parsed(&header, packet);
-        let hash = self.node.hasher.hash(&flow, 0);
-        let owner = u8::try_from(self.node.table.load().owner_of_hash(hash)).unwrap_or(0);
+        let hash = self.ownership.hash(&flow, 0);
+        let owner = self.ownership.owner_of_hash(hash);
         Ok(Classified { header, flow, hash, owner })
     }
 

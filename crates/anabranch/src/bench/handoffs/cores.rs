@@ -7,8 +7,8 @@ use packet::vnet::VirtioNetHeader;
 use services::core::{Core, Frame, Handed, Neighbors, Outcome, Output};
 use services::policy::Policy;
 use services::spec::PortId;
-use services::steer::Steering;
 use steering::assign;
+use steering::ownership::Ownership;
 use steering::table::Unit;
 
 use super::packets::{self, SLOT_BYTES};
@@ -27,7 +27,7 @@ pub type Seen<'a> = dyn FnMut(u8, Outcome, &FlowKey, u32) + 'a;
 
 pub struct Cores {
     pub policy: Arc<Policy>,
-    pub steering: Arc<Steering>,
+    pub ownership: Arc<Ownership>,
     neighbors: Arc<Neighbors>,
     pub cores: Vec<Core>,
     /// What waits for each core.
@@ -58,19 +58,19 @@ impl Output for Caught {
 }
 
 impl Cores {
-    pub fn new((policy, steering, neighbors): Common) -> Self {
+    pub fn new((policy, ownership, neighbors): Common) -> Self {
         let core = |id: u8| {
-            let (policy, steering) = (Arc::clone(&policy), Arc::clone(&steering));
-            let mut core = Core::new(id, 0x5eed + u64::from(id), policy, steering, Arc::clone(&neighbors));
+            let (policy, ownership) = (Arc::clone(&policy), Arc::clone(&ownership));
+            let mut core = Core::new(id, 0x5eed + u64::from(id), policy, ownership, Arc::clone(&neighbors));
             core.set_nat_events_wanted(false);
             core
         };
-        let cores: Vec<Core> = (0..steering.cores).map(core).collect();
+        let cores: Vec<Core> = (0..ownership.cores).map(core).collect();
         Self {
             waiting: cores.iter().map(|_| Vec::with_capacity(BATCH)).collect(),
             cores,
             policy,
-            steering,
+            ownership,
             neighbors,
             slots: vec![[0; SLOT_BYTES]; BATCH],
             caught: Caught::default(),
@@ -132,14 +132,14 @@ impl Cores {
 
     /// Gives core 0 half the share of the others: some of its buckets move. How many.
     pub fn move_buckets(&mut self) -> Result<usize, String> {
-        let units: Vec<Unit> = (0..u16::from(self.steering.cores))
+        let units: Vec<Unit> = (0..u16::from(self.ownership.cores))
             .map(|id| Unit { id, weight: 1 + u32::from(id > 0) })
             .collect();
-        let next = assign::plan(&self.steering.table, &units, &[]).map_err(|error| error.to_string())?;
-        let moved = self.steering.table.moves(&next).count();
-        self.steering = Arc::new(self.steering.with_table(next, self.steering.alive));
+        let next = assign::plan(&self.ownership.table, &units, &[]).map_err(|error| error.to_string())?;
+        let moved = self.ownership.table.moves(&next).count();
+        self.ownership = Arc::new(self.ownership.with_table(next, self.ownership.alive));
         for core in &mut self.cores {
-            core.follow(&self.policy, &self.steering, &self.neighbors);
+            core.follow(&self.policy, &self.ownership, &self.neighbors);
         }
         Ok(moved)
     }

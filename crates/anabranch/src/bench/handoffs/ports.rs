@@ -69,8 +69,8 @@ fn one(row: &'static str, mode: NatMode, v6: bool, core: u8, count: u8) -> anyho
     let request = FlowKey { src: client, dst: server, src_port: 0, dst_port: 443, protocol: UDP };
     let own = if mode == NatMode::PortOnly { client } else { outside };
     let comes_here = |key: &FlowKey| {
-        let hash = packets::hash_by_definition(&cores.steering.hasher, key);
-        cores.steering.table.owner_of_hash(hash) == u16::from(core)
+        let hash = packets::hash_by_definition(&cores.ownership.hasher, key);
+        cores.ownership.table.owner_of_hash(hash) == u16::from(core)
     };
     let reply = |port| FlowKey { src: own, src_port: port, ..request }.reversed();
     let usable = range.filter(|port| comes_here(&reply(*port))).count() as u64;

@@ -218,7 +218,7 @@ pub fn run(plan: Plan, flows: u64, count: u8) -> anyhow::Result<Row> {
     let round = if plan.moves { flows.div_ceil(2).max(1) } else { ROUND };
     let mut first = 0;
     while first < flows {
-        let before = run.cores.steering.clone();
+        let before = run.cores.ownership.clone();
         let mut opened = run.open(first, round.min(flows - first));
         if plan.moves && first == 0 {
             run.row.buckets_moved = run.cores.move_buckets().map_err(|error| anyhow!(error))?;
@@ -247,10 +247,10 @@ impl Run {
             let request = self.plan.draw(number, &self.listens);
             self.row.ipv6_flows += u64::from(request.src.is_ipv6());
             let bucket = self.bucket_by_definition(&request);
-            let owner = self.cores.steering.table.owner(bucket) as u8;
+            let owner = self.cores.ownership.table.owner(bucket) as u8;
             flows.push(Flow { request, leaving: request, core: u8::MAX, owner });
             // A bucket with a history: its earlier owners are asked before the owner begins a flow.
-            let history = self.cores.steering.table.chain(bucket).len() as u64;
+            let history = self.cores.ownership.table.chain(bucket).len() as u64;
             let (reader, elsewhere) = self.reader(&request, owner);
             let asked = if history > 0 { history + 1 } else { u64::from(elsewhere) };
             self.row.requests_demanded += asked;
@@ -264,7 +264,7 @@ impl Run {
     }
 
     /// Replies. `before`: the table in force when the flows began.
-    fn answer(&mut self, flows: &mut [Flow], before: &services::steer::Steering) {
+    fn answer(&mut self, flows: &mut [Flow], before: &steering::ownership::Ownership) {
         let (handed_before, mut right) = (self.cores.handed, 0);
         let inside = self.inside;
         for number in 0..flows.len() {
@@ -274,7 +274,7 @@ impl Run {
             }
             let key = flow.leaving.reversed();
             let bucket = self.bucket_by_definition(&key);
-            let owner = self.cores.steering.table.owner(bucket) as u8;
+            let owner = self.cores.ownership.table.owner(bucket) as u8;
             let (reader, by_card) = self.reader(&key, owner);
             // With C2 and C3 the hash has to name the flow's core, unless the bucket has moved since.
             self.row.replies_demanded += u64::from(match self.plan.mode {
@@ -300,17 +300,17 @@ impl Run {
     fn reader(&self, key: &FlowKey, owner: u8) -> (u8, bool) {
         if self.plan.card {
             // An indirection table of 128 entries, as drivers set it up.
-            let reader = (packets::card_hash(key) & 127) as u8 % self.cores.steering.cores;
+            let reader = (packets::card_hash(key) & 127) as u8 % self.cores.ownership.cores;
             return (reader, reader != owner);
         }
-        let steering = &self.cores.steering;
-        (steering.table.owner(steering.bucket(key, 0)) as u8, false)
+        let ownership = &self.cores.ownership;
+        (ownership.table.owner(ownership.bucket(key, 0)) as u8, false)
     }
 
     fn bucket_by_definition(&self, key: &FlowKey) -> usize {
-        let steering = &self.cores.steering;
-        let hash = packets::hash_by_definition(&steering.hasher, key);
-        (hash >> 16) as usize % steering.table.buckets()
+        let ownership = &self.cores.ownership;
+        let hash = packets::hash_by_definition(&ownership.hasher, key);
+        (hash >> 16) as usize % ownership.table.buckets()
     }
 }
 

@@ -45,7 +45,7 @@ fn connections_spread_over_backends_and_come_back() {
             let request = key(TCP, &client, "203.0.113.10:80");
             let inside = world.one(WAN, &tcp_of(&request, SYN, 1, 0, b"")).key();
             *shares.entry(inside.dst).or_default() += 1;
-            let owner = |key, tenant| world.steering.table.owner(world.steering.bucket(key, tenant));
+            let owner = |key, tenant| world.ownership.table.owner(world.ownership.bucket(key, tenant));
             demanded += u64::from(owner(&request, 0) != owner(&inside.reversed(), 0));
             match source {
                 NatMode::None => assert_eq!((inside.src, inside.src_port), (request.src, port)),

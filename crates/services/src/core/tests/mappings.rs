@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use packet::FlowKey;
 use steering::assign::plan;
+use steering::cores::CoreSet;
 use steering::table::Unit;
 
 use super::balancing::farm;
@@ -44,12 +45,12 @@ fn with_services() -> GatewaySpec {
 /// is sound: none twice, and the last is the only one that may begin a flow.
 fn one_at(world: &mut World, reader: Option<u64>, port: PortId, packet: &[u8]) -> Left {
     let key = FlowKey::of(packet).unwrap();
-    let stops = world.steering.stops(&world.policy, &key, 0, port);
-    let mut cores = stops.cores().to_vec();
-    assert_eq!(cores.last(), Some(&stops.creator), "{key}");
+    let owners = crate::steer::owners(&world.ownership, &world.policy, &key, 0, port).chain;
+    let mut cores = owners.cores().to_vec();
+    assert_eq!(cores.last(), Some(&owners.creator), "{key}");
     cores.sort_unstable();
     cores.dedup();
-    assert_eq!(cores.len(), stops.cores().len(), "{key}: a core twice");
+    assert_eq!(cores.len(), owners.cores().len(), "{key}: a core twice");
     let before = world.drops();
     let mut left = match reader {
         None => world.packet(port, packet),
@@ -120,19 +121,19 @@ fn a_server_with_its_source_kept_is_reached_from_inside() {
 /// the history of each bucket in which it has nothing alive.
 fn share(world: &mut World, weights: &[u32]) {
     let units: Vec<Unit> = (0..).zip(weights).map(|(id, weight)| Unit { id, weight: *weight }).collect();
-    let table = plan(&world.steering.table, &units, &[]).unwrap();
-    let next = world.steering.with_table(table, world.steering.alive);
-    world.set_steering(next);
-    let mut table = world.steering.table.clone();
+    let table = plan(&world.ownership.table, &units, &[]).unwrap();
+    let next = world.ownership.with_table(table, world.ownership.alive);
+    world.set_ownership(next);
+    let mut table = world.ownership.table.clone();
     for bucket in 0..table.buckets() {
-        for unit in world.steering.table.chain(bucket) {
+        for unit in world.ownership.table.chain(bucket) {
             if world.cores[usize::from(*unit)].live()[bucket] == 0 {
                 assert!(table.retire(bucket, *unit));
             }
         }
     }
-    let next = world.steering.with_table(table, world.steering.alive);
-    world.set_steering(next);
+    let next = world.ownership.with_table(table, world.ownership.alive);
+    world.set_ownership(next);
 }
 
 /// The outside endpoint by which a client's packet to `to` leaves.
@@ -193,7 +194,7 @@ fn a_mapping_stays_when_its_bucket_moves() {
         world.wait(65);
         assert_eq!((mappings(&world).iter().sum::<u64>(), alive(&world)), (0, 0));
         share(&mut world, &without_1);
-        assert!((0..128).all(|bucket| world.steering.table.chain(bucket).is_empty()));
+        assert!((0..128).all(|bucket| world.ownership.table.chain(bucket).is_empty()));
         let opened = world.cores[1].counters.flows_opened;
         for client in &clients {
             outside(&mut world, client, "198.51.100.1:1");
@@ -269,15 +270,15 @@ fn a_core_that_comes_back_does_not_take_its_clients_back() {
     for client in &clients {
         outside(&mut world, client, "198.51.100.1:1");
     }
-    let mut table = plan(&world.steering.table, &[Unit { id: 0, weight: 1 }], &[]).unwrap();
+    let mut table = plan(&world.ownership.table, &[Unit { id: 0, weight: 1 }], &[]).unwrap();
     table.forget(1);
-    let next = world.steering.with_table(table, 0b01);
-    world.set_steering(next);
+    let next = world.ownership.with_table(table, CoreSet::first(1));
+    world.set_ownership(next);
     let now: Vec<_> = clients.iter().map(|client| outside(&mut world, client, "198.51.100.1:1")).collect();
     world.now_ns += SECOND_NS / 10;
     world.cores[1].tick(world.now_ns);
-    let next = world.steering.with_table(world.steering.table.clone(), 0b11);
-    world.set_steering(next);
+    let next = world.ownership.with_table(world.ownership.table.clone(), CoreSet::first(2));
+    world.set_ownership(next);
     for weights in [[1, 1], [1, 0], [0, 1]] {
         share(&mut world, &weights);
         for (client, now) in clients.iter().zip(&now) {

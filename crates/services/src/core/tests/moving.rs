@@ -2,6 +2,7 @@
 
 use packet::flow::FlowKey;
 use steering::assign::plan;
+use steering::cores::CoreSet;
 use steering::table::Unit;
 
 use super::world::*;
@@ -36,9 +37,9 @@ fn a_drained_core_keeps_its_flows() {
     let old = flows(&mut world, 300);
     let on_core_1 = world.cores[1].flows().len();
     assert!(on_core_1 > 50);
-    let table = plan(&world.steering.table, &weights(&[1, 0, 1]), &[]).unwrap();
-    let next = world.steering.with_table(table, world.steering.alive);
-    world.set_steering(next);
+    let table = plan(&world.ownership.table, &weights(&[1, 0, 1]), &[]).unwrap();
+    let next = world.ownership.with_table(table, world.ownership.alive);
+    world.set_ownership(next);
     all_still_work(&mut world, &old);
     assert_eq!(world.cores[1].flows().len(), on_core_1, "old flows stay where they are");
     let opened = world.cores[1].counters.flows_opened;
@@ -64,9 +65,9 @@ fn buckets_move_again_and_again() {
     let mut world = masquerade(4);
     let mut all = flows(&mut world, 150);
     for (round, shares) in [[1, 1, 1, 3], [3, 1, 1, 0], [1, 0, 2, 1]].iter().enumerate() {
-        let table = plan(&world.steering.table, &weights(shares), &[]).unwrap();
-        let next = world.steering.with_table(table, world.steering.alive);
-        world.set_steering(next);
+        let table = plan(&world.ownership.table, &weights(shares), &[]).unwrap();
+        let next = world.ownership.with_table(table, world.ownership.alive);
+        world.set_ownership(next);
         all_still_work(&mut world, &all);
         for number in 0..60u16 {
             let inside = key(UDP, &format!("10.0.0.{}:{}", 20 + round, 3000 + number), "198.51.100.9:53");
@@ -87,14 +88,16 @@ fn a_dead_core_takes_only_its_own_flows() {
     let mut world = masquerade(3);
     let old = flows(&mut world, 300);
     let dead = 2usize;
-    let mut table = plan(&world.steering.table, &weights(&[1, 1]), &[]).unwrap();
+    let mut table = plan(&world.ownership.table, &weights(&[1, 1]), &[]).unwrap();
     table.forget(dead as u16);
-    let next = world.steering.with_table(table, 0b011);
+    let next = world.ownership.with_table(table, CoreSet::first(2));
     let lost: Vec<bool> = old
         .iter()
-        .map(|(inside, _)| usize::from(world.steering.table.owner(world.steering.bucket(inside, 0))) == dead)
+        .map(|(inside, _)| {
+            usize::from(world.ownership.table.owner(world.ownership.bucket(inside, 0))) == dead
+        })
         .collect();
-    world.set_steering(next);
+    world.set_ownership(next);
     let mut kept = 0;
     for ((inside, outside), lost) in old.iter().zip(lost) {
         let again = world.one(LAN, &udp_of(inside, b"x")).key();
@@ -113,9 +116,9 @@ fn a_dead_core_takes_only_its_own_flows() {
     world.now_ns += SECOND_NS / 10;
     world.cores[dead].tick(world.now_ns);
     assert_eq!((world.cores[dead].flows().len(), world.cores[dead].ports_held()), (0, 0));
-    let table = plan(&world.steering.table, &weights(&[1, 1, 1]), &[]).unwrap();
-    let next = world.steering.with_table(table, 0b111);
-    world.set_steering(next);
+    let table = plan(&world.ownership.table, &weights(&[1, 1, 1]), &[]).unwrap();
+    let next = world.ownership.with_table(table, CoreSet::first(3));
+    world.set_ownership(next);
     all_still_work(&mut world, &meanwhile);
 }
 
@@ -138,9 +141,9 @@ fn answers_without_ports_find_their_flow() {
         if cores > 1 {
             let mut shares = vec![1; usize::from(cores)];
             shares[0] = 0;
-            let table = plan(&world.steering.table, &weights(&shares), &[]).unwrap();
-            let next = world.steering.with_table(table, world.steering.alive);
-            world.set_steering(next);
+            let table = plan(&world.ownership.table, &weights(&shares), &[]).unwrap();
+            let next = world.ownership.with_table(table, world.ownership.alive);
+            world.set_ownership(next);
             (0..200).for_each(|number| talk(&mut world, number));
         }
         assert_eq!(world.flows(), 200);

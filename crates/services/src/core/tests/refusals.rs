@@ -201,7 +201,7 @@ fn explain_tells_the_servers_own_translation_and_who_gets_the_reply() {
         let mut world = World::new(4, farm(source, DeliveryMode::Nat));
         for port in 2_000..2_040 {
             let request = key(TCP, &format!("198.51.100.7:{port}"), "203.0.113.10:80");
-            let told = explain(&world.policy, &world.steering, &request, WAN);
+            let told = explain(&world.policy, &world.ownership, &request, WAN);
             assert_eq!(told.source, source);
             assert_eq!(!told.nat_addresses.is_empty(), source == NatMode::AddressAndPort);
             let inside = world.one(WAN, &tcp_of(&request, SYN, 1, 0, b"")).key();
@@ -212,7 +212,7 @@ fn explain_tells_the_servers_own_translation_and_who_gets_the_reply() {
     }
     let world = World::new(4, farm(NatMode::None, DeliveryMode::DirectReturn));
     let request = key(TCP, "198.51.100.7:2000", "203.0.113.10:80");
-    assert_eq!(explain(&world.policy, &world.steering, &request, WAN).reply_core, None);
+    assert_eq!(explain(&world.policy, &world.ownership, &request, WAN).reply_core, None);
 }
 
 /// Anybody can send a SYN and an ACK in somebody's name. Only who acknowledges more has heard something.

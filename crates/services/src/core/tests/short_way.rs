@@ -142,8 +142,8 @@ fn world(mode: NatMode) -> World {
         neighbors.known.insert((port, known.parse::<IpAddr>().unwrap()), [2, 0, 0, 0, 1, port as u8]);
     }
     world.neighbors = Arc::new(neighbors);
-    let (policy, steering) = (Arc::clone(&world.policy), Arc::clone(&world.steering));
-    world.cores[0].follow(&policy, &steering, &world.neighbors);
+    let (policy, ownership) = (Arc::clone(&world.policy), Arc::clone(&world.ownership));
+    world.cores[0].follow(&policy, &ownership, &world.neighbors);
     world
 }
 

@@ -161,8 +161,8 @@ fn a_port_forward_keeps_the_clients_address() {
         assert_eq!((inside.port(), inside.key()), (LAN, key(TCP, &remote, "10.0.0.5:80")));
         let request = key(TCP, &remote, "203.0.113.1:8080");
         let reply = key(TCP, "10.0.0.5:80", &remote);
-        let owner = world.steering.table.owner(world.steering.bucket(&request, 0));
-        handed += u64::from(owner != world.steering.table.owner(world.steering.bucket(&reply, 0)));
+        let owner = world.ownership.table.owner(world.ownership.bucket(&request, 0));
+        handed += u64::from(owner != world.ownership.table.owner(world.ownership.bucket(&reply, 0)));
         let left = world.one(LAN, &tcp_of(&reply, SYN | ACK, 7, 2, b""));
         assert_eq!((left.port(), left.key()), (WAN, request.reversed()));
     }

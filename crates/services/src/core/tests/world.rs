@@ -15,7 +15,7 @@ use crate::policy::Policy;
 use crate::spec::{
     GatewaySpec, HOST_PORT, InterfaceSpec, Mapping, NatMode, NatSpec, PortId, RouteSpec, TCP, UDP,
 };
-use crate::steer::Steering;
+use steering::ownership::Ownership;
 
 pub const LAN: PortId = 0;
 pub const WAN: PortId = 1;
@@ -30,7 +30,7 @@ pub const FIN: u8 = 0x01;
 pub struct World {
     pub cores: Vec<Core>,
     pub policy: Arc<Policy>,
-    pub steering: Arc<Steering>,
+    pub ownership: Arc<Ownership>,
     pub neighbors: Arc<Neighbors>,
     pub now_ns: u64,
     /// Most packets that may be handed over before a test fails: a packet must not go round in circles.
@@ -81,14 +81,14 @@ impl World {
     pub fn new(cores: u8, spec: GatewaySpec) -> Self {
         let policy = Arc::new(Policy::compile(spec, None, 0).unwrap().0);
         let keys = (0u64..64).map(|seed| std::array::from_fn(|at| mix(seed * 64 + at as u64) as u8));
-        let steering = Arc::new(Steering::new(cores, keys).unwrap());
+        let ownership = Arc::new(Ownership::new(cores, keys).unwrap());
         let neighbors = Arc::new(Neighbors::default());
         let core = |id| {
-            let (policy, steering) = (Arc::clone(&policy), Arc::clone(&steering));
-            Core::new(id, mix(u64::from(id) + 77), policy, steering, Arc::clone(&neighbors))
+            let (policy, ownership) = (Arc::clone(&policy), Arc::clone(&ownership));
+            Core::new(id, mix(u64::from(id) + 77), policy, ownership, Arc::clone(&neighbors))
         };
         let cores = (0..cores).map(core).collect();
-        Self { cores, policy, steering, neighbors, now_ns: 1_000 * SECOND_NS, events: Vec::new() }
+        Self { cores, policy, ownership, neighbors, now_ns: 1_000 * SECOND_NS, events: Vec::new() }
     }
 
     /// A new configuration, as `reload` brings it.
@@ -97,22 +97,22 @@ impl World {
         self.follow();
     }
 
-    pub fn set_steering(&mut self, steering: Steering) {
-        self.steering = Arc::new(steering);
+    pub fn set_ownership(&mut self, ownership: Ownership) {
+        self.ownership = Arc::new(ownership);
         self.follow();
     }
 
     fn follow(&mut self) {
         for core in &mut self.cores {
-            core.follow(&self.policy, &self.steering, &self.neighbors);
+            core.follow(&self.policy, &self.ownership, &self.neighbors);
         }
     }
 
     /// The core whose socket the kernel's steering chooses.
     pub fn reader(&self, port: PortId, packet: &[u8]) -> usize {
         let key = FlowKey::of(packet).unwrap();
-        let bucket = self.steering.bucket(&key, self.policy.tenant_of(port));
-        usize::from(self.steering.table.owner(bucket))
+        let bucket = self.ownership.bucket(&key, self.policy.tenant_of(port));
+        usize::from(self.ownership.table.owner(bucket))
     }
 
     /// A packet comes in; everything that leaves because of it.
