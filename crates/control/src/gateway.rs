@@ -32,7 +32,7 @@ pub(crate) enum Event {
     /// Somebody asks over the control socket.
     Request(Request, SyncSender<Response>),
     /// A backend passes its checks, or does not.
-    Health(crate::health::Change),
+    Health(crate::health::HealthChange),
 }
 
 /// The way from other threads to the gateway's thread.
@@ -223,7 +223,7 @@ impl Gateway {
     }
 
     /// A monitor has a verdict about a backend.
-    pub(crate) fn health(&self, change: &crate::health::Change) {
+    pub(crate) fn health(&self, change: &crate::health::HealthChange) {
         self.router.health(&self.config.services, change, &EngineHandle::new(&self.engine, &self.memory));
     }
 

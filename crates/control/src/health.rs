@@ -1,7 +1,7 @@
 //! Health monitors of virtual servers' backends (row C6).
 //!
 //! [`Monitors`] is one thread with non-blocking sockets. Each target is checked again and again: `fall` failures in a
-//! row mean down, `rise` successes in a row mean up again, and every verdict goes to the sink. Checks leave from the
+//! row mean down, `rise` successes in a row mean up again, and every change goes to the sink. Checks leave from the
 //! host's own stack, like everything that the gateway itself sends.
 //!
 //! * **At the start** a target counts as up, so that a start refuses nobody; its very first check decides at once, in
@@ -12,7 +12,7 @@
 //!   counted.
 //! * **A target that is no longer monitored** was down: it is reported up, since nobody would find out that it is.
 //!
-//! `verdict` counts, `http` makes requests and reads answers; both are pure. `check` is one check under way,
+//! `rise_fall` counts, `http` makes requests and reads answers; both are pure. `check` is one check under way,
 //! `run` the thread.
 
 use std::collections::BTreeMap;
@@ -27,8 +27,8 @@ use linux::event::EventFd;
 
 mod check;
 mod http;
+mod rise_fall;
 mod run;
-mod verdict;
 
 #[cfg(test)]
 mod tests;
@@ -93,7 +93,7 @@ impl HealthSpec {
         Self { kind, interval_ms: 2_000, timeout_ms: 1_000, fall: 3, rise: 2 }
     }
 
-    /// What is wrong with it, for whoever reads the configuration.
+    /// First mistake in it, for whoever reads the configuration.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
         if !(INTERVAL_MS_MIN..=TIME_MS_MAX).contains(&self.interval_ms) {
@@ -116,9 +116,9 @@ impl HealthSpec {
     }
 }
 
-/// What is checked.
+/// Backend that is checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
+pub struct HealthTarget {
     /// Its number among the targets, unique: the backend's id.
     pub id: u16,
     /// Name of the virtual server, for logs and commands.
@@ -129,10 +129,10 @@ pub struct Target {
     pub spec: HealthSpec,
 }
 
-/// A verdict, for the sink.
+/// News about a target, for the sink.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
-    /// [`Target::id`].
+pub struct HealthChange {
+    /// [`HealthTarget::id`].
     pub id: u16,
     /// Whether new connections may go there.
     pub up: bool,
@@ -140,18 +140,18 @@ pub struct Change {
     pub reason: String,
 }
 
-/// What is known of a target.
+/// State of a target.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct MonitorStatus {
-    /// [`Target::id`].
+    /// [`HealthTarget::id`].
     pub id: u16,
-    /// [`Target::server`].
+    /// [`HealthTarget::server`].
     pub server: String,
-    /// [`Target::address`].
+    /// [`HealthTarget::address`].
     pub address: SocketAddr,
     /// `tcp`, `http` or `command`.
     pub kind: &'static str,
-    /// The verdict; true before the first check.
+    /// Whether it is up; true before the first check.
     pub up: bool,
     /// Whether there was a first check.
     pub checked: bool,
@@ -165,21 +165,21 @@ pub struct MonitorStatus {
     pub error: String,
 }
 
-/// The sink: called by the monitors' thread, in the order of the verdicts. It must not block.
-pub type OnChange = Box<dyn Fn(Change) + Send>;
+/// The sink: called by the monitors' thread, in the order of the news. It must not block.
+pub type OnChange = Box<dyn Fn(HealthChange) + Send>;
 
 /// The thread that checks. Dropping it ends the thread, and commands that still run are killed.
 pub struct Monitors {
-    shared: Arc<Shared>,
+    shared: Arc<MonitorState>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// What the thread and the handle both have.
-struct Shared {
+/// State that the thread and the handle share.
+struct MonitorState {
     stop: AtomicBool,
     wake: EventFd,
     /// New targets, until the thread takes them.
-    targets: Mutex<Option<Vec<Target>>>,
+    targets: Mutex<Option<Vec<HealthTarget>>>,
     statuses: Mutex<BTreeMap<u16, MonitorStatus>>,
 }
 
@@ -188,8 +188,8 @@ impl Monitors {
     ///
     /// # Errors
     /// When the kernel gives no thread or descriptor.
-    pub fn start(targets: Vec<Target>, on_change: OnChange) -> io::Result<Monitors> {
-        let shared = Arc::new(Shared {
+    pub fn start(targets: Vec<HealthTarget>, on_change: OnChange) -> io::Result<Monitors> {
+        let shared = Arc::new(MonitorState {
             stop: AtomicBool::new(false),
             wake: EventFd::new()?,
             targets: Mutex::new(Some(targets)),
@@ -200,14 +200,14 @@ impl Monitors {
         Ok(Monitors { shared, thread: Some(thread) })
     }
 
-    /// Replaces the targets. One whose id and address stay keeps its verdict and counts; of several with one id the
+    /// Replaces the targets. One whose id and address stay keeps its state and counts; of several with one id the
     /// last is taken.
-    pub fn update(&self, targets: Vec<Target>) {
+    pub fn update(&self, targets: Vec<HealthTarget>) {
         *lock(&self.shared.targets) = Some(targets);
         self.shared.wake();
     }
 
-    /// What is known, by id. A target appears with [`Monitors::start`] or [`Monitors::update`], a moment later.
+    /// State of each target, by id. A target appears with [`Monitors::start`] or [`Monitors::update`], a moment later.
     #[must_use]
     pub fn statuses(&self) -> Vec<MonitorStatus> {
         lock(&self.shared.statuses).values().cloned().collect()
@@ -225,7 +225,7 @@ impl Drop for Monitors {
     }
 }
 
-impl Shared {
+impl MonitorState {
     fn wake(&self) {
         if let Err(error) = self.wake.signal() {
             tracing::warn!(%error, "health monitors not woken");
@@ -233,7 +233,7 @@ impl Shared {
     }
 }
 
-/// What a panic of the sink left behind is still whole: every change is one assignment.
+/// State behind a mutex that a panic of the sink poisoned is still whole: every change is one assignment.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::config::services::Services;
 use crate::gateway::{Event, Events};
 use crate::handle::{Desired, FLOWS_MAX, GatewayHandle, LeaseReport, ServicesStatus};
-use crate::health::{Change, Monitors, Target};
+use crate::health::{HealthChange, HealthTarget, Monitors};
 use crate::host::Complaints;
 use crate::live::{LeaseFile, Live};
 use crate::nat_log::{self, NatLog};
@@ -49,7 +49,7 @@ pub(crate) struct Router {
     retry: Option<(Instant, Duration)>,
     monitors: Option<Monitors>,
     /// What they were told last.
-    monitored: Vec<Target>,
+    monitored: Vec<HealthTarget>,
     /// Numbers for the monitors: a backend keeps its own as long as the program runs.
     health_ids: BTreeMap<(String, SocketAddr), u16>,
     log: Option<NatLog>,
@@ -234,7 +234,7 @@ impl Router {
                     // More backends than numbers in the life of a program: this one counts as up.
                     (None, Err(_)) => continue,
                 };
-                targets.push(Target {
+                targets.push(HealthTarget {
                     id,
                     server: server.name.clone(),
                     address: backend.address,
@@ -268,7 +268,7 @@ impl Router {
     }
 
     /// A monitor has a verdict.
-    pub(crate) fn health(&self, services: &Services, change: &Change, handle: &dyn GatewayHandle) {
+    pub(crate) fn health(&self, services: &Services, change: &HealthChange, handle: &dyn GatewayHandle) {
         let found = self.health_ids.iter().find(|(_, id)| **id == change.id);
         let Some(((name, address), _)) = found else { return };
         let server = services.servers.iter().position(|server| server.name == *name);

@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use linux::event::Interest;
@@ -12,7 +12,8 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
-use super::{HealthKind, HttpCheck, Target};
+use super::http::{Answer, HttpCheck, Malformed};
+use super::{HealthKind, HealthTarget};
 
 /// Bytes read at once.
 const READ_BYTES: usize = 4_096;
@@ -23,9 +24,32 @@ pub enum Step {
     /// Go on when the descriptor is ready.
     Wait(Interest),
     /// The target is well, or why not.
-    Done(Result<(), String>),
+    Done(Result<(), Failure>),
     /// This machine could not check.
-    Local(io::Error),
+    NotChecked(io::Error),
+}
+
+/// Cause of a failed check; its text is shown to operators.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The connection, or the start of the command.
+    #[error("{0}")]
+    System(io::Error),
+    /// A status that does not mean success.
+    #[error("HTTP status {0}")]
+    Status(u16),
+    /// No HTTP, or more than is read.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// End of the connection before the end of the head.
+    #[error("the connection ended before an answer")]
+    Ended,
+    /// Neither success nor failure after so many ms.
+    #[error("no answer within {0} ms")]
+    Timeout(u32),
+    /// Exit status of a command, not 0.
+    #[error("the command ended with {0}")]
+    Command(ExitStatus),
 }
 
 /// A check under way.
@@ -39,7 +63,7 @@ pub enum Check {
 
 impl Check {
     /// Begins a check. `Err` when it is over already.
-    pub fn begin(target: &Target) -> Result<(Check, Interest), Step> {
+    pub fn begin(target: &HealthTarget) -> Result<(Check, Interest), Step> {
         match &target.spec.kind {
             HealthKind::Tcp => Exchange::begin(target.address, None),
             HealthKind::Http(http) => Exchange::begin(target.address, Some(http)),
@@ -59,10 +83,10 @@ impl Check {
         }
     }
 
-    /// What is known when the time is over: an answer that has no end is one.
-    pub fn outcome(&mut self) -> Option<Result<(), String>> {
+    /// Outcome as far as it is known when the time is over: an answer that has no end is one.
+    pub fn outcome(&mut self) -> Option<Result<(), Failure>> {
         match self {
-            Check::Exchange(exchange) => exchange.outcome.take(),
+            Check::Exchange(exchange) => exchange.outcome(),
             Check::Script(_) => None,
         }
     }
@@ -98,9 +122,7 @@ pub struct Exchange {
     http: Option<HttpCheck>,
     request: Vec<u8>,
     sent: usize,
-    answer: Vec<u8>,
-    /// What the answer means, once that is known; the rest of it is read so that it ends in peace.
-    outcome: Option<Result<(), String>>,
+    answer: Answer,
 }
 
 impl Exchange {
@@ -108,11 +130,11 @@ impl Exchange {
         let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)
-            .map_err(|errno| Step::Local(errno.into()))?;
+            .map_err(|errno| Step::NotChecked(errno.into()))?;
         if http.is_none() {
             // Close with a reset: no port of ours waits for the last packets of thousands of checks (TIME-WAIT).
             sockopt::set_socket_linger(&socket, Some(Duration::ZERO))
-                .map_err(|errno| Step::Local(errno.into()))?;
+                .map_err(|errno| Step::NotChecked(errno.into()))?;
         }
         let mut exchange = Exchange {
             socket,
@@ -120,8 +142,7 @@ impl Exchange {
             http: http.cloned(),
             request: http.map(|http| http.request(address)).unwrap_or_default(),
             sent: 0,
-            answer: Vec::new(),
-            outcome: None,
+            answer: Answer::default(),
         };
         match rustix::net::connect(&exchange.socket, &address) {
             Ok(()) => {
@@ -143,7 +164,9 @@ impl Exchange {
                 Ok(Err(errno)) | Err(errno) => return failed(errno),
             }
         }
-        let Some(http) = &self.http else { return Step::Done(Ok(())) };
+        if self.http.is_none() {
+            return Step::Done(Ok(()));
+        }
         while let Some(rest) = self.request.get(self.sent..).filter(|rest| !rest.is_empty()) {
             match rustix::net::send(&self.socket, rest, SendFlags::NOSIGNAL) {
                 Ok(bytes) => self.sent += bytes,
@@ -155,24 +178,29 @@ impl Exchange {
         let mut buffer = [0; READ_BYTES];
         loop {
             match rustix::net::recv(&self.socket, &mut buffer, RecvFlags::empty()) {
-                Ok((0, _)) => {
-                    let none = || Err("the connection ended before an answer".to_owned());
-                    return Step::Done(self.outcome.take().unwrap_or_else(none));
-                }
+                Ok((0, _)) => return Step::Done(self.outcome().unwrap_or(Err(Failure::Ended))),
                 Ok((bytes, _)) => {
-                    self.answer.extend_from_slice(buffer.get(..bytes).unwrap_or_default());
-                    if self.outcome.is_none() {
-                        self.outcome = http.judge(&self.answer);
+                    if let Err(malformed) = self.answer.receive(buffer.get(..bytes).unwrap_or_default()) {
+                        return Step::Done(Err(malformed.into()));
                     }
-                    if self.outcome.is_some() && HttpCheck::is_whole(&self.answer) {
-                        return self.outcome.take().map_or(Step::Wait(Interest::Read), Step::Done);
+                    // Known before, but read to its end: who closes earlier resets the server's connection.
+                    if self.answer.is_complete()
+                        && let Some(outcome) = self.outcome()
+                    {
+                        return Step::Done(outcome);
                     }
                 }
                 Err(Errno::AGAIN) => return Step::Wait(Interest::Read),
                 Err(Errno::INTR) => {}
-                Err(errno) => return self.outcome.take().map_or_else(|| failed(errno), Step::Done),
+                Err(errno) => return self.outcome().map_or_else(|| failed(errno), Step::Done),
             }
         }
+    }
+
+    /// Whether the answer's status is right, once it is known.
+    fn outcome(&self) -> Option<Result<(), Failure>> {
+        let (http, status) = (self.http.as_ref()?, self.answer.status()?);
+        Some(if http.accepts(status) { Ok(()) } else { Err(Failure::Status(status)) })
     }
 }
 
@@ -180,9 +208,9 @@ impl Exchange {
 fn failed(errno: Errno) -> Step {
     match errno {
         Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS | Errno::AGAIN => {
-            Step::Local(errno.into())
+            Step::NotChecked(errno.into())
         }
-        _ => Step::Done(Err(io::Error::from(errno).to_string())),
+        _ => Step::Done(Err(Failure::System(errno.into()))),
     }
 }
 
@@ -195,7 +223,7 @@ pub struct Script {
 }
 
 impl Script {
-    fn begin(mut command: Command, target: &Target) -> Result<(Check, Interest), Step> {
+    fn begin(mut command: Command, target: &HealthTarget) -> Result<(Check, Interest), Step> {
         command
             .env_clear()
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
@@ -210,7 +238,7 @@ impl Script {
         let mut child =
             command.spawn().map_err(|error| match error.raw_os_error().map(Errno::from_raw_os_error) {
                 Some(errno) => failed(errno),
-                None => Step::Done(Err(error.to_string())),
+                None => Step::Done(Err(Failure::System(error))),
             })?;
         let ended = Pid::from_raw(child.id().cast_signed())
             .ok_or(Errno::SRCH)
@@ -221,7 +249,7 @@ impl Script {
                 kill_group(&mut child);
                 // It is dead or dying: this takes no time worth naming.
                 let _ = child.wait();
-                Err(Step::Local(errno.into()))
+                Err(Step::NotChecked(errno.into()))
             }
         }
     }
@@ -229,9 +257,9 @@ impl Script {
     fn advance(&mut self) -> Step {
         match self.child.try_wait() {
             Ok(Some(status)) if status.success() => Step::Done(Ok(())),
-            Ok(Some(status)) => Step::Done(Err(format!("the command ended with {status}"))),
+            Ok(Some(status)) => Step::Done(Err(Failure::Command(status))),
             Ok(None) => Step::Wait(Interest::Read),
-            Err(error) => Step::Local(error),
+            Err(error) => Step::NotChecked(error),
         }
     }
 

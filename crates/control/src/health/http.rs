@@ -1,16 +1,24 @@
-//! The part of HTTP/1.1 (RFC 9112) that a health check needs: one request, the status of its answer, and where the answer
-//! ends: who closes before, sends a reset into the middle of it.
+//! HTTP/1.1 (RFC 9112) as far as a health check needs it: one request, the status of its answer, and where the answer ends:
+//! a client that closes before that sends a reset into the middle of it. Heads and chunk sizes are parsed by `httparse`.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
-/// An answer whose status is not known after so many bytes is none: interim answers (1xx) may precede it.
-const ANSWER_BYTES_MAX: usize = 16 << 10;
+use httparse::{EMPTY_HEADER, Header, Response, Status};
 
-/// So much of an answer is read at most; what is longer is cut off.
+/// Heads, those of interim answers (1xx) included, have at most so many bytes.
+const HEAD_BYTES_MAX: usize = 16 << 10;
+
+/// Header lines of one head.
+const HEADERS_MAX: usize = 64;
+
+/// Content beyond this is not read: the connection is closed.
 const CONTENT_BYTES_MAX: usize = 64 << 10;
 
-/// What to ask for and what is right.
+/// Line with the size of a chunk, extensions included.
+const CHUNK_LINE_BYTES_MAX: usize = 1 << 10;
+
+/// Request and the statuses that mean success.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpCheck {
     /// Path and query, beginning with `/`.
@@ -28,7 +36,7 @@ impl HttpCheck {
         Self { path: path.to_owned(), host: None, statuses: Vec::new() }
     }
 
-    /// What is wrong with it.
+    /// First mistake in it, for whoever reads the configuration.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
         let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
@@ -46,7 +54,7 @@ impl HttpCheck {
         None
     }
 
-    /// The request. Characters that would end a header are left out.
+    /// Bytes of the request. Characters that would end a header are left out.
     pub fn request(&self, address: SocketAddr) -> Vec<u8> {
         let plain = |text: &str| text.chars().filter(char::is_ascii_graphic).collect::<String>();
         let host = match &self.host {
@@ -60,86 +68,200 @@ impl HttpCheck {
         text.into_bytes()
     }
 
-    /// Judges what has come so far: `None` = more is needed.
-    pub fn judge(&self, answer: &[u8]) -> Option<Result<(), String>> {
-        match status(answer) {
-            Status::Is(status, _) if self.accepts(status) => Some(Ok(())),
-            Status::Is(status, _) => Some(Err(format!("HTTP status {status}"))),
-            Status::Open if answer.len() < ANSWER_BYTES_MAX => None,
-            Status::Open | Status::Malformed => Some(Err("the answer is not HTTP".to_owned())),
-        }
-    }
-
-    /// Whether nothing more of an answer is to be read. Only asked when [`HttpCheck::judge`] has judged it.
-    pub fn is_whole(answer: &[u8]) -> bool {
-        if answer.len() >= CONTENT_BYTES_MAX {
-            return true;
-        }
-        let Status::Is(status, at) = status(answer) else { return true };
-        let answer = answer.get(at..).unwrap_or_default();
-        let Some(head) = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n") else { return false };
-        let content = answer.get(head + 4..).unwrap_or_default();
-        if matches!(status, 204 | 304) {
-            return true;
-        }
-        let lines = answer.get(..head).unwrap_or_default().split(|&byte| byte == b'\n');
-        let mut length = lines.filter_map(|line| {
-            let colon = line.iter().position(|&byte| byte == b':')?;
-            let (name, value) = line.split_at(colon);
-            let wanted = name.eq_ignore_ascii_case(b"content-length");
-            let text = std::str::from_utf8(value.get(1..)?).ok()?;
-            if wanted { text.trim().parse::<usize>().ok() } else { None }
-        });
-        // Without a length the end of the connection is the end, which was asked for.
-        length.next_back().is_some_and(|length| content.len() >= length)
-    }
-
-    fn accepts(&self, status: u16) -> bool {
+    /// Whether this status means success.
+    pub fn accepts(&self, status: u16) -> bool {
         if self.statuses.is_empty() { (200..400).contains(&status) } else { self.statuses.contains(&status) }
     }
 }
 
-enum Status {
-    /// And where its answer begins.
-    Is(u16, usize),
-    /// More bytes may tell.
-    Open,
-    Malformed,
+/// An answer that breaks HTTP/1.1, or a limit of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// Status line or a header line.
+    #[error("the answer is not HTTP: {0}")]
+    Head(httparse::Error),
+    /// A status code outside 100–599.
+    #[error("the answer is not HTTP: status {0}")]
+    Code(u16),
+    /// [`HEAD_BYTES_MAX`].
+    #[error("the answer's headers have more than {HEAD_BYTES_MAX} bytes")]
+    HeadTooLong,
+    /// `Content-Length` is no number, or there are several that differ (RFC 9112, 6.3).
+    #[error("the answer's Content-Length is invalid")]
+    Length,
+    /// RFC 9112, 7.1.
+    #[error("the answer's chunks are invalid")]
+    Chunk,
 }
 
-/// The first status that is not an interim one.
-fn status(answer: &[u8]) -> Status {
-    let mut rest = answer;
-    loop {
-        let Some(end) = rest.iter().position(|&byte| byte == b'\n') else {
-            // What is there must be able to become a status line.
-            let begins = rest.iter().zip(b"HTTP/1.").all(|(a, b)| a == b);
-            return if begins { Status::Open } else { Status::Malformed };
+/// End of a message (RFC 9112, 6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Framing {
+    /// So many bytes are left.
+    Length(u64),
+    /// A chunk's size line comes next.
+    ChunkSize,
+    /// So many bytes of a chunk are left.
+    Chunk(u64),
+    /// The line end behind a chunk's data comes next.
+    ChunkEnd,
+    /// Trailer section after the last chunk.
+    Trailers,
+    /// Whatever comes until the connection ends.
+    UntilClose,
+    /// Nothing more belongs to the answer.
+    End,
+}
+
+/// Reader of one answer, fed with the bytes of the connection.
+#[derive(Debug, Default)]
+pub struct Answer {
+    /// Bytes that were not understood yet.
+    pending: Vec<u8>,
+    head_bytes: usize,
+    content_bytes: usize,
+    /// Final status and the end of its message, once the head is whole.
+    head: Option<(u16, Framing)>,
+}
+
+impl Answer {
+    /// Takes bytes that came.
+    ///
+    /// # Errors
+    /// When they are not the next of an HTTP answer. Nothing after that is of interest.
+    pub fn receive(&mut self, bytes: &[u8]) -> Result<(), Malformed> {
+        self.pending.extend_from_slice(bytes);
+        while self.head.is_none() {
+            if !self.read_head()? {
+                return Ok(());
+            }
+        }
+        while self.read_content()? {}
+        Ok(())
+    }
+
+    /// Status of the answer, once its head was read: 101 or 200 to 599.
+    #[must_use]
+    pub fn status(&self) -> Option<u16> {
+        self.head.map(|(status, _)| status)
+    }
+
+    /// Whether all of the answer was read, or as much of it as is read of any.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.content_bytes >= CONTENT_BYTES_MAX || matches!(self.head, Some((_, Framing::End)))
+    }
+
+    /// One head; whether there was a whole one.
+    fn read_head(&mut self) -> Result<bool, Malformed> {
+        let mut headers = [EMPTY_HEADER; HEADERS_MAX];
+        let mut response = Response::new(&mut headers);
+        let parsed = response.parse(&self.pending).map_err(Malformed::Head)?;
+        let Status::Complete(bytes) = parsed else {
+            let too_long = self.head_bytes + self.pending.len() > HEAD_BYTES_MAX;
+            return if too_long { Err(Malformed::HeadTooLong) } else { Ok(false) };
         };
-        let (line, after) = rest.split_at(end);
-        let Some(status) = status_of(line) else { return Status::Malformed };
-        if status >= 200 {
-            return Status::Is(status, answer.len() - rest.len());
+        self.head_bytes += bytes;
+        if self.head_bytes > HEAD_BYTES_MAX {
+            return Err(Malformed::HeadTooLong);
         }
-        // An interim answer has no content: the next begins behind the empty line.
-        match after.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
-            Some(at) => rest = after.get(at + 4..).unwrap_or_default(),
-            None if after.starts_with(b"\n\r\n") => rest = after.get(3..).unwrap_or_default(),
-            None => return Status::Open,
+        let code = response.code.unwrap_or_default();
+        match code {
+            // An interim answer has no content. 101 is final for us: another protocol follows.
+            100 | 102..=199 => {}
+            101 => self.head = Some((code, Framing::End)),
+            200..=599 => self.head = Some((code, framing(code, response.headers)?)),
+            _ => return Err(Malformed::Code(code)),
         }
+        self.pending.drain(..bytes);
+        Ok(true)
+    }
+
+    /// One step through the content; whether another may follow at once.
+    fn read_content(&mut self) -> Result<bool, Malformed> {
+        let Some((_, framing)) = &mut self.head else { return Ok(false) };
+        // An answer that sends more than it is read of must not fill the memory.
+        if self.content_bytes >= CONTENT_BYTES_MAX {
+            self.pending.clear();
+            return Ok(false);
+        }
+        let available = self.pending.len();
+        let (used, next) = match *framing {
+            Framing::Length(0) => (0, Framing::End),
+            Framing::Length(left) => {
+                let (used, left) = take(left, available);
+                (used, Framing::Length(left))
+            }
+            Framing::Chunk(0) => (0, Framing::ChunkEnd),
+            Framing::Chunk(left) => {
+                let (used, left) = take(left, available);
+                (used, Framing::Chunk(left))
+            }
+            Framing::ChunkEnd => match self.pending.get(..2) {
+                Some(b"\r\n") => (2, Framing::ChunkSize),
+                Some(_) => return Err(Malformed::Chunk),
+                None => return Ok(false),
+            },
+            // The parser takes no digit at all for a zero.
+            Framing::ChunkSize if self.pending.first().is_some_and(|byte| !byte.is_ascii_hexdigit()) => {
+                return Err(Malformed::Chunk);
+            }
+            Framing::ChunkSize => match httparse::parse_chunk_size(&self.pending) {
+                Ok(Status::Complete((used, 0))) => (used, Framing::Trailers),
+                Ok(Status::Complete((used, size))) => (used, Framing::Chunk(size)),
+                Ok(Status::Partial) if available <= CHUNK_LINE_BYTES_MAX => return Ok(false),
+                Ok(Status::Partial) | Err(_) => return Err(Malformed::Chunk),
+            },
+            Framing::Trailers => {
+                let mut headers = [EMPTY_HEADER; HEADERS_MAX];
+                match httparse::parse_headers(&self.pending, &mut headers) {
+                    Ok(Status::Complete((used, _))) => (used, Framing::End),
+                    Ok(Status::Partial) if available <= HEAD_BYTES_MAX => return Ok(false),
+                    Ok(Status::Partial) => return Err(Malformed::HeadTooLong),
+                    Err(error) => return Err(Malformed::Head(error)),
+                }
+            }
+            Framing::UntilClose => (available, Framing::UntilClose),
+            Framing::End => return Ok(false),
+        };
+        let moved = used > 0 || *framing != next;
+        *framing = next;
+        self.content_bytes += used;
+        self.pending.drain(..used);
+        Ok(moved)
     }
 }
 
-/// `HTTP/1.1 200 OK`; the reason may be missing.
-fn status_of(line: &[u8]) -> Option<u16> {
-    let text = std::str::from_utf8(line.get(..12)?).ok()?;
-    let (version, code) = (text.get(..9)?, text.get(9..12)?);
-    let ends = line.get(12).is_none_or(|&byte| byte == b' ' || byte == b'\r');
-    if !matches!(version, "HTTP/1.1 " | "HTTP/1.0 ")
-        || !ends
-        || !code.bytes().all(|byte| byte.is_ascii_digit())
-    {
-        return None;
+/// How many of `available` bytes belong to what has `left`, and what is left then.
+fn take(left: u64, available: usize) -> (usize, u64) {
+    let used = usize::try_from(left).map_or(available, |left| left.min(available));
+    (used, left - used as u64)
+}
+
+/// RFC 9112, 6.3: the answer to a `GET`.
+fn framing(status: u16, headers: &[Header<'_>]) -> Result<Framing, Malformed> {
+    let values = |name: &'static str| {
+        let named = headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name));
+        named.map(|header| header.value.trim_ascii())
+    };
+    if matches!(status, 204 | 304) {
+        return Ok(Framing::End);
     }
-    code.parse().ok().filter(|status| (100..600).contains(status))
+    if let Some(last) = values("transfer-encoding").next_back() {
+        let coding = last.rsplit(|&byte| byte == b',').next().unwrap_or_default().trim_ascii();
+        let chunked = coding.eq_ignore_ascii_case(b"chunked");
+        return Ok(if chunked { Framing::ChunkSize } else { Framing::UntilClose });
+    }
+    let mut length = None;
+    for value in values("content-length").flat_map(|value| value.split(|&byte| byte == b',')) {
+        let digits = value.trim_ascii();
+        // The number type's own parser would take a sign.
+        let number = std::str::from_utf8(digits).ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
+        let number: u64 = number.and_then(|text| text.parse().ok()).ok_or(Malformed::Length)?;
+        if length.is_some_and(|known| known != number) {
+            return Err(Malformed::Length);
+        }
+        length = Some(number);
+    }
+    Ok(length.map_or(Framing::UntilClose, Framing::Length))
 }

@@ -1,4 +1,4 @@
-//! The thread: when which target is checked, and what becomes of it.
+//! Thread of the monitors: when which target is checked, and how its state follows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use linux::event::{Epoll, Interest, Ready};
 
-use super::check::{Check, Step};
-use super::verdict::Verdict;
-use super::{Change, MonitorStatus, OnChange, Shared, Target, lock};
+use super::check::{Check, Failure, Step};
+use super::rise_fall::RiseFall;
+use super::{HealthChange, HealthTarget, MonitorState, MonitorStatus, OnChange, lock};
 
 /// Token of the wake-up; ids of targets are smaller.
 const WAKE: u64 = u64::MAX;
@@ -25,7 +25,7 @@ const CHECKS_MAX: usize = 4_096;
 /// Processes that run at once; further commands wait for their end.
 const SCRIPTS_MAX: usize = 64;
 
-/// What had to wait is tried again so soon.
+/// A check that had to wait is tried again so soon.
 const AGAIN: Duration = Duration::from_millis(20);
 
 /// Killed processes are looked after so often.
@@ -33,8 +33,8 @@ const REAP: Duration = Duration::from_millis(100);
 
 /// One target.
 struct Monitor {
-    target: Target,
-    verdict: Verdict,
+    target: HealthTarget,
+    state: RiseFall,
     check: Option<Check>,
     /// When the present check began, or the last one.
     began: Instant,
@@ -44,7 +44,7 @@ struct Monitor {
 
 /// All of them.
 pub struct Runner {
-    shared: Arc<Shared>,
+    shared: Arc<MonitorState>,
     on_change: OnChange,
     epoll: Epoll,
     monitors: BTreeMap<u16, Monitor>,
@@ -60,7 +60,7 @@ pub struct Runner {
 
 impl Runner {
     /// Does nothing yet.
-    pub fn new(shared: Arc<Shared>, on_change: OnChange) -> io::Result<Runner> {
+    pub fn new(shared: Arc<MonitorState>, on_change: OnChange) -> io::Result<Runner> {
         let epoll = Epoll::new()?;
         epoll.add(&shared.wake, WAKE, Interest::Read)?;
         let mut seed = [0; 8];
@@ -132,12 +132,12 @@ impl Runner {
         if let Some(check) = &mut monitor.check {
             if let Some(outcome) = check.outcome() {
                 self.drop_check(id);
-                self.judge(id, outcome);
+                self.record(id, outcome);
                 return;
             }
             self.drop_check(id);
             let timeout_ms = self.monitors.get(&id).map_or(0, |monitor| monitor.target.spec.timeout_ms);
-            self.judge(id, Err(format!("no answer within {timeout_ms} ms")));
+            self.record(id, Err(Failure::Timeout(timeout_ms)));
             return;
         }
         let is_command = matches!(monitor.target.spec.kind, super::HealthKind::Command { .. });
@@ -150,7 +150,7 @@ impl Runner {
             Ok((check, interest)) => {
                 if let Err(error) = self.epoll.add(&check, u64::from(id), interest) {
                     self.killed.extend(check.cancel());
-                    self.local(id, &error);
+                    self.not_checked(id, &error);
                     return;
                 }
                 self.open += 1;
@@ -159,8 +159,8 @@ impl Runner {
                 monitor.check = Some(check);
                 self.schedule(id, deadline);
             }
-            Err(Step::Done(outcome)) => self.judge(id, outcome),
-            Err(Step::Local(error)) => self.local(id, &error),
+            Err(Step::Done(outcome)) => self.record(id, outcome),
+            Err(Step::NotChecked(error)) => self.not_checked(id, &error),
             Err(Step::Wait(_)) => self.schedule_next(id),
         }
     }
@@ -173,17 +173,17 @@ impl Runner {
             Step::Wait(interest) => {
                 if let Err(error) = self.epoll.modify(&*check, u64::from(id), interest) {
                     self.drop_check(id);
-                    self.local(id, &error);
+                    self.not_checked(id, &error);
                 }
             }
             Step::Done(outcome) => {
                 // Nothing to end: a command that is done has been waited for, and its number may be another's now.
                 drop(self.take_check(id));
-                self.judge(id, outcome);
+                self.record(id, outcome);
             }
-            Step::Local(error) => {
+            Step::NotChecked(error) => {
                 self.drop_check(id);
-                self.local(id, &error);
+                self.not_checked(id, &error);
             }
         }
     }
@@ -205,27 +205,28 @@ impl Runner {
         }
     }
 
-    /// This machine could not check: the target is innocent.
-    fn local(&mut self, id: u16, error: &io::Error) {
+    /// This machine could not check: that says nothing about the target.
+    fn not_checked(&mut self, id: u16, error: &io::Error) {
         let Some(monitor) = self.monitors.get(&id) else { return };
         tracing::warn!(server = monitor.target.server, address = %monitor.target.address, %error, "health not checked");
         self.schedule_next(id);
     }
 
-    fn judge(&mut self, id: u16, outcome: Result<(), String>) {
+    /// Counts the outcome of a check, and reports what follows from it.
+    fn record(&mut self, id: u16, outcome: Result<(), Failure>) {
         let Some(monitor) = self.monitors.get_mut(&id) else { return };
         let spec = &monitor.target.spec;
-        let verdict = monitor.verdict.take(outcome.is_ok(), spec.fall, spec.rise);
-        let reason = outcome.err();
+        let news = monitor.state.take(outcome.is_ok(), spec.fall, spec.rise);
+        let reason = outcome.err().map(|failure| failure.to_string());
         if let Some(status) = lock(&self.shared.statuses).get_mut(&id) {
-            status.up = monitor.verdict.is_up();
-            status.checked = monitor.verdict.is_checked();
+            status.up = monitor.state.is_up();
+            status.checked = monitor.state.is_checked();
             status.checks += 1;
             status.failures += u64::from(reason.is_some());
             status.took_us = u64::try_from(monitor.began.elapsed().as_micros()).unwrap_or(u64::MAX);
             status.error = reason.clone().unwrap_or_default();
         }
-        if let Some(up) = verdict {
+        if let Some(up) = news {
             let (server, address) = (monitor.target.server.as_str(), monitor.target.address);
             let kind = spec.kind.name();
             match &reason {
@@ -233,7 +234,7 @@ impl Runner {
                 Some(reason) => tracing::warn!(server, %address, kind, reason, "backend is down"),
             }
             let reason = reason.unwrap_or_else(|| format!("{kind} check succeeded"));
-            (self.on_change)(Change { id, up, reason });
+            (self.on_change)(HealthChange { id, up, reason });
         }
         self.schedule_next(id);
     }
@@ -256,8 +257,8 @@ impl Runner {
     }
 
     /// New targets.
-    fn replace(&mut self, targets: Vec<Target>) {
-        let mut wanted: BTreeMap<u16, Target> =
+    fn replace(&mut self, targets: Vec<HealthTarget>) {
+        let mut wanted: BTreeMap<u16, HealthTarget> =
             targets.into_iter().map(|target| (target.id, target)).collect();
         let ids: Vec<u16> = self.monitors.keys().copied().collect();
         for id in ids {
@@ -276,14 +277,14 @@ impl Runner {
         for (id, target) in wanted {
             let at = now + self.random(SPREAD.min(ms(target.spec.interval_ms)));
             lock(&self.shared.statuses).insert(id, fresh(&target));
-            let monitor = Monitor { target, verdict: Verdict::new(), check: None, began: now, next: at };
+            let monitor = Monitor { target, state: RiseFall::new(), check: None, began: now, next: at };
             self.monitors.insert(id, monitor);
             self.queue.insert((at, id));
         }
     }
 
     /// The same target, perhaps checked in another way from now on.
-    fn change(&mut self, id: u16, target: Target) {
+    fn change(&mut self, id: u16, target: HealthTarget) {
         let Some(monitor) = self.monitors.get_mut(&id) else { return };
         if monitor.target == target {
             return;
@@ -303,8 +304,8 @@ impl Runner {
         lock(&self.shared.statuses).remove(&id);
         let Some(monitor) = self.monitors.remove(&id) else { return };
         self.queue.remove(&(monitor.next, id));
-        if !monitor.verdict.is_up() {
-            (self.on_change)(Change { id, up: true, reason: "no longer monitored".to_owned() });
+        if !monitor.state.is_up() {
+            (self.on_change)(HealthChange { id, up: true, reason: "no longer monitored".to_owned() });
         }
     }
 
@@ -319,7 +320,7 @@ impl Runner {
     }
 }
 
-fn fresh(target: &Target) -> MonitorStatus {
+fn fresh(target: &HealthTarget) -> MonitorStatus {
     MonitorStatus {
         id: target.id,
         server: target.server.clone(),

@@ -1,15 +1,15 @@
-//! From checks to a verdict.
+//! Up or down, from the outcomes of checks in a row.
 
 /// Up or down, and how near it is to the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Verdict {
+pub struct RiseFall {
     up: bool,
     checked: bool,
     /// Checks in a row that contradict `up`.
     against: u8,
 }
 
-impl Verdict {
+impl RiseFall {
     /// Up, until the first check decides.
     pub const fn new() -> Self {
         Self { up: true, checked: false, against: 0 }
@@ -25,7 +25,7 @@ impl Verdict {
         self.checked
     }
 
-    /// Takes the outcome of a check. Returns the verdict when it is new: with the first check, and when it changes.
+    /// Takes the outcome of a check. Returns whether the target is up when that is news: with the first check, and when it changes.
     pub fn take(&mut self, success: bool, fall: u8, rise: u8) -> Option<bool> {
         if success == self.up {
             self.against = 0;
