@@ -9,6 +9,7 @@ use std::time::Duration;
 use linux::event::{Epoll, Interest, Ready};
 use linux::tun::TunQueue;
 use linux::udp::{RecvMeta, UdpSocket};
+use packet::attachment::{BondId, Ingress};
 use packet::coalesce::Coalescer;
 use packet::drop_reason::{DropCounters, DropReason};
 use packet::flow::FlowKey;
@@ -97,12 +98,14 @@ impl Output for Io {
         );
     }
 
-    fn deliver(&mut self, _bond: usize, packet: &[u8], partial: bool, may_merge: bool) {
+    fn deliver(&mut self, bond: usize, packet: &[u8], partial: bool, may_merge: bool) {
         self.counters.tun_tx_packets.add(1);
         self.counters.tun_tx_bytes.add(packet.len() as u64);
         let Self { coalescer, tun, counters, drops, node, now_ns, ways, forwarded, .. } = self;
         // Partial checksums were vouched for by the peer's kernel and the AEAD: merging hides nothing.
-        let fits = coalescer.push(packet, partial, may_merge || partial, &mut |bytes| {
+        let ingress = Ingress::Bond(BondId(bond as u16));
+        let fits = coalescer.push(ingress, packet, partial, may_merge || partial, &mut |packet| {
+            let bytes = packet.with_virtio_header();
             if !divert(ways.as_deref(), bytes, forwarded) {
                 write_tun(tun, counters, drops, node, *now_ns, bytes);
             }
@@ -116,7 +119,8 @@ impl Output for Io {
 impl Io {
     fn flush(&mut self) {
         let Self { coalescer, tun, counters, drops, node, now_ns, ways, forwarded, .. } = self;
-        coalescer.flush(&mut |bytes| {
+        coalescer.flush(&mut |packet| {
+            let bytes = packet.with_virtio_header();
             if !divert(ways.as_deref(), bytes, forwarded) {
                 write_tun(tun, counters, drops, node, *now_ns, bytes);
             }

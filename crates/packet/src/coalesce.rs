@@ -8,28 +8,26 @@
 //!
 //! Merge only packets that were authenticated: the kernel is told that the checksums are right.
 
+use crate::attachment::Ingress;
+use crate::buffer::{PACKET_BYTES_MAX, PacketBuf};
 use crate::checksum;
 use crate::ip::{IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, IpHeader, PROTOCOL_TCP, PROTOCOL_UDP};
 use crate::segment::{
     TCP_ACK, TCP_CHECKSUM_OFFSET, TCP_CWR, TCP_ECE, TCP_FIN, TCP_HEADER_BYTES, TCP_PSH, UDP_CHECKSUM_OFFSET,
     UDP_HEADER_BYTES, checksum_place,
 };
-use crate::vnet::{
-    GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, VNET_HEADER_BYTES, VirtioNetHeader,
-};
+use crate::vnet::{GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, VirtioNetHeader};
 use crate::{array_at, put_u16, u16_at, u32_at};
 
 /// Most bytes of a merged packet, IP header included.
 pub const SUPER_PACKET_BYTES_MAX: usize = 65_535;
 /// Most datagrams in one UDP super-packet: older kernels split no more than that.
 pub const UDP_SEGMENTS_MAX: usize = 64;
-/// Most bytes of a packet that can be pushed: the longest IPv6 packet.
-const PACKET_BYTES_MAX: usize = IPV6_HEADER_BYTES + 65_535;
 
 /// Merges packets into one open super-packet. Owns its buffer of 64 KB; allocates only when it is made.
 pub struct Coalescer {
-    /// virtio header | packet. The IP and transport headers stay those of the first segment until emitted.
-    buffer: Box<[u8]>,
+    /// The packet so far. Its IP and transport headers stay those of the first segment until it is emitted.
+    buffer: PacketBuf,
     held: Option<Held>,
     merge_udp: bool,
 }
@@ -77,8 +75,7 @@ impl Coalescer {
     /// Holds nothing, merges TCP and UDP.
     #[must_use]
     pub fn new() -> Coalescer {
-        let buffer = vec![0; VNET_HEADER_BYTES + PACKET_BYTES_MAX].into_boxed_slice();
-        Coalescer { buffer, held: None, merge_udp: true }
+        Coalescer { buffer: PacketBuf::with_capacity(PACKET_BYTES_MAX), held: None, merge_udp: true }
     }
 
     /// Whether UDP is merged. Switch it off where the TUN device does not know `VIRTIO_NET_HDR_GSO_UDP_L4`
@@ -94,29 +91,31 @@ impl Coalescer {
         self.held.is_none()
     }
 
-    /// Takes one IP packet. `checksum_partial`: its transport checksum is the pseudo-header's sum only.
-    /// `may_merge`: it may continue the packet before it. `emit` gets a virtio header and packet, ready for
-    /// one write, for whatever is complete; the packet itself may stay held until later calls.
+    /// Takes one IP packet that came in by `ingress`. `checksum_partial`: its transport checksum is the
+    /// pseudo-header's sum only. `may_merge`: it may continue the packet before it. `emit` gets whatever is complete; the
+    /// packet itself may stay held until later calls. It may keep the buffer by leaving another of the same capacity.
     ///
     /// Returns `false` for a packet longer than IP allows, which is not emitted.
     #[inline]
     pub fn push(
         &mut self,
+        ingress: Ingress,
         packet: &[u8],
         checksum_partial: bool,
         may_merge: bool,
-        emit: &mut impl FnMut(&[u8]),
+        emit: &mut impl FnMut(&mut PacketBuf),
     ) -> bool {
         if packet.len() > PACKET_BYTES_MAX {
             return false;
         }
         let Some(shape) = self.shape(packet) else {
             self.flush(emit);
+            self.buffer.ingress = ingress;
             self.emit_alone(packet, checksum_partial, emit);
             return true;
         };
         let mut trusted = checksum_partial;
-        if may_merge && self.fits(packet, &shape) && self.trust_held() {
+        if may_merge && self.buffer.ingress == ingress && self.fits(packet, &shape) && self.trust_held() {
             trusted = trusted || verify(packet, &shape);
             if trusted {
                 self.append(packet, &shape, emit);
@@ -124,6 +123,7 @@ impl Coalescer {
             }
         }
         self.flush(emit);
+        self.buffer.ingress = ingress;
         self.hold(packet, shape, checksum_partial, trusted);
         if shape.flags & (TCP_FIN | TCP_PSH) != 0 {
             self.flush(emit);
@@ -133,13 +133,12 @@ impl Coalescer {
 
     /// Emits what is held.
     #[inline]
-    pub fn flush(&mut self, emit: &mut impl FnMut(&[u8])) {
+    pub fn flush(&mut self, emit: &mut impl FnMut(&mut PacketBuf)) {
         let Some(held) = self.held.take() else { return };
         let header = if held.segments == 1 { single_header(&held) } else { self.finish_super(&held) };
-        header.write(&mut self.buffer);
-        if let Some(bytes) = self.buffer.get(..VNET_HEADER_BYTES + held.bytes) {
-            emit(bytes);
-        }
+        self.buffer.offload = header;
+        self.buffer.set_len(held.bytes);
+        emit(&mut self.buffer);
     }
 
     /// The shape of a packet that could be part of a super-packet.
@@ -162,9 +161,7 @@ impl Coalescer {
     #[inline]
     fn fits(&self, packet: &[u8], shape: &Shape) -> bool {
         let Some(held) = &self.held else { return false };
-        let Some(first) = self.buffer.get(VNET_HEADER_BYTES..VNET_HEADER_BYTES + held.bytes) else {
-            return false;
-        };
+        let first = self.buffer.packet();
         shape.tcp == held.shape.tcp
             && shape.header_bytes == held.shape.header_bytes
             && shape.ip_bytes == held.shape.ip_bytes
@@ -179,20 +176,19 @@ impl Coalescer {
     fn trust_held(&mut self) -> bool {
         let Some(held) = &mut self.held else { return false };
         if !held.trusted {
-            let packet = self.buffer.get(VNET_HEADER_BYTES..VNET_HEADER_BYTES + held.bytes);
-            held.trusted = packet.is_some_and(|packet| verify(packet, &held.shape));
+            held.trusted = verify(self.buffer.packet(), &held.shape);
         }
         held.trusted
     }
 
     #[inline]
-    fn append(&mut self, packet: &[u8], shape: &Shape, emit: &mut impl FnMut(&[u8])) {
+    fn append(&mut self, packet: &[u8], shape: &Shape, emit: &mut impl FnMut(&mut PacketBuf)) {
         let Some(held) = &mut self.held else { return };
-        let start = VNET_HEADER_BYTES + held.bytes;
-        let room = self.buffer.get_mut(start..start + shape.payload_bytes);
+        let room = self.buffer.space().get_mut(held.bytes..held.bytes + shape.payload_bytes);
         let (Some(room), Some(payload)) = (room, packet.get(shape.header_bytes..)) else { return };
         room.copy_from_slice(payload);
         held.bytes += shape.payload_bytes;
+        self.buffer.set_len(held.bytes);
         held.segments += 1;
         held.last_flags = shape.flags & (TCP_FIN | TCP_PSH);
         let complete = held.last_flags != 0
@@ -206,15 +202,14 @@ impl Coalescer {
 
     #[inline]
     fn hold(&mut self, packet: &[u8], shape: Shape, partial: bool, trusted: bool) {
-        if let Some(room) = self.buffer.get_mut(VNET_HEADER_BYTES..VNET_HEADER_BYTES + packet.len()) {
-            room.copy_from_slice(packet);
+        if self.buffer.copy_from(packet) {
             self.held =
                 Some(Held { shape, bytes: packet.len(), segments: 1, partial, trusted, last_flags: 0 });
         }
     }
 
     /// Emits a packet that cannot be merged; nothing is held.
-    fn emit_alone(&mut self, packet: &[u8], checksum_partial: bool, emit: &mut impl FnMut(&[u8])) {
+    fn emit_alone(&mut self, packet: &[u8], checksum_partial: bool, emit: &mut impl FnMut(&mut PacketBuf)) {
         let mut header = VirtioNetHeader::default();
         if checksum_partial
             && let Some((start, place)) = IpHeader::parse(packet).ok().as_ref().and_then(checksum_place)
@@ -223,12 +218,9 @@ impl Coalescer {
             header.csum_start = start as u16;
             header.csum_offset = (place - start) as u16;
         }
-        header.write(&mut self.buffer);
-        if let Some(room) = self.buffer.get_mut(VNET_HEADER_BYTES..VNET_HEADER_BYTES + packet.len()) {
-            room.copy_from_slice(packet);
-        }
-        if let Some(bytes) = self.buffer.get(..VNET_HEADER_BYTES + packet.len()) {
-            emit(bytes);
+        if self.buffer.copy_from(packet) {
+            self.buffer.offload = header;
+            emit(&mut self.buffer);
         }
     }
 
@@ -236,7 +228,7 @@ impl Coalescer {
     #[inline]
     fn finish_super(&mut self, held: &Held) -> VirtioNetHeader {
         let Shape { tcp, ip_bytes, header_bytes, payload_bytes, flags } = held.shape;
-        let packet = self.buffer.get_mut(VNET_HEADER_BYTES..).unwrap_or_default();
+        let packet = self.buffer.packet_mut();
         let upper_bytes = held.bytes - ip_bytes;
         let protocol = if tcp { PROTOCOL_TCP } else { PROTOCOL_UDP };
         let pseudo = if ip_bytes == IPV4_HEADER_BYTES {

@@ -10,7 +10,7 @@
 //! 3. [`segment`] writes one segment after the other of the super-packet straight into the datagrams that
 //!    carry them. Transport checksums stay partial: the tunnel's AEAD vouches for the bytes.
 //! 4. At the far end [`coalesce`] merges the segments again into one super-packet, ready for a TUN write.
-//! 5. [`attachment`] names where a packet came in and where it goes.
+//! 5. [`attachment`] names where a packet came in and where it goes; [`buffer`] is memory for one, with room around it.
 //! 6. [`checksum`] holds the arithmetic of all of that, and [`drop_reason`] names every way for a packet to
 //!    end early: one list for the whole product.
 //!
@@ -18,6 +18,7 @@
 //! order. Lengths are in bytes.
 
 pub mod attachment;
+pub mod buffer;
 pub mod checksum;
 pub mod coalesce;
 pub mod drop_reason;
@@ -31,6 +32,7 @@ mod testing;
 pub mod vnet;
 
 pub use attachment::{BondId, Egress, Ingress, InterfaceId};
+pub use buffer::{PacketBuf, PacketPool};
 pub use coalesce::Coalescer;
 pub use drop_reason::{DropCounters, DropReason};
 pub use flow::FlowKey;

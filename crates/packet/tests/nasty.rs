@@ -5,7 +5,10 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use packet::vnet::VNET_HEADER_BYTES;
-use packet::{Coalescer, DropReason, FlowKey, IpHeader, Segmenter, VirtioNetHeader, checksum, ip, segment};
+use packet::{
+    Coalescer, DropReason, FlowKey, Ingress, IpHeader, PacketBuf, Segmenter, VirtioNetHeader, checksum, ip,
+    segment,
+};
 
 struct Case {
     is_super: bool,
@@ -129,16 +132,16 @@ impl Bench {
         // UDP without fragmentation can, and is left out by `may_merge`.
         let mut emitted = 0;
         for partial in [true, false] {
-            let mut emit = |written: &[u8]| {
-                assert_eq!(&written[VNET_HEADER_BYTES..], bytes, "{}", case.name);
+            let mut emit = |written: &mut PacketBuf| {
+                assert_eq!(written.packet(), bytes, "{}", case.name);
                 emitted += 1;
             };
-            assert!(self.coalescer.push(bytes, partial, false, &mut emit));
+            assert!(self.coalescer.push(Ingress::Host, bytes, partial, false, &mut emit));
             self.coalescer.flush(&mut emit);
         }
         assert_eq!(emitted, 2, "{}", case.name);
-        self.coalescer.push(bytes, true, true, &mut |_| ());
-        self.coalescer.push(bytes, true, true, &mut |_| ());
+        self.coalescer.push(Ingress::Host, bytes, true, true, &mut |_| ());
+        self.coalescer.push(Ingress::Host, bytes, true, true, &mut |_| ());
         self.coalescer.flush(&mut |_| ());
     }
 }

@@ -4,7 +4,9 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use packet::vnet::{GSO_TCPV4, GSO_UDP_L4, NEEDS_CSUM};
-use packet::{Coalescer, DropCounters, DropReason, FlowKey, Segmenter, VirtioNetHeader, ip, segment};
+use packet::{
+    Coalescer, DropCounters, DropReason, FlowKey, Ingress, Segmenter, VirtioNetHeader, ip, segment,
+};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
@@ -80,7 +82,7 @@ fn the_packet_path_does_not_allocate() {
             if full {
                 segment::complete_checksum(segment).unwrap();
             }
-            coalescer.push(segment, !full, true, &mut |bytes| emitted += bytes.len());
+            coalescer.push(Ingress::Host, segment, !full, true, &mut |bytes| emitted += bytes.len());
             counters.add(DropReason::CoDel);
         }
     }

@@ -2,7 +2,10 @@
 
 use packet::segment::complete_checksum;
 use packet::vnet::VNET_HEADER_BYTES;
-use packet::{Coalescer, FlowKey, IpHeader, SegmentKind, Segmenter, VirtioNetHeader, checksum, ip, segment};
+use packet::{
+    Coalescer, FlowKey, Ingress, IpHeader, PacketBuf, SegmentKind, Segmenter, VirtioNetHeader, checksum, ip,
+    segment,
+};
 
 /// Longest packet of IP.
 const PACKET_BYTES_MAX: usize = 65_575;
@@ -64,7 +67,8 @@ fn through(mut segmenter: Segmenter<'_>, packet: &[u8]) {
     let header_bytes = segmenter.header_bytes();
     let mut merger = Coalescer::new();
     let (mut merged, mut emitted) = (0, 0);
-    let mut emit = |bytes: &[u8]| {
+    let mut emit = |merged_packet: &mut PacketBuf| {
+        let bytes = merged_packet.with_virtio_header();
         let (header, packet) = bytes.split_at(VNET_HEADER_BYTES);
         let header = VirtioNetHeader::parse(header).expect("our own header");
         assert!(packet.len() <= PACKET_BYTES_MAX);
@@ -81,7 +85,7 @@ fn through(mut segmenter: Segmenter<'_>, packet: &[u8]) {
         assert!(bytes > 0 && bytes <= packet.len());
         let one = &mut out[..bytes];
         payload += bytes - header_bytes;
-        assert!(merger.push(one, segmenter.checksum_partial(), index > 0, &mut emit));
+        assert!(merger.push(Ingress::Host, one, segmenter.checksum_partial(), index > 0, &mut emit));
         // A single packet keeps the partial sum it came with, right or wrong; a super-packet's is made per segment.
         if segmenter.is_super() && segmenter.checksum_partial() && complete_checksum(one).is_ok() {
             assert!(checksum::verify_packet(one), "a completed checksum is wrong");

@@ -1,10 +1,12 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 use super::*;
+use crate::attachment::BondId;
 use crate::segment::{Segmenter, complete_checksum};
 use crate::testing::{
     ACK, CWR, ECE, FIN, PSH, RST, Recipe, SYN, URG, V4, V6, any_recipe, fix_ipv4, ip_packet, payload,
     reference_segments, super_header,
 };
+use crate::vnet::VNET_HEADER_BYTES;
 use proptest::prelude::*;
 
 struct Collector {
@@ -18,11 +20,13 @@ impl Collector {
     }
 
     fn push(&mut self, packet: &[u8], partial: bool, may_merge: bool) {
-        assert!(self.coalescer.push(packet, partial, may_merge, &mut |bytes| self.out.push(bytes.to_vec())));
+        assert!(self.coalescer.push(Ingress::Host, packet, partial, may_merge, &mut |packet| {
+            self.out.push(packet.with_virtio_header().to_vec());
+        }));
     }
 
     fn finish(mut self) -> Vec<(VirtioNetHeader, Vec<u8>)> {
-        self.coalescer.flush(&mut |bytes| self.out.push(bytes.to_vec()));
+        self.coalescer.flush(&mut |packet| self.out.push(packet.with_virtio_header().to_vec()));
         assert!(self.coalescer.is_empty());
         let split =
             |bytes: &Vec<u8>| (VirtioNetHeader::parse(bytes).unwrap(), bytes[VNET_HEADER_BYTES..].to_vec());
@@ -297,7 +301,38 @@ fn limits() {
     let longest = ip_packet(&Recipe::udp(V6, Vec::new()), 59, &payload(65_535));
     assert_eq!(lengths(std::slice::from_ref(&longest)), [65_575]);
     let mut coalescer = Coalescer::new();
-    assert!(!coalescer.push(&[0; 65_576], false, true, &mut |_| panic!("emitted")));
+    assert!(!coalescer.push(Ingress::Host, &[0; 65_576], false, true, &mut |_| panic!("emitted")));
+}
+
+#[test]
+fn packets_of_different_origin_are_not_merged() {
+    let segments = reference_segments(&Recipe::tcp(V4, payload(4_000)).flags(ACK), 1_000);
+    let mut emitted = Vec::new();
+    let mut coalescer = Coalescer::new();
+    for (segment, bond) in segments.iter().zip([1, 1, 2, 2]) {
+        let ingress = Ingress::Bond(BondId(bond));
+        coalescer
+            .push(ingress, segment, true, true, &mut |packet| emitted.push((packet.ingress, packet.len())));
+    }
+    coalescer.flush(&mut |packet| emitted.push((packet.ingress, packet.len())));
+    let of = |bond| (Ingress::Bond(BondId(bond)), segments[0].len() + 1_000);
+    assert_eq!(emitted, [of(1), of(2)]);
+}
+
+#[test]
+fn whoever_gets_a_packet_may_keep_its_buffer() {
+    let segments = reference_segments(&Recipe::tcp(V4, payload(3_000)).flags(ACK), 1_000);
+    let mut kept = Vec::new();
+    let mut coalescer = Coalescer::new();
+    let mut keep = |packet: &mut PacketBuf| {
+        kept.push(std::mem::replace(packet, PacketBuf::with_capacity(PACKET_BYTES_MAX)));
+    };
+    for segment in &segments {
+        coalescer.push(Ingress::Host, segment, true, false, &mut keep);
+    }
+    coalescer.flush(&mut keep);
+    let packets: Vec<&[u8]> = kept.iter().map(PacketBuf::packet).collect();
+    assert_eq!(packets, segments.iter().map(Vec::as_slice).collect::<Vec<_>>());
 }
 
 /// What a kernel does with the emitted packets: split, and complete the checksums.
