@@ -3,7 +3,7 @@
 use std::os::unix::fs::symlink;
 use std::process::Command;
 
-use control::handle::InterfaceStatus;
+use control::status::InterfaceStatus;
 use linux::testing::isolated;
 
 use crate::gateway_scene::*;

@@ -190,7 +190,7 @@ fn r1_leases_of_ports() {
         let take = ["lease", "take", "pod-1", "--from", "10.1.1.0/24", "--ports", "2048", "--json"];
         let (code, said) = gateway.command(&take);
         assert_eq!(code, 0, "{said}");
-        let leases: Vec<control::handle::LeaseReport> = serde_json::from_str(&said).unwrap();
+        let leases: Vec<control::status::LeaseReport> = serde_json::from_str(&said).unwrap();
         let lease = &leases[0];
         assert_eq!((lease.address, lease.last_port - lease.first_port), (gateway_ip(2), 2_047), "{lease:?}");
         assert_eq!(gateway.command(&take), (0, said), "the same request, the same range");

@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use control::handle::{Explanation, FlowFilter, FlowList, ServicesStatus};
-use control::socket::{Request, Response};
+use control::protocol::FlowFilter;
+use control::protocol::{Request, Response};
+use control::status::{Explanation, FlowList, ServicesStatus};
 use linux::netns::set_sysctl;
 use testbed::topology::{Host, Node, Site};
 

@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use control::handle::{BackendStatus, ServerStatus};
+use control::status::{BackendStatus, ServerStatus};
 use linux::testing::isolated;
 
 use crate::gateway_clients::*;

@@ -70,7 +70,7 @@ fn t1_a_hub_by_name_is_asked_for_again_when_it_moves() {
         let (a, b) = (scene.a(), scene.b());
         // The name server this system is configured for lives at the branch.
         let conf = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-        let server = control::resolve::name_servers(&conf).first().copied();
+        let server = control::peer_names::name_servers(&conf).first().copied();
         let server = server.unwrap_or(Ipv4Addr::LOCALHOST.into());
         if !server.is_loopback() {
             a.netlink().unwrap().add_address(1, server.into()).unwrap();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use control::report::Report;
+use control::status::Report;
 use linux::testing::isolated;
 use testbed::topology::{LinkNet, Site};
 

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use control::live::BackendWish;
-use control::socket::Request;
+use control::protocol::BackendWish;
+use control::protocol::Request;
 
 use crate::output::Target;
 

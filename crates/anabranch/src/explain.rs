@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use control::socket::Request;
+use control::protocol::Request;
 
 use crate::output::{Target, print, print_json};
 
@@ -40,7 +40,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     if args.json {
         print_json(&about)?;
     } else {
-        print(&control::show::explanation(&about))?;
+        print(&control::status::explanation(&about))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use control::config::values::prefix;
-use control::socket::Request;
+use control::protocol::Request;
 use ipnet::IpNet;
 
 use crate::output::{Target, print, print_json};
@@ -70,7 +70,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
             if json {
                 print_json(&groups)?;
             } else {
-                print(&control::show::groups(&groups))?;
+                print(&control::status::groups(&groups))?;
             }
             return Ok(ExitCode::SUCCESS);
         }

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::process::ExitCode;
 
 use control::config::values::prefix;
-use control::live::LeaseWish;
-use control::socket::Request;
+use control::protocol::LeaseWish;
+use control::protocol::Request;
 use ipnet::IpNet;
 
 use crate::output::{Target, print, print_json};
@@ -95,11 +95,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let Some(leases) = response.leases else { return Ok(ExitCode::SUCCESS) };
     if nft {
-        print(&control::live::nftables(&leases))?;
+        print(&control::gateway::overrides::nftables(&leases))?;
     } else if json {
         print_json(&leases)?;
     } else {
-        print(&control::show::leases(&leases))?;
+        print(&control::status::leases(&leases))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -4,7 +4,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use control::socket::{CallError, Request, Response, call, find};
+use control::control_socket::{CallError, call, find};
+use control::protocol::{Request, Response};
 
 use crate::{EXIT_CONFIGURATION, EXIT_NOT_RUNNING};
 

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use control::socket::Request;
+use control::protocol::Request;
 
 use crate::EXIT_CONFIGURATION;
 use crate::output::{Target, complain, print};

@@ -13,8 +13,8 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use clap::Args as ClapArgs;
 use control::config::Config;
-use control::live::Live;
-use control::spec::HostFacts;
+use control::gateway::overrides::Live;
+use control::host_facts::HostFacts;
 use engine::gateway::replay::{Captured, run as run_cores};
 use packet::flow::FlowKey;
 use pcap_file::pcap::{PcapHeader, PcapPacket, PcapReader, PcapWriter};
@@ -106,7 +106,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     for warning in warnings {
         output::complain(&warning.to_string());
     }
-    let mut spec = control::spec::gateway_spec(&config, &no_host(), &Live::default());
+    let mut spec = control::gateway::policy::gateway_spec(&config, &no_host(), &Live::default());
     for (place, interface) in (1u8..).zip(&mut spec.interfaces) {
         interface.mac = [2, 0, 0, 0, 0, place];
     }

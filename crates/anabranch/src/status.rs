@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use control::handle::FlowFilter;
-use control::socket::{Request, Response};
+use control::protocol::FlowFilter;
+use control::protocol::{Request, Response};
 
 use crate::output::{Target, complain, print, print_json};
 use crate::{EXIT_COMMAND_LINE, EXIT_NOT_RUNNING};
@@ -52,7 +52,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.json {
         print_json(&report)?;
     } else {
-        print(&control::report::text(&report))?;
+        print(&control::status::text(&report))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -73,7 +73,7 @@ fn flows(args: &Args) -> anyhow::Result<ExitCode> {
     if args.json {
         print_json(&list)?;
     } else {
-        print(&control::show::flows(&list))?;
+        print(&control::status::flows(&list))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use control::socket::Request;
+use control::protocol::Request;
 
 use crate::EXIT_NOT_RUNNING;
 use crate::output::{Target, complain, exists};

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use control::StartError;
 use control::config::Config;
-use control::up::{Options, UpError};
+use control::event_loop::Options;
 
 use crate::logging::{self, LogFile};
 use crate::output::complain;
@@ -44,9 +45,9 @@ pub(crate) fn run(args: Args, log: Option<&str>) -> anyhow::Result<ExitCode> {
         tracing::warn!("{problem}");
     }
     let reopen_log = file.map(|file| Box::new(move || file.reopen()) as Box<dyn Fn() + Send>);
-    match control::up::run(config, Options { socket: args.socket, reopen_log }) {
+    match control::event_loop::run(config, Options { socket: args.socket, reopen_log }) {
         Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(UpError::Start(reason)) => {
+        Err(StartError::Start(reason)) => {
             // Into the log for those who look there, and to the terminal.
             tracing::error!("{reason}");
             complain(&format!("anabranch: {reason}"));

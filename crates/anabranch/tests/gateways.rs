@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use control::socket::Request;
+use control::protocol::Request;
 use linux::netlink::Netlink;
 use linux::testing::isolated;
 use rustix::process::Signal;
@@ -296,7 +296,7 @@ fn a_hub_by_name_and_a_start_before_everything() {
         let (a, b, router) = (testbed.site(Site::A), testbed.site(Site::B), &testbed.routers()[0]);
         // The name server this system uses, played by the router.
         let conf = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-        let address = control::resolve::name_servers(&conf).first().copied();
+        let address = control::peer_names::name_servers(&conf).first().copied();
         let (place, address) = match address {
             Some(address) => (router, address),
             None => (a, Ipv4Addr::LOCALHOST.into()),
@@ -406,7 +406,7 @@ fn an_interface_is_made_anew_under_its_old_name() {
             plug();
             assert_ne!(a.interface("modem0").unwrap(), index);
             if let Err(error) = try_echo(a, b, HUB_IP.into()) {
-                let state = branch.status().map(|report| control::report::text(&report));
+                let state = branch.status().map(|report| control::status::text(&report));
                 panic!(
                     "{error}\n{}\nbranch:\n{}\nhub:\n{}",
                     state.unwrap_or_default(),

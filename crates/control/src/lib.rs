@@ -1,42 +1,41 @@
-//! Everything around the data path: what the operator writes, what the host does, what people ask.
+//! Everything around the data path: configuration, the host, operators' commands.
 //!
-//! A guided tour, in the order things happen when a gateway starts:
+//! A guided tour, in the order things happen when a node starts:
 //!
 //! 1. [`config`] reads the one TOML file and says everything that is wrong with it at once; [`key`] reads keys.
-//! 2. [`up`] takes the instance lock, makes the TUN interface, starts the engine and then sleeps until something
-//!    happens; [`state`] keeps the one number that must survive a restart.
-//! 3. [`wan`] turns the host's interfaces into WANs; [`plan`] says which routes and rules the host should have for them
-//!    and for allowed-ips; [`host`] puts those into the kernel and takes them out again.
-//! 4. [`resolve`] asks for DNS names, again and again.
-//! 5. What is not the tunnel: `router` tells the engine, through [`handle`], what [`spec`] makes of the configuration,
-//!    the host and what was changed by command ([`live`]); [`addresses`] keeps addresses on devices, [`pools`] finds
-//!    those that cannot be used, [`health`] checks backends, [`nat_log`] writes who had which port, [`show`] makes text of it.
-//! 6. [`socket`] answers commands; [`report`] shows the state, [`reload`] compares configurations.
+//! 2. [`event_loop`] takes the instance lock and sleeps until something happens; `events` are what other threads send it.
+//!    `node` is what it runs: TUN interface, engine, WANs. [`timestamp_floor`] keeps the one number that must survive a
+//!    restart.
+//! 3. [`host_facts`] reads devices, addresses, routes and sysctls. [`wans`] turns devices into WANs; [`route_plan`] says
+//!    which routes and rules the host should have for them and for allowed-ips; [`kernel_routes`] puts those into the
+//!    kernel and takes them out again. [`peer_names`] asks for DNS names of peers, again and again.
+//! 4. [`gateway`] is all that is not the tunnel; [`health`] checks its backends.
+//! 5. [`control_socket`] takes operators' requests, which [`protocol`] describes; [`reload`]
+//!    compares configurations; [`status`] is everything that is shown.
 //!
-//! What decides is pure and tested as such ([`config`], [`wan`], [`plan`], [`resolve`], [`reload`], [`report`]); what
-//! touches the system is thin. There is no runtime: one thread sleeps on a few descriptors, name look-ups and control
-//! connections have short-lived threads of their own.
+//! Modules that decide are pure and tested as such ([`config`], [`wans`], [`route_plan`], [`peer_names`], [`reload`],
+//! [`gateway::policy`], [`status`]); those that touch the system are thin. There is no runtime: one thread sleeps on a few
+//! descriptors, name look-ups and control connections have short-lived threads of their own. No module uses one that,
+//! directly or not, uses it.
 
-pub mod addresses;
 pub mod config;
-mod gateway;
-pub mod handle;
+pub mod control_socket;
+pub mod event_loop;
+mod events;
+mod files;
+pub mod gateway;
 pub mod health;
-pub mod host;
+pub mod host_facts;
+pub mod kernel_routes;
 pub mod key;
-pub mod live;
-pub mod nat_log;
-pub mod plan;
-pub mod pools;
+mod node;
+pub mod peer_names;
+pub mod protocol;
 pub mod reload;
-pub mod report;
-pub mod resolve;
-mod router;
-pub mod show;
-pub mod socket;
-pub mod spec;
-pub mod state;
-pub mod up;
-pub mod wan;
+pub mod route_plan;
+pub mod status;
+pub mod timestamp_floor;
+pub mod wans;
+mod warn_once;
 
-pub use gateway::host_warnings;
+pub use node::{StartError, host_warnings};

@@ -171,7 +171,7 @@ impl Gateway {
     }
 
     fn status(&self) -> anyhow::Result<Status> {
-        let response = control::socket::call(&self.socket, control::socket::Request::Status)
+        let response = control::control_socket::call(&self.socket, control::protocol::Request::Status)
             .with_context(|| format!("ask the gateway {}", self.name))?;
         match (response.status, response.error) {
             (Some(report), _) => Ok(report.status),

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use control::control_socket::{CallError, call};
 use control::key;
-use control::report::Report;
-use control::socket::{CallError, Request, Response, call};
+use control::protocol::{Request, Response};
+use control::status::Report;
 use testbed::program::{Program, ScratchDir};
 use testbed::topology::Node;
 
@@ -75,7 +76,7 @@ impl Gateway {
             }
             if start.elapsed().as_secs_f64() > seconds {
                 let state =
-                    report.map_or_else(|| "no answer".to_owned(), |report| control::report::text(&report));
+                    report.map_or_else(|| "no answer".to_owned(), |report| control::status::text(&report));
                 panic!("{what}: not within {seconds} s\n{state}\n{}", self.log());
             }
             std::thread::sleep(Duration::from_millis(10));

@@ -2,7 +2,7 @@
 //! `[[virtual-server]]`, `[[group]]`, `[[rule]]`, `[[tenant]]`, `[[lease]]` and `[gateway]`.
 //!
 //! Names are checked here (a rule that names an unknown group is an error at its place in the file), but stay
-//! names: [`crate::spec`] turns them into numbers, together with what the host says about its devices.
+//! names: [`crate::gateway::policy`] turns them into numbers, together with what the host says about its devices.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -15,6 +15,7 @@ use crate::health::HealthSpec;
 
 mod balance;
 pub(super) mod check;
+pub mod pools;
 pub(super) mod read;
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use control::handle::{CoreServices, ServicesStatus};
+use control::status::{CoreServices, ServicesStatus};
 use testbed::stop::Stop;
 use testbed::topology::Node;
 use testbed::traffic::client::Plan;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use control::handle::{CoreServices, ServicesStatus};
+use control::status::{CoreServices, ServicesStatus};
 use serde::Serialize;
 use testbed::traffic::tally::Tally;
 

@@ -14,9 +14,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use control::handle::ServicesStatus;
+use control::control_socket::call;
+use control::protocol::{Request, Response};
 use control::reload::ReloadReport;
-use control::socket::{Request, Response, call};
+use control::status::ServicesStatus;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use testbed::Privilege;
 use testbed::program::{Program, ScratchDir};

@@ -8,10 +8,10 @@ use services::spec::RuleAction;
 
 use super::super::Tun;
 use super::super::problem::Problems;
+use super::pools::{self, Unusable};
 use super::read::Places;
 use super::values::{listen_text, protocol_text};
 use super::{Forward, ListenHost, Rule, Services};
-use crate::pools::{self, Unusable};
 
 /// Compares everything with everything else.
 pub(in super::super) fn services(all: &Services, tun: &Tun, places: &Places, problems: &mut Problems<'_>) {

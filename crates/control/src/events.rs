@@ -1,0 +1,37 @@
+//! Events that other threads send to the node's thread ([`crate::event_loop`]).
+
+use std::io;
+use std::sync::mpsc::SyncSender;
+
+use linux::event::EventFd;
+
+use crate::health::HealthChange;
+use crate::peer_names::Answer;
+use crate::protocol::{Request, Response};
+
+/// Event for the node's thread.
+pub(crate) enum NodeEvent {
+    /// A name was resolved, or not.
+    Answer(String, Answer),
+    /// Somebody asks over the control socket.
+    Request(Request, SyncSender<Response>),
+    /// A backend passes its checks, or does not.
+    Health(HealthChange),
+}
+
+/// Sender of other threads to the node's thread, which it wakes.
+pub(crate) struct EventSender {
+    pub(crate) sender: SyncSender<NodeEvent>,
+    pub(crate) wake: EventFd,
+}
+
+impl EventSender {
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { sender: self.sender.clone(), wake: self.wake.try_clone()? })
+    }
+
+    /// Hands an event over; `false` when the node has ended.
+    pub(crate) fn send(&self, event: NodeEvent) -> bool {
+        self.sender.send(event).is_ok() && self.wake.signal().is_ok()
+    }
+}

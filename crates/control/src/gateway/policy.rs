@@ -1,0 +1,490 @@
+//! From the configuration and the host's state to [`GatewaySpec`]: names become numbers, defaults become values.
+//!
+//! A pure function of [`Config`], [`HostFacts`] and [`Live`] (what was changed by command), so that what the packet
+//! engine is told can be tested without a kernel.
+//!
+//! * **Numbers are stable**: an interface's and a tenant's number is its place in the configuration, and
+//!   [`crate::reload`] keeps places over a reload, because live flows carry these numbers.
+//! * **Routes**, the best first where a prefix has several: the gateway's own addresses, `[[route]]`, connected networks,
+//!   peers' allowed-ips, the kernel's main table over the gateway's devices and the tunnel.
+//! * **Ports that the host itself uses** are reserved where a NAT shares an address with the host.
+//! * **Replies to the host's own connections** come through the datapath, which has no flow for them because the
+//!   requests left natively: it is told the ports that the host uses, so that a default action that drops spares them.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use ipnet::IpNet;
+use services::spec::{
+    BackendSpec, ForwardSpec, GatewaySpec, GroupSpec, HOST_PORT, InterfaceSpec, LeaseSpec, NatMode, NatSpec,
+    PortId, RouteSpec, RuleSpec, ServerSpec, SideSpec, TUNNEL_PORT,
+};
+
+use super::addresses;
+use super::overrides::Live;
+use crate::config::services::pools;
+use crate::config::services::{Distribution, Interface, Lease, ListenHost, NatFrom, Rule, Services, Subject};
+use crate::config::{Config, Routes};
+use crate::host_facts::HostFacts;
+
+/// Routes that the datapath is given at most; beyond, the shortest prefixes are kept.
+pub const ROUTES_MAX: usize = 2_000_000;
+/// What the TUN interface is given for IPv4 when nothing is configured: RFC 7600's address of no host. The kernel's
+/// reverse-path filter drops everything that comes in on an interface without an address.
+const TUN_DUMMY: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 0, 8));
+
+/// The addresses of the TUN interface: the configured ones, and one for IPv4 in any case where packets for the host come
+/// out of it.
+#[must_use]
+pub fn tun_addresses(config: &Config) -> Vec<IpNet> {
+    let mut list = config.tun.addresses.clone();
+    if !config.services.is_empty() && !list.iter().any(|net| net.addr().is_ipv4()) {
+        list.push(IpNet::from(TUN_DUMMY));
+    }
+    list
+}
+
+/// Gateway as the engine is to run it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Desired {
+    /// What the operator wants.
+    pub spec: GatewaySpec,
+    /// The kernel's devices, by [`PortId`] as in `spec.interfaces`.
+    pub devices: Vec<DeviceState>,
+    /// How packets are spread over cores (row C8).
+    pub distribution: Distribution,
+    /// Whether buckets move from busy cores to idle ones (row C9).
+    pub core_rebalance: bool,
+    /// Whether events of address translation are wanted ([`super::engine::EngineHandle::take_nat_events`]).
+    pub nat_events: bool,
+}
+
+/// One kernel device as it is now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceState {
+    /// Its name.
+    pub name: String,
+    /// Its index; `None` while it is missing. Another index under the same name is another device: sockets bound to the
+    /// old one are dead.
+    pub index: Option<u32>,
+    /// Switched on and with carrier.
+    pub up: bool,
+}
+
+/// Everything the engine is told.
+#[must_use]
+pub fn desired(config: &Config, facts: &HostFacts, live: &Live) -> Desired {
+    let settings = &config.services.settings;
+    let device = |interface: &Interface| {
+        let found = facts.device(&interface.device);
+        DeviceState {
+            name: interface.device.clone(),
+            index: found.map(|device| device.index),
+            up: found.is_some_and(|device| device.up),
+        }
+    };
+    Desired {
+        spec: gateway_spec(config, facts, live),
+        devices: config.services.interfaces.iter().map(device).collect(),
+        distribution: settings.distribution,
+        core_rebalance: settings.core_rebalance,
+        nat_events: settings.log_file.is_some(),
+    }
+}
+
+/// What the operator wants, as the packet engine's services understand it.
+#[must_use]
+pub fn gateway_spec(config: &Config, facts: &HostFacts, live: &Live) -> GatewaySpec {
+    let builder = Builder { config, services: &config.services, facts, live };
+    let interfaces = builder.interfaces();
+    let leases = builder.leases();
+    let forwards = builder.forwards(&interfaces);
+    let servers = builder.servers();
+    GatewaySpec {
+        tenants: std::iter::once(String::new()).chain(config.services.tenants.iter().cloned()).collect(),
+        routes: builder.routes(&interfaces),
+        groups: builder.groups(),
+        rules: builder.rules(),
+        default_action: config.services.settings.default_action,
+        nats: builder.nats(&interfaces, &forwards, &servers),
+        forwards,
+        leases,
+        servers,
+        fragments: config.services.settings.fragments,
+        timeouts: config.services.settings.timeouts,
+        limits: config.services.settings.limits,
+        host_ports: facts.ephemeral_ports,
+        interfaces,
+    }
+}
+
+struct Builder<'a> {
+    config: &'a Config,
+    services: &'a Services,
+    facts: &'a HostFacts,
+    live: &'a Live,
+}
+
+impl Builder<'_> {
+    fn tenant(&self, name: Option<&String>) -> u16 {
+        let place = name.and_then(|name| self.services.tenants.iter().position(|tenant| tenant == name));
+        place.and_then(|place| u16::try_from(place + 1).ok()).unwrap_or(0)
+    }
+
+    fn tenants(&self, names: &[String]) -> Vec<u16> {
+        names.iter().map(|name| self.tenant(Some(name))).collect()
+    }
+
+    fn port(&self, name: &str) -> Option<PortId> {
+        let place = self.services.interfaces.iter().position(|interface| interface.name == name)?;
+        PortId::try_from(place).ok()
+    }
+
+    fn group(&self, name: &str) -> Option<u16> {
+        let place = self.services.groups.iter().position(|group| group.name == name)?;
+        u16::try_from(place).ok()
+    }
+
+    fn interfaces(&self) -> Vec<InterfaceSpec> {
+        let extra = addresses::extra(self.services, self.facts);
+        let interface = |interface: &Interface| {
+            let device = self.facts.device(&interface.device);
+            let mut list = interface.addresses.clone();
+            for net in device.into_iter().flat_map(|device| &device.addresses) {
+                let is_extra = net.prefix_len() == net.max_prefix_len()
+                    && (extra.contains(&net.addr()) || self.facts.lingering.contains(&net.addr()));
+                if !is_extra && !list.iter().any(|known| known.addr() == net.addr()) {
+                    list.push(*net);
+                }
+            }
+            let mtu = device.map_or(1500, |device| u16::try_from(device.mtu).unwrap_or(u16::MAX));
+            InterfaceSpec {
+                name: interface.name.clone(),
+                device: interface.device.clone(),
+                addresses: list,
+                tenant: self.tenant(interface.tenant.as_ref()),
+                mtu: interface.mtu.map_or(mtu, |wanted| wanted.min(mtu)),
+                mac: device.map_or([0; 6], |device| device.mac),
+            }
+        };
+        self.services.interfaces.iter().map(interface).collect()
+    }
+
+    fn routes(&self, interfaces: &[InterfaceSpec]) -> Vec<RouteSpec> {
+        let mut table = RouteTable::default();
+        for (port, interface) in (0..).zip(interfaces) {
+            for net in &interface.addresses {
+                table.add(Rank::Own, 0, interface.tenant, IpNet::from(net.addr()), HOST_PORT, None);
+                if net.prefix_len() < net.max_prefix_len() {
+                    table.add(Rank::Connected, 0, interface.tenant, net.trunc(), port, None);
+                }
+            }
+        }
+        for (address, tenant) in self.listening() {
+            table.add(Rank::Own, 0, tenant, IpNet::from(address), HOST_PORT, None);
+        }
+        for address in &self.config.tun.addresses {
+            table.add(Rank::Own, 0, 0, IpNet::from(address.addr()), HOST_PORT, None);
+        }
+        for route in &self.services.routes {
+            let port = match (&route.interface, route.via) {
+                (Some(name), _) => self.port(name),
+                (None, Some(via)) => port_towards(interfaces, via),
+                (None, None) => None,
+            };
+            let Some(port) = port else { continue };
+            let of_port = interfaces.get(usize::from(port)).map_or(0, |interface| interface.tenant);
+            let tenant = route.tenant.as_ref().map_or(of_port, |name| self.tenant(Some(name)));
+            table.add(Rank::Configured, 0, tenant, route.to, port, route.via);
+        }
+        if self.config.tun.routes == Routes::Auto {
+            for net in self.config.peers.iter().flat_map(|peer| &peer.allowed_ips) {
+                table.add(Rank::Peer, 0, 0, *net, TUNNEL_PORT, None);
+            }
+        }
+        for route in &self.facts.routes {
+            let port = if Some(route.device) == self.facts.tun_index {
+                Some(TUNNEL_PORT)
+            } else {
+                let name = self.facts.devices.iter().find(|device| device.index == route.device);
+                name.and_then(|device| {
+                    interfaces.iter().position(|interface| interface.device == device.name)
+                })
+                .and_then(|place| PortId::try_from(place).ok())
+            };
+            let Some(port) = port else { continue };
+            let tenant = interfaces.get(usize::from(port)).map_or(0, |interface| interface.tenant);
+            let via = route.via.filter(|_| port != TUNNEL_PORT);
+            table.add(Rank::Kernel, route.metric, tenant, route.prefix, port, via);
+        }
+        table.into_routes()
+    }
+
+    /// Addresses that only services listen on, and pools: what no service takes is for the host to refuse; without a route
+    /// of their own such packets would go round in circles.
+    fn listening(&self) -> Vec<(IpAddr, u16)> {
+        let mut list: Vec<(IpAddr, u16)> = Vec::new();
+        let lingering = self.facts.lingering.iter().copied();
+        for address in addresses::extra(self.services, self.facts).into_iter().chain(lingering) {
+            let home = addresses::home(self.services, address);
+            let interface = home.and_then(|place| self.services.interfaces.get(place));
+            list.push((address, self.tenant(interface.and_then(|interface| interface.tenant.as_ref()))));
+        }
+        list
+    }
+
+    fn groups(&self) -> Vec<GroupSpec> {
+        let group = |group| self.live.members(group);
+        self.services.groups.iter().map(|g| GroupSpec { name: g.name.clone(), members: group(g) }).collect()
+    }
+
+    fn side(&self, subjects: &[Subject]) -> SideSpec {
+        let mut side = SideSpec::default();
+        for subject in subjects {
+            match subject {
+                Subject::Prefix(net) => side.prefixes.push(*net),
+                Subject::Group(name) => side.groups.extend(self.group(name)),
+                Subject::Interface(name) => side.ports.extend(self.port(name)),
+                Subject::Gateway => side.ports.push(HOST_PORT),
+                Subject::Tunnel => side.ports.push(TUNNEL_PORT),
+            }
+        }
+        side
+    }
+
+    fn rules(&self) -> Vec<RuleSpec> {
+        let rule = |rule: &Rule| RuleSpec {
+            name: rule.name.clone(),
+            action: rule.action,
+            from: self.side(&rule.from),
+            to: self.side(&rule.to),
+            protocols: rule.protocols.clone(),
+            dst_ports: rule.ports.clone(),
+            src_ports: rule.source_ports.clone(),
+            tenants: self.tenants(&rule.tenants),
+        };
+        self.services.rules.iter().map(rule).collect()
+    }
+
+    fn forwards(&self, interfaces: &[InterfaceSpec]) -> Vec<ForwardSpec> {
+        let mut list: Vec<ForwardSpec> = Vec::new();
+        for forward in &self.services.forwards {
+            let listen: Vec<IpAddr> = match &forward.host {
+                ListenHost::Address(address) => vec![*address],
+                ListenHost::Interface(name) => interfaces
+                    .iter()
+                    .filter(|interface| interface.name == *name)
+                    .flat_map(|interface| interface.usable_addresses(forward.to.is_ipv4()))
+                    .collect(),
+            };
+            for address in listen {
+                list.extend(forward.protocols.iter().map(|protocol| ForwardSpec {
+                    protocol: *protocol,
+                    listen: SocketAddr::new(address, forward.port),
+                    to: forward.to,
+                    tenant: self.tenant(forward.tenant.as_ref()),
+                    proxy_protocol: forward.proxy_protocol,
+                }));
+            }
+        }
+        list
+    }
+
+    fn servers(&self) -> Vec<ServerSpec> {
+        let unusable = pools::unusable(self.services, Some(self.facts));
+        let server = |server: &crate::config::services::VirtualServer| ServerSpec {
+            name: server.name.clone(),
+            protocol: server.protocol,
+            listen: server.listen,
+            backends: server
+                .backends
+                .iter()
+                .map(|backend| BackendSpec {
+                    address: backend.address,
+                    weight: self.live.weight(&server.name, backend),
+                    connections_max: backend.connections_max,
+                })
+                .collect(),
+            method: server.method,
+            delivery: server.delivery,
+            source: server.source,
+            source_addresses: server
+                .source_addresses
+                .iter()
+                .filter(|address| !unusable.contains_key(address))
+                .copied()
+                .collect(),
+            connections_max: server.connections_max,
+            slow_start_s: server.slow_start_s,
+            proxy_protocol: server.proxy_protocol,
+        };
+        self.services.servers.iter().map(server).collect()
+    }
+
+    fn nats(
+        &self,
+        interfaces: &[InterfaceSpec],
+        forwards: &[ForwardSpec],
+        servers: &[ServerSpec],
+    ) -> Vec<NatSpec> {
+        let listens: Vec<SocketAddr> = forwards
+            .iter()
+            .map(|forward| forward.listen)
+            .chain(servers.iter().map(|server| server.listen))
+            .collect();
+        let unusable = pools::unusable(self.services, Some(self.facts));
+        let mut list = Vec::with_capacity(self.services.nats.len());
+        for nat in &self.services.nats {
+            let Some(out) = self.port(&nat.out) else { continue };
+            let mut addresses = nat.addresses.clone();
+            addresses.retain(|address| !unusable.contains_key(address));
+            let ipv4 = nat.addresses.is_empty() || nat.addresses.iter().any(IpAddr::is_ipv4);
+            if ipv4 && !addresses.iter().any(IpAddr::is_ipv4) && nat.mode == NatMode::AddressAndPort {
+                let out = interfaces.get(usize::from(out));
+                addresses.extend(out.into_iter().flat_map(|out| out.usable_addresses(true)));
+            }
+            let mut from = Vec::new();
+            for prefix in &nat.from {
+                match prefix {
+                    NatFrom::Prefix(net) => from.push(*net),
+                    NatFrom::Group(name) => {
+                        let group = self.services.groups.iter().find(|group| group.name == *name);
+                        from.extend(group.map(|group| self.live.members(group)).into_iter().flatten());
+                    }
+                }
+            }
+            // An empty group means nobody, an empty list of prefixes means everybody.
+            if from.is_empty() && !nat.from.is_empty() {
+                continue;
+            }
+            list.push(NatSpec {
+                out,
+                mode: nat.mode,
+                reserved: self.reserved(interfaces, &addresses, &listens),
+                addresses,
+                from,
+                tenants: self.tenants(&nat.tenants),
+                mapping: nat.mapping,
+                ports: nat.ports,
+                tables: nat.tables,
+                flows_per_client_max: nat.flows_per_client_max,
+                ports_per_client: nat.ports_per_client,
+                assemble_fragments: nat.assemble_fragments,
+            });
+        }
+        list
+    }
+
+    /// Ports that a NAT with these addresses must leave alone: the host's own and those that services listen on.
+    fn reserved(
+        &self,
+        interfaces: &[InterfaceSpec],
+        addresses: &[IpAddr],
+        listens: &[SocketAddr],
+    ) -> Vec<(u16, u16)> {
+        let of_host = |address: &IpAddr| {
+            interfaces.iter().flat_map(|interface| &interface.addresses).any(|net| net.addr() == *address)
+        };
+        let mut list: Vec<(u16, u16)> = listens
+            .iter()
+            .filter(|listen| addresses.contains(&listen.ip()))
+            .map(|listen| (listen.port(), listen.port()))
+            .collect();
+        if addresses.iter().any(of_host) {
+            list.push(self.facts.ephemeral_ports);
+            list.extend(self.config.node.listen.map(|port| (port, port)));
+        }
+        merged(list)
+    }
+
+    fn leases(&self) -> Vec<LeaseSpec> {
+        let lease = |lease: &Lease| LeaseSpec {
+            name: lease.name.clone(),
+            tenant: self.tenant(lease.tenant.as_ref()),
+            from: lease.from,
+            address: lease.address,
+            first_port: lease.first_port,
+            ports: lease.ports,
+        };
+        self.services.leases.iter().chain(self.live.leases()).map(lease).collect()
+    }
+}
+
+/// The interface with the longest network that contains an address.
+fn port_towards(interfaces: &[InterfaceSpec], address: IpAddr) -> Option<PortId> {
+    let lengths = interfaces.iter().enumerate().filter_map(|(place, interface)| {
+        let nets = interface.addresses.iter().filter(|net| net.contains(&address));
+        nets.map(|net| net.prefix_len()).max().map(|length| (length, std::cmp::Reverse(place)))
+    });
+    lengths.max().and_then(|(_, place)| PortId::try_from(place.0).ok())
+}
+
+/// Ranges in order, those that touch joined.
+fn merged(mut ranges: Vec<(u16, u16)>) -> Vec<(u16, u16)> {
+    ranges.sort_unstable();
+    let mut list: Vec<(u16, u16)> = Vec::with_capacity(ranges.len());
+    for (first, last) in ranges {
+        match list.last_mut() {
+            Some(before) if first <= before.1.saturating_add(1) => before.1 = before.1.max(last),
+            _ => list.push((first, last)),
+        }
+    }
+    list
+}
+
+/// Who wins when a prefix has several routes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    Own,
+    Configured,
+    Connected,
+    Peer,
+    Kernel,
+}
+
+/// One way to a prefix: rank, metric, where it leaves, next router.
+type Candidate = (Rank, u32, PortId, Option<IpAddr>);
+
+/// The best route of each prefix.
+#[derive(Default)]
+struct RouteTable {
+    best: BTreeMap<(u16, IpNet), Candidate>,
+}
+
+impl RouteTable {
+    fn add(
+        &mut self,
+        rank: Rank,
+        metric: u32,
+        tenant: u16,
+        prefix: IpNet,
+        port: PortId,
+        via: Option<IpAddr>,
+    ) {
+        let new = (rank, metric, port, via);
+        self.best
+            .entry((tenant, prefix))
+            .and_modify(|best| {
+                if (new.0, new.1) < (best.0, best.1) {
+                    *best = new;
+                }
+            })
+            .or_insert(new);
+    }
+
+    fn into_routes(self) -> Vec<RouteSpec> {
+        let mut list: Vec<(Rank, RouteSpec)> = self
+            .best
+            .into_iter()
+            .map(|((tenant, prefix), (rank, _, port, via))| (rank, RouteSpec { tenant, prefix, port, via }))
+            .collect();
+        if list.len() > ROUTES_MAX {
+            list.sort_by_key(|(rank, route)| (*rank, route.prefix.prefix_len()));
+            list.truncate(ROUTES_MAX);
+        }
+        list.into_iter().map(|(_, route)| route).collect()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,195 @@
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use services::spec::GatewaySpec;
+
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::config::tests::config;
+use crate::host_facts::{DeviceFacts, KernelRoute, read_ephemeral_ports};
+use crate::protocol::BackendWish;
+
+pub(crate) fn facts() -> HostFacts {
+    let device = |index, name: &str, addresses: &[&str]| DeviceFacts {
+        index,
+        name: name.to_owned(),
+        mac: [2, 0, 0, 0, 0, index as u8],
+        mtu: 1500,
+        up: true,
+        addresses: addresses.iter().map(|net| net.parse().unwrap()).collect(),
+    };
+    let route = |prefix: &str, via: Option<&str>, device, metric| KernelRoute {
+        prefix: prefix.parse().unwrap(),
+        via: via.map(|via| via.parse().unwrap()),
+        device,
+        metric,
+    };
+    HostFacts {
+        devices: vec![
+            device(1, "lo", &["127.0.0.1/8"]),
+            device(2, "eth0", &["203.0.113.1/24", "203.0.113.10/32", "fe80::2/64"]),
+            device(3, "eth1", &["10.0.0.254/24"]),
+            device(4, "eth2", &[]),
+            device(9, "ana0", &["10.77.0.1/24"]),
+        ],
+        routes: vec![
+            route("0.0.0.0/0", Some("203.0.113.254"), 2, 100),
+            route("0.0.0.0/0", Some("203.0.113.253"), 2, 50),
+            route("10.0.0.0/24", None, 3, 0),
+            route("10.5.0.0/16", Some("192.0.2.1"), 7, 0),
+            route("10.6.0.0/16", None, 9, 0),
+        ],
+        tun_index: Some(9),
+        ephemeral_ports: (32_768, 60_999),
+        lingering: BTreeSet::new(),
+    }
+}
+
+const BASE: &str = "[tun]\naddress = \"10.77.0.1/24\"\n[[interface]]\nname = \"wan\"\ndevice = \"eth0\"\n[[interface]]\n\
+                    name = \"lan\"\ndevice = \"eth1\"\naddress = \"10.0.0.254/24\"\n";
+
+fn spec(rest: &str) -> GatewaySpec {
+    gateway_spec(&config("listen = 4600", &format!("{BASE}{rest}")), &facts(), &Live::default())
+}
+
+fn routes(spec: &GatewaySpec) -> Vec<String> {
+    let line = |route: &RouteSpec| {
+        let out = match route.port {
+            HOST_PORT => "host".to_owned(),
+            TUNNEL_PORT => "tunnel".to_owned(),
+            port => spec.interfaces[usize::from(port)].name.clone(),
+        };
+        let via = route.via.map_or_else(String::new, |via| format!(" via {via}"));
+        format!("{} {}{via} {out}", route.tenant, route.prefix)
+    };
+    spec.routes.iter().map(line).collect()
+}
+
+#[test]
+fn routes_are_those_of_the_gateways_own_devices() {
+    let spec = spec(
+        "[[route]]\nto = \"10.9.0.0/16\"\nvia = \"10.0.0.7\"\n[[peer]]\nname = \"hub\"\npublic-key = \"$HUB\"\n\
+         allowed-ips = [\"10.8.0.0/16\"]\n[[virtual-server]]\nlisten = \"tcp 203.0.113.10:80\"\n\
+         backends = [\"10.0.0.1:80\"]\n",
+    );
+    assert_eq!(
+        routes(&spec),
+        [
+            "0 0.0.0.0/0 via 203.0.113.253 wan",
+            "0 10.0.0.0/24 lan",
+            "0 10.0.0.254/32 host",
+            "0 10.6.0.0/16 tunnel",
+            "0 10.8.0.0/16 tunnel",
+            "0 10.9.0.0/16 via 10.0.0.7 lan",
+            "0 10.77.0.1/32 host",
+            "0 203.0.113.0/24 wan",
+            "0 203.0.113.1/32 host",
+            "0 203.0.113.10/32 host",
+            "0 fe80::/64 wan",
+            "0 fe80::2/128 host",
+        ]
+    );
+    assert_eq!(spec.interfaces[0].mac, [2, 0, 0, 0, 0, 2]);
+    assert!(
+        !spec.interfaces[0].addresses.contains(&"203.0.113.10/32".parse().unwrap()),
+        "{:?}",
+        spec.interfaces
+    );
+}
+
+#[test]
+fn a_nat_takes_the_interfaces_own_address_and_leaves_the_hosts_ports_alone() {
+    let all = spec(
+        "[[nat]]\nout = \"wan\"\n[[forward]]\nlisten = \"tcp wan:8080\"\nto = \"10.0.0.5:80\"\n[[virtual-server]]\n\
+         listen = \"tcp 203.0.113.10:80\"\nbackends = [\"10.0.0.1:80\"]\n",
+    );
+    let nat = &all.nats[0];
+    assert_eq!(nat.addresses, ["203.0.113.1".parse::<IpAddr>().unwrap()]);
+    assert_eq!(nat.reserved, [(4600, 4600), (8080, 8080), (32_768, 60_999)]);
+    assert_eq!(all.forwards[0].listen, "203.0.113.1:8080".parse().unwrap());
+    let pool = spec(
+        "[[nat]]\nout = \"wan\"\naddresses = \"203.0.113.20\"\n[[nat]]\nout = \"wan\"\nmode = \"none\"\n",
+    );
+    assert_eq!((pool.nats[0].reserved.len(), pool.nats[1].addresses.len()), (0, 0));
+    assert_eq!((pool.nats[0].tables, pool.nats[0].flows_per_client_max), (64, 65_536));
+}
+
+#[test]
+fn a_nat_never_takes_ipv6_or_link_local_addresses_by_itself() {
+    let mut facts = facts();
+    facts.devices[1].addresses =
+        ["fe80::2/64", "2001:db8::2/64", "169.254.3.4/16"].map(|net| net.parse().unwrap()).to_vec();
+    let config = config("", &format!("{BASE}[[nat]]\nout = \"wan\"\n"));
+    let spec = gateway_spec(&config, &facts, &Live::default());
+    assert_eq!(spec.nats[0].addresses, [] as [IpAddr; 0]);
+    // What `status` shows is what the packet engine took.
+    let (policy, _) = services::policy::Policy::compile(spec, None, 0).unwrap();
+    assert_eq!(policy.nat.addresses(0), [] as [IpAddr; 0]);
+}
+
+#[test]
+fn names_become_numbers() {
+    let spec = spec(
+        "[[interface]]\nname = \"blue-lan\"\ndevice = \"eth2\"\naddress = \"10.0.0.254/24\"\ntenant = \"blue\"\nmtu = 9000\n\
+         [[tenant]]\nname = \"red\"\n[[tenant]]\nname = \"blue\"\n[[group]]\nname = \"g\"\nmembers = \"192.0.2.1\"\n\
+         [[rule]]\naction = \"allow\"\nfrom = [\"lan\", \"g\", \"10.1.0.0/16\"]\nto = [\"gateway\", \"tunnel\"]\n\
+         tenant = \"blue\"\n[gateway]\ndefault-action = \"reject\"\n",
+    );
+    assert_eq!(spec.tenants, ["", "red", "blue"]);
+    assert_eq!((spec.interfaces[2].tenant, spec.interfaces[2].mtu), (2, 1500));
+    let rule = &spec.rules[0];
+    assert_eq!((rule.from.ports.as_slice(), rule.from.groups.as_slice()), (&[1][..], &[0][..]));
+    assert_eq!(rule.from.prefixes, ["10.1.0.0/16".parse().unwrap()]);
+    assert_eq!(
+        (rule.to.ports.as_slice(), rule.tenants.as_slice()),
+        (&[HOST_PORT, TUNNEL_PORT][..], &[2][..])
+    );
+    // Nothing is allowed that the operator has not written: replies to the host pass by the ports that it uses.
+    assert_eq!((spec.rules.len(), spec.host_ports), (1, (32_768, 60_999)));
+    assert!(spec.is_host_port(60_999) && !spec.is_host_port(61_000) && !spec.is_host_port(4600));
+    assert!(GatewaySpec::default().is_host_port(61_000));
+    assert!(routes(&spec).contains(&"2 10.0.0.0/24 blue-lan".to_owned()));
+    assert!(routes(&spec).contains(&"2 10.0.0.254/32 host".to_owned()));
+}
+
+#[test]
+fn live_changes_are_in_it_and_devices_may_be_missing() {
+    let config = config(
+        "",
+        &format!(
+            "{BASE}[[interface]]\nname = \"later\"\n[[group]]\nname = \"g\"\n[[nat]]\nout = \"wan\"\nfrom = \"g\"\n\
+             [[virtual-server]]\nname = \"web\"\nlisten = \"tcp 203.0.113.10:80\"\nbackends = [\"10.0.0.1:80\"]\n"
+        ),
+    );
+    let mut live = Live::default();
+    let all = desired(&config, &facts(), &live);
+    // Nobody is in the group: not everybody is translated.
+    assert_eq!(all.spec.nats, []);
+    assert_eq!(all.devices[2], DeviceState { name: "later".to_owned(), index: None, up: false });
+    live.change_group(&config.services, "g", &["10.0.0.0/24".parse().unwrap()], true).unwrap();
+    live.change_backend(&config.services, "web", "10.0.0.1", BackendWish::Drain).unwrap();
+    let all = desired(&config, &facts(), &live);
+    assert_eq!(all.spec.nats[0].from, ["10.0.0.0/24".parse().unwrap()]);
+    assert_eq!((all.spec.groups[0].members.len(), all.spec.servers[0].backends[0].weight), (1, 0));
+}
+
+#[test]
+fn ranges_are_joined() {
+    assert_eq!(
+        merged(vec![(5, 9), (1, 2), (3, 3), (8, 12), (65_535, 65_535)]),
+        [(1, 3), (5, 12), (65_535, 65_535)]
+    );
+    assert!(read_ephemeral_ports().0 > 0);
+}
+
+#[test]
+fn the_tun_interface_has_an_address_for_the_hosts_packets() {
+    let of = |text: &str| -> Vec<String> {
+        tun_addresses(&config("listen = 4600", text)).iter().map(ToString::to_string).collect()
+    };
+    let interface = "[[interface]]\nname = \"wan\"\n";
+    assert_eq!(of(interface), ["192.0.0.8/32"]);
+    assert_eq!(of(&format!("[tun]\naddress = \"fd77::1/64\"\n{interface}")), ["fd77::1/64", "192.0.0.8/32"]);
+    assert_eq!(of(&format!("[tun]\naddress = \"10.77.0.1/24\"\n{interface}")), ["10.77.0.1/24"]);
+    assert_eq!(of(""), Vec::<String>::new());
+}

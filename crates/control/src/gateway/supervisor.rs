@@ -1,0 +1,513 @@
+//! Runs everything that is not the tunnel: tells the engine what the configuration, the host and the operator's commands
+//! add up to, keeps addresses on devices, has backends checked, and answers the operator.
+//!
+//! One order everywhere: addresses on the devices first, then the engine, then the monitors. Nothing here is per packet.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use linux::netlink::Netlink;
+use packet::flow::FlowKey;
+use services::spec::PortId;
+
+use super::addresses::{AddressPlan, Addresses};
+use super::contradictions;
+use super::engine::{EngineHandle, FLOWS_MAX};
+use super::nat_log::{self, NatLog};
+use super::overrides::{LeaseFile, Live};
+use super::policy::{self, Desired};
+use crate::config::Config;
+use crate::config::services::Services;
+use crate::events::{EventSender, NodeEvent};
+use crate::health::{HealthChange, HealthTarget, Monitors};
+use crate::host_facts::HostFacts;
+use crate::protocol::{LeaseWish, Request, Response};
+use crate::status::{LeaseReport, ServicesStatus};
+use crate::warn_once::WarnOnce;
+
+/// What the engine could not do is tried again after so long, and then less and less often.
+const RETRY_MIN: Duration = Duration::from_secs(1);
+/// The longest pause between two tries.
+const RETRY_MAX: Duration = Duration::from_secs(60);
+/// So often flows are looked through for addresses that nothing else needs.
+const LOOK_FOR_FLOWS: Duration = Duration::from_secs(5);
+
+/// The control side of the gateway's services.
+pub(crate) struct GatewaySupervisor {
+    live: Live,
+    lease_file: LeaseFile,
+    addresses: Addresses,
+    /// What the host said last.
+    facts: Option<HostFacts>,
+    /// What the engine has taken.
+    told: Option<Desired>,
+    /// What it did not take, and why; said once.
+    failed: Option<(Desired, String)>,
+    /// Interfaces that it could not open, and why; said once.
+    closed: BTreeMap<String, String>,
+    /// What did not work is tried again then, and after twice this pause the next time.
+    retry: Option<(Instant, Duration)>,
+    monitors: Option<Monitors>,
+    /// What they were told last.
+    monitored: Vec<HealthTarget>,
+    /// Numbers for the monitors: a backend keeps its own as long as the program runs.
+    health_ids: BTreeMap<(String, SocketAddr), u16>,
+    log: Option<NatLog>,
+    warnings: WarnOnce,
+    events: EventSender,
+    /// When flows were last looked through for addresses that linger.
+    asked_for_flows: Option<Instant>,
+}
+
+impl GatewaySupervisor {
+    /// With the leases and addresses of an earlier run.
+    pub(crate) fn new(config: &Config, control_socket: &Path, events: EventSender) -> Self {
+        let lease_file = LeaseFile::new(&config.node.state_dir, &config.tun.name);
+        let mut live = Live::default();
+        if !config.services.is_empty() {
+            lease_file.load(&mut live);
+        }
+        let mut supervisor = Self {
+            live,
+            lease_file,
+            addresses: Addresses::open(control_socket),
+            facts: None,
+            told: None,
+            failed: None,
+            closed: BTreeMap::new(),
+            retry: None,
+            monitors: None,
+            monitored: Vec::new(),
+            health_ids: BTreeMap::new(),
+            log: None,
+            warnings: WarnOnce::default(),
+            events,
+            asked_for_flows: None,
+        };
+        for said in supervisor.configured(config) {
+            tracing::warn!("{said}");
+        }
+        supervisor
+    }
+
+    /// A configuration is in force, at the start or after a reload; [`Self::refresh`] follows. Returns what is to be said.
+    pub(crate) fn configured(&mut self, config: &Config) -> Vec<String> {
+        let wanted = config.services.settings.log_file.as_deref();
+        if wanted != self.log.as_ref().map(NatLog::path) {
+            let now_ns = linux::clock::realtime_ns();
+            if let Some(mut before) = self.log.take() {
+                before.end(now_ns, nat_log::MOVED);
+            }
+            self.log = wanted.map(NatLog::new);
+            if let Some(log) = &mut self.log {
+                let running = self.told.is_some();
+                log.begin(now_ns, if running { nat_log::BEGUN_LATE } else { nat_log::BEGUN });
+            }
+        }
+        let said = self.live.settle(&config.services);
+        if !said.is_empty()
+            && let Err(error) = self.lease_file.store(&self.live)
+        {
+            tracing::warn!("{error}");
+        }
+        said
+    }
+
+    /// The host has changed, or the configuration: brings devices, engine and monitors into line. What fails is tried
+    /// again ([`Self::tick`]).
+    pub(crate) fn refresh(
+        &mut self,
+        config: &Config,
+        mut facts: HostFacts,
+        netlink: &Netlink,
+        handle: &EngineHandle<'_>,
+    ) {
+        if !config.services.is_empty() || self.told.is_some() {
+            self.addresses.apply(netlink, &AddressPlan::new(&config.services, &facts), &facts);
+        } else {
+            // What a run that was killed left behind.
+            self.addresses.clear(netlink);
+        }
+        facts.lingering = self.addresses.lingering();
+        for text in contradictions::left_out(&config.services, &facts) {
+            self.warnings.warn(text);
+        }
+        self.facts = Some(facts);
+        self.tell(config, handle);
+    }
+
+    /// Addresses that linger go when no flow uses them any more. Returns whether the host is to be looked at again.
+    fn let_go(&mut self, netlink: &Netlink, handle: &EngineHandle<'_>) -> bool {
+        let lingering = self.addresses.lingering();
+        let now = Instant::now();
+        if lingering.is_empty() || self.asked_for_flows.is_some_and(|at| now < at + LOOK_FOR_FLOWS) {
+            return false;
+        }
+        self.asked_for_flows = Some(now);
+        let used = handle.used_addresses(&lingering);
+        self.addresses.let_go(netlink, &used, now)
+    }
+
+    /// Tells the engine, unless it knows. Returns whether it failed.
+    fn tell(&mut self, config: &Config, handle: &EngineHandle<'_>) -> bool {
+        let Some(facts) = &self.facts else { return false };
+        if config.services.is_empty() && self.told.is_none() {
+            return false;
+        }
+        let desired = policy::desired(config, facts, &self.live);
+        if self.told.as_ref() == Some(&desired) && self.failed.is_none() {
+            // How backends are checked is not the engine's business, and may have changed all the same.
+            self.monitor(&config.services);
+            return false;
+        }
+        let again = self.failed.as_ref().is_some_and(|(failed, _)| *failed == desired);
+        if again && !self.retry_is_due() {
+            return true;
+        }
+        if !again {
+            self.retry = None;
+        }
+        for text in contradictions::of_policy(&desired.spec) {
+            self.warnings.warn(text);
+        }
+        match handle.apply(&desired) {
+            Ok(()) => {
+                self.told = Some(desired);
+                self.failed = None;
+                self.note_interfaces(handle);
+                self.monitor(&config.services);
+                false
+            }
+            Err(error) => {
+                if self.failed.as_ref().is_none_or(|(_, known)| *known != error) {
+                    tracing::error!("the packet engine keeps its old policy: {error}; trying again");
+                }
+                self.failed = Some((desired, error));
+                self.retry_later();
+                true
+            }
+        }
+    }
+
+    /// Says once which interfaces do not work, and once when they do.
+    fn note_interfaces(&mut self, handle: &EngineHandle<'_>) {
+        let closed = handle.interface_errors();
+        for (interface, reason) in &closed {
+            if self.closed.get(interface) != Some(reason) {
+                tracing::error!("interface {interface} does not work: {reason}; trying again");
+            }
+        }
+        for interface in self.closed.keys().filter(|interface| !closed.contains_key(*interface)) {
+            tracing::info!(interface, "the interface does not fail any more");
+        }
+        self.closed = closed;
+        if self.closed.is_empty() {
+            self.retry = None;
+        } else {
+            self.retry_later();
+        }
+    }
+
+    fn retry_is_due(&self) -> bool {
+        self.retry.is_none_or(|(at, _)| Instant::now() >= at)
+    }
+
+    fn retry_later(&mut self) {
+        let pause = self.retry.map_or(RETRY_MIN, |(_, pause)| (pause * 2).min(RETRY_MAX));
+        self.retry = Some((Instant::now() + pause, pause));
+    }
+
+    /// Tells the monitors which backends there are.
+    fn monitor(&mut self, services: &Services) {
+        let mut targets = Vec::new();
+        for server in &services.servers {
+            let Some(health) = &server.health else { continue };
+            for backend in &server.backends {
+                let key = (server.name.clone(), backend.address);
+                let next = u16::try_from(self.health_ids.len());
+                let id = match (self.health_ids.get(&key), next) {
+                    (Some(id), _) => *id,
+                    (None, Ok(next)) => {
+                        self.health_ids.insert(key, next);
+                        next
+                    }
+                    // More backends than numbers in the life of a program: this one counts as up.
+                    (None, Err(_)) => continue,
+                };
+                targets.push(HealthTarget {
+                    id,
+                    server: server.name.clone(),
+                    address: backend.address,
+                    spec: health.clone(),
+                });
+            }
+        }
+        if let Some(monitors) = &self.monitors {
+            if targets != self.monitored {
+                self.monitored.clone_from(&targets);
+                monitors.update(targets);
+            }
+            return;
+        }
+        if targets.is_empty() {
+            return;
+        }
+        self.monitored.clone_from(&targets);
+        let started = self.events.try_clone().and_then(|events| {
+            Monitors::start(
+                targets,
+                Box::new(move |change| {
+                    events.send(NodeEvent::Health(change));
+                }),
+            )
+        });
+        match started {
+            Ok(monitors) => self.monitors = Some(monitors),
+            Err(error) => tracing::error!(%error, "backends are not checked"),
+        }
+    }
+
+    /// A monitor has a verdict.
+    pub(crate) fn health(&self, services: &Services, change: &HealthChange, handle: &EngineHandle<'_>) {
+        let found = self.health_ids.iter().find(|(_, id)| **id == change.id);
+        let Some(((name, address), _)) = found else { return };
+        let server = services.servers.iter().position(|server| server.name == *name);
+        let Some(server) = server else { return };
+        let backends = services.servers.get(server).map(|server| &server.backends);
+        let backend = backends.and_then(|list| list.iter().position(|backend| backend.address == *address));
+        if let Some(backend) = backend {
+            handle.set_backend_up(server, backend, change.up);
+        }
+    }
+
+    /// Why a configuration cannot take force: the packet engine would refuse it.
+    pub(crate) fn refused(&self, config: &Config, handle: &EngineHandle<'_>) -> Option<String> {
+        let facts = self.facts.as_ref()?;
+        let mut live = self.live.clone();
+        live.settle(&config.services);
+        let spec = policy::gateway_spec(config, facts, &live);
+        // Those that were taken by command are there already.
+        let refused = handle.refused_leases(&spec.leases);
+        (!refused.is_empty()).then(|| refused.join("; "))
+    }
+
+    /// Once a second: writes the log, tries again what did not work. Returns whether the engine is to be told again.
+    pub(crate) fn tick(&mut self, netlink: &Netlink, handle: &EngineHandle<'_>) -> bool {
+        self.write_log(handle);
+        handle.tick();
+        let gone = self.let_go(netlink, handle);
+        if !self.closed.is_empty() && self.failed.is_none() && self.retry_is_due() {
+            handle.open_interfaces();
+            self.note_interfaces(handle);
+        }
+        gone || (self.failed.is_some() && self.retry_is_due())
+    }
+
+    fn write_log(&mut self, handle: &EngineHandle<'_>) {
+        let (Some(log), Some(told)) = (&mut self.log, &self.told) else { return };
+        let clocks = (linux::clock::monotonic_ns(), linux::clock::realtime_ns());
+        let (events, lost) = handle.take_nat_events();
+        log.write(&events, &told.spec.tenants, clocks);
+        log.lost(lost, clocks.1);
+    }
+
+    /// The log file was renamed.
+    pub(crate) fn reopen_log(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.reopen();
+        }
+    }
+
+    /// Live state, if there is anything but the tunnel.
+    pub(crate) fn status(&self, services: &Services, handle: &EngineHandle<'_>) -> Option<ServicesStatus> {
+        if services.is_empty() && self.told.is_none() {
+            return None;
+        }
+        let mut status = handle.status();
+        status.leases = self.live.list_leases(services);
+        status.groups = self.live.list_groups(services, None).unwrap_or_default();
+        if let Some(monitors) = &self.monitors {
+            let known = monitors.statuses();
+            for server in &mut status.virtual_servers {
+                for backend in &mut server.backends {
+                    let failed = known.iter().find(|known| {
+                        known.server == server.name
+                            && known.address.to_string() == backend.address
+                            && !known.up
+                    });
+                    if let Some(failed) = failed {
+                        backend.reason.clone_from(&failed.error);
+                    }
+                }
+            }
+        }
+        Some(status)
+    }
+
+    /// Answers what an operator asks about services.
+    pub(crate) fn answer(
+        &mut self,
+        request: &Request,
+        config: &Config,
+        handle: &EngineHandle<'_>,
+    ) -> Response {
+        let services = &config.services;
+        if services.is_empty() && self.told.is_none() {
+            return Response::error("there is no [[interface]]: this gateway has a tunnel only");
+        }
+        let result = match request {
+            Request::Flows { filter, limit } => Ok(Response {
+                flows: Some(handle.flows(filter, (*limit).min(FLOWS_MAX))),
+                ..Response::done()
+            }),
+            Request::Explain { packet, interface } => self.explain(packet, interface.as_deref(), handle),
+            Request::LeaseTake(wish) => self.take_lease(wish, config, handle),
+            Request::LeaseReturn { name } => self.return_lease(name, config, handle),
+            Request::LeaseList => {
+                Ok(Response { leases: Some(self.live.list_leases(services)), ..Response::done() })
+            }
+            Request::GroupChange { name, prefixes, add } => {
+                self.live.change_group(services, name, prefixes, *add).and_then(|changed| {
+                    self.tell_or_say(config, handle)?;
+                    Ok(Response { changed: Some(changed), ..Response::done() })
+                })
+            }
+            Request::GroupList { name } => self
+                .live
+                .list_groups(services, name.as_deref())
+                .map(|groups| Response { groups: Some(groups), ..Response::done() }),
+            Request::Backend { server, backend, wish } => {
+                self.live.change_backend(services, server, backend, *wish).and_then(|()| {
+                    self.tell_or_say(config, handle)?;
+                    Ok(Response::done())
+                })
+            }
+            Request::Core { core, enabled } => handle.set_core(*core, *enabled).map(|()| Response::done()),
+            Request::Status | Request::Reload | Request::Stop => Err("not for the packet engine".to_owned()),
+        };
+        result.unwrap_or_else(Response::error)
+    }
+
+    fn tell_or_say(&mut self, config: &Config, handle: &EngineHandle<'_>) -> Result<(), String> {
+        if !self.tell(config, handle) {
+            return Ok(());
+        }
+        Err(self.failed.as_ref().map(|(_, error)| error.clone()).unwrap_or_default())
+    }
+
+    fn explain(
+        &self,
+        packet: &str,
+        interface: Option<&str>,
+        handle: &EngineHandle<'_>,
+    ) -> Result<Response, String> {
+        let key = packet_of(packet)?;
+        let port = match interface {
+            None => None,
+            Some("gateway") => Some(services::spec::HOST_PORT),
+            Some("tunnel") => Some(services::spec::TUNNEL_PORT),
+            Some(name) => {
+                let interfaces =
+                    self.told.as_ref().map(|told| told.spec.interfaces.as_slice()).unwrap_or_default();
+                let place = interfaces.iter().position(|interface| interface.name == name);
+                let place = place.and_then(|place| PortId::try_from(place).ok());
+                let names: Vec<&str> = interfaces.iter().map(|interface| interface.name.as_str()).collect();
+                Some(place.ok_or_else(|| {
+                    format!("no interface is named \"{name}\"; there are {}", names.join(", "))
+                })?)
+            }
+        };
+        let explanation = handle.explain(&key, port)?;
+        Ok(Response { explanation: Some(Box::new(explanation)), ..Response::done() })
+    }
+
+    fn take_lease(
+        &mut self,
+        wish: &LeaseWish,
+        config: &Config,
+        handle: &EngineHandle<'_>,
+    ) -> Result<Response, String> {
+        let Some(told) = &self.told else { return Err("the packet engine is not ready yet".to_owned()) };
+        let before = self.live.clone();
+        let lease = self
+            .live
+            .take_lease(&config.services, &told.spec, wish, &|address| handle.closed_blocks(address))?;
+        let warning = if self.live == before {
+            None
+        } else {
+            if let Err(error) = self.tell_or_say(config, handle) {
+                // Nobody uses ports which the engine does not know.
+                self.live = before;
+                return Err(error);
+            }
+            self.lease_file.store(&self.live).err()
+        };
+        let mut leases: Vec<LeaseReport> = self.live.list_leases(&config.services);
+        leases.retain(|held| held.name == lease.name);
+        Ok(Response { leases: Some(leases), warning, ..Response::done() })
+    }
+
+    fn return_lease(
+        &mut self,
+        name: &str,
+        config: &Config,
+        handle: &EngineHandle<'_>,
+    ) -> Result<Response, String> {
+        self.live.return_lease(&config.services, name)?;
+        self.tell_or_say(config, handle)?;
+        Ok(Response { warning: self.lease_file.store(&self.live).err(), ..Response::done() })
+    }
+
+    /// The end begins: monitors stop, the last events are written.
+    pub(crate) fn end(&mut self, handle: &EngineHandle<'_>) {
+        self.monitors = None;
+        self.write_log(handle);
+        if let Some(log) = &mut self.log {
+            log.end(linux::clock::realtime_ns(), nat_log::ENDED);
+        }
+    }
+
+    /// Takes addresses back, after the engine's last packet.
+    pub(crate) fn clear(&mut self, netlink: &Netlink) {
+        self.addresses.clear(netlink);
+    }
+}
+
+/// A packet as an operator writes it. Without ports no rule about ports would match as it does for real packets.
+fn packet_of(text: &str) -> Result<FlowKey, String> {
+    let key: FlowKey = text.parse().map_err(|error| format!("{text}: {error}"))?;
+    let name = packet::flow::protocol_name(key.protocol).unwrap_or_default();
+    if matches!(name, "tcp" | "udp" | "sctp") && (key.src_port == 0 || key.dst_port == 0) {
+        let with = |address: std::net::IpAddr, port: u16, example: u16| {
+            SocketAddr::new(address, if port == 0 { example } else { port })
+        };
+        let (src, dst) = (with(key.src, key.src_port, 40_000), with(key.dst, key.dst_port, 443));
+        return Err(format!(
+            "{text}: {name} needs a port from 1 to 65535 on both sides; write for example '{name} {src} > {dst}'"
+        ));
+    }
+    Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packet_to_explain_needs_its_ports() {
+        for text in ["tcp 10.0.0.1 > 1.2.3.4:443", "tcp 10.0.0.1:40000 > 1.2.3.4:0", "tcp 10.0.0.1 > 1.2.3.4"]
+        {
+            let said = packet_of(text).err();
+            let expected = format!(
+                "{text}: tcp needs a port from 1 to 65535 on both sides; write for example 'tcp 10.0.0.1:40000 > 1.2.3.4:443'"
+            );
+            assert_eq!(said, Some(expected));
+        }
+        for text in ["udp 10.0.0.1:1 > 1.2.3.4:53", "icmp 10.0.0.1 > 1.2.3.4 id 7", "gre 10.0.0.1 > 1.2.3.4"]
+        {
+            assert!(packet_of(text).is_ok(), "{text}");
+        }
+    }
+}

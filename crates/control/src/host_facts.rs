@@ -1,0 +1,201 @@
+//! Facts about the host: devices, addresses, routes, sysctls, its own range of ports.
+//!
+//! Nothing of the configuration is known here, and nothing is decided. [`HostView`] is a dump of the kernel's tables,
+//! [`HostFacts`] the part of it that the gateway's policy depends on.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use linux::netlink::{Address, Link, MAIN_TABLE, Netlink, Route, RouteKind};
+
+/// Addresses of one WAN that are used at most.
+pub const WAN_ADDRESSES_MAX: usize = 8;
+
+/// The kernel's ports for outgoing connections, unless the host says otherwise.
+const EPHEMERAL: (u16, u16) = (32_768, 60_999);
+/// Links, addresses and routes as netlink tells them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostView {
+    /// Interfaces.
+    pub links: Vec<Link>,
+    /// Addresses of all interfaces.
+    pub addresses: Vec<Address>,
+    /// Routes of the main table which work now, those into the tunnel included.
+    pub routes: Vec<Route>,
+}
+
+impl HostView {
+    /// Reads the present state.
+    pub fn read(netlink: &Netlink) -> linux::Result<Self> {
+        let links = netlink.links()?;
+        let addresses = netlink.all_addresses()?;
+        let mut routes = netlink.routes(None)?;
+        routes.retain(|route| {
+            let spec = &route.spec;
+            spec.table == MAIN_TABLE && spec.kind == RouteKind::Unicast && !route.dead
+        });
+        Ok(Self { links, addresses, routes })
+    }
+
+    /// The interface of this name.
+    #[must_use]
+    pub fn link(&self, name: &str) -> Option<&Link> {
+        self.links.iter().find(|link| link.name == name)
+    }
+
+    /// Addresses of an interface that can be the source of tunnel datagrams: global or private, of a family that
+    /// `covers` says is in use. Deprecated ones only where a family has no other.
+    #[must_use]
+    pub fn usable_addresses(&self, index: u32, covers: impl Fn(IpAddr) -> bool) -> Vec<IpAddr> {
+        let usable = |address: &&Address| {
+            let ip = address.net.addr();
+            address.index == index
+                && !address.link_local
+                && !address.tentative
+                && !ip.is_loopback()
+                && covers(ip)
+        };
+        let mut list: Vec<IpAddr> = Vec::new();
+        for deprecated in [false, true] {
+            let of_kind = self.addresses.iter().filter(usable).filter(|a| a.deprecated == deprecated);
+            for ip in of_kind.map(|address| address.net.addr()) {
+                let have_family = list.iter().any(|other| other.is_ipv4() == ip.is_ipv4());
+                let superseded = deprecated && have_family;
+                if !superseded && !list.contains(&ip) {
+                    list.push(ip);
+                }
+            }
+        }
+        list.truncate(WAN_ADDRESSES_MAX);
+        list
+    }
+
+    /// Indices of interfaces with a default route of a family, the preferred first.
+    #[must_use]
+    pub fn default_interfaces(&self) -> Vec<u32> {
+        let mut routes: Vec<&Route> =
+            self.routes.iter().filter(|route| route.spec.dst.prefix_len() == 0).collect();
+        routes.sort_by_key(|route| route.spec.metric);
+        let mut list = Vec::new();
+        for index in routes.into_iter().filter_map(|route| route.spec.interface) {
+            if !list.contains(&index) {
+                list.push(index);
+            }
+        }
+        list
+    }
+}
+
+/// Devices, routes and ports of the host, as the gateway's policy is made from them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostFacts {
+    /// Network devices.
+    pub devices: Vec<DeviceFacts>,
+    /// Routes of the main table that work.
+    pub routes: Vec<KernelRoute>,
+    /// Index of the TUN device.
+    pub tun_index: Option<u32>,
+    /// Ports of the host's own outgoing connections, inclusive.
+    pub ephemeral_ports: (u16, u16),
+    /// Addresses on its devices that no service has any more, while flows still use them.
+    pub lingering: BTreeSet<IpAddr>,
+}
+
+/// Network device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceFacts {
+    /// Index.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+    /// Hardware address; zeros where there is none.
+    pub mac: [u8; 6],
+    /// Largest IP packet, bytes.
+    pub mtu: u32,
+    /// Switched on, with carrier.
+    pub up: bool,
+    /// Its addresses.
+    pub addresses: Vec<IpNet>,
+}
+
+/// Route of the kernel's main table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelRoute {
+    /// Destination.
+    pub prefix: IpNet,
+    /// Next router.
+    pub via: Option<IpAddr>,
+    /// Index of the device.
+    pub device: u32,
+    /// The lowest is preferred.
+    pub metric: u32,
+}
+
+impl HostFacts {
+    /// From netlink's view.
+    #[must_use]
+    pub fn new(view: &HostView, tun_index: Option<u32>, ephemeral_ports: (u16, u16)) -> Self {
+        let device = |link: &Link| DeviceFacts {
+            index: link.index,
+            name: link.name.clone(),
+            mac: link.mac.unwrap_or_default(),
+            mtu: link.mtu,
+            up: link.up && link.carrier,
+            addresses: view
+                .addresses
+                .iter()
+                .filter(|address| address.index == link.index)
+                .map(|address| address.net)
+                .collect(),
+        };
+        let route = |route: &Route| {
+            let spec = &route.spec;
+            let device = spec.interface?;
+            Some(KernelRoute { prefix: spec.dst, via: spec.gateway, device, metric: spec.metric })
+        };
+        Self {
+            devices: view.links.iter().map(device).collect(),
+            routes: view.routes.iter().filter_map(route).collect(),
+            tun_index,
+            ephemeral_ports,
+            lingering: BTreeSet::new(),
+        }
+    }
+
+    /// The device of this name.
+    #[must_use]
+    pub fn device(&self, name: &str) -> Option<&DeviceFacts> {
+        self.devices.iter().find(|device| device.name == name)
+    }
+}
+
+/// The kernel's range of ports for outgoing connections, from `/proc`; its default where that cannot be read.
+#[must_use]
+pub fn read_ephemeral_ports() -> (u16, u16) {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut numbers = text.split_whitespace().map(str::parse::<u16>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(first)), Some(Ok(last))) if first <= last => (first, last),
+        _ => EPHEMERAL,
+    }
+}
+
+/// Reverse-path filter of an interface, or of `all`: 0 off, 1 strict, 2 loose. `None` where there is no such interface.
+#[must_use]
+pub fn read_rp_filter(interface: &str) -> Option<u8> {
+    std::fs::read_to_string(rp_filter(interface)).ok()?.trim().parse().ok()
+}
+
+/// Sets the reverse-path filter of an interface.
+///
+/// # Errors
+/// As the kernel refuses it.
+pub fn write_rp_filter(interface: &str, value: u8) -> std::io::Result<()> {
+    std::fs::write(rp_filter(interface), value.to_string())
+}
+
+fn rp_filter(interface: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/sys/net/ipv4/conf/{interface}/rp_filter"))
+}

@@ -1,0 +1,530 @@
+//! Running node: engine, TUN interface, routes, WANs, names. [`crate::event_loop`] tells it what happened.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use engine::Engine;
+use engine::config::{Peer, Settings, Snapshot, Wan};
+use linux::tun::Tun;
+
+use crate::config::{Config, Endpoint, InterfaceMatch, Problem, Severity};
+use crate::events::{EventSender, NodeEvent};
+use crate::gateway::engine::{EngineHandle, Memory};
+use crate::gateway::policy;
+use crate::gateway::supervisor::GatewaySupervisor;
+use crate::host_facts::{HostFacts, HostView, read_ephemeral_ports};
+use crate::kernel_routes::KernelRoutes;
+use crate::peer_names::{self, Resolver};
+use crate::protocol::{Request, Response};
+use crate::reload::{self, ReloadReport};
+use crate::route_plan::{HostPlan, Inputs, Numbers};
+use crate::status::{NameReport, Report, WanReport};
+use crate::timestamp_floor::TimestampFloor;
+use crate::wans::{self, LiveWan, WanRegistry};
+
+/// Reason why a node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The system refused something; the text says what and what would help.
+    #[error("{0}")]
+    Start(String),
+}
+
+/// A peer with a DNS name that stays unreachable is looked up again after so long.
+const LOOK_UP_AGAIN: Duration = Duration::from_secs(10);
+/// Endpoints of one peer that are given to the engine at most.
+const ENDPOINTS_MAX: usize = 32;
+
+/// What the engine was told last; it is told again only when this changes.
+#[derive(Clone, Default, PartialEq)]
+struct Told {
+    generation: u64,
+    wans: Vec<Wan>,
+    peers: Vec<(Vec<SocketAddr>, Option<Vec<u16>>)>,
+}
+
+/// Everything of a running node but its event loop.
+pub(crate) struct Node {
+    config: Config,
+    /// Raised by every reload.
+    generation: u64,
+    engine: Engine,
+    host: KernelRoutes,
+    numbers: Numbers,
+    tun_index: u32,
+    registry: WanRegistry,
+    lives: Vec<LiveWan>,
+    resolver: Resolver,
+    /// Name servers are reached outside the tunnel now.
+    outside: Vec<IpAddr>,
+    looked_up_at: Instant,
+    /// None for a key that was made for the run.
+    state: Option<TimestampFloor>,
+    told: Told,
+    /// The engine could not do all it was told (a port was taken); tell it again.
+    incomplete: bool,
+    events: EventSender,
+    last_refresh: Duration,
+    supervisor: GatewaySupervisor,
+    /// What the door to the engine remembers.
+    memory: Memory,
+}
+
+impl Node {
+    /// Makes TUN interface and engine. Routes and WANs follow with the first [`Self::refresh`].
+    pub(crate) fn start(
+        config: Config,
+        cpus: Vec<usize>,
+        mut host: KernelRoutes,
+        control_socket: &Path,
+        events: EventSender,
+    ) -> Result<Self, StartError> {
+        let for_supervisor = events.try_clone().map_err(|error| StartError::Start(error.to_string()))?;
+        let supervisor = GatewaySupervisor::new(&config, control_socket, for_supervisor);
+        let numbers = Numbers::of(&config.tun.name);
+        let tun = Tun::create(&config.tun.name, cpus.len()).map_err(|error| tun_error(&error))?;
+        let tun_index = tun.index();
+        host.set_up_tun(tun_index, &config.tun, &policy::tun_addresses(&config))
+            .map_err(|error| StartError::Start(format!("cannot set up {}: {error}", config.tun.name)))?;
+        // A key that was made for the run has no past.
+        let mut state = (!config.node.key_was_made)
+            .then(|| TimestampFloor::new(&config.node.state_dir, &config.node.private_key.public()));
+        let floor = state.as_mut().map_or(0, TimestampFloor::load);
+        let wall_clock_ns = linux::clock::realtime_ns();
+        // Reserve what the first handshakes will use before they leave.
+        if let Some(state) = &mut state {
+            state.keep(floor.max(wall_clock_ns));
+        }
+        let settings = Settings {
+            name: config.node.name.clone(),
+            private_key: config.node.private_key.clone(),
+            cpus,
+            listen_port: config.node.listen,
+            tun_name: config.tun.name.clone(),
+            tun_mtu: config.tun.mtu,
+            mark: numbers.mark(),
+            timestamp_floor_ns: floor,
+            wall_clock_ns,
+            rekey_after_ms: u64::from(config.node.rekey_after_seconds) * 1_000,
+        };
+        let engine = Engine::start(settings, Snapshot::default(), tun)
+            .map_err(|error| StartError::Start(error.to_string()))?;
+        let mut node = Self {
+            config,
+            generation: 1,
+            engine,
+            host,
+            numbers,
+            tun_index,
+            registry: WanRegistry::default(),
+            lives: Vec::new(),
+            resolver: Resolver::default(),
+            outside: Vec::new(),
+            looked_up_at: Instant::now(),
+            state,
+            told: Told::default(),
+            incomplete: false,
+            events,
+            last_refresh: Duration::ZERO,
+            supervisor,
+            memory: Memory::default(),
+        };
+        node.set_names();
+        node.choose_outside();
+        Ok(node)
+    }
+
+    /// Index of the TUN interface.
+    pub(crate) fn tun_index(&self) -> u32 {
+        self.tun_index
+    }
+
+    /// How long the last [`Self::refresh`] took: the host is not looked at more often than it can be.
+    pub(crate) fn last_refresh(&self) -> Duration {
+        self.last_refresh
+    }
+
+    /// Looks at the host and brings engine, routes and rules into line with it. A WAN that failed is told to the
+    /// engine before anything else; one that came up only after its routes are there.
+    pub(crate) fn refresh(&mut self) {
+        let start = Instant::now();
+        let view = match HostView::read(self.host.netlink()) {
+            Ok(view) => view,
+            Err(error) => {
+                tracing::warn!(%error, "cannot look at the interfaces; trying again");
+                self.incomplete = true;
+                return;
+            }
+        };
+        let before = std::mem::take(&mut self.lives);
+        self.lives = self.registry.observe(&self.config.wans, &self.config.tun.name, &view);
+        self.tell_states(&before);
+        let was_up =
+            |live: &LiveWan| !live.replaced && before.iter().any(|b| b.wan.id == live.wan.id && b.wan.up);
+        let mut failed: Vec<Wan> = self.lives.iter().map(|live| live.wan.clone()).collect();
+        for (wan, live) in failed.iter_mut().zip(&self.lives) {
+            wan.up &= was_up(live);
+        }
+        self.tell_engine(failed);
+        let plan = HostPlan::new(&Inputs {
+            numbers: self.numbers,
+            config: &self.config,
+            view: &view,
+            wans: &self.lives,
+            tun_index: self.tun_index,
+            outside: &self.outside,
+        });
+        self.host.apply(&plan);
+        self.loosen_reverse_path(&view);
+        self.tell_engine(self.lives.iter().map(|live| live.wan.clone()).collect());
+        self.refresh_services(&view);
+        let states = |lives: &[LiveWan]| -> Vec<Wan> { lives.iter().map(|live| live.wan.clone()).collect() };
+        if states(&before) != states(&self.lives) {
+            self.resolver.hurry(Instant::now());
+        }
+        self.last_refresh = start.elapsed();
+    }
+
+    /// Devices, packet engine and monitors, as the configuration wants them.
+    fn refresh_services(&mut self, view: &HostView) {
+        if !self.config.services.is_empty() {
+            // What is for the host comes out of the TUN interface, wherever it came from.
+            self.host.loosen_reverse_path(&self.config.tun.name);
+        }
+        let facts = HostFacts::new(view, Some(self.tun_index), read_ephemeral_ports());
+        self.supervisor.refresh(
+            &self.config,
+            facts,
+            self.host.netlink(),
+            &EngineHandle::new(&self.engine, &self.memory),
+        );
+    }
+
+    /// A monitor has a verdict about a backend.
+    pub(crate) fn health(&self, change: &crate::health::HealthChange) {
+        self.supervisor.health(&self.config.services, change, &EngineHandle::new(&self.engine, &self.memory));
+    }
+
+    /// Answers a request about services.
+    pub(crate) fn answer(&mut self, request: &Request) -> Response {
+        self.supervisor.answer(request, &self.config, &EngineHandle::new(&self.engine, &self.memory))
+    }
+
+    /// Log files were renamed.
+    pub(crate) fn reopen_logs(&mut self) {
+        self.supervisor.reopen_log();
+    }
+
+    /// WANs that mean something: without `[[wan]]` and `[[peer]]` there is no tunnel.
+    fn shown_wans(&self) -> &[LiveWan] {
+        if self.config.peers.is_empty() && self.config.wans.is_empty() { &[] } else { &self.lives }
+    }
+
+    fn tell_states(&self, before: &[LiveWan]) {
+        for live in self.shown_wans() {
+            let known = before.iter().find(|known| known.wan.id == live.wan.id);
+            if known
+                .is_some_and(|known| known.state == live.state && known.wan.addresses == live.wan.addresses)
+            {
+                continue;
+            }
+            let wan = if live.wan.interface.is_empty() { "(host routes)" } else { &live.wan.interface };
+            tracing::info!(wan, state = live.state, addresses = ?live.wan.addresses, "WAN");
+        }
+    }
+
+    /// Tells the engine the present WANs and endpoints, unless it knows them already.
+    fn tell_engine(&mut self, wans: Vec<Wan>) {
+        let peers: Vec<_> = self
+            .config
+            .peers
+            .iter()
+            .map(|peer| {
+                (self.endpoints(&peer.endpoints), wans::ids_for_peer(peer.wans.as_deref(), &self.lives))
+            })
+            .collect();
+        let told = Told { generation: self.generation, wans, peers };
+        if told == self.told && !self.incomplete {
+            return;
+        }
+        let peers = self.config.peers.iter().zip(&told.peers).map(|(peer, (endpoints, wans))| Peer {
+            name: peer.name.clone(),
+            public_key: peer.public_key,
+            preshared_key: peer.preshared_key.clone(),
+            endpoints: endpoints.clone(),
+            allowed_ips: peer.allowed_ips.clone(),
+            wans: wans.clone(),
+            paths_per_pair: peer.paths_per_wan_pair,
+            sockets_per_path: peer.sockets_per_path,
+            encryption: peer.encryption,
+            policy: peer.policy,
+            flow: peer.flow,
+        });
+        let snapshot = Snapshot { wans: told.wans.clone(), peers: peers.collect() };
+        self.told = told;
+        match self.engine.apply(snapshot) {
+            Ok(()) => self.incomplete = false,
+            Err(error) => {
+                if !self.incomplete {
+                    tracing::error!(%error, "not everything could be applied; trying again");
+                }
+                self.incomplete = true;
+            }
+        }
+    }
+
+    /// Addresses to dial, names replaced by what they stand for.
+    fn endpoints(&self, endpoints: &[Endpoint]) -> Vec<SocketAddr> {
+        let mut list: Vec<SocketAddr> = Vec::new();
+        for endpoint in endpoints {
+            let addresses = match endpoint {
+                Endpoint::Address(address) => vec![*address],
+                Endpoint::Name { host, port } => {
+                    self.resolver.addresses(host).into_iter().map(|ip| SocketAddr::new(ip, *port)).collect()
+                }
+            };
+            for address in addresses {
+                if !list.contains(&address) && list.len() < ENDPOINTS_MAX {
+                    list.push(address);
+                }
+            }
+        }
+        list
+    }
+
+    /// Reverse-path filters of the interfaces that carry the tunnel.
+    fn loosen_reverse_path(&mut self, view: &HostView) {
+        let mut names: Vec<String> = self
+            .lives
+            .iter()
+            .filter(|live| live.index.is_some())
+            .map(|live| live.wan.interface.clone())
+            .collect();
+        if self.config.wans.is_empty() && self.config.has_default_route() {
+            // The tunnel takes the default route: replies of the peer seem to come from the wrong side.
+            let with_default = |index| {
+                view.routes.iter().any(|r| r.spec.dst.prefix_len() == 0 && r.spec.interface == Some(index))
+            };
+            names.extend(view.links.iter().filter(|l| with_default(l.index)).map(|link| link.name.clone()));
+        }
+        for name in names {
+            self.host.loosen_reverse_path(&name);
+        }
+    }
+
+    /// Tells the resolver which names matter.
+    fn set_names(&mut self) {
+        let endpoints = self.config.peers.iter().flat_map(|peer| &peer.endpoints);
+        let names: Vec<String> = endpoints
+            .filter_map(|endpoint| match endpoint {
+                Endpoint::Name { host, .. } => Some(host.clone()),
+                Endpoint::Address(_) => None,
+            })
+            .collect();
+        self.resolver.set_names(names.iter().map(String::as_str));
+    }
+
+    /// Starts the look-ups that are due. Returns when the next one is.
+    pub(crate) fn look_up(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        for host in self.resolver.due(now) {
+            let asked = self.events.try_clone().and_then(|events| {
+                peer_names::ask(host.clone(), move |host, answer| {
+                    events.send(NodeEvent::Answer(host, answer));
+                })
+            });
+            if let Err(error) = asked {
+                self.resolver.answer(&host, Err(error.to_string()), now);
+            }
+        }
+        self.resolver.next()
+    }
+
+    /// Takes the answer to a look-up.
+    pub(crate) fn answered(&mut self, host: &str, answer: peer_names::Answer) {
+        if self.resolver.answer(host, answer, Instant::now()) {
+            self.tell_engine(self.lives.iter().map(|live| live.wan.clone()).collect());
+        }
+    }
+
+    /// Once a second: keeps the state file, asks again for names of peers that cannot be reached.
+    /// Returns whether [`Self::refresh`] is needed.
+    pub(crate) fn tick(&mut self) -> bool {
+        if let Some(state) = &mut self.state {
+            state.keep(self.engine.timestamp_floor_ns());
+        }
+        let handle = EngineHandle::new(&self.engine, &self.memory);
+        let again = self.supervisor.tick(self.host.netlink(), &handle) || self.incomplete;
+        if self.resolver.is_empty() {
+            return again;
+        }
+        let changed = self.choose_outside();
+        if self.waits_for_name() && self.looked_up_at.elapsed() >= LOOK_UP_AGAIN {
+            self.looked_up_at = Instant::now();
+            self.resolver.hurry(Instant::now());
+        }
+        changed || again
+    }
+
+    /// A peer that is dialled by name is not up.
+    fn waits_for_name(&self) -> bool {
+        let by_name = |name: &str| {
+            self.config.peers.iter().any(|peer| {
+                peer.name == name && peer.endpoints.iter().any(|e| matches!(e, Endpoint::Name { .. }))
+            })
+        };
+        // Before the engine was told of any peer, all of them wait.
+        self.told.peers.is_empty()
+            || self.engine.status().peers.iter().any(|peer| peer.state != "up" && by_name(&peer.name))
+    }
+
+    /// While a name waits to be resolved, name servers must be reached although the default route leads into a
+    /// tunnel that is not there yet. Returns whether that changed.
+    fn choose_outside(&mut self) -> bool {
+        let needed = !self.resolver.is_empty() && self.config.has_default_route() && self.waits_for_name();
+        let outside = if needed { peer_names::system_name_servers() } else { Vec::new() };
+        let changed = outside != self.outside;
+        self.outside = outside;
+        changed
+    }
+
+    /// Reads the configuration again and applies what can be applied.
+    pub(crate) fn reload(&mut self) -> Result<ReloadReport, Vec<Problem>> {
+        let (new, warnings) = Config::load(&self.config.path).into_result()?;
+        let (config, mut report) = reload::merge(&self.config, &new);
+        report.warnings = warnings.iter().map(ToString::to_string).collect();
+        report.warnings.extend(host_warnings(&config));
+        if let Some(message) =
+            self.supervisor.refused(&config, &EngineHandle::new(&self.engine, &self.memory))
+        {
+            return Err(vec![problem(&config, Severity::Error, "lease", message)]);
+        }
+        self.config = config;
+        report.warnings.extend(self.supervisor.configured(&self.config));
+        self.generation += 1;
+        if let Err(error) = self.host.set_addresses(&policy::tun_addresses(&self.config)) {
+            report.warnings.push(error.to_string());
+        }
+        self.set_names();
+        self.choose_outside();
+        self.refresh();
+        Ok(report)
+    }
+
+    /// Live state.
+    pub(crate) fn report(&self) -> Report {
+        let wans = self.shown_wans().iter().map(|live| WanReport {
+            id: live.wan.id,
+            interface: live.wan.interface.clone(),
+            state: live.state.to_owned(),
+            addresses: live.wan.addresses.iter().map(ToString::to_string).collect(),
+            tier: live.wan.tier,
+            mtu: live.wan.mtu,
+        });
+        let mut hosts: Vec<&str> = Vec::new();
+        for endpoint in self.config.peers.iter().flat_map(|peer| &peer.endpoints) {
+            if let Endpoint::Name { host, .. } = endpoint
+                && !hosts.contains(&host.as_str())
+            {
+                hosts.push(host);
+            }
+        }
+        let names = hosts.into_iter().map(|host| NameReport {
+            host: host.to_owned(),
+            addresses: self.resolver.addresses(host).iter().map(ToString::to_string).collect(),
+            error: self.resolver.error(host).map(str::to_owned),
+        });
+        Report {
+            status: self.engine.status(),
+            tun: self.config.tun.name.clone(),
+            listen: self.config.node.listen,
+            wans: wans.collect(),
+            names: names.collect(),
+            gateway: self
+                .supervisor
+                .status(&self.config.services, &EngineHandle::new(&self.engine, &self.memory)),
+        }
+    }
+
+    /// Ends in order: peers are told while the WANs still have their routes, then everything is taken back.
+    pub(crate) fn stop(self) {
+        let Self { engine, mut host, mut state, mut supervisor, memory, .. } = self;
+        let used_ns = engine.timestamp_floor_ns();
+        supervisor.end(&EngineHandle::new(&engine, &memory));
+        engine.stop();
+        supervisor.clear(host.netlink());
+        host.clear();
+        if let Some(state) = &mut state {
+            state.finish(used_ns);
+        }
+    }
+}
+
+fn tun_error(error: &linux::Error) -> StartError {
+    let hint = match error.kind() {
+        io::ErrorKind::PermissionDenied => "; run as root, or with the capability CAP_NET_ADMIN",
+        io::ErrorKind::NotFound => "; the kernel has no TUN device: load the module tun",
+        _ => "",
+    };
+    StartError::Start(format!("{error}{hint}"))
+}
+
+/// What the host as it is now makes doubtful about a configuration: interfaces that are not there (they may come later, or
+/// the name is wrong), and default routes that only forwarded packets have.
+#[must_use]
+pub fn host_warnings(config: &Config) -> Vec<String> {
+    let Ok(view) = linux::netlink::Netlink::open().and_then(|netlink| HostView::read(&netlink)) else {
+        return Vec::new();
+    };
+    let say = |(key, message): (&str, String)| problem(config, Severity::Warning, key, message).to_string();
+    missing_interfaces(config, &view).into_iter().chain(missing_defaults(config, &view)).map(say).collect()
+}
+
+fn problem(config: &Config, severity: Severity, key: &str, message: String) -> Problem {
+    let file = config.path.display().to_string();
+    Problem { file, line: 0, column: 0, severity, key: key.to_owned(), message }
+}
+
+fn missing_interfaces(config: &Config, view: &HostView) -> Vec<(&'static str, String)> {
+    let wans = config.wans.iter().filter_map(|wan| match &wan.interface {
+        InterfaceMatch::Name(name) => Some(("wan.interface", name)),
+        InterfaceMatch::Pattern(_) => None,
+    });
+    let devices = config.services.interfaces.iter().map(|interface| ("interface.device", &interface.device));
+    let missing = wans.chain(devices).filter(|(_, name)| !view.links.iter().any(|link| link.name == **name));
+    missing
+        .map(|(key, name)| {
+            (key, format!("there is no interface \"{name}\" now; it is used as soon as it comes"))
+        })
+        .collect()
+}
+
+/// `[[route]]` is for forwarded packets. The host's own (health checks, name service, updates) go by the kernel's routes.
+fn missing_defaults(config: &Config, view: &HostView) -> Vec<(&'static str, String)> {
+    let defaults = config.services.routes.iter().filter(|route| route.to.prefix_len() == 0);
+    let mut list = Vec::new();
+    for route in defaults.filter(|route| route.tenant.is_none()) {
+        let ipv4 = route.to.addr().is_ipv4();
+        let same = |net: ipnet::IpNet| net.prefix_len() == 0 && net.addr().is_ipv4() == ipv4;
+        let by_kernel = view.routes.iter().any(|known| same(known.spec.dst));
+        let by_tunnel = config.peers.iter().flat_map(|peer| &peer.allowed_ips).any(|net| same(*net));
+        if !by_kernel && !by_tunnel {
+            let via = route.via.map_or_else(String::new, |via| format!(" via {via}"));
+            let flag = if ipv4 { "" } else { "-6 " };
+            list.push((
+                "route.to",
+                format!(
+                    "{} is for forwarded packets; the host itself has no default route, so that its own checks, updates \
+                     and name service reach nobody; ip {flag}route add default{via}",
+                    route.to
+                ),
+            ));
+        }
+    }
+    list
+}
+
+#[cfg(test)]
+mod tests;

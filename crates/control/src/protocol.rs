@@ -1,0 +1,158 @@
+//! Requests and answers of the control socket: one JSON line there and one back.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::reload::ReloadReport;
+use crate::status::{Explanation, FlowList, GroupReport, LeaseReport, Report};
+
+pub(crate) mod flow_filter;
+
+pub use flow_filter::FlowFilter;
+
+/// A request: one line of JSON, for example `{"command":"status"}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// Live state.
+    Status,
+    /// Read the configuration again and apply what changed.
+    Reload,
+    /// End in an orderly way.
+    Stop,
+    /// Flows that match.
+    Flows {
+        /// Which ones.
+        #[serde(default)]
+        filter: FlowFilter,
+        /// How many at most.
+        limit: usize,
+    },
+    /// Where a packet would go, and why.
+    Explain {
+        /// `tcp 10.0.0.5:1234 > 1.2.3.4:443`.
+        packet: String,
+        /// Interface it comes in at; the one its source is routed to by default.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        interface: Option<String>,
+    },
+    /// Take a range of ports (row R1).
+    LeaseTake(LeaseWish),
+    /// Give it back.
+    LeaseReturn {
+        /// Who holds it.
+        name: String,
+    },
+    /// All leases.
+    LeaseList,
+    /// Add prefixes to a group (row R5), or remove them.
+    GroupChange {
+        /// The group.
+        name: String,
+        /// Prefixes.
+        prefixes: Vec<IpNet>,
+        /// Add; else remove.
+        add: bool,
+    },
+    /// All groups, or one.
+    GroupList {
+        /// Only this one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
+    },
+    /// Drain a backend, enable it, or change its weight.
+    Backend {
+        /// The virtual server.
+        server: String,
+        /// Address, with the port where several have the same.
+        backend: String,
+        /// What to do.
+        wish: BackendWish,
+    },
+    /// Take a core out of work, or put it back (row C7).
+    Core {
+        /// Core id.
+        core: usize,
+        /// Put it back.
+        enabled: bool,
+    },
+}
+
+/// The answer: one line of JSON.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Response {
+    /// Whether the request was carried out.
+    pub ok: bool,
+    /// Why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// It was carried out, but there is something to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
+    /// Answer to `status`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<Box<Report>>,
+    /// Answer to `reload`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reload: Option<ReloadReport>,
+    /// Answer to `flows`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flows: Option<FlowList>,
+    /// Answer to `explain`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub explanation: Option<Box<Explanation>>,
+    /// Answer to `lease-take` (one entry) and `lease-list`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leases: Option<Vec<LeaseReport>>,
+    /// Answer to `group-list`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub groups: Option<Vec<GroupReport>>,
+    /// Answer to `group-change`: how many prefixes changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changed: Option<usize>,
+}
+
+impl Response {
+    /// A refusal.
+    #[must_use]
+    pub fn error(text: impl Into<String>) -> Self {
+        Self { error: Some(text.into()), ..Self::default() }
+    }
+
+    /// Done, nothing to tell.
+    #[must_use]
+    pub fn done() -> Self {
+        Self { ok: true, ..Self::default() }
+    }
+}
+
+/// Change of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BackendWish {
+    /// No new connections.
+    Drain,
+    /// Take part again, with the weight there was.
+    Enable,
+    /// Another weight, 0–1,000.
+    Weight(u16),
+}
+
+/// Range that is asked for with `lease take`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseWish {
+    /// Who holds it, unique.
+    pub name: String,
+    /// Whose packets must use it.
+    pub from: IpNet,
+    /// Tenant; `None` = the shared one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// Outside address; `None` = the first with room.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// How many ports; whole blocks of 1,024 are given.
+    pub ports: u32,
+}

@@ -1,0 +1,70 @@
+//! Everything that is shown: the JSON of `status`, `flows` and `explain`, and the same as text for people.
+//!
+//! [`Report`] is the whole node, [`ServicesStatus`] its gateway. `text` and `gateway_text` write tables of it.
+
+use engine::status::Status;
+use serde::{Deserialize, Serialize};
+
+mod gateway;
+mod gateway_text;
+mod table;
+mod text;
+
+pub use gateway::{
+    BackendStatus, CoreServices, Explanation, FlowList, FlowReport, ForwardStatus, GroupReport,
+    InterfaceStatus, LeaseReport, NatStatus, RuleStatus, ServerStatus, ServicesStatus,
+};
+pub use gateway_text::{explanation, flows, groups, leases};
+pub use text::text;
+
+/// Everything about a running gateway; the JSON of `anabranch status --json`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Report {
+    /// The engine's part, its keys at the top level.
+    #[serde(flatten)]
+    pub status: Status,
+    /// TUN interface.
+    #[serde(default)]
+    pub tun: String,
+    /// UDP port that peers dial.
+    #[serde(default)]
+    pub listen: Option<u16>,
+    /// WANs in the order of the configuration.
+    #[serde(default)]
+    pub wans: Vec<WanReport>,
+    /// DNS names of peers.
+    #[serde(default)]
+    pub names: Vec<NameReport>,
+    /// Everything that is not the tunnel; not there without `[[interface]]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<ServicesStatus>,
+}
+
+/// One WAN.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WanReport {
+    /// WAN id.
+    pub id: u16,
+    /// Interface; empty = the host's own routes.
+    pub interface: String,
+    /// "up", or why it is not.
+    pub state: String,
+    /// Source addresses in use.
+    pub addresses: Vec<String>,
+    /// Preference, 0 first.
+    pub tier: u8,
+    /// MTU in bytes.
+    pub mtu: u16,
+}
+
+/// One DNS name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameReport {
+    /// Host name.
+    pub host: String,
+    /// What it stands for.
+    pub addresses: Vec<String>,
+    /// Why the last question failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
