@@ -16,12 +16,13 @@ use control::config::Config;
 use control::gateway::overrides::Live;
 use control::host_facts::HostFacts;
 use engine::gateway::replay::{Captured, run as run_cores};
+use packet::attachment::{Ingress, InterfaceId};
 use packet::flow::FlowKey;
 use pcap_file::pcap::{PcapHeader, PcapPacket, PcapReader, PcapWriter};
 use pcap_file::{DataLink, PcapError};
 use services::core::{Core, ETHERNET_BYTES, Neighbors};
 use services::policy::Policy;
-use services::spec::{GatewaySpec, PortId};
+use services::spec::GatewaySpec;
 use steering::ownership::Ownership;
 
 use crate::output;
@@ -122,7 +123,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let reader = |frame: &Captured| {
         let key = FlowKey::of(frame.bytes.get(ETHERNET_BYTES..).unwrap_or_default());
         key.map_or(0, |key| {
-            usize::from(ownership.owner_of_bucket(ownership.bucket(&key, policy.tenant_of(frame.port))))
+            usize::from(ownership.owner_of_bucket(ownership.bucket(&key, policy.tenant_of(frame.attachment))))
         })
     };
     let replayed = run_cores(&mut cores.cores, reader, frames)?;
@@ -201,8 +202,8 @@ fn cores(count: u8, spec: GatewaySpec) -> anyhow::Result<Cores> {
 fn neighbors(spec: &GatewaySpec) -> Neighbors {
     let mut neighbors = Neighbors { version: 1, ..Neighbors::default() };
     for route in &spec.routes {
-        if let Some(via) = route.via {
-            neighbors.known.insert((route.port, via), made_up(via));
+        if let (Some(id), Some(via)) = (route.egress.interface(), route.via) {
+            neighbors.known.insert((id, via), made_up(via));
         }
     }
     neighbors
@@ -220,19 +221,20 @@ fn made_up(address: IpAddr) -> [u8; 6] {
 }
 
 /// The interface that a frame was captured at, as far as its source tells.
-fn port_of(packet: &[u8], spec: &GatewaySpec) -> PortId {
-    let Ok(key) = FlowKey::of(packet) else { return 0 };
+fn interface_of(packet: &[u8], spec: &GatewaySpec) -> InterfaceId {
+    let Ok(key) = FlowKey::of(packet) else { return InterfaceId(0) };
     let source = packet::IpHeader::parse(packet).map_or(key.src, |header| header.src);
     let near = (0..)
+        .map(InterfaceId)
         .zip(&spec.interfaces)
         .find(|(_, interface)| interface.addresses.iter().any(|address| address.contains(&source)));
     let far = || {
         let default = spec.routes.iter().find(|route| {
             route.prefix.prefix_len() == 0 && route.prefix.addr().is_ipv4() == source.is_ipv4()
         });
-        default.map(|route| route.port)
+        default.and_then(|route| route.egress.interface())
     };
-    near.map(|(port, _)| port).or_else(far).unwrap_or(0)
+    near.map(|(id, _)| id).or_else(far).unwrap_or(InterfaceId(0))
 }
 
 fn read(path: &Path, spec: &GatewaySpec) -> anyhow::Result<Vec<Captured>> {
@@ -276,9 +278,10 @@ fn read(path: &Path, spec: &GatewaySpec) -> anyhow::Result<Vec<Captured>> {
         if !is_ip {
             continue;
         }
-        let port = port_of(bytes.get(ETHERNET_BYTES..).unwrap_or_default(), spec);
+        let interface = interface_of(bytes.get(ETHERNET_BYTES..).unwrap_or_default(), spec);
         let since_ns = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX / 2);
-        frames.push(Captured { at_ns: START_NS.saturating_add(since_ns), port, bytes });
+        let attachment = Ingress::Interface(interface);
+        frames.push(Captured { at_ns: START_NS.saturating_add(since_ns), attachment, bytes });
         if frames.len() > FRAMES_MAX {
             return Err(anyhow!("{}: more than {FRAMES_MAX} frames; cut it with editcap -c", path.display()));
         }

@@ -16,7 +16,6 @@ use packet::flow::FlowKey;
 use packet::vnet::VirtioNetHeader;
 use services::core::ETHERNET_BYTES;
 use services::policy::Policy;
-use services::spec::{HOST_PORT, TUNNEL_PORT};
 use tunnel::core::{Core, Output, Target, owner_core};
 use tunnel::header::Header;
 use tunnel::node::{Node, Source};
@@ -27,6 +26,9 @@ use crate::counters::Counters;
 use crate::gateway::{PORT_TOKENS, Part, PartContext};
 use crate::rings::{Handed, Rings};
 use crate::sockets::{Sockets, WanDevices};
+
+/// All peers, whichever sent a packet.
+const PEERS: Ingress = Ingress::Bond(BondId(0));
 
 const TUN_TOKEN: u64 = 0;
 const BELL_TOKEN: u64 = 1;
@@ -143,7 +145,7 @@ fn divert(ways: Option<&Policy>, bytes: &[u8], forwarded: &mut Vec<(VirtioNetHea
 
 /// Whether the route to a packet's destination is by a plain interface.
 fn leads_out(policy: &Policy, key: &FlowKey) -> bool {
-    policy.fib.lookup(0, key.dst).is_some_and(|route| services::policy::is_interface(route.port))
+    policy.fib.lookup(0, key.dst).is_some_and(|route| route.egress.interface().is_some())
 }
 
 /// A packet with room for an Ethernet header in front.
@@ -312,7 +314,7 @@ impl Worker {
         let mut packets = std::mem::take(&mut self.from_tun);
         if !packets.is_empty() {
             let (gateway, mut context) = self.gateway();
-            gateway.take(now_ns, HOST_PORT, &mut packets, &mut context);
+            gateway.take(now_ns, Ingress::Host, &mut packets, &mut context);
             packets.clear();
         }
         self.from_tun = packets;
@@ -340,7 +342,7 @@ impl Worker {
         let mut packets = std::mem::take(&mut self.io.forwarded);
         if !packets.is_empty() {
             let (gateway, mut context) = self.gateway();
-            gateway.take(now_ns, TUNNEL_PORT, &mut packets, &mut context);
+            gateway.take(now_ns, PEERS, &mut packets, &mut context);
             packets.clear();
         }
         self.io.forwarded = packets;

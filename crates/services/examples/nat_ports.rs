@@ -57,7 +57,7 @@ impl Random {
 /// Core 0 of 4.
 fn gateway(mode: NatMode, tables: u16, random: &mut Random) -> Option<Nat> {
     let spec = NatSpec {
-        out: 0,
+        out: Some(packet::attachment::InterfaceId(0)),
         mode,
         addresses: vec![IpAddr::from([192, 0, 2, 1])],
         from: vec![],

@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use foldhash::fast::FixedState;
-use hashbrown::HashMap;
+use hashbrown::HashSet;
+use packet::attachment::{Egress, Ingress, InterfaceId};
 use packet::flow::FlowKey;
 
 use crate::balance::Balancer;
@@ -13,12 +14,9 @@ use crate::nat::{NatEvent, NatPolicy};
 use crate::route::{Fib, Route};
 use crate::rules::{RuleSet, carry_hits, places_before};
 use crate::spec::{
-    DeliveryMode, ForwardSpec, GatewaySpec, HOST_PORT, InterfaceSpec, Limits, Mapping, NatMode, NatSpec,
-    PortId, ServerSpec, TCP, TUNNEL_PORT, Timeouts, UDP,
+    DeliveryMode, ForwardSpec, GatewaySpec, InterfaceSpec, Limits, Mapping, NatMode, NatSpec, ServerSpec,
+    TCP, Timeouts, UDP,
 };
-
-/// The out interface of NAT rules that serve virtual servers: no packet leaves there, so none matches by itself.
-const SERVER_NAT_PORT: PortId = 0xfffd;
 
 /// Earlier targets that are remembered over reloads at most; beyond, all but the present ones are forgotten.
 const KEPT_MAX: usize = 65_536;
@@ -50,16 +48,16 @@ pub struct Policy {
     pub steers_by_hash_only: bool,
     /// Some NAT has endpoint-independent mappings.
     pub maps_endpoints: bool,
-    /// Own address → interface.
-    own: HashMap<IpAddr, PortId, FixedState>,
+    /// Own addresses.
+    own: HashSet<IpAddr, FixedState>,
     /// Inside endpoint → listen addresses whose flows keep the client's tuple (row C4).
     kept: BTreeMap<(u8, SocketAddr), Vec<SocketAddr>>,
     /// How many NAT rules there are: the operator's, then those that serve virtual servers.
     pub nat_rules: usize,
     /// NAT rules that serve virtual servers, by server and interface towards the backends.
-    server_nats: BTreeMap<(u16, PortId), u16>,
+    server_nats: BTreeMap<(u16, InterfaceId), u16>,
     /// Interfaces with a source NAT that hides what is inside.
-    hiding: Vec<PortId>,
+    hiding: Vec<InterfaceId>,
     /// Era of the policy before, and where the rules stand in it.
     before: Option<(u32, Vec<Option<usize>>)>,
 }
@@ -121,19 +119,19 @@ impl Policy {
             Some(before) => Balancer::compile(&spec.servers, Some(&before.balancer)),
             None => Balancer::compile_keyed(&spec.servers, None, secret),
         };
-        let mut own = HashMap::default();
-        for (port, interface) in (0..).zip(&spec.interfaces) {
-            own.extend(interface.addresses.iter().map(|address| (address.addr(), port)));
+        let mut own = HashSet::default();
+        for interface in &spec.interfaces {
+            own.extend(interface.addresses.iter().map(ipnet::IpNet::addr));
         }
-        for route in spec.routes.iter().filter(|route| route.port == HOST_PORT) {
+        for route in spec.routes.iter().filter(|route| route.egress == Egress::Host) {
             if route.prefix.prefix_len() == route.prefix.max_prefix_len() {
-                own.entry(route.prefix.addr()).or_insert(HOST_PORT);
+                own.insert(route.prefix.addr());
             }
         }
         let kept = kept_targets(&spec, before);
         let maps_endpoints = spec.nats.iter().any(|nat| nat.mapping == Mapping::EndpointIndependent);
-        let hiding =
-            spec.nats.iter().filter(|nat| nat.mode == NatMode::AddressAndPort).map(|nat| nat.out).collect();
+        let translating = spec.nats.iter().filter(|nat| nat.mode == NatMode::AddressAndPort);
+        let hiding = translating.filter_map(|nat| nat.out).collect();
         let policy = Self {
             era: before.map_or(1, |policy| policy.era.wrapping_add(1)),
             rules,
@@ -177,43 +175,52 @@ impl Policy {
 
     /// An interface.
     #[must_use]
-    pub fn interface(&self, port: PortId) -> Option<&InterfaceSpec> {
-        self.spec.interfaces.get(usize::from(port))
+    pub fn interface(&self, id: InterfaceId) -> Option<&InterfaceSpec> {
+        self.spec.interfaces.get(id.index())
     }
 
-    /// Tenant of what comes in at a port (row R11).
+    /// Tenant of what comes in somewhere (row R11).
     #[inline]
     #[must_use]
-    pub fn tenant_of(&self, port: PortId) -> u16 {
-        self.interface(port).map_or(0, |interface| interface.tenant)
+    pub fn tenant_of(&self, ingress: Ingress) -> u16 {
+        self.tenant_behind(Egress::from(ingress))
+    }
+
+    /// Tenant of what comes back from where packets leave.
+    #[inline]
+    #[must_use]
+    pub fn tenant_behind(&self, egress: Egress) -> u16 {
+        let interface = egress.interface().and_then(|id| self.interface(id));
+        interface.map_or(0, |interface| interface.tenant)
     }
 
     /// Tenant of the interface towards an address.
     #[must_use]
     pub fn tenant_towards(&self, address: IpAddr, tenant: u16) -> u16 {
-        self.fib.lookup(tenant, address).map_or(0, |route| self.tenant_of(route.port))
+        self.fib.lookup(tenant, address).map_or(0, |route| self.tenant_behind(route.egress))
     }
 
     /// Whether an address is one of the gateway's own.
     #[must_use]
     pub fn is_own(&self, address: IpAddr) -> bool {
-        self.own.contains_key(&address)
+        self.own.contains(&address)
     }
 
-    /// Whether a source that comes in at `port` is a neighbour at another interface and not at this one: nobody there
+    /// Whether a source that comes in at an interface is a neighbour at another one and not at this: nobody there
     /// has it, but whoever wants to pass for it (RFC 2827, RFC 3704).
     #[must_use]
-    pub fn is_elsewhere(&self, port: PortId, source: IpAddr) -> bool {
+    pub fn is_elsewhere(&self, at: InterfaceId, source: IpAddr) -> bool {
         let link_local = match source {
             IpAddr::V4(v4) => v4.is_link_local(),
             IpAddr::V6(v6) => v6.is_unicast_link_local(),
         };
-        let neighbor_at =
-            |route: &Route| route.via.is_none() && is_interface(route.port) && route.port != port;
+        let neighbor_at = |route: &Route| {
+            route.via.is_none() && route.egress.interface().is_some_and(|interface| interface != at)
+        };
         !link_local
-            && self.fib.lookup(self.tenant_of(port), source).filter(neighbor_at).is_some()
+            && self.fib.lookup(self.tenant_of(Ingress::Interface(at)), source).filter(neighbor_at).is_some()
             && !self
-                .interface(port)
+                .interface(at)
                 .is_some_and(|interface| interface.addresses.iter().any(|net| net.contains(&source)))
     }
 
@@ -224,14 +231,15 @@ impl Policy {
         self.is_own(key.dst) || self.nat.is_outside(key.dst) || self.server_or_forward(key).is_some()
     }
 
-    /// An own address of this family on a port, for answers; any own address when the port has none.
+    /// An own address of this family where something came in, for answers; any own address when there is none.
     #[must_use]
-    pub fn address_of(&self, port: PortId, like: IpAddr) -> Option<IpAddr> {
+    pub fn address_of(&self, ingress: Ingress, like: IpAddr) -> Option<IpAddr> {
         let of = |interface: &InterfaceSpec| {
             let mut addresses = interface.addresses.iter().map(ipnet::IpNet::addr);
             addresses.find(|address| address.is_ipv4() == like.is_ipv4())
         };
-        self.interface(port).and_then(of).or_else(|| self.spec.interfaces.iter().find_map(of))
+        let there = ingress.interface().and_then(|id| self.interface(id));
+        there.and_then(of).or_else(|| self.spec.interfaces.iter().find_map(of))
     }
 
     /// The service a new flow is addressed to.
@@ -255,8 +263,8 @@ impl Policy {
 
     /// The NAT rule that serves a virtual server's source translation towards an interface.
     #[must_use]
-    pub fn nat_of_server(&self, server: u16, out: PortId) -> Option<u16> {
-        self.server_nats.get(&(server, out)).copied()
+    pub fn nat_of_server(&self, server: u16, egress: Egress) -> Option<u16> {
+        self.server_nats.get(&(server, egress.interface()?)).copied()
     }
 
     /// Listen addresses of services that reach this endpoint with the client's tuple kept.
@@ -265,35 +273,33 @@ impl Policy {
         self.kept.get(&(protocol, endpoint)).map_or(&[], Vec::as_slice)
     }
 
-    /// Whether packets of this tuple that leave at `out` get an endpoint-independent mapping.
+    /// Whether packets of this tuple that leave by `egress` get an endpoint-independent mapping.
     #[must_use]
-    pub fn maps_endpoints_of(&self, out: PortId, key: &FlowKey, tenant: u16) -> bool {
-        self.endpoint_rule(out, key, tenant).is_some()
+    pub fn maps_endpoints_of(&self, egress: Egress, key: &FlowKey, tenant: u16) -> bool {
+        self.endpoint_rule(egress, key, tenant).is_some()
     }
 
     /// The NAT rule by which they get it.
     #[must_use]
-    pub fn endpoint_rule(&self, out: PortId, key: &FlowKey, tenant: u16) -> Option<u16> {
-        self.nat.rule_for(out, key, tenant).filter(|rule| self.nat.is_independent(*rule))
+    pub fn endpoint_rule(&self, egress: Egress, key: &FlowKey, tenant: u16) -> Option<u16> {
+        self.nat.rule_for(egress, key, tenant).filter(|rule| self.nat.is_independent(*rule))
     }
 
-    /// A client that comes in at `in_port` and talks to an outside endpoint that may be another client's mapping: the
+    /// A client that comes in at an interface and talks to an outside endpoint that may be another client's mapping: the
     /// interface by which its own mapping leads, if it has an endpoint-independent one there.
     #[must_use]
-    pub fn hairpin_out(&self, key: &FlowKey, tenant: u16, in_port: PortId) -> Option<PortId> {
-        if !self.maps_endpoints || !is_interface(in_port) {
-            return None;
-        }
+    pub fn hairpin_out(&self, key: &FlowKey, tenant: u16, ingress: Ingress) -> Option<InterfaceId> {
+        let at = ingress.interface().filter(|_| self.maps_endpoints)?;
         self.nat.mapping_core_of(key, 1)?;
         let rule = self.nat.rule_for_hairpin(key.dst, key, tenant)?;
         let nat = self.spec.nats.get(usize::from(rule))?;
-        (self.nat.is_independent(rule) && nat.out != in_port).then_some(nat.out)
+        nat.out.filter(|out| self.nat.is_independent(rule) && *out != at)
     }
 
     /// Whether an interface has a NAT behind which hosts hide: nothing new comes in there unasked.
     #[must_use]
-    pub fn hides_inside(&self, port: PortId) -> bool {
-        self.hiding.contains(&port)
+    pub fn hides_inside(&self, interface: Option<InterfaceId>) -> bool {
+        interface.is_some_and(|interface| self.hiding.contains(&interface))
     }
 
     /// Whether any interface has such a NAT.
@@ -305,13 +311,14 @@ impl Policy {
 }
 
 /// Interfaces by which a server's backends are reached, each once.
-fn ways_to_backends(fib: &Fib, server: &ServerSpec) -> Vec<PortId> {
-    let mut ways: Vec<PortId> = Vec::new();
+fn ways_to_backends(fib: &Fib, server: &ServerSpec) -> Vec<InterfaceId> {
+    let mut ways: Vec<InterfaceId> = Vec::new();
     for backend in &server.backends {
-        if let Some(route) = fib.lookup(0, backend.address.ip())
-            && !ways.contains(&route.port)
+        let route = fib.lookup(0, backend.address.ip());
+        if let Some(way) = route.and_then(|route| route.egress.interface())
+            && !ways.contains(&way)
         {
-            ways.push(route.port);
+            ways.push(way);
         }
     }
     ways
@@ -319,8 +326,8 @@ fn ways_to_backends(fib: &Fib, server: &ServerSpec) -> Vec<PortId> {
 
 /// The source NAT of a virtual server towards one interface. It is there for servers that keep the client's source too: a client beside its
 /// backend needs it.
-fn server_nat(spec: &GatewaySpec, out: PortId, server: &ServerSpec) -> NatSpec {
-    let interface = spec.interfaces.get(usize::from(out));
+fn server_nat(spec: &GatewaySpec, out: InterfaceId, server: &ServerSpec) -> NatSpec {
+    let interface = spec.interfaces.get(out.index());
     let own = || {
         let ipv4 = server.listen.is_ipv4();
         interface.and_then(|interface| interface.usable_addresses(ipv4).next()).into_iter().collect()
@@ -340,7 +347,7 @@ fn server_nat(spec: &GatewaySpec, out: PortId, server: &ServerSpec) -> NatSpec {
         reserved.push(spec.host_ports);
     }
     NatSpec {
-        out: SERVER_NAT_PORT,
+        out: None,
         mode: if server.source == NatMode::PortOnly { NatMode::PortOnly } else { NatMode::AddressAndPort },
         addresses,
         from: Vec::new(),
@@ -381,10 +388,4 @@ fn kept_targets(spec: &GatewaySpec, before: Option<&Policy>) -> BTreeMap<(u8, So
         }
     }
     kept
-}
-
-/// Whether a port is an interface and not the host or the tunnel.
-#[must_use]
-pub const fn is_interface(port: PortId) -> bool {
-    port != HOST_PORT && port != TUNNEL_PORT
 }

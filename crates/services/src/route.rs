@@ -17,9 +17,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use packet::attachment::Egress;
 use prefix_trie::joint::JointPrefixMap;
 
-use crate::spec::{PortId, RouteSpec};
+use crate::spec::RouteSpec;
 
 #[cfg(test)]
 mod tests;
@@ -30,8 +31,8 @@ pub const SHARED_TENANT: u16 = 0;
 /// Where a packet leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// An interface, [`crate::spec::TUNNEL_PORT`] or [`crate::spec::HOST_PORT`].
-    pub port: PortId,
+    /// An interface, a bond or the host.
+    pub egress: Egress,
     /// Next router; `None`: the destination itself is the neighbour.
     pub via: Option<IpAddr>,
 }
@@ -59,7 +60,7 @@ impl Fib {
     pub fn compile(routes: &[RouteSpec]) -> Self {
         let mut tables: BTreeMap<u16, JointPrefixMap<IpNet, Route>> = BTreeMap::new();
         for spec in routes {
-            let route = Route { port: spec.port, via: spec.via };
+            let route = Route { egress: spec.egress, via: spec.via };
             tables.entry(spec.tenant).or_default().insert(spec.prefix.trunc(), route);
         }
         Self { tables }

@@ -6,18 +6,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-
-/// Place of an interface in [`GatewaySpec::interfaces`].
-pub type PortId = u16;
-
-/// The port of the host's own stack and of what the tunnel delivers: the TUN device.
-pub const HOST_PORT: PortId = 0xffff;
-
-/// The port "into a bond": the destination is behind a peer of the tunnel.
-pub const TUNNEL_PORT: PortId = 0xfffe;
+use packet::attachment::{BondId, Egress, Ingress, InterfaceId};
 
 /// Most interfaces of one gateway.
-pub const PORTS_MAX: usize = 256;
+pub const INTERFACES_MAX: usize = 256;
 
 /// IP protocol number of TCP.
 pub const TCP: u8 = 6;
@@ -28,7 +20,7 @@ pub const UDP: u8 = 17;
 /// Everything a gateway does besides the tunnel.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GatewaySpec {
-    /// `[[interface]]`, by [`PortId`].
+    /// `[[interface]]`, by [`InterfaceId`].
     pub interfaces: Vec<InterfaceSpec>,
     /// Names of the tenants; place 0 is the shared one, which is always there.
     pub tenants: Vec<String>,
@@ -106,8 +98,8 @@ pub struct RouteSpec {
     pub tenant: u16,
     /// Destination.
     pub prefix: IpNet,
-    /// Where packets leave: an interface, [`TUNNEL_PORT`] or [`HOST_PORT`].
-    pub port: PortId,
+    /// Where packets leave: an interface, a bond or the host.
+    pub egress: Egress,
     /// Next router; `None`: the destination itself is the neighbour.
     pub via: Option<IpAddr>,
 }
@@ -134,6 +126,30 @@ pub enum RuleAction {
     Reject,
 }
 
+/// By what a packet comes in or leaves, as rules name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Attachment {
+    /// A plain interface.
+    Interface(InterfaceId),
+    /// The gateway itself. As the `to` of a rule: whatever is addressed to it before translation, so also what a
+    /// virtual server, forward or mapping passes on.
+    Gateway,
+    /// The peer of this bond.
+    Bond(BondId),
+    /// Any peer.
+    AnyBond,
+}
+
+impl From<Ingress> for Attachment {
+    fn from(ingress: Ingress) -> Self {
+        match ingress {
+            Ingress::Interface(id) => Self::Interface(id),
+            Ingress::Host => Self::Gateway,
+            Ingress::Bond(id) => Self::Bond(id),
+        }
+    }
+}
+
 /// One side of a rule; empty lists mean "any".
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SideSpec {
@@ -141,9 +157,8 @@ pub struct SideSpec {
     pub prefixes: Vec<IpNet>,
     /// Places in [`GatewaySpec::groups`].
     pub groups: Vec<u16>,
-    /// Interfaces: where the packet comes in (`from`) or leaves (`to`). [`HOST_PORT`] = the gateway itself; as `to`:
-    /// whatever is addressed to it before translation, so also what a virtual server, forward or mapping passes on.
-    pub ports: Vec<PortId>,
+    /// By what the packet comes in (`from`) or leaves (`to`).
+    pub attachments: Vec<Attachment>,
 }
 
 /// One firewall rule.
@@ -193,8 +208,9 @@ pub enum Mapping {
 /// `[[nat]]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NatSpec {
-    /// Packets that leave here are translated.
-    pub out: PortId,
+    /// Packets that leave by this interface are translated. `None`: those of one virtual server, which asks for the rule
+    /// itself.
+    pub out: Option<InterfaceId>,
     /// How.
     pub mode: NatMode,
     /// Outside addresses ([`NatMode::AddressAndPort`]). Empty: the IPv4 addresses of the interface, whichever it has; while

@@ -22,13 +22,14 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use packet::attachment::{Egress, Ingress};
 use packet::flow::FlowKey;
 use steering::ownership::{OwnerChain, Ownership};
 
 use crate::nat::is_translated;
 use crate::nat::source_port;
 use crate::policy::Policy;
-use crate::spec::{NatMode, PortId};
+use crate::spec::NatMode;
 
 /// The cores to ask about a packet, and the mapping that may change who begins its flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,17 +41,23 @@ pub struct Owners {
     pub mapping: Option<u16>,
 }
 
-/// The owners of a packet that came in at `port`.
+/// The owners of a packet that came in by `ingress`.
 #[inline]
 #[must_use]
-pub fn owners(ownership: &Ownership, policy: &Policy, key: &FlowKey, tenant: u16, port: PortId) -> Owners {
+pub fn owners(
+    ownership: &Ownership,
+    policy: &Policy,
+    key: &FlowKey,
+    tenant: u16,
+    ingress: Ingress,
+) -> Owners {
     let bucket = ownership.bucket(key, tenant);
     let has_port = is_translated(key.protocol) || !policy.hides();
     if policy.steers_by_hash_only && has_port && ownership.table.chain(bucket).is_empty() {
         let chain = OwnerChain::one(ownership.owner_of_bucket(bucket));
         return Owners { chain, mapping: None };
     }
-    owners_beyond_hash(ownership, policy, key, tenant, port, bucket)
+    owners_beyond_hash(ownership, policy, key, tenant, ingress, bucket)
 }
 
 #[cold]
@@ -59,11 +66,11 @@ fn owners_beyond_hash(
     policy: &Policy,
     key: &FlowKey,
     tenant: u16,
-    port: PortId,
+    ingress: Ingress,
     bucket: usize,
 ) -> Owners {
     let mut owners = Owners::default();
-    if let Some(home) = remote_bucket_of(ownership, policy, key, tenant, port) {
+    if let Some(home) = remote_bucket_of(ownership, policy, key, tenant, ingress) {
         owners.chain.visit_bucket(ownership, home);
         owners.chain.end_with(ownership, ownership.owner_of_bucket(home));
         return owners;
@@ -84,7 +91,7 @@ fn owners_beyond_hash(
         owners.chain.visit_bucket(ownership, ownership.bucket(&request, client_tenant));
     }
     owners.chain.visit_bucket(ownership, bucket);
-    let mapped = mapping_owner(ownership, policy, key, tenant, port, &mut owners);
+    let mapped = mapping_owner(ownership, policy, key, tenant, ingress, &mut owners);
     owners.chain.end_with(ownership, mapped.unwrap_or_else(|| ownership.owner_of_bucket(bucket)));
     owners
 }
@@ -95,7 +102,7 @@ fn mapping_owner(
     policy: &Policy,
     key: &FlowKey,
     tenant: u16,
-    port: PortId,
+    ingress: Ingress,
     owners: &mut Owners,
 ) -> Option<u8> {
     // What is addressed to a service goes inside, not out by a mapping, wherever the route to its address leads.
@@ -103,13 +110,13 @@ fn mapping_owner(
         return None;
     }
     if let Some(core) = policy.nat.mapping_core_of(key, ownership.cores) {
-        if policy.hairpin_out(key, tenant, port).is_some() {
+        if policy.hairpin_out(key, tenant, ingress).is_some() {
             owners.chain.visit_bucket(ownership, endpoint_bucket(ownership, key, tenant));
         }
         return Some(core);
     }
-    let out = policy.fib.lookup(tenant, key.dst)?.port;
-    if out == port {
+    let out = policy.fib.lookup(tenant, key.dst)?.egress;
+    if out == Egress::from(ingress) {
         return None;
     }
     owners.mapping = Some(policy.endpoint_rule(out, key, tenant)?);
@@ -144,7 +151,7 @@ fn remote_bucket_of(
     policy: &Policy,
     key: &FlowKey,
     tenant: u16,
-    port: PortId,
+    ingress: Ingress,
 ) -> Option<usize> {
     if is_translated(key.protocol) || !policy.hides() {
         return None;
@@ -152,10 +159,10 @@ fn remote_bucket_of(
     if policy.nat.is_outside(key.dst) {
         return Some(remote_bucket(ownership, key.src, key.protocol, tenant));
     }
-    let out = policy.fib.lookup(tenant, key.dst)?.port;
-    let rule = policy.nat.rule_for(out, key, tenant).filter(|_| out != port)?;
+    let out = policy.fib.lookup(tenant, key.dst)?.egress;
+    let rule = policy.nat.rule_for(out, key, tenant).filter(|_| out != Egress::from(ingress))?;
     let hides = policy.nat.mode(rule) == Some(NatMode::AddressAndPort);
-    hides.then(|| remote_bucket(ownership, key.dst, key.protocol, policy.tenant_of(out)))
+    hides.then(|| remote_bucket(ownership, key.dst, key.protocol, policy.tenant_behind(out)))
 }
 
 /// The cores that may have the endpoint-independent mapping of a client's endpoint. The last begins one if none has.

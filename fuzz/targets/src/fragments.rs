@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use packet::attachment::{Ingress, InterfaceId};
 use packet::{DropReason, IpHeader};
 use services::fragment::{
     Action, FRAGMENTS_PER_PACKET_MAX, FragmentLimits, FragmentTable, Outcome, Released, Rendezvous, Told,
@@ -229,7 +230,14 @@ impl Halves {
         let mut out = |released: Released<'_>| {
             fragments.push((released.id, released.key, released.packet.to_vec(), released.first));
         };
-        let result = self.rendezvous.push(now_ns, packet, &header, tenant, 1, &mut out);
+        let result = self.rendezvous.push(
+            now_ns,
+            packet,
+            &header,
+            tenant,
+            Ingress::Interface(InterfaceId(1)),
+            &mut out,
+        );
         assert!(self.rendezvous.bytes() <= self.bytes_max, "the rendezvous holds too much");
         result?;
         self.taken += 1;

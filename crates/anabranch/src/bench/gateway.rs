@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, anyhow};
 use clap::Args as ClapArgs;
+use packet::attachment::{Egress, Ingress, InterfaceId};
 use packet::checksum;
 use packet::flow::FlowKey;
 use packet::vnet::VirtioNetHeader;
@@ -18,14 +19,14 @@ use services::core::{Core, ETHERNET_BYTES, Frame, Handed, Neighbors, Outcome, Ou
 use services::policy::Policy;
 use services::spec::{
     BackendSpec, BalanceMethod, DeliveryMode, GatewaySpec, InterfaceSpec, Limits, Mapping, NatMode, NatSpec,
-    PortId, RouteSpec, ServerSpec, UDP,
+    RouteSpec, ServerSpec, UDP,
 };
 use steering::ownership::Ownership;
 
 use crate::output;
 
-pub(super) const LAN: PortId = 0;
-pub(super) const WAN: PortId = 1;
+pub(super) const LAN: InterfaceId = InterfaceId(0);
+pub(super) const WAN: InterfaceId = InterfaceId(1);
 /// Packets of a batch.
 pub(super) const BATCH: usize = 64;
 
@@ -292,7 +293,7 @@ impl Bench {
     /// Opens as many flows as there is room for, and writes down what they look like from both sides. Seconds that the
     /// gateway took.
     fn open(&mut self, pairs: &mut [Pair]) -> f64 {
-        let port = if self.kind == Kind::Server { WAN } else { LAN };
+        let interface = if self.kind == Kind::Server { WAN } else { LAN };
         let mut number = 0u64;
         let mut keys = Vec::with_capacity(BATCH);
         let mut seconds = 0.0;
@@ -307,7 +308,7 @@ impl Bench {
                 }
             }
             let started = Instant::now();
-            let went_on = self.send(port, &keys);
+            let went_on = self.send(interface, &keys);
             seconds += started.elapsed().as_secs_f64();
             assert!(went_on == keys.len() as u64, "{went_on} of {} first packets went on", keys.len());
             let slots = self.slots.chunks_exact(SLOT_BYTES);
@@ -350,15 +351,17 @@ impl Bench {
         sent as f64 / seconds / 1e6
     }
 
-    fn send(&mut self, port: PortId, keys: &[FlowKey]) -> u64 {
+    fn send(&mut self, interface: InterfaceId, keys: &[FlowKey]) -> u64 {
         let mut frames: Vec<Frame<'_>> = Vec::with_capacity(BATCH);
         for (slot, key) in self.slots.chunks_exact_mut(SLOT_BYTES).zip(keys) {
             let length = write_frame(slot, key);
-            frames.push(Frame::new(port, partial(key), &mut slot[..length]));
+            frames.push(Frame::new(Ingress::Interface(interface), partial(key), &mut slot[..length]));
         }
         self.core.batch(self.now_ns, &mut frames, &mut self.out);
-        frames.iter().filter(|frame| matches!(frame.outcome, Outcome::Send(_) | Outcome::Resolve(..))).count()
-            as u64
+        frames
+            .iter()
+            .filter(|frame| matches!(frame.outcome, Outcome::Forward(_) | Outcome::Resolve(..)))
+            .count() as u64
     }
 }
 
@@ -459,10 +462,10 @@ pub(super) fn assemble(spec: GatewaySpec, cores: u8) -> anyhow::Result<Common> {
     });
     let ownership = Ownership::new(cores, keys)?;
     let mut neighbors = Neighbors::default();
-    for (port, address) in
+    for (interface, address) in
         [(WAN, "203.0.113.254"), (WAN, "2001:db8::fe"), (LAN, "10.0.0.254"), (LAN, "fd00::fe")]
     {
-        neighbors.known.insert((port, address.parse()?), [2, 0, 0, 0, 1, port as u8]);
+        neighbors.known.insert((interface, address.parse()?), [2, 0, 0, 0, 1, interface.0 as u8]);
     }
     neighbors.version = 1;
     Ok((Arc::new(policy), Arc::new(ownership), Arc::new(neighbors)))
@@ -479,8 +482,9 @@ pub(super) fn spec(kind: Kind) -> anyhow::Result<GatewaySpec> {
             mac: [2, 0, 0, 0, 0, last],
         })
     };
-    let route = |prefix: &str, port: PortId, via: &str| -> anyhow::Result<RouteSpec> {
-        Ok(RouteSpec { tenant: 0, prefix: prefix.parse()?, port, via: Some(via.parse()?) })
+    let route = |prefix: &str, interface: InterfaceId, via: &str| -> anyhow::Result<RouteSpec> {
+        let egress = Egress::Interface(interface);
+        Ok(RouteSpec { tenant: 0, prefix: prefix.parse()?, egress, via: Some(via.parse()?) })
     };
     let mut spec = GatewaySpec {
         interfaces: vec![
@@ -504,7 +508,7 @@ pub(super) fn spec(kind: Kind) -> anyhow::Result<GatewaySpec> {
     };
     if let Some(mode) = mode {
         spec.nats.push(NatSpec {
-            out: WAN,
+            out: Some(WAN),
             mode,
             addresses: vec!["203.0.113.1".parse()?, "2001:db8::1".parse()?],
             from: Vec::new(),

@@ -22,7 +22,7 @@ mod tests;
 pub mod values;
 
 /// Most `[[interface]]` sections.
-pub const INTERFACES_MAX: usize = services::spec::PORTS_MAX;
+pub const INTERFACES_MAX: usize = services::spec::INTERFACES_MAX;
 /// Most `[[tenant]]` sections.
 pub const TENANTS_MAX: usize = 4096;
 /// Most `[[route]]` sections.

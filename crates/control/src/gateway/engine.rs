@@ -9,11 +9,12 @@ use std::time::Instant;
 use engine::Engine;
 use engine::gateway::{CoreReport, CoreState, FlowEntry, GatewaySettings, Readers};
 use packet::DropReason;
+use packet::attachment::{Egress, Ingress, InterfaceId};
 use packet::flow::FlowKey;
 use packet::ip::{PROTOCOL_ICMP, PROTOCOL_ICMPV6};
 use services::nat::NatEvent;
 use services::policy::Policy;
-use services::spec::{HOST_PORT, LeaseSpec, Mapping, NatMode, PortId, RuleAction, TCP, TUNNEL_PORT};
+use services::spec::{LeaseSpec, Mapping, NatMode, RuleAction, TCP};
 
 use super::policy::{Desired, DeviceState};
 use crate::config::services::Distribution;
@@ -85,12 +86,18 @@ struct Names {
 }
 
 impl Names {
-    fn interface(&self, port: PortId) -> String {
-        match port {
-            HOST_PORT => "gateway".to_owned(),
-            TUNNEL_PORT => "tunnel".to_owned(),
-            port => self.policy.interface(port).map(|interface| interface.name.clone()).unwrap_or_default(),
+    fn egress(&self, egress: Egress) -> String {
+        match egress {
+            Egress::Interface(id) => self.interface(id),
+            Egress::Host => "gateway".to_owned(),
+            Egress::Bond(_) => "tunnel".to_owned(),
+            Egress::Core(core) => format!("core {core}"),
+            Egress::Unit(unit) => format!("unit {unit}"),
         }
+    }
+
+    fn interface(&self, id: InterfaceId) -> String {
+        self.policy.interface(id).map(|interface| interface.name.clone()).unwrap_or_default()
     }
 
     fn tenant(&self, tenant: u16) -> String {
@@ -126,8 +133,8 @@ impl Names {
             translated_source: ends(&leaving).0,
             translated_destination: ends(&leaving).1,
             tenant: self.tenant(*tenant),
-            interface: self.interface(record.in_port),
-            out: entry.ways[0].map(|(port, _)| self.interface(port)).unwrap_or_default(),
+            interface: self.egress(record.ingress().into()),
+            out: entry.ways[0].map(|(egress, _)| self.egress(egress)).unwrap_or_default(),
             state,
             rule: self.rule(record.rule.checked_sub(1)),
             nat: nat.map(|mode| mode_name(mode).to_owned()).unwrap_or_default(),
@@ -271,20 +278,26 @@ impl EngineHandle<'_> {
         used.clone()
     }
 
-    /// What would happen to a packet with this key that comes in at `port`; `None`: the port its source is routed to.
+    /// What would happen to a packet with this key that comes in by `ingress`; `None`: from where its source is.
     /// Changes nothing: no flow is made, no port taken.
-    pub fn explain(&self, key: &FlowKey, port: Option<PortId>) -> Result<Explanation, String> {
+    pub fn explain(&self, key: &FlowKey, ingress: Option<Ingress>) -> Result<Explanation, String> {
         let names = self.names();
         let policy = &names.policy;
-        let port = match port {
-            Some(port) => port,
-            None if policy.is_own(key.src) => HOST_PORT,
-            None => policy.fib.lookup(0, key.src).map(|route| route.port).ok_or_else(|| {
+        let routed = || match policy.fib.lookup(0, key.src)?.egress {
+            Egress::Interface(id) => Some(Ingress::Interface(id)),
+            Egress::Host => Some(Ingress::Host),
+            Egress::Bond(id) => Some(Ingress::Bond(id)),
+            Egress::Core(_) | Egress::Unit(_) => None,
+        };
+        let ingress = match ingress {
+            Some(ingress) => ingress,
+            None if policy.is_own(key.src) => Ingress::Host,
+            None => routed().ok_or_else(|| {
                 format!("no route to {}, so the interface is not known; name it with --interface", key.src)
             })?,
         };
         let ownership = self.engine.ownership();
-        let told = services::core::explain(policy, &ownership, key, port);
+        let told = services::core::explain(policy, &ownership, key, ingress);
         let mut explanation = self.say(key, &told, &names);
         if let Some(entry) = self.known_flow(key) {
             let bucket = ownership.bucket(&entry.original.0, entry.original.1) as u32;
@@ -361,12 +374,12 @@ fn settings(desired: &Desired) -> GatewaySettings {
 fn interfaces(
     names: &Names,
     reports: &[CoreReport],
-    errors: &BTreeMap<PortId, String>,
+    errors: &BTreeMap<InterfaceId, String>,
 ) -> Vec<InterfaceStatus> {
     let each = names.policy.spec.interfaces.iter().enumerate().map(|(place, interface)| {
         let device = names.desired.as_ref().and_then(|desired| desired.devices.get(place));
         let counters = || reports.iter().filter_map(move |report| report.interfaces.get(place));
-        let error = errors.get(&(place as PortId));
+        let error = errors.get(&InterfaceId(place as u16));
         let state = match device {
             Some(device) if device.index.is_none() => "no such device",
             Some(device) if !device.up => "down",
@@ -430,7 +443,7 @@ fn nats(names: &Names, reports: &[CoreReport]) -> Vec<NatStatus> {
         });
         let free = ports.saturating_sub(held.sum());
         NatStatus {
-            out: names.interface(nat.out),
+            out: nat.out.map(|out| names.interface(out)).unwrap_or_default(),
             mode: mode_name(nat.mode).to_owned(),
             total_ports: free * tables * addresses.len() as u64,
             addresses: addresses.iter().map(ToString::to_string).collect(),
@@ -575,13 +588,14 @@ impl EngineHandle<'_> {
         let own_rules = policy.spec.nats.len() as u16;
         let translated = told.source == NatMode::AddressAndPort;
         let neighbors = self.engine.neighbors();
-        let mac = told.out_port.zip(told.next_hop).and_then(|hop| neighbors.known.get(&hop).copied());
+        let out = told.egress.and_then(Egress::interface);
+        let mac = out.zip(told.next_hop).and_then(|hop| neighbors.known.get(&hop).copied());
         let chosen = matches!(told.source, NatMode::AddressAndPort | NatMode::PortOnly) && told.nat.is_some();
         let mut notes = Vec::new();
         let family = told.nat_addresses.iter().find(|address| address.is_ipv4() == key.src.is_ipv4());
         let homeless = translated && told.nat.is_some() && family.is_none();
         if homeless {
-            let out = told.out_port.map(|port| names.interface(port)).unwrap_or_default();
+            let out = told.egress.map(|egress| names.egress(egress)).unwrap_or_default();
             notes.push(format!("interface {out} has no address yet that its [[nat]] could give"));
         }
         let drop = told.drop.or(homeless.then_some(DropReason::NatNoAddress));
@@ -593,13 +607,13 @@ impl EngineHandle<'_> {
         }
         Explanation {
             packet: key.to_string(),
-            interface: names.interface(told.in_port),
+            interface: names.egress(told.ingress.into()),
             tenant: names.tenant(told.tenant),
             hash: told.hash,
             bucket: told.bucket as u32,
             core: usize::from(told.core),
             flow: None,
-            verdict: verdict(drop, told.out_port).to_owned(),
+            verdict: verdict(drop, told.egress).to_owned(),
             drop_reason: drop.map(|reason| reason.name().to_owned()).unwrap_or_default(),
             rule: names.rule(told.verdict.rule),
             rule_action: action_name(told.verdict.action).to_owned(),
@@ -621,7 +635,7 @@ impl EngineHandle<'_> {
                 .find(told.tenant, told.destination.ip())
                 .map(|found| route_text(&found))
                 .unwrap_or_default(),
-            out: told.out_port.map(|port| names.interface(port)).unwrap_or_default(),
+            out: told.egress.map(|egress| names.egress(egress)).unwrap_or_default(),
             next_hop: told.next_hop,
             next_hop_mac: mac.map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":")),
             reply_core: told.reply_core.map(usize::from),
@@ -637,12 +651,12 @@ fn route_text(found: &services::route::Match) -> String {
     }
 }
 
-fn verdict(drop: Option<DropReason>, out_port: Option<PortId>) -> &'static str {
-    match (drop, out_port) {
+fn verdict(drop: Option<DropReason>, egress: Option<Egress>) -> &'static str {
+    match (drop, egress) {
         (Some(DropReason::RuleReject), _) => "reject",
         (Some(_), _) | (None, None) => "drop",
-        (None, Some(HOST_PORT)) => "to the gateway",
-        (None, Some(TUNNEL_PORT)) => "into the tunnel",
+        (None, Some(Egress::Host)) => "to the gateway",
+        (None, Some(Egress::Bond(_))) => "into the tunnel",
         (None, Some(_)) => "forward",
     }
 }

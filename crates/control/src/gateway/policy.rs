@@ -15,9 +15,10 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
+use packet::attachment::{BondId, Egress, InterfaceId};
 use services::spec::{
-    BackendSpec, ForwardSpec, GatewaySpec, GroupSpec, HOST_PORT, InterfaceSpec, LeaseSpec, NatMode, NatSpec,
-    PortId, RouteSpec, RuleSpec, ServerSpec, SideSpec, TUNNEL_PORT,
+    Attachment, BackendSpec, ForwardSpec, GatewaySpec, GroupSpec, InterfaceSpec, LeaseSpec, NatMode, NatSpec,
+    RouteSpec, RuleSpec, ServerSpec, SideSpec,
 };
 
 use super::addresses;
@@ -29,6 +30,8 @@ use crate::host_facts::HostFacts;
 
 /// Routes that the datapath is given at most; beyond, the shortest prefixes are kept.
 pub const ROUTES_MAX: usize = 2_000_000;
+/// All peers: the tunnel finds the right one by its allowed-ips.
+const PEERS: Egress = Egress::Bond(BondId(0));
 /// What the TUN interface is given for IPv4 when nothing is configured: RFC 7600's address of no host. The kernel's
 /// reverse-path filter drops everything that comes in on an interface without an address.
 const TUN_DUMMY: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 0, 8));
@@ -49,7 +52,7 @@ pub fn tun_addresses(config: &Config) -> Vec<IpNet> {
 pub struct Desired {
     /// What the operator wants.
     pub spec: GatewaySpec,
-    /// The kernel's devices, by [`PortId`] as in `spec.interfaces`.
+    /// The kernel's devices, by [`InterfaceId`] as in `spec.interfaces`.
     pub devices: Vec<DeviceState>,
     /// How packets are spread over cores (row C8).
     pub distribution: Distribution,
@@ -135,9 +138,9 @@ impl Builder<'_> {
         names.iter().map(|name| self.tenant(Some(name))).collect()
     }
 
-    fn port(&self, name: &str) -> Option<PortId> {
+    fn interface(&self, name: &str) -> Option<InterfaceId> {
         let place = self.services.interfaces.iter().position(|interface| interface.name == name)?;
-        PortId::try_from(place).ok()
+        u16::try_from(place).ok().map(InterfaceId)
     }
 
     fn group(&self, name: &str) -> Option<u16> {
@@ -172,50 +175,52 @@ impl Builder<'_> {
 
     fn routes(&self, interfaces: &[InterfaceSpec]) -> Vec<RouteSpec> {
         let mut table = RouteTable::default();
-        for (port, interface) in (0..).zip(interfaces) {
+        for (id, interface) in (0..).map(InterfaceId).zip(interfaces) {
             for net in &interface.addresses {
-                table.add(Rank::Own, 0, interface.tenant, IpNet::from(net.addr()), HOST_PORT, None);
+                table.add(Rank::Own, 0, interface.tenant, IpNet::from(net.addr()), Egress::Host, None);
                 if net.prefix_len() < net.max_prefix_len() {
-                    table.add(Rank::Connected, 0, interface.tenant, net.trunc(), port, None);
+                    table.add(Rank::Connected, 0, interface.tenant, net.trunc(), Egress::Interface(id), None);
                 }
             }
         }
         for (address, tenant) in self.listening() {
-            table.add(Rank::Own, 0, tenant, IpNet::from(address), HOST_PORT, None);
+            table.add(Rank::Own, 0, tenant, IpNet::from(address), Egress::Host, None);
         }
         for address in &self.config.tun.addresses {
-            table.add(Rank::Own, 0, 0, IpNet::from(address.addr()), HOST_PORT, None);
+            table.add(Rank::Own, 0, 0, IpNet::from(address.addr()), Egress::Host, None);
         }
         for route in &self.services.routes {
-            let port = match (&route.interface, route.via) {
-                (Some(name), _) => self.port(name),
-                (None, Some(via)) => port_towards(interfaces, via),
+            let id = match (&route.interface, route.via) {
+                (Some(name), _) => self.interface(name),
+                (None, Some(via)) => interface_towards(interfaces, via),
                 (None, None) => None,
             };
-            let Some(port) = port else { continue };
-            let of_port = interfaces.get(usize::from(port)).map_or(0, |interface| interface.tenant);
-            let tenant = route.tenant.as_ref().map_or(of_port, |name| self.tenant(Some(name)));
-            table.add(Rank::Configured, 0, tenant, route.to, port, route.via);
+            let Some(id) = id else { continue };
+            let of_interface = interfaces.get(id.index()).map_or(0, |interface| interface.tenant);
+            let tenant = route.tenant.as_ref().map_or(of_interface, |name| self.tenant(Some(name)));
+            table.add(Rank::Configured, 0, tenant, route.to, Egress::Interface(id), route.via);
         }
         if self.config.tun.routes == Routes::Auto {
             for net in self.config.peers.iter().flat_map(|peer| &peer.allowed_ips) {
-                table.add(Rank::Peer, 0, 0, *net, TUNNEL_PORT, None);
+                table.add(Rank::Peer, 0, 0, *net, PEERS, None);
             }
         }
         for route in &self.facts.routes {
-            let port = if Some(route.device) == self.facts.tun_index {
-                Some(TUNNEL_PORT)
+            let egress = if Some(route.device) == self.facts.tun_index {
+                Some(PEERS)
             } else {
                 let name = self.facts.devices.iter().find(|device| device.index == route.device);
                 name.and_then(|device| {
                     interfaces.iter().position(|interface| interface.device == device.name)
                 })
-                .and_then(|place| PortId::try_from(place).ok())
+                .and_then(|place| u16::try_from(place).ok())
+                .map(|place| Egress::Interface(InterfaceId(place)))
             };
-            let Some(port) = port else { continue };
-            let tenant = interfaces.get(usize::from(port)).map_or(0, |interface| interface.tenant);
-            let via = route.via.filter(|_| port != TUNNEL_PORT);
-            table.add(Rank::Kernel, route.metric, tenant, route.prefix, port, via);
+            let Some(egress) = egress else { continue };
+            let interface = egress.interface().and_then(|id| interfaces.get(id.index()));
+            let tenant = interface.map_or(0, |interface| interface.tenant);
+            let via = route.via.filter(|_| interface.is_some());
+            table.add(Rank::Kernel, route.metric, tenant, route.prefix, egress, via);
         }
         table.into_routes()
     }
@@ -244,9 +249,11 @@ impl Builder<'_> {
             match subject {
                 Subject::Prefix(net) => side.prefixes.push(*net),
                 Subject::Group(name) => side.groups.extend(self.group(name)),
-                Subject::Interface(name) => side.ports.extend(self.port(name)),
-                Subject::Gateway => side.ports.push(HOST_PORT),
-                Subject::Tunnel => side.ports.push(TUNNEL_PORT),
+                Subject::Interface(name) => {
+                    side.attachments.extend(self.interface(name).map(Attachment::Interface));
+                }
+                Subject::Gateway => side.attachments.push(Attachment::Gateway),
+                Subject::Tunnel => side.attachments.push(Attachment::AnyBond),
             }
         }
         side
@@ -335,12 +342,12 @@ impl Builder<'_> {
         let unusable = pools::unusable(self.services, Some(self.facts));
         let mut list = Vec::with_capacity(self.services.nats.len());
         for nat in &self.services.nats {
-            let Some(out) = self.port(&nat.out) else { continue };
+            let Some(id) = self.interface(&nat.out) else { continue };
             let mut addresses = nat.addresses.clone();
             addresses.retain(|address| !unusable.contains_key(address));
             let ipv4 = nat.addresses.is_empty() || nat.addresses.iter().any(IpAddr::is_ipv4);
             if ipv4 && !addresses.iter().any(IpAddr::is_ipv4) && nat.mode == NatMode::AddressAndPort {
-                let out = interfaces.get(usize::from(out));
+                let out = interfaces.get(id.index());
                 addresses.extend(out.into_iter().flat_map(|out| out.usable_addresses(true)));
             }
             let mut from = Vec::new();
@@ -358,7 +365,7 @@ impl Builder<'_> {
                 continue;
             }
             list.push(NatSpec {
-                out,
+                out: Some(id),
                 mode: nat.mode,
                 reserved: self.reserved(interfaces, &addresses, &listens),
                 addresses,
@@ -411,12 +418,12 @@ impl Builder<'_> {
 }
 
 /// The interface with the longest network that contains an address.
-fn port_towards(interfaces: &[InterfaceSpec], address: IpAddr) -> Option<PortId> {
+fn interface_towards(interfaces: &[InterfaceSpec], address: IpAddr) -> Option<InterfaceId> {
     let lengths = interfaces.iter().enumerate().filter_map(|(place, interface)| {
         let nets = interface.addresses.iter().filter(|net| net.contains(&address));
         nets.map(|net| net.prefix_len()).max().map(|length| (length, std::cmp::Reverse(place)))
     });
-    lengths.max().and_then(|(_, place)| PortId::try_from(place.0).ok())
+    lengths.max().and_then(|(_, place)| u16::try_from(place.0).ok()).map(InterfaceId)
 }
 
 /// Ranges in order, those that touch joined.
@@ -443,7 +450,7 @@ enum Rank {
 }
 
 /// One way to a prefix: rank, metric, where it leaves, next router.
-type Candidate = (Rank, u32, PortId, Option<IpAddr>);
+type Candidate = (Rank, u32, Egress, Option<IpAddr>);
 
 /// The best route of each prefix.
 #[derive(Default)]
@@ -458,10 +465,10 @@ impl RouteTable {
         metric: u32,
         tenant: u16,
         prefix: IpNet,
-        port: PortId,
+        egress: Egress,
         via: Option<IpAddr>,
     ) {
-        let new = (rank, metric, port, via);
+        let new = (rank, metric, egress, via);
         self.best
             .entry((tenant, prefix))
             .and_modify(|best| {
@@ -476,7 +483,9 @@ impl RouteTable {
         let mut list: Vec<(Rank, RouteSpec)> = self
             .best
             .into_iter()
-            .map(|((tenant, prefix), (rank, _, port, via))| (rank, RouteSpec { tenant, prefix, port, via }))
+            .map(|((tenant, prefix), (rank, _, egress, via))| {
+                (rank, RouteSpec { tenant, prefix, egress, via })
+            })
             .collect();
         if list.len() > ROUTES_MAX {
             list.sort_by_key(|(rank, route)| (*rank, route.prefix.prefix_len()));

@@ -9,8 +9,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use linux::netlink::Netlink;
+use packet::attachment::{BondId, Ingress, InterfaceId};
 use packet::flow::FlowKey;
-use services::spec::PortId;
 
 use super::addresses::{AddressPlan, Addresses};
 use super::contradictions;
@@ -404,22 +404,22 @@ impl GatewaySupervisor {
         handle: &EngineHandle<'_>,
     ) -> Result<Response, String> {
         let key = packet_of(packet)?;
-        let port = match interface {
+        let ingress = match interface {
             None => None,
-            Some("gateway") => Some(services::spec::HOST_PORT),
-            Some("tunnel") => Some(services::spec::TUNNEL_PORT),
+            Some("gateway") => Some(Ingress::Host),
+            Some("tunnel") => Some(Ingress::Bond(BondId(0))),
             Some(name) => {
                 let interfaces =
                     self.told.as_ref().map(|told| told.spec.interfaces.as_slice()).unwrap_or_default();
                 let place = interfaces.iter().position(|interface| interface.name == name);
-                let place = place.and_then(|place| PortId::try_from(place).ok());
+                let id = place.and_then(|place| u16::try_from(place).ok()).map(InterfaceId);
                 let names: Vec<&str> = interfaces.iter().map(|interface| interface.name.as_str()).collect();
-                Some(place.ok_or_else(|| {
+                Some(id.map(Ingress::Interface).ok_or_else(|| {
                     format!("no interface is named \"{name}\"; there are {}", names.join(", "))
                 })?)
             }
         };
-        let explanation = handle.explain(&key, port)?;
+        let explanation = handle.explain(&key, ingress)?;
         Ok(Response { explanation: Some(Box::new(explanation)), ..Response::done() })
     }
 

@@ -8,8 +8,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use linux::netlink::{Neighbour, NeighbourChange, NeighbourMonitor, NeighbourState, Netlink};
+use packet::attachment::InterfaceId;
 use services::core::Neighbors;
-use services::spec::PortId;
 use steering::cores::CoreSet;
 use steering::table::BucketTable;
 use steering::vote::watch::{Finding, Limits, Watch};
@@ -72,7 +72,7 @@ pub(crate) struct Keeper {
     netlink: Option<Netlink>,
     monitor: Option<NeighbourMonitor>,
     neighbors: BTreeMap<(u32, IpAddr), Neighbour>,
-    ports: Vec<(u32, PortId)>,
+    ports: Vec<(u32, InterfaceId)>,
     arbiter: Arbiter,
     watch: Watch,
     /// By core: its count of rounds, and for how many looks it has been that.
@@ -172,7 +172,7 @@ impl Keeper {
     }
 
     /// The kernel does not see our packets: without a question now and then it would keep an address for ever.
-    fn probe(&self, ports: &[(u32, PortId)]) {
+    fn probe(&self, ports: &[(u32, InterfaceId)]) {
         let Some(netlink) = &self.netlink else { return };
         let ours = |neighbour: &&Neighbour| ports.iter().any(|(index, _)| *index == neighbour.index);
         let stale = self.neighbors.values().filter(|neighbour| neighbour.state == NeighbourState::Stale);

@@ -22,12 +22,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 use linux::bpf::SteeringProgram;
 use packet::DropCounters;
+use packet::attachment::{Egress, InterfaceId};
 use packet::flow::FlowKey;
 use services::core::{Core, Counters, Frame, NatRefusals, Neighbors, Output};
 use services::flow::{FlowCounters, Record};
 use services::nat::NatEvent;
 use services::policy::Policy;
-use services::spec::{GatewaySpec, PortId};
+use services::spec::GatewaySpec;
 use steering::ownership::Ownership;
 
 mod keeper;
@@ -190,9 +191,9 @@ pub struct FlowEntry {
     pub idle_ns: u64,
     /// When it will be forgotten, ns from now.
     pub expires_ns: u64,
-    /// Interface and neighbour by which packets of each direction leave as the routes are now; place by
+    /// Where packets of each direction leave as the routes are now, and the neighbor; place by
     /// [`services::flow::Direction`].
-    pub ways: [Option<(PortId, IpAddr)>; 2],
+    pub ways: [Option<(Egress, IpAddr)>; 2],
 }
 
 /// A question to a worker about its flows.
@@ -207,14 +208,14 @@ pub(crate) enum Letter {
     /// A new interface, or a new socket for one.
     Open(Box<part::Port>),
     /// An interface is gone.
-    Close(PortId),
+    Close(InterfaceId),
     /// Somebody wants to see flows.
     Flows(FlowQuery),
 }
 
 impl Letter {
     /// The interface that comes or goes.
-    fn port(&self) -> Option<PortId> {
+    fn port(&self) -> Option<InterfaceId> {
         match self {
             Letter::Open(port) => Some(port.id),
             Letter::Close(id) => Some(*id),
@@ -406,7 +407,7 @@ impl crate::Engine {
 
     /// Interfaces that could not be opened, and why.
     #[must_use]
-    pub fn interface_errors(&self) -> BTreeMap<PortId, String> {
+    pub fn interface_errors(&self) -> BTreeMap<InterfaceId, String> {
         lock(&self.shared.gateway.opened).errors.clone()
     }
 
@@ -587,10 +588,10 @@ mod tests {
     fn the_newest_word_on_an_interface_counts() {
         let shared = shared(1);
         for id in [3, 4, 3, 3] {
-            shared.post(0, Letter::Close(id));
+            shared.post(0, Letter::Close(InterfaceId(id)));
         }
         let ids: Vec<_> = shared.take_letters(0).iter().map(Letter::port).collect();
-        assert_eq!(ids, [Some(4), Some(3)]);
+        assert_eq!(ids, [Some(InterfaceId(4)), Some(InterfaceId(3))]);
     }
 
     fn next(shared: &Shared) -> Policy {

@@ -7,7 +7,8 @@ use linux::ingress_guard::IngressGuard;
 use linux::packet_ring::{Fanout, PacketRing, PacketRingOptions};
 use linux::packet_sender::PacketSender;
 use linux::raw_ip::RawIpSender;
-use services::spec::{GatewaySpec, InterfaceSpec, PortId};
+use packet::attachment::InterfaceId;
+use services::spec::{GatewaySpec, InterfaceSpec};
 use steering::ownership::Ownership;
 
 use super::part::Port;
@@ -25,7 +26,7 @@ const GROUP_STEP: u16 = 0x3d09;
 pub(crate) struct Opened {
     ports: Vec<Option<OpenPort>>,
     /// Why others are not.
-    pub errors: BTreeMap<PortId, String>,
+    pub errors: BTreeMap<InterfaceId, String>,
 }
 
 /// One interface in use.
@@ -60,9 +61,9 @@ impl Opened {
     }
 
     /// (index, place) of the open interfaces.
-    pub fn indices(&self) -> Vec<(u32, PortId)> {
+    pub fn indices(&self) -> Vec<(u32, InterfaceId)> {
         let ports = (0..).zip(&self.ports);
-        ports.filter_map(|(place, port)| port.as_ref().map(|port| (port.index, place))).collect()
+        ports.filter_map(|(place, port)| port.as_ref().map(|port| (port.index, InterfaceId(place)))).collect()
     }
 }
 
@@ -78,7 +79,7 @@ pub(super) fn follow(shared: &Shared, settings: &GatewaySettings, listen_port: O
     for place in 0..places {
         let interface = settings.spec.interfaces.get(place);
         let index = settings.devices.get(place).copied().flatten();
-        let id = place as PortId;
+        let id = InterfaceId(place as u16);
         let Some(slot) = opened.ports.get_mut(place) else { continue };
         let stays = slot.as_ref().is_some_and(|port| {
             let same = interface
@@ -114,7 +115,7 @@ pub(super) fn follow_cores(shared: &Shared) {
     for (id, port) in (0..).zip(&mut opened.ports) {
         let Some(port) = port.as_mut().filter(|port| port.program.is_none()) else { continue };
         port.opening = port.opening.wrapping_add(1);
-        if let Err(error) = open_rings(shared, id, port) {
+        if let Err(error) = open_rings(shared, InterfaceId(id), port) {
             tracing::error!(device = port.device, %error, "a core that hangs still gets packets");
         }
     }
@@ -122,7 +123,7 @@ pub(super) fn follow_cores(shared: &Shared) {
 
 fn open(
     shared: &Shared,
-    id: PortId,
+    id: InterfaceId,
     index: u32,
     interface: &InterfaceSpec,
     readers: Readers,
@@ -153,7 +154,7 @@ fn open(
 }
 
 /// A ring for each core that reads the interface, and what each core that works needs to send.
-fn open_rings(shared: &Shared, id: PortId, port: &OpenPort) -> Result<(), linux::Error> {
+fn open_rings(shared: &Shared, id: InterfaceId, port: &OpenPort) -> Result<(), linux::Error> {
     let cores = shared.reports.len();
     let ownership = shared.ownership.load();
     let works = |core: usize| ownership.is_alive(core as u8);
@@ -165,7 +166,7 @@ fn open_rings(shared: &Shared, id: PortId, port: &OpenPort) -> Result<(), linux:
         (Readers::Cpu, _) => Fanout::Cpu,
     };
     let alone = port.readers == Readers::Interface || cores == 1;
-    let reader = (0..cores).map(|turn| (usize::from(id) + turn) % cores).find(|core| works(*core));
+    let reader = (0..cores).map(|turn| (id.index() + turn) % cores).find(|core| works(*core));
     // The steering program names a core by its place in the group, so that there all cores are in it.
     let reads =
         |core: usize| if alone { Some(core) == reader } else { port.program.is_some() || works(core) };

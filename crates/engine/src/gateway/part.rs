@@ -10,12 +10,12 @@ use linux::packet_ring::PacketRing;
 use linux::packet_sender::{PacketSender, SendFrame};
 use linux::raw_ip::RawIpSender;
 use linux::tun::TunQueue;
+use packet::attachment::{Egress, Ingress, InterfaceId};
 use packet::segment::{Segmenter, complete_checksum};
 use packet::vnet::{GSO_NONE, VirtioNetHeader};
 use packet::{DropCounters, DropReason};
 use services::core::{BATCH_MAX, Core, ETHERNET_BYTES, Frame, Handed, Outcome, Output};
 use services::policy::Policy;
-use services::spec::PortId;
 
 use super::train::Trains;
 use super::{CoreReport, FlowEntry, FlowQuery, Letter, PortCounters, Shared, Sinks, Source, lock, pump};
@@ -38,7 +38,7 @@ const VNET_BYTES: usize = packet::vnet::VNET_HEADER_BYTES;
 
 /// One interface as one core has it.
 pub(crate) struct Port {
-    pub id: PortId,
+    pub id: InterfaceId,
     /// `None` where another core reads the interface.
     pub ring: Option<PacketRing>,
     pub sender: PacketSender,
@@ -54,7 +54,7 @@ struct Out {
 
 /// The receiving half.
 struct In {
-    id: PortId,
+    id: InterfaceId,
     ring: PacketRing,
     packets: u64,
     bytes: u64,
@@ -155,7 +155,7 @@ impl Part {
 
     fn open(&mut self, port: Port, epoll: &Epoll) {
         let Port { id, ring, sender, raw } = port;
-        let place = usize::from(id);
+        let place = id.index();
         // New sockets for an interface that stays count on from the old ones.
         let counters = self.outputs.get(place).and_then(Option::as_ref).map(|out| out.counters);
         let read = self.inputs.iter().find(|input| input.id == id).map(|input| (input.packets, input.bytes));
@@ -169,18 +169,18 @@ impl Part {
         }
         let Some(ring) = ring else { return };
         self.listen(epoll, true);
-        match epoll.add(&ring, PORT_TOKENS + u64::from(id), Interest::Read) {
+        match epoll.add(&ring, PORT_TOKENS + u64::from(id.0), Interest::Read) {
             Ok(()) => {
                 self.inputs.push(In { id, ring, packets, bytes });
                 self.prefer(false);
             }
             Err(error) => {
-                tracing::error!(core = self.core.id(), port = id, %error, "cannot wait for an interface");
+                tracing::error!(core = self.core.id(), interface = id.0, %error, "cannot wait for an interface");
             }
         }
     }
 
-    fn close(&mut self, id: PortId, epoll: &Epoll) {
+    fn close(&mut self, id: InterfaceId, epoll: &Epoll) {
         self.listen(epoll, true);
         self.inputs.retain(|input| {
             if input.id == id {
@@ -188,7 +188,7 @@ impl Part {
             }
             input.id != id
         });
-        if let Some(out) = self.outputs.get_mut(usize::from(id)) {
+        if let Some(out) = self.outputs.get_mut(id.index()) {
             *out = None;
         }
         if self.inputs.is_empty() {
@@ -234,13 +234,13 @@ impl Part {
         self.listens = wanted;
         for input in &self.inputs {
             let result = if wanted {
-                epoll.add(&input.ring, PORT_TOKENS + u64::from(input.id), Interest::Read)
+                epoll.add(&input.ring, PORT_TOKENS + u64::from(input.id.0), Interest::Read)
             } else {
                 epoll.remove(&input.ring)
             };
             if let Err(error) = result {
                 let core = self.core.id();
-                tracing::error!(core, port = input.id, wanted, %error, "cannot wait for an interface");
+                tracing::error!(core, interface = input.id.0, wanted, %error, "cannot wait for an interface");
             }
         }
     }
@@ -259,7 +259,7 @@ impl Part {
 
     /// Pulls from an interface; whether something may be left.
     pub fn pull(&mut self, now_ns: u64, token: u64, context: &mut PartContext<'_>) -> bool {
-        let Ok(id) = PortId::try_from(token - PORT_TOKENS) else { return false };
+        let Ok(id) = u16::try_from(token - PORT_TOKENS).map(InterfaceId) else { return false };
         let place = self.inputs.iter().position(|input| input.id == id);
         place.is_some_and(|place| self.pull_at(now_ns, place, context))
     }
@@ -303,13 +303,13 @@ impl Part {
     pub fn take(
         &mut self,
         now_ns: u64,
-        port: PortId,
+        ingress: Ingress,
         packets: &mut [(VirtioNetHeader, Vec<u8>)],
         context: &mut PartContext<'_>,
     ) {
         for packets in packets.chunks_mut(BATCH_MAX) {
             let mut frames: Vec<Frame<'_>> =
-                packets.iter_mut().map(|(offload, bytes)| Frame::new(port, *offload, bytes)).collect();
+                packets.iter_mut().map(|(offload, bytes)| Frame::new(ingress, *offload, bytes)).collect();
             let Self { core, outputs, trains, drops, scratch, tunnel, .. } = self;
             let mut sinks = LinuxSinks {
                 outputs,
@@ -359,7 +359,7 @@ impl Part {
             .collect();
         for input in &mut self.inputs {
             let lost = input.ring.drops().unwrap_or(0) + input.ring.cut();
-            if let Some(counters) = interfaces.get_mut(usize::from(input.id)) {
+            if let Some(counters) = interfaces.get_mut(input.id.index()) {
                 counters.rx_packets = input.packets;
                 counters.rx_bytes = input.bytes;
                 counters.lost_packets = lost;
@@ -434,7 +434,7 @@ impl Source for In {
                 .map(|received| {
                     packets += 1;
                     bytes += received.frame.len().saturating_sub(ETHERNET_BYTES) as u64;
-                    Frame::new(id, from_ethernet(received.vnet), received.frame)
+                    Frame::new(Ingress::Interface(id), from_ethernet(received.vnet), received.frame)
                 })
                 .collect();
             act(&mut frames);
@@ -487,8 +487,14 @@ impl LinuxSinks<'_> {
     }
 
     /// The kernel shall find the neighbour: it takes whole packets of ordinary size only.
-    fn resolve(&mut self, port: PortId, next_hop: IpAddr, offload: &VirtioNetHeader, packet: &mut [u8]) {
-        let Some(Some(out)) = self.outputs.get(usize::from(port)) else {
+    fn resolve(
+        &mut self,
+        interface: InterfaceId,
+        next_hop: IpAddr,
+        offload: &VirtioNetHeader,
+        packet: &mut [u8],
+    ) {
+        let Some(Some(out)) = self.outputs.get(interface.index()) else {
             self.drops.add(DropReason::NoRoute);
             return;
         };
@@ -514,8 +520,8 @@ impl LinuxSinks<'_> {
         }
     }
 
-    fn send(&mut self, port: PortId, list: &[SendFrame<'_>]) {
-        let Some(Some(out)) = self.outputs.get_mut(usize::from(port)) else {
+    fn send(&mut self, interface: InterfaceId, list: &[SendFrame<'_>]) {
+        let Some(Some(out)) = self.outputs.get_mut(interface.index()) else {
             self.drops.add_n(DropReason::NoRoute, list.len() as u64);
             return;
         };
@@ -526,7 +532,7 @@ impl LinuxSinks<'_> {
         self.drops.add_n(DropReason::QueueFull, sent.full as u64);
         self.drops.add_n(DropReason::SendError, sent.refused as u64);
         if let Some(error) = sent.error {
-            tracing::debug!(port, %error, "interface write");
+            tracing::debug!(interface = interface.0, %error, "interface write");
         }
     }
 }
@@ -534,18 +540,26 @@ impl LinuxSinks<'_> {
 impl Output for LinuxSinks<'_> {
     fn emit(&mut self, outcome: Outcome, offload: &VirtioNetHeader, bytes: &mut [u8]) {
         match outcome {
-            Outcome::Send(port) => {
+            Outcome::Forward(Egress::Interface(interface)) => {
                 let vnet = to_ethernet(offload).to_bytes();
-                self.send(port, &[SendFrame { vnet, parts: [bytes, &[], &[]] }]);
+                self.send(interface, &[SendFrame { vnet, parts: [bytes, &[], &[]] }]);
             }
-            Outcome::Host => self.give_host(offload, bytes),
-            Outcome::Tunnel => {
+            Outcome::Forward(Egress::Host) => self.give_host(offload, bytes),
+            Outcome::Forward(Egress::Bond(_)) => {
                 self.tunnel.push((*offload, bytes.get(ETHERNET_BYTES..).unwrap_or_default().to_vec()));
             }
-            Outcome::Resolve(port, next_hop) => {
-                self.resolve(port, next_hop, offload, bytes.get_mut(ETHERNET_BYTES..).unwrap_or_default());
+            Outcome::Resolve(interface, next_hop) => {
+                self.resolve(
+                    interface,
+                    next_hop,
+                    offload,
+                    bytes.get_mut(ETHERNET_BYTES..).unwrap_or_default(),
+                );
             }
-            Outcome::Pending | Outcome::Done | Outcome::Dropped(_) => {}
+            Outcome::Forward(Egress::Core(_) | Egress::Unit(_))
+            | Outcome::Pending
+            | Outcome::Consumed
+            | Outcome::Dropped(_) => {}
         }
     }
 
@@ -562,24 +576,24 @@ impl Sinks for LinuxSinks<'_> {
         // Frames leave in their order; the list goes out when the interface changes.
         let mut to = None;
         for (place, frame) in frames.iter().enumerate() {
-            let Outcome::Send(port) = frame.outcome else { continue };
-            if to.is_some_and(|to| to != port) {
-                self.send(to.unwrap_or(port), &list);
+            let Outcome::Forward(Egress::Interface(interface)) = frame.outcome else { continue };
+            if let Some(to) = to.filter(|to| *to != interface) {
+                self.send(to, &list);
                 list.clear();
             }
-            to = Some(port);
+            to = Some(interface);
             let coupled = if trains.is_empty() { None } else { trains.at(place) };
             let (offload, bytes) = coupled.unwrap_or((&frame.offload, &*frame.bytes));
             list.push(SendFrame { vnet: to_ethernet(offload).to_bytes(), parts: [bytes, &[], &[]] });
         }
-        if let Some(port) = to {
-            self.send(port, &list);
+        if let Some(interface) = to {
+            self.send(interface, &list);
         }
         drop(list);
         *self.trains = trains;
         for frame in frames.iter_mut() {
             match frame.outcome {
-                Outcome::Host | Outcome::Tunnel | Outcome::Resolve(..) => {
+                Outcome::Forward(Egress::Host | Egress::Bond(_)) | Outcome::Resolve(..) => {
                     let (outcome, offload) = (frame.outcome, frame.offload);
                     self.emit(outcome, &offload, frame.bytes);
                 }

@@ -2,9 +2,9 @@
 
 use std::io;
 
+use packet::attachment::{Egress, Ingress};
 use packet::vnet::VirtioNetHeader;
 use services::core::{BATCH_MAX, Core, ETHERNET_BYTES, Frame, Handed, Outcome, Output};
-use services::spec::PortId;
 
 use super::{Sinks, Source, pump};
 
@@ -13,8 +13,8 @@ use super::{Sinks, Source, pump};
 pub struct Captured {
     /// When, ns since the first packet.
     pub at_ns: u64,
-    /// Interface.
-    pub port: PortId,
+    /// By what it came, or left.
+    pub attachment: Ingress,
     /// The Ethernet frame.
     pub bytes: Vec<u8>,
 }
@@ -34,7 +34,7 @@ impl Source for Batch<'_> {
         let mut frames: Vec<Frame<'_>> = self
             .packets
             .iter_mut()
-            .map(|packet| Frame::new(packet.port, VirtioNetHeader::default(), &mut packet.bytes))
+            .map(|packet| Frame::new(packet.attachment, VirtioNetHeader::default(), &mut packet.bytes))
             .collect();
         act(&mut frames);
         Ok(count)
@@ -51,13 +51,16 @@ struct Recorder {
 
 impl Output for Recorder {
     fn emit(&mut self, outcome: Outcome, _: &VirtioNetHeader, bytes: &mut [u8]) {
-        let port = match outcome {
-            Outcome::Send(port) | Outcome::Resolve(port, _) => port,
-            Outcome::Host => services::spec::HOST_PORT,
-            Outcome::Tunnel => services::spec::TUNNEL_PORT,
-            Outcome::Pending | Outcome::Done | Outcome::Dropped(_) => return,
+        let attachment = match outcome {
+            Outcome::Forward(Egress::Interface(id)) | Outcome::Resolve(id, _) => Ingress::Interface(id),
+            Outcome::Forward(Egress::Host) => Ingress::Host,
+            Outcome::Forward(Egress::Bond(id)) => Ingress::Bond(id),
+            Outcome::Forward(Egress::Core(_) | Egress::Unit(_))
+            | Outcome::Pending
+            | Outcome::Consumed
+            | Outcome::Dropped(_) => return,
         };
-        self.sent.push((outcome, Captured { at_ns: self.at_ns, port, bytes: bytes.to_vec() }));
+        self.sent.push((outcome, Captured { at_ns: self.at_ns, attachment, bytes: bytes.to_vec() }));
     }
 
     fn hand_over(&mut self, core: u8, handed: Handed) -> bool {
@@ -78,7 +81,7 @@ impl Sinks for Recorder {
 /// What a replay did.
 #[derive(Clone, Debug, Default)]
 pub struct Replayed {
-    /// What left, in order, with its interface ([`services::spec::HOST_PORT`]: to the host).
+    /// What left, in order, with what it left by.
     pub packets: Vec<Captured>,
     /// Packets that went on.
     pub sent: u64,
@@ -100,9 +103,10 @@ pub fn run(
     let mut start = 0;
     while start < packets.len() {
         let first = &packets[start];
-        let (at_ns, port, core) = (first.at_ns, first.port, reader(first));
-        let same =
-            |packet: &&Captured| packet.at_ns == at_ns && packet.port == port && reader(packet) == core;
+        let (at_ns, attachment, core) = (first.at_ns, first.attachment, reader(first));
+        let same = |packet: &&Captured| {
+            packet.at_ns == at_ns && packet.attachment == attachment && reader(packet) == core
+        };
         let count = packets[start..].iter().take(BATCH_MAX).take_while(same).count().max(1);
         recorder.at_ns = at_ns;
         let mut batch = Batch { packets: &mut packets[start..start + count], shown: false };
@@ -124,7 +128,7 @@ pub fn run(
     let mut replayed = Replayed::default();
     for (outcome, packet) in recorder.sent {
         match outcome {
-            Outcome::Host => replayed.to_host += 1,
+            Outcome::Forward(Egress::Host) => replayed.to_host += 1,
             _ => replayed.sent += 1,
         }
         replayed.packets.push(packet);

@@ -4,12 +4,12 @@
 
 use std::net::IpAddr;
 
+use packet::attachment::{Egress, InterfaceId};
 use packet::checksum;
 use packet::ip::{IpHeader, PROTOCOL_UDP};
 use packet::vnet::{DATA_VALID, GSO_NONE, GSO_UDP_L4, NEEDS_CSUM, VirtioNetHeader};
 use services::core::{BATCH_MAX, ETHERNET_BYTES, Frame, Outcome};
 use services::flow::{Direction, FlowId};
-use services::spec::PortId;
 
 /// Datagrams of a train at most (the kernel's own limit for UDP segmentation is 128).
 const CARS_MAX: usize = 64;
@@ -22,7 +22,7 @@ const UDP_BYTES: usize = 8;
 #[derive(Clone, Copy)]
 struct Train {
     flow: (FlowId, Direction),
-    port: PortId,
+    interface: InterfaceId,
     first: usize,
     last: usize,
     cars: usize,
@@ -111,11 +111,13 @@ impl Trains {
 
     /// Whether the frame joined another.
     fn sort_in(&mut self, place: usize, frame: &Frame<'_>) -> bool {
-        let (Outcome::Send(port), Some(flow)) = (frame.outcome, frame.flow) else { return false };
+        let (Outcome::Forward(Egress::Interface(interface)), Some(flow)) = (frame.outcome, frame.flow) else {
+            return false;
+        };
         let Some(head) = self.heads.get_mut(head_of(flow)) else { return false };
         let number = self.trains.len() as u16 + 1;
         let last = usize::from(*head).checked_sub(1).and_then(|last| self.trains.get_mut(last));
-        let last = last.filter(|train| train.flow == flow && train.port == port);
+        let last = last.filter(|train| train.flow == flow && train.interface == interface);
         let Some((headers, payload)) = car(frame) else {
             // What cannot be coupled must not be overtaken by what comes later.
             if let Some(train) = last {
@@ -138,7 +140,7 @@ impl Trains {
         *head = number;
         self.trains.push(Train {
             flow,
-            port,
+            interface,
             first: place,
             last: place,
             cars: 1,
@@ -159,7 +161,7 @@ impl Trains {
             let end = (ETHERNET_BYTES + packet_bytes(frame.packet())).min(frame.bytes.len());
             self.buffer.extend_from_slice(frame.bytes.get(skip..end).unwrap_or_default());
             if at != train.first {
-                frame.outcome = Outcome::Done;
+                frame.outcome = Outcome::Consumed;
             }
             place = self.next.get(at).copied().flatten();
         }

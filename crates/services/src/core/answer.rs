@@ -3,12 +3,13 @@
 use std::net::IpAddr;
 
 use packet::DropReason;
+use packet::attachment::{Egress, Ingress};
 use packet::ip::IpHeader;
 use packet::vnet::VirtioNetHeader;
 
 use super::{Core, ETHERNET_BYTES, Frame, Outcome, Output, is_partial};
 use crate::icmp::{self, ANSWER_BYTES_MAX, Problem};
-use crate::spec::{HOST_PORT, TCP, TUNNEL_PORT};
+use crate::spec::TCP;
 
 impl Core {
     pub(super) fn answer_time_exceeded(&mut self, now_ns: u64, frame: &Frame<'_>, out: &mut impl Output) {
@@ -76,7 +77,7 @@ impl Core {
     /// From this gateway's address on the sender's side.
     fn answer(&mut self, now_ns: u64, frame: &Frame<'_>, problem: Problem, out: &mut impl Output) {
         let Ok(header) = IpHeader::parse(frame.packet()) else { return };
-        let Some(from) = self.policy.address_of(frame.port, header.src) else { return };
+        let Some(from) = self.policy.address_of(frame.ingress, header.src) else { return };
         self.answer_from(now_ns, frame, problem, from, out);
     }
 
@@ -107,26 +108,21 @@ impl Core {
     ) {
         let Some(length) = length else { return };
         let Some(bytes) = bytes.get_mut(..ETHERNET_BYTES + length) else { return };
-        let outcome = match frame.port {
-            HOST_PORT => Outcome::Host,
-            TUNNEL_PORT => Outcome::Tunnel,
-            port => {
-                let Some(came) = frame.bytes.first_chunk::<ETHERNET_BYTES>() else { return };
-                if came.iter().all(|byte| *byte == 0) {
-                    // A reassembled packet has no frame of its own.
-                    return;
-                }
-                if let Some(ethernet) = bytes.first_chunk_mut::<ETHERNET_BYTES>() {
-                    let (to, rest) = ethernet.split_at_mut(6);
-                    to.copy_from_slice(&came[6..12]);
-                    let (from, kind) = rest.split_at_mut(6);
-                    from.copy_from_slice(&came[..6]);
-                    kind.copy_from_slice(&came[12..]);
-                }
-                Outcome::Send(port)
+        if let Ingress::Interface(_) = frame.ingress {
+            let Some(asked) = frame.bytes.first_chunk::<ETHERNET_BYTES>() else { return };
+            if asked.iter().all(|byte| *byte == 0) {
+                // A reassembled packet has no frame of its own.
+                return;
             }
-        };
+            if let Some(ethernet) = bytes.first_chunk_mut::<ETHERNET_BYTES>() {
+                let (to, rest) = ethernet.split_at_mut(6);
+                to.copy_from_slice(&asked[6..12]);
+                let (from, kind) = rest.split_at_mut(6);
+                from.copy_from_slice(&asked[..6]);
+                kind.copy_from_slice(&asked[12..]);
+            }
+        }
         self.counters.answers += 1;
-        out.emit(outcome, &VirtioNetHeader::default(), bytes);
+        out.emit(Outcome::Forward(Egress::from(frame.ingress)), &VirtioNetHeader::default(), bytes);
     }
 }

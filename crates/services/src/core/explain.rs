@@ -3,22 +3,23 @@
 use std::net::{IpAddr, SocketAddr};
 
 use packet::DropReason;
+use packet::attachment::{Egress, Ingress};
 use packet::flow::FlowKey;
 
 use super::Core;
 use crate::flow::{Direction, FlowCounters, FlowId, Record};
-use crate::policy::{Policy, Service, is_interface};
+use crate::policy::{Policy, Service};
 use crate::rules::{Question, Verdict};
-use crate::spec::{DeliveryMode, HOST_PORT, NatMode, PortId, RuleAction};
+use crate::spec::{DeliveryMode, NatMode, RuleAction};
 use crate::tcp;
 use steering::ownership::Ownership;
 
 /// The decision for a new flow, as far as it is the same every time it is asked.
 #[derive(Clone, Debug)]
 pub struct Explanation {
-    /// Interface it comes in at.
-    pub in_port: PortId,
-    /// Tenant of that interface.
+    /// By what it comes in.
+    pub ingress: Ingress,
+    /// Tenant of what comes in there.
     pub tenant: u16,
     /// Hash of the tuple.
     pub hash: u32,
@@ -45,7 +46,7 @@ pub struct Explanation {
     /// Destination after translation.
     pub destination: SocketAddr,
     /// Where it leaves.
-    pub out_port: Option<PortId>,
+    pub egress: Option<Egress>,
     /// Next hop.
     pub next_hop: Option<IpAddr>,
     /// The core whose socket gets the replies. `None`: it depends on the port that a mapping gets, or none come by here.
@@ -54,13 +55,13 @@ pub struct Explanation {
     pub drop: Option<DropReason>,
 }
 
-/// Explains what a packet of this tuple meets that comes in at `port`.
+/// Explains what a packet of this tuple meets that comes in by `ingress`.
 #[must_use]
-pub fn explain(policy: &Policy, ownership: &Ownership, key: &FlowKey, port: PortId) -> Explanation {
-    let tenant = policy.tenant_of(port);
-    let owners = crate::steer::owners(ownership, policy, key, tenant, port).chain;
+pub fn explain(policy: &Policy, ownership: &Ownership, key: &FlowKey, ingress: Ingress) -> Explanation {
+    let tenant = policy.tenant_of(ingress);
+    let owners = crate::steer::owners(ownership, policy, key, tenant, ingress).chain;
     let mut explanation = Explanation {
-        in_port: port,
+        ingress,
         tenant,
         hash: ownership.hasher.hash(key, tenant),
         bucket: ownership.bucket(key, tenant),
@@ -74,7 +75,7 @@ pub fn explain(policy: &Policy, ownership: &Ownership, key: &FlowKey, port: Port
         source: NatMode::None,
         nat_addresses: Vec::new(),
         destination: SocketAddr::new(key.dst, key.dst_port),
-        out_port: None,
+        egress: None,
         next_hop: None,
         reply_core: None,
         drop: None,
@@ -119,12 +120,9 @@ fn reply_core(
     explanation: &Explanation,
     one_way: bool,
 ) -> Option<u8> {
-    let out_port = explanation.out_port?;
-    if one_way || !is_interface(out_port) {
-        return None;
-    }
+    let egress = explanation.egress.filter(|egress| egress.interface().is_some() && !one_way)?;
     if matches!(explanation.source, NatMode::AddressAndPort | NatMode::PortOnly) {
-        let mapped = policy.maps_endpoints_of(out_port, key, explanation.tenant);
+        let mapped = policy.maps_endpoints_of(egress, key, explanation.tenant);
         return (!mapped).then_some(explanation.core);
     }
     let reply = FlowKey {
@@ -134,7 +132,7 @@ fn reply_core(
         dst_port: key.src_port,
         protocol: key.protocol,
     };
-    let bucket = ownership.bucket(&reply, policy.tenant_of(out_port));
+    let bucket = ownership.bucket(&reply, policy.tenant_behind(egress));
     Some(ownership.owner_of_bucket(bucket))
 }
 
@@ -148,19 +146,19 @@ fn leave(
     let serviced = explanation.server.is_some() || explanation.forward.is_some();
     let towards = explanation.next_hop.unwrap_or(explanation.destination.ip());
     if explanation.next_hop.is_none() && policy.is_own(towards) {
-        explanation.out_port = Some(HOST_PORT);
+        explanation.egress = Some(Egress::Host);
     } else if let Some(route) = policy.fib.lookup(tenant_out, towards) {
-        explanation.out_port = Some(route.port);
+        explanation.egress = Some(route.egress);
         explanation.next_hop = Some(route.via.unwrap_or(towards));
     } else {
         explanation.drop = explanation.drop.or(Some(DropReason::NoRoute));
     }
-    let Some(out_port) = explanation.out_port else { return };
+    let Some(egress) = explanation.egress else { return };
     let question = Question {
         key,
         tenant: explanation.tenant,
-        in_port: explanation.in_port,
-        out_port,
+        ingress: explanation.ingress,
+        egress,
         to_gateway: policy.is_addressed(key),
     };
     explanation.verdict = policy.rules.verdict(&question);
@@ -169,7 +167,9 @@ fn leave(
         (RuleAction::Drop, None) => Some(DropReason::DefaultDrop),
         (RuleAction::Reject, _) => Some(DropReason::RuleReject),
         (RuleAction::Allow, None)
-            if policy.hides_inside(explanation.in_port) && !serviced && is_interface(out_port) =>
+            if policy.hides_inside(explanation.ingress.interface())
+                && !serviced
+                && egress.interface().is_some() =>
         {
             Some(DropReason::NatNoMapping)
         }
@@ -178,15 +178,15 @@ fn leave(
     explanation.drop = explanation.drop.or(refused);
     let nat = match (explanation.server, service_source) {
         (Some(server), Some(NatMode::AddressAndPort | NatMode::PortOnly)) => {
-            policy.nat_of_server(server, out_port)
+            policy.nat_of_server(server, egress)
         }
-        _ if !is_interface(out_port) => None,
-        _ if serviced && out_port == explanation.in_port => match explanation.server {
-            Some(server) => policy.nat_of_server(server, out_port),
+        _ if egress.interface().is_none() => None,
+        _ if serviced && egress == Egress::from(explanation.ingress) => match explanation.server {
+            Some(server) => policy.nat_of_server(server, egress),
             None => policy.nat.rule_for_hairpin(key.dst, key, tenant_out),
         },
-        _ if out_port == explanation.in_port => None,
-        _ => policy.nat.rule_for(out_port, key, explanation.tenant),
+        _ if egress == Egress::from(explanation.ingress) => None,
+        _ => policy.nat.rule_for(egress, key, explanation.tenant),
     };
     if let Some(rule) = nat {
         explanation.nat = Some(rule);
@@ -210,9 +210,9 @@ pub struct Entry {
     pub idle_ns: u64,
     /// When it will be forgotten, ns from now.
     pub expires_ns: u64,
-    /// Where packets of each direction leave as the routes are now: interface and neighbour. Place by
+    /// Where packets of each direction leave as the routes are now, and the neighbor. Place by
     /// [`Direction`]; `None`: there is no route.
-    pub ways: [Option<(PortId, IpAddr)>; 2],
+    pub ways: [Option<(Egress, IpAddr)>; 2],
 }
 
 impl Core {

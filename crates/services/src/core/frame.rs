@@ -3,12 +3,12 @@
 use std::net::IpAddr;
 
 use packet::DropReason;
+use packet::attachment::{Egress, Ingress, InterfaceId};
 use packet::flow::FlowKey;
 use packet::vnet::VirtioNetHeader;
 
 use crate::flow::{Direction, FlowId};
 use crate::fragment::Measure;
-use crate::spec::PortId;
 
 /// Bytes of an Ethernet header without VLAN tag.
 pub const ETHERNET_BYTES: usize = 14;
@@ -16,8 +16,8 @@ pub const ETHERNET_BYTES: usize = 14;
 /// One received packet and what becomes of it. The bytes are changed in place.
 #[derive(Debug)]
 pub struct Frame<'a> {
-    /// Where it came in.
-    pub port: PortId,
+    /// By what it came in.
+    pub ingress: Ingress,
     /// Offload header: a super-packet, a partial checksum. Offsets count from the IP header.
     pub offload: VirtioNetHeader,
     /// [`ETHERNET_BYTES`] of Ethernet header (room for one, if it had none), then the IP packet.
@@ -31,8 +31,8 @@ pub struct Frame<'a> {
 impl<'a> Frame<'a> {
     /// A frame that nothing has happened to yet.
     #[must_use]
-    pub fn new(port: PortId, offload: VirtioNetHeader, bytes: &'a mut [u8]) -> Self {
-        Self { port, offload, bytes, outcome: Outcome::Pending, flow: None }
+    pub fn new(ingress: Ingress, offload: VirtioNetHeader, bytes: &'a mut [u8]) -> Self {
+        Self { ingress, offload, bytes, outcome: Outcome::Pending, flow: None }
     }
 
     /// The IP packet.
@@ -47,31 +47,45 @@ impl<'a> Frame<'a> {
 pub enum Outcome {
     /// Not looked at yet.
     Pending,
-    /// Leaves through this interface; its Ethernet header is written.
-    Send(PortId),
-    /// Goes to the host's own stack, without Ethernet header.
-    Host,
-    /// Goes into a bond, without Ethernet header.
-    Tunnel,
+    /// Leaves there. For an interface its Ethernet header is written; the host and bonds get the packet without one.
+    Forward(Egress),
     /// The hardware address of this next hop is not known: the kernel shall resolve it and send.
-    Resolve(PortId, IpAddr),
+    Resolve(InterfaceId, IpAddr),
     /// Nothing more to do: held, handed over, answered.
-    Done,
+    Consumed,
     /// Dropped, counted.
     Dropped(DropReason),
+}
+
+/// How a packet reached the core that looks at it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// This core read it itself.
+    Wire,
+    /// Another core handed it over; `visit`: place of this core in the packet's owner chain
+    /// ([`crate::steer::Owners`]).
+    Handed {
+        /// From 0.
+        visit: u8,
+    },
+    /// The core of its destination says that somebody is mapped there and that this core, which has the sender's mapping,
+    /// shall begin the flow.
+    MappingConfirmed,
+    /// It was translated to somebody's outside endpoint and comes in again, as if from outside.
+    Hairpin,
 }
 
 /// Something for another core.
 #[derive(Debug)]
 pub struct Handed {
-    /// Where it came in.
-    pub port: PortId,
+    /// By what it came in.
+    pub ingress: Ingress,
     /// Offload header.
     pub offload: VirtioNetHeader,
     /// Room for an Ethernet header, then the IP packet.
     pub bytes: Vec<u8>,
-    /// Place in the packet's owner chain ([`crate::steer::Owners`]).
-    pub step: u8,
+    /// Why this core gets it.
+    pub origin: Origin,
     /// A fragment whose ports are known by now.
     pub piece: Option<Piece>,
 }

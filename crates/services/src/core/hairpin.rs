@@ -7,17 +7,12 @@
 //! firewall judges both times.
 
 use packet::DropReason;
+use packet::attachment::{Ingress, InterfaceId};
 use packet::flow::FlowKey;
 use packet::ip::IpHeader;
 
-use super::{Core, ETHERNET_BYTES, Frame, Outcome, Output};
-use crate::spec::PortId;
+use super::{Core, ETHERNET_BYTES, Frame, Origin, Outcome, Output};
 use crate::steer;
-
-/// In place of a packet's stop: the core of the destination says that this core shall begin the flow.
-pub(super) const CONFIRMED: u8 = 0xff;
-/// In place of a packet's stop: it comes around, from outside.
-pub(super) const AROUND: u8 = 0xfe;
 
 /// What a new flow has to do with a hairpin.
 pub(super) enum Hairpin {
@@ -26,7 +21,7 @@ pub(super) enum Hairpin {
     /// The sender's core has the packet now.
     HandedOver,
     /// The flow begins here and leads around by this interface.
-    Begin(PortId),
+    Begin(InterfaceId),
 }
 
 impl Core {
@@ -36,34 +31,34 @@ impl Core {
         frame: &mut Frame<'_>,
         key: &FlowKey,
         tenant: u16,
-        came: Option<u8>,
+        origin: Origin,
         out: &mut impl Output,
     ) -> Hairpin {
-        let Some(out_port) = self.policy.hairpin_out(key, tenant, frame.port) else { return Hairpin::No };
+        let Some(interface) = self.policy.hairpin_out(key, tenant, frame.ingress) else { return Hairpin::No };
         let owners = steer::endpoint_owners(&self.ownership, key, tenant);
         let cores = owners.cores();
         let mut asked = 0;
-        if came == Some(CONFIRMED) {
+        if origin == Origin::MappingConfirmed {
             // Those before this one have no mapping of the sender. By another table than theirs it may be none of them.
             asked = cores.iter().position(|core| *core == self.id).unwrap_or(cores.len());
-        } else if self.nat.inbound(key, self.policy.tenant_of(out_port)).is_none() {
+        } else if self.nat.inbound(key, self.policy.tenant_of(Ingress::Interface(interface))).is_none() {
             return Hairpin::No;
         }
         let rule = self.policy.nat.rule_for_hairpin(key.dst, key, tenant);
         for core in cores.iter().skip(asked) {
             if *core != self.id {
-                self.pass_on(frame, *core, CONFIRMED, None, out);
+                self.pass_on(frame, *core, Origin::MappingConfirmed, None, out);
                 return Hairpin::HandedOver;
             }
             if rule.is_some_and(|rule| self.nat.has_mapping(key, tenant, rule)) {
                 break;
             }
         }
-        Hairpin::Begin(out_port)
+        Hairpin::Begin(interface)
     }
 
     /// The interface by which a packet of this key would leave, if it comes around instead: both ends are mapped ones.
-    pub(super) fn around(&self, leaving: &FlowKey) -> Option<PortId> {
+    pub(super) fn around(&self, leaving: &FlowKey) -> Option<InterfaceId> {
         if !self.policy.maps_endpoints {
             return None;
         }
@@ -71,7 +66,7 @@ impl Core {
         nat.mapping_core_of(&leaving.reversed(), self.ownership.cores)?;
         nat.mapping_core_of(leaving, self.ownership.cores)?;
         let rule = nat.rule_of_outside(leaving.dst)?;
-        self.policy.spec.nats.get(usize::from(rule)).map(|nat| nat.out)
+        self.policy.spec.nats.get(usize::from(rule)).and_then(|nat| nat.out)
     }
 
     /// A packet that was translated to `to`, between two outside endpoints, comes in again at the core of its destination.
@@ -82,7 +77,7 @@ impl Core {
         to: &FlowKey,
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
-        let port = self.around(to).ok_or(DropReason::NatNoMapping)?;
+        let ingress = Ingress::Interface(self.around(to).ok_or(DropReason::NatNoMapping)?);
         let core =
             self.policy.nat.mapping_core_of(to, self.ownership.cores).ok_or(DropReason::NatNoMapping)?;
         // From here on nobody is answered by the frame that it came in.
@@ -90,16 +85,16 @@ impl Core {
             ethernet.fill(0);
         }
         if core != self.id {
-            frame.port = port;
-            self.pass_on(frame, core, AROUND, None, out);
+            frame.ingress = ingress;
+            self.pass_on(frame, core, Origin::Hairpin, None, out);
             return Ok(());
         }
         let mut bytes = frame.bytes.to_vec();
-        let mut again = Frame::new(port, frame.offload, &mut bytes);
-        frame.outcome = Outcome::Done;
+        let mut again = Frame::new(ingress, frame.offload, &mut bytes);
+        frame.outcome = Outcome::Consumed;
         if let Some(mut look) = self.look(&mut again) {
             look.found = self.flows.find(look.hash, &look.key, look.tenant);
-            self.act(now_ns, &mut again, &look, Some(AROUND), out);
+            self.act(now_ns, &mut again, &look, Origin::Hairpin, out);
         }
         self.settle(again, out);
         Ok(())

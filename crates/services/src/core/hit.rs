@@ -1,16 +1,17 @@
 //! The fast path: a packet of a known flow.
 
-use super::{Core, Direction, Frame, Outcome, Output, is_partial, tick_of};
+use super::{Core, Direction, Frame, Origin, Outcome, Output, is_partial, tick_of};
 use crate::core::hops::{self, Hop};
 use crate::flow::{FlowId, Record, flags};
 use crate::policy::{Policy, Service};
 use crate::rewrite;
 use crate::rules::Question;
-use crate::spec::{HOST_PORT, PortId, RuleAction, TCP, TUNNEL_PORT};
+use crate::spec::{RuleAction, TCP};
 use crate::tcp::{self, Segment, State, Verdict};
 use std::net::IpAddr;
 
 use packet::DropReason;
+use packet::attachment::Egress;
 use packet::flow::FlowKey;
 use packet::ip::{IpHeader, PROTOCOL_ICMP, PROTOCOL_ICMPV6};
 
@@ -22,7 +23,7 @@ impl Core {
         frame: &mut Frame<'_>,
         id: FlowId,
         direction: Direction,
-        came: Option<u8>,
+        origin: Origin,
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
         let header = IpHeader::parse(frame.packet())?;
@@ -37,7 +38,7 @@ impl Core {
         }
         let was = is_embryonic(flow.record);
         if flow.record.flags & flags::SHIFTED != 0 {
-            return self.hit_shifted(now_ns, frame, &header, id, direction, came, out);
+            return self.hit_shifted(now_ns, frame, &header, id, direction, origin, out);
         }
         if header.protocol == TCP {
             let segment = Segment::of(header.payload(frame.packet())).ok_or(DropReason::TcpInvalid)?;
@@ -53,7 +54,7 @@ impl Core {
                 Verdict::Reopen => {
                     let ((key, tenant), _) = self.flows.keys(id);
                     self.end(now_ns, id);
-                    self.miss(now_ns, frame, &key, tenant, came, out);
+                    self.miss(now_ns, frame, &key, tenant, origin, out);
                     return Ok(());
                 }
             }
@@ -67,7 +68,7 @@ impl Core {
         }
         let (flags, number) = (flow.record.flags, flow.record.next_hop[direction as usize]);
         let to = flow.leaves_as.map(|ends| ends.key(header.protocol));
-        if came.is_some() && direction == Direction::Reply {
+        if origin != Origin::Wire && direction == Direction::Reply {
             self.handed_reply(id, flags);
         }
         frame.flow = Some((id, direction));
@@ -129,21 +130,14 @@ impl Core {
         }
         let partial = is_partial(&frame.offload);
         let packet = frame.bytes.get_mut(super::ETHERNET_BYTES..).unwrap_or_default();
-        if matches!(way, Way::Tunnel) {
-            rewrite::decrement_ttl(packet)?;
-        }
         if let Some(to) = &to {
             rewrite::rewrite(packet, header, partial, to)?;
             if matches!(way, Way::Around) {
                 return self.come_around(now_ns, frame, to, out);
             }
         }
-        frame.outcome = if matches!(way, Way::Host) {
-            self.counters.to_host += 1;
-            Outcome::Host
-        } else {
-            Outcome::Tunnel
-        };
+        self.counters.to_host += 1;
+        frame.outcome = Outcome::Forward(Egress::Host);
         self.went_on(header);
         Ok(())
     }
@@ -209,7 +203,7 @@ impl Core {
         self.unshift_quote(frame, header, id, direction);
         let partial = is_partial(&frame.offload);
         let packet = frame.bytes.get_mut(super::ETHERNET_BYTES..).unwrap_or_default();
-        if matches!(way, Way::Hop(_) | Way::Tunnel) {
+        if matches!(way, Way::Hop(_)) {
             rewrite::decrement_ttl(packet)?;
         }
         if let Some(to) = translated {
@@ -224,8 +218,7 @@ impl Core {
             }
         }
         match way {
-            Way::Host => frame.outcome = Outcome::Host,
-            Way::Tunnel => frame.outcome = Outcome::Tunnel,
+            Way::Host => frame.outcome = Outcome::Forward(Egress::Host),
             Way::Hop(hop) => address(frame, &hop),
             // Only what is translated comes around.
             Way::Around => return Err(DropReason::NoRoute),
@@ -240,11 +233,11 @@ impl Core {
         self.counters.decided_again += 1;
         let ((key, tenant), _) = self.flows.keys(id);
         let policy = std::sync::Arc::clone(&self.policy);
-        let (out_port, _) = self.target(id, Direction::Original).ok_or(DropReason::NoRoute)?;
+        let (egress, _) = self.target(id, Direction::Original).ok_or(DropReason::NoRoute)?;
         let record = self.flows.record(id);
         let translated = record.flags & flags::DEST_NAT != 0;
         let to_gateway = translated || policy.is_addressed(&key);
-        let question = Question { key: &key, tenant, in_port: record.in_port, out_port, to_gateway };
+        let question = Question { key: &key, tenant, ingress: record.ingress(), egress, to_gateway };
         let verdict = policy.rules.verdict(&question);
         if verdict.action != RuleAction::Allow {
             self.counters.flows_refused += 1;
@@ -268,10 +261,10 @@ impl Core {
         let number = if self.around(&self.flows.leaves_as(id, direction)).is_some() {
             hops::LOOP
         } else {
-            let (port, neighbor) = self.target(id, direction).ok_or(DropReason::NoRoute)?;
-            match self.hops.number(port, neighbor, &self.policy, &self.neighbors) {
+            let (egress, neighbor) = self.target(id, direction).ok_or(DropReason::NoRoute)?;
+            match self.hops.number(egress, neighbor, &self.policy, &self.neighbors) {
                 hops::UNSET => {
-                    let hop = hops::Hops::unnumbered(port, neighbor, &self.policy, &self.neighbors);
+                    let hop = hops::Hops::unnumbered(egress, neighbor, &self.policy, &self.neighbors);
                     return Ok(Way::Hop(hop));
                 }
                 number => number,
@@ -285,18 +278,17 @@ impl Core {
         match number {
             hops::UNSET => None,
             hops::HOST => Some(Way::Host),
-            hops::TUNNEL => Some(Way::Tunnel),
             hops::LOOP => Some(Way::Around),
             number => self.hops.get(number).copied().map(Way::Hop),
         }
     }
 
-    /// Interface and neighbour of a direction, as the routes are now.
-    pub(super) fn target(&self, id: FlowId, direction: Direction) -> Option<(PortId, IpAddr)> {
+    /// Where packets of a direction leave and to which neighbor, as the routes are now.
+    pub(super) fn target(&self, id: FlowId, direction: Direction) -> Option<(Egress, IpAddr)> {
         let ((original, tenant), (_, reply_tenant)) = self.flows.keys(id);
         let leaving = self.flows.leaves_as(id, direction);
         if direction == Direction::Reply {
-            return self.out_port(&leaving, tenant);
+            return self.egress(&leaving, tenant);
         }
         let record = self.flows.record(id);
         let translated = record.flags & flags::DEST_NAT != 0;
@@ -305,43 +297,41 @@ impl Core {
             Some(backend) if translated && record.flags & flags::ONE_WAY != 0 => {
                 let address = self.policy.balancer.backend_ref(backend)?.address.ip();
                 let route = self.policy.fib.lookup(tenant, address)?;
-                Some((route.port, address))
+                Some((route.egress, address))
             }
-            Some(_) => self.out_port(&leaving, tenant),
+            Some(_) => self.egress(&leaving, tenant),
             // A forward, or an inside endpoint that is mapped, may be of another tenant than who asks for it.
             None if translated => {
                 let tenant = match self.policy.server_or_forward(&original) {
                     Some(Service::Forward(forward)) => forward.tenant,
                     _ => reply_tenant,
                 };
-                self.out_port(&leaving, tenant)
+                self.egress(&leaving, tenant)
             }
-            None => self.out_port(&leaving, tenant),
+            None => self.egress(&leaving, tenant),
         }
     }
 
-    /// Where a leaving packet goes: interface and neighbour.
-    fn out_port(&self, leaving: &FlowKey, tenant: u16) -> Option<(PortId, IpAddr)> {
-        if let Some(port) = self.around(leaving) {
-            return Some((port, leaving.dst));
+    /// Where a leaving packet goes, and to which neighbor.
+    fn egress(&self, leaving: &FlowKey, tenant: u16) -> Option<(Egress, IpAddr)> {
+        if let Some(interface) = self.around(leaving) {
+            return Some((Egress::Interface(interface), leaving.dst));
         }
         if self.policy.is_own(leaving.dst) {
-            return Some((HOST_PORT, leaving.dst));
+            return Some((Egress::Host, leaving.dst));
         }
         let route = self.policy.fib.lookup(tenant, leaving.dst)?;
-        Some((route.port, route.via.unwrap_or(leaving.dst)))
+        Some((route.egress, route.via.unwrap_or(leaving.dst)))
     }
 }
 
 /// Where a packet of a flow goes.
 #[derive(Clone, Copy)]
 pub(super) enum Way {
-    /// To a neighbour.
+    /// To a neighbor, or into a bond.
     Hop(Hop),
     /// To the host's own stack.
     Host,
-    /// Into a bond.
-    Tunnel,
     /// In again, from outside.
     Around,
 }
@@ -389,7 +379,7 @@ pub(super) fn address(frame: &mut Frame<'_>, hop: &Hop) {
     if let Some(ethernet) = frame.bytes.first_chunk_mut::<{ super::ETHERNET_BYTES }>() {
         *ethernet = hop.ethernet;
     }
-    frame.outcome = if hop.known { Outcome::Send(hop.port) } else { Outcome::Resolve(hop.port, hop.address) };
+    frame.outcome = hop.outcome;
 }
 
 /// Bytes of the largest IP packet that the frame becomes on the wire.
@@ -420,9 +410,4 @@ pub(super) fn is_error(header: &IpHeader, packet: &[u8]) -> bool {
         PROTOCOL_ICMPV6 if header.version == 6 => matches!(kind, Some(1..=4)),
         _ => false,
     }
-}
-
-/// Whether a port leads into a bond.
-pub(super) const fn is_tunnel(port: PortId) -> bool {
-    port == TUNNEL_PORT
 }

@@ -4,20 +4,21 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use packet::DropReason;
+use packet::attachment::{Egress, Ingress, InterfaceId};
 use packet::flow::FlowKey;
 use packet::ip::{IpHeader, PROTOCOL_ICMP, PROTOCOL_ICMPV6};
 use steering::ownership::OwnerChain;
 
-use super::hairpin::{AROUND, CONFIRMED, Hairpin};
+use super::hairpin::Hairpin;
 use super::{
-    Core, Direction, EMERGENCY_ENTRIES, EMERGENCY_S, Frame, Handed, Outcome, Output, hit, hops, reply_of,
-    tick_of,
+    Core, Direction, EMERGENCY_ENTRIES, EMERGENCY_S, Frame, Handed, Origin, Outcome, Output, hit, hops,
+    reply_of, tick_of,
 };
 use crate::flow::{FlowId, Record, flags};
 use crate::nat::{BindRequest, Binding};
-use crate::policy::{Policy, Service, is_interface};
+use crate::policy::{Policy, Service};
 use crate::rules::{Question, Verdict};
-use crate::spec::{DeliveryMode, HOST_PORT, NatMode, PortId, RuleAction, TCP, UDP};
+use crate::spec::{DeliveryMode, NatMode, RuleAction, TCP, UDP};
 use crate::steer;
 use crate::tcp::{self, Segment};
 
@@ -25,7 +26,7 @@ use crate::tcp::{self, Segment};
 struct Course {
     /// The key with its destination translated.
     to: FlowKey,
-    out_port: PortId,
+    egress: Egress,
     neighbor: IpAddr,
     /// It comes around instead of leaving.
     around: bool,
@@ -43,18 +44,18 @@ impl Core {
         frame: &mut Frame<'_>,
         key: &FlowKey,
         tenant: u16,
-        came: Option<u8>,
+        origin: Origin,
         out: &mut impl Output,
     ) {
-        let next = match came {
-            Some(CONFIRMED | AROUND) => Ok(None),
-            _ => self.next_stop(frame.port, key, tenant, came),
+        let next = match origin {
+            Origin::MappingConfirmed | Origin::Hairpin => Ok(None),
+            Origin::Wire | Origin::Handed { .. } => self.next_stop(frame.ingress, key, tenant, origin),
         };
         match next {
-            Ok(Some((core, step))) => self.pass_on(frame, core, step, None, out),
+            Ok(Some((core, visit))) => self.pass_on(frame, core, Origin::Handed { visit }, None, out),
             Ok(None) => {
                 let begun = self
-                    .begin(now_ns, frame, key, tenant, came, out)
+                    .begin(now_ns, frame, key, tenant, origin, out)
                     .and_then(|id| id.map_or(Ok(()), |id| self.first_packet(now_ns, frame, id, out)));
                 if let Err(reason) = begun {
                     self.dropped(frame, reason);
@@ -64,30 +65,35 @@ impl Core {
         }
     }
 
-    /// The core that has to look next, or `None`: this one begins the flow.
+    /// The core that has to look next and which visit that is, or `None`: this one begins the flow.
     pub(super) fn next_stop(
         &self,
-        port: PortId,
+        ingress: Ingress,
         key: &FlowKey,
         tenant: u16,
-        came: Option<u8>,
+        origin: Origin,
     ) -> Result<Option<(u8, u8)>, DropReason> {
-        let owners = steer::owners(&self.ownership, &self.policy, key, tenant, port);
+        let owners = steer::owners(&self.ownership, &self.policy, key, tenant, ingress);
         let chain = &owners.chain;
         let keeps = owners.mapping.is_some_and(|rule| self.nat.has_mapping(key, tenant, rule));
-        if keeps && came.is_some() && chain.cores().contains(&self.id) {
+        if keeps && origin != Origin::Wire && chain.cores().contains(&self.id) {
             return Ok(None);
         }
-        let mut step = came.map_or(0, |step| step.saturating_add(1));
+        let mut visit = match origin {
+            Origin::Handed { visit } => visit.saturating_add(1),
+            Origin::Wire | Origin::MappingConfirmed | Origin::Hairpin => 0,
+        };
         loop {
-            match chain.cores().get(usize::from(step)) {
+            match chain.cores().get(usize::from(visit)) {
                 Some(core) if *core == self.id && keeps => return Ok(None),
-                Some(core) if *core == self.id => step += 1,
-                Some(core) => return Ok(Some((*core, step))),
+                Some(core) if *core == self.id => visit += 1,
+                Some(core) => return Ok(Some((*core, visit))),
                 None if chain.creator == self.id => return Ok(None),
                 // Two tables were in force on the way: the creator has not been asked as such.
-                None if usize::from(step) < OwnerChain::LEN_MAX && self.ownership.is_alive(chain.creator) => {
-                    return Ok(Some((chain.creator, step)));
+                None if usize::from(visit) < OwnerChain::LEN_MAX
+                    && self.ownership.is_alive(chain.creator) =>
+                {
+                    return Ok(Some((chain.creator, visit)));
                 }
                 None => return Err(DropReason::PuntLimit),
             }
@@ -99,15 +105,15 @@ impl Core {
         &mut self,
         frame: &mut Frame<'_>,
         core: u8,
-        step: u8,
+        origin: Origin,
         piece: Option<super::Piece>,
         out: &mut impl Output,
     ) {
         self.counters.handed_out += 1;
-        let handed =
-            Handed { port: frame.port, offload: frame.offload, bytes: frame.bytes.to_vec(), step, piece };
+        let (ingress, offload) = (frame.ingress, frame.offload);
+        let handed = Handed { ingress, offload, bytes: frame.bytes.to_vec(), origin, piece };
         if out.hand_over(core, handed) {
-            frame.outcome = Outcome::Done;
+            frame.outcome = Outcome::Consumed;
         } else {
             self.dropped(frame, DropReason::RingFull);
         }
@@ -132,7 +138,7 @@ impl Core {
         frame: &mut Frame<'_>,
         key: &FlowKey,
         tenant: u16,
-        came: Option<u8>,
+        origin: Origin,
         out: &mut impl Output,
     ) -> Result<Option<FlowId>, DropReason> {
         let policy = Arc::clone(&self.policy);
@@ -145,32 +151,32 @@ impl Core {
             }
             return Err(DropReason::IcmpInvalid);
         }
-        check_source(&policy, key, frame.port, came)?;
-        let around = match self.hairpin(frame, key, tenant, came, out) {
+        check_source(&policy, key, frame.ingress, origin)?;
+        let around = match self.hairpin(frame, key, tenant, origin, out) {
             Hairpin::No => None,
             Hairpin::HandedOver => return Ok(None),
-            Hairpin::Begin(port) => Some(port),
+            Hairpin::Begin(interface) => Some(interface),
         };
         let mut record = Record {
             protocol: key.protocol,
             era: self.era,
-            in_port: frame.port,
+            in_port: frame.ingress.compact(),
             seen: tick_of(now_ns),
             ..Record::default()
         };
-        let course = match self.course(&policy, now_ns, key, tenant, frame.port, around) {
+        let course = match self.course(&policy, now_ns, key, tenant, frame.ingress, around) {
             Ok(course) => course,
             Err(reason @ (DropReason::NoBackend | DropReason::ServerFull)) => {
-                let out_port = port_behind(&policy, key, tenant);
-                self.judge(now_ns, &policy, frame, key, tenant, out_port, out)?;
+                let egress = egress_behind(&policy, key, tenant);
+                self.judge(now_ns, &policy, frame, key, tenant, egress, out)?;
                 self.answer_failure(now_ns, frame, reason, out);
                 return Err(reason);
             }
             Err(reason) => return Err(reason),
         };
-        let verdict = self.judge(now_ns, &policy, frame, key, tenant, course.out_port, out)?;
-        let unasked = policy.hides_inside(frame.port) && course.flags & flags::DEST_NAT == 0;
-        if unasked && verdict.rule.is_none() && is_interface(course.out_port) {
+        let verdict = self.judge(now_ns, &policy, frame, key, tenant, course.egress, out)?;
+        let unasked = policy.hides_inside(frame.ingress.interface()) && course.flags & flags::DEST_NAT == 0;
+        if unasked && verdict.rule.is_none() && course.egress.interface().is_some() {
             return Err(DropReason::NatNoMapping);
         }
         if let Some(id) = self.begin_local(frame, key, &header, &course)? {
@@ -182,7 +188,7 @@ impl Core {
             return Err(DropReason::EmbryonicFull);
         }
         self.begin_state(&mut record, frame.packet(), &header, &course)?;
-        let opened = self.open(now_ns, &policy, key, tenant, frame.port, &course, record);
+        let opened = self.open(now_ns, &policy, key, tenant, frame.ingress, &course, record);
         match opened {
             Ok(_) if record.flags & flags::SHIFTED != 0 => {
                 self.begin_shift(key, tenant, &header, frame.packet());
@@ -201,14 +207,14 @@ impl Core {
         frame: &Frame<'_>,
         key: &FlowKey,
         tenant: u16,
-        out_port: PortId,
+        egress: Egress,
         out: &mut impl Output,
     ) -> Result<Verdict, DropReason> {
         let to_gateway = !policy.rules.is_empty() && policy.is_addressed(key);
-        let question = Question { key, tenant, in_port: frame.port, out_port, to_gateway };
+        let question = Question { key, tenant, ingress: frame.ingress, egress, to_gateway };
         let verdict = policy.rules.verdict(&question);
         // What answers the host passes whatever the default is: nothing was decided.
-        if verdict.rule.is_none() && answers_host(policy, key, out_port, frame.packet())? {
+        if verdict.rule.is_none() && answers_host(policy, key, egress, frame.packet())? {
             return Ok(verdict);
         }
         self.count_rule(verdict.rule);
@@ -238,7 +244,7 @@ impl Core {
         header: &IpHeader,
         course: &Course,
     ) -> Result<Option<Option<FlowId>>, DropReason> {
-        let host = course.out_port == HOST_PORT && course.flags & flags::DEST_NAT == 0;
+        let host = course.egress == Egress::Host && course.flags & flags::DEST_NAT == 0;
         if !host {
             return Ok(None);
         }
@@ -252,7 +258,7 @@ impl Core {
     pub(super) fn give_to_host(&mut self, frame: &mut Frame<'_>, header: &IpHeader) {
         self.counters.to_host += 1;
         self.went_on(header);
-        frame.outcome = Outcome::Host;
+        frame.outcome = Outcome::Forward(Egress::Host);
     }
 
     /// Destination: service, mapping, route.
@@ -262,12 +268,12 @@ impl Core {
         now_ns: u64,
         key: &FlowKey,
         tenant: u16,
-        port: PortId,
-        around: Option<PortId>,
+        ingress: Ingress,
+        around: Option<InterfaceId>,
     ) -> Result<Course, DropReason> {
         let mut course = Course {
             to: *key,
-            out_port: around.unwrap_or(HOST_PORT),
+            egress: around.map_or(Egress::Host, Egress::Interface),
             neighbor: key.dst,
             around: around.is_some(),
             server: None,
@@ -288,7 +294,7 @@ impl Core {
                 if pick.delivery == DeliveryMode::DirectReturn {
                     course.flags |= flags::ONE_WAY | flags::DEST_NAT;
                     let route = policy.fib.lookup(tenant, pick.address.ip()).ok_or(DropReason::NoRoute)?;
-                    course.out_port = route.port;
+                    course.egress = route.egress;
                     course.neighbor = pick.address.ip();
                     return Ok(course);
                 }
@@ -319,10 +325,10 @@ impl Core {
             return Err(DropReason::NatNoMapping);
         }
         let route = policy.fib.lookup(tenant_out, course.to.dst).ok_or(DropReason::NoRoute)?;
-        if hit::is_tunnel(route.port) && !is_interface(port) {
+        if matches!(route.egress, Egress::Bond(_)) && ingress.interface().is_none() {
             return Err(DropReason::NoRoute);
         }
-        course.out_port = route.port;
+        course.egress = route.egress;
         course.neighbor = route.via.unwrap_or(course.to.dst);
         Ok(course)
     }
@@ -347,12 +353,12 @@ impl Core {
                 if super::shift::has_early_data(record.flags, &segment) {
                     return Err(DropReason::NatUnsupported);
                 }
-                if course.out_port == HOST_PORT {
+                if course.egress == Egress::Host {
                     record.flags |= flags::LOCAL | flags::ONE_WAY;
                 }
                 // A connection that was there before us may go on where nothing has to be translated.
-                let untouched =
-                    course.flags & flags::DEST_NAT == 0 && !self.policy.hides_inside(course.out_port);
+                let untouched = course.flags & flags::DEST_NAT == 0
+                    && !self.policy.hides_inside(course.egress.interface());
                 if !tcp::begin(record, &segment, untouched) {
                     return Err(DropReason::NotNew);
                 }
@@ -386,13 +392,13 @@ impl Core {
         policy: &Policy,
         key: &FlowKey,
         tenant: u16,
-        in_port: PortId,
+        ingress: Ingress,
         course: &Course,
         mut record: Record,
     ) -> Result<FlowId, DropReason> {
-        let out_tenant = policy.tenant_of(course.out_port);
+        let out_tenant = policy.tenant_behind(course.egress);
         let mut to = course.to;
-        let rule = source_rule(policy, key, tenant, in_port, course);
+        let rule = source_rule(policy, key, tenant, ingress, course);
         let mut bound = false;
         if let Some(rule) = rule {
             let random = self.random();
@@ -464,7 +470,7 @@ impl Core {
         record.next_hop[Direction::Original as usize] = if course.around {
             hops::LOOP
         } else {
-            self.hops.number(course.out_port, course.neighbor, policy, &self.neighbors)
+            self.hops.number(course.egress, course.neighbor, policy, &self.neighbors)
         };
         let id = self.flows.insert_unknown(hashes, (&original.0, original.1), (&reply.0, reply.1), record)?;
         hashes.into_iter().for_each(|hash| self.begun.add(hash));
@@ -474,43 +480,50 @@ impl Core {
 }
 
 /// Where the backends of a virtual server are, whether or not they are up: what the firewall is asked about.
-fn port_behind(policy: &Policy, key: &FlowKey, tenant: u16) -> PortId {
+fn egress_behind(policy: &Policy, key: &FlowKey, tenant: u16) -> Egress {
     let server = match policy.server_or_forward(key) {
         Some(Service::Server(server)) => policy.spec.servers.get(usize::from(server)),
         _ => None,
     };
     let backend = server.and_then(|server| server.backends.first());
     let route = backend.and_then(|backend| policy.fib.lookup(tenant, backend.address.ip()));
-    route.map_or(HOST_PORT, |route| route.port)
+    route.map_or(Egress::Host, |route| route.egress)
 }
 
 /// The NAT rule for a flow, if its source is translated.
-fn source_rule(policy: &Policy, key: &FlowKey, tenant: u16, in_port: PortId, course: &Course) -> Option<u16> {
-    if course.flags & flags::ONE_WAY != 0 || !is_interface(course.out_port) {
+fn source_rule(
+    policy: &Policy,
+    key: &FlowKey,
+    tenant: u16,
+    ingress: Ingress,
+    course: &Course,
+) -> Option<u16> {
+    if course.flags & flags::ONE_WAY != 0 || course.egress.interface().is_none() {
         return None;
     }
     if course.flags & flags::MAPPED != 0 {
         // From outside the client's source stays. A client inside that meets another at its mapping must not show its
         // inside address (RFC 4787 REQ-9).
         let rule = policy.nat.rule_of_outside(key.dst)?;
-        let from_inside = policy.spec.nats.get(usize::from(rule)).is_some_and(|nat| nat.out != in_port);
+        let from_inside =
+            policy.spec.nats.get(usize::from(rule)).is_some_and(|nat| nat.out != ingress.interface());
         return if from_inside { policy.nat.rule_for_hairpin(key.dst, &course.to, tenant) } else { None };
     }
     if let (Some(server), Some(NatMode::AddressAndPort | NatMode::PortOnly)) = (course.server, course.source)
     {
-        return policy.nat_of_server(server, course.out_port);
+        return policy.nat_of_server(server, course.egress);
     }
-    if course.flags & flags::DEST_NAT != 0 && course.out_port == in_port {
+    if course.flags & flags::DEST_NAT != 0 && course.egress == Egress::from(ingress) {
         // Hairpin: the two are neighbours and would talk past us. RFC 4787 REQ-9: the source is our outside address.
-        let by_server = course.server.and_then(|server| policy.nat_of_server(server, course.out_port));
+        let by_server = course.server.and_then(|server| policy.nat_of_server(server, course.egress));
         return by_server.or_else(|| policy.nat.rule_for_hairpin(key.dst, &course.to, tenant));
     }
-    let rule = policy.nat.rule_for(course.out_port, &course.to, tenant)?;
-    (in_port != course.out_port).then_some(rule)
+    let rule = policy.nat.rule_for(course.egress, &course.to, tenant)?;
+    (course.egress != Egress::from(ingress)).then_some(rule)
 }
 
 /// Sources that nobody may use.
-fn check_source(policy: &Policy, key: &FlowKey, port: PortId, came: Option<u8>) -> Result<(), DropReason> {
+fn check_source(policy: &Policy, key: &FlowKey, ingress: Ingress, origin: Origin) -> Result<(), DropReason> {
     let bad = match key.src {
         IpAddr::V4(src) => {
             src.is_loopback() || src.is_multicast() || src.is_broadcast() || src.is_unspecified()
@@ -518,15 +531,16 @@ fn check_source(policy: &Policy, key: &FlowKey, port: PortId, came: Option<u8>) 
         IpAddr::V6(src) => src.is_loopback() || src.is_multicast() || src.is_unspecified(),
     };
     let to_many = key.dst.is_multicast() || key.dst == IpAddr::V4(std::net::Ipv4Addr::BROADCAST);
-    let strange = is_interface(port)
-        && came != Some(AROUND)
-        && (policy.is_own(key.src) || policy.is_elsewhere(port, key.src));
+    let strange = origin != Origin::Hairpin
+        && ingress
+            .interface()
+            .is_some_and(|interface| policy.is_own(key.src) || policy.is_elsewhere(interface, key.src));
     if bad || to_many || strange { Err(DropReason::BadSource) } else { Ok(()) }
 }
 
 /// Whether a packet may be an answer to the host, whose own questions never come by here.
-fn answers_host(policy: &Policy, key: &FlowKey, out_port: PortId, packet: &[u8]) -> Result<bool, DropReason> {
-    if out_port != HOST_PORT {
+fn answers_host(policy: &Policy, key: &FlowKey, egress: Egress, packet: &[u8]) -> Result<bool, DropReason> {
+    if egress != Egress::Host {
         return Ok(false);
     }
     let header = IpHeader::parse(packet)?;

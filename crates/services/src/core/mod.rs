@@ -11,6 +11,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use packet::attachment::Ingress;
 use packet::flow::FlowKey;
 use packet::ip::{IpHeader, PROTOCOL_ICMP, PROTOCOL_ICMPV6};
 use packet::vnet::VirtioNetHeader;
@@ -40,7 +41,7 @@ mod tests;
 
 pub use counters::{Counters, NatRefusals};
 pub use explain::{Entry, Explanation, explain};
-pub use frame::{ETHERNET_BYTES, Frame, Handed, Outcome, Output, Piece};
+pub use frame::{ETHERNET_BYTES, Frame, Handed, Origin, Outcome, Output, Piece};
 pub use hops::Neighbors;
 
 /// Frames of one batch at most.
@@ -241,20 +242,20 @@ impl Core {
             if self.removals != removals || (look.found.is_none() && self.begun.may_have(look.hash)) {
                 look.found = self.flows.find(look.hash, &look.key, look.tenant);
             }
-            self.act(now_ns, frame, look, None, out);
+            self.act(now_ns, frame, look, Origin::Wire, out);
         }
     }
 
     /// Acts on what another core handed over.
     pub fn handed(&mut self, now_ns: u64, handed: Handed, out: &mut impl Output) {
         self.counters.handed_in += 1;
-        let Handed { port, offload, mut bytes, step, piece } = handed;
-        let mut frame = Frame::new(port, offload, &mut bytes);
+        let Handed { ingress, offload, mut bytes, origin, piece } = handed;
+        let mut frame = Frame::new(ingress, offload, &mut bytes);
         if let Some(piece) = piece {
-            self.piece(now_ns, &mut frame, &piece, Some(step), out);
+            self.piece(now_ns, &mut frame, &piece, origin, out);
         } else if let Some(mut look) = self.look(&mut frame) {
             look.found = self.flows.find(look.hash, &look.key, look.tenant);
-            self.act(now_ns, &mut frame, &look, Some(step), out);
+            self.act(now_ns, &mut frame, &look, origin, out);
         }
         self.settle(frame, out);
     }
@@ -263,17 +264,18 @@ impl Core {
     fn settle(&mut self, frame: Frame<'_>, out: &mut impl Output) {
         let Frame { offload, bytes, outcome, .. } = frame;
         match outcome {
-            Outcome::Send(_) | Outcome::Host | Outcome::Tunnel | Outcome::Resolve(..) => {
-                out.emit(outcome, &offload, bytes);
-            }
-            Outcome::Pending | Outcome::Done | Outcome::Dropped(_) => {}
+            Outcome::Forward(_) | Outcome::Resolve(..) => out.emit(outcome, &offload, bytes),
+            Outcome::Pending | Outcome::Consumed | Outcome::Dropped(_) => {}
         }
     }
 
     /// Reads the flow key and has the index fetched.
     #[inline]
     fn look(&mut self, frame: &mut Frame<'_>) -> Option<Look> {
-        let tenant = self.tenants.get(usize::from(frame.port)).copied().unwrap_or(0);
+        let tenant = match frame.ingress {
+            Ingress::Interface(id) => self.tenants.get(id.index()).copied().unwrap_or(0),
+            Ingress::Host | Ingress::Bond(_) => 0,
+        };
         match FlowKey::of(frame.packet()) {
             Ok(key) => {
                 let hash = self.flows.hash(&key, tenant);
@@ -295,20 +297,20 @@ impl Core {
         now_ns: u64,
         frame: &mut Frame<'_>,
         look: &Look,
-        came: Option<u8>,
+        origin: Origin,
         out: &mut impl Output,
     ) {
         if is_piece(frame.packet()) {
-            self.fragment(now_ns, frame, look.tenant, came, out);
+            self.fragment(now_ns, frame, look.tenant, origin, out);
             return;
         }
         match look.found {
             Some((id, direction)) => {
-                if let Err(reason) = self.hit(now_ns, frame, id, direction, came, out) {
+                if let Err(reason) = self.hit(now_ns, frame, id, direction, origin, out) {
                     self.dropped(frame, reason);
                 }
             }
-            None => self.miss(now_ns, frame, &look.key, look.tenant, came, out),
+            None => self.miss(now_ns, frame, &look.key, look.tenant, origin, out),
         }
     }
 

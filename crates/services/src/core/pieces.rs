@@ -1,15 +1,15 @@
 //! Fragments (row C5): held at the core of their addresses until the ports are known, then at the core of the flow.
 
+use packet::attachment::{Egress, Ingress};
 use packet::ip::{IpHeader, PROTOCOL_SCTP};
 use packet::vnet::VirtioNetHeader;
 use packet::{DropReason, FlowKey};
 
 use super::hops::Hop;
-use super::{Core, Direction, ETHERNET_BYTES, Frame, Outcome, Output, Piece, hit};
+use super::{Core, Direction, ETHERNET_BYTES, Frame, Origin, Outcome, Output, Piece, hit};
 use crate::flow::flags;
 use crate::fragment::{self, Action, Facts, Measure, PacketId, Told, Variant};
 use crate::policy::Service;
-use crate::spec::PortId;
 
 impl Core {
     /// A fragment as it was read: to the core of its addresses, which holds it until its header has come.
@@ -18,7 +18,7 @@ impl Core {
         now_ns: u64,
         frame: &mut Frame<'_>,
         tenant: u16,
-        came: Option<u8>,
+        origin: Origin,
         out: &mut impl Output,
     ) {
         let header = match IpHeader::parse(frame.packet()) {
@@ -27,21 +27,21 @@ impl Core {
         };
         let addresses = FlowKey::of_parsed(&header, frame.packet());
         let home = self.ownership.owner_of_bucket(self.ownership.bucket(&addresses, tenant));
-        if came.is_none() && home != self.id && self.ownership.is_alive(home) {
-            return self.pass_on(frame, home, 0, None, out);
+        if origin == Origin::Wire && home != self.id && self.ownership.is_alive(home) {
+            return self.pass_on(frame, home, Origin::Handed { visit: 0 }, None, out);
         }
         let mut released = Vec::new();
         let result =
-            self.rendezvous.push(now_ns, frame.packet(), &header, tenant, frame.port, &mut |piece| {
+            self.rendezvous.push(now_ns, frame.packet(), &header, tenant, frame.ingress, &mut |piece| {
                 let mut bytes = Vec::with_capacity(ETHERNET_BYTES + piece.packet.len());
                 bytes.resize(ETHERNET_BYTES, 0);
                 bytes.extend_from_slice(piece.packet);
                 released.push((bytes, Piece { key: piece.key, measure: piece.measure }));
             });
-        frame.outcome = Outcome::Done;
+        frame.outcome = Outcome::Consumed;
         for (mut bytes, piece) in released {
-            let mut held = Frame::new(frame.port, VirtioNetHeader::default(), &mut bytes);
-            self.piece(now_ns, &mut held, &piece, None, out);
+            let mut held = Frame::new(frame.ingress, VirtioNetHeader::default(), &mut bytes);
+            self.piece(now_ns, &mut held, &piece, Origin::Wire, out);
             self.settle(held, out);
         }
         if let Err(reason) = result {
@@ -55,15 +55,17 @@ impl Core {
         now_ns: u64,
         frame: &mut Frame<'_>,
         piece: &Piece,
-        came: Option<u8>,
+        origin: Origin,
         out: &mut impl Output,
     ) {
-        let tenant = self.policy.tenant_of(frame.port);
+        let tenant = self.policy.tenant_of(frame.ingress);
         let hash = self.flows.hash(&piece.key, tenant);
         if self.flows.find(hash, &piece.key, tenant).is_none() {
-            match self.next_stop(frame.port, &piece.key, tenant, came) {
+            match self.next_stop(frame.ingress, &piece.key, tenant, origin) {
                 Ok(None) => {}
-                Ok(Some((core, step))) => return self.pass_on(frame, core, step, Some(*piece), out),
+                Ok(Some((core, visit))) => {
+                    return self.pass_on(frame, core, Origin::Handed { visit }, Some(*piece), out);
+                }
                 Err(reason) => return self.dropped(frame, reason),
             }
         }
@@ -81,9 +83,9 @@ impl Core {
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
         let header = IpHeader::parse(frame.packet())?;
-        let id = PacketId::of(&header, tenant, frame.port).ok_or(DropReason::FragmentInvalid)?;
+        let id = PacketId::of(&header, tenant, frame.ingress).ok_or(DropReason::FragmentInvalid)?;
         if self.fragments.told(&id).is_none() {
-            let action = if self.must_assemble(&piece.key, tenant, frame.port) {
+            let action = if self.must_assemble(&piece.key, tenant, frame.ingress) {
                 Action::Assemble
             } else {
                 let facts = self.facts(&piece.key, tenant, frame);
@@ -93,7 +95,7 @@ impl Core {
         }
         match self.fragments.push(now_ns, &id, frame.packet(), &header)? {
             fragment::Outcome::Held | fragment::Outcome::Copy => {
-                frame.outcome = Outcome::Done;
+                frame.outcome = Outcome::Consumed;
                 Ok(())
             }
             fragment::Outcome::Bridge(key) => self.bridge(now_ns, frame, &header, &key, tenant, out),
@@ -102,8 +104,8 @@ impl Core {
                 bytes.resize(ETHERNET_BYTES, 0);
                 bytes.extend_from_slice(whole.packet);
                 let id = whole.id;
-                let mut whole = Frame::new(frame.port, VirtioNetHeader::default(), &mut bytes);
-                frame.outcome = Outcome::Done;
+                let mut whole = Frame::new(frame.ingress, VirtioNetHeader::default(), &mut bytes);
+                frame.outcome = Outcome::Consumed;
                 self.assembled_id = Some(id);
                 let result = self.whole(now_ns, &mut whole, &piece.key, tenant, out);
                 self.assembled_id = None;
@@ -126,8 +128,8 @@ impl Core {
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
         match self.flows.find(self.flows.hash(key, tenant), key, tenant) {
-            Some((id, direction)) => self.hit(now_ns, frame, id, direction, None, out),
-            None => match self.begin(now_ns, frame, key, tenant, None, out)? {
+            Some((id, direction)) => self.hit(now_ns, frame, id, direction, Origin::Wire, out),
+            None => match self.begin(now_ns, frame, key, tenant, Origin::Wire, out)? {
                 Some(id) => self.first_packet(now_ns, frame, id, out),
                 None => Ok(()),
             },
@@ -146,7 +148,7 @@ impl Core {
         let known = self.flows.find(self.flows.hash(key, tenant), key, tenant);
         let (id, direction) = match known {
             Some(known) => known,
-            None => match self.begin(now_ns, frame, key, tenant, None, out)? {
+            None => match self.begin(now_ns, frame, key, tenant, Origin::Wire, out)? {
                 Some(id) => (id, Direction::Original),
                 None => return Ok(()),
             },
@@ -165,7 +167,7 @@ impl Core {
             Some(Service::Forward(forward)) => Some(forward.protocol),
             None => None,
         };
-        let rule = self.rule_ahead(key, tenant, frame.port);
+        let rule = self.rule_ahead(key, tenant, frame.ingress);
         let flag = match nat {
             Some(record) => record.flags & flags::ASSEMBLE != 0,
             None => rule.is_some_and(|rule| self.policy.assembles(rule)),
@@ -180,21 +182,21 @@ impl Core {
     }
 
     /// The NAT rule that the first packet of a flow would meet.
-    fn rule_ahead(&self, key: &FlowKey, tenant: u16, in_port: PortId) -> Option<u16> {
-        let out_port = self.policy.fib.lookup(tenant, key.dst)?.port;
-        if out_port == in_port { None } else { self.policy.nat.rule_for(out_port, key, tenant) }
+    fn rule_ahead(&self, key: &FlowKey, tenant: u16, ingress: Ingress) -> Option<u16> {
+        let egress = self.policy.fib.lookup(tenant, key.dst)?.egress;
+        if egress == Egress::from(ingress) { None } else { self.policy.nat.rule_for(egress, key, tenant) }
     }
 
     /// What cannot go on in fragments, whatever the operator chose: sequence numbers that are shifted, and SCTP ports that
     /// change, because SCTP's checksum is a CRC over the whole packet.
-    fn must_assemble(&self, key: &FlowKey, tenant: u16, in_port: PortId) -> bool {
+    fn must_assemble(&self, key: &FlowKey, tenant: u16, ingress: Ingress) -> bool {
         const CHANGES: u16 = flags::SOURCE_NAT | flags::DEST_NAT;
         let known = self.flows.find(self.flows.hash(key, tenant), key, tenant);
         let bits = known.map(|(id, _)| self.flows.record(id).flags);
         if key.protocol != PROTOCOL_SCTP {
             return bits.is_some_and(|bits| bits & flags::SHIFTED != 0);
         }
-        let rule = || self.rule_ahead(key, tenant, in_port);
+        let rule = || self.rule_ahead(key, tenant, ingress);
         bits.map_or_else(|| rule().is_some(), |bits| bits & CHANGES != 0)
     }
 
@@ -226,11 +228,11 @@ impl Core {
             });
         self.scratch = scratch;
         for mut bytes in pieces {
-            let mut piece = Frame::new(frame.port, VirtioNetHeader::default(), &mut bytes);
+            let mut piece = Frame::new(frame.ingress, VirtioNetHeader::default(), &mut bytes);
             hit::address(&mut piece, hop);
             self.settle(piece, out);
         }
-        frame.outcome = Outcome::Done;
+        frame.outcome = Outcome::Consumed;
         result
     }
 

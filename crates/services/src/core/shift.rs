@@ -9,7 +9,7 @@ use packet::ip::{IpHeader, PROTOCOL_ICMP, PROTOCOL_ICMPV6};
 use packet::vnet::{GSO_NONE, VirtioNetHeader};
 use packet::{DropReason, FlowKey, checksum};
 
-use super::{Core, Direction, ETHERNET_BYTES, Frame, Outcome, Output, hit, is_partial};
+use super::{Core, Direction, ETHERNET_BYTES, Frame, Origin, Outcome, Output, hit, is_partial};
 use crate::flow::{FlowId, flags};
 use crate::proxy_protocol::{self, Header, Shift};
 use crate::tcp::{self, SYN, Segment, Verdict};
@@ -60,7 +60,7 @@ impl Core {
         header: &IpHeader,
         id: FlowId,
         direction: Direction,
-        came: Option<u8>,
+        origin: Origin,
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
         let ((key, tenant), _) = self.flows.keys(id);
@@ -101,14 +101,14 @@ impl Core {
             Verdict::Invalid => return Err(DropReason::TcpInvalid),
             Verdict::Reopen => {
                 self.end(now_ns, id);
-                self.miss(now_ns, frame, &key, tenant, came, out);
+                self.miss(now_ns, frame, &key, tenant, origin, out);
                 return Ok(());
             }
         }
         if direction == Direction::Original
             && !self.shift_original(now_ns, frame, header, id, &segment, shift, out)?
         {
-            frame.outcome = Outcome::Done;
+            frame.outcome = Outcome::Consumed;
             return Ok(());
         }
         self.forward(now_ns, frame, header, id, direction, out)
@@ -160,7 +160,7 @@ impl Core {
         let proxy = Header::of(&key).ok_or(DropReason::NatUnsupported)?;
         let mut bytes = frame.bytes.get(..ETHERNET_BYTES).unwrap_or_default().to_vec();
         proxy_protocol::header_segment(packet, header, &proxy, &mut bytes)?;
-        let mut first = Frame::new(frame.port, VirtioNetHeader::default(), &mut bytes);
+        let mut first = Frame::new(frame.ingress, VirtioNetHeader::default(), &mut bytes);
         let header = IpHeader::parse(first.packet())?;
         self.forward(now_ns, &mut first, &header, id, Direction::Original, out)?;
         self.settle(first, out);

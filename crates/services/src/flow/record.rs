@@ -1,6 +1,6 @@
 //! What is remembered of a flow besides its addresses.
 
-use crate::spec::PortId;
+use packet::attachment::Ingress;
 
 /// Which way a packet of a flow goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,8 +58,8 @@ pub struct Record {
     /// When, in the core's count of changes, the flow was decided; if that is not the present one it is decided again.
     /// 0: never is.
     pub era: u16,
-    /// Interface, or other port, by which the packet came that began it.
-    pub in_port: PortId,
+    /// By what the packet came that began it, in the compact form that [`Record::ingress`] reads.
+    pub in_port: u16,
     /// When the last packet came, in ticks of 2^27 ns (0.134 s) of the monotonic clock.
     pub seen: u32,
     /// Where packets of each direction leave, as the core numbers its next hops; place by [`Direction`].
@@ -81,3 +81,11 @@ pub struct Record {
 }
 
 const _: () = assert!(size_of::<Record>() == 36);
+
+impl Record {
+    /// By what the packet came that began the flow.
+    #[must_use]
+    pub const fn ingress(&self) -> Ingress {
+        Ingress::from_compact(self.in_port)
+    }
+}

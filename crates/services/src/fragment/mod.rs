@@ -32,6 +32,7 @@ mod tests;
 
 use std::net::IpAddr;
 
+use packet::attachment::Ingress;
 use packet::{IpHeader, put_u16, u16_at};
 
 pub use out::fragment_out;
@@ -41,7 +42,7 @@ pub use rules::{Action, Facts, Home, Measure, Variant, action};
 pub use store::FragmentStats;
 pub use table::{FragmentTable, Outcome, Told, Whole};
 
-use crate::spec::{self, PortId};
+use crate::spec;
 
 /// What all fragments of one packet share (RFC 791 §3.2), and where they come in: tenants may use the same addresses.
 ///
@@ -57,8 +58,8 @@ pub struct PacketId {
     pub id: u32,
     /// Tenant of the interface.
     pub tenant: u16,
-    /// Interface on which it comes in.
-    pub port: PortId,
+    /// By what it comes in.
+    pub ingress: Ingress,
     /// Protocol as every fragment has it: in IPv6 what the fragment header names.
     pub protocol: u8,
 }
@@ -67,10 +68,10 @@ impl PacketId {
     /// The packet that this fragment belongs to. `None`: it is no fragment. An IPv6 packet whose fragment header says
     /// that it is whole is none either (RFC 6946).
     #[must_use]
-    pub fn of(header: &IpHeader, tenant: u16, port: PortId) -> Option<PacketId> {
+    pub fn of(header: &IpHeader, tenant: u16, ingress: Ingress) -> Option<PacketId> {
         let fragment = header.fragment.filter(|fragment| !fragment.is_whole())?;
         let (src, dst, protocol) = (header.src, header.dst, header.protocol);
-        Some(PacketId { src, dst, id: fragment.id, tenant, port, protocol })
+        Some(PacketId { src, dst, id: fragment.id, tenant, ingress, protocol })
     }
 }
 

@@ -1,12 +1,12 @@
 //! The core of the addresses: fragments wait here until their packet's ports are known.
 
+use packet::attachment::Ingress;
 use packet::ip::{IPV6_HEADER_BYTES, PROTOCOL_UDP};
 use packet::{DropCounters, DropReason, FlowKey, IpHeader};
 
 use super::pieces::{Extent, FRAGMENT_HEADER_BYTES, Fit, flow_of_first};
 use super::store::{FragmentStats, Store};
 use super::{FragmentLimits, Measure, PacketId, u16_at};
-use crate::spec::PortId;
 
 /// A fragment whose flow is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,12 +60,12 @@ impl Rendezvous {
         packet: &[u8],
         header: &IpHeader,
         tenant: u16,
-        port: PortId,
+        ingress: Ingress,
         out: &mut impl FnMut(Released<'_>),
     ) -> Result<(), DropReason> {
         self.store.expire(now_ns);
         let packet = packet.get(..header.total_bytes).ok_or(DropReason::IpMalformed)?;
-        let Some(id) = PacketId::of(header, tenant, port) else {
+        let Some(id) = PacketId::of(header, tenant, ingress) else {
             let key = FlowKey::of_parsed(header, packet);
             let measure = Measure { bytes: Some(packet.len() as u32), fragments: Some(1) };
             out(Released { id: None, key, packet, first: true, last: true, measure });

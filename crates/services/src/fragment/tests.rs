@@ -13,6 +13,8 @@ mod table;
 use packet::ip::{PROTOCOL_FRAGMENT, PROTOCOL_UDP};
 use packet::{DropReason, IpHeader};
 
+use packet::attachment::InterfaceId;
+
 use super::*;
 
 const SECOND: u64 = 1_000_000_000;
@@ -126,6 +128,10 @@ impl Recipe {
     }
 }
 
+fn by(interface: u16) -> Ingress {
+    Ingress::Interface(InterfaceId(interface))
+}
+
 /// A UDP datagram from port 1000 to port 2000 whose bytes tell their place.
 fn udp(bytes: usize) -> Vec<u8> {
     let mut upper = vec![0x03, 0xe8, 0x07, 0xd0];
@@ -156,14 +162,14 @@ fn meet(rendezvous: &mut Rendezvous, now: u64, packet: &[u8]) -> Result<Vec<Out>
     let mut out = |Released { id, key, packet, first, last, measure }: Released<'_>| {
         outs.push(Out { id, key, packet: packet.to_vec(), first, last, measure });
     };
-    let result = rendezvous.push(now, packet, &header(packet), 0, 3, &mut out);
+    let result = rendezvous.push(now, packet, &header(packet), 0, by(3), &mut out);
     rendezvous.audit();
     result.map(|()| outs)
 }
 
 /// The packet's identification on interface 3 of tenant 0.
 fn id_of(packet: &[u8]) -> PacketId {
-    PacketId::of(&header(packet), 0, 3).unwrap()
+    PacketId::of(&header(packet), 0, by(3)).unwrap()
 }
 
 /// What a table does with a fragment, owned.

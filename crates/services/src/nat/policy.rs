@@ -6,9 +6,10 @@ use std::sync::Arc;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use ipnet::IpNet;
+use packet::attachment::{Egress, InterfaceId};
 use packet::flow::FlowKey;
 
-use crate::spec::{ForwardSpec, InterfaceSpec, LeaseSpec, Mapping, NatMode, NatSpec, PortId};
+use crate::spec::{ForwardSpec, InterfaceSpec, LeaseSpec, Mapping, NatMode, NatSpec};
 
 use super::lease::{LeaseError, Leases};
 use super::log::NatEvent;
@@ -20,7 +21,8 @@ pub const TABLES_MAX: u16 = 256;
 /// One `[[nat]]`.
 #[derive(Clone, Debug)]
 pub(crate) struct Rule {
-    pub(crate) out: PortId,
+    /// `None`: the rule of a virtual server.
+    pub(crate) out: Option<InterfaceId>,
     pub(crate) mode: NatMode,
     /// By family: IPv4, IPv6.
     addresses: [Vec<IpAddr>; 2],
@@ -75,8 +77,8 @@ impl Rule {
 struct Outside {
     /// The first rule that has it in its pool.
     rule: Option<u16>,
-    /// The interface that it is on: the rule's, else the one that has the address or its network.
-    out: Option<PortId>,
+    /// The interface that it is on: that rule's, else the one that has the address or its network.
+    out: Option<InterfaceId>,
     independent: bool,
 }
 
@@ -134,15 +136,18 @@ impl NatPolicy {
         for (place, rule) in policy.rules.iter().enumerate() {
             for address in rule.all_addresses() {
                 let known = policy.outside.entry(address).or_default();
-                known.rule = known.rule.or(Some(place as u16));
-                known.out = known.out.or(Some(rule.out));
+                if known.rule.is_none() {
+                    (known.rule, known.out) = (Some(place as u16), rule.out);
+                }
                 known.independent |= rule.independent;
             }
         }
         for (place, forward) in forwards.iter().enumerate() {
             let place = place as u16;
             let known = policy.outside.entry(forward.listen.ip()).or_default();
-            known.out = known.out.or_else(|| interface_of(interfaces, forward.listen.ip()));
+            if known.rule.is_none() {
+                known.out = known.out.or_else(|| interface_of(interfaces, forward.listen.ip()));
+            }
             // Of two on the same endpoint the first counts.
             policy.by_listen.entry(endpoint(forward.protocol, forward.listen)).or_insert(place);
             policy.by_target.entry(endpoint(forward.protocol, forward.to)).or_default().push(place);
@@ -165,7 +170,7 @@ impl NatPolicy {
     fn add_rule(&mut self, nat: &NatSpec, interfaces: &[InterfaceSpec]) {
         let translates = nat.mode == NatMode::AddressAndPort;
         let of_interface = translates && nat.addresses.is_empty();
-        let all: Vec<IpAddr> = match interfaces.get(usize::from(nat.out)) {
+        let all: Vec<IpAddr> = match nat.out.and_then(|out| interfaces.get(out.index())) {
             Some(interface) if of_interface => interface.usable_addresses(true).collect(),
             _ if translates => nat.addresses.clone(),
             _ => Vec::new(),
@@ -222,10 +227,14 @@ impl NatPolicy {
         }
     }
 
-    /// The rule for a new flow that leaves by `out`: the first of this interface that serves the client. A rule of
-    /// mode "none" is an answer too.
+    /// The rule for a new flow that leaves by `egress`: the first of this interface that serves the client. A rule of
+    /// mode "none" is an answer too. Only what leaves by an interface has one.
     #[must_use]
-    pub fn rule_for(&self, out: PortId, client: &FlowKey, tenant: u16) -> Option<u16> {
+    pub fn rule_for(&self, egress: Egress, client: &FlowKey, tenant: u16) -> Option<u16> {
+        self.first_rule(Some(egress.interface()?), client, tenant)
+    }
+
+    fn first_rule(&self, out: Option<InterfaceId>, client: &FlowKey, tenant: u16) -> Option<u16> {
         let found = self.rules.iter().position(|rule| rule.out == out && rule.serves(client.src, tenant));
         found.map(|place| place as u16)
     }
@@ -234,7 +243,12 @@ impl NatPolicy {
     /// translated as if it had left there (RFC 4787 REQ-9).
     #[must_use]
     pub fn rule_for_hairpin(&self, outside: IpAddr, client: &FlowKey, tenant: u16) -> Option<u16> {
-        self.rule_for(self.outside.get(&outside)?.out?, client, tenant)
+        let known = self.outside.get(&outside)?;
+        // An address that only virtual servers give has no interface.
+        if known.out.is_none() && known.rule.is_none() {
+            return None;
+        }
+        self.first_rule(known.out, client, tenant)
     }
 
     /// Whether a rule's mappings are endpoint-independent: it says so, or another one that shares an address with it.
@@ -343,12 +357,12 @@ impl NatPolicy {
 }
 
 /// The interface that has an address, or the first whose network it is in.
-fn interface_of(interfaces: &[InterfaceSpec], address: IpAddr) -> Option<PortId> {
+fn interface_of(interfaces: &[InterfaceSpec], address: IpAddr) -> Option<InterfaceId> {
     let with = |fits: &dyn Fn(&IpNet) -> bool| {
         interfaces
             .iter()
             .position(|interface| interface.addresses.iter().any(fits))
-            .map(|place| place as PortId)
+            .map(|place| InterfaceId(place as u16))
     };
     with(&|net| net.addr() == address).or_else(|| with(&|net| net.contains(&address)))
 }

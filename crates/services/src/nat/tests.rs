@@ -13,6 +13,8 @@ use super::lease::REST_NS;
 use super::limits::CLIENT_IDLE_NS;
 use super::log::{Question, who_had};
 use super::mapping::MAPPING_IDLE_NS;
+use packet::attachment::{Egress, InterfaceId};
+
 use super::*;
 use crate::spec::{LeaseSpec, Mapping, NatSpec};
 
@@ -53,7 +55,7 @@ pub(super) fn key(protocol: u8, src: &str, dst: &str) -> FlowKey {
 /// A rule of interface 1 with ports from 1,024 on.
 pub(super) fn nat(addresses: &[&str]) -> NatSpec {
     NatSpec {
-        out: 1,
+        out: Some(InterfaceId(1)),
         mode: NatMode::AddressAndPort,
         addresses: addresses.iter().map(|address| ip(address)).collect(),
         from: vec![],
@@ -129,7 +131,7 @@ impl Gateway {
     }
 
     fn bind_as(&mut self, client: FlowKey, tenant: u16) -> Result<Binding, DropReason> {
-        let rule = self.policy.rule_for(1, &client, tenant).unwrap();
+        let rule = self.policy.rule_for(Egress::Interface(InterfaceId(1)), &client, tenant).unwrap();
         let request =
             BindRequest { rule, client, tenant, out_tenant: 5, random: self.random.next(), home: None };
         let flows = &self.flows;

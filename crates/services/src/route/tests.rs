@@ -1,14 +1,16 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use super::*;
+use packet::attachment::InterfaceId;
 use proptest::prelude::*;
 
-fn route(tenant: u16, prefix: &str, port: PortId) -> RouteSpec {
-    RouteSpec { tenant, prefix: prefix.parse().unwrap(), port, via: None }
+fn route(tenant: u16, prefix: &str, interface: u16) -> RouteSpec {
+    let egress = Egress::Interface(InterfaceId(interface));
+    RouteSpec { tenant, prefix: prefix.parse().unwrap(), egress, via: None }
 }
 
-fn port(fib: &Fib, tenant: u16, dst: &str) -> Option<PortId> {
-    fib.lookup(tenant, dst.parse().unwrap()).map(|route| route.port)
+fn interface(fib: &Fib, tenant: u16, dst: &str) -> Option<u16> {
+    fib.lookup(tenant, dst.parse().unwrap())?.egress.interface().map(|id| id.0)
 }
 
 #[test]
@@ -39,7 +41,7 @@ fn longest_prefix_of_the_own_table_then_the_shared_one() {
         (9, "10.2.2.3", Some(2)),
     ];
     for (tenant, dst, want) in cases {
-        assert_eq!(port(&fib, tenant, dst), want, "tenant {tenant} to {dst}");
+        assert_eq!(interface(&fib, tenant, dst), want, "tenant {tenant} to {dst}");
     }
     assert_eq!(fib.len(), 7);
 }
@@ -48,15 +50,15 @@ fn longest_prefix_of_the_own_table_then_the_shared_one() {
 fn nothing_matches_in_an_empty_table_or_the_other_family() {
     let empty = Fib::compile(&[]);
     assert!(empty.is_empty());
-    assert_eq!(port(&empty, 0, "10.0.0.1"), None);
+    assert_eq!(interface(&empty, 0, "10.0.0.1"), None);
     let fib = Fib::compile(&[route(0, "0.0.0.0/0", 1)]);
-    assert_eq!(port(&fib, 0, "::1"), None);
+    assert_eq!(interface(&fib, 0, "::1"), None);
 }
 
 #[test]
 fn the_last_of_equal_prefixes_counts_and_host_bits_do_not() {
     let fib = Fib::compile(&[route(0, "10.0.0.0/8", 1), route(0, "10.9.9.9/8", 2)]);
-    assert_eq!((port(&fib, 0, "10.0.0.1"), fib.len()), (Some(2), 1));
+    assert_eq!((interface(&fib, 0, "10.0.0.1"), fib.len()), (Some(2), 1));
     let found = fib.find(3, "10.0.0.1".parse().unwrap()).unwrap();
     assert_eq!((found.tenant, found.prefix.to_string()), (0, "10.0.0.0/8".to_owned()));
 }
@@ -70,9 +72,10 @@ fn address() -> impl Strategy<Value = IpAddr> {
 }
 
 fn any_route() -> impl Strategy<Value = RouteSpec> {
-    (0u16..3, address(), 0u8..=32, 0u16..9).prop_map(|(tenant, address, bits, port)| {
+    (0u16..3, address(), 0u8..=32, 0u16..9).prop_map(|(tenant, address, bits, interface)| {
         let bits = if address.is_ipv4() { bits } else { bits * 4 };
-        RouteSpec { tenant, prefix: IpNet::new(address, bits).unwrap(), port, via: Some(address) }
+        let egress = Egress::Interface(InterfaceId(interface));
+        RouteSpec { tenant, prefix: IpNet::new(address, bits).unwrap(), egress, via: Some(address) }
     })
 }
 
@@ -85,7 +88,7 @@ fn naive(routes: &[RouteSpec], tenant: u16, dst: IpAddr) -> Option<Route> {
             .filter(|(_, route)| route.tenant == tenant && route.prefix.contains(&dst))
             .filter(|(_, route)| (route.prefix.prefix_len() == 0) == default)
             .max_by_key(|(place, route)| (route.prefix.prefix_len(), *place))
-            .map(|(_, route)| Route { port: route.port, via: route.via })
+            .map(|(_, route)| Route { egress: route.egress, via: route.via })
     };
     longest(tenant, false)
         .or_else(|| longest(SHARED_TENANT, false))

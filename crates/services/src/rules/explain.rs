@@ -3,8 +3,10 @@
 use std::fmt::Write;
 use std::net::IpAddr;
 
+use packet::attachment::Egress;
+
 use super::{Asked, Group, Question, RuleSet, name_of, takes_any};
-use crate::spec::{HOST_PORT, PortId, RuleAction, SideSpec, TUNNEL_PORT};
+use crate::spec::{RuleAction, SideSpec};
 
 /// Rules before the deciding one whose misfit is told.
 const MISSED_MAX: usize = 5;
@@ -17,9 +19,9 @@ impl RuleSet {
         let verdict = self.verdict(question);
         let mut text = String::new();
         let key = question.key;
-        let (incoming, outgoing) = (port_name(question.in_port), port_name(question.out_port));
+        let (incoming, outgoing) = (name_of_egress(question.ingress.into()), name_of_egress(question.egress));
         // Writing to a String does not fail.
-        let addressed = if question.to_gateway && question.out_port != HOST_PORT {
+        let addressed = if question.to_gateway && question.egress != Egress::Host {
             ", addressed to the gateway"
         } else {
             ""
@@ -105,10 +107,12 @@ fn action_name(action: RuleAction) -> &'static str {
     }
 }
 
-fn port_name(port: PortId) -> String {
-    match port {
-        HOST_PORT => "the gateway itself".to_owned(),
-        TUNNEL_PORT => "the tunnel".to_owned(),
-        _ => format!("interface {port}"),
+fn name_of_egress(egress: Egress) -> String {
+    match egress {
+        Egress::Interface(id) => format!("interface {id}"),
+        Egress::Host => "the gateway itself".to_owned(),
+        Egress::Bond(id) => format!("bond {id}"),
+        Egress::Core(id) => format!("core {id}"),
+        Egress::Unit(id) => format!("unit {id}"),
     }
 }

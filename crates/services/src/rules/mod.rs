@@ -10,8 +10,8 @@
 //! * A prefix of one family never matches a packet of the other.
 //! * Protocol 1 (`icmp`) also matches ICMPv6 in IPv6 packets: who writes "icmp" means ping. Protocol 58 (`icmpv6`)
 //!   matches ICMPv6 only. ICMP errors about a flow belong to that flow and never come here.
-//! * Destinations are as the sender wrote them, before any translation; so is "to the gateway" ([`HOST_PORT`] in the
-//!   `ports` of a rule's `to`): it matches whatever is addressed to the gateway, be it for its own stack or for a
+//! * Destinations are as the sender wrote them, before any translation; so is "to the gateway" ([`Attachment::Gateway`] in a
+//!   rule's `to`): it matches whatever is addressed to the gateway, be it for its own stack or for a
 //!   virtual server, a port forward or a mapping that leads on. The interface behind matches too, so "from the WAN to
 //!   the LAN" covers what a port forward lets in. The first rule that matches in either way decides.
 //! * A rule with ports matches only protocols that have ports (TCP, UDP, UDP-Lite, SCTP); the identifier of ICMP,
@@ -26,12 +26,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use packet::attachment::{BondId, Egress, Ingress};
 use packet::flow::FlowKey;
 use packet::ip::{
     PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_UDP_LITE,
 };
 
-use crate::spec::{GroupSpec, HOST_PORT, PortId, RuleAction, RuleSpec, SideSpec};
+use crate::spec::{Attachment, GroupSpec, RuleAction, RuleSpec, SideSpec};
 
 mod addresses;
 mod bits;
@@ -57,14 +58,14 @@ pub const RULES_MAX: usize = 0xffff;
 pub struct Question<'a> {
     /// The flow's key in the direction of its first packet, before any translation.
     pub key: &'a FlowKey,
-    /// Tenant of the interface it came in.
+    /// Tenant of what came in there.
     pub tenant: u16,
-    /// Where it came in; [`crate::spec::HOST_PORT`] for the gateway's own.
-    pub in_port: PortId,
-    /// Where it leaves, after translation of its destination; [`HOST_PORT`] when it is for the gateway's own stack.
-    pub out_port: PortId,
+    /// By what it came in.
+    pub ingress: Ingress,
+    /// Where it leaves, after translation of its destination.
+    pub egress: Egress,
     /// Whether its destination, before any translation, is the gateway: an own or outside address, or where a virtual
-    /// server or forward listens. Rules to [`HOST_PORT`] match then, whatever `out_port` is.
+    /// server or forward listens. Rules to [`Attachment::Gateway`] match then, whatever `egress` is.
     pub to_gateway: bool,
 }
 
@@ -94,8 +95,8 @@ struct Fixed {
     dst_port: Dimension,
     src_port: Dimension,
     tenant: Dimension,
-    in_port: Dimension,
-    out_port: Dimension,
+    ingress: Dimension,
+    egress: Dimension,
 }
 
 impl fmt::Debug for RuleSet {
@@ -121,8 +122,8 @@ impl Default for RuleSet {
             dst_port: nothing.clone(),
             src_port: nothing.clone(),
             tenant: nothing.clone(),
-            in_port: nothing.clone(),
-            out_port: nothing,
+            ingress: nothing.clone(),
+            egress: nothing,
         };
         Self { fixed: Arc::new(fixed), groups: Groups::default(), addresses: Addresses::default() }
     }
@@ -165,8 +166,8 @@ impl RuleSet {
             dst_port: dimension(&|rule| rule.dst_ports.clone()),
             src_port: dimension(&|rule| rule.src_ports.clone()),
             tenant: dimension(&|rule| rule.tenants.iter().map(exact).collect()),
-            in_port: dimension(&|rule| rule.from.ports.iter().map(exact).collect()),
-            out_port: dimension(&|rule| rule.to.ports.iter().map(exact).collect()),
+            ingress: dimension(&|rule| rule.from.attachments.iter().map(attachment_values).collect()),
+            egress: dimension(&|rule| rule.to.attachments.iter().map(attachment_values).collect()),
             rules: rules.to_vec(),
         };
         Ok(Self { fixed: Arc::new(fixed), groups, addresses })
@@ -179,15 +180,15 @@ impl RuleSet {
             return Verdict { action: self.fixed.default, rule: None };
         }
         let mut rule = self.first_match(question);
-        if question.to_gateway && question.out_port != HOST_PORT && self.fixed.out_port.matters() {
-            let by_address = self.first_match(&Question { out_port: HOST_PORT, ..*question });
+        if question.to_gateway && question.egress != Egress::Host && self.fixed.egress.matters() {
+            let by_address = self.first_match(&Question { egress: Egress::Host, ..*question });
             rule = [rule, by_address].into_iter().flatten().min();
         }
         let action = rule.and_then(|number| self.fixed.rules.get(usize::from(number)));
         Verdict { action: action.map_or(self.fixed.default, |rule| rule.action), rule }
     }
 
-    /// The first rule that matches with the question's own `out_port`.
+    /// The first rule that matches with the question's own `egress`.
     fn first_match(&self, question: &Question<'_>) -> Option<u16> {
         let fixed = &*self.fixed;
         let asked = Asked::of(question);
@@ -199,8 +200,8 @@ impl RuleSet {
             (&fixed.protocol, Some(asked.protocol)),
             (&fixed.tenant, Some(question.tenant)),
             (&fixed.src_port, asked.src_port),
-            (&fixed.in_port, Some(question.in_port)),
-            (&fixed.out_port, Some(question.out_port)),
+            (&fixed.ingress, Some(question.ingress.compact())),
+            (&fixed.egress, asked.egress),
         ];
         for (dimension, value) in numbers {
             if let Some(slot) = pairs.get_mut(used).filter(|_| dimension.matters()) {
@@ -280,6 +281,8 @@ struct Asked<'a> {
     question: &'a Question<'a>,
     /// [`protocol_value`].
     protocol: u16,
+    /// [`egress_value`].
+    egress: Option<u16>,
     /// `None` for protocols without ports.
     dst_port: Option<u16>,
     /// `None` for protocols without ports.
@@ -293,6 +296,7 @@ impl<'a> Asked<'a> {
         Self {
             question,
             protocol: protocol_value(key.protocol, key.src.is_ipv6()),
+            egress: egress_value(question.egress),
             dst_port: ports.then_some(key.dst_port),
             src_port: ports.then_some(key.src_port),
         }
@@ -307,11 +311,11 @@ impl<'a> Asked<'a> {
         };
         let protocols = &rule.protocols;
         let conditions = [
-            (listed(&rule.tenants, question.tenant), "tenant"),
-            (listed(&rule.from.ports, question.in_port), "incoming interface"),
+            (rule.tenants.is_empty() || rule.tenants.contains(&question.tenant), "tenant"),
+            (attached(&rule.from, Some(question.ingress.compact())), "incoming interface"),
             (
-                listed(&rule.to.ports, question.out_port)
-                    || question.to_gateway && rule.to.ports.contains(&HOST_PORT),
+                attached(&rule.to, self.egress)
+                    || question.to_gateway && rule.to.attachments.contains(&Attachment::Gateway),
                 "outgoing interface",
             ),
             (
@@ -326,8 +330,36 @@ impl<'a> Asked<'a> {
     }
 }
 
-fn listed(list: &[u16], value: u16) -> bool {
-    list.is_empty() || list.contains(&value)
+/// Whether a side takes a packet of this attachment, as [`Ingress::compact`] counts them.
+fn attached(side: &SideSpec, value: Option<u16>) -> bool {
+    let takes = |value: u16| {
+        let mut ranges = side.attachments.iter().map(attachment_values);
+        ranges.any(|(first, last)| (first..=last).contains(&value))
+    };
+    side.attachments.is_empty() || value.is_some_and(takes)
+}
+
+/// The values of [`Ingress::compact`] that an attachment stands for, inclusive.
+fn attachment_values(attachment: &Attachment) -> (u16, u16) {
+    let bond = |number: u16| Ingress::Bond(BondId(number)).compact();
+    let exact = |ingress: Ingress| (ingress.compact(), ingress.compact());
+    match *attachment {
+        Attachment::Interface(id) => exact(Ingress::Interface(id)),
+        Attachment::Gateway => exact(Ingress::Host),
+        Attachment::Bond(id) => exact(Ingress::Bond(id)),
+        Attachment::AnyBond => (bond(0), bond(BondId::MAX)),
+    }
+}
+
+/// Where a packet leaves, by the same numbers. `None`: by nothing that a rule can name.
+fn egress_value(egress: Egress) -> Option<u16> {
+    let same = match egress {
+        Egress::Interface(id) => Ingress::Interface(id),
+        Egress::Host => Ingress::Host,
+        Egress::Bond(id) => Ingress::Bond(id),
+        Egress::Core(_) | Egress::Unit(_) => return None,
+    };
+    Some(same.compact())
 }
 
 /// Protocols whose first four bytes are ports.

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 
 use super::*;
-use crate::spec::{HOST_PORT, TUNNEL_PORT};
+use crate::spec::Attachment;
+use packet::attachment::{BondId, InterfaceId};
 
 fn nets(list: &[&str]) -> Vec<IpNet> {
     list.iter().map(|text| text.parse().unwrap()).collect()
@@ -17,6 +18,10 @@ fn from(prefixes: &[&str]) -> SideSpec {
 
 fn in_groups(groups: &[u16]) -> SideSpec {
     SideSpec { groups: groups.to_vec(), ..SideSpec::default() }
+}
+
+fn by(interface: u16) -> Ingress {
+    Ingress::Interface(InterfaceId(interface))
 }
 
 fn group(name: &str, members: &[&str]) -> GroupSpec {
@@ -34,7 +39,8 @@ fn compile(rules: &[RuleSpec], groups: &[GroupSpec]) -> RuleSet {
 /// Asks about a flow written as text, of tenant 0, from interface 1 to interface 2.
 fn ask(set: &RuleSet, flow: &str) -> Option<u16> {
     let key: FlowKey = flow.parse().unwrap();
-    set.verdict(&Question { key: &key, tenant: 0, in_port: 1, out_port: 2, to_gateway: false }).rule
+    set.verdict(&Question { key: &key, tenant: 0, ingress: by(1), egress: by(2).into(), to_gateway: false })
+        .rule
 }
 
 #[test]
@@ -57,7 +63,7 @@ fn the_first_match_decides_and_else_the_default() {
         assert_eq!(ask(&set, flow), want, "{flow}");
     }
     let key = "udp 10.1.0.1:9 > 1.2.3.4:444".parse().unwrap();
-    let question = Question { key: &key, tenant: 0, in_port: 0, out_port: 0, to_gateway: false };
+    let question = Question { key: &key, tenant: 0, ingress: by(0), egress: by(0).into(), to_gateway: false };
     assert_eq!(set.verdict(&question), Verdict { action: RuleAction::Reject, rule: Some(2) });
     let key = "udp 9.1.0.1:9 > 1.2.3.4:444".parse().unwrap();
     let question = Question { key: &key, ..question };
@@ -110,24 +116,36 @@ fn ports_belong_to_protocols_that_have_ports() {
 
 #[test]
 fn interfaces_and_tenants_are_conditions() {
-    let side = |ports: &[u16]| SideSpec { ports: ports.to_vec(), ..SideSpec::default() };
+    let side =
+        |attachments: &[Attachment]| SideSpec { attachments: attachments.to_vec(), ..SideSpec::default() };
     let rules = [
-        RuleSpec { from: side(&[1, 4]), to: side(&[HOST_PORT]), ..drop_rule() },
-        RuleSpec { to: side(&[TUNNEL_PORT]), tenants: vec![3, 5], ..drop_rule() },
+        RuleSpec {
+            from: side(&[by(1).into(), by(4).into()]),
+            to: side(&[Attachment::Gateway]),
+            ..drop_rule()
+        },
+        RuleSpec { to: side(&[Attachment::AnyBond]), tenants: vec![3, 5], ..drop_rule() },
+        RuleSpec { to: side(&[Attachment::Bond(BondId(7))]), tenants: vec![6], ..drop_rule() },
+        RuleSpec { from: side(&[Attachment::AnyBond]), to: side(&[by(9).into()]), ..drop_rule() },
     ];
     let set = compile(&rules, &[]);
     let key = "tcp 10.0.0.1:1 > 10.0.0.2:2".parse().unwrap();
-    let ask = |tenant, in_port, out_port| {
-        set.verdict(&Question { key: &key, tenant, in_port, out_port, to_gateway: false }).rule
+    let ask = |tenant, ingress, egress| {
+        set.verdict(&Question { key: &key, tenant, ingress, egress, to_gateway: false }).rule
     };
-    assert_eq!(ask(0, 1, HOST_PORT), Some(0));
-    assert_eq!(ask(9, 4, HOST_PORT), Some(0));
-    assert_eq!(ask(0, 2, HOST_PORT), None);
-    assert_eq!(ask(0, 1, 2), None);
-    assert_eq!(ask(3, 1, TUNNEL_PORT), Some(1));
-    assert_eq!(ask(5, 1, TUNNEL_PORT), Some(1));
-    assert_eq!(ask(4, 1, TUNNEL_PORT), None);
-    assert_eq!(ask(5, 1, HOST_PORT), Some(0));
+    let (host, peer) = (Egress::Host, |id| Egress::Bond(BondId(id)));
+    assert_eq!(ask(0, by(1), host), Some(0));
+    assert_eq!(ask(9, by(4), host), Some(0));
+    assert_eq!(ask(0, by(2), host), None);
+    assert_eq!(ask(0, by(1), by(2).into()), None);
+    assert_eq!(ask(3, by(1), peer(0)), Some(1));
+    assert_eq!(ask(5, by(1), peer(BondId::MAX)), Some(1));
+    assert_eq!(ask(4, by(1), peer(0)), None);
+    assert_eq!(ask(5, by(1), host), Some(0));
+    assert_eq!(ask(6, by(1), peer(7)), Some(2));
+    assert_eq!(ask(6, by(1), peer(8)), None);
+    assert_eq!(ask(0, Ingress::Bond(BondId(3)), by(9).into()), Some(3));
+    assert_eq!(ask(0, Ingress::Host, by(9).into()), None);
 }
 
 #[test]
@@ -213,7 +231,13 @@ fn explain_tells_the_rule_the_groups_and_the_near_misses() {
     let set = compile(&rules, &groups);
     let explain = |flow: &str| {
         let key = flow.parse().unwrap();
-        set.explain(&Question { key: &key, tenant: 4, in_port: 1, out_port: HOST_PORT, to_gateway: true })
+        set.explain(&Question {
+            key: &key,
+            tenant: 4,
+            ingress: by(1),
+            egress: Egress::Host,
+            to_gateway: true,
+        })
     };
     let want = "\
 tcp 10.1.2.3:9 > 1.2.3.4:80, tenant 4, in by interface 1, out by the gateway itself
@@ -259,14 +283,22 @@ fn naive(rules: &[RuleSpec], groups: &[GroupSpec], question: &Question<'_>) -> O
     };
     let protocol =
         |wanted: &u8| *wanted == key.protocol || *wanted == 1 && key.protocol == 58 && key.src.is_ipv6();
-    let one_of = |list: &[u16], value: u16| list.is_empty() || list.contains(&value);
+    let one_of = |list: &[Attachment], value: Egress| {
+        let is = |attachment: &Attachment| match attachment {
+            Attachment::Interface(id) => value == Egress::Interface(*id),
+            Attachment::Gateway => value == Egress::Host,
+            Attachment::Bond(id) => value == Egress::Bond(*id),
+            Attachment::AnyBond => matches!(value, Egress::Bond(_)),
+        };
+        list.is_empty() || list.iter().any(is)
+    };
     let matches = |rule: &RuleSpec| {
         in_side(&rule.from, key.src)
             && in_side(&rule.to, key.dst)
-            && one_of(&rule.from.ports, question.in_port)
-            && (one_of(&rule.to.ports, question.out_port)
-                || question.to_gateway && rule.to.ports.contains(&HOST_PORT))
-            && one_of(&rule.tenants, question.tenant)
+            && one_of(&rule.from.attachments, question.ingress.into())
+            && (one_of(&rule.to.attachments, question.egress)
+                || question.to_gateway && rule.to.attachments.contains(&Attachment::Gateway))
+            && (rule.tenants.is_empty() || rule.tenants.contains(&question.tenant))
             && (rule.protocols.is_empty() || rule.protocols.iter().any(protocol))
             && in_ranges(&rule.dst_ports, key.dst_port)
             && in_ranges(&rule.src_ports, key.src_port)
@@ -300,11 +332,20 @@ fn some<T: fmt::Debug>(of: impl Strategy<Value = T>) -> impl Strategy<Value = Ve
     })
 }
 
+fn ingress() -> impl Strategy<Value = Ingress> {
+    prop_oneof![
+        (0u16..3).prop_map(by),
+        Just(Ingress::Host),
+        (0u16..2).prop_map(|id| Ingress::Bond(BondId(id)))
+    ]
+}
+
 fn side(groups: u16) -> impl Strategy<Value = SideSpec> {
-    (some(prefix()), some(0..groups), some(0u16..3)).prop_map(|(prefixes, groups, ports)| SideSpec {
+    let attachment = prop_oneof![ingress().prop_map(Attachment::from), Just(Attachment::AnyBond)];
+    (some(prefix()), some(0..groups), some(attachment)).prop_map(|(prefixes, groups, attachments)| SideSpec {
         prefixes,
         groups,
-        ports,
+        attachments,
     })
 }
 
@@ -330,12 +371,12 @@ fn members() -> impl Strategy<Value = Vec<IpNet>> {
     proptest::collection::vec(prefix(), 0..5)
 }
 
-fn flow() -> impl Strategy<Value = (FlowKey, u16, u16, u16)> {
+fn flow() -> impl Strategy<Value = (FlowKey, u16, Ingress, Egress)> {
     let protocol = prop_oneof![Just(1u8), Just(6), Just(17), Just(58), Just(47)];
     let ends = any::<bool>().prop_flat_map(|v6| (address(v6), address(v6)));
-    (ends, 0u16..40, 0u16..40, protocol, 0u16..4, 0u16..4, 0u16..4).prop_map(
-        |((src, dst), src_port, dst_port, protocol, tenant, in_port, out_port)| {
-            (FlowKey { src, dst, src_port, dst_port, protocol }, tenant, in_port, out_port)
+    (ends, 0u16..40, 0u16..40, protocol, 0u16..4, ingress(), ingress()).prop_map(
+        |((src, dst), src_port, dst_port, protocol, tenant, ingress, egress)| {
+            (FlowKey { src, dst, src_port, dst_port, protocol }, tenant, ingress, egress.into())
         },
     )
 }
@@ -362,10 +403,10 @@ proptest! {
             let members = &mut groups[place].members;
             members.retain(|member| !gone.contains(&member.trunc()));
             members.extend(add);
-            for (key, tenant, in_port, out_port) in &flows {
+            for (key, tenant, ingress, egress) in &flows {
                 let to_gateway = key.src_port % 3 == 0;
             let question =
-                Question { key, tenant: *tenant, in_port: *in_port, out_port: *out_port, to_gateway };
+                Question { key, tenant: *tenant, ingress: *ingress, egress: *egress, to_gateway };
                 let want = naive(&rules, &groups, &question);
                 prop_assert_eq!(set.verdict(&question).rule, want, "{}", set.explain(&question));
             }
@@ -387,10 +428,10 @@ proptest! {
         let fresh = compile(&rules, &groups);
         prop_assert_eq!(set.groups(), fresh.groups());
         prop_assert_eq!(set.addresses.len(), fresh.addresses.len());
-        for (key, tenant, in_port, out_port) in &flows {
+        for (key, tenant, ingress, egress) in &flows {
             let to_gateway = key.src_port % 3 == 0;
             let question =
-                Question { key, tenant: *tenant, in_port: *in_port, out_port: *out_port, to_gateway };
+                Question { key, tenant: *tenant, ingress: *ingress, egress: *egress, to_gateway };
             prop_assert_eq!(set.verdict(&question), fresh.verdict(&question));
             prop_assert_eq!(set.explain(&question), fresh.explain(&question));
         }
@@ -459,7 +500,8 @@ fn ten_thousand_rules_answer_as_the_list_does() {
             key.dst = dst.addr();
         }
         let tenant = near.tenants.first().copied().unwrap_or(0);
-        let question = Question { key: &key, tenant, in_port: 0, out_port: 1, to_gateway: false };
+        let question =
+            Question { key: &key, tenant, ingress: by(0), egress: by(1).into(), to_gateway: false };
         let want = naive(&rules, &groups, &question);
         matched += usize::from(want.is_some());
         assert_eq!(set.verdict(&question).rule, want, "{}", set.explain(&question));
@@ -503,22 +545,29 @@ fn counts_go_on_over_a_policy_that_was_never_followed() {
 
 #[test]
 fn the_gateway_is_what_was_addressed_and_the_interface_what_is_behind() {
-    let side = |ports: &[u16]| SideSpec { ports: ports.to_vec(), ..SideSpec::default() };
+    let side =
+        |attachments: &[Attachment]| SideSpec { attachments: attachments.to_vec(), ..SideSpec::default() };
     let key = "tcp 10.0.0.1:1 > 10.0.0.2:2".parse().unwrap();
     let rules = [
-        RuleSpec { to: side(&[7]), dst_ports: vec![(1, 1)], ..drop_rule() },
-        RuleSpec { to: side(&[HOST_PORT]), ..drop_rule() },
-        RuleSpec { to: side(&[2]), ..drop_rule() },
+        RuleSpec { to: side(&[by(7).into()]), dst_ports: vec![(1, 1)], ..drop_rule() },
+        RuleSpec { to: side(&[Attachment::Gateway]), ..drop_rule() },
+        RuleSpec { to: side(&[by(2).into()]), ..drop_rule() },
     ];
     let set = compile(&rules, &[]);
-    let ask = |out_port, to_gateway| {
-        set.verdict(&Question { key: &key, tenant: 0, in_port: 1, out_port, to_gateway }).rule
+    let ask = |egress: Egress, to_gateway| {
+        set.verdict(&Question { key: &key, tenant: 0, ingress: by(1), egress, to_gateway }).rule
     };
-    assert_eq!(ask(2, true), Some(1), "to the gateway, whatever is behind");
-    assert_eq!(ask(2, false), Some(2));
-    assert_eq!(ask(3, true), Some(1));
-    assert_eq!(ask(3, false), None);
-    assert_eq!(ask(HOST_PORT, true), Some(1));
-    let text = set.explain(&Question { key: &key, tenant: 0, in_port: 1, out_port: 2, to_gateway: true });
+    assert_eq!(ask(by(2).into(), true), Some(1), "to the gateway, whatever is behind");
+    assert_eq!(ask(by(2).into(), false), Some(2));
+    assert_eq!(ask(by(3).into(), true), Some(1));
+    assert_eq!(ask(by(3).into(), false), None);
+    assert_eq!(ask(Egress::Host, true), Some(1));
+    let text = set.explain(&Question {
+        key: &key,
+        tenant: 0,
+        ingress: by(1),
+        egress: by(2).into(),
+        to_gateway: true,
+    });
     assert!(text.contains("dropped: rule 1") && text.contains("addressed to the gateway"), "{text}");
 }

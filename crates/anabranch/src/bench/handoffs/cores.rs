@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
+use packet::attachment::{Ingress, InterfaceId};
 use packet::flow::FlowKey;
 use packet::vnet::VirtioNetHeader;
 use services::core::{Core, Frame, Handed, Neighbors, Outcome, Output};
 use services::policy::Policy;
-use services::spec::PortId;
 use steering::assign;
 use steering::ownership::Ownership;
 use steering::table::Unit;
@@ -80,29 +80,33 @@ impl Cores {
     }
 
     /// Puts a packet into a core's queue; a full one is worked off at once.
-    pub fn arrive(&mut self, core: usize, port: PortId, coming: Coming, seen: &mut Seen<'_>) {
+    pub fn arrive(&mut self, core: usize, interface: InterfaceId, coming: Coming, seen: &mut Seen<'_>) {
         if let Some(waiting) = self.waiting.get_mut(core) {
             waiting.push(coming);
             if waiting.len() == BATCH {
-                self.work_off(core, port, seen);
+                self.work_off(core, interface, seen);
             }
         }
     }
 
     /// Works off what still waits.
-    pub fn finish(&mut self, port: PortId, seen: &mut Seen<'_>) {
+    pub fn finish(&mut self, interface: InterfaceId, seen: &mut Seen<'_>) {
         for core in 0..self.cores.len() {
-            self.work_off(core, port, seen);
+            self.work_off(core, interface, seen);
         }
     }
 
-    fn work_off(&mut self, at: usize, port: PortId, seen: &mut Seen<'_>) {
+    fn work_off(&mut self, at: usize, interface: InterfaceId, seen: &mut Seen<'_>) {
         let Self { cores, waiting, slots, caught, now_ns, .. } = self;
         let (Some(core), Some(waiting)) = (cores.get_mut(at), waiting.get_mut(at)) else { return };
         let mut frames: Vec<Frame<'_>> = Vec::with_capacity(BATCH);
         for (slot, coming) in slots.iter_mut().zip(waiting.iter()) {
             let length = packets::write(slot, &coming.key, coming.replies, coming.number);
-            frames.push(Frame::new(port, VirtioNetHeader::default(), &mut slot[..length]));
+            frames.push(Frame::new(
+                Ingress::Interface(interface),
+                VirtioNetHeader::default(),
+                &mut slot[..length],
+            ));
         }
         core.batch(*now_ns, &mut frames, caught);
         for frame in &frames {
@@ -151,7 +155,7 @@ impl Cores {
 }
 
 fn tell(core: u8, outcome: Outcome, bytes: &[u8], seen: &mut Seen<'_>) {
-    if !matches!(outcome, Outcome::Dropped(_) | Outcome::Done | Outcome::Pending)
+    if !matches!(outcome, Outcome::Dropped(_) | Outcome::Consumed | Outcome::Pending)
         && let Some((key, number)) = packets::read(bytes)
     {
         seen(core, outcome, &key, number);

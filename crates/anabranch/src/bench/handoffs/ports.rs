@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
+use packet::attachment::Egress;
 use packet::flow::FlowKey;
 use serde::Serialize;
 use services::core::Outcome;
@@ -121,8 +122,9 @@ impl Ports {
         for (number, key) in requests.iter().enumerate() {
             let mut left = false;
             let coming = Coming { key: *key, replies: false, number: number as u32 };
-            let mut seen =
-                |_: u8, outcome: Outcome, _: &FlowKey, _: u32| left |= outcome == Outcome::Send(WAN);
+            let mut seen = |_: u8, outcome: Outcome, _: &FlowKey, _: u32| {
+                left |= outcome == Outcome::Forward(Egress::Interface(WAN));
+            };
             let started = Instant::now();
             cores.arrive(usize::from(self.core), LAN, coming, &mut seen);
             cores.finish(LAN, &mut seen);

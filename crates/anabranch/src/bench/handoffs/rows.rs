@@ -4,12 +4,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Instant;
 
 use anyhow::anyhow;
+use packet::attachment::{Egress, InterfaceId};
 use packet::flow::FlowKey;
 use serde::Serialize;
 use services::core::Outcome;
 use services::spec::{
-    BackendSpec, BalanceMethod, DeliveryMode, GatewaySpec, NatMode, PortId, RuleAction, RuleSpec, ServerSpec,
-    SideSpec, TCP, UDP,
+    Attachment, BackendSpec, BalanceMethod, DeliveryMode, GatewaySpec, NatMode, RuleAction, RuleSpec,
+    ServerSpec, SideSpec, TCP, UDP,
 };
 
 use super::cores::{Coming, Cores};
@@ -90,7 +91,7 @@ impl Plan {
             NatMode::None => Kind::Plain,
         })?;
         spec.default_action = RuleAction::Drop;
-        let from = SideSpec { ports: vec![LAN], ..SideSpec::default() };
+        let from = SideSpec { attachments: vec![Attachment::Interface(LAN)], ..SideSpec::default() };
         spec.rules = vec![RuleSpec { name: "inside".to_owned(), from, ..RuleSpec::default() }];
         if self.mode == NatMode::None {
             spec.nats.extend(gateway::spec(Kind::Nat)?.nats);
@@ -184,8 +185,8 @@ struct Flow {
 struct Run {
     plan: Plan,
     cores: Cores,
-    inside: PortId,
-    outside: PortId,
+    inside: InterfaceId,
+    outside: InterfaceId,
     listens: Vec<(SocketAddr, u8)>,
     row: Row,
 }
@@ -315,10 +316,10 @@ impl Run {
 }
 
 /// Notes where a flow began and how it leaves.
-fn opened(flows: &mut [Flow], outside: PortId) -> impl FnMut(u8, Outcome, &FlowKey, u32) + '_ {
+fn opened(flows: &mut [Flow], outside: InterfaceId) -> impl FnMut(u8, Outcome, &FlowKey, u32) + '_ {
     move |core, outcome, key, number| {
         if let Some(flow) = flows.get_mut(number as usize)
-            && outcome == Outcome::Send(outside)
+            && outcome == Outcome::Forward(Egress::Interface(outside))
             && flow.core == u8::MAX
         {
             (flow.leaving, flow.core) = (*key, core);
@@ -329,12 +330,12 @@ fn opened(flows: &mut [Flow], outside: PortId) -> impl FnMut(u8, Outcome, &FlowK
 /// Counts replies that reach the client as answers to what it sent, from the core of the flow.
 fn answered<'a>(
     flows: &'a [Flow],
-    inside: PortId,
+    inside: InterfaceId,
     right: &'a mut u64,
 ) -> impl FnMut(u8, Outcome, &FlowKey, u32) + 'a {
     move |core, outcome, key, number| {
         let Some(flow) = flows.get(number as usize) else { return };
-        let whole = outcome == Outcome::Send(inside) && *key == flow.request.reversed();
+        let whole = outcome == Outcome::Forward(Egress::Interface(inside)) && *key == flow.request.reversed();
         *right += u64::from(whole && core == flow.core);
     }
 }

@@ -1,9 +1,8 @@
 //! What a flow that is known makes of a packet: rules are not asked again.
 
+use packet::attachment::Egress;
 use packet::flow::FlowKey;
 use services::core::Neighbors;
-use services::policy::is_interface;
-use services::spec::{HOST_PORT, TUNNEL_PORT};
 
 use engine::gateway::FlowEntry;
 
@@ -40,20 +39,21 @@ pub(super) fn decides(
     let [(src, dst), (new_src, new_dst)] = [ends(key), ends(&leaving)];
     explanation.translated_source = (src != new_src).then_some(new_src);
     explanation.translated_destination = (dst != new_dst).then_some(new_dst);
-    let (verdict, reason) = match way.map(|(port, _)| port) {
+    let (verdict, reason) = match way.map(|(egress, _)| egress) {
         None => ("drop", "no-route"),
-        Some(HOST_PORT) => ("to the gateway", ""),
-        Some(TUNNEL_PORT) => ("into the tunnel", ""),
+        Some(Egress::Host) => ("to the gateway", ""),
+        Some(Egress::Bond(_)) => ("into the tunnel", ""),
         Some(_) => ("forward", ""),
     };
     verdict.clone_into(&mut explanation.verdict);
     reason.clone_into(&mut explanation.drop_reason);
-    explanation.out = way.map(|(port, _)| names.interface(port)).unwrap_or_default();
-    explanation.next_hop = way.filter(|(port, _)| is_interface(*port)).map(|(_, neighbor)| neighbor);
-    let mac = way.and_then(|way| neighbors.known.get(&way));
+    explanation.out = way.map(|(egress, _)| names.egress(egress)).unwrap_or_default();
+    let hop = way.and_then(|(egress, neighbor)| Some((egress.interface()?, neighbor)));
+    explanation.next_hop = hop.map(|(_, neighbor)| neighbor);
+    let mac = hop.and_then(|hop| neighbors.known.get(&hop));
     explanation.next_hop_mac = mac.map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"));
     let routes = [original.1, reply.1].map(|tenant| names.policy.fib.find(tenant, leaving.dst));
-    let route = routes.into_iter().flatten().find(|found| way.is_some_and(|way| way.0 == found.route.port));
+    let route = routes.into_iter().flatten().find(|found| way.is_some_and(|way| way.0 == found.route.egress));
     explanation.route = route.map(|found| super::route_text(&found)).unwrap_or_default();
     if is_reply {
         explanation.forward = None;

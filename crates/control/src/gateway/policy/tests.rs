@@ -54,10 +54,11 @@ fn spec(rest: &str) -> GatewaySpec {
 
 fn routes(spec: &GatewaySpec) -> Vec<String> {
     let line = |route: &RouteSpec| {
-        let out = match route.port {
-            HOST_PORT => "host".to_owned(),
-            TUNNEL_PORT => "tunnel".to_owned(),
-            port => spec.interfaces[usize::from(port)].name.clone(),
+        let out = match route.egress {
+            Egress::Host => "host".to_owned(),
+            Egress::Bond(_) => "tunnel".to_owned(),
+            Egress::Interface(id) => spec.interfaces[id.index()].name.clone(),
+            other => format!("{other:?}"),
         };
         let via = route.via.map_or_else(String::new, |via| format!(" via {via}"));
         format!("{} {}{via} {out}", route.tenant, route.prefix)
@@ -138,11 +139,14 @@ fn names_become_numbers() {
     assert_eq!(spec.tenants, ["", "red", "blue"]);
     assert_eq!((spec.interfaces[2].tenant, spec.interfaces[2].mtu), (2, 1500));
     let rule = &spec.rules[0];
-    assert_eq!((rule.from.ports.as_slice(), rule.from.groups.as_slice()), (&[1][..], &[0][..]));
+    assert_eq!(
+        (rule.from.attachments.as_slice(), rule.from.groups.as_slice()),
+        (&[Attachment::Interface(InterfaceId(1))][..], &[0][..])
+    );
     assert_eq!(rule.from.prefixes, ["10.1.0.0/16".parse().unwrap()]);
     assert_eq!(
-        (rule.to.ports.as_slice(), rule.tenants.as_slice()),
-        (&[HOST_PORT, TUNNEL_PORT][..], &[2][..])
+        (rule.to.attachments.as_slice(), rule.tenants.as_slice()),
+        (&[Attachment::Gateway, Attachment::AnyBond][..], &[2][..])
     );
     // Nothing is allowed that the operator has not written: replies to the host pass by the ports that it uses.
     assert_eq!((spec.rules.len(), spec.host_ports), (1, (32_768, 60_999)));

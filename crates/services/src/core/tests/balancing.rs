@@ -87,14 +87,14 @@ fn direct_return_changes_only_where_the_frame_goes() {
     let request = tcp("198.51.100.7:2000", "203.0.113.10:80", SYN, 1, 0, b"");
     let left = world.one(WAN, &request);
     assert_eq!(left.key(), key(TCP, "198.51.100.7:2000", "203.0.113.10:80"));
-    let Outcome::Resolve(LAN, next_hop) = left.outcome else { panic!("{:?}", left.outcome) };
+    let Outcome::Resolve(LAN_ID, next_hop) = left.outcome else { panic!("{:?}", left.outcome) };
     assert!(
         ["10.0.0.11", "10.0.0.12", "10.0.0.13"].map(|ip| ip.parse::<IpAddr>().unwrap()).contains(&next_hop)
     );
     // The same backend for all of the connection, whose replies do not come by.
     for seq in 2..20 {
         let left = world.one(WAN, &tcp("198.51.100.7:2000", "203.0.113.10:80", ACK, seq, 9, b""));
-        assert_eq!(left.outcome, Outcome::Resolve(LAN, next_hop));
+        assert_eq!(left.outcome, Outcome::Resolve(LAN_ID, next_hop));
     }
 }
 

@@ -3,18 +3,18 @@
 use std::net::IpAddr;
 
 use packet::DropReason;
+use packet::attachment::Ingress;
 
 use super::balancing::farm;
 use super::world::*;
 use crate::core::Outcome;
 use crate::spec::{
-    DeliveryMode, ForwardSpec, GatewaySpec, InterfaceSpec, NatMode, PortId, RouteSpec, RuleAction, RuleSpec,
-    SideSpec, TCP, UDP,
+    DeliveryMode, ForwardSpec, GatewaySpec, InterfaceSpec, NatMode, RouteSpec, RuleAction, RuleSpec, TCP, UDP,
 };
 
-fn route(tenant: u16, prefix: &str, port: PortId, via: Option<&str>) -> RouteSpec {
+fn route(tenant: u16, prefix: &str, to: Ingress, via: Option<&str>) -> RouteSpec {
     let via = via.map(|via| via.parse().unwrap());
-    RouteSpec { tenant, prefix: prefix.parse().unwrap(), port, via }
+    RouteSpec { tenant, prefix: prefix.parse().unwrap(), egress: to.into(), via }
 }
 
 fn interface(name: &str, address: &str, tenant: u16) -> InterfaceSpec {
@@ -46,7 +46,7 @@ fn direct_return_goes_on_to_its_backend_after_a_change() {
     let mut world = World::new(2, spec.clone());
     let request = key(TCP, "198.51.100.7:2000", "203.0.113.10:80");
     let before = world.one(WAN, &tcp_of(&request, SYN, 1, 0, b"")).outcome;
-    assert!(matches!(before, Outcome::Resolve(LAN, _)));
+    assert!(matches!(before, Outcome::Resolve(LAN_ID, _)));
     world.reload(changed(&spec));
     assert_eq!(world.one(WAN, &tcp_of(&request, ACK, 2, 9, b"")).outcome, before);
     // Its backend leaves the configuration: the connection ends where it began.
@@ -62,17 +62,17 @@ fn a_forward_into_a_tenant_stays_there_after_a_change() {
     let mut spec = two_interfaces();
     spec.tenants.push("red".to_owned());
     spec.interfaces.push(interface("red", "10.7.0.1/24", 1));
-    spec.routes.push(route(1, "10.7.0.0/24", 2, None));
+    spec.routes.push(route(1, "10.7.0.0/24", THIRD, None));
     spec.forwards.push(forward("203.0.113.1:8080", "10.7.0.5:80", 1));
     let mut world = World::new(2, spec.clone());
     let request = key(TCP, "198.51.100.7:2000", "203.0.113.1:8080");
     let inside = world.one(WAN, &tcp_of(&request, SYN, 1, 0, b""));
-    assert_eq!(inside.port(), 2);
+    assert_eq!(inside.by(), THIRD);
     world.reload(changed(&spec));
     let again = world.one(WAN, &tcp_of(&request, SYN, 1, 0, b""));
-    assert_eq!((again.port(), again.key()), (2, inside.key()));
-    let answer = world.one(2, &tcp_of(&inside.key().reversed(), SYN | ACK, 7, 2, b""));
-    assert_eq!((answer.port(), answer.key()), (WAN, request.reversed()));
+    assert_eq!((again.by(), again.key()), (THIRD, inside.key()));
+    let answer = world.one(THIRD, &tcp_of(&inside.key().reversed(), SYN | ACK, 7, 2, b""));
+    assert_eq!((answer.by(), answer.key()), (WAN, request.reversed()));
 }
 
 #[test]
@@ -80,11 +80,7 @@ fn a_flow_waits_for_its_route_to_come_back() {
     let mut spec = two_interfaces();
     spec.nats.push(nat(NatMode::AddressAndPort, &["203.0.113.1"]));
     spec.default_action = RuleAction::Drop;
-    spec.rules.push(RuleSpec {
-        name: "out".to_owned(),
-        to: SideSpec { ports: vec![WAN], ..SideSpec::default() },
-        ..RuleSpec::default()
-    });
+    spec.rules.push(RuleSpec { name: "out".to_owned(), to: side(WAN), ..RuleSpec::default() });
     let mut world = World::new(2, spec.clone());
     let request = key(UDP, "10.0.0.5:2000", "198.51.100.7:53");
     let outside = world.one(LAN, &udp_of(&request, b"a")).key();
@@ -103,20 +99,16 @@ fn a_flow_waits_for_its_route_to_come_back() {
 fn a_flow_is_judged_by_the_interface_that_it_came_by() {
     let mut spec = two_interfaces();
     spec.interfaces.push(interface("wan2", "198.18.0.1/24", 0));
-    spec.routes.push(route(0, "198.18.0.0/24", 2, None));
+    spec.routes.push(route(0, "198.18.0.0/24", THIRD, None));
     spec.forwards.push(forward("198.18.0.1:8080", "10.0.0.5:80", 0));
     spec.default_action = RuleAction::Drop;
-    spec.rules.push(RuleSpec {
-        name: "by wan2".to_owned(),
-        from: SideSpec { ports: vec![2], ..SideSpec::default() },
-        ..RuleSpec::default()
-    });
+    spec.rules.push(RuleSpec { name: "by wan2".to_owned(), from: side(THIRD), ..RuleSpec::default() });
     let mut world = World::new(2, spec.clone());
     let request = key(TCP, "198.51.100.7:2000", "198.18.0.1:8080");
-    let inside = world.one(2, &tcp_of(&request, SYN, 1, 0, b"")).key();
+    let inside = world.one(THIRD, &tcp_of(&request, SYN, 1, 0, b"")).key();
     world.one(LAN, &tcp_of(&inside.reversed(), SYN | ACK, 7, 2, b""));
     world.reload(changed(&spec));
-    assert_eq!(world.one(2, &tcp_of(&request, ACK, 2, 8, b"")).key(), inside);
+    assert_eq!(world.one(THIRD, &tcp_of(&request, ACK, 2, 8, b"")).key(), inside);
     assert_eq!(world.total(|counters| counters.flows_refused), 0);
 }
 
@@ -129,14 +121,14 @@ fn a_sweep_over_empty_addresses_leaves_next_hops_for_others() {
     for number in 0..70_000u32 {
         let to = std::net::Ipv6Addr::from_bits((0x2001_0db8 << 96) | (0x1_0000 + u128::from(number)));
         let packet = udp("[fd00::5]:2000", &format!("[{to}]:53"), b"x");
-        assert_eq!(world.one(LAN, &packet).outcome, Outcome::Resolve(WAN, IpAddr::V6(to)));
+        assert_eq!(world.one(LAN, &packet).outcome, Outcome::Resolve(WAN_ID, IpAddr::V6(to)));
         if number % 5_000 == 0 {
             world.wait(35);
         }
     }
     assert_eq!(world.cores[0].next_hops(), 0);
     let left = world.one(LAN, &udp("10.0.0.5:2000", "198.51.100.7:53", b"x"));
-    assert_eq!(left.outcome, Outcome::Resolve(WAN, "203.0.113.254".parse().unwrap()));
+    assert_eq!(left.outcome, Outcome::Resolve(WAN_ID, "203.0.113.254".parse().unwrap()));
 }
 
 /// A neighbour of one interface does not send by another.

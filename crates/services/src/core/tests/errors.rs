@@ -1,6 +1,7 @@
 //! What must be answered, and bad input.
 
 use packet::DropReason;
+use packet::attachment::{Ingress, InterfaceId};
 use packet::checksum;
 
 use super::world::*;
@@ -20,7 +21,7 @@ fn traceroute_sees_the_gateway() {
     let left = world.dropped(LAN, &probe, DropReason::TtlExpired);
     assert_eq!(left.len(), 1);
     let answer = &left[0];
-    assert_eq!((answer.port(), answer.packet[20], answer.packet[21]), (LAN, 11, 0));
+    assert_eq!((answer.by(), answer.packet[20], answer.packet[21]), (LAN, 11, 0));
     assert_eq!(answer.packet[12..16], [10, 0, 0, 1], "from the address on the client's side");
     assert_eq!(answer.packet[16..20], [10, 0, 0, 9]);
     assert_eq!(answer.packet[28 + 12..28 + 16], [10, 0, 0, 9], "quotes what the client sent");
@@ -31,7 +32,7 @@ fn traceroute_sees_the_gateway() {
 #[test]
 fn too_big_is_told_or_cut() {
     let mut spec = two_interfaces();
-    spec.interfaces[usize::from(WAN)].mtu = 1000;
+    spec.interfaces[WAN_ID.index()].mtu = 1000;
     let mut world = World::new(2, spec);
     let packet = udp("10.0.0.9:5000", "198.51.100.7:53", &[1; 1200]);
     let left = world.dropped(LAN, &packet, DropReason::TooBig);
@@ -70,7 +71,7 @@ proptest::proptest! {
         let before = world.drops();
         let mut frame = vec![0; 14];
         frame.extend_from_slice(&bytes);
-        let left = world.bytes(port, &frame);
+        let left = world.bytes(Ingress::Interface(InterfaceId(port)), &frame);
         proptest::prop_assert!(!left.is_empty() || !world.new_drops(&before).is_empty() || world.held());
     }
 

@@ -3,7 +3,7 @@
 use packet::DropReason;
 
 use super::world::*;
-use crate::spec::{GatewaySpec, GroupSpec, HOST_PORT, RuleAction, RuleSpec, SideSpec, TCP};
+use crate::spec::{GatewaySpec, GroupSpec, RuleAction, RuleSpec, SideSpec, TCP};
 
 fn rule(action: RuleAction, to: &str) -> RuleSpec {
     RuleSpec {
@@ -36,7 +36,7 @@ fn reject_tells_the_sender() {
     let left =
         world.dropped(LAN, &tcp("10.0.0.9:7", "198.51.100.1:80", SYN, 5, 0, b""), DropReason::RuleReject);
     assert_eq!(left.len(), 1);
-    assert_eq!((left[0].port(), left[0].key()), (LAN, key(TCP, "198.51.100.1:80", "10.0.0.9:7")));
+    assert_eq!((left[0].by(), left[0].key()), (LAN, key(TCP, "198.51.100.1:80", "10.0.0.9:7")));
     assert_eq!(left[0].packet[33] & RST, RST);
     let left = world.dropped(LAN, &udp("10.0.0.9:7", "198.51.100.1:80", b"x"), DropReason::RuleReject);
     assert_eq!((left[0].packet[9], left[0].packet[20], left[0].packet[21]), (1, 3, 13));
@@ -97,15 +97,20 @@ fn tenants_may_use_the_same_addresses() {
         tenant: 1,
         ..lan
     });
-    spec.routes.push(RouteSpec { tenant: 1, prefix: "10.0.0.0/24".parse().unwrap(), port: 2, via: None });
+    spec.routes.push(RouteSpec {
+        tenant: 1,
+        prefix: "10.0.0.0/24".parse().unwrap(),
+        egress: THIRD.into(),
+        via: None,
+    });
     let mut world = World::new(3, spec);
     for last in 2..100u8 {
         let question = udp(&format!("10.0.0.{last}:5000"), "198.51.100.7:53", b"same");
         let blue = world.one(LAN, &question);
-        let red = world.one(2, &question);
+        let red = world.one(THIRD, &question);
         assert_ne!(blue.key(), red.key(), "two flows");
-        assert_eq!(world.one(WAN, &udp_of(&red.key().reversed(), b"r")).port(), 2);
-        assert_eq!(world.one(WAN, &udp_of(&blue.key().reversed(), b"b")).port(), LAN);
+        assert_eq!(world.one(WAN, &udp_of(&red.key().reversed(), b"r")).by(), THIRD);
+        assert_eq!(world.one(WAN, &udp_of(&blue.key().reversed(), b"b")).by(), LAN);
     }
     assert_eq!(world.total(|counters| counters.replies_on_wrong_core), 0);
 }
@@ -142,6 +147,6 @@ fn what_is_for_the_gateway_goes_to_its_stack() {
         echo("10.0.0.9", "10.0.0.1", 8, 3),
     ] {
         let left = world.one(LAN, &packet);
-        assert_eq!((left.port(), &left.packet), (HOST_PORT, &packet), "unchanged");
+        assert_eq!((left.by(), &left.packet), (HOST, &packet), "unchanged");
     }
 }

@@ -8,7 +8,7 @@ use packet::flow::FlowKey;
 
 use super::balancing::farm;
 use super::world::*;
-use crate::spec::{BalanceMethod, DeliveryMode, GatewaySpec, HOST_PORT, Mapping, NatMode, TCP, UDP};
+use crate::spec::{BalanceMethod, DeliveryMode, GatewaySpec, Mapping, NatMode, TCP, UDP};
 
 fn with_nat(addresses: &[&str]) -> GatewaySpec {
     let mut spec = two_interfaces();
@@ -114,7 +114,7 @@ fn errors_about_flows_in_both_directions() {
         let outside = left.key();
         let error = icmp_error("192.0.2.33", outside.src, 3, 1, &left.packet);
         let error = world.one(WAN, &error);
-        assert_eq!((error.port(), error.key()), (LAN, inside.reversed()), "{protocol}");
+        assert_eq!((error.by(), error.key()), (LAN, inside.reversed()), "{protocol}");
         assert_eq!(error.packet[12..16], [192, 0, 2, 33]);
         // The client refuses the reply: the server hears it from the gateway's address.
         let reply = match protocol {
@@ -123,7 +123,7 @@ fn errors_about_flows_in_both_directions() {
         };
         let reply = world.one(WAN, &reply);
         let error = world.one(LAN, &icmp_error("10.0.0.9", inside.dst, 3, 3, &reply.packet));
-        assert_eq!((error.port(), error.key()), (WAN, outside));
+        assert_eq!((error.by(), error.key()), (WAN, outside));
         assert_eq!(error.packet[12..16], [203, 0, 113, 1], "RFC 5508 REQ-5: nothing inside is told");
         let quoted = FlowKey::of(&error.packet[28..]).unwrap_or(outside.reversed());
         assert_eq!(quoted, outside.reversed());
@@ -224,21 +224,21 @@ fn clients_meet_at_their_outside_endpoints() {
             let b_out = outside(world.one(LAN, &udp(&b, stun, b"?")).key());
             for _ in 0..2 {
                 let left = world.one(LAN, &udp(&a, &b_out, b"hello"));
-                assert_eq!((left.port(), left.key()), (LAN, key(UDP, &a_out, &b)), "{pool} {number}");
+                assert_eq!((left.by(), left.key()), (LAN, key(UDP, &a_out, &b)), "{pool} {number}");
                 assert_eq!(left.packet[8], 63, "one router, one hop");
                 let left = world.one(LAN, &udp(&b, &a_out, b"hello"));
-                assert_eq!((left.port(), left.key()), (LAN, key(UDP, &b_out, &a)));
+                assert_eq!((left.by(), left.key()), (LAN, key(UDP, &b_out, &a)));
             }
             // The client refuses: the other one hears it from the outside endpoint.
             let left = world.one(LAN, &udp(&a, &b_out, b"hello"));
             let error = world.one(LAN, &icmp_error("10.0.0.20", left.key().src, 3, 3, &left.packet));
-            assert_eq!((error.port(), error.key()), (LAN, key(UDP, &b_out, &a)));
+            assert_eq!((error.by(), error.key()), (LAN, key(UDP, &b_out, &a)));
         }
         assert_eq!(world.flows(), 60 * 4);
         // Where nobody is mapped it is the gateway's stack that is meant, by the address it was called.
         if pool == "203.0.113.1" {
             let left = world.one(LAN, &tcp("10.0.0.9:5000", "203.0.113.1:2222", SYN, 1, 0, b""));
-            assert_eq!((left.port(), left.key()), (HOST_PORT, key(TCP, "10.0.0.9:5000", "203.0.113.1:2222")));
+            assert_eq!((left.by(), left.key()), (HOST, key(TCP, "10.0.0.9:5000", "203.0.113.1:2222")));
         }
         world.wait(400);
         assert_eq!(world.flows(), 0);

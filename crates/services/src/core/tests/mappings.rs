@@ -3,15 +3,14 @@
 use std::net::IpAddr;
 
 use packet::FlowKey;
+use packet::attachment::Ingress;
 use steering::assign::plan;
 use steering::cores::CoreSet;
 use steering::table::Unit;
 
 use super::balancing::farm;
 use super::world::*;
-use crate::spec::{
-    DeliveryMode, ForwardSpec, GatewaySpec, Mapping, NatMode, PortId, RuleSpec, SideSpec, TCP, UDP,
-};
+use crate::spec::{DeliveryMode, ForwardSpec, GatewaySpec, Mapping, NatMode, RuleSpec, SideSpec, TCP, UDP};
 
 /// Outside address of all mappings: the gateway's own, as of a home router.
 const OUTSIDE: &str = "203.0.113.1";
@@ -43,9 +42,9 @@ fn with_services() -> GatewaySpec {
 
 /// A packet that some core reads, the one that the kernel chooses or any; exactly one leaves. The list of cores to visit
 /// is sound: none twice, and the last is the only one that may begin a flow.
-fn one_at(world: &mut World, reader: Option<u64>, port: PortId, packet: &[u8]) -> Left {
+fn one_at(world: &mut World, reader: Option<u64>, ingress: Ingress, packet: &[u8]) -> Left {
     let key = FlowKey::of(packet).unwrap();
-    let owners = crate::steer::owners(&world.ownership, &world.policy, &key, 0, port).chain;
+    let owners = crate::steer::owners(&world.ownership, &world.policy, &key, 0, ingress).chain;
     let mut cores = owners.cores().to_vec();
     assert_eq!(cores.last(), Some(&owners.creator), "{key}");
     cores.sort_unstable();
@@ -53,8 +52,8 @@ fn one_at(world: &mut World, reader: Option<u64>, port: PortId, packet: &[u8]) -
     assert_eq!(cores.len(), owners.cores().len(), "{key}: a core twice");
     let before = world.drops();
     let mut left = match reader {
-        None => world.packet(port, packet),
-        Some(random) => world.packet_at((random % world.cores.len() as u64) as usize, port, packet),
+        None => world.packet(ingress, packet),
+        Some(random) => world.packet_at((random % world.cores.len() as u64) as usize, ingress, packet),
     };
     assert_eq!(left.len(), 1, "{key} dropped for {:?}", world.new_drops(&before));
     left.remove(0)
@@ -73,10 +72,10 @@ fn services_work_beside_mappings_on_any_number_of_cores() {
                 // Two services may share a backend: their clients then have to differ.
                 let request = key(TCP, &format!("198.51.100.{}:{}", 7 + kind, 2_000 + number), target);
                 let inside = one_at(&mut world, reader(kind), WAN, &tcp_of(&request, SYN, 1, 0, b""));
-                assert_eq!((inside.port(), inside.key().src_port), (LAN, request.src_port));
+                assert_eq!((inside.by(), inside.key().src_port), (LAN, request.src_port));
                 let answer = tcp_of(&inside.key().reversed(), SYN | ACK, 7, 2, b"");
                 let reply = one_at(&mut world, reader(kind + 3), LAN, &answer);
-                assert_eq!((reply.port(), reply.key()), (WAN, request.reversed()), "{cores} cores");
+                assert_eq!((reply.by(), reply.key()), (WAN, request.reversed()), "{cores} cores");
                 begun += 1;
                 assert_eq!(world.flows(), begun);
             }
@@ -84,7 +83,7 @@ fn services_work_beside_mappings_on_any_number_of_cores() {
             let outside = one_at(&mut world, reader(6), LAN, &udp_of(&flow, b"x")).key();
             assert_eq!(outside.src, OUTSIDE.parse::<IpAddr>().unwrap());
             let reply = one_at(&mut world, reader(7), WAN, &udp_of(&outside.reversed(), b"y"));
-            assert_eq!((reply.port(), reply.key()), (LAN, flow.reversed()));
+            assert_eq!((reply.by(), reply.key()), (LAN, flow.reversed()));
             begun += 1;
             assert_eq!(world.flows(), begun, "{cores} cores");
         }
@@ -103,16 +102,16 @@ fn a_server_with_its_source_kept_is_reached_from_inside() {
     guests.addresses = vec!["10.9.0.1/24".parse().unwrap()];
     spec.interfaces.push(guests);
     let mut route = spec.routes[0].clone();
-    (route.prefix, route.port) = ("10.9.0.0/24".parse().unwrap(), 2);
+    (route.prefix, route.egress) = ("10.9.0.0/24".parse().unwrap(), THIRD.into());
     spec.routes.push(route);
     for cores in 1..=4 {
         let mut world = World::new(cores, spec.clone());
         for number in 0..200u16 {
             let request = key(TCP, &format!("10.9.0.7:{}", 2_000 + number), "203.0.113.10:80");
-            let inside = one_at(&mut world, None, 2, &tcp_of(&request, SYN, 1, 0, b"")).key();
+            let inside = one_at(&mut world, None, THIRD, &tcp_of(&request, SYN, 1, 0, b"")).key();
             assert_eq!((inside.src, inside.src_port), (request.src, request.src_port));
             let reply = one_at(&mut world, None, LAN, &tcp_of(&inside.reversed(), SYN | ACK, 7, 2, b""));
-            assert_eq!((reply.port(), reply.key()), (2, request.reversed()), "{cores} cores");
+            assert_eq!((reply.by(), reply.key()), (THIRD, request.reversed()), "{cores} cores");
         }
     }
 }

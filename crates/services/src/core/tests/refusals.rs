@@ -1,19 +1,16 @@
 //! What is refused, who is told, and what rules may say about it.
 
 use packet::DropReason;
+use packet::attachment::{Egress, Ingress};
 
 use super::balancing::farm;
 use super::world::*;
 use crate::core::{Outcome, explain};
 use crate::fragment::Variant;
-use crate::spec::{
-    DeliveryMode, ForwardSpec, GatewaySpec, HOST_PORT, NatMode, PortId, RuleAction, RuleSpec, SideSpec, TCP,
-    UDP,
-};
+use crate::spec::{DeliveryMode, ForwardSpec, GatewaySpec, NatMode, RuleAction, RuleSpec, TCP, UDP};
 use crate::tcp::State;
 
-fn allow(name: &str, from: PortId, to: PortId, port: u16) -> RuleSpec {
-    let side = |port| SideSpec { ports: vec![port], ..SideSpec::default() };
+fn allow(name: &str, from: Ingress, to: Ingress, port: u16) -> RuleSpec {
     RuleSpec {
         name: name.to_owned(),
         from: side(from),
@@ -41,7 +38,7 @@ fn home() -> GatewaySpec {
 #[test]
 fn rules_to_the_gateway_cover_forwards_servers_and_mappings() {
     let syn = tcp("198.51.100.7:5000", "203.0.113.1:8080", SYN, 1, 0, b"");
-    for (to, passes) in [(HOST_PORT, true), (LAN, true), (WAN, false)] {
+    for (to, passes) in [(HOST, true), (LAN, true), (WAN, false)] {
         let mut spec = home();
         spec.rules.push(allow("in", WAN, to, 8080));
         let mut world = World::new(2, spec.clone());
@@ -59,7 +56,7 @@ fn rules_to_the_gateway_cover_forwards_servers_and_mappings() {
     }
     let mut spec = farm(NatMode::None, DeliveryMode::Nat);
     spec.default_action = RuleAction::Drop;
-    spec.rules.push(allow("web", WAN, HOST_PORT, 80));
+    spec.rules.push(allow("web", WAN, HOST, 80));
     let mut world = World::new(2, spec);
     world.one(WAN, &tcp("198.51.100.7:5000", "203.0.113.10:80", SYN, 1, 0, b""));
     // Straight to a backend is not to the gateway.
@@ -81,7 +78,7 @@ fn a_server_without_backends_says_so() {
     }
     let syn = tcp("198.51.100.7:5000", "203.0.113.10:80", SYN, 77, 0, b"");
     let left = world.dropped(WAN, &syn, DropReason::NoBackend);
-    assert_eq!((left.len(), left[0].port()), (1, WAN));
+    assert_eq!((left.len(), left[0].by()), (1, WAN));
     assert_eq!(left[0].key(), key(TCP, "203.0.113.10:80", "198.51.100.7:5000"));
     assert_eq!(left[0].packet[28..34], [0, 0, 0, 78, 0x50, RST | ACK], "acknowledges the SYN");
     let query = udp("198.51.100.7:5000", "203.0.113.10:80", b"?");
@@ -93,7 +90,7 @@ fn a_server_without_backends_says_so() {
     assert!(told < 50, "{told}");
     assert_eq!(world.drops().get(DropReason::NoBackend), 202);
     // Whom a rule keeps away learns nothing.
-    spec.rules.push(RuleSpec { action: RuleAction::Drop, ..allow("no", WAN, HOST_PORT, 80) });
+    spec.rules.push(RuleSpec { action: RuleAction::Drop, ..allow("no", WAN, HOST, 80) });
     world.reload(spec);
     world.wait(5);
     assert!(world.dropped(WAN, &syn, DropReason::RuleDrop).is_empty());
@@ -135,7 +132,7 @@ fn exhausted_ports_are_told_and_recover() {
         }
         refused += 1;
         assert_eq!(world.new_drops(&before), [DropReason::NatPortsExhausted]);
-        assert_eq!((left[0].port(), left[0].packet[20], left[0].packet[21]), (LAN, 3, 13));
+        assert_eq!((left[0].by(), left[0].packet[20], left[0].packet[21]), (LAN, 3, 13));
     }
     assert_eq!((outside.len(), refused), (8, 4), "all ports of both addresses");
     // TCP is told the same way: a reset would speak for a server that was not asked.
@@ -252,7 +249,7 @@ fn replies_to_the_gateways_addresses_visit_no_other_core() {
         world.one(LAN, &tcp_of(&inside.reversed(), SYN | ACK, 7, 2, b""));
         // An answer to a health check, whose question left by the host's own stack.
         let check = tcp("10.0.0.11:80", &format!("10.0.0.1:{}", 40_000 + port), SYN | ACK, 5, 6, b"");
-        assert_eq!(world.one(LAN, &check).port(), HOST_PORT);
+        assert_eq!(world.one(LAN, &check).by(), HOST);
     }
     assert_eq!(world.total(|counters| counters.handed_out), 0);
 }
@@ -298,9 +295,9 @@ fn the_default_counts_what_it_decided() {
         let mut world = World::new(1, spec);
         for _ in 0..5 {
             let left = world.one(WAN, &udp("198.51.100.7:53", "203.0.113.1:40000", b"answer"));
-            assert_eq!(left.outcome, Outcome::Host);
+            assert_eq!(left.outcome, Outcome::Forward(Egress::Host));
             let answer = tcp("198.51.100.7:80", "203.0.113.1:40000", SYN | ACK, 1, 2, b"");
-            assert_eq!(world.one(WAN, &answer).outcome, Outcome::Host);
+            assert_eq!(world.one(WAN, &answer).outcome, Outcome::Forward(Egress::Host));
         }
         assert_eq!(world.cores[0].rule_hits, [0], "{action:?}");
         world.packet(WAN, &udp("198.51.100.7:53", "203.0.113.1:53", b"question"));

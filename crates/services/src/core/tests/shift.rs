@@ -119,7 +119,7 @@ fn transfer(world: &mut World, client: FlowKey, seed: u64) {
             continue;
         }
         for left in world.packet(WAN, &packet) {
-            assert_eq!((left.port(), left.key()), (LAN, ends.inside));
+            assert_eq!((left.by(), left.key()), (LAN, ends.inside));
             if !chance(20) {
                 ends.take(&mut stream, &left.packet);
             }

@@ -4,13 +4,14 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use packet::attachment::{Egress, Ingress};
 use packet::checksum;
 use packet::flow::FlowKey;
 use packet::vnet::{NEEDS_CSUM, VirtioNetHeader};
 
 use super::world::*;
 use crate::core::{ETHERNET_BYTES, Frame, Handed, Neighbors, Outcome, Output};
-use crate::spec::{NatMode, PortId, TCP, UDP};
+use crate::spec::{NatMode, TCP, UDP};
 
 /// What a core wants done besides its frames.
 #[derive(Default, Debug, PartialEq)]
@@ -65,7 +66,7 @@ fn talks() -> Vec<Talk> {
 }
 
 /// A packet of a conversation: mostly what a sound end would send next, now and then nonsense.
-fn packet(random: &mut Random, talk: &mut Talk) -> (PortId, Vec<u8>) {
+fn packet(random: &mut Random, talk: &mut Talk) -> (Ingress, Vec<u8>) {
     let reply = talk.leaving.is_some() && random.one_in(2);
     let key = if reply { talk.leaving.unwrap_or(talk.request).reversed() } else { talk.request };
     let payload = vec![7; [0, 1, 5, 400, 1_452, 1_460, 1_480][random.below(7) as usize]];
@@ -131,7 +132,7 @@ fn world(mode: NatMode) -> World {
     }
     let mut world = World::new(1, spec);
     let mut neighbors = Neighbors { version: 1, ..Neighbors::default() };
-    for (port, known) in [
+    for (interface, known) in [
         (WAN, "203.0.113.254"),
         (WAN, "2001:db8::fe"),
         (LAN, "10.0.0.5"),
@@ -139,7 +140,8 @@ fn world(mode: NatMode) -> World {
         (LAN, "10.0.0.7"),
         (LAN, "fd00::8"),
     ] {
-        neighbors.known.insert((port, known.parse::<IpAddr>().unwrap()), [2, 0, 0, 0, 1, port as u8]);
+        let id = interface.interface().unwrap();
+        neighbors.known.insert((id, known.parse::<IpAddr>().unwrap()), [2, 0, 0, 0, 1, id.0 as u8]);
     }
     world.neighbors = Arc::new(neighbors);
     let (policy, ownership) = (Arc::clone(&world.policy), Arc::clone(&world.ownership));
@@ -194,7 +196,12 @@ fn the_short_way_does_what_the_long_way_does() {
             });
             assert_eq!(first, second, "seed {seed}, round {round}");
             for ((talk, port, _, _), (bytes, (outcome, _))) in sent.iter().zip(first.1.iter().zip(&first.0)) {
-                if *port == LAN && matches!(outcome, Outcome::Send(WAN) | Outcome::Resolve(WAN, _)) {
+                if *port == LAN
+                    && matches!(
+                        outcome,
+                        Outcome::Forward(Egress::Interface(WAN_ID)) | Outcome::Resolve(WAN_ID, _)
+                    )
+                {
                     talks[*talk].leaving = FlowKey::of(&bytes[ETHERNET_BYTES..]).ok();
                 }
             }

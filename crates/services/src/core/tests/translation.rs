@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use packet::DropReason;
+use packet::attachment::Ingress;
 use packet::flow::FlowKey;
 
 use super::world::*;
@@ -26,12 +27,12 @@ fn replies_of_translated_flows_come_to_the_core_of_the_request() {
         for number in 0..2_000 {
             let flow = client(number);
             let request = world.one(WAN_OF_CLIENT, &udp_of(&flow, b"question"));
-            assert_eq!(request.port(), WAN);
+            assert_eq!(request.by(), WAN);
             let outside = request.key();
             assert_eq!(outside.src, "203.0.113.1".parse::<IpAddr>().unwrap());
             assert_eq!((outside.dst, outside.dst_port), (flow.dst, flow.dst_port));
             let reply = world.one(WAN, &udp_of(&outside.reversed(), b"answer"));
-            assert_eq!((reply.port(), reply.key()), (LAN, flow.reversed()));
+            assert_eq!((reply.by(), reply.key()), (LAN, flow.reversed()));
         }
         assert_eq!(world.total(|counters| counters.handed_out), 0, "{cores} cores");
         assert_eq!(world.total(|counters| counters.replies_on_wrong_core), 0);
@@ -40,7 +41,7 @@ fn replies_of_translated_flows_come_to_the_core_of_the_request() {
     }
 }
 
-const WAN_OF_CLIENT: u16 = LAN;
+const WAN_OF_CLIENT: Ingress = LAN;
 
 /// C3: the client's address stays, the port is chosen; two clients may even share everything else.
 #[test]
@@ -86,10 +87,10 @@ fn what_another_core_reads_is_handed_to_the_owner() {
     let mut foreign = 0;
     for number in 0..300 {
         let flow = client(number);
-        for (port, packet) in [(LAN, udp_of(&flow, b"x")), (WAN, udp_of(&flow.reversed(), b"y"))] {
-            let reader = (mix(number ^ u64::from(port)) % 3) as usize;
-            foreign += u64::from(reader != world.reader(port, &packet));
-            assert_eq!(world.packet_at(reader, port, &packet).len(), 1);
+        for (ingress, packet) in [(LAN, udp_of(&flow, b"x")), (WAN, udp_of(&flow.reversed(), b"y"))] {
+            let reader = (mix(number ^ u64::from(ingress.compact())) % 3) as usize;
+            foreign += u64::from(reader != world.reader(ingress, &packet));
+            assert_eq!(world.packet_at(reader, ingress, &packet).len(), 1);
         }
     }
     assert_eq!(world.total(|counters| counters.handed_out), foreign);
@@ -127,7 +128,7 @@ fn pings_and_their_errors_find_their_way_back() {
     assert_eq!(reply.packet[24..26], 77u16.to_be_bytes());
     let error = icmp_error("192.0.2.33", outside.src, 11, 0, &request.packet);
     let error = world.one(WAN, &error);
-    assert_eq!(error.port(), LAN);
+    assert_eq!(error.by(), LAN);
     let quoted = FlowKey::of(&echo("10.0.0.9", "198.51.100.7", 8, 77)).unwrap();
     assert_eq!(error.key(), quoted.reversed(), "the quoted packet is the client's own again");
     assert_eq!(error.packet[12..16], [192, 0, 2, 33], "the router's address stays");
@@ -139,7 +140,7 @@ fn nothing_comes_in_unasked() {
     world.dropped(WAN, &tcp("198.51.100.7:80", "10.0.0.9:5000", SYN, 1, 0, b""), DropReason::NatNoMapping);
     // The gateway's own address: the host's stack decides.
     let left = world.one(WAN, &tcp("198.51.100.7:80", "203.0.113.1:22", SYN, 1, 0, b""));
-    assert_eq!(left.port(), crate::spec::HOST_PORT);
+    assert_eq!(left.by(), HOST);
 }
 
 #[test]
@@ -158,13 +159,13 @@ fn a_port_forward_keeps_the_clients_address() {
     for number in 0..200u16 {
         let remote = format!("198.51.100.7:{}", 2000 + number);
         let inside = world.one(WAN, &tcp(&remote, "203.0.113.1:8080", SYN, 1, 0, b""));
-        assert_eq!((inside.port(), inside.key()), (LAN, key(TCP, &remote, "10.0.0.5:80")));
+        assert_eq!((inside.by(), inside.key()), (LAN, key(TCP, &remote, "10.0.0.5:80")));
         let request = key(TCP, &remote, "203.0.113.1:8080");
         let reply = key(TCP, "10.0.0.5:80", &remote);
         let owner = world.ownership.table.owner(world.ownership.bucket(&request, 0));
         handed += u64::from(owner != world.ownership.table.owner(world.ownership.bucket(&reply, 0)));
         let left = world.one(LAN, &tcp_of(&reply, SYN | ACK, 7, 2, b""));
-        assert_eq!((left.port(), left.key()), (WAN, request.reversed()));
+        assert_eq!((left.by(), left.key()), (WAN, request.reversed()));
     }
     assert_eq!(world.total(|counters| counters.handed_out), handed, "exactly what the hash demands");
     // A client beside the server comes through the gateway in both directions.
@@ -195,10 +196,10 @@ fn a_client_beside_the_server_needs_no_pool_address() {
         for port in 4_000..4_100 {
             let client = format!("10.0.0.9:{port}");
             let left = world.one(LAN, &tcp(&client, listen, SYN, 1, 0, b""));
-            assert_eq!((left.port(), left.key().dst_port), (LAN, 81));
+            assert_eq!((left.by(), left.key().dst_port), (LAN, 81));
             assert_eq!(left.key().src, "203.0.113.32".parse::<IpAddr>().unwrap());
             let left = world.one(LAN, &tcp_of(&left.key().reversed(), SYN | ACK, 7, 2, b""));
-            assert_eq!((left.port(), left.key()), (LAN, key(TCP, listen, &client)));
+            assert_eq!((left.by(), left.key()), (LAN, key(TCP, listen, &client)));
             let left = world.one(LAN, &tcp(&client, listen, ACK, 2, 8, b""));
             assert_eq!(left.key().src, "203.0.113.32".parse::<IpAddr>().unwrap());
         }
@@ -268,7 +269,7 @@ fn what_the_host_sends_comes_back_to_its_core() {
         let mut world = masquerade(2);
         let flow = key(UDP, &format!("10.66.0.1:{}", 32_000 + number), "198.51.100.7:80");
         for core in [0, 1] {
-            let mut left = world.packet_at(core, crate::spec::HOST_PORT, &udp_of(&flow, b"x"));
+            let mut left = world.packet_at(core, HOST, &udp_of(&flow, b"x"));
             assert_eq!(left.len(), 1);
             let outside = left.remove(0).key();
             assert_eq!(outside.src, "203.0.113.1".parse::<IpAddr>().unwrap());

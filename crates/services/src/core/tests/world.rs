@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use packet::attachment::{Egress, Ingress, InterfaceId};
 use packet::checksum;
 use packet::flow::FlowKey;
 use packet::vnet::VirtioNetHeader;
@@ -13,12 +14,17 @@ use crate::core::{Core, Counters, ETHERNET_BYTES, Frame, Handed, Neighbors, Outc
 use crate::nat::NatEvent;
 use crate::policy::Policy;
 use crate::spec::{
-    GatewaySpec, HOST_PORT, InterfaceSpec, Mapping, NatMode, NatSpec, PortId, RouteSpec, TCP, UDP,
+    Attachment, GatewaySpec, InterfaceSpec, Mapping, NatMode, NatSpec, RouteSpec, SideSpec, TCP, UDP,
 };
 use steering::ownership::Ownership;
 
-pub const LAN: PortId = 0;
-pub const WAN: PortId = 1;
+pub const LAN_ID: InterfaceId = InterfaceId(0);
+pub const WAN_ID: InterfaceId = InterfaceId(1);
+pub const LAN: Ingress = Ingress::Interface(LAN_ID);
+pub const WAN: Ingress = Ingress::Interface(WAN_ID);
+/// A third interface, where a test has one.
+pub const THIRD: Ingress = Ingress::Interface(InterfaceId(2));
+pub const HOST: Ingress = Ingress::Host;
 pub const SECOND_NS: u64 = 1_000_000_000;
 
 pub const SYN: u8 = 0x02;
@@ -49,11 +55,12 @@ impl Left {
         FlowKey::of(&self.packet).unwrap()
     }
 
-    pub fn port(&self) -> PortId {
+    /// By what it left, as something that comes in there would say.
+    pub fn by(&self) -> Ingress {
         match self.outcome {
-            Outcome::Send(port) | Outcome::Resolve(port, _) => port,
-            Outcome::Host => HOST_PORT,
-            Outcome::Tunnel => crate::spec::TUNNEL_PORT,
+            Outcome::Forward(Egress::Interface(id)) | Outcome::Resolve(id, _) => Ingress::Interface(id),
+            Outcome::Forward(Egress::Host) => Ingress::Host,
+            Outcome::Forward(Egress::Bond(id)) => Ingress::Bond(id),
             other => panic!("did not leave: {other:?}"),
         }
     }
@@ -109,29 +116,28 @@ impl World {
     }
 
     /// The core whose socket the kernel's steering chooses.
-    pub fn reader(&self, port: PortId, packet: &[u8]) -> usize {
+    pub fn reader(&self, ingress: Ingress, packet: &[u8]) -> usize {
         let key = FlowKey::of(packet).unwrap();
-        let bucket = self.ownership.bucket(&key, self.policy.tenant_of(port));
+        let bucket = self.ownership.bucket(&key, self.policy.tenant_of(ingress));
         usize::from(self.ownership.table.owner(bucket))
     }
 
     /// A packet comes in; everything that leaves because of it.
-    pub fn packet(&mut self, port: PortId, packet: &[u8]) -> Vec<Left> {
-        let reader = self.reader(port, packet);
-        self.packet_at(reader, port, packet)
+    pub fn packet(&mut self, ingress: Ingress, packet: &[u8]) -> Vec<Left> {
+        let reader = self.reader(ingress, packet);
+        self.packet_at(reader, ingress, packet)
     }
 
     /// A packet is read by this core.
-    pub fn packet_at(&mut self, core: usize, port: PortId, packet: &[u8]) -> Vec<Left> {
+    pub fn packet_at(&mut self, core: usize, ingress: Ingress, packet: &[u8]) -> Vec<Left> {
         let mut out = Out::default();
-        let mut bytes = vec![2, 0, 0, 0, 0, port as u8, 4, 0, 0, 0, 0, 9];
+        let mut bytes = vec![2, 0, 0, 0, 0, ingress.compact() as u8, 4, 0, 0, 0, 0, 9];
         bytes.extend(if packet[0] >> 4 == 4 { [8, 0] } else { [0x86, 0xdd] });
         bytes.extend_from_slice(packet);
-        let mut frames = [Frame::new(port, VirtioNetHeader::default(), &mut bytes)];
+        let mut frames = [Frame::new(ingress, VirtioNetHeader::default(), &mut bytes)];
         self.cores[core].batch(self.now_ns, &mut frames, &mut out);
         let [Frame { outcome, bytes, .. }] = frames;
-        let goes =
-            matches!(outcome, Outcome::Send(_) | Outcome::Host | Outcome::Tunnel | Outcome::Resolve(..));
+        let goes = matches!(outcome, Outcome::Forward(_) | Outcome::Resolve(..));
         let own = goes.then(|| Left { outcome, packet: bytes[ETHERNET_BYTES..].to_vec() });
         let mut hops = 0;
         while let Some((core, handed)) = out.handed.pop_front() {
@@ -152,36 +158,36 @@ impl World {
     /// As the only core reads it from a device with offloads: what leaves, with its own offload header.
     pub fn offloaded(
         &mut self,
-        port: PortId,
+        ingress: Ingress,
         packet: &[u8],
         offload: VirtioNetHeader,
     ) -> Vec<(VirtioNetHeader, Left)> {
         let mut out = Out::default();
         let mut bytes = vec![0; ETHERNET_BYTES];
         bytes.extend_from_slice(packet);
-        let mut frames = [Frame::new(port, offload, &mut bytes)];
+        let mut frames = [Frame::new(ingress, offload, &mut bytes)];
         self.cores[0].batch(self.now_ns, &mut frames, &mut out);
         let [Frame { outcome, bytes, offload, .. }] = frames;
         let complete = |left| (VirtioNetHeader::default(), left);
         let mut left: Vec<_> = out.left.into_iter().map(complete).collect();
-        if matches!(outcome, Outcome::Send(_) | Outcome::Host | Outcome::Tunnel | Outcome::Resolve(..)) {
+        if matches!(outcome, Outcome::Forward(_) | Outcome::Resolve(..)) {
             left.push((offload, Left { outcome, packet: bytes[ETHERNET_BYTES..].to_vec() }));
         }
         left
     }
 
     /// A packet comes in and exactly one leaves.
-    pub fn one(&mut self, port: PortId, packet: &[u8]) -> Left {
+    pub fn one(&mut self, ingress: Ingress, packet: &[u8]) -> Left {
         let before = self.drops();
-        let mut left = self.packet(port, packet);
+        let mut left = self.packet(ingress, packet);
         assert_eq!(left.len(), 1, "dropped for {:?}", self.new_drops(&before));
         left.remove(0)
     }
 
     /// A packet comes in and is dropped for this reason; what leaves because of it.
-    pub fn dropped(&mut self, port: PortId, packet: &[u8], reason: DropReason) -> Vec<Left> {
+    pub fn dropped(&mut self, ingress: Ingress, packet: &[u8], reason: DropReason) -> Vec<Left> {
         let before = self.drops();
-        let left = self.packet(port, packet);
+        let left = self.packet(ingress, packet);
         assert_eq!(self.new_drops(&before), [reason], "left: {left:?}");
         left
     }
@@ -229,16 +235,16 @@ pub fn two_interfaces() -> GatewaySpec {
         mtu: 1500,
         mac: [2, 0, 0, 0, 0, last],
     };
-    let route = |prefix: &str, port: PortId, via: Option<&str>| RouteSpec {
+    let route = |prefix: &str, to: Ingress, via: Option<&str>| RouteSpec {
         tenant: 0,
         prefix: prefix.parse().unwrap(),
-        port,
+        egress: to.into(),
         via: via.map(|via| via.parse().unwrap()),
     };
     GatewaySpec {
         interfaces: vec![
-            interface("lan", &["10.0.0.1/24", "fd00::1/64"], LAN as u8),
-            interface("wan", &["203.0.113.1/24", "2001:db8::1/64"], WAN as u8),
+            interface("lan", &["10.0.0.1/24", "fd00::1/64"], 0),
+            interface("wan", &["203.0.113.1/24", "2001:db8::1/64"], 1),
         ],
         tenants: vec![String::new()],
         routes: vec![
@@ -248,10 +254,10 @@ pub fn two_interfaces() -> GatewaySpec {
             route("2001:db8::/64", WAN, None),
             route("0.0.0.0/0", WAN, Some("203.0.113.254")),
             route("::/0", WAN, Some("2001:db8::fe")),
-            route("10.0.0.1/32", HOST_PORT, None),
-            route("203.0.113.1/32", HOST_PORT, None),
-            route("fd00::1/128", HOST_PORT, None),
-            route("2001:db8::1/128", HOST_PORT, None),
+            route("10.0.0.1/32", HOST, None),
+            route("203.0.113.1/32", HOST, None),
+            route("fd00::1/128", HOST, None),
+            route("2001:db8::1/128", HOST, None),
         ],
         ..GatewaySpec::default()
     }
@@ -260,7 +266,7 @@ pub fn two_interfaces() -> GatewaySpec {
 /// A NAT on the WAN.
 pub fn nat(mode: NatMode, addresses: &[&str]) -> NatSpec {
     NatSpec {
-        out: WAN,
+        out: Some(WAN_ID),
         mode,
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
         from: Vec::new(),
@@ -273,6 +279,11 @@ pub fn nat(mode: NatMode, addresses: &[&str]) -> NatSpec {
         ports_per_client: 0,
         assemble_fragments: false,
     }
+}
+
+/// A side of a rule: by what packets come in, or leave.
+pub fn side(attachment: impl Into<Attachment>) -> SideSpec {
+    SideSpec { attachments: vec![attachment.into()], ..SideSpec::default() }
 }
 
 /// The usual home router.
@@ -418,15 +429,14 @@ pub fn mix(seed: u64) -> u64 {
 
 impl World {
     /// Raw bytes of a frame, read by core 0.
-    pub fn bytes(&mut self, port: PortId, frame: &[u8]) -> Vec<Left> {
+    pub fn bytes(&mut self, ingress: Ingress, frame: &[u8]) -> Vec<Left> {
         let mut out = Out::default();
         let mut bytes = frame.to_vec();
-        let mut frames = [Frame::new(port, VirtioNetHeader::default(), &mut bytes)];
+        let mut frames = [Frame::new(ingress, VirtioNetHeader::default(), &mut bytes)];
         self.cores[0].batch(self.now_ns, &mut frames, &mut out);
         let [Frame { outcome, bytes, .. }] = frames;
         assert_ne!(outcome, Outcome::Pending);
-        let goes =
-            matches!(outcome, Outcome::Send(_) | Outcome::Host | Outcome::Tunnel | Outcome::Resolve(..));
+        let goes = matches!(outcome, Outcome::Forward(_) | Outcome::Resolve(..));
         if goes {
             out.left.push(Left { outcome, packet: bytes[ETHERNET_BYTES..].to_vec() });
         }

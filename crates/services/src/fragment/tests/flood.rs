@@ -22,7 +22,7 @@ fn honest(rendezvous: &mut Rendezvous, recipe: &Recipe, mut between: impl FnMut(
 
 fn meet_unchecked(rendezvous: &mut Rendezvous, packet: &[u8]) -> usize {
     let mut out = 0;
-    let _ = rendezvous.push(0, packet, &header(packet), 0, 3, &mut |_: Released<'_>| out += 1);
+    let _ = rendezvous.push(0, packet, &header(packet), 0, by(3), &mut |_: Released<'_>| out += 1);
     out
 }
 

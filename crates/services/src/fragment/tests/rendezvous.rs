@@ -238,16 +238,16 @@ fn timeouts() {
 fn what_makes_packets_different() {
     let rest = V4.fragment(24, false, &[0; 8]);
     let first = V4.fragment(0, true, &udp(24));
-    for (name, other, tenant, port) in [
+    for (name, other, tenant, interface) in [
         ("id", Recipe { id: 0xbee0, ..V4 }.fragment(24, false, &[0; 8]), 0, 3),
         ("source", Recipe { from: 6, ..V4 }.fragment(24, false, &[0; 8]), 0, 3),
         ("protocol", Recipe { protocol: 136, ..V4 }.fragment(24, false, &[0; 8]), 0, 3),
         ("tenant", rest.clone(), 1, 3),
-        ("port", rest.clone(), 0, 4),
+        ("interface", rest.clone(), 0, 4),
     ] {
         let mut rendezvous = fresh();
         let mut none = |_: Released<'_>| panic!("{name} was mixed up");
-        rendezvous.push(0, &other, &header(&other), tenant, port, &mut none).unwrap();
+        rendezvous.push(0, &other, &header(&other), tenant, by(interface), &mut none).unwrap();
         assert_eq!(meet(&mut rendezvous, 0, &first).unwrap().len(), 1, "{name}");
         assert_eq!(meet(&mut rendezvous, 0, &rest).unwrap().len(), 1, "{name}");
         assert_eq!(rendezvous.packets(), 1);

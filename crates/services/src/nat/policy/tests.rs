@@ -24,6 +24,10 @@ fn interface(addresses: &[&str]) -> InterfaceSpec {
     }
 }
 
+fn by(interface: u16) -> Egress {
+    Egress::Interface(InterfaceId(interface))
+}
+
 #[test]
 fn the_first_rule_that_serves_wins() {
     let exempt = NatSpec {
@@ -34,7 +38,7 @@ fn the_first_rule_that_serves_wins() {
     };
     let tenants = NatSpec { tenants: vec![3], ..nat(&["192.0.2.3"]) };
     let policy = NatPolicy::compile(&[exempt, tenants, nat(&["192.0.2.1"])], &[], &[], &[]);
-    let rule = |out, src, dst, tenant| policy.rule_for(out, &key(6, src, dst), tenant);
+    let rule = |out, src, dst, tenant| policy.rule_for(by(out), &key(6, src, dst), tenant);
     assert_eq!(rule(1, "10.9.1.1:1", "198.51.100.1:80", 3), Some(0));
     assert_eq!(rule(1, "10.1.1.1:1", "198.51.100.1:80", 3), Some(1));
     assert_eq!(rule(1, "10.1.1.1:1", "198.51.100.1:80", 0), Some(2));
@@ -52,7 +56,7 @@ fn a_rule_without_addresses_has_its_interfaces() {
     let wan = interface(&["169.254.7.7/16", "192.0.2.7/24", "2001:db8::7/64", "fe80::7/64"]);
     let policy = NatPolicy::compile(&[nat(&[])], &[], &[], &[interface(&[]), wan]);
     assert_eq!(policy.addresses(0), [ip("192.0.2.7")], "IPv4 only, and no link-local one");
-    assert_eq!(policy.rule_for(1, &key(6, "[fd00::1]:1", "[2001:db8:1::1]:80"), 0), None, "is routed");
+    assert_eq!(policy.rule_for(by(1), &key(6, "[fd00::1]:1", "[2001:db8:1::1]:80"), 0), None, "is routed");
 }
 
 #[test]
@@ -61,7 +65,7 @@ fn before_the_interface_has_an_ipv4_address_ipv4_is_refused_and_ipv6_routed() {
     let nats = [nat(&[]), NatSpec { mode: NatMode::None, ..nat(&[]) }];
     let policy = NatPolicy::compile(&nats, &[], &[], &[interface(&[]), bare]);
     assert_eq!(policy.addresses(0), [] as [IpAddr; 0]);
-    let rule = |src, dst| policy.rule_for(1, &key(6, src, dst), 0);
+    let rule = |src, dst| policy.rule_for(by(1), &key(6, src, dst), 0);
     assert_eq!(rule("10.0.0.5:1", "198.51.100.1:80"), Some(0), "no private source leaves by the next rule");
     assert_eq!(rule("[fd00::1]:1", "[2001:db8:1::1]:80"), Some(1));
 }
