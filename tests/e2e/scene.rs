@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use engine::status::PeerStatus;
+use control::status::PeerStatus;
 use ring::digest::{Context, SHA256};
 use testbed::link::Shape;
 use testbed::program::ScratchDir;

@@ -20,6 +20,7 @@ use crate::peer_names::{self, Resolver};
 use crate::protocol::{Request, Response};
 use crate::reload::{self, ReloadReport};
 use crate::route_plan::{HostPlan, Inputs, Numbers};
+use crate::status::read_tunnel::{self, BusyShares};
 use crate::status::{NameReport, Report, WanReport};
 use crate::timestamp_floor::TimestampFloor;
 use crate::wans::{self, LiveWan, WanRegistry};
@@ -70,6 +71,7 @@ pub(crate) struct Node {
     supervisor: GatewaySupervisor,
     /// What the door to the engine remembers.
     memory: Memory,
+    busy_shares: BusyShares,
 }
 
 impl Node {
@@ -130,6 +132,7 @@ impl Node {
             last_refresh: Duration::ZERO,
             supervisor,
             memory: Memory::default(),
+            busy_shares: BusyShares::default(),
         };
         node.set_names();
         node.choose_outside();
@@ -377,7 +380,11 @@ impl Node {
         };
         // Before the engine was told of any peer, all of them wait.
         self.told.peers.is_empty()
-            || self.engine.status().peers.iter().any(|peer| peer.state != "up" && by_name(&peer.name))
+            || self
+                .engine
+                .bonds()
+                .iter()
+                .any(|bond| !read_tunnel::is_up(bond) && by_name(&bond.peer.load().name))
     }
 
     /// While a name waits to be resolved, name servers must be reached although the default route leads into a
@@ -414,7 +421,9 @@ impl Node {
     }
 
     /// Live state.
-    pub(crate) fn report(&self) -> Report {
+    pub(crate) fn report(&mut self) -> Report {
+        let status =
+            read_tunnel::read(&self.engine, &self.config.node.name, &self.told.wans, &mut self.busy_shares);
         let wans = self.shown_wans().iter().map(|live| WanReport {
             id: live.wan.id,
             interface: live.wan.interface.clone(),
@@ -437,7 +446,7 @@ impl Node {
             error: self.resolver.error(host).map(str::to_owned),
         });
         Report {
-            status: self.engine.status(),
+            status,
             tun: self.config.tun.name.clone(),
             listen: self.config.node.listen,
             wans: wans.collect(),

@@ -6,7 +6,7 @@
 //!   rings ────────┘    tick, publish, sleep       └── doorbell
 //! ```
 //!
-//! * [`config`]: what control tells the engine; [`status`]: what it tells back.
+//! * [`config`]: what control tells the engine; it reads back [`counters`] and the tunnel's bonds.
 //! * [`worker`]: the loop. It owns a [`tunnel::core::Core`], its TUN queue and its [`sockets`]; nothing per packet is
 //!   shared with another worker.
 //! * [`gateway`]: plain interfaces: firewall, NAT and load balancing on the same workers.
@@ -21,7 +21,6 @@ pub mod counters;
 pub mod gateway;
 pub mod rings;
 pub mod sockets;
-pub mod status;
 pub mod worker;
 
 use std::collections::HashMap;
@@ -35,6 +34,7 @@ use arc_swap::ArcSwap;
 use linux::tun::Tun;
 use linux::udp::{UdpOptions, UdpSocket};
 use steering::ownership::Ownership;
+use tunnel::bond::Bonds;
 use tunnel::config::NodeConfig;
 use tunnel::lifecycle::Action;
 use tunnel::node::Node;
@@ -43,7 +43,6 @@ use tunnel::time::Time;
 use config::{Settings, Snapshot, Wan};
 use counters::Counters;
 use rings::Doorbell;
-use status::Status;
 
 /// Why the engine could not start or change.
 #[derive(Debug, thiserror::Error)]
@@ -115,7 +114,6 @@ pub struct Engine {
     snapshot: Mutex<Snapshot>,
     started: Instant,
     steering: &'static str,
-    rates: Mutex<status::Rates>,
 }
 
 impl Engine {
@@ -161,7 +159,6 @@ impl Engine {
             snapshot: Mutex::new(Snapshot::default()),
             started: Instant::now(),
             steering,
-            rates: Mutex::default(),
         };
         engine.apply(snapshot)?;
         for ((id, queue), rings) in (0u8..).zip(queues).zip(rings::mesh(&doorbells)) {
@@ -263,11 +260,29 @@ impl Engine {
         }
     }
 
-    /// Live state.
-    pub fn status(&self) -> Status {
-        let rates = &mut *self.rates.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let snapshot = self.snapshot.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        status::collect(&self.shared, &self.settings, &snapshot, self.started, self.steering, rates)
+    /// Counters of each core, in core order.
+    pub fn counters(&self) -> &[Arc<Counters>] {
+        &self.shared.counters
+    }
+
+    /// CPU of each core's worker.
+    pub fn cpus(&self) -> &[usize] {
+        &self.settings.cpus
+    }
+
+    /// Bonds to peers, with their sessions and paths as they are now.
+    pub fn bonds(&self) -> Arc<Bonds> {
+        self.shared.node.bonds.load_full()
+    }
+
+    /// When the workers were started.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// How packets find their core: "bpf" or "ring".
+    pub fn steering(&self) -> &'static str {
+        self.steering
     }
 
     /// Highest handshake timestamp used; a later run must start above it.

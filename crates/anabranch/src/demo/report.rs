@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use engine::status::{CoreStatus, Status};
+use control::status::{CoreStatus, TunnelStatus};
 use serde::Serialize;
 
 use super::course::{Results, all_intact, ideal_mbps, ping};
@@ -92,9 +92,9 @@ struct CoreReport {
 
 impl Report {
     /// From the measurements and both gateways' state before the traffic, after the steady phases, and at the end.
-    pub(super) fn new(seconds: u64, results: &Results, statuses: [&[Status; 2]; 3]) -> Self {
+    pub(super) fn new(seconds: u64, results: &Results, statuses: [&[TunnelStatus; 2]; 3]) -> Self {
         let [before, loaded, after] = statuses;
-        let delta = |get: fn(&Status) -> u64| -> u64 {
+        let delta = |get: fn(&TunnelStatus) -> u64| -> u64 {
             after.iter().zip(before).map(|(a, b)| get(a).saturating_sub(get(b))).sum()
         };
         let cross_core_packets = delta(|s| s.cross_core_packets);
@@ -258,8 +258,8 @@ fn volume(bytes: u64) -> String {
 }
 
 /// What the sender says about each link. Several paths may run over one.
-fn paths(before: &Status, loaded: &Status) -> Vec<PathReport> {
-    let sent = |status: &Status, wan: &str| -> u64 {
+fn paths(before: &TunnelStatus, loaded: &TunnelStatus) -> Vec<PathReport> {
+    let sent = |status: &TunnelStatus, wan: &str| -> u64 {
         let paths = status.peers.iter().flat_map(|peer| &peer.paths);
         paths.filter(|path| path.wan == wan).map(|path| path.tx_bytes).sum()
     };
@@ -302,7 +302,7 @@ fn paths(before: &Status, loaded: &Status) -> Vec<PathReport> {
     list
 }
 
-fn gateway(before: &Status, after: &Status) -> GatewayReport {
+fn gateway(before: &TunnelStatus, after: &TunnelStatus) -> GatewayReport {
     let mut drops = BTreeMap::new();
     for core in &after.cores {
         for (reason, count) in &core.drops {

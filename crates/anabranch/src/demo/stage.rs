@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use engine::status::Status;
+use control::status::TunnelStatus;
 use testbed::link::Shape;
 use testbed::program::{Program, ScratchDir};
 use testbed::stop::Stop;
@@ -106,7 +106,7 @@ impl Stage {
     }
 
     /// State of both gateways, the branch first.
-    pub(super) fn statuses(&self) -> anyhow::Result<[Status; 2]> {
+    pub(super) fn statuses(&self) -> anyhow::Result<[TunnelStatus; 2]> {
         let [branch, hub] = &self.gateways;
         Ok([branch.status()?, hub.status()?])
     }
@@ -155,7 +155,7 @@ impl Stage {
 }
 
 /// Number of links with a path that is up.
-fn paths_up(status: &Status) -> usize {
+fn paths_up(status: &TunnelStatus) -> usize {
     let paths = status.peers.iter().flat_map(|peer| &peer.paths);
     paths.filter(|path| path.state == "up").map(|path| &path.wan).collect::<BTreeSet<_>>().len()
 }
@@ -170,7 +170,7 @@ impl Gateway {
         Ok(Self { name, program, socket: directory.path().join(format!("{name}.sock")) })
     }
 
-    fn status(&self) -> anyhow::Result<Status> {
+    fn status(&self) -> anyhow::Result<TunnelStatus> {
         let response = control::control_socket::call(&self.socket, control::protocol::Request::Status)
             .with_context(|| format!("ask the gateway {}", self.name))?;
         match (response.status, response.error) {

@@ -489,8 +489,8 @@ fn serde_word(value: &impl serde::Serialize) -> String {
 impl EngineHandle<'_> {
     fn cores(&self, reports: &[CoreReport]) -> Vec<CoreServices> {
         let states = self.engine.core_states();
-        let busy: Vec<u64> = self.engine.busy_ns();
-        let pauses = self.engine.pauses();
+        let counters = self.engine.counters();
+        let busy: Vec<u64> = counters.iter().map(|counters| counters.busy_ns.get()).collect();
         let now = Instant::now();
         let mut last = self.memory.busy.lock().unwrap_or_else(PoisonError::into_inner);
         let percent = |core: usize| {
@@ -499,10 +499,10 @@ impl EngineHandle<'_> {
             let spent_ns = busy.get(core)?.saturating_sub(*before.get(core)?) as f64;
             Some((spent_ns * 100.0 / elapsed_ns).min(100.0))
         };
-        let each = reports.iter().zip(states).enumerate().map(|(core, (report, (state, buckets)))| {
+        let each = reports.iter().zip(states).zip(counters).enumerate();
+        let each = each.map(|(core, ((report, (state, buckets)), worker))| {
             let counted = &report.counters;
             let drops = report.drops.iter().filter(|(_, count)| *count > 0);
-            let pauses = pauses.get(core).copied().unwrap_or_default();
             CoreServices {
                 core,
                 state: match state {
@@ -521,12 +521,12 @@ impl EngineHandle<'_> {
                 handed_off_packets: counted.handed_out,
                 taken_over_packets: counted.handed_in,
                 busy_percent: percent(core).unwrap_or(0.0),
-                round_us_max: pauses.round_ns_max / 1_000,
-                rounds_over_1ms: pauses.rounds_over_1ms,
-                rounds_over_5ms: pauses.rounds_over_5ms,
-                reload_us_last: pauses.reload_ns_last / 1_000,
-                reload_us_max: pauses.reload_ns_max / 1_000,
-                reload_cpu_us_max: pauses.reload_cpu_ns_max / 1_000,
+                round_us_max: worker.round_ns_max.get() / 1_000,
+                rounds_over_1ms: worker.rounds_over_1ms.get(),
+                rounds_over_5ms: worker.rounds_over_5ms.get(),
+                reload_us_last: worker.reload_ns_last.get() / 1_000,
+                reload_us_max: worker.reload_ns_max.get() / 1_000,
+                reload_cpu_us_max: worker.reload_cpu_ns_max.get() / 1_000,
                 drops: drops.map(|(reason, count)| (reason.name().to_owned(), count)).collect(),
             }
         });

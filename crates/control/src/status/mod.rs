@@ -1,14 +1,16 @@
 //! Everything that is shown: the JSON of `status`, `flows` and `explain`, and the same as text for people.
 //!
-//! [`Report`] is the whole node, [`ServicesStatus`] its gateway. `text` and `gateway_text` write tables of it.
+//! [`Report`] is the whole node, [`ServicesStatus`] its gateway. `read_tunnel` reads the engine for it, [`crate::gateway::engine`] the gateway's part;
+//! `text` and `gateway_text` write tables of it.
 
-use engine::status::Status;
 use serde::{Deserialize, Serialize};
 
 mod gateway;
 mod gateway_text;
+pub(crate) mod read_tunnel;
 mod table;
 mod text;
+mod tunnel;
 
 pub use gateway::{
     BackendStatus, CoreServices, Explanation, FlowList, FlowReport, ForwardStatus, GroupReport,
@@ -16,13 +18,14 @@ pub use gateway::{
 };
 pub use gateway_text::{explanation, flows, groups, leases};
 pub use text::text;
+pub use tunnel::{CoreStatus, PathStatus, PeerStatus, TunnelStatus};
 
 /// Everything about a running gateway; the JSON of `anabranch status --json`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
-    /// The engine's part, its keys at the top level.
+    /// The tunnel and the cores, keys at the top level.
     #[serde(flatten)]
-    pub status: Status,
+    pub status: TunnelStatus,
     /// TUN interface.
     #[serde(default)]
     pub tun: String,

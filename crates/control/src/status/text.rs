@@ -2,10 +2,8 @@
 
 use std::fmt::Write as _;
 
-use engine::status::{CoreStatus, PathStatus, PeerStatus, Status};
-
 use super::table::{Table, bytes, count, duration};
-use super::{Report, gateway_text};
+use super::{CoreStatus, PathStatus, PeerStatus, Report, TunnelStatus, gateway_text};
 
 /// The report as text for people.
 #[must_use]
@@ -118,7 +116,7 @@ fn path_row(path: &PathStatus) -> [String; 15] {
     ]
 }
 
-fn cores(status: &Status, out: &mut String) {
+fn cores(status: &TunnelStatus, out: &mut String) {
     let mut table = Table::new(&[
         "core",
         "<CPU",
@@ -154,7 +152,7 @@ fn cores(status: &Status, out: &mut String) {
     tunnel_drops(status, out);
 }
 
-fn tunnel_drops(status: &Status, out: &mut String) {
+fn tunnel_drops(status: &TunnelStatus, out: &mut String) {
     let mut drops: Vec<(String, u64)> = Vec::new();
     for (reason, number) in status.cores.iter().flat_map(|core| &core.drops) {
         match drops.iter_mut().find(|(known, _)| known == reason) {
@@ -249,7 +247,7 @@ mod tests {
             drops: drops.iter().map(|(reason, number)| ((*reason).to_owned(), *number)).collect(),
             ..CoreStatus::default()
         };
-        let status = Status {
+        let status = TunnelStatus {
             node: "branch".to_owned(),
             version: "0.1.0".to_owned(),
             uptime_seconds: 3725.0,
@@ -258,7 +256,7 @@ mod tests {
             cross_core_packets: 5,
             packets_read: 1000,
             steering: "bpf".to_owned(),
-            ..Status::default()
+            ..TunnelStatus::default()
         };
         Report {
             status,

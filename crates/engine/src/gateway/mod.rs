@@ -157,23 +157,6 @@ pub struct PortCounters {
     pub reads: bool,
 }
 
-/// How long one core kept its packets waiting. By the clock, unless it says CPU time: others may have had the CPU.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pauses {
-    /// The longest round since the start, ns.
-    pub round_ns_max: u64,
-    /// Rounds of more than 1 ms.
-    pub rounds_over_1ms: u64,
-    /// Rounds of more than 5 ms.
-    pub rounds_over_5ms: u64,
-    /// How long the last reload held up its round, ns.
-    pub reload_ns_last: u64,
-    /// The longest of them, ns.
-    pub reload_ns_max: u64,
-    /// The most CPU time one took, ns.
-    pub reload_cpu_ns_max: u64,
-}
-
 /// A flow for people to look at.
 #[derive(Clone, Debug)]
 pub struct FlowEntry {
@@ -415,26 +398,6 @@ impl crate::Engine {
     #[must_use]
     pub fn core_reports(&self) -> Vec<CoreReport> {
         self.shared.gateway.reports.iter().map(|report| lock(report).clone()).collect()
-    }
-
-    /// How long each core was not asleep since the start, ns.
-    #[must_use]
-    pub fn busy_ns(&self) -> Vec<u64> {
-        self.shared.counters.iter().map(|counters| counters.busy_ns.get()).collect()
-    }
-
-    /// How long each core's rounds and reloads held up its packets.
-    #[must_use]
-    pub fn pauses(&self) -> Vec<Pauses> {
-        let of = |counters: &Arc<crate::counters::Counters>| Pauses {
-            round_ns_max: counters.round_ns_max.get(),
-            rounds_over_1ms: counters.rounds_over_1ms.get(),
-            rounds_over_5ms: counters.rounds_over_5ms.get(),
-            reload_ns_last: counters.reload_ns_last.get(),
-            reload_ns_max: counters.reload_ns_max.get(),
-            reload_cpu_ns_max: counters.reload_cpu_ns_max.get(),
-        };
-        self.shared.counters.iter().map(of).collect()
     }
 
     /// What each core may do, and how many buckets it owns.
