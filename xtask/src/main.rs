@@ -1,26 +1,35 @@
-//! Checks of the repository itself: `cargo xtask tidy`.
+//! Work on the repository itself: `cargo xtask test` runs every test on any machine, `cargo xtask tidy` checks the rules.
 //!
-//! The same checks run as an ordinary test of this package, so `cargo test --workspace` includes them.
+//! The rules are checked by an ordinary test of this package too, so `cargo test --workspace` includes them.
 
+mod programs;
+mod test;
 mod tidy;
 
 use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
-const HELP: &str = "cargo xtask tidy    check dependency direction, purity, unsafe, sizes, texts and links\n";
+const HELP: &str =
+    "cargo xtask tidy    check dependency direction, purity, unsafe, sizes, texts and links\n\n";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let run = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["tidy"] => tidy_up(),
-        ["help" | "--help" | "-h"] => say(HELP).map(|()| ExitCode::SUCCESS),
-        _ => say(HELP).map(|()| ExitCode::from(2)),
+        ["test", "help" | "--help" | "-h"] => say(test::HELP).map(|()| ExitCode::SUCCESS),
+        ["test", ref arguments @ ..] => test::run(arguments),
+        ["help" | "--help" | "-h"] => help().map(|()| ExitCode::SUCCESS),
+        _ => help().map(|()| ExitCode::from(2)),
     };
     run.unwrap_or_else(|error| {
         let _ = writeln!(std::io::stderr(), "xtask: {error:#}");
         ExitCode::from(2)
     })
+}
+
+fn help() -> anyhow::Result<()> {
+    say(&format!("{HELP}{}", test::HELP))
 }
 
 fn tidy_up() -> anyhow::Result<ExitCode> {
