@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use packet::drop_reason::DropReason;
 use packet::vnet::VirtioNetHeader;
 use steering::ownership::Ownership;
+use steering::table::BucketTable;
 use tunnel::PrivateKey;
 use tunnel::bond::Bond;
 use tunnel::config::{NodeConfig, Peer, Snapshot, Wan};
@@ -36,6 +37,8 @@ pub(crate) struct Worker {
     pub inbox: Vec<Item>,
     pub wake: Time,
     pub dirty: bool,
+    /// It does nothing at all: what it is given waits.
+    pub hung: bool,
 }
 
 /// A dialer's socket.
@@ -146,6 +149,7 @@ impl Site {
                 inbox: Vec::new(),
                 wake: Time::MAX,
                 dirty: true,
+                hung: false,
             })
             .collect();
     }
@@ -182,6 +186,23 @@ impl Site {
     /// Whether the process runs.
     pub fn is_running(&self) -> bool {
         self.running
+    }
+
+    /// Stops a core in the middle of its work, or lets it go on; the others are not told.
+    pub fn hang(&mut self, core: u8, on: bool) {
+        if let Some(worker) = self.workers.get_mut(usize::from(core)) {
+            worker.hung = on;
+            worker.dirty |= !on;
+        }
+    }
+
+    /// Gives the core table's buckets new owners and takes the cores that own none out of use.
+    pub fn move_buckets(&mut self, owner: impl Fn(usize) -> u16) {
+        let ownership = self.node.ownership.load();
+        let owners = (0..ownership.table.buckets()).map(owner).collect();
+        if let Ok(table) = BucketTable::from_owners(ownership.table.era().wrapping_add(1), owners) {
+            self.node.ownership.store(Arc::new(ownership.with_table(table, ownership.alive)));
+        }
     }
 
     /// Bonds, paths and sessions the node holds: what strangers must not be able to raise.

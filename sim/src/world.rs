@@ -110,7 +110,10 @@ pub struct World {
     random: Random,
     log_hash: u64,
     trail: VecDeque<(Time, &'static str, [u64; 4])>,
-    flow_cores: BTreeMap<(usize, usize, u16, u16), u8>,
+    /// By site, application and ports: the core that delivered last, and how often it was another than before.
+    flow_cores: BTreeMap<(usize, usize, u16, u16), (u8, u32)>,
+    /// By site and application: the core that its packets entered the tunnel on last.
+    sending_cores: BTreeMap<(usize, usize), u8>,
     keep: bool,
     /// Copies of datagrams that arrived, for tests that replay them.
     pub captured: Vec<(usize, Datagram)>,
@@ -135,6 +138,7 @@ impl World {
             log_hash: 0xcbf2_9ce4_8422_2325,
             trail: VecDeque::new(),
             flow_cores: BTreeMap::new(),
+            sending_cores: BTreeMap::new(),
             keep: false,
             captured: Vec::new(),
             out: Vec::new(),
@@ -317,6 +321,16 @@ impl World {
         }
     }
 
+    /// The core of `site` on which an application's packets entered the tunnel last.
+    pub fn sending_core(&self, site: usize, app: usize) -> Option<u8> {
+        self.sending_cores.get(&(site, app)).copied()
+    }
+
+    /// The core of `site` that delivered an application's packets last, and how often that was another than before.
+    pub fn delivering_core(&self, site: usize, app: usize) -> Option<(u8, u32)> {
+        self.flow_cores.iter().find(|(key, _)| (key.0, key.1) == (site, app)).map(|(_, delivered)| *delivered)
+    }
+
     /// Measures a UDP flow's gaps and delays from now on.
     pub fn reset_gap(&mut self, app: usize) {
         let now = self.now;
@@ -443,6 +457,10 @@ impl World {
         }
         let owner = site.workers.first().and_then(|worker| worker.core.classify(&emit.bytes).ok());
         let owner = owner.map_or(0, |classified| usize::from(classified.owner));
+        if let Ok(flow) = FlowKey::of(&emit.bytes) {
+            let port = flow.src_port.min(flow.dst_port).max(FIRST_PORT);
+            self.sending_cores.insert((emit.site, usize::from(port - FIRST_PORT)), owner as u8);
+        }
         if let Some(worker) = site.workers.get_mut(owner) {
             worker.inbox.push(Item::Packet(emit.offload, emit.bytes));
             worker.dirty = true;
@@ -456,7 +474,8 @@ impl World {
             busy = false;
             for site in 0..self.sites.len() {
                 for core in 0..self.sites[site].workers.len() {
-                    if self.sites[site].running && self.sites[site].workers[core].dirty {
+                    let worker = &self.sites[site].workers[core];
+                    if self.sites[site].running && worker.dirty && !worker.hung {
                         busy = true;
                         self.round(site, core);
                     }
@@ -634,9 +653,10 @@ impl World {
         }
         // Rows T3 and T4: what we told the peer decides the core, for every packet of the flow.
         let key = (site, app, parsed.from.1, parsed.to.1);
-        if *self.flow_cores.entry(key).or_insert(core) != core {
+        let (last, changes) = self.flow_cores.entry(key).or_insert((core, 0));
+        if *last != core {
             self.totals.flows_split += 1;
-            self.flow_cores.insert(key, core);
+            (*last, *changes) = (core, *changes + 1);
         }
         if let Ok(flow) = flow {
             let ownership = self.sites[site].node.ownership.load();

@@ -16,6 +16,7 @@ use crate::keys::FlowDefinition;
 use crate::lifecycle::Lifecycle;
 use crate::path::Path;
 use crate::session::Session;
+use crate::time::Time;
 
 /// Most paths of one bond. Path ids go further (0–254): an id is not reused within a key epoch.
 pub const PATHS_MAX: usize = 64;
@@ -82,6 +83,8 @@ pub struct Bond {
     clock_reference: AtomicU64,
     /// Totals.
     pub totals: BondTotals,
+    /// When each of the peer's cores last sent anything, ns.
+    cores_heard_at: Box<[AtomicU64]>,
     /// Handshake, path life cycle. Taken some times a second, never per packet.
     pub(crate) lifecycle: Mutex<Lifecycle>,
 }
@@ -98,6 +101,7 @@ impl Bond {
             restarts: AtomicU32::new(0),
             clock_reference: AtomicU64::new(0),
             totals: BondTotals::default(),
+            cores_heard_at: (0..=u8::MAX).map(|_| AtomicU64::new(0)).collect(),
             lifecycle: Mutex::new(lifecycle),
         }
     }
@@ -105,6 +109,18 @@ impl Bond {
     /// The path with this id.
     pub fn path(&self, id: u8) -> Option<Arc<Path>> {
         self.paths.load().iter().find(|path| path.id == id).cloned()
+    }
+
+    /// Notes an authenticated datagram that the peer's core `core` sent.
+    pub fn note_core_heard(&self, now: Time, core: u8) {
+        if let Some(heard_at) = self.cores_heard_at.get(usize::from(core)) {
+            heard_at.store(now.ns(), Relaxed);
+        }
+    }
+
+    /// When the peer's core `core` last gave a sign of life.
+    pub fn core_heard_at(&self, core: u8) -> Time {
+        Time::from_ns(self.cores_heard_at.get(usize::from(core)).map_or(0, |heard_at| heard_at.load(Relaxed)))
     }
 
     /// Relative one-way delay, µs: receiver's clock at arrival less our clock at departure, as a signed

@@ -119,6 +119,8 @@ pub struct Path {
     sampled_at: AtomicU64,
     heard_at: AtomicU64,
     sent_at: AtomicU64,
+    confirmed_at: AtomicU64,
+    control_turn: AtomicU32,
     feedback: Mutex<Feedback>,
     /// Datagrams and bytes sent and received, all cores.
     pub traffic: Traffic,
@@ -182,6 +184,8 @@ impl Path {
             sampled_at: AtomicU64::new(0),
             heard_at: AtomicU64::new(now.ns()),
             sent_at: AtomicU64::new(0),
+            confirmed_at: AtomicU64::new(0),
+            control_turn: AtomicU32::new(0),
             feedback: Mutex::new(Feedback {
                 controller,
                 bytes: 0,
@@ -333,6 +337,27 @@ impl Path {
     /// When the last datagram left.
     pub fn sent_at(&self) -> Time {
         Time::from_ns(self.sent_at.load(Relaxed))
+    }
+
+    /// Counts control frames that any core of the peer may take, all cores' together.
+    pub fn next_turn(&self) -> u32 {
+        self.control_turn.fetch_add(1, Relaxed)
+    }
+
+    /// Notes a report that confirms datagrams sent over this path, whichever core sent them.
+    pub fn note_confirmed(&self, now: Time) {
+        self.confirmed_at.store(now.ns(), Relaxed);
+    }
+
+    /// When the last such report came.
+    pub fn confirmed_at(&self) -> Time {
+        Time::from_ns(self.confirmed_at.load(Relaxed))
+    }
+
+    /// How long after its departure a datagram is confirmed at the latest by the measured round trips, µs, not
+    /// counting the pause between two reports.
+    pub fn confirmation_us(&self) -> u64 {
+        u64::from(self.rtt_us()) + 4 * u64::from(self.rttvar_us()) + u64::from(self.queue_us())
     }
 
     /// Smoothed round-trip time, µs; 0 = not measured.

@@ -12,6 +12,8 @@
 //! 3. The caller sends some segments, advances the item's own cursor and calls [`FqCodel::consume`]. An
 //!    item that is only partly sent stays at its place, so that another flow's packet can get in
 //!    between the segments of a super-packet (64 KB are 26 ms on a 20 Mbit/s link).
+//! 4. A flow that must not be sent now is set aside by [`FqCodel::park`]: it keeps its packets and takes more, and
+//!    takes part again after [`FqCodel::unpark_all`].
 //!
 //! All operations are O(1) except dropping over the limit, which looks at the flows that have a queue
 //! and makes room for a 64th of the limit at once. Nothing is allocated per packet: items live in a
@@ -80,12 +82,13 @@ const NO_SLOT: u32 = u32::MAX;
 /// End of a list of flows.
 const NO_FLOW: u16 = u16::MAX;
 
-/// Which of the two round-robin lists a flow is in (RFC 8290 §4.2).
+/// The list a flow is in: one of the two of the round robin (RFC 8290 §4.2), or the one of those set aside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Idle,
     New,
     Old,
+    Parked,
 }
 
 /// A singly linked list of flows; the links are in [`Flow::next`].
@@ -180,6 +183,8 @@ struct Flow {
     deficit: i64,
     place: Place,
     next: u16,
+    /// When it last took part again after it was set aside.
+    unparked_at: Time,
     codel: Codel,
     /// Leaky bucket behind [`Head::sparse`]: level in bytes and when it was right.
     level_bytes: u64,
@@ -194,6 +199,7 @@ impl Flow {
         deficit: 0,
         place: Place::Idle,
         next: NO_FLOW,
+        unparked_at: Time::ZERO,
         codel: Codel { first_above: None, drop_next: Time::ZERO, count: 0, last_count: 0, dropping: false },
         level_bytes: 0,
         level_at: Time::ZERO,
@@ -232,6 +238,7 @@ pub struct FqCodel<T> {
     free: u32,
     new: FlowList,
     old: FlowList,
+    parked: FlowList,
     shown: Option<Shown>,
     bytes: usize,
     items: usize,
@@ -254,6 +261,7 @@ impl<T: Item> FqCodel<T> {
             free: NO_SLOT,
             new: FlowList::EMPTY,
             old: FlowList::EMPTY,
+            parked: FlowList::EMPTY,
             shown: None,
             bytes: 0,
             items: 0,
@@ -325,7 +333,7 @@ impl<T: Item> FqCodel<T> {
         let flow = &mut self.flows[usize::from(index)];
         let slot = flow.head;
         let item = self.slots[slot as usize].item.as_mut()?;
-        let sojourn_us = now.since(item.enqueued_at()) / 1_000;
+        let sojourn_us = now.since(item.enqueued_at().max(flow.unparked_at)) / 1_000;
         let above = sojourn_us >= self.target_us && flow.bytes > self.quantum_bytes;
         let codel = if !flow.codel.wants_drop(now, above, self.interval_us) {
             Verdict::Pass
@@ -372,6 +380,38 @@ impl<T: Item> FqCodel<T> {
             self.select();
         }
         item
+    }
+
+    /// Sets the flow that [`Self::head`] showed last aside: its packets wait, in order, for [`Self::unpark_all`].
+    pub fn park(&mut self) {
+        let Some(shown) = self.shown.take() else { return };
+        let flow = &mut self.flows[usize::from(shown.flow)];
+        let list = match flow.place {
+            Place::New => &mut self.new,
+            Place::Old => &mut self.old,
+            Place::Idle | Place::Parked => return,
+        };
+        // Only the head of a list is ever shown.
+        if list.head != shown.flow {
+            return;
+        }
+        flow.place = Place::Parked;
+        list.pop(&self.flows);
+        self.parked.push(&mut self.flows, shown.flow);
+    }
+
+    /// Lets all flows that were set aside take part again. Their wait was not the queue's doing and does not count for CoDel.
+    pub fn unpark_all(&mut self, now: Time) {
+        while self.parked.head != NO_FLOW {
+            let index = self.parked.head;
+            self.parked.pop(&self.flows);
+            let flow = &mut self.flows[usize::from(index)];
+            flow.place = Place::Old;
+            flow.deficit = self.quantum_bytes as i64;
+            flow.unparked_at = now;
+            flow.codel.emptied();
+            self.old.push(&mut self.flows, index);
+        }
     }
 
     /// The flow whose turn it is (RFC 8290 §4.2): new flows first, each as long as it has a deficit.
@@ -430,7 +470,7 @@ impl<T: Item> FqCodel<T> {
     fn fattest(&self) -> Option<u16> {
         let mut best = None;
         let mut most = 0;
-        for start in [self.new.head, self.old.head] {
+        for start in [self.new.head, self.old.head, self.parked.head] {
             let mut index = start;
             while index != NO_FLOW {
                 let flow = &self.flows[usize::from(index)];

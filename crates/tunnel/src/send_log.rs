@@ -321,18 +321,18 @@ impl SendLog {
         }
     }
 
-    /// When the oldest datagram that left and is not settled did so.
-    pub fn oldest_outstanding(&self) -> Option<Time> {
+    /// When the oldest datagram for `peer_core` that left and is not settled did so.
+    pub fn oldest_outstanding(&self, peer_core: u8) -> Option<Time> {
         let sent = usize::try_from(self.pending - self.first).ok()?.min(self.entries.len());
-        // Unsettled entries are the newest: walk back to the first settled one.
-        let mut oldest = None;
-        for entry in self.entries.iter().take(sent).rev() {
-            if entry.settled {
-                break;
-            }
-            oldest = Some(entry.at);
-        }
-        oldest
+        // The unsettled ones of a lane are its newest: walk back to its first settled one.
+        let lane = self.entries.iter().take(sent).rev().filter(|entry| entry.peer_core == peer_core);
+        lane.take_while(|entry| !entry.settled).last().map(|entry| entry.at)
+    }
+
+    /// Whether a datagram for `peer_core` with a number below `below` waits or is outstanding.
+    pub fn holds_for(&self, peer_core: u8, below: u64) -> bool {
+        let count = usize::try_from(below.saturating_sub(self.first)).unwrap_or(usize::MAX);
+        self.entries.iter().take(count).any(|entry| entry.peer_core == peer_core && !entry.settled)
     }
 
     /// Numbers of all sent, unsettled, not yet repeated datagrams, oldest first.
@@ -503,8 +503,25 @@ mod tests {
             log.mark_sent(run.first, Time::from_ms(counter), counter, 1);
         }
         log.settle(1, 0, 2);
-        assert_eq!(log.oldest_outstanding(), Some(Time::from_ms(3)));
+        assert_eq!(log.oldest_outstanding(0), Some(Time::from_ms(3)));
         assert_eq!(log.outstanding().len(), 2);
+        assert!(!log.holds_for(0, 3) && log.holds_for(0, 4));
+    }
+
+    #[test]
+    fn a_core_that_reports_nothing_does_not_hide_behind_one_that_does() {
+        let mut log = log_of(1 << 20);
+        for counter in 0..6 {
+            assert!(put(&mut log, (counter % 2) as u8, Time::ZERO, 100));
+            let run = log.due(Time::ZERO).unwrap();
+            log.mark_sent(run.first, Time::from_ms(counter), counter / 2, 1);
+        }
+        log.settle(1, 1, 2);
+        assert_eq!(log.oldest_outstanding(0), Some(Time::ZERO));
+        assert_eq!(log.oldest_outstanding(1), None);
+        assert!(log.holds_for(0, 1) && !log.holds_for(1, 6));
+        assert!(put(&mut log, 1, Time::from_ms(9), 100));
+        assert!(log.holds_for(1, 7), "what has not left yet counts as well");
     }
 
     #[test]

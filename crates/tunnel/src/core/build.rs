@@ -2,7 +2,7 @@
 
 use packet::segment::Segmenter;
 
-use super::transmit::{Meta, Transmit};
+use super::transmit::{Flow, Transmit};
 use crate::aead::TAG_BYTES;
 use crate::frame::{PacketHead, PieceHead};
 use crate::header::HEADER_BYTES;
@@ -25,19 +25,18 @@ impl Transmit {
         depart: Time,
         segmenter: &Segmenter<'_>,
         index: usize,
-        meta: Meta,
+        flow: Flow,
     ) -> bool {
         let multi = now < self.ordered_until;
-        // A path was chosen, so the peer is known, and with it the core.
-        let peer_core = meta.peer_core.unwrap_or(0);
+        let peer_core = flow.core;
         let payload = segmenter.segment_payload();
         let length =
             segmenter.header_bytes() + payload.min(segmenter.payload_bytes().saturating_sub(index * payload));
         let front = HEADER_BYTES + self.clear_overhead();
         let tx = &mut self.paths[at];
         let datagram_bytes = tx.path.datagram_bytes();
-        let ordered = multi && !meta.sparse;
-        let (log, depart) = if meta.sparse && multi { (&mut tx.express, now) } else { (&mut tx.log, depart) };
+        let ordered = multi && !flow.sparse;
+        let (log, depart) = if flow.sparse && multi { (&mut tx.express, now) } else { (&mut tx.log, depart) };
         let mut head = PacketHead {
             order: ordered.then(Order::default),
             partial: segmenter.checksum_partial(),
@@ -55,7 +54,7 @@ impl Transmit {
                 return false;
             }
             if ordered {
-                head.order = Some(stamp(&mut self.stampers, peer_core, meta.hash, tx.path.id));
+                head.order = Some(stamp(&mut self.stampers, peer_core, flow.hash, tx.path.id));
                 tx.ordered_at = now;
             }
             let out = log.open_slice();
@@ -69,7 +68,7 @@ impl Transmit {
         }
         self.scratch.resize(length, 0);
         let written = segmenter.write_segment(index, &mut self.scratch);
-        let order = stamp(&mut self.stampers, peer_core, meta.hash, tx.path.id);
+        let order = stamp(&mut self.stampers, peer_core, flow.hash, tx.path.id);
         let piece = PieceHead { order, partial: head.partial, total: written as u16, ..PieceHead::default() };
         append_pieces(log, piece, &self.scratch[..written], peer_core, depart, datagram_bytes)
     }
@@ -86,13 +85,18 @@ pub(super) fn log_capacity(path: &Path, express: bool) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX).clamp(256 << 10, limit)
 }
 
-/// Next stamp of the flow's lane pair.
-fn stamp(stampers: &mut Vec<Option<Box<Stamper>>>, peer_core: u8, hash: u32, path: u8) -> Order {
+/// The stamper for a receiving core, made when it is first needed.
+pub(super) fn stamper(stampers: &mut Vec<Option<Box<Stamper>>>, peer_core: u8) -> &mut Stamper {
     let core = usize::from(peer_core);
     if stampers.len() <= core {
         stampers.resize_with(core + 1, || None);
     }
-    stampers[core].get_or_insert_default().next(hash as usize % FLOW_BUCKETS, path)
+    stampers[core].get_or_insert_default()
+}
+
+/// Next stamp of the flow's lane pair.
+fn stamp(stampers: &mut Vec<Option<Box<Stamper>>>, peer_core: u8, hash: u32, path: u8) -> Order {
+    stamper(stampers, peer_core).next(hash as usize % FLOW_BUCKETS, path)
 }
 
 /// Cuts a packet into pieces: the first fills what is left of the open datagram, the others follow.

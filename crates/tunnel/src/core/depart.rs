@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::Output;
 use super::transmit::Transmit;
+use super::tx_lane::TxLane;
 use crate::aead::TAG_BYTES;
 use crate::header::{HEADER_BYTES, Header, Kind};
 use crate::keys::Encryption;
@@ -41,18 +42,14 @@ impl Transmit {
         let Some(session) = self.session.clone() else { return };
         let Some(key) = session.seal_key(self.core) else { return };
         let encryption = self.encryption();
-        if self.counters.len() <= usize::from(self.paths[at].path.id) {
-            self.counters.resize_with(usize::from(self.paths[at].path.id) + 1, || None);
-        }
         let tx = &mut self.paths[at];
-        let counters = self.counters[usize::from(tx.path.id)]
-            .get_or_insert_with(|| vec![0; usize::from(session.peer_cores)].into_boxed_slice());
+        let lanes = self.lanes.of_path(tx.path.id, session.peer_cores);
         let (mut datagrams, mut bytes) = (0, 0);
         for express in [true, false] {
             loop {
                 let log = if express { &mut tx.express } else { &mut tx.log };
                 let Some(run) = log.due(now.plus_ns(DEPART_SLACK_NS)) else { break };
-                let Some(counter) = counters.get_mut(usize::from(run.peer_core)) else {
+                let Some(lane) = lanes.get_mut(usize::from(run.peer_core)) else {
                     // The peer came back with fewer cores: nobody there can open these.
                     log.discard(&run);
                     continue;
@@ -64,12 +61,12 @@ impl Transmit {
                         sending_core: self.core,
                         path: tx.path.id,
                         receiver_index: session.remote_index,
-                        counter: *counter,
+                        counter: lane.take_counter(),
                     };
-                    *counter += 1;
                     seal(key, &header, log.datagram_mut(number), encryption);
                     log.mark_sent(number, now, header.counter, session.number);
                 }
+                lane.outstanding_since.get_or_insert(now);
                 self.sealed += run.count as u64;
                 let sent = log.run_bytes(&run).len();
                 datagrams += run.count as u64;
@@ -114,13 +111,8 @@ impl Transmit {
             return;
         };
         let peer_core = if peer_core < session.peer_cores { peer_core } else { 0 };
-        if self.counters.len() <= usize::from(id) {
-            self.counters.resize_with(usize::from(id) + 1, || None);
-        }
-        let counters = self.counters[usize::from(id)]
-            .get_or_insert_with(|| vec![0; usize::from(session.peer_cores)].into_boxed_slice());
-        let counter = counters[usize::from(peer_core)];
-        counters[usize::from(peer_core)] += 1;
+        let lanes = self.lanes.of_path(id, session.peer_cores);
+        let Some(counter) = lanes.get_mut(usize::from(peer_core)).map(TxLane::take_counter) else { return };
         self.sealed += 1;
         let length = (HEADER_BYTES + frames.len() + TAG_BYTES).max(pad_to);
         self.scratch.clear();

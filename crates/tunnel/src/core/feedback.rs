@@ -20,6 +20,8 @@ pub(super) struct Reported {
 /// Most datagrams repeated for one NACK: a burst beyond that is congestion, and repeats would feed it.
 const REPEATS_MAX: usize = 128;
 
+/// A repeat waits for room on a path at most about this long.
+const REPEAT_SLACK_US: u64 = 20_000;
 /// Most counters looked up for one NACK, found or not.
 const LOOKED_UP_MAX: usize = 512;
 /// Most datagrams that may wait to be sent again.
@@ -33,10 +35,8 @@ impl Transmit {
         }
         for entry in report.entries() {
             let Some(tx) = self.paths.iter_mut().find(|tx| tx.path.id == entry.path) else { continue };
-            if tx.reported.len() <= usize::from(peer_core) {
-                tx.reported.resize(usize::from(peer_core) + 1, Reported::default());
-            }
-            let last = &mut tx.reported[usize::from(peer_core)];
+            let Some(lane) = self.lanes.get_mut(entry.path, peer_core) else { continue };
+            let last = &mut lane.reported;
             if last.any && entry.highest <= last.highest && entry.packets <= last.packets {
                 continue;
             }
@@ -61,7 +61,10 @@ impl Transmit {
             };
             tx.log.settle(session, peer_core, entry.highest);
             tx.express.settle(session, peer_core, entry.highest);
+            let outstanding = [&tx.log, &tx.express].map(|log| log.oldest_outstanding(peer_core));
+            lane.outstanding_since = outstanding.into_iter().flatten().min();
             tx.progress_at = now;
+            tx.path.note_confirmed(now);
             if let Some(sent_at) = sent_at {
                 let rtt_us = now.since(sent_at).saturating_sub(u64::from(entry.hold_us) * 1_000) / 1_000;
                 let owd_us = self.bond.relative_delay_us(sent_at.us(), entry.arrival_us);
@@ -74,13 +77,15 @@ impl Transmit {
     }
 
     /// The peer misses datagrams of one of our lanes.
-    pub fn on_nack(&mut self, session: u32, peer_core: u8, nack: &Nack<'_>) {
+    pub fn on_nack(&mut self, now: Time, session: u32, peer_core: u8, nack: &Nack<'_>) {
         if nack.sending_core != self.core
             || self.session.as_ref().is_none_or(|current| current.number != session)
         {
             return;
         }
         let Some(tx) = self.paths.iter().find(|tx| tx.path.id == nack.path) else { return };
+        let rtt_us = u64::from(tx.path.rtt_us());
+        self.receiving.note_repeat(peer_core, now.plus_us(rtt_us + rtt_us / 2 + REPEAT_SLACK_US));
         let (mut repeats, mut looked_up) = (0, 0);
         for range in nack.ranges() {
             for counter in range.first..range.first + u64::from(range.count) {

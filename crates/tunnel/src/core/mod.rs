@@ -13,7 +13,9 @@ mod depart;
 mod feedback;
 mod lane;
 mod receive;
+mod receiving_core;
 mod transmit;
+mod tx_lane;
 mod upkeep;
 
 use std::sync::Arc;
@@ -95,6 +97,8 @@ struct CoreBond {
     rx: Receive,
     slow_at: Time,
     timing_at: Time,
+    /// Cores of the peer that were told the timing of the paths.
+    timed_cores: usize,
     /// When the peer was last told our load, and what.
     told_at: Time,
     told: Vec<u8>,
@@ -225,12 +229,10 @@ impl Core {
             packet::segment::mss_clamp_known(bytes, mtu, offload.needs_csum());
         }
         let segmenter = Segmenter::new(offload, bytes)?;
-        let definition =
-            current.tx.bond.cores.load().as_ref().map_or_else(Default::default, |cores| cores.info.flow);
-        let reduced = reduce(flow, definition, header.dscp);
+        let reduced = reduce(flow, current.tx.receiving.flow_definition(), header.dscp);
         let pure_ack = flow.protocol == 6 && segmenter.payload_bytes() == 0;
         let sparse = current.tx.is_sparse(now, *hash, bytes.len(), pure_ack);
-        let meta = Meta { flow: reduced, peer_core: None, hash: 0, sparse, ecn_capable: header.ecn != 0 };
+        let meta = Meta { flow: reduced, hash: None, sparse, ecn_capable: header.ecn != 0 };
         current.touched = true;
         current.tx.offer(now, offload, bytes, segmenter, meta, out, &mut self.drops);
         Ok(())
@@ -266,7 +268,7 @@ impl Core {
         let header = Header::parse(datagram)?;
         if header.kind.is_handshake() {
             let result = self.node.on_handshake(now, source, &header, datagram, &mut self.actions);
-            self.run_actions(now, out);
+            self.run_actions(now, None, out);
             return result;
         }
         let known = self.session.as_ref().is_some_and(|session| session.local_index == header.receiver_index);
@@ -295,7 +297,7 @@ impl Core {
             });
         self.session = Some(session);
         if !self.actions.is_empty() {
-            self.run_actions(now, out);
+            self.run_actions(now, Some(header.sending_core), out);
         }
         result
     }
@@ -303,7 +305,7 @@ impl Core {
     /// Ends a round: departures, reports, deadlines, timers. Returns when the next one is due at the latest.
     pub fn finish(&mut self, now: Time, out: &mut impl Output) -> Time {
         if self.node.poll_if_due(now, &mut self.actions) {
-            self.run_actions(now, out);
+            self.run_actions(now, None, out);
         }
         let mut next = self.node.next_poll();
         // The cached session must not keep a retired one alive for ever.
@@ -319,14 +321,15 @@ impl Core {
             }
             next = next.min(current.next);
             if !self.actions.is_empty() {
-                self.run_actions(now, out);
+                self.run_actions(now, None, out);
             }
         }
         next.max(now.plus_us(50))
     }
 
-    /// Seals and sends what the shared state machines asked for.
-    fn run_actions(&mut self, now: Time, out: &mut impl Output) {
+    /// Seals and sends what the shared state machines asked for: answers to the peer's core that asked, the rest to
+    /// one of its cores after the other.
+    fn run_actions(&mut self, now: Time, answer_to: Option<u8>, out: &mut impl Output) {
         for action in std::mem::take(&mut self.actions) {
             match action {
                 Action::Datagram { bond, path, route, bytes } => {
@@ -341,7 +344,8 @@ impl Core {
                 Action::Frames { bond, path, route, frames, pad_to } => {
                     if let Some(current) = self.bonds.get_mut(bond).and_then(Option::as_mut) {
                         current.tx.refresh(now);
-                        current.tx.send_control(now, path, self.id, route, &frames, pad_to, out);
+                        let core = answer_to.unwrap_or_else(|| current.tx.control_core(path));
+                        current.tx.send_control(now, path, core, route, &frames, pad_to, out);
                     }
                 }
             }
@@ -351,14 +355,14 @@ impl Core {
     /// Tells all peers that this node stops. For the first core, as its last act.
     pub fn close(&mut self, now: Time, out: &mut impl Output) {
         self.node.close_all(&mut self.actions);
-        self.run_actions(now, out);
+        self.run_actions(now, None, out);
     }
 
     /// Takes over a new configuration; sends what it asks for.
     pub fn run(&mut self, now: Time, actions: Vec<Action>, out: &mut impl Output) {
         self.begin(now);
         self.actions.extend(actions);
-        self.run_actions(now, out);
+        self.run_actions(now, None, out);
     }
 }
 
@@ -369,6 +373,7 @@ impl CoreBond {
             rx: Receive::new(core, Arc::clone(bond)),
             slow_at: Time::ZERO,
             timing_at: Time::ZERO,
+            timed_cores: 0,
             told_at: Time::ZERO,
             told: Vec::new(),
             next: Time::ZERO,
@@ -390,6 +395,11 @@ impl CoreBond {
             self.slow(now, node, actions, out);
         }
         self.tx.dispatch(now, out, drops);
+        if self.tx.receiving_cores().count() != self.timed_cores {
+            // A core that does not know the paths yet cannot put the packets in order which leave now.
+            let fastest = self.tx.fastest_path();
+            self.send_timing(now, fastest, out);
+        }
         let mut next = self.tx.depart(now, out);
         let source = Source {
             wan: 0,
@@ -424,8 +434,10 @@ impl CoreBond {
         self.tx.markers(now, out);
         if now.since(self.timing_at) >= TIMING_NS && self.tx.ordering(now) {
             self.timing_at = now;
-            self.send_timing(now, out);
+            let over = self.rx.report_path(&self.tx);
+            self.send_timing(now, over, out);
         }
+        self.tx.ask_silent_cores(now, out);
         self.tx.keep_alive(now, KEEPALIVE_NS, out);
         if self.tx.core == 0 && now.since(self.told_at) >= LOAD_NS {
             self.told_at = now;
@@ -444,7 +456,7 @@ impl CoreBond {
         self.told = info.load;
     }
 
-    fn send_timing(&mut self, now: Time, out: &mut impl Output) {
+    fn send_timing(&mut self, now: Time, over: Option<u8>, out: &mut impl Output) {
         let mut body = Vec::new();
         for (path, delay_us, jitter_us) in self.tx.timing() {
             body.push(path);
@@ -452,8 +464,10 @@ impl CoreBond {
             body.extend(jitter_us.to_be_bytes());
         }
         let frames = encode(&frame::Frame::Extension { kind: PATH_TIMING, body: &body });
-        let Some(path) = self.rx.report_path(&self.tx) else { return };
-        for core in self.tx.receiving_cores() {
+        let Some(path) = over else { return };
+        let cores: Vec<u8> = self.tx.receiving_cores().collect();
+        self.timed_cores = cores.len();
+        for core in cores {
             self.tx.send_control(now, path, core, None, &frames, 0, out);
         }
     }

@@ -177,6 +177,7 @@ impl Receive {
             Place::Newest => {
                 if lane.heard != cx.now {
                     lane.heard = cx.now;
+                    self.bond.note_core_heard(cx.now, header.sending_core);
                     if let Some(path_at) = path_at {
                         note_arrival(cx, &self.bond, path_at, header);
                     }
@@ -345,7 +346,7 @@ impl Receive {
                 }
             }
             Frame::Report(report) => cx.tx.on_report(cx.now, session.number, header.sending_core, &report),
-            Frame::Nack(nack) => cx.tx.on_nack(session.number, header.sending_core, &nack),
+            Frame::Nack(nack) => cx.tx.on_nack(cx.now, session.number, header.sending_core, &nack),
             Frame::Extension { kind: PATH_TIMING, body } => self.path_timing(cx, header.sending_core, body),
             Frame::ProcessorInfo(bytes) => {
                 cx.node.on_processor_info(&self.bond, ProcessorInfo::decode(bytes)?);
@@ -649,6 +650,7 @@ fn note_arrival<O: Output>(cx: &mut Context<'_, O>, bond: &Bond, path_at: usize,
             tx.path.set_route(crate::path::Route { remote: source.remote, ..route });
         }
         tx.tuples[core] = Some((tx.path.route_version(), source.remote));
+        tx.newest_tuple = tx.tuples[core];
     } else if !cx.tx.paths.iter().any(known_elsewhere) {
         cx.node.on_moved(now, bond, header.path, &source);
     }

@@ -13,12 +13,13 @@ use packet::drop_reason::{DropCounters, DropReason};
 use packet::flow::FlowKey;
 use packet::segment::{SegmentKind, Segmenter};
 use packet::vnet::VirtioNetHeader;
-use steering::policy::{CoreChooser, Policy};
 
-use super::build::log_capacity;
+use super::build::{log_capacity, stamper};
+use super::receiving_core::{Destination, ReceivingCores};
+use super::tx_lane::TxLanes;
 use super::{Output, Target};
 use crate::aead::TAG_BYTES;
-use crate::bond::{Bond, PeerCores};
+use crate::bond::Bond;
 use crate::frame::PacketHead;
 use crate::header::HEADER_BYTES;
 use crate::keys::Encryption;
@@ -30,8 +31,6 @@ use crate::send_log::SendLog;
 use crate::session::Session;
 use crate::time::Time;
 
-/// Flows a core remembers for the policies that are not a pure function of the hash.
-const CHOOSER_FLOWS: usize = 16_384;
 /// Segments and bytes of one scheduling decision at most.
 const RUN_SEGMENTS: usize = 44;
 const RUN_BYTES: usize = 66_000;
@@ -47,14 +46,23 @@ const SPARSE_BYTES_PER_MS: u32 = 80;
 pub(super) struct Meta {
     /// The flow, as this bond defines it.
     pub flow: FlowKey,
-    /// Receiving core; `None` until the peer told about its cores.
-    pub peer_core: Option<u8>,
-    /// Hash under the peer's key, 0 until then.
-    pub hash: u32,
+    /// Hash under the peer's key; `None` until the peer told about its cores.
+    pub hash: Option<u32>,
     /// Sparse flows may overtake.
     pub sparse: bool,
     /// Congestion can be marked instead of dropped.
     pub ecn_capable: bool,
+}
+
+/// What a packet's datagram needs to know of its flow.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Flow {
+    /// Hash under the peer's key.
+    pub hash: u32,
+    /// Receiving core.
+    pub core: u8,
+    /// Sparse flows may overtake.
+    pub sparse: bool,
 }
 
 /// A packet waiting in the queue.
@@ -90,8 +98,8 @@ pub(super) struct PathTx {
     pub express: SendLog,
     /// Last time a report confirmed anything.
     pub progress_at: Time,
-    /// What the peer's cores reported so far, by receiving core.
-    pub reported: Vec<super::feedback::Reported>,
+    /// When flows began to move: the numbers that the next datagrams of both logs had.
+    moved_from: [u64; 2],
     /// Marker bookkeeping: last ordered datagram.
     pub ordered_at: Time,
     /// Last keepalive of each of our tuples.
@@ -100,6 +108,8 @@ pub(super) struct PathTx {
     pub in_use: bool,
     /// Tuples learned from the peer's datagrams (listener): where lanes to a receiving core go.
     pub tuples: Vec<Option<(u32, std::net::SocketAddr)>>,
+    /// The tuple learned last.
+    pub newest_tuple: Option<(u32, std::net::SocketAddr)>,
 }
 
 impl PathTx {
@@ -109,11 +119,30 @@ impl PathTx {
             log: SendLog::new(),
             express: SendLog::new(),
             progress_at: now,
-            reported: Vec::new(),
+            moved_from: [0; 2],
             ordered_at: Time::ZERO,
             announced: None,
             in_use: false,
             tuples: Vec::new(),
+            newest_tuple: None,
+        }
+    }
+
+    /// Flows begin to move: what both logs hold now goes before them.
+    pub fn mark(&mut self) {
+        self.moved_from = [self.log.next_number(), self.express.next_number()];
+    }
+
+    /// Whether anything from before that waits or is outstanding for a core.
+    fn holds_for(&self, core: u8) -> bool {
+        let [log, express] = self.moved_from;
+        self.log.holds_for(core, log) || self.express.holds_for(core, express)
+    }
+
+    /// Sends what is for `core` to the socket of the peer that was heard last, whichever core's it is.
+    pub fn use_newest_tuple(&mut self, core: u8) {
+        if let Some(tuple) = self.tuples.get_mut(usize::from(core)) {
+            *tuple = self.newest_tuple;
         }
     }
 
@@ -151,8 +180,8 @@ pub(super) struct Transmit {
     pub session: Option<Arc<Session>>,
     /// Number of the newest session taken up.
     newest: u32,
-    /// Next counter of each lane, by path and receiving core.
-    pub(super) counters: Vec<Option<Box<[u64]>>>,
+    pub(super) lanes: TxLanes,
+    pub(super) receiving: ReceivingCores,
     /// Packets sealed in this epoch.
     pub(super) sealed: u64,
     pub paths: Vec<PathTx>,
@@ -169,10 +198,8 @@ pub(super) struct Transmit {
     pool: Vec<Vec<u8>>,
     pub(super) scratch: Vec<u8>,
     pub(super) queued_published: i64,
-    /// For the policies that are not a pure function of the hash, and what it was made from.
-    chooser: Option<Box<CoreChooser>>,
-    chooser_of: Option<Arc<PeerCores>>,
-    random: u32,
+    /// When silent cores of the peer were last asked for a sign of life.
+    pub(super) asked_at: Time,
 }
 
 /// Bytes a run of packets costs on the wire.
@@ -187,7 +214,8 @@ impl Transmit {
             bond,
             session: None,
             newest: 0,
-            counters: Vec::new(),
+            lanes: TxLanes::default(),
+            receiving: ReceivingCores::new(core),
             sealed: 0,
             paths: Vec::new(),
             queue: None,
@@ -201,9 +229,7 @@ impl Transmit {
             pool: Vec::new(),
             scratch: Vec::new(),
             queued_published: 0,
-            chooser: None,
-            chooser_of: None,
-            random: 0x9e37_79b9 ^ u32::from(core),
+            asked_at: Time::ZERO,
         }
     }
 
@@ -217,19 +243,29 @@ impl Transmit {
             // A session is taken up once and never again: its counters would begin anew, and nonces repeat.
             self.newest = self.newest.max(number);
             self.session = current.as_ref().map(Arc::clone);
-            self.counters.clear();
+            self.lanes.clear();
             self.sealed = 0;
             self.repeats.clear();
             for path in &mut self.paths {
                 // Reports speak of lanes of the session they come in: nothing of the old one is outstanding.
                 path.log.settle_all();
                 path.express.settle_all();
-                path.reported.clear();
                 path.progress_at = now;
                 path.announced = None;
             }
         }
         drop(current);
+        self.refresh_paths(now);
+        if self.receiving.follow(now, &self.bond, self.session.is_some()) {
+            self.paths.iter_mut().for_each(PathTx::mark);
+            // The new cores learn the timing of the paths while the flows wait.
+            for core in self.receiving.next_cores().iter() {
+                stamper(&mut self.stampers, core);
+            }
+        }
+    }
+
+    fn refresh_paths(&mut self, now: Time) {
         let paths = self.bond.paths.load();
         let same = paths.len() == self.paths.len()
             && paths.iter().zip(&self.paths).all(|(a, b)| Arc::ptr_eq(a, &b.path));
@@ -274,10 +310,12 @@ impl Transmit {
         if segmenter.kind() == SegmentKind::Tcp && segmenter.segment_payload() > capacity {
             segmenter.set_segment_payload(capacity);
         }
-        let meta = self.steer(now, meta);
+        let meta = Meta { hash: self.receiving.hash(&meta.flow), ..meta };
         if self.repeats.is_empty() && self.queue.as_ref().is_none_or(|queue| queue.is_empty()) {
             self.refresh_views(now);
-            if self.place(now, &segmenter, &mut next, meta, out) {
+            if let (Some(hash), Some(Destination::Core(core))) = (meta.hash, self.destination(now, meta))
+                && self.place(now, &segmenter, &mut next, Flow { hash, core, sparse: meta.sparse }, out)
+            {
                 return;
             }
         }
@@ -290,38 +328,39 @@ impl Transmit {
         let waiting = Waiting { buffer, offload: *offload, meta, next, segment_payload, left, at: now };
         let queue = self.queue.get_or_insert_with(|| Box::new(FqCodel::new(QUEUE_BYTES, QUEUE_ITEMS, 3_000)));
         let pool = &mut self.pool;
-        queue.enqueue(now, meta.hash, waiting, &mut |dropped: Waiting| {
+        queue.enqueue(now, meta.hash.unwrap_or(0), waiting, &mut |dropped: Waiting| {
             drops.add(DropReason::QueueFull);
             recycle(pool, dropped.buffer);
         });
     }
 
-    /// Chooses the receiving core of a flow by what the peer told (rows T3, T4).
-    fn steer(&mut self, now: Time, meta: Meta) -> Meta {
-        let cores = self.bond.cores.load();
-        let Some(cores) = &*cores else { return meta };
-        let (hash, by_table) = cores.core_of(&meta.flow, 0);
-        let policy = cores.info.policy;
-        if policy == Policy::Hash {
-            return Meta { hash, peer_core: Some(by_table), ..meta };
+    fn destination(&mut self, now: Time, meta: Meta) -> Option<Destination> {
+        meta.hash.map(|hash| self.receiving.of_flow(now, hash))
+    }
+
+    /// The peer's core that the next control frame on a path goes to: one after the other, so that one which hangs does
+    /// not make the path look dead.
+    pub fn control_core(&self, path: u8) -> u8 {
+        let Some(tx) = self.paths.iter().find(|tx| tx.path.id == path) else { return self.core };
+        let (Some(told), Some(session)) = (self.receiving.told(), &self.session) else { return self.core };
+        let usable = || told.info.usable.iter().filter(|core| *core < session.peer_cores);
+        let turn = tx.path.next_turn() as usize % usable().count().max(1);
+        usable().nth(turn).unwrap_or(self.core)
+    }
+
+    /// Lets flows move to other receiving cores whose old ones have had all that was sent to them.
+    fn move_flows(&mut self, now: Time) {
+        if !self.receiving.is_changing() {
+            return;
         }
-        if self.chooser_of.as_ref().is_none_or(|known| !Arc::ptr_eq(known, cores)) {
-            self.chooser_of = Some(Arc::clone(cores));
-            let remote = cores.info.remote_cores();
-            match &mut self.chooser {
-                Some(chooser) if chooser.policy() == policy => chooser.update(&remote),
-                chooser => *chooser = Some(Box::new(CoreChooser::new(policy, &remote, CHOOSER_FLOWS, 60))),
-            }
+        let mut receiving = std::mem::take(&mut self.receiving);
+        let outstanding = |core| self.paths.iter().any(|tx| tx.holds_for(core));
+        let moved = receiving.advance(now, outstanding, |core| self.is_silent(now, core));
+        self.receiving = receiving;
+        if moved && let Some(queue) = &mut self.queue {
+            queue.unpark_all(now);
         }
-        self.random = self.random.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
-        let now_s = u32::try_from(now.ms() / 1_000).unwrap_or(u32::MAX);
-        // The chooser looks at the high bits, which are the good ones of this generator.
-        let random = self.random;
-        let chosen = self
-            .chooser
-            .as_mut()
-            .and_then(|chooser| chooser.choose(&cores.info.table, hash, 0, random, now_s));
-        Meta { hash, peer_core: Some(chosen.unwrap_or(by_table)), ..meta }
+        self.wake = self.wake.min(self.receiving.next());
     }
 
     /// Largest inner packet that fits a datagram of the smallest path in use; `None` while that is not measured.
@@ -354,7 +393,7 @@ impl Transmit {
 
     fn refresh_views(&mut self, now: Time) {
         self.views.clear();
-        if self.session.is_none() || self.bond.cores.load().is_none() {
+        if self.session.is_none() || self.receiving.told().is_none() {
             return;
         }
         self.views.extend(self.paths.iter().map(|tx| tx.path.view(now)).filter(|view| view.usable));
@@ -366,6 +405,7 @@ impl Transmit {
     /// Sends what waits, as far as the paths allow: repeats first, then the queue.
     pub fn dispatch(&mut self, now: Time, out: &mut impl Output, drops: &mut DropCounters) {
         self.wake = Time::MAX;
+        self.move_flows(now);
         self.refresh_views(now);
         if !self.send_repeats(now, out) {
             return;
@@ -386,19 +426,24 @@ impl Transmit {
             }
             let mut next = head.item.next;
             let before = next;
-            let meta = if head.item.meta.peer_core.is_some() {
-                head.item.meta
-            } else {
-                self.steer(now, head.item.meta)
+            let meta = &mut head.item.meta;
+            meta.hash = meta.hash.or_else(|| self.receiving.hash(&meta.flow));
+            let destination = meta.hash.map(|hash| (hash, self.receiving.of_flow(now, hash)));
+            let flow = match destination {
+                Some((hash, Destination::Core(core))) => Flow { hash, core, sparse: meta.sparse },
+                Some((_, Destination::Waits)) => {
+                    queue.park();
+                    continue;
+                }
+                Some((_, Destination::Unknown)) | None => break,
             };
-            head.item.meta = meta;
             let done = match verdict {
                 Verdict::Drop => {
                     drops.add(DropReason::CoDel);
                     next += 1;
                     next >= segmenter.segments()
                 }
-                Verdict::Mark | Verdict::Pass => self.place(now, &segmenter, &mut next, meta, out),
+                Verdict::Mark | Verdict::Pass => self.place(now, &segmenter, &mut next, flow, out),
             };
             if next == before && !done {
                 break;
@@ -422,7 +467,7 @@ impl Transmit {
         now: Time,
         segmenter: &Segmenter<'_>,
         next: &mut usize,
-        meta: Meta,
+        flow: Flow,
         out: &mut impl Output,
     ) -> bool {
         let segments = segmenter.segments();
@@ -431,7 +476,7 @@ impl Transmit {
         while *next < segments {
             let run = self.run_length(per_segment).min(segments - *next);
             let bytes = wire_bytes(run, run * per_segment);
-            let policy = if meta.sparse { ClassPolicy::SPARSE } else { ClassPolicy::BULK };
+            let policy = if flow.sparse { ClassPolicy::SPARSE } else { ClassPolicy::BULK };
             let choice =
                 choose(now, &self.views, u32::try_from(bytes).unwrap_or(u32::MAX), &policy, self.last_path);
             let id = match choice {
@@ -444,7 +489,7 @@ impl Transmit {
                 Choice::None => return false,
             };
             let Some(at) = self.paths.iter().position(|tx| tx.path.id == id) else { return false };
-            if !self.has_room(now, at, meta.sparse, bytes as usize, out) {
+            if !self.has_room(now, at, flow.sparse, bytes as usize, out) {
                 // What waits there leaves first; booking now would only push the path's time ahead for nothing.
                 return false;
             }
@@ -457,7 +502,7 @@ impl Transmit {
             }
             self.last_path = Some(id);
             for index in *next..*next + run {
-                if !self.append(now, at, depart, segmenter, index, meta) {
+                if !self.append(now, at, depart, segmenter, index, flow) {
                     // Pieces take more room than was asked for: come back when some have left.
                     self.wake = self.wake.min(now.plus_us(200));
                     *next = index;

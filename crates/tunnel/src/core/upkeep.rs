@@ -4,6 +4,7 @@ use super::Output;
 use super::build::log_capacity;
 use super::transmit::{PathTx, Repeat, Transmit, wire_bytes};
 use crate::aead::TAG_BYTES;
+use crate::frame::Frame;
 use crate::header::HEADER_BYTES;
 use crate::order::SETTLE_US_DEFAULT;
 use crate::path::PathState;
@@ -13,6 +14,14 @@ use crate::time::Time;
 const SUSPECT_SILENT_US: u64 = 60_000;
 /// … and twice as long if anything was heard on it within this time.
 const SUSPECT_HEARD_NS: u64 = 40_000_000;
+/// A core of the peer lives that was heard within this time.
+const CORE_HEARD_NS: u64 = 45_000_000;
+/// A confirmation that comes so much later than one was due is of a later datagram: two pauses between reports.
+const CONFIRMED_LATER_US: u64 = 25_000;
+/// Silent cores are asked for a sign of life this often.
+const ASK_NS: u64 = 50_000_000;
+/// Id of these pings: far from those of the paths' own.
+const ASK_ID: u32 = 1 << 31;
 
 impl Transmit {
     /// A path stopped being usable: what waits for it departs elsewhere, what it did not deliver is repeated.
@@ -44,6 +53,8 @@ impl Transmit {
             }
         }
         self.scratch = frames;
+        // What was for a core that flows leave is in the other log now.
+        self.paths[to].mark();
         for express in [true, false] {
             let log = if express { &self.paths[at].express } else { &self.paths[at].log };
             for number in log.outstanding() {
@@ -60,12 +71,11 @@ impl Transmit {
         let progress = |tx: &PathTx| now.since(tx.progress_at) < SUSPECT_SILENT_US * 500;
         // A path that has just come back is judged by what it carries from now on, not by what died with it.
         for tx in self.paths.iter().filter(|tx| tx.in_use && tx.path.state() == PathState::Up) {
-            let Some(oldest) = tx.log.oldest_outstanding().or(tx.express.oldest_outstanding()) else {
-                continue;
-            };
-            let rtt_us = u64::from(tx.path.rtt_us())
-                + 4 * u64::from(tx.path.rttvar_us())
-                + u64::from(tx.path.queue_us());
+            let outstanding = self.lanes.outstanding(tx.path.id);
+            // A core of the peer that hangs is no reason to leave a path that delivers to others.
+            let blamed = outstanding.filter(|(core, _)| !self.is_silent(now, *core));
+            let Some(oldest) = blamed.map(|(_, since)| since).min() else { continue };
+            let rtt_us = tx.path.confirmation_us();
             let silent_us = now.since(tx.progress_at.max(oldest)) / 1_000;
             let age_us = now.since(oldest) / 1_000;
             let heard = now.since(tx.path.heard_at()) < SUSPECT_HEARD_NS;
@@ -83,6 +93,44 @@ impl Transmit {
         suspects
     }
 
+    /// Whether a core of the peer gives no sign of life: datagrams for it are overdue on a path over which later ones
+    /// for other cores were confirmed, and nothing comes from it at all.
+    pub fn is_silent(&self, now: Time, core: u8) -> bool {
+        if now.since(self.bond.core_heard_at(core)) < CORE_HEARD_NS {
+            return false;
+        }
+        self.paths.iter().any(|tx| {
+            let Some(since) = self.lanes.outstanding_since(tx.path.id, core) else { return false };
+            let due = since.plus_us(tx.path.confirmation_us());
+            now >= due.plus_us(SUSPECT_SILENT_US / 2)
+                && tx.path.confirmed_at() >= due.plus_us(CONFIRMED_LATER_US)
+        })
+    }
+
+    /// Asks cores of the peer that are silent for a sign of life: one that answers shows that a path does not deliver
+    /// what is large, or does not deliver to this core.
+    pub fn ask_silent_cores(&mut self, now: Time, out: &mut impl Output) {
+        let Some(cores) = self.session.as_ref().map(|session| session.peer_cores) else { return };
+        if now < self.asked_at.plus_ns(ASK_NS) || !self.busy() {
+            return;
+        }
+        for core in (0..cores).filter(|core| self.is_silent(now, *core)).collect::<Vec<_>>() {
+            self.asked_at = now;
+            let frames = crate::lifecycle::encode(&Frame::Ping { id: ASK_ID });
+            for at in 0..self.paths.len() {
+                let id = self.paths[at].path.id;
+                if self.paths[at].path.usable() && self.lanes.outstanding_since(id, core).is_some() {
+                    // A NAT may have forgotten this core's socket only.
+                    self.paths[at].use_newest_tuple(core);
+                    self.send_control(now, id, core, None, &frames, 0, out);
+                }
+            }
+            if let Some(id) = self.fastest_path() {
+                self.send_control(now, id, core, None, &frames, 0, out);
+            }
+        }
+    }
+
     /// Moves everything away from paths that stopped being usable since the last call.
     pub fn leave_dead_paths(&mut self, now: Time) {
         for at in 0..self.paths.len() {
@@ -96,6 +144,7 @@ impl Transmit {
                 tx.progress_at = now;
                 tx.log.settle_all();
                 tx.express.settle_all();
+                self.lanes.settle_path(tx.path.id);
                 // And the peer must learn every socket anew: a NAT between may have forgotten them.
                 tx.announced = None;
             }
@@ -115,21 +164,17 @@ impl Transmit {
     }
 
     /// Cores of the peer this core sends ordered packets to.
-    pub fn receiving_cores(&self) -> Vec<u8> {
-        (0..self.stampers.len())
-            .filter(|core| self.stampers[*core].is_some())
-            .map(|core| core as u8)
-            .collect()
+    pub fn receiving_cores(&self) -> impl Iterator<Item = u8> + '_ {
+        let known = self.stampers.iter().enumerate().filter(|(_, stamper)| stamper.is_some());
+        known.map(|(core, _)| core as u8)
     }
 
     /// Whether anything is under way that slow timers must watch.
     pub fn busy(&self) -> bool {
         !self.repeats.is_empty()
-            || self
-                .paths
-                .iter()
-                .any(|tx| tx.in_use != tx.path.usable() || tx.log.oldest_outstanding().is_some())
-            || self.paths.iter().any(|tx| tx.express.oldest_outstanding().is_some())
+            || self.paths.iter().any(|tx| {
+                tx.in_use != tx.path.usable() || self.lanes.outstanding(tx.path.id).next().is_some()
+            })
     }
 
     /// Whether a path waits for its first keepalives.
@@ -198,7 +243,7 @@ impl Transmit {
             self.paths[at].ordered_at = newest;
             for core in 0..self.stampers.len() {
                 if let Some(last) = self.stampers[core].as_ref().and_then(|stamper| stamper.marker()) {
-                    let frames = crate::lifecycle::encode(&crate::frame::Frame::Marker { stamp: last });
+                    let frames = crate::lifecycle::encode(&Frame::Marker { stamp: last });
                     self.send_control(now, id, core as u8, None, &frames, 0, out);
                 }
             }

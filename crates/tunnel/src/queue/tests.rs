@@ -292,3 +292,42 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn a_parked_flow_keeps_its_order_and_lets_the_others_go() {
+    let mut queue = queue();
+    for id in 0..6 {
+        put(&mut queue, Time::ZERO, id % 2, packet(id, 1_000, Time::ZERO));
+    }
+    assert_eq!(queue.head(Time::ZERO).unwrap().item.id, 0);
+    queue.park();
+    for id in 6..8 {
+        put(&mut queue, Time::ZERO, id % 2, packet(id, 1_000, Time::ZERO));
+    }
+    let others: Vec<_> = std::iter::from_fn(|| take(&mut queue, Time::ZERO)).collect();
+    assert_eq!(others, [1, 3, 5, 7]);
+    assert!(!queue.is_empty() && queue.head(Time::ZERO).is_none());
+    // The wait was not the queue's doing: CoDel has nothing to say about it, even long after.
+    queue.unpark_all(Time::from_ms(200));
+    queue.head(Time::from_ms(201)).unwrap();
+    let late = Time::from_ms(224);
+    for id in [0, 2, 4, 6] {
+        assert_eq!(queue.head(late).unwrap().codel, Verdict::Pass);
+        assert_eq!(take(&mut queue, late), Some(id));
+    }
+    assert!(queue.is_empty());
+}
+
+#[test]
+fn parked_flows_give_room_like_all_others() {
+    let mut queue = FqCodel::<Packet>::new(10_000, 100, 1_500);
+    put(&mut queue, Time::ZERO, 1, packet(1, 9_000, Time::ZERO));
+    queue.head(Time::ZERO).unwrap();
+    queue.park();
+    let mut dropped = Vec::new();
+    queue.enqueue(Time::ZERO, 2, packet(2, 5_000, Time::ZERO), &mut |item: Packet| dropped.push(item.id));
+    assert_eq!(dropped, [1]);
+    queue.unpark_all(Time::ZERO);
+    assert_eq!(take(&mut queue, Time::ZERO), Some(2));
+    assert_eq!(take(&mut queue, Time::ZERO), None);
+}

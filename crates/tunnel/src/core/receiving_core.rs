@@ -1,0 +1,259 @@
+//! The peer's core that a flow's packets are sent to (rows T3, T4), and how a flow changes it in order.
+//!
+//! The peer tells its cores, its bucket table and the policy; [`ReceivingCores::of_flow`] follows them. When what it
+//! tells names another core for a flow, that core must not get the flow's packets before the old one has had the
+//! earlier ones: they would leave the peer twice, late or out of order. So a flow that moves *waits*, in the queue,
+//! until the old core has reported everything that was sent to it before, and then moves. That takes a round trip and
+//! a report interval. It ends early when the old core gives no sign of life, and always after [`MOVE_NS_MAX`].
+//!
+//! What a core that hangs has not reported stays where it is: it may have been delivered, and a copy for another core
+//! would be a new datagram, which no replay window recognises. The inner protocols repeat what they miss.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use packet::flow::FlowKey;
+use steering::cores::CoreSet;
+use steering::policy::{CoreChooser, Policy};
+
+use crate::bond::{Bond, PeerCores};
+use crate::hello::ProcessorInfo;
+use crate::keys::FlowDefinition;
+use crate::time::Time;
+
+/// Flows wait at most this long for their old core.
+pub(super) const MOVE_NS_MAX: u64 = 200_000_000;
+/// After the last report: a datagram that was overtaken on its way may still come, and be asked for.
+const OVERTAKEN_NS: u64 = 3_000_000;
+/// Flows a core remembers for the policies that are not a pure function of the hash.
+const CHOOSER_FLOWS: usize = 16_384;
+/// A remembered flow is forgotten after this long without a packet, s.
+const CHOOSER_IDLE_S: u32 = 60;
+
+/// Where a flow's packets go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Destination {
+    /// To this core of the peer.
+    Core(u8),
+    /// The flow moves and must wait.
+    Waits,
+    /// The peer has not told about its cores.
+    Unknown,
+}
+
+/// One core's choice of receiving cores for one bond.
+#[derive(Default)]
+pub(super) struct ReceivingCores {
+    /// What is in force of what the peer told.
+    told: Option<Arc<PeerCores>>,
+    /// The peer's restarts when it was told.
+    restarts: u32,
+    /// For the policies that are not a pure function of the hash.
+    chooser: Option<Box<CoreChooser>>,
+    random: u32,
+    change: Option<Change>,
+}
+
+/// What the peer told last, while flows wait for it to come into force.
+struct Change {
+    next: Arc<PeerCores>,
+    moves: Moves,
+    old: Vec<OldCore>,
+    ends: Time,
+}
+
+/// Which flows move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Moves {
+    /// Those whose bucket has another owner.
+    Buckets,
+    /// Those that were given one of these cores, which may not be used any more.
+    From(CoreSet),
+    /// All: the rule by which cores are chosen is another.
+    All,
+}
+
+/// A core that flows move away from.
+#[derive(Clone, Copy, Debug)]
+struct OldCore {
+    core: u8,
+    /// Everything that was sent to it is confirmed.
+    confirmed: bool,
+    /// Not left before.
+    not_before: Time,
+}
+
+impl ReceivingCores {
+    pub fn new(core: u8) -> Self {
+        Self { random: 0x9e37_79b9 ^ u32::from(core), ..Self::default() }
+    }
+
+    /// What is in force of what the peer told.
+    pub fn told(&self) -> Option<&PeerCores> {
+        self.told.as_deref()
+    }
+
+    /// What makes a flow for the peer (row T2).
+    pub fn flow_definition(&self) -> FlowDefinition {
+        self.told.as_ref().map_or_else(Default::default, |told| told.info.flow)
+    }
+
+    /// Takes over what the peer told last. True when flows begin to wait: what was handed to the old cores until now
+    /// must be confirmed first.
+    pub fn follow(&mut self, now: Time, bond: &Bond, in_session: bool) -> bool {
+        let latest = bond.cores.load();
+        let Some(latest) = &*latest else {
+            self.told = None;
+            self.change = None;
+            return false;
+        };
+        let restarts = bond.restarts.load(Relaxed);
+        if restarts != self.restarts || !in_session || self.told.is_none() {
+            // Nothing that is under way will be delivered by the peer as it is now.
+            self.restarts = restarts;
+            self.take_over(Arc::clone(latest));
+            return false;
+        }
+        if self.change.is_some() {
+            return false;
+        }
+        let Some(told) = self.told.as_ref().filter(|told| !Arc::ptr_eq(told, latest)) else { return false };
+        let Some((moves, from)) = moves(&told.info, &latest.info) else {
+            self.take_over(Arc::clone(latest));
+            return false;
+        };
+        let old = from.iter().map(|core| OldCore { core, confirmed: false, not_before: now }).collect();
+        self.change = Some(Change { next: Arc::clone(latest), moves, old, ends: now.plus_ns(MOVE_NS_MAX) });
+        true
+    }
+
+    /// Whether flows wait for their old cores.
+    pub fn is_changing(&self) -> bool {
+        self.change.is_some()
+    }
+
+    /// The cores of the peer that flows may move to.
+    pub fn next_cores(&self) -> CoreSet {
+        self.change.as_ref().map_or(CoreSet::EMPTY, |change| change.next.info.usable)
+    }
+
+    /// Lets flows move whose old core has nothing outstanding, is silent, or took too long. True if any did.
+    pub fn advance(
+        &mut self,
+        now: Time,
+        outstanding: impl Fn(u8) -> bool,
+        silent: impl Fn(u8) -> bool,
+    ) -> bool {
+        let Some(change) = &mut self.change else { return false };
+        let before = change.old.len();
+        let over = now >= change.ends;
+        change.old.retain_mut(|old| {
+            if !old.confirmed && !outstanding(old.core) {
+                old.confirmed = true;
+                old.not_before = old.not_before.max(now.plus_ns(OVERTAKEN_NS));
+            }
+            let done = old.confirmed && now >= old.not_before;
+            !(over || done || silent(old.core))
+        });
+        let (moved, left) = (change.old.len() < before, change.old.len());
+        if left == 0
+            && let Some(change) = self.change.take()
+        {
+            self.take_over(change.next);
+            return true;
+        }
+        moved
+    }
+
+    /// When [`Self::advance`] has something to do, if no report comes before.
+    pub fn next(&self) -> Time {
+        let Some(change) = &self.change else { return Time::MAX };
+        let confirmed = change.old.iter().filter(|old| old.confirmed).map(|old| old.not_before);
+        confirmed.min().unwrap_or(Time::MAX).min(change.ends)
+    }
+
+    /// A datagram for `core` is sent again and will be there at `at`.
+    pub fn note_repeat(&mut self, core: u8, at: Time) {
+        if let Some(change) = &mut self.change
+            && let Some(old) = change.old.iter_mut().find(|old| old.core == core)
+        {
+            old.not_before = old.not_before.max(at);
+        }
+    }
+
+    /// Hash of a flow under the peer's key.
+    pub fn hash(&self, flow: &FlowKey) -> Option<u32> {
+        self.told.as_ref().map(|told| told.core_of(flow, 0).0)
+    }
+
+    /// The core for the next packet of the flow with this hash.
+    pub fn of_flow(&mut self, now: Time, hash: u32) -> Destination {
+        let Some(told) = &self.told else { return Destination::Unknown };
+        let by_table = told.core_of_hash(hash);
+        let Some(change) = &self.change else {
+            return Destination::Core(self.chosen(now, hash).unwrap_or(by_table));
+        };
+        match change.moves {
+            Moves::All => Destination::Waits,
+            Moves::Buckets => {
+                let next = change.next.core_of_hash(hash);
+                if next != by_table && change.old.iter().any(|old| old.core == by_table) {
+                    Destination::Waits
+                } else {
+                    Destination::Core(next)
+                }
+            }
+            Moves::From(leaving) => {
+                let core = self.chosen(now, hash).unwrap_or(by_table);
+                if leaving.contains(core) { Destination::Waits } else { Destination::Core(core) }
+            }
+        }
+    }
+
+    /// The core by the policies that remember flows.
+    fn chosen(&mut self, now: Time, hash: u32) -> Option<u8> {
+        let (chooser, told) = (self.chooser.as_mut()?, self.told.as_ref()?);
+        self.random = self.random.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
+        let now_s = u32::try_from(now.ms() / 1_000).unwrap_or(u32::MAX);
+        // The chooser looks at the high bits, which are the good ones of this generator.
+        chooser.choose(&told.info.table, hash, 0, self.random, now_s)
+    }
+
+    fn take_over(&mut self, told: Arc<PeerCores>) {
+        self.change = None;
+        if self.told.as_ref().is_some_and(|known| Arc::ptr_eq(known, &told)) {
+            return;
+        }
+        let (policy, remote) = (told.info.policy, told.info.remote_cores());
+        self.told = Some(told);
+        match &mut self.chooser {
+            _ if policy == Policy::Hash => self.chooser = None,
+            Some(chooser) if chooser.policy() == policy => chooser.update(&remote),
+            chooser => {
+                *chooser = Some(Box::new(CoreChooser::new(policy, &remote, CHOOSER_FLOWS, CHOOSER_IDLE_S)));
+            }
+        }
+    }
+}
+
+/// Which flows move, and from which cores, when the peer tells `new` after `old`; `None` when none does.
+fn moves(old: &ProcessorInfo, new: &ProcessorInfo) -> Option<(Moves, CoreSet)> {
+    let all = CoreSet::first(u16::from(old.cores));
+    if old.policy != new.policy || old.flow != new.flow || old.flow_hash_key != new.flow_hash_key {
+        return Some((Moves::All, all));
+    }
+    let (moves, from) = if old.policy == Policy::Hash {
+        if old.table.buckets() != new.table.buckets() {
+            return Some((Moves::All, all));
+        }
+        let from = old.table.moves(&new.table).filter_map(|(_, from, _)| u8::try_from(from).ok());
+        (Moves::Buckets, from.collect())
+    } else {
+        let rules = old.reserved == new.reserved && old.preferred == new.preferred;
+        let gone = if rules { all.without(&new.usable) } else { all };
+        // Nobody is on a core that could not be used before either.
+        let from = gone.and(&old.usable);
+        (Moves::From(from), from)
+    };
+    (!from.is_empty()).then_some((moves, from))
+}
