@@ -455,7 +455,7 @@ impl World {
         if !site.running {
             return;
         }
-        let owner = site.workers.first().and_then(|worker| worker.core.classify(&emit.bytes).ok());
+        let owner = site.workers.first().and_then(|worker| worker.core.classify(&emit.bytes, None).ok());
         let owner = owner.map_or(0, |classified| usize::from(classified.owner));
         if let Ok(flow) = FlowKey::of(&emit.bytes) {
             let port = flow.src_port.min(flow.dst_port).max(FIRST_PORT);
@@ -495,7 +495,7 @@ impl World {
         for item in std::mem::take(&mut worker.inbox) {
             match item {
                 Item::Packet(offload, mut bytes) => {
-                    if let Ok(classified) = worker.core.classify(&bytes) {
+                    if let Ok(classified) = worker.core.classify(&bytes, None) {
                         worker.core.packet(now, &offload, &mut bytes, &classified, &mut out);
                     }
                 }

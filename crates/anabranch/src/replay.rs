@@ -11,19 +11,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
+use arc_swap::ArcSwap;
 use clap::Args as ClapArgs;
 use control::config::Config;
 use control::gateway::overrides::Live;
 use control::host_facts::HostFacts;
-use engine::gateway::replay::{Captured, run as run_cores};
+use datapath::capture::{Captured, replay};
+use datapath::memory::MemoryPorts;
+use datapath::{Datapath, Snapshots, Worker};
 use packet::attachment::{Ingress, InterfaceId};
 use packet::flow::FlowKey;
 use pcap_file::pcap::{PcapHeader, PcapPacket, PcapReader, PcapWriter};
 use pcap_file::{DataLink, PcapError};
-use services::core::{Core, ETHERNET_BYTES, Neighbors};
+use services::core::{ETHERNET_BYTES, Neighbors};
 use services::policy::Policy;
 use services::spec::GatewaySpec;
 use steering::ownership::Ownership;
+use tunnel::config::NodeConfig;
+use tunnel::node::Node;
 
 use crate::output;
 
@@ -126,20 +131,21 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             usize::from(ownership.owner_of_bucket(ownership.bucket(&key, policy.tenant_of(frame.attachment))))
         })
     };
-    let replayed = run_cores(&mut cores.cores, reader, frames)?;
+    let replayed = replay(&mut cores.workers, reader, frames);
     write(&args.out, &replayed.packets)?;
     let mut drops = packet::DropCounters::default();
-    for core in &cores.cores {
-        drops.merge(&core.drops);
-        drops.merge(&core.late_drops());
+    for worker in &cores.workers {
+        drops.merge(&worker.datapath.service_drops());
+        drops.merge(&worker.datapath.tunnel_drops());
     }
+    let services = || cores.workers.iter().map(|worker| &worker.datapath.services);
     let report = Report {
         read_frames,
         sent_frames: replayed.sent,
         to_host_frames: replayed.to_host,
-        flows: cores.cores.iter().map(|core| core.flows().len()).sum(),
-        handoffs: cores.cores.iter().map(|core| core.counters.handed_out).sum(),
-        replies_on_wrong_core: cores.cores.iter().map(|core| core.counters.replies_on_wrong_core).sum(),
+        flows: services().map(|core| core.flows().len()).sum(),
+        handoffs: services().map(|core| core.counters.handed_out).sum(),
+        replies_on_wrong_core: services().map(|core| core.counters.replies_on_wrong_core).sum(),
         drops: drops
             .iter()
             .filter(|(_, count)| *count > 0)
@@ -173,7 +179,7 @@ fn text(report: &Report) -> String {
 }
 
 struct Cores {
-    cores: Vec<Core>,
+    workers: Vec<Worker<MemoryPorts>>,
     policy: Arc<Policy>,
     ownership: Arc<Ownership>,
 }
@@ -191,11 +197,29 @@ fn cores(count: u8, spec: GatewaySpec) -> anyhow::Result<Cores> {
         })
     });
     let ownership = Arc::new(Ownership::new(count, keys)?);
-    let core = |id: u8| {
-        let seed = 0x616e_6162_7261_6e63 ^ u64::from(id).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        Core::new(id, seed, Arc::clone(&policy), Arc::clone(&ownership), Arc::clone(&neighbors))
+    let node = Arc::new(Node::new(NodeConfig {
+        private_key: tunnel::PrivateKey::new([7; 32]),
+        ownership: Arc::new(ArcSwap::new(Arc::clone(&ownership))),
+        node_id: 0,
+        index_key: [0; 16],
+        boot_id: 0,
+        seed: [0; 32],
+        wall_clock_ns: 0,
+        timestamp_floor_ns: 0,
+        rekey_after_ms: tunnel::session::REKEY_AFTER_MS,
+    }));
+    let snapshots = Snapshots {
+        policy: Arc::clone(&policy),
+        ownership: Arc::clone(&ownership),
+        neighbors,
+        serving: true,
     };
-    Ok(Cores { cores: (0..count).map(core).collect(), policy, ownership })
+    let worker = |id: u8| {
+        let seed = 0x616e_6162_7261_6e63 ^ u64::from(id).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let datapath = Datapath::new(id, Arc::clone(&node), seed, snapshots.clone());
+        Worker { datapath, ports: MemoryPorts::new() }
+    };
+    Ok(Cores { workers: (0..count).map(worker).collect(), policy, ownership })
 }
 
 /// Every configured router has a hardware address made from its own; other neighbours have none and leave as such.

@@ -1,13 +1,17 @@
 //! Per-core counters: one writer (the worker), read at scrape.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use packet::drop_reason::{DropCounters, DropReason};
 
 /// Flows a core can tell apart for the operator.
 const FLOW_SLOTS: usize = 8_192;
 /// A flow not seen for this long is over, as far as the count goes.
-const FLOW_IDLE_SECONDS: u32 = 20;
+const FLOW_IDLE_MS: u32 = 20_000;
+/// A flow that was silent for so long may have been elsewhere in between.
+const FLOW_PAUSE_MS: u32 = 2_000;
+/// Packets of a flow that moves to another core may be under way to the old one for so long.
+const FLOW_MOVE_MS: u32 = 50;
 
 /// A number with one writer: a plain load and store, never a locked instruction.
 #[derive(Default)]
@@ -39,6 +43,42 @@ impl Counter {
     }
 }
 
+/// How long a core has been processing a flow: milliseconds, low 32 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowStay {
+    /// Hash of the flow, or of a packet in fragments.
+    pub hash: u32,
+    /// First packet since it came here.
+    pub first_ms: u32,
+    /// Last packet.
+    pub last_ms: u32,
+}
+
+impl FlowStay {
+    /// Whether two cores processed the flow by turns: a flow that moved was at one after the other.
+    #[must_use]
+    pub fn is_split_from(&self, other: &Self) -> bool {
+        let within = |from: u32, to: u32| to.wrapping_sub(from).cast_signed() > FLOW_MOVE_MS.cast_signed();
+        self.hash == other.hash
+            && within(self.first_ms, other.last_ms)
+            && within(other.first_ms, self.last_ms)
+    }
+}
+
+/// Number of flows that more than one of the cores processed by turns.
+#[must_use]
+pub fn split_flows(cores: &[Vec<FlowStay>]) -> u64 {
+    let mut all: Vec<FlowStay> = cores.iter().flatten().copied().collect();
+    all.sort_unstable_by_key(|stay| stay.hash);
+    let same = all.chunk_by(|a, b| a.hash == b.hash);
+    let split = |stays: &&[FlowStay]| {
+        let mut pairs =
+            stays.iter().enumerate().flat_map(|(at, a)| stays.iter().skip(at + 1).map(move |b| (a, b)));
+        pairs.any(|(a, b)| a.is_split_from(b))
+    };
+    same.filter(split).count() as u64
+}
+
 /// What one worker counts.
 pub struct Counters {
     /// Packets read from TUN; a super-packet counts as its segments.
@@ -57,6 +97,8 @@ pub struct Counters {
     pub udp_tx_datagrams: Counter,
     /// Bytes of them.
     pub udp_tx_bytes: Counter,
+    /// Frames read from interfaces; a super-packet counts as one.
+    pub interface_rx_packets: Counter,
     /// Items that came over a ring.
     pub ring_in: Counter,
     /// Items handed over a ring.
@@ -77,8 +119,10 @@ pub struct Counters {
     pub reload_cpu_ns_max: Counter,
     /// Drops by reason.
     drops: Vec<AtomicU64>,
-    /// Inner flows processed after decryption: hash in the high half, last second seen in the low half.
+    /// Flows that came by a bond: hash in the high half, when last seen in the low half, ms.
     flows: Box<[AtomicU64]>,
+    /// Since when each has been here without a pause, ms.
+    flow_begins: Box<[AtomicU32]>,
 }
 
 impl Default for Counters {
@@ -92,6 +136,7 @@ impl Default for Counters {
             udp_rx_bytes: Counter::default(),
             udp_tx_datagrams: Counter::default(),
             udp_tx_bytes: Counter::default(),
+            interface_rx_packets: Counter::default(),
             ring_in: Counter::default(),
             ring_out: Counter::default(),
             busy_ns: Counter::default(),
@@ -103,6 +148,7 @@ impl Default for Counters {
             reload_cpu_ns_max: Counter::default(),
             drops: (0..DropReason::COUNT).map(|_| AtomicU64::new(0)).collect(),
             flows: (0..FLOW_SLOTS).map(|_| AtomicU64::new(0)).collect(),
+            flow_begins: (0..FLOW_SLOTS).map(|_| AtomicU32::new(0)).collect(),
         }
     }
 }
@@ -126,22 +172,30 @@ impl Counters {
         self.reload_cpu_ns_max.raise(cpu_ns);
     }
 
-    /// Notes that this core processed a flow after decryption.
+    /// Notes that this core processed a packet of a flow that came by a bond. `now_ms`: the low 32 bits of a clock in
+    /// milliseconds.
     #[inline]
-    pub fn note_flow(&self, hash: u32, now_s: u32) {
-        let slot = &self.flows[hash.wrapping_mul(0x9e37_79b1) as usize >> 16 & (FLOW_SLOTS - 1)];
-        slot.store(u64::from(hash) << 32 | u64::from(now_s), Relaxed);
+    pub fn note_flow(&self, hash: u32, now_ms: u32) {
+        let place = hash.wrapping_mul(0x9e37_79b1) as usize >> 16 & (FLOW_SLOTS - 1);
+        let (Some(slot), Some(begin)) = (self.flows.get(place), self.flow_begins.get(place)) else { return };
+        let before = slot.load(Relaxed);
+        let stays = (before >> 32) as u32 == hash && now_ms.wrapping_sub(before as u32) <= FLOW_PAUSE_MS;
+        if !stays {
+            begin.store(now_ms, Relaxed);
+        }
+        slot.store(u64::from(hash) << 32 | u64::from(now_ms), Relaxed);
     }
 
-    /// Hashes of the flows of the last 20 s.
-    pub fn flows(&self, now_s: u32) -> Vec<u32> {
-        let recent = |entry: &u64| *entry != 0 && now_s.wrapping_sub(*entry as u32) <= FLOW_IDLE_SECONDS;
-        self.flows
-            .iter()
-            .map(|slot| slot.load(Relaxed))
-            .filter(recent)
-            .map(|entry| (entry >> 32) as u32)
-            .collect()
+    /// Flows of the last 20 s.
+    pub fn flows(&self, now_ms: u32) -> Vec<FlowStay> {
+        let stay = |(slot, begin): (&AtomicU64, &AtomicU32)| {
+            let (entry, first_ms) = (slot.load(Relaxed), begin.load(Relaxed));
+            FlowStay { hash: (entry >> 32) as u32, first_ms, last_ms: entry as u32 }
+        };
+        let recent = |stay: &FlowStay| {
+            (stay.hash, stay.last_ms) != (0, 0) && now_ms.wrapping_sub(stay.last_ms) <= FLOW_IDLE_MS
+        };
+        self.flows.iter().zip(&self.flow_begins).map(stay).filter(recent).collect()
     }
 
     /// Publishes the worker's drops.
@@ -181,12 +235,30 @@ mod tests {
     fn flows_are_counted_once_and_forgotten() {
         let counters = Counters::default();
         for _ in 0..3 {
-            counters.note_flow(7, 100);
-            counters.note_flow(1 << 20, 101);
+            counters.note_flow(7, 100_000);
+            counters.note_flow(1 << 20, 101_000);
         }
-        let mut flows = counters.flows(105);
+        let mut flows: Vec<u32> = counters.flows(105_000).iter().map(|stay| stay.hash).collect();
         flows.sort_unstable();
         assert_eq!(flows, [7, 1 << 20]);
-        assert!(counters.flows(130).is_empty());
+        assert!(counters.flows(130_000).is_empty());
+    }
+
+    #[test]
+    fn a_flow_that_moves_is_not_split_and_one_that_alternates_is() {
+        let cores = [Counters::default(), Counters::default()];
+        let flows = |now_ms| split_flows(&cores.each_ref().map(|core| core.flows(now_ms)));
+        for now_ms in (1_000..2_000).step_by(10) {
+            cores[0].note_flow(7, now_ms);
+        }
+        for now_ms in (1_980..3_000).step_by(10) {
+            cores[1].note_flow(7, now_ms);
+        }
+        assert_eq!(flows(3_000), 0, "it moved");
+        for now_ms in (3_000..4_000).step_by(10) {
+            cores[(now_ms / 10 % 2) as usize].note_flow(9, now_ms);
+            cores[0].note_flow(11, now_ms);
+        }
+        assert_eq!(flows(4_000), 1, "flow 9 is at both by turns");
     }
 }

@@ -19,9 +19,11 @@
 pub mod config;
 pub mod counters;
 pub mod gateway;
+mod output;
+mod ports;
 pub mod rings;
 pub mod sockets;
-pub mod worker;
+mod worker;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -162,7 +164,8 @@ impl Engine {
         };
         engine.apply(snapshot)?;
         for ((id, queue), rings) in (0u8..).zip(queues).zip(rings::mesh(&doorbells)) {
-            let worker = worker::Worker::new(id, Arc::clone(&shared), queue, rings, merge_udp)?;
+            let start = worker::Start { queue, rings, merge_udp };
+            let worker = worker::Worker::new(id, Arc::clone(&shared), start)?;
             let cpu = engine.settings.cpus[usize::from(id)];
             let watched = Arc::clone(&shared);
             let thread = std::thread::Builder::new().name(format!("worker-{id}")).spawn(move || {

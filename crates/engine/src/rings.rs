@@ -5,23 +5,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
+use datapath::Handed;
 use linux::event::EventFd;
-use packet::vnet::VirtioNetHeader;
 use rtrb::{Consumer, Producer, RingBuffer};
-use tunnel::node::Source;
 
 /// Items one ring holds.
 const RING_ITEMS: usize = 1_024;
-
-/// Something for another core.
-pub enum Handed {
-    /// An inner packet read from TUN.
-    Packet(VirtioNetHeader, Vec<u8>),
-    /// One datagram.
-    Datagram(Source, Vec<u8>),
-    /// A packet of a plain interface, for the core of its flow.
-    Service(Box<services::core::Handed>),
-}
 
 /// Wakes a worker that sleeps; does nothing to one that is awake.
 pub struct Doorbell {
@@ -44,12 +33,12 @@ impl Doorbell {
     }
 
     /// The worker is about to sleep: from now on rings are signalled. It looks once more before it does sleep.
-    pub fn lie_down(&self) {
+    pub fn prepare_sleep(&self) {
         self.asleep.store(true, SeqCst);
     }
 
     /// The worker is awake.
-    pub fn get_up(&self) {
+    pub fn woke(&self) {
         self.asleep.store(false, SeqCst);
     }
 
@@ -66,49 +55,70 @@ impl Doorbell {
 
 /// A worker's ends of all rings.
 pub struct Rings {
-    incoming: Vec<Consumer<Handed>>,
-    outgoing: Vec<Option<Producer<Handed>>>,
+    senders: RingSenders,
+    receivers: RingReceivers,
+}
+
+/// A worker's sending ends, by receiving core.
+pub struct RingSenders {
+    rings: Vec<Option<Producer<Handed>>>,
     doorbells: Arc<Vec<Doorbell>>,
+}
+
+/// A worker's receiving ends.
+pub struct RingReceivers {
+    rings: Vec<Consumer<Handed>>,
 }
 
 /// All rings of `cores` workers, one [`Rings`] each.
 pub fn mesh(doorbells: &Arc<Vec<Doorbell>>) -> Vec<Rings> {
     let cores = doorbells.len();
-    let mut rings: Vec<Rings> = (0..cores)
+    let mut all: Vec<Rings> = (0..cores)
         .map(|_| Rings {
-            incoming: Vec::new(),
-            outgoing: (0..cores).map(|_| None).collect(),
-            doorbells: Arc::clone(doorbells),
+            senders: RingSenders {
+                rings: (0..cores).map(|_| None).collect(),
+                doorbells: Arc::clone(doorbells),
+            },
+            receivers: RingReceivers { rings: Vec::new() },
         })
         .collect();
     for from in 0..cores {
         for to in (0..cores).filter(|to| *to != from) {
             let (producer, consumer) = RingBuffer::new(RING_ITEMS);
-            rings[from].outgoing[to] = Some(producer);
-            rings[to].incoming.push(consumer);
+            all[from].senders.rings[to] = Some(producer);
+            all[to].receivers.rings.push(consumer);
         }
     }
-    rings
+    all
 }
 
 impl Rings {
+    /// Both directions apart.
+    pub fn split(self) -> (RingSenders, RingReceivers) {
+        (self.senders, self.receivers)
+    }
+}
+
+impl RingSenders {
     /// Hands an item to another core; false when its ring is full.
     pub fn push(&mut self, to: usize, item: Handed) -> bool {
-        let Some(Some(producer)) = self.outgoing.get_mut(to) else { return false };
+        let Some(Some(producer)) = self.rings.get_mut(to) else { return false };
         let pushed = producer.push(item).is_ok();
         if let Some(doorbell) = self.doorbells.get(to) {
             doorbell.ring();
         }
         pushed
     }
+}
 
+impl RingReceivers {
     /// Next item from any other core.
     pub fn pop(&mut self) -> Option<Handed> {
-        self.incoming.iter_mut().find_map(|ring| ring.pop().ok())
+        self.rings.iter_mut().find_map(|ring| ring.pop().ok())
     }
 
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.incoming.iter().all(|ring| ring.is_empty())
+        self.rings.iter().all(|ring| ring.is_empty())
     }
 }

@@ -33,6 +33,18 @@ type DialKey = (usize, u8, u8);
 #[derive(Clone, Default)]
 pub struct WanDevices(pub HashMap<u16, String>);
 
+/// The worker's things that sending needs besides the sockets.
+pub struct Link<'a> {
+    /// Where new sockets are watched.
+    pub epoll: &'a Epoll,
+    /// Now, ns of the monotonic clock.
+    pub now_ns: u64,
+    /// Datagrams sent.
+    pub counters: &'a Counters,
+    /// Datagrams not sent, by reason.
+    pub drops: &'a mut DropCounters,
+}
+
 /// All sockets of a worker.
 pub struct Sockets {
     entries: Vec<Option<Entry>>,
@@ -146,18 +158,10 @@ impl Sockets {
     }
 
     /// Sends a run of datagrams.
-    pub fn transmit(
-        &mut self,
-        epoll: &Epoll,
-        now_ns: u64,
-        target: &Target,
-        segment: usize,
-        bytes: &[u8],
-        counters: &Counters,
-        drops: &mut DropCounters,
-    ) {
+    pub fn transmit(&mut self, link: &mut Link<'_>, target: &Target, segment: usize, bytes: &[u8]) {
+        let Link { epoll, now_ns, counters, drops } = link;
         let datagrams = bytes.len().div_ceil(segment.max(1)) as u64;
-        let Some(index) = self.socket_for(epoll, now_ns, target) else {
+        let Some(index) = self.socket_for(epoll, *now_ns, target) else {
             drops.add_n(DropReason::SendError, datagrams);
             return;
         };

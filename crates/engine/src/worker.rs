@@ -1,51 +1,25 @@
-//! One worker: pull from TUN, sockets and rings; act; push; tick; sleep. One pinned thread per core.
+//! A core's thread: wait, run the round of [`datapath::Worker`], publish, sleep. One pinned thread per core.
 
-use std::io::{ErrorKind, IoSliceMut};
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::time::Duration;
 
-use linux::event::{Epoll, Interest, Ready};
+use datapath::{Datapath, Ports, Ready};
+use linux::event::{Epoll, Interest};
 use linux::tun::TunQueue;
-use linux::udp::{RecvMeta, UdpSocket};
-use packet::attachment::{BondId, Ingress};
-use packet::coalesce::Coalescer;
-use packet::drop_reason::{DropCounters, DropReason};
-use packet::flow::FlowKey;
-use packet::vnet::VirtioNetHeader;
-use services::core::ETHERNET_BYTES;
-use services::policy::Policy;
-use tunnel::core::{Core, Output, Target, owner_core};
-use tunnel::header::Header;
-use tunnel::node::{Node, Source};
+use packet::DropCounters;
+use packet::attachment::InterfaceId;
 use tunnel::time::Time;
 
 use crate::Shared;
-use crate::counters::Counters;
-use crate::gateway::{PORT_TOKENS, Part, PartContext};
-use crate::rings::{Handed, Rings};
+use crate::gateway::{Command, CoreReport, FlowEntry, FlowQuery, Interface, InterfaceCounters, lock};
+use crate::output::{InterfaceOutputs, LinuxOutput};
+use crate::ports::{INTERFACE_TOKENS, InterfaceInput, LinuxPorts};
+use crate::rings::Rings;
 use crate::sockets::{Sockets, WanDevices};
-
-/// All peers, whichever sent a packet.
-const PEERS: Ingress = Ingress::Bond(BondId(0));
 
 const TUN_TOKEN: u64 = 0;
 const BELL_TOKEN: u64 = 1;
-/// Bytes of a virtio header as TUN puts it before each packet.
-const VNET_BYTES: usize = linux::tun::VNET_HEADER_BYTES;
-/// Largest read: header and a 64 KiB super-packet.
-const READ_BYTES: usize = VNET_BYTES + 65_536;
-/// A round pulls at most so many packets from TUN …
-const TUN_READS: usize = 64;
-/// … or so many bytes, so that what is pulled is still in the cache when it leaves.
-const TUN_BYTES: usize = 192 << 10;
-/// Receive calls per socket and round.
-const UDP_CALLS: usize = 4;
-/// Buffers of one receive call.
-const UDP_BUFFERS: usize = 8;
-/// Items taken from rings in a round.
-const RING_ITEMS: usize = 256;
 /// A worker that looks for frames of interfaces again and again asks epoll for the rest this often.
 const LOOK_NS: u64 = 20_000;
 /// A core's load is measured over this long.
@@ -53,125 +27,28 @@ const LOAD_NS: u64 = 1_000_000_000;
 /// Counters are published this often.
 const PUBLISH_NS: u64 = 50_000_000;
 
-/// What the tunnel's output needs: everything of the worker but the tunnel core itself.
-struct Io {
-    tun: TunQueue,
-    sockets: Sockets,
-    epoll: Epoll,
-    coalescer: Coalescer,
-    counters: Arc<Counters>,
-    drops: DropCounters,
-    node: Arc<Node>,
-    now_ns: u64,
-    /// What the tunnel delivered and the gateway, not the host, sends on.
-    forwarded: Vec<(VirtioNetHeader, Vec<u8>)>,
-    /// Whether the gateway has a way for a destination; `None` while there is no gateway.
-    ways: Option<Arc<Policy>>,
-}
-
 /// A worker before and while it runs.
-pub struct Worker {
+pub(crate) struct Worker {
     id: u8,
     shared: Arc<Shared>,
-    core: Core,
-    io: Io,
-    rings: Rings,
-    version: u64,
-    gateway: Part,
-    /// What the host sent for plain interfaces.
-    from_tun: Vec<(VirtioNetHeader, Vec<u8>)>,
-    read: Box<[u8]>,
-    receive: Vec<Box<[u8]>>,
+    round: datapath::Worker<LinuxPorts>,
+    epoll: Arc<Epoll>,
+    ready: Vec<Ready>,
+    /// Version of the tunnel's configuration and of the services' snapshots that it works by.
+    tunnel_version: u64,
+    services_version: u64,
+    /// Era of the policy that it works by.
+    policy_era: u32,
     published_ns: u64,
     /// Since when the load is measured, and the busy time then.
     load_since: (u64, u64),
 }
 
-impl Output for Io {
-    fn transmit(&mut self, target: &Target, segment: usize, datagrams: &[u8]) {
-        self.sockets.transmit(
-            &self.epoll,
-            self.now_ns,
-            target,
-            segment,
-            datagrams,
-            &self.counters,
-            &mut self.drops,
-        );
-    }
-
-    fn deliver(&mut self, bond: usize, packet: &[u8], partial: bool, may_merge: bool) {
-        self.counters.tun_tx_packets.add(1);
-        self.counters.tun_tx_bytes.add(packet.len() as u64);
-        let Self { coalescer, tun, counters, drops, node, now_ns, ways, forwarded, .. } = self;
-        // Partial checksums were vouched for by the peer's kernel and the AEAD: merging hides nothing.
-        let ingress = Ingress::Bond(BondId(bond as u16));
-        let fits = coalescer.push(ingress, packet, partial, may_merge || partial, &mut |packet| {
-            let bytes = packet.with_virtio_header();
-            if !divert(ways.as_deref(), bytes, forwarded) {
-                write_tun(tun, counters, drops, node, *now_ns, bytes);
-            }
-        });
-        if !fits {
-            drops.add(DropReason::TooBig);
-        }
-    }
-}
-
-impl Io {
-    fn flush(&mut self) {
-        let Self { coalescer, tun, counters, drops, node, now_ns, ways, forwarded, .. } = self;
-        coalescer.flush(&mut |packet| {
-            let bytes = packet.with_virtio_header();
-            if !divert(ways.as_deref(), bytes, forwarded) {
-                write_tun(tun, counters, drops, node, *now_ns, bytes);
-            }
-        });
-    }
-}
-
-/// What the tunnel delivers for somebody behind a plain interface is the gateway's, not the host's.
-fn divert(ways: Option<&Policy>, bytes: &[u8], forwarded: &mut Vec<(VirtioNetHeader, Vec<u8>)>) -> bool {
-    let Some(policy) = ways else { return false };
-    let Some((header, packet)) = bytes.split_at_checked(VNET_BYTES) else { return false };
-    let (Ok(offload), Ok(key)) = (VirtioNetHeader::parse(header), FlowKey::of(packet)) else { return false };
-    let serves = policy.server_or_forward(&key).is_some() || policy.nat.is_outside(key.dst);
-    if !serves && (policy.is_own(key.dst) || !leads_out(policy, &key)) {
-        return false;
-    }
-    forwarded.push((offload, with_room(packet)));
-    true
-}
-
-/// Whether the route to a packet's destination is by a plain interface.
-fn leads_out(policy: &Policy, key: &FlowKey) -> bool {
-    policy.fib.lookup(0, key.dst).is_some_and(|route| route.egress.interface().is_some())
-}
-
-/// A packet with room for an Ethernet header in front.
-fn with_room(packet: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(ETHERNET_BYTES + packet.len());
-    bytes.resize(ETHERNET_BYTES, 0);
-    bytes.extend_from_slice(packet);
-    bytes
-}
-
-fn write_tun(
-    tun: &TunQueue,
-    counters: &Counters,
-    drops: &mut DropCounters,
-    node: &Node,
-    now_ns: u64,
-    bytes: &[u8],
-) {
-    if let Some(packet) = bytes.get(VNET_BYTES..)
-        && let Ok(flow) = FlowKey::of(packet)
-    {
-        counters.note_flow(node.ownership.load().hash(&flow, 0), (now_ns / 1_000_000_000) as u32);
-    }
-    if tun.write(bytes).is_err() {
-        drops.add(DropReason::TunWrite);
-    }
+/// Descriptors a worker starts with.
+pub(crate) struct Start {
+    pub queue: TunQueue,
+    pub rings: Rings,
+    pub merge_udp: bool,
 }
 
 impl Worker {
@@ -179,40 +56,33 @@ impl Worker {
     ///
     /// # Errors
     /// When epoll cannot be set up.
-    pub fn new(
-        id: u8,
-        shared: Arc<Shared>,
-        tun: TunQueue,
-        rings: Rings,
-        merge_udp: bool,
-    ) -> std::io::Result<Self> {
-        let epoll = Epoll::new()?;
-        epoll.add(&tun, TUN_TOKEN, Interest::Read)?;
+    pub fn new(id: u8, shared: Arc<Shared>, start: Start) -> std::io::Result<Self> {
+        let Start { queue, rings, merge_udp } = start;
+        let epoll = Arc::new(Epoll::new()?);
+        epoll.add(&queue, TUN_TOKEN, Interest::Read)?;
         epoll.add(shared.doorbells[usize::from(id)].event(), BELL_TOKEN, Interest::Read)?;
         let node = Arc::clone(&shared.node);
-        let mut coalescer = Coalescer::new();
-        coalescer.set_merge_udp(merge_udp);
+        let (senders, receivers) = rings.split();
+        let out = LinuxOutput {
+            tun: Arc::new(queue),
+            epoll: Arc::clone(&epoll),
+            sockets: Sockets::new(shared.mark, node.cores),
+            interfaces: InterfaceOutputs::default(),
+            rings: senders,
+            counters: Arc::clone(&shared.counters[usize::from(id)]),
+            drops: DropCounters::default(),
+            now_ns: 0,
+        };
+        let mut datapath = Datapath::new(id, node, random_word()?, shared.gateway.snapshots());
+        datapath.set_merge_udp(merge_udp);
         Ok(Self {
             id,
-            core: Core::new(id, Arc::clone(&node)),
-            io: Io {
-                tun,
-                sockets: Sockets::new(shared.mark, node.cores),
-                epoll,
-                coalescer,
-                counters: Arc::clone(&shared.counters[usize::from(id)]),
-                drops: DropCounters::default(),
-                node,
-                now_ns: 0,
-                forwarded: Vec::new(),
-                ways: None,
-            },
-            gateway: Part::new(id, random_word()?, Arc::clone(&shared.gateway)),
-            from_tun: Vec::new(),
-            rings,
-            version: 0,
-            read: vec![0; READ_BYTES].into_boxed_slice(),
-            receive: (0..UDP_BUFFERS).map(|_| vec![0; 65_536].into_boxed_slice()).collect(),
+            round: datapath::Worker { datapath, ports: LinuxPorts::new(out, receivers) },
+            epoll,
+            ready: Vec::new(),
+            tunnel_version: 0,
+            services_version: 0,
+            policy_era: 0,
             published_ns: 0,
             load_since: (linux::clock::monotonic_ns(), 0),
             shared,
@@ -221,346 +91,294 @@ impl Worker {
 
     /// Runs until the engine stops.
     pub fn run(mut self) {
-        let mut ready = Vec::new();
+        let mut events = Vec::new();
         let mut wait = Duration::ZERO;
         let (mut asked_ns, mut end_ns) = (0, 0);
         loop {
-            if !self.gateway.listens() && end_ns - asked_ns < LOOK_NS {
-                ready.clear();
+            if !self.round.ports.interfaces.watched && end_ns - asked_ns < LOOK_NS {
+                events.clear();
             } else {
-                if let Err(error) = self.io.epoll.wait(&mut ready, Some(wait)) {
+                if let Err(error) = self.epoll.wait(&mut events, Some(wait)) {
                     tracing::error!(core = self.id, %error, "epoll");
                     return;
                 }
                 asked_ns = end_ns;
             }
             let woke_ns = linux::clock::monotonic_ns();
-            let bell = &self.shared.doorbells[usize::from(self.id)];
-            bell.get_up();
+            self.shared.doorbells[usize::from(self.id)].woke();
             if self.shared.stop.load(Relaxed) {
                 self.stop();
                 return;
             }
-            let (next, more) = self.round(woke_ns, &ready);
+            let round = self.round(woke_ns, &events);
             end_ns = linux::clock::monotonic_ns();
-            self.io.counters.note_round(end_ns.saturating_sub(woke_ns));
+            self.round.ports.out().counters.note_round(end_ns.saturating_sub(woke_ns));
             self.publish(end_ns);
-            if self.gateway.is_hot(end_ns) && !self.shared.stop.load(Relaxed) {
+            let interfaces = &mut self.round.ports.interfaces;
+            if interfaces.is_hot(end_ns) && !self.shared.stop.load(Relaxed) {
                 // Packets of an interface come one by one: being woken for each costs more than looking again, and
                 // whoever else wants this CPU gets it.
-                self.gateway.listen(&self.io.epoll, false);
+                interfaces.watch(&self.epoll, false);
                 std::thread::yield_now();
                 wait = Duration::ZERO;
                 continue;
             }
-            self.gateway.listen(&self.io.epoll, true);
-            let bell = &self.shared.doorbells[usize::from(self.id)];
-            bell.lie_down();
-            let idle = !more && self.rings.is_empty();
+            interfaces.watch(&self.epoll, true);
+            self.shared.doorbells[usize::from(self.id)].prepare_sleep();
+            let idle = !round.more && self.round.ports.is_idle();
             wait = if idle {
-                Duration::from_nanos(next.ns().saturating_sub(end_ns).min(1_000_000_000))
+                Duration::from_nanos(round.next.ns().saturating_sub(end_ns).min(1_000_000_000))
             } else {
                 Duration::ZERO
             };
         }
     }
 
-    /// One round; returns when the next is due and whether something was left unread.
-    fn round(&mut self, now_ns: u64, ready: &[Ready]) -> (Time, bool) {
+    /// One round with what epoll told.
+    fn round(&mut self, now_ns: u64, events: &[linux::event::Ready]) -> datapath::Round {
         let now = Time::from_ns(now_ns);
-        self.io.now_ns = now_ns;
-        self.follow_config();
-        self.core.begin(now);
-        let mut more = false;
-        for event in ready {
+        self.round.ports.out().now_ns = now_ns;
+        self.follow();
+        self.ready.clear();
+        for event in events {
             match event.token {
-                token if token >= PORT_TOKENS => {
-                    let (gateway, mut context) = self.gateway();
-                    more |= gateway.pull(now_ns, token, &mut context);
-                }
-                TUN_TOKEN => more |= self.pull_tun(now),
+                TUN_TOKEN => self.ready.push(Ready::Host),
                 BELL_TOKEN => self.answer_bell(now),
-                token => more |= self.pull_socket(now, token),
+                token => match token.checked_sub(INTERFACE_TOKENS) {
+                    Some(id) => self.ready.push(Ready::Interface(InterfaceId(id as u16))),
+                    None => self.ready.push(Ready::Socket(token)),
+                },
             }
         }
-        let (gateway, mut context) = self.gateway();
-        more |= gateway.pull_all(now_ns, &mut context);
-        more |= self.pull_rings(now);
-        let due_ns = self.serve(now_ns);
-        self.enter_tunnel(now);
-        let next = self.core.finish(now, &mut self.io).min(Time::from_ns(due_ns));
-        self.io.flush();
-        more |= self.leave_tunnel(now_ns);
-        for (bond, id, bytes) in self.io.sockets.take_too_big() {
-            let bonds = self.io.node.bonds.load();
+        let round = self.round.round(now, &self.ready);
+        if let Some(rounds) = self.shared.gateway.rounds.get(usize::from(self.id)) {
+            rounds.fetch_add(1, Relaxed);
+        }
+        let out = self.round.ports.out();
+        for (bond, id, bytes) in out.sockets.take_too_big() {
+            let bonds = self.shared.node.bonds.load();
             // An MTU probe that is too big says only what it was sent to find out.
             if let Some(bond) = bonds.get(bond)
                 && bond.path(id).is_some_and(|path| bytes <= path.datagram_bytes())
             {
-                self.io.node.black_hole(now, bond, id);
+                self.shared.node.black_hole(now, bond, id);
             }
         }
-        (next, more)
+        round
     }
 
-    /// The gateway and what it needs of the worker.
-    fn gateway(&mut self) -> (&mut Part, PartContext<'_>) {
-        let context = PartContext { tun: &self.io.tun, rings: &mut self.rings };
-        (&mut self.gateway, context)
-    }
-
-    /// What the host sent for plain interfaces, and the gateway's own business.
-    fn serve(&mut self, now_ns: u64) -> u64 {
-        let mut packets = std::mem::take(&mut self.from_tun);
-        if !packets.is_empty() {
-            let (gateway, mut context) = self.gateway();
-            gateway.take(now_ns, Ingress::Host, &mut packets, &mut context);
-            packets.clear();
-        }
-        self.from_tun = packets;
-        self.gateway.tick(now_ns)
-    }
-
-    /// What the gateway has for the tunnel.
-    fn enter_tunnel(&mut self, now: Time) {
-        for (offload, mut packet) in std::mem::take(&mut self.gateway.tunnel) {
-            match self.core.classify(&packet) {
-                Ok(classified) if classified.owner == self.id => {
-                    self.core.packet(now, &offload, &mut packet, &classified, &mut self.io);
-                }
-                Ok(classified) => {
-                    let item = Handed::Packet(offload, packet);
-                    hand_over(&mut self.rings, usize::from(classified.owner), item, &mut self.io);
-                }
-                Err(reason) => self.io.drops.add(reason),
+    /// Takes over what control has published.
+    fn follow(&mut self) {
+        let version = self.shared.gateway.version.load(Acquire);
+        if version != self.services_version {
+            self.services_version = version;
+            let snapshots = self.shared.gateway.snapshots();
+            let (began_ns, cpu_ns) = (linux::clock::monotonic_ns(), linux::clock::thread_cpu_ns());
+            self.round.datapath.follow(&snapshots);
+            if self.policy_era != snapshots.policy.era {
+                self.policy_era = snapshots.policy.era;
+                let took_ns = linux::clock::monotonic_ns().saturating_sub(began_ns);
+                let cpu_ns = linux::clock::thread_cpu_ns().saturating_sub(cpu_ns);
+                self.round.ports.out().counters.note_reload(took_ns, cpu_ns);
             }
-        }
-    }
-
-    /// What the tunnel delivered for the gateway; whether that made something for the tunnel again.
-    fn leave_tunnel(&mut self, now_ns: u64) -> bool {
-        let mut packets = std::mem::take(&mut self.io.forwarded);
-        if !packets.is_empty() {
-            let (gateway, mut context) = self.gateway();
-            gateway.take(now_ns, PEERS, &mut packets, &mut context);
-            packets.clear();
-        }
-        self.io.forwarded = packets;
-        !self.gateway.tunnel.is_empty()
-    }
-
-    fn follow_config(&mut self) {
-        if self.gateway.follow(&self.io.counters) {
-            self.io.ways = Some(self.gateway.policy());
         }
         let config = self.shared.config.load();
-        if config.version == self.version {
+        if config.version == self.tunnel_version {
             return;
         }
-        self.version = config.version;
+        self.tunnel_version = config.version;
         let own = config
             .listeners
             .iter()
             .map(|group| (group.wan, Arc::clone(&group.sockets[usize::from(self.id)])))
             .collect();
-        if let Err(error) = self.io.sockets.configure(
-            &self.io.epoll,
-            own,
-            WanDevices(config.devices.clone()),
-            config.per_path.clone(),
-        ) {
+        let sockets = &mut self.round.ports.out().sockets;
+        let devices = WanDevices(config.devices.clone());
+        if let Err(error) = sockets.configure(&self.epoll, own, devices, config.per_path.clone()) {
             tracing::error!(core = self.id, %error, "listening socket");
         }
-        let bonds = self.io.node.bonds.load();
-        self.io.sockets.retain_paths(&self.io.epoll, |bond, path| {
+        let bonds = self.shared.node.bonds.load();
+        sockets.retain_paths(&self.epoll, |bond, path| {
             bonds.get(bond).is_some_and(|bond| bond.path(path).is_some())
         });
     }
 
+    /// Somebody rang: commands and actions for this core. Rings are looked into in every round.
     fn answer_bell(&mut self, now: Time) {
-        // Whatever rang, the round looks everywhere.
         let _ = self.shared.doorbells[usize::from(self.id)].event().drain();
-        self.gateway.read_letters(now.ns(), &self.io.epoll);
-        if self.id == 0 {
-            let actions = self.shared.take_actions();
-            if !actions.is_empty() {
-                self.core.run(now, actions, &mut self.io);
+        for command in self.shared.gateway.take_commands(usize::from(self.id)) {
+            match command {
+                Command::Open(interface) => self.open(*interface),
+                Command::Close(id) => self.close(id),
+                Command::Flows(query) => self.answer(now.ns(), &query),
+            }
+        }
+        // Whoever comes first sends what a new configuration asks for, so that no core that hangs holds it up.
+        let actions = self.shared.take_actions();
+        if !actions.is_empty() {
+            self.round.datapath.run(now, actions, self.round.ports.out());
+        }
+    }
+
+    fn open(&mut self, interface: Interface) {
+        let Interface { id, ring, sender, raw } = interface;
+        // New sockets for an interface that stays count on from the old ones.
+        let inputs = &mut self.round.ports.interfaces;
+        let read = inputs.list.iter().find(|input| input.id == id).map(|input| (input.packets, input.bytes));
+        let (packets, bytes) = read.unwrap_or_default();
+        self.stop_reading(id);
+        self.round.ports.out().interfaces.open(id, sender, raw);
+        let Some(ring) = ring else { return };
+        match self.epoll.add(&ring, INTERFACE_TOKENS + u64::from(id.0), Interest::Read) {
+            Ok(()) => {
+                self.round.ports.interfaces.list.push(InterfaceInput { id, ring, packets, bytes });
+                self.prefer(false);
+            }
+            Err(error) => {
+                tracing::error!(core = self.id, interface = id.0, %error, "cannot wait for an interface");
             }
         }
     }
 
-    fn pull_tun(&mut self, now: Time) -> bool {
-        let mut bytes = 0;
-        for _ in 0..TUN_READS {
-            let length = match self.io.tun.read(&mut self.read) {
-                Ok(length) => length,
-                Err(error) => {
-                    if error.kind() != ErrorKind::WouldBlock && error.kind() != ErrorKind::Interrupted {
-                        tracing::debug!(core = self.id, %error, "TUN read");
-                    }
-                    return false;
-                }
-            };
-            let Some((header, packet)) =
-                self.read.get_mut(..length).and_then(|all| all.split_at_mut_checked(VNET_BYTES))
-            else {
-                self.io.drops.add(DropReason::TooShort);
-                continue;
-            };
-            let Ok(offload) = VirtioNetHeader::parse(header) else {
-                self.io.drops.add(DropReason::BadOffload);
-                continue;
-            };
-            bytes += length;
-            let segments = match usize::from(offload.gso_size) {
-                0 => 1,
-                size => packet.len().saturating_sub(usize::from(offload.hdr_len)).div_ceil(size).max(1),
-            };
-            self.io.counters.tun_rx_packets.add(segments as u64);
-            self.io.counters.tun_rx_bytes.add(packet.len() as u64);
-            // What the host routed here for somebody behind a plain interface is the gateway's (row R8).
-            if let Some(policy) = self.io.ways.as_deref()
-                && FlowKey::of(packet).is_ok_and(|key| leads_out(policy, &key))
-            {
-                self.from_tun.push((offload, with_room(packet)));
-                continue;
-            }
-            match self.core.classify(packet) {
-                Ok(classified) if classified.owner == self.id => {
-                    self.core.packet(now, &offload, packet, &classified, &mut self.io);
-                }
-                Ok(classified) => {
-                    let item = Handed::Packet(offload, packet.to_vec());
-                    hand_over(&mut self.rings, usize::from(classified.owner), item, &mut self.io);
-                }
-                Err(reason) => self.io.drops.add(reason),
-            }
-            if bytes >= TUN_BYTES {
-                return true;
-            }
+    fn close(&mut self, id: InterfaceId) {
+        self.stop_reading(id);
+        self.round.ports.out().interfaces.close(id);
+        if self.round.ports.interfaces.list.is_empty() {
+            self.prefer(true);
         }
-        true
     }
 
-    fn pull_socket(&mut self, now: Time, token: u64) -> bool {
-        let Some((socket, source)) = self.io.sockets.by_token(token) else { return false };
-        for _ in 0..UDP_CALLS {
-            let mut metas: [RecvMeta; UDP_BUFFERS] = std::array::from_fn(|_| RecvMeta::default());
-            match self.receive(now, &socket, source, &mut metas) {
-                Ok(count) if count < UDP_BUFFERS => return false,
-                Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
-                Err(_) => {
-                    // An ICMP error about something sent earlier; reading it has cleared it.
-                    let _ = socket.take_error();
-                    return false;
-                }
+    fn stop_reading(&mut self, id: InterfaceId) {
+        let inputs = &mut self.round.ports.interfaces;
+        inputs.watch(&self.epoll, true);
+        inputs.list.retain(|input| {
+            if input.id == id {
+                let _ = self.epoll.remove(&input.ring);
             }
-        }
-        true
+            input.id != id
+        });
     }
 
-    fn receive(
-        &mut self,
-        now: Time,
-        socket: &UdpSocket,
-        source: Source,
-        metas: &mut [RecvMeta],
-    ) -> std::io::Result<usize> {
-        let count = {
-            let mut slices: [IoSliceMut<'_>; UDP_BUFFERS] = {
-                let mut buffers = self.receive.iter_mut();
-                std::array::from_fn(|_| {
-                    IoSliceMut::new(buffers.next().map_or(&mut [], |buffer| &mut buffer[..]))
-                })
-            };
-            socket.recv(&mut slices, metas)?
+    /// Whether this thread has its own CPU and runs before ordinary programs. With interfaces it does not: it would be
+    /// put in front of the very program or kernel thread that sends the frames, for each of them; in turn with it, or on
+    /// a CPU that is idle, it moves a batch. It stays within the CPUs of all workers.
+    fn prefer(&self, prefer: bool) {
+        use linux::affinity::{allow_current_thread, prefer_current_thread, share_current_thread};
+        let cpus = &self.shared.gateway.cpus;
+        let (placed, ranked) = if prefer {
+            let own = cpus.get(usize::from(self.id)).map_or(&[][..], std::slice::from_ref);
+            (allow_current_thread(own), prefer_current_thread())
+        } else {
+            (allow_current_thread(cpus), share_current_thread())
         };
-        for (index, meta) in metas.iter().take(count).enumerate() {
-            let stride = meta.stride.max(1);
-            self.io.counters.udp_rx_datagrams.add(meta.bytes.div_ceil(stride) as u64);
-            self.io.counters.udp_rx_bytes.add(meta.bytes as u64);
-            let local = if source.socket.is_some() { None } else { meta.local_ip };
-            let source = Source { remote: canonical(meta.from), local, ..source };
-            self.sort_train(now, &source, index, meta.bytes, stride);
+        for error in [placed.err(), ranked.err()].into_iter().flatten() {
+            tracing::debug!(core = self.id, prefer, %error, "CPU or priority stay");
         }
-        Ok(count)
-    }
-
-    /// A train of datagrams may mix lanes where a 4-tuple is shared: each segment goes to its owner.
-    fn sort_train(&mut self, now: Time, source: &Source, index: usize, bytes: usize, stride: usize) {
-        let Some(buffer) = self.receive.get_mut(index) else { return };
-        let cores = self.io.node.cores;
-        let train = &mut buffer[..bytes.min(65_536)];
-        let mut start = 0;
-        let mut run = 0;
-        // Runs of datagrams for this core are processed together; others are handed over one by one.
-        while start + run < train.len() {
-            let end = (start + run + stride).min(train.len());
-            let datagram = &train[start + run..end];
-            let owner = Header::parse(datagram).ok().and_then(|header| owner_core(&header, cores));
-            match owner {
-                Some(owner) if owner != self.id => {
-                    let item = Handed::Datagram(*source, datagram.to_vec());
-                    hand_over(&mut self.rings, usize::from(owner), item, &mut self.io);
-                    self.core.datagrams(now, source, &mut train[start..start + run], stride, &mut self.io);
-                    start = end;
-                    run = 0;
-                }
-                _ => run = end - start,
-            }
-        }
-        self.core.datagrams(now, source, &mut train[start..start + run], stride, &mut self.io);
-    }
-
-    fn pull_rings(&mut self, now: Time) -> bool {
-        for _ in 0..RING_ITEMS {
-            let Some(item) = self.rings.pop() else { return false };
-            self.io.counters.ring_in.add(1);
-            match item {
-                Handed::Service(handed) => {
-                    let (gateway, mut context) = self.gateway();
-                    gateway.handed(now.ns(), *handed, &mut context);
-                }
-                Handed::Packet(offload, mut packet) => match self.core.classify(&packet) {
-                    Ok(classified) => self.core.packet(now, &offload, &mut packet, &classified, &mut self.io),
-                    Err(reason) => self.io.drops.add(reason),
-                },
-                Handed::Datagram(source, mut datagram) => {
-                    let stride = datagram.len();
-                    self.core.datagrams(now, &source, &mut datagram, stride, &mut self.io);
-                }
-            }
-        }
-        true
     }
 
     fn publish(&mut self, now_ns: u64) {
         if now_ns.saturating_sub(self.published_ns) < PUBLISH_NS {
             return;
         }
+        self.published_ns = now_ns;
+        let counters = Arc::clone(&self.round.ports.out().counters);
         let elapsed_ns = now_ns.saturating_sub(self.load_since.0);
         if elapsed_ns >= LOAD_NS {
-            let busy_ns = self.io.counters.busy_ns.get();
+            let busy_ns = counters.busy_ns.get();
             let share = (busy_ns - self.load_since.1).saturating_mul(255) / elapsed_ns;
             let share = u8::try_from(share).unwrap_or(u8::MAX);
-            self.io.node.set_load(self.id, share);
-            self.gateway.core.load_percent = (u16::from(share) * 100 / 255) as u8;
+            self.shared.node.set_load(self.id, share);
+            self.round.datapath.services.load_percent = (u16::from(share) * 100 / 255) as u8;
             self.load_since = (now_ns, busy_ns);
         }
-        self.published_ns = now_ns;
-        let mut drops = self.core.drops.clone();
-        for (reason, count) in self.io.drops.iter() {
-            drops.add_n(reason, count);
+        let mut drops = self.round.datapath.tunnel_drops();
+        drops.merge(&self.round.ports.out().drops);
+        counters.set_drops(&drops);
+        self.report();
+    }
+
+    fn report(&mut self) {
+        let gateway = &self.shared.gateway;
+        let services = &mut self.round.datapath.services;
+        services.set_nat_events_wanted(gateway.events_wanted());
+        gateway.keep_events(|| services.nat_events());
+        let interfaces = self.interface_counters();
+        let mut drops = self.round.datapath.service_drops();
+        drops.merge(&self.round.ports.out().interfaces.drops);
+        let services = &self.round.datapath.services;
+        let report = CoreReport {
+            counters: services.counters,
+            drops,
+            live_flows: services.flows().len() as u64,
+            embryonic_flows: u64::from(services.embryonic()),
+            flow_memory_bytes: services.flows().memory_bytes() as u64,
+            rule_hits: services.rule_hits.clone(),
+            nat_flows: services.nat_flows.clone(),
+            nat_refusals: services.nat_refusals.clone(),
+            forward_flows: services.forward_flows.clone(),
+            live_by_bucket: services.live(),
+            table_era: services.table_era(),
+            ports_held: services.ports_held(),
+            lost_nat_events: services.nat().events_lost(),
+            interfaces,
+        };
+        if let Some(shared) = self.shared.gateway.reports.get(usize::from(self.id)) {
+            *lock(shared) = report;
         }
-        self.io.counters.set_drops(&drops);
+    }
+
+    fn interface_counters(&mut self) -> Vec<InterfaceCounters> {
+        let ports = &mut self.round.ports;
+        let outputs = ports.out().interfaces.list.iter();
+        let mut all: Vec<InterfaceCounters> =
+            outputs.map(|output| output.as_ref().map(|output| output.counters).unwrap_or_default()).collect();
+        for input in &mut ports.interfaces.list {
+            let lost = input.ring.drops().unwrap_or(0) + input.ring.cut();
+            if let Some(counters) = all.get_mut(input.id.index()) {
+                counters.rx_packets = input.packets;
+                counters.rx_bytes = input.bytes;
+                counters.lost_packets = lost;
+                counters.reads = true;
+            }
+        }
+        all
+    }
+
+    fn answer(&self, now_ns: u64, query: &FlowQuery) {
+        let services = &self.round.datapath.services;
+        let mut found = Vec::new();
+        let mut cursor = 0;
+        // The whole table is looked at: this is for people, and a core without packets waits for it.
+        while found.len() < query.limit {
+            let (flows, next) = services.flows().scan(cursor, 4_096);
+            for flow in flows {
+                let Some(entry) = services.entry(flow, now_ns) else { continue };
+                let entry = FlowEntry {
+                    core: self.id,
+                    original: entry.original,
+                    reply: entry.reply,
+                    record: entry.record,
+                    counters: entry.counters,
+                    idle_ns: entry.idle_ns,
+                    expires_ns: entry.expires_ns,
+                    ways: entry.ways,
+                };
+                if found.len() < query.limit && (query.matches)(&entry) {
+                    found.push(entry);
+                }
+            }
+            match next {
+                Some(next) => cursor = next,
+                None => break,
+            }
+        }
+        let _ = query.answer.try_send(found);
     }
 
     fn stop(&mut self) {
         let now = Time::from_ns(linux::clock::monotonic_ns());
         if self.id == 0 {
-            self.core.begin(now);
-            self.core.close(now, &mut self.io);
+            self.round.datapath.close(now, self.round.ports.out());
         }
         self.published_ns = 0;
         self.publish(now.ns());
@@ -570,16 +388,4 @@ impl Worker {
 /// A seed for the hash tables of one core.
 fn random_word() -> std::io::Result<u64> {
     getrandom::u64().map_err(std::io::Error::other)
-}
-
-fn hand_over(rings: &mut Rings, owner: usize, item: Handed, io: &mut Io) {
-    io.counters.ring_out.add(1);
-    if !rings.push(owner, item) {
-        io.drops.add(DropReason::RingFull);
-    }
-}
-
-/// An IPv4 address seen through a dual-stack socket is that IPv4 address.
-fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
 }

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, anyhow};
 use clap::Args as ClapArgs;
+use packet::PacketPool;
 use packet::attachment::{Egress, Ingress, InterfaceId};
 use packet::checksum;
 use packet::flow::FlowKey;
@@ -258,14 +259,19 @@ struct Bench {
 #[derive(Default)]
 struct Nowhere {
     handed: u64,
+    pool: PacketPool,
 }
 
 impl Output for Nowhere {
-    fn emit(&mut self, _: Outcome, _: &VirtioNetHeader, _: &mut [u8]) {}
+    fn emit(&mut self, _: Outcome, _: Option<&FlowKey>, _: &VirtioNetHeader, _: &mut [u8]) {}
 
     fn hand_over(&mut self, _: u8, _: Handed) -> bool {
         self.handed += 1;
         true
+    }
+
+    fn buffers(&mut self) -> &mut PacketPool {
+        &mut self.pool
     }
 }
 

@@ -1,6 +1,5 @@
 //! Reads the engine's counters and bonds into [`TunnelStatus`].
 
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
@@ -25,7 +24,7 @@ pub(crate) struct BusyShares {
 /// Reads the live state. `wans`: as the engine was told them, for their names.
 pub(crate) fn read(engine: &Engine, node: &str, wans: &[Wan], shares: &mut BusyShares) -> TunnelStatus {
     let now = Time::from_ns(linux::clock::monotonic_ns());
-    let now_s = (now.ns() / 1_000_000_000) as u32;
+    let now_ms = (now.ns() / 1_000_000) as u32;
     let started = engine.started();
     let elapsed_ns = shares.at.map_or(started.elapsed(), |at| at.elapsed()).as_nanos() as f64;
     let mut status = TunnelStatus {
@@ -38,12 +37,9 @@ pub(crate) fn read(engine: &Engine, node: &str, wans: &[Wan], shares: &mut BusyS
     let counters = engine.counters();
     shares.busy_ns.resize(counters.len(), 0);
     shares.busy_percent.resize(counters.len(), 0.0);
-    let mut seen = BTreeMap::<u32, u32>::new();
+    let mut stays = Vec::with_capacity(counters.len());
     for (core, counters) in counters.iter().enumerate() {
-        let flows = counters.flows(now_s);
-        for flow in &flows {
-            *seen.entry(*flow).or_default() += 1;
-        }
+        let flows = counters.flows(now_ms);
         let busy_ns = counters.busy_ns.get();
         // Two scrapes in quick succession say nothing about a rate.
         if elapsed_ns >= 100e6 {
@@ -57,13 +53,17 @@ pub(crate) fn read(engine: &Engine, node: &str, wans: &[Wan], shares: &mut BusyS
             flows.len(),
             shares.busy_percent[core],
         ));
+        stays.push(flows);
     }
     if elapsed_ns >= 100e6 {
         shares.at = Some(Instant::now());
     }
-    status.flows_split_over_cores = seen.values().filter(|cores| **cores > 1).count() as u64;
+    status.flows_split_over_cores = engine::counters::split_flows(&stays);
     status.cross_core_packets = status.cores.iter().map(|core| core.ring_out_packets).sum();
-    status.packets_read = status.cores.iter().map(|core| core.tun_rx_packets + core.udp_rx_datagrams).sum();
+    status.packets_read = counters
+        .iter()
+        .map(|core| core.tun_rx_packets.get() + core.udp_rx_datagrams.get() + core.interface_rx_packets.get())
+        .sum();
     status.peers = engine.bonds().iter().map(|bond| peer_status(bond, wans, now)).collect();
     status
 }

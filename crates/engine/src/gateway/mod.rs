@@ -6,12 +6,9 @@
 //!   rings of the other cores ───────────────────────────┘    core i     └─▶ rings of the other cores
 //! ```
 //!
-//! * [`pump`]: the loop's step, the same for interfaces, tests and captures: pull a batch, have the core act, push.
-//! * `part`: a worker's interfaces and its [`services::core::Core`].
-//! * `train`: datagrams of one flow leave as one super-packet.
+//! * `gso_batch`: datagrams of one flow leave as one super-packet.
 //! * `open`: interfaces come and go; their sockets are opened for all cores at once.
 //! * `keeper`: the control core (rows C7, C9): neighbours, buckets, cores that come, go or hang.
-//! * [`replay`]: a capture as the source and sink of [`pump`].
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -20,26 +17,27 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
+use datapath::Snapshots;
 use linux::bpf::SteeringProgram;
+use linux::packet_ring::PacketRing;
+use linux::packet_sender::PacketSender;
+use linux::raw_ip::RawIpSender;
 use packet::DropCounters;
 use packet::attachment::{Egress, InterfaceId};
 use packet::flow::FlowKey;
-use services::core::{Core, Counters, Frame, NatRefusals, Neighbors, Output};
+use services::core::{Counters, NatRefusals, Neighbors};
 use services::flow::{FlowCounters, Record};
 use services::nat::NatEvent;
 use services::policy::Policy;
 use services::spec::GatewaySpec;
 use steering::ownership::Ownership;
 
+pub(crate) mod gso_batch;
 mod keeper;
 mod open;
-mod part;
-pub mod replay;
-mod train;
 
 pub use keeper::CoreState;
 pub(crate) use keeper::Keeper;
-pub(crate) use part::{PORT_TOKENS, Part, PartContext};
 
 /// NAT events kept until somebody takes them.
 const EVENTS_MAX: usize = 200_000;
@@ -75,38 +73,6 @@ pub enum Readers {
     Cpu,
 }
 
-/// What pushes frames out after the core has decided.
-pub trait Sinks: Output {
-    /// Does what the outcomes of a batch say.
-    fn push(&mut self, frames: &mut [Frame<'_>]);
-}
-
-/// Where frames come from.
-pub trait Source {
-    /// Pulls one batch of at most [`services::core::BATCH_MAX`] frames and shows it to `act`; the frames end with the
-    /// call. Returns how many there were.
-    ///
-    /// # Errors
-    /// What the system says; "nothing there" is zero frames and no error.
-    fn pull(&mut self, act: &mut dyn FnMut(&mut [Frame<'_>])) -> std::io::Result<usize>;
-}
-
-/// One step of the loop: pull a batch, have the core act on it, push the result.
-///
-/// # Errors
-/// As [`Source::pull`].
-pub fn pump(
-    core: &mut Core,
-    now_ns: u64,
-    source: &mut impl Source,
-    sinks: &mut impl Sinks,
-) -> std::io::Result<usize> {
-    source.pull(&mut |frames| {
-        core.batch(now_ns, frames, sinks);
-        sinks.push(frames);
-    })
-}
-
 /// What one worker tells about itself, some times a second.
 #[derive(Clone, Debug, Default)]
 pub struct CoreReport {
@@ -137,12 +103,12 @@ pub struct CoreReport {
     /// NAT events that this core could not keep until they were taken.
     pub lost_nat_events: u64,
     /// By interface: packets and bytes read, packets and bytes sent, packets lost in the kernel's ring.
-    pub interfaces: Vec<PortCounters>,
+    pub interfaces: Vec<InterfaceCounters>,
 }
 
 /// What one core counts at one interface.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct PortCounters {
+pub struct InterfaceCounters {
     /// Packets read, super-packets once.
     pub rx_packets: u64,
     /// Bytes of them.
@@ -186,23 +152,32 @@ pub(crate) struct FlowQuery {
     pub answer: SyncSender<Vec<FlowEntry>>,
 }
 
-/// What a worker finds in its letter box.
-pub(crate) enum Letter {
+/// One interface as one core has it.
+pub(crate) struct Interface {
+    pub id: InterfaceId,
+    /// `None` where another core reads the interface.
+    pub ring: Option<PacketRing>,
+    pub sender: PacketSender,
+    pub raw: RawIpSender,
+}
+
+/// An order in a worker's mailbox.
+pub(crate) enum Command {
     /// A new interface, or a new socket for one.
-    Open(Box<part::Port>),
+    Open(Box<Interface>),
     /// An interface is gone.
     Close(InterfaceId),
     /// Somebody wants to see flows.
     Flows(FlowQuery),
 }
 
-impl Letter {
+impl Command {
     /// The interface that comes or goes.
-    fn port(&self) -> Option<InterfaceId> {
+    fn interface(&self) -> Option<InterfaceId> {
         match self {
-            Letter::Open(port) => Some(port.id),
-            Letter::Close(id) => Some(*id),
-            Letter::Flows(_) => None,
+            Command::Open(interface) => Some(interface.id),
+            Command::Close(id) => Some(*id),
+            Command::Flows(_) => None,
         }
     }
 }
@@ -221,7 +196,7 @@ pub(crate) struct Shared {
     pub reports: Vec<Mutex<CoreReport>>,
     /// Rounds of each worker: a heartbeat.
     pub rounds: Vec<AtomicU64>,
-    letters: Vec<Mutex<Vec<Letter>>>,
+    mailboxes: Vec<Mutex<Vec<Command>>>,
     events: Mutex<Vec<NatEvent>>,
     keep_events: AtomicBool,
     pub lost_events: AtomicU64,
@@ -252,7 +227,7 @@ impl Shared {
             active: AtomicBool::new(false),
             reports: (0..cores).map(|_| Mutex::default()).collect(),
             rounds: (0..cores).map(|_| AtomicU64::new(0)).collect(),
-            letters: (0..cores).map(|_| Mutex::default()).collect(),
+            mailboxes: (0..cores).map(|_| Mutex::default()).collect(),
             events: Mutex::default(),
             keep_events: AtomicBool::new(false),
             lost_events: AtomicU64::new(0),
@@ -260,6 +235,16 @@ impl Shared {
             retired: Mutex::default(),
             opened: Mutex::default(),
         })
+    }
+
+    /// Everything that workers take over together.
+    pub fn snapshots(&self) -> Snapshots {
+        Snapshots {
+            policy: self.policy.load_full(),
+            ownership: self.ownership.load_full(),
+            neighbors: self.neighbors.load_full(),
+            serving: self.active.load(Relaxed),
+        }
     }
 
     /// Puts a policy in force.
@@ -292,19 +277,19 @@ impl Shared {
         self.version.fetch_add(1, std::sync::atomic::Ordering::Release);
     }
 
-    pub fn post(&self, core: usize, letter: Letter) {
-        if let Some(letters) = self.letters.get(core) {
-            let mut letters = lock(letters);
+    pub fn send(&self, core: usize, command: Command) {
+        if let Some(mailbox) = self.mailboxes.get(core) {
+            let mut commands = lock(mailbox);
             // The newest word on an interface counts: a core that hangs collects no sockets.
-            if let Some(id) = letter.port() {
-                letters.retain(|older| older.port() != Some(id));
+            if let Some(id) = command.interface() {
+                commands.retain(|older| older.interface() != Some(id));
             }
-            letters.push(letter);
+            commands.push(command);
         }
     }
 
-    pub fn take_letters(&self, core: usize) -> Vec<Letter> {
-        self.letters.get(core).map(|letters| std::mem::take(&mut *lock(letters))).unwrap_or_default()
+    pub fn take_commands(&self, core: usize) -> Vec<Command> {
+        self.mailboxes.get(core).map(|mailbox| std::mem::take(&mut *lock(mailbox))).unwrap_or_default()
     }
 
     /// Takes over what a core's `events` gives, or nothing: it is asked only then. A core that would have to wait keeps its
@@ -480,7 +465,7 @@ impl crate::Engine {
         let asked: Vec<usize> = (0..cores).filter(|core| ownership.is_alive(*core as u8)).collect();
         for &core in &asked {
             let query = FlowQuery { matches: Arc::clone(matches), limit, answer: answer.clone() };
-            self.shared.gateway.post(core, Letter::Flows(query));
+            self.shared.gateway.send(core, Command::Flows(query));
         }
         drop(answer);
         self.shared.wake_all();
@@ -551,9 +536,9 @@ mod tests {
     fn the_newest_word_on_an_interface_counts() {
         let shared = shared(1);
         for id in [3, 4, 3, 3] {
-            shared.post(0, Letter::Close(InterfaceId(id)));
+            shared.send(0, Command::Close(InterfaceId(id)));
         }
-        let ids: Vec<_> = shared.take_letters(0).iter().map(Letter::port).collect();
+        let ids: Vec<_> = shared.take_commands(0).iter().map(Command::interface).collect();
         assert_eq!(ids, [Some(InterfaceId(4)), Some(InterfaceId(3))]);
     }
 

@@ -11,8 +11,7 @@ use packet::attachment::InterfaceId;
 use services::spec::{GatewaySpec, InterfaceSpec};
 use steering::ownership::Ownership;
 
-use super::part::Port;
-use super::{GatewaySettings, Letter, Readers, Shared, lock};
+use super::{Command, GatewaySettings, Interface, Readers, Shared, lock};
 
 /// Memory of one core's ring of one interface.
 const RING_BYTES: usize = 8 << 20;
@@ -88,7 +87,7 @@ pub(super) fn follow(shared: &Shared, settings: &GatewaySettings, listen_port: O
         });
         if !stays && slot.take().is_some() {
             for core in 0..shared.reports.len() {
-                shared.post(core, Letter::Close(id));
+                shared.send(core, Command::Close(id));
             }
         }
         if let Some(port) = slot {
@@ -177,17 +176,17 @@ fn open_rings(shared: &Shared, id: InterfaceId, port: &OpenPort) -> Result<(), l
         kernel: port.share.clone(),
         ..PacketRingOptions::default()
     };
-    let mut ports = Vec::with_capacity(cores);
+    let mut interfaces = Vec::with_capacity(cores);
     for core in 0..cores {
-        ports.push(Port {
+        interfaces.push(Interface {
             id,
             ring: if reads(core) { Some(PacketRing::open(&port.device, &options)?) } else { None },
             sender: PacketSender::open(&port.device, false)?,
             raw: RawIpSender::open(&port.device)?,
         });
     }
-    for (core, port) in ports.into_iter().enumerate() {
-        shared.post(core, Letter::Open(Box::new(port)));
+    for (core, interface) in interfaces.into_iter().enumerate() {
+        shared.send(core, Command::Open(Box::new(interface)));
     }
     Ok(())
 }

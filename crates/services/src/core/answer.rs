@@ -123,6 +123,6 @@ impl Core {
             }
         }
         self.counters.answers += 1;
-        out.emit(Outcome::Forward(Egress::from(frame.ingress)), &VirtioNetHeader::default(), bytes);
+        out.emit(Outcome::Forward(Egress::from(frame.ingress)), None, &VirtioNetHeader::default(), bytes);
     }
 }

@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 
-use packet::DropReason;
 use packet::attachment::{Egress, Ingress, InterfaceId};
 use packet::flow::FlowKey;
 use packet::vnet::VirtioNetHeader;
+use packet::{DropReason, PacketBuf, PacketPool};
 
 use crate::flow::{Direction, FlowId};
 use crate::fragment::Measure;
@@ -78,12 +78,8 @@ pub enum Origin {
 /// Something for another core.
 #[derive(Debug)]
 pub struct Handed {
-    /// By what it came in.
-    pub ingress: Ingress,
-    /// Offload header.
-    pub offload: VirtioNetHeader,
-    /// Room for an Ethernet header, then the IP packet.
-    pub bytes: Vec<u8>,
+    /// The packet, with its offload header and by what it came in.
+    pub packet: PacketBuf,
     /// Why this core gets it.
     pub origin: Origin,
     /// A fragment whose ports are known by now.
@@ -101,10 +97,14 @@ pub struct Piece {
 
 /// What a core wants done besides the frames of its batch.
 pub trait Output {
-    /// Sends a packet made here, or held here, as [`Outcome`] says. `bytes`: room for an Ethernet header (or the header
-    /// itself), then the packet.
-    fn emit(&mut self, outcome: Outcome, offload: &VirtioNetHeader, bytes: &mut [u8]);
+    /// Sends a packet made here, or held here, as [`Outcome`] says. `key`: its flow as it leaves, where it goes into a bond
+    /// and is known; a later fragment does not tell it. `bytes`: room for an Ethernet header (or the header itself), then
+    /// the packet.
+    fn emit(&mut self, outcome: Outcome, key: Option<&FlowKey>, offload: &VirtioNetHeader, bytes: &mut [u8]);
 
     /// Hands something to another core; `false` when its ring is full.
     fn hand_over(&mut self, core: u8, handed: Handed) -> bool;
+
+    /// Buffers of this core, for packets that are handed over.
+    fn buffers(&mut self) -> &mut PacketPool;
 }

@@ -111,8 +111,10 @@ impl Core {
     ) {
         self.counters.handed_out += 1;
         let (ingress, offload) = (frame.ingress, frame.offload);
-        let handed = Handed { ingress, offload, bytes: frame.bytes.to_vec(), origin, piece };
-        if out.hand_over(core, handed) {
+        let Some(packet) = out.buffers().copy(frame.packet(), &offload, ingress) else {
+            return self.dropped(frame, DropReason::TooBig);
+        };
+        if out.hand_over(core, Handed { packet, origin, piece }) {
             frame.outcome = Outcome::Consumed;
         } else {
             self.dropped(frame, DropReason::RingFull);

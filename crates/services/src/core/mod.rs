@@ -11,7 +11,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use packet::attachment::Ingress;
+use packet::attachment::{Egress, Ingress};
 use packet::flow::FlowKey;
 use packet::ip::{IpHeader, PROTOCOL_ICMP, PROTOCOL_ICMPV6};
 use packet::vnet::VirtioNetHeader;
@@ -246,11 +246,24 @@ impl Core {
         }
     }
 
-    /// Acts on what another core handed over.
-    pub fn handed(&mut self, now_ns: u64, handed: Handed, out: &mut impl Output) {
+    /// Acts on one packet or super-packet, as [`Core::batch`] does on many.
+    pub fn packet(&mut self, now_ns: u64, frame: &mut Frame<'_>, out: &mut impl Output) {
+        let Some(mut look) = self.look(frame) else { return };
+        self.counters.rx_packets += 1;
+        self.counters.rx_bytes += frame.packet().len() as u64;
+        look.found = self.flows.find(look.hash, &look.key, look.tenant);
+        if !self.hit_plainly(now_ns, frame, &look) {
+            self.act(now_ns, frame, &look, Origin::Wire, out);
+        }
+    }
+
+    /// Acts on what another core handed over. Afterwards the buffer is the caller's again.
+    pub fn handed(&mut self, now_ns: u64, handed: &mut Handed, out: &mut impl Output) {
         self.counters.handed_in += 1;
-        let Handed { ingress, offload, mut bytes, origin, piece } = handed;
-        let mut frame = Frame::new(ingress, offload, &mut bytes);
+        let (origin, piece) = (handed.origin, handed.piece);
+        let packet = &mut handed.packet;
+        let (ingress, offload) = (packet.ingress, packet.offload);
+        let mut frame = Frame::new(ingress, offload, packet.with_room(ETHERNET_BYTES));
         if let Some(piece) = piece {
             self.piece(now_ns, &mut frame, &piece, origin, out);
         } else if let Some(mut look) = self.look(&mut frame) {
@@ -262,9 +275,13 @@ impl Core {
 
     /// A packet that is not part of the batch goes where its outcome says.
     fn settle(&mut self, frame: Frame<'_>, out: &mut impl Output) {
-        let Frame { offload, bytes, outcome, .. } = frame;
+        let Frame { offload, bytes, outcome, flow, .. } = frame;
         match outcome {
-            Outcome::Forward(_) | Outcome::Resolve(..) => out.emit(outcome, &offload, bytes),
+            Outcome::Forward(Egress::Bond(_)) => {
+                let key = flow.map(|(id, direction)| self.flows.leaves_as(id, direction));
+                out.emit(outcome, key.as_ref(), &offload, bytes);
+            }
+            Outcome::Forward(_) | Outcome::Resolve(..) => out.emit(outcome, None, &offload, bytes),
             Outcome::Pending | Outcome::Consumed | Outcome::Dropped(_) => {}
         }
     }

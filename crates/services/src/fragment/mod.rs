@@ -36,7 +36,7 @@ use packet::attachment::Ingress;
 use packet::{IpHeader, put_u16, u16_at};
 
 pub use out::fragment_out;
-pub use pieces::FRAGMENTS_PER_PACKET_MAX;
+pub use pieces::{FRAGMENTS_PER_PACKET_MAX, flow_of_first};
 pub use rendezvous::{Released, Rendezvous};
 pub use rules::{Action, Facts, Home, Measure, Variant, action};
 pub use store::FragmentStats;

@@ -67,10 +67,7 @@ impl Extent {
 ///
 /// # Errors
 /// [`DropReason::FragmentInvalid`] when the fragment does not hold the transport header (RFC 1858, RFC 7112).
-pub(super) fn flow_of_first<'a>(
-    header: &IpHeader,
-    packet: &'a [u8],
-) -> Result<(FlowKey, &'a [u8]), DropReason> {
+pub fn flow_of_first<'a>(header: &IpHeader, packet: &'a [u8]) -> Result<(FlowKey, &'a [u8]), DropReason> {
     let mut whole = IpHeader { fragment: None, ..*header };
     if header.version == 6 {
         let mut walked = 0;

@@ -184,13 +184,13 @@ impl Core {
     }
 
     /// Looks at an inner packet once: its headers, its flow, and which core of this node owns it by our own hash and
-    /// table (design §3).
+    /// table (design §3). `flow`: where the caller knows it better than the packet tells, as of a later fragment.
     ///
     /// # Errors
     /// `IpMalformed`.
-    pub fn classify(&self, packet: &[u8]) -> Result<Classified, DropReason> {
+    pub fn classify(&self, packet: &[u8], flow: Option<&FlowKey>) -> Result<Classified, DropReason> {
         let header = IpHeader::parse(packet)?;
-        let flow = FlowKey::of_parsed(&header, packet);
+        let flow = flow.map_or_else(|| FlowKey::of_parsed(&header, packet), |flow| *flow);
         let hash = self.ownership.hash(&flow, 0);
         let owner = self.ownership.owner_of_hash(hash);
         Ok(Classified { header, flow, hash, owner })

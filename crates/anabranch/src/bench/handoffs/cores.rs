@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use packet::PacketPool;
 use packet::attachment::{Ingress, InterfaceId};
 use packet::flow::FlowKey;
 use packet::vnet::VirtioNetHeader;
@@ -44,16 +45,21 @@ pub struct Cores {
 struct Caught {
     made: Vec<(Outcome, Vec<u8>)>,
     handed: Vec<(u8, Handed)>,
+    pool: PacketPool,
 }
 
 impl Output for Caught {
-    fn emit(&mut self, outcome: Outcome, _: &VirtioNetHeader, bytes: &mut [u8]) {
+    fn emit(&mut self, outcome: Outcome, _: Option<&FlowKey>, _: &VirtioNetHeader, bytes: &mut [u8]) {
         self.made.push((outcome, bytes.to_vec()));
     }
 
     fn hand_over(&mut self, core: u8, handed: Handed) -> bool {
         self.handed.push((core, handed));
         true
+    }
+
+    fn buffers(&mut self) -> &mut PacketPool {
+        &mut self.pool
     }
 }
 
@@ -125,12 +131,13 @@ impl Cores {
             for (outcome, bytes) in self.caught.made.drain(..) {
                 tell(at, outcome, &bytes, seen);
             }
-            let Some((to, handed)) = self.caught.handed.pop() else { return };
+            let Some((to, mut handed)) = self.caught.handed.pop() else { return };
             self.handed += 1;
             at = to;
             if let Some(core) = self.cores.get_mut(usize::from(to)) {
-                core.handed(self.now_ns, handed, &mut self.caught);
+                core.handed(self.now_ns, &mut handed, &mut self.caught);
             }
+            self.caught.pool.recycle(handed.packet);
         }
     }
 

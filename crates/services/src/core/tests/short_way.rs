@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use packet::PacketPool;
 use packet::attachment::{Egress, Ingress};
 use packet::checksum;
 use packet::flow::FlowKey;
@@ -14,16 +15,26 @@ use crate::core::{ETHERNET_BYTES, Frame, Handed, Neighbors, Outcome, Output};
 use crate::spec::{NatMode, TCP, UDP};
 
 /// What a core wants done besides its frames.
-#[derive(Default, Debug, PartialEq)]
-struct Emitted(Vec<(Outcome, Vec<u8>)>);
+#[derive(Default, Debug)]
+struct Emitted(Vec<(Outcome, Vec<u8>)>, PacketPool);
+
+impl PartialEq for Emitted {
+    fn eq(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
 
 impl Output for Emitted {
-    fn emit(&mut self, outcome: Outcome, _: &VirtioNetHeader, bytes: &mut [u8]) {
+    fn emit(&mut self, outcome: Outcome, _: Option<&FlowKey>, _: &VirtioNetHeader, bytes: &mut [u8]) {
         self.0.push((outcome, bytes.to_vec()));
     }
 
     fn hand_over(&mut self, _: u8, _: Handed) -> bool {
         false
+    }
+
+    fn buffers(&mut self) -> &mut PacketPool {
+        &mut self.1
     }
 }
 

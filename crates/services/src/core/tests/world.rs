@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use packet::PacketPool;
 use packet::attachment::{Egress, Ingress, InterfaceId};
 use packet::checksum;
 use packet::flow::FlowKey;
@@ -70,10 +71,11 @@ impl Left {
 struct Out {
     left: Vec<Left>,
     handed: VecDeque<(u8, Handed)>,
+    pool: PacketPool,
 }
 
 impl Output for Out {
-    fn emit(&mut self, outcome: Outcome, offload: &VirtioNetHeader, bytes: &mut [u8]) {
+    fn emit(&mut self, outcome: Outcome, _: Option<&FlowKey>, offload: &VirtioNetHeader, bytes: &mut [u8]) {
         assert!(!offload.needs_csum(), "packets of these tests are complete");
         self.left.push(Left { outcome, packet: bytes[ETHERNET_BYTES..].to_vec() });
     }
@@ -81,6 +83,10 @@ impl Output for Out {
     fn hand_over(&mut self, core: u8, handed: Handed) -> bool {
         self.handed.push_back((core, handed));
         true
+    }
+
+    fn buffers(&mut self) -> &mut PacketPool {
+        &mut self.pool
     }
 }
 
@@ -140,10 +146,10 @@ impl World {
         let goes = matches!(outcome, Outcome::Forward(_) | Outcome::Resolve(..));
         let own = goes.then(|| Left { outcome, packet: bytes[ETHERNET_BYTES..].to_vec() });
         let mut hops = 0;
-        while let Some((core, handed)) = out.handed.pop_front() {
+        while let Some((core, mut handed)) = out.handed.pop_front() {
             hops += 1;
             assert!(hops < 200, "a packet goes round in circles");
-            self.cores[usize::from(core)].handed(self.now_ns, handed, &mut out);
+            self.cores[usize::from(core)].handed(self.now_ns, &mut handed, &mut out);
         }
         out.left.extend(own);
         for core in &mut self.cores {
@@ -440,8 +446,8 @@ impl World {
         if goes {
             out.left.push(Left { outcome, packet: bytes[ETHERNET_BYTES..].to_vec() });
         }
-        while let Some((core, handed)) = out.handed.pop_front() {
-            self.cores[usize::from(core)].handed(self.now_ns, handed, &mut out);
+        while let Some((core, mut handed)) = out.handed.pop_front() {
+            self.cores[usize::from(core)].handed(self.now_ns, &mut handed, &mut out);
         }
         out.left
     }

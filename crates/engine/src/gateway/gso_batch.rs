@@ -1,6 +1,6 @@
-//! Trains: datagrams of one UDP flow that leave in the same batch become one super-packet, so that the kernel carries
-//! them through its stack once. Nothing waits for that, and nothing changes on the wire: whoever sends them last cuts
-//! the train at the same places again.
+//! GSO batches: datagrams of one UDP flow that leave in the same batch become one super-packet, so that the kernel carries
+//! them through its stack once. Nothing waits for that, and nothing changes on the wire: whoever sends them last
+//! segments the super-packet at the same places again.
 
 use std::net::IpAddr;
 
@@ -11,41 +11,41 @@ use packet::vnet::{DATA_VALID, GSO_NONE, GSO_UDP_L4, NEEDS_CSUM, VirtioNetHeader
 use services::core::{BATCH_MAX, ETHERNET_BYTES, Frame, Outcome};
 use services::flow::{Direction, FlowId};
 
-/// Datagrams of a train at most (the kernel's own limit for UDP segmentation is 128).
-const CARS_MAX: usize = 64;
-/// Bytes of a train at most: an IPv4 packet's length has 16 bits.
-const TRAIN_BYTES_MAX: usize = 60_000;
+/// Datagrams of a GSO batch at most (the kernel's own limit for UDP segmentation is 128).
+const DATAGRAMS_MAX: usize = 64;
+/// Bytes of a GSO batch at most: an IPv4 packet's length has 16 bits.
+const BATCH_BYTES_MAX: usize = 60_000;
 /// Bytes of a UDP header.
 const UDP_BYTES: usize = 8;
 
-/// One car after the other, as places in the batch.
+/// Datagrams to be merged, as places among the frames.
 #[derive(Clone, Copy)]
-struct Train {
+struct GsoBatch {
     flow: (FlowId, Direction),
     interface: InterfaceId,
     first: usize,
     last: usize,
-    cars: usize,
+    datagrams: usize,
     bytes: usize,
-    /// Payload of each car but the last.
+    /// Payload of each datagram but the last.
     payload: usize,
-    /// A shorter car ends it.
+    /// A shorter datagram ends it.
     closed: bool,
     headers: usize,
 }
 
-/// Places of [`Trains::heads`], a power of two.
+/// Places of [`GsoBatches::heads`], a power of two.
 const HEADS: usize = 1_024;
 
-/// Puts the frames of a batch together.
-pub struct Trains {
-    trains: Vec<Train>,
-    /// By flow, roughly: the last train that was begun, counted from 1.
+/// Merges the frames that leave together.
+pub(crate) struct GsoBatches {
+    batches: Vec<GsoBatch>,
+    /// By flow, roughly: the last GSO batch that was begun, counted from 1.
     heads: Box<[u16; HEADS]>,
-    /// Of each frame: the next car of its train.
+    /// Of each frame: the next one of its GSO batch.
     next: [Option<usize>; BATCH_MAX],
     buffer: Vec<u8>,
-    /// By first car.
+    /// By first frame.
     built: Vec<Built>,
 }
 
@@ -59,10 +59,10 @@ pub struct Built {
     pub offload: VirtioNetHeader,
 }
 
-impl Default for Trains {
+impl Default for GsoBatches {
     fn default() -> Self {
         Self {
-            trains: Vec::with_capacity(BATCH_MAX),
+            batches: Vec::with_capacity(BATCH_MAX),
             heads: Box::new([0; HEADS]),
             next: [None; BATCH_MAX],
             buffer: Vec::with_capacity(BATCH_MAX * 2_048),
@@ -71,40 +71,40 @@ impl Default for Trains {
     }
 }
 
-impl Trains {
-    /// Couples what can be coupled: the first car stays where it is in the batch and stands for its train
-    /// ([`Trains::at`]), the others are done.
-    pub fn couple(&mut self, frames: &mut [Frame<'_>]) {
-        self.trains.clear();
+impl GsoBatches {
+    /// Merges what can be merged: the first frame stays where it is and stands for its GSO batch ([`GsoBatches::at`]), the
+    /// others are consumed.
+    pub fn merge(&mut self, frames: &mut [Frame<'_>]) {
+        self.batches.clear();
         self.built.clear();
         self.buffer.clear();
         if frames.len() < 2 {
             return;
         }
         self.next = [None; BATCH_MAX];
-        let mut couples = false;
+        let mut any = false;
         for (place, frame) in frames.iter().enumerate().take(BATCH_MAX) {
-            couples |= self.sort_in(place, frame);
+            any |= self.sort_in(place, frame);
         }
-        let trains = std::mem::take(&mut self.trains);
-        for train in &trains {
-            if couples && train.cars > 1 {
-                self.build(train, frames);
+        let batches = std::mem::take(&mut self.batches);
+        for batch in &batches {
+            if any && batch.datagrams > 1 {
+                self.build(batch, frames);
             }
-            if let Some(head) = self.heads.get_mut(head_of(train.flow)) {
+            if let Some(head) = self.heads.get_mut(head_of(batch.flow)) {
                 *head = 0;
             }
         }
-        self.trains = trains;
+        self.batches = batches;
     }
 
-    /// The train that leaves in the place of this frame. Ask in order of the places.
+    /// The GSO batch that leaves in the place of this frame. Ask in order of the places.
     pub fn at(&self, place: usize) -> Option<(&VirtioNetHeader, &[u8])> {
         let built = self.built.iter().find(|built| built.first == place)?;
         Some((&built.offload, self.buffer.get(built.bytes.clone()).unwrap_or_default()))
     }
 
-    /// Whether any train was built.
+    /// Whether nothing was merged.
     pub fn is_empty(&self) -> bool {
         self.built.is_empty()
     }
@@ -115,35 +115,35 @@ impl Trains {
             return false;
         };
         let Some(head) = self.heads.get_mut(head_of(flow)) else { return false };
-        let number = self.trains.len() as u16 + 1;
-        let last = usize::from(*head).checked_sub(1).and_then(|last| self.trains.get_mut(last));
-        let last = last.filter(|train| train.flow == flow && train.interface == interface);
-        let Some((headers, payload)) = car(frame) else {
-            // What cannot be coupled must not be overtaken by what comes later.
-            if let Some(train) = last {
-                train.closed = true;
+        let number = self.batches.len() as u16 + 1;
+        let last = usize::from(*head).checked_sub(1).and_then(|last| self.batches.get_mut(last));
+        let last = last.filter(|batch| batch.flow == flow && batch.interface == interface);
+        let Some((headers, payload)) = datagram(frame) else {
+            // What cannot be merged must not be overtaken by what comes later.
+            if let Some(batch) = last {
+                batch.closed = true;
             }
             return false;
         };
-        if let Some(train) = last
-            && train.takes(headers, payload)
+        if let Some(batch) = last
+            && batch.takes(headers, payload)
         {
-            if let Some(next) = self.next.get_mut(train.last) {
+            if let Some(next) = self.next.get_mut(batch.last) {
                 *next = Some(place);
             }
-            train.last = place;
-            train.cars += 1;
-            train.bytes += payload;
-            train.closed = payload < train.payload;
+            batch.last = place;
+            batch.datagrams += 1;
+            batch.bytes += payload;
+            batch.closed = payload < batch.payload;
             return true;
         }
         *head = number;
-        self.trains.push(Train {
+        self.batches.push(GsoBatch {
             flow,
             interface,
             first: place,
             last: place,
-            cars: 1,
+            datagrams: 1,
             bytes: payload,
             payload,
             closed: payload == 0,
@@ -152,49 +152,49 @@ impl Trains {
         false
     }
 
-    fn build(&mut self, train: &Train, frames: &mut [Frame<'_>]) {
+    fn build(&mut self, batch: &GsoBatch, frames: &mut [Frame<'_>]) {
         let start = self.buffer.len();
-        let mut place = Some(train.first);
+        let mut place = Some(batch.first);
         while let Some(at) = place {
             let Some(frame) = frames.get_mut(at) else { break };
-            let skip = if at == train.first { 0 } else { ETHERNET_BYTES + train.headers };
+            let skip = if at == batch.first { 0 } else { ETHERNET_BYTES + batch.headers };
             let end = (ETHERNET_BYTES + packet_bytes(frame.packet())).min(frame.bytes.len());
             self.buffer.extend_from_slice(frame.bytes.get(skip..end).unwrap_or_default());
-            if at != train.first {
+            if at != batch.first {
                 frame.outcome = Outcome::Consumed;
             }
             place = self.next.get(at).copied().flatten();
         }
         let range = start..self.buffer.len();
         let packet = self.buffer.get_mut(start + ETHERNET_BYTES..).unwrap_or_default();
-        finish(packet, train.headers);
-        let ip_bytes = (train.headers - UDP_BYTES) as u16;
+        finish(packet, batch.headers);
+        let ip_bytes = (batch.headers - UDP_BYTES) as u16;
         let offload = VirtioNetHeader {
             flags: NEEDS_CSUM,
             gso_type: GSO_UDP_L4,
-            hdr_len: train.headers as u16,
-            gso_size: train.payload as u16,
+            hdr_len: batch.headers as u16,
+            gso_size: batch.payload as u16,
             csum_start: ip_bytes,
             csum_offset: 6,
         };
-        self.built.push(Built { first: train.first, bytes: range, offload });
+        self.built.push(Built { first: batch.first, bytes: range, offload });
     }
 }
 
-/// Where the train of a flow is remembered.
+/// Where the GSO batch of a flow is remembered.
 fn head_of((flow, direction): (FlowId, Direction)) -> usize {
     let number = flow.number().wrapping_mul(0x9e37_79b1) ^ direction as u32;
     (number >> 22) as usize ^ (number as usize & 1)
 }
 
-impl Train {
+impl GsoBatch {
     fn takes(&self, headers: usize, payload: usize) -> bool {
         !self.closed
             && self.headers == headers
             && payload <= self.payload
             && payload > 0
-            && self.cars < CARS_MAX
-            && self.bytes + payload <= TRAIN_BYTES_MAX
+            && self.datagrams < DATAGRAMS_MAX
+            && self.bytes + payload <= BATCH_BYTES_MAX
     }
 }
 
@@ -207,9 +207,9 @@ fn packet_bytes(packet: &[u8]) -> usize {
     }
 }
 
-/// Bytes of the headers and of the payload of a datagram that may be coupled: whole, checked or to be checked, with
+/// Bytes of the headers and of the payload of a datagram that may be merged: whole, checked or to be checked, with
 /// the header layout that the kernel writes again for each segment.
-fn car(frame: &Frame<'_>) -> Option<(usize, usize)> {
+fn datagram(frame: &Frame<'_>) -> Option<(usize, usize)> {
     let offload = &frame.offload;
     if offload.gso_type != GSO_NONE || offload.flags & (NEEDS_CSUM | DATA_VALID) == 0 {
         return None;
@@ -233,7 +233,7 @@ fn car(frame: &Frame<'_>) -> Option<(usize, usize)> {
     (ETHERNET_BYTES + headers + payload <= frame.bytes.len()).then_some((headers, payload))
 }
 
-/// Lengths and checksums of the headers for the whole train.
+/// Lengths and checksums of the headers for the whole GSO batch.
 fn finish(packet: &mut [u8], headers: usize) {
     let total = packet.len();
     let udp_bytes = (total + UDP_BYTES - headers) as u16;

@@ -1,0 +1,328 @@
+//! One core's services and tunnel, joined by the single routing decision.
+//!
+//! With services in force they decide every packet, wherever it came in: one flow table, one set of rules, one order. A
+//! node without services joins host and bonds directly. Either way the packet is worked on by the core that owns its
+//! flow; what another core read is handed over, counted.
+
+use std::sync::Arc;
+
+use packet::attachment::{Egress, Ingress};
+use packet::{Coalescer, DropCounters, DropReason, PacketBuf, PacketPool};
+use services::core::{Core as Services, ETHERNET_BYTES, Frame, Neighbors, Outcome};
+use services::policy::Policy;
+use steering::ownership::Ownership;
+use tunnel::core::{Core as Tunnel, owner_core};
+use tunnel::header::Header;
+use tunnel::lifecycle::Action;
+use tunnel::node::{Node, Source};
+use tunnel::time::Time;
+
+use crate::delivery::{Decision, Delivery, ToBonds};
+use crate::handed::Handed;
+use crate::ports::{Output, leave};
+use crate::to_bond::{self, BondIds, Emit, Transmit};
+
+/// A packet that another core gets is copied to a buffer of its size up to here; a longer one goes in the buffer that it
+/// was read into.
+const COPY_BYTES_MAX: usize = 1_856;
+
+/// What control has published: taken over between rounds.
+#[derive(Clone)]
+pub struct Snapshots {
+    /// Rules, routes, NAT, virtual servers.
+    pub policy: Arc<Policy>,
+    /// Who owns a flow.
+    pub ownership: Arc<Ownership>,
+    /// Hardware addresses of neighbors.
+    pub neighbors: Arc<Neighbors>,
+    /// Whether services decide about packets at all; they do from the first configuration of an interface on.
+    pub serving: bool,
+}
+
+/// Packets that changed core.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HandOvers {
+    /// Taken from other cores.
+    pub taken: u64,
+    /// Given to other cores.
+    pub given: u64,
+}
+
+/// The datapath of one core.
+pub struct Datapath {
+    id: u8,
+    /// The bonds.
+    pub tunnel: Tunnel,
+    /// Firewall, NAT, load balancing, routes.
+    pub services: Services,
+    serving: bool,
+    ownership: Arc<Ownership>,
+    merge: Coalescer,
+    pool: PacketPool,
+    to_bonds: ToBonds,
+    bonds: BondIds,
+    /// Packets that changed core.
+    pub hand_overs: HandOvers,
+    drops: DropCounters,
+}
+
+impl Datapath {
+    /// Core `id` of `node`. `seed`: 8 random bytes of its own.
+    #[must_use]
+    pub fn new(id: u8, node: Arc<Node>, seed: u64, snapshots: Snapshots) -> Self {
+        let Snapshots { policy, ownership, neighbors, serving } = snapshots;
+        Self {
+            id,
+            tunnel: Tunnel::new(id, node),
+            services: Services::new(id, seed, policy, Arc::clone(&ownership), neighbors),
+            serving,
+            ownership,
+            merge: Coalescer::new(),
+            pool: PacketPool::new(),
+            to_bonds: ToBonds::default(),
+            bonds: BondIds,
+            hand_overs: HandOvers::default(),
+            drops: DropCounters::default(),
+        }
+    }
+
+    /// Whether UDP datagrams that a bond delivered are merged; off where the host's device cannot take them.
+    pub fn set_merge_udp(&mut self, merge: bool) {
+        self.merge.set_merge_udp(merge);
+    }
+
+    /// Number of this core.
+    #[must_use]
+    pub fn id(&self) -> u8 {
+        self.id
+    }
+
+    /// Everything that the tunnel dropped here or could not take, by reason.
+    #[must_use]
+    pub fn tunnel_drops(&self) -> DropCounters {
+        let mut drops = self.tunnel.drops.clone();
+        drops.merge(&self.drops);
+        drops
+    }
+
+    /// Everything that services dropped here, by reason.
+    #[must_use]
+    pub fn service_drops(&self) -> DropCounters {
+        let mut drops = self.services.drops.clone();
+        drops.merge(&self.services.late_drops());
+        drops
+    }
+
+    /// Takes over what control has published since the last round.
+    pub fn follow(&mut self, snapshots: &Snapshots) {
+        self.services.follow(&snapshots.policy, &snapshots.ownership, &snapshots.neighbors);
+        self.ownership = Arc::clone(&snapshots.ownership);
+        self.serving = snapshots.serving;
+    }
+
+    /// Starts a round.
+    pub fn begin(&mut self, now: Time) {
+        self.tunnel.begin(now);
+    }
+
+    /// A packet or super-packet of the host. The buffer may be another one afterwards.
+    pub fn host(&mut self, now: Time, packet: &mut PacketBuf, out: &mut impl Output) {
+        packet.ingress = Ingress::Host;
+        if !self.serving {
+            self.host_to_bond(now, packet, out);
+            return;
+        }
+        let offload = packet.offload;
+        let mut frame = Frame::new(Ingress::Host, offload, packet.with_room(ETHERNET_BYTES));
+        self.serve(now, &mut frame, out);
+    }
+
+    /// Without services, what the host sends into the tunnel device is for a bond.
+    fn host_to_bond(&mut self, now: Time, packet: &mut PacketBuf, out: &mut impl Output) {
+        match self.tunnel.classify(packet.packet(), None) {
+            Ok(classified) if classified.owner == self.id => {
+                let offload = packet.offload;
+                self.tunnel.packet(now, &offload, packet.packet_mut(), &classified, &mut Transmit(out));
+            }
+            Ok(classified) => {
+                let handed = if packet.len() <= COPY_BYTES_MAX {
+                    self.pool.copy(packet.packet(), &packet.offload, Ingress::Host)
+                } else {
+                    let spare = self.pool.take(packet.capacity());
+                    Some(std::mem::replace(packet, spare))
+                };
+                if let Some(handed) = handed {
+                    self.hand_over(classified.owner, Handed::Host(handed), out);
+                }
+            }
+            Err(reason) => self.drops.add(reason),
+        }
+    }
+
+    /// A batch of frames of one interface; their bytes are changed in place.
+    pub fn interface(&mut self, now: Time, frames: &mut [Frame<'_>], out: &mut impl Output) {
+        let Self { tunnel, services, drops, pool, .. } = self;
+        services.batch(now.ns(), frames, &mut Emit { now, tunnel, drops, pool, out });
+        out.interfaces(frames);
+        for frame in frames {
+            match frame.outcome {
+                Outcome::Forward(Egress::Interface(_)) => {}
+                _ => self.leave(now, frame, out),
+            }
+        }
+    }
+
+    /// One packet through the services, and on.
+    fn serve(&mut self, now: Time, frame: &mut Frame<'_>, out: &mut impl Output) {
+        let Self { tunnel, services, drops, pool, .. } = self;
+        services.packet(now.ns(), frame, &mut Emit { now, tunnel, drops, pool, out });
+        self.leave(now, frame, out);
+    }
+
+    /// A frame that services have decided goes where they say.
+    fn leave(&mut self, now: Time, frame: &mut Frame<'_>, out: &mut impl Output) {
+        let Outcome::Forward(Egress::Bond(bond)) = frame.outcome else {
+            leave(out, frame.outcome, &frame.offload, frame.bytes);
+            return;
+        };
+        let key = frame.flow.map(|(id, direction)| self.services.flows().leaves_as(id, direction));
+        let packet = frame.bytes.get_mut(ETHERNET_BYTES..).unwrap_or_default();
+        let (tunnel, drops) = (&mut self.tunnel, &mut self.drops);
+        to_bond::send(tunnel, now, (bond, key.as_ref()), (&frame.offload, packet), drops, out);
+    }
+
+    /// Datagrams that a socket received from one source: `stride` bytes each, the last possibly shorter. Where several lanes
+    /// share a socket they may be for different cores; each goes to the one that it names.
+    pub fn datagrams(
+        &mut self,
+        now: Time,
+        source: &Source,
+        buffer: &mut [u8],
+        stride: usize,
+        out: &mut impl Output,
+    ) {
+        let cores = self.ownership.cores;
+        let stride = stride.max(1);
+        let mut start = 0;
+        let mut end = 0;
+        while let Some(datagram) =
+            buffer.get(end..buffer.len().min(end + stride)).filter(|rest| !rest.is_empty())
+        {
+            let owner = Header::parse(datagram).ok().and_then(|header| owner_core(&header, cores));
+            let next = end + datagram.len();
+            match owner.filter(|owner| *owner != self.id) {
+                None => end = next,
+                Some(owner) => {
+                    let copy = self.pool.copy(datagram, &Default::default(), Ingress::Host);
+                    self.own_datagrams(now, source, buffer.get_mut(start..end), stride, out);
+                    if let Some(copy) = copy {
+                        self.hand_over(owner, Handed::Datagram(*source, copy), out);
+                    }
+                    (start, end) = (next, next);
+                }
+            }
+        }
+        self.own_datagrams(now, source, buffer.get_mut(start..end), stride, out);
+    }
+
+    fn own_datagrams(
+        &mut self,
+        now: Time,
+        source: &Source,
+        datagrams: Option<&mut [u8]>,
+        stride: usize,
+        out: &mut impl Output,
+    ) {
+        let Some(datagrams) = datagrams.filter(|datagrams| !datagrams.is_empty()) else { return };
+        let (tunnel, mut delivery) = self.delivery(now, out);
+        tunnel.datagrams(now, source, datagrams, stride, &mut delivery);
+    }
+
+    /// The tunnel, and what it delivers to.
+    fn delivery<'a, O: Output>(&'a mut self, now: Time, out: &'a mut O) -> (&'a mut Tunnel, Delivery<'a, O>) {
+        let inner = Decision {
+            out,
+            services: self.serving.then_some(&mut self.services),
+            hasher: &self.ownership.hasher,
+            bonds: &self.bonds,
+            to_bonds: &mut self.to_bonds,
+            pool: &mut self.pool,
+        };
+        (&mut self.tunnel, Delivery { now_ns: now.ns(), merge: &mut self.merge, inner })
+    }
+
+    /// Acts on what another core handed over.
+    pub fn handed(&mut self, now: Time, handed: Handed, out: &mut impl Output) {
+        self.hand_overs.taken += 1;
+        let packet = match handed {
+            Handed::Host(mut packet) => {
+                match self.tunnel.classify(packet.packet(), None) {
+                    Ok(classified) => {
+                        let offload = packet.offload;
+                        let bytes = packet.packet_mut();
+                        self.tunnel.packet(now, &offload, bytes, &classified, &mut Transmit(out));
+                    }
+                    Err(reason) => self.drops.add(reason),
+                }
+                packet
+            }
+            Handed::Datagram(source, mut packet) => {
+                let stride = packet.len();
+                self.own_datagrams(now, &source, Some(packet.packet_mut()), stride, out);
+                packet
+            }
+            Handed::Service(mut handed) => {
+                let Self { tunnel, services, drops, pool, .. } = self;
+                services.handed(now.ns(), &mut handed, &mut Emit { now, tunnel, drops, pool, out });
+                handed.packet
+            }
+        };
+        self.pool.recycle(packet);
+    }
+
+    fn hand_over(&mut self, core: u8, handed: Handed, out: &mut impl Output) {
+        self.hand_overs.given += 1;
+        if !out.hand_over(core, handed) {
+            self.drops.add(DropReason::RingFull);
+        }
+    }
+
+    /// Ends a round: timers, departures, reports. Returns when the next round is due at the latest.
+    pub fn finish(&mut self, now: Time, out: &mut impl Output) -> Time {
+        let services_due = Time::from_ns(self.services.tick(now.ns()));
+        self.delivery(now, out).1.flush();
+        self.send_waiting(now, out);
+        let (tunnel, mut delivery) = self.delivery(now, out);
+        let next = tunnel.finish(now, &mut delivery).min(services_due);
+        delivery.flush();
+        // What the tunnel's timers delivered for a bond may have had to queue there.
+        if self.send_waiting(now, out) { now } else { next }
+    }
+
+    /// What was delivered for other bonds; whether there was anything.
+    fn send_waiting(&mut self, now: Time, out: &mut impl Output) -> bool {
+        if self.to_bonds.waiting.is_empty() {
+            return false;
+        }
+        let mut waiting = std::mem::take(&mut self.to_bonds.waiting);
+        for (bond, key, mut packet) in waiting.drain(..) {
+            let offload = packet.offload;
+            let (tunnel, drops) = (&mut self.tunnel, &mut self.drops);
+            to_bond::send(tunnel, now, (bond, key.as_ref()), (&offload, packet.packet_mut()), drops, out);
+            self.pool.recycle(packet);
+        }
+        self.to_bonds.waiting = waiting;
+        true
+    }
+
+    /// Takes over a new configuration of the tunnel; sends what it asks for.
+    pub fn run(&mut self, now: Time, actions: Vec<Action>, out: &mut impl Output) {
+        self.tunnel.run(now, actions, &mut Transmit(out));
+    }
+
+    /// Tells all peers that this node stops. For the first core, as its last act.
+    pub fn close(&mut self, now: Time, out: &mut impl Output) {
+        self.tunnel.begin(now);
+        self.tunnel.close(now, &mut Transmit(out));
+    }
+}

@@ -1,0 +1,152 @@
+//! What a bond delivered: merged to super-packets, and decided while it is in the cache.
+//!
+//! The tunnel delivers while it works on a datagram, so that it cannot take anything for another bond in that moment:
+//! such packets wait in [`ToBonds`] until it is done.
+
+use packet::attachment::{BondId, Egress, Ingress};
+use packet::buffer::PACKET_BYTES_MAX;
+use packet::vnet::VirtioNetHeader;
+use packet::{Coalescer, DropReason, FlowKey, IpHeader, PacketBuf, PacketPool};
+use services::core::{Core, ETHERNET_BYTES, Frame, Outcome};
+use steering::symmetric::{FlowHasher, MIX_MULTIPLIER};
+use tunnel::core::{Output as TunnelOutput, Target};
+
+use crate::handed::Handed;
+use crate::ports::{Output, leave};
+use crate::to_bond::BondIds;
+
+/// Packets for bonds that wait until the tunnel is done with what it received; at most [`ToBonds::WAITING_MAX`].
+#[derive(Debug, Default)]
+pub struct ToBonds {
+    pub(crate) waiting: Vec<(BondId, Option<FlowKey>, PacketBuf)>,
+}
+
+impl ToBonds {
+    /// Most packets that wait: more than one receive batch delivers.
+    pub const WAITING_MAX: usize = 1_024;
+
+    fn push(&mut self, bond: BondId, key: Option<FlowKey>, packet: PacketBuf) -> bool {
+        let room = self.waiting.len() < Self::WAITING_MAX;
+        if room {
+            self.waiting.push((bond, key, packet));
+        }
+        room
+    }
+}
+
+/// The tunnel's output while it receives.
+pub(crate) struct Delivery<'a, O: Output> {
+    pub now_ns: u64,
+    pub merge: &'a mut Coalescer,
+    pub inner: Decision<'a, O>,
+}
+
+/// What decides about a merged packet.
+pub(crate) struct Decision<'a, O: Output> {
+    pub out: &'a mut O,
+    /// Without services the host gets everything.
+    pub services: Option<&'a mut Core>,
+    pub hasher: &'a FlowHasher,
+    pub bonds: &'a BondIds,
+    pub to_bonds: &'a mut ToBonds,
+    pub pool: &'a mut PacketPool,
+}
+
+impl<O: Output> TunnelOutput for Delivery<'_, O> {
+    fn transmit(&mut self, target: &Target, segment: usize, datagrams: &[u8]) {
+        self.inner.out.transmit(target, segment, datagrams);
+    }
+
+    fn deliver(&mut self, bond: usize, packet: &[u8], partial: bool, may_merge: bool) {
+        let Self { now_ns, merge, inner } = self;
+        let ingress = inner.bonds.ingress(bond);
+        // Partial checksums were vouched for by the peer's kernel and the AEAD: merging hides nothing.
+        let fits = merge.push(ingress, packet, partial, may_merge || partial, &mut |packet| {
+            inner.decide(*now_ns, packet);
+        });
+        if !fits {
+            inner.out.dropped(DropReason::TooBig);
+        }
+    }
+}
+
+impl<O: Output> Delivery<'_, O> {
+    /// Nothing more is delivered for now.
+    pub fn flush(&mut self) {
+        let Self { now_ns, merge, inner } = self;
+        merge.flush(&mut |packet| inner.decide(*now_ns, packet));
+    }
+}
+
+impl<O: Output> Decision<'_, O> {
+    /// One packet or super-packet from a bond.
+    fn decide(&mut self, now_ns: u64, packet: &mut PacketBuf) {
+        note_flows(self.hasher, packet.packet(), |flow| self.out.processed(flow));
+        let (offload, ingress) = (packet.offload, packet.ingress);
+        let Some(services) = self.services.as_deref_mut() else {
+            self.out.host(&offload, packet.with_room(ETHERNET_BYTES));
+            return;
+        };
+        let mut frame = Frame::new(ingress, offload, packet.with_room(ETHERNET_BYTES));
+        let mut emit = Emit { out: &mut *self.out, to_bonds: &mut *self.to_bonds, pool: &mut *self.pool };
+        services.packet(now_ns, &mut frame, &mut emit);
+        let (outcome, offload, flow) = (frame.outcome, frame.offload, frame.flow);
+        if let Outcome::Forward(Egress::Bond(bond)) = outcome {
+            // The buffer itself goes there: nothing is copied.
+            let key = flow.map(|(id, direction)| services.flows().leaves_as(id, direction));
+            let mut taken = std::mem::replace(packet, self.pool.take(PACKET_BYTES_MAX));
+            taken.offload = offload;
+            if !self.to_bonds.push(bond, key, taken) {
+                self.out.dropped(DropReason::QueueFull);
+            }
+        } else {
+            leave(self.out, outcome, &offload, packet.with_room(ETHERNET_BYTES));
+        }
+    }
+}
+
+/// The services' output while the tunnel is at work.
+struct Emit<'a, O: Output> {
+    out: &'a mut O,
+    to_bonds: &'a mut ToBonds,
+    pool: &'a mut PacketPool,
+}
+
+impl<O: Output> services::core::Output for Emit<'_, O> {
+    fn emit(&mut self, outcome: Outcome, key: Option<&FlowKey>, offload: &VirtioNetHeader, bytes: &mut [u8]) {
+        let Outcome::Forward(Egress::Bond(bond)) = outcome else {
+            leave(self.out, outcome, offload, bytes);
+            return;
+        };
+        let packet = bytes.get(ETHERNET_BYTES..).unwrap_or_default();
+        let copy = self.pool.copy(packet, offload, Ingress::Host);
+        if !copy.is_some_and(|copy| self.to_bonds.push(bond, key.copied(), copy)) {
+            self.out.dropped(DropReason::QueueFull);
+        }
+    }
+
+    fn hand_over(&mut self, core: u8, handed: services::core::Handed) -> bool {
+        self.out.hand_over(core, Handed::Service(handed))
+    }
+
+    fn buffers(&mut self) -> &mut PacketPool {
+        self.pool
+    }
+}
+
+/// Hashes by which the operator's count knows what a core processed: that of the flow, and of fragments that of their
+/// packet, because only the first of them has the flow's ports. So a flow whose fragments go to another core shows.
+fn note_flows(hasher: &FlowHasher, packet: &[u8], mut note: impl FnMut(u32)) {
+    let Ok(header) = IpHeader::parse(packet) else { return };
+    let key = FlowKey::of_parsed(&header, packet);
+    let Some(fragment) = header.fragment.filter(|_| header.is_fragmented()) else {
+        note(hasher.hash(&key, 0));
+        return;
+    };
+    note(hasher.hash(&key, 0) ^ fragment.id.wrapping_mul(MIX_MULTIPLIER));
+    if fragment.offset == 0
+        && let Ok((key, _)) = services::fragment::flow_of_first(&header, packet)
+    {
+        note(hasher.hash(&key, 0));
+    }
+}

@@ -1,0 +1,15 @@
+//! What goes from one core to another: packets that a core read and another owns. Each is counted.
+
+use packet::PacketBuf;
+use tunnel::node::Source;
+
+/// A packet on its way to another core.
+#[derive(Debug)]
+pub enum Handed {
+    /// A packet of the host for a bond, where no services are in force: for the core that owns its flow.
+    Host(PacketBuf),
+    /// One datagram of the tunnel: for the receiving core that it names.
+    Datagram(Source, PacketBuf),
+    /// A packet that services have looked at: for the next core of its owner chain.
+    Service(services::core::Handed),
+}

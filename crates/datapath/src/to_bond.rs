@@ -1,0 +1,82 @@
+//! What was decided for a bond: classified once more, as it leaves, and given to the tunnel of this core.
+
+use packet::attachment::{BondId, Egress, Ingress};
+use packet::vnet::VirtioNetHeader;
+use packet::{DropCounters, FlowKey, PacketPool};
+use services::core::{ETHERNET_BYTES, Outcome};
+use tunnel::core::{Core as Tunnel, Output as TunnelOutput, Target};
+use tunnel::time::Time;
+
+use crate::handed::Handed;
+use crate::ports::{Output, leave};
+
+/// Gives a packet to the tunnel of this core. `key`: its flow where the packet itself does not tell, as in a later
+/// fragment.
+pub(crate) fn send(
+    tunnel: &mut Tunnel,
+    now: Time,
+    (bond, key): (BondId, Option<&FlowKey>),
+    (offload, packet): (&VirtioNetHeader, &mut [u8]),
+    drops: &mut DropCounters,
+    out: &mut impl Output,
+) {
+    let _ = bond;
+    match tunnel.classify(packet, key) {
+        Ok(classified) => tunnel.packet(now, offload, packet, &classified, &mut Transmit(out)),
+        Err(reason) => drops.add(reason),
+    }
+}
+
+/// The tunnel's output while it sends: nothing is delivered then.
+pub(crate) struct Transmit<'a, O: Output>(pub &'a mut O);
+
+impl<O: Output> TunnelOutput for Transmit<'_, O> {
+    fn transmit(&mut self, target: &Target, segment: usize, datagrams: &[u8]) {
+        self.0.transmit(target, segment, datagrams);
+    }
+
+    fn deliver(&mut self, _bond: usize, _packet: &[u8], _partial: bool, _may_merge: bool) {
+        self.0.dropped(packet::DropReason::NoRoute);
+    }
+}
+
+/// The services' output while the tunnel is free: what they make or held goes there at once.
+pub(crate) struct Emit<'a, O: Output> {
+    pub now: Time,
+    pub tunnel: &'a mut Tunnel,
+    pub drops: &'a mut DropCounters,
+    pub pool: &'a mut PacketPool,
+    pub out: &'a mut O,
+}
+
+impl<O: Output> services::core::Output for Emit<'_, O> {
+    fn emit(&mut self, outcome: Outcome, key: Option<&FlowKey>, offload: &VirtioNetHeader, bytes: &mut [u8]) {
+        match outcome {
+            Outcome::Forward(Egress::Bond(bond)) => {
+                let packet = bytes.get_mut(ETHERNET_BYTES..).unwrap_or_default();
+                send(self.tunnel, self.now, (bond, key), (offload, packet), self.drops, self.out);
+            }
+            outcome => leave(self.out, outcome, offload, bytes),
+        }
+    }
+
+    fn hand_over(&mut self, core: u8, handed: services::core::Handed) -> bool {
+        self.out.hand_over(core, Handed::Service(handed))
+    }
+
+    fn buffers(&mut self) -> &mut PacketPool {
+        self.pool
+    }
+}
+
+/// The tunnel's number of a peer, and back.
+#[derive(Debug, Default)]
+pub struct BondIds;
+
+impl BondIds {
+    /// The bond in a slot of the tunnel.
+    #[must_use]
+    pub fn ingress(&self, _slot: usize) -> Ingress {
+        Ingress::Bond(BondId(0))
+    }
+}

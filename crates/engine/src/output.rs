@@ -1,0 +1,204 @@
+//! Where a core's packets leave: TUN queue, UDP sockets, interfaces, rings to the other cores.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use datapath::{Handed, Output};
+use linux::event::Epoll;
+use linux::packet_sender::{PacketSender, SendFrame};
+use linux::raw_ip::RawIpSender;
+use linux::tun::TunQueue;
+use packet::attachment::{Egress, InterfaceId};
+use packet::segment::{Segmenter, complete_checksum};
+use packet::vnet::{GSO_NONE, VNET_HEADER_BYTES, VirtioNetHeader};
+use packet::{DropCounters, DropReason};
+use services::core::{ETHERNET_BYTES, Frame, Outcome};
+use tunnel::core::Target;
+
+use crate::counters::Counters;
+use crate::gateway::InterfaceCounters;
+use crate::gateway::gso_batch::GsoBatches;
+use crate::ports::segments;
+use crate::rings::RingSenders;
+use crate::sockets::{Link, Sockets};
+
+/// The sending half of one interface.
+pub(crate) struct InterfaceOutput {
+    pub sender: PacketSender,
+    pub raw: RawIpSender,
+    pub counters: InterfaceCounters,
+}
+
+/// Everything a core sends by.
+pub(crate) struct LinuxOutput {
+    pub tun: Arc<TunQueue>,
+    pub epoll: Arc<Epoll>,
+    pub sockets: Sockets,
+    pub interfaces: InterfaceOutputs,
+    pub rings: RingSenders,
+    pub counters: Arc<Counters>,
+    /// Packets lost at TUN, sockets and rings.
+    pub drops: DropCounters,
+    pub now_ns: u64,
+}
+
+impl Output for LinuxOutput {
+    fn transmit(&mut self, target: &Target, segment: usize, datagrams: &[u8]) {
+        let Self { sockets, epoll, now_ns, counters, drops, .. } = self;
+        sockets.transmit(&mut Link { epoll, now_ns: *now_ns, counters, drops }, target, segment, datagrams);
+    }
+
+    fn host(&mut self, offload: &VirtioNetHeader, bytes: &mut [u8]) {
+        // The virtio header takes the place of the Ethernet header's end.
+        const START: usize = ETHERNET_BYTES - VNET_HEADER_BYTES;
+        let Some(bytes) = bytes.get_mut(START..) else { return };
+        let packet_bytes = bytes.len().saturating_sub(VNET_HEADER_BYTES);
+        self.counters.tun_tx_packets.add(segments(offload, packet_bytes));
+        self.counters.tun_tx_bytes.add(packet_bytes as u64);
+        if !offload.write(bytes) || self.tun.write(bytes).is_err() {
+            self.drops.add(DropReason::TunWrite);
+        }
+    }
+
+    fn interface(&mut self, interface: InterfaceId, offload: &VirtioNetHeader, bytes: &mut [u8]) {
+        let vnet = to_ethernet(offload).to_bytes();
+        self.interfaces.send(interface, &[SendFrame { vnet, parts: [bytes, &[], &[]] }]);
+    }
+
+    fn interfaces(&mut self, frames: &mut [Frame<'_>]) {
+        self.interfaces.send_batch(frames);
+    }
+
+    fn resolve(
+        &mut self,
+        interface: InterfaceId,
+        next_hop: IpAddr,
+        offload: &VirtioNetHeader,
+        packet: &mut [u8],
+    ) {
+        self.interfaces.resolve(interface, next_hop, offload, packet);
+    }
+
+    fn hand_over(&mut self, core: u8, handed: Handed) -> bool {
+        self.counters.ring_out.add(1);
+        self.rings.push(usize::from(core), handed)
+    }
+
+    fn processed(&mut self, flow: u32) {
+        self.counters.note_flow(flow, (self.now_ns / 1_000_000) as u32);
+    }
+
+    fn dropped(&mut self, reason: DropReason) {
+        self.drops.add(reason);
+    }
+}
+
+/// The sending halves of all interfaces.
+#[derive(Default)]
+pub(crate) struct InterfaceOutputs {
+    /// By [`InterfaceId`].
+    pub list: Vec<Option<InterfaceOutput>>,
+    batches: GsoBatches,
+    scratch: Vec<u8>,
+    /// Packets lost at interfaces.
+    pub drops: DropCounters,
+}
+
+impl InterfaceOutputs {
+    /// Opens an interface, or gives it new sockets; its counters go on.
+    pub fn open(&mut self, id: InterfaceId, sender: PacketSender, raw: RawIpSender) {
+        if self.list.len() <= id.index() {
+            self.list.resize_with(id.index() + 1, || None);
+        }
+        if let Some(place) = self.list.get_mut(id.index()) {
+            let counters = place.as_ref().map(|output| output.counters).unwrap_or_default();
+            *place = Some(InterfaceOutput { sender, raw, counters });
+        }
+    }
+
+    /// Closes an interface.
+    pub fn close(&mut self, id: InterfaceId) {
+        if let Some(place) = self.list.get_mut(id.index()) {
+            *place = None;
+        }
+    }
+
+    /// Sends the frames of a batch that were decided for interfaces, in their order; the list goes out when the interface
+    /// changes.
+    fn send_batch(&mut self, frames: &mut [Frame<'_>]) {
+        let mut batches = std::mem::take(&mut self.batches);
+        batches.merge(frames);
+        let mut list: Vec<SendFrame<'_>> = Vec::with_capacity(frames.len());
+        let mut to = None;
+        for (place, frame) in frames.iter().enumerate() {
+            let Outcome::Forward(Egress::Interface(id)) = frame.outcome else { continue };
+            if let Some(before) = to.filter(|before| *before != id) {
+                self.send(before, &list);
+                list.clear();
+            }
+            to = Some(id);
+            let merged = if batches.is_empty() { None } else { batches.at(place) };
+            let (offload, bytes) = merged.unwrap_or((&frame.offload, &*frame.bytes));
+            list.push(SendFrame { vnet: to_ethernet(offload).to_bytes(), parts: [bytes, &[], &[]] });
+        }
+        if let Some(id) = to {
+            self.send(id, &list);
+        }
+        drop(list);
+        self.batches = batches;
+    }
+
+    fn send(&mut self, id: InterfaceId, list: &[SendFrame<'_>]) {
+        let Some(Some(output)) = self.list.get_mut(id.index()) else {
+            self.drops.add_n(DropReason::NoRoute, list.len() as u64);
+            return;
+        };
+        let sent = output.sender.send_many(list);
+        output.counters.tx_packets += sent.sent as u64;
+        output.counters.tx_bytes +=
+            list.iter().flat_map(|frame| frame.parts).map(|part| part.len() as u64).sum::<u64>();
+        self.drops.add_n(DropReason::QueueFull, sent.full as u64);
+        self.drops.add_n(DropReason::SendError, sent.refused as u64);
+        if let Some(error) = sent.error {
+            tracing::debug!(interface = id.0, %error, "interface write");
+        }
+    }
+
+    /// The kernel shall find the neighbor: it takes whole packets of ordinary size only.
+    fn resolve(&mut self, id: InterfaceId, next_hop: IpAddr, offload: &VirtioNetHeader, packet: &mut [u8]) {
+        let Some(Some(output)) = self.list.get(id.index()) else {
+            self.drops.add(DropReason::NoRoute);
+            return;
+        };
+        if offload.gso_type == GSO_NONE {
+            if offload.needs_csum() && complete_checksum(packet).is_err() {
+                self.drops.add(DropReason::BadOffload);
+            } else if output.raw.send(packet, next_hop).is_err() {
+                self.drops.add(DropReason::NoNeighbor);
+            }
+            return;
+        }
+        let Ok(segmenter) = Segmenter::new(offload, packet) else {
+            self.drops.add(DropReason::BadOffload);
+            return;
+        };
+        for index in 0..segmenter.segments() {
+            self.scratch.resize(segmenter.segment_bytes(index), 0);
+            segmenter.write_segment(index, &mut self.scratch);
+            let whole = !segmenter.checksum_partial() || complete_checksum(&mut self.scratch).is_ok();
+            if !whole || output.raw.send(&self.scratch, next_hop).is_err() {
+                self.drops.add(DropReason::NoNeighbor);
+            }
+        }
+    }
+}
+
+/// Offsets that count from the IP header, as counted from the Ethernet header.
+fn to_ethernet(vnet: &VirtioNetHeader) -> VirtioNetHeader {
+    const BYTES: u16 = ETHERNET_BYTES as u16;
+    VirtioNetHeader {
+        hdr_len: if vnet.gso_type == GSO_NONE { 0 } else { vnet.hdr_len.saturating_add(BYTES) },
+        csum_start: if vnet.needs_csum() { vnet.csum_start.saturating_add(BYTES) } else { 0 },
+        ..*vnet
+    }
+}
