@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use control::config::values::prefix;
+use control::config::values::{ValueError, prefix};
 use control::protocol::Request;
 use ipnet::IpNet;
 
@@ -52,7 +52,7 @@ struct Change {
     target: Target,
 }
 
-fn net(text: &str) -> Result<IpNet, String> {
+fn net(text: &str) -> Result<IpNet, ValueError> {
     prefix(text).map(|net| net.trunc())
 }
 

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::process::ExitCode;
 
-use control::config::values::prefix;
+use control::config::values::{ValueError, prefix};
 use control::protocol::LeaseWish;
 use control::protocol::Request;
 use ipnet::IpNet;
@@ -76,7 +76,7 @@ Taking it again with the same words gives the same range. Exit code 1: refused, 
     },
 }
 
-fn net(text: &str) -> Result<IpNet, String> {
+fn net(text: &str) -> Result<IpNet, ValueError> {
     prefix(text).map(|net| net.trunc())
 }
 

@@ -14,7 +14,7 @@ use anyhow::{Context as _, anyhow};
 use arc_swap::ArcSwap;
 use clap::Args as ClapArgs;
 use control::config::Config;
-use control::gateway::overrides::Live;
+use control::gateway::overrides::Overrides;
 use control::host_facts::HostFacts;
 use datapath::capture::{Captured, replay};
 use datapath::memory::MemoryPorts;
@@ -112,7 +112,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     for warning in warnings {
         output::complain(&warning.to_string());
     }
-    let mut spec = control::gateway::policy::gateway_spec(&config, &no_host(), &Live::default());
+    let mut spec = control::gateway::policy::gateway_spec(&config, &no_host(), &Overrides::default());
     for (place, interface) in (1u8..).zip(&mut spec.interfaces) {
         interface.mac = [2, 0, 0, 0, 0, place];
     }

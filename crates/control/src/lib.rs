@@ -10,7 +10,8 @@
 //!    which routes and rules the host should have for them and for allowed-ips; [`kernel_routes`] puts those into the
 //!    kernel and takes them out again. [`peer_names`] asks for DNS names of peers, again and again.
 //! 4. [`gateway`] is all that is not the tunnel; [`health`] checks its backends.
-//! 5. [`control_socket`] takes operators' requests, which [`protocol`] describes; [`reload`]
+//! 5. [`control_socket`] takes operators' requests, which [`protocol`] describes; `commands` carries
+//!    them out; [`reload`]
 //!    compares configurations; [`status`] is everything that is shown.
 //!
 //! Modules that decide are pure and tested as such ([`config`], [`wans`], [`route_plan`], [`peer_names`], [`reload`],
@@ -18,6 +19,7 @@
 //! descriptors, name look-ups and control connections have short-lived threads of their own. No module uses one that,
 //! directly or not, uses it.
 
+mod commands;
 pub mod config;
 pub mod control_socket;
 pub mod event_loop;

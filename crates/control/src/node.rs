@@ -9,6 +9,7 @@ use engine::Engine;
 use engine::config::{Peer, Settings, Snapshot, Wan};
 use linux::tun::Tun;
 
+use crate::commands::Commands;
 use crate::config::{Config, Endpoint, InterfaceMatch, Problem, Severity};
 use crate::events::{EventSender, NodeEvent};
 use crate::gateway::engine::{EngineHandle, Memory};
@@ -212,7 +213,8 @@ impl Node {
 
     /// Answers a request about services.
     pub(crate) fn answer(&mut self, request: &Request) -> Response {
-        self.supervisor.answer(request, &self.config, &EngineHandle::new(&self.engine, &self.memory))
+        let engine = &EngineHandle::new(&self.engine, &self.memory);
+        Commands { gateway: &mut self.supervisor, config: &self.config, engine }.answer(request)
     }
 
     /// Log files were renamed.

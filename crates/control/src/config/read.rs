@@ -11,7 +11,7 @@ use tunnel::{Encryption, FlowDefinition, PrivateKey};
 
 use super::problem::{Problems, suggestion};
 use super::section::{At, Section, kind, shown, whole_number};
-use super::values::{self, Endpoint};
+use super::values::{self, Endpoint, ValueError};
 use super::{
     Config, Cores, ENDPOINTS_MAX, Family, InterfaceMatch, Node, PEERS_MAX, Peer, Routes, STATE_DIR,
     Surroundings, Tun, WANS_MAX, Wan, cross, services,
@@ -212,9 +212,9 @@ fn node(
 }
 
 /// Files are relative to the configuration's directory, so that it does not matter where the program is started.
-pub(super) fn absolute_or_in(surroundings: &Surroundings<'_>, text: &str) -> Result<PathBuf, String> {
+pub(super) fn absolute_or_in(surroundings: &Surroundings<'_>, text: &str) -> Result<PathBuf, ValueError> {
     if text.is_empty() || text.contains('\0') {
-        return Err("an empty name is not a file; write a path".to_owned());
+        return Err("an empty name is not a file; write a path".into());
     }
     Ok(surroundings.directory.join(text))
 }
@@ -443,9 +443,9 @@ fn peer(
             KeyError::Weak => {
                 "this public key gives no secrecy; use the one that \"anabranch pubkey\" prints \
                                on the peer"
-                    .to_owned()
+                    .into()
             }
-            error => format!("not a key: {error}; a key is {KEY_RIGHT}"),
+            error => format!("not a key: {error}; a key is {KEY_RIGHT}").into(),
         })
     });
     let preshared_key =

@@ -6,6 +6,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::problem::{Problems, suggestion};
+use super::values::ValueError;
 
 /// A value together with its place in the file.
 #[derive(Clone, Debug)]
@@ -94,7 +95,7 @@ impl<'a, 'p, 't> Section<'a, 'p, 't> {
         &mut self,
         key: &'static str,
         right: &str,
-        parse: impl Fn(&str) -> Result<T, String>,
+        parse: impl Fn(&str) -> Result<T, ValueError>,
     ) -> Option<At<T>> {
         let text = self.text(key, right)?;
         self.parse_text(key, text, parse)
@@ -104,12 +105,12 @@ impl<'a, 'p, 't> Section<'a, 'p, 't> {
         &mut self,
         key: &'static str,
         text: At<String>,
-        parse: impl Fn(&str) -> Result<T, String>,
+        parse: impl Fn(&str) -> Result<T, ValueError>,
     ) -> Option<At<T>> {
         match parse(&text.value) {
             Ok(value) => Some(At::new(value, text.at)),
-            Err(message) => {
-                self.error(&text.at, key, message);
+            Err(mistake) => {
+                self.error(&text.at, key, mistake.to_string());
                 None
             }
         }
@@ -120,7 +121,7 @@ impl<'a, 'p, 't> Section<'a, 'p, 't> {
         &mut self,
         key: &'static str,
         right: &str,
-        parse: impl Fn(&str) -> Result<T, String>,
+        parse: impl Fn(&str) -> Result<T, ValueError>,
     ) -> Option<Vec<At<T>>> {
         let value = self.value(key)?;
         let items: Vec<&Spanned<DeValue<'_>>> = match value.get_ref() {
@@ -152,7 +153,7 @@ impl<'a, 'p, 't> Section<'a, 'p, 't> {
     pub(crate) fn items<T>(
         &mut self,
         key: &'static str,
-        parse: impl Fn(&DeValue<'_>) -> Result<T, String>,
+        parse: impl Fn(&DeValue<'_>) -> Result<T, ValueError>,
     ) -> Option<Vec<At<T>>> {
         let value = self.value(key)?;
         let items: Vec<&Spanned<DeValue<'_>>> = match value.get_ref() {
@@ -163,7 +164,7 @@ impl<'a, 'p, 't> Section<'a, 'p, 't> {
         for item in items {
             match parse(item.get_ref()) {
                 Ok(value) => list.push(At::new(value, item.span())),
-                Err(message) => self.error(&item.span(), key, message),
+                Err(mistake) => self.error(&item.span(), key, mistake.to_string()),
             }
         }
         Some(list)
@@ -197,7 +198,7 @@ impl<'a, 'p, 't> Section<'a, 'p, 't> {
         &mut self,
         key: &'static str,
         right: &str,
-        parse: impl Fn(&str) -> Result<T, String>,
+        parse: impl Fn(&str) -> Result<T, ValueError>,
     ) -> Option<At<T>> {
         if self.value(key).is_none() {
             self.missing(key, format!("missing; write {key} = {right}"));

@@ -64,7 +64,7 @@ mod tests {
     use super::*;
     use crate::config::tests::config;
     use crate::gateway::addresses::AddressPlan;
-    use crate::gateway::overrides::Live;
+    use crate::gateway::overrides::Overrides;
     use crate::gateway::policy::gateway_spec;
     use crate::gateway::policy::tests::facts;
 
@@ -85,7 +85,7 @@ mod tests {
             ["203.0.113.0", "203.0.113.253", "203.0.113.254", "203.0.113.255"]
                 .contains(&address.to_string().as_str())
         };
-        let spec = gateway_spec(&config, &facts(), &Live::default());
+        let spec = gateway_spec(&config, &facts(), &Overrides::default());
         assert_eq!(spec.nats[0].addresses.len(), 252);
         assert!(!spec.nats[0].addresses.iter().any(|address| left(*address)));
         assert!(
@@ -104,7 +104,7 @@ mod tests {
         let pool =
             "[[nat]]\nout = \"wan\"\naddresses = [\"203.0.113.254\", \"203.0.113.253\", \"2001:db8::9\"]\n";
         let config = config("", &format!("{WAN}{pool}"));
-        let spec = gateway_spec(&config, &facts(), &Live::default());
+        let spec = gateway_spec(&config, &facts(), &Overrides::default());
         let addresses: Vec<String> = spec.nats[0].addresses.iter().map(ToString::to_string).collect();
         assert_eq!(addresses, ["2001:db8::9", "203.0.113.1", "203.0.113.10"], "the interface's own");
     }
@@ -118,7 +118,7 @@ mod tests {
              from = \"10.0.0.0/24\"\naddress = \"203.0.113.9\"\nfirst-port = 2048\nports = 1024\n"
         );
         let config = config("", &text);
-        let said = of_policy(&gateway_spec(&config, &facts(), &Live::default()));
+        let said = of_policy(&gateway_spec(&config, &facts(), &Overrides::default()));
         assert_eq!(
             said,
             [
@@ -129,6 +129,6 @@ mod tests {
         );
         let mut elsewhere = facts();
         elsewhere.devices[1].addresses = vec!["203.0.113.9/24".parse().unwrap()];
-        assert_eq!(of_policy(&gateway_spec(&config, &elsewhere, &Live::default())), [] as [String; 0]);
+        assert_eq!(of_policy(&gateway_spec(&config, &elsewhere, &Overrides::default())), [] as [String; 0]);
     }
 }

@@ -26,6 +26,16 @@ use crate::status::{
 
 mod flow;
 
+/// Reason of the engine for keeping its old policy or core states.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct EngineRefusal(String);
+
+/// The interface that a packet comes in at is not known: no route leads to this source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no route to {0}, so the interface is not known; name it with --interface")]
+pub struct ExplainError(IpAddr);
+
 /// Flows that one answer lists at most.
 pub const FLOWS_MAX: usize = 100_000;
 
@@ -176,9 +186,9 @@ impl EngineHandle<'_> {
     /// Puts all of it in force at once, without losing a flow. Called at start, when the host changes, at every reload and
     /// after live changes; never twice with the same content unless the last call failed. On error the old policy stays.
     /// An interface that cannot be opened is no error: [`Self::interface_errors`].
-    pub fn apply(&self, desired: &Desired) -> Result<(), String> {
+    pub fn apply(&self, desired: &Desired) -> Result<(), EngineRefusal> {
         *self.memory.desired.lock().unwrap_or_else(PoisonError::into_inner) = Some(desired.clone());
-        self.engine.apply_gateway(&settings(desired))
+        self.engine.apply_gateway(&settings(desired)).map_err(EngineRefusal)
     }
 
     /// Tries again to open the interfaces that could not be opened.
@@ -280,7 +290,7 @@ impl EngineHandle<'_> {
 
     /// What would happen to a packet with this key that comes in by `ingress`; `None`: from where its source is.
     /// Changes nothing: no flow is made, no port taken.
-    pub fn explain(&self, key: &FlowKey, ingress: Option<Ingress>) -> Result<Explanation, String> {
+    pub fn explain(&self, key: &FlowKey, ingress: Option<Ingress>) -> Result<Explanation, ExplainError> {
         let names = self.names();
         let policy = &names.policy;
         let routed = || match policy.fib.lookup(0, key.src)?.egress {
@@ -292,9 +302,7 @@ impl EngineHandle<'_> {
         let ingress = match ingress {
             Some(ingress) => ingress,
             None if policy.is_own(key.src) => Ingress::Host,
-            None => routed().ok_or_else(|| {
-                format!("no route to {}, so the interface is not known; name it with --interface", key.src)
-            })?,
+            None => routed().ok_or(ExplainError(key.src))?,
         };
         let ownership = self.engine.ownership();
         let told = services::core::explain(policy, &ownership, key, ingress);
@@ -320,8 +328,8 @@ impl EngineHandle<'_> {
     }
 
     /// Takes a core out of the bucket table (`false`) or puts it back: its flows end on it, new ones go elsewhere.
-    pub fn set_core(&self, core: usize, enabled: bool) -> Result<(), String> {
-        self.engine.set_core(core, enabled)
+    pub fn set_core(&self, core: usize, enabled: bool) -> Result<(), EngineRefusal> {
+        self.engine.set_core(core, enabled).map_err(EngineRefusal)
     }
 
     /// Events of address translation since the last call, oldest first, empty unless [`Desired::nat_events`]; and how many

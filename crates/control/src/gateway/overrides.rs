@@ -1,4 +1,4 @@
-//! What was changed by command while the gateway runs, on top of the configuration.
+//! Overrides: changes by command while the node runs, on top of the configuration.
 //!
 //! * **Groups** (row R5): prefixes added and removed; they stay over a reload and end with the program.
 //! * **Backends**: drained, or with another weight; likewise.
@@ -8,6 +8,7 @@
 //! Pure, but for the file: [`super::policy`] puts it together with the configuration.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -15,13 +16,88 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use services::spec::{GatewaySpec, NatMode, NatSpec};
 
+use crate::config::services::values::word;
 use crate::config::services::{BLOCK_PORTS, Backend, GROUP_MEMBERS_MAX, Group, LEASES_MAX, Lease, Services};
+use crate::config::values::ValueError;
 use crate::files::{Durable, read_bounded, replace_file};
 use crate::protocol::{BackendWish, LeaseWish};
 use crate::status::{GroupReport, LeaseReport};
 
 /// A file with more is not ours.
 const FILE_BYTES_MAX: u64 = 16 << 20;
+
+/// Largest number of blocks that one lease has: block 0 is never given.
+const BLOCKS_MAX: u32 = 63;
+
+/// Reason why a change is not possible, for whoever asked for it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OverrideError {
+    /// Nothing has this name.
+    #[error("no {what} is named \"{name}\"; {known}")]
+    Unknown {
+        /// Kind of thing.
+        what: &'static str,
+        /// As it was written.
+        name: String,
+        /// The names there are, in words.
+        known: String,
+    },
+    /// [`GROUP_MEMBERS_MAX`].
+    #[error("a group has at most {GROUP_MEMBERS_MAX} prefixes")]
+    GroupFull,
+    /// No backend, or not exactly one.
+    #[error("\"{backend}\" is no backend of {server}, or several; there are {known}")]
+    NoBackend {
+        /// Virtual server.
+        server: String,
+        /// As it was written.
+        backend: String,
+        /// The backends there are.
+        known: String,
+    },
+    /// A weight beyond 1,000.
+    #[error("{0} is not a weight from 0 to 1000")]
+    Weight(u16),
+    /// The holder's name.
+    #[error("{0}")]
+    LeaseName(ValueError),
+    /// Number of ports of a lease.
+    #[error("{0} ports are not between 1 and {ports_max}", ports_max = BLOCKS_MAX * BLOCK_PORTS)]
+    LeasePorts(u32),
+    /// The name is in use for another lease.
+    #[error("\"{0}\" holds a lease already; return it first, or choose another name")]
+    LeaseHeld(String),
+    /// [`LEASES_MAX`].
+    #[error("there are {LEASES_MAX} leases already")]
+    LeasesFull,
+    /// Packets of the holder are not translated.
+    #[error("no [[nat]] with mode \"address-and-port\" translates packets from {0}")]
+    NoNat(IpNet),
+    /// Packets of the holder are not translated to this address.
+    #[error("no [[nat]] that translates packets from {from} has the address {address}; there are {known}")]
+    NoNatAddress {
+        /// Holder's prefix.
+        from: IpNet,
+        /// Address that is wanted.
+        address: IpAddr,
+        /// Addresses there are, in words.
+        known: String,
+    },
+    /// No run of free blocks is long enough.
+    #[error("no address has {0} free ports side by side; what was returned rests for two minutes")]
+    NoFreePorts(u32),
+    /// The lease is not one of a command.
+    #[error("\"{0}\" stands in the configuration; remove it there and reload")]
+    Configured(String),
+}
+
+/// Leases would not survive a restart.
+#[derive(Debug, thiserror::Error)]
+#[error("{} cannot be written ({error}); the lease ends with the program", path.display())]
+pub struct LeaseFileError {
+    path: PathBuf,
+    error: io::Error,
+}
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct GroupChange {
@@ -35,15 +111,15 @@ struct BackendChange {
     weight: Option<u16>,
 }
 
-/// All live changes.
+/// Changes by command, on top of the configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Live {
+pub struct Overrides {
     groups: BTreeMap<String, GroupChange>,
     backends: BTreeMap<(String, SocketAddr), BackendChange>,
     leases: Vec<Lease>,
 }
 
-impl Live {
+impl Overrides {
     /// The prefixes of a group now.
     #[must_use]
     pub fn members(&self, group: &Group) -> Vec<IpNet> {
@@ -62,11 +138,11 @@ impl Live {
         name: &str,
         nets: &[IpNet],
         add: bool,
-    ) -> Result<usize, String> {
+    ) -> Result<usize, OverrideError> {
         let group = find_group(services, name)?;
         let before: BTreeSet<IpNet> = self.members(group).into_iter().collect();
         if add && before.len() + nets.len() > GROUP_MEMBERS_MAX {
-            return Err(format!("a group has at most {GROUP_MEMBERS_MAX} prefixes"));
+            return Err(OverrideError::GroupFull);
         }
         let change = self.groups.entry(name.to_owned()).or_default();
         let mut changed = BTreeSet::new();
@@ -89,7 +165,11 @@ impl Live {
     }
 
     /// All groups, or one.
-    pub fn list_groups(&self, services: &Services, name: Option<&str>) -> Result<Vec<GroupReport>, String> {
+    pub fn list_groups(
+        &self,
+        services: &Services,
+        name: Option<&str>,
+    ) -> Result<Vec<GroupReport>, OverrideError> {
         if let Some(name) = name {
             find_group(services, name)?;
         }
@@ -127,7 +207,7 @@ impl Live {
         server: &str,
         backend: &str,
         wish: BackendWish,
-    ) -> Result<(), String> {
+    ) -> Result<(), OverrideError> {
         let names = services.servers.iter().map(|server| server.name.as_str());
         let found = services.servers.iter().find(|known| known.name == server);
         let found = found.ok_or_else(|| unknown("virtual server", server, names))?;
@@ -137,17 +217,15 @@ impl Live {
         let mut candidates = found.backends.iter().filter(|known| matches(known));
         let (Some(known), None) = (candidates.next(), candidates.next()) else {
             let all: Vec<String> = found.backends.iter().map(|known| known.address.to_string()).collect();
-            return Err(format!(
-                "\"{backend}\" is no backend of {server}, or several; there are {}",
-                all.join(", ")
-            ));
+            let (server, backend) = (server.to_owned(), backend.to_owned());
+            return Err(OverrideError::NoBackend { server, backend, known: all.join(", ") });
         };
         let change = self.backends.entry((server.to_owned(), known.address)).or_default();
         match wish {
             BackendWish::Drain => change.drained = true,
             BackendWish::Enable => change.drained = false,
             BackendWish::Weight(weight) if weight <= 1_000 => change.weight = Some(weight),
-            BackendWish::Weight(weight) => return Err(format!("{weight} is not a weight from 0 to 1000")),
+            BackendWish::Weight(weight) => return Err(OverrideError::Weight(weight)),
         }
         Ok(())
     }
@@ -183,13 +261,13 @@ impl Live {
         spec: &GatewaySpec,
         wish: &LeaseWish,
         closed: &dyn Fn(IpAddr) -> u64,
-    ) -> Result<Lease, String> {
-        crate::config::services::values::word(&wish.name)?;
+    ) -> Result<Lease, OverrideError> {
+        word(&wish.name).map_err(OverrideError::LeaseName)?;
         let from = wish.from.trunc();
         let block = BLOCK_PORTS;
         let blocks = wish.ports.div_ceil(block);
-        if blocks == 0 || blocks > 63 {
-            return Err(format!("{} ports are not between 1 and {}", wish.ports, 63 * block));
+        if blocks == 0 || blocks > BLOCKS_MAX {
+            return Err(OverrideError::LeasePorts(wish.ports));
         }
         let tenant = match &wish.tenant {
             None => 0,
@@ -206,18 +284,15 @@ impl Live {
             if same && address {
                 return Ok(held.clone());
             }
-            return Err(format!(
-                "\"{}\" holds a lease already; return it first, or choose another name",
-                wish.name
-            ));
+            return Err(OverrideError::LeaseHeld(wish.name.clone()));
         }
         if all().count() >= LEASES_MAX {
-            return Err(format!("there are {LEASES_MAX} leases already"));
+            return Err(OverrideError::LeasesFull);
         }
         let tenant = u16::try_from(tenant).unwrap_or(u16::MAX);
         let nats: Vec<&NatSpec> = spec.nats.iter().filter(|nat| takes(nat, from, tenant)).collect();
         if nats.is_empty() {
-            return Err(format!("no [[nat]] with mode \"address-and-port\" translates packets from {from}"));
+            return Err(OverrideError::NoNat(from));
         }
         known_address(&nats, wish)?;
         let of_family = |address: &&IpAddr| address.is_ipv4() == from.addr().is_ipv4();
@@ -241,16 +316,13 @@ impl Live {
                 }
             }
         }
-        Err(format!(
-            "no address has {} free ports side by side; what was returned rests for two minutes",
-            blocks * block
-        ))
+        Err(OverrideError::NoFreePorts(blocks * block))
     }
 
     /// Gives a range back.
-    pub fn return_lease(&mut self, services: &Services, name: &str) -> Result<(), String> {
+    pub fn return_lease(&mut self, services: &Services, name: &str) -> Result<(), OverrideError> {
         if services.leases.iter().any(|lease| lease.name == name) {
-            return Err(format!("\"{name}\" stands in the configuration; remove it there and reload"));
+            return Err(OverrideError::Configured(name.to_owned()));
         }
         let place = self.leases.iter().position(|lease| lease.name == name);
         let names = self.leases.iter().map(|lease| lease.name.as_str());
@@ -296,7 +368,7 @@ fn takes(nat: &NatSpec, from: IpNet, tenant: u16) -> bool {
 }
 
 /// Whether one of these NATs has the address that is wished for, if one is.
-fn known_address(nats: &[&NatSpec], wish: &LeaseWish) -> Result<(), String> {
+fn known_address(nats: &[&NatSpec], wish: &LeaseWish) -> Result<(), OverrideError> {
     const SHOWN: usize = 8;
     let Some(wanted) = wish.address else { return Ok(()) };
     if nats.iter().any(|nat| nat.addresses.contains(&wanted)) {
@@ -304,11 +376,11 @@ fn known_address(nats: &[&NatSpec], wish: &LeaseWish) -> Result<(), String> {
     }
     let known = nats.iter().flat_map(|nat| &nat.addresses).take(SHOWN);
     let known: Vec<String> = known.map(IpAddr::to_string).collect();
-    Err(format!(
-        "no [[nat]] that translates packets from {} has the address {wanted}; there are {}",
-        wish.from.trunc(),
-        if known.is_empty() { "none now".to_owned() } else { known.join(", ") }
-    ))
+    Err(OverrideError::NoNatAddress {
+        from: wish.from.trunc(),
+        address: wanted,
+        known: if known.is_empty() { "none now".to_owned() } else { known.join(", ") },
+    })
 }
 
 /// First port of the first free run of whole blocks that the NAT may use.
@@ -329,18 +401,17 @@ fn last_port(lease: &Lease) -> u16 {
     u16::try_from(u32::from(lease.first_port) + lease.ports - 1).unwrap_or(u16::MAX)
 }
 
-fn find_group<'a>(services: &'a Services, name: &str) -> Result<&'a Group, String> {
+fn find_group<'a>(services: &'a Services, name: &str) -> Result<&'a Group, OverrideError> {
     let names = services.groups.iter().map(|group| group.name.as_str());
     services.groups.iter().find(|group| group.name == name).ok_or_else(|| unknown("group", name, names))
 }
 
-fn unknown<'a>(what: &str, name: &str, names: impl Iterator<Item = &'a str>) -> String {
+fn unknown<'a>(what: &'static str, name: &str, names: impl Iterator<Item = &'a str>) -> OverrideError {
     const SHOWN: usize = 20;
     let names: Vec<&str> = names.take(SHOWN).collect();
-    if names.is_empty() {
-        return format!("no {what} is named \"{name}\"; there is none");
-    }
-    format!("no {what} is named \"{name}\"; there are {}", names.join(", "))
+    let known =
+        if names.is_empty() { "there is none".to_owned() } else { format!("there are {}", names.join(", ")) };
+    OverrideError::Unknown { what, name: name.to_owned(), known }
 }
 
 /// Where leases are kept over a restart.
@@ -368,25 +439,27 @@ impl LeaseFile {
     }
 
     /// Reads what was kept; nothing where there is no such file.
-    pub fn load(&self, live: &mut Live) {
+    pub fn load(&self, overrides: &mut Overrides) {
         let kept = match read_bounded(&self.path, FILE_BYTES_MAX) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return,
             Err(error) => Err(error.to_string()),
             Ok(text) => serde_json::from_str::<Vec<Kept>>(&text).map_err(|error| error.to_string()),
         };
         match kept {
-            Ok(kept) => live.leases = kept.into_iter().filter_map(Kept::sound).take(LEASES_MAX).collect(),
+            Ok(kept) => {
+                overrides.leases = kept.into_iter().filter_map(Kept::sound).take(LEASES_MAX).collect();
+            }
             Err(error) => tracing::warn!("leases of the last run are lost: {}: {error}", self.path.display()),
         }
     }
 
     /// Keeps the leases there are.
-    pub fn store(&self, live: &Live) -> Result<(), String> {
-        let kept: Vec<Kept> = live.leases.iter().map(Kept::of).collect();
-        let text = serde_json::to_vec_pretty(&kept).map_err(|error| error.to_string())?;
-        let path = self.path.display();
-        replace_file(&self.path, &text, Durable::Later)
-            .map_err(|error| format!("{path} cannot be written ({error}); the lease ends with the program"))
+    pub fn store(&self, overrides: &Overrides) -> Result<(), LeaseFileError> {
+        let kept: Vec<Kept> = overrides.leases.iter().map(Kept::of).collect();
+        serde_json::to_vec_pretty(&kept)
+            .map_err(io::Error::from)
+            .and_then(|text| replace_file(&self.path, &text, Durable::Later))
+            .map_err(|error| LeaseFileError { path: self.path.clone(), error })
     }
 }
 

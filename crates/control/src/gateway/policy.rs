@@ -1,6 +1,6 @@
 //! From the configuration and the host's state to [`GatewaySpec`]: names become numbers, defaults become values.
 //!
-//! A pure function of [`Config`], [`HostFacts`] and [`Live`] (what was changed by command), so that what the packet
+//! A pure function of [`Config`], [`HostFacts`] and [`Overrides`] (what was changed by command), so that what the packet
 //! engine is told can be tested without a kernel.
 //!
 //! * **Numbers are stable**: an interface's and a tenant's number is its place in the configuration, and
@@ -22,7 +22,7 @@ use services::spec::{
 };
 
 use super::addresses;
-use super::overrides::Live;
+use super::overrides::Overrides;
 use crate::config::services::pools;
 use crate::config::services::{Distribution, Interface, Lease, ListenHost, NatFrom, Rule, Services, Subject};
 use crate::config::{Config, Routes};
@@ -76,7 +76,7 @@ pub struct DeviceState {
 
 /// Everything the engine is told.
 #[must_use]
-pub fn desired(config: &Config, facts: &HostFacts, live: &Live) -> Desired {
+pub fn desired(config: &Config, facts: &HostFacts, overrides: &Overrides) -> Desired {
     let settings = &config.services.settings;
     let device = |interface: &Interface| {
         let found = facts.device(&interface.device);
@@ -87,7 +87,7 @@ pub fn desired(config: &Config, facts: &HostFacts, live: &Live) -> Desired {
         }
     };
     Desired {
-        spec: gateway_spec(config, facts, live),
+        spec: gateway_spec(config, facts, overrides),
         devices: config.services.interfaces.iter().map(device).collect(),
         distribution: settings.distribution,
         core_rebalance: settings.core_rebalance,
@@ -97,8 +97,8 @@ pub fn desired(config: &Config, facts: &HostFacts, live: &Live) -> Desired {
 
 /// What the operator wants, as the packet engine's services understand it.
 #[must_use]
-pub fn gateway_spec(config: &Config, facts: &HostFacts, live: &Live) -> GatewaySpec {
-    let builder = Builder { config, services: &config.services, facts, live };
+pub fn gateway_spec(config: &Config, facts: &HostFacts, overrides: &Overrides) -> GatewaySpec {
+    let builder = Builder { config, services: &config.services, facts, overrides };
     let interfaces = builder.interfaces();
     let leases = builder.leases();
     let forwards = builder.forwards(&interfaces);
@@ -125,7 +125,7 @@ struct Builder<'a> {
     config: &'a Config,
     services: &'a Services,
     facts: &'a HostFacts,
-    live: &'a Live,
+    overrides: &'a Overrides,
 }
 
 impl Builder<'_> {
@@ -239,7 +239,7 @@ impl Builder<'_> {
     }
 
     fn groups(&self) -> Vec<GroupSpec> {
-        let group = |group| self.live.members(group);
+        let group = |group| self.overrides.members(group);
         self.services.groups.iter().map(|g| GroupSpec { name: g.name.clone(), members: group(g) }).collect()
     }
 
@@ -308,7 +308,7 @@ impl Builder<'_> {
                 .iter()
                 .map(|backend| BackendSpec {
                     address: backend.address,
-                    weight: self.live.weight(&server.name, backend),
+                    weight: self.overrides.weight(&server.name, backend),
                     connections_max: backend.connections_max,
                 })
                 .collect(),
@@ -356,7 +356,7 @@ impl Builder<'_> {
                     NatFrom::Prefix(net) => from.push(*net),
                     NatFrom::Group(name) => {
                         let group = self.services.groups.iter().find(|group| group.name == *name);
-                        from.extend(group.map(|group| self.live.members(group)).into_iter().flatten());
+                        from.extend(group.map(|group| self.overrides.members(group)).into_iter().flatten());
                     }
                 }
             }
@@ -413,7 +413,7 @@ impl Builder<'_> {
             first_port: lease.first_port,
             ports: lease.ports,
         };
-        self.services.leases.iter().chain(self.live.leases()).map(lease).collect()
+        self.services.leases.iter().chain(self.overrides.leases()).map(lease).collect()
     }
 }
 

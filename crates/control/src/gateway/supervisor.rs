@@ -1,5 +1,5 @@
-//! Runs everything that is not the tunnel: tells the engine what the configuration, the host and the operator's commands
-//! add up to, keeps addresses on devices, has backends checked, and answers the operator.
+//! Keeps the gateway in line with the configuration, the host and the operators' commands: addresses on devices, the
+//! engine's policy, checks of backends, the NAT log.
 //!
 //! One order everywhere: addresses on the devices first, then the engine, then the monitors. Nothing here is per packet.
 
@@ -9,22 +9,20 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use linux::netlink::Netlink;
-use packet::attachment::{BondId, Ingress, InterfaceId};
-use packet::flow::FlowKey;
+use services::spec::GatewaySpec;
 
 use super::addresses::{AddressPlan, Addresses};
 use super::contradictions;
-use super::engine::{EngineHandle, FLOWS_MAX};
+use super::engine::{EngineHandle, EngineRefusal};
 use super::nat_log::{self, NatLog};
-use super::overrides::{LeaseFile, Live};
+use super::overrides::{LeaseFile, LeaseFileError, Overrides};
 use super::policy::{self, Desired};
 use crate::config::Config;
 use crate::config::services::Services;
 use crate::events::{EventSender, NodeEvent};
 use crate::health::{HealthChange, HealthTarget, Monitors};
 use crate::host_facts::HostFacts;
-use crate::protocol::{LeaseWish, Request, Response};
-use crate::status::{LeaseReport, ServicesStatus};
+use crate::status::ServicesStatus;
 use crate::warn_once::WarnOnce;
 
 /// What the engine could not do is tried again after so long, and then less and less often.
@@ -36,7 +34,8 @@ const LOOK_FOR_FLOWS: Duration = Duration::from_secs(5);
 
 /// The control side of the gateway's services.
 pub(crate) struct GatewaySupervisor {
-    live: Live,
+    /// Changes by command.
+    pub(crate) overrides: Overrides,
     lease_file: LeaseFile,
     addresses: Addresses,
     /// What the host said last.
@@ -44,7 +43,7 @@ pub(crate) struct GatewaySupervisor {
     /// What the engine has taken.
     told: Option<Desired>,
     /// What it did not take, and why; said once.
-    failed: Option<(Desired, String)>,
+    failed: Option<(Desired, EngineRefusal)>,
     /// Interfaces that it could not open, and why; said once.
     closed: BTreeMap<String, String>,
     /// What did not work is tried again then, and after twice this pause the next time.
@@ -65,12 +64,12 @@ impl GatewaySupervisor {
     /// With the leases and addresses of an earlier run.
     pub(crate) fn new(config: &Config, control_socket: &Path, events: EventSender) -> Self {
         let lease_file = LeaseFile::new(&config.node.state_dir, &config.tun.name);
-        let mut live = Live::default();
+        let mut overrides = Overrides::default();
         if !config.services.is_empty() {
-            lease_file.load(&mut live);
+            lease_file.load(&mut overrides);
         }
         let mut supervisor = Self {
-            live,
+            overrides,
             lease_file,
             addresses: Addresses::open(control_socket),
             facts: None,
@@ -106,9 +105,9 @@ impl GatewaySupervisor {
                 log.begin(now_ns, if running { nat_log::BEGUN_LATE } else { nat_log::BEGUN });
             }
         }
-        let said = self.live.settle(&config.services);
+        let said = self.overrides.settle(&config.services);
         if !said.is_empty()
-            && let Err(error) = self.lease_file.store(&self.live)
+            && let Err(error) = self.store_leases()
         {
             tracing::warn!("{error}");
         }
@@ -156,7 +155,7 @@ impl GatewaySupervisor {
         if config.services.is_empty() && self.told.is_none() {
             return false;
         }
-        let desired = policy::desired(config, facts, &self.live);
+        let desired = policy::desired(config, facts, &self.overrides);
         if self.told.as_ref() == Some(&desired) && self.failed.is_none() {
             // How backends are checked is not the engine's business, and may have changed all the same.
             self.monitor(&config.services);
@@ -285,9 +284,9 @@ impl GatewaySupervisor {
     /// Why a configuration cannot take force: the packet engine would refuse it.
     pub(crate) fn refused(&self, config: &Config, handle: &EngineHandle<'_>) -> Option<String> {
         let facts = self.facts.as_ref()?;
-        let mut live = self.live.clone();
-        live.settle(&config.services);
-        let spec = policy::gateway_spec(config, facts, &live);
+        let mut overrides = self.overrides.clone();
+        overrides.settle(&config.services);
+        let spec = policy::gateway_spec(config, facts, &overrides);
         // Those that were taken by command are there already.
         let refused = handle.refused_leases(&spec.leases);
         (!refused.is_empty()).then(|| refused.join("; "))
@@ -326,8 +325,8 @@ impl GatewaySupervisor {
             return None;
         }
         let mut status = handle.status();
-        status.leases = self.live.list_leases(services);
-        status.groups = self.live.list_groups(services, None).unwrap_or_default();
+        status.leases = self.overrides.list_leases(services);
+        status.groups = self.overrides.list_groups(services, None).unwrap_or_default();
         if let Some(monitors) = &self.monitors {
             let known = monitors.statuses();
             for server in &mut status.virtual_servers {
@@ -346,118 +345,22 @@ impl GatewaySupervisor {
         Some(status)
     }
 
-    /// Answers what an operator asks about services.
-    pub(crate) fn answer(
-        &mut self,
-        request: &Request,
-        config: &Config,
-        handle: &EngineHandle<'_>,
-    ) -> Response {
-        let services = &config.services;
-        if services.is_empty() && self.told.is_none() {
-            return Response::error("there is no [[interface]]: this gateway has a tunnel only");
-        }
-        let result = match request {
-            Request::Flows { filter, limit } => Ok(Response {
-                flows: Some(handle.flows(filter, (*limit).min(FLOWS_MAX))),
-                ..Response::done()
-            }),
-            Request::Explain { packet, interface } => self.explain(packet, interface.as_deref(), handle),
-            Request::LeaseTake(wish) => self.take_lease(wish, config, handle),
-            Request::LeaseReturn { name } => self.return_lease(name, config, handle),
-            Request::LeaseList => {
-                Ok(Response { leases: Some(self.live.list_leases(services)), ..Response::done() })
-            }
-            Request::GroupChange { name, prefixes, add } => {
-                self.live.change_group(services, name, prefixes, *add).and_then(|changed| {
-                    self.tell_or_say(config, handle)?;
-                    Ok(Response { changed: Some(changed), ..Response::done() })
-                })
-            }
-            Request::GroupList { name } => self
-                .live
-                .list_groups(services, name.as_deref())
-                .map(|groups| Response { groups: Some(groups), ..Response::done() }),
-            Request::Backend { server, backend, wish } => {
-                self.live.change_backend(services, server, backend, *wish).and_then(|()| {
-                    self.tell_or_say(config, handle)?;
-                    Ok(Response::done())
-                })
-            }
-            Request::Core { core, enabled } => handle.set_core(*core, *enabled).map(|()| Response::done()),
-            Request::Status | Request::Reload | Request::Stop => Err("not for the packet engine".to_owned()),
-        };
-        result.unwrap_or_else(Response::error)
+    /// Policy that the engine has taken.
+    pub(crate) fn policy(&self) -> Option<&GatewaySpec> {
+        self.told.as_ref().map(|told| &told.spec)
     }
 
-    fn tell_or_say(&mut self, config: &Config, handle: &EngineHandle<'_>) -> Result<(), String> {
+    /// Tells the engine of changed overrides.
+    pub(crate) fn apply(&mut self, config: &Config, handle: &EngineHandle<'_>) -> Result<(), EngineRefusal> {
         if !self.tell(config, handle) {
             return Ok(());
         }
-        Err(self.failed.as_ref().map(|(_, error)| error.clone()).unwrap_or_default())
+        self.failed.as_ref().map_or(Ok(()), |(_, refusal)| Err(refusal.clone()))
     }
 
-    fn explain(
-        &self,
-        packet: &str,
-        interface: Option<&str>,
-        handle: &EngineHandle<'_>,
-    ) -> Result<Response, String> {
-        let key = packet_of(packet)?;
-        let ingress = match interface {
-            None => None,
-            Some("gateway") => Some(Ingress::Host),
-            Some("tunnel") => Some(Ingress::Bond(BondId(0))),
-            Some(name) => {
-                let interfaces =
-                    self.told.as_ref().map(|told| told.spec.interfaces.as_slice()).unwrap_or_default();
-                let place = interfaces.iter().position(|interface| interface.name == name);
-                let id = place.and_then(|place| u16::try_from(place).ok()).map(InterfaceId);
-                let names: Vec<&str> = interfaces.iter().map(|interface| interface.name.as_str()).collect();
-                Some(id.map(Ingress::Interface).ok_or_else(|| {
-                    format!("no interface is named \"{name}\"; there are {}", names.join(", "))
-                })?)
-            }
-        };
-        let explanation = handle.explain(&key, ingress)?;
-        Ok(Response { explanation: Some(Box::new(explanation)), ..Response::done() })
-    }
-
-    fn take_lease(
-        &mut self,
-        wish: &LeaseWish,
-        config: &Config,
-        handle: &EngineHandle<'_>,
-    ) -> Result<Response, String> {
-        let Some(told) = &self.told else { return Err("the packet engine is not ready yet".to_owned()) };
-        let before = self.live.clone();
-        let lease = self
-            .live
-            .take_lease(&config.services, &told.spec, wish, &|address| handle.closed_blocks(address))?;
-        let warning = if self.live == before {
-            None
-        } else {
-            if let Err(error) = self.tell_or_say(config, handle) {
-                // Nobody uses ports which the engine does not know.
-                self.live = before;
-                return Err(error);
-            }
-            self.lease_file.store(&self.live).err()
-        };
-        let mut leases: Vec<LeaseReport> = self.live.list_leases(&config.services);
-        leases.retain(|held| held.name == lease.name);
-        Ok(Response { leases: Some(leases), warning, ..Response::done() })
-    }
-
-    fn return_lease(
-        &mut self,
-        name: &str,
-        config: &Config,
-        handle: &EngineHandle<'_>,
-    ) -> Result<Response, String> {
-        self.live.return_lease(&config.services, name)?;
-        self.tell_or_say(config, handle)?;
-        Ok(Response { warning: self.lease_file.store(&self.live).err(), ..Response::done() })
+    /// Keeps the leases over a restart.
+    pub(crate) fn store_leases(&self) -> Result<(), LeaseFileError> {
+        self.lease_file.store(&self.overrides)
     }
 
     /// The end begins: monitors stop, the last events are written.
@@ -472,42 +375,5 @@ impl GatewaySupervisor {
     /// Takes addresses back, after the engine's last packet.
     pub(crate) fn clear(&mut self, netlink: &Netlink) {
         self.addresses.clear(netlink);
-    }
-}
-
-/// A packet as an operator writes it. Without ports no rule about ports would match as it does for real packets.
-fn packet_of(text: &str) -> Result<FlowKey, String> {
-    let key: FlowKey = text.parse().map_err(|error| format!("{text}: {error}"))?;
-    let name = packet::flow::protocol_name(key.protocol).unwrap_or_default();
-    if matches!(name, "tcp" | "udp" | "sctp") && (key.src_port == 0 || key.dst_port == 0) {
-        let with = |address: std::net::IpAddr, port: u16, example: u16| {
-            SocketAddr::new(address, if port == 0 { example } else { port })
-        };
-        let (src, dst) = (with(key.src, key.src_port, 40_000), with(key.dst, key.dst_port, 443));
-        return Err(format!(
-            "{text}: {name} needs a port from 1 to 65535 on both sides; write for example '{name} {src} > {dst}'"
-        ));
-    }
-    Ok(key)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_packet_to_explain_needs_its_ports() {
-        for text in ["tcp 10.0.0.1 > 1.2.3.4:443", "tcp 10.0.0.1:40000 > 1.2.3.4:0", "tcp 10.0.0.1 > 1.2.3.4"]
-        {
-            let said = packet_of(text).err();
-            let expected = format!(
-                "{text}: tcp needs a port from 1 to 65535 on both sides; write for example 'tcp 10.0.0.1:40000 > 1.2.3.4:443'"
-            );
-            assert_eq!(said, Some(expected));
-        }
-        for text in ["udp 10.0.0.1:1 > 1.2.3.4:53", "icmp 10.0.0.1 > 1.2.3.4 id 7", "gre 10.0.0.1 > 1.2.3.4"]
-        {
-            assert!(packet_of(text).is_ok(), "{text}");
-        }
     }
 }

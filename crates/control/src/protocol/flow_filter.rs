@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use packet::flow::protocol_number;
 use serde::{Deserialize, Serialize};
 
+use crate::config::values::ValueError;
 use crate::status::FlowReport;
 
 /// Words of one filter at most.
@@ -67,11 +68,11 @@ impl FlowFilter {
 }
 
 impl FromStr for FlowFilter {
-    type Err = String;
+    type Err = ValueError;
 
     /// Words in any order: a protocol, addresses, prefixes, `address:port`, `port 443`, `interface lan`, `tenant red`,
     /// `core 1`; a `>` between two ends is ignored.
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, ValueError> {
         const RIGHT: &str = "write for example 'tcp 10.0.0.5 port 443' or 'udp 10.0.0.0/24 interface lan'";
         let mut filter = Self::default();
         let mut words = text.split_whitespace();
@@ -90,12 +91,14 @@ impl FromStr for FlowFilter {
                     (Some(end), _) => filter.ends.push(end),
                     (None, Some(protocol)) => filter.protocol = Some(protocol),
                     (None, None) => {
-                        return Err(format!("\"{word}\" is neither a protocol nor an address; {RIGHT}"));
+                        return Err(
+                            format!("\"{word}\" is neither a protocol nor an address; {RIGHT}").into()
+                        );
                     }
                 },
             }
         }
-        Err(format!("more than {WORDS_MAX} words; {RIGHT}"))
+        Err(format!("more than {WORDS_MAX} words; {RIGHT}").into())
     }
 }
 
@@ -164,7 +167,7 @@ pub(crate) mod tests {
         for (wrong, part) in
             [("port", "nothing stands behind"), ("port x", "not a port"), ("colour", "neither a protocol")]
         {
-            assert!(wrong.parse::<FlowFilter>().unwrap_err().contains(part), "{wrong}");
+            assert!(wrong.parse::<FlowFilter>().unwrap_err().to_string().contains(part), "{wrong}");
         }
         assert!("tcp ".repeat(100).parse::<FlowFilter>().is_err());
     }

@@ -9,7 +9,7 @@ use toml::de::DeValue;
 use super::super::problem::Problems;
 use super::super::read::Table;
 use super::super::section::{At, Section, kind};
-use super::super::values as general;
+use super::super::values::{self as general, ValueError};
 use super::read::{Names, plain};
 use super::{
     BACKENDS_MAX, BLOCK_PORTS, Backend, Forward, LIST_MAX, Lease, NAT_ADDRESSES_MAX, Nat, NatFrom, Subject,
@@ -55,7 +55,10 @@ pub(super) fn nat(table: Table<'_>, names: &Names, problems: &mut Problems<'_>) 
     let from = section.list("from", "\"10.0.0.0/24\"", |text| match names.subject(text)? {
         Some(Subject::Prefix(net)) => Ok(NatFrom::Prefix(net)),
         Some(Subject::Group(name)) => Ok(NatFrom::Group(name)),
-        _ => Err(format!("\"{text}\" is neither a prefix nor a group; write for example \"10.0.0.0/24\"")),
+        _ => {
+            Err(format!("\"{text}\" is neither a prefix nor a group; write for example \"10.0.0.0/24\"")
+                .into())
+        }
     });
     let from = from.unwrap_or_default();
     section.at_most("from", &from, LIST_MAX);
@@ -308,7 +311,7 @@ fn backends(section: &mut Section<'_, '_, '_>) -> Vec<At<Backend>> {
         match item.get_ref() {
             DeValue::String(text) => match values::backend(text) {
                 Ok(address) => list.push(At::new(Backend { address, weight: 1, connections_max: 0 }, at)),
-                Err(message) => section.error(&at, KEY, message),
+                Err(mistake) => section.error(&at, KEY, mistake.to_string()),
             },
             DeValue::Table(table) => {
                 let mut inner =
@@ -372,34 +375,34 @@ fn health(section: &mut Section<'_, '_, '_>) -> Option<HealthSpec> {
     Some(spec)
 }
 
-fn http_path(text: &str) -> Result<String, String> {
+fn http_path(text: &str) -> Result<String, ValueError> {
     let sound = text.starts_with('/') && text.len() <= 1024 && text.bytes().all(|b| b.is_ascii_graphic());
     if sound {
         Ok(text.to_owned())
     } else {
-        Err("not a path of visible characters that begins with /; write for example \"/health\"".to_owned())
+        Err("not a path of visible characters that begins with /; write for example \"/health\"".into())
     }
 }
 
-fn http_host(text: &str) -> Result<String, String> {
+fn http_host(text: &str) -> Result<String, ValueError> {
     if !text.is_empty() && text.len() <= 255 && text.bytes().all(|b| b.is_ascii_graphic()) {
         Ok(text.to_owned())
     } else {
-        Err("not a host name; write for example \"www.example.net\"".to_owned())
+        Err("not a host name; write for example \"www.example.net\"".into())
     }
 }
 
-fn argument(text: &str) -> Result<String, String> {
+fn argument(text: &str) -> Result<String, ValueError> {
     if text.is_empty() || text.len() > 4096 || text.contains('\0') {
-        return Err("an argument has 1 to 4096 characters and no NUL".to_owned());
+        return Err("an argument has 1 to 4096 characters and no NUL".into());
     }
     Ok(text.to_owned())
 }
 
-fn status_codes(value: &DeValue<'_>) -> Result<(u16, u16), String> {
+fn status_codes(value: &DeValue<'_>) -> Result<(u16, u16), ValueError> {
     match values::ports(value) {
         Ok((first @ 100.., last @ ..=599)) => Ok((first, last)),
-        _ => Err("not a status from 100 to 599; write for example 200 or \"200-299\"".to_owned()),
+        _ => Err("not a status from 100 to 599; write for example 200 or \"200-299\"".into()),
     }
 }
 

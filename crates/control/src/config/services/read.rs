@@ -13,7 +13,7 @@ use super::super::Surroundings;
 use super::super::problem::{Problems, suggestion};
 use super::super::read::{Table, absolute_or_in, one_table, tables};
 use super::super::section::{At, Section, shown};
-use super::super::values as general;
+use super::super::values::{self as general, ValueError};
 use super::{
     Distribution, FORWARDS_MAX, GATEWAY, GROUP_MEMBERS_MAX, GROUPS_MAX, Group, INTERFACES_MAX, Interface,
     LEASES_MAX, LIST_MAX, NATS_MAX, ROUTES_MAX, RULES_MAX, Route, Rule, SERVERS_MAX, Services, Settings,
@@ -49,16 +49,16 @@ impl Names {
         }
     }
 
-    pub(super) fn interface(&self, text: &str) -> Result<String, String> {
+    pub(super) fn interface(&self, text: &str) -> Result<String, ValueError> {
         known(text, &self.interfaces, "interface", "an [[interface]]")
     }
 
-    pub(super) fn tenant(&self, text: &str) -> Result<String, String> {
+    pub(super) fn tenant(&self, text: &str) -> Result<String, ValueError> {
         known(text, &self.tenants, "tenant", "a [[tenant]]")
     }
 
     /// What stands in `from` or `to` of a rule.
-    pub(super) fn subject(&self, text: &str) -> Result<Option<Subject>, String> {
+    pub(super) fn subject(&self, text: &str) -> Result<Option<Subject>, ValueError> {
         match text {
             GATEWAY => return Ok(Some(Subject::Gateway)),
             TUNNEL => return Ok(Some(Subject::Tunnel)),
@@ -83,11 +83,11 @@ impl Names {
             None => message
                 .push_str("; write a prefix such as \"10.0.0.0/24\", a name, \"gateway\" or \"tunnel\""),
         }
-        Err(message)
+        Err(message.into())
     }
 }
 
-fn known(text: &str, names: &[String], what: &str, section: &str) -> Result<String, String> {
+fn known(text: &str, names: &[String], what: &str, section: &str) -> Result<String, ValueError> {
     if names.iter().any(|name| name == text) {
         return Ok(text.to_owned());
     }
@@ -96,7 +96,7 @@ fn known(text: &str, names: &[String], what: &str, section: &str) -> Result<Stri
         Some(meant) => message.push_str(&format!("; did you mean \"{meant}\"?")),
         None => message.push_str(&format!("; add {section} section with name = \"{}\"", shown(text))),
     }
-    Err(message)
+    Err(message.into())
 }
 
 /// Where things stand in the file, for what is checked at the end.
@@ -247,7 +247,7 @@ fn group(
     if let Some(file) = &file {
         match read_group(surroundings, &file.value, GROUP_MEMBERS_MAX.saturating_sub(list.len())) {
             Ok(more) => list.extend(more),
-            Err(message) => section.error(&file.at, "file", message),
+            Err(mistake) => section.error(&file.at, "file", mistake.to_string()),
         }
     }
     section.finish();
@@ -261,11 +261,12 @@ fn read_group(
     surroundings: &Surroundings<'_>,
     path: &Path,
     members_max: usize,
-) -> Result<Vec<IpNet>, String> {
+) -> Result<Vec<IpNet>, ValueError> {
     let shown = path.display();
     let text = (surroundings.read_text)(path)
         .map_err(|error| format!("cannot read {shown} ({error}); make the file, with one prefix a line"))?;
-    values::group_file(&text, members_max).map_err(|(line, message)| format!("{shown}:{line}: {message}"))
+    values::group_file(&text, members_max)
+        .map_err(|(line, mistake)| format!("{shown}:{line}: {mistake}").into())
 }
 
 fn route(table: Table<'_>, names: &Names, problems: &mut Problems<'_>) -> Option<(Route, RoutePlaces)> {

@@ -49,7 +49,7 @@ const BASE: &str = "[tun]\naddress = \"10.77.0.1/24\"\n[[interface]]\nname = \"w
                     name = \"lan\"\ndevice = \"eth1\"\naddress = \"10.0.0.254/24\"\n";
 
 fn spec(rest: &str) -> GatewaySpec {
-    gateway_spec(&config("listen = 4600", &format!("{BASE}{rest}")), &facts(), &Live::default())
+    gateway_spec(&config("listen = 4600", &format!("{BASE}{rest}")), &facts(), &Overrides::default())
 }
 
 fn routes(spec: &GatewaySpec) -> Vec<String> {
@@ -121,7 +121,7 @@ fn a_nat_never_takes_ipv6_or_link_local_addresses_by_itself() {
     facts.devices[1].addresses =
         ["fe80::2/64", "2001:db8::2/64", "169.254.3.4/16"].map(|net| net.parse().unwrap()).to_vec();
     let config = config("", &format!("{BASE}[[nat]]\nout = \"wan\"\n"));
-    let spec = gateway_spec(&config, &facts, &Live::default());
+    let spec = gateway_spec(&config, &facts, &Overrides::default());
     assert_eq!(spec.nats[0].addresses, [] as [IpAddr; 0]);
     // What `status` shows is what the packet engine took.
     let (policy, _) = services::policy::Policy::compile(spec, None, 0).unwrap();
@@ -165,7 +165,7 @@ fn live_changes_are_in_it_and_devices_may_be_missing() {
              [[virtual-server]]\nname = \"web\"\nlisten = \"tcp 203.0.113.10:80\"\nbackends = [\"10.0.0.1:80\"]\n"
         ),
     );
-    let mut live = Live::default();
+    let mut live = Overrides::default();
     let all = desired(&config, &facts(), &live);
     // Nobody is in the group: not everybody is translated.
     assert_eq!(all.spec.nats, []);

@@ -1,0 +1,218 @@
+//! Operators' commands about the gateway: `flows`, `explain`, `lease`, `group`, `backend`, `core`.
+//!
+//! A change goes into the overrides first and then to the engine; one that the engine refuses stays only where it is
+//! harmless, see [`Commands::take_lease`].
+
+use std::net::{IpAddr, SocketAddr};
+
+use packet::attachment::{BondId, Ingress, InterfaceId};
+use packet::flow::FlowKey;
+
+use crate::config::Config;
+use crate::gateway::engine::{EngineHandle, EngineRefusal, ExplainError, FLOWS_MAX};
+use crate::gateway::overrides::OverrideError;
+use crate::gateway::supervisor::GatewaySupervisor;
+use crate::protocol::{LeaseWish, Request, Response};
+
+/// Reason why a command was not carried out, for whoever gave it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CommandError {
+    /// Nothing of the gateway is configured.
+    #[error("there is no [[interface]]: this node has a tunnel only")]
+    NoGateway,
+    /// The engine has no policy yet.
+    #[error("the packet engine is not ready yet")]
+    NotReady,
+    /// The request is for the event loop.
+    #[error("not for the packet engine")]
+    NotForGateway,
+    /// What is asked contradicts the configuration, or an earlier command.
+    #[error(transparent)]
+    Override(#[from] OverrideError),
+    /// The engine does not take it.
+    #[error(transparent)]
+    Refused(#[from] EngineRefusal),
+    /// A packet to explain is not understood.
+    #[error("{text}: {error}")]
+    Packet {
+        /// As it was written.
+        text: String,
+        /// Its mistake.
+        error: String,
+    },
+    /// A packet to explain lacks ports: no rule about ports would match as it does for real packets.
+    #[error(
+        "{text}: {protocol} needs a port from 1 to 65535 on both sides; write for example '{protocol} {src} > {dst}'"
+    )]
+    PacketPorts {
+        /// As it was written.
+        text: String,
+        /// Its protocol.
+        protocol: &'static str,
+        /// Source with a port.
+        src: SocketAddr,
+        /// Destination with a port.
+        dst: SocketAddr,
+    },
+    /// A packet to explain comes in nowhere.
+    #[error("no interface is named \"{name}\"; there are {known}")]
+    NoInterface {
+        /// As it was written.
+        name: String,
+        /// The names there are.
+        known: String,
+    },
+    /// There is nothing to explain.
+    #[error(transparent)]
+    Explain(#[from] ExplainError),
+}
+
+/// The gateway as commands see it.
+pub(crate) struct Commands<'a> {
+    /// Overrides and policy.
+    pub gateway: &'a mut GatewaySupervisor,
+    /// Configuration in force.
+    pub config: &'a Config,
+    /// The engine.
+    pub engine: &'a EngineHandle<'a>,
+}
+
+impl Commands<'_> {
+    /// Carries out a request.
+    pub(crate) fn answer(&mut self, request: &Request) -> Response {
+        self.carry_out(request).unwrap_or_else(|error| Response::error(error.to_string()))
+    }
+
+    fn carry_out(&mut self, request: &Request) -> Result<Response, CommandError> {
+        let services = &self.config.services;
+        if services.is_empty() && self.gateway.policy().is_none() {
+            return Err(CommandError::NoGateway);
+        }
+        let overrides = &mut self.gateway.overrides;
+        match request {
+            Request::Flows { filter, limit } => {
+                let flows = self.engine.flows(filter, (*limit).min(FLOWS_MAX));
+                Ok(Response { flows: Some(flows), ..Response::done() })
+            }
+            Request::Explain { packet, interface } => self.explain(packet, interface.as_deref()),
+            Request::LeaseTake(wish) => self.take_lease(wish),
+            Request::LeaseReturn { name } => {
+                overrides.return_lease(services, name)?;
+                self.apply()?;
+                Ok(Response { warning: self.store_leases(), ..Response::done() })
+            }
+            Request::LeaseList => {
+                Ok(Response { leases: Some(overrides.list_leases(services)), ..Response::done() })
+            }
+            Request::GroupChange { name, prefixes, add } => {
+                let changed = overrides.change_group(services, name, prefixes, *add)?;
+                self.apply()?;
+                Ok(Response { changed: Some(changed), ..Response::done() })
+            }
+            Request::GroupList { name } => {
+                let groups = overrides.list_groups(services, name.as_deref())?;
+                Ok(Response { groups: Some(groups), ..Response::done() })
+            }
+            Request::Backend { server, backend, wish } => {
+                overrides.change_backend(services, server, backend, *wish)?;
+                self.apply()?;
+                Ok(Response::done())
+            }
+            Request::Core { core, enabled } => {
+                self.engine.set_core(*core, *enabled)?;
+                Ok(Response::done())
+            }
+            Request::Status | Request::Reload | Request::Stop => Err(CommandError::NotForGateway),
+        }
+    }
+
+    fn apply(&mut self) -> Result<(), EngineRefusal> {
+        self.gateway.apply(self.config, self.engine)
+    }
+
+    /// Warning for the operator if leases would not survive a restart.
+    fn store_leases(&self) -> Option<String> {
+        self.gateway.store_leases().err().map(|error| error.to_string())
+    }
+
+    fn explain(&self, packet: &str, interface: Option<&str>) -> Result<Response, CommandError> {
+        let key = packet_of(packet)?;
+        let ingress = match interface {
+            None => None,
+            Some("gateway") => Some(Ingress::Host),
+            Some("tunnel") => Some(Ingress::Bond(BondId(0))),
+            Some(name) => {
+                let interfaces =
+                    self.gateway.policy().map(|policy| policy.interfaces.as_slice()).unwrap_or_default();
+                let place = interfaces.iter().position(|interface| interface.name == name);
+                let id = place.and_then(|place| u16::try_from(place).ok()).map(InterfaceId);
+                let names: Vec<&str> = interfaces.iter().map(|interface| interface.name.as_str()).collect();
+                let unknown = || CommandError::NoInterface { name: name.to_owned(), known: names.join(", ") };
+                Some(id.map(Ingress::Interface).ok_or_else(unknown)?)
+            }
+        };
+        let explanation = self.engine.explain(&key, ingress)?;
+        Ok(Response { explanation: Some(Box::new(explanation)), ..Response::done() })
+    }
+
+    /// Takes a lease. If the engine refuses, it is given back: nobody uses ports that the engine does not know.
+    fn take_lease(&mut self, wish: &LeaseWish) -> Result<Response, CommandError> {
+        let services = &self.config.services;
+        let Some(policy) = self.gateway.policy().cloned() else { return Err(CommandError::NotReady) };
+        let before = self.gateway.overrides.clone();
+        let closed = |address: IpAddr| self.engine.closed_blocks(address);
+        let lease = self.gateway.overrides.take_lease(services, &policy, wish, &closed)?;
+        let mut warning = None;
+        if self.gateway.overrides != before {
+            if let Err(refusal) = self.apply() {
+                self.gateway.overrides = before;
+                return Err(refusal.into());
+            }
+            warning = self.store_leases();
+        }
+        let mut leases = self.gateway.overrides.list_leases(services);
+        leases.retain(|held| held.name == lease.name);
+        Ok(Response { leases: Some(leases), warning, ..Response::done() })
+    }
+}
+
+/// A packet as an operator writes it.
+fn packet_of(text: &str) -> Result<FlowKey, CommandError> {
+    let key: FlowKey = text
+        .parse()
+        .map_err(|error| CommandError::Packet { text: text.to_owned(), error: format!("{error}") })?;
+    let protocol = packet::flow::protocol_name(key.protocol).unwrap_or_default();
+    if matches!(protocol, "tcp" | "udp" | "sctp") && (key.src_port == 0 || key.dst_port == 0) {
+        let with = |address: IpAddr, port: u16, example: u16| {
+            SocketAddr::new(address, if port == 0 { example } else { port })
+        };
+        return Err(CommandError::PacketPorts {
+            text: text.to_owned(),
+            protocol,
+            src: with(key.src, key.src_port, 40_000),
+            dst: with(key.dst, key.dst_port, 443),
+        });
+    }
+    Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packet_to_explain_needs_its_ports() {
+        for text in ["tcp 10.0.0.1 > 1.2.3.4:443", "tcp 10.0.0.1:40000 > 1.2.3.4:0", "tcp 10.0.0.1 > 1.2.3.4"]
+        {
+            let said = packet_of(text).err().map(|error| error.to_string());
+            let expected = format!(
+                "{text}: tcp needs a port from 1 to 65535 on both sides; write for example 'tcp 10.0.0.1:40000 > 1.2.3.4:443'"
+            );
+            assert_eq!(said, Some(expected));
+        }
+        for text in ["udp 10.0.0.1:1 > 1.2.3.4:53", "icmp 10.0.0.1 > 1.2.3.4 id 7", "gre 10.0.0.1 > 1.2.3.4"]
+        {
+            assert!(packet_of(text).is_ok(), "{text}");
+        }
+    }
+}
