@@ -4,4 +4,4 @@
 #   bench/distribution.sh
 . "$(dirname "$0")/lib.sh"
 echo "# $(date -u +%FT%TZ) $(nproc) cores, $(git -C "$here" rev-parse --short HEAD): bench/distribution.sh"
-cd "$here" && cargo run --release --quiet --package steering --example distribution
+cd "$here" && cargo run --release --quiet --package anabranch -- bench distribution

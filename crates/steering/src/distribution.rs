@@ -2,8 +2,7 @@
 //!
 //! A [`Scheme`] names the core that *reads* a packet and begins with it. Who owns the packet's flow is the bucket
 //! table's word under every scheme: where the reader is not the owner, the packet is handed over by ring. So
-//! only [`Scheme::Flow`] is free of hand-offs, and the price of the others can be counted
-//! (`examples/distribution.rs`).
+//! only [`Scheme::Flow`] is free of hand-offs; `anabranch bench distribution` counts the price of the others.
 //!
 //! | scheme | kind of parallelism | good for |
 //! |---|---|---|

@@ -58,12 +58,6 @@ pub const EXCEPTIONS: &[Exception] = &[
         about: "`Instant`",
         reason: "it measures rates",
     },
-    Exception {
-        rule: "sans-io",
-        file: "crates/steering/examples/distribution.rs",
-        about: "`Instant`",
-        reason: "it measures rates",
-    },
 ];
 
 /// Leaves out what an exception covers, and reports exceptions that cover nothing.

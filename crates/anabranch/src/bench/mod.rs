@@ -1,5 +1,6 @@
 //! `anabranch bench`: in-process measurements of the engine, without any interface.
 
+mod distribution;
 mod gateway;
 mod handoffs;
 
@@ -21,6 +22,8 @@ pub struct Args {
 enum What {
     /// Firewall, NAT and virtual servers over packets in memory
     Gateway(gateway::Args),
+    /// Schemes of giving packets to cores, compared over packets in memory
+    Distribution(distribution::Args),
     /// Which core gets the replies of many random flows, and whether every port is given out
     Handoffs(handoffs::Args),
 }
@@ -28,6 +31,7 @@ enum What {
 /// Runs it.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match &args.what {
+        What::Distribution(args) => distribution::run(args),
         What::Gateway(args) => gateway::run(args),
         What::Handoffs(args) => handoffs::run(args),
     }
