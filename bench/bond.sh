@@ -2,10 +2,11 @@
 # The demo's three links (100 Mbit/s 10 ms, 50 Mbit/s 20 ms, 20 Mbit/s 40 ms with 0.1 % loss): goodput against the best link
 # and against the ideal payload, gap at the cut, cross-core share.
 #   bench/bond.sh [SECONDS=60]      RUNS=1
-here=$(cd "$(dirname "$0")/.." && pwd); cd "$here"
-cargo build --release --quiet --package anabranch || exit 1
+. "$(dirname "$0")/lib.sh"
+need python3
+build
 for run in $(seq "${RUNS:-1}"); do
-  "${CARGO_TARGET_DIR:-target}/release/anabranch" demo --json --seconds "${1:-60}" 2>/dev/null | python3 -c '
+  "$anabranch" demo --json --seconds "${1:-60}" 2>/dev/null | python3 -c '
 import json,sys
 d=json.load(sys.stdin)
 print("tcp1 %.1f Mbit/s = %.2f x best link (goal 1.25), %.1f %% of the ideal %.1f" % (d["tcp1_mbps"], d["tcp1_mbps"]/d["best_link_mbps"], 100*d["tcp1_mbps"]/d["ideal_mbps"], d["ideal_mbps"]))

@@ -1,15 +1,15 @@
 # Shared by the bench scripts: two network namespaces joined by a veth pair, iperf3 between them, JSON in, figures out.
-# Sourced, not run. Needs root, iproute2, iperf3, python3; the comparisons need wireguard-tools.
+# Sourced, not run. The program is ANA, or target/release/anabranch, which is built first. Needs root, iproute2, iperf3, python3; the comparisons need wireguard-tools.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 target=${CARGO_TARGET_DIR:-$here/target}
-anabranch=$target/release/anabranch
+anabranch=${ANA:-$target/release/anabranch}
 seconds=${SECONDS_PER_RUN:-5}
 work=$(mktemp -d)
 a=abench-a-$$ b=abench-b-$$
 
 need() { for tool in "$@"; do command -v "$tool" >/dev/null || { echo "bench: $tool is missing; install it first" >&2; exit 2; }; done; }
-build() { (cd "$here" && cargo build --release --quiet --package anabranch); }
+build() { [ -n "${ANA:-}" ] || (cd "$here" && cargo build --release --quiet --package anabranch); }
 
 stop_all() {
   for ns in $a $b; do

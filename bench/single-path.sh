@@ -2,9 +2,19 @@
 # One path over a plain veth pair: Anabranch against gotatun 0.10.2 (and boringtun with BORINGTUN=path), in turns, both ends on
 # this machine. Prints each run and the ratio of the medians.
 #   bench/single-path.sh            SECONDS_PER_RUN=5 RUNS=3
+# ONLY=anabranch leaves the others out.
 # gotatun comes from: cargo install gotatun-cli --version 0.10.2 --locked   (GOTATUN=path if it is not on the PATH)
 . "$(dirname "$0")/lib.sh"
-need ip iperf3 python3 ping wg
+need ip iperf3 python3 ping
+if [ "${ONLY:-}" = anabranch ]; then
+  build
+  for run in $(seq "${RUNS:-3}"); do
+    pair; start_anabranch
+    echo "{\"run\": $run, \"tcp1_gbps\": $(tcp), \"tcp4_gbps\": $(tcp -P 4), \"tcp1_reverse_gbps\": $(tcp -R), \"udp64_kpps\": $(udp64)}"
+  done
+  exit
+fi
+need wg
 gotatun=${GOTATUN:-$(command -v gotatun || true)}
 [ -n "$gotatun" ] || { echo "bench: gotatun is missing: cargo install gotatun-cli --version 0.10.2 --locked" >&2; exit 2; }
 build
