@@ -11,6 +11,7 @@
 //!   shared with another worker.
 //! * [`gateway`]: plain interfaces: firewall, NAT and load balancing on the same workers.
 //! * [`rings`]: for packets that came to the wrong core, and only those; they are counted.
+//! * [`doorbell`]: how a worker goes to sleep without missing anything.
 //! * [`counters`]: written by one worker, read at scrape.
 //!
 //! Control reaches workers through three doors: an immutable configuration behind one atomic pointer, the counters,
@@ -18,11 +19,13 @@
 
 pub mod config;
 pub mod counters;
+pub mod doorbell;
 pub mod gateway;
 mod output;
 mod ports;
 pub mod rings;
 pub mod sockets;
+mod sync;
 mod worker;
 
 use std::collections::HashMap;
@@ -44,7 +47,7 @@ use tunnel::time::Time;
 
 use config::{Settings, Snapshot, Wan};
 use counters::Counters;
-use rings::Doorbell;
+use doorbell::Doorbell;
 
 /// Why the engine could not start or change.
 #[derive(Debug, thiserror::Error)]
@@ -102,7 +105,7 @@ impl Shared {
     pub(crate) fn wake_all(&self) {
         for doorbell in self.doorbells.iter() {
             // Not `ring`: a worker that is just falling asleep must see it too.
-            let _ = doorbell.event().signal();
+            doorbell.ring_always();
         }
     }
 }

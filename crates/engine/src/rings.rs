@@ -3,77 +3,36 @@
 //! Every pair of workers has one bounded ring each way; a full ring is a counted drop, never a wait.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use datapath::Handed;
-use linux::event::EventFd;
 use rtrb::{Consumer, Producer, RingBuffer};
+
+use crate::doorbell::Doorbell;
 
 /// Items one ring holds.
 const RING_ITEMS: usize = 1_024;
 
-/// Wakes a worker that sleeps; does nothing to one that is awake.
-pub struct Doorbell {
-    asleep: AtomicBool,
-    event: EventFd,
-}
-
-impl Doorbell {
-    /// A doorbell nobody has rung.
-    pub fn new() -> std::io::Result<Self> {
-        Ok(Self { asleep: AtomicBool::new(false), event: EventFd::new()? })
-    }
-
-    /// Makes sure the worker looks at its rings.
-    pub fn ring(&self) {
-        if self.asleep.swap(false, SeqCst) {
-            // It can only fail when the counter is full, and then the worker is woken already.
-            let _ = self.event.signal();
-        }
-    }
-
-    /// The worker is about to sleep: from now on rings are signalled. It looks once more before it does sleep.
-    pub fn prepare_sleep(&self) {
-        self.asleep.store(true, SeqCst);
-    }
-
-    /// The worker is awake.
-    pub fn woke(&self) {
-        self.asleep.store(false, SeqCst);
-    }
-
-    /// Whether the worker sleeps, or is about to.
-    pub fn is_asleep(&self) -> bool {
-        self.asleep.load(SeqCst)
-    }
-
-    /// What to wait on.
-    pub fn event(&self) -> &EventFd {
-        &self.event
-    }
-}
-
 /// A worker's ends of all rings.
-pub struct Rings {
-    senders: RingSenders,
-    receivers: RingReceivers,
+pub struct Rings<T = Handed> {
+    senders: RingSenders<T>,
+    receivers: RingReceivers<T>,
 }
 
 /// A worker's sending ends, by receiving core.
-pub struct RingSenders {
-    rings: Vec<Option<Producer<Handed>>>,
+pub struct RingSenders<T = Handed> {
+    rings: Vec<Option<Producer<T>>>,
     doorbells: Arc<Vec<Doorbell>>,
 }
 
 /// A worker's receiving ends.
-pub struct RingReceivers {
-    rings: Vec<Consumer<Handed>>,
+pub struct RingReceivers<T = Handed> {
+    rings: Vec<Consumer<T>>,
 }
 
-/// All rings of `cores` workers, one [`Rings`] each.
-pub fn mesh(doorbells: &Arc<Vec<Doorbell>>) -> Vec<Rings> {
+/// All rings between the workers of these doorbells, one [`Rings`] for each, in core order.
+pub fn mesh<T>(doorbells: &Arc<Vec<Doorbell>>) -> Vec<Rings<T>> {
     let cores = doorbells.len();
-    let mut all: Vec<Rings> = (0..cores)
+    let mut all: Vec<Rings<T>> = (0..cores)
         .map(|_| Rings {
             senders: RingSenders {
                 rings: (0..cores).map(|_| None).collect(),
@@ -92,16 +51,16 @@ pub fn mesh(doorbells: &Arc<Vec<Doorbell>>) -> Vec<Rings> {
     all
 }
 
-impl Rings {
+impl<T> Rings<T> {
     /// Both directions apart.
-    pub fn split(self) -> (RingSenders, RingReceivers) {
+    pub fn split(self) -> (RingSenders<T>, RingReceivers<T>) {
         (self.senders, self.receivers)
     }
 }
 
-impl RingSenders {
-    /// Hands an item to another core; false when its ring is full.
-    pub fn push(&mut self, to: usize, item: Handed) -> bool {
+impl<T> RingSenders<T> {
+    /// Hands an item to another core; false when its ring is full, or there is no such core.
+    pub fn push(&mut self, to: usize, item: T) -> bool {
         let Some(Some(producer)) = self.rings.get_mut(to) else { return false };
         let pushed = producer.push(item).is_ok();
         if let Some(doorbell) = self.doorbells.get(to) {
@@ -111,14 +70,115 @@ impl RingSenders {
     }
 }
 
-impl RingReceivers {
+impl<T> RingReceivers<T> {
     /// Next item from any other core.
-    pub fn pop(&mut self) -> Option<Handed> {
+    pub fn pop(&mut self) -> Option<T> {
         self.rings.iter_mut().find_map(|ring| ring.pop().ok())
     }
 
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.rings.iter().all(|ring| ring.is_empty())
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use std::time::Duration;
+
+    use linux::event::{Epoll, Interest};
+
+    use super::*;
+
+    type Item = (usize, u32);
+
+    fn rings(cores: usize) -> (Arc<Vec<Doorbell>>, Vec<Rings<Item>>) {
+        let doorbells = Arc::new((0..cores).map(|_| Doorbell::new().unwrap()).collect());
+        let rings = mesh(&doorbells);
+        (doorbells, rings)
+    }
+
+    #[test]
+    fn items_of_one_core_come_in_their_order() {
+        let (_, mut rings) = rings(3);
+        assert!(rings[2].receivers.is_empty() && rings[2].receivers.pop().is_none());
+        for number in 0..5 {
+            assert!(rings[0].senders.push(2, (0, number)));
+            assert!(rings[1].senders.push(2, (1, number)));
+        }
+        assert!(
+            !rings[2].receivers.is_empty() && rings[0].receivers.is_empty() && rings[1].receivers.is_empty()
+        );
+        let items: Vec<_> = std::iter::from_fn(|| rings[2].receivers.pop()).collect();
+        for from in 0..2 {
+            let own: Vec<_> = items.iter().filter(|item| item.0 == from).map(|item| item.1).collect();
+            assert_eq!(own, [0, 1, 2, 3, 4]);
+        }
+        assert!(rings[2].receivers.is_empty());
+    }
+
+    #[test]
+    fn a_full_ring_refuses_and_keeps_what_it_has() {
+        let (doorbells, mut rings) = rings(3);
+        for number in 0..RING_ITEMS as u32 {
+            assert!(rings[0].senders.push(1, (0, number)));
+        }
+        assert!(!rings[0].senders.push(1, (0, u32::MAX)), "full");
+        assert!(rings[2].senders.push(1, (2, 7)), "every pair has its own");
+        // A refused item wakes the reader all the same: it is what makes room.
+        doorbells[1].prepare_sleep();
+        assert!(!rings[0].senders.push(1, (0, u32::MAX)));
+        assert!(!doorbells[1].is_asleep());
+        assert_eq!(rings[1].receivers.pop(), Some((0, 0)));
+        assert!(rings[0].senders.push(1, (0, 9)), "room for one");
+        assert!(!rings[0].senders.push(1, (0, 10)));
+        assert_eq!(std::iter::from_fn(|| rings[1].receivers.pop()).count(), RING_ITEMS + 1);
+    }
+
+    #[test]
+    fn a_core_has_no_ring_to_itself_nor_to_one_that_does_not_exist() {
+        let (_, mut rings) = rings(2);
+        assert!(!rings[0].senders.push(0, (0, 1)));
+        assert!(!rings[0].senders.push(2, (0, 1)));
+    }
+
+    #[test]
+    fn many_producers_lose_nothing_and_keep_their_order() {
+        const ITEMS: u32 = 20_000;
+        let (doorbells, mut rings) = rings(4);
+        let mut reader = rings.pop().unwrap();
+        let producers: Vec<_> = rings
+            .into_iter()
+            .enumerate()
+            .map(|(from, mut own)| {
+                std::thread::spawn(move || {
+                    for number in 0..ITEMS {
+                        while !own.senders.push(3, (from, number)) {
+                            std::thread::yield_now();
+                        }
+                    }
+                })
+            })
+            .collect();
+        let epoll = Epoll::new().unwrap();
+        epoll.add(doorbells[3].event(), 0, Interest::Read).unwrap();
+        let (mut ready, mut next) = (Vec::new(), [0; 3]);
+        while next != [ITEMS; 3] {
+            while let Some((from, number)) = reader.receivers.pop() {
+                assert_eq!(number, next[from]);
+                next[from] += 1;
+            }
+            if next == [ITEMS; 3] {
+                break;
+            }
+            doorbells[3].prepare_sleep();
+            let empty = reader.receivers.is_empty();
+            let wait = if empty { Duration::from_secs(30) } else { Duration::ZERO };
+            epoll.wait(&mut ready, Some(wait)).unwrap();
+            assert!(!empty || !ready.is_empty(), "items waited and nobody woke the reader");
+            doorbells[3].woke(!ready.is_empty());
+        }
+        producers.into_iter().for_each(|producer| producer.join().unwrap());
     }
 }

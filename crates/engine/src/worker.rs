@@ -1,7 +1,7 @@
 //! A core's thread: wait, run the round of [`datapath::Worker`], publish, sleep. One pinned thread per core.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use datapath::{Datapath, Ports, Ready};
@@ -105,7 +105,8 @@ impl Worker {
                 asked_ns = end_ns;
             }
             let woke_ns = linux::clock::monotonic_ns();
-            self.shared.doorbells[usize::from(self.id)].woke();
+            let signalled = events.iter().any(|event| event.token == BELL_TOKEN);
+            self.shared.doorbells[usize::from(self.id)].woke(signalled);
             if self.shared.stop.load(Relaxed) {
                 self.stop();
                 return;
@@ -169,9 +170,7 @@ impl Worker {
 
     /// Takes over what control has published.
     fn follow(&mut self) {
-        let version = self.shared.gateway.version.load(Acquire);
-        if version != self.services_version {
-            self.services_version = version;
+        if self.shared.gateway.version.changed(&mut self.services_version) {
             let snapshots = self.shared.gateway.snapshots();
             let (began_ns, cpu_ns) = (linux::clock::monotonic_ns(), linux::clock::thread_cpu_ns());
             self.round.datapath.follow(&snapshots);
@@ -205,7 +204,6 @@ impl Worker {
 
     /// Somebody rang: commands and actions for this core. Rings are looked into in every round.
     fn answer_bell(&mut self, now: Time) {
-        let _ = self.shared.doorbells[usize::from(self.id)].event().drain();
         for command in self.shared.gateway.take_commands(usize::from(self.id)) {
             match command {
                 Command::Open(interface) => self.open(*interface),

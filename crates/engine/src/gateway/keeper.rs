@@ -215,7 +215,7 @@ impl Keeper {
                     bell.ring();
                 }
             }
-            let has_work = !bell.is_some_and(crate::rings::Doorbell::is_asleep);
+            let has_work = !bell.is_some_and(crate::doorbell::Doorbell::is_asleep);
             match self.watch.look(core as u8, rounds, has_work, now_ns) {
                 Finding::Unchanged => continue,
                 Finding::Stuck => {

@@ -32,6 +32,8 @@ use services::policy::Policy;
 use services::spec::GatewaySpec;
 use steering::ownership::Ownership;
 
+use crate::doorbell::Version;
+
 pub(crate) mod gso_batch;
 mod keeper;
 mod open;
@@ -190,7 +192,7 @@ pub(crate) struct Shared {
     pub ownership: Arc<ArcSwap<Ownership>>,
     pub neighbors: ArcSwap<Neighbors>,
     /// Raised by each change of the three above, so that workers need only look at one number.
-    pub version: AtomicU64,
+    pub version: Version,
     /// Whether there is anything to do: at least one interface was configured once.
     pub active: AtomicBool,
     pub reports: Vec<Mutex<CoreReport>>,
@@ -223,7 +225,7 @@ impl Shared {
             ownership,
             tun_program: Mutex::default(),
             neighbors: ArcSwap::from_pointee(Neighbors::default()),
-            version: AtomicU64::new(1),
+            version: Version::default(),
             active: AtomicBool::new(false),
             reports: (0..cores).map(|_| Mutex::default()).collect(),
             rounds: (0..cores).map(|_| AtomicU64::new(0)).collect(),
@@ -274,7 +276,7 @@ impl Shared {
     }
 
     pub fn changed(&self) {
-        self.version.fetch_add(1, std::sync::atomic::Ordering::Release);
+        self.version.raise();
     }
 
     pub fn send(&self, core: usize, command: Command) {
