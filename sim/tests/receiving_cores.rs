@@ -5,7 +5,6 @@ use sim::inner::udp::UdpSpec;
 use sim::link::Link;
 use sim::scenario::pair;
 use sim::world::World;
-use tunnel::hello::ProcessorInfo;
 
 const CORES: u8 = 4;
 const FLOWS: usize = 48;
@@ -34,22 +33,11 @@ fn flows(world: &mut World, ms: u64) -> Vec<usize> {
         .collect()
 }
 
-/// Site 1's table changes, and site 0 is told.
-fn move_buckets(world: &mut World, usable: &[u8], owner: impl Fn(usize) -> u16) {
-    world.sites[1].move_buckets(owner);
-    let bond = world.sites[0].bond(0).unwrap();
-    let told = bond.cores.load_full().unwrap();
-    let table = world.sites[1].node.ownership.load().table.clone();
-    let usable = usable.iter().copied().collect();
-    let info = ProcessorInfo { table, usable, ..told.info.clone() };
-    world.sites[0].node.on_processor_info(&bond, info);
-}
-
-/// As [`move_buckets`], while one of the peer's cores is busy with something else for 35 ms: what it was sent waits.
-fn move_buckets_of_busy(world: &mut World, busy: u8, usable: &[u8], owner: impl Fn(usize) -> u16) {
+/// Site 1's table changes while one of its cores is busy with something else for 35 ms: what that was sent waits.
+fn move_buckets_of_busy(world: &mut World, busy: u8, owner: impl Fn(usize) -> u16) {
     world.sites[1].hang(busy, true);
     world.run_ms(20);
-    move_buckets(world, usable, owner);
+    world.sites[1].move_buckets(owner);
     world.run_ms(15);
     world.sites[1].hang(busy, false);
 }
@@ -102,7 +90,7 @@ fn t3_a_drained_core_of_the_peer_loses_and_reorders_nothing() {
         let flows = flows(&mut world, 4_000);
         world.run_ms(1_500);
         let before = disordered(&world, &flows);
-        move_buckets_of_busy(&mut world, 3, &[0, 1, 2], |bucket| (bucket % 3) as u16);
+        move_buckets_of_busy(&mut world, 3, |bucket| (bucket % 3) as u16);
         world.run_ms(250);
         for flow in &flows {
             assert!(
@@ -128,9 +116,7 @@ fn t3_tables_that_change_again_and_again_lose_and_reorder_nothing() {
     let before = disordered(&world, &flows);
     for turn in 0..12 {
         world.run_ms(if turn % 3 == 0 { 5 } else { 210 });
-        move_buckets_of_busy(&mut world, (turn % 4) as u8, &[0, 1, 2, 3], |bucket| {
-            ((bucket + turn) % 4) as u16
-        });
+        move_buckets_of_busy(&mut world, (turn % 4) as u8, |bucket| ((bucket + turn) % 4) as u16);
     }
     world.run_ms(3_000);
     assert_eq!(disordered(&world, &flows), before);
@@ -144,7 +130,7 @@ fn t3_moves_under_loss_keep_the_order_that_there_is() {
     let flows = flows(&mut world, 4_000);
     world.run_ms(1_500);
     let before = disordered(&world, &flows);
-    move_buckets_of_busy(&mut world, 2, &[0, 1, 2, 3], |bucket| ((bucket + 1) % 4) as u16);
+    move_buckets_of_busy(&mut world, 2, |bucket| ((bucket + 1) % 4) as u16);
     world.run_ms(4_000);
     world.check().unwrap();
     // Two losses in a row of one packet cost order with or without a move.
@@ -165,7 +151,7 @@ fn t4_flows_of_every_policy_leave_a_core_that_may_not_be_used_any_more() {
         world.run_ms(1_500);
         assert!(flows.iter().any(|flow| world.delivering_core(1, *flow).unwrap().0 == 3), "{policy}");
         let before = disordered(&world, &flows);
-        move_buckets_of_busy(&mut world, 3, &[0, 1, 2], |bucket| (bucket % 3) as u16);
+        move_buckets_of_busy(&mut world, 3, |bucket| (bucket % 3) as u16);
         // Busy once more as soon as it has reported: nothing may be under way to it any more.
         world.run_ms(2);
         world.sites[1].hang(3, true);
@@ -201,7 +187,7 @@ fn t3_a_core_of_the_peer_that_hangs_harms_no_other_and_its_flows_leave_it() {
                 assert_eq!(world.sites[site].paths_up(0), links.len(), "a path is blamed for a core");
             }
         }
-        move_buckets(&mut world, &[0, 2, 3], |bucket| [0, 2, 3][bucket % 3]);
+        world.sites[1].move_buckets(|bucket| [0, 2, 3][bucket % 3]);
         let told = world.now;
         for flow in &hung {
             world.reset_gap(*flow);
@@ -293,5 +279,77 @@ fn an_idle_bond_stays_up_while_the_core_that_would_answer_hangs() {
         world.cables[1].cut(false);
         let back = world.run_until_true(4_000, |world| (0..2).all(|site| world.sites[site].paths_up(0) == 2));
         assert!(back, "core {core}");
+    }
+}
+
+/// Whether site 0 has site 1's table.
+fn is_told(world: &World) -> bool {
+    let bond = world.sites[0].bond(0).unwrap();
+    let era = bond.cores.load().as_ref().unwrap().info.table.era();
+    era == world.sites[1].node.ownership.load().table.era()
+}
+
+#[test]
+fn t3_a_new_table_is_told_within_10_ms_by_whichever_core_works() {
+    // Links of 10 and 15 ms.
+    for hung in [None, Some(0), Some(1), Some(2), Some(3)] {
+        let mut world = joined(&[Link::new(50.0, 10.0), Link::new(50.0, 15.0)], 3_380);
+        let flows = flows(&mut world, 2_000);
+        world.run_ms(1_200);
+        if let Some(core) = hung {
+            world.sites[1].hang(core, true);
+            world.run_ms(100);
+        }
+        world.sites[1].move_buckets(|bucket| ((bucket + 1) % 4) as u16);
+        let told = world.run_until_true(20, is_told);
+        assert!(told, "core {hung:?} hangs: not told after 10 ms and a delay of 10 ms");
+        if let Some(core) = hung {
+            world.sites[1].hang(core, false);
+        }
+        world.run_ms(2_000);
+        world.check().unwrap();
+        assert!(flows.iter().all(|flow| world.udp_stats(*flow).received > 0));
+    }
+}
+
+#[test]
+fn t3_a_table_is_told_until_the_peer_has_it_and_then_no_more() {
+    for seed in 0..8 {
+        let links = [Link::new(50.0, 10.0).loss(0.4), Link::new(50.0, 15.0).loss(0.4)];
+        let mut world = pair(sim::seed(3_390) + seed, (2, 2), &links);
+        world.start();
+        assert!(world.run_until_true(20_000, |world| world.sites[0].paths_up(0) == 2));
+        for turn in 1..=4 {
+            world.sites[1].move_buckets(|bucket| (bucket / turn % 2) as u16);
+            let told = world.run_until_true(2_000, is_told);
+            assert!(told, "seed {seed}: table {turn} is not told");
+        }
+    }
+    let mut world = joined(&two(), 3_400);
+    world.sites[1].move_buckets(|bucket| (bucket % 4) as u16);
+    world.run_ms(2_000);
+    assert!(is_told(&world));
+    world.capture(true);
+    world.run_ms(10_000);
+    // Pings are 32 + 6 bytes; processor information has some hundred.
+    let large =
+        world.captured.iter().filter(|(site, datagram)| *site == 0 && datagram.bytes.len() > 200).count();
+    assert_eq!(large, 0, "what was confirmed is told again");
+}
+
+#[test]
+fn t3_an_overtaken_table_does_not_come_back() {
+    // What leaves over the second link comes 300 ms later than over the first.
+    let mut world = joined(&[Link::new(50.0, 5.0), Link::new(50.0, 300.0)], 3_410);
+    world.cables[0].cut(true);
+    world.sites[1].move_buckets(|bucket| (bucket % 2) as u16);
+    // The first try is lost, the second one is under way over the slow link when the next table comes.
+    world.run_ms(60);
+    world.cables[0].cut(false);
+    world.sites[1].move_buckets(|bucket| (bucket % 3) as u16);
+    assert!(world.run_until_true(200, is_told));
+    for _ in 0..1_500 {
+        world.run_ms(1);
+        assert!(is_told(&world), "an old table came back");
     }
 }

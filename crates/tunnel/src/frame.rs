@@ -72,6 +72,16 @@ pub mod kind {
     pub const EXTENSION: u8 = 128;
 }
 
+/// Kinds of the extensions in use.
+pub mod extension {
+    /// Relative delays of the sender's paths. Body: entries of path 8, delay 32 (signed, µs), jitter 32 (µs).
+    pub const PATH_TIMING: u8 = 128;
+    /// The sender used up its packets under this session's keys and wants new ones. No body.
+    pub const REKEY: u8 = 129;
+    /// The sender has the processor information with this digest. Body: 4 bytes.
+    pub const PROCESSOR_INFO_SEEN: u8 = 130;
+}
+
 /// Flag bits of kinds 1–3.
 pub mod flag {
     /// The body's length follows (16 bits); without it the body reaches to the end of the datagram.

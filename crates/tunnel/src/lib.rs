@@ -5,7 +5,8 @@
 //!
 //! * Who we are and whom we know: [`keys`], [`config`], [`node`] (shared by all cores), [`bond`], [`path`].
 //! * How a session comes to be: [`mac`] guards, [`handshake`] with its [`hello`] makes the keys, [`session`] holds
-//!   them, [`index`] names it; [`lifecycle`] joins paths by challenge, watches and revives them, [`mtu`] measures them.
+//!   them, [`index`] names it; [`lifecycle`] joins paths by challenge, watches and revives them, [`mtu`] measures them, and
+//!   `advertise` tells the peer what changes about our cores.
 //! * Sending, on one core ([`core`]): [`queue`] (FQ-CoDel) → [`schedule`] (earliest arrival) → [`frame`]s in a datagram
 //!   of the path's [`send_log`] → [`header`] and [`aead`] → out. [`rate`] says how fast.
 //! * Receiving, on the core the header names: [`replay`] → [`aead`] → [`frame`] → [`reassemble`] → [`order`] → out.
@@ -15,6 +16,7 @@
 //!
 //! Byte layouts: `docs/wire.md` and `docs/wire-frames.md`.
 
+mod advertise;
 pub mod aead;
 pub mod bond;
 pub mod config;

@@ -7,9 +7,14 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use steering::ownership::Ownership;
+
+use crate::advertise::Advertiser;
 use crate::bond::{Bond, PATHS_MAX};
+use crate::config::Peer;
 use crate::frame::{Frame, PeerPathState};
 use crate::handshake::{Initiator, PeerGate};
+use crate::hello::ProcessorInfo;
 use crate::mac::CookieStore;
 use crate::mtu::MtuSearch;
 use crate::path::{Path, PathState, Route};
@@ -123,6 +128,8 @@ pub(crate) struct Lifecycle {
     used_ids: [bool; 256],
     ids_exhausted: bool,
     all_down_since: Option<Time>,
+    /// What the peer was told of our cores.
+    pub advertiser: Advertiser,
     /// Paths that were up when [`Lifecycle::choose_paths`] last chose.
     up: Vec<u8>,
 }
@@ -301,6 +308,7 @@ impl Lifecycle {
             used_ids: [false; 256],
             ids_exhausted: false,
             all_down_since: None,
+            advertiser: Advertiser::default(),
             up: Vec::new(),
         }
     }
@@ -466,7 +474,7 @@ impl Lifecycle {
             && spent
             && let Some(life) = self.paths.iter().find(|life| life.path.usable())
         {
-            let frame = Frame::Extension { kind: crate::core::REKEY, body: &[] };
+            let frame = Frame::Extension { kind: crate::frame::extension::REKEY, body: &[] };
             actions.push(life.frames(bond.slot, encode(&frame)));
         }
     }
@@ -499,6 +507,29 @@ impl Lifecycle {
             life.path.choose(chosen.contains(&pair(&life.path)));
         }
         self.up = ids;
+    }
+
+    /// Advertises our cores over the quickest path, then over one after the other; returns when to come back.
+    pub fn advertise(
+        &mut self,
+        now: Time,
+        bond: usize,
+        ownership: &Arc<Ownership>,
+        peer: &Arc<Peer>,
+        info: impl FnOnce() -> ProcessorInfo,
+        actions: &mut Vec<Action>,
+    ) -> Time {
+        let mut usable: Vec<_> =
+            self.paths.iter().map(|life| &life.path).filter(|path| path.usable()).collect();
+        usable.sort_by_key(|path| (!path.carries(), path.delay_us(), path.id));
+        if usable.is_empty() {
+            return Time::MAX;
+        }
+        if let Some((frames, attempt)) = self.advertiser.poll(now, ownership, peer, info) {
+            let path = usable[attempt as usize % usable.len()].id;
+            actions.push(Action::Frames { bond, path, route: None, frames: frames.to_vec(), pad_to: 0 });
+        }
+        self.advertiser.next()
     }
 
     /// Whether a dialer should try a handshake now: no session, an old one, or a peer that answers on no path.

@@ -13,6 +13,7 @@ use packet::drop_reason::DropReason;
 use ring::digest;
 use steering::ownership::Ownership;
 
+use crate::advertise;
 use crate::aead::Aead;
 use crate::bond::{Bond, Bonds, PeerCores};
 use crate::config::{NodeConfig, Peer, Snapshot, Wan};
@@ -256,7 +257,7 @@ impl Node {
     }
 
     /// Something changed: the timers are due now.
-    fn poll_soon(&self, now: Time) {
+    pub(crate) fn poll_soon(&self, now: Time) {
         self.poll_at_ns.fetch_min(now.ns(), Relaxed);
     }
 
@@ -279,6 +280,11 @@ impl Node {
         for bond in bonds.iter() {
             let mut life = lifecycle(bond);
             next = next.min(life.poll_paths(now, bond, actions));
+            if bond.current.load().is_some() {
+                let (ownership, peer) = (self.ownership.load_full(), bond.peer.load_full());
+                let info = || self.processor_info(&peer);
+                next = next.min(life.advertise(now, bond.slot, &ownership, &peer, info, actions));
+            }
             if life.wants_handshake(now, bond) {
                 self.start_handshake(now, bond, &mut life, actions);
             }
@@ -546,6 +552,8 @@ impl Node {
             }
         }
         bond.cores.store(Some(Arc::new(PeerCores::new(hello.processor.clone()))));
+        // Our cores may have changed since we said hello.
+        life.advertiser.restart(now);
         life.sessions.push(Arc::clone(&session));
         if life.sessions.len() > SESSIONS_KEPT {
             // Whoever is not confirmed goes first, never the one in use: answers may have been lost on their way.
@@ -676,12 +684,35 @@ impl Node {
     }
 
     /// Takes over processor information the peer sent inside the session (row T3).
-    pub fn on_processor_info(&self, bond: &Bond, info: ProcessorInfo) {
-        let same = bond.cores.load().as_ref().is_some_and(|cores| cores.info.cores == info.cores);
-        // More cores than the session has keys for need a new handshake; owners must exist either way.
-        if same {
+    ///
+    /// # Errors
+    /// `HandshakeMalformed`.
+    pub fn on_processor_info(
+        &self,
+        bond: &Bond,
+        path: u8,
+        body: &[u8],
+        actions: &mut Vec<Action>,
+    ) -> Result<(), DropReason> {
+        let info = ProcessorInfo::decode(body)?;
+        let _order = lifecycle(bond);
+        let takes = bond.cores.load().as_ref().is_some_and(|known| {
+            // One that was overtaken on its way must not bring an old table back; a restart begins with a handshake.
+            let age = info.table.era().wrapping_sub(known.info.table.era()).cast_signed();
+            // More cores than the session has keys for need a new handshake; owners must exist either way.
+            known.info.cores == info.cores && age >= 0
+        });
+        if takes {
             bond.cores.store(Some(Arc::new(PeerCores::new(info))));
         }
+        let frames = advertise::seen(body);
+        actions.push(Action::Frames { bond: bond.slot, path, route: None, frames, pad_to: 0 });
+        Ok(())
+    }
+
+    /// The peer confirms processor information.
+    pub fn on_processor_info_seen(&self, bond: &Bond, digest: &[u8]) {
+        lifecycle(bond).advertiser.confirm(digest);
     }
 
     /// Dialer: one path per WAN × endpoint × number (row T1), kept as long as its origin exists.

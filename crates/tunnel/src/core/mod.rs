@@ -38,20 +38,12 @@ use crate::time::Time;
 use receive::{Context, Receive};
 use transmit::{Meta, Transmit};
 
-/// Extension frame: relative delays of the sender's paths. Body: entries of path 8, delay 32 (signed, µs),
-/// jitter 32 (µs).
-pub(crate) const PATH_TIMING: u8 = 128;
-/// Extension frame: the sender used up its packets under this session's keys and wants new ones. No body.
-pub(crate) const REKEY: u8 = 129;
 /// Path timing goes out this often while packets are ordered.
 const TIMING_NS: u64 = 100_000_000;
 /// NAT mappings of idle sockets are kept open by a keepalive this often.
 const KEEPALIVE_NS: u64 = 10_000_000_000;
 /// A TCP SYN is not longer than this: two headers of 60 bytes, or IPv6 and TCP with all options.
 const SYN_BYTES_MAX: usize = 120;
-/// Load is told at most this often, and only after a change of an eighth.
-const LOAD_NS: u64 = 2_000_000_000;
-const LOAD_STEP: u8 = 32;
 /// Slow work (suspects, counters) is done this often.
 const SLOW_NS: u64 = 5_000_000;
 
@@ -99,9 +91,6 @@ struct CoreBond {
     timing_at: Time,
     /// Cores of the peer that were told the timing of the paths.
     timed_cores: usize,
-    /// When the peer was last told our load, and what.
-    told_at: Time,
-    told: Vec<u8>,
     /// Earliest time something is to be done.
     next: Time,
     touched: bool,
@@ -156,10 +145,12 @@ impl Core {
     }
 
     /// Starts a round: follows configuration changes.
-    pub fn begin(&mut self, _now: Time) {
+    pub fn begin(&mut self, now: Time) {
         let ownership = self.node.ownership.load();
         if !Arc::ptr_eq(&ownership, &self.ownership) {
             self.ownership = Arc::clone(&ownership);
+            // The peers must hear of it.
+            self.node.poll_soon(now);
         }
         drop(ownership);
         let list = self.node.bonds.load();
@@ -374,8 +365,6 @@ impl CoreBond {
             slow_at: Time::ZERO,
             timing_at: Time::ZERO,
             timed_cores: 0,
-            told_at: Time::ZERO,
-            told: Vec::new(),
             next: Time::ZERO,
             touched: true,
         }
@@ -439,21 +428,7 @@ impl CoreBond {
         }
         self.tx.ask_silent_cores(now, out);
         self.tx.keep_alive(now, KEEPALIVE_NS, out);
-        if self.tx.core == 0 && now.since(self.told_at) >= LOAD_NS {
-            self.told_at = now;
-            self.tell_load(now, node, out);
-        }
         self.rx.publish();
-    }
-
-    /// Tells the peer how busy our cores are, when that changed much since it was last told (row T3).
-    fn tell_load(&mut self, now: Time, node: &Node, out: &mut impl Output) {
-        let info = node.processor_info(&self.tx.bond.peer.load());
-        let same = info.load.len() == self.told.len()
-            && info.load.iter().zip(&self.told).all(|(new, old)| new.abs_diff(*old) < LOAD_STEP);
-        let (false, Some(path), Ok(body)) = (same, self.tx.fastest_path(), info.encode()) else { return };
-        self.tx.send_control(now, path, 0, None, &encode(&frame::Frame::ProcessorInfo(&body)), 0, out);
-        self.told = info.load;
     }
 
     fn send_timing(&mut self, now: Time, over: Option<u8>, out: &mut impl Output) {
@@ -463,7 +438,7 @@ impl CoreBond {
             body.extend((delay_us.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32).to_be_bytes());
             body.extend(jitter_us.to_be_bytes());
         }
-        let frames = encode(&frame::Frame::Extension { kind: PATH_TIMING, body: &body });
+        let frames = encode(&frame::Frame::Extension { kind: frame::extension::PATH_TIMING, body: &body });
         let Some(path) = over else { return };
         let cores: Vec<u8> = self.tx.receiving_cores().collect();
         self.timed_cores = cores.len();

@@ -6,14 +6,14 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use packet::drop_reason::{DropCounters, DropReason};
 
+use super::Output;
 use super::lane::{Place, RxLane};
 use super::transmit::Transmit;
-use super::{Output, PATH_TIMING, REKEY};
 use crate::aead::TAG_BYTES;
 use crate::bond::Bond;
+use crate::frame::extension::{PATH_TIMING, PROCESSOR_INFO_SEEN, REKEY};
 use crate::frame::{self, Frame, NackRange, ReportEntry};
 use crate::header::{HEADER_BYTES, Header, Kind, NOT_TOLD};
-use crate::hello::ProcessorInfo;
 use crate::keys::Encryption;
 use crate::lifecycle::Action;
 use crate::node::{Node, Source};
@@ -349,9 +349,12 @@ impl Receive {
             Frame::Nack(nack) => cx.tx.on_nack(cx.now, session.number, header.sending_core, &nack),
             Frame::Extension { kind: PATH_TIMING, body } => self.path_timing(cx, header.sending_core, body),
             Frame::ProcessorInfo(bytes) => {
-                cx.node.on_processor_info(&self.bond, ProcessorInfo::decode(bytes)?);
+                cx.node.on_processor_info(&self.bond, header.path, bytes, cx.actions)?;
             }
             Frame::Extension { kind: REKEY, .. } => session.spend(),
+            Frame::Extension { kind: PROCESSOR_INFO_SEEN, body } => {
+                cx.node.on_processor_info_seen(&self.bond, body);
+            }
             Frame::Extension { .. } => cx.drops.add(DropReason::FrameUnknown),
             Frame::Assignment { .. } | Frame::Barrier { .. } => cx.drops.add(DropReason::FrameUnknown),
             // A goodbye of an earlier epoch that was long under way says nothing about this one.

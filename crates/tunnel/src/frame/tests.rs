@@ -291,6 +291,7 @@ fn examples() -> Vec<(&'static str, Vec<u8>)> {
     };
     let body = [timing(0, -2_000, 300), timing(2, 30_000, 3_000)].concat();
     add("path-timing", Drawn::Extension(128, body));
+    out.push(("processor-info-seen", crate::advertise::seen(&[0x01, 0x02, 0x03])));
     let body = vec![0x45, 0x00, 0x00, 0x1c];
     // A whole plaintext: a packet, the first piece of the next one, a marker, padding.
     let mut bytes = vec![0; 64];
