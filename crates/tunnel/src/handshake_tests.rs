@@ -2,7 +2,7 @@
 use super::*;
 use crate::aead::{LaneKey, SEALED_OVERHEAD_BYTES};
 use crate::hello::tests::hello;
-use crate::mac::{CookieStore, Guard, GuardLimits, Verdict};
+use crate::mac::{Admission, CookieStore, Guard, GuardLimits};
 use proptest::prelude::*;
 
 const PSK: [u8; 32] = [0x50; 32];
@@ -275,11 +275,11 @@ fn a_dialer_gets_through_a_loaded_guard() {
     let mut guard = Guard::new(&pair.listener.public(), [9; 32], limits);
     let (now, from) = (Time::from_ms(3), "203.0.113.5:4711".parse().unwrap());
     let (_, first) = pair.start(None, 1);
-    assert_eq!(guard.admit(now, from, &first), Verdict::Process);
+    assert_eq!(guard.admit(now, from, &first), Admission::Process);
     let (_, second) = pair.start(None, 2);
     let mut store = CookieStore::new(&pair.listener.public());
     store.sent(&second);
-    let Verdict::Reply(reply) = guard.admit(now, from, &second) else { panic!("not under load") };
+    let Admission::Reply(reply) = guard.admit(now, from, &second) else { panic!("not under load") };
     store.accept(now, &reply).unwrap();
     let (mut initiator, third) = Initiator::start(
         &pair.dialer,
@@ -291,7 +291,7 @@ fn a_dialer_gets_through_a_loaded_guard() {
         store.cookie(now),
     )
     .unwrap();
-    assert_eq!(guard.admit(now, from, &third), Verdict::Process);
+    assert_eq!(guard.admit(now, from, &third), Admission::Process);
     let (response, _) = pair.respond(&third, None);
     assert!(initiator.finish(&response).is_ok());
 }

@@ -185,9 +185,9 @@ struct Source {
 const SOURCE_SETS: usize = 256;
 const SOURCE_WAYS: usize = 4;
 
-/// What to do with a handshake message.
+/// The guard's decision on a handshake message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Admission {
     /// Go on: open it.
     Process,
     /// Under load and without a valid mac2: send these bytes back to the source, count `HandshakeCookie`.
@@ -240,24 +240,24 @@ impl Guard {
     }
 
     /// Judges an Initiation or Response from `source` before anything expensive happens.
-    pub fn admit(&mut self, now: Time, source: SocketAddr, message: &[u8]) -> Verdict {
+    pub fn admit(&mut self, now: Time, source: SocketAddr, message: &[u8]) -> Admission {
         if let Err(reason) = self.keys.verify_mac1(message) {
-            return Verdict::Drop(reason);
+            return Admission::Drop(reason);
         }
         if self.free.take(now, self.limits.free_per_second, self.limits.free_burst) {
-            return Verdict::Process;
+            return Admission::Process;
         }
         if !self.verify_mac2(now, source, message) {
             return match self.cookie_reply(now, source, message) {
-                Ok(reply) => Verdict::Reply(reply),
-                Err(reason) => Verdict::Drop(reason),
+                Ok(reply) => Admission::Reply(reply),
+                Err(reason) => Admission::Drop(reason),
             };
         }
         // The source's share first, so that one source cannot use up the total.
         if self.take_source(now, source.ip()) && self.total.take(now, self.limits.total_per_second, 50) {
-            Verdict::Process
+            Admission::Process
         } else {
-            Verdict::Drop(DropReason::HandshakeRate)
+            Admission::Drop(DropReason::HandshakeRate)
         }
     }
 

@@ -73,12 +73,12 @@ fn a_quiet_guard_asks_for_nothing() {
     let mut guard = guard();
     for index in 0..3 {
         assert!(!guard.under_load(Time::ZERO));
-        assert_eq!(guard.admit(Time::ZERO, source(1, 1), &message(index, None)), Verdict::Process);
+        assert_eq!(guard.admit(Time::ZERO, source(1, 1), &message(index, None)), Admission::Process);
     }
     assert!(guard.under_load(Time::ZERO));
     // One more after a tenth of a second.
     let later = Time::from_ms(100);
-    assert_eq!(guard.admit(later, source(1, 1), &message(9, None)), Verdict::Process);
+    assert_eq!(guard.admit(later, source(1, 1), &message(9, None)), Admission::Process);
     assert!(guard.under_load(later));
 }
 
@@ -88,7 +88,7 @@ fn wrong_mac1_costs_no_token_and_gets_no_answer() {
     let mut bad = message(1, None);
     bad[20] ^= 1;
     for _ in 0..100 {
-        assert_eq!(guard.admit(Time::ZERO, source(1, 1), &bad), Verdict::Drop(DropReason::HandshakeMac));
+        assert_eq!(guard.admit(Time::ZERO, source(1, 1), &bad), Admission::Drop(DropReason::HandshakeMac));
     }
     assert!(!guard.under_load(Time::ZERO));
 }
@@ -102,18 +102,20 @@ fn under_load_a_cookie_opens_the_door() {
     assert_eq!(store.cookie(now), None);
     let first = message(0x0102_0304, None);
     store.sent(&first);
-    let Verdict::Reply(reply) = guard.admit(now, source(1, 5000), &first) else { panic!("no cookie reply") };
+    let Admission::Reply(reply) = guard.admit(now, source(1, 5000), &first) else {
+        panic!("no cookie reply")
+    };
     let header = Header::parse(&reply).unwrap();
     assert_eq!((header.kind, header.receiver_index, header.path), (Kind::Cookie, 0x0102_0304, 4));
     store.accept(now, &reply).unwrap();
     let second = message(2, store.cookie(now));
-    assert_eq!(guard.admit(now, source(1, 5000), &second), Verdict::Process);
+    assert_eq!(guard.admit(now, source(1, 5000), &second), Admission::Process);
     // The same cookie from another port or address is worth nothing.
     for other in [source(1, 5001), source(2, 5000), "[2001:db8::1]:5000".parse().unwrap()] {
-        assert!(matches!(guard.admit(now, other, &second), Verdict::Reply(_)));
+        assert!(matches!(guard.admit(now, other, &second), Admission::Reply(_)));
     }
     // The IPv4-mapped view of a dual-stack socket is the same source.
-    assert_eq!(guard.admit(now, "[::ffff:192.0.2.1]:5000".parse().unwrap(), &second), Verdict::Process);
+    assert_eq!(guard.admit(now, "[::ffff:192.0.2.1]:5000".parse().unwrap(), &second), Admission::Process);
 }
 
 #[test]
@@ -242,15 +244,15 @@ fn each_source_has_its_share() {
     let from_loud = message(1, Some(&cookie_for(&mut guard, now, loud)));
     let from_quiet = message(2, Some(&cookie_for(&mut guard, now, quiet)));
     for _ in 0..5 {
-        assert_eq!(guard.admit(now, loud, &from_loud), Verdict::Process);
+        assert_eq!(guard.admit(now, loud, &from_loud), Admission::Process);
     }
-    assert_eq!(guard.admit(now, loud, &from_loud), Verdict::Drop(DropReason::HandshakeRate));
-    assert_eq!(guard.admit(now, quiet, &from_quiet), Verdict::Process);
+    assert_eq!(guard.admit(now, loud, &from_loud), Admission::Drop(DropReason::HandshakeRate));
+    assert_eq!(guard.admit(now, quiet, &from_quiet), Admission::Process);
     // 20 a second: the next one after 50 ms.
     let later = now.plus_ms(50);
     load(&mut guard, later);
-    assert_eq!(guard.admit(later, loud, &from_loud), Verdict::Process);
-    assert_eq!(guard.admit(later, loud, &from_loud), Verdict::Drop(DropReason::HandshakeRate));
+    assert_eq!(guard.admit(later, loud, &from_loud), Admission::Process);
+    assert_eq!(guard.admit(later, loud, &from_loud), Admission::Drop(DropReason::HandshakeRate));
 }
 
 #[test]
@@ -279,7 +281,7 @@ fn many_sources_together_stay_below_the_total() {
         load(&mut guard, now);
         let from = SocketAddr::from(([10, 1, (number >> 8) as u8, number as u8], 9));
         let sent = message(number, Some(&guard.cookie(period(now), from)));
-        processed += u32::from(guard.admit(now, from, &sent) == Verdict::Process);
+        processed += u32::from(guard.admit(now, from, &sent) == Admission::Process);
     }
     assert!((100..=151).contains(&processed), "{processed} processed");
 }
@@ -289,7 +291,7 @@ proptest! {
     fn garbage_is_dropped(garbage in proptest::collection::vec(any::<u8>(), 0..200), port: u16) {
         let mut guard = guard();
         let mut store = CookieStore::new(&PUBLIC);
-        prop_assert!(matches!(guard.admit(Time::ZERO, source(1, port), &garbage), Verdict::Drop(_)));
+        prop_assert!(matches!(guard.admit(Time::ZERO, source(1, port), &garbage), Admission::Drop(_)));
         prop_assert!(!guard.verify_mac2(Time::ZERO, source(1, port), &garbage));
         prop_assert!(store.accept(Time::ZERO, &garbage).is_err());
         store.sent(&garbage);

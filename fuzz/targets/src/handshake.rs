@@ -6,7 +6,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use packet::DropReason;
 use tunnel::handshake::{HANDSHAKE_BYTES_MAX, Identity, Initiator, open_initiation};
 use tunnel::hello::Hello;
-use tunnel::mac::{CookieStore, Guard, GuardLimits, MAC_BYTES, MacKeys, Verdict};
+use tunnel::mac::{Admission, CookieStore, Guard, GuardLimits, MAC_BYTES, MacKeys};
 use tunnel::time::Time;
 
 use crate::seeds;
@@ -71,7 +71,7 @@ fn guarded(scene: &Scene, datagram: &[u8]) {
     let now = Time::from_ns(1_000_000_000);
     for _ in 0..3 {
         store.sent(datagram);
-        if let Verdict::Reply(reply) = guard.admit(now, source, datagram) {
+        if let Admission::Reply(reply) = guard.admit(now, source, datagram) {
             assert!(
                 reply.len() <= datagram.len(),
                 "{} bytes answer {}: an amplifier",

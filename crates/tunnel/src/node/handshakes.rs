@@ -1,0 +1,231 @@
+//! Handshakes: started by a dialer's timer, answered by a listener. They run on whichever core received them, under one lock,
+//! guarded by mac1 and cookies.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use packet::drop_reason::DropReason;
+
+use super::{ControlState, Node, Source, lifecycle, new_bond};
+use crate::bond::{AllowedIps, Bond, Bonds};
+use crate::handshake::{Initiator, Opened, open_initiation};
+use crate::header::{Header, Kind};
+use crate::index::LOCALS_MAX;
+use crate::keys::PrivateKey;
+use crate::lifecycle::{Action, Attempt, Lifecycle};
+use crate::mac::Admission;
+use crate::time::Time;
+
+/// Handshakes of one bond that may be under way at once: long round trips outlast the retry interval.
+const ATTEMPTS_KEPT: usize = 4;
+/// Pause between handshake attempts: short at first, so that a link that comes up joins at once.
+pub(super) const RETRY_FAST_MS: u64 = 500;
+const RETRY_SLOW_MS: u64 = 2_000;
+const FAST_TRIES: u32 = 40;
+
+impl Node {
+    pub(super) fn start_handshake(
+        &self,
+        now: Time,
+        bond: &Bond,
+        life: &mut Lifecycle,
+        actions: &mut Vec<Action>,
+    ) {
+        let mut control = self.control();
+        let peer = bond.peer.load();
+        let timestamp = control.timestamps.next(self.wall_clock_ns.saturating_add(now.ns()));
+        self.timestamp_ns.store(control.timestamps.last_ns(), Relaxed);
+        let local_index = self.next_index(&mut control);
+        drop(control);
+        life.tries += 1;
+        life.next_attempt = now.plus_ms(if life.tries < FAST_TRIES { RETRY_FAST_MS } else { RETRY_SLOW_MS });
+        let hello = self.hello(&peer, Some(timestamp));
+        let cookie = life.cookie.cookie(now);
+        let paths = match cookie {
+            // A cookie is bound to the source address it was given for.
+            Some(_) => life
+                .paths
+                .iter()
+                .filter(|l| l.path.id == life.cookie_path)
+                .map(|l| Arc::clone(&l.path))
+                .collect(),
+            None => life.handshake_paths(),
+        };
+        let psk = peer.preshared_key.as_ref().map(PrivateKey::bytes);
+        let first = paths.first().map_or(0, |path| path.id);
+        match Initiator::start(&self.identity, &peer.public_key, psk, &hello, local_index, first, cookie) {
+            Ok((initiator, bytes)) => {
+                life.cookie.sent(&bytes);
+                life.attempts.push_back(Attempt { initiator, local_index });
+                if life.attempts.len() > ATTEMPTS_KEPT {
+                    life.attempts.pop_front();
+                }
+                for path in paths {
+                    let bytes = bytes.clone();
+                    actions.push(Action::Datagram {
+                        bond: Some(bond.slot),
+                        path: path.id,
+                        route: path.route(),
+                        bytes,
+                    });
+                }
+            }
+            Err(error) => tracing::warn!(peer = peer.name, %error, "cannot start a handshake"),
+        }
+    }
+
+    pub(super) fn next_index(&self, control: &mut ControlState) -> u32 {
+        let sessions = self.sessions.load();
+        loop {
+            control.next_local = (control.next_local + 1) % LOCALS_MAX;
+            let index = self.index_cipher.index(self.node_id, control.next_local);
+            if !sessions.contains_key(&index) {
+                return index;
+            }
+        }
+    }
+
+    /// A handshake datagram arrived.
+    ///
+    /// # Errors
+    /// Why it was dropped.
+    pub fn on_handshake(
+        &self,
+        now: Time,
+        source: &Source,
+        header: &Header,
+        datagram: &[u8],
+        actions: &mut Vec<Action>,
+    ) -> Result<(), DropReason> {
+        match header.kind {
+            Kind::Initiation => self.on_initiation(now, source, datagram, actions),
+            Kind::Response => self.on_response(now, header, datagram, actions),
+            Kind::Cookie => self.on_cookie(now, source, header, datagram),
+            Kind::Data | Kind::Clear | Kind::Partial => Err(DropReason::UnknownType),
+        }
+    }
+
+    pub(super) fn on_initiation(
+        &self,
+        now: Time,
+        source: &Source,
+        datagram: &[u8],
+        actions: &mut Vec<Action>,
+    ) -> Result<(), DropReason> {
+        match self.control().guard.admit(now, source.remote, datagram) {
+            Admission::Process => {}
+            Admission::Reply(reply) => {
+                let (bond, path) = source.socket.map_or((None, 0), |(bond, path)| (Some(bond), path));
+                actions.push(Action::Datagram { bond, path, route: source.route(), bytes: reply.to_vec() });
+                return Err(DropReason::HandshakeCookie);
+            }
+            Admission::Drop(reason) => return Err(reason),
+        }
+        let opened = open_initiation(&self.identity, datagram)?;
+        let bonds = self.bonds.load_full();
+        let Some(bond) = bonds.iter().find(|bond| bond.peer.load().public_key == opened.remote_static) else {
+            return Err(DropReason::HandshakeUnknownPeer);
+        };
+        if bond.dialer {
+            // Both have endpoints: the lower public key dials (design §4), or two dialers would race for path ids.
+            if self.identity.public() > opened.remote_static {
+                self.yield_dialing(now, bond);
+            }
+            return Err(DropReason::HandshakeUnknownPeer);
+        }
+        let mut life = lifecycle(bond);
+        life.gate.accept(now, opened.timestamp_ns)?;
+        self.respond(now, bond, &mut life, source, opened, actions)
+    }
+
+    /// The peer dials us as well and has the lower key: from now on we listen for it. Its next try is answered.
+    pub(super) fn yield_dialing(&self, now: Time, bond: &Bond) {
+        let peer = bond.peer.load_full();
+        self.control().yielded.push(peer.public_key);
+        tracing::info!(peer = peer.name, "dials us too and has the lower key: we listen");
+        self.drop_sessions(&mut lifecycle(bond));
+        self.bonds.rcu(|bonds| {
+            let mut list = bonds.list.clone();
+            list[bond.slot] = None;
+            let slot = list.len();
+            list.push(Some(new_bond(slot, &peer, false)));
+            let mut allowed_ips = AllowedIps::default();
+            for bond in list.iter().flatten() {
+                for net in &bond.peer.load().allowed_ips {
+                    allowed_ips.insert(*net, bond.slot);
+                }
+            }
+            Bonds { list, allowed_ips }
+        });
+        self.poll_soon(now);
+    }
+
+    pub(super) fn respond(
+        &self,
+        now: Time,
+        bond: &Bond,
+        life: &mut Lifecycle,
+        source: &Source,
+        opened: Opened,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), DropReason> {
+        let path = opened.path;
+        let peer = bond.peer.load();
+        let local_index = self.next_index(&mut self.control());
+        let psk = peer.preshared_key.as_ref().map(PrivateKey::bytes);
+        let (bytes, established) = opened.respond(psk, &self.hello(&peer, None), local_index, None)?;
+        // Receive keys stand before the reply leaves; sending starts with the first datagram under them.
+        self.install(now, bond, life, &established, local_index, false);
+        actions.push(Action::Datagram { bond: None, path, route: source.route(), bytes });
+        Ok(())
+    }
+
+    pub(super) fn on_response(
+        &self,
+        now: Time,
+        header: &Header,
+        datagram: &[u8],
+        actions: &mut Vec<Action>,
+    ) -> Result<(), DropReason> {
+        let bonds = self.bonds.load_full();
+        for bond in bonds.iter().filter(|bond| bond.dialer) {
+            let mut life = lifecycle(bond);
+            let Some(at) =
+                life.attempts.iter().position(|attempt| attempt.local_index == header.receiver_index)
+            else {
+                continue;
+            };
+            let established = life.attempts[at].initiator.finish(datagram)?;
+            life.attempts.clear();
+            life.tries = 0;
+            self.install(now, bond, &mut life, &established, header.receiver_index, true);
+            life.recycle_ids();
+            // The first datagram confirms the keys to the peer; challenges do that where a path is new.
+            life.greet(now, bond, actions);
+            self.poll_soon(now);
+            return Ok(());
+        }
+        Err(DropReason::UnknownIndex)
+    }
+
+    pub(super) fn on_cookie(
+        &self,
+        now: Time,
+        source: &Source,
+        header: &Header,
+        datagram: &[u8],
+    ) -> Result<(), DropReason> {
+        let bonds = self.bonds.load_full();
+        let (slot, path) = source.socket.ok_or(DropReason::UnknownIndex)?;
+        let bond = bonds.get(slot).ok_or(DropReason::UnknownIndex)?;
+        let mut life = lifecycle(bond);
+        if !life.attempts.iter().any(|attempt| attempt.local_index == header.receiver_index) {
+            return Err(DropReason::UnknownIndex);
+        }
+        life.cookie.accept(now, datagram)?;
+        life.cookie_path = path;
+        life.next_attempt = now;
+        self.poll_soon(now);
+        Ok(())
+    }
+}

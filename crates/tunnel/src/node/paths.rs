@@ -1,0 +1,130 @@
+//! Paths of a bond: which WANs, endpoints and addresses they join, and what the cores found out about them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::{Node, Source, lifecycle};
+use crate::bond::{Bond, PATHS_MAX};
+use crate::config::Wan;
+use crate::frame::PeerPathState;
+use crate::lifecycle::{Action, WanUnder};
+use crate::path::{Path, PathState, Route};
+use crate::time::Time;
+
+impl Node {
+    /// A listener met a path id it does not know, in an authenticated datagram: the dialer opened a path.
+    pub fn on_new_path(&self, now: Time, bond: &Bond, id: u8, source: &Source) {
+        let (token, wan) = {
+            let mut control = self.control();
+            (control.token(), control.wans.iter().find(|wan| wan.id == source.wan).cloned())
+        };
+        let mut life = lifecycle(bond);
+        if bond.dialer || life.paths.len() >= PATHS_MAX || life.paths.iter().any(|l| l.path.id == id) {
+            return;
+        }
+        let (tier, rate_max, mtu) = wan.map_or((0, None, 1_500), |wan| (wan.tier, rate_max(&wan), wan.mtu));
+        let path = Path::new(id, source.route(), tier, rate_max, now);
+        let under =
+            WanUnder { up: true, addresses: Vec::new(), mtu_limit: datagram_limit(mtu, &source.remote) };
+        life.add_path(bond, path, None, under, token, now);
+        self.poll_soon(now);
+    }
+
+    /// The peer still uses a path that we took away.
+    pub fn tell_removed(&self, bond: &Bond, id: u8, actions: &mut Vec<Action>) {
+        lifecycle(bond).tell_state(bond.slot, id, PeerPathState::Removed, actions);
+    }
+
+    /// An authenticated datagram of a known path came from elsewhere.
+    pub fn on_moved(&self, now: Time, bond: &Bond, id: u8, source: &Source) {
+        self.poll_soon(now);
+        let token = self.control().token();
+        lifecycle(bond).on_moved(id, source.route(), token);
+    }
+
+    /// A core found a path dead: nothing came back for what it sent.
+    pub fn suspect(&self, now: Time, bond: &Bond, id: u8, actions: &mut Vec<Action>) {
+        lifecycle(bond).suspect(now, bond.slot, id, actions);
+        self.poll_soon(now);
+    }
+
+    /// Small datagrams pass on this path, large ones do not come back as reports.
+    pub fn black_hole(&self, now: Time, bond: &Bond, id: u8) {
+        lifecycle(bond).black_hole(now, id);
+        self.poll_soon(now);
+    }
+
+    /// Dialer: one path per WAN × endpoint × number (row T1), kept as long as its origin exists.
+    pub(super) fn update_paths(&self, now: Time, bond: &Bond, wans: &[Wan], actions: &mut Vec<Action>) {
+        let peer = bond.peer.load();
+        let mut life = lifecycle(bond);
+        let allowed = |wan: &Wan| peer.wans.as_ref().is_none_or(|ids| ids.contains(&wan.id));
+        let mut wanted = Vec::new();
+        for wan in wans.iter().filter(|wan| allowed(wan)) {
+            for endpoint in &peer.endpoints {
+                wanted.extend((0..peer.paths_per_pair.clamp(1, 8)).map(|nth| (wan, *endpoint, nth)));
+            }
+        }
+        let exists = |origin: &(u16, SocketAddr, u8)| {
+            wanted.iter().any(|(wan, endpoint, nth)| (wan.id, *endpoint, *nth) == *origin)
+        };
+        let gone: Vec<u8> = life
+            .paths
+            .iter()
+            .filter(|l| l.origin.as_ref().is_none_or(|o| !exists(o)))
+            .map(|l| l.path.id)
+            .collect();
+        for id in gone {
+            life.retain_paths(bond, |l| l.path.id != id);
+            life.tell_state(bond.slot, id, PeerPathState::Removed, actions);
+        }
+        for (wan, endpoint, nth) in wanted {
+            let up = wan.up && reaches(wan, &endpoint);
+            let under = WanUnder {
+                up,
+                addresses: wan.addresses.clone(),
+                mtu_limit: datagram_limit(wan.mtu, &endpoint),
+            };
+            let known = life
+                .paths
+                .iter()
+                .find(|l| l.origin == Some((wan.id, endpoint, nth)))
+                .map(|l| Arc::clone(&l.path));
+            if let Some(path) = known {
+                path.set_limits(wan.tier, rate_max(wan));
+                life.wan_changed(now, bond.slot, path.id, &under, actions);
+            } else if up && let Some(id) = life.free_id() {
+                let route = Route { wan: wan.id, local: None, remote: endpoint };
+                let path = Path::new(id, route, wan.tier, rate_max(wan), now);
+                let token = self.control().token();
+                life.add_path(bond, path, Some((wan.id, endpoint, nth)), under, token, now);
+                life.next_attempt = life.next_attempt.min(now);
+            }
+        }
+    }
+}
+
+fn rate_max(wan: &Wan) -> Option<u64> {
+    wan.rate_max_bps.map(|bps| bps / 8)
+}
+
+fn datagram_limit(mtu: u16, remote: &SocketAddr) -> u16 {
+    let headers = if remote.ip().to_canonical().is_ipv4() { 28 } else { 48 };
+    mtu.clamp(1_280, 9_000) - headers
+}
+
+fn reaches(wan: &Wan, endpoint: &SocketAddr) -> bool {
+    wan.addresses.is_empty()
+        || wan.addresses.iter().any(|address| address.is_ipv4() == endpoint.ip().to_canonical().is_ipv4())
+}
+
+pub(super) fn limit_paths(bond: &Bond, wans: &[Wan]) {
+    for path in bond.paths.load().iter() {
+        if let Some(wan) = wans.iter().find(|wan| wan.id == path.route().wan) {
+            path.set_limits(wan.tier, rate_max(wan));
+            if !wan.up {
+                path.set_state(PathState::Down, "WAN down");
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Sessions of all bonds by receiver index: put in place by handshakes, confirmed by the first datagram, ended by time or
+//! by the peer.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::handshakes::RETRY_FAST_MS;
+use super::{Node, lifecycle};
+use crate::bond::{Bond, PeerCores};
+use crate::handshake::Established;
+use crate::lifecycle::Lifecycle;
+use crate::session::{Epoch, Session};
+use crate::time::Time;
+
+/// Sessions kept per bond: the newest, the one before it (datagrams still under way), one not confirmed yet.
+const SESSIONS_KEPT: usize = 3;
+
+impl Node {
+    /// The session a receiver index names.
+    pub fn session(&self, index: u32) -> Option<Arc<Session>> {
+        self.sessions.load().get(&index).cloned()
+    }
+
+    /// Sessions that datagrams may name now, of all bonds.
+    pub fn sessions_held(&self) -> usize {
+        self.sessions.load().len()
+    }
+
+    /// Puts a new session in place: receive keys for all cores first, then, for the initiator, the switch.
+    pub(super) fn install(
+        &self,
+        now: Time,
+        bond: &Bond,
+        life: &mut Lifecycle,
+        established: &Established,
+        local_index: u32,
+        initiator: bool,
+    ) {
+        let hello = &established.remote_hello;
+        let peer = bond.peer.load();
+        let session = Arc::new(Session::new(
+            &Epoch {
+                number: life.next_number,
+                bond: bond.slot,
+                local_index,
+                remote_index: established.remote_index,
+                aead: established.aead,
+                encryption: peer.encryption.agree(hello.encryption),
+                send_key: &established.send_key,
+                receive_key: &established.receive_key,
+                own_cores: self.cores,
+                peer_cores: hello.processor.cores,
+                rekey_after_ms: self.rekey_after_ms,
+                initiator,
+            },
+            now,
+        ));
+        life.next_number += 1;
+        let restarted = life.boot_id.is_some_and(|boot| boot != hello.boot_id);
+        if life.boot_id != Some(hello.boot_id) {
+            life.boot_id = Some(hello.boot_id);
+            bond.reset_clock();
+            bond.restarts.fetch_add(1, Relaxed);
+            if restarted {
+                tracing::info!(peer = peer.name, "peer restarted");
+                if bond.dialer {
+                    life.challenge_all(now);
+                } else {
+                    life.retain_paths(bond, |_| false);
+                }
+            }
+        }
+        bond.cores.store(Some(Arc::new(PeerCores::new(hello.processor.clone()))));
+        // Our cores may have changed since we said hello.
+        life.advertiser.restart(now);
+        life.sessions.push(Arc::clone(&session));
+        if life.sessions.len() > SESSIONS_KEPT {
+            // Whoever is not confirmed goes first, never the one in use: answers may have been lost on their way.
+            let current = bond.current.load().as_ref().map_or(0, |current| current.number);
+            let newest = life.sessions.len() - 1;
+            let idle = life.sessions[..newest].iter().position(|s| s.number != current && !s.is_confirmed());
+            let old = life.sessions[..newest].iter().position(|s| s.number != current);
+            life.sessions.remove(idle.or(old).unwrap_or(0));
+        }
+        bond.totals.handshakes.fetch_add(1, Relaxed);
+        self.republish(bond, life);
+        if initiator {
+            tracing::info!(
+                peer = peer.name,
+                cipher = session.aead.name(),
+                cores = session.peer_cores,
+                "session"
+            );
+            bond.current.store(Some(session));
+        }
+    }
+
+    /// The first datagram under a session arrived: the peer holds the keys, so we send with them from now on.
+    pub fn confirmed(&self, session: &Arc<Session>) {
+        let bonds = self.bonds.load();
+        if let Some(bond) = bonds.get(session.bond) {
+            let newer = bond.current.load().as_ref().is_none_or(|current| current.number < session.number);
+            if newer {
+                tracing::info!(peer = bond.peer.load().name, cipher = session.aead.name(), "session");
+                bond.current.store(Some(Arc::clone(session)));
+            }
+        }
+    }
+
+    /// The peer closed its side.
+    pub fn closed(&self, now: Time, bond: &Bond) {
+        let mut life = lifecycle(bond);
+        self.drop_sessions(&mut life);
+        bond.current.store(None);
+        life.next_attempt = now.plus_ms(RETRY_FAST_MS);
+        life.close_paths(now, bond);
+        self.poll_soon(now);
+        tracing::info!(peer = bond.peer.load().name, "peer closed the session");
+    }
+
+    pub(super) fn expire_sessions(&self, now: Time, bond: &Bond, life: &mut Lifecycle) {
+        let before = life.sessions.len();
+        life.sessions.retain(|session| !session.expired(now));
+        if life.sessions.len() != before {
+            if bond.current.load().as_ref().is_some_and(|session| session.expired(now)) {
+                bond.current.store(None);
+                tracing::warn!(peer = bond.peer.load().name, "session expired without a new one");
+            }
+            self.republish(bond, life);
+        }
+    }
+
+    pub(super) fn drop_sessions(&self, life: &mut Lifecycle) {
+        let gone = std::mem::take(&mut life.sessions);
+        self.sessions.rcu(|table| {
+            let mut table = HashMap::clone(table);
+            table.retain(|index, _| !gone.iter().any(|session| session.local_index == *index));
+            table
+        });
+    }
+
+    /// Makes the table of receiver indices agree with the bond's sessions.
+    pub(super) fn republish(&self, bond: &Bond, life: &Lifecycle) {
+        self.sessions.rcu(|table| {
+            let mut table = HashMap::clone(table);
+            table.retain(|_, session| session.bond != bond.slot);
+            table.extend(life.sessions.iter().map(|session| (session.local_index, Arc::clone(session))));
+            table
+        });
+    }
+}
