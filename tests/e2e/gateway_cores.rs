@@ -91,6 +91,35 @@ fn c10_explain_agrees_with_the_flows() {
     });
 }
 
+/// Row C1: `status` and `explain` tell an interface's receive hash and the queue that it gives a packet to; a veth has none,
+/// and both say so. Queues by a card's key and table are computed from the official vectors beside the code.
+#[test]
+fn c1_the_receive_hash_of_an_interface_is_told() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let gateway = lans.start(ALLOW);
+        let none = "the device has no receive hash (RSS)";
+        let shown = services(&gateway).interfaces;
+        assert_eq!(shown.len(), 2);
+        for interface in &shown {
+            let hash = &interface.nic_hash;
+            assert_eq!(
+                (hash.function.as_str(), hash.reason.as_str(), hash.queues),
+                ("", none, 0),
+                "{hash:?}"
+            );
+        }
+        let nic = explain(&gateway, "tcp 10.1.1.2:1234 > 10.1.2.2:80").nic.unwrap();
+        assert_eq!((&nic.device, nic.reason.as_str()), (&shown[0].device, none));
+        assert_eq!((nic.queue, nic.queue_with_ports), (None, None));
+        let (code, text) = gateway.command(&["explain", "tcp 10.1.1.2:1234 > 10.1.2.2:80"]);
+        let line = format!("\nNIC         no queue of {} is known: {none}\n", shown[0].device);
+        assert!(code == 0 && text.contains(&line), "{text}");
+        // A packet of the gateway itself comes in by no card.
+        assert!(explain(&gateway, "tcp 10.1.1.1:1234 > 10.1.2.2:80").nic.is_none());
+    });
+}
+
 /// Row C7: a core is taken out of work and put back while connections run on it: none breaks, new ones go elsewhere. The
 /// last one stays.
 #[test]

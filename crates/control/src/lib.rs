@@ -8,7 +8,7 @@
 //!    restart.
 //! 3. [`host_facts`] reads devices, addresses, routes and sysctls. [`wans`] turns devices into WANs; [`route_plan`] says
 //!    which routes and rules the host should have for them and for allowed-ips; [`kernel_routes`] puts those into the
-//!    kernel and takes them out again. [`peer_names`] asks for DNS names of peers, again and again.
+//!    kernel and takes them out again. [`nic_hash`] predicts queues of network cards. [`peer_names`] asks for DNS names of peers, again and again.
 //! 4. [`gateway`] is all that is not the tunnel; [`health`] checks its backends.
 //! 5. [`control_socket`] takes operators' requests, which [`protocol`] describes; `commands` carries
 //!    them out; [`reload`]
@@ -30,6 +30,7 @@ pub mod health;
 pub mod host_facts;
 pub mod kernel_routes;
 pub mod key;
+pub mod nic_hash;
 mod node;
 pub mod peer_names;
 pub mod protocol;

@@ -18,6 +18,7 @@ use services::spec::{LeaseSpec, Mapping, NatMode, RuleAction, TCP};
 
 use super::policy::{Desired, DeviceState};
 use crate::config::services::Distribution;
+use crate::nic_hash;
 use crate::protocol::FlowFilter;
 use crate::status::{
     BackendStatus, CoreServices, Explanation, FlowList, FlowReport, ForwardStatus, InterfaceStatus,
@@ -108,6 +109,12 @@ impl Names {
 
     fn interface(&self, id: InterfaceId) -> String {
         self.policy.interface(id).map(|interface| interface.name.clone()).unwrap_or_default()
+    }
+
+    /// Kernel device where a packet comes in, if it comes in by an interface.
+    fn device(&self, ingress: Ingress) -> Option<&str> {
+        let Ingress::Interface(id) = ingress else { return None };
+        self.policy.interface(id).map(|interface| interface.device.as_str())
     }
 
     fn tenant(&self, tenant: u16) -> String {
@@ -407,6 +414,7 @@ fn interfaces(
             tx_packets: counters().map(|counted| counted.tx_packets).sum(),
             tx_bytes: counters().map(|counted| counted.tx_bytes).sum(),
             lost_packets: counters().map(|counted| counted.lost_packets).sum(),
+            nic_hash: nic_hash::read(&interface.device).status(),
         }
     });
     each.collect()
@@ -620,6 +628,7 @@ impl EngineHandle<'_> {
             hash: told.hash,
             bucket: told.bucket as u32,
             core: usize::from(told.core),
+            nic: names.device(told.ingress).map(|device| nic_hash::read(device).predict(device, key)),
             flow: None,
             verdict: verdict(drop, told.egress).to_owned(),
             drop_reason: drop.map(|reason| reason.name().to_owned()).unwrap_or_default(),

@@ -109,6 +109,46 @@ pub struct InterfaceStatus {
     pub tx_bytes: u64,
     /// Packets the kernel lost because a core did not read them in time.
     pub lost_packets: u64,
+    /// Receive hash of its network card.
+    pub nic_hash: NicHashStatus,
+}
+
+/// Receive hash (RSS) of an interface's network card (row C1).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NicHashStatus {
+    /// "toeplitz", "xor", "crc32" or "unknown"; empty: there is none.
+    pub function: String,
+    /// Why the queue of a flow cannot be predicted; empty when it can.
+    pub reason: String,
+    /// Length of the key, bytes.
+    pub key_bytes: usize,
+    /// Entries of the indirection table.
+    pub table_entries: usize,
+    /// Queues that the table names.
+    pub queues: usize,
+}
+
+/// Queue of a network card that its receive hash gives a packet to (row C1).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NicPrediction {
+    /// Kernel device where the packet comes in.
+    pub device: String,
+    /// Why nothing can be predicted; empty when it can.
+    pub reason: String,
+    /// Hash of the addresses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hash: Option<u32>,
+    /// Queue, if the card hashes addresses only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue: Option<u32>,
+    /// Hash of addresses and ports, for TCP and UDP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hash_with_ports: Option<u32>,
+    /// Queue, if the card hashes the protocol's ports too: most do for TCP, some for UDP (`ethtool -n DEVICE rx-flow-hash`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_with_ports: Option<u32>,
 }
 
 /// One rule.
@@ -306,6 +346,9 @@ pub struct Explanation {
     pub bucket: u32,
     /// Core that owns the bucket.
     pub core: usize,
+    /// Queue of the network card where it comes in; not there for packets of the host and the tunnel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nic: Option<NicPrediction>,
     /// The flow there is already, if there is one: it decides, not the rules.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flow: Option<FlowReport>,

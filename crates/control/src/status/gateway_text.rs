@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use super::table::{Table, bytes, count, duration};
 use super::{
-    Explanation, FlowList, FlowReport, GroupReport, InterfaceStatus, LeaseReport, ServerStatus,
-    ServicesStatus,
+    Explanation, FlowList, FlowReport, GroupReport, InterfaceStatus, LeaseReport, NicHashStatus,
+    NicPrediction, ServerStatus, ServicesStatus,
 };
 use crate::config::services::values::protocol_text;
 
@@ -60,6 +60,7 @@ fn interfaces(list: &[InterfaceStatus], out: &mut String) {
         "<out",
         "<bytes out",
         "<lost",
+        "RSS",
         "addresses",
     ]);
     for interface in list {
@@ -73,12 +74,35 @@ fn interfaces(list: &[InterfaceStatus], out: &mut String) {
             interface.tx_packets.to_string(),
             bytes(interface.tx_bytes),
             interface.lost_packets.to_string(),
+            nic_hash(&interface.nic_hash),
             or_dash(&interface.addresses.join(", ")),
         ]);
     }
     table.write("\n", out);
     for interface in list.iter().filter(|interface| !interface.reason.is_empty()) {
         let _ = writeln!(out, "interface {} does not work: {}", interface.name, interface.reason);
+    }
+}
+
+/// "toeplitz, 8 queues"; a dash without a receive hash.
+fn nic_hash(status: &NicHashStatus) -> String {
+    match (status.function.as_str(), status.queues) {
+        ("", _) => "-".to_owned(),
+        (function, 0) => function.to_owned(),
+        (function, queues) => format!("{function}, {}", count(queues as u64, "queue")),
+    }
+}
+
+fn nic_prediction(nic: &NicPrediction) -> String {
+    let device = &nic.device;
+    match (nic.queue, nic.queue_with_ports) {
+        (Some(queue), Some(with_ports)) => {
+            format!(
+                "{device} gives it to queue {with_ports} if it hashes ports, to queue {queue} by addresses alone"
+            )
+        }
+        (Some(queue), None) => format!("{device} gives it to queue {queue}"),
+        (None, _) => format!("no queue of {device} is known: {}", nic.reason),
     }
 }
 
@@ -295,6 +319,9 @@ pub fn explanation(about: &Explanation) -> String {
     let tenant = if about.tenant.is_empty() { String::new() } else { format!(", tenant {}", about.tenant) };
     line("comes in", &format!("{}{tenant}", or_dash(&about.interface)));
     line("core", &format!("{} (hash {:08x}, bucket {})", about.core, about.hash, about.bucket));
+    if let Some(nic) = &about.nic {
+        line("NIC", &nic_prediction(nic));
+    }
     match &about.flow {
         Some(flow) => line("flow", &format!("known, {}: what follows was decided when it began", flow.state)),
         None => line("flow", "none yet: this packet would begin one"),

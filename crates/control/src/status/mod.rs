@@ -14,7 +14,8 @@ mod tunnel;
 
 pub use gateway::{
     BackendStatus, CoreServices, Explanation, FlowList, FlowReport, ForwardStatus, GroupReport,
-    InterfaceStatus, LeaseReport, NatStatus, RuleStatus, ServerStatus, ServicesStatus,
+    InterfaceStatus, LeaseReport, NatStatus, NicHashStatus, NicPrediction, RuleStatus, ServerStatus,
+    ServicesStatus,
 };
 pub use gateway_text::{explanation, flows, groups, leases};
 pub use text::text;

@@ -21,6 +21,7 @@ fn status() -> ServicesStatus {
             rx_packets: 9,
             rx_bytes: 2048,
             addresses: vec!["10.0.0.254/24".to_owned()],
+            nic_hash: NicHashStatus { function: "toeplitz".to_owned(), queues: 8, ..Default::default() },
             ..Default::default()
         }],
         rules: vec![RuleStatus { name: "default".to_owned(), action: "drop".to_owned(), matched_flows: 7 }],
@@ -56,8 +57,8 @@ fn status() -> ServicesStatus {
 #[test]
 fn services_as_text() {
     let expected = "
-interface  device  state  tenant  in  bytes in  out  bytes out  lost  addresses
-lan        eth1    up     -        9   2.0 KiB    0        0 B     0  10.0.0.254/24
+interface  device  state  tenant  in  bytes in  out  bytes out  lost  RSS                 addresses
+lan        eth1    up     -        9   2.0 KiB    0        0 B     0  toeplitz, 8 queues  10.0.0.254/24
 
 gateway core  state   buckets  busy  flows  new flows  in  out  handed over  taken over
 0             active       64  12 %      3          0   9    0            0           0
@@ -134,6 +135,16 @@ verdict     forward
         by_server.contains("NAT         of the virtual server, address-and-port, leaves as 203"),
         "{by_server}"
     );
+    let on_card = |nic: NicPrediction| explanation(&Explanation { nic: Some(nic), ..about.clone() });
+    let eth0 = NicPrediction { device: "eth0".to_owned(), ..Default::default() };
+    let queues = on_card(NicPrediction { queue: Some(3), queue_with_ports: Some(5), ..eth0.clone() });
+    let told =
+        "\nNIC         eth0 gives it to queue 5 if it hashes ports, to queue 3 by addresses alone\nflow ";
+    assert!(queues.contains(told), "{queues}");
+    let one = on_card(NicPrediction { queue: Some(3), ..eth0.clone() });
+    assert!(one.contains("\nNIC         eth0 gives it to queue 3\n"), "{one}");
+    let none = on_card(NicPrediction { reason: "no key".to_owned(), ..eth0 });
+    assert!(none.contains("\nNIC         no queue of eth0 is known: no key\n"), "{none}");
     let known = explanation(&Explanation { flow: Some(flow), ..about });
     assert!(known.contains("flow        known, established"), "{known}");
 }
