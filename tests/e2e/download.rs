@@ -5,6 +5,7 @@ use linux::netlink::RouteSpec;
 use testbed::topology::{Node, Site};
 
 use crate::scene::*;
+use crate::web::*;
 
 /// Pulls `wan1` out of a node and plugs a new interface of that name in, with the same address and the same router.
 fn unplug(place: &Node) {
@@ -97,7 +98,7 @@ fn t1_t13_a_200_mb_file_survives_rekeys_a_cut_link_and_restarts_of_interfaces() 
         assert!(near.session_age_seconds < 15.0 && far.remote_cores > 0, "{near:?}");
         for gateway in [&branch, &hub] {
             assert_eq!(gateway.status().unwrap().status.flows_split_over_cores, 0);
-            assert_eq!(drops(gateway, &["auth-failed", "frame-malformed", "ip-malformed"]), 0);
+            assert_eq!(settled(|| drops(gateway, &["auth-failed", "frame-malformed", "ip-malformed"])), 0);
         }
     });
 }

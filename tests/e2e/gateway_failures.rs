@@ -7,8 +7,8 @@ use control::status::InterfaceStatus;
 use linux::testing::isolated;
 
 use crate::gateway_scene::*;
+use crate::program::up;
 use crate::scene::*;
-use crate::support::up;
 
 fn lines(gateway: &Gateway, text: &str) -> usize {
     gateway.log().lines().filter(|line| line.contains(text)).count()

@@ -39,8 +39,9 @@ fn c2_c4_a_forward_shows_the_real_client() {
             Talk::open(outside, "10.1.2.1:8081").err().map(|error| error.kind()),
             Some(std::io::ErrorKind::ConnectionRefused)
         );
-        let status = services(&gateway);
-        assert!(status.forwards.iter().any(|forward| forward.total_flows >= 8), "{:?}", status.forwards);
+        wait_for("the forward counts its flows", PATIENCE, || {
+            services(&gateway).forwards.iter().any(|forward| forward.total_flows >= 8)
+        });
         no_reply_went_astray(&gateway);
     });
 }

@@ -45,8 +45,14 @@ fn c2_c6_reload_breaks_no_flow() {
             assert_eq!(udp.ask("10.1.2.2:80", 64), seen, "another translation after a reload");
         }
         stream.finish();
+        wait_for("what the reloads took is told", PATIENCE, || {
+            let after = services(&gateway);
+            let told = |core: &control::status::CoreServices| {
+                core.reload_us_max > 0 && core.round_us_max >= core.reload_us_max
+            };
+            after.policy_era > era && after.cores.iter().all(told)
+        });
         let after = services(&gateway);
-        assert!(after.policy_era > era);
         for core in &after.cores {
             // What a reload costs is said, and is part of a round.
             let (longest, cpu) = (core.reload_us_max, core.reload_cpu_us_max);

@@ -134,6 +134,16 @@ pub fn dropped(gateway: &Gateway, reason: &str) -> u64 {
     services(gateway).drops.get(reason).copied().unwrap_or(0)
 }
 
+/// Packets that cores handed to the owner of their flow, once all of them are counted.
+pub fn handed_over(gateway: &Gateway) -> u64 {
+    settled(|| services(gateway).handed_off_packets)
+}
+
+/// Flows that began, on all cores, as far as they are counted.
+pub fn new_flows(gateway: &Gateway) -> u64 {
+    services(gateway).cores.iter().map(|core| core.new_flows).sum()
+}
+
 /// Flows that match these words, as `status --flows --match` gives them.
 #[track_caller]
 pub fn flows(gateway: &Gateway, words: &str) -> FlowList {
@@ -159,8 +169,8 @@ fn ask(gateway: &Gateway, request: Request) -> Response {
 /// Rows C2, C3: every reply came to the core of its request, and nothing had to be handed over.
 #[track_caller]
 pub fn no_reply_went_astray(gateway: &Gateway) {
-    let status = services(gateway);
-    assert_eq!(status.replies_on_wrong_core_packets, 0, "{status:?}");
+    let astray = settled(|| services(gateway).replies_on_wrong_core_packets);
+    assert_eq!(astray, 0, "{:?}", services(gateway));
 }
 
 /// Runs a shell command in a node; it must succeed. Its output.

@@ -7,8 +7,11 @@
 
 mod bad_input;
 mod capture;
+mod cli;
 mod cores;
 mod demo;
+mod demo_user;
+mod distribution;
 mod download;
 mod encryption;
 mod gateway_clients;
@@ -25,11 +28,13 @@ mod gateway_rules;
 mod gateway_scene;
 mod gateway_servers;
 mod gateway_tunnel;
+mod handoffs;
 mod mtu;
 mod names;
+mod operator;
 mod paths;
+mod program;
 mod reload;
 mod scene;
-#[path = "../../crates/anabranch/tests/support/mod.rs"]
-mod support;
 mod wans;
+mod web;

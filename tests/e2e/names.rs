@@ -1,7 +1,7 @@
 //! A hub that is known by its DNS name.
 
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,21 +11,20 @@ use testbed::topology::{Node, Site};
 use crate::scene::*;
 
 /// Answers every question for an IPv4 address (RFC 1035), as long as there is one to tell.
-struct NameServer {
+pub struct NameServer {
     answer: Arc<Mutex<Option<Ipv4Addr>>>,
-    end: Arc<AtomicBool>,
-    thread: Option<std::thread::JoinHandle<()>>,
+    _thread: Background<()>,
 }
 
 impl NameServer {
-    fn start(place: &Node, at: IpAddr) -> Self {
-        let (answer, end) = (Arc::new(Mutex::new(None)), Arc::new(AtomicBool::new(false)));
+    pub fn start(place: &Node, at: IpAddr) -> Self {
+        let answer = Arc::new(Mutex::new(None));
         let socket = place.run(|| UdpSocket::bind((at, 53))).unwrap().unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-        let (known, stop) = (Arc::clone(&answer), Arc::clone(&end));
-        let thread = std::thread::spawn(move || {
+        let known = Arc::clone(&answer);
+        let thread = Background::start(move |end| {
             let mut buffer = [0; 512];
-            while !stop.load(Ordering::Relaxed) {
+            while !end.load(Ordering::Relaxed) {
                 let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
                 let known = *known.lock().unwrap();
                 if let (Some(address), true) = (known, length > 12) {
@@ -33,18 +32,12 @@ impl NameServer {
                 }
             }
         });
-        Self { answer, end, thread: Some(thread) }
+        Self { answer, _thread: thread }
     }
 
-    fn tell(&self, address: Ipv4Addr) {
+    /// From now on this is the answer.
+    pub fn tell(&self, address: Ipv4Addr) {
         *self.answer.lock().unwrap() = Some(address);
-    }
-}
-
-impl Drop for NameServer {
-    fn drop(&mut self) {
-        self.end.store(true, Ordering::Relaxed);
-        let _ = self.thread.take().unwrap().join();
     }
 }
 

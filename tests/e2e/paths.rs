@@ -68,7 +68,9 @@ fn t1_every_useful_permutation_joins_and_wans_come_and_go_while_data_flows() {
             let paths = peer(&branch).paths;
             paths.iter().filter(|path| path.wan == wan).map(|path| path.tx_bytes).sum()
         };
-        assert!(carried("wan0") > 1_000_000 && carried("wan1") > 100_000, "{:?}", peer(&branch).paths);
+        wait_for("both WANs carried data", PATIENCE, || {
+            carried("wan0") > 1_000_000 && carried("wan1") > 100_000
+        });
     });
 }
 

@@ -4,22 +4,19 @@ use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::io::{Read, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use control::status::PeerStatus;
-use ring::digest::{Context, SHA256};
 use testbed::link::Shape;
 use testbed::program::ScratchDir;
 use testbed::stop::Stop;
 use testbed::topology::{LinkSpec, Node, Site, Testbed};
-use testbed::traffic::pattern::Pattern;
 use testbed::traffic::{Span, tcp, udp};
 
-pub use crate::support::{Gateway, Keys, paths_up};
+pub use crate::program::{Gateway, Keys, paths_up};
 
 /// The branch inside the tunnel.
 pub const BRANCH_IP: &str = "10.77.0.1";
@@ -136,6 +133,7 @@ impl Drop for Scene {
 }
 
 /// A configuration that is put together step by step.
+#[derive(Clone)]
 pub struct Config {
     pub name: String,
     pub keys: Keys,
@@ -197,7 +195,7 @@ impl Config {
 
     /// The file's text.
     pub fn text(&self, directory: &ScratchDir) -> String {
-        let node = crate::support::node(directory, &self.name, &self.keys, &self.node);
+        let node = crate::program::node(directory, &self.name, &self.keys, &self.node);
         let (address, address6) = (&self.address, self.address6());
         let tun = format!("[tun]\nname = \"ana0\"\naddress = [\"{address}/24\", \"{address6}/64\"]\n");
         format!("{node}{tun}{}", self.rest)
@@ -226,7 +224,8 @@ pub fn resident_kb(gateway: &Gateway) -> u64 {
     line.trim().trim_end_matches("kB").trim().parse().unwrap()
 }
 
-fn socket(address: &str, port: u16) -> SocketAddr {
+/// An address and a port.
+pub fn socket(address: &str, port: u16) -> SocketAddr {
     SocketAddr::new(address.parse().unwrap(), port)
 }
 
@@ -276,173 +275,98 @@ pub fn wait_for(what: &str, seconds: f64, mut is_true: impl FnMut() -> bool) {
     }
 }
 
-/// A small web server that gives everybody the same file. It ends when dropped.
-pub struct WebServer {
-    end: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-    /// SHA-256 of the file.
-    pub digest: Vec<u8>,
-    /// Size of the file.
-    pub bytes: u64,
-    address: SocketAddr,
-}
-
-impl WebServer {
-    pub fn start(place: &Node, address: &str, bytes: u64) -> Self {
-        let address = socket(address, 80);
-        let listener = place.run(|| TcpListener::bind(address)).unwrap().unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let end = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&end);
-        let thread = std::thread::spawn(move || {
-            while !flag.load(Ordering::Relaxed) {
-                match listener.accept() {
-                    // A client that goes away early is its own affair: it notices that bytes are missing.
-                    Ok((stream, _)) => drop(std::thread::spawn(move || serve(stream, bytes))),
-                    Err(_) => std::thread::sleep(Duration::from_millis(20)),
-                }
-            }
-        });
-        let mut context = Context::new(&SHA256);
-        body(bytes, |block| {
-            context.update(block);
-            Ok(())
-        })
-        .unwrap();
-        Self { end, thread: Some(thread), digest: context.finish().as_ref().to_vec(), bytes, address }
-    }
-
-    /// Starts to fetch the file with `curl`, or by ourselves where there is none.
-    pub fn fetch(&self, from: &Node) -> Download {
-        let mut command = Command::new("curl");
-        command.args(["--silent", "--show-error", "--fail", "--max-time", "180"]);
-        command.arg(format!("http://{}/file", self.address));
-        command.stdout(Stdio::piped());
-        from.prepare(&mut command).unwrap();
-        let (received, address) = (Arc::new(AtomicU64::new(0)), self.address);
-        let (child, input): (_, Box<dyn Read + Send>) = match command.spawn() {
-            Ok(mut child) => {
-                let output = child.stdout.take().unwrap();
-                (Some(child), Box::new(output))
-            }
-            Err(error) => {
-                assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "curl: {error}");
-                (None, Box::new(from.run(|| get(address)).unwrap()))
-            }
-        };
-        let counter = Arc::clone(&received);
-        let thread = std::thread::spawn(move || hash(input, &counter));
-        Download { child, received, thread, bytes: self.bytes, digest: self.digest.clone() }
-    }
-}
-
-impl Drop for WebServer {
-    fn drop(&mut self) {
-        self.end.store(true, Ordering::Relaxed);
-        let _ = self.thread.take().unwrap().join();
-    }
-}
-
-fn body(bytes: u64, mut take: impl FnMut(&[u8]) -> std::io::Result<()>) -> std::io::Result<()> {
-    let (mut pattern, mut left) = (Pattern::new(7), bytes);
-    while left > 0 {
-        let block = pattern.next_block();
-        let part = block.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-        take(&block[..part])?;
-        left -= part as u64;
-    }
-    Ok(())
-}
-
-fn serve(mut stream: TcpStream, bytes: u64) {
-    let mut request = [0; 4096];
-    let mut length = 0;
-    while !request[..length].windows(4).any(|end| end == b"\r\n\r\n") {
-        match stream.read(&mut request[length..]) {
-            Ok(read) if read > 0 => length += read,
-            _ => return,
+/// What something is once it has stopped to change. Counters are shown up to 50 ms after what they count, later on a
+/// loaded machine: who wants to see that nothing is added, or how much was, asks like this.
+pub fn settled<T: PartialEq>(mut read: impl FnMut() -> T) -> T {
+    const QUIET: Duration = Duration::from_millis(500);
+    let end = Instant::now() + Duration::from_secs_f64(PATIENCE);
+    let (mut value, mut since) = (read(), Instant::now());
+    while since.elapsed() < QUIET && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(20));
+        let next = read();
+        if next != value {
+            (value, since) = (next, Instant::now());
         }
     }
-    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {bytes}\r\nConnection: close\r\n\r\n");
-    let _ = stream.write_all(head.as_bytes()).and_then(|()| body(bytes, |block| stream.write_all(block)));
-}
-
-/// A request without `curl`; the answer's head is read.
-fn get(address: SocketAddr) -> TcpStream {
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(20)).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    stream.write_all(b"GET /file HTTP/1.0\r\n\r\n").unwrap();
-    let (mut head, mut byte) = (Vec::new(), [0]);
-    while !head.ends_with(b"\r\n\r\n") {
-        stream.read_exact(&mut byte).unwrap();
-        head.push(byte[0]);
-    }
-    stream
-}
-
-fn hash(mut input: Box<dyn Read + Send>, counter: &AtomicU64) -> (u64, Vec<u8>) {
-    let mut context = Context::new(&SHA256);
-    let mut buffer = vec![0; 1 << 16];
-    while let Ok(read) = input.read(&mut buffer) {
-        if read == 0 {
-            break;
-        }
-        context.update(&buffer[..read]);
-        counter.fetch_add(read as u64, Ordering::Relaxed);
-    }
-    (counter.load(Ordering::Relaxed), context.finish().as_ref().to_vec())
-}
-
-/// A file on its way.
-pub struct Download {
-    child: Option<std::process::Child>,
-    received: Arc<AtomicU64>,
-    thread: JoinHandle<(u64, Vec<u8>)>,
-    bytes: u64,
-    digest: Vec<u8>,
-}
-
-impl Download {
-    /// Waits until so many megabytes have arrived.
-    #[track_caller]
-    pub fn wait_megabytes(&self, megabytes: u64) {
-        let what = format!("{megabytes} MB of the file");
-        wait_for(&what, 60.0, || self.received.load(Ordering::Relaxed) >= megabytes * 1_000_000);
-    }
-
-    /// Waits for the end; the file must be whole and unchanged.
-    #[track_caller]
-    pub fn finish(self) {
-        let (bytes, digest) = self.thread.join().unwrap();
-        if let Some(mut child) = self.child {
-            let status = child.wait().unwrap();
-            assert!(status.success(), "curl: {status} after {bytes} bytes");
-        }
-        assert_eq!(bytes, self.bytes, "bytes of the file");
-        assert_eq!(digest, self.digest, "SHA-256 of the file");
-    }
+    value
 }
 
 /// Sends some bytes over TCP and gets them back.
 #[track_caller]
 pub fn echo(from: &Node, to: &Node, address: &str) {
+    if let Err(error) = try_echo(from, to, address) {
+        panic!("no echo from {address}: {error}");
+    }
+}
+
+/// Sends some bytes over TCP and gets them back, or the error of either side.
+pub fn try_echo(from: &Node, to: &Node, address: &str) -> std::io::Result<()> {
+    const PATIENCE: Option<Duration> = Some(Duration::from_secs(20));
     let address = socket(address, 7);
-    let listener = to.run(|| TcpListener::bind(address)).unwrap().unwrap();
-    let server = std::thread::spawn(move || -> std::io::Result<()> {
-        let (mut stream, _) = listener.accept()?;
-        let mut buffer = vec![0; 50_000];
+    let listener = to.run(|| TcpListener::bind(address)).unwrap()?;
+    let server = Background::start(move |end| -> std::io::Result<()> {
+        listener.set_nonblocking(true)?;
+        let (mut stream, _) = loop {
+            match listener.accept() {
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    if end.load(Ordering::Relaxed) {
+                        return Ok(());
+                    }
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                result => break result?,
+            }
+        };
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(PATIENCE)?;
+        let mut buffer = vec![0; 100_000];
         stream.read_exact(&mut buffer)?;
         stream.write_all(&buffer)
     });
-    let connect = || TcpStream::connect_timeout(&address, Duration::from_secs(20));
-    let mut stream = from.run(connect).unwrap().unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    let sent: Vec<u8> = (0..50_000u32).map(|number| (number * 7 % 251) as u8).collect();
-    stream.write_all(&sent).unwrap();
-    let mut received = vec![0; sent.len()];
-    stream.read_exact(&mut received).unwrap();
-    assert!(received == sent, "damaged");
-    server.join().unwrap().unwrap();
+    let client = || -> std::io::Result<()> {
+        let connect = || TcpStream::connect_timeout(&address, Duration::from_secs(20));
+        let mut stream = from.run(connect).unwrap()?;
+        stream.set_read_timeout(PATIENCE)?;
+        let sent: Vec<u8> = (0..100_000u32).map(|number| (number * 7 % 251) as u8).collect();
+        stream.write_all(&sent)?;
+        let mut received = vec![0; sent.len()];
+        stream.read_exact(&mut received)?;
+        assert!(received == sent, "damaged");
+        Ok(())
+    };
+    let result = client();
+    server.finish()?;
+    result
+}
+
+/// A thread that is asked to end, by a flag, when its owner goes.
+pub struct Background<T> {
+    end: Arc<AtomicBool>,
+    thread: Option<JoinHandle<T>>,
+}
+
+impl<T: Send + 'static> Background<T> {
+    /// Starts it; the flag becomes true when it shall end.
+    pub fn start(work: impl FnOnce(&AtomicBool) -> T + Send + 'static) -> Self {
+        let end = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&end);
+        Self { end, thread: Some(std::thread::spawn(move || work(&flag))) }
+    }
+
+    /// Asks it to end, and gives what it made.
+    pub fn finish(mut self) -> T {
+        self.end.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+impl<T> Drop for Background<T> {
+    fn drop(&mut self) {
+        self.end.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 /// An address as a node uses it on an interface, with its prefix length.

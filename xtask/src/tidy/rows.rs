@@ -10,14 +10,14 @@ const ROWS: &[&str] = &[
     "R1", "R4", "R5", "R7", "R8", "R11",
 ];
 
-/// Where the tests of the real program are.
-const FOLDERS: &[&str] = &["tests/", "crates/anabranch/tests/"];
+/// Folder of the tests that run the real program.
+const FOLDER: &str = "tests/";
 
 /// Looks for each row in the comments above those tests, or in their names (`t4_…`).
 pub fn check(files: &[File], found: &mut Vec<Violation>) {
     let named: Vec<String> = files
         .iter()
-        .filter(|file| FOLDERS.iter().any(|folder| file.path.starts_with(folder)))
+        .filter(|file| file.path.starts_with(FOLDER))
         .filter_map(File::source)
         .flat_map(|source| {
             let functions: Vec<(usize, String)> =
@@ -29,7 +29,7 @@ pub fn check(files: &[File], found: &mut Vec<Violation>) {
         .collect();
     for row in ROWS {
         if !named.iter().any(|text| has_word(text, row)) {
-            let (file, line, rule) = (FOLDERS[1].to_owned(), 1, "mission-row");
+            let (file, line, rule) = (FOLDER.to_owned(), 1, "mission-row");
             let message = format!(
                 "no test of the real program names row {row}: put it in the comment above the test's function"
             );

@@ -120,7 +120,7 @@ fn every_row_wants_a_test_that_names_it() {
     let text = "/// Row T1 and T10.\n#[test]\nfn a() {}\n\n// T2\n\nfn b() {}\n/// T3T\nfn t4_and_t11() {}\n/// T13\nfn c() {}\n";
     let mut found = Vec::new();
     rows::check(
-        &[file("crates/anabranch/tests/a.rs", text), file("crates/tunnel/src/a.rs", "/// T2\nfn a() {}")],
+        &[file("tests/e2e/a.rs", text), file("crates/tunnel/src/a.rs", "/// T2\nfn a() {}")],
         &mut found,
     );
     let rows = found.iter().filter_map(|v| v.message.split(['w', ':']).nth(1));

@@ -1,5 +1,4 @@
 //! Which core gets a reply, through the built program and many random flows.
-#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::process::Command;
 

@@ -1,5 +1,4 @@
 //! The command line as people and scripts meet it, through the built program.
-#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::io::Write;
 use std::path::Path;

@@ -1,127 +1,51 @@
 //! Real gateways in namespaces, from the operator's side: WANs, routes, names, reload, bad luck.
 //! Rows T1 (paths over WANs, added and removed while data flows) and T11 (cleartext only when allowed twice).
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod support;
-
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use control::protocol::Request;
 use linux::netlink::Netlink;
 use linux::testing::isolated;
 use rustix::process::Signal;
-use support::{Gateway, Keys, node, paths_up, up};
-use testbed::link::Shape;
-use testbed::program::{Program, ScratchDir};
-use testbed::topology::{LinkSpec, Node, Site, Testbed};
+use testbed::program::Program;
+use testbed::topology::{LinkSpec, Node, Site};
 
-fn link() -> LinkSpec {
-    LinkSpec::new(Shape::new(100.0, 1.0))
+use crate::names::NameServer;
+use crate::program::up;
+use crate::scene::*;
+
+/// A link that is no bottleneck here.
+fn plain() -> LinkSpec {
+    link(100.0, 1.0)
 }
 
-struct Pair {
-    directory: ScratchDir,
-    branch: Keys,
-    hub: Keys,
+/// Two configurations that know each other, as texts, with the tunnel addresses of [`Scene::pair`].
+struct Pair<'a> {
+    scene: &'a Scene,
+    branch: Config,
+    hub: Config,
 }
 
-const HUB_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
-
-impl Pair {
-    fn new() -> Self {
-        Self {
-            directory: ScratchDir::new("anabranch-gateways").unwrap(),
-            branch: Keys::new(),
-            hub: Keys::new(),
-        }
+impl<'a> Pair<'a> {
+    fn new(scene: &'a Scene) -> Self {
+        let hub = Config::new("hub", HUB_IP).node_line("listen = 4600");
+        Self { scene, branch: Config::new("branch", BRANCH_IP), hub }
     }
 
     /// Configuration of the side that dials.
     fn branch(&self, wans: &[&str], endpoints: &[String], allowed: &str) -> String {
-        let mut text = node(&self.directory, "branch", &self.branch, "");
-        text.push_str("[tun]\nname = \"ana0\"\naddress = [\"10.77.0.1/24\"]\n");
-        text.extend(wans.iter().map(|wan| format!("[[wan]]\ninterface = \"{wan}\"\n")));
-        let endpoints: Vec<String> = endpoints.iter().map(|endpoint| format!("\"{endpoint}\"")).collect();
-        text.push_str(&format!(
-            "[[peer]]\nname = \"hub\"\npublic-key = \"{}\"\nendpoints = [{}]\nallowed-ips = [{allowed}]\n",
-            self.hub.public,
-            endpoints.join(", ")
-        ));
-        text
+        let config = wans.iter().fold(self.branch.clone(), |config, wan| config.wan(wan));
+        config.peer(&self.hub, endpoints, allowed, "").text(&self.scene.directory)
     }
 
     /// Configuration of the side that listens.
     fn hub(&self, more: &str) -> String {
-        let mut text = node(&self.directory, "hub", &self.hub, "listen = 4600");
-        text.push_str("[tun]\nname = \"ana0\"\naddress = [\"10.77.0.2/24\"]\n");
-        text.push_str(&format!(
-            "[[peer]]\nname = \"branch\"\npublic-key = \"{}\"\nallowed-ips = [\"10.77.0.1/32\"]\n{more}",
-            self.branch.public
-        ));
-        text
+        self.hub.clone().peer(&self.branch, &[], "\"10.77.0.1/32\"", more).text(&self.scene.directory)
     }
 
     fn start(&self, place: &Node, name: &str, config: &str) -> Gateway {
-        Gateway::start(place, &self.directory, name, config)
+        Gateway::start(place, &self.scene.directory, name, config)
     }
-}
-
-fn endpoint(testbed: &Testbed, link: usize) -> String {
-    SocketAddr::new(testbed.addresses(Site::B, link).any().unwrap(), 4600).to_string()
-}
-
-/// Sends bytes over TCP and gets them back.
-#[track_caller]
-fn echo(from: &Node, to: &Node, address: IpAddr) {
-    if let Err(error) = try_echo(from, to, address) {
-        panic!("no echo from {address}: {error}");
-    }
-}
-
-fn try_echo(from: &Node, to: &Node, address: IpAddr) -> std::io::Result<()> {
-    const PATIENCE: Option<Duration> = Some(Duration::from_secs(15));
-    let listener = to.run(|| TcpListener::bind((address, 7))).unwrap()?;
-    listener.set_nonblocking(true)?;
-    let end = Arc::new(AtomicBool::new(false));
-    let ended = Arc::clone(&end);
-    let server = std::thread::spawn(move || -> std::io::Result<()> {
-        let (mut stream, _) = loop {
-            match listener.accept() {
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                    if ended.load(Ordering::Relaxed) {
-                        return Ok(());
-                    }
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                result => break result?,
-            }
-        };
-        stream.set_nonblocking(false)?;
-        stream.set_read_timeout(PATIENCE)?;
-        let mut buffer = vec![0; 100_000];
-        stream.read_exact(&mut buffer)?;
-        stream.write_all(&buffer)
-    });
-    let client = || -> std::io::Result<()> {
-        let mut stream = from
-            .run(|| TcpStream::connect_timeout(&SocketAddr::new(address, 7), Duration::from_secs(15)))
-            .unwrap()?;
-        stream.set_read_timeout(PATIENCE)?;
-        let sent: Vec<u8> = (0..100_000u32).map(|number| (number * 7 % 251) as u8).collect();
-        stream.write_all(&sent)?;
-        let mut received = vec![0; sent.len()];
-        stream.read_exact(&mut received)?;
-        assert!(received == sent, "damaged");
-        Ok(())
-    };
-    let result = client();
-    end.store(true, Ordering::Relaxed);
-    server.join().unwrap()?;
-    result
 }
 
 /// Rules of ours, and routes of ours in tables other than `main`, in a node.
@@ -141,19 +65,19 @@ fn left_behind(place: &Node) -> usize {
 fn two_wans_with_the_same_subnet_and_gateway() {
     isolated(|| {
         let same = "192.168.8.0/24".parse().unwrap();
-        let links = [link().behind_router(same), link().behind_router(same)];
-        let testbed = Testbed::new(&links, 1).unwrap();
-        let pair = Pair::new();
-        let (a, b) = (testbed.site(Site::A), testbed.site(Site::B));
+        let links = [plain().behind_router(same), plain().behind_router(same)];
+        let scene = Scene::new(&links);
+        let pair = Pair::new(&scene);
+        let (a, b) = (scene.a(), scene.b());
         let mut hub =
             pair.start(b, "hub", &pair.hub("[[wan]]\ninterface = \"wan0\"\n[[wan]]\ninterface = \"wan1\"\n"));
-        let endpoints = [endpoint(&testbed, 0), endpoint(&testbed, 1)];
+        let endpoints = [scene.endpoint(Site::B, 0), scene.endpoint(Site::B, 1)];
         let config = pair.branch(&["wan0", "wan1"], &endpoints, "\"10.77.0.2/32\"");
         let mut branch = pair.start(a, "branch", &config);
         // Each WAN reaches the hub's address behind its own router only: the other two pairs must stay down.
-        branch.wait("two paths", 10.0, |report| paths_up(report) >= 2);
-        hub.wait("two paths", 5.0, |report| paths_up(report) >= 2);
-        echo(a, b, HUB_IP.into());
+        branch.wait("two paths", PATIENCE, |report| paths_up(report) >= 2);
+        hub.wait("two paths", PATIENCE, |report| paths_up(report) >= 2);
+        echo(a, b, HUB_IP);
         let report = branch.status().unwrap();
         let wans: Vec<&str> = report.status.peers[0]
             .paths
@@ -173,38 +97,38 @@ fn a_default_route_through_the_bond() {
     isolated(|| {
         let net = |text: &str| text.parse().unwrap();
         let links =
-            [link().behind_router(net("192.168.1.0/24")), link().behind_router(net("192.168.2.0/24"))];
-        let mut testbed = Testbed::new(&links, 1).unwrap();
-        let host = testbed.add_host(Site::B).unwrap();
+            [plain().behind_router(net("192.168.1.0/24")), plain().behind_router(net("192.168.2.0/24"))];
+        let mut scene = Scene::new(&links);
+        let host = scene.testbed.add_host(Site::B).unwrap();
         let target = IpAddr::from(host.addresses.ipv4.unwrap());
-        let pair = Pair::new();
-        let (a, b) = (testbed.site(Site::A), testbed.site(Site::B));
+        let pair = Pair::new(&scene);
+        let (a, b) = (scene.a(), scene.b());
         let wans = "[[wan]]\ninterface = \"wan0\"\n[[wan]]\ninterface = \"wan1\"\n";
         let mut hub = pair.start(b, "hub", &pair.hub(wans));
         let config = pair.branch(
             &["wan0", "wan1"],
-            &[endpoint(&testbed, 0), endpoint(&testbed, 1)],
+            &[scene.endpoint(Site::B, 0), scene.endpoint(Site::B, 1)],
             "\"0.0.0.0/0\", \"::/0\"",
         );
         let mut branch = pair.start(a, "branch", &config);
-        branch.wait("two paths", 10.0, |report| paths_up(report) >= 2);
-        hub.wait("the branch", 5.0, |report| paths_up(report) >= 2);
-        echo(a, &host.node, target);
+        branch.wait("two paths", PATIENCE, |report| paths_up(report) >= 2);
+        hub.wait("the branch", PATIENCE, |report| paths_up(report) >= 2);
+        echo(a, &host.node, &target.to_string());
         // Still joined, nothing loops: what the tunnel sends does not come out of it again.
-        let report = branch.wait("two paths", 5.0, |report| paths_up(report) >= 2);
+        let report = branch.wait("two paths", PATIENCE, |report| paths_up(report) >= 2);
         let sent: u64 = report.status.cores.iter().map(|core| core.udp_tx_datagrams).sum();
         assert!(sent < 5_000, "{sent} datagrams for 200 kB");
         // A visitor of a WAN's own address is answered there.
-        let router = &testbed.routers()[0];
-        echo(router, a, "192.168.1.100".parse().unwrap());
+        let router = &scene.testbed.routers()[0];
+        echo(router, a, "192.168.1.100");
         // Killed without a chance to clean up, and started again: it works as before.
         branch.program.signal(Signal::KILL).unwrap();
         branch.program.wait(Duration::from_secs(5)).unwrap();
         assert!(left_behind(a) > 0);
         drop(branch);
         let mut branch = pair.start(a, "branch", &config);
-        branch.wait("two paths again", 10.0, |report| paths_up(report) >= 2);
-        echo(a, &host.node, target);
+        branch.wait("two paths again", PATIENCE, |report| paths_up(report) >= 2);
+        echo(a, &host.node, &target.to_string());
         // When `stop` returns, everything is taken back.
         assert_eq!(branch.command(&["stop"]), (0, String::new()));
         assert_eq!(left_behind(a), 0);
@@ -216,18 +140,18 @@ fn a_default_route_through_the_bond() {
 #[test]
 fn wans_that_are_ipv6_only() {
     isolated(|| {
-        let testbed = Testbed::new(&[link().ipv6_only(), link().ipv6_only()], 1).unwrap();
-        let pair = Pair::new();
-        let (a, b) = (testbed.site(Site::A), testbed.site(Site::B));
+        let scene = Scene::new(&[plain().ipv6_only(), plain().ipv6_only()]);
+        let pair = Pair::new(&scene);
+        let (a, b) = (scene.a(), scene.b());
         let _hub = pair.start(b, "hub", &pair.hub("[[wan]]\nmatch = \"wan*\"\naddress-family = \"ipv6\"\n"));
         let config = pair.branch(
             &["wan0", "wan1"],
-            &[endpoint(&testbed, 0), endpoint(&testbed, 1)],
+            &[scene.endpoint(Site::B, 0), scene.endpoint(Site::B, 1)],
             "\"10.77.0.2/32\"",
         );
         let mut branch = pair.start(a, "branch", &config);
-        branch.wait("two paths", 10.0, |report| paths_up(report) >= 2);
-        echo(a, b, HUB_IP.into());
+        branch.wait("two paths", PATIENCE, |report| paths_up(report) >= 2);
+        echo(a, b, HUB_IP);
 
         let (code, text) = branch.command(&["status"]);
         assert_eq!(code, 0);
@@ -240,60 +164,14 @@ fn wans_that_are_ipv6_only() {
     });
 }
 
-/// Answers every question for an IPv4 address with this one, as long as it is switched on.
-struct NameServer {
-    on: Arc<AtomicBool>,
-    end: Arc<AtomicBool>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl NameServer {
-    fn start(place: &Node, at: IpAddr, answer: Ipv4Addr) -> Self {
-        let (on, end) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let socket = place.run(|| UdpSocket::bind((at, 53))).unwrap().unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-        let (switch, stop) = (Arc::clone(&on), Arc::clone(&end));
-        let thread = std::thread::spawn(move || {
-            let mut buffer = [0; 512];
-            while !stop.load(Ordering::Relaxed) {
-                let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
-                if switch.load(Ordering::Relaxed) && length > 12 {
-                    let _ = socket.send_to(&reply(&buffer[..length], answer), from);
-                }
-            }
-        });
-        Self { on, end, thread: Some(thread) }
-    }
-}
-
-impl Drop for NameServer {
-    fn drop(&mut self) {
-        self.end.store(true, Ordering::Relaxed);
-        let _ = self.thread.take().unwrap().join();
-    }
-}
-
-/// RFC 1035: the question again, and for type A one answer that points to its name.
-fn reply(question: &[u8], answer: Ipv4Addr) -> Vec<u8> {
-    let name = 12 + question[12..].iter().position(|byte| *byte == 0).unwrap_or(0) + 1;
-    let mut message = question[..(name + 4).min(question.len())].to_vec();
-    let is_a = message[name..] == [0, 1, 0, 1];
-    message[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, u8::from(is_a), 0, 0, 0, 0]);
-    if is_a {
-        message.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4]);
-        message.extend(answer.octets());
-    }
-    message
-}
-
 /// A start before any link and any name service; joined within 5 s of the first link, although the default route leads
 /// into a tunnel that is not there yet.
 #[test]
 fn a_hub_by_name_and_a_start_before_everything() {
     isolated(|| {
-        let testbed = Testbed::new(&[link().behind_router("192.168.1.0/24".parse().unwrap())], 1).unwrap();
-        let pair = Pair::new();
-        let (a, b, router) = (testbed.site(Site::A), testbed.site(Site::B), &testbed.routers()[0]);
+        let scene = Scene::new(&[plain().behind_router("192.168.1.0/24".parse().unwrap())]);
+        let pair = Pair::new(&scene);
+        let (a, b, router) = (scene.a(), scene.b(), &scene.testbed.routers()[0]);
         // The name server this system uses, played by the router.
         let conf = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
         let address = control::peer_names::name_servers(&conf).first().copied();
@@ -306,22 +184,22 @@ fn a_hub_by_name_and_a_start_before_everything() {
         if !address.is_loopback() {
             netlink.add_address(1, address.into()).unwrap();
         }
-        let target = testbed.addresses(Site::B, 0).ipv4.unwrap();
-        let names = NameServer::start(place, address, target);
-        testbed.set_carrier(0, Site::A, false).unwrap();
+        let target = scene.testbed.addresses(Site::B, 0).ipv4.unwrap();
+        let names = NameServer::start(place, address);
+        scene.testbed.set_carrier(0, Site::A, false).unwrap();
         let _hub = pair.start(b, "hub", &pair.hub(""));
         let config = pair.branch(&["wan0"], &["hub.anabranch.test:4600".to_owned()], "\"0.0.0.0/0\"");
         let mut branch = pair.start(a, "branch", &config);
-        branch.wait("waiting without a link", 5.0, |report| {
+        branch.wait("waiting without a link", PATIENCE, |report| {
             report.wans[0].state == "no carrier" && report.names[0].addresses.is_empty()
         });
         std::thread::sleep(Duration::from_millis(500));
-        names.on.store(true, Ordering::Relaxed);
-        testbed.set_carrier(0, Site::A, true).unwrap();
+        names.tell(target);
+        scene.testbed.set_carrier(0, Site::A, true).unwrap();
         let start = Instant::now();
         branch.wait("joined", 5.0, |report| paths_up(report) == 1);
         assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
-        echo(a, b, HUB_IP.into());
+        echo(a, b, HUB_IP);
     });
 }
 
@@ -329,20 +207,20 @@ fn a_hub_by_name_and_a_start_before_everything() {
 #[test]
 fn interfaces_come_and_go() {
     isolated(|| {
-        let testbed = Testbed::new(&[link(), link()], 1).unwrap();
-        let pair = Pair::new();
-        let (a, b) = (testbed.site(Site::A), testbed.site(Site::B));
+        let scene = Scene::new(&[plain(), plain()]);
+        let pair = Pair::new(&scene);
+        let (a, b) = (scene.a(), scene.b());
         let _hub = pair.start(b, "hub", &pair.hub(""));
         let config = pair.branch(
             &["wan0", "wan1"],
-            &[endpoint(&testbed, 0), endpoint(&testbed, 1)],
+            &[scene.endpoint(Site::B, 0), scene.endpoint(Site::B, 1)],
             "\"10.77.0.2/32\"",
         );
         let mut branch = pair.start(a, "branch", &config);
-        branch.wait("two paths", 10.0, |report| paths_up(report) >= 2);
+        branch.wait("two paths", PATIENCE, |report| paths_up(report) >= 2);
 
-        testbed.set_carrier(0, Site::A, false).unwrap();
-        let report = branch.wait("carrier loss", 5.0, |report| {
+        scene.testbed.set_carrier(0, Site::A, false).unwrap();
+        let report = branch.wait("carrier loss", PATIENCE, |report| {
             report.wans[0].state == "no carrier" && paths_up(report) == 1
         });
         // It was the kernel's message that did it, not the silence.
@@ -350,28 +228,28 @@ fn interfaces_come_and_go() {
         let of_wan0: Vec<&str> =
             paths.iter().filter(|path| path.wan == "wan0").map(|path| path.reason.as_str()).collect();
         assert_eq!(of_wan0, ["WAN down", "WAN down"]);
-        echo(a, b, HUB_IP.into());
-        testbed.set_carrier(0, Site::A, true).unwrap();
-        branch.wait("carrier again", 10.0, |report| paths_up(report) >= 2);
+        echo(a, b, HUB_IP);
+        scene.testbed.set_carrier(0, Site::A, true).unwrap();
+        branch.wait("carrier again", PATIENCE, |report| paths_up(report) >= 2);
 
         let netlink = a.netlink().unwrap();
         let wan1 = a.interface("wan1").unwrap();
-        let old = testbed.addresses(Site::A, 1).ipv4.unwrap();
+        let old = scene.testbed.addresses(Site::A, 1).ipv4.unwrap();
         netlink.del_address(wan1, format!("{old}/24").parse().unwrap()).unwrap();
         netlink.add_address(wan1, "198.18.1.77/24".parse().unwrap()).unwrap();
-        branch.wait("another address", 10.0, |report| {
+        branch.wait("another address", PATIENCE, |report| {
             report.wans[1].addresses == ["198.18.1.77"] && paths_up(report) >= 2
         });
-        echo(a, b, HUB_IP.into());
+        echo(a, b, HUB_IP);
 
         // Renamed away, as if it were unplugged, and plugged in again.
         netlink.set_up(wan1, false).unwrap();
         netlink.set_name(wan1, "other").unwrap();
-        branch.wait("gone", 2.0, |report| report.wans[1].state == "missing" && paths_up(report) == 1);
+        branch.wait("gone", PATIENCE, |report| report.wans[1].state == "missing" && paths_up(report) == 1);
         netlink.set_name(wan1, "wan1").unwrap();
         netlink.set_up(wan1, true).unwrap();
-        branch.wait("back", 10.0, |report| paths_up(report) >= 2);
-        echo(a, b, HUB_IP.into());
+        branch.wait("back", PATIENCE, |report| paths_up(report) >= 2);
+        echo(a, b, HUB_IP);
     });
 }
 
@@ -380,9 +258,9 @@ fn interfaces_come_and_go() {
 #[test]
 fn an_interface_is_made_anew_under_its_old_name() {
     isolated(|| {
-        let testbed = Testbed::new(&[link()], 1).unwrap();
-        let pair = Pair::new();
-        let (a, b) = (testbed.site(Site::A), testbed.site(Site::B));
+        let scene = Scene::new(&[plain()]);
+        let pair = Pair::new(&scene);
+        let (a, b) = (scene.a(), scene.b());
         let plug = || {
             let far = std::os::fd::AsFd::as_fd(b.namespace());
             a.netlink().unwrap().add_veth("modem0", "far0", Some(far)).unwrap();
@@ -399,13 +277,13 @@ fn an_interface_is_made_anew_under_its_old_name() {
             .branch(&["modem0"], &endpoint, "\"10.77.0.2/32\"")
             .replace("interface = \"modem0\"", "match = \"modem*\"");
         let mut branch = pair.start(a, "branch", &config);
-        branch.wait("one path", 10.0, |report| paths_up(report) == 1);
+        branch.wait("one path", PATIENCE, |report| paths_up(report) == 1);
         for _ in 0..3 {
             let index = a.interface("modem0").unwrap();
             a.netlink().unwrap().delete_link(index).unwrap();
             plug();
             assert_ne!(a.interface("modem0").unwrap(), index);
-            if let Err(error) = try_echo(a, b, HUB_IP.into()) {
+            if let Err(error) = try_echo(a, b, HUB_IP) {
                 let state = branch.status().map(|report| control::status::text(&report));
                 panic!(
                     "{error}\n{}\nbranch:\n{}\nhub:\n{}",
@@ -415,7 +293,7 @@ fn an_interface_is_made_anew_under_its_old_name() {
                 );
             }
         }
-        let report = branch.wait("one path", 10.0, |report| paths_up(report) == 1);
+        let report = branch.wait("one path", PATIENCE, |report| paths_up(report) == 1);
         assert_eq!(report.status.peers[0].paths.len(), 1);
     });
 }
@@ -423,21 +301,22 @@ fn an_interface_is_made_anew_under_its_old_name() {
 #[test]
 fn reload_applies_refuses_and_says_what_needs_a_restart() {
     isolated(|| {
-        let testbed = Testbed::new(&[link(), link()], 1).unwrap();
-        let pair = Pair::new();
-        let (a, b) = (testbed.site(Site::A), testbed.site(Site::B));
+        let scene = Scene::new(&[plain(), plain()]);
+        let pair = Pair::new(&scene);
+        let (a, b) = (scene.a(), scene.b());
         let mut hub = pair.start(b, "hub", &pair.hub(""));
-        let endpoints = [endpoint(&testbed, 0), endpoint(&testbed, 1)];
+        let endpoints = [scene.endpoint(Site::B, 0), scene.endpoint(Site::B, 1)];
         let config = pair.branch(&["wan0"], &endpoints, "\"10.77.0.2/32\"");
         let mut branch = pair.start(a, "branch", &config);
-        branch.wait("one path", 10.0, |report| paths_up(report) == 1);
-        hub.wait("one path", 5.0, |report| paths_up(report) == 1);
+        branch.wait("one path", PATIENCE, |report| paths_up(report) == 1);
+        hub.wait("one path", PATIENCE, |report| paths_up(report) == 1);
         let reload = |text: &str| {
             std::fs::write(&branch.config, text).unwrap();
             branch.call(Request::Reload).unwrap()
         };
         assert_eq!(reload(&config).reload.unwrap().applied, Vec::<String>::new());
 
+        scene.expect_error("reload refused");
         let refused = reload(&config.replace("allowed-ips", "allowed-ipz"));
         assert!(!refused.ok);
         let error = refused.error.unwrap();
@@ -456,13 +335,13 @@ fn reload_applies_refuses_and_says_what_needs_a_restart() {
         assert_eq!(
             report.applied,
             [
-                "tun.address: 10.77.0.1/24 → 10.77.0.1/24, 10.78.0.1/24",
+                "tun.address: 10.77.0.1/24, fd77::1/64 → 10.77.0.1/24, 10.78.0.1/24, fd77::1/64",
                 "wan wan1: added",
                 "peer hub: allowed-ips: 10.77.0.2/32 → 10.77.0.2/32, 10.99.0.0/16",
             ]
         );
         let before = branch.status().unwrap().status.peers[0].handshakes;
-        branch.wait("two paths", 10.0, |report| paths_up(report) == 2);
+        branch.wait("two paths", PATIENCE, |report| paths_up(report) == 2);
         let netlink = a.netlink().unwrap();
         let tun = a.interface("ana0").unwrap();
         let has_route = |netlink: &Netlink| {
@@ -470,14 +349,15 @@ fn reload_applies_refuses_and_says_what_needs_a_restart() {
             netlink.routes(None).unwrap().iter().any(|r| r.spec.dst == net && r.spec.interface == Some(tun))
         };
         assert!(has_route(&netlink));
-        assert_eq!(netlink.addresses(tun).unwrap().iter().filter(|address| !address.link_local).count(), 2);
+        assert_eq!(netlink.addresses(tun).unwrap().iter().filter(|address| !address.link_local).count(), 3);
         // Taken back by SIGHUP this time.
         std::fs::write(&branch.config, &config).unwrap();
         branch.program.signal(Signal::HUP).unwrap();
-        let report = branch.wait("one path", 10.0, |report| paths_up(report) == 1 && report.wans.len() == 1);
+        let report =
+            branch.wait("one path", PATIENCE, |report| paths_up(report) == 1 && report.wans.len() == 1);
         assert!(!has_route(&netlink));
         assert_eq!(report.status.peers[0].handshakes, before, "no new handshake: no flow was dropped");
-        echo(a, b, HUB_IP.into());
+        echo(a, b, HUB_IP);
     });
 }
 
@@ -485,15 +365,18 @@ fn reload_applies_refuses_and_says_what_needs_a_restart() {
 #[test]
 fn a_second_instance_is_noticed() {
     isolated(|| {
-        let testbed = Testbed::new(&[link()], 1).unwrap();
-        let pair = Pair::new();
-        let b = testbed.site(Site::B);
+        let scene = Scene::new(&[plain()]);
+        let pair = Pair::new(&scene);
+        for refusal in ["another instance is running", "node.listen: UDP port 4600 is taken", "ana0"] {
+            scene.expect_error(refusal);
+        }
+        let b = scene.b();
         let config = pair.hub("");
         let mut hub = pair.start(b, "hub", &config);
-        hub.wait("running", 5.0, |_| true);
+        hub.wait("running", PATIENCE, |_| true);
         let second = |name: &str, text: &str| {
-            let file = pair.directory.write(&format!("{name}.toml"), text).unwrap();
-            let log = pair.directory.path().join(format!("{name}.log"));
+            let file = scene.directory.write(&format!("{name}.toml"), text).unwrap();
+            let log = scene.directory.path().join(format!("{name}.log"));
             let mut program: Program = b.start(up(&file), Some(&log)).unwrap();
             let status = program.wait(Duration::from_secs(10)).unwrap().expect("it ends");
             (status.code(), std::fs::read_to_string(&log).unwrap())
@@ -512,7 +395,7 @@ fn a_second_instance_is_noticed() {
         assert_eq!(code, Some(4), "{said}");
         assert!(said.contains("ana0"), "{said}");
         // The first one is none the worse for it.
-        hub.wait("still running", 1.0, |_| true);
+        hub.wait("still running", PATIENCE, |_| true);
         assert!(hub.program.stop().unwrap().success());
     });
 }
@@ -521,18 +404,18 @@ fn a_second_instance_is_noticed() {
 #[test]
 fn a_full_disk_stops_nothing() {
     isolated(|| {
-        let testbed = Testbed::new(&[link()], 1).unwrap();
-        let pair = Pair::new();
-        let (a, b) = (testbed.site(Site::A), testbed.site(Site::B));
+        let scene = Scene::new(&[plain()]);
+        let pair = Pair::new(&scene);
+        let (a, b) = (scene.a(), scene.b());
         let _hub = pair.start(b, "hub", &pair.hub(""));
         let config = pair
-            .branch(&["wan0"], &[endpoint(&testbed, 0)], "\"10.77.0.2/32\"")
+            .branch(&["wan0"], &[scene.endpoint(Site::B, 0)], "\"10.77.0.2/32\"")
             .replace("name = \"branch\"", "name = \"branch\"\nlog-file = \"/dev/full\"")
             .replace("/branch\"\ncontrol", "/branch.toml/not-a-directory\"\ncontrol");
         assert!(config.contains("not-a-directory"));
         let mut branch = pair.start(a, "branch", &config);
-        branch.wait("one path", 10.0, |report| paths_up(report) == 1);
-        echo(a, b, HUB_IP.into());
+        branch.wait("one path", PATIENCE, |report| paths_up(report) == 1);
+        echo(a, b, HUB_IP);
         let said = branch.log();
         assert_eq!(said.matches("cannot write the log file /dev/full").count(), 1, "{said}");
         assert_eq!(said.lines().count(), 1, "{said}");

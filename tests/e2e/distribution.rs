@@ -1,5 +1,4 @@
 //! Which core reads a packet by each scheme, through the built program.
-#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::process::Command;
 

@@ -1,6 +1,4 @@
-//! Gateways for tests: the real program in the namespaces of a test bed.
-#![allow(clippy::unwrap_used, reason = "tests")]
-#![allow(dead_code, reason = "not every test file needs everything")]
+//! The program under test: keys, configuration files, a gateway that runs in a node of the test bed.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,6 +12,7 @@ use testbed::program::{Program, ScratchDir};
 use testbed::topology::Node;
 
 /// A pair of keys in base64.
+#[derive(Clone)]
 pub struct Keys {
     pub private: String,
     pub public: String,
