@@ -59,7 +59,7 @@ fn is_udp(frame: &[u8]) -> bool {
     frame.len() > HEADERS && frame[12..14] == [8, 0] && frame[ETHERNET] == 0x45 && frame[ETHERNET + 9] == 17
 }
 
-/// What is inside the UDP datagram.
+/// The UDP datagram's payload.
 pub fn payload(frame: &[u8]) -> &[u8] {
     &frame[HEADERS..]
 }

@@ -1,4 +1,4 @@
-//! What an observer of the WAN can read.
+//! Cleartext on the WAN, as an observer reads it.
 
 use linux::testing::isolated;
 use std::net::UdpSocket;

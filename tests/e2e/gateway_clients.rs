@@ -116,7 +116,7 @@ pub struct Ftp {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What the file on the FTP server says.
+/// One line of the file on the FTP server.
 const FTP_LINE: &str = "passive mode works\n";
 /// How often.
 const FTP_LINES: usize = 20_000;

@@ -1,4 +1,4 @@
-//! What does not work is told: once, with the reason and what would help; and it works as soon as it can.
+//! Failures are told once, with the reason and what would help, and end as soon as they can.
 
 use std::os::unix::fs::symlink;
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! What the tests of the gateway share: a gateway with local networks, servers that tell what they see, clients.
+//! Helpers of the gateway's tests: a gateway with local networks, servers that tell what they see, clients.
 
 use std::io::{BufRead, BufReader, Read, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -152,7 +152,7 @@ pub fn flows(gateway: &Gateway, words: &str) -> FlowList {
     answer.flows.unwrap()
 }
 
-/// What `explain` says.
+/// The answer of `explain`.
 #[track_caller]
 pub fn explain(gateway: &Gateway, packet: &str) -> Explanation {
     let answer = ask(gateway, Request::Explain { packet: packet.to_owned(), interface: None });
@@ -193,7 +193,7 @@ fn address(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
-/// What a server said: its name, and who the client is for it.
+/// A server's answer: its name, and who the client is for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     pub name: String,

@@ -1,4 +1,4 @@
-//! What the tests share: a scene of two sites, configurations, gateways, traffic.
+//! Helpers of all tests: a scene of two sites, configurations, gateways, traffic.
 
 use std::cell::RefCell;
 use std::fmt::Write as _;
@@ -202,7 +202,7 @@ impl Config {
     }
 }
 
-/// What was dropped for these reasons (for any, if none is named), on all cores; 0 before the gateway answers.
+/// Drops for these reasons (for any, if none is named), on all cores; 0 before the gateway answers.
 pub fn drops(gateway: &Gateway, reasons: &[&str]) -> u64 {
     let Some(report) = gateway.status() else { return 0 };
     let all = report.status.cores.iter().flat_map(|core| &core.drops);
@@ -275,7 +275,7 @@ pub fn wait_for(what: &str, seconds: f64, mut is_true: impl FnMut() -> bool) {
     }
 }
 
-/// What something is once it has stopped to change. Counters are shown up to 50 ms after what they count, later on a
+/// The value that something has once it has stopped to change. Counters are shown up to 50 ms after what they count, later on a
 /// loaded machine: who wants to see that nothing is added, or how much was, asks like this.
 pub fn settled<T: PartialEq>(mut read: impl FnMut() -> T) -> T {
     const QUIET: Duration = Duration::from_millis(500);

@@ -2,6 +2,7 @@
 //!
 //! The rules are checked by an ordinary test of this package too, so `cargo test --workspace` includes them.
 
+mod commits;
 mod programs;
 mod test;
 mod tidy;
@@ -17,6 +18,8 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let run = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["tidy"] => tidy_up(),
+        ["tidy", "--lower"] => tidy::lower(root()).map(|()| ExitCode::SUCCESS),
+        ["commits", range] => commits::run(range),
         ["test", "help" | "--help" | "-h"] => say(test::HELP).map(|()| ExitCode::SUCCESS),
         ["test", ref arguments @ ..] => test::run(arguments),
         ["help" | "--help" | "-h"] => help().map(|()| ExitCode::SUCCESS),

@@ -1,15 +1,18 @@
 //! The rules of the house, checked.
 //!
 //! [`files`] finds what belongs to the repository, [`source`] separates code from comments and strings. Then each
-//! rule looks at what it needs: [`graph`] at `cargo metadata`, [`purity`], [`unsafety`], [`size`] and [`macros`] at
-//! code, [`text`] at everything, [`rows`] at the tests of the real program. A [`Violation`] says where, which rule,
-//! and what would be right. [`EXCEPTIONS`] are few and have reasons; one that is no longer needed is a violation.
+//! rule looks at what it needs: [`graph`] at `cargo metadata`, [`purity`], [`unsafety`], [`size`], [`words`] and
+//! [`macros`] at code, [`text`] at everything, [`versions`] at where the Rust version stands, [`rows`] at the tests of
+//! the real program. A [`Violation`] says where, which rule, and what would be right. [`EXCEPTIONS`] are few and have
+//! reasons; one that is no longer needed is a violation. A rule that does not hold everywhere yet has numbers in
+//! [`ratchet`].
 
 mod exceptions;
 mod files;
 mod graph;
 mod macros;
 mod purity;
+mod ratchet;
 mod rows;
 mod size;
 mod source;
@@ -17,6 +20,8 @@ mod source;
 mod tests;
 mod text;
 mod unsafety;
+mod versions;
+mod words;
 
 use std::fmt;
 use std::path::Path;
@@ -32,7 +37,7 @@ pub struct Violation {
     pub line: usize,
     /// Name of the rule, as [`exceptions::Exception`] has it.
     pub rule: &'static str,
-    /// What is wrong and what would be right.
+    /// The fault, and what would be right.
     pub message: String,
 }
 
@@ -47,9 +52,25 @@ impl fmt::Display for Violation {
 /// # Errors
 /// When a file cannot be read or `cargo metadata` does not run.
 pub fn check(root: &Path) -> anyhow::Result<Vec<Violation>> {
+    Ok(ratchet::apply(&ratchet::read(root)?, look(root)?))
+}
+
+/// Lowers the numbers of the ratchet to what there is.
+///
+/// # Errors
+/// As [`check`], and when the file cannot be written.
+pub fn lower(root: &Path) -> anyhow::Result<()> {
+    let text = ratchet::lowered(&ratchet::read(root)?, &look(root)?);
+    Ok(std::fs::write(root.join(ratchet::FILE), text)?)
+}
+
+/// Violations that no exception covers, in order, each once.
+fn look(root: &Path) -> anyhow::Result<Vec<Violation>> {
     let files = files::read(root)?;
     let mut found = Vec::new();
-    graph::check(&graph::metadata(root)?, &mut found);
+    let metadata = graph::metadata(root)?;
+    graph::check(&metadata, &mut found);
+    versions::check(&metadata, &files, &mut found);
     for file in &files {
         text::check(file, &|path| root.join(path).exists(), &mut found);
         if let Some(source) = file.source() {
@@ -57,6 +78,11 @@ pub fn check(root: &Path) -> anyhow::Result<Vec<Violation>> {
             unsafety::check(file, &source, &mut found);
             size::check(file, &source, &mut found);
             macros::check(file, &source, &mut found);
+            words::check(file, &source, &mut found);
+            if source.functions.is_none() {
+                let message = "this is no Rust: nothing could be checked".to_owned();
+                found.push(Violation { file: file.path.clone(), line: 1, rule: "syntax", message });
+            }
         }
     }
     rows::check(&files, &mut found);

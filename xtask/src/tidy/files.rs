@@ -8,7 +8,7 @@ use super::source::Source;
 pub struct File {
     /// Path from the workspace's folder, with `/`.
     pub path: String,
-    /// What it says.
+    /// Its contents.
     pub text: String,
 }
 
@@ -20,9 +20,7 @@ impl File {
 
     /// The package folder, such as `crates/packet` or `sim`.
     pub fn package(&self) -> &str {
-        let mut slashes = self.path.match_indices('/').map(|(at, _)| at);
-        let depth = usize::from(self.path.starts_with("crates/") || self.path.starts_with("fuzz/"));
-        slashes.nth(depth).map_or("", |at| &self.path[..at])
+        package(&self.path)
     }
 
     /// Whether only tests compile it, by where it stands. Modules inside a file: [`Source::is_test`].
@@ -33,6 +31,13 @@ impl File {
             || name.starts_with("test")
             || name.ends_with("_tests.rs")
     }
+}
+
+/// The package folder of a file, such as `crates/packet` or `sim`.
+pub fn package(path: &str) -> &str {
+    let mut slashes = path.match_indices('/').map(|(at, _)| at);
+    let depth = usize::from(path.starts_with("crates/") || path.starts_with("fuzz/"));
+    slashes.nth(depth).map_or("", |at| &path[..at])
 }
 
 /// Folders that hold results and not sources, and what the tools keep.
@@ -53,7 +58,8 @@ fn walk(root: &Path, folder: &str, files: &mut Vec<File>) -> anyhow::Result<()> 
     for entry in std::fs::read_dir(root.join(folder))? {
         let entry = entry?;
         let Ok(name) = entry.file_name().into_string() else { continue };
-        let hidden = name.starts_with('.') && ![".ci", ".cargo", ".gitignore"].contains(&name.as_str());
+        let hidden =
+            name.starts_with('.') && ![".ci", ".cargo", ".github", ".gitignore"].contains(&name.as_str());
         if hidden || LEFT_OUT.contains(&name.as_str()) {
             continue;
         }

@@ -1,4 +1,4 @@
-//! Who may depend on whom (design §2).
+//! Who may depend on whom.
 //!
 //! ```text
 //! packet ← steering ← {tunnel, services} ← datapath ← engine ← control ← anabranch
@@ -87,7 +87,7 @@ struct Edge<'a> {
     is_dev: bool,
 }
 
-/// What `cargo metadata` says about the workspace.
+/// The answer of `cargo metadata` about the workspace.
 ///
 /// # Errors
 /// When cargo does not run or answers with something else.
@@ -127,14 +127,14 @@ pub fn check(metadata: &Value, found: &mut Vec<Violation>) {
                 is_local: dependency["path"].is_string(),
                 is_dev: dependency["kind"] == "dev",
             };
-            if let Some(message) = judge(&edge) {
+            if let Some(message) = fault(&edge) {
                 report(message);
             }
         }
     }
 }
 
-fn judge(edge: &Edge<'_>) -> Option<String> {
+fn fault(edge: &Edge<'_>) -> Option<String> {
     let Edge { package, manifest, on, is_local, is_dev } = edge;
     if *is_local {
         let (_, allowed) = ALLOWED.iter().find(|(name, _)| name == package)?;

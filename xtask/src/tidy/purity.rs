@@ -1,4 +1,4 @@
-//! Crates without I/O: no clock, no sockets, no threads, no randomness of their own (design §2, "sans-IO").
+//! Crates without I/O: no clock, no sockets, no threads, no randomness of their own.
 
 use super::files::File;
 use super::source::Source;

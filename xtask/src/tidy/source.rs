@@ -1,45 +1,68 @@
-//! Rust source, with code and comments apart.
+//! Rust source, with code and comments apart, and its functions and structs.
 //!
-//! Not a parser: strings, characters and comments are blanked, lines and columns stay. That is enough to find words
-//! and matching braces, and it also sees what macros hide.
+//! proc-macro2 finds the tokens: what it names is code, what lies between is comments and blanks. So strings and
+//! comments hold no words of code, and what macros hide is seen. syn finds the items.
 
 use std::ops::Range;
 
+use proc_macro2::{Span, TokenStream, TokenTree};
+use syn::spanned::Spanned as _;
+use syn::visit::{self, Visit};
+
 /// One file.
 pub struct Source {
-    /// The code; comments and the contents of strings are blanks.
+    /// The code; comments and literals are blanks, lines and columns stay.
     pub code: String,
     /// The comments; everything else is blank.
     pub comments: String,
+    /// Functions that have a body, nested ones too, in the order of the file. None if the file is not Rust.
+    pub functions: Option<Vec<Function>>,
+    /// Structs with named fields: name, line and number of fields.
+    pub structs: Vec<(String, usize, usize)>,
     lines: Vec<usize>,
     tests: Vec<Range<usize>>,
 }
 
 /// A function with its body.
-pub struct Function<'a> {
+pub struct Function {
     /// Its name.
-    pub name: &'a str,
+    pub name: String,
     /// First and last line, from 1.
     pub lines: (usize, usize),
+    /// Number of arguments, `self` among them.
+    pub arguments: usize,
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Inside {
-    Code,
-    Line,
-    Block(usize),
-    Text,
-    Raw(usize),
+/// Items as syn meets them.
+#[derive(Default)]
+struct Items {
+    functions: Vec<Function>,
+    structs: Vec<(String, usize, usize)>,
+    tests: Vec<Range<usize>>,
 }
 
 impl Source {
     /// Takes `text` apart.
     pub fn new(text: &str) -> Self {
-        let (code, comments) = apart(text.as_bytes());
-        let lines = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
-        let mut source = Self { code, comments, lines, tests: Vec::new() };
-        source.tests = source.test_items();
-        source
+        let mut code = Code { text, bytes: blank(text) };
+        // What is no Rust has no code. The files of the repository are: `functions` tells.
+        let tokens: Option<TokenStream> = text.parse().ok();
+        code.take(tokens.unwrap_or_default());
+        let comments = code.comments();
+        let mut items = Items::default();
+        let file = syn::parse_file(text);
+        if let Ok(file) = &file {
+            items.visit_file(file);
+        }
+        items.functions.sort_by_key(|function| function.lines.0);
+        Self {
+            code: String::from_utf8_lossy(&code.bytes).into_owned(),
+            comments,
+            functions: file.is_ok().then_some(items.functions),
+            structs: items.structs,
+            lines: std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect(),
+            tests: items.tests,
+        }
     }
 
     /// Line of a byte, from 1.
@@ -59,132 +82,134 @@ impl Source {
 
     /// Every place of `word` in the code that is not part of a longer name.
     pub fn words<'a>(&'a self, word: &'a str) -> impl Iterator<Item = usize> + 'a {
-        let code = self.code.as_bytes();
-        self.code.match_indices(word).map(|(at, _)| at).filter(move |at| {
-            let before = at.checked_sub(1).is_none_or(|at| !is_name(code[at]));
-            before && code.get(at + word.len()).is_none_or(|byte| !is_name(*byte))
-        })
+        words(&self.code, word)
+    }
+}
+
+/// Every place of `word` in `text` that is not part of a longer name.
+pub fn words<'a>(text: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
+    let is_name = |byte: &u8| *byte == b'_' || byte.is_ascii_alphanumeric();
+    let bytes = text.as_bytes();
+    text.match_indices(word).map(|(at, _)| at).filter(move |at| {
+        let before = at.checked_sub(1).is_none_or(|at| !is_name(&bytes[at]));
+        before && bytes.get(at + word.len()).is_none_or(|byte| !is_name(byte))
+    })
+}
+
+/// Blanks in place of everything but line ends.
+fn blank(text: &str) -> Vec<u8> {
+    text.bytes().map(|byte| if byte == b'\n' { b'\n' } else { b' ' }).collect()
+}
+
+/// The code of a file, as its tokens fill it in.
+struct Code<'a> {
+    text: &'a str,
+    bytes: Vec<u8>,
+}
+
+impl Code<'_> {
+    fn take(&mut self, tokens: TokenStream) {
+        for token in tokens {
+            match token {
+                TokenTree::Group(group) => {
+                    // A documentation comment is an attribute to the compiler; its group and `#` have its place.
+                    if !self.is_comment(group.span()) {
+                        self.copy(group.span_open());
+                        self.take(group.stream());
+                        self.copy(group.span_close());
+                    }
+                }
+                // Quotes stay; what they hold is no code.
+                TokenTree::Literal(literal) => {
+                    let place = literal.span().byte_range();
+                    let is_text = self.text[place.clone()].contains(['"', '\'']);
+                    if is_text { self.mark(place) } else { self.copy(literal.span()) }
+                }
+                other if self.is_comment(other.span()) => {}
+                other => self.copy(other.span()),
+            }
+        }
     }
 
-    /// Every function that has a body, nested ones too.
-    pub fn functions(&self) -> impl Iterator<Item = Function<'_>> {
-        self.words("fn").filter_map(|at| {
-            let name_at = at + 2 + self.code[at + 2..].find(|c: char| !c.is_whitespace())?;
-            let name = &self.code[name_at..];
-            let name = &name[..name.bytes().position(|byte| !is_name(byte))?];
-            let open = self.body(name_at)?;
-            (!name.is_empty())
-                .then(|| Function { name, lines: (self.line(at), self.line(self.closing(open))) })
-        })
+    fn is_comment(&self, span: Span) -> bool {
+        self.text[span.byte_range()].starts_with("//") || self.text[span.byte_range()].starts_with("/*")
     }
 
-    /// The `{` of the item that begins at `at`, unless a `;` ends it before.
-    fn body(&self, at: usize) -> Option<usize> {
-        let mut depth = 0usize;
-        for (offset, byte) in self.code.as_bytes()[at..].iter().enumerate() {
-            match byte {
-                b'(' | b'[' => depth += 1,
-                b')' | b']' => depth = depth.saturating_sub(1),
-                b'{' if depth == 0 => return Some(at + offset),
-                b';' if depth == 0 => return None,
+    fn copy(&mut self, span: Span) {
+        let place = span.byte_range();
+        self.bytes[place.clone()].copy_from_slice(&self.text.as_bytes()[place]);
+    }
+
+    /// A literal's place: its ends show that something is there.
+    fn mark(&mut self, place: Range<usize>) {
+        for at in [place.start, place.end - 1] {
+            self.bytes[at] = b'"';
+        }
+    }
+
+    /// Comments: everything that is neither code nor inside a literal, whose ends are marked.
+    fn comments(&self) -> String {
+        let (text, mut bytes) = (self.text.as_bytes(), blank(self.text));
+        let mut in_literal = false;
+        for (at, code) in self.bytes.iter().enumerate() {
+            match code {
+                b'"' => in_literal = !in_literal,
+                b' ' if !in_literal => bytes[at] = text[at],
                 _ => {}
             }
         }
-        None
-    }
-
-    /// The `}` that belongs to the `{` at `open`, or the end of the file.
-    fn closing(&self, open: usize) -> usize {
-        let mut depth = 0usize;
-        for (offset, byte) in self.code.as_bytes()[open..].iter().enumerate() {
-            match byte {
-                b'{' => depth += 1,
-                b'}' if depth == 1 => return open + offset,
-                b'}' => depth -= 1,
-                _ => {}
-            }
-        }
-        self.code.len()
-    }
-
-    fn test_items(&self) -> Vec<Range<usize>> {
-        let marks = self.code.match_indices("#[cfg(test)]").map(|(at, mark)| at..at + mark.len());
-        marks.filter_map(|mark| Some(mark.start..self.closing(self.body(mark.end)?))).collect()
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 }
 
-/// Whether a byte may be part of a name.
-pub fn is_name(byte: u8) -> bool {
-    byte == b'_' || byte.is_ascii_alphanumeric()
-}
-
-fn apart(text: &[u8]) -> (String, String) {
-    let mut code = Vec::with_capacity(text.len());
-    let mut comments = Vec::with_capacity(text.len());
-    let (mut at, mut inside) = (0, Inside::Code);
-    while at < text.len() {
-        let (bytes, next) = step(text, at, inside);
-        for byte in &text[at..at + bytes] {
-            let blank = if *byte == b'\n' { b'\n' } else { b' ' };
-            let is_comment = |state| matches!(state, Inside::Line | Inside::Block(_));
-            // The one thing of several bytes between code and code is a character literal, perhaps a brace.
-            let is_code = inside == Inside::Code && !is_comment(next) && (bytes == 1 || next != Inside::Code);
-            code.push(if is_code { *byte } else { blank });
-            comments.push(if is_comment(inside) || is_comment(next) { *byte } else { blank });
-        }
-        at += bytes;
-        inside = next;
-    }
-    // Only whole characters are blanked, so both are still UTF-8.
-    (String::from_utf8_lossy(&code).into_owned(), String::from_utf8_lossy(&comments).into_owned())
-}
-
-/// How many bytes at `at` belong together, and what comes after them.
-fn step(text: &[u8], at: usize, inside: Inside) -> (usize, Inside) {
-    let rest = &text[at..];
-    match inside {
-        Inside::Code => step_in_code(text, at),
-        Inside::Line => (1, if rest[0] == b'\n' { Inside::Code } else { Inside::Line }),
-        Inside::Block(depth) if rest.starts_with(b"*/") => {
-            (2, if depth == 1 { Inside::Code } else { Inside::Block(depth - 1) })
-        }
-        Inside::Block(depth) if rest.starts_with(b"/*") => (2, Inside::Block(depth + 1)),
-        Inside::Block(depth) => (1, Inside::Block(depth)),
-        Inside::Text if rest[0] == b'\\' => (rest.len().min(2), Inside::Text),
-        Inside::Text => (1, if rest[0] == b'"' { Inside::Code } else { Inside::Text }),
-        Inside::Raw(hashes) => {
-            let ends =
-                rest[0] == b'"' && rest[1..].iter().take_while(|byte| **byte == b'#').count() >= hashes;
-            if ends { (1 + hashes, Inside::Code) } else { (1, Inside::Raw(hashes)) }
-        }
+impl Items {
+    fn function(&mut self, signature: &syn::Signature, block: &syn::Block) {
+        self.functions.push(Function {
+            name: signature.ident.to_string(),
+            lines: (signature.fn_token.span.start().line, block.brace_token.span.close().end().line),
+            arguments: signature.inputs.len(),
+        });
     }
 }
 
-fn step_in_code(text: &[u8], at: usize) -> (usize, Inside) {
-    let rest = &text[at..];
-    let in_name = at > 0 && is_name(text[at - 1]);
-    match rest[0] {
-        b'/' if rest.starts_with(b"//") => (2, Inside::Line),
-        b'/' if rest.starts_with(b"/*") => (2, Inside::Block(1)),
-        b'"' => (1, Inside::Text),
-        b'r' | b'b' | b'c' if !in_name => {
-            let prefix = rest.iter().take_while(|byte| matches!(byte, b'r' | b'b' | b'c')).count();
-            let hashes = rest[prefix..].iter().take_while(|byte| **byte == b'#').count();
-            let raw = rest[prefix - 1] == b'r' && rest.get(prefix + hashes) == Some(&b'"');
-            if raw { (prefix + hashes + 1, Inside::Raw(hashes)) } else { (1, Inside::Code) }
+impl<'a> Visit<'a> for Items {
+    fn visit_item(&mut self, item: &'a syn::Item) {
+        let attributes = match item {
+            syn::Item::Mod(item) => &item.attrs,
+            syn::Item::Fn(item) => &item.attrs,
+            syn::Item::Impl(item) => &item.attrs,
+            _ => &Vec::new(),
+        };
+        let is_test = |attribute: &syn::Attribute| {
+            attribute.path().is_ident("cfg")
+                && attribute.parse_args::<syn::Ident>().is_ok_and(|argument| argument == "test")
+        };
+        if attributes.iter().any(is_test) {
+            self.tests.push(item.span().byte_range());
         }
-        b'\'' => (character(rest), Inside::Code),
-        _ => (1, Inside::Code),
+        visit::visit_item(self, item);
     }
-}
 
-/// Bytes of a character literal, or 1 if the quote begins a lifetime.
-fn character(rest: &[u8]) -> usize {
-    if rest.get(1) == Some(&b'\\') {
-        let end = rest.iter().skip(3).position(|byte| *byte == b'\'');
-        return end.map_or(1, |end| end + 4);
+    fn visit_item_fn(&mut self, item: &'a syn::ItemFn) {
+        self.function(&item.sig, &item.block);
+        visit::visit_item_fn(self, item);
     }
-    let is_one = |bytes: &[u8]| std::str::from_utf8(bytes).is_ok_and(|text| text.chars().count() == 1);
-    let end = rest.iter().skip(2).take(4).position(|byte| *byte == b'\'');
-    end.filter(|end| is_one(&rest[1..end + 2])).map_or(1, |end| end + 3)
+
+    fn visit_impl_item_fn(&mut self, item: &'a syn::ImplItemFn) {
+        self.function(&item.sig, &item.block);
+        visit::visit_impl_item_fn(self, item);
+    }
+
+    fn visit_trait_item_fn(&mut self, item: &'a syn::TraitItemFn) {
+        if let Some(block) = &item.default {
+            self.function(&item.sig, block);
+        }
+        visit::visit_trait_item_fn(self, item);
+    }
+
+    fn visit_item_struct(&mut self, item: &'a syn::ItemStruct) {
+        let (line, fields) = (item.ident.span().start().line, item.fields.len());
+        self.structs.push((item.ident.to_string(), line, fields));
+        visit::visit_item_struct(self, item);
+    }
 }

@@ -47,7 +47,7 @@ fn functions_are_measured_to_their_own_brace() {
     let text = "fn short(a: [u8; 2]) -> u8 where u8: Copy {\n if a { '}' } else { 1 }\n}\ntrait T {\n fn none();\n}\n\
                 fn outer() {\n fn inner() {}\n}\n";
     let source = Source::new(text);
-    let seen: Vec<_> = source.functions().map(|f| (f.name.to_owned(), f.lines)).collect();
+    let seen: Vec<_> = source.functions.into_iter().flatten().map(|f| (f.name, f.lines)).collect();
     let expected = [("short", (1, 3)), ("outer", (7, 9)), ("inner", (8, 8))];
     assert_eq!(seen, expected.map(|(name, lines)| (name.to_owned(), lines)));
 }
@@ -101,7 +101,7 @@ fn texts_name_no_machine_and_no_missing_file() {
     let home = ["/ho", "me"].concat();
     let text = format!(
         "see {home}/me/x and `{home}`\n~{home}/no, some{home}/no, {home}work no\n[a](wire.md#x) [b](../gone.md) [c](https://x.y/)\n\
-         `docs/gone.md` `docs/wire.md` `docs/<name>.md`\n{}\n",
+         `docs/gone.md` `docs/wire.md` `docs/<name>.md`\n{}\nsee crates/a/src/b.rs, Gone.md and (design §4)\n",
         ["co-Authored", "-by: somebody"].concat()
     );
     let mut found = Vec::new();
@@ -110,22 +110,88 @@ fn texts_name_no_machine_and_no_missing_file() {
     let seen: Vec<_> = found.iter().map(|v| (v.line, v.rule)).collect();
     assert_eq!(
         seen,
-        [(1, "machine-path"), (2, "machine-path"), (3, "dead-link"), (4, "dead-link"), (5, "origin")]
+        [
+            (1, "machine-path"),
+            (2, "machine-path"),
+            (3, "dead-link"),
+            (4, "dead-link"),
+            (5, "origin"),
+            (6, "dead-link"),
+            (6, "dead-link"),
+            (6, "dead-link")
+        ]
     );
     assert!(found[2].message.contains("`gone.md`"), "{}", found[2]);
 }
 
 #[test]
-fn every_row_wants_a_test_that_names_it() {
-    let text = "/// Row T1 and T10.\n#[test]\nfn a() {}\n\n// T2\n\nfn b() {}\n/// T3T\nfn t4_and_t11() {}\n/// T13\nfn c() {}\n";
-    let mut found = Vec::new();
-    rows::check(
-        &[file("tests/e2e/a.rs", text), file("crates/tunnel/src/a.rs", "/// T2\nfn a() {}")],
-        &mut found,
+fn many_arguments_and_fields() {
+    let text = |count: usize| {
+        let list = |name: &str| (0..count).map(|n| format!("{name}{n}: u8")).collect::<Vec<_>>().join(", ");
+        format!("struct S {{ {} }}\nimpl S {{\n fn f({}) {{}}\n}}\n", list("f"), list("a"))
+    };
+    assert!(found(size::check, "sim/src/a.rs", &text(7)).is_empty());
+    assert_eq!(found(size::check, "sim/src/a.rs", &text(8)), ["3: arguments"]);
+    assert_eq!(found(size::check, "sim/src/a.rs", &text(16)), ["3: arguments", "1: struct-fields"]);
+}
+
+#[test]
+fn names_of_the_field_and_documentation_that_begins_with_one() {
+    let text = "//! What it is.\n//! What more.\n/// A thing.\n/// What it is for.\nstruct Letter;\n// What we do\n\
+                /// What it does.\nfn letter() { train(); let restrain = \"train\"; }\n";
+    assert_eq!(
+        found(words::check, "sim/src/a.rs", text),
+        ["5: name", "8: name", "1: doc-first-word", "7: doc-first-word"]
     );
-    let rows = found.iter().filter_map(|v| v.message.split(['w', ':']).nth(1));
-    let tunnel_rows: Vec<_> = rows.filter(|row| row.starts_with(" T")).collect();
-    assert_eq!(tunnel_rows, [" T2", " T3"]);
+}
+
+#[test]
+fn numbers_of_the_ratchet_only_fall() {
+    let violation =
+        |rule, file: &str, line| Violation { file: file.to_owned(), line, rule, message: String::new() };
+    let one = |line| violation("name", "crates/packet/src/a.rs", line);
+    let allowed = ratchet::parse("# text\nname crates/packet 2\nname sim 5\n").unwrap();
+    assert!(ratchet::parse("unsafe sim 5").is_err() && ratchet::parse("name sim few").is_err());
+    assert!(ratchet::apply(&allowed, vec![one(1), one(2)]).is_empty());
+    assert_eq!(ratchet::apply(&allowed, vec![one(1), one(2), one(3)]).len(), 3);
+    assert_eq!(ratchet::apply(&allowed, vec![violation("name", "xtask/src/a.rs", 1)]).len(), 1);
+    assert_eq!(ratchet::apply(&allowed, vec![violation("unsafe", "sim/src/a.rs", 1)]).len(), 1);
+    let text = ratchet::lowered(&allowed, &[one(1), one(2), one(3), violation("name", "sim/src/a.rs", 1)]);
+    let numbers: Vec<usize> = ratchet::parse(&text).unwrap().into_values().collect();
+    assert_eq!(numbers, [2, 1], "{text}");
+}
+
+#[test]
+fn rows_and_tests_name_each_other() {
+    let page = "# Rows\n| row | words | proof |\n|---|---|---|\n\
+                | T1 | a | `a::a` |\n| T2 | b | `a::a` |\n| T3 | c | |\n| T4 | d | not yet |\n| T5 | e | not yet |\n| T6 | f | `a::gone` |\n";
+    let text = "/// Row T1 and T10.\n#[test]\nfn a() {}\n\n// T2\n\nfn b() {}\n#[test]\nfn t4_and_more() {}\n/// T3\nfn no_test() {}\n";
+    let mut found = Vec::new();
+    rows::check(&[file(rows::PAGE, page), file("tests/e2e/a.rs", text)], &mut found);
+    let seen: Vec<String> = found.iter().map(|v| format!("{}: {}", v.line, v.message)).collect();
+    let wanted = [
+        "5: `a::a` does not name T2: say so above its function",
+        "6: row T3 has no test: name one, or say \"not yet\"",
+        "7: `a::t4_and_more` names row T4: put it here",
+        "9: there is no test `a::gone` in tests/e2e/",
+        "1: `a::a` names row T10, which this page does not have",
+    ];
+    assert_eq!(seen, wanted);
+}
+
+#[test]
+fn the_oldest_rust_is_one_everywhere() {
+    let metadata = json!({ "packages": [
+        { "name": "packet", "rust_version": "1.90" }, { "name": "sim", "rust_version": "1.91" },
+    ]});
+    let files = [
+        file("clippy.toml", "msrv = \"1.90\"\n"),
+        file("README.md", "Rust 1.89 or newer; Rust and C"),
+        file(".github/workflows/ci.yml", "RUST_OLDEST: \"1.90\"\n"),
+    ];
+    let mut found = Vec::new();
+    versions::check(&metadata, &files, &mut found);
+    assert_eq!(found.iter().map(|v| v.file.as_str()).collect::<Vec<_>>(), ["Cargo.toml", "README.md"]);
 }
 
 #[test]

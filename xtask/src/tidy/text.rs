@@ -18,7 +18,22 @@ const ORIGINS: &[(&str, &str)] = &[
 ];
 
 /// Folders whose files may be named in texts; such a file has to exist.
-const LINKED: &[&str] = &["docs/", ".ci/", "etc/"];
+const LINKED: &[&str] = &[
+    "docs/",
+    ".ci/",
+    ".github/",
+    "etc/",
+    "bench/",
+    "crates/",
+    "fuzz/",
+    "sim/",
+    "tests/",
+    "xtask/",
+    "research/",
+];
+
+/// Endings of files that people write.
+const ENDINGS: &[&str] = &[".md", ".rs", ".toml", ".sh", ".txt", ".yml", ".service"];
 
 /// Looks at every line of a text. `exists` knows the workspace's files.
 pub fn check(file: &File, exists: &dyn Fn(&str) -> bool, found: &mut Vec<Violation>) {
@@ -44,7 +59,8 @@ pub fn check(file: &File, exists: &dyn Fn(&str) -> bool, found: &mut Vec<Violati
             }
         }
         for link in links(file, line) {
-            if !exists(&link) {
+            // A package's own files are named from its folder too.
+            if !exists(&link) && !exists(&format!("{}/{link}", file.package())) {
                 report("dead-link", format!("`{link}` does not exist: write it, or correct the link"));
             }
         }
@@ -72,13 +88,22 @@ fn links(file: &File, line: &str) -> Vec<String> {
         links.extend(targets.filter(local).map(|target| resolve(&file.path, target)));
     }
     if is_page || line.trim_start().starts_with("//") || line.starts_with('#') {
-        for quoted in line.split('`').skip(1).step_by(2) {
-            let path = quoted.split(['#', ' ', ':']).next().unwrap_or_default();
-            let is_file = path.rsplit('/').next().is_some_and(|name| name.contains('.'));
-            let pattern = path.contains(['*', '<', '{', '…']);
-            if is_file && !pattern && LINKED.iter().any(|folder| path.starts_with(folder)) {
+        let is_path = |c: char| c.is_ascii_alphanumeric() || "./_-".contains(c);
+        // A pattern such as `docs/*.md` or `docs/<name>.md` names no file.
+        let words = line.split(|c: char| !is_path(c) && !"*<>{}$…".contains(c));
+        for path in words.filter(|word| word.chars().all(is_path)).map(|word| word.trim_end_matches('.')) {
+            let in_folder = LINKED.iter().any(|folder| path.starts_with(folder));
+            // A page of the first folder: in capitals, as README.md.
+            let is_page = !path.contains('/')
+                && path.starts_with(|c: char| c.is_ascii_uppercase())
+                && path.ends_with(".md");
+            if is_page || (in_folder && ENDINGS.iter().any(|ending| path.ends_with(ending))) {
                 links.push(path.to_owned());
             }
+        }
+        // What went into other pages.
+        if ["design ", "design, "].iter().any(|page| line.contains(&format!("{page}§"))) {
+            links.push(["docs/desi", "gn.md"].concat());
         }
     }
     links
