@@ -1,5 +1,6 @@
 # Shared by the bench scripts: two network namespaces joined by a veth pair, iperf3 between them, JSON in, figures out.
-# Sourced, not run. The program is ANA, or target/release/anabranch, which is built first. Needs root, iproute2, iperf3, python3; the comparisons need wireguard-tools.
+# Sourced, not run. The program is ANA, or target/release/anabranch, which is built first. Needs root; each script names the
+# programs that it needs.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 target=${CARGO_TARGET_DIR:-$here/target}
@@ -8,7 +9,21 @@ seconds=${SECONDS_PER_RUN:-5}
 work=$(mktemp -d)
 a=abench-a-$$ b=abench-b-$$
 
-need() { for tool in "$@"; do command -v "$tool" >/dev/null || { echo "bench: $tool is missing; install it first" >&2; exit 2; }; done; }
+# need PROGRAM…: says what is missing, and the line that installs it on Debian.
+need() {
+  local tool missing=() packages=()
+  for tool in "$@"; do
+    command -v "$tool" >/dev/null && continue
+    missing+=("$tool")
+    case $tool in
+      ip) packages+=(iproute2) ;; ping) packages+=(iputils-ping) ;; nft) packages+=(nftables) ;;
+      wg) packages+=(wireguard-tools) ;; cc) packages+=(gcc libc6-dev) ;; *) packages+=("$tool") ;;
+    esac
+  done
+  [ ${#missing[@]} = 0 ] && return
+  echo "bench: missing: ${missing[*]}; install with: apt-get install -y --no-install-recommends ${packages[*]}" >&2
+  exit 2
+}
 build() { [ -n "${ANA:-}" ] || (cd "$here" && cargo build --release --quiet --package anabranch); }
 
 stop_all() {
