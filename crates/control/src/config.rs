@@ -1,4 +1,4 @@
-//! The configuration file: one TOML file, kebab-case, WireGuard's words where WireGuard has them (design §8).
+//! The configuration file: one TOML file, kebab-case, WireGuard's words where WireGuard has them.
 //!
 //! [`Config::load`] reads a file and the key files it names. It does not stop at the first fault: all
 //! [`Problem`]s come back together, each with its line, its key and what would be right.

@@ -1,4 +1,4 @@
-//! One run-to-completion worker per core (design §5).
+//! One run-to-completion worker per core.
 //!
 //! ```text
 //!   TUN queue i ──┐                              ┌── UDP sockets of core i

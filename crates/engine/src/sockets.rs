@@ -1,5 +1,5 @@
 //! A worker's UDP sockets: its member of every listening group, and for each path it dials its own ephemeral
-//! sockets, one per receiving core up to the cap (design §4 "4-tuples").
+//! sockets, one per receiving core up to the cap.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};

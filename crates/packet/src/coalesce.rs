@@ -1,5 +1,5 @@
 //! Merges what the tunnel delivers into super-packets for TUN writes: consecutive TCP segments, or equal UDP
-//! datagrams, of one flow. One write then carries up to 64 KB through the kernel's stack (design §5).
+//! datagrams, of one flow. One write then carries up to 64 KB through the kernel's stack.
 //!
 //! Per packet call [`Coalescer::push`]; when there is nothing more to deliver, [`Coalescer::flush`].
 //! Packets are emitted in the order they were pushed. Only what [`crate::segment::Segmenter`] would split

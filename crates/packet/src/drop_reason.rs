@@ -1,5 +1,5 @@
 //! Why a packet ended early: one enum for the product, so that a counter, a log line, a test and the
-//! documentation all use the same word (design §5).
+//! documentation all use the same word.
 //!
 //! To add a reason, add one line to the list below. Its number is used in memory only and may change between
 //! versions; its name is what operators see and must not.

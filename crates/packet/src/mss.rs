@@ -1,5 +1,5 @@
 //! TCP MSS clamping: the one place where the gateway edits a transport header on the way through a tunnel
-//! whose packets are smaller than the hosts believe (RFC 6691, design §4 "Paths").
+//! whose packets are smaller than the hosts believe (RFC 6691).
 
 use crate::checksum;
 use crate::ip::{IpHeader, PROTOCOL_TCP};

@@ -1,4 +1,4 @@
-//! Splits a super-packet from the TUN device into the segments that go into datagrams (design §5).
+//! Splits a super-packet from the TUN device into the segments that go into datagrams.
 //!
 //! Nothing is copied ahead: [`Segmenter::new`] validates once, and [`Segmenter::write_segment`] writes the
 //! rebuilt header and one slice of the payload straight to where the segment will be sealed.

@@ -1,4 +1,4 @@
-//! What a gateway does with a packet besides carrying it: firewall, NAT, load balancing, fragments (design §6, rows
+//! What a gateway does with a packet besides carrying it: firewall, NAT, load balancing, fragments (rows
 //! C2–C6, R1, R4, R5, R11). State machines without I/O and without a clock: time comes in as `now_ns` (monotonic,
 //! nanoseconds), packets and log records go out.
 //!

@@ -1,4 +1,4 @@
-//! Which core owns a packet: asked by whoever reads it, answered without state (rows C2–C4, C9; design §3).
+//! Which core owns a packet: asked by whoever reads it, answered without state (rows C2–C4, C9).
 //!
 //! Nearly always the answer is one core: the bucket table at the hash of the packet's own tuple. Five things make the
 //! list of cores longer or other; each has the flow's record at exactly one of the cores visited:

@@ -1,4 +1,4 @@
-//! The next table when units join, leave or change weight (design §3 "Assignment").
+//! The next table when units join, leave or change weight.
 //!
 //! * **Exact quotas.** Buckets are shared by weight with the largest-remainder method. Equal remainders go
 //!   first to units that already hold more than the whole part of their share, then to lower ids.

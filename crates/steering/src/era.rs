@@ -1,4 +1,4 @@
-//! Which table serves a packet while two are in force, and when the next change may start (design §3 "Eras").
+//! Which table serves a packet while two are in force, and when the next change may start.
 //!
 //! A unit holds the table of era e and, during and after a change, that of e + 1 ([`Eras`]). The wire tells
 //! only the era's parity. That is enough because e + 2 starts only after every unit has acknowledged e + 1 and

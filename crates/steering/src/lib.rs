@@ -1,4 +1,4 @@
-//! Who owns a flow: one crate for links, cores and machines (design §3).
+//! Who owns a flow: one crate for links, cores and machines.
 //!
 //! Pure computation: no clock, no I/O, no threads, no randomness of its own. Time, seeds and random
 //! words are passed in. The tour, in the order a packet meets the parts:

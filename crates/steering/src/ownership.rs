@@ -1,4 +1,4 @@
-//! Who owns a flow on this node: one hash, one bucket table, one set of cores that work (design §3).
+//! Who owns a flow on this node: one hash, one bucket table, one set of cores that work.
 //!
 //! Tunnel, interfaces, services and the kernel's steering programs use the same [`Ownership`], so that a flow has the
 //! same core on every way through the node. It is immutable and replaced as a whole when buckets move or a core is

@@ -1,4 +1,4 @@
-//! The hash inverted: source ports whose replies come to a wanted core, in O(1) (design §3 "Port solver").
+//! The hash inverted: source ports whose replies come to a wanted core, in O(1).
 //!
 //! A translated flow leaves with a source port of our choosing, and its reply is steered by the hash of
 //! (remote, own) like any packet. Toeplitz is linear, so the 16 bits of the port enter the hash as

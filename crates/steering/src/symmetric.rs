@@ -1,4 +1,4 @@
-//! The flow hash: symmetric, keyed, linear (design §3, use (b)).
+//! The flow hash: symmetric, keyed, linear.
 //!
 //! # Definition
 //!

@@ -1,4 +1,4 @@
-//! Bucket tables: hash → bucket → owner, with an era and each bucket's history (design §3).
+//! Bucket tables: hash → bucket → owner, with an era and each bucket's history.
 //!
 //! A table cuts hash space into a power of two of *buckets*; each has one *owner*, a unit (core or node)
 //! by number. Tables are values: a change makes the next table ([`crate::assign::plan`]), whose *era* is

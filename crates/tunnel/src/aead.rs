@@ -1,4 +1,4 @@
-//! Sealing and opening data datagrams in place (design §4 "AEAD" and "Lane"; row T11).
+//! Sealing and opening data datagrams in place (row T11).
 //!
 //! One [`LaneKey`] per direction and *sending core*: two cores can never meet under one key, whatever
 //! else goes wrong. Within a key the nonce separates paths, receiving cores and counters:

@@ -1,4 +1,4 @@
-//! Inner frames: what the plaintext of a data datagram is made of (design §4 "Inner frames").
+//! Inner frames: what the plaintext of a data datagram is made of.
 //!
 //! A datagram's plaintext is frames one after another, big endian, without gaps:
 //!

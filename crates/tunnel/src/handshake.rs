@@ -1,4 +1,4 @@
-//! The handshake: Noise IKpsk2 in two datagrams, with processor information both ways (design §4; row T3).
+//! The handshake: Noise IKpsk2 in two datagrams, with processor information both ways (row T3).
 //!
 //! ```text
 //! dialer                                              listener
@@ -375,7 +375,7 @@ fn open_payload(noise: &mut HandshakeState, datagram: &[u8]) -> Result<(Header, 
 }
 
 /// Source of Initiation timestamps: now, but always higher than everything used before. A router whose clock says
-/// 1970 after a restart continues from the persisted value (design §4 "Handshake").
+/// 1970 after a restart continues from the persisted value.
 #[derive(Clone, Copy, Debug)]
 pub struct Timestamps {
     last_ns: u64,

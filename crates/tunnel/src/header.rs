@@ -1,4 +1,4 @@
-//! The 16 clear bytes in front of every datagram (design §4; rows T5–T8, T13).
+//! The 16 clear bytes in front of every datagram (rows T5–T8, T13).
 //!
 //! ```text
 //!  0        1               2             3      4               8            16
@@ -18,7 +18,7 @@ pub const HEADER_BYTES: usize = 16;
 /// Version in the high four bits of the first byte. Everything else is dropped.
 pub const WIRE_VERSION: u8 = 1;
 
-/// "Receiving core not told" (design §4: rows T5 at first, T7, T8). Also used by handshake datagrams.
+/// "Receiving core not told" (rows T5 at first, T7, T8). Also used by handshake datagrams.
 pub const NOT_TOLD: u8 = 255;
 
 /// What stands behind the header: the low four bits of the first byte.

@@ -1,4 +1,4 @@
-//! What two sides tell each other inside the handshake (design §4; rows T2, T3, T4, T11).
+//! What two sides tell each other inside the handshake (rows T2, T3, T4, T11).
 //!
 //! A [`Hello`] is the Noise payload of an Initiation or Response behind the copy of the header; a
 //! [`ProcessorInfo`] is part of it and is sent again, alone, in a processor-info frame whenever cores change.
@@ -207,7 +207,7 @@ impl Capabilities {
     }
 }
 
-/// How datagrams find the receiving core (design §4; rows T5–T9).
+/// How datagrams find the receiving core (rows T5–T9).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum SteeringMode {

@@ -1,4 +1,4 @@
-//! Receiver indices: which machine and which session a datagram is for, unreadable to others (design §4).
+//! Receiver indices: which machine and which session a datagram is for, unreadable to others.
 //!
 //! index = P(node:12 | local:20) under a secret key, where P is a keyed permutation of 32 bits: a clustered
 //! hub brings all datagrams of a bond to one machine by undoing P, and an observer can neither count nodes

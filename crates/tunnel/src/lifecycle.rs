@@ -392,7 +392,7 @@ impl Lifecycle {
         }
     }
 
-    /// Tells the peer over every other usable path that this one went down (design §4 "Paths").
+    /// Tells the peer over every other usable path that this one went down.
     pub fn tell_state(&self, bond: usize, id: u8, state: PeerPathState, actions: &mut Vec<Action>) {
         for life in self.paths.iter().filter(|life| life.path.id != id && life.path.usable()) {
             let frames = encode(&Frame::PathState { path: id, state });
@@ -612,7 +612,7 @@ impl Lifecycle {
     }
 
     /// A datagram of an established path came from an address that is not the path's: it may have roamed.
-    /// Bulk follows only after the new address answered a challenge (design §4).
+    /// Bulk follows only after the new address answered a challenge.
     pub fn on_moved(&mut self, id: u8, source: Route, token: u64) {
         if let Some(life) =
             self.paths.iter_mut().find(|life| life.path.id == id && life.path.state() == PathState::Probing)

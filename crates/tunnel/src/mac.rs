@@ -1,4 +1,4 @@
-//! The two MACs at the end of handshake messages, and the guard in front of the handshake (design §4).
+//! The two MACs at the end of handshake messages, and the guard in front of the handshake.
 //!
 //! In the order a listener uses them:
 //!

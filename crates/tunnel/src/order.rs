@@ -1,4 +1,4 @@
-//! Order of packets that travelled over several paths (design §4 "Order").
+//! Order of packets that travelled over several paths.
 //!
 //! One [`Stamper`] at the sender and one [`Orderer`] at the receiver belong to a (bond, sending core,
 //! receiving core). Every ordered packet carries a `stamp`, +1 per packet over all paths, and `back`, the distance to

@@ -1,4 +1,4 @@
-//! One path of a bond: a local address × a remote address (design §1, row T1).
+//! One path of a bond: a local address × a remote address (row T1).
 //!
 //! A [`Path`] is shared by all cores. What a core needs per run of packets (rate, booking, delay,
 //! state) is atomic; what changes per report lies behind a mutex that is taken some hundred times a

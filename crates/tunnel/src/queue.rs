@@ -1,6 +1,6 @@
 //! The one queue of a core: FQ-CoDel (RFC 8290) over super-packets, with a cursor.
 //!
-//! The inner TCP or QUIC is the only congestion controller (design §4 "Rate"), so it must meet its
+//! The inner TCP or QUIC is the only congestion controller, so it must meet its
 //! queue *here*, before the paths, where it is short and where drops and ECN marks say something.
 //! Data flows like this:
 //!

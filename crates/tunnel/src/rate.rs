@@ -3,7 +3,7 @@
 //! The paths' packets wait in our own FQ-CoDel ([`crate::queue`]) and not in the modem: each path is
 //! paced just at what it can carry. One [`RateController`] per path learns that from the peer's reports,
 //! with nothing set by
-//! hand (design §4 "Rate"). What flows through [`RateController::on_sample`]:
+//! hand. What flows through [`RateController::on_sample`]:
 //!
 //! 1. **Estimators** (`rate/filters.rs`): base delay, jitter, a window of reports. The delay of
 //!    single packets is noisy (radio, bursts, a loaded host), so the queue is the *smallest* excess of the last

@@ -1,4 +1,4 @@
-//! Replay window of one lane (RFC 6479; design §4 "Lane").
+//! Replay window of one lane (RFC 6479).
 //!
 //! A ring of 64-bit words; moving forward clears whole words, so nothing is shifted. Order of use:
 //! [`Window::check`] before the AEAD (cheap refusal of copies), [`Window::commit`] after it succeeded.

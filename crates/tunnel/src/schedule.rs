@@ -1,4 +1,4 @@
-//! Earliest-arrival scheduling over the paths of a bond (design §4 "Scheduling").
+//! Earliest-arrival scheduling over the paths of a bond.
 //!
 //! Every run of packets goes where it will *arrive* first:
 //! `max(now, tx_free) + size / rate + relative one-way delay + k · jitter`. On equal links that is weighted
@@ -296,8 +296,7 @@ pub fn serialise_ns(bytes: u64, rate: u64) -> u64 {
     }
 }
 
-/// When a path is free: one word shared by all cores (design §4: "one atomic `tx_free` per path and cap,
-/// reserved per run").
+/// When a path is free: one atomic word per path and cap, shared by all cores, reserved per run of datagrams.
 #[derive(Debug, Default)]
 pub struct TxFree(AtomicU64);
 

@@ -2,7 +2,7 @@
 //!
 //! One ring of bytes holds them all, so that a run of equal datagrams lies contiguous and leaves with a
 //! single GSO send, and a datagram that must be sent again is still there, sealed, byte for byte
-//! (design §4 "Recovery": retransmits carry *the same sealed bytes*).
+//! (what is sent again are *the same sealed bytes*).
 //!
 //! ```text
 //!  oldest                                     write

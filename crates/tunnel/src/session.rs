@@ -1,7 +1,7 @@
 //! One key epoch of a bond: what a completed handshake leaves behind.
 //!
 //! A [`Session`] is immutable but for two flags, so every core may read it without a lock. Counters and
-//! replay windows live with the cores, one set per lane (design §4 "Lane").
+//! replay windows live with the cores, one set per lane.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -13,7 +13,7 @@ use crate::time::Time;
 pub const REKEY_AFTER_MS: u64 = 120_000;
 /// A session is refused after this long.
 pub const REJECT_AFTER_MS: u64 = 180_000;
-/// A session is renewed after this many packets of one core (AES-GCM limit with a wide margin, design §4).
+/// A session is renewed after this many packets of one core (AES-GCM limit with a wide margin).
 pub const REKEY_AFTER_PACKETS: u64 = 1 << 27;
 /// No packet is sealed with a counter at or above this; the rekey above comes long before.
 pub const REJECT_AFTER_PACKETS: u64 = 1 << 40;

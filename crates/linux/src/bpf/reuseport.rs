@@ -3,8 +3,7 @@
 //! It sees the UDP payload and returns a position in the group (the order in which the sockets were bound). A
 //! position that does not exist makes the kernel fall back to its hash of the 4-tuple; the program uses that
 //! for everything that names no core, and never drops. It runs once per merged train, on the first datagram's
-//! bytes: this is why each (sending core, receiving core) pair has a 4-tuple of its own (design §4,
-//! "4-tuples").
+//! bytes: this is why each (sending core, receiving core) pair has a 4-tuple of its own.
 
 use std::os::fd::AsFd;
 
@@ -17,9 +16,9 @@ pub type Instruction = libc::sock_filter;
 
 /// Not a position in any group: the kernel picks by its hash.
 const FALL_BACK: u32 = u32::MAX;
-/// The receiving core is not told; the sending core stands in for it (design §4, lane 255).
+/// The receiving core is not told; the sending core stands in for it (lane 255).
 const NOT_TOLD: u32 = 255;
-/// The lowest kind of datagram that belongs to a lane (design §4: 4 sealed, 5 clear, 6 partial; below are
+/// The lowest kind of datagram that belongs to a lane (4 sealed, 5 clear, 6 partial; below are
 /// handshakes).
 const KIND_DATA_MIN: u32 = 4;
 

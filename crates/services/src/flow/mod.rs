@@ -1,4 +1,4 @@
-//! The flow table of one core, and what it keeps of a flow (design §5, §6; rows C2–C4).
+//! The flow table of one core, and what it keeps of a flow (rows C2–C4).
 //!
 //! One look-up answers for both directions: a flow has the key of the packets of its original direction and the key of
 //! its replies *as they arrive*, and both lead to the same [`Record`]. Used by one thread. Nothing is allocated for a

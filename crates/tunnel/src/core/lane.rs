@@ -1,4 +1,4 @@
-//! Receiving side of one lane: replay window, statistics, gaps (design §4 "Lane").
+//! Receiving side of one lane: replay window, statistics, gaps.
 
 use std::collections::VecDeque;
 

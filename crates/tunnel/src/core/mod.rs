@@ -175,7 +175,7 @@ impl Core {
     }
 
     /// Looks at an inner packet once: its headers, its flow, and which core of this node owns it by our own hash and
-    /// table (design §3). `flow`: where the caller knows it better than the packet tells, as of a later fragment.
+    /// table. `flow`: where the caller knows it better than the packet tells, as of a later fragment.
     ///
     /// # Errors
     /// `IpMalformed`.

@@ -1,4 +1,4 @@
-//! Sending side of lanes: the next counter, and what the peer has confirmed (design §4 "Lane").
+//! Sending side of lanes: the next counter, and what the peer has confirmed.
 
 use super::feedback::Reported;
 use crate::time::Time;

@@ -64,7 +64,7 @@ impl Transmit {
         self.wake = now;
     }
 
-    /// Paths of this core on which data is outstanding while reports stopped (design §4 "Paths"), each with whether
+    /// Paths of this core on which data is outstanding while reports stopped, each with whether
     /// anything else still comes over it.
     pub fn find_suspects(&self, now: Time) -> Vec<(u8, bool)> {
         let mut suspects = Vec::new();

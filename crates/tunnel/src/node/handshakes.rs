@@ -127,7 +127,7 @@ impl Node {
             return Err(DropReason::HandshakeUnknownPeer);
         };
         if bond.dialer {
-            // Both have endpoints: the lower public key dials (design §4), or two dialers would race for path ids.
+            // Both have endpoints: the lower public key dials, or two dialers would race for path ids.
             if self.identity.public() > opened.remote_static {
                 self.yield_dialing(now, bond);
             }

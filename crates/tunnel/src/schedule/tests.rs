@@ -163,7 +163,7 @@ fn at(sorted: &[u64], share: f64) -> f64 {
 }
 
 /// One greedy flow and a ping through 100 Mbit/s 10 ms + 50/20 + 20/40: everything is used, arrives nearly in order,
-/// and the ping takes the quick path past it (design §10: ≤ 30 ms).
+/// and the ping takes the quick path past it (≤ 30 ms).
 #[test]
 #[allow(clippy::print_stdout, reason = "shown with --nocapture")]
 fn three_links() {

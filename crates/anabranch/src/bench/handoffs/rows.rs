@@ -25,7 +25,7 @@ const LISTEN: [&str; 2] = ["203.0.113.10", "2001:db8::10"];
 /// One line of the result.
 #[derive(Serialize)]
 pub struct Row {
-    /// Row of the mission.
+    /// Row of `docs/requirements.md`.
     row: &'static str,
     what: &'static str,
     cores: u8,
