@@ -78,6 +78,13 @@ pub struct Peer {
     pub flow: FlowDefinition,
 }
 
+impl Peer {
+    /// Whether the bond may use a WAN (row T1): a dialer makes paths over these only, a listener takes no others.
+    pub fn may_use(&self, wan: u16) -> bool {
+        self.wans.as_ref().is_none_or(|wans| wans.contains(&wan))
+    }
+}
+
 /// Everything that may change while the node runs.
 #[derive(Clone, Default)]
 pub struct Snapshot {

@@ -230,7 +230,7 @@ impl Node {
             if bond.dialer {
                 self.update_paths(now, bond, &snapshot.wans, actions);
             } else {
-                paths::limit_paths(bond, &snapshot.wans);
+                self.limit_paths(bond, &snapshot.wans, actions);
             }
         }
     }

@@ -133,6 +133,10 @@ impl Node {
             }
             return Err(DropReason::HandshakeUnknownPeer);
         }
+        if !bond.peer.load().may_use(source.wan) {
+            // The same message comes over the bond's own WANs as well.
+            return Err(DropReason::NoPath);
+        }
         let mut life = lifecycle(bond);
         life.gate.accept(now, opened.timestamp_ns)?;
         self.respond(now, bond, &mut life, source, opened, actions)

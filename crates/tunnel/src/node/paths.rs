@@ -13,7 +13,11 @@ use crate::time::Time;
 
 impl Node {
     /// A listener met a path id it does not know, in an authenticated datagram: the dialer opened a path.
+    /// It must come in over a WAN of the bond.
     pub fn on_new_path(&self, now: Time, bond: &Bond, id: u8, source: &Source) {
+        if !bond.peer.load().may_use(source.wan) {
+            return;
+        }
         let (token, wan) = {
             let mut control = self.control();
             (control.token(), control.wans.iter().find(|wan| wan.id == source.wan).cloned())
@@ -37,6 +41,9 @@ impl Node {
 
     /// An authenticated datagram of a known path came from elsewhere.
     pub fn on_moved(&self, now: Time, bond: &Bond, id: u8, source: &Source) {
+        if !bond.peer.load().may_use(source.wan) {
+            return;
+        }
         self.poll_soon(now);
         let token = self.control().token();
         lifecycle(bond).on_moved(id, source.route(), token);
@@ -58,9 +65,8 @@ impl Node {
     pub(super) fn update_paths(&self, now: Time, bond: &Bond, wans: &[Wan], actions: &mut Vec<Action>) {
         let peer = bond.peer.load();
         let mut life = lifecycle(bond);
-        let allowed = |wan: &Wan| peer.wans.as_ref().is_none_or(|ids| ids.contains(&wan.id));
         let mut wanted = Vec::new();
-        for wan in wans.iter().filter(|wan| allowed(wan)) {
+        for wan in wans.iter().filter(|wan| peer.may_use(wan.id)) {
             for endpoint in &peer.endpoints {
                 wanted.extend((0..peer.paths_per_pair.clamp(1, 8)).map(|nth| (wan, *endpoint, nth)));
             }
@@ -102,29 +108,42 @@ impl Node {
             }
         }
     }
+
+    /// Listener: drops paths over WANs that the bond may not use any more (row T1), and follows caps, tiers and state of
+    /// the others' WANs.
+    pub(super) fn limit_paths(&self, bond: &Bond, wans: &[Wan], actions: &mut Vec<Action>) {
+        let peer = bond.peer.load();
+        let mut life = lifecycle(bond);
+        let refused: Vec<u8> =
+            life.paths.iter().filter(|l| !peer.may_use(l.path.route().wan)).map(|l| l.path.id).collect();
+        for id in refused {
+            life.retain_paths(bond, |l| l.path.id != id);
+            life.tell_state(bond.slot, id, PeerPathState::Removed, actions);
+        }
+        for path in life.paths.iter().map(|life| &life.path) {
+            if let Some(wan) = wans.iter().find(|wan| wan.id == path.route().wan) {
+                path.set_limits(wan.tier, rate_max(wan));
+                if !wan.up {
+                    path.set_state(PathState::Down, "WAN down");
+                }
+            }
+        }
+    }
 }
 
+/// Rate cap in bytes per second.
 fn rate_max(wan: &Wan) -> Option<u64> {
     wan.rate_max_bps.map(|bps| bps / 8)
 }
 
+/// Largest UDP payload an interface MTU leaves for this address family.
 fn datagram_limit(mtu: u16, remote: &SocketAddr) -> u16 {
     let headers = if remote.ip().to_canonical().is_ipv4() { 28 } else { 48 };
     mtu.clamp(1_280, 9_000) - headers
 }
 
+/// A WAN can reach an endpoint: it has an address of that family (or none is known and the kernel decides).
 fn reaches(wan: &Wan, endpoint: &SocketAddr) -> bool {
     wan.addresses.is_empty()
         || wan.addresses.iter().any(|address| address.is_ipv4() == endpoint.ip().to_canonical().is_ipv4())
-}
-
-pub(super) fn limit_paths(bond: &Bond, wans: &[Wan]) {
-    for path in bond.paths.load().iter() {
-        if let Some(wan) = wans.iter().find(|wan| wan.id == path.route().wan) {
-            path.set_limits(wan.tier, rate_max(wan));
-            if !wan.up {
-                path.set_state(PathState::Down, "WAN down");
-            }
-        }
-    }
 }
