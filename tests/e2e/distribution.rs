@@ -12,8 +12,8 @@ fn bench(arguments: &[&str]) -> (Option<i32>, String, String) {
     (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
 
-/// Row C8: every scheme reads each packet once and processes it where its flow lives; only by flow nothing is handed over
-/// and nothing reordered; by transaction and by group no flow is split over readers, so that its packets stay in order.
+/// Row C8: every scheme reads each packet once and processes it where its flow lives. By flow nothing is handed over and
+/// nothing reordered; by interface, service and groups of them a flow has one reader, so that its packets stay in order.
 #[test]
 fn c8_schemes_of_distribution_are_compared() {
     let (code, text, said) = bench(&["--cores", "3", "--packets", "200000", "--json"]);

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use control::protocol::BackendWish;
 use control::protocol::Request;
 
-use crate::output::Target;
+use crate::output::RunningNode;
 
 /// Arguments of `backend`.
 #[derive(clap::Args)]
@@ -44,7 +44,7 @@ struct Which {
     /// Address of the backend, with its port where several have the same
     backend: String,
     #[command(flatten)]
-    target: Target,
+    target: RunningNode,
 }
 
 /// Changes a backend.
@@ -84,7 +84,7 @@ struct WhichCore {
     /// Core id, as in status
     core: usize,
     #[command(flatten)]
-    target: Target,
+    target: RunningNode,
 }
 
 /// Takes a core out of work, or puts it back.

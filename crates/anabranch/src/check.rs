@@ -83,7 +83,7 @@ fn summary(config: &Config) -> String {
     text
 }
 
-/// What there is besides the tunnel.
+/// Summary of everything besides the tunnel.
 fn services(config: &Config) -> String {
     let all = &config.services;
     if all.is_empty() {

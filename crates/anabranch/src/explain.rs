@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use control::protocol::Request;
 
-use crate::output::{Target, print, print_json};
+use crate::output::{RunningNode, print, print_json};
 
 /// Arguments of `explain`.
 #[derive(clap::Args)]
@@ -26,7 +26,7 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    target: Target,
+    target: RunningNode,
 }
 
 /// Explains a packet.

@@ -6,7 +6,7 @@ use control::config::values::{ValueError, prefix};
 use control::protocol::Request;
 use ipnet::IpNet;
 
-use crate::output::{Target, print, print_json};
+use crate::output::{RunningNode, print, print_json};
 
 /// Arguments of `group`.
 #[derive(clap::Args)]
@@ -37,7 +37,7 @@ enum Command {
         #[arg(long)]
         json: bool,
         #[command(flatten)]
-        target: Target,
+        target: RunningNode,
     },
 }
 
@@ -49,7 +49,7 @@ struct Change {
     #[arg(required = true, value_name = "PREFIX", value_parser = net)]
     prefixes: Vec<IpNet>,
     #[command(flatten)]
-    target: Target,
+    target: RunningNode,
 }
 
 fn net(text: &str) -> Result<IpNet, ValueError> {

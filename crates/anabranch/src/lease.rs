@@ -8,7 +8,7 @@ use control::protocol::LeaseWish;
 use control::protocol::Request;
 use ipnet::IpNet;
 
-use crate::output::{Target, print, print_json};
+use crate::output::{RunningNode, print, print_json};
 
 /// Arguments of `lease`.
 #[derive(clap::Args)]
@@ -54,14 +54,14 @@ Taking it again with the same words gives the same range. Exit code 1: refused, 
         #[arg(long)]
         json: bool,
         #[command(flatten)]
-        target: Target,
+        target: RunningNode,
     },
     /// Give a range back
     Return {
         /// Who holds it
         name: String,
         #[command(flatten)]
-        target: Target,
+        target: RunningNode,
     },
     /// List all leases
     List {
@@ -72,7 +72,7 @@ Taking it again with the same words gives the same range. Exit code 1: refused, 
         #[arg(long)]
         nft: bool,
         #[command(flatten)]
-        target: Target,
+        target: RunningNode,
     },
 }
 

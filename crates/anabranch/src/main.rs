@@ -54,7 +54,7 @@ Examples:
 #[derive(Parser)]
 #[command(name = "anabranch", version, after_help = EXIT_CODES, max_term_width = 110)]
 struct Cli {
-    /// What is logged: error, warn, info, debug, trace, or a filter such as `info,engine=debug`
+    /// Log level: error, warn, info, debug, trace, or a filter such as `info,engine=debug`
     /// [default: the variable ANABRANCH_LOG, then RUST_LOG, then info]
     #[arg(long, value_name = "LEVEL", global = true)]
     log: Option<String>,

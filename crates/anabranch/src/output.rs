@@ -28,16 +28,16 @@ pub(crate) fn complain(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
-/// Which running gateway is meant.
+/// Running node that a command is for.
 #[derive(clap::Args)]
-pub(crate) struct Target {
-    /// Control socket of the gateway [default: the only one in /run/anabranch]
+pub(crate) struct RunningNode {
+    /// Control socket of the node [default: the only one in /run/anabranch]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
 }
 
-impl Target {
-    /// Asks the gateway. `Err` is the exit code when there is no answer, which has been said then.
+impl RunningNode {
+    /// Asks the node. `Err` is the exit code when there is no answer, which has been said then.
     pub(crate) fn call(&self, request: Request) -> Result<(PathBuf, Response), ExitCode> {
         let answer = find(self.socket.as_deref()).and_then(|path| {
             let response = call(&path, request)?;
@@ -50,8 +50,8 @@ impl Target {
     }
 }
 
-impl Target {
-    /// Asks the gateway for something it can refuse. `Err` is the exit code; the reason has been said then.
+impl RunningNode {
+    /// Asks the node for something it can refuse. `Err` is the exit code; the reason has been said then.
     pub(crate) fn ask(&self, request: Request) -> Result<Response, ExitCode> {
         let (_, response) = self.call(request)?;
         if let Some(warning) = &response.warning {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use control::protocol::Request;
 
 use crate::EXIT_CONFIGURATION;
-use crate::output::{Target, complain, print};
+use crate::output::{RunningNode, complain, print};
 
 /// Arguments of `reload`.
 #[derive(clap::Args)]
@@ -17,7 +17,7 @@ Prints what changed. A configuration with errors is refused as a whole (exit cod
 what cannot change while the gateway runs is listed as needing a restart.")]
 pub(crate) struct Args {
     #[command(flatten)]
-    target: Target,
+    target: RunningNode,
 }
 
 /// Makes the gateway read its configuration again.

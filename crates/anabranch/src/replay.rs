@@ -34,7 +34,7 @@ use crate::output;
 
 /// Frames of a capture at most: all of them are in memory.
 const FRAMES_MAX: usize = 20_000_000;
-/// What a Linux host keeps for its own connections unless told otherwise.
+/// Ports that a Linux host keeps for its own connections unless told otherwise.
 const EPHEMERAL: (u16, u16) = (32_768, 60_999);
 /// Where time begins, ns: a flow table does not start at zero.
 const START_NS: u64 = 1_000_000_000_000;
@@ -70,7 +70,7 @@ pub struct Args {
     json: bool,
 }
 
-/// What a replay tells.
+/// Result of a replay.
 #[derive(serde::Serialize)]
 struct Report {
     read_frames: usize,
@@ -222,7 +222,7 @@ fn cores(count: u8, spec: GatewaySpec) -> anyhow::Result<Cores> {
     Ok(Cores { workers: (0..count).map(worker).collect(), policy, ownership })
 }
 
-/// Every configured router has a hardware address made from its own; other neighbours have none and leave as such.
+/// Every configured router has a hardware address made from its own; other neighbors have none and leave as such.
 fn neighbors(spec: &GatewaySpec) -> Neighbors {
     let mut neighbors = Neighbors { version: 1, ..Neighbors::default() };
     for route in &spec.routes {

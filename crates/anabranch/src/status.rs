@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use control::protocol::FlowFilter;
 use control::protocol::{Request, Response};
 
-use crate::output::{Target, complain, print, print_json};
+use crate::output::{RunningNode, complain, print, print_json};
 use crate::{EXIT_COMMAND_LINE, EXIT_NOT_RUNNING};
 
 /// Arguments of `status`.
@@ -33,7 +33,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 100, requires = "flows")]
     limit: usize,
     #[command(flatten)]
-    target: Target,
+    target: RunningNode,
 }
 
 /// Shows the live state.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use control::protocol::Request;
 
 use crate::EXIT_NOT_RUNNING;
-use crate::output::{Target, complain, exists};
+use crate::output::{RunningNode, complain, exists};
 
 /// Arguments of `stop`.
 #[derive(clap::Args)]
@@ -17,7 +17,7 @@ Example:
 Returns when the gateway has told its peers and taken its routes back.")]
 pub(crate) struct Args {
     #[command(flatten)]
-    target: Target,
+    target: RunningNode,
 }
 
 /// Stops the gateway.

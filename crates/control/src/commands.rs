@@ -26,7 +26,7 @@ pub(crate) enum CommandError {
     /// The request is for the event loop.
     #[error("not for the packet engine")]
     NotForGateway,
-    /// What is asked contradicts the configuration, or an earlier command.
+    /// The request contradicts the configuration, or an earlier command.
     #[error(transparent)]
     Override(#[from] OverrideError),
     /// The engine does not take it.

@@ -5,8 +5,33 @@
 //! Faults of syntax are reported alone, because everything behind them would be guesswork.
 //!
 //! The steps: `section` walks the TOML tables, `values` parses the little languages inside strings,
-//! `read` turns the tables into the types of this module, `cross` looks at what only shows
-//! when several values are compared.
+//! `read` and `services` turn the tables into the types of this module, `cross` and `services::check` look at what only
+//! shows when several values are compared.
+//!
+//! Every key and the function that reads it, as in `etc/reference.toml` (a test compares them). A value is then found by
+//! the name of its field: `git grep core_rebalance`.
+//!
+//! | section | keys | reader |
+//! |---|---|---|
+//! | `[node]` | name, private-key, private-key-file, listen, cores, rekey-after-seconds, state-dir, log-file, control-socket | `read::node` |
+//! | `[tun]` | name, address, mtu, route, table | `read::tun` |
+//! | `[[wan]]` | interface, match, tier, rate-max, address-family, gateway | `read::wan` |
+//! | `[[peer]]` | name, public-key, preshared-key, preshared-key-file, endpoints, allowed-ips, wans, paths-per-wan-pair, sockets-per-path, encryption, allow-cleartext, policy, flow | `read::peer` |
+//! | `[gateway]` | default-action, distribution, core-rebalance, log-file, timeouts | `services::read::gateway` |
+//! | `[gateway]` | flows-max, embryonic-max, fragment-bytes-max, fragments-per-source-max, errors-per-second-max | `services::read::limits` |
+//! | `[gateway]` | fragments, up-to-bytes, up-to-fragments, load-below-percent | `services::read::fragments` |
+//! | `[gateway.timeouts]` | tcp-established-seconds, tcp-transitory-seconds, tcp-closed-seconds, udp-seconds, udp-unreplied-seconds, icmp-seconds, other-seconds, fragments-seconds | `services::read::timeouts` |
+//! | `[[tenant]]` | name | `services::read::tenant` |
+//! | `[[interface]]` | name, device, address, tenant, mtu | `services::read::interface` |
+//! | `[[route]]` | to, via, interface, tenant | `services::read::route` |
+//! | `[[group]]` | name, members, file | `services::read::group` |
+//! | `[[rule]]` | name, action, from, to, protocol, port, source-port, tenant | `services::read::rule` |
+//! | `[[nat]]` | out, mode, addresses, from, tenants, mapping, ports, tables, flows-per-client-max, ports-per-client, assemble-fragments | `services::balance::nat` |
+//! | `[[forward]]` | listen, to, tenant, proxy-protocol | `services::balance::forward` |
+//! | `[[virtual-server]]` | name, listen, backends, method, delivery, source, source-addresses, connections-max, slow-start-seconds, proxy-protocol, health | `services::balance::server` |
+//! | `[[virtual-server]]` backends | address, weight, connections-max | `services::balance::backends` |
+//! | `[[virtual-server]]` health | tcp, http, status, host, command, interval-ms, timeout-ms, fall, rise | `services::balance::health` |
+//! | `[[lease]]` | name, tenant, from, address, first-port, ports | `services::balance::lease` |
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -114,7 +139,7 @@ pub struct Tun {
     pub routes: Routes,
 }
 
-/// What happens to the routes of allowed-ips, as with `Table` of WireGuard's tools.
+/// Routes of allowed-ips, as with `Table` of WireGuard's tools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Routes {
     /// Into the main table; default routes by a firewall mark and a table of their own.
@@ -215,7 +240,7 @@ pub struct Peer {
     pub encryption: Encryption,
     /// How a sending core chooses the receiving core (row T4).
     pub policy: Policy,
-    /// What makes a flow (row T2).
+    /// Definition of a flow (row T2).
     pub flow: FlowDefinition,
 }
 
@@ -238,7 +263,7 @@ impl Loaded {
     }
 }
 
-/// What [`parse`] needs to know besides the text.
+/// Surroundings of the text that [`parse`] reads.
 pub(crate) struct Surroundings<'a> {
     /// File name for messages.
     pub(crate) file: &'a str,

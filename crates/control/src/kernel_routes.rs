@@ -11,7 +11,7 @@ use linux::netlink::{Family, Netlink, Route, RouteSpec, RuleSpec};
 
 use crate::config;
 use crate::host_facts::{read_rp_filter, write_rp_filter};
-use crate::route_plan::{Changes, HostPlan, Numbers};
+use crate::route_plan::{HostPlan, Numbers, RouteChanges};
 use crate::warn_once::WarnOnce;
 
 /// Routes, rules and interface settings of one instance; dropping it takes everything back.
@@ -58,7 +58,7 @@ impl KernelRoutes {
     /// Sets MTU, queue and addresses of the TUN interface and switches it on.
     pub fn set_up_tun(&mut self, index: u32, tun: &config::Tun, addresses: &[IpNet]) -> linux::Result<()> {
         self.tun_index = Some(index);
-        // WireGuard's interfaces have no link-local address either: there is no neighbour to find.
+        // WireGuard's interfaces have no link-local address either: there is no neighbor to find.
         let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{}/addr_gen_mode", tun.name), "1");
         self.netlink.set_mtu(index, u32::from(tun.mtu))?;
         for (what, result) in [
@@ -131,7 +131,7 @@ impl KernelRoutes {
         HostPlan::found(self.numbers, self.tun_index, &routes, &rules)
     }
 
-    fn carry_out(&mut self, changes: &Changes) -> usize {
+    fn carry_out(&mut self, changes: &RouteChanges) -> usize {
         let mut done = 0;
         for rule in &changes.remove.rules {
             done += usize::from(self.check(self.netlink.del_rule(rule), gone, ""));
@@ -214,7 +214,7 @@ const TX_QUEUE_PACKETS: u32 = 1000;
 /// Largest super-packet the kernel may hand over: what 16-bit length fields can tell.
 const GSO_BYTES_MAX: u32 = 65_535;
 
-/// What is to be deleted is not there.
+/// Whether an error says that the entry to delete is not there.
 fn gone(error: &linux::Error) -> bool {
     // ESRCH for routes, ENOENT for rules, ENODEV for an interface that vanished meanwhile.
     matches!(error.raw_os_error(), Some(3 | 2 | 19))

@@ -73,7 +73,7 @@ pub fn decode_secret(text: &str) -> Result<PrivateKey, KeyError> {
     Ok(key)
 }
 
-/// What stands in a key file.
+/// Contents of a key file.
 pub struct KeyFile {
     /// Its text.
     pub text: Zeroizing<String>,

@@ -12,7 +12,7 @@ use linux::tun::Tun;
 use crate::commands::Commands;
 use crate::config::{Config, Endpoint, InterfaceMatch, Problem, Severity};
 use crate::events::{EventSender, NodeEvent};
-use crate::gateway::engine::{EngineHandle, Memory};
+use crate::gateway::engine::{EngineHandle, HandleState};
 use crate::gateway::policy;
 use crate::gateway::supervisor::GatewaySupervisor;
 use crate::host_facts::{HostFacts, HostView, read_ephemeral_ports};
@@ -20,7 +20,7 @@ use crate::kernel_routes::KernelRoutes;
 use crate::peer_names::{self, Resolver};
 use crate::protocol::{Request, Response};
 use crate::reload::{self, ReloadReport};
-use crate::route_plan::{HostPlan, Inputs, Numbers};
+use crate::route_plan::{HostPlan, Numbers, RouteInputs};
 use crate::status::read_tunnel::{self, BusyShares};
 use crate::status::{NameReport, Report, WanReport};
 use crate::timestamp_floor::TimestampFloor;
@@ -39,7 +39,7 @@ const LOOK_UP_AGAIN: Duration = Duration::from_secs(10);
 /// Endpoints of one peer that are given to the engine at most.
 const ENDPOINTS_MAX: usize = 32;
 
-/// What the engine was told last; it is told again only when this changes.
+/// WANs and endpoints that the engine was given last; it is told again only when they change.
 #[derive(Clone, Default, PartialEq)]
 struct Told {
     generation: u64,
@@ -70,8 +70,8 @@ pub(crate) struct Node {
     events: EventSender,
     last_refresh: Duration,
     supervisor: GatewaySupervisor,
-    /// What the door to the engine remembers.
-    memory: Memory,
+    /// State of the gateway's engine handle between calls.
+    handle_state: HandleState,
     busy_shares: BusyShares,
 }
 
@@ -132,7 +132,7 @@ impl Node {
             events,
             last_refresh: Duration::ZERO,
             supervisor,
-            memory: Memory::default(),
+            handle_state: HandleState::default(),
             busy_shares: BusyShares::default(),
         };
         node.set_names();
@@ -172,7 +172,7 @@ impl Node {
             wan.up &= was_up(live);
         }
         self.tell_engine(failed);
-        let plan = HostPlan::new(&Inputs {
+        let plan = HostPlan::new(&RouteInputs {
             numbers: self.numbers,
             config: &self.config,
             view: &view,
@@ -202,18 +202,22 @@ impl Node {
             &self.config,
             facts,
             self.host.netlink(),
-            &EngineHandle::new(&self.engine, &self.memory),
+            &EngineHandle::new(&self.engine, &self.handle_state),
         );
     }
 
     /// A monitor has a verdict about a backend.
     pub(crate) fn health(&self, change: &crate::health::HealthChange) {
-        self.supervisor.health(&self.config.services, change, &EngineHandle::new(&self.engine, &self.memory));
+        self.supervisor.health(
+            &self.config.services,
+            change,
+            &EngineHandle::new(&self.engine, &self.handle_state),
+        );
     }
 
     /// Answers a request about services.
     pub(crate) fn answer(&mut self, request: &Request) -> Response {
-        let engine = &EngineHandle::new(&self.engine, &self.memory);
+        let engine = &EngineHandle::new(&self.engine, &self.handle_state);
         Commands { gateway: &mut self.supervisor, config: &self.config, engine }.answer(request)
     }
 
@@ -360,7 +364,7 @@ impl Node {
         if let Some(state) = &mut self.state {
             state.keep(self.engine.timestamp_floor_ns());
         }
-        let handle = EngineHandle::new(&self.engine, &self.memory);
+        let handle = EngineHandle::new(&self.engine, &self.handle_state);
         let again = self.supervisor.tick(self.host.netlink(), &handle) || self.incomplete;
         if self.resolver.is_empty() {
             return again;
@@ -406,7 +410,7 @@ impl Node {
         report.warnings = warnings.iter().map(ToString::to_string).collect();
         report.warnings.extend(host_warnings(&config));
         if let Some(message) =
-            self.supervisor.refused(&config, &EngineHandle::new(&self.engine, &self.memory))
+            self.supervisor.refused(&config, &EngineHandle::new(&self.engine, &self.handle_state))
         {
             return Err(vec![problem(&config, Severity::Error, "lease", message)]);
         }
@@ -455,15 +459,15 @@ impl Node {
             names: names.collect(),
             gateway: self
                 .supervisor
-                .status(&self.config.services, &EngineHandle::new(&self.engine, &self.memory)),
+                .status(&self.config.services, &EngineHandle::new(&self.engine, &self.handle_state)),
         }
     }
 
     /// Ends in order: peers are told while the WANs still have their routes, then everything is taken back.
     pub(crate) fn stop(self) {
-        let Self { engine, mut host, mut state, mut supervisor, memory, .. } = self;
+        let Self { engine, mut host, mut state, mut supervisor, handle_state, .. } = self;
         let used_ns = engine.timestamp_floor_ns();
-        supervisor.end(&EngineHandle::new(&engine, &memory));
+        supervisor.end(&EngineHandle::new(&engine, &handle_state));
         engine.stop();
         supervisor.clear(host.netlink());
         host.clear();
@@ -482,7 +486,7 @@ fn tun_error(error: &linux::Error) -> StartError {
     StartError::Start(format!("{error}{hint}"))
 }
 
-/// What the host as it is now makes doubtful about a configuration: interfaces that are not there (they may come later, or
+/// Warnings about a configuration from the host as it is now: interfaces that are not there (they may come later, or
 /// the name is wrong), and default routes that only forwarded packets have.
 #[must_use]
 pub fn host_warnings(config: &Config) -> Vec<String> {

@@ -130,7 +130,7 @@ impl Resolver {
         }
     }
 
-    /// What a name stands for.
+    /// Addresses of a name.
     #[must_use]
     pub fn addresses(&self, host: &str) -> Vec<IpAddr> {
         self.names.get(host).map(Name::list).unwrap_or_default()

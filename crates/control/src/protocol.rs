@@ -68,7 +68,7 @@ pub enum Request {
         server: String,
         /// Address, with the port where several have the same.
         backend: String,
-        /// What to do.
+        /// Change.
         wish: BackendWish,
     },
     /// Take a core out of work, or put it back (row C7).

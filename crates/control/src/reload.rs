@@ -1,4 +1,4 @@
-//! What a new configuration changes while the gateway runs, and what has to wait for a restart.
+//! Reload: changes of a new configuration that apply to the running node, and those that wait for a restart.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -9,7 +9,7 @@ use crate::config::{Config, Peer, Wan};
 
 mod services;
 
-/// What a reload did.
+/// Result of a reload.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReloadReport {
     /// Changes that are in force now; empty when the file says what runs already.

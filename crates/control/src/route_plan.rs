@@ -37,7 +37,7 @@ const PRIORITY_FIRST: u32 = 4096;
 const SLOTS: u32 = 4096;
 const TABLE_FIRST: u32 = 0x00a7_0000 << 8;
 
-/// What a rule is for, in the order rules are tried.
+/// Purpose of a rule, in the order rules are tried.
 #[derive(Clone, Copy)]
 enum Place {
     /// Sockets bound to a WAN.
@@ -48,7 +48,7 @@ enum Place {
     FromWanNear = 2,
     /// Others that answer from a WAN's address.
     FromWan = 3,
-    /// What is near does not enter the tunnel.
+    /// Destinations nearby do not enter the tunnel.
     Near = 4,
     /// The rest does.
     Tunnel = 5,
@@ -107,18 +107,18 @@ pub struct HostPlan {
     pub rules: Vec<RuleSpec>,
 }
 
-/// What must be done; removals come first.
+/// RouteChanges that lead to a plan; removals come first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Changes {
+pub struct RouteChanges {
     /// To be removed.
     pub remove: HostPlan,
     /// To be added.
     pub add: HostPlan,
 }
 
-/// What the plan is made from.
+/// RouteInputs of a plan.
 #[derive(Clone, Copy)]
-pub struct Inputs<'a> {
+pub struct RouteInputs<'a> {
     /// Numbers of this instance.
     pub numbers: Numbers,
     /// Configuration.
@@ -135,9 +135,9 @@ pub struct Inputs<'a> {
 }
 
 impl HostPlan {
-    /// What the host should have.
+    /// Plan for a configuration on this host.
     #[must_use]
-    pub fn new(inputs: &Inputs<'_>) -> Self {
+    pub fn new(inputs: &RouteInputs<'_>) -> Self {
         let mut plan = Self::default();
         for live in inputs.wans {
             plan.add_wan(inputs, live);
@@ -146,7 +146,7 @@ impl HostPlan {
         plan
     }
 
-    /// What of an instance is there, from dumps of the kernel.
+    /// Entries of an instance that are there, from dumps of the kernel.
     #[must_use]
     pub fn found(numbers: Numbers, tun_index: Option<u32>, routes: &[Route], rules: &[RuleSpec]) -> Self {
         let ours = |route: &&Route| {
@@ -163,9 +163,9 @@ impl HostPlan {
         }
     }
 
-    /// What must change so that `found` becomes `self`.
+    /// RouteChanges that make `self` of `found`.
     #[must_use]
-    pub fn difference(&self, found: &Self) -> Changes {
+    pub fn difference(&self, found: &Self) -> RouteChanges {
         let without = |list: &Self, other: &Self| Self {
             routes: list
                 .routes
@@ -175,10 +175,10 @@ impl HostPlan {
                 .collect(),
             rules: list.rules.iter().filter(|rule| !other.rules.contains(rule)).cloned().collect(),
         };
-        Changes { remove: without(found, self), add: without(self, found) }
+        RouteChanges { remove: without(found, self), add: without(self, found) }
     }
 
-    fn add_wan(&mut self, inputs: &Inputs<'_>, live: &LiveWan) {
+    fn add_wan(&mut self, inputs: &RouteInputs<'_>, live: &LiveWan) {
         let (Some(index), Some(section)) = (live.index, live.section) else { return };
         let Some(section) = inputs.config.wans.get(section) else { return };
         let table = inputs.numbers.wan_table(live.wan.id);
@@ -201,7 +201,7 @@ impl HostPlan {
         }
     }
 
-    fn add_from_rules(&mut self, inputs: &Inputs<'_>, address: IpAddr, table: u32) {
+    fn add_from_rules(&mut self, inputs: &RouteInputs<'_>, address: IpAddr, table: u32) {
         let family = family_of(address);
         let from = |place, table| RuleSpec {
             from: Some(IpNet::from(address)),
@@ -219,8 +219,8 @@ impl HostPlan {
         }
     }
 
-    fn add_allowed_ips(&mut self, inputs: &Inputs<'_>) {
-        let Inputs { config, numbers, .. } = inputs;
+    fn add_allowed_ips(&mut self, inputs: &RouteInputs<'_>) {
+        let RouteInputs { config, numbers, .. } = inputs;
         let (auto, table) = match config.tun.routes {
             Routes::Off => return,
             Routes::Table(table) => (false, table),
@@ -244,7 +244,7 @@ impl HostPlan {
         }
     }
 
-    fn add_default_rules(&mut self, inputs: &Inputs<'_>, family: Family) {
+    fn add_default_rules(&mut self, inputs: &RouteInputs<'_>, family: Family) {
         let table = inputs.numbers.tunnel_table();
         for host in inputs.outside.iter().filter(|host| family_of(**host) == family) {
             self.routes.push(RouteSpec {
@@ -262,7 +262,7 @@ impl HostPlan {
     }
 }
 
-/// What the main table knows about the WAN's interface, for the WAN's own table, and its default route.
+/// Routes of a WAN's own table: the main table's over its interface, and its default route.
 fn wan_routes(
     view: &HostView,
     section: &config::Wan,

@@ -39,7 +39,7 @@ impl TimestampFloor {
         Self { path: directory.join(format!("{name}.json")), reserved_ns: 0, complained: false }
     }
 
-    /// What an earlier run has reserved; 0 when there was none or the file cannot be used.
+    /// Highest timestamp that an earlier run has reserved; 0 when there was none or the file cannot be used.
     pub fn load(&mut self) -> u64 {
         let contents = match read(&self.path) {
             Ok(contents) => contents,

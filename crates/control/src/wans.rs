@@ -15,13 +15,13 @@ const KNOWN_MAX: usize = config::WANS_MAX;
 /// A WAN as it is now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LiveWan {
-    /// What the engine is told.
+    /// WAN as the engine is given it.
     pub wan: Wan,
     /// Interface index; `None` while the interface is missing, or for the unbound WAN.
     pub index: Option<u32>,
     /// Its `[[wan]]` section; `None` for the unbound WAN.
     pub section: Option<usize>,
-    /// The interface has one peer and no neighbours (PPP, raw-IP modems).
+    /// The interface has one peer and no neighbors (PPP, raw-IP modems).
     pub point_to_point: bool,
     /// The interface was made anew under its old name: sockets bound to the old one are dead.
     pub replaced: bool,

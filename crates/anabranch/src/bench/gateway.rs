@@ -59,7 +59,7 @@ struct Row {
     /// The same number again, in the places of those that ended.
     new_flows_again_per_s: f64,
     hits_mpps: f64,
-    /// What the process grew by while the flows began, for each: the flow table, the NAT's tables, everything.
+    /// Growth of the process while the flows began, for each: the flow table, the NAT's tables, everything.
     bytes_per_flow: f64,
     /// Memory of the process in use before the first flow and after the last.
     resident_before_bytes: u64,
@@ -83,7 +83,7 @@ struct Report {
     handed_over: u64,
 }
 
-/// What kind of flows.
+/// Kind of flows.
 #[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
 pub(super) enum Kind {
     /// IPv4 without translation
@@ -459,7 +459,7 @@ fn common(kind: Kind, cores: u8) -> anyhow::Result<Common> {
     assemble(spec(kind)?, cores)
 }
 
-/// What the cores of a gateway share.
+/// State that the cores of a gateway share.
 pub(super) fn assemble(spec: GatewaySpec, cores: u8) -> anyhow::Result<Common> {
     let (policy, _) = Policy::compile(spec, None, 0).map_err(|error| anyhow!(error))?;
     let keys = std::iter::from_fn(|| {

@@ -8,18 +8,18 @@ use std::process::ExitCode;
 
 use clap::{Args as ClapArgs, Subcommand};
 
-/// What to measure.
+/// Measurement.
 #[derive(ClapArgs)]
 #[command(
     after_help = "Examples:\n  anabranch bench gateway\n  anabranch bench gateway --flows 10000000 --json"
 )]
 pub struct Args {
     #[command(subcommand)]
-    what: What,
+    measurement: Measurement,
 }
 
 #[derive(Subcommand)]
-enum What {
+enum Measurement {
     /// Firewall, NAT and virtual servers over packets in memory
     Gateway(gateway::Args),
     /// Schemes of giving packets to cores, compared over packets in memory
@@ -30,9 +30,9 @@ enum What {
 
 /// Runs it.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    match &args.what {
-        What::Distribution(args) => distribution::run(args),
-        What::Gateway(args) => gateway::run(args),
-        What::Handoffs(args) => handoffs::run(args),
+    match &args.measurement {
+        Measurement::Distribution(args) => distribution::run(args),
+        Measurement::Gateway(args) => gateway::run(args),
+        Measurement::Handoffs(args) => handoffs::run(args),
     }
 }

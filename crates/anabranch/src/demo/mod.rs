@@ -1,16 +1,16 @@
 //! `anabranch demo`: two sites, three emulated links, two real gateways, real traffic, a link that falls silent; and a report.
 //!
-//! [`stage`] builds the network and starts the gateways, [`course`] sends the traffic and measures it where it
+//! [`sites`] builds the network and starts the gateways, [`run`] sends the traffic and measures it where it
 //! arrives, [`progress`] shows what is going on meanwhile, [`report`] says what came of it.
 //! The gateways are this very program, started as `anabranch up CONFIG`: nothing is simulated but the links.
 //!
 //! `anabranch demo --gateway` shows the other half of the program; it is in [`gateway`].
 
-mod course;
 mod gateway;
 mod progress;
 mod report;
-mod stage;
+mod run;
+mod sites;
 
 use std::io::Write;
 use std::os::fd::AsFd;
@@ -22,14 +22,14 @@ use linux::event::{Epoll, Interest, Signal, Signals};
 use testbed::Privilege;
 use testbed::stop::Stop;
 
-use course::Course;
 use progress::Progress;
 use report::Report;
-use stage::Stage;
+use run::DemoRun;
+use sites::Sites;
 
 /// Seconds of traffic unless told otherwise.
 const SECONDS: u64 = 36;
-/// What a shell expects of a program ended by Ctrl-C.
+/// Exit code that a shell expects of a program ended by Ctrl-C.
 const EXIT_STOPPED: u8 = 130;
 
 const EXAMPLES: &str = "\
@@ -89,28 +89,28 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 /// The report as text or JSON, and whether all data arrived intact.
 fn perform(seconds: u64, json: bool, stop: &Stop, progress: &mut Progress) -> anyhow::Result<(String, bool)> {
-    let mut stage = Stage::build(progress)?;
-    stage.wait_until_joined(stop, progress)?;
-    let before = stage.statuses()?;
-    let (client, server) = stage.sites();
-    let silence = |on| stage.silence(on);
-    let course = Course {
+    let mut sites = Sites::build(progress)?;
+    sites.wait_until_joined(stop, progress)?;
+    let before = sites.statuses()?;
+    let (client, server) = sites.sites();
+    let silence = |on| sites.silence(on);
+    let run = DemoRun {
         client,
         server,
-        server_ip: stage::HUB_IP.into(),
-        links: &stage::LINKS,
+        server_ip: sites::HUB_IP.into(),
+        links: &sites::LINKS,
         silence: &silence,
         stop,
     };
     let mut loaded = None;
-    let results = course.run(seconds as f64, progress, &mut || {
-        loaded = Some(stage.statuses()?);
+    let results = run.run(seconds as f64, progress, &mut || {
+        loaded = Some(sites.statuses()?);
         Ok(())
     })?;
-    let after = stage.statuses()?;
-    stage.check_alive()?;
+    let after = sites.statuses()?;
+    sites.check_alive()?;
     progress.step("Ending the gateways");
-    drop(stage);
+    drop(sites);
     let report = Report::new(seconds, &results, [&before, loaded.as_ref().unwrap_or(&after), &after]);
     Ok((if json { report.json()? } else { report.text() }, report.intact))
 }

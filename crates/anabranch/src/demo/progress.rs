@@ -1,4 +1,4 @@
-//! What the user sees on standard error while the demo runs: a bar on a terminal, plain lines elsewhere.
+//! Progress on standard error while the demo runs: a bar on a terminal, plain lines elsewhere.
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
@@ -68,7 +68,7 @@ impl Progress {
         }
     }
 
-    /// What to say about the present step.
+    /// Text about the present step.
     pub(super) fn message(&self, text: impl Display) {
         if let Some(bar) = &self.bar {
             bar.set_message(text.to_string());

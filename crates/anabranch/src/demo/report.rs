@@ -1,4 +1,4 @@
-//! What came of the demo: one JSON object, or a page for people.
+//! Report of the demo: one JSON object, or a page for people.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -6,8 +6,8 @@ use std::fmt::Write;
 use control::status::{CoreStatus, TunnelStatus};
 use serde::Serialize;
 
-use super::course::{Results, all_intact, ideal_mbps, ping};
-use super::stage::{LINKS, sum_mbps};
+use super::run::{Results, all_intact, ideal_mbps, ping};
+use super::sites::{LINKS, sum_mbps};
 
 /// The figures. Field names are the JSON keys, and are kept.
 #[derive(Debug, Serialize)]
@@ -257,7 +257,7 @@ fn volume(bytes: u64) -> String {
     if mb >= 1_000.0 { format!("{:.2} GB", mb / 1e3) } else { format!("{mb:.0} MB") }
 }
 
-/// What the sender says about each link. Several paths may run over one.
+/// Sender's figures of each link. Several paths may run over one.
 fn paths(before: &TunnelStatus, loaded: &TunnelStatus) -> Vec<PathReport> {
     let sent = |status: &TunnelStatus, wan: &str| -> u64 {
         let paths = status.peers.iter().flat_map(|peer| &peer.paths);

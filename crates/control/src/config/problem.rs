@@ -1,4 +1,4 @@
-//! What is wrong with a configuration: where, which key, and what would be right.
+//! Problems of a configuration: where, which key, what is wrong and what would be right.
 
 use std::fmt;
 use std::ops::Range;
@@ -25,7 +25,7 @@ pub struct Problem {
     pub severity: Severity,
     /// Key, for example `peer.endpoints`; empty for a fault of the syntax.
     pub key: String,
-    /// What is wrong and what would be right, one sentence each, separated by a semicolon.
+    /// The mistake and what would be right, one sentence each, separated by a semicolon.
     pub message: String,
 }
 
@@ -122,7 +122,7 @@ fn plain(word: &str) -> String {
     word.chars().filter(|c| !matches!(c, '-' | '_' | ' ')).take(64).flat_map(char::to_lowercase).collect()
 }
 
-/// Levenshtein distance with neighbouring letters swapped counted once.
+/// Levenshtein distance with neighboring letters swapped counted once.
 fn distance(a: &str, b: &str) -> usize {
     let a: Vec<char> = a.chars().collect();
     let b: Vec<char> = b.chars().collect();

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::key::{self, KeyError};
 
-/// What `genkey` writes, as an example.
+/// Words for a right key: what `genkey` writes.
 const KEY_RIGHT: &str = "44 characters of base64 as printed by \"anabranch genkey\" and \"anabranch pubkey\"";
 /// Every section, as it stands in a file.
 const SECTIONS: [(&str, &str); 14] = [
@@ -48,7 +48,7 @@ pub(super) struct PeerPlaces {
     pub(super) wans: Vec<At<String>>,
 }
 
-/// What later checks want to know of the `[tun]` section.
+/// Places in the `[tun]` section that later checks point at.
 pub(super) struct TunPlaces {
     pub(super) section: Range<usize>,
     pub(super) address_given: bool,

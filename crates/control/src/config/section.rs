@@ -193,7 +193,7 @@ impl<'a, 'p, 't> Section<'a, 'p, 't> {
         self.number(key, range).and_then(|number| T::try_from(number.value).ok()).unwrap_or(default)
     }
 
-    /// What must be there: reports it when it is not.
+    /// A required value: reports it when it is missing.
     pub(crate) fn required<T>(
         &mut self,
         key: &'static str,
@@ -279,7 +279,7 @@ impl<'a, 'p, 't> Section<'a, 'p, 't> {
     }
 }
 
-/// What a value is, for messages.
+/// Kind of a value, for messages.
 pub(crate) fn kind(value: &DeValue<'_>) -> &'static str {
     match value {
         DeValue::String(_) => "a string",

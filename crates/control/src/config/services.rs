@@ -55,7 +55,7 @@ pub const BLOCK_PORTS: u32 = 1024;
 pub(super) const RESERVED: [&str; 3] = [GATEWAY, TUNNEL, "any"];
 /// The host itself, in rules.
 pub(super) const GATEWAY: &str = "gateway";
-/// What comes from or goes to a peer, in rules.
+/// Word of rules for everything that comes from or goes to a peer.
 pub(super) const TUNNEL: &str = "tunnel";
 
 /// All of these sections.
@@ -111,7 +111,7 @@ pub struct Interface {
 pub struct Route {
     /// Destination, without host bits.
     pub to: IpNet,
-    /// Next router; `None`: the destinations are neighbours.
+    /// Next router; `None`: the destinations are neighbors.
     pub via: Option<IpAddr>,
     /// Interface it leaves by; `None`: the one whose network `via` is in.
     pub interface: Option<String>,
@@ -150,7 +150,7 @@ pub enum Subject {
 pub struct Rule {
     /// Name; "rule 3" unless given.
     pub name: String,
-    /// What happens.
+    /// Action for flows that match.
     pub action: RuleAction,
     /// Source; empty = any.
     pub from: Vec<Subject>,
@@ -243,7 +243,7 @@ pub struct VirtualServer {
     pub method: BalanceMethod,
     /// How packets get there.
     pub delivery: DeliveryMode,
-    /// What happens to the client's source. `address-and-port` by default, so that replies come back through the gateway
+    /// Translation of the client's source. `address-and-port` by default, so that replies come back through the gateway
     /// whatever routes the backends have; `none` with direct return.
     pub source: NatMode,
     /// Addresses for it; empty = the interface's own.

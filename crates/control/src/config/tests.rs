@@ -581,3 +581,45 @@ pub(crate) fn config(node: &str, rest: &str) -> Config {
     let said: Vec<String> = loaded.problems.iter().map(ToString::to_string).collect();
     loaded.config.unwrap_or_else(|| panic!("{said:?}"))
 }
+
+/// The table at the top of this module names every key of `etc/reference.toml`, and readers that there are.
+#[test]
+fn every_key_is_listed_with_its_reader() {
+    let source = include_str!("../config.rs");
+    let rows: Vec<Vec<&str>> = source
+        .lines()
+        .filter_map(|line| line.strip_prefix("//! | `["))
+        .map(|row| row.split('|').map(str::trim).collect())
+        .collect();
+    assert!(rows.len() >= 19, "{rows:?}");
+    for row in &rows {
+        let (module, function) = row[2].trim_matches('`').rsplit_once("::").unwrap();
+        let text = match module {
+            "read" => include_str!("read.rs"),
+            "services::read" => include_str!("services/read.rs"),
+            "services::balance" => include_str!("services/balance.rs"),
+            other => panic!("no module {other}"),
+        };
+        assert!(text.contains(&format!("fn {function}(")), "{}", row[2]);
+        for key in row[1].split(", ") {
+            assert!(text.contains(&format!("\"{key}\"")), "{}: {key}", row[2]);
+        }
+    }
+    let (mut section, mut checked) = (String::new(), 0);
+    for line in include_str!("../../../../etc/reference.toml").lines() {
+        if let Some(heading) = line.strip_prefix('[') {
+            section = heading.trim_matches(['[', ']']).to_owned();
+            continue;
+        }
+        let line = line.strip_prefix("# ").unwrap_or(line);
+        let is_key = |text: &str| text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+        let Some((key, _)) = line.split_once(" = ").filter(|(key, _)| is_key(key)) else { continue };
+        let named = |row: &Vec<&str>| {
+            row[0].trim_start_matches('[').split(']').next() == Some(section.as_str())
+                && row[1].split(", ").any(|known| known == key)
+        };
+        assert!(rows.iter().any(named), "[{section}] {key} is not in the table");
+        checked += 1;
+    }
+    assert!(checked > 100, "{checked}");
+}

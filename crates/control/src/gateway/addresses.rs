@@ -1,11 +1,11 @@
 //! Addresses and devices of the gateway: what must be on a device, what of it is ours to take away again.
 //!
 //! Interface addresses and the outside addresses of services stay on the kernel's devices, so that the kernel answers ARP
-//! and neighbour discovery for them. [`AddressPlan`] says what should be there and is pure; [`Addresses`] makes it so. Only
+//! and neighbor discovery for them. [`AddressPlan`] says what should be there and is pure; [`Addresses`] makes it so. Only
 //! what this program added is removed, at the end or after a reload; a file beside the control socket remembers it, so
 //! that a start after a crash still knows.
 //!
-//! The address of a service that a reload removes lingers while flows use it, [`LINGER`] at most: without it the neighbours
+//! The address of a service that a reload removes lingers while flows use it, [`LINGER`] at most: without it the neighbors
 //! would not find the way for established connections any more.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -70,18 +70,18 @@ pub fn home(services: &Services, address: IpAddr) -> Option<usize> {
     using.and_then(|nat| place(&nat.out)).or((!services.interfaces.is_empty()).then_some(0))
 }
 
-/// What should be on devices that are there now.
+/// Addresses that devices should have, of those there are now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AddressPlan {
     /// Device, index and address with prefix length.
-    pub addresses: Vec<Entry>,
+    pub addresses: Vec<DeviceAddress>,
     /// Devices to be switched on.
     pub up: Vec<u32>,
 }
 
 /// One address of one device.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Entry {
+pub struct DeviceAddress {
     /// Index of the device.
     pub index: u32,
     /// Its name: an index alone may belong to another device after a restart of the machine.
@@ -90,17 +90,17 @@ pub struct Entry {
     pub net: IpNet,
 }
 
-/// What must be done.
+/// Changes from what there is to a plan.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AddressChanges {
     /// To be added, first: taking the last address of a device away would take its routes along.
-    pub add: Vec<Entry>,
+    pub add: Vec<DeviceAddress>,
     /// To be removed.
-    pub remove: Vec<Entry>,
+    pub remove: Vec<DeviceAddress>,
 }
 
 impl AddressPlan {
-    /// What the configuration asks for, on the devices there are.
+    /// Plan for a configuration on the devices there are.
     #[must_use]
     pub fn new(services: &Services, facts: &HostFacts) -> Self {
         let mut plan = Self::default();
@@ -125,13 +125,13 @@ impl AddressPlan {
     }
 
     fn add(&mut self, index: u32, device: &str, net: IpNet) {
-        self.addresses.push(Entry { index, device: device.to_owned(), net });
+        self.addresses.push(DeviceAddress { index, device: device.to_owned(), net });
     }
 
-    /// What must change, given what is there and what of it we added.
+    /// Changes that lead to the plan, given what is there and what of it we added.
     #[must_use]
-    pub fn difference(&self, facts: &HostFacts, added: &BTreeSet<Entry>) -> AddressChanges {
-        let present = |entry: &Entry, exactly: bool| {
+    pub fn difference(&self, facts: &HostFacts, added: &BTreeSet<DeviceAddress>) -> AddressChanges {
+        let present = |entry: &DeviceAddress, exactly: bool| {
             let device = facts
                 .devices
                 .iter()
@@ -144,7 +144,7 @@ impl AddressPlan {
             })
         };
         // An operator may have put the address there with another prefix length: that is as good.
-        let host = |entry: &Entry| entry.net.prefix_len() == entry.net.max_prefix_len();
+        let host = |entry: &DeviceAddress| entry.net.prefix_len() == entry.net.max_prefix_len();
         let add = self.addresses.iter().filter(|entry| !present(entry, !host(entry))).cloned().collect();
         let remove = added
             .iter()
@@ -169,18 +169,18 @@ fn home_by_facts(services: &Services, facts: &HostFacts, address: IpAddr) -> Opt
 /// Keeps the devices as the plan says.
 pub struct Addresses {
     file: PathBuf,
-    added: BTreeSet<Entry>,
-    /// What the last plan asked for.
-    planned: BTreeSet<Entry>,
-    /// What was ours and planned, until when it stays at most.
-    lingering: BTreeMap<Entry, Instant>,
+    added: BTreeSet<DeviceAddress>,
+    /// Entries of the last plan.
+    planned: BTreeSet<DeviceAddress>,
+    /// Entries that were ours and planned, and until when they stay at most.
+    lingering: BTreeMap<DeviceAddress, Instant>,
     warnings: WarnOnce,
 }
 
 /// An address that no service has any more stays so long at most.
 pub const LINGER: Duration = Duration::from_secs(300);
 
-/// What is remembered is short.
+/// Largest file of remembered entries.
 const FILE_BYTES_MAX: u64 = 16 << 20;
 
 impl Addresses {
@@ -219,7 +219,7 @@ impl Addresses {
             self.remove(netlink, entry);
         }
         // What is not there any more, because its device went, is not ours any more either.
-        let there = |entry: &Entry| {
+        let there = |entry: &DeviceAddress| {
             facts.devices.iter().any(|device| device.index == entry.index && device.name == entry.device)
         };
         let before = self.added.len();
@@ -239,7 +239,7 @@ impl Addresses {
 
     /// Addresses of services go when their flows have; those of interfaces, and what is wanted elsewhere, at once.
     fn linger(&mut self, plan: &AddressPlan, now: Instant) {
-        let planned: BTreeSet<Entry> = plan.addresses.iter().cloned().collect();
+        let planned: BTreeSet<DeviceAddress> = plan.addresses.iter().cloned().collect();
         let wanted: BTreeSet<IpAddr> = planned.iter().map(|entry| entry.net.addr()).collect();
         for entry in self.planned.difference(&planned).filter(|entry| self.added.contains(*entry)) {
             if entry.net.prefix_len() == entry.net.max_prefix_len() {
@@ -258,10 +258,10 @@ impl Addresses {
 
     /// Takes those away that are not in `used`, and those whose time is over. Returns whether there were any.
     pub fn let_go(&mut self, netlink: &Netlink, used: &BTreeSet<IpAddr>, now: Instant) -> bool {
-        let done = |(entry, until): (&Entry, &Instant)| {
+        let done = |(entry, until): (&DeviceAddress, &Instant)| {
             (now >= *until || !used.contains(&entry.net.addr())).then(|| entry.clone())
         };
-        let gone: Vec<Entry> = self.lingering.iter().filter_map(done).collect();
+        let gone: Vec<DeviceAddress> = self.lingering.iter().filter_map(done).collect();
         for entry in &gone {
             self.lingering.remove(entry);
             self.remove(netlink, entry);
@@ -281,7 +281,7 @@ impl Addresses {
         self.remember();
     }
 
-    fn remove(&mut self, netlink: &Netlink, entry: &Entry) {
+    fn remove(&mut self, netlink: &Netlink, entry: &DeviceAddress) {
         self.added.remove(entry);
         let gone = |error: &linux::Error| {
             // EADDRNOTAVAIL, ENODEV: somebody else was faster.
@@ -313,7 +313,7 @@ impl Addresses {
     }
 }
 
-fn read(file: &Path) -> Option<BTreeSet<Entry>> {
+fn read(file: &Path) -> Option<BTreeSet<DeviceAddress>> {
     let text = read_bounded(file, FILE_BYTES_MAX).ok()?;
     serde_json::from_str(&text).ok()
 }

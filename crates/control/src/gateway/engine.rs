@@ -43,12 +43,12 @@ pub const FLOWS_MAX: usize = 100_000;
 /// The engine, and what control wanted last. All calls come from the node's thread.
 pub struct EngineHandle<'a> {
     engine: &'a Engine,
-    memory: &'a Memory,
+    handle_state: &'a HandleState,
 }
 
-/// What has to be remembered between two calls.
+/// State between two calls.
 #[derive(Default)]
-pub struct Memory {
+pub struct HandleState {
     desired: Mutex<Option<Desired>>,
     /// Busy time of each core and when it was read.
     busy: Mutex<Option<(Instant, Vec<u64>)>>,
@@ -80,12 +80,12 @@ impl Ages {
 impl<'a> EngineHandle<'a> {
     /// The engine as control speaks to it.
     #[must_use]
-    pub fn new(engine: &'a Engine, memory: &'a Memory) -> Self {
-        Self { engine, memory }
+    pub fn new(engine: &'a Engine, handle_state: &'a HandleState) -> Self {
+        Self { engine, handle_state }
     }
 
     fn names(&self) -> Names {
-        let desired = self.memory.desired.lock().unwrap_or_else(PoisonError::into_inner);
+        let desired = self.handle_state.desired.lock().unwrap_or_else(PoisonError::into_inner);
         Names { desired: desired.clone(), policy: self.engine.policy() }
     }
 }
@@ -194,7 +194,7 @@ impl EngineHandle<'_> {
     /// after live changes; never twice with the same content unless the last call failed. On error the old policy stays.
     /// An interface that cannot be opened is no error: [`Self::interface_errors`].
     pub fn apply(&self, desired: &Desired) -> Result<(), EngineRefusal> {
-        *self.memory.desired.lock().unwrap_or_else(PoisonError::into_inner) = Some(desired.clone());
+        *self.handle_state.desired.lock().unwrap_or_else(PoisonError::into_inner) = Some(desired.clone());
         self.engine.apply_gateway(&settings(desired)).map_err(EngineRefusal)
     }
 
@@ -295,7 +295,7 @@ impl EngineHandle<'_> {
         used.clone()
     }
 
-    /// What would happen to a packet with this key that comes in by `ingress`; `None`: from where its source is.
+    /// Fate of a packet with this key that comes in by `ingress`; `None`: from where its source is.
     /// Changes nothing: no flow is made, no port taken.
     pub fn explain(&self, key: &FlowKey, ingress: Option<Ingress>) -> Result<Explanation, ExplainError> {
         let names = self.names();
@@ -368,7 +368,7 @@ impl EngineHandle<'_> {
     }
 }
 
-/// What the engine is told.
+/// Settings of the engine for a policy.
 fn settings(desired: &Desired) -> GatewaySettings {
     let index = |device: &DeviceState| if device.up { device.index } else { None };
     GatewaySettings {
@@ -508,7 +508,7 @@ impl EngineHandle<'_> {
         let counters = self.engine.counters();
         let busy: Vec<u64> = counters.iter().map(|counters| counters.busy_ns.get()).collect();
         let now = Instant::now();
-        let mut last = self.memory.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.handle_state.busy.lock().unwrap_or_else(PoisonError::into_inner);
         let percent = |core: usize| {
             let (since, before) = last.as_ref()?;
             let elapsed_ns = now.duration_since(*since).as_nanos().max(1) as f64;
@@ -553,7 +553,7 @@ impl EngineHandle<'_> {
 
     fn note_backends(&self, servers: &[services::balance::ServerStatus], now: Instant) {
         let all = servers.iter().flat_map(|server| &server.backends);
-        let mut ages = self.memory.backends.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ages = self.handle_state.backends.lock().unwrap_or_else(PoisonError::into_inner);
         ages.note(now, all.map(|backend| (backend.id, backend_state(backend))));
     }
 
@@ -561,7 +561,7 @@ impl EngineHandle<'_> {
         let told = names.policy.balancer.status();
         let now = Instant::now();
         self.note_backends(&told, now);
-        let ages = self.memory.backends.lock().unwrap_or_else(PoisonError::into_inner);
+        let ages = self.handle_state.backends.lock().unwrap_or_else(PoisonError::into_inner);
         let specs = &names.policy.spec.servers;
         let each = told.into_iter().map(|server| {
             let spec = specs.iter().find(|spec| spec.name == server.name);

@@ -32,7 +32,7 @@ use crate::host_facts::HostFacts;
 pub const ROUTES_MAX: usize = 2_000_000;
 /// All peers: the tunnel finds the right one by its allowed-ips.
 const PEERS: Egress = Egress::Bond(BondId(0));
-/// What the TUN interface is given for IPv4 when nothing is configured: RFC 7600's address of no host. The kernel's
+/// IPv4 address of the TUN interface when none is configured: RFC 7600's address of no host. The kernel's
 /// reverse-path filter drops everything that comes in on an interface without an address.
 const TUN_DUMMY: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 0, 8));
 
@@ -50,7 +50,7 @@ pub fn tun_addresses(config: &Config) -> Vec<IpNet> {
 /// Gateway as the engine is to run it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Desired {
-    /// What the operator wants.
+    /// Policy of the services.
     pub spec: GatewaySpec,
     /// The kernel's devices, by [`InterfaceId`] as in `spec.interfaces`.
     pub devices: Vec<DeviceState>,
@@ -95,7 +95,7 @@ pub fn desired(config: &Config, facts: &HostFacts, overrides: &Overrides) -> Des
     }
 }
 
-/// What the operator wants, as the packet engine's services understand it.
+/// Policy for the services: configuration, host facts and overrides in their numbers.
 #[must_use]
 pub fn gateway_spec(config: &Config, facts: &HostFacts, overrides: &Overrides) -> GatewaySpec {
     let builder = Builder { config, services: &config.services, facts, overrides };

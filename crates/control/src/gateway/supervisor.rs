@@ -25,7 +25,7 @@ use crate::host_facts::HostFacts;
 use crate::status::ServicesStatus;
 use crate::warn_once::WarnOnce;
 
-/// What the engine could not do is tried again after so long, and then less and less often.
+/// Pause before something that failed is tried again; it grows, and then less and less often.
 const RETRY_MIN: Duration = Duration::from_secs(1);
 /// The longest pause between two tries.
 const RETRY_MAX: Duration = Duration::from_secs(60);
@@ -38,18 +38,18 @@ pub(crate) struct GatewaySupervisor {
     pub(crate) overrides: Overrides,
     lease_file: LeaseFile,
     addresses: Addresses,
-    /// What the host said last.
+    /// Facts about the host, as read last.
     facts: Option<HostFacts>,
-    /// What the engine has taken.
+    /// Policy that the engine has taken.
     told: Option<Desired>,
-    /// What it did not take, and why; said once.
+    /// Policy that it refused, and why; said once.
     failed: Option<(Desired, EngineRefusal)>,
     /// Interfaces that it could not open, and why; said once.
     closed: BTreeMap<String, String>,
-    /// What did not work is tried again then, and after twice this pause the next time.
+    /// Time of the next try after a failure, and the pause before it, which doubles.
     retry: Option<(Instant, Duration)>,
     monitors: Option<Monitors>,
-    /// What they were told last.
+    /// Targets that they were given last.
     monitored: Vec<HealthTarget>,
     /// Numbers for the monitors: a backend keeps its own as long as the program runs.
     health_ids: BTreeMap<(String, SocketAddr), u16>,

@@ -34,7 +34,7 @@ fn a_default_route_that_only_forwarded_packets_have_is_told() {
     assert_eq!(of(peer, &[]), []);
 }
 
-/// What comes out of the TUN interface seems to come from the wrong side, and a strict filter for all would drop it; so
+/// Packets out of the TUN interface seem to come from the wrong side, and a strict filter for all would drop it; so
 /// does any filter on an interface without an address.
 #[test]
 fn the_hosts_packets_pass_a_strict_reverse_path_filter() {

@@ -1,4 +1,4 @@
-//! What a new configuration changes in everything that is not the tunnel.
+//! Changes of a new configuration in everything that is not the tunnel.
 //!
 //! All of it is applied at once, without losing a flow. Live flows carry the numbers of interfaces and tenants, which
 //! are their places in the configuration: so known ones keep their places and new ones go to the end, and an interface

@@ -38,7 +38,7 @@ fn two_wans(peer: &str) -> Config {
 fn plan(config: &Config, view: &HostView, outside: &[IpAddr]) -> HostPlan {
     let wans = WanRegistry::default().observe(&config.wans, &config.tun.name, view);
     let numbers = Numbers::of(&config.tun.name);
-    HostPlan::new(&Inputs { numbers, config, view, wans: &wans, tun_index: 9, outside })
+    HostPlan::new(&RouteInputs { numbers, config, view, wans: &wans, tun_index: 9, outside })
 }
 
 /// A plan as text, one entry a line, numbers of the instance as words.
@@ -227,7 +227,7 @@ fn differences_see_through_the_kernels_habits() {
     found.routes[0].metric = 1024;
     found.routes[1].metric = 1024;
     found.routes[1].interface = Some(1);
-    assert_eq!(wanted.difference(&found), Changes::default());
+    assert_eq!(wanted.difference(&found), RouteChanges::default());
     found.routes[0].interface = Some(3);
     let changes = wanted.difference(&found);
     assert_eq!((changes.add.routes.len(), changes.remove.routes.len()), (1, 1));
@@ -308,7 +308,7 @@ fn the_kernel_agrees() {
             let wans = WanRegistry::default().observe(&config.wans, "ana0", &view);
             assert!(wans.iter().all(|live| live.wan.up), "{wans:?}");
             let outside = &["192.0.2.53".parse().unwrap(), "2001:db8:5::53".parse().unwrap()];
-            let plan = HostPlan::new(&Inputs {
+            let plan = HostPlan::new(&RouteInputs {
                 numbers,
                 config: &config,
                 view: &view,

@@ -358,7 +358,7 @@ pub struct Explanation {
     pub drop_reason: String,
     /// Rule that decides; "default" for the default action.
     pub rule: String,
-    /// What the rule says: "allow", "drop" or "reject".
+    /// Action of the rule: "allow", "drop" or "reject".
     pub rule_action: String,
     /// Port forward that takes it: "tcp 203.0.113.1:8080".
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -66,7 +66,7 @@ pub struct WanReport {
 pub struct NameReport {
     /// Host name.
     pub host: String,
-    /// What it stands for.
+    /// Addresses of the name.
     pub addresses: Vec<String>,
     /// Why the last question failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,4 +1,4 @@
-//! What all clients have in common: how they connect, how long they wait, and how they are ended.
+//! Common parts of all clients: how they connect, how long they wait, and how they are ended.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};

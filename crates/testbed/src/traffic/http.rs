@@ -54,7 +54,7 @@ struct Answer {
     body: &'static [u8],
 }
 
-/// What to answer, and whether the connection goes on.
+/// Answer to a request, and whether the connection goes on.
 fn answer(head: &str, number: u32) -> (Answer, bool) {
     let keep = !field(head, "connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
     let mut words = head.lines().next().unwrap_or_default().split(' ');

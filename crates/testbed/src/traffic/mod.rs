@@ -32,7 +32,7 @@ use crate::stop::Stop;
 pub struct Span {
     /// How long the sender sends, warm-up included.
     pub send: Duration,
-    /// What is left out of the goodput at the beginning.
+    /// Time at the beginning that is left out of the goodput.
     pub warm_up: Duration,
 }
 

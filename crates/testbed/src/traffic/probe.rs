@@ -39,7 +39,7 @@ impl Percentiles {
     }
 }
 
-/// What a probe saw.
+/// Result of a probe.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// Round-trip times.

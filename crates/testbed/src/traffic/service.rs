@@ -11,7 +11,7 @@ use anyhow::Context;
 
 use crate::topology::Node;
 
-/// What a server does with a connection. The number is that of the service.
+/// Behaviour of a server on a connection. The number is that of the service.
 pub type Handler = fn(&TcpStream, u32) -> std::io::Result<()>;
 
 #[derive(Default)]

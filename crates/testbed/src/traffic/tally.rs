@@ -1,4 +1,4 @@
-//! What became of requests and connections, and who is to blame.
+//! Tally of requests and connections: which succeeded, which failed, and by whose fault.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use super::probe::Percentiles;
 /// Faults kept as text; more are only counted.
 const FAULTS_MAX: usize = 20;
 
-/// What one or several clients saw.
+/// Counts of one or several clients.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     /// Requests that were answered, every byte as it should be. A frame that comes back counts as one.
@@ -34,7 +34,7 @@ pub struct Tally {
     pub latency_us: Vec<u32>,
     /// Answers of each server, by the number it gives itself ([`crate::traffic::service::Service`]).
     pub answers: BTreeMap<u32, u64>,
-    /// What should not have happened, one line each, the first of them.
+    /// First faults, one line each.
     pub faults: Vec<String>,
 }
 

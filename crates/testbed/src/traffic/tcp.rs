@@ -23,7 +23,7 @@ const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// How long what was sent may take to arrive after the sender has stopped.
 const DRAIN_MAX: Duration = Duration::from_secs(20);
 
-/// What to send.
+/// Traffic to send.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Number of streams at the same time, 1–256.
@@ -44,7 +44,7 @@ impl Options {
     }
 }
 
-/// What came of it.
+/// Result of a run.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// Payload at the receivers after the warm-up, Mbit/s.
@@ -53,7 +53,7 @@ pub struct Report {
     pub bytes_verified: u64,
     /// Every stream arrived complete with the same hash.
     pub intact: bool,
-    /// What was wrong, one line a stream.
+    /// Faults, one line a stream.
     pub faults: Vec<String>,
     /// Pauses at the receiver; of several streams, those of each.
     pub gaps: Gaps,

@@ -29,7 +29,7 @@ const DRAIN: Duration = Duration::from_millis(800);
 /// The sender sleeps between turns of about this length, so that bursts stay short.
 const TURN_NS: u64 = 250_000;
 
-/// What to send.
+/// Traffic to send.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Payload rate of all flows together, Mbit/s.
@@ -52,7 +52,7 @@ impl Options {
     }
 }
 
-/// What came of it.
+/// Result of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// Payload at the receiver after the warm-up, Mbit/s.

@@ -31,7 +31,7 @@ pub struct Cores {
     pub ownership: Arc<Ownership>,
     neighbors: Arc<Neighbors>,
     pub cores: Vec<Core>,
-    /// What waits for each core.
+    /// Packets that wait for each core.
     waiting: Vec<Vec<Coming>>,
     slots: Vec<[u8; SLOT_BYTES]>,
     caught: Caught,
@@ -40,7 +40,7 @@ pub struct Cores {
     pub handed: u64,
 }
 
-/// What the cores want done besides their batches.
+/// Output of the cores besides their batches.
 #[derive(Default)]
 struct Caught {
     made: Vec<(Outcome, Vec<u8>)>,

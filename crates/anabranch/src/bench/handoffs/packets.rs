@@ -148,7 +148,7 @@ fn write_upper(upper: &mut [u8], key: &FlowKey, replies: bool, number: u32) {
     upper[sum_at..sum_at + 2].copy_from_slice(&sum.to_be_bytes());
 }
 
-/// What a frame that came out carries, if all its checksums are right.
+/// Tuple and number of a frame that came out, if all its checksums are right.
 pub fn read(frame: &[u8]) -> Option<(FlowKey, u32)> {
     let ip = frame.get(ETHERNET_BYTES..)?;
     let key = FlowKey::of(ip).ok()?;
@@ -178,7 +178,7 @@ pub fn hash_by_definition(hasher: &FlowHasher, key: &FlowKey) -> u32 {
     rss_hash(hasher.key(), &input[..length]) ^ x ^ (x >> MIX_SHIFT)
 }
 
-/// What a network card computes with Microsoft's key: not symmetric.
+/// Hash of a network card with Microsoft's key: not symmetric.
 pub fn card_hash(key: &FlowKey) -> u32 {
     let (input, length) = input(key.src, key.dst, key.src_port, key.dst_port);
     rss_hash(&RSS_KEY, &input[..length])

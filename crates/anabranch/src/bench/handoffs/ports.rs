@@ -165,7 +165,7 @@ impl Ports {
         )
     }
 
-    /// What the columns of [`Ports::line`] are.
+    /// Headings of the columns of [`Ports::line`].
     pub fn head() -> String {
         format!(
             "{:<3} {:<5} {:>11} {:>7} {:>7} {:>10} {:>9} {:>9} {:>15} {:>13}\n",

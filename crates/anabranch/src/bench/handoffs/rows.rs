@@ -41,7 +41,7 @@ pub struct Row {
     pub replies_demanded: u64,
     /// Replies handed from core to core.
     replies_handed_over: u64,
-    /// What the cores themselves count of it.
+    /// Count of the cores themselves.
     replies_on_wrong_core: u64,
     /// Flows that did not begin, began on the wrong core or were translated wrongly, and replies that did not reach
     /// the client as they should, every checksum right.
@@ -50,7 +50,7 @@ pub struct Row {
     pub kept: bool,
 }
 
-/// What is run.
+/// Plan of a run.
 #[derive(Clone, Copy)]
 pub struct Plan {
     row: &'static str,
@@ -358,7 +358,7 @@ impl Row {
         )
     }
 
-    /// What the columns of [`Row::line`] are.
+    /// Headings of the columns of [`Row::line`].
     pub fn head() -> String {
         format!(
             "{:<3} {:<36} {:>10} {:>9} {:>8} {:>12} {:>12} {:>12} {:>9}\n",

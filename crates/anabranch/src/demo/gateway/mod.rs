@@ -1,13 +1,13 @@
 //! `anabranch demo --gateway`: clients, a gateway and a server farm in namespaces; real HTTP, DNS and TCP through each way of
 //! translating addresses and through a virtual server, while a backend dies and a core is taken away; and a report.
 //!
-//! [`scene`] builds the networks and starts the gateway, [`farm`] is the backends that die and come back, [`course`] sends
+//! [`network`] builds the networks and starts the gateway, [`server_farm`] is the backends that die and come back, [`run`] sends
 //! the traffic, [`report`] says what came of it.
 
-mod course;
-mod farm;
+mod network;
 mod report;
-mod scene;
+mod run;
+mod server_farm;
 
 use std::sync::Arc;
 
@@ -16,10 +16,10 @@ use testbed::Privilege;
 use testbed::stop::Stop;
 
 use super::progress::Progress;
-use course::Course;
-use farm::Farm;
+use network::GatewayNetwork;
 use report::Report;
-use scene::Scene;
+use run::DemoRun;
+use server_farm::Farm;
 
 /// Seconds of traffic unless told otherwise.
 pub(super) const SECONDS: u64 = 20;
@@ -32,13 +32,13 @@ pub(super) fn perform(
     stop: &Stop,
     progress: &mut Progress,
 ) -> anyhow::Result<(String, bool)> {
-    let mut scene = Scene::build(privilege, progress)?;
-    let farm = Arc::new(Farm::start(&scene.farm)?);
-    scene.wait_until_up(stop, progress)?;
-    let course = Course { scene: &mut scene, farm: Arc::clone(&farm), stop }.run(seconds as f64, progress);
-    let results = course.with_context(|| format!("the gateway said last:\n{}", scene.last_words()))?;
+    let mut network = GatewayNetwork::build(privilege, progress)?;
+    let farm = Arc::new(Farm::start(&network.farm)?);
+    network.wait_until_up(stop, progress)?;
+    let run = DemoRun { network: &mut network, farm: Arc::clone(&farm), stop }.run(seconds as f64, progress);
+    let results = run.with_context(|| format!("the gateway said last:\n{}", network.last_words()))?;
     progress.step("Ending the gateway");
-    drop(scene);
+    drop(network);
     let report = Report::new(seconds, &results);
     Ok((if json { report.json()? } else { report.text() }, report.ok))
 }

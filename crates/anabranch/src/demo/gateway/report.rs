@@ -1,4 +1,4 @@
-//! What came of the gateway demo: one JSON object, or a page for people.
+//! Report of the gateway demo: one JSON object, or a page for people.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -7,7 +7,7 @@ use control::status::{CoreServices, ServicesStatus};
 use serde::Serialize;
 use testbed::traffic::tally::Tally;
 
-use super::course::{Phase, Results};
+use super::run::{Phase, Results};
 
 /// Faults that are shown.
 const FAULTS_MAX: usize = 30;

@@ -229,7 +229,7 @@ fn deaf(all: &Services, forward: &Forward, at: &Range<usize>, problems: &mut Pro
     problems.warning(at, "forward.listen", message);
 }
 
-/// Addresses that neighbours must be able to ask for.
+/// Addresses that neighbors must be able to ask for.
 fn outside_addresses(all: &Services, places: &Places, problems: &mut Problems<'_>) {
     let mut far = |address: IpAddr, at: &Range<usize>, key: &str| {
         if !all.is_empty() && !reachable(all, address) {

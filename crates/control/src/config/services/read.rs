@@ -57,7 +57,7 @@ impl Names {
         known(text, &self.tenants, "tenant", "a [[tenant]]")
     }
 
-    /// What stands in `from` or `to` of a rule.
+    /// An entry of `from` or `to` of a rule.
     pub(super) fn subject(&self, text: &str) -> Result<Option<Subject>, ValueError> {
         match text {
             GATEWAY => return Ok(Some(Subject::Gateway)),
@@ -276,7 +276,7 @@ fn route(table: Table<'_>, names: &Names, problems: &mut Problems<'_>) -> Option
     let interface = section.parsed("interface", "\"lan\"", |text| names.interface(text));
     let tenant = section.parsed("tenant", "\"red\"", |text| names.tenant(text));
     if section.value("via").is_none() && section.value("interface").is_none() {
-        section.missing("via", "missing; write via = \"10.0.0.254\", or interface = \"lan\" for neighbours");
+        section.missing("via", "missing; write via = \"10.0.0.254\", or interface = \"lan\" for neighbors");
     }
     if let (Some(to), Some(via)) = (&to, &via)
         && to.value.addr().is_ipv4() != via.value.is_ipv4()

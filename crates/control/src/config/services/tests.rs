@@ -154,7 +154,7 @@ fn interfaces_and_routes() {
             "{LAN}[[route]]\nto = \"10.9.0.0/16\"\n[[route]]\nto = \"10.8.0.0/16\"\nvia = \"10.7.0.1\"\n"
         ),
         &[
-            "site.toml:4:1: error: route.via: missing; write via = \"10.0.0.254\", or interface = \"lan\" for neighbours",
+            "site.toml:4:1: error: route.via: missing; write via = \"10.0.0.254\", or interface = \"lan\" for neighbors",
             "site.toml:8:7: error: route.via: 10.7.0.1 is in no interface's network, so that nobody knows where it is; \
              add interface = \"lan\"",
         ],

@@ -92,7 +92,7 @@ pub fn endpoint(text: &str, example: &str) -> Result<SocketAddr, ValueError> {
     Ok(SocketAddr::new(address.ip(), address.port()))
 }
 
-/// What is wrong with the port if that is all that is wrong.
+/// Mistake in the port, if it is the only one.
 fn wrong_port(text: &str, example: &str) -> Option<ValueError> {
     let (address, port) = text.rsplit_once(':')?;
     let bare = address.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(address);

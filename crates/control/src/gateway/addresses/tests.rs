@@ -13,7 +13,7 @@ const BASE: &str = "[[interface]]\nname = \"wan\"\ndevice = \"eth0\"\n[[interfac
                     [[virtual-server]]\nlisten = \"tcp 203.0.113.10:80\"\nbackends = [\"10.0.0.1:80\"]\n\
                     [[forward]]\nlisten = \"tcp 10.0.0.99:80\"\nto = \"10.0.0.1\"\n";
 
-fn lines(list: &[Entry]) -> Vec<String> {
+fn lines(list: &[DeviceAddress]) -> Vec<String> {
     list.iter().map(|entry| format!("{} {}", entry.device, entry.net)).collect()
 }
 
@@ -36,7 +36,7 @@ fn addresses_go_where_their_network_is() {
     let changes = plan.difference(&facts(), &BTreeSet::new());
     assert_eq!(lines(&changes.add), ["eth1 10.0.0.99/32", "eth0 198.51.100.9/32"]);
     assert_eq!(changes.remove, []);
-    let added: BTreeSet<Entry> = plan.addresses.iter().cloned().collect();
+    let added: BTreeSet<DeviceAddress> = plan.addresses.iter().cloned().collect();
     let changes = AddressPlan::default().difference(&facts(), &added);
     assert_eq!(lines(&changes.remove), ["eth0 203.0.113.10/32", "eth1 10.0.0.254/24"]);
     assert_eq!(plan.up, Vec::<u32>::new());

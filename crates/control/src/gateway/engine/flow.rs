@@ -1,4 +1,4 @@
-//! What a flow that is known makes of a packet: rules are not asked again.
+//! Fate of a packet whose flow is known: rules are not asked again.
 
 use packet::attachment::Egress;
 use packet::flow::FlowKey;

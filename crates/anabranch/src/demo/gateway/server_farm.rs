@@ -8,7 +8,7 @@ use testbed::traffic::http;
 use testbed::traffic::service::Service;
 use testbed::traffic::tally::Witness;
 
-use super::scene::{BACKENDS, HTTP_PORT, backend};
+use super::network::{BACKENDS, HTTP_PORT, backend};
 
 /// Numbers of a backend's lives: backend 2 is 200 at first, then 201.
 const LIVES: u32 = 100;

@@ -1,4 +1,4 @@
-//! What the gateway demo plays on: three local networks, the Internet, a server farm, and the gateway in the middle.
+//! Networks of the gateway demo: three local networks, the Internet, a server farm, and the gateway in the middle.
 //!
 //! ```text
 //!  lan1 192.168.1.0/24 ─┐             ┌─ internet 198.51.100.0/24: servers .80–.82, visitors .200–.207
@@ -64,7 +64,7 @@ const START_MAX: Duration = Duration::from_secs(20);
 const STEADY: Duration = Duration::from_millis(500);
 
 /// The network, all servers but the farm's, and the running gateway. Everything is gone when it is dropped.
-pub(super) struct Scene {
+pub(super) struct GatewayNetwork {
     // Dropped in this order: first the gateway, then servers, then their networks and files.
     program: Program,
     _servers: Vec<Service>,
@@ -132,9 +132,9 @@ pub(super) fn backend(number: usize, port: u16) -> SocketAddr {
     SocketAddr::new(farm_ip(11 + number as u8).into(), port)
 }
 
-impl Scene {
+impl GatewayNetwork {
     /// Builds the networks, starts the servers and the gateway.
-    pub(super) fn build(privilege: Privilege, progress: &mut Progress) -> anyhow::Result<Scene> {
+    pub(super) fn build(privilege: Privilege, progress: &mut Progress) -> anyhow::Result<GatewayNetwork> {
         progress.step("Building three local networks, the Internet and a farm");
         if !std::path::Path::new("/dev/net/tun").exists() {
             bail!(
@@ -163,7 +163,7 @@ impl Scene {
         let log = directory.path().join("gateway.log");
         let program = gateway.start(command, Some(&log)).context("the gateway")?;
         let socket = directory.path().join("gateway.sock");
-        Ok(Scene {
+        Ok(GatewayNetwork {
             program,
             _servers: servers,
             _names: names,
@@ -253,7 +253,7 @@ fn is_installed(program: &str) -> bool {
     std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
 }
 
-/// What is not up yet.
+/// Interfaces and backends that are not up yet.
 fn missing(status: &ServicesStatus) -> Option<String> {
     let interface = status.interfaces.iter().find(|interface| interface.state != "up");
     if let Some(interface) = interface {

@@ -12,7 +12,7 @@ use testbed::traffic::probe::{self, Percentiles};
 use testbed::traffic::{Span, Tick, tcp, udp};
 
 use super::progress::Progress;
-use super::stage::{LinkFacts, TCP_SHARE, UDP_SHARE, sum_mbps};
+use super::sites::{LinkFacts, TCP_SHARE, UDP_SHARE, sum_mbps};
 
 const TCP_PORT: u16 = 5001;
 const UDP_PORT: u16 = 5002;
@@ -32,7 +32,7 @@ const SILENT_TO: f64 = 0.7;
 const PAUSE: Duration = Duration::from_millis(300);
 
 /// Where the traffic goes.
-pub(super) struct Course<'a> {
+pub(super) struct DemoRun<'a> {
     pub(super) client: &'a Node,
     pub(super) server: &'a Node,
     pub(super) server_ip: IpAddr,
@@ -42,7 +42,7 @@ pub(super) struct Course<'a> {
     pub(super) stop: &'a Stop,
 }
 
-/// What was measured.
+/// Measurements.
 #[derive(Debug)]
 pub(super) struct Results {
     pub(super) one: tcp::Report,
@@ -65,7 +65,7 @@ pub(super) struct Silence {
     pub(super) back_mbps: f64,
 }
 
-impl Course<'_> {
+impl DemoRun<'_> {
     /// Runs all phases in `seconds`. `loaded` is called when the steady phases are over and nothing has been cut yet.
     pub(super) fn run(
         &self,
@@ -192,7 +192,7 @@ struct Cut {
     back_ns: Option<u64>,
     silent: Part,
     back: Part,
-    /// What arrives so soon after a change does not belong to the new state yet.
+    /// Time after a change during which arrivals do not belong to the new state yet.
     settle_ns: u64,
     error: Option<anyhow::Error>,
 }
@@ -272,7 +272,7 @@ mod tests {
             let links = [LinkFacts { mbps: 40.0, delay_ms: 5.0, loss_percent: 0.0 }];
             let bed = Testbed::new(&[LinkSpec::new(links[0].shape())], 1).unwrap();
             let silence = |on| bed.black_hole(0, on);
-            let course = Course {
+            let run = DemoRun {
                 client: bed.site(Site::A),
                 server: bed.site(Site::B),
                 server_ip: bed.addresses(Site::B, 0).any().unwrap(),
@@ -281,7 +281,7 @@ mod tests {
                 stop: &Stop::new(),
             };
             let mut called = 0;
-            let results = course
+            let results = run
                 .run(8.0, &mut Progress::new(), &mut || {
                     called += 1;
                     Ok(())
@@ -307,7 +307,7 @@ mod tests {
             let links = [LinkFacts { mbps: 40.0, delay_ms: 5.0, loss_percent: 0.0 }];
             let bed = Testbed::new(&[LinkSpec::new(links[0].shape())], 1).unwrap();
             let stop = Stop::new();
-            let course = Course {
+            let run = DemoRun {
                 client: bed.site(Site::A),
                 server: bed.site(Site::B),
                 server_ip: bed.addresses(Site::B, 0).any().unwrap(),
@@ -321,7 +321,7 @@ mod tests {
                     std::thread::sleep(Duration::from_millis(700));
                     stop.raise();
                 });
-                assert!(course.run(60.0, &mut Progress::new(), &mut || Ok(())).is_err());
+                assert!(run.run(60.0, &mut Progress::new(), &mut || Ok(())).is_err());
             });
             assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
         });

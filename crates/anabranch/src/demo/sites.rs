@@ -1,4 +1,4 @@
-//! What the demo plays on: two sites, three links, a gateway at each site.
+//! Networks of the demo: two sites, three links, a gateway at each site.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -71,16 +71,16 @@ struct Gateway {
 }
 
 /// The network with both gateways. Everything is gone when it is dropped.
-pub(super) struct Stage {
+pub(super) struct Sites {
     // Dropped in this order: first the gateways, then the network, then their files.
     gateways: [Gateway; 2],
     testbed: Testbed,
     _directory: ScratchDir,
 }
 
-impl Stage {
+impl Sites {
     /// Builds the network and starts the gateways.
-    pub(super) fn build(progress: &mut Progress) -> anyhow::Result<Stage> {
+    pub(super) fn build(progress: &mut Progress) -> anyhow::Result<Sites> {
         progress.step("Building two sites and three links");
         if !std::path::Path::new("/dev/net/tun").exists() {
             bail!(
@@ -92,7 +92,7 @@ impl Stage {
         let directory = ScratchDir::new("anabranch-demo")?;
         progress.step("Starting two gateways");
         let gateways = start_gateways(&testbed, &directory)?;
-        Ok(Stage { gateways, testbed, _directory: directory })
+        Ok(Sites { gateways, testbed, _directory: directory })
     }
 
     /// The node that sends and the node that receives.
@@ -217,7 +217,7 @@ fn start_gateways(testbed: &Testbed, directory: &ScratchDir) -> anyhow::Result<[
     Ok([start(&branch_config, "branch", Site::A)?, hub])
 }
 
-/// What goes into a gateway's configuration.
+/// Values of a gateway's configuration.
 struct Config<'a> {
     name: &'a str,
     listen: bool,

@@ -14,8 +14,8 @@ use testbed::traffic::tally::{AllLive, Meter, SharedWitness, Tally};
 use testbed::traffic::{dns, frames, http};
 
 use super::super::progress::Progress;
-use super::farm::{Farm, backend_of};
-use super::scene::{self, DNS_PORT, FRAMES_PORT, HTTP_PORT, MODES, Scene, VISITORS, backend};
+use super::network::{self, DNS_PORT, FRAMES_PORT, GatewayNetwork, HTTP_PORT, MODES, VISITORS, backend};
+use super::server_farm::{Farm, backend_of};
 
 /// Shares of the whole time.
 const EACH_MODE: f64 = 0.13;
@@ -39,7 +39,7 @@ const THINK: Duration = Duration::from_millis(6);
 /// The same of a long connection, whose frames are larger.
 const FRAMES_THINK: Duration = Duration::from_millis(20);
 
-/// What one phase came to.
+/// Result of one phase.
 #[derive(Debug)]
 pub(super) struct Phase {
     pub(super) name: &'static str,
@@ -50,11 +50,11 @@ pub(super) struct Phase {
     pub(super) status: [ServicesStatus; 2],
 }
 
-/// What was measured.
+/// Measurements.
 #[derive(Debug, Default)]
 pub(super) struct Results {
     pub(super) phases: Vec<Phase>,
-    /// What should not have happened, besides the faults of the phases.
+    /// Faults besides those of the phases.
     pub(super) faults: Vec<String>,
     /// From the death of a backend until the gateway sent nobody there any more, ms.
     pub(super) detection_ms: f64,
@@ -133,10 +133,10 @@ impl Crowd {
     }
 
     /// Clients of one local network that speak to servers on the Internet.
-    fn lan(&mut self, scene: &Scene, lan: usize, ipv6: bool, size: LanSize) -> anyhow::Result<()> {
-        let Some(node) = scene.lans.get(lan) else { return Ok(()) };
-        let from = |number: u8| scene::host(lan, number, ipv6);
-        let to = |number: u8, port| scene::server(number, port, ipv6);
+    fn lan(&mut self, network: &GatewayNetwork, lan: usize, ipv6: bool, size: LanSize) -> anyhow::Result<()> {
+        let Some(node) = network.lans.get(lan) else { return Ok(()) };
+        let from = |number: u8| network::host(lan, number, ipv6);
+        let to = |number: u8, port| network::server(number, port, ipv6);
         for number in 0..size.http {
             self.http(node, from(number), to(number, HTTP_PORT), http::Options::default())?;
         }
@@ -150,18 +150,18 @@ impl Crowd {
     }
 
     /// Visitors of the virtual servers: some that come and go, some that keep their connection.
-    fn visitors(&mut self, scene: &Scene, come_and_go: u8, keep: u8) -> anyhow::Result<()> {
-        let node = &scene.internet;
+    fn visitors(&mut self, network: &GatewayNetwork, come_and_go: u8, keep: u8) -> anyhow::Result<()> {
+        let node = &network.internet;
         for number in 0..come_and_go {
-            let to = scene::service(HTTP_PORT);
-            self.http(node, scene::visitor(number), to, http::Options::default())?;
+            let to = network::service(HTTP_PORT);
+            self.http(node, network::visitor(number), to, http::Options::default())?;
         }
         for number in 0..keep {
             let for_ever =
                 http::Options { bytes: 100..=20_000, requests_per_connection: u64::MAX..=u64::MAX };
-            self.http(node, scene::visitor(number), scene::service(HTTP_PORT), for_ever)?;
+            self.http(node, network::visitor(number), network::service(HTTP_PORT), for_ever)?;
         }
-        self.dns(node, scene::visitor(VISITORS - 1), scene::service(DNS_PORT))
+        self.dns(node, network::visitor(VISITORS - 1), network::service(DNS_PORT))
     }
 
     fn finish(self) -> Tally {
@@ -186,29 +186,29 @@ struct LanSize {
 }
 
 /// Who plays.
-pub(super) struct Course<'a> {
-    pub(super) scene: &'a mut Scene,
+pub(super) struct DemoRun<'a> {
+    pub(super) network: &'a mut GatewayNetwork,
     pub(super) farm: Arc<Farm>,
     pub(super) stop: &'a Stop,
 }
 
-/// What is to be done at a moment of a phase.
-type Act<'a> = (f64, &'a mut dyn FnMut(&mut Scene, &mut Results) -> anyhow::Result<()>);
+/// Action at a moment of a phase.
+type Act<'a> = (f64, &'a mut dyn FnMut(&mut GatewayNetwork, &mut Results) -> anyhow::Result<()>);
 
-impl Course<'_> {
+impl DemoRun<'_> {
     /// Runs all phases in about `seconds`.
     pub(super) fn run(&mut self, seconds: f64, progress: &mut Progress) -> anyhow::Result<Results> {
         let mut results = Results::default();
         for (lan, mode) in MODES.iter().enumerate() {
             let name = ["NAT of address and port", "NAT of the port only", "no NAT"].get(lan).copied();
             let mut crowd = Crowd::new(self.stop, Arc::new(AllLive));
-            crowd.lan(self.scene, lan, false, LanSize { http: 4, dns: 2, frames: 4 })?;
+            crowd.lan(self.network, lan, false, LanSize { http: 4, dns: 2, frames: 4 })?;
             let facts = (name.unwrap_or(mode.nat), mode.row, seconds * EACH_MODE);
             self.phase(facts, crowd, &mut [], &mut results, progress)?;
         }
         let mut crowd = Crowd::new(self.stop, Arc::new(AllLive));
         for lan in 0..MODES.len() {
-            crowd.lan(self.scene, lan, true, LanSize { http: 1, dns: 1, frames: 2 })?;
+            crowd.lan(self.network, lan, true, LanSize { http: 1, dns: 1, frames: 2 })?;
         }
         self.phase(("IPv6, no NAT", "C4", seconds * IPV6), crowd, &mut [], &mut results, progress)?;
         self.backend_dies(seconds * BACKEND_DIES, &mut results, progress)?;
@@ -224,28 +224,28 @@ impl Course<'_> {
         progress: &mut Progress,
     ) -> anyhow::Result<()> {
         let mut crowd = Crowd::new(self.stop, Arc::clone(&self.farm) as SharedWitness);
-        crowd.visitors(self.scene, 6, 8)?;
+        crowd.visitors(self.network, 6, 8)?;
         let (farm, stop) = (Arc::clone(&self.farm), self.stop);
         let mut second_life = None;
-        let mut die = |scene: &mut Scene, results: &mut Results| {
+        let mut die = |network: &mut GatewayNetwork, results: &mut Results| {
             farm.kill(VICTIM);
             let address = backend(VICTIM, HTTP_PORT).to_string();
             let is_down = |status: &ServicesStatus| backend_state(status, &address) == Some("down");
-            if !wait(scene, stop, is_down)? {
+            if !wait(network, stop, is_down)? {
                 results.faults.push(format!("backend {address} died and the gateway did not notice"));
             }
             farm.all_known();
             Ok(())
         };
-        let mut back = |scene: &mut Scene, results: &mut Results| {
+        let mut back = |network: &mut GatewayNetwork, results: &mut Results| {
             let begun = Instant::now();
             second_life = Some(farm.revive(VICTIM)?);
             let address = backend(VICTIM, HTTP_PORT).to_string();
-            let old = connections(&scene.status()?, &address);
+            let old = connections(&network.status()?, &address);
             let has_work = |status: &ServicesStatus| {
                 backend_state(status, &address) == Some("up") && connections(status, &address) > old
             };
-            if !wait(scene, stop, has_work)? {
+            if !wait(network, stop, has_work)? {
                 results.faults.push(format!("backend {address} came back and got no connection"));
             }
             results.return_ms = begun.elapsed().as_secs_f64() * 1e3;
@@ -269,38 +269,38 @@ impl Course<'_> {
     ) -> anyhow::Result<()> {
         let mut crowd = Crowd::new(self.stop, Arc::clone(&self.farm) as SharedWitness);
         for lan in 0..MODES.len() {
-            crowd.lan(self.scene, lan, false, LanSize { http: 1, dns: 1, frames: 4 })?;
-            crowd.lan(self.scene, lan, true, LanSize { http: 0, dns: 0, frames: 1 })?;
+            crowd.lan(self.network, lan, false, LanSize { http: 1, dns: 1, frames: 4 })?;
+            crowd.lan(self.network, lan, true, LanSize { http: 0, dns: 0, frames: 1 })?;
         }
-        crowd.visitors(self.scene, 2, 4)?;
+        crowd.visitors(self.network, 2, 4)?;
         // And from inside to the virtual server's outside address.
-        if let Some(node) = self.scene.lans.first() {
-            let to = scene::service(HTTP_PORT);
-            crowd.http(node, scene::host(0, 3, false), to, http::Options::default())?;
+        if let Some(node) = self.network.lans.first() {
+            let to = network::service(HTTP_PORT);
+            crowd.http(node, network::host(0, 3, false), to, http::Options::default())?;
         }
         let stop = self.stop;
-        let Some(core) = self.scene.status()?.cores.last().map(|core| core.core) else {
+        let Some(core) = self.network.status()?.cores.last().map(|core| core.core) else {
             bail!("the gateway has no cores");
         };
         results.core.core = core;
-        let mut go = |scene: &mut Scene, results: &mut Results| {
-            results.core.note(0, &scene.status()?);
-            scene.set_core(core, false)?;
-            if !wait(scene, stop, |status| buckets(status, core) == 0)? {
+        let mut go = |network: &mut GatewayNetwork, results: &mut Results| {
+            results.core.note(0, &network.status()?);
+            network.set_core(core, false)?;
+            if !wait(network, stop, |status| buckets(status, core) == 0)? {
                 results.faults.push(format!("core {core} was taken away and keeps its buckets"));
             }
             Ok(())
         };
-        let mut reload = |scene: &mut Scene, results: &mut Results| {
-            results.core.note(1, &scene.status()?);
+        let mut reload = |network: &mut GatewayNetwork, results: &mut Results| {
+            results.core.note(1, &network.status()?);
             let begun = Instant::now();
-            results.reloaded = scene.reload()?.applied;
+            results.reloaded = network.reload()?.applied;
             results.reload_ms = begun.elapsed().as_secs_f64() * 1e3;
             Ok(())
         };
-        let mut back = |scene: &mut Scene, results: &mut Results| {
-            scene.set_core(core, true)?;
-            if !wait(scene, stop, |status| buckets(status, core) > 0)? {
+        let mut back = |network: &mut GatewayNetwork, results: &mut Results| {
+            network.set_core(core, true)?;
+            if !wait(network, stop, |status| buckets(status, core) > 0)? {
                 results.faults.push(format!("core {core} was put back and got no buckets"));
             }
             Ok(())
@@ -327,7 +327,7 @@ impl Course<'_> {
         progress: &mut Progress,
     ) -> anyhow::Result<()> {
         progress.phase(name, seconds);
-        let before = self.scene.status()?;
+        let before = self.network.status()?;
         let begun = Instant::now();
         let mut acts = acts.iter_mut();
         let mut next = acts.next();
@@ -337,14 +337,14 @@ impl Course<'_> {
                 drop(crowd.finish());
                 bail!("stopped");
             }
-            self.scene.check_alive()?;
+            self.network.check_alive()?;
             if let Some((share, act)) = &mut next
                 && begun.elapsed().as_secs_f64() >= seconds * *share
             {
-                act(self.scene, results)?;
+                act(self.network, results)?;
                 next = acts.next();
             }
-            look.at(&crowd.meter, begun, self.scene, results, progress)?;
+            look.at(&crowd.meter, begun, self.network, results, progress)?;
         }
         let meter = Arc::clone(&crowd.meter);
         let tally = crowd.finish();
@@ -352,7 +352,7 @@ impl Course<'_> {
             bail!("stopped");
         }
         let seconds = begun.elapsed().as_secs_f64();
-        let after = self.scene.status()?;
+        let after = self.network.status()?;
         for (server, count) in &tally.answers {
             results.credit(*server, *count);
         }
@@ -373,7 +373,7 @@ impl Results {
     fn credit(&mut self, server: u32, count: u64) {
         // Servers on the Internet have numbers far above.
         let number = backend_of(server);
-        if number >= scene::BACKENDS {
+        if number >= network::BACKENDS {
             return;
         }
         let address = backend(number, HTTP_PORT);
@@ -406,7 +406,7 @@ impl Look {
         &mut self,
         meter: &Meter,
         begun: Instant,
-        scene: &Scene,
+        network: &GatewayNetwork,
         results: &mut Results,
         progress: &Progress,
     ) -> anyhow::Result<()> {
@@ -432,7 +432,7 @@ impl Look {
         );
         // The gateway's figure is of its last second: the first look of a phase would see what was before.
         if begun.elapsed() >= Duration::from_secs(1) {
-            for (number, core) in scene.status()?.cores.iter().enumerate() {
+            for (number, core) in network.status()?.cores.iter().enumerate() {
                 if results.load.len() <= number {
                     results.load.push((0.0, 0));
                 }
@@ -447,10 +447,14 @@ impl Look {
 }
 
 /// Waits until the gateway's state is so; false if it does not come to it.
-fn wait(scene: &Scene, stop: &Stop, wanted: impl Fn(&ServicesStatus) -> bool) -> anyhow::Result<bool> {
+fn wait(
+    network: &GatewayNetwork,
+    stop: &Stop,
+    wanted: impl Fn(&ServicesStatus) -> bool,
+) -> anyhow::Result<bool> {
     let end = Instant::now() + NOTICE_MAX;
     loop {
-        if wanted(&scene.status()?) {
+        if wanted(&network.status()?) {
             return Ok(true);
         }
         if Instant::now() >= end || stop.sleep(Duration::from_millis(20)) {
