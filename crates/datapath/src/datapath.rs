@@ -63,6 +63,8 @@ pub struct Datapath {
     bonds: BondIds,
     /// Packets that changed core.
     pub hand_overs: HandOvers,
+    /// Packets and super-packets of the host by bucket, where no services decide: a core's work, for rebalancing.
+    pub packets_by_bucket: Vec<u64>,
     drops: DropCounters,
 }
 
@@ -71,6 +73,7 @@ impl Datapath {
     #[must_use]
     pub fn new(id: u8, node: Arc<Node>, seed: u64, snapshots: Snapshots) -> Self {
         let Snapshots { policy, ownership, neighbors, serving } = snapshots;
+        let buckets = ownership.table.buckets();
         Self {
             id,
             tunnel: Tunnel::new(id, node),
@@ -82,6 +85,7 @@ impl Datapath {
             to_bonds: ToBonds::default(),
             bonds: BondIds,
             hand_overs: HandOvers::default(),
+            packets_by_bucket: vec![0; buckets],
             drops: DropCounters::default(),
         }
     }
@@ -141,6 +145,7 @@ impl Datapath {
     fn host_to_bond(&mut self, now: Time, packet: &mut PacketBuf, out: &mut impl Output) {
         match self.tunnel.classify(packet.packet(), None) {
             Ok(classified) if classified.owner == self.id => {
+                self.count(classified.hash());
                 let offload = packet.offload;
                 self.tunnel.packet(now, &offload, packet.packet_mut(), &classified, &mut Transmit(out));
             }
@@ -156,6 +161,12 @@ impl Datapath {
                 }
             }
             Err(reason) => self.drops.add(reason),
+        }
+    }
+
+    fn count(&mut self, hash: u32) {
+        if let Some(count) = self.packets_by_bucket.get_mut(self.ownership.bucket_of_hash(hash)) {
+            *count += 1;
         }
     }
 

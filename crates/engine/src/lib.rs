@@ -18,9 +18,12 @@
 //! and a list of actions with a doorbell.
 
 pub mod config;
+mod control_thread;
+mod core_watch;
 pub mod counters;
 pub mod doorbell;
 pub mod gateway;
+mod neighbors;
 mod output;
 mod ports;
 pub mod rings;
@@ -30,7 +33,7 @@ mod worker;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -92,6 +95,8 @@ pub struct Shared {
     pub(crate) counters: Vec<Arc<Counters>>,
     pub(crate) config: ArcSwap<WorkerConfig>,
     pub(crate) stop: AtomicBool,
+    /// Kernel's thread id of each worker; 0 before it runs.
+    pub(crate) threads: Vec<AtomicU32>,
     pub(crate) mark: u32,
     pub(crate) gateway: Arc<gateway::Shared>,
     actions: Mutex<Vec<Action>>,
@@ -148,6 +153,7 @@ impl Engine {
                 per_path: HashMap::new(),
             }),
             stop: AtomicBool::new(false),
+            threads: (0..cores).map(|_| AtomicU32::new(0)).collect(),
             mark: settings.mark,
             gateway: Arc::new(
                 gateway::Shared::new(settings.cpus.clone(), ownership).map_err(std::io::Error::other)?,
@@ -178,6 +184,7 @@ impl Engine {
                 if let Err(error) = linux::affinity::prefer_current_thread() {
                     tracing::debug!(core = id, %error, "ordinary priority");
                 }
+                watched.threads[usize::from(id)].store(linux::affinity::thread_id(), Relaxed);
                 let stops = Arc::clone(&watched);
                 let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || worker.run()));
                 if ended.is_err() || !stops.stop.load(Relaxed) {
@@ -189,10 +196,10 @@ impl Engine {
             })?;
             engine.threads.push(thread);
         }
-        let keeper = gateway::Keeper::new(shared);
+        let control = control_thread::ControlThread::new(shared);
         engine
             .threads
-            .push(std::thread::Builder::new().name("control-core".to_owned()).spawn(move || keeper.run())?);
+            .push(std::thread::Builder::new().name("control".to_owned()).spawn(move || control.run())?);
         Ok(engine)
     }
 

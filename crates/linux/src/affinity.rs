@@ -53,6 +53,30 @@ pub fn current_cpu() -> usize {
     rustix::thread::sched_getcpu()
 }
 
+/// The kernel's id of the calling thread.
+pub fn thread_id() -> u32 {
+    rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs()
+}
+
+/// A thread of this process as the scheduler sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ThreadView {
+    /// It runs, or could if it got a CPU; false while it sleeps, waits for a device or is halted.
+    pub runnable: bool,
+    /// CPU time that it has had, ns.
+    pub ran_ns: u64,
+}
+
+/// Looks at a thread of this process by its kernel id. `None`: there is no such thread, or no `/proc`.
+pub fn thread_view(id: u32) -> Option<ThreadView> {
+    let read = |file: &str| std::fs::read_to_string(format!("/proc/self/task/{id}/{file}")).ok();
+    // The name is in parentheses and may have any character: the state is behind the last one (proc_pid_stat(5)).
+    let stat = read("stat")?;
+    let state = stat.rsplit_once(')')?.1.trim_start().chars().next()?;
+    let ran_ns = read("schedstat")?.split_ascii_whitespace().next()?.parse().ok()?;
+    Some(ThreadView { runnable: state == 'R', ran_ns })
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
@@ -61,6 +85,32 @@ mod tests {
     /// Niceness of the calling thread.
     fn niceness() -> i32 {
         rustix::process::getpriority_process(None).unwrap()
+    }
+
+    #[test]
+    fn a_thread_that_works_is_seen_to_run_and_one_that_sleeps_is_not() {
+        use std::sync::mpsc::channel;
+        let ((send_id, id), (stop, stopped)) = (channel(), channel::<()>());
+        let worker = std::thread::spawn(move || {
+            send_id.send(thread_id()).unwrap();
+            while stopped.try_recv().is_err() {
+                std::hint::spin_loop();
+            }
+            send_id.send(0).unwrap();
+            let _ = stopped.recv();
+        });
+        let thread = id.recv().unwrap();
+        let before = thread_view(thread).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let after = thread_view(thread).unwrap();
+        assert!(before.runnable && after.runnable && after.ran_ns > before.ran_ns, "{before:?} {after:?}");
+        stop.send(()).unwrap();
+        id.recv().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert!(!thread_view(thread).unwrap().runnable);
+        stop.send(()).unwrap();
+        worker.join().unwrap();
+        assert_eq!(thread_view(0), None);
     }
 
     #[test]

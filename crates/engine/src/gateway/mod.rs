@@ -8,7 +8,6 @@
 //!
 //! * `gso_batch`: datagrams of one flow leave as one super-packet.
 //! * `open`: interfaces come and go; their sockets are opened for all cores at once.
-//! * `keeper`: the control core (rows C7, C9): neighbours, buckets, cores that come, go or hang.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -32,14 +31,13 @@ use services::policy::Policy;
 use services::spec::GatewaySpec;
 use steering::ownership::Ownership;
 
+use crate::core_watch::Permissions;
 use crate::doorbell::Version;
 
 pub(crate) mod gso_batch;
-mod keeper;
-mod open;
+pub(crate) mod open;
 
-pub use keeper::CoreState;
-pub(crate) use keeper::Keeper;
+pub use crate::core_watch::CoreState;
 
 /// NAT events kept until somebody takes them.
 const EVENTS_MAX: usize = 200_000;
@@ -98,6 +96,8 @@ pub struct CoreReport {
     pub forward_flows: Vec<(u64, u64)>,
     /// Live flows by bucket.
     pub live_by_bucket: Vec<u32>,
+    /// Packets by bucket since the start, where no services decide.
+    pub packets_by_bucket: Vec<u64>,
     /// Era of the bucket table that it works by.
     pub table_era: u32,
     /// Ports of outside addresses held by flows.
@@ -202,9 +202,9 @@ pub(crate) struct Shared {
     events: Mutex<Vec<NatEvent>>,
     keep_events: AtomicBool,
     pub lost_events: AtomicU64,
-    keeper: Mutex<keeper::Shared>,
+    pub cores: Mutex<Permissions>,
     retired: Mutex<Retired>,
-    opened: Mutex<open::Opened>,
+    pub opened: Mutex<open::Opened>,
     /// Puts what the host sends into the owner's TUN queue; without the privilege for it rings do that work.
     pub tun_program: Mutex<Option<SteeringProgram>>,
 }
@@ -233,7 +233,7 @@ impl Shared {
             events: Mutex::default(),
             keep_events: AtomicBool::new(false),
             lost_events: AtomicU64::new(0),
-            keeper: Mutex::new(keeper::Shared::new(cores)),
+            cores: Mutex::new(Permissions::new(cores)),
             retired: Mutex::default(),
             opened: Mutex::default(),
         })
@@ -362,7 +362,7 @@ impl crate::Engine {
         if settings.nat_events {
             gateway.keep(&mut lock(&gateway.events), events.into_iter());
         }
-        lock(&gateway.keeper).rebalance = settings.rebalance;
+        lock(&gateway.cores).rebalance = settings.rebalance;
         gateway.active.store(true, Relaxed);
         gateway.put_policy(policy);
         self.open_interfaces(settings);
@@ -391,7 +391,7 @@ impl crate::Engine {
     #[must_use]
     pub fn core_states(&self) -> Vec<(CoreState, usize)> {
         let ownership = self.shared.gateway.ownership.load();
-        let states = lock(&self.shared.gateway.keeper).states();
+        let states = lock(&self.shared.gateway.cores).states();
         (0u16..).zip(states).map(|(core, state)| (state, ownership.table.count(core))).collect()
     }
 
@@ -402,7 +402,7 @@ impl crate::Engine {
     pub fn set_core(&self, core: usize, enabled: bool) -> Result<(), String> {
         let gateway = &self.shared.gateway;
         let states = {
-            let mut shared = lock(&gateway.keeper);
+            let mut shared = lock(&gateway.cores);
             let others = shared.states().into_iter().enumerate();
             let active =
                 others.filter(|(place, state)| *place != core && *state == CoreState::Active).count();

@@ -109,7 +109,7 @@ pub(super) fn follow(shared: &Shared, settings: &GatewaySettings, listen_port: O
 
 /// Interfaces that the kernel does not spread by the bucket table are read by the cores that work: a core that hangs is
 /// left alone in its old fanout group, where it starves nobody.
-pub(super) fn follow_cores(shared: &Shared) {
+pub(crate) fn follow_cores(shared: &Shared) {
     let mut opened = lock(&shared.opened);
     for (id, port) in (0..).zip(&mut opened.ports) {
         let Some(port) = port.as_mut().filter(|port| port.program.is_none()) else { continue };

@@ -32,6 +32,17 @@ impl Default for Limits {
     }
 }
 
+/// One look at a core.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Look {
+    /// Its count of rounds.
+    pub rounds: u64,
+    /// Something waits for it.
+    pub has_work: bool,
+    /// Time since the last look for which the scheduler let it wait for a CPU, ns: not held against it.
+    pub waited_ns: u64,
+}
+
 /// What one look at a core found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Finding {
@@ -88,13 +99,14 @@ impl Watch {
         (0u8..).zip(&self.cores).filter(working).map(|(number, _)| number).collect()
     }
 
-    /// Looks at one core. `rounds` is its count, `has_work` whether something waits for it. Look several times within
-    /// [`Limits::stuck_ns`]: one look proves at most a quarter of it.
-    pub fn look(&mut self, core: u8, rounds: u64, has_work: bool, now_ns: u64) -> Finding {
+    /// Looks at one core. Look several times within [`Limits::stuck_ns`]: one look proves at most a quarter of it.
+    pub fn look(&mut self, core: u8, look: Look, now_ns: u64) -> Finding {
+        let Look { rounds, has_work, waited_ns } = look;
         let limits = self.limits;
         let Some(core) = self.cores.get_mut(usize::from(core)) else { return Finding::Unchanged };
         let moved = rounds != core.rounds;
-        let watched = now_ns.saturating_sub(core.seen_ns).min(limits.stuck_ns.div_ceil(4));
+        let could_run_ns = now_ns.saturating_sub(core.seen_ns).saturating_sub(waited_ns);
+        let watched = could_run_ns.min(limits.stuck_ns.div_ceil(4));
         core.rounds = rounds;
         core.seen_ns = now_ns;
         core.still_ns = if moved || !has_work { 0 } else { core.still_ns + watched };
@@ -135,6 +147,10 @@ mod tests {
     const MS: u64 = 1_000_000;
     const LIMITS: Limits = Limits { stuck_ns: 100 * MS, probation_ns: 400 * MS };
 
+    fn at(rounds: u64, has_work: bool) -> Look {
+        Look { rounds, has_work, waited_ns: 0 }
+    }
+
     /// Looks every 10 ms from `from_ms` to `to_ms`; the findings that changed something, with their time.
     fn looks(
         watch: &mut Watch,
@@ -144,7 +160,7 @@ mod tests {
     ) -> Vec<(u64, Finding)> {
         times_ms
             .step_by(10)
-            .map(|ms| (ms, watch.look(0, rounds(ms), work, ms * MS)))
+            .map(|ms| (ms, watch.look(0, at(rounds(ms), work), ms * MS)))
             .filter(|(_, finding)| *finding != Finding::Unchanged)
             .collect()
     }
@@ -199,21 +215,31 @@ mod tests {
     }
 
     #[test]
+    fn time_for_which_it_got_no_cpu_does_not_count() {
+        let mut watch = Watch::new(1, LIMITS, 0);
+        let starved = Look { waited_ns: 10 * MS, ..at(1, true) };
+        for ms in (0..5_000).step_by(10) {
+            assert_eq!(watch.look(0, starved, ms * MS), Finding::Unchanged);
+        }
+        assert_eq!(looks(&mut watch, 5_000..5_200, true, |_| 1).len(), 1, "now it could run and does not");
+    }
+
+    #[test]
     fn time_that_nobody_watched_does_not_count() {
         let mut watch = Watch::new(1, LIMITS, 0);
-        watch.look(0, 1, true, 10 * MS);
+        watch.look(0, at(1, true), 10 * MS);
         // The machine slept for an hour: three looks later the core has had its chance to move.
         let hour = 3_600_000 * MS;
-        assert_eq!(watch.look(0, 1, true, hour), Finding::Unchanged);
-        assert_eq!(watch.look(0, 1, true, hour + 25 * MS), Finding::Unchanged);
-        assert_eq!(watch.look(0, 1, true, hour + 50 * MS), Finding::Unchanged);
-        assert_eq!(watch.look(0, 1, true, hour + 75 * MS), Finding::Stuck);
+        assert_eq!(watch.look(0, at(1, true), hour), Finding::Unchanged);
+        assert_eq!(watch.look(0, at(1, true), hour + 25 * MS), Finding::Unchanged);
+        assert_eq!(watch.look(0, at(1, true), hour + 50 * MS), Finding::Unchanged);
+        assert_eq!(watch.look(0, at(1, true), hour + 75 * MS), Finding::Stuck);
     }
 
     #[test]
     fn a_core_that_is_not_there_is_nothing() {
         let mut watch = Watch::new(1, LIMITS, 0);
-        assert_eq!(watch.look(9, 1, true, MS), Finding::Unchanged);
+        assert_eq!(watch.look(9, at(1, true), MS), Finding::Unchanged);
         assert_eq!(watch.usable(), CoreSet::first(1));
     }
 }

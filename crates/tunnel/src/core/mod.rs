@@ -74,6 +74,14 @@ pub struct Classified {
     pub owner: u8,
 }
 
+impl Classified {
+    /// Hash of the flow under this node's key.
+    #[must_use]
+    pub fn hash(&self) -> u32 {
+        self.hash
+    }
+}
+
 /// What a core gives out.
 pub trait Output {
     /// Datagrams of `segment` bytes each, the last possibly shorter, all to one target.

@@ -1,0 +1,306 @@
+//! Which cores take part (rows C7, C9): those that hang lose their buckets, busy ones give some to idle ones, and the operator
+//! takes them away and gives them back. Whatever changes, tunnel, interfaces and the kernel's programs follow together.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use steering::cores::CoreSet;
+use steering::table::BucketTable;
+use steering::vote::watch::{Finding, Limits, Look, Watch};
+use steering::vote::{Arbiter, Decision, Settings, Vote, replan};
+
+use crate::Shared as Engine;
+use crate::gateway::{Shared, lock, open};
+
+/// A core whose count stands still for so many looks is woken: one that only sleeps then moves, one that hangs does not.
+const STILL_LOOKS: u32 = 4;
+
+/// A core that works on one round for so long, while it could run, hangs. Its flows must be elsewhere 400 ms after it
+/// stopped, looks and the peers' notice included.
+const STUCK_NS: u64 = 200_000_000;
+
+/// Permission of a core to own buckets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CoreState {
+    /// Owns buckets.
+    #[default]
+    Active,
+    /// The operator took its buckets; its flows end on it.
+    Draining,
+    /// It hangs: its buckets are elsewhere, its flows are lost until it moves again.
+    Stuck,
+}
+
+/// Cores that may own no buckets, as operator and control thread want it.
+pub(crate) struct Permissions {
+    pub cores: usize,
+    /// The operator wants no new flows on these.
+    pub drained: CoreSet,
+    /// These hang.
+    pub stuck: CoreSet,
+    /// Buckets move from busy cores to idle ones.
+    pub rebalance: bool,
+}
+
+impl Permissions {
+    pub fn new(cores: usize) -> Self {
+        Self { cores, drained: CoreSet::default(), stuck: CoreSet::default(), rebalance: true }
+    }
+
+    /// Every core's, by number.
+    pub fn states(&self) -> Vec<CoreState> {
+        let state = |core: u8| match (self.stuck.contains(core), self.drained.contains(core)) {
+            (true, _) => CoreState::Stuck,
+            (false, true) => CoreState::Draining,
+            (false, false) => CoreState::Active,
+        };
+        (0..self.cores as u8).map(state).collect()
+    }
+}
+
+/// The control thread's view of the cores.
+pub(crate) struct CoreWatch {
+    arbiter: Arbiter,
+    watch: Watch,
+    /// By core: its count of rounds, and for how many looks it has been that.
+    still: Vec<(u64, u32)>,
+    /// By core: CPU time that its thread had had at the last look at it, ns.
+    ran_ns: Vec<u64>,
+    looked_ns: u64,
+    busy_ns: Vec<u64>,
+    /// Packets by bucket when last looked at.
+    packets: Vec<u64>,
+    voted_ns: u64,
+}
+
+impl CoreWatch {
+    pub fn new(cores: usize, now_ns: u64) -> Self {
+        let limits = Limits { stuck_ns: STUCK_NS, ..Limits::default() };
+        Self {
+            arbiter: Arbiter::new(Settings::default()),
+            watch: Watch::new(cores as u8, limits, now_ns),
+            still: vec![(0, 0); cores],
+            ran_ns: vec![0; cores],
+            looked_ns: now_ns,
+            busy_ns: vec![0; cores],
+            packets: Vec::new(),
+            voted_ns: now_ns,
+        }
+    }
+
+    /// How long the scheduler let a core wait for a CPU in the last `elapsed_ns`: all of it, if its thread could run and did
+    /// not. Asked only about a core whose count stands still.
+    fn waited(&mut self, engine: &Engine, core: usize, elapsed_ns: u64) -> u64 {
+        let thread = engine.threads.get(core).map_or(0, |thread| thread.load(Relaxed));
+        let (Some(view), Some(ran_ns)) = (linux::affinity::thread_view(thread), self.ran_ns.get_mut(core))
+        else {
+            return 0;
+        };
+        let ran = view.ran_ns != std::mem::replace(ran_ns, view.ran_ns);
+        if view.runnable && !ran { elapsed_ns } else { 0 }
+    }
+
+    /// Work of each bucket: live flows where services keep them on their cores, packets since the last vote otherwise.
+    fn work_by_bucket(&mut self, gateway: &Shared) -> Vec<u32> {
+        let mut packets = vec![0u64; gateway.ownership.load().table.buckets()];
+        for report in &gateway.reports {
+            for (sum, count) in packets.iter_mut().zip(&lock(report).packets_by_bucket) {
+                *sum += count;
+            }
+        }
+        let before = std::mem::replace(&mut self.packets, packets.clone());
+        if gateway.active.load(Relaxed) {
+            return gateway.live_by_bucket();
+        }
+        let since = |(place, count): (usize, &u64)| {
+            let before = before.get(place).copied().unwrap_or(0);
+            u32::try_from(count.saturating_sub(before)).unwrap_or(u32::MAX)
+        };
+        packets.iter().enumerate().map(since).collect()
+    }
+
+    /// Looks at every core. One that hangs loses its buckets; one that came back may have some again.
+    pub fn look(&mut self, engine: &Engine) {
+        let now_ns = linux::clock::monotonic_ns();
+        let elapsed_ns = now_ns.saturating_sub(std::mem::replace(&mut self.looked_ns, now_ns));
+        let mut changed = false;
+        for core in 0..engine.counters.len() {
+            let gateway = &engine.gateway;
+            let rounds = gateway.rounds.get(core).map_or(0, |rounds| rounds.load(Relaxed));
+            let bell = engine.doorbells.get(core);
+            if let (Some(still), Some(bell)) = (self.still.get_mut(core), bell) {
+                let looks = if still.0 == rounds { still.1 + 1 } else { 0 };
+                *still = (rounds, looks);
+                // From now on it counts as awake: a core that hangs in its sleep is found, too.
+                if looks > 0 && looks.is_multiple_of(STILL_LOOKS) {
+                    bell.ring();
+                }
+            }
+            let has_work = !bell.is_some_and(crate::doorbell::Doorbell::is_asleep);
+            let stands_still = has_work && self.still.get(core).is_some_and(|(_, looks)| *looks > 0);
+            let waited_ns = if stands_still { self.waited(engine, core, elapsed_ns) } else { 0 };
+            let look = Look { rounds, has_work, waited_ns };
+            match self.watch.look(core as u8, look, now_ns) {
+                Finding::Unchanged => continue,
+                Finding::Stuck => {
+                    tracing::error!(core, "a core hangs; its buckets go to the others, its flows are lost");
+                    lock(&gateway.cores).stuck.insert(core as u8);
+                }
+                Finding::Back => {
+                    tracing::warn!(core, "a core that hung works again");
+                    lock(&gateway.cores).stuck.remove(core as u8);
+                }
+            }
+            changed = true;
+        }
+        if changed {
+            let states = lock(&engine.gateway.cores).states();
+            engine.gateway.replan(&states, engine);
+            self.arbiter.changed_elsewhere(now_ns);
+        }
+    }
+
+    /// Votes, and what follows from them; buckets whose earlier owners have no flow left lose their history.
+    pub fn balance(&mut self, engine: &Engine) {
+        let now_ns = linux::clock::monotonic_ns();
+        let elapsed_ns = now_ns.saturating_sub(self.voted_ns).max(1);
+        self.voted_ns = now_ns;
+        for (core, counters) in engine.counters.iter().enumerate() {
+            let busy_ns = counters.busy_ns.get();
+            let last = self.busy_ns.get_mut(core).map_or(0, |last| std::mem::replace(last, busy_ns));
+            let load = (busy_ns.saturating_sub(last) * 255 / elapsed_ns).min(255) as u8;
+            self.arbiter.vote(Vote { core: core as u8, load, priority: 1, at_ns: now_ns });
+        }
+        retire_chains(engine);
+        let gateway = &engine.gateway;
+        let (rebalance, usable) = {
+            let shared = lock(&gateway.cores);
+            let states = shared.states();
+            let active = (0u8..).zip(states).filter(|(_, state)| *state == CoreState::Active);
+            (shared.rebalance, active.map(|(core, _)| core).collect::<CoreSet>())
+        };
+        if !rebalance || usable.len() < 2 {
+            return;
+        }
+        let ownership = gateway.ownership.load_full();
+        let era = ownership.table.era();
+        let works = (0u8..).zip(&gateway.reports).filter(|(core, _)| ownership.is_alive(*core));
+        let settled = works.into_iter().all(|(_, report)| lock(report).table_era == era);
+        let work = self.work_by_bucket(gateway);
+        if let Decision::Change { table, moves } =
+            self.arbiter.decide(&ownership.table, &work, &usable, settled, now_ns)
+        {
+            tracing::info!(era = table.era(), moves = moves.len(), "buckets move to idle cores");
+            gateway.put_table(table, ownership.alive, engine);
+        }
+    }
+}
+
+/// An earlier owner leaves a chain when it works by this table and has no flow in the bucket.
+fn retire_chains(engine: &Engine) {
+    let gateway = &engine.gateway;
+    let ownership = gateway.ownership.load_full();
+    let mut table = ownership.table.clone();
+    let mut changed = false;
+    for bucket in 0..table.buckets() {
+        for unit in ownership.table.chain(bucket) {
+            let report = gateway.reports.get(usize::from(*unit)).map(|report| {
+                let report = lock(report);
+                (report.table_era, report.live_by_bucket.get(bucket).copied().unwrap_or(0))
+            });
+            if report == Some((ownership.table.era(), 0)) {
+                changed |= table.retire(bucket, *unit);
+            }
+        }
+    }
+    if changed {
+        gateway.put_table(table, ownership.alive, engine);
+    }
+}
+
+impl Shared {
+    /// Live flows of each bucket over all cores.
+    pub(crate) fn live_by_bucket(&self) -> Vec<u32> {
+        let mut all = vec![0u32; self.ownership.load().table.buckets()];
+        for report in &self.reports {
+            for (sum, live) in all.iter_mut().zip(&lock(report).live_by_bucket) {
+                *sum = sum.saturating_add(*live);
+            }
+        }
+        all
+    }
+
+    /// Puts a bucket table in force: workers first, then the kernel's steering.
+    pub(crate) fn put_table(&self, table: BucketTable, alive: CoreSet, engine: &Engine) {
+        let before = self.ownership.load_full();
+        let next = Arc::new(before.with_table(table, alive));
+        self.ownership.store(Arc::clone(&next));
+        self.changed();
+        engine.wake_all();
+        lock(&self.opened).follow_table(&next);
+        if let Some(program) = &*lock(&self.tun_program)
+            && let Err(error) = program.update_table(next.table.owners())
+        {
+            tracing::warn!(%error, "the kernel fills TUN queues by the old table; rings mend it");
+        }
+        if before.alive != alive {
+            open::follow_cores(self);
+            engine.wake_all();
+        }
+    }
+
+    /// A new table after cores changed their state.
+    pub(crate) fn replan(&self, states: &[CoreState], engine: &Engine) {
+        let mut states = states.to_vec();
+        if !states.contains(&CoreState::Active) {
+            // Better a core that should rest than none.
+            for state in states.iter_mut().filter(|state| **state == CoreState::Draining) {
+                *state = CoreState::Active;
+            }
+        }
+        let states = &states[..];
+        let usable: CoreSet = (0u8..)
+            .zip(states)
+            .filter(|(_, state)| **state == CoreState::Active)
+            .map(|(core, _)| core)
+            .collect();
+        let alive: CoreSet = (0u8..)
+            .zip(states)
+            .filter(|(_, state)| **state != CoreState::Stuck)
+            .map(|(core, _)| core)
+            .collect();
+        let ownership = self.ownership.load_full();
+        let live = self.live_by_bucket();
+        match replan_keeping(&ownership.table, &usable, states, &live) {
+            Ok(table) => self.put_table(table, alive, engine),
+            Err(error) => tracing::error!(%error, "no bucket table without this core; it keeps its buckets"),
+        }
+    }
+}
+
+/// As [`replan`], but a core that drains stays in the chains: its flows live on.
+fn replan_keeping(
+    table: &BucketTable,
+    usable: &CoreSet,
+    states: &[CoreState],
+    live: &[u32],
+) -> Result<BucketTable, steering::assign::PlanError> {
+    let draining = states.contains(&CoreState::Draining);
+    if !draining {
+        return replan(table, usable, live);
+    }
+    let average = (table.buckets() / usable.len().max(1)).max(1) as u32;
+    let units: Vec<steering::table::Unit> = (0u16..)
+        .zip(states)
+        .filter(|(_, state)| **state != CoreState::Stuck)
+        .map(|(id, state)| {
+            let weight = match (*state, table.count(id)) {
+                (CoreState::Draining, _) => 0,
+                (_, 0) => average,
+                (_, count) => count as u32,
+            };
+            steering::table::Unit { id, weight }
+        })
+        .collect();
+    steering::assign::plan(table, &units, live)
+}

@@ -1,0 +1,99 @@
+//! Hardware addresses of neighbors, as the kernel learns them (decision 0007).
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use linux::netlink::{Neighbour, NeighbourChange, NeighbourMonitor, NeighbourState, Netlink};
+use packet::attachment::InterfaceId;
+use services::core::Neighbors;
+
+use crate::gateway::lock;
+
+/// Neighbors that went stale are asked again this often …
+const PROBE_NS: u64 = 10_000_000_000;
+/// … so many at once.
+const PROBES_MAX: usize = 256;
+
+/// What the kernel said last.
+#[derive(Default)]
+pub(crate) struct NeighborWatch {
+    netlink: Option<Netlink>,
+    monitor: Option<NeighbourMonitor>,
+    known: BTreeMap<(u32, IpAddr), Neighbour>,
+    /// Device index and number of the open interfaces.
+    interfaces: Vec<(u32, InterfaceId)>,
+    probed_ns: u64,
+}
+
+impl NeighborWatch {
+    /// Takes over what the kernel has learned since the last call, and tells the workers.
+    pub fn follow(&mut self, engine: &crate::Shared) {
+        let interfaces = lock(&engine.gateway.opened).indices();
+        let mut changed = interfaces != self.interfaces;
+        if self.monitor.is_none() {
+            self.monitor = NeighbourMonitor::open().ok();
+            self.netlink = Netlink::open().ok();
+            changed |= self.read_all();
+        }
+        let changes = self.monitor.as_mut().and_then(|monitor| monitor.read().ok()).unwrap_or_default();
+        for change in changes {
+            changed = true;
+            match change {
+                NeighbourChange::Changed(neighbour) => {
+                    self.known.insert((neighbour.index, neighbour.ip), neighbour);
+                }
+                NeighbourChange::Gone(neighbour) => {
+                    self.known.remove(&(neighbour.index, neighbour.ip));
+                }
+                NeighbourChange::Resync => {
+                    self.read_all();
+                }
+            }
+        }
+        let now_ns = linux::clock::monotonic_ns();
+        if now_ns.saturating_sub(self.probed_ns) >= PROBE_NS {
+            self.probed_ns = now_ns;
+            self.probe(&interfaces);
+        }
+        if changed {
+            self.interfaces = interfaces;
+            self.publish(engine);
+        }
+    }
+
+    fn read_all(&mut self) -> bool {
+        let Some(all) = self.netlink.as_ref().and_then(|netlink| netlink.all_neighbours().ok()) else {
+            return false;
+        };
+        self.known = all.into_iter().map(|neighbour| ((neighbour.index, neighbour.ip), neighbour)).collect();
+        true
+    }
+
+    /// The kernel does not see our packets: without a question now and then it would keep an address for ever.
+    fn probe(&self, interfaces: &[(u32, InterfaceId)]) {
+        let Some(netlink) = &self.netlink else { return };
+        let ours = |neighbour: &&Neighbour| interfaces.iter().any(|(index, _)| *index == neighbour.index);
+        let stale = self.known.values().filter(|neighbour| neighbour.state == NeighbourState::Stale);
+        for neighbour in stale.filter(ours).take(PROBES_MAX) {
+            let _ = netlink.probe_neighbour(neighbour.index, neighbour.ip);
+        }
+    }
+
+    fn publish(&self, engine: &crate::Shared) {
+        let place =
+            |index: u32| self.interfaces.iter().find(|(known, _)| *known == index).map(|(_, place)| *place);
+        let known: BTreeMap<_, _> = self
+            .known
+            .values()
+            .filter(|neighbour| neighbour.state.is_usable())
+            .filter_map(|neighbour| Some(((place(neighbour.index)?, neighbour.ip), neighbour.mac?)))
+            .collect();
+        let gateway = &engine.gateway;
+        let old = gateway.neighbors.load();
+        if old.known == known {
+            return;
+        }
+        gateway.put_neighbors(Neighbors { version: old.version + 1, known });
+        engine.wake_all();
+    }
+}
