@@ -174,26 +174,7 @@ impl Engine {
         engine.apply(snapshot)?;
         for ((id, queue), rings) in (0u8..).zip(queues).zip(rings::mesh(&doorbells)) {
             let start = worker::Start { queue, rings, merge_udp };
-            let worker = worker::Worker::new(id, Arc::clone(&shared), start)?;
-            let cpu = engine.settings.cpus[usize::from(id)];
-            let watched = Arc::clone(&shared);
-            let thread = std::thread::Builder::new().name(format!("worker-{id}")).spawn(move || {
-                if let Err(error) = linux::affinity::pin_current_thread(cpu) {
-                    tracing::warn!(core = id, cpu, %error, "not pinned");
-                }
-                if let Err(error) = linux::affinity::prefer_current_thread() {
-                    tracing::debug!(core = id, %error, "ordinary priority");
-                }
-                watched.threads[usize::from(id)].store(linux::affinity::thread_id(), Relaxed);
-                let stops = Arc::clone(&watched);
-                let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || worker.run()));
-                if ended.is_err() || !stops.stop.load(Relaxed) {
-                    // Its flows would stay dark while everything else looks well: better none than that. The service
-                    // manager starts us again, and the start cleans up.
-                    tracing::error!(core = id, "a worker ended; stopping at once");
-                    std::process::abort();
-                }
-            })?;
+            let thread = engine.spawn_worker(id, start)?;
             engine.threads.push(thread);
         }
         let control = control_thread::ControlThread::new(shared);
@@ -201,6 +182,30 @@ impl Engine {
             .threads
             .push(std::thread::Builder::new().name("control".to_owned()).spawn(move || control.run())?);
         Ok(engine)
+    }
+
+    /// Starts the thread of one core, on its CPU.
+    fn spawn_worker(&self, id: u8, start: worker::Start) -> Result<JoinHandle<()>, EngineError> {
+        let shared = Arc::clone(&self.shared);
+        let worker = worker::Worker::new(id, Arc::clone(&shared), start)?;
+        let cpu = self.settings.cpus[usize::from(id)];
+        let thread = std::thread::Builder::new().name(format!("worker-{id}")).spawn(move || {
+            if let Err(error) = linux::affinity::pin_current_thread(cpu) {
+                tracing::warn!(core = id, cpu, %error, "not pinned");
+            }
+            if let Err(error) = linux::affinity::prefer_current_thread() {
+                tracing::debug!(core = id, %error, "ordinary priority");
+            }
+            shared.threads[usize::from(id)].store(linux::affinity::thread_id(), Relaxed);
+            let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || worker.run()));
+            if ended.is_err() || !shared.stop.load(Relaxed) {
+                // Its flows would stay dark while everything else looks well: better none than that. The service
+                // manager starts us again, and the start cleans up.
+                tracing::error!(core = id, "a worker ended; stopping at once");
+                std::process::abort();
+            }
+        })?;
+        Ok(thread)
     }
 
     /// Takes over a new configuration without disturbing what stays as it was.
