@@ -1,32 +1,27 @@
 //! Datagrams as they are on the wire: seen on an interface, changed, sent again.
 
 use std::net::Ipv4Addr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use linux::packet_socket::PacketSocket;
 use testbed::topology::Node;
+
+use crate::scene::Background;
 
 const ETHERNET: usize = 14;
 /// Ethernet, IPv4 without options, UDP: what stands in front of a datagram's payload.
 pub const HEADERS: usize = ETHERNET + 20 + 8;
 
 /// Keeps a copy of every IPv4 UDP frame that arrives on an interface, up to a limit.
-pub struct Capture {
-    end: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Vec<Vec<u8>>>>,
-}
+pub struct Capture(Background<Vec<Vec<u8>>>);
 
 impl Capture {
     /// Starts to listen on an interface of a node; keeps `limit` frames at most.
     pub fn start(place: &Node, interface: &str, limit: usize) -> Self {
         let socket = place.run(|| PacketSocket::open(interface, false, true)).unwrap().unwrap();
         socket.set_buffers(8 << 20).unwrap();
-        let end = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&end);
-        let thread = std::thread::spawn(move || {
+        Self(Background::start(move |end| {
             let (mut frames, mut buffer) = (Vec::new(), vec![0; 65_536]);
             loop {
                 match socket.receive(&mut buffer) {
@@ -34,24 +29,16 @@ impl Capture {
                         frames.push(buffer[..length].to_vec());
                     }
                     Ok(_) => {}
-                    Err(_) if flag.load(Ordering::Relaxed) => return frames,
+                    Err(_) if end.load(Ordering::Relaxed) => return frames,
                     Err(_) => std::thread::sleep(Duration::from_millis(1)),
                 }
             }
-        });
-        Self { end, thread: Some(thread) }
+        }))
     }
 
     /// Ends it and gives what was seen.
-    pub fn finish(mut self) -> Vec<Vec<u8>> {
-        self.end.store(true, Ordering::Relaxed);
-        self.thread.take().unwrap().join().unwrap()
-    }
-}
-
-impl Drop for Capture {
-    fn drop(&mut self) {
-        self.end.store(true, Ordering::Relaxed);
+    pub fn finish(self) -> Vec<Vec<u8>> {
+        self.0.finish()
     }
 }
 

@@ -3,9 +3,7 @@
 use std::io::{BufRead, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, RecvFlags, SocketType, ipproto, recv, socket};
@@ -112,8 +110,7 @@ impl Drop for SshSession {
 
 /// A small FTP server with passive mode only (RFC 959, RFC 2428): everybody gets the same file. It ends when dropped.
 pub struct Ftp {
-    end: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    _thread: Background<()>,
 }
 
 /// One line of the file on the FTP server.
@@ -126,10 +123,9 @@ impl Ftp {
         let listen: SocketAddr = listen.parse().unwrap();
         let listener = place.run(|| TcpListener::bind(listen)).unwrap().unwrap();
         listener.set_nonblocking(true).unwrap();
-        let end = Arc::new(AtomicBool::new(false));
-        let (flag, place) = (Arc::clone(&end), place.clone());
-        let thread = std::thread::spawn(move || {
-            while !flag.load(Ordering::Relaxed) {
+        let place = place.clone();
+        let thread = Background::start(move |end| {
+            while !end.load(Ordering::Relaxed) {
                 match listener.accept() {
                     Ok((stream, _)) => {
                         let place = place.clone();
@@ -139,7 +135,7 @@ impl Ftp {
                 }
             }
         });
-        Self { end, thread: Some(thread) }
+        Self { _thread: thread }
     }
 
     /// Fetches the file with curl; it must be whole. `arguments`: for example `--disable-epsv`.
@@ -150,13 +146,6 @@ impl Ftp {
             &format!("curl --silent --show-error --max-time 30 {arguments} 'ftp://{server}/file'"),
         );
         assert!(text == FTP_LINE.repeat(FTP_LINES), "{} bytes came over FTP", text.len());
-    }
-}
-
-impl Drop for Ftp {
-    fn drop(&mut self) {
-        self.end.store(true, Ordering::Relaxed);
-        let _ = self.thread.take().unwrap().join();
     }
 }
 

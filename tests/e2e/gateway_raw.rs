@@ -2,13 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use linux::packet_socket::PacketSocket;
 use packet::checksum::{finish, pseudo_header, sum};
 
 use crate::gateway_scene::*;
+use crate::scene::Background;
 
 /// Protocol numbers.
 pub const ICMP: u8 = 1;
@@ -116,28 +116,20 @@ pub fn icmp(kind: u8, code: u8, rest: u32, payload: &[u8]) -> Vec<u8> {
 
 /// Sends without a pause until it is dropped.
 pub struct Flood {
-    end: Arc<AtomicBool>,
     pub sent: Arc<AtomicU64>,
-    thread: Option<JoinHandle<()>>,
+    _thread: Background<()>,
 }
 
 impl Flood {
     /// `make` gives the packet of each number.
     pub fn start(raw: Raw, make: impl Fn(u64) -> Vec<u8> + Send + 'static) -> Self {
-        let (end, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let (flag, counter) = (Arc::clone(&end), Arc::clone(&sent));
-        let thread = std::thread::spawn(move || {
-            while !flag.load(Ordering::Relaxed) {
+        let sent = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&sent);
+        let thread = Background::start(move |end| {
+            while !end.load(Ordering::Relaxed) {
                 raw.send(&make(counter.fetch_add(1, Ordering::Relaxed)));
             }
         });
-        Self { end, sent, thread: Some(thread) }
-    }
-}
-
-impl Drop for Flood {
-    fn drop(&mut self) {
-        self.end.store(true, Ordering::Relaxed);
-        let _ = self.thread.take().unwrap().join();
+        Self { sent, _thread: thread }
     }
 }

@@ -5,7 +5,6 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use control::protocol::FlowFilter;
@@ -211,8 +210,8 @@ impl Answer {
 /// A server that tells each client its own name and the address that it sees, on TCP (in HTTP if asked so) and UDP. Then it
 /// sends back what it gets. It ends when dropped.
 pub struct Mirror {
-    end: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<()>>,
+    _udp: Background<()>,
+    _tcp: Background<()>,
 }
 
 impl Mirror {
@@ -223,33 +222,23 @@ impl Mirror {
         let socket = place.run(|| UdpSocket::bind(listen)).unwrap().unwrap();
         listener.set_nonblocking(true).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-        let end = Arc::new(AtomicBool::new(false));
-        let (name, flag) = (name.to_owned(), Arc::clone(&end));
+        let name = name.to_owned();
         let udp = {
-            let (name, flag) = (name.clone(), Arc::clone(&end));
-            std::thread::spawn(move || mirror_udp(&socket, &name, &flag))
+            let name = name.clone();
+            Background::start(move |end| mirror_udp(&socket, &name, end))
         };
-        let tcp = std::thread::spawn(move || {
-            while !flag.load(Ordering::Relaxed) {
+        let tcp = Background::start(move |end| {
+            while !end.load(Ordering::Relaxed) {
                 let Ok((stream, source)) = listener.accept() else {
                     std::thread::sleep(Duration::from_millis(5));
                     continue;
                 };
-                let (name, flag) = (name.clone(), Arc::clone(&flag));
+                let (name, end) = (name.clone(), Arc::clone(end));
                 // A client that goes away is its own affair.
-                std::thread::spawn(move || drop(mirror_tcp(stream, source, &name, &flag)));
+                std::thread::spawn(move || drop(mirror_tcp(stream, source, &name, &end)));
             }
         });
-        Self { end, threads: vec![udp, tcp] }
-    }
-}
-
-impl Drop for Mirror {
-    fn drop(&mut self) {
-        self.end.store(true, Ordering::Relaxed);
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
-        }
+        Self { _udp: udp, _tcp: tcp }
     }
 }
 
@@ -456,10 +445,7 @@ impl UdpClient {
 }
 
 /// TCP connections to a [`Mirror`] that are busy until told to stop.
-pub struct Bulk {
-    end: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<std::io::Result<u64>>>,
-}
+pub struct Bulk(Vec<Background<std::io::Result<u64>>>);
 
 impl Bulk {
     /// Opens so many connections.
@@ -470,10 +456,8 @@ impl Bulk {
 
     /// Keeps these connections busy.
     pub fn run(talks: Vec<Talk>) -> Self {
-        let end = Arc::new(AtomicBool::new(false));
         let busy = |mut talk: Talk| {
-            let end = Arc::clone(&end);
-            std::thread::spawn(move || {
+            Background::start(move |end| {
                 let mut bytes = 0;
                 while !end.load(Ordering::Relaxed) {
                     talk.echo(64 * 1024)?;
@@ -482,15 +466,14 @@ impl Bulk {
                 Ok(bytes)
             })
         };
-        Self { threads: talks.into_iter().map(busy).collect(), end }
+        Self(talks.into_iter().map(busy).collect())
     }
 
     /// Ends them; each must have carried data, and none may have broken.
     #[track_caller]
     pub fn finish(self) {
-        self.end.store(true, Ordering::Relaxed);
-        for thread in self.threads {
-            let bytes = thread.join().unwrap();
+        for thread in self.0 {
+            let bytes = thread.finish();
             assert!(bytes.as_ref().is_ok_and(|bytes| *bytes > 0), "a connection broke: {bytes:?}");
         }
     }

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use control::status::{BackendStatus, ServerStatus};
 use linux::testing::isolated;
@@ -126,18 +125,16 @@ fn c6_a_backend_dies_under_load_and_comes_back() {
         let mut farm = Farm::new();
         let gateway = farm.start(HEALTH);
         let mut talks: Vec<Talk> = (0..12).map(|_| Talk::open(farm.lans.host(1), LISTEN).unwrap()).collect();
-        let end = Arc::new(AtomicBool::new(false));
-        let asked = Arc::new(AtomicU64::new(0));
-        let load = {
-            let (client, end, asked) = (farm.lans.host(1).clone(), Arc::clone(&end), Arc::clone(&asked));
-            std::thread::spawn(move || {
-                while !end.load(Ordering::Relaxed) {
-                    // Some fail until the check has noticed.
-                    let _ = Talk::open(&client, LISTEN);
-                    asked.fetch_add(1, Ordering::Relaxed);
-                }
-            })
-        };
+        let client = farm.lans.host(1).clone();
+        let load = Background::start(move |end| {
+            let mut asked = 0;
+            while !end.load(Ordering::Relaxed) {
+                // Some fail until the check has noticed.
+                let _ = Talk::open(&client, LISTEN);
+                asked += 1;
+            }
+            asked
+        });
         farm.kill(0);
         wait_for("the check notices", PATIENCE, || backend(&gateway, 0).state == "down");
         assert!(!backend(&gateway, 0).reason.is_empty());
@@ -149,9 +146,7 @@ fn c6_a_backend_dies_under_load_and_comes_back() {
         farm.bring_back(0);
         wait_for("it is up again", PATIENCE, || backend(&gateway, 0).state == "up");
         assert_eq!(farm.spread(60).len(), 3);
-        end.store(true, Ordering::Relaxed);
-        load.join().unwrap();
-        assert!(asked.load(Ordering::Relaxed) > 0);
+        assert!(load.finish() > 0);
         no_reply_went_astray(&gateway);
     });
 }

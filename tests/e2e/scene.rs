@@ -347,7 +347,7 @@ pub struct Background<T> {
 
 impl<T: Send + 'static> Background<T> {
     /// Starts it; the flag becomes true when it shall end.
-    pub fn start(work: impl FnOnce(&AtomicBool) -> T + Send + 'static) -> Self {
+    pub fn start(work: impl FnOnce(&Arc<AtomicBool>) -> T + Send + 'static) -> Self {
         let end = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&end);
         Self { end, thread: Some(std::thread::spawn(move || work(&flag))) }
