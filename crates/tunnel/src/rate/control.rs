@@ -5,10 +5,6 @@ use super::losses::Finding;
 use super::{Cut, Drain, Phase, Probe, RateController};
 use crate::time::Time;
 
-/// Smallest standing queue that is aimed at, microseconds.
-const TARGET_US: f64 = 3_000.0;
-/// … and largest, on paths with much jitter.
-const TARGET_US_MAX: f64 = 40_000.0;
 /// Delay that ends the start-up, at least.
 const STARTUP_QUEUE_US: f64 = 5_000.0;
 /// The rate changes by 1 % for each 1 ms that the queue is off its target.
@@ -17,8 +13,6 @@ const GAIN_PER_US: f64 = 1.0 / 100_000.0;
 const CORRECTION: (f64, f64) = (-0.5, 0.05);
 /// First and largest step of growth.
 pub(super) const STEP: (f64, f64) = (0.03, 0.5);
-/// Reports are gathered until they cover this much.
-pub(super) const GATHER_US: u64 = 15_000;
 /// A base delay not seen for this long is refreshed.
 const REFRESH_AFTER_NS: u64 = 5_000_000_000;
 /// … by draining for this long.
@@ -37,66 +31,63 @@ const PROBE_JITTER_US: f64 = 700.0;
 pub(super) const PACKET_BYTES: f64 = 1_500.0;
 
 impl RateController {
-    /// How much time of reports is averaged: more on long paths, which react late anyway.
     fn span_us(&self) -> f64 {
-        (self.srtt_us / 2.0).max(40.0 * self.jitter.us()).clamp(75_000.0, 250_000.0)
+        self.seen.span_us(self.rtt.smoothed_us)
     }
 
     pub(super) fn recent(&self) -> Sum {
-        self.window.sum(self.span_us(), |_| true)
+        self.seen.recent(self.rtt.smoothed_us)
     }
 
-    /// The standing queue aimed at: over the noise, and at least two packets on slow links.
     pub(super) fn target_us(&self) -> f64 {
-        let packets_us = 2.0 * PACKET_BYTES / self.capacity * 1e6;
-        (2.0 * self.jitter.us()).clamp(TARGET_US, TARGET_US_MAX).max(packets_us)
+        self.seen.target_us(self.capacity)
     }
 
     pub(super) fn set_rate(&mut self, now: Time, rate: f64) {
-        self.rate = rate.clamp(self.min, self.max);
-        let recent = self.window.sum(40_000.0, |_| true);
+        self.rate = rate.clamp(self.limits.min, self.limits.max);
+        let recent = self.seen.window.sum(40_000.0, |_| true);
         // What will really leave: the pacer's rate if it is the limit, else what the source offers.
         let leaving = if recent.limited > 0 || recent.count == 0 {
             self.rate
         } else {
             self.rate.min(recent.delivered())
         };
-        self.flight.push(now, leaving, self.srtt_us as u64);
+        self.flight.push(now, leaving, self.rtt.smoothed_us as u64);
     }
 
     fn predicted_us(&self, now: Time, queue_us: f64) -> f64 {
-        self.flight.predict(now, self.lag_us, queue_us, self.capacity, self.buffer_us)
+        self.flight.predict(now, self.seen.lag_us, queue_us, self.capacity, self.seen.buffer_us)
     }
 
     pub(super) fn startup(&mut self, entry: &Entry) {
         let now = entry.at;
-        let limit_us = STARTUP_QUEUE_US.max(2.0 * self.jitter.us()).max(self.target_us());
+        let limit_us = STARTUP_QUEUE_US.max(2.0 * self.seen.jitter.us()).max(self.target_us());
         let recent = self.recent();
         if recent.received + recent.lost >= 30.0 {
-            self.least_loss = self.least_loss.min(recent.loss());
+            self.startup.least_loss = self.startup.least_loss.min(recent.loss());
         }
-        let overflow = recent.lost >= 8.0 && recent.loss() > 0.05 + 2.0 * self.least_loss;
+        let overflow = recent.lost >= 8.0 && recent.loss() > 0.05 + 2.0 * self.startup.least_loss;
         if entry.queue_us > limit_us || overflow {
             // One late report can be a busy host, two are a queue. Meanwhile: back to where there was none.
-            self.strikes += 1;
-            if self.strikes >= 2 || entry.queue_us > 8.0 * limit_us {
+            self.startup.strikes += 1;
+            if self.startup.strikes >= 2 || entry.queue_us > 8.0 * limit_us {
                 self.end_startup(entry, limit_us);
             } else {
                 self.set_rate(now, 0.5 * self.capacity);
             }
             return;
         }
-        if self.strikes > 0 {
-            self.strikes = 0;
-            self.grown_at = now;
+        if self.startup.strikes > 0 {
+            self.startup.strikes = 0;
+            self.growth.at = now;
             self.set_rate(now, self.capacity);
             return;
         }
-        let waited_us = now.since(self.grown_at) as f64 / 1e3;
-        if entry.limited && waited_us >= self.srtt_us + entry.arrival_us / 2.0 {
+        let waited_us = now.since(self.growth.at) as f64 / 1e3;
+        if entry.limited && waited_us >= self.rtt.smoothed_us + entry.arrival_us / 2.0 {
             let seen = recent.arrived().max(entry.delivered().min(entry.sent()));
             let next = (self.rate * 2.0).min(seen * 2.5).max(self.rate);
-            self.grown_at = now;
+            self.growth.at = now;
             self.capacity = next;
             self.set_rate(now, next);
         } else {
@@ -106,16 +97,16 @@ impl RateController {
     }
 
     fn end_startup(&mut self, entry: &Entry, limit_us: f64) {
-        let busy = self.window.sum(60_000.0, |entry| entry.queue_us > limit_us);
+        let busy = self.seen.window.sum(60_000.0, |entry| entry.queue_us > limit_us);
         let measured = if busy.count > 0 { busy.arrived() } else { self.recent().arrived() };
         self.capacity = measured.min(self.rate);
         self.phase = Phase::Steady;
-        self.window.truncate(busy.count.max(1));
+        self.seen.window.truncate(busy.count.max(1));
         if busy.count == 0 {
             self.brim(entry.at.plus_ms(1_000));
         }
-        self.losses.quiet(entry.at.plus_us(self.lag_us + 100_000));
-        self.grown_at = entry.at;
+        self.losses.quiet(entry.at.plus_us(self.seen.lag_us + 100_000));
+        self.growth.at = entry.at;
         self.follow(entry.at, entry.queue_us);
     }
 
@@ -124,7 +115,7 @@ impl RateController {
         let target_us = self.target_us();
         let queue_us = entry.level_us;
         if self.undo(entry, target_us) || self.sudden(entry, target_us) {
-            self.probe = None;
+            self.prober.running = None;
             self.follow(now, entry.queue_us);
             return;
         }
@@ -138,13 +129,13 @@ impl RateController {
         }
         if self.drain_failed(entry, queue_us, target_us) {
             // Not our queue: the delay of the path is what it is now.
-            let base = self.base.us().saturating_add(self.drain.least_us as i64);
-            self.base.reset(now, base);
+            let base = self.seen.base.us().saturating_add(self.drain.least_us as i64);
+            self.seen.base.reset(now, base);
             self.drain = Drain::default();
-            self.window.clear();
+            self.seen.window.clear();
             // What made us cut, if we did, was the same mistake.
             let before = self.cut.take().map_or(0.0, |cut| cut.capacity_before);
-            self.capacity = self.capacity.max(self.floor.get(now)).max(before);
+            self.capacity = self.capacity.max(self.seen.floor.get(now)).max(before);
             self.follow(now, 0.0);
             return;
         }
@@ -159,7 +150,7 @@ impl RateController {
         cut.queue_us = cut.queue_us.max(entry.queue_us);
         let cut = *cut;
         let since_us = entry.at.since(cut.at) as f64 / 1e3;
-        let drained_us = self.srtt_us + 0.6 * cut.queue_us + 30_000.0;
+        let drained_us = self.rtt.smoothed_us + 0.6 * cut.queue_us + 30_000.0;
         if since_us > drained_us.max(2e6) {
             self.cut = None;
         }
@@ -168,7 +159,7 @@ impl RateController {
         }
         self.cut = None;
         self.capacity = self.capacity.max(cut.capacity_before);
-        self.window.truncate(1);
+        self.seen.window.truncate(1);
         true
     }
 
@@ -185,26 +176,26 @@ impl RateController {
         if self.cut.is_none() {
             self.cut = Some(Cut { at: entry.at, capacity_before, queue_us: entry.queue_us });
         }
-        self.step = STEP.0;
-        self.grown_at = entry.at;
-        self.window.truncate(1);
-        self.floor = Floor::default();
+        self.growth.step = STEP.0;
+        self.growth.at = entry.at;
+        self.seen.window.truncate(1);
+        self.seen.floor = Floor::default();
         true
     }
 
     /// A queue stands: what arrives is what the link carries.
     fn busy(&mut self, entry: &Entry, queue_us: f64, target_us: f64) {
-        let sum = self.window.sum(self.span_us(), |entry| entry.queue_us > 0.3 * target_us);
+        let sum = self.seen.window.sum(self.span_us(), |entry| entry.queue_us > 0.3 * target_us);
         if sum.count < 2 {
             return;
         }
-        self.step = STEP.0;
+        self.growth.step = STEP.0;
         if queue_us > target_us {
-            self.grown_at = self.grown_at.max(entry.at);
+            self.growth.at = self.growth.at.max(entry.at);
         }
         // What is lost at random was carried, too.
         let carried = sum.delivered() / (1.0 - sum.loss().min(self.losses.random()).min(0.5));
-        let tolerance = (2.0 * self.jitter.us() / sum.arrival_us).max(0.02);
+        let tolerance = (2.0 * self.seen.jitter.us() / sum.arrival_us).max(0.02);
         let slope = sum.slope();
         // A source that sends nearly the rate may fill the link's queue just as well: bring that queue to
         // our side.
@@ -218,7 +209,7 @@ impl RateController {
         }
         if queue_us < STARTUP_QUEUE_US.max(target_us) && slope < tolerance {
             // Everything arrives and the queue may be noise: never fall below what was carried just now.
-            self.capacity = self.capacity.max(0.97 * self.floor.get(entry.at));
+            self.capacity = self.capacity.max(0.97 * self.seen.floor.get(entry.at));
         }
     }
 
@@ -231,7 +222,7 @@ impl RateController {
         }
         self.drain.due_us = due_us;
         self.drain.least_us = self.drain.least_us.min(queue_us);
-        let enough_us = (0.5 * self.drain.from_us).max(15_000.0).max(6.0 * self.jitter.us());
+        let enough_us = (0.5 * self.drain.from_us).max(15_000.0).max(6.0 * self.seen.jitter.us());
         if due_us < enough_us {
             return false;
         }
@@ -255,21 +246,21 @@ impl RateController {
             return;
         }
         let now = entry.at;
-        let waited_us = now.since(self.grown_at) as f64 / 1e3;
+        let waited_us = now.since(self.growth.at) as f64 / 1e3;
         // The pacer may limit single bursts of a source that sends less: follow it to 1.5 times that.
         let room = recent.delivered() * 1.5;
-        let settled_us = self.srtt_us + 1.5 * entry.arrival_us.min(50_000.0);
+        let settled_us = self.rtt.smoothed_us + 1.5 * entry.arrival_us.min(50_000.0);
         if queue_us < 0.4 * target_us && waited_us >= settled_us && self.capacity < room {
-            self.capacity = (self.capacity * (1.0 + self.step)).min(room);
-            self.step = (self.step * 2.0).min(STEP.1);
-            self.grown_at = now;
+            self.capacity = (self.capacity * (1.0 + self.growth.step)).min(room);
+            self.growth.step = (self.growth.step * 2.0).min(STEP.1);
+            self.growth.at = now;
         }
     }
 
     /// Loss without delay: a policer or a very short buffer loses only what is too much.
     fn watch_loss(&mut self, entry: &Entry, queue_us: f64, target_us: f64) {
         let may_check = entry.limited && queue_us < 1.5 * target_us;
-        match self.losses.add(entry, self.lag_us, may_check) {
+        match self.losses.add(entry, self.seen.lag_us, may_check) {
             Finding::Nothing => {}
             Finding::Excess => {
                 self.unchecked = self.capacity;
@@ -283,20 +274,21 @@ impl RateController {
 
     /// No growth until then, and no correction upwards: the next packet too many is lost.
     fn brim(&mut self, until: Time) {
-        self.step = STEP.0;
-        self.grown_at = until;
-        self.brim_until = until;
+        self.growth.step = STEP.0;
+        self.growth.at = until;
+        self.growth.not_before = until;
     }
 
     /// Runs a probe, or begins one. True: the rate is set.
     fn probing(&mut self, entry: &Entry, queue_us: f64, target_us: f64) -> bool {
         let now = entry.at;
-        let Some(mut probe) = self.probe.take() else {
+        let Some(mut probe) = self.prober.running.take() else {
             let unclear = (0.4 * target_us..2.0 * target_us).contains(&queue_us);
-            let jitter_us = self.jitter.us();
+            let jitter_us = self.seen.jitter.us();
             let noisy = jitter_us > PROBE_JITTER_US.max(target_us / 4.0) && self.phase == Phase::Steady;
             let recent = self.recent();
-            if unclear && noisy && now >= self.probe_at && recent.limited > 1 && !self.losses.checking() {
+            if unclear && noisy && now >= self.prober.next_at && recent.limited > 1 && !self.losses.checking()
+            {
                 // The noisier, the more it takes to see something.
                 let gain = (PROBE_GAIN.0 + jitter_us / 40_000.0).min(PROBE_GAIN.1);
                 self.begin_probe(now, gain, recent.delivered());
@@ -305,12 +297,12 @@ impl RateController {
             return false;
         };
         let half_ns = (entry.arrival_us * 500.0) as u64;
-        let sent_ns = now.ns().saturating_sub(self.lag_us * 1_000);
+        let sent_ns = now.ns().saturating_sub(self.seen.lag_us * 1_000);
         if sent_ns <= probe.until.plus_ns(half_ns).ns() {
             if sent_ns > probe.from.plus_ns(half_ns).ns() {
                 probe.sum.add(entry);
             }
-            self.probe = Some(probe);
+            self.prober.running = Some(probe);
             if now < probe.until {
                 self.set_rate(now, self.capacity * probe.gain);
             } else {
@@ -321,18 +313,18 @@ impl RateController {
         let more = |rate: f64| rate / probe.carried - 1.0 > 0.6 * (probe.gain - 1.0);
         if more(probe.sum.delivered()) && more(probe.sum.sent()) {
             self.capacity = (self.capacity * probe.gain).min(probe.sum.delivered()).max(self.capacity);
-            self.probe_pause_ms = PROBE_PAUSE_MS;
+            self.prober.pause_ms = PROBE_PAUSE_MS;
             let gain = (2.0 * probe.gain - 1.0).min(PROBE_GAIN.1);
             self.begin_probe(now, gain, probe.sum.delivered());
             return true;
         }
-        self.probe_at = now.plus_ms(self.probe_pause_ms);
-        self.probe_pause_ms = (self.probe_pause_ms * 2).min(8 * PROBE_PAUSE_MS);
+        self.prober.next_at = now.plus_ms(self.prober.pause_ms);
+        self.prober.pause_ms = (self.prober.pause_ms * 2).min(8 * PROBE_PAUSE_MS);
         false
     }
 
     fn begin_probe(&mut self, now: Time, gain: f64, carried: f64) {
-        self.probe =
+        self.prober.running =
             Some(Probe { from: now, until: now.plus_us(PROBE_US), gain, carried, sum: Sum::default() });
         self.drain = Drain::default();
         self.set_rate(now, self.capacity * gain);
@@ -340,42 +332,43 @@ impl RateController {
 
     /// Now and then drains the queue to see the base delay.
     fn refresh(&mut self, now: Time, may_start: bool) {
-        if let Some((until, base_us)) = self.refreshed
+        if let Some((until, base_us)) = self.refresh.last
             && self.phase == Phase::Refresh
         {
-            let effect_at = until.plus_us(self.lag_us + 60_000);
+            let effect_at = until.plus_us(self.seen.lag_us + 60_000);
             if now < effect_at {
                 return;
             }
             self.phase = Phase::Steady;
-            let found_us = base_us.saturating_sub(self.base.us());
-            if (found_us as f64) < 500.0 + 0.5 * self.jitter.us() {
-                self.depth_us = REFRESH_DEPTH_US;
+            let found_us = base_us.saturating_sub(self.seen.base.us());
+            if (found_us as f64) < 500.0 + 0.5 * self.seen.jitter.us() {
+                self.refresh.depth_us = REFRESH_DEPTH_US;
                 return;
             }
             // There was more to drain than known: dig on.
-            self.depth_us = (2.0 * self.depth_us).min(32_000.0);
+            self.refresh.depth_us = (2.0 * self.refresh.depth_us).min(32_000.0);
         } else {
-            let last = self.base.seen().max(self.refreshed.map_or(Time::ZERO, |(until, _)| until));
+            let last = self.seen.base.seen().max(self.refresh.last.map_or(Time::ZERO, |(until, _)| until));
             if !may_start || now.since(last) < REFRESH_AFTER_NS {
                 return;
             }
         }
         self.phase = Phase::Refresh;
-        self.refreshed = Some((now.plus_us(REFRESH_US), self.base.us()));
+        self.refresh.last = Some((now.plus_us(REFRESH_US), self.seen.base.us()));
     }
 
     /// The rate for the capacity and the queue that the next packets will meet.
     fn follow(&mut self, now: Time, queue_us: f64) {
-        self.capacity = self.capacity.clamp(self.min, self.max);
+        self.capacity = self.capacity.clamp(self.limits.min, self.limits.max);
         let ahead_us = self.predicted_us(now, queue_us);
-        let draining = self.phase == Phase::Refresh && self.refreshed.is_some_and(|(until, _)| now < until);
+        let draining =
+            self.phase == Phase::Refresh && self.refresh.last.is_some_and(|(until, _)| now < until);
         let correction = if draining {
-            (-self.depth_us - ahead_us) * 3.0 * GAIN_PER_US
+            (-self.refresh.depth_us - ahead_us) * 3.0 * GAIN_PER_US
         } else {
             (self.target_us() - ahead_us) * GAIN_PER_US
         };
-        let correction = if now < self.brim_until { correction.min(-0.01) } else { correction };
+        let correction = if now < self.growth.not_before { correction.min(-0.01) } else { correction };
         self.set_rate(now, self.capacity * (1.0 + correction.clamp(CORRECTION.0, CORRECTION.1)));
     }
 }
