@@ -77,6 +77,8 @@ pub struct Bond {
     pub current: ArcSwapOption<Session>,
     /// What the peer told about its cores; `None` before the first handshake.
     pub cores: ArcSwapOption<PeerCores>,
+    /// Secret seed for choices that strangers must not guess.
+    pub(crate) seed: u64,
     /// Raised when the peer restarted: order state begins anew.
     pub restarts: AtomicU32,
     /// Clock offset reference for relative one-way delays: bit 32 = set, low 32 bits the first difference.
@@ -90,7 +92,7 @@ pub struct Bond {
 }
 
 impl Bond {
-    pub(crate) fn new(slot: usize, peer: Peer, dialer: bool, lifecycle: Lifecycle) -> Self {
+    pub(crate) fn new(slot: usize, peer: Peer, dialer: bool, seed: u64, lifecycle: Lifecycle) -> Self {
         Self {
             slot,
             peer: ArcSwap::from_pointee(peer),
@@ -98,6 +100,7 @@ impl Bond {
             paths: ArcSwap::default(),
             current: ArcSwapOption::empty(),
             cores: ArcSwapOption::empty(),
+            seed,
             restarts: AtomicU32::new(0),
             clock_reference: AtomicU64::new(0),
             totals: BondTotals::default(),

@@ -215,7 +215,8 @@ impl Node {
                         self.drop_sessions(&mut lifecycle(&bond));
                     }
                     let slot = bonds.list.len();
-                    bonds.list.push(Some(new_bond(slot, peer, dialer)));
+                    let seed = self.control().token();
+                    bonds.list.push(Some(new_bond(slot, peer, dialer, seed)));
                     slot
                 }
             };
@@ -354,6 +355,6 @@ fn lifecycle(bond: &Bond) -> MutexGuard<'_, Lifecycle> {
     bond.lifecycle.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-fn new_bond(slot: usize, peer: &Peer, dialer: bool) -> Arc<Bond> {
-    Arc::new(Bond::new(slot, peer.clone(), dialer, Lifecycle::new(&peer.public_key)))
+fn new_bond(slot: usize, peer: &Peer, dialer: bool, seed: u64) -> Arc<Bond> {
+    Arc::new(Bond::new(slot, peer.clone(), dialer, seed, Lifecycle::new(&peer.public_key)))
 }

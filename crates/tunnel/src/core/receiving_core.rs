@@ -42,7 +42,6 @@ pub(super) enum Destination {
 }
 
 /// One core's choice of receiving cores for one bond.
-#[derive(Default)]
 pub(super) struct ReceivingCores {
     /// What is in force of what the peer told.
     told: Option<Arc<PeerCores>>,
@@ -50,7 +49,7 @@ pub(super) struct ReceivingCores {
     restarts: u32,
     /// For the policies that are not a pure function of the hash.
     chooser: Option<Box<CoreChooser>>,
-    random: u32,
+    random: fastrand::Rng,
     change: Option<Change>,
 }
 
@@ -84,8 +83,10 @@ struct OldCore {
 }
 
 impl ReceivingCores {
-    pub fn new(core: u8) -> Self {
-        Self { random: 0x9e37_79b9 ^ u32::from(core), ..Self::default() }
+    /// `seed` is the bond's: each core draws other cores from it.
+    pub fn new(core: u8, seed: u64) -> Self {
+        let random = fastrand::Rng::with_seed(seed.wrapping_add(u64::from(core)));
+        Self { told: None, restarts: 0, chooser: None, random, change: None }
     }
 
     /// What is in force of what the peer told.
@@ -137,23 +138,23 @@ impl ReceivingCores {
         self.change.as_ref().map_or(CoreSet::EMPTY, |change| change.next.info.usable)
     }
 
-    /// Lets flows move whose old core has nothing outstanding, is silent, or took too long. True if any did.
-    pub fn advance(
-        &mut self,
-        now: Time,
-        outstanding: impl Fn(u8) -> bool,
-        silent: impl Fn(u8) -> bool,
-    ) -> bool {
+    /// The cores that flows wait for.
+    pub fn old_cores(&self) -> impl Iterator<Item = u8> + '_ {
+        self.change.iter().flat_map(|change| change.old.iter().map(|old| old.core))
+    }
+
+    /// Lets flows move whose old core has `confirmed` everything, is `silent`, or took too long. True if any did.
+    pub fn advance(&mut self, now: Time, confirmed: &[u8], silent: &[u8]) -> bool {
         let Some(change) = &mut self.change else { return false };
         let before = change.old.len();
         let over = now >= change.ends;
         change.old.retain_mut(|old| {
-            if !old.confirmed && !outstanding(old.core) {
+            if !old.confirmed && confirmed.contains(&old.core) {
                 old.confirmed = true;
                 old.not_before = old.not_before.max(now.plus_ns(OVERTAKEN_NS));
             }
             let done = old.confirmed && now >= old.not_before;
-            !(over || done || silent(old.core))
+            !(over || done || silent.contains(&old.core))
         });
         let (moved, left) = (change.old.len() < before, change.old.len());
         if left == 0
@@ -213,10 +214,8 @@ impl ReceivingCores {
     /// The core by the policies that remember flows.
     fn chosen(&mut self, now: Time, hash: u32) -> Option<u8> {
         let (chooser, told) = (self.chooser.as_mut()?, self.told.as_ref()?);
-        self.random = self.random.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
         let now_s = u32::try_from(now.ms() / 1_000).unwrap_or(u32::MAX);
-        // The chooser looks at the high bits, which are the good ones of this generator.
-        chooser.choose(&told.info.table, hash, 0, self.random, now_s)
+        chooser.choose(&told.info.table, hash, 0, self.random.u32(..), now_s)
     }
 
     fn take_over(&mut self, told: Arc<PeerCores>) {

@@ -209,13 +209,14 @@ pub(super) fn wire_bytes(datagrams: usize, bytes: usize) -> u64 {
 
 impl Transmit {
     pub fn new(core: u8, bond: Arc<Bond>) -> Self {
+        let receiving = ReceivingCores::new(core, bond.seed);
         Self {
             core,
             bond,
             session: None,
             newest: 0,
             lanes: TxLanes::default(),
-            receiving: ReceivingCores::new(core),
+            receiving,
             sealed: 0,
             paths: Vec::new(),
             queue: None,
@@ -353,10 +354,13 @@ impl Transmit {
         if !self.receiving.is_changing() {
             return;
         }
-        let mut receiving = std::mem::take(&mut self.receiving);
-        let outstanding = |core| self.paths.iter().any(|tx| tx.holds_for(core));
-        let moved = receiving.advance(now, outstanding, |core| self.is_silent(now, core));
-        self.receiving = receiving;
+        let waiting: Vec<u8> = self.receiving.old_cores().collect();
+        let done = |core: &u8| !self.paths.iter().any(|tx| tx.holds_for(*core));
+        let (confirmed, silent): (Vec<u8>, Vec<u8>) = (
+            waiting.iter().copied().filter(done).collect(),
+            waiting.iter().copied().filter(|core| self.is_silent(now, *core)).collect(),
+        );
+        let moved = self.receiving.advance(now, &confirmed, &silent);
         if moved && let Some(queue) = &mut self.queue {
             queue.unpark_all(now);
         }

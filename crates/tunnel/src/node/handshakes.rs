@@ -145,14 +145,18 @@ impl Node {
     /// The peer dials us as well and has the lower key: from now on we listen for it. Its next try is answered.
     pub(super) fn yield_dialing(&self, now: Time, bond: &Bond) {
         let peer = bond.peer.load_full();
-        self.control().yielded.push(peer.public_key);
+        let seed = {
+            let mut control = self.control();
+            control.yielded.push(peer.public_key);
+            control.token()
+        };
         tracing::info!(peer = peer.name, "dials us too and has the lower key: we listen");
         self.drop_sessions(&mut lifecycle(bond));
         self.bonds.rcu(|bonds| {
             let mut list = bonds.list.clone();
             list[bond.slot] = None;
             let slot = list.len();
-            list.push(Some(new_bond(slot, &peer, false)));
+            list.push(Some(new_bond(slot, &peer, false, seed)));
             let mut allowed_ips = AllowedIps::default();
             for bond in list.iter().flatten() {
                 for net in &bond.peer.load().allowed_ips {
