@@ -24,7 +24,7 @@ use crate::random::Random;
 /// Where every site listens.
 pub const LISTEN_PORT: u16 = 51_820;
 
-/// What waits for a core.
+/// Work that waits for a core.
 pub(crate) enum Item {
     Packet(VirtioNetHeader, Vec<u8>),
     Datagram(Source, Vec<u8>),
@@ -51,7 +51,7 @@ struct Dialed {
 /// Names a dialer's socket: core, bond, path, number within the path.
 type DialKey = (u8, usize, u8, u8);
 
-/// What a core gave out in one round.
+/// Output of a core in one round.
 #[derive(Default)]
 pub(crate) struct Collected {
     pub sent: Vec<(Target, usize, Vec<u8>)>,
@@ -67,7 +67,7 @@ impl Output for Collected {
     }
 }
 
-/// What a site counts besides the cores' own drops.
+/// Counters of a site besides the cores' own drops.
 #[derive(Clone, Debug, Default)]
 pub struct SiteCounters {
     /// Datagrams a core read that belonged to another core.

@@ -75,7 +75,7 @@ impl Ord for Scheduled {
     }
 }
 
-/// What the world counts over all sites.
+/// Counters over all sites.
 #[derive(Clone, Debug, Default)]
 pub struct Totals {
     /// Inner packets that came out damaged or belong to no application.
@@ -305,7 +305,7 @@ impl World {
         self.add(ends, App::Request(RequestFlow::new(ends, spec)))
     }
 
-    /// What a UDP sink saw.
+    /// Statistics of a UDP sink.
     pub fn udp_stats(&self, app: usize) -> UdpStats {
         match &self.apps[app] {
             App::Udp(flow) => flow.stats().clone(),
@@ -347,7 +347,7 @@ impl World {
         }
     }
 
-    /// What a request client saw.
+    /// Statistics of a request client.
     pub fn request_stats(&self, app: usize) -> RequestStats {
         match &self.apps[app] {
             App::Request(flow) => flow.stats().clone(),
@@ -674,7 +674,7 @@ impl World {
     /// Checks what must hold in every run at any time.
     ///
     /// # Errors
-    /// What does not hold.
+    /// The condition that does not hold.
     pub fn check(&self) -> Result<(), String> {
         let totals = &self.totals;
         if totals.damaged + totals.misdelivered > 0 {

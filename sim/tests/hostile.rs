@@ -1,4 +1,4 @@
-//! What strangers and broken networks send: counted, never a panic, no state held, and the bond goes on.
+//! Datagrams of strangers and of broken networks: counted, never a panic, no state held, and the bond goes on.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
-//! What happens to a bond over time: clocks, rekeys, restarts, roaming, dead and returning paths, reloads.
+//! Life cycle of a bond: clocks, rekeys, restarts, roaming, dead and returning paths, reloads.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use sim::inner::tcp::TcpSpec;

@@ -27,7 +27,7 @@ const LOAD_NS: u64 = 2_000_000_000;
 /// … and only when some core's changed by this much, of 255.
 const LOAD_STEP: u8 = 32;
 
-/// What names an advertisement: the first bytes of the SHA-256 of the encoded processor information.
+/// Name of an advertisement: the first bytes of the SHA-256 of the encoded processor information.
 pub(crate) type Digest = [u8; 4];
 
 /// Names encoded processor information.
@@ -35,10 +35,10 @@ pub(crate) fn digest_of(body: &[u8]) -> Digest {
     digest::digest(&digest::SHA256, body).as_ref().first_chunk().copied().unwrap_or_default()
 }
 
-/// What one peer was told of our cores last, and whether it confirmed.
+/// State towards one peer: the advertisement sent last, and whether it confirmed.
 #[derive(Default)]
 pub(crate) struct Advertiser {
-    /// What the frame was made of.
+    /// Ownership and configuration the frame was made of.
     source: Option<(Arc<Ownership>, Arc<Peer>)>,
     load: Vec<u8>,
     load_at: Time,

@@ -24,7 +24,7 @@ pub const TAG_BYTES: usize = 16;
 /// Length of the field in front of the clear bytes of a partial datagram.
 pub const CLEAR_LENGTH_BYTES: usize = 2;
 
-/// What a fully sealed datagram adds to its plaintext, bytes.
+/// Bytes that full sealing adds to a plaintext.
 pub const SEALED_OVERHEAD_BYTES: usize = HEADER_BYTES + TAG_BYTES;
 
 /// Nonce and IV length of both ciphers, bytes.

@@ -21,7 +21,7 @@ use crate::time::Time;
 /// Most paths of one bond. Path ids go further (0–254): an id is not reused within a key epoch.
 pub const PATHS_MAX: usize = 64;
 
-/// What the peer told about its cores (row T3): enough to choose the receiving core of every flow.
+/// The peer's processor information (row T3): enough to choose the receiving core of every flow.
 pub struct PeerCores {
     /// As received.
     pub info: ProcessorInfo,
@@ -75,7 +75,7 @@ pub struct Bond {
     pub paths: ArcSwap<Vec<Arc<Path>>>,
     /// Session to seal with.
     pub current: ArcSwapOption<Session>,
-    /// What the peer told about its cores; `None` before the first handshake.
+    /// The peer's processor information; `None` before the first handshake.
     pub cores: ArcSwapOption<PeerCores>,
     /// Secret seed for choices that strangers must not guess.
     pub(crate) seed: u64,

@@ -1,4 +1,4 @@
-//! What the node is told: itself once, WANs and peers again whenever they change.
+//! Configuration of the node: itself once, WANs and peers again whenever they change.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -74,7 +74,7 @@ pub struct Peer {
     pub encryption: Encryption,
     /// How a sending core chooses the receiving core (row T4).
     pub policy: Policy,
-    /// What makes a flow (row T2).
+    /// Definition of a flow (row T2).
     pub flow: FlowDefinition,
 }
 

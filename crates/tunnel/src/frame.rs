@@ -40,7 +40,7 @@ pub mod kind {
     pub const ETHERNET: u8 = 2;
     /// A piece of a packet or Ethernet frame that did not fit one datagram.
     pub const PIECE: u8 = 3;
-    /// What arrived on the lanes of the core that gets the report.
+    /// Arrivals on the lanes of the core that gets the report.
     pub const REPORT: u8 = 4;
     /// Counters that are missing on a lane and wanted again.
     pub const NACK: u8 = 5;
@@ -107,7 +107,7 @@ pub const PIECE_HEAD_BYTES_MAX: usize = 16;
 /// Bytes of an MTU probe frame without the padding behind it.
 pub const PROBE_BYTES: usize = 8;
 
-/// What stands before a whole packet (kinds 1 and 2).
+/// Head of a whole packet (kinds 1 and 2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PacketHead {
     /// An Ethernet frame (kind 2) instead of an IP packet (kind 1).
@@ -173,7 +173,7 @@ impl PacketHead {
     }
 }
 
-/// What stands before a piece of a packet (kind 3). All pieces of a packet carry its one stamp.
+/// Head of a piece of a packet (kind 3). All pieces of a packet carry its one stamp.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PieceHead {
     /// The whole is an Ethernet frame, not an IP packet.
@@ -250,7 +250,7 @@ pub enum Frame<'a> {
         /// The piece, at least one byte.
         body: &'a [u8],
     },
-    /// What arrived, per path, from the core that gets this report.
+    /// Arrivals, per path, from the core that gets this report.
     Report(Report<'a>),
     /// Counters missing on a lane.
     Nack(Nack<'a>),

@@ -112,7 +112,7 @@ impl Identity {
     }
 }
 
-/// What both sides have after the handshake. Keys are wiped when it is dropped.
+/// Outcome of a handshake, the same at both sides. Keys are wiped when it is dropped.
 pub struct Established {
     /// Directional key for what we send ([`crate::aead::LaneKey::derive`]).
     pub send_key: Zeroizing<[u8; 32]>,
@@ -122,7 +122,7 @@ pub struct Established {
     pub remote_index: u32,
     /// The cipher both chose.
     pub aead: Aead,
-    /// What the peer told.
+    /// The peer's hello.
     pub remote_hello: Hello,
 }
 
@@ -229,7 +229,7 @@ impl Initiator {
 pub struct Opened {
     /// The dialer's static public key.
     pub remote_static: [u8; 32],
-    /// What it told.
+    /// The peer's hello.
     pub hello: Hello,
     /// Its timestamp, ns.
     pub timestamp_ns: u64,
@@ -401,7 +401,7 @@ impl Timestamps {
     }
 }
 
-/// What a listener remembers per known peer against replayed and too frequent Initiations.
+/// Memory of a listener per known peer against replayed and too frequent Initiations.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PeerGate {
     highest_ns: Option<u64>,

@@ -21,7 +21,7 @@ pub const WIRE_VERSION: u8 = 1;
 /// "Receiving core not told" (rows T5 at first, T7, T8). Also used by handshake datagrams.
 pub const NOT_TOLD: u8 = 255;
 
-/// What stands behind the header: the low four bits of the first byte.
+/// Kind of a datagram: the low four bits of the first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Kind {
@@ -67,7 +67,7 @@ impl Kind {
 /// The header, decoded. In data datagrams (kinds 4–6) path, sending core and receiving core name the lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Header {
-    /// What follows.
+    /// Kind of the rest.
     pub kind: Kind,
     /// Core that shall process the datagram at the receiver, or [`NOT_TOLD`].
     pub receiving_core: u8,

@@ -1,4 +1,4 @@
-//! What two sides tell each other inside the handshake (rows T2, T3, T4, T11).
+//! Hellos: news that two sides have for each other inside the handshake (rows T2, T3, T4, T11).
 //!
 //! A [`Hello`] is the Noise payload of an Initiation or Response behind the copy of the header; a
 //! [`ProcessorInfo`] is part of it and is sent again, alone, in a processor-info frame whenever cores change.
@@ -62,7 +62,7 @@ pub struct TooLarge {
     pub limit: usize,
 }
 
-/// What a side tells about its cores, so that the other can address the one that owns a flow (row T3).
+/// Processor information: a side's cores, so that the other can address the one that owns a flow (row T3).
 /// Core numbers are opaque to the peer.
 #[derive(Clone, PartialEq)]
 pub struct ProcessorInfo {
@@ -78,7 +78,7 @@ pub struct ProcessorInfo {
     pub preferred: Vec<(u8, CoreSet)>,
     /// How the peer should choose a core (row T4). A number this version does not know reads as the default.
     pub policy: Policy,
-    /// What makes a flow (row T2).
+    /// Definition of a flow (row T2).
     pub flow: FlowDefinition,
     /// Toeplitz key of our flow hash. Secret between the two sides.
     pub flow_hash_key: [u8; 40],
@@ -160,7 +160,7 @@ impl ProcessorInfo {
         if info.is_sound() { Ok(info) } else { Err(MALFORMED) }
     }
 
-    /// What [`steering::policy::CoreChooser`] needs to choose among these cores.
+    /// Input of [`steering::policy::CoreChooser`] for the choice among these cores.
     #[must_use]
     pub fn remote_cores(&self) -> RemoteCores {
         RemoteCores {
@@ -253,7 +253,7 @@ impl SteeringMode {
 pub struct Hello {
     /// [`PROTOCOL_VERSION`] of the sender.
     pub version: u16,
-    /// What it understands besides.
+    /// Optional parts of the protocol it understands.
     pub capabilities: Capabilities,
     /// Ciphers it offers, bits of [`crate::aead::Aead`]; not zero.
     pub aeads: u8,

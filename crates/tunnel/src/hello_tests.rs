@@ -104,7 +104,7 @@ proptest! {
         prop_assert_eq!(ProcessorInfo::decode(&garbage), Err(MALFORMED));
     }
 
-    /// What still decodes after damage is sound all the same.
+    /// Damaged bytes that still decode are sound all the same.
     #[test]
     fn damage_never_panics(hello in any_hello(), at in any::<prop::sample::Index>(), xor: u8) {
         let Ok(mut bytes) = hello.encode() else { return Ok(()) };

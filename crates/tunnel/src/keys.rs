@@ -82,14 +82,14 @@ impl Encryption {
         })
     }
 
-    /// What two sides with these wishes do: the stricter of both, so that neither can lower the other.
+    /// Outcome for two sides with these wishes: the stricter of both, so that neither can lower the other.
     #[must_use]
     pub fn agree(self, other: Self) -> Self {
         self.max(other)
     }
 }
 
-/// What makes a flow (row T2): the fields that enter the hash which picks the core.
+/// Definition of a flow (row T2): the fields that enter the hash which picks the core.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum FlowDefinition {

@@ -1,4 +1,4 @@
-//! What happens to a bond over time: handshakes and rekeys, paths that join by challenge, die and return,
+//! Life cycle of a bond: handshakes and rekeys, paths that join by challenge, die and return,
 //! pings, MTU probes. Everything here runs under the bond's lifecycle lock, some times a second.
 //!
 //! The state machine says what to send as [`Action`]s; the core that called it seals and sends them.
@@ -75,7 +75,7 @@ pub(crate) struct Attempt {
     pub local_index: u32,
 }
 
-/// What a path needs to know of the WAN under it.
+/// Properties of the WAN under a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct WanUnder {
     /// It can carry the path: up, with an address of the right family (a listener does not ask).
@@ -89,7 +89,7 @@ pub(crate) struct WanUnder {
 /// Life of one path.
 pub(crate) struct PathLife {
     pub path: Arc<Path>,
-    /// What a dialer made it from: WAN id, endpoint, number within the pair.
+    /// Origin of a dialer's path: WAN id, endpoint, number within the pair.
     pub origin: Option<(u16, SocketAddr, u8)>,
     /// The WAN under it.
     wan: WanUnder,
@@ -128,7 +128,7 @@ pub(crate) struct Lifecycle {
     used_ids: [bool; 256],
     ids_exhausted: bool,
     all_down_since: Option<Time>,
-    /// What the peer was told of our cores.
+    /// Advertises our cores to the peer.
     pub advertiser: Advertiser,
     /// Paths that were up when [`Lifecycle::choose_paths`] last chose.
     up: Vec<u8>,

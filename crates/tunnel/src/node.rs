@@ -54,7 +54,7 @@ pub struct Node {
     control: Mutex<ControlState>,
 }
 
-/// What only handshakes and configuration changes touch.
+/// State that only handshakes and configuration changes touch.
 struct ControlState {
     guard: Guard,
     timestamps: Timestamps,
@@ -159,7 +159,7 @@ impl Node {
         }
     }
 
-    /// What a peer is told about our cores (row T3).
+    /// Processor information for a peer (row T3).
     pub(crate) fn processor_info(&self, peer: &Peer) -> ProcessorInfo {
         let ownership = self.ownership.load();
         ProcessorInfo {

@@ -73,7 +73,7 @@ pub struct Order {
     pub same_path: bool,
 }
 
-/// What to do with a packet.
+/// Decision on a packet that arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admit {
     /// In order: write it out. It counts as delivered.
@@ -303,7 +303,7 @@ impl<P> Orderer<P> {
         self.started = false;
     }
 
-    /// What happened so far.
+    /// Counters so far.
     pub fn stats(&self) -> OrderStats {
         OrderStats { held_now: self.held.len() as u64, ..self.stats }
     }

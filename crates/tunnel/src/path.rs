@@ -80,7 +80,7 @@ pub struct Route {
     pub remote: SocketAddr,
 }
 
-/// What the reports said since the controller last looked.
+/// Reports since the controller last looked.
 struct Feedback {
     controller: RateController,
     bytes: u64,
@@ -141,7 +141,7 @@ pub struct Traffic {
     pub retransmitted: AtomicU64,
 }
 
-/// What one report entry says about a path.
+/// News of one report entry about a path.
 #[derive(Clone, Copy, Debug)]
 pub struct Feedbacked {
     /// Bytes newly delivered.
@@ -285,7 +285,7 @@ impl Path {
         }
     }
 
-    /// What the scheduler sees.
+    /// View of the path for the scheduler.
     pub fn view(&self, now: Time) -> PathView {
         // A queue seen that long ago has drained; to believe in it would keep the path from being used again.
         let stale = now.since(Time::from_ns(self.sampled_at.load(Relaxed))) > QUEUE_STALE_NS;

@@ -24,7 +24,7 @@ use crate::time::Time;
 #[cfg(test)]
 mod tests;
 
-/// What the queue needs to know of the things it holds.
+/// Properties of the things a queue holds.
 pub trait Item {
     /// Bytes of it that have not been sent yet.
     fn bytes(&self) -> usize;
@@ -34,7 +34,7 @@ pub trait Item {
     fn ecn_capable(&self) -> bool;
 }
 
-/// What CoDel (RFC 8289) wants to happen to the next segment.
+/// Verdict of CoDel (RFC 8289) on the next segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Send it as it is.
@@ -52,7 +52,7 @@ pub struct Head<'a, T> {
     pub item: &'a mut T,
     /// The flow builds no queue and is slow (≤ 5 Mbit/s): schedule it for the lowest delay.
     pub sparse: bool,
-    /// What CoDel wants; becomes effective with [`FqCodel::consume`].
+    /// CoDel's verdict; becomes effective with [`FqCodel::consume`].
     pub codel: Verdict,
     /// The flow queue, 0..1024.
     pub flow: u16,
@@ -222,7 +222,7 @@ struct Slot<T> {
     next: u32,
 }
 
-/// What [`FqCodel::head`] showed last.
+/// Item that [`FqCodel::head`] showed last.
 #[derive(Clone, Copy, Debug)]
 struct Shown {
     flow: u16,
@@ -326,7 +326,7 @@ impl<T: Item> FqCodel<T> {
         }
     }
 
-    /// What is to be sent next. Stable: without an `enqueue` or `consume` in between it shows the same
+    /// Next item to send. Stable: without an `enqueue` or `consume` in between it shows the same
     /// item again, and CoDel's clockwork advances only with [`Self::consume`].
     pub fn head(&mut self, now: Time) -> Option<Head<'_, T>> {
         let index = self.select()?;

@@ -37,7 +37,7 @@ pub(crate) mod testlink;
 #[cfg(test)]
 mod tests;
 
-/// What one report says about one path, over all its lanes.
+/// News of one report about one path, over all its lanes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sample {
     /// When the report was received here.
@@ -61,7 +61,7 @@ pub struct Sample {
     pub limited: bool,
 }
 
-/// What the controller is doing.
+/// State of the controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// Doubling.
@@ -98,7 +98,7 @@ struct Drain {
     from_us: f64,
     /// Smallest since.
     least_us: f64,
-    /// What should have drained since, microseconds.
+    /// Queue that should have drained since, microseconds.
     due_us: f64,
 }
 
@@ -110,9 +110,9 @@ struct Probe {
     until: Time,
     /// How much more, 1.15–1.5.
     gain: f64,
-    /// What arrived before, bytes per second.
+    /// Arrivals before, bytes per second.
     carried: f64,
-    /// What arrived of the probe.
+    /// Arrivals of the probe.
     sum: Sum,
 }
 
@@ -217,7 +217,7 @@ impl RateController {
         self.rate as u64
     }
 
-    /// What the path is believed to carry, bytes per second.
+    /// Estimated capacity of the path, bytes per second.
     pub fn capacity(&self) -> u64 {
         self.capacity as u64
     }
@@ -264,7 +264,7 @@ impl RateController {
         self.seen.loss
     }
 
-    /// What the controller is doing.
+    /// State of the controller.
     pub fn phase(&self) -> Phase {
         self.phase
     }

@@ -196,7 +196,7 @@ impl Reassembler {
         self.count == 0
     }
 
-    /// What happened so far.
+    /// Counters so far.
     pub const fn stats(&self) -> ReassemblyStats {
         self.stats
     }

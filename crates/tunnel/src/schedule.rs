@@ -21,7 +21,7 @@ mod testbond;
 #[cfg(test)]
 mod tests;
 
-/// What the scheduler knows of one path at this moment.
+/// One path at this moment, for the scheduler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PathView {
     /// The path's number.
@@ -67,7 +67,7 @@ pub enum Class {
     Sparse,
 }
 
-/// What a class of traffic may cost.
+/// Limits of a class of traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClassPolicy {
     /// Which of the two rules applies.
@@ -93,7 +93,7 @@ impl ClassPolicy {
     }
 }
 
-/// What to do with the next run of packets.
+/// Decision on the next run of packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
     /// Send it over this path; its first byte should leave at `depart` (`now` at the earliest).

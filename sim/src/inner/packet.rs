@@ -44,7 +44,7 @@ pub fn udp(from: End, to: End, payload: &[u8]) -> (VirtioNetHeader, Vec<u8>) {
     (VirtioNetHeader::default(), out)
 }
 
-/// What a TCP packet says besides its payload.
+/// Fields of a TCP packet besides its payload.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TcpHead<'a> {
     /// Sequence number.

@@ -18,7 +18,7 @@ pub struct RequestSpec {
     pub stop: Time,
 }
 
-/// What the client saw.
+/// Statistics of the client.
 #[derive(Clone, Debug, Default)]
 pub struct RequestStats {
     /// Requests sent.
@@ -47,7 +47,7 @@ impl RequestFlow {
         Self { ends, spec, next: spec.start, stats: RequestStats::default(), came: Vec::new() }
     }
 
-    /// What the client saw so far.
+    /// Statistics of the client so far.
     pub fn stats(&self) -> &RequestStats {
         &self.stats
     }

@@ -31,7 +31,7 @@ impl UdpSpec {
     }
 }
 
-/// What the sink saw.
+/// Statistics of the sink.
 #[derive(Clone, Debug, Default)]
 pub struct UdpStats {
     /// Packets sent.
@@ -80,7 +80,7 @@ impl UdpFlow {
         }
     }
 
-    /// What the sink saw so far.
+    /// Statistics of the sink so far.
     pub fn stats(&self) -> &UdpStats {
         &self.stats
     }

@@ -1,4 +1,4 @@
-//! What comes back: reports settle datagrams and feed the rate controllers, NACKs ask for repeats.
+//! Feedback: reports settle datagrams and feed the rate controllers, NACKs ask for repeats.
 
 use std::sync::atomic::Ordering::Relaxed;
 

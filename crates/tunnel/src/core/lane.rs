@@ -51,7 +51,7 @@ pub(super) struct RxLane {
     reported: u64,
     /// The last report was sent a second time: a lost one must not look like a dead path.
     echoed: bool,
-    /// What was added to the path's shared counters so far.
+    /// Part that was added to the path's shared counters so far.
     published: (u64, u64),
     /// Last `now` stored in the path.
     pub heard: Time,

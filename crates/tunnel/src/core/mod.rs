@@ -64,7 +64,7 @@ pub struct Target {
     pub dialer: bool,
 }
 
-/// What [`Core::classify`] found out about an inner packet.
+/// Result of [`Core::classify`]: an inner packet's headers, flow and owner.
 #[derive(Clone, Copy, Debug)]
 pub struct Classified {
     header: IpHeader,
@@ -82,7 +82,7 @@ impl Classified {
     }
 }
 
-/// What a core gives out.
+/// Output of a core.
 pub trait Output {
     /// Datagrams of `segment` bytes each, the last possibly shorter, all to one target.
     fn transmit(&mut self, target: &Target, segment: usize, datagrams: &[u8]);

@@ -73,7 +73,7 @@ pub(super) struct Receive {
     whole: Vec<u8>,
 }
 
-/// What a datagram needs besides its bytes.
+/// Surroundings of a datagram that is processed.
 pub(super) struct Context<'a, O: Output> {
     pub now: Time,
     pub node: &'a Node,
@@ -109,7 +109,7 @@ impl Receive {
         }
     }
 
-    /// What can be refused before the work of opening it.
+    /// Refuses a datagram before the work of opening it.
     fn check<O: Output>(
         &self,
         cx: &Context<'_, O>,

@@ -6,8 +6,9 @@
 //! until the old core has reported everything that was sent to it before, and then moves. That takes a round trip and
 //! a report interval. It ends early when the old core gives no sign of life, and always after [`MOVE_NS_MAX`].
 //!
-//! What a core that hangs has not reported stays where it is: it may have been delivered, and a copy for another core
-//! would be a new datagram, which no replay window recognises. The inner protocols repeat what they miss.
+//! Datagrams that a core which hangs has not reported stay where they are: they may have been delivered, and a copy
+//! for another core would be a new datagram, which no replay window recognises. The inner protocols repeat what they
+//! miss.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -43,7 +44,7 @@ pub(super) enum Destination {
 
 /// One core's choice of receiving cores for one bond.
 pub(super) struct ReceivingCores {
-    /// What is in force of what the peer told.
+    /// Processor information in force.
     told: Option<Arc<PeerCores>>,
     /// The peer's restarts when it was told.
     restarts: u32,
@@ -53,7 +54,7 @@ pub(super) struct ReceivingCores {
     change: Option<Change>,
 }
 
-/// What the peer told last, while flows wait for it to come into force.
+/// Newer processor information, while flows wait for it to come into force.
 struct Change {
     next: Arc<PeerCores>,
     moves: Moves,
@@ -89,12 +90,12 @@ impl ReceivingCores {
         Self { told: None, restarts: 0, chooser: None, random, change: None }
     }
 
-    /// What is in force of what the peer told.
+    /// Processor information in force.
     pub fn told(&self) -> Option<&PeerCores> {
         self.told.as_deref()
     }
 
-    /// What makes a flow for the peer (row T2).
+    /// Definition of a flow for the peer (row T2).
     pub fn flow_definition(&self) -> FlowDefinition {
         self.told.as_ref().map_or_else(Default::default, |told| told.info.flow)
     }

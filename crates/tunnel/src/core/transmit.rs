@@ -41,7 +41,7 @@ const QUEUE_ITEMS: usize = 4_096;
 const SPARSE_BURST_BYTES: u32 = 8_192;
 const SPARSE_BYTES_PER_MS: u32 = 80;
 
-/// What is known of an inner packet besides its bytes.
+/// Properties of an inner packet besides its bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Meta {
     /// The flow, as this bond defines it.
@@ -54,7 +54,7 @@ pub(super) struct Meta {
     pub ecn_capable: bool,
 }
 
-/// What a packet's datagram needs to know of its flow.
+/// Flow of a packet, as far as its datagram depends on it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Flow {
     /// Hash under the peer's key.

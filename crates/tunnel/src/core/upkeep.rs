@@ -1,4 +1,4 @@
-//! What the sending side does some hundred times a second: paths that die, markers, keepalives.
+//! Upkeep of the sending side, some hundred times a second: paths that die, markers, keepalives.
 
 use super::Output;
 use super::build::log_capacity;

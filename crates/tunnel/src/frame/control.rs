@@ -31,7 +31,7 @@ pub struct ReportEntry {
     pub lost: u32,
 }
 
-/// What arrived, path by path.
+/// Arrivals, path by path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Report<'a> {
     entries: &'a [u8],

@@ -1,4 +1,4 @@
-//! What the orderer knows about each path: how far it has come and how much it reorders.
+//! Knowledge of the orderer about each path: how far it has come and how much it reorders.
 
 use super::PathTiming;
 use crate::time::Time;

@@ -10,7 +10,7 @@ pub const FLOW_BUCKETS: usize = 1024;
 /// ahead by up to 100 ms.
 pub const SETTLE_US_DEFAULT: u32 = 250_000;
 
-/// What is remembered about a flow bucket.
+/// Memory of a flow bucket.
 #[derive(Clone, Copy, Debug, Default)]
 struct Bucket {
     /// `(last stamp + 1) << 8 | path`; 0 = nothing sent yet.

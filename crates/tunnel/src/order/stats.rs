@@ -1,4 +1,4 @@
-//! What an orderer counts.
+//! Counters of an orderer.
 
 /// Buckets of the residence histogram: bucket 0 is below 1 µs, bucket n from 2^(n−1) µs on, the last one
 /// from 262 ms on.

@@ -5,7 +5,7 @@
 use super::filters::Entry;
 use crate::time::Time;
 
-/// What a finished measuring period says.
+/// Result of a finished measuring period.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Finding {
     /// Nothing new.

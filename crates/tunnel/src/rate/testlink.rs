@@ -86,7 +86,7 @@ impl Stalls {
     }
 }
 
-/// What a link is; steps are (from when, value).
+/// Properties of a link; steps are (from when, value).
 #[derive(Clone, Debug)]
 pub(crate) struct Spec {
     pub(crate) rate: Vec<(u64, f64)>,
@@ -127,7 +127,7 @@ pub(crate) struct Packet {
     pub(crate) arrival: u64,
 }
 
-/// What the receiver tells, as of one moment.
+/// The receiver's report, as of one moment.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Report {
     bytes: u64,
@@ -297,7 +297,7 @@ impl Reader {
     }
 }
 
-/// What a source has to send.
+/// A source's traffic.
 pub(crate) enum Offer {
     /// At least this many full packets, now.
     Packets(u32),

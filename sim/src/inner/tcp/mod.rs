@@ -44,12 +44,12 @@ impl TcpFlow {
         Self { ends, spec, sender: Sender::new(ends, &spec), receiver: Receiver::new(ends) }
     }
 
-    /// What the receiver got so far.
+    /// Statistics of the receiver so far.
     pub fn received(&self) -> &TcpReceived {
         self.receiver.stats()
     }
 
-    /// What the sender did so far.
+    /// Statistics of the sender so far.
     pub fn sent(&self) -> TcpSent {
         self.sender.stats()
     }

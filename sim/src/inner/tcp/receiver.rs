@@ -8,7 +8,7 @@ use crate::inner::{Emit, Ends, pattern};
 
 const DELAYED_ACK_MS: u64 = 40;
 
-/// What the receiver got.
+/// Statistics of the receiver.
 #[derive(Clone, Debug, Default)]
 pub struct TcpReceived {
     /// Bytes in order.

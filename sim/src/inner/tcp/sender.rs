@@ -16,7 +16,7 @@ const WINDOW_MAX: f64 = 4_100.0;
 /// Most segments of a super-packet: 64 KB.
 const SUPER_SEGMENTS: usize = 44;
 
-/// What the sender did.
+/// Statistics of the sender.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TcpSent {
     /// Segments sent again.

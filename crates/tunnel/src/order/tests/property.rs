@@ -1,11 +1,11 @@
-//! What must hold for all traffic.
+//! Properties that hold for all traffic.
 
 use super::*;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use std::collections::VecDeque;
 
-/// What travels over a path.
+/// Packet under way over a path.
 #[derive(Clone, Copy, Debug)]
 enum Wire {
     Packet { flow: usize, number: u32, order: Order },

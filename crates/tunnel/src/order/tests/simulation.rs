@@ -202,7 +202,7 @@ impl Simulation {
         result
     }
 
-    /// What was lost comes again over path 0, 25 ms after its neighbours arrived.
+    /// A lost packet comes again over path 0, 25 ms after its neighbours arrived.
     fn recover(&self, air: &mut Air, sent: u64) {
         let mut seen: Vec<Option<Time>> = vec![None; sent as usize];
         for (&(at, _), &(_, wire)) in air.iter() {
