@@ -34,9 +34,9 @@ pub trait Item {
     fn ecn_capable(&self) -> bool;
 }
 
-/// Verdict of CoDel (RFC 8289) on the next segment.
+/// CodelVerdict of CoDel (RFC 8289) on the next segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum CodelVerdict {
     /// Send it as it is.
     Pass,
     /// Set Congestion Experienced in the inner header, then send it.
@@ -53,7 +53,7 @@ pub struct Head<'a, T> {
     /// The flow builds no queue and is slow (≤ 5 Mbit/s): schedule it for the lowest delay.
     pub sparse: bool,
     /// CoDel's verdict; becomes effective with [`FqCodel::consume`].
-    pub codel: Verdict,
+    pub codel: CodelVerdict,
     /// The flow queue, 0..1024.
     pub flow: u16,
     /// Bytes the flow may still send in this turn, at least 1. The last segment may exceed it.
@@ -227,7 +227,7 @@ struct Slot<T> {
 struct Shown {
     flow: u16,
     slot: u32,
-    codel: Verdict,
+    codel: CodelVerdict,
 }
 
 /// FQ-CoDel over items with a cursor; see the module documentation for the order of calls.
@@ -336,11 +336,11 @@ impl<T: Item> FqCodel<T> {
         let sojourn_us = now.since(item.enqueued_at().max(flow.unparked_at)) / 1_000;
         let above = sojourn_us >= self.target_us && flow.bytes > self.quantum_bytes;
         let codel = if !flow.codel.wants_drop(now, above, self.interval_us) {
-            Verdict::Pass
+            CodelVerdict::Pass
         } else if item.ecn_capable() {
-            Verdict::Mark
+            CodelVerdict::Mark
         } else {
-            Verdict::Drop
+            CodelVerdict::Drop
         };
         self.shown = Some(Shown { flow: index, slot, codel });
         let sparse = flow.place == Place::New
@@ -356,17 +356,17 @@ impl<T: Item> FqCodel<T> {
         self.slots[slot].item.as_ref().map_or(0, |item| now.since(item.enqueued_at()) / 1_000)
     }
 
-    /// Books `bytes` of the item that [`Self::head`] showed last as sent (or, after [`Verdict::Drop`], as
+    /// Books `bytes` of the item that [`Self::head`] showed last as sent (or, after [`CodelVerdict::Drop`], as
     /// dropped, which does not count against the flow's turn). With `finished` the item leaves the
     /// queue and is returned, so that its buffer can be used again. Returns `None`, and does nothing,
     /// when that item is gone because `enqueue` needed its room.
     pub fn consume(&mut self, now: Time, bytes: usize, finished: bool) -> Option<T> {
         let shown = self.shown.take()?;
         let flow = &mut self.flows[usize::from(shown.flow)];
-        if shown.codel != Verdict::Pass {
+        if shown.codel != CodelVerdict::Pass {
             flow.codel.acted(now, self.interval_us);
         }
-        if shown.codel != Verdict::Drop {
+        if shown.codel != CodelVerdict::Drop {
             flow.deficit -= i64::try_from(bytes).unwrap_or(i64::MAX / 2);
         }
         let slot = &mut self.slots[shown.slot as usize];

@@ -18,6 +18,28 @@ const DEPART_SLACK_NS: u64 = 500_000;
 /// headers (row T11). It is authenticated all the same.
 const PARTIAL_CLEAR_BYTES: usize = 64;
 
+/// A datagram of control frames, not sealed yet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ControlDatagram<'a> {
+    /// Path it takes.
+    pub path: u8,
+    /// Receiving core.
+    pub peer_core: u8,
+    /// Where to, if not where the path leads.
+    pub route: Option<Route>,
+    /// The frames.
+    pub frames: &'a [u8],
+    /// Size it is padded to; 0 = none.
+    pub pad_to: usize,
+}
+
+impl<'a> ControlDatagram<'a> {
+    /// Frames for a core of the peer, over a path.
+    pub fn new(path: u8, peer_core: u8, frames: &'a [u8]) -> Self {
+        Self { path, peer_core, route: None, frames, pad_to: 0 }
+    }
+}
+
 impl Transmit {
     /// Seals and hands out everything that is due on every path.
     pub fn depart(&mut self, now: Time, out: &mut impl Output) -> Time {
@@ -94,16 +116,8 @@ impl Transmit {
     }
 
     /// Seals frames in a datagram of their own and sends it at once: control frames, reports.
-    pub fn send_control(
-        &mut self,
-        now: Time,
-        id: u8,
-        peer_core: u8,
-        route: Option<Route>,
-        frames: &[u8],
-        pad_to: usize,
-        out: &mut impl Output,
-    ) {
+    pub fn send_control(&mut self, now: Time, datagram: &ControlDatagram<'_>, out: &mut impl Output) {
+        let &ControlDatagram { path: id, peer_core, route, frames, pad_to } = datagram;
         let Some(session) = self.session.clone() else { return };
         let (Some(key), Some(at)) =
             (session.seal_key(self.core), self.paths.iter().position(|tx| tx.path.id == id))

@@ -35,8 +35,9 @@ use crate::node::{Node, Source};
 use crate::path::Route;
 use crate::session::Session;
 use crate::time::Time;
+use depart::ControlDatagram;
 use receive::{Context, Receive};
-use transmit::{Meta, Transmit};
+use transmit::{Meta, OfferedPacket, Transmit};
 
 /// Path timing goes out this often while packets are ordered.
 const TIMING_NS: u64 = 100_000_000;
@@ -233,7 +234,8 @@ impl Core {
         let sparse = current.tx.is_sparse(now, *hash, bytes.len(), pure_ack);
         let meta = Meta { flow: reduced, hash: None, sparse, ecn_capable: header.ecn != 0 };
         current.touched = true;
-        current.tx.offer(now, offload, bytes, segmenter, meta, out, &mut self.drops);
+        let packet = OfferedPacket { offload, bytes, segmenter };
+        current.tx.offer(now, packet, meta, out, &mut self.drops);
         Ok(())
     }
 
@@ -344,7 +346,9 @@ impl Core {
                     if let Some(current) = self.bonds.get_mut(bond).and_then(Option::as_mut) {
                         current.tx.refresh(now);
                         let core = answer_to.unwrap_or_else(|| current.tx.control_core(path));
-                        current.tx.send_control(now, path, core, route, &frames, pad_to, out);
+                        let datagram =
+                            ControlDatagram { path, peer_core: core, route, frames: &frames, pad_to };
+                        current.tx.send_control(now, &datagram, out);
                     }
                 }
             }
@@ -451,7 +455,7 @@ impl CoreBond {
         let cores: Vec<u8> = self.tx.receiving_cores().collect();
         self.timed_cores = cores.len();
         for core in cores {
-            self.tx.send_control(now, path, core, None, &frames, 0, out);
+            self.tx.send_control(now, &ControlDatagram::new(path, core, &frames), out);
         }
     }
 
@@ -464,7 +468,7 @@ impl CoreBond {
             if write_nack(&mut frames, 0, path, core, &ranges).is_some()
                 && let Some(over) = self.tx.fastest_path()
             {
-                self.tx.send_control(now, over, core, None, &frames, 0, out);
+                self.tx.send_control(now, &ControlDatagram::new(over, core, &frames), out);
             }
         }
         for (core, entries) in due.reports {
@@ -472,7 +476,7 @@ impl CoreBond {
             if write_report(&mut frames, 0, &entries).is_some()
                 && let Some(over) = self.rx.report_path(&self.tx)
             {
-                self.tx.send_control(now, over, core, None, &frames, 0, out);
+                self.tx.send_control(now, &ControlDatagram::new(over, core, &frames), out);
             }
         }
     }

@@ -12,7 +12,7 @@ use super::transmit::Transmit;
 use crate::aead::TAG_BYTES;
 use crate::bond::Bond;
 use crate::frame::extension::{PATH_TIMING, PROCESSOR_INFO_SEEN, REKEY};
-use crate::frame::{self, Frame, NackRange, ReportEntry};
+use crate::frame::{self, Frame, NackRange, PacketHead, ReportEntry};
 use crate::header::{HEADER_BYTES, Header, Kind, NOT_TOLD};
 use crate::keys::Encryption;
 use crate::lifecycle::Action;
@@ -34,7 +34,7 @@ const TOLD_EVERY: u64 = 32;
 const REPORT_NS: u64 = 10_000_000;
 
 /// A packet held for order.
-pub(super) struct Held {
+pub(super) struct HeldPacket {
     bytes: Vec<u8>,
     partial: bool,
     group: bool,
@@ -49,7 +49,7 @@ struct RxSession {
 
 /// Order of what one core of the peer sends to this core.
 struct Sequence {
-    orderer: Orderer<Held>,
+    orderer: Orderer<HeldPacket>,
     reassembler: Reassembler,
     lost_published: u64,
     held_published: i64,
@@ -71,6 +71,21 @@ pub(super) struct Receive {
     pool: Vec<Vec<u8>>,
     gaps: bool,
     whole: Vec<u8>,
+}
+
+/// An inner packet that has arrived, besides its bytes.
+#[derive(Clone, Copy, Debug)]
+struct Arrival {
+    /// Core of the peer that sent it.
+    sending_core: u8,
+    /// Path whose progress it shows; [`NOT_TOLD`] for none.
+    over: u8,
+    /// Its place in the order, if it has one.
+    order: Option<Order>,
+    /// Its layer 4 checksum is the pseudo-header sum only.
+    partial: bool,
+    /// It continues the super-packet of its predecessor.
+    group: bool,
 }
 
 /// Surroundings of a datagram that is processed.
@@ -336,7 +351,12 @@ impl Receive {
                 if head.ethernet {
                     return Err(DropReason::FrameUnknown);
                 }
-                self.packet(cx, header.sending_core, over, head.order, head.partial, head.group, body);
+                let PacketHead { order, partial, group, .. } = head;
+                self.packet(
+                    cx,
+                    Arrival { sending_core: header.sending_core, over, order, partial, group },
+                    body,
+                );
             }
             Frame::Piece { head, body, .. } => self.piece(cx, header, over, &head, body),
             Frame::Marker { stamp } => {
@@ -387,15 +407,14 @@ impl Receive {
                 whole.clear();
                 whole.extend_from_slice(bytes);
                 // Its pieces may have taken several paths: it says nothing about how far one has come.
-                self.packet(
-                    cx,
-                    header.sending_core,
-                    NOT_TOLD,
-                    Some(head.order),
-                    head.partial,
-                    head.group,
-                    &whole,
-                );
+                let arrival = Arrival {
+                    sending_core: header.sending_core,
+                    over: NOT_TOLD,
+                    order: Some(head.order),
+                    partial: head.partial,
+                    group: head.group,
+                };
+                self.packet(cx, arrival, &whole);
             }
             Ok(None) => {}
             Err(reason) => cx.drops.add(reason),
@@ -403,16 +422,8 @@ impl Receive {
         self.whole = whole;
     }
 
-    fn packet<O: Output>(
-        &mut self,
-        cx: &mut Context<'_, O>,
-        sending_core: u8,
-        over: u8,
-        order: Option<Order>,
-        partial: bool,
-        group: bool,
-        body: &[u8],
-    ) {
+    fn packet<O: Output>(&mut self, cx: &mut Context<'_, O>, arrival: Arrival, body: &[u8]) {
+        let Arrival { sending_core, over, order, partial, group } = arrival;
         let refused = self.check_source(cx.node, body).err();
         if let Some(reason) = refused {
             cx.drops.add(reason);
@@ -432,7 +443,7 @@ impl Receive {
                 let mut bytes = self.pool.pop().unwrap_or_default();
                 bytes.clear();
                 bytes.extend_from_slice(body);
-                let held = Held { bytes, partial, group };
+                let held = HeldPacket { bytes, partial, group };
                 if let Err(held) = sequence.orderer.hold(cx.now, over, order, held) {
                     cx.drops.add(DropReason::ReorderFull);
                     cx.out.deliver(self.bond.slot, &held.bytes, held.partial, false);

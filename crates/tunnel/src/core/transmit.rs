@@ -25,7 +25,7 @@ use crate::header::HEADER_BYTES;
 use crate::keys::Encryption;
 use crate::order::{FLOW_BUCKETS, Order, Stamper};
 use crate::path::{Path, WIRE_OVERHEAD_BYTES};
-use crate::queue::{FqCodel, Item, Verdict};
+use crate::queue::{CodelVerdict, FqCodel, Item};
 use crate::schedule::{Choice, ClassPolicy, PathView, choose};
 use crate::send_log::SendLog;
 use crate::session::Session;
@@ -63,6 +63,16 @@ pub(super) struct Flow {
     pub core: u8,
     /// Sparse flows may overtake.
     pub sparse: bool,
+}
+
+/// An inner packet or super-packet that is to be sent, and its segments.
+pub(super) struct OfferedPacket<'a> {
+    /// Its virtio header.
+    pub offload: &'a VirtioNetHeader,
+    /// Its bytes.
+    pub bytes: &'a [u8],
+    /// Both as segments.
+    pub segmenter: Segmenter<'a>,
 }
 
 /// A packet waiting in the queue.
@@ -299,13 +309,12 @@ impl Transmit {
     pub fn offer(
         &mut self,
         now: Time,
-        offload: &VirtioNetHeader,
-        bytes: &[u8],
-        mut segmenter: Segmenter<'_>,
+        packet: OfferedPacket<'_>,
         meta: Meta,
         out: &mut impl Output,
         drops: &mut DropCounters,
     ) {
+        let OfferedPacket { offload, bytes, mut segmenter } = packet;
         let mut next = 0;
         let capacity = self.segment_capacity(segmenter.header_bytes());
         if segmenter.kind() == SegmentKind::Tcp && segmenter.segment_payload() > capacity {
@@ -442,18 +451,18 @@ impl Transmit {
                 Some((_, Destination::Unknown)) | None => break,
             };
             let done = match verdict {
-                Verdict::Drop => {
+                CodelVerdict::Drop => {
                     drops.add(DropReason::CoDel);
                     next += 1;
                     next >= segmenter.segments()
                 }
-                Verdict::Mark | Verdict::Pass => self.place(now, &segmenter, &mut next, flow, out),
+                CodelVerdict::Mark | CodelVerdict::Pass => self.place(now, &segmenter, &mut next, flow, out),
             };
             if next == before && !done {
                 break;
             }
             let used = (next - before) * segmenter.segment_payload() + segmenter.header_bytes();
-            if verdict == Verdict::Mark {
+            if verdict == CodelVerdict::Mark {
                 packet::ip::set_ecn_ce(&mut head.item.buffer);
             }
             head.item.next = next;

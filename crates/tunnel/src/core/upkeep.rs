@@ -2,6 +2,7 @@
 
 use super::Output;
 use super::build::log_capacity;
+use super::depart::ControlDatagram;
 use super::transmit::{PathTx, Repeat, Transmit, wire_bytes};
 use crate::aead::TAG_BYTES;
 use crate::frame::Frame;
@@ -122,11 +123,11 @@ impl Transmit {
                 if self.paths[at].path.usable() && self.lanes.outstanding_since(id, core).is_some() {
                     // A NAT may have forgotten this core's socket only.
                     self.paths[at].use_newest_tuple(core);
-                    self.send_control(now, id, core, None, &frames, 0, out);
+                    self.send_control(now, &ControlDatagram::new(id, core, &frames), out);
                 }
             }
             if let Some(id) = self.fastest_path() {
-                self.send_control(now, id, core, None, &frames, 0, out);
+                self.send_control(now, &ControlDatagram::new(id, core, &frames), out);
             }
         }
     }
@@ -203,7 +204,7 @@ impl Transmit {
             tx.announced = Some((version, now));
             let id = tx.path.id;
             for core in 0..peer_cores {
-                self.send_control(now, id, core, None, &[crate::frame::kind::PADDING], 0, out);
+                self.send_control(now, &ControlDatagram::new(id, core, &[crate::frame::kind::PADDING]), out);
             }
         }
     }
@@ -244,7 +245,7 @@ impl Transmit {
             for core in 0..self.stampers.len() {
                 if let Some(last) = self.stampers[core].as_ref().and_then(|stamper| stamper.marker()) {
                     let frames = crate::lifecycle::encode(&Frame::Marker { stamp: last });
-                    self.send_control(now, id, core as u8, None, &frames, 0, out);
+                    self.send_control(now, &ControlDatagram::new(id, core as u8, &frames), out);
                 }
             }
         }

@@ -67,7 +67,7 @@ fn looking_commits_to_nothing() {
         assert_eq!(queue.head(Time::from_ms(ms)).unwrap().item.id, first);
     }
     // CoDel saw a queue for five seconds, and one drop is due, not thousands.
-    assert_eq!(queue.head(Time::from_ms(5_000)).unwrap().codel, Verdict::Drop);
+    assert_eq!(queue.head(Time::from_ms(5_000)).unwrap().codel, CodelVerdict::Drop);
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn a_sparse_flow_gets_in_between_the_segments_of_a_super_packet() {
     let now = Time::from_ms(1);
     put(&mut queue, now, 2, packet(2, 100, now));
     let head = queue.head(now).unwrap();
-    assert!(head.sparse && head.item.id == 2 && head.codel == Verdict::Pass);
+    assert!(head.sparse && head.item.id == 2 && head.codel == CodelVerdict::Pass);
     assert_eq!(queue.consume(now, 100, true).unwrap().id, 2);
     let head = queue.head(now).unwrap();
     assert_eq!((head.item.id, head.item.left), (1, 58_000));
@@ -144,9 +144,9 @@ fn codel_acts(sojourn_ms: u64, ecn: bool) -> (u32, u32) {
             put(&mut queue, now, 1, Packet { ecn, ..packet(0, 1_500, at) });
         }
         match queue.head(now).unwrap().codel {
-            Verdict::Pass => {}
-            Verdict::Mark => marks += 1,
-            Verdict::Drop => drops += 1,
+            CodelVerdict::Pass => {}
+            CodelVerdict::Mark => marks += 1,
+            CodelVerdict::Drop => drops += 1,
         }
         queue.consume(now, 1_500, true);
     }
@@ -171,7 +171,7 @@ fn codel_spares_a_last_packet_and_recovers() {
         // One packet alone, however old.
         put(&mut queue, Time::from_ms(s * 1_000), 1, packet(0, 1_500, Time::ZERO));
         let now = Time::from_ms(s * 1_000 + 900);
-        assert_eq!(queue.head(now).unwrap().codel, Verdict::Pass);
+        assert_eq!(queue.head(now).unwrap().codel, CodelVerdict::Pass);
         assert_eq!(queue.head_sojourn_us(now), now.us());
         queue.consume(now, 1_500, true);
     }
@@ -312,7 +312,7 @@ fn a_parked_flow_keeps_its_order_and_lets_the_others_go() {
     queue.head(Time::from_ms(201)).unwrap();
     let late = Time::from_ms(224);
     for id in [0, 2, 4, 6] {
-        assert_eq!(queue.head(late).unwrap().codel, Verdict::Pass);
+        assert_eq!(queue.head(late).unwrap().codel, CodelVerdict::Pass);
         assert_eq!(take(&mut queue, late), Some(id));
     }
     assert!(queue.is_empty());

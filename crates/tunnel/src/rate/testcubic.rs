@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use super::testlink::{MTU, Offer, Source};
-use crate::queue::{FqCodel, Item, Verdict};
+use crate::queue::{CodelVerdict, FqCodel, Item};
 use crate::time::Time;
 
 #[derive(Debug)]
@@ -99,7 +99,7 @@ impl Source for Cubic {
         self.queue.consume(time, MTU as usize, true);
         self.waited_ms += (now - at) as f64 / 1e6;
         self.sent += 1;
-        (verdict == Verdict::Pass).then_some(tag)
+        (verdict == CodelVerdict::Pass).then_some(tag)
     }
 
     fn acked(&mut self, now: u64, tag: u64) {

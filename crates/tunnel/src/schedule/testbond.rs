@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use super::{Choice, Class, ClassPolicy, PathView, TxFree, choose};
-use crate::queue::{FqCodel, Item, Verdict};
+use crate::queue::{CodelVerdict, FqCodel, Item};
 use crate::rate::RateController;
 use crate::rate::testlink::{Link, MS, MTU, Reader, Report, Rng, Spec, Stalls};
 use crate::time::Time;
@@ -149,7 +149,7 @@ impl Bond {
         loop {
             self.look();
             let Some(head) = self.queue.head(now) else { return u64::MAX };
-            if head.codel == Verdict::Drop {
+            if head.codel == CodelVerdict::Drop {
                 head.item.left -= 1;
                 let finished = head.item.left == 0;
                 self.queue.consume(now, MTU as usize, finished);
