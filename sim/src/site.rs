@@ -12,7 +12,7 @@ use steering::table::BucketTable;
 use tunnel::PrivateKey;
 use tunnel::bond::Bond;
 use tunnel::config::{NodeConfig, Peer, Snapshot, Wan};
-use tunnel::core::{Core, Output, Target};
+use tunnel::forwarder::{Forwarder, Output, Target};
 use tunnel::header::Header;
 use tunnel::lifecycle::Action;
 use tunnel::node::{Node, Source};
@@ -33,7 +33,7 @@ pub(crate) enum Item {
 
 /// One worker core.
 pub(crate) struct Worker {
-    pub core: Core,
+    pub core: Forwarder,
     pub inbox: Vec<Item>,
     pub wake: Time,
     pub dirty: bool,
@@ -145,7 +145,7 @@ impl Site {
     fn make_workers(&mut self) {
         self.workers = (0..self.cores)
             .map(|id| Worker {
-                core: Core::new(id, Arc::clone(&self.node)),
+                core: Forwarder::new(id, Arc::clone(&self.node)),
                 inbox: Vec::new(),
                 wake: Time::MAX,
                 dirty: true,
@@ -363,7 +363,7 @@ impl Site {
     pub(crate) fn owner(&self, reader: u8, bytes: &[u8]) -> u8 {
         Header::parse(bytes)
             .ok()
-            .and_then(|header| tunnel::core::owner_core(&header, self.node.cores))
+            .and_then(|header| tunnel::forwarder::owner_core(&header, self.node.cores))
             .unwrap_or(reader)
     }
 

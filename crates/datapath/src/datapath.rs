@@ -11,7 +11,7 @@ use packet::{Coalescer, DropCounters, DropReason, PacketBuf, PacketPool};
 use services::core::{Core as Services, ETHERNET_BYTES, Frame, Neighbors, Outcome};
 use services::policy::Policy;
 use steering::ownership::Ownership;
-use tunnel::core::{Core as Tunnel, owner_core};
+use tunnel::forwarder::{Forwarder as Tunnel, owner_core};
 use tunnel::header::Header;
 use tunnel::lifecycle::Action;
 use tunnel::node::{Node, Source};

@@ -9,7 +9,7 @@ use packet::vnet::VirtioNetHeader;
 use packet::{Coalescer, DropReason, FlowKey, IpHeader, PacketBuf, PacketPool};
 use services::core::{Core, ETHERNET_BYTES, Frame, Outcome};
 use steering::symmetric::{FlowHasher, MIX_MULTIPLIER};
-use tunnel::core::{Output as TunnelOutput, Target};
+use tunnel::forwarder::{Output as TunnelOutput, Target};
 
 use crate::handed::Handed;
 use crate::ports::{Output, leave};

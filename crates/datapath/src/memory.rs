@@ -7,7 +7,7 @@ use packet::attachment::{Egress, Ingress, InterfaceId};
 use packet::vnet::VirtioNetHeader;
 use packet::{DropCounters, DropReason, PacketBuf};
 use services::core::{BATCH_MAX, Frame, Outcome};
-use tunnel::core::Target;
+use tunnel::forwarder::Target;
 use tunnel::node::Source;
 
 use crate::handed::Handed;

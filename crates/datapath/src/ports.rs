@@ -6,7 +6,7 @@ use packet::attachment::{Egress, InterfaceId};
 use packet::vnet::VirtioNetHeader;
 use packet::{DropReason, PacketBuf};
 use services::core::{ETHERNET_BYTES, Frame, Outcome};
-use tunnel::core::Target;
+use tunnel::forwarder::Target;
 use tunnel::node::Source;
 
 use crate::handed::Handed;

@@ -4,7 +4,7 @@ use packet::attachment::{BondId, Egress, Ingress};
 use packet::vnet::VirtioNetHeader;
 use packet::{DropCounters, FlowKey, PacketPool};
 use services::core::{ETHERNET_BYTES, Outcome};
-use tunnel::core::{Core as Tunnel, Output as TunnelOutput, Target};
+use tunnel::forwarder::{Forwarder as Tunnel, Output as TunnelOutput, Target};
 use tunnel::time::Time;
 
 use crate::handed::Handed;

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! * [`config`]: what control tells the engine; it reads back [`counters`] and the tunnel's bonds.
-//! * [`worker`]: the loop. It owns a [`tunnel::core::Core`], its TUN queue and its [`sockets`]; nothing per packet is
+//! * [`worker`]: the loop. It owns a [`tunnel::forwarder::Forwarder`], its TUN queue and its [`sockets`]; nothing per packet is
 //!   shared with another worker.
 //! * [`gateway`]: plain interfaces: firewall, NAT and load balancing on the same workers.
 //! * [`rings`]: for packets that came to the wrong core, and only those; they are counted.

@@ -13,7 +13,7 @@ use packet::segment::{Segmenter, complete_checksum};
 use packet::vnet::{GSO_NONE, VNET_HEADER_BYTES, VirtioNetHeader};
 use packet::{DropCounters, DropReason};
 use services::core::{ETHERNET_BYTES, Frame, Outcome};
-use tunnel::core::Target;
+use tunnel::forwarder::Target;
 
 use crate::counters::Counters;
 use crate::gateway::InterfaceCounters;

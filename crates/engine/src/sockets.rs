@@ -9,7 +9,7 @@ use std::sync::Arc;
 use linux::event::{Epoll, Interest};
 use linux::udp::{UdpOptions, UdpSocket};
 use packet::drop_reason::{DropCounters, DropReason};
-use tunnel::core::Target;
+use tunnel::forwarder::Target;
 use tunnel::node::Source;
 
 use crate::counters::Counters;

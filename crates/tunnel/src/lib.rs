@@ -1,13 +1,13 @@
 //! The bond protocol: any number of links to a peer become one encrypted tunnel, on all cores.
 //!
 //! Sans-IO: nothing here reads a clock, opens a socket or starts a thread. Every call takes `now`; what must be
-//! sent or delivered goes to the caller's [`core::Output`]. The modules, in the order data flows:
+//! sent or delivered goes to the caller's [`forwarder::Output`]. The modules, in the order data flows:
 //!
 //! * Who we are and whom we know: [`keys`], [`config`], [`node`] (shared by all cores), [`bond`], [`path`].
 //! * How a session comes to be: [`mac`] guards, [`handshake`] with its [`hello`] makes the keys, [`session`] holds
 //!   them, [`index`] names it; [`lifecycle`] joins paths by challenge, watches and revives them, [`mtu`] measures them, and
 //!   `advertise` tells the peer what changes about our cores.
-//! * Sending, on one core ([`core`]): [`queue`] (FQ-CoDel) → [`schedule`] (earliest arrival) → [`frame`]s in a datagram
+//! * Sending, on one core ([`forwarder`]): [`queue`] (FQ-CoDel) → [`schedule`] (earliest arrival) → [`frame`]s in a datagram
 //!   of the path's [`send_log`] → [`header`] and [`aead`] → out. [`rate`] says how fast.
 //! * Receiving, on the core the header names: [`replay`] → [`aead`] → [`frame`] → [`reassemble`] → [`order`] → out.
 //!
@@ -20,7 +20,7 @@ mod advertise;
 pub mod aead;
 pub mod bond;
 pub mod config;
-pub mod core;
+pub mod forwarder;
 pub mod frame;
 pub mod handshake;
 pub mod header;

@@ -2,9 +2,9 @@
 //!
 //! Order of calls in one round of the worker's loop, all with the same `now`:
 //!
-//! 1. [`Core::begin`];
-//! 2. any number of [`Core::packet`] (from TUN) and [`Core::datagrams`] (from UDP sockets);
-//! 3. [`Core::finish`], which sends what is due and says when to come back.
+//! 1. [`Forwarder::begin`];
+//! 2. any number of [`Forwarder::packet`] (from TUN) and [`Forwarder::datagrams`] (from UDP sockets);
+//! 3. [`Forwarder::finish`], which sends what is due and says when to come back.
 //!
 //! Datagrams and packets leave through the caller's [`Output`]. Nothing here blocks, reads a clock or does I/O.
 
@@ -65,7 +65,7 @@ pub struct Target {
     pub dialer: bool,
 }
 
-/// Result of [`Core::classify`]: an inner packet's headers, flow and owner.
+/// Result of [`Forwarder::classify`]: an inner packet's headers, flow and owner.
 #[derive(Clone, Copy, Debug)]
 pub struct Classified {
     header: IpHeader,
@@ -105,8 +105,8 @@ struct CoreBond {
     touched: bool,
 }
 
-/// One core's tunnel state.
-pub struct Core {
+/// The tunnel on one core: sends and receives the packets of all bonds that the core owns.
+pub struct Forwarder {
     id: u8,
     node: Arc<Node>,
     /// As of the beginning of the round.
@@ -135,8 +135,8 @@ pub fn owner_core(header: &Header, cores: u8) -> Option<u8> {
     }
 }
 
-impl Core {
-    /// Core `id` of `node`.
+impl Forwarder {
+    /// The forwarder of core `id` of `node`.
     pub fn new(id: u8, node: Arc<Node>) -> Self {
         let list = node.bonds.load_full();
         let ownership = node.ownership.load_full();
