@@ -84,7 +84,7 @@ fn is_ci() -> bool {
 
 fn once(filter: Option<&str>) -> anyhow::Result<bool> {
     let mut command = cargo();
-    command.args(["test", "--locked", "--workspace"]).args(filter);
+    command.args(["test", "--locked", "--workspace", "--no-fail-fast"]).args(filter);
     Ok(command.status().context("cargo does not run")?.success())
 }
 
