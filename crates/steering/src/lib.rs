@@ -12,7 +12,8 @@
 //!    The page also defines the table's wire form.
 //! 4. [`assign`]: the next table when units come, go or change weight: exact quotas, as few moves as
 //!    possible, histories kept short.
-//! 5. [`era`]: which table serves a packet while two are in force, and when the next change may start.
+//! 5. [`era`]: which table serves a packet while two are in force, and when the next change may start. [`owner_chain`]: who
+//!    is asked about a packet of a bucket that moved, and who may begin a flow.
 //! 6. [`cores`], [`policy`]: a sender's choice among the receiver's cores: by the receiver's table, or
 //!    round robin, at random, or least loaded, with a bounded register of flows.
 //! 7. [`port_solver`]: the inverse: a source port whose replies come back to a wanted core, in O(1).
@@ -45,6 +46,7 @@ pub mod assign;
 pub mod cores;
 pub mod distribution;
 pub mod era;
+pub mod owner_chain;
 pub mod ownership;
 pub mod policy;
 pub mod port_solver;
