@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use linux::netlink::{Neighbour, NeighbourChange, NeighbourMonitor, NeighbourState, Netlink};
+use linux::netlink::{Neighbor, NeighborChange, NeighborMonitor, NeighborState, Netlink};
 use packet::attachment::InterfaceId;
 use services::core::Neighbors;
 
@@ -18,8 +18,8 @@ const PROBES_MAX: usize = 256;
 #[derive(Default)]
 pub(crate) struct NeighborWatch {
     netlink: Option<Netlink>,
-    monitor: Option<NeighbourMonitor>,
-    known: BTreeMap<(u32, IpAddr), Neighbour>,
+    monitor: Option<NeighborMonitor>,
+    known: BTreeMap<(u32, IpAddr), Neighbor>,
     /// Device index and number of the open interfaces.
     interfaces: Vec<(u32, InterfaceId)>,
     probed_ns: u64,
@@ -31,7 +31,7 @@ impl NeighborWatch {
         let interfaces = lock(&engine.gateway.opened).indices();
         let mut changed = interfaces != self.interfaces;
         if self.monitor.is_none() {
-            self.monitor = NeighbourMonitor::open().ok();
+            self.monitor = NeighborMonitor::open().ok();
             self.netlink = Netlink::open().ok();
             changed |= self.read_all();
         }
@@ -39,13 +39,13 @@ impl NeighborWatch {
         for change in changes {
             changed = true;
             match change {
-                NeighbourChange::Changed(neighbour) => {
-                    self.known.insert((neighbour.index, neighbour.ip), neighbour);
+                NeighborChange::Changed(neighbor) => {
+                    self.known.insert((neighbor.index, neighbor.ip), neighbor);
                 }
-                NeighbourChange::Gone(neighbour) => {
-                    self.known.remove(&(neighbour.index, neighbour.ip));
+                NeighborChange::Gone(neighbor) => {
+                    self.known.remove(&(neighbor.index, neighbor.ip));
                 }
-                NeighbourChange::Resync => {
+                NeighborChange::Resync => {
                     self.read_all();
                 }
             }
@@ -62,20 +62,20 @@ impl NeighborWatch {
     }
 
     fn read_all(&mut self) -> bool {
-        let Some(all) = self.netlink.as_ref().and_then(|netlink| netlink.all_neighbours().ok()) else {
+        let Some(all) = self.netlink.as_ref().and_then(|netlink| netlink.all_neighbors().ok()) else {
             return false;
         };
-        self.known = all.into_iter().map(|neighbour| ((neighbour.index, neighbour.ip), neighbour)).collect();
+        self.known = all.into_iter().map(|neighbor| ((neighbor.index, neighbor.ip), neighbor)).collect();
         true
     }
 
     /// The kernel does not see our packets: without a question now and then it would keep an address for ever.
     fn probe(&self, interfaces: &[(u32, InterfaceId)]) {
         let Some(netlink) = &self.netlink else { return };
-        let ours = |neighbour: &&Neighbour| interfaces.iter().any(|(index, _)| *index == neighbour.index);
-        let stale = self.known.values().filter(|neighbour| neighbour.state == NeighbourState::Stale);
-        for neighbour in stale.filter(ours).take(PROBES_MAX) {
-            let _ = netlink.probe_neighbour(neighbour.index, neighbour.ip);
+        let ours = |neighbor: &&Neighbor| interfaces.iter().any(|(index, _)| *index == neighbor.index);
+        let stale = self.known.values().filter(|neighbor| neighbor.state == NeighborState::Stale);
+        for neighbor in stale.filter(ours).take(PROBES_MAX) {
+            let _ = netlink.probe_neighbor(neighbor.index, neighbor.ip);
         }
     }
 
@@ -85,8 +85,8 @@ impl NeighborWatch {
         let known: BTreeMap<_, _> = self
             .known
             .values()
-            .filter(|neighbour| neighbour.state.is_usable())
-            .filter_map(|neighbour| Some(((place(neighbour.index)?, neighbour.ip), neighbour.mac?)))
+            .filter(|neighbor| neighbor.state.is_usable())
+            .filter_map(|neighbor| Some(((place(neighbor.index)?, neighbor.ip), neighbor.mac?)))
             .collect();
         let gateway = &engine.gateway;
         let old = gateway.neighbors.load();

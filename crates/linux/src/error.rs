@@ -20,7 +20,7 @@ impl Error {
         Error { what: what.into(), source }
     }
 
-    /// What was tried, for example `open /dev/net/tun`.
+    /// Operation that was tried, for example `open /dev/net/tun`.
     pub fn what(&self) -> &str {
         &self.what
     }

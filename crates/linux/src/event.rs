@@ -1,4 +1,4 @@
-//! What a thread sleeps on: [`Epoll`], and the descriptors that wake it: [`EventFd`] (another thread),
+//! Events that a thread sleeps on: [`Epoll`], and the descriptors that wake it: [`EventFd`] (another thread),
 //! [`Timer`] (a moment of the monotonic clock) and [`Signals`] (SIGINT, SIGTERM, SIGHUP).
 
 use std::io;
@@ -11,7 +11,7 @@ use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, 
 
 use crate::sys::{check, owned};
 
-/// What an [`Epoll`] waits for on one descriptor. Level-triggered.
+/// Readiness that an [`Epoll`] waits for on one descriptor. Level-triggered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interest {
     /// Bytes to read.

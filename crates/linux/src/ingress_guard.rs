@@ -16,7 +16,7 @@ use crate::netns::prepare_command;
 use crate::sys::interface_index;
 use crate::{Error, Result};
 
-/// What a guard is made of.
+/// Parts of a guard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuardKind {
     /// An eBPF program at the interface's tcx ingress.
@@ -76,7 +76,7 @@ impl IngressGuard {
         Ok(IngressGuard { interface: interface.to_owned(), hold: Hold::Table(table) })
     }
 
-    /// What it is made of.
+    /// Its parts.
     pub fn kind(&self) -> GuardKind {
         match self.hold {
             Hold::Program(_) => GuardKind::Program,

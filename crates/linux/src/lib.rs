@@ -5,7 +5,7 @@
 //!
 //! 1. [`process`]: an instance lock, resource limits; [`affinity`]: which CPUs we may use and pinning.
 //! 2. [`netns`]: network namespaces, entering a user namespace as an ordinary user, programs inside.
-//! 3. [`netlink`]: links, addresses, routes, rules, neighbours, and a [`netlink::Monitor`] which tells
+//! 3. [`netlink`]: links, addresses, routes, rules, neighbors, and a [`netlink::Monitor`] which tells
 //!    when an interface comes, goes, loses its carrier or changes its address. [`ethtool`]: offloads.
 //! 4. [`tun`]: a multi-queue TUN device with super-packets (`vnet_hdr`, TSO and USO).
 //! 5. [`udp`]: UDP sockets with GSO and GRO, bound to a device, alone or as a group in core order.
@@ -13,7 +13,7 @@
 //!    which makes a TUN device pick its queue by our own flow hash.
 //! 7. [`event`] and [`clock`]: what a worker sleeps on (epoll, eventfd, timerfd, signalfd) and its time.
 //! 8. [`packet_ring`] and [`packet_sender`]: the frames of a plain interface, one ring per core, super-packets
-//!    whole. [`ingress_guard`]: the kernel's own stack does not see them. [`raw_ip`]: packets to neighbours
+//!    whole. [`ingress_guard`]: the kernel's own stack does not see them. [`raw_ip`]: packets to neighbors
 //!    that the kernel has to find first.
 //! 9. [`packet_socket`]: raw Ethernet frames of one interface, for the link emulator.
 //!

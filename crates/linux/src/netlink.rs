@@ -1,4 +1,4 @@
-//! Links, addresses, routes, rules and neighbours of a network namespace, over rtnetlink.
+//! Links, addresses, routes, rules and neighbors of a network namespace, over rtnetlink.
 //!
 //! [`Netlink`] is a synchronous session: each call asks the kernel and waits for its answer (microseconds).
 //! It stays in the namespace where it was opened. [`Monitor`] is the other direction: the kernel tells what
@@ -7,14 +7,14 @@
 mod address;
 mod link;
 mod monitor;
-mod neighbour;
+mod neighbor;
 mod route;
 mod rule;
 
 pub use address::Address;
 pub use link::Link;
 pub use monitor::{Change, Monitor};
-pub use neighbour::{Neighbour, NeighbourChange, NeighbourMonitor, NeighbourState};
+pub use neighbor::{Neighbor, NeighborChange, NeighborMonitor, NeighborState};
 pub use route::{MAIN_TABLE, Route, RouteKind, RouteSpec};
 pub use rule::{Family, RuleSpec};
 

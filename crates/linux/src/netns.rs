@@ -149,7 +149,7 @@ pub fn enter_user_namespace() -> Result<()> {
     crate::netlink::Netlink::open()?.set_up(1, true)
 }
 
-/// What to say where user namespaces are switched off.
+/// Advice where user namespaces are switched off.
 pub(crate) const USER_NAMESPACE_REFUSED: &str = "enter a user namespace (root is needed on this system, \
      or kernel.unprivileged_userns_clone / kernel.apparmor_restrict_unprivileged_userns must allow it)";
 

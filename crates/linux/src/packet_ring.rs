@@ -92,7 +92,7 @@ pub struct PacketRingOptions<'a> {
     /// Bytes of a slot at least: 2,048 hold an ordinary frame; a larger MTU makes slots larger by itself. With
     /// [`SLOT_BYTES_SUPER`] super-packets fit as well and save a copy, for 32 times the memory.
     pub slot_bytes: usize,
-    /// What the ring leaves to the kernel.
+    /// Packets that the ring leaves to the kernel.
     pub kernel: KernelShare,
 }
 
@@ -111,7 +111,7 @@ impl Default for PacketRingOptions<'_> {
 /// A frame of the batch.
 #[derive(Debug)]
 pub struct Received<'a> {
-    /// What the kernel knows: offloads, partial checksum. Positions count from the start of `frame`.
+    /// Offload metadata of the kernel: segmentation, partial checksum. Positions count from the start of `frame`.
     pub vnet: VirtioNetHeader,
     /// The frame from its Ethernet header; writable in place.
     pub frame: &'a mut [u8],

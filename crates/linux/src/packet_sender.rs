@@ -30,7 +30,7 @@ pub struct SendFrame<'a> {
     pub parts: [&'a [u8]; PARTS],
 }
 
-/// What became of a batch.
+/// Outcome of a batch.
 #[derive(Debug, Default)]
 pub struct Sent {
     /// Frames the kernel took.

@@ -1,4 +1,4 @@
-//! What concerns the process as a whole: one instance at a time, and resource limits.
+//! The process as a whole: one instance at a time, and resource limits.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};

@@ -1,4 +1,4 @@
-//! IP packets out of one device by way of the kernel, which finds the neighbour: for a next hop whose hardware
+//! IP packets out of one device by way of the kernel, which finds the neighbor: for a next hop whose hardware
 //! address is not known yet.
 
 use std::io;
@@ -15,8 +15,8 @@ use crate::sys::{check_size, interface_index, set_option};
 
 /// A pair of raw sockets (IPv4, IPv6) bound to one device. They send whole IP packets and receive nothing.
 ///
-/// The kernel asks for the neighbour, keeps the packet while it waits, sends it, and tells
-/// [`crate::netlink::NeighbourMonitor`]. It changes of a packet no more than this: the checksum of the IPv4
+/// The kernel asks for the neighbor, keeps the packet while it waits, sends it, and tells
+/// [`crate::netlink::NeighborMonitor`]. It changes of a packet no more than this: the checksum of the IPv4
 /// header is written anew, an IPv4 identification of 0 without "don't fragment" becomes another, a source
 /// address 0.0.0.0 becomes its own. Output rules of the host's firewall see these packets.
 #[derive(Debug)]
@@ -55,9 +55,9 @@ impl RawIpSender {
         Ok(RawIpSender { v4, v6, index })
     }
 
-    /// Sends an IP packet to this neighbour: a router, or the destination itself. The packet is complete (its
+    /// Sends an IP packet to this neighbor: a router, or the destination itself. The packet is complete (its
     /// checksums, too) and not longer than the MTU. `WouldBlock` and `ENOBUFS` when there is no room,
-    /// `EMSGSIZE` when it is too long, `InvalidInput` when packet and neighbour are not of one family.
+    /// `EMSGSIZE` when it is too long, `InvalidInput` when packet and neighbor are not of one family.
     pub fn send(&self, packet: &[u8], next_hop: IpAddr) -> io::Result<()> {
         let version = packet.first().map_or(0, |byte| byte >> 4);
         let wrong = || io::Error::from(io::ErrorKind::InvalidInput);
@@ -110,7 +110,7 @@ fn address_v6(ip: Ipv6Addr, interface: u32) -> libc::sockaddr_in6 {
 }
 
 fn send<T>(fd: &OwnedFd, packet: &[u8], to: &T) -> io::Result<()> {
-    // The neighbour is on the link, whatever the routes say.
+    // The neighbor is on the link, whatever the routes say.
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | libc::MSG_DONTROUTE;
     // SAFETY: the kernel reads the packet and the address, whose lengths are true.
     check_size(unsafe {

@@ -31,7 +31,7 @@ const TUN_F_TSO_ECN: libc::c_uint = 0x08;
 const TUN_F_USO4: libc::c_uint = 0x20;
 const TUN_F_USO6: libc::c_uint = 0x40;
 
-/// What the kernel may hand over in one super-packet.
+/// Kinds of super-packets that the kernel may hand over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offload {
     /// TCP and UDP super-packets.
@@ -86,7 +86,7 @@ impl Tun {
         self.index
     }
 
-    /// What the kernel agreed to hand over as super-packets.
+    /// Kinds of super-packets that the kernel agreed to hand over.
     pub fn offload(&self) -> Offload {
         self.offload
     }

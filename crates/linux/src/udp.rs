@@ -51,7 +51,7 @@ impl UdpOptions {
     }
 }
 
-/// What [`UdpSocket::recv`] says about one buffer: a datagram, or a train of datagrams of one 4-tuple.
+/// Description of one buffer by [`UdpSocket::recv`]: a datagram, or several of one 4-tuple that the kernel merged (GRO).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecvMeta {
     /// Sender. IPv4 senders are IPv4 addresses on dual-stack sockets too.

@@ -32,7 +32,7 @@ pub struct Coalescer {
     merge_udp: bool,
 }
 
-/// What of a packet decides about merging.
+/// Properties of a packet that decide whether it can be merged.
 #[derive(Clone, Copy, Debug)]
 struct Shape {
     tcp: bool,

@@ -78,7 +78,7 @@ impl Fragment {
     }
 }
 
-/// What an IP header says. All fields in host byte order.
+/// Fields of an IP header. All of them in host byte order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct IpHeader {
     /// 4 or 6.
@@ -97,7 +97,7 @@ pub struct IpHeader {
     pub protocol: u8,
     /// Present in fragments; IPv6 packets with a fragment header may be whole nevertheless.
     pub fragment: Option<Fragment>,
-    /// ECN field, 0–3: see [`ECN_CE`] and its neighbours.
+    /// ECN field, 0–3: see [`ECN_CE`] and its neighbors.
     pub ecn: u8,
     /// Differentiated services code point, 0–63.
     pub dscp: u8,

@@ -41,7 +41,7 @@ pub use segment::{SegmentKind, Segmenter};
 pub use vnet::VirtioNetHeader;
 
 /// Bytes at `at..at + N`, or nothing when the slice is too short. The one way this crate reads fields: it
-/// cannot panic, and the compiler folds the checks of neighbouring reads.
+/// cannot panic, and the compiler folds the checks of neighboring reads.
 #[inline]
 #[must_use]
 pub fn array_at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {

@@ -32,7 +32,7 @@ pub(crate) const TCP_URG: u8 = 0x20;
 pub(crate) const TCP_ECE: u8 = 0x40;
 pub(crate) const TCP_CWR: u8 = 0x80;
 
-/// What a packet from the TUN device is.
+/// Kind of a packet from the TUN device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SegmentKind {
     /// An ordinary packet: one segment, copied as it is.
@@ -192,7 +192,7 @@ impl<'a> Segmenter<'a> {
         self.segments() > 1
     }
 
-    /// What the packet is.
+    /// Kind of the packet.
     #[inline]
     #[must_use]
     pub const fn kind(&self) -> SegmentKind {

@@ -38,7 +38,7 @@ pub fn pseudo_bytes(src: IpAddr, dst: IpAddr, protocol: u8, upper_bytes: usize) 
     bytes
 }
 
-/// What stands in the checksum field.
+/// Content of the checksum field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sum {
     Full,

@@ -57,7 +57,7 @@ pub enum Scheme {
     EveryPackets(u32),
     /// All packets of a slice of so many µs (at least 1) to one core, the next slice's to the next.
     TimeSlice(u32),
-    /// What begins after so many µs (at least 1) of silence in its flow goes to the core with the least load, and all of it
+    /// Flowlets: what begins after so many µs (at least 1) of silence in its flow goes to the core with the least load, and all of it
     /// stays there.
     Transaction(u32),
     /// The cores are in so many groups (at least 1). By interface to a group, by flow within it.
@@ -112,7 +112,7 @@ impl FromStr for Scheme {
     }
 }
 
-/// What a scheme may look at.
+/// Properties of a packet that a scheme may look at.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts {
     /// The flow's hash ([`crate::symmetric::FlowHasher`]).

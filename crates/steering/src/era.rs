@@ -6,7 +6,7 @@
 
 use crate::table::BucketTable;
 
-/// What became of a table that was offered to a unit.
+/// Outcome for a table that was offered to a unit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Install {
     /// It is the next era: held from now on, as the newer of two.

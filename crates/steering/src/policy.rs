@@ -90,7 +90,7 @@ impl std::fmt::Display for Policy {
     }
 }
 
-/// What the receiver has told of its cores, as far as the choice needs it.
+/// Processor information of the receiver, as far as the choice needs it.
 #[derive(Clone, Default, Debug)]
 pub struct RemoteCores {
     /// Cores that datagrams may name.

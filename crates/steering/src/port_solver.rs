@@ -17,7 +17,7 @@
 //! [`ReplyPorts`] holds the four that [`crate::symmetric`] needs (IPv4 and IPv6, low and high endpoint) and
 //! picks the right one. Not every key has the rank: [`ReplyPorts::draw`] draws again.
 //!
-//! What it cannot solve goes over the ring to the flow's core: equal addresses (the port itself decides
+//! Flows that it cannot solve go over the ring to the flow's core: equal addresses (the port itself decides
 //! which endpoint is the low one) and mappings that must serve any remote.
 
 use std::net::IpAddr;

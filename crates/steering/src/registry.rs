@@ -28,7 +28,7 @@ struct Set {
     overflow_s: Option<u32>,
 }
 
-/// What the register knows of a flow.
+/// State of a flow in the register.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Found {
     /// It has this core.
@@ -214,7 +214,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
-        /// Whatever happens, memory stays fixed and the counts are those of the slots.
+        /// After all operations in all orders, memory stays fixed and the counts are those of the slots.
         #[test]
         fn counts_are_exact(steps in proptest::collection::vec((0u32..64, 0u8..2, 0u8..4, 0u32..4), 1..300)) {
             let mut registry = Registry::new(16, 6);

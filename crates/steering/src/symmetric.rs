@@ -50,7 +50,7 @@ pub const MIX_MULTIPLIER: u32 = 0x9e37_79b1;
 /// Right shift of [`mix`], in bits.
 pub const MIX_SHIFT: u32 = 16;
 
-/// What protocol and tenant add (by XOR) to the hash; the module page has the definition.
+/// Share of protocol and tenant (by XOR) to the hash; the module page has the definition.
 #[must_use]
 pub const fn mix(protocol: u8, tenant: u16) -> u32 {
     let x = (((protocol as u32) << 16) | tenant as u32).wrapping_mul(MIX_MULTIPLIER);

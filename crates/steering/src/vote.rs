@@ -110,7 +110,7 @@ pub enum Reason {
     NothingFits,
 }
 
-/// What an arbiter says.
+/// Decision of an arbiter.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Decision {
     /// The table stays.

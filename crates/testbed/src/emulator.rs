@@ -60,7 +60,7 @@ impl Way {
     }
 }
 
-/// What happened on a link, A to B and B to A.
+/// Counters of a link, A to B and B to A.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkCounters {
     /// From A to B.
@@ -147,7 +147,7 @@ impl Emulator {
         answer.recv().map_err(|_| gone())
     }
 
-    /// What happened on a link so far.
+    /// Counters of a link.
     pub fn counters(&self, link: usize) -> anyhow::Result<LinkCounters> {
         let (reply, answer) = mpsc::channel();
         self.send(link, Command::Count { link, reply })?;

@@ -121,7 +121,7 @@ impl Node {
         Ok(())
     }
 
-    /// Sends what goes to `network` to `gateway`, a neighbour on `interface`.
+    /// Sends what goes to `network` to `gateway`, a neighbor on `interface`.
     pub fn add_route(&self, interface: &str, network: IpNet, gateway: IpAddr) -> anyhow::Result<()> {
         let interface = Some(self.interface(interface)?);
         let route = RouteSpec { gateway: Some(gateway), interface, ..RouteSpec::new(network) };
@@ -394,7 +394,7 @@ impl Testbed {
         Ok(())
     }
 
-    /// What happened on a link so far.
+    /// Counters of a link.
     pub fn counters(&self, link: usize) -> anyhow::Result<LinkCounters> {
         self.emulator.counters(link)
     }

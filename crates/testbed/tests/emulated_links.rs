@@ -23,7 +23,7 @@ fn at(ip: IpAddr, port: u16) -> SocketAddr {
     SocketAddr::new(ip, port)
 }
 
-/// What other work on the machine spoils once, it rarely spoils three times.
+/// Attempts: other work on the machine that spoils one rarely spoils three.
 fn within(what: &str, low: f64, high: f64, mut measure: impl FnMut() -> f64) {
     let mut seen = Vec::new();
     for _ in 0..3 {

@@ -1,6 +1,6 @@
 //! Writes the seeds of every corpus, named by what they are: `cargo run -p fuzz-targets --example corpus`.
 //!
-//! What the fuzzer finds is added by hand, under a name that says what it was. Handshake seeds hold fresh ephemeral
+//! Findings of the fuzzer are added by hand, under a name that says what it was. Handshake seeds hold fresh ephemeral
 //! keys, so a seed that exists stays as it is.
 #![allow(clippy::unwrap_used, reason = "a tool for developers")]
 

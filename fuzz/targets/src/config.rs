@@ -29,7 +29,7 @@ impl Drop for Folder {
     }
 }
 
-/// Whatever the file says, there is an answer: a configuration within the limits, or errors that each point at a line of
+/// Every file gets an answer: a configuration within the limits, or errors that each point at a line of
 /// it and say something.
 pub fn config(data: &[u8]) {
     thread_local! {

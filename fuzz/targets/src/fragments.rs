@@ -95,7 +95,7 @@ impl Step {
         packet
     }
 
-    /// What must not be taken, by itself.
+    /// Fragments that must not be taken, by themselves.
     fn is_invalid(&self) -> bool {
         let bytes = self.payload.len();
         let most = if self.six { 65_535 } else { 65_515 };
@@ -124,7 +124,7 @@ struct Model {
     refused: Option<DropReason>,
 }
 
-/// What must come out.
+/// Packet that must come out.
 #[derive(Debug, PartialEq, Eq)]
 struct Answer {
     result: Result<Vec<Vec<u8>>, DropReason>,

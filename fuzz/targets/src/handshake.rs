@@ -33,7 +33,7 @@ fn start(dialer: &Identity, listener: &Identity) -> (Initiator, Vec<u8>) {
         .expect("the hello fits")
 }
 
-/// What a stranger may send: as it is, and with the MAC that everybody who knows our public key can make. Only an
+/// Datagrams of a stranger: as they are, and with the MAC that everybody who knows our public key can make. Only an
 /// Initiation of our own making may open, and no Response ever ends the waiting attempt.
 pub fn handshake(data: &[u8]) {
     let scene = scene();

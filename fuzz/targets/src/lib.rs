@@ -1,4 +1,4 @@
-//! What the fuzzer runs: one function per parser and state machine that strangers can reach.
+//! Functions that the fuzzer runs: one per parser and state machine that strangers can reach.
 //!
 //! Each function takes any bytes, must not panic, and asserts what must hold for every input. `fuzz/fuzz_targets` calls
 //! them from cargo-fuzz; `tests/replay.rs` calls them with the committed corpora, in every `cargo test --workspace`.

@@ -37,7 +37,7 @@ fn parsed(packet: &[u8]) {
     assert_eq!(text.parse(), Ok(flow), "{text} is read back as something else");
 }
 
-/// Whatever changes a packet in place keeps its length and what it does not mean to change.
+/// Every function that changes a packet in place keeps its length and what it does not mean to change.
 fn edited(packet: &[u8]) {
     let mut copy = packet.to_vec();
     if ip::set_ecn_ce(&mut copy) {

@@ -49,7 +49,7 @@ pub fn processor() -> ProcessorInfo {
     }
 }
 
-/// What a side tells; with a timestamp in an Initiation.
+/// Payload of one side; with a timestamp in an Initiation.
 #[must_use]
 pub fn hello(timestamp_ns: Option<u64>) -> Hello {
     Hello {

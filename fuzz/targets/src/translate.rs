@@ -14,7 +14,7 @@ pub const OTHER_VERSION: u8 = 2;
 /// In the first byte: a router that sent an ICMP error is hidden.
 pub const HIDE: u8 = 4;
 
-/// Whatever is translated stays as valid as it was, becomes what was asked for, and can be translated back. What is
+/// Every translated packet stays as valid as it was, becomes what was asked for, and can be translated back. What is
 /// refused stays as it is.
 pub fn nat_rewrite(data: &[u8]) {
     let Some((order, packet)) = data.split_at_checked(ORDER_BYTES) else { return };

@@ -256,7 +256,7 @@ impl Shared {
         self.changed();
     }
 
-    /// Tells the workers of other neighbours.
+    /// Tells the workers of other neighbors.
     pub fn put_neighbors(&self, neighbors: Neighbors) {
         let old = self.neighbors.swap(Arc::new(neighbors));
         lock(&self.retired).neighbors.push(old);
@@ -435,7 +435,7 @@ impl crate::Engine {
         self.shared.gateway.ownership.load_full()
     }
 
-    /// The neighbours known.
+    /// The neighbors known.
     #[must_use]
     pub fn neighbors(&self) -> Arc<Neighbors> {
         self.shared.gateway.neighbors.load_full()

@@ -31,13 +31,13 @@ const UDP_V6: u32 = IP + 40;
 
 const DHCP_SERVER: u32 = 67;
 const DHCP_CLIENT: u32 = 68;
-/// Hop limit of a neighbour discovery packet that crossed no router (RFC 4861 §7.1).
+/// Hop limit of a neighbor discovery packet that crossed no router (RFC 4861 §7.1).
 const HOP_LIMIT_FRESH: u32 = 255;
-/// ICMPv6 types of neighbour discovery, first and last (RFC 4861: 133–137).
+/// ICMPv6 types of neighbor discovery, first and last (RFC 4861: 133–137).
 const DISCOVERY: (u32, u32) = (133, 137);
 
 /// The traffic of an interface that stays with the kernel, besides what always does: everything but IP,
-/// frames with a VLAN tag, broadcast and multicast frames, neighbour discovery (ICMPv6 133–137 with hop limit
+/// frames with a VLAN tag, broadcast and multicast frames, neighbor discovery (ICMPv6 133–137 with hop limit
 /// 255), and answers of a DHCP server (UDP 67 to 68).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KernelShare {

@@ -28,7 +28,7 @@ pub enum RssFunction {
     Other(u8),
 }
 
-/// What a card told.
+/// Receive-side scaling as a card reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rss {
     /// Hash function.

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::netlink::{NeighbourState, Netlink};
+use crate::netlink::{NeighborState, Netlink};
 use crate::netns::{Namespace, set_sysctl};
 use crate::packet_ring::{PacketRing, PacketRingOptions};
 use crate::packet_socket::PacketSocket;
@@ -110,10 +110,10 @@ fn cases() -> Vec<Case> {
         ip("DHCP answer", v4(17, 0, 0, [10, 4, 0, 99], &ports(67, 68)), true),
         ip("not a DHCP answer", v4(17, 0, 0, [10, 4, 0, 99], &ports(53, 68)), false),
         ip6("TCP", v6(6, 64, "fd04::1", &ports(1000, 80)), false),
-        ip6("neighbour solicitation", solicit(255, 135), true),
+        ip6("neighbor solicitation", solicit(255, 135), true),
         ip6("router solicitation", solicit(255, 133), true),
         ip6("redirect", solicit(255, 137), true),
-        ip6("neighbour solicitation from afar", solicit(254, 135), false),
+        ip6("neighbor solicitation from afar", solicit(254, 135), false),
         ip6("echo request", solicit(255, 128), false),
         ip6("type 138", solicit(255, 138), false),
         ip6("type 132", solicit(255, 132), false),
@@ -248,7 +248,7 @@ fn changing(kind: GuardKind) {
 /// `gw` in this namespace with 10.4.0.1/24, its other end with .2 in another.
 fn host() -> (Netlink, Namespace) {
     let other = Namespace::create().unwrap();
-    // Without it neighbours are asked for only when the link-local address has been proved: in two seconds.
+    // Without it neighbors are asked for only when the link-local address has been proved: in two seconds.
     let hurry = || set_sysctl("net.ipv6.conf.default.dad_transmits", "0").unwrap();
     hurry();
     other.run(hurry).unwrap();
@@ -272,7 +272,7 @@ fn wait_for(other: &Namespace, to: SocketAddr) {
     }
 }
 
-/// What a client of the other namespace sees of a TCP port here.
+/// State of a TCP port here, as a client of the other namespace sees it.
 fn connect(other: &Namespace, to: SocketAddr) -> std::result::Result<(), ErrorKind> {
     let attempt = || TcpStream::connect_timeout(&to, Duration::from_millis(300)).map(drop);
     other.run(attempt).unwrap().map_err(|error| error.kind())
@@ -302,16 +302,16 @@ fn silence(kind: GuardKind) {
     let options = PacketRingOptions { kernel: share(), ..PacketRingOptions::default() };
     let mut ring = PacketRing::open("gw", &options).unwrap();
     let guard = attach(kind, "gw", &share());
-    // The neighbours forget us, and ask again: ARP and neighbour discovery are answered.
+    // The neighbors forget us, and ask again: ARP and neighbor discovery are answered.
     let there = Netlink::open_in(&other).unwrap();
     let peer = there.link("peer").unwrap().unwrap().index;
     for address in ["10.4.0.1", "fd04::1"].map(|text| text.parse().unwrap()) {
-        let _ = there.del_neighbour(peer, address);
-        there.probe_neighbour(peer, address).unwrap();
+        let _ = there.del_neighbor(peer, address);
+        there.probe_neighbor(peer, address).unwrap();
         let end = Instant::now() + Duration::from_secs(5);
         let known = |there: &Netlink| {
-            let all = there.all_neighbours().unwrap();
-            all.iter().any(|one| one.ip == address && one.state == NeighbourState::Reachable)
+            let all = there.all_neighbors().unwrap();
+            all.iter().any(|one| one.ip == address && one.state == NeighborState::Reachable)
         };
         while !known(&there) {
             assert!(Instant::now() < end, "{kind:?}: {address} is not found");

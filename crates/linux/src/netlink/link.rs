@@ -19,7 +19,7 @@ pub struct Link {
     pub index: u32,
     /// Name.
     pub name: String,
-    /// What made it (`veth`, `tun`, `wireguard`…); `None` for hardware.
+    /// Kind of device (`veth`, `tun`, `wireguard`…); `None` for hardware.
     pub kind: Option<String>,
     /// Switched on by the administrator.
     pub up: bool,
@@ -31,7 +31,7 @@ pub struct Link {
     pub mac: Option<[u8; 6]>,
     /// The loopback interface.
     pub loopback: bool,
-    /// Has one peer and no neighbours to resolve (TUN, PPP).
+    /// Has one peer and no neighbors to resolve (TUN, PPP).
     pub point_to_point: bool,
     /// Packets its transmit queue holds.
     pub tx_queue_len: u32,

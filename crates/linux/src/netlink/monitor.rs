@@ -1,4 +1,4 @@
-//! What changes in the network, as the kernel tells it.
+//! Monitor of changes in the network, as the kernel tells them.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -72,7 +72,7 @@ impl Monitor {
         set_option(&self.fd, libc::SOL_SOCKET, libc::SO_RCVBUF, &value)
     }
 
-    /// What has changed since the last call; empty if nothing. Never blocks.
+    /// Changes since the last call; empty if there are none. Never blocks.
     pub fn read(&mut self) -> io::Result<Vec<Change>> {
         let mut changes = Vec::new();
         while changes.len() < CHANGES_MAX {

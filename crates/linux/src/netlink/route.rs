@@ -16,7 +16,7 @@ use crate::Result;
 /// The routing table everybody uses.
 pub const MAIN_TABLE: u32 = 254;
 
-/// What a route does with a packet.
+/// Action of a route on a packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum RouteKind {
     /// Sends it on.
@@ -51,7 +51,7 @@ pub struct RouteSpec {
     pub source: Option<IpAddr>,
     /// The gateway is on the link though no network of the interface contains it.
     pub onlink: bool,
-    /// What happens to the packet.
+    /// Action on the packet.
     pub kind: RouteKind,
 }
 

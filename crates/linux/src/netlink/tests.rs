@@ -116,12 +116,12 @@ fn addresses_come_and_go_and_can_be_used_at_once() {
         }
         assert!(netlink.addresses(a).unwrap().iter().all(|one| one.link_local));
 
-        netlink.add_neighbour(a, ip("10.5.0.9"), [2, 0, 0, 0, 0, 9]).unwrap();
-        netlink.add_neighbour(a, ip("fd05::9"), [2, 0, 0, 0, 0, 9]).unwrap();
-        netlink.add_neighbour(a, ip("fd05::9"), [2, 0, 0, 0, 0, 8]).unwrap();
-        let neighbours = netlink.neighbours(a).unwrap();
-        assert!(neighbours.contains(&(ip("10.5.0.9"), [2, 0, 0, 0, 0, 9])));
-        assert!(neighbours.contains(&(ip("fd05::9"), [2, 0, 0, 0, 0, 8])));
+        netlink.add_neighbor(a, ip("10.5.0.9"), [2, 0, 0, 0, 0, 9]).unwrap();
+        netlink.add_neighbor(a, ip("fd05::9"), [2, 0, 0, 0, 0, 9]).unwrap();
+        netlink.add_neighbor(a, ip("fd05::9"), [2, 0, 0, 0, 0, 8]).unwrap();
+        let neighbors = netlink.neighbors(a).unwrap();
+        assert!(neighbors.contains(&(ip("10.5.0.9"), [2, 0, 0, 0, 0, 9])));
+        assert!(neighbors.contains(&(ip("fd05::9"), [2, 0, 0, 0, 0, 8])));
     });
 }
 
@@ -402,10 +402,10 @@ fn a_monitor_watches_another_namespace_and_many_routes_are_listed() {
 }
 
 #[test]
-fn neighbours_are_looked_for_found_missed_and_forgotten() {
+fn neighbors_are_looked_for_found_missed_and_forgotten() {
     isolated(|| {
         let other = Namespace::create().unwrap();
-        // Without it neighbours are asked for only when the link-local address has been proved: in two seconds.
+        // Without it neighbors are asked for only when the link-local address has been proved: in two seconds.
         let hurry = || crate::netns::set_sysctl("net.ipv6.conf.default.dad_transmits", "0").unwrap();
         hurry();
         other.run(hurry).unwrap();
@@ -421,12 +421,12 @@ fn neighbours_are_looked_for_found_missed_and_forgotten() {
         let mac = there.link("m").unwrap().unwrap().mac;
         let n = index(&netlink, "n");
         crate::netns::set_sysctl("net.ipv4.neigh.n.retrans_time_ms", "20").unwrap();
-        let mut monitor = NeighbourMonitor::open().unwrap();
-        let mut next = |address: IpAddr, fits: &dyn Fn(&NeighbourChange) -> bool| {
+        let mut monitor = NeighborMonitor::open().unwrap();
+        let mut next = |address: IpAddr, fits: &dyn Fn(&NeighborChange) -> bool| {
             let end = Instant::now() + Duration::from_secs(5);
             loop {
                 for change in monitor.read().unwrap() {
-                    let (NeighbourChange::Changed(one) | NeighbourChange::Gone(one)) = change else {
+                    let (NeighborChange::Changed(one) | NeighborChange::Gone(one)) = change else {
                         continue;
                     };
                     if one.ip == address && one.index == n && fits(&change) {
@@ -438,26 +438,26 @@ fn neighbours_are_looked_for_found_missed_and_forgotten() {
             }
         };
         for address in ["10.5.0.2", "fd05::2"].map(ip) {
-            netlink.probe_neighbour(n, address).unwrap();
+            netlink.probe_neighbor(n, address).unwrap();
             let found = next(
                 address,
-                &|change| matches!(change, NeighbourChange::Changed(one) if one.state == NeighbourState::Reachable),
+                &|change| matches!(change, NeighborChange::Changed(one) if one.state == NeighborState::Reachable),
             );
             assert_eq!((found.mac, found.state.is_usable()), (mac, true));
-            assert!(netlink.all_neighbours().unwrap().iter().any(|one| one.ip == address && one.mac == mac));
+            assert!(netlink.all_neighbors().unwrap().iter().any(|one| one.ip == address && one.mac == mac));
             // Once more, when it is known.
-            netlink.probe_neighbour(n, address).unwrap();
+            netlink.probe_neighbor(n, address).unwrap();
         }
-        netlink.probe_neighbour(n, ip("10.5.0.77")).unwrap();
+        netlink.probe_neighbor(n, ip("10.5.0.77")).unwrap();
         let failed = next(
             ip("10.5.0.77"),
-            &|change| matches!(change, NeighbourChange::Changed(one) if one.state == NeighbourState::Failed),
+            &|change| matches!(change, NeighborChange::Changed(one) if one.state == NeighborState::Failed),
         );
         assert_eq!((failed.mac, failed.state.is_usable()), (None, false));
-        netlink.add_neighbour(n, ip("10.5.0.9"), [2, 0, 0, 0, 0, 9]).unwrap();
-        assert_eq!(next(ip("10.5.0.9"), &|_| true).state, NeighbourState::Fixed);
-        netlink.del_neighbour(n, ip("10.5.0.9")).unwrap();
-        next(ip("10.5.0.9"), &|change| matches!(change, NeighbourChange::Gone(_)));
-        assert!(netlink.probe_neighbour(9999, ip("10.5.0.2")).is_err());
+        netlink.add_neighbor(n, ip("10.5.0.9"), [2, 0, 0, 0, 0, 9]).unwrap();
+        assert_eq!(next(ip("10.5.0.9"), &|_| true).state, NeighborState::Fixed);
+        netlink.del_neighbor(n, ip("10.5.0.9")).unwrap();
+        next(ip("10.5.0.9"), &|change| matches!(change, NeighborChange::Gone(_)));
+        assert!(netlink.probe_neighbor(9999, ip("10.5.0.2")).is_err());
     });
 }

@@ -75,7 +75,7 @@ fn as_ordinary_user(command: &mut Command) {
     }
 }
 
-/// What an ordinary user sees after entering: user 0, and a network with a loopback that answers.
+/// View of an ordinary user after entering: user 0, and a network with a loopback that answers.
 const PROOF: &str = "id -u; grep -c : /proc/self/net/dev; cat /proc/self/uid_map | tr -s ' '";
 
 #[test]

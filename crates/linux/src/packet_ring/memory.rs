@@ -112,7 +112,7 @@ impl Memory {
         unsafe { AtomicU32::from_ptr(self.slot(slot).cast()) }
     }
 
-    /// What the kernel has put into this slot, if it has.
+    /// Packet that the kernel has put into this slot, if it has.
     pub(super) fn arrived(&self, slot: usize) -> Option<Arrived> {
         let status = self.status(slot).load(Ordering::Acquire);
         if status & libc::TP_STATUS_USER == 0 {

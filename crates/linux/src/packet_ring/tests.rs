@@ -127,7 +127,7 @@ fn trains(slot_bytes: usize) {
     let netlink = cable();
     let index = netlink.link("left").unwrap().unwrap().index;
     netlink.add_address(index, "10.2.0.1/24".parse().unwrap()).unwrap();
-    netlink.add_neighbour(index, "10.2.0.2".parse().unwrap(), RIGHT).unwrap();
+    netlink.add_neighbor(index, "10.2.0.2".parse().unwrap(), RIGHT).unwrap();
     let options = PacketRingOptions { slot_bytes, ring_bytes: 16 << 20, ..PacketRingOptions::default() };
     let mut ring = PacketRing::open("right", &options).unwrap();
     let sender = UdpSocket::bind(&UdpOptions::new("10.2.0.1:0".parse().unwrap())).unwrap();
@@ -192,7 +192,7 @@ fn what_one_ring_receives_another_interface_sends() {
         }
         let index = netlink.link("left").unwrap().unwrap().index;
         netlink.add_address(index, "10.2.0.1/24".parse().unwrap()).unwrap();
-        netlink.add_neighbour(index, "10.2.0.2".parse().unwrap(), RIGHT).unwrap();
+        netlink.add_neighbor(index, "10.2.0.2".parse().unwrap(), RIGHT).unwrap();
         let mut ring = PacketRing::open("right", &PacketRingOptions::default()).unwrap();
         let sender = PacketSender::open("out", false).unwrap();
         let far = PacketSocket::open("far", true, true).unwrap();

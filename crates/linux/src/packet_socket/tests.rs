@@ -79,7 +79,7 @@ fn a_super_frame_passes_whole_with_the_virtio_header() {
         let netlink = cable();
         let index = netlink.link("left").unwrap().unwrap().index;
         netlink.add_address(index, "10.2.0.1/24".parse().unwrap()).unwrap();
-        netlink.add_neighbour(index, "10.2.0.2".parse().unwrap(), [2, 0, 0, 0, 0, 2]).unwrap();
+        netlink.add_neighbor(index, "10.2.0.2".parse().unwrap(), [2, 0, 0, 0, 0, 2]).unwrap();
         let right = PacketSocket::open("right", true, true).unwrap();
         let sender = UdpSocket::bind(&UdpOptions::new("10.2.0.1:0".parse().unwrap())).unwrap();
         sender.send("10.2.0.2:9".parse().unwrap(), None, Some(1000), &[7; 10_000]).unwrap();

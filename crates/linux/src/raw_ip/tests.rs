@@ -2,7 +2,7 @@
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::netlink::{NeighbourChange, NeighbourMonitor, Netlink};
+use crate::netlink::{NeighborChange, NeighborMonitor, Netlink};
 use std::os::fd::AsFd;
 
 use crate::netns::{Namespace, set_sysctl};
@@ -12,7 +12,7 @@ use crate::testing::isolated;
 /// Our end `near` with 10.3.0.1/24 and fd03::1/64, the other end `far` in another namespace with .2 and ::2.
 fn link() -> (Netlink, Namespace, PacketSocket) {
     let other = Namespace::create().unwrap();
-    // Without it neighbours are asked for only when the link-local address has been proved: in two seconds.
+    // Without it neighbors are asked for only when the link-local address has been proved: in two seconds.
     let hurry = || set_sysctl("net.ipv6.conf.default.dad_transmits", "0").unwrap();
     hurry();
     other.run(hurry).unwrap();
@@ -72,13 +72,13 @@ fn v6(destination: &str) -> Vec<u8> {
 }
 
 #[test]
-fn the_kernel_finds_the_neighbour_and_leaves_foreign_packets_as_they_are() {
+fn the_kernel_finds_the_neighbor_and_leaves_foreign_packets_as_they_are() {
     isolated(|| {
         let (_netlink, _other, far) = link();
-        let mut monitor = NeighbourMonitor::open().unwrap();
+        let mut monitor = NeighborMonitor::open().unwrap();
         let sender = RawIpSender::open("near").unwrap();
         for packet in [v4(0x1234, 0, 100), v4(0x4321, 0x40, 1472), v4(0, 0x40, 1)] {
-            // No route leads there; the neighbour is named.
+            // No route leads there; the neighbor is named.
             sender.send(&packet, "10.3.0.2".parse().unwrap()).unwrap();
             assert_eq!(next(&far, |bytes| bytes.get(16..20) == Some(&[203, 0, 113, 9])), packet);
         }
@@ -90,7 +90,7 @@ fn the_kernel_finds_the_neighbour_and_leaves_foreign_packets_as_they_are() {
         while found.len() < 2 {
             assert!(Instant::now() < end, "{found:?}");
             for change in monitor.read().unwrap() {
-                if let NeighbourChange::Changed(one) = change
+                if let NeighborChange::Changed(one) = change
                     && one.state.is_usable()
                     && one.mac.is_some()
                     && !found.contains(&one.ip)

@@ -36,7 +36,7 @@ fn tun(queues: usize) -> (Tun, Vec<TunQueue>) {
     tun.into_parts()
 }
 
-/// The next packet of a queue that is not the kernel's own chatter (IGMP, MLD, neighbour discovery, router
+/// The next packet of a queue that is not the kernel's own chatter (IGMP, MLD, neighbor discovery, router
 /// solicitation).
 fn read(queue: &TunQueue, buffer: &mut [u8]) -> io::Result<usize> {
     loop {

@@ -224,7 +224,7 @@ fn a_full_buffer_is_would_block_or_counted() {
         let mut options = UdpOptions::new("10.1.0.1:0".parse().unwrap());
         options.buffer_bytes = 6000;
         let sender = UdpSocket::bind(&options).unwrap();
-        // Nobody answers for this neighbour, so the datagrams wait for it in the socket's buffer.
+        // Nobody answers for this neighbor, so the datagrams wait for it in the socket's buffer.
         let to = "10.1.0.77:9".parse().unwrap();
         let error = (0..100).find_map(|_| sender.send(to, None, None, &[0; 1000]).err()).unwrap();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);

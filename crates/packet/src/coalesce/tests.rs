@@ -335,7 +335,7 @@ fn whoever_gets_a_packet_may_keep_its_buffer() {
     assert_eq!(packets, segments.iter().map(Vec::as_slice).collect::<Vec<_>>());
 }
 
-/// What a kernel does with the emitted packets: split, and complete the checksums.
+/// A kernel's work on the emitted packets: split, and complete the checksums.
 fn delivered(out: &[(VirtioNetHeader, Vec<u8>)]) -> Vec<Vec<u8>> {
     let mut packets = Vec::new();
     for (header, packet) in out {
@@ -374,7 +374,7 @@ proptest! {
         prop_assert_eq!(merge(&segments, !full), [(header, packet)]);
     }
 
-    /// Whatever is pushed in whatever order, after the far kernel's segmentation exactly the pushed packets
+    /// For all packets in all orders: after the far kernel's segmentation exactly the pushed packets
     /// come out, in order.
     #[test]
     fn merging_is_invisible(

@@ -80,7 +80,7 @@ fn icmp_queries() {
         assert_eq!(there, key("icmpv6 2001:db8::1 > 2001:db8::2 id 5"));
         assert_eq!(echo("2001:db8::2", "2001:db8::1", reply, 5), there.reversed());
     }
-    assert_eq!(echo("fe80::1", "ff02::1", 135, 5), key("icmpv6 fe80::1 > ff02::1"), "neighbour solicitation");
+    assert_eq!(echo("fe80::1", "ff02::1", 135, 5), key("icmpv6 fe80::1 > ff02::1"), "neighbor solicitation");
     let short = ip_packet(&Recipe::udp(V4, Vec::new()), 1, &[8, 0, 0, 0, 1]);
     assert_eq!(FlowKey::of(&short), Ok(key("icmp 10.0.0.5 > 1.2.3.4")));
     let empty = ip_packet(&Recipe::udp(V4, Vec::new()), 1, &[]);
@@ -185,7 +185,7 @@ fn texts() {
     }
 }
 
-/// Keys with addresses that are often equal or neighbours, so that every case of ordering occurs.
+/// Keys with addresses that are often equal or neighbors, so that every case of ordering occurs.
 fn any_key() -> impl Strategy<Value = FlowKey> {
     let port = prop_oneof![Just(0), any::<u16>()];
     let protocol = prop_oneof![Just(1), Just(6), Just(17), Just(58), any::<u8>()];

@@ -279,7 +279,7 @@ proptest! {
         }
     }
 
-    /// Whatever the two headers say, what is accepted can be written, and lengths add up.
+    /// For all values of the two headers: what is accepted can be written, and lengths add up.
     #[test]
     fn any_offload(
         mut recipe in any_recipe(300),

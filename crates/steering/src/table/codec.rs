@@ -126,7 +126,7 @@ fn put_unit(out: &mut Vec<u8>, unit: u16, wide: bool) {
     }
 }
 
-/// Equal neighbours, in slices of at most [`RUN_MAX`].
+/// Equal neighbors, in slices of at most [`RUN_MAX`].
 fn runs<T: PartialEq>(items: &[T]) -> impl Iterator<Item = &[T]> {
     items.chunk_by(|a, b| a == b).flat_map(|run| run.chunks(RUN_MAX))
 }

@@ -43,7 +43,7 @@ pub struct Look {
     pub waited_ns: u64,
 }
 
-/// What one look at a core found.
+/// Result of one look at a core.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Finding {
     /// As before.

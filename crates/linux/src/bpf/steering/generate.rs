@@ -59,7 +59,7 @@ const EXTENSIONS: [u8; 8] = [
     packet::ip::PROTOCOL_SHIM6,
 ];
 
-/// What differs between the IP versions.
+/// Offsets and sizes that differ between the IP versions.
 struct Version {
     number: i32,
     header_bytes: i32,

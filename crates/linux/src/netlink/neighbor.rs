@@ -1,4 +1,4 @@
-//! Neighbours: who is on the link, and with which hardware address.
+//! Neighbors: who is on the link, and with which hardware address.
 
 use std::io;
 use std::net::IpAddr;
@@ -17,9 +17,9 @@ use crate::error::Context;
 use crate::netns::Namespace;
 use crate::sys::set_option;
 
-/// How far the kernel trusts a neighbour's hardware address (the states of `ip neigh`).
+/// How far the kernel trusts a neighbor's hardware address (the states of `ip neigh`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NeighbourState {
+pub enum NeighborState {
     /// Being asked for, not known yet.
     Incomplete,
     /// Confirmed a moment ago.
@@ -36,17 +36,17 @@ pub enum NeighbourState {
     Unknown,
 }
 
-impl NeighbourState {
+impl NeighborState {
     /// Packets may go to the hardware address.
     pub fn is_usable(self) -> bool {
-        use NeighbourState as N;
+        use NeighborState as N;
         matches!(self, N::Reachable | N::Stale | N::Probing | N::Fixed)
     }
 }
 
-/// A neighbour of an interface.
+/// A neighbor of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Neighbour {
+pub struct Neighbor {
     /// Interface index.
     pub index: u32,
     /// Its address.
@@ -54,11 +54,11 @@ pub struct Neighbour {
     /// Its hardware address, if known (an old one too, when it has failed).
     pub mac: Option<[u8; 6]>,
     /// How far that can be trusted.
-    pub state: NeighbourState,
+    pub state: NeighborState,
 }
 
-impl Neighbour {
-    pub(super) fn from_message(message: &NeighbourMessage) -> Option<Neighbour> {
+impl Neighbor {
+    pub(super) fn from_message(message: &NeighbourMessage) -> Option<Neighbor> {
         let (mut ip, mut mac) = (None, None);
         for attribute in &message.attributes {
             match attribute {
@@ -69,15 +69,15 @@ impl Neighbour {
             }
         }
         let state = match message.header.state {
-            State::Incomplete => NeighbourState::Incomplete,
-            State::Reachable => NeighbourState::Reachable,
-            State::Stale => NeighbourState::Stale,
-            State::Delay | State::Probe => NeighbourState::Probing,
-            State::Failed => NeighbourState::Failed,
-            State::Noarp | State::Permanent => NeighbourState::Fixed,
-            _ => NeighbourState::Unknown,
+            State::Incomplete => NeighborState::Incomplete,
+            State::Reachable => NeighborState::Reachable,
+            State::Stale => NeighborState::Stale,
+            State::Delay | State::Probe => NeighborState::Probing,
+            State::Failed => NeighborState::Failed,
+            State::Noarp | State::Permanent => NeighborState::Fixed,
+            _ => NeighborState::Unknown,
         };
-        Some(Neighbour { index: message.header.ifindex, ip: ip?, mac, state })
+        Some(Neighbor { index: message.header.ifindex, ip: ip?, mac, state })
     }
 }
 
@@ -94,90 +94,90 @@ fn message(index: u32, ip: IpAddr) -> NeighbourMessage {
 }
 
 impl Netlink {
-    /// Fixes the hardware address of a neighbour, so that it need not be asked for. Replaces an entry there is.
-    pub fn add_neighbour(&self, index: u32, ip: IpAddr, mac: [u8; 6]) -> Result<()> {
+    /// Fixes the hardware address of a neighbor, so that it need not be asked for. Replaces an entry there is.
+    pub fn add_neighbor(&self, index: u32, ip: IpAddr, mac: [u8; 6]) -> Result<()> {
         let mut message = message(index, ip);
         message.header.state = State::Permanent;
         message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
         self.change(RouteNetlinkMessage::NewNeighbour(message), Existing::Replace, || {
-            format!("fix the neighbour {ip} of interface {index}")
+            format!("fix the neighbor {ip} of interface {index}")
         })
     }
 
-    /// Forgets a neighbour.
-    pub fn del_neighbour(&self, index: u32, ip: IpAddr) -> Result<()> {
+    /// Forgets a neighbor.
+    pub fn del_neighbor(&self, index: u32, ip: IpAddr) -> Result<()> {
         self.change(RouteNetlinkMessage::DelNeighbour(message(index, ip)), Existing::Needed, || {
-            format!("forget the neighbour {ip} of interface {index}")
+            format!("forget the neighbor {ip} of interface {index}")
         })
     }
 
-    /// Has the kernel find or confirm a neighbour, as if a packet were sent to it (`NTF_USE`); the answer comes
-    /// through a [`NeighbourMonitor`]. Needs CAP_NET_ADMIN.
-    pub fn probe_neighbour(&self, index: u32, ip: IpAddr) -> Result<()> {
+    /// Has the kernel find or confirm a neighbor, as if a packet were sent to it (`NTF_USE`); the answer comes
+    /// through a [`NeighborMonitor`]. Needs CAP_NET_ADMIN.
+    pub fn probe_neighbor(&self, index: u32, ip: IpAddr) -> Result<()> {
         let mut message = message(index, ip);
         message.header.flags = NeighbourFlags::Use;
         self.change(RouteNetlinkMessage::NewNeighbour(message), Existing::Replace, || {
-            format!("look for the neighbour {ip} of interface {index}")
+            format!("look for the neighbor {ip} of interface {index}")
         })
     }
 
-    /// All neighbours of all interfaces, IPv4 and IPv6, those without a hardware address included.
-    pub fn all_neighbours(&self) -> Result<Vec<Neighbour>> {
+    /// All neighbors of all interfaces, IPv4 and IPv6, those without a hardware address included.
+    pub fn all_neighbors(&self) -> Result<Vec<Neighbor>> {
         let request = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
-        self.dump(&request, "list the neighbours", |message| match message {
-            RouteNetlinkMessage::NewNeighbour(message) => Neighbour::from_message(&message),
+        self.dump(&request, "list the neighbors", |message| match message {
+            RouteNetlinkMessage::NewNeighbour(message) => Neighbor::from_message(&message),
             _ => None,
         })
     }
 
-    /// Neighbours of an interface whose hardware address is known.
-    pub fn neighbours(&self, index: u32) -> Result<Vec<(IpAddr, [u8; 6])>> {
-        let all = self.all_neighbours()?.into_iter().filter(|neighbour| neighbour.index == index);
-        Ok(all.filter_map(|neighbour| Some((neighbour.ip, neighbour.mac?))).collect())
+    /// Neighbors of an interface whose hardware address is known.
+    pub fn neighbors(&self, index: u32) -> Result<Vec<(IpAddr, [u8; 6])>> {
+        let all = self.all_neighbors()?.into_iter().filter(|neighbor| neighbor.index == index);
+        Ok(all.filter_map(|neighbor| Some((neighbor.ip, neighbor.mac?))).collect())
     }
 }
 
-/// One change of a neighbour.
+/// One change of a neighbor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NeighbourChange {
+pub enum NeighborChange {
     /// It came, or its state or hardware address changed.
-    Changed(Neighbour),
+    Changed(Neighbor),
     /// The kernel has forgotten it.
-    Gone(Neighbour),
-    /// Changes were lost because there were too many at once: read [`Netlink::all_neighbours`] again.
+    Gone(Neighbor),
+    /// Changes were lost because there were too many at once: read [`Netlink::all_neighbors`] again.
     Resync,
 }
 
-/// Tells which neighbours change in the namespace where it was opened. Apart from [`super::Monitor`], because a
+/// Tells which neighbors change in the namespace where it was opened. Apart from [`super::Monitor`], because a
 /// busy link has many of them.
 #[derive(Debug)]
-pub struct NeighbourMonitor {
+pub struct NeighborMonitor {
     fd: OwnedFd,
     buffer: Vec<u8>,
 }
 
 /// Kernel memory for changes not yet read.
 const BUFFER_BYTES: libc::c_int = 1 << 20;
-/// Changes returned by one [`NeighbourMonitor::read`] at most, roughly; the rest waits for the next.
+/// Changes returned by one [`NeighborMonitor::read`] at most, roughly; the rest waits for the next.
 const CHANGES_MAX: usize = 1024;
 
-impl NeighbourMonitor {
+impl NeighborMonitor {
     /// Opens a monitor in the calling thread's namespace; needs no privilege. Open it *before* reading the
     /// present state.
-    pub fn open() -> Result<NeighbourMonitor> {
-        const WHAT: &str = "open a netlink monitor for neighbours";
+    pub fn open() -> Result<NeighborMonitor> {
+        const WHAT: &str = "open a netlink monitor for neighbors";
         let fd = open_socket(libc::RTMGRP_NEIGH.cast_unsigned()).context(WHAT)?;
         set_option(&fd, libc::SOL_SOCKET, libc::SO_RCVBUF, &BUFFER_BYTES).context(WHAT)?;
-        Ok(NeighbourMonitor { fd, buffer: vec![0; RECEIVE_BYTES] })
+        Ok(NeighborMonitor { fd, buffer: vec![0; RECEIVE_BYTES] })
     }
 
     /// Opens a monitor in another namespace.
-    pub fn open_in(namespace: &Namespace) -> Result<NeighbourMonitor> {
-        namespace.run(NeighbourMonitor::open)?
+    pub fn open_in(namespace: &Namespace) -> Result<NeighborMonitor> {
+        namespace.run(NeighborMonitor::open)?
     }
 
-    /// What has changed since the last call; empty if nothing. Never blocks.
-    pub fn read(&mut self) -> io::Result<Vec<NeighbourChange>> {
+    /// Changes since the last call; empty if there are none. Never blocks.
+    pub fn read(&mut self) -> io::Result<Vec<NeighborChange>> {
         let mut changes = Vec::new();
         while changes.len() < CHANGES_MAX {
             match receive(&self.fd, &mut self.buffer, libc::MSG_DONTWAIT) {
@@ -193,7 +193,7 @@ impl NeighbourMonitor {
                 {
                     // What was told before the gap may be old by now.
                     changes.clear();
-                    changes.push(NeighbourChange::Resync);
+                    changes.push(NeighborChange::Resync);
                 }
                 Err(error) => return Err(error),
             }
@@ -202,21 +202,21 @@ impl NeighbourMonitor {
     }
 }
 
-fn change(bytes: &[u8]) -> Option<NeighbourChange> {
+fn change(bytes: &[u8]) -> Option<NeighborChange> {
     let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes).ok()?;
     match message.payload {
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(message)) => {
-            Neighbour::from_message(&message).map(NeighbourChange::Changed)
+            Neighbor::from_message(&message).map(NeighborChange::Changed)
         }
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelNeighbour(message)) => {
-            Neighbour::from_message(&message).map(NeighbourChange::Gone)
+            Neighbor::from_message(&message).map(NeighborChange::Gone)
         }
-        NetlinkPayload::Overrun(_) => Some(NeighbourChange::Resync),
+        NetlinkPayload::Overrun(_) => Some(NeighborChange::Resync),
         _ => None,
     }
 }
 
-impl AsFd for NeighbourMonitor {
+impl AsFd for NeighborMonitor {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
