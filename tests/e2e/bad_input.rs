@@ -3,10 +3,10 @@
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
+use fastrand::Rng;
 use linux::testing::isolated;
 use steering::cores::CoreSet;
 use steering::table::{BucketTable, Unit};
-use testbed::random::Random;
 use testbed::stop::Stop;
 use testbed::topology::Site;
 use testbed::traffic::{Span, udp};
@@ -17,7 +17,7 @@ use crate::capture::*;
 use crate::scene::*;
 
 /// Every way to spoil one captured frame: shorter, longer, single bits, another kind, another counter, noise.
-fn spoiled(frame: &[u8], random: &mut Random) -> Vec<Vec<u8>> {
+fn spoiled(frame: &[u8], random: &mut Rng) -> Vec<Vec<u8>> {
     let good = payload(frame);
     let mut list = Vec::new();
     for length in (0..=good.len().min(64)).chain([good.len() - 1]) {
@@ -25,7 +25,7 @@ fn spoiled(frame: &[u8], random: &mut Random) -> Vec<Vec<u8>> {
     }
     for _ in 0..60 {
         let mut bytes = good.to_vec();
-        let bit = random.below(bytes.len() as u64 * 8);
+        let bit = random.u64(..bytes.len() as u64 * 8);
         bytes[(bit / 8) as usize] ^= 1 << (bit % 8);
         list.push(with_payload(frame, &bytes));
     }
@@ -67,13 +67,13 @@ fn samples(frames: &[Vec<u8>]) -> Vec<&Vec<u8>> {
 }
 
 /// A crowd of strangers: real and spoiled datagrams from 8,000 places.
-fn strangers(frames: &[Vec<u8>], random: &mut Random) -> Vec<Vec<u8>> {
+fn strangers(frames: &[Vec<u8>], random: &mut Rng) -> Vec<Vec<u8>> {
     (0..8_000u32)
         .map(|number| {
-            let frame = &frames[random.below(frames.len() as u64) as usize];
+            let frame = &frames[random.usize(..frames.len())];
             let mut bytes = payload(frame).to_vec();
             if number % 2 == 0 {
-                let at = random.below(bytes.len() as u64) as usize;
+                let at = random.usize(..bytes.len());
                 bytes[at] ^= 1;
             }
             let address = Ipv4Addr::new(198, 18, 0, 3 + (number % 250) as u8);
@@ -102,7 +102,7 @@ fn t4_hostile_datagrams_of_every_kind_are_counted_and_change_nothing() {
         let before = (peer(&branch), peer(&hub));
         let memory = (resident_kb(&branch), resident_kb(&hub));
         let flow = tcp_start(a, b, HUB_IP, 5203, 2, 8.0);
-        let mut random = Random::new(1);
+        let mut random = Rng::with_seed(1);
         let mut sent = [0, 0];
         let drops_before = [drops(&hub, &[]), drops(&branch, &[])];
         for (side, (place, frames)) in [(a, &to_hub), (b, &to_branch)].into_iter().enumerate() {
@@ -162,7 +162,7 @@ fn t4_noise_at_an_open_port_is_counted_and_does_not_keep_anybody_out() {
         let memory = resident_kb(&hub);
         let target = scene.endpoint(Site::B, 0);
         let socket = scene.a().run(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
-        let mut random = Random::new(2);
+        let mut random = Rng::with_seed(2);
         let mut buffer = vec![0; 1_472];
         for number in 0..6_000u64 {
             let length = (number % 1_473) as usize;

@@ -3,7 +3,6 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use linux::testing::isolated;
-use testbed::random::Random;
 
 use crate::gateway_clients::*;
 use crate::gateway_raw::*;
@@ -53,7 +52,7 @@ fn icmp_error(number: u64) -> Vec<u8> {
 /// Any bytes as an IP packet, of any length.
 fn garbage(number: u64) -> Vec<u8> {
     let mut bytes = vec![0; (number % 100) as usize];
-    Random::new(number).fill(&mut bytes);
+    fastrand::Rng::with_seed(number).fill(&mut bytes);
     if number.is_multiple_of(2) && !bytes.is_empty() {
         bytes[0] = 0x45;
     }

@@ -6,7 +6,7 @@
 //! 2. [`topology`] is what it runs over: nodes in network namespaces, joined by virtual cables, and [`program`]s
 //!    such as a gateway inside them.
 //! 3. [`emulator`] stands in the middle of each cable and carries the frames in real time.
-//! 4. [`link`] is the model that tells when a packet arrives, or that it does not; [`random`] is its dice.
+//! 4. [`link`] is the model that tells when a packet arrives, or that it does not, repeatably for a seed.
 //!
 //! Everything is gone when the [`topology::Testbed`] is dropped, and when the process ends in any other way. [`stop`]
 //! ends what runs after a Ctrl-C.
@@ -14,7 +14,6 @@
 pub mod emulator;
 pub mod link;
 pub mod program;
-pub mod random;
 pub mod stop;
 pub mod topology;
 pub mod traffic;

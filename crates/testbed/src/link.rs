@@ -13,10 +13,9 @@
 //! caller does not slow the line, and the rate does not drift.
 //! Everything may be changed while packets are under way: what waits in the queue leaves at the new rate.
 
+use fastrand::Rng;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
-
-use crate::random::Random;
 
 /// Bytes an Ethernet frame costs on the wire beyond the IP packet: header 14, checksum 4, preamble and
 /// start 8, gap 12.
@@ -28,7 +27,7 @@ const SHORTEST_PAYLOAD_BYTES: u32 = 46;
 /// Nanoseconds in a second.
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// What an IP packet of this size costs on an Ethernet wire, in bytes.
+/// Bytes on an Ethernet wire for an IP packet of this size.
 #[must_use]
 pub fn wire_bytes(ip_bytes: u32) -> u32 {
     ip_bytes.max(SHORTEST_PAYLOAD_BYTES).saturating_add(WIRE_OVERHEAD_BYTES)
@@ -142,7 +141,7 @@ pub enum Dropped {
     TooBig,
 }
 
-/// What happened so far in one direction.
+/// Counters of one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Packets offered.
@@ -166,7 +165,7 @@ pub struct Counters {
 /// A packet that arrives.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Arrival<P> {
-    /// What was offered.
+    /// Packet as it was offered.
     pub packet: P,
     /// When it arrives, ns.
     pub at_ns: u64,
@@ -218,7 +217,7 @@ struct Sending<P> {
 #[derive(Debug)]
 pub struct Direction<P> {
     shape: Shape,
-    random: Random,
+    random: Rng,
     /// The last packet lost was lost (for bursts).
     in_burst: bool,
     waiting: VecDeque<(P, u32, u64)>,
@@ -238,7 +237,7 @@ impl<P> Direction<P> {
     pub fn new(shape: Shape, seed: u64) -> Self {
         Self {
             shape,
-            random: Random::new(seed),
+            random: Rng::with_seed(seed),
             in_burst: false,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
@@ -257,7 +256,7 @@ impl<P> Direction<P> {
         &self.shape
     }
 
-    /// What happened so far.
+    /// Counters so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.counters
@@ -391,7 +390,7 @@ impl<P> Direction<P> {
             self.counters.lost += 1;
             return;
         }
-        let flip_bit = self.random.chance(self.shape.corrupt).then(|| self.random.next_u64());
+        let flip_bit = (self.random.f64() < self.shape.corrupt).then(|| self.random.u64(..));
         let mut arrival = at_ns.saturating_add(self.delay_ns());
         if !self.shape.reorder {
             arrival = arrival.max(self.last_arrival_ns);
@@ -414,7 +413,7 @@ impl<P> Direction<P> {
             return delay;
         }
         // The sum of two even draws is triangular around `jitter`.
-        let change = self.random.below(jitter) + self.random.below(jitter);
+        let change = self.random.u64(..jitter) + self.random.u64(..jitter);
         (delay + change).saturating_sub(jitter)
     }
 
@@ -426,12 +425,13 @@ impl<P> Direction<P> {
             return false;
         }
         if self.shape.loss_burst <= 1.0 || loss >= 1.0 {
-            return self.random.chance(loss);
+            return self.random.f64() < loss;
         }
         let end = 1.0 / self.shape.loss_burst;
         // The share of time in the burst state is begin / (begin + end) = loss.
         let begin = end * loss / (1.0 - loss);
-        self.in_burst = if self.in_burst { !self.random.chance(end) } else { self.random.chance(begin) };
+        let change = self.random.f64();
+        self.in_burst = if self.in_burst { change >= end } else { change < begin };
         self.in_burst
     }
 }

@@ -10,12 +10,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use fastrand::Rng;
 use linux::clock::monotonic_ns;
 
 use super::client::Plan;
 use super::pattern::checksum;
 use super::tally::Tally;
-use crate::random::Random;
 use crate::topology::Node;
 
 /// A question is asked again after this time.
@@ -165,13 +165,13 @@ fn check(question: &[u8], reply: &[u8]) -> Result<bool, String> {
 /// Starts a client that asks one name after the other.
 pub fn start(plan: Plan) -> anyhow::Result<JoinHandle<Tally>> {
     plan.spawn("dns-client", |plan, tally| {
-        let mut random = Random::new(plan.seed);
+        let mut random = Rng::with_seed(plan.seed);
         while !plan.is_over() {
-            let id = random.next_u64() as u16;
-            let name = format!("host-{}.{}.example.net", random.below(1_000_000), random.below(1_000));
-            let kind = if random.chance(0.5) { TYPE_A } else { TYPE_AAAA };
+            let id = random.u64(..) as u16;
+            let name = format!("host-{}.{}.example.net", random.u64(..1_000_000), random.u64(..1_000));
+            let kind = if random.f64() < 0.5 { TYPE_A } else { TYPE_AAAA };
             ask(plan, &question(id, &name, kind), tally);
-            std::thread::sleep(plan.think.mul_f64(random.unit()));
+            std::thread::sleep(plan.think.mul_f64(random.f64()));
         }
     })
 }

@@ -7,12 +7,12 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::thread::JoinHandle;
 
+use fastrand::Rng;
 use linux::clock::monotonic_ns;
 
 use super::client::{Connection, Plan};
 use super::pattern::body;
 use super::tally::Tally;
-use crate::random::Random;
 
 /// Longest frame.
 const FRAME_BYTES_MAX: usize = 256 * 1024;
@@ -47,7 +47,7 @@ pub fn start(plan: Plan) -> anyhow::Result<JoinHandle<Tally>> {
 }
 
 fn run(plan: &Plan, tally: &mut Tally) {
-    let mut random = Random::new(plan.seed);
+    let mut random = Rng::with_seed(plan.seed);
     // A connection that broke is made anew: one failure must not hide the next.
     while !plan.is_over() {
         let begun_ns = monotonic_ns();
@@ -75,7 +75,7 @@ fn run(plan: &Plan, tally: &mut Tally) {
 fn converse(
     plan: &Plan,
     connection: &Connection,
-    random: &mut Random,
+    random: &mut Rng,
     server: &mut Option<u32>,
     tally: &mut Tally,
 ) -> io::Result<()> {
@@ -86,11 +86,11 @@ fn converse(
     let mut back = vec![0; 4 + FRAME_BYTES_MAX];
     while !plan.is_over() {
         let spread = FRAME_BYTES_MAX as f64 / FRAME_BYTES_MIN as f64;
-        let bytes = (FRAME_BYTES_MIN as f64 * spread.powf(random.unit())) as usize;
+        let bytes = (FRAME_BYTES_MIN as f64 * spread.powf(random.f64())) as usize;
         let bytes = bytes.min(FRAME_BYTES_MAX);
         frame.clear();
         frame.extend_from_slice(&(bytes as u32).to_be_bytes());
-        frame.extend_from_slice(body(random.next_u64(), bytes));
+        frame.extend_from_slice(body(random.u64(..), bytes));
         let begun_ns = monotonic_ns();
         connection.write_all(&frame)?;
         let room = back.get_mut(..frame.len()).unwrap_or_default();
@@ -100,7 +100,7 @@ fn converse(
         }
         tally.answered(begun_ns, monotonic_ns(), 2 * bytes as u64, &plan.meter);
         *tally.answers.entry(number).or_default() += 1;
-        std::thread::sleep(plan.think.mul_f64(random.unit()));
+        std::thread::sleep(plan.think.mul_f64(random.f64()));
     }
     connection.finish()?;
     match connection.read(&mut back)? {

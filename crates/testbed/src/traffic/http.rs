@@ -9,12 +9,12 @@ use std::ops::RangeInclusive;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use fastrand::Rng;
 use linux::clock::monotonic_ns;
 
 use super::client::{Connection, Plan, RETRY_MAX};
 use super::pattern::{BODY_BYTES_MAX, body};
 use super::tally::Tally;
-use crate::random::Random;
 
 /// Longest head of a request or an answer.
 const HEAD_BYTES_MAX: usize = 8 * 1024;
@@ -124,7 +124,7 @@ pub fn start(plan: Plan, options: Options) -> anyhow::Result<JoinHandle<Tally>> 
 struct Client<'a> {
     plan: &'a Plan,
     options: &'a Options,
-    random: Random,
+    random: Rng,
     line: Option<Line>,
     scratch: Vec<u8>,
 }
@@ -151,16 +151,16 @@ enum Failure {
 
 impl<'a> Client<'a> {
     fn new(plan: &'a Plan, options: &'a Options) -> Self {
-        let random = Random::new(plan.seed);
+        let random = Rng::with_seed(plan.seed);
         Self { plan, options, random, line: None, scratch: vec![0; 256 * 1024] }
     }
 
     fn run(&mut self, tally: &mut Tally) {
         while !self.plan.is_over() {
             let bytes = self.size();
-            let seed = self.random.next_u64();
+            let seed = self.random.u64(..);
             self.request(bytes, seed, tally);
-            let pause = self.plan.think.mul_f64(self.random.unit());
+            let pause = self.plan.think.mul_f64(self.random.f64());
             if !pause.is_zero() {
                 std::thread::sleep(pause);
             }
@@ -171,7 +171,7 @@ impl<'a> Client<'a> {
     fn size(&mut self) -> usize {
         let (low, high) = (*self.options.bytes.start() as f64, *self.options.bytes.end() as f64);
         let (low, high) = (low.max(1.0), high.max(1.0));
-        (low * (high / low).powf(self.random.unit())).round() as usize
+        (low * (high / low).powf(self.random.f64())).round() as usize
     }
 
     /// One request with all its tries.
@@ -229,7 +229,7 @@ impl<'a> Client<'a> {
         let begun_ns = monotonic_ns();
         let range = &self.options.requests_per_connection;
         let span = range.end().saturating_sub(*range.start()).saturating_add(1);
-        let requests_left = range.start().saturating_add(self.random.below(span)).max(1);
+        let requests_left = range.start().saturating_add(self.random.u64(..span)).max(1);
         let connection = self.plan.connect().map_err(|error| Failure::Connect(begun_ns, error))?;
         tally.connections += 1;
         Ok(Line { connection, buffer: Vec::new(), server: None, begun_ns, requests_left })

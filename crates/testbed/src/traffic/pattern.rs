@@ -2,9 +2,8 @@
 
 use std::sync::OnceLock;
 
+use fastrand::Rng;
 use ring::digest::{Context, SHA256};
-
-use crate::random::Random;
 
 /// Bytes of one block. Every block of every stream differs from every other.
 pub const BLOCK_BYTES: usize = 64 * 1024;
@@ -22,7 +21,7 @@ impl Pattern {
     #[must_use]
     pub fn new(seed: u64) -> Self {
         let mut block = vec![0; BLOCK_BYTES];
-        Random::new(seed).fill(&mut block);
+        Rng::with_seed(seed).fill(&mut block);
         Self { block, seed, number: 0 }
     }
 
@@ -46,11 +45,11 @@ pub fn body(seed: u64, bytes: usize) -> &'static [u8] {
     static BLOCK: OnceLock<Vec<u8>> = OnceLock::new();
     let block = BLOCK.get_or_init(|| {
         let mut block = vec![0; 2 * BODY_BYTES_MAX];
-        Random::new(0x0062_6f64_7900).fill(&mut block);
+        Rng::with_seed(0x0062_6f64_7900).fill(&mut block);
         block
     });
     let bytes = bytes.min(BODY_BYTES_MAX);
-    let from = Random::new(seed).below((block.len() - bytes) as u64) as usize;
+    let from = Rng::with_seed(seed).usize(..block.len() - bytes);
     &block[from..from + bytes]
 }
 

@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use fastrand::Rng;
 use linux::clock::monotonic_ns;
 use socket2::SockRef;
 
@@ -19,7 +20,6 @@ use super::gaps::Gaps;
 use super::pattern::checksum;
 use super::probe::Percentiles;
 use super::{Span, Tick, watch};
-use crate::random::Random;
 use crate::stop::Stop;
 use crate::topology::Node;
 
@@ -155,7 +155,7 @@ fn duration_ns(time: Duration) -> u64 {
 
 fn send(sockets: &[UdpSocket], options: &Options, start_ns: u64, stop: &Stop) -> anyhow::Result<Sent> {
     let mut datagram = vec![0; options.payload_bytes];
-    Random::new(options.seed).fill(&mut datagram);
+    Rng::with_seed(options.seed).fill(&mut datagram);
     let key = options.seed as u32;
     datagram[4..8].copy_from_slice(&key.to_be_bytes());
     datagram[2..4].fill(0);
