@@ -3,6 +3,8 @@
 mod distribution;
 mod gateway;
 mod handoffs;
+mod limit;
+mod seal;
 
 use std::process::ExitCode;
 
@@ -24,6 +26,8 @@ enum Measurement {
     Gateway(gateway::Args),
     /// Schemes of giving packets to cores, compared over packets in memory
     Distribution(distribution::Args),
+    /// Sealing and opening datagrams of the tunnel
+    Seal(seal::Args),
     /// Which core gets the replies of many random flows, and whether every port is given out
     Handoffs(handoffs::Args),
 }
@@ -34,5 +38,6 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Measurement::Distribution(args) => distribution::run(args),
         Measurement::Gateway(args) => gateway::run(args),
         Measurement::Handoffs(args) => handoffs::run(args),
+        Measurement::Seal(args) => seal::run(args),
     }
 }
