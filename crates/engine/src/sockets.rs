@@ -257,3 +257,6 @@ impl Sockets {
         self.listening.iter().find(on).copied()
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;
