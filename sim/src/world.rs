@@ -8,6 +8,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use packet::attachment::BondId;
 use packet::flow::FlowKey;
 use tunnel::config::{Peer, Wan};
 use tunnel::time::Time;
@@ -184,6 +185,8 @@ impl World {
         let endpoints = self.endpoints(dialer, listener);
         for (own, other, endpoints) in [(dialer, listener, endpoints), (listener, dialer, Vec::new())] {
             let peer = Peer {
+                id: BondId(other as u16),
+                tenant: 0,
                 name: format!("site{other}"),
                 public_key: self.sites[other].public_key(),
                 preshared_key: None,

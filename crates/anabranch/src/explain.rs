@@ -19,7 +19,7 @@ pub(crate) struct Args {
     /// The packet: 'PROTOCOL SOURCE > DESTINATION'
     #[arg(value_name = "PACKET")]
     packet: String,
-    /// Interface it comes in at, or "gateway" or "tunnel" [default: where its source is]
+    /// Interface it comes in at, "peer:NAME" or "gateway" [default: where its source is]
     #[arg(long, value_name = "NAME")]
     interface: Option<String>,
     /// Print JSON

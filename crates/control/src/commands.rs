@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use packet::attachment::{BondId, Ingress, InterfaceId};
+use packet::attachment::{Ingress, InterfaceId};
 use packet::flow::FlowKey;
 
 use crate::config::Config;
@@ -53,6 +53,14 @@ pub(crate) enum CommandError {
         src: SocketAddr,
         /// Destination with a port.
         dst: SocketAddr,
+    },
+    /// `--interface` names no peer, or "tunnel" where there are several.
+    #[error("\"{name}\" is not one peer; there are {known}")]
+    NoPeer {
+        /// As it was written.
+        name: String,
+        /// The peers, as they are to be written.
+        known: String,
     },
     /// A packet to explain comes in nowhere.
     #[error("no interface is named \"{name}\"; there are {known}")]
@@ -137,12 +145,29 @@ impl Commands<'_> {
         self.gateway.store_leases().err().map(|error| error.to_string())
     }
 
+    /// The bond to the peer of this name, or to the only one.
+    fn bond_of(&self, name: Option<&str>) -> Result<Ingress, CommandError> {
+        let peers = self.gateway.policy().map(|policy| policy.peers.as_slice()).unwrap_or_default();
+        let peer = match (name, peers) {
+            (Some(name), _) => peers.iter().find(|peer| peer.name == name),
+            (None, [only]) => Some(only),
+            (None, _) => None,
+        };
+        let unknown = || {
+            let names: Vec<String> = peers.iter().map(|peer| format!("peer:{}", peer.name)).collect();
+            let name = name.map_or_else(|| "tunnel".to_owned(), |name| format!("peer:{name}"));
+            CommandError::NoPeer { name, known: names.join(", ") }
+        };
+        peer.map(|peer| Ingress::Bond(peer.id)).ok_or_else(unknown)
+    }
+
     fn explain(&self, packet: &str, interface: Option<&str>) -> Result<Response, CommandError> {
         let key = packet_of(packet)?;
         let ingress = match interface {
             None => None,
             Some("gateway") => Some(Ingress::Host),
-            Some("tunnel") => Some(Ingress::Bond(BondId(0))),
+            Some("tunnel") => Some(self.bond_of(None)?),
+            Some(name) if name.starts_with("peer:") => Some(self.bond_of(name.strip_prefix("peer:"))?),
             Some(name) => {
                 let interfaces =
                     self.gateway.policy().map(|policy| policy.interfaces.as_slice()).unwrap_or_default();

@@ -33,6 +33,7 @@
 //! | `[[virtual-server]]` health | tcp, http, status, host, command, interval-ms, timeout-ms, fall, rise | `services::balance::health` |
 //! | `[[lease]]` | name, tenant, from, address, first-port, ports | `services::balance::lease` |
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::IpAddr;
@@ -40,6 +41,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
+use packet::attachment::BondId;
 use steering::policy::Policy;
 use toml::de::DeTable;
 use tunnel::{Encryption, FlowDefinition, PrivateKey};
@@ -88,6 +90,8 @@ pub struct Config {
     pub wans: Vec<Wan>,
     /// `[[peer]]` in file order.
     pub peers: Vec<Peer>,
+    /// Public keys by the number of their bond, also of peers that are gone: [`crate::reload`] carries them on.
+    pub bonds: Vec<[u8; 32]>,
     /// `[[interface]]` and all that belongs to it.
     pub services: Services,
 }
@@ -220,6 +224,8 @@ impl Family {
 /// `[[peer]]`: the other end of one bond.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Peer {
+    /// Number of its bond: the same for a public key as long as the program runs.
+    pub id: BondId,
     /// Name, unique.
     pub name: String,
     /// X25519 public key, unique.
@@ -230,6 +236,8 @@ pub struct Peer {
     pub endpoints: Vec<Endpoint>,
     /// Inner prefixes behind this peer, without host bits.
     pub allowed_ips: Vec<IpNet>,
+    /// Tenant of what comes from it; `None` = the shared one.
+    pub tenant: Option<String>,
     /// WANs this bond may use (row T1), by interface name or pattern; `None` = all.
     pub wans: Option<Vec<String>>,
     /// Paths per WAN pair (row T1), 1–8.
@@ -323,10 +331,44 @@ impl Config {
         self.node.control_socket.clone().unwrap_or_else(|| default_control_socket(&self.tun.name))
     }
 
-    /// Whether a peer gets a default route.
+    /// Whether a peer gets the host's default route.
     #[must_use]
     pub fn has_default_route(&self) -> bool {
-        self.peers.iter().flat_map(|peer| &peer.allowed_ips).any(|net| net.prefix_len() == 0)
+        self.host_prefixes().any(|net| net.prefix_len() == 0)
+    }
+
+    /// Prefixes to which the host itself may send by the tunnel: all peers' allowed-ips, but not the default routes of
+    /// tenants, since the host is none of theirs.
+    pub fn host_prefixes(&self) -> impl Iterator<Item = &IpNet> {
+        self.peers.iter().flat_map(|peer| {
+            let shared = peer.tenant.is_none();
+            peer.allowed_ips.iter().filter(move |net| shared || net.prefix_len() > 0)
+        })
+    }
+
+    /// Gives peers the numbers of their bonds: those in `known` keep theirs. The numbers of peers that are gone are used
+    /// again only when there are no others.
+    pub(crate) fn number_bonds(&mut self, known: Vec<[u8; 32]>) {
+        let mut bonds = known;
+        let keys: BTreeSet<[u8; 32]> = self.peers.iter().map(|peer| peer.public_key).collect();
+        for peer in &mut self.peers {
+            let place = bonds.iter().position(|key| *key == peer.public_key).unwrap_or_else(|| {
+                let full = bonds.len() >= usize::from(BondId::MAX);
+                let gone = if full { bonds.iter().position(|key| !keys.contains(key)) } else { None };
+                match gone.and_then(|place| Some((place, bonds.get_mut(place)?))) {
+                    Some((place, key)) => {
+                        *key = peer.public_key;
+                        place
+                    }
+                    None => {
+                        bonds.push(peer.public_key);
+                        bonds.len() - 1
+                    }
+                }
+            });
+            peer.id = BondId(place as u16);
+        }
+        self.bonds = bonds;
     }
 }
 

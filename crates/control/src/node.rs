@@ -259,7 +259,9 @@ impl Node {
             return;
         }
         let peers = self.config.peers.iter().zip(&told.peers).map(|(peer, (endpoints, wans))| Peer {
+            id: peer.id,
             name: peer.name.clone(),
+            tenant: policy::tenant_number(&self.config.services, peer.tenant.as_ref()),
             public_key: peer.public_key,
             preshared_key: peer.preshared_key.clone(),
             endpoints: endpoints.clone(),
@@ -524,7 +526,7 @@ fn missing_defaults(config: &Config, view: &HostView) -> Vec<(&'static str, Stri
         let ipv4 = route.to.addr().is_ipv4();
         let same = |net: ipnet::IpNet| net.prefix_len() == 0 && net.addr().is_ipv4() == ipv4;
         let by_kernel = view.routes.iter().any(|known| same(known.spec.dst));
-        let by_tunnel = config.peers.iter().flat_map(|peer| &peer.allowed_ips).any(|net| same(*net));
+        let by_tunnel = config.host_prefixes().any(|net| same(*net));
         if !by_kernel && !by_tunnel {
             let via = route.via.map_or_else(String::new, |via| format!(" via {via}"));
             let flag = if ipv4 { "" } else { "-6 " };

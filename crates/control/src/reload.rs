@@ -27,6 +27,7 @@ pub fn merge(old: &Config, new: &Config) -> (Config, ReloadReport) {
     let mut report = ReloadReport::default();
     let mut merged = new.clone();
     keep_fixed(old, &mut merged, &mut report.needs_restart);
+    merged.number_bonds(old.bonds.clone());
     let applied = &mut report.applied;
     note(applied, "tun.address", &list(&old.tun.addresses), &list(&new.tun.addresses));
     note(applied, "tun.route", &format!("{:?}", old.tun.routes), &format!("{:?}", new.tun.routes));
@@ -111,6 +112,8 @@ fn compare_peer(old: &Peer, new: &Peer, applied: &mut Vec<String>) {
     say("name", &old.name, &new.name);
     say("endpoints", &list(&old.endpoints), &list(&new.endpoints));
     say("allowed-ips", &list(&old.allowed_ips), &list(&new.allowed_ips));
+    let tenant = |peer: &Peer| peer.tenant.clone().unwrap_or_else(|| "none".to_owned());
+    say("tenant", &tenant(old), &tenant(new));
     let wans = |peer: &Peer| peer.wans.as_deref().map_or_else(|| "all".to_owned(), list);
     say("wans", &wans(old), &wans(new));
     say("paths-per-wan-pair", &old.paths_per_wan_pair.to_string(), &new.paths_per_wan_pair.to_string());
@@ -170,6 +173,27 @@ mod tests {
             ]
         );
         assert_eq!(merge(&new, &old).1.applied.last().unwrap(), "peer b: removed");
+    }
+
+    #[test]
+    fn a_bond_keeps_its_number_and_a_peer_that_comes_back_has_its_own() {
+        let peer = |name: &str, key: &str| {
+            format!("[[peer]]\nname = \"{name}\"\npublic-key = \"{key}\"\nallowed-ips = \"10.8.0.1\"\n")
+        };
+        let ids = |config: &Config| -> Vec<_> {
+            config.peers.iter().map(|peer| (peer.name.clone(), peer.id.0)).collect()
+        };
+        let named = |list: &[(&str, u16)]| -> Vec<_> {
+            list.iter().map(|(name, id)| ((*name).to_owned(), *id)).collect()
+        };
+        let first = config("listen = 4600", &peer("hub", "$HUB"));
+        let second = merge(&first, &config("listen = 4600", &peer("b", "$OTHER"))).0;
+        assert_eq!(ids(&second), named(&[("b", 1)]));
+        let tenant = "[[tenant]]\nname = \"red\"\n";
+        let both = format!("{}{}tenant = \"red\"\n{tenant}", peer("b", "$OTHER"), peer("hub", "$HUB"));
+        let (third, report) = merge(&second, &config("listen = 4600", &both));
+        assert_eq!(ids(&third), named(&[("b", 1), ("hub", 0)]));
+        assert_eq!(report.applied, ["peer hub: added", "tenant red: added"]);
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! routing protocol number, its block of rule priorities and its tables ([`Numbers`]), so that
 //! a later start finds what a killed one left behind.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -226,7 +227,9 @@ impl HostPlan {
             Routes::Table(table) => (false, table),
             Routes::Auto => (true, MAIN_TABLE),
         };
-        for net in config.peers.iter().flat_map(|peer| &peer.allowed_ips) {
+        // Peers of several tenants may have the same prefix: the host has one route to all of them.
+        let mut seen = BTreeSet::new();
+        for net in config.host_prefixes().filter(|net| seen.insert(**net)) {
             let own_table = auto && net.prefix_len() == 0;
             // The kernel makes this route itself when the interface gets its address.
             if !own_table && table == MAIN_TABLE && config.tun.addresses.iter().any(|own| own.trunc() == *net)
@@ -342,9 +345,7 @@ fn default_families(config: &Config) -> Vec<Family> {
     if config.tun.routes != Routes::Auto {
         return Vec::new();
     }
-    let has = |family: Family| {
-        config.peers.iter().flat_map(|peer| &peer.allowed_ips).any(|net| *net == default_net(family))
-    };
+    let has = |family: Family| config.host_prefixes().any(|net| *net == default_net(family));
     [Family::V4, Family::V6].into_iter().filter(|family| has(*family)).collect()
 }
 

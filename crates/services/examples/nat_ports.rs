@@ -61,6 +61,7 @@ fn gateway(mode: NatMode, tables: u16, random: &mut Random) -> Option<Nat> {
         mode,
         addresses: vec![IpAddr::from([192, 0, 2, 1])],
         from: vec![],
+        from_peers: vec![],
         tenants: vec![],
         mapping: Mapping::EndpointDependent,
         ports: (1024, 65_535),

@@ -6,16 +6,16 @@ use std::sync::Arc;
 
 use foldhash::fast::FixedState;
 use hashbrown::HashSet;
-use packet::attachment::{Egress, Ingress, InterfaceId};
+use packet::attachment::{BondId, Egress, Ingress, InterfaceId};
 use packet::flow::FlowKey;
 
 use crate::balance::Balancer;
-use crate::nat::{NatEvent, NatPolicy};
-use crate::route::{Fib, Route};
-use crate::rules::{RuleSet, carry_hits, places_before};
+use crate::nat::{NatClient, NatEvent, NatPolicy};
+use crate::route::{Fib, Route, SHARED_TENANT};
+use crate::rules::{Question, RuleSet, Verdict, carry_hits, places_before};
 use crate::spec::{
-    DeliveryMode, ForwardSpec, GatewaySpec, InterfaceSpec, Limits, Mapping, NatMode, NatSpec, ServerSpec,
-    TCP, Timeouts, UDP,
+    DeliveryMode, ForwardSpec, GatewaySpec, InterfaceSpec, Limits, Mapping, NatMode, NatSpec, PeerSpec,
+    RouteSpec, RuleAction, ServerSpec, TCP, Timeouts, UDP,
 };
 
 /// Earlier targets that are remembered over reloads at most; beyond, all but the present ones are forgotten.
@@ -30,6 +30,41 @@ pub enum Service<'a> {
     Forward(&'a ForwardSpec),
 }
 
+/// Tenants of whom a packet's own core may not know the flow, asked at most.
+const TENANTS_ASKED_MAX: usize = 4;
+
+/// Tenants of what comes in, by interface and bond.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tenants {
+    interfaces: Vec<u16>,
+    bonds: Vec<u16>,
+}
+
+impl Tenants {
+    fn of_spec(spec: &GatewaySpec) -> Self {
+        let count = spec.peers.iter().map(|peer| peer.id.index() + 1).max().unwrap_or(0);
+        let mut bonds = vec![SHARED_TENANT; count];
+        for peer in &spec.peers {
+            if let Some(tenant) = bonds.get_mut(peer.id.index()) {
+                *tenant = peer.tenant;
+            }
+        }
+        Self { interfaces: spec.interfaces.iter().map(|interface| interface.tenant).collect(), bonds }
+    }
+
+    /// The tenant of what comes in here; the shared one for the host.
+    #[inline]
+    #[must_use]
+    pub fn of(&self, ingress: Ingress) -> u16 {
+        let tenant = match ingress {
+            Ingress::Interface(id) => self.interfaces.get(id.index()),
+            Ingress::Bond(id) => self.bonds.get(id.index()),
+            Ingress::Host => None,
+        };
+        tenant.copied().unwrap_or(SHARED_TENANT)
+    }
+}
+
 /// Everything a core needs to decide a flow.
 pub struct Policy {
     /// Version: a flow decided under another one is decided again.
@@ -40,6 +75,9 @@ pub struct Policy {
     pub rules: RuleSet,
     /// Routes.
     pub fib: Fib,
+    /// Peers' allowed-ips, by their tenants.
+    behind_peers: Fib,
+    tenants: Tenants,
     /// Source NAT, forwards, leases.
     pub nat: Arc<NatPolicy>,
     /// Virtual servers.
@@ -138,7 +176,9 @@ impl Policy {
             fib,
             nat: Arc::new(nat),
             balancer: Arc::new(balancer),
-            steers_by_hash_only: kept.is_empty() && !maps_endpoints,
+            steers_by_hash_only: kept.is_empty() && !maps_endpoints && spec.tenants.len() < 2,
+            behind_peers: Fib::compile(&routes_to_peers(&spec.peers)),
+            tenants: Tenants::of_spec(&spec),
             maps_endpoints,
             own,
             kept,
@@ -183,15 +223,60 @@ impl Policy {
     #[inline]
     #[must_use]
     pub fn tenant_of(&self, ingress: Ingress) -> u16 {
-        self.tenant_behind(Egress::from(ingress))
+        self.tenants.of(ingress)
+    }
+
+    /// Tenants of interfaces and bonds.
+    #[must_use]
+    pub fn tenants(&self) -> &Tenants {
+        &self.tenants
     }
 
     /// Tenant of what comes back from where packets leave.
     #[inline]
     #[must_use]
     pub fn tenant_behind(&self, egress: Egress) -> u16 {
-        let interface = egress.interface().and_then(|id| self.interface(id));
-        interface.map_or(0, |interface| interface.tenant)
+        match egress {
+            Egress::Interface(id) => self.tenants.of(Ingress::Interface(id)),
+            Egress::Bond(id) => self.tenants.of(Ingress::Bond(id)),
+            Egress::Host | Egress::Core(_) | Egress::Unit(_) => SHARED_TENANT,
+        }
+    }
+
+    /// The peer of a bond.
+    #[must_use]
+    pub fn peer(&self, id: BondId) -> Option<&PeerSpec> {
+        self.spec.peers.iter().find(|peer| peer.id == id)
+    }
+
+    /// The route of a packet of a tenant that came in by `ingress`. What the host's own routes brought here without one of
+    /// ours is for the peer whose allowed-ips have its destination.
+    #[must_use]
+    pub fn route(&self, ingress: Ingress, tenant: u16, dst: IpAddr) -> Option<Route> {
+        let route = self.fib.lookup(tenant, dst);
+        match ingress {
+            Ingress::Host => route.or_else(|| self.behind_peers.lookup(tenant, dst)),
+            Ingress::Interface(_) | Ingress::Bond(_) => route,
+        }
+    }
+
+    /// Tenants whose own addresses `dst` may be one of, the first few: what comes in as the shared tenant's packet may
+    /// answer one of them.
+    pub fn tenants_with(&self, dst: IpAddr) -> impl Iterator<Item = u16> + '_ {
+        let own = self.fib.tenants().filter(|tenant| *tenant != SHARED_TENANT);
+        own.filter(move |tenant| self.fib.has_own(*tenant, dst)).take(TENANTS_ASKED_MAX)
+    }
+
+    /// What the firewall says about a new flow. The host's own packets into a bond pass unless a rule says otherwise, as
+    /// those that it sends by its interfaces.
+    #[must_use]
+    pub fn verdict(&self, question: &Question<'_>) -> Verdict {
+        let verdict = self.rules.verdict(question);
+        let own = question.ingress == Ingress::Host && matches!(question.egress, Egress::Bond(_));
+        if own && verdict.rule.is_none() {
+            return Verdict { action: RuleAction::Allow, rule: None };
+        }
+        verdict
     }
 
     /// Tenant of the interface towards an address.
@@ -273,16 +358,16 @@ impl Policy {
         self.kept.get(&(protocol, endpoint)).map_or(&[], Vec::as_slice)
     }
 
-    /// Whether packets of this tuple that leave by `egress` get an endpoint-independent mapping.
+    /// Whether packets of this client that leave by `egress` get an endpoint-independent mapping.
     #[must_use]
-    pub fn maps_endpoints_of(&self, egress: Egress, key: &FlowKey, tenant: u16) -> bool {
-        self.endpoint_rule(egress, key, tenant).is_some()
+    pub fn maps_endpoints_of(&self, egress: Egress, client: &NatClient) -> bool {
+        self.endpoint_rule(egress, client).is_some()
     }
 
     /// The NAT rule by which they get it.
     #[must_use]
-    pub fn endpoint_rule(&self, egress: Egress, key: &FlowKey, tenant: u16) -> Option<u16> {
-        self.nat.rule_for(egress, key, tenant).filter(|rule| self.nat.is_independent(*rule))
+    pub fn endpoint_rule(&self, egress: Egress, client: &NatClient) -> Option<u16> {
+        self.nat.rule_for(egress, client).filter(|rule| self.nat.is_independent(*rule))
     }
 
     /// A client that comes in at an interface and talks to an outside endpoint that may be another client's mapping: the
@@ -291,7 +376,7 @@ impl Policy {
     pub fn hairpin_out(&self, key: &FlowKey, tenant: u16, ingress: Ingress) -> Option<InterfaceId> {
         let at = ingress.interface().filter(|_| self.maps_endpoints)?;
         self.nat.mapping_core_of(key, 1)?;
-        let rule = self.nat.rule_for_hairpin(key.dst, key, tenant)?;
+        let rule = self.nat.rule_for_hairpin(key.dst, &NatClient::of(key, tenant, ingress))?;
         let nat = self.spec.nats.get(usize::from(rule))?;
         nat.out.filter(|out| self.nat.is_independent(rule) && *out != at)
     }
@@ -308,6 +393,19 @@ impl Policy {
     pub fn hides(&self) -> bool {
         !self.hiding.is_empty()
     }
+}
+
+fn routes_to_peers(peers: &[PeerSpec]) -> Vec<RouteSpec> {
+    let routes = peers.iter().flat_map(|peer| {
+        let egress = Egress::Bond(peer.id);
+        peer.allowed_ips.iter().map(move |prefix| RouteSpec {
+            tenant: peer.tenant,
+            prefix: *prefix,
+            egress,
+            via: None,
+        })
+    });
+    routes.collect()
 }
 
 /// Interfaces by which a server's backends are reached, each once.
@@ -351,6 +449,7 @@ fn server_nat(spec: &GatewaySpec, out: InterfaceId, server: &ServerSpec) -> NatS
         mode: if server.source == NatMode::PortOnly { NatMode::PortOnly } else { NatMode::AddressAndPort },
         addresses,
         from: Vec::new(),
+        from_peers: Vec::new(),
         tenants: Vec::new(),
         mapping: Mapping::EndpointDependent,
         ports: (1024, 65_535),

@@ -48,22 +48,29 @@ pub struct Match {
     pub route: Route,
 }
 
+type Table = JointPrefixMap<IpNet, Route>;
+
 /// All tenants' routes.
 #[derive(Clone, Debug, Default)]
 pub struct Fib {
-    tables: BTreeMap<u16, JointPrefixMap<IpNet, Route>>,
+    tables: BTreeMap<u16, Table>,
+    /// Routes that a better one of their prefix hides, by tenant and way.
+    hidden: BTreeMap<(u16, Egress), Table>,
 }
 
 impl Fib {
     /// Makes the tables. Host bits of a prefix do not count.
     #[must_use]
     pub fn compile(routes: &[RouteSpec]) -> Self {
-        let mut tables: BTreeMap<u16, JointPrefixMap<IpNet, Route>> = BTreeMap::new();
+        let mut fib = Self::default();
         for spec in routes {
-            let route = Route { egress: spec.egress, via: spec.via };
-            tables.entry(spec.tenant).or_default().insert(spec.prefix.trunc(), route);
+            let (prefix, route) = (spec.prefix.trunc(), Route { egress: spec.egress, via: spec.via });
+            let before = fib.tables.entry(spec.tenant).or_default().insert(prefix, route);
+            if let Some(before) = before.filter(|before| before.egress != route.egress) {
+                fib.hidden.entry((spec.tenant, before.egress)).or_default().insert(prefix, before);
+            }
         }
-        Self { tables }
+        fib
     }
 
     /// The route of a tenant's packet to `dst`, by the order at the top of the module.
@@ -83,6 +90,20 @@ impl Fib {
         shared.filter(|found| found.prefix.prefix_len() > 0).or(own).or(shared)
     }
 
+    /// The route to `dst` that leads by `egress`, though another one may be better: the longest prefix, an own one before a
+    /// shared one.
+    #[must_use]
+    pub fn lookup_by(&self, tenant: u16, dst: IpAddr, egress: Egress) -> Option<Route> {
+        let net = IpNet::from(dst);
+        let longest = |tenant: u16| {
+            let hidden = self.hidden.get(&(tenant, egress)).and_then(|table| table.get_lpm(&net));
+            let used = self.tables.get(&tenant).into_iter().flat_map(|table| table.cover(&net));
+            let used = used.filter(|(_, route)| route.egress == egress).chain(hidden);
+            used.max_by_key(|(prefix, _)| prefix.prefix_len()).map(|(_, route)| *route)
+        };
+        longest(tenant).or_else(|| longest(SHARED_TENANT))
+    }
+
     /// Number of routes of all tenants.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -93,6 +114,17 @@ impl Fib {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Tenants that have a table, in order.
+    pub fn tenants(&self) -> impl Iterator<Item = u16> + '_ {
+        self.tables.keys().copied()
+    }
+
+    /// Whether a tenant's own table has the destination, other than by its default route.
+    #[must_use]
+    pub fn has_own(&self, tenant: u16, dst: IpAddr) -> bool {
+        self.longest(tenant, dst).is_some_and(|found| found.prefix.prefix_len() > 0)
     }
 
     fn longest(&self, tenant: u16, dst: IpAddr) -> Option<Match> {

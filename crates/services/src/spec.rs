@@ -22,6 +22,8 @@ pub const UDP: u8 = 17;
 pub struct GatewaySpec {
     /// `[[interface]]`, by [`InterfaceId`].
     pub interfaces: Vec<InterfaceSpec>,
+    /// `[[peer]]`: who is behind the bonds.
+    pub peers: Vec<PeerSpec>,
     /// Names of the tenants; place 0 is the shared one, which is always there.
     pub tenants: Vec<String>,
     /// Connected prefixes, the kernel's routes over these interfaces, peers' allowed-ips, `[[route]]`.
@@ -89,6 +91,19 @@ impl InterfaceSpec {
         };
         self.addresses.iter().map(IpNet::addr).filter(usable)
     }
+}
+
+/// One peer of the tunnel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerSpec {
+    /// Its bond.
+    pub id: BondId,
+    /// Name in the configuration.
+    pub name: String,
+    /// Tenant of what comes in by the bond (row R11).
+    pub tenant: u16,
+    /// What is behind it. The host's own packets to these prefixes take the bond; others need a route.
+    pub allowed_ips: Vec<IpNet>,
 }
 
 /// One route.
@@ -216,8 +231,10 @@ pub struct NatSpec {
     /// Outside addresses ([`NatMode::AddressAndPort`]). Empty: the IPv4 addresses of the interface, whichever it has; while
     /// it has none, IPv4 flows are refused. IPv6 is then not translated.
     pub addresses: Vec<IpAddr>,
-    /// Only packets from these prefixes; empty = all.
+    /// Only packets from these prefixes, or from `from_peers`; both empty = all.
     pub from: Vec<IpNet>,
+    /// Only packets that came in by these bonds, or from `from`.
+    pub from_peers: Vec<BondId>,
     /// Only these tenants; empty = all.
     pub tenants: Vec<u16>,
     /// Mapping behaviour.

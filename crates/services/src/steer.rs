@@ -1,6 +1,6 @@
 //! Which core owns a packet: asked by whoever reads it, answered without state (rows C2–C4, C9).
 //!
-//! Nearly always the answer is one core: the bucket table at the hash of the packet's own tuple. Five things make the
+//! Nearly always the answer is one core: the bucket table at the hash of the packet's own tuple. Six things make the
 //! list of cores longer or other; each has the flow's record at exactly one of the cores visited:
 //!
 //! * **Kept source behind a translated destination** (C4 with a virtual server or port forward): the reply's tuple hashes
@@ -14,6 +14,8 @@
 //!   the inside address itself. So the cores of kept sources and of the packet's own tuple are visited before.
 //! * **Protocols without ports behind an outside address**: no port can lead the answer to its core, so these flows belong
 //!   to the core of their remote's address, which both directions have.
+//! * **A reply to a tenant** from a shared place, to the tenant's own address: the tenant is part of the hash, so the
+//!   question was begun by the core that the hash with the tenant names.
 //! * **A bucket that moved** has a chain of earlier owners; they are asked before the owner begins a flow. One that has
 //!   the endpoint-independent mapping of the packet's client begins it itself, so that the client keeps its outside port.
 //! * **A core that was taken away** is skipped.
@@ -26,9 +28,9 @@ use packet::attachment::{Egress, Ingress};
 use packet::flow::FlowKey;
 use steering::ownership::{OwnerChain, Ownership};
 
-use crate::nat::is_translated;
-use crate::nat::source_port;
+use crate::nat::{NatClient, is_translated, source_port};
 use crate::policy::Policy;
+use crate::route::SHARED_TENANT;
 use crate::spec::NatMode;
 
 /// The cores to ask about a packet, and the mapping that may change who begins its flow.
@@ -90,6 +92,12 @@ fn owners_beyond_hash(
         let client_tenant = policy.tenant_towards(key.dst, tenant);
         owners.chain.visit_bucket(ownership, ownership.bucket(&request, client_tenant));
     }
+    // From a shared place to a tenant: if it is a reply, its flow is where the tenant's question was begun.
+    if tenant == SHARED_TENANT {
+        for other in policy.tenants_with(key.dst) {
+            owners.chain.visit_bucket(ownership, ownership.bucket(key, other));
+        }
+    }
     owners.chain.visit_bucket(ownership, bucket);
     let mapped = mapping_owner(ownership, policy, key, tenant, ingress, &mut owners);
     owners.chain.end_with(ownership, mapped.unwrap_or_else(|| ownership.owner_of_bucket(bucket)));
@@ -119,7 +127,7 @@ fn mapping_owner(
     if out == Egress::from(ingress) {
         return None;
     }
-    owners.mapping = Some(policy.endpoint_rule(out, key, tenant)?);
+    owners.mapping = Some(policy.endpoint_rule(out, &NatClient::of(key, tenant, ingress))?);
     let bucket = endpoint_bucket(ownership, key, tenant);
     owners.chain.visit_bucket(ownership, bucket);
     Some(ownership.owner_of_bucket(bucket))
@@ -160,7 +168,10 @@ fn remote_bucket_of(
         return Some(remote_bucket(ownership, key.src, key.protocol, tenant));
     }
     let out = policy.fib.lookup(tenant, key.dst)?.egress;
-    let rule = policy.nat.rule_for(out, key, tenant).filter(|_| out != Egress::from(ingress))?;
+    let rule = policy
+        .nat
+        .rule_for(out, &NatClient::of(key, tenant, ingress))
+        .filter(|_| out != Egress::from(ingress))?;
     let hides = policy.nat.mode(rule) == Some(NatMode::AddressAndPort);
     hides.then(|| remote_bucket(ownership, key.dst, key.protocol, policy.tenant_behind(out)))
 }

@@ -1,5 +1,6 @@
 //! A bond: all paths to one peer (the "aggregated tunnel" of the seeds, row T1), as all cores see it.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -158,28 +159,47 @@ pub fn reduce(flow: &FlowKey, definition: FlowDefinition, dscp: u8) -> FlowKey {
     }
 }
 
-/// Which bond owns an inner prefix; longest match wins.
+/// Which bond owns an inner prefix, by tenant; longest match wins.
 #[derive(Default)]
 pub struct AllowedIps {
+    tenants: BTreeMap<u16, TenantIps>,
+}
+
+/// The prefixes of one tenant's peers.
+#[derive(Default)]
+struct TenantIps {
     v4: PrefixMap<Ipv4Net, usize>,
     v6: PrefixMap<Ipv6Net, usize>,
 }
 
-impl AllowedIps {
-    /// Adds a prefix of the bond in `slot`.
-    pub fn insert(&mut self, net: IpNet, slot: usize) {
-        match net {
-            IpNet::V4(net) => drop(self.v4.insert(net.trunc(), slot)),
-            IpNet::V6(net) => drop(self.v6.insert(net.trunc(), slot)),
-        }
-    }
-
-    /// Slot of the bond that owns `address`.
-    pub fn owner(&self, address: IpAddr) -> Option<usize> {
+impl TenantIps {
+    fn owner(&self, address: IpAddr) -> Option<usize> {
         match address {
             IpAddr::V4(address) => self.v4.get_lpm(&Ipv4Net::from(address)).map(|(_, slot)| *slot),
             IpAddr::V6(address) => self.v6.get_lpm(&Ipv6Net::from(address)).map(|(_, slot)| *slot),
         }
+    }
+}
+
+impl AllowedIps {
+    /// Adds a prefix of the bond in `slot`, whose peer is of this tenant.
+    pub fn insert(&mut self, tenant: u16, net: IpNet, slot: usize) {
+        let ips = self.tenants.entry(tenant).or_default();
+        match net {
+            IpNet::V4(net) => drop(ips.v4.insert(net.trunc(), slot)),
+            IpNet::V6(net) => drop(ips.v6.insert(net.trunc(), slot)),
+        }
+    }
+
+    /// Slot of the bond to which the host's own packets for `address` go: that of a peer without a tenant, else of the
+    /// first tenant that has it.
+    pub fn owner(&self, address: IpAddr) -> Option<usize> {
+        self.tenants.values().find_map(|ips| ips.owner(address))
+    }
+
+    /// Slot of the bond that owns `address` among those of a tenant.
+    pub fn owner_in(&self, tenant: u16, address: IpAddr) -> Option<usize> {
+        self.tenants.get(&tenant)?.owner(address)
     }
 }
 

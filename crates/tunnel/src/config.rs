@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
+use packet::attachment::BondId;
 use steering::ownership::Ownership;
 use steering::policy::Policy;
 
@@ -54,6 +55,10 @@ pub struct Wan {
 /// One peer.
 #[derive(Clone)]
 pub struct Peer {
+    /// Number of its bond: unique, and the same for a public key for the life of the node.
+    pub id: BondId,
+    /// Tenant of what comes from it: peers of several tenants may have the same inner addresses.
+    pub tenant: u16,
     /// Name, unique.
     pub name: String,
     /// X25519 public key, unique.

@@ -221,7 +221,7 @@ impl Node {
                 }
             };
             for net in &peer.allowed_ips {
-                bonds.allowed_ips.insert(*net, slot);
+                bonds.allowed_ips.insert(peer.tenant, *net, slot);
             }
         }
         self.poll_soon(now);

@@ -536,6 +536,7 @@ pub(super) fn spec(kind: Kind) -> anyhow::Result<GatewaySpec> {
             mode,
             addresses: vec!["203.0.113.1".parse()?, "2001:db8::1".parse()?],
             from: Vec::new(),
+            from_peers: Vec::new(),
             tenants: Vec::new(),
             mapping: Mapping::EndpointDependent,
             ports: (1024, 65_535),

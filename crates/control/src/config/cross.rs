@@ -111,7 +111,7 @@ fn check_identities(node: Option<&Node>, peers: &[Peer], places: &Places, proble
 
 fn check_allowed_ips(tun: &Tun, peers: &mut [Peer], places: &Places, problems: &mut Problems<'_>) {
     const KEY: &str = "peer.allowed-ips";
-    let mut owners: BTreeMap<IpNet, usize> = BTreeMap::new();
+    let mut owners: BTreeMap<(Option<String>, IpNet), usize> = BTreeMap::new();
     let mut lists: Vec<Vec<IpNet>> = vec![Vec::new(); peers.len()];
     for (number, place) in places.peers.iter().enumerate() {
         for given in &place.allowed_ips {
@@ -120,15 +120,19 @@ fn check_allowed_ips(tun: &Tun, peers: &mut [Peer], places: &Places, problems: &
                 let message = format!("{} has host bits; {net} is taken", given.value);
                 problems.warning(&given.at, KEY, message);
             }
-            match owners.insert(net, number) {
+            let tenant = peers.get(number).and_then(|peer| peer.tenant.clone());
+            match owners.insert((tenant.clone(), net), number) {
                 Some(other) if other == number => {
                     problems.warning(&given.at, KEY, format!("{net} stands twice; remove one"));
                     continue;
                 }
                 Some(other) => {
                     let other = peers.get(other).map_or("", |peer| peer.name.as_str());
-                    let message =
-                        format!("{net} belongs to peer \"{other}\" already; a prefix has one owner");
+                    let owner = tenant.map_or_else(
+                        || "a prefix has one owner, or owners of different tenants".to_owned(),
+                        |tenant| format!("a prefix has one owner in tenant \"{tenant}\""),
+                    );
+                    let message = format!("{net} belongs to peer \"{other}\" already; {owner}");
                     problems.error(&given.at, KEY, message);
                 }
                 None => {}

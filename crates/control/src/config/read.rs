@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
+use packet::attachment::BondId;
 use steering::policy::Policy;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -11,6 +12,7 @@ use tunnel::{Encryption, FlowDefinition, PrivateKey};
 
 use super::problem::{Problems, suggestion};
 use super::section::{At, Section, kind, shown, whole_number};
+use super::services::read::Names;
 use super::values::{self, Endpoint, ValueError};
 use super::{
     Config, Cores, ENDPOINTS_MAX, Family, InterfaceMatch, Node, PEERS_MAX, Peer, Routes, STATE_DIR,
@@ -80,13 +82,14 @@ pub(super) fn config(
     }
     let mut peers = Vec::new();
     let mut peer_places = Vec::new();
+    let names = Names::collect(root);
     for table in tables(root, "peer", PEERS_MAX, problems) {
-        if let Some((entry, places)) = peer(table, surroundings, problems) {
+        if let Some((entry, places)) = peer(table, &names, surroundings, problems) {
             peers.push(entry);
             peer_places.push(places);
         }
     }
-    let (services, service_places) = services::read::services(root, surroundings, problems);
+    let (services, service_places) = services::read::services(root, &names, surroundings, problems);
     services::check::services(&services, &tun, &service_places, problems);
     if alone && root.get("interface").is_none() {
         let message = "no peers and no interfaces: nothing to do; add a [[peer]] or an [[interface]]";
@@ -95,7 +98,10 @@ pub(super) fn config(
     let places = cross::Places { alone, tun: tun_place, wans: wan_places, peers: peer_places };
     cross::check(node.as_ref(), &tun, &wans, &mut peers, &places, problems);
     cross::shared_devices(&wans, &peers, &services, &places, problems);
-    Some(Config { path: PathBuf::from(surroundings.file), node: node?, tun, wans, peers, services })
+    let path = PathBuf::from(surroundings.file);
+    let mut config = Config { path, node: node?, tun, wans, peers, bonds: Vec::new(), services };
+    config.number_bonds(Vec::new());
+    Some(config)
 }
 
 fn unknown_sections(root: &DeTable<'_>, problems: &mut Problems<'_>) {
@@ -433,6 +439,7 @@ fn wan(table: Table<'_>, problems: &mut Problems<'_>) -> Option<(Wan, WanPlaces)
 
 fn peer(
     table: Table<'_>,
+    names: &Names,
     surroundings: &Surroundings<'_>,
     problems: &mut Problems<'_>,
 ) -> Option<(Peer, PeerPlaces)> {
@@ -456,6 +463,7 @@ fn peer(
         section.error(&extra.at, "endpoints", message);
     }
     let allowed_ips = section.list("allowed-ips", "\"10.77.0.2/32\"", values::prefix).unwrap_or_default();
+    let tenant = section.parsed("tenant", "\"red\"", |text| names.tenant(text));
     let wans = section.list("wans", "\"wan0\"", values::interface_pattern);
     let small = |number: At<u64>| u8::try_from(number.value).ok();
     let paths_per_wan_pair = section.number("paths-per-wan-pair", 1..=8).and_then(small).unwrap_or(1);
@@ -477,11 +485,14 @@ fn peer(
         wans: wans.clone().unwrap_or_default(),
     };
     let peer = Peer {
+        // Numbered when all are known.
+        id: BondId(0),
         name: name.value,
         public_key: public_key.value,
         preshared_key,
         endpoints: places.endpoints.iter().map(|endpoint| endpoint.value.clone()).collect(),
         allowed_ips: Vec::new(),
+        tenant: tenant.map(|tenant| tenant.value),
         wans: wans.map(|wans| wans.into_iter().map(|wan| wan.value).collect()),
         paths_per_wan_pair,
         sockets_per_path,

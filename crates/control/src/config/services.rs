@@ -57,6 +57,8 @@ pub(super) const RESERVED: [&str; 3] = [GATEWAY, TUNNEL, "any"];
 pub(super) const GATEWAY: &str = "gateway";
 /// Word of rules for everything that comes from or goes to a peer.
 pub(super) const TUNNEL: &str = "tunnel";
+/// In front of a peer's name.
+pub(super) const PEER: &str = "peer:";
 
 /// All of these sections.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -141,8 +143,10 @@ pub enum Subject {
     Interface(String),
     /// The host itself.
     Gateway,
-    /// The bond to a peer.
+    /// The bonds to all peers.
     Tunnel,
+    /// The bond to one peer.
+    Peer(String),
 }
 
 /// `[[rule]]`.
@@ -173,6 +177,8 @@ pub enum NatFrom {
     Prefix(IpNet),
     /// A group.
     Group(String),
+    /// Whatever a peer sends.
+    Peer(String),
 }
 
 /// `[[nat]]`.

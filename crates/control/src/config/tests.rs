@@ -486,7 +486,7 @@ fn several_peers() {
             "site.toml:12:8: error: peer.name: two peers are named \"hub\"; give each its own name",
             "site.toml:13:14: error: peer.public-key: peer \"hub\" has the same key; every peer needs a key of its own",
             "site.toml:14:16: error: peer.allowed-ips: 10.77.0.2/32 belongs to peer \"hub\" already; a prefix has \
-         one owner",
+         one owner, or owners of different tenants",
         ],
     );
     golden(
@@ -496,6 +496,30 @@ fn several_peers() {
             "site.toml:14:32: warning: peer.allowed-ips: 10.78.0.0/24 stands twice; remove one",
         ],
     );
+    golden(
+        &format!(
+            "{NODE}{TUN}[[tenant]]\nname = \"red\"\n{PEER}tenant = \"red\"\n[[peer]]\nname = \"b\"\n\
+             public-key = \"$OTHER\"\nallowed-ips = [\"10.77.0.2\"]\ntenant = \"red\"\n"
+        ),
+        &[
+            "site.toml:17:16: error: peer.allowed-ips: 10.77.0.2/32 belongs to peer \"hub\" already; a prefix has \
+         one owner in tenant \"red\"",
+        ],
+    );
+    golden(
+        &two("name = \"b\"\npublic-key = \"$OTHER\"\nallowed-ips = [\"10.78.0.1\"]\ntenant = \"blue\""),
+        &["site.toml:15:10: error: peer.tenant: no tenant is named \"blue\"; add a [[tenant]] section with \
+         name = \"blue\""],
+    );
+    // Tenants may have the same addresses.
+    let text = format!(
+        "{NODE}{TUN}[[tenant]]\nname = \"red\"\n{PEER}[[peer]]\nname = \"b\"\npublic-key = \"$OTHER\"\n\
+         allowed-ips = [\"10.77.0.2\"]\ntenant = \"red\"\n"
+    );
+    golden(&text, &[]);
+    let config = load(&text).config.unwrap();
+    let peers: Vec<_> = config.peers.iter().map(|peer| (peer.id.0, peer.tenant.as_deref())).collect();
+    assert_eq!(peers, [(0, None), (1, Some("red"))]);
     golden(
         &two("name = \"b\"\npublic-key = \"$OTHER\""),
         &["site.toml:11:1: warning: peer.allowed-ips: none: no packet goes to or comes from this peer; for \

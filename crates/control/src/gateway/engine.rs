@@ -101,7 +101,9 @@ impl Names {
         match egress {
             Egress::Interface(id) => self.interface(id),
             Egress::Host => "gateway".to_owned(),
-            Egress::Bond(_) => "tunnel".to_owned(),
+            Egress::Bond(id) => {
+                self.policy.peer(id).map_or_else(|| "tunnel".to_owned(), |peer| format!("peer:{}", peer.name))
+            }
             Egress::Core(core) => format!("core {core}"),
             Egress::Unit(unit) => format!("unit {unit}"),
         }

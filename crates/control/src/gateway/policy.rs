@@ -6,32 +6,34 @@
 //! * **Numbers are stable**: an interface's and a tenant's number is its place in the configuration, and
 //!   [`crate::reload`] keeps places over a reload, because live flows carry these numbers.
 //! * **Routes**, the best first where a prefix has several: the gateway's own addresses, `[[route]]`, connected networks,
-//!   peers' allowed-ips, the kernel's main table over the gateway's devices and the tunnel.
+//!   peers' allowed-ips in the tables of their tenants, the kernel's main table over the gateway's devices and the tunnel.
+//!   The others are told too: by them answers leave where a question came in.
 //! * **Ports that the host itself uses** are reserved where a NAT shares an address with the host.
 //! * **Replies to the host's own connections** come through the datapath, which has no flow for them because the
 //!   requests left natively: it is told the ports that the host uses, so that a default action that drops spares them.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
 use packet::attachment::{BondId, Egress, InterfaceId};
 use services::spec::{
     Attachment, BackendSpec, ForwardSpec, GatewaySpec, GroupSpec, InterfaceSpec, LeaseSpec, NatMode, NatSpec,
-    RouteSpec, RuleSpec, ServerSpec, SideSpec,
+    PeerSpec, RouteSpec, RuleSpec, ServerSpec, SideSpec,
 };
 
 use super::addresses;
 use super::overrides::Overrides;
 use crate::config::services::pools;
 use crate::config::services::{Distribution, Interface, Lease, ListenHost, NatFrom, Rule, Services, Subject};
-use crate::config::{Config, Routes};
+use crate::config::{Config, Peer, Routes};
 use crate::host_facts::HostFacts;
 
 /// Routes that the datapath is given at most; beyond, the shortest prefixes are kept.
 pub const ROUTES_MAX: usize = 2_000_000;
-/// All peers: the tunnel finds the right one by its allowed-ips.
-const PEERS: Egress = Egress::Bond(BondId(0));
+/// Bond that no peer has.
+const NOBODY: BondId = BondId(BondId::MAX);
 /// IPv4 address of the TUN interface when none is configured: RFC 7600's address of no host. The kernel's
 /// reverse-path filter drops everything that comes in on an interface without an address.
 const TUN_DUMMY: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 0, 8));
@@ -104,6 +106,7 @@ pub fn gateway_spec(config: &Config, facts: &HostFacts, overrides: &Overrides) -
     let forwards = builder.forwards(&interfaces);
     let servers = builder.servers();
     GatewaySpec {
+        peers: builder.peers(),
         tenants: std::iter::once(String::new()).chain(config.services.tenants.iter().cloned()).collect(),
         routes: builder.routes(&interfaces),
         groups: builder.groups(),
@@ -130,8 +133,21 @@ struct Builder<'a> {
 
 impl Builder<'_> {
     fn tenant(&self, name: Option<&String>) -> u16 {
-        let place = name.and_then(|name| self.services.tenants.iter().position(|tenant| tenant == name));
-        place.and_then(|place| u16::try_from(place + 1).ok()).unwrap_or(0)
+        tenant_number(self.services, name)
+    }
+
+    fn peers(&self) -> Vec<PeerSpec> {
+        let peer = |peer: &Peer| PeerSpec {
+            id: peer.id,
+            name: peer.name.clone(),
+            tenant: self.tenant(peer.tenant.as_ref()),
+            allowed_ips: peer.allowed_ips.clone(),
+        };
+        self.config.peers.iter().map(peer).collect()
+    }
+
+    fn bond(&self, name: &str) -> Option<BondId> {
+        self.config.peers.iter().find(|peer| peer.name == name).map(|peer| peer.id)
     }
 
     fn tenants(&self, names: &[String]) -> Vec<u16> {
@@ -201,14 +217,21 @@ impl Builder<'_> {
             table.add(Rank::Configured, 0, tenant, route.to, Egress::Interface(id), route.via);
         }
         if self.config.tun.routes == Routes::Auto {
-            for net in self.config.peers.iter().flat_map(|peer| &peer.allowed_ips) {
-                table.add(Rank::Peer, 0, 0, *net, PEERS, None);
+            for peer in &self.config.peers {
+                let (tenant, egress) = (self.tenant(peer.tenant.as_ref()), Egress::Bond(peer.id));
+                for net in &peer.allowed_ips {
+                    table.add(Rank::Peer, 0, tenant, *net, egress, None);
+                }
             }
         }
         for route in &self.facts.routes {
-            let egress = if Some(route.device) == self.facts.tun_index {
-                Some(PEERS)
-            } else {
+            if Some(route.device) == self.facts.tun_index {
+                for (net, id) in self.through_tunnel(route.prefix) {
+                    table.add(Rank::Kernel, route.metric, 0, net, Egress::Bond(id), None);
+                }
+                continue;
+            }
+            let egress = {
                 let name = self.facts.devices.iter().find(|device| device.index == route.device);
                 name.and_then(|device| {
                     interfaces.iter().position(|interface| interface.device == device.name)
@@ -219,10 +242,20 @@ impl Builder<'_> {
             let Some(egress) = egress else { continue };
             let interface = egress.interface().and_then(|id| interfaces.get(id.index()));
             let tenant = interface.map_or(0, |interface| interface.tenant);
-            let via = route.via.filter(|_| interface.is_some());
-            table.add(Rank::Kernel, route.metric, tenant, route.prefix, egress, via);
+            table.add(Rank::Kernel, route.metric, tenant, route.prefix, egress, route.via);
         }
         table.into_routes()
+    }
+
+    /// What the host's route for a prefix into the tunnel leads to: the peer that has all of it, and those that have
+    /// parts. What nobody has ends in the tunnel and does not take another route.
+    fn through_tunnel(&self, prefix: IpNet) -> Vec<(IpNet, BondId)> {
+        let shared = self.config.peers.iter().filter(|peer| peer.tenant.is_none());
+        let all = shared.flat_map(|peer| peer.allowed_ips.iter().map(move |net| (*net, peer.id)));
+        let around = all.clone().filter(|(net, _)| net.contains(&prefix));
+        let whole = around.max_by_key(|(net, _)| net.prefix_len()).map_or(NOBODY, |(_, id)| id);
+        let parts = all.filter(|(net, _)| prefix.contains(net) && *net != prefix);
+        std::iter::once((prefix, whole)).chain(parts).collect()
     }
 
     /// Addresses that only services listen on, and pools: what no service takes is for the host to refuse; without a route
@@ -254,6 +287,7 @@ impl Builder<'_> {
                 }
                 Subject::Gateway => side.attachments.push(Attachment::Gateway),
                 Subject::Tunnel => side.attachments.push(Attachment::AnyBond),
+                Subject::Peer(name) => side.attachments.extend(self.bond(name).map(Attachment::Bond)),
             }
         }
         side
@@ -350,7 +384,7 @@ impl Builder<'_> {
                 let out = interfaces.get(id.index());
                 addresses.extend(out.into_iter().flat_map(|out| out.usable_addresses(true)));
             }
-            let mut from = Vec::new();
+            let (mut from, mut from_peers) = (Vec::new(), Vec::new());
             for prefix in &nat.from {
                 match prefix {
                     NatFrom::Prefix(net) => from.push(*net),
@@ -358,10 +392,11 @@ impl Builder<'_> {
                         let group = self.services.groups.iter().find(|group| group.name == *name);
                         from.extend(group.map(|group| self.overrides.members(group)).into_iter().flatten());
                     }
+                    NatFrom::Peer(name) => from_peers.extend(self.bond(name)),
                 }
             }
             // An empty group means nobody, an empty list of prefixes means everybody.
-            if from.is_empty() && !nat.from.is_empty() {
+            if from.is_empty() && from_peers.is_empty() && !nat.from.is_empty() {
                 continue;
             }
             list.push(NatSpec {
@@ -370,6 +405,7 @@ impl Builder<'_> {
                 reserved: self.reserved(interfaces, &addresses, &listens),
                 addresses,
                 from,
+                from_peers,
                 tenants: self.tenants(&nat.tenants),
                 mapping: nat.mapping,
                 ports: nat.ports,
@@ -417,6 +453,12 @@ impl Builder<'_> {
     }
 }
 
+/// A tenant's number: its place in the configuration, after the shared one.
+pub(crate) fn tenant_number(services: &Services, name: Option<&String>) -> u16 {
+    let place = name.and_then(|name| services.tenants.iter().position(|tenant| tenant == name));
+    place.and_then(|place| u16::try_from(place + 1).ok()).unwrap_or(0)
+}
+
 /// The interface with the longest network that contains an address.
 fn interface_towards(interfaces: &[InterfaceSpec], address: IpAddr) -> Option<InterfaceId> {
     let lengths = interfaces.iter().enumerate().filter_map(|(place, interface)| {
@@ -452,10 +494,11 @@ enum Rank {
 /// One way to a prefix: rank, metric, where it leaves, next router.
 type Candidate = (Rank, u32, Egress, Option<IpAddr>);
 
-/// The best route of each prefix.
+/// The best route of each prefix, and what it hides.
 #[derive(Default)]
 struct RouteTable {
     best: BTreeMap<(u16, IpNet), Candidate>,
+    hidden: Vec<RouteSpec>,
 }
 
 impl RouteTable {
@@ -468,15 +511,20 @@ impl RouteTable {
         egress: Egress,
         via: Option<IpAddr>,
     ) {
-        let new = (rank, metric, egress, via);
-        self.best
-            .entry((tenant, prefix))
-            .and_modify(|best| {
-                if (new.0, new.1) < (best.0, best.1) {
-                    *best = new;
-                }
-            })
-            .or_insert(new);
+        let mut worse = (rank, metric, egress, via);
+        let best = match self.best.entry((tenant, prefix)) {
+            Entry::Vacant(place) => {
+                place.insert(worse);
+                return;
+            }
+            Entry::Occupied(place) => place.into_mut(),
+        };
+        if (worse.0, worse.1) < (best.0, best.1) {
+            std::mem::swap(best, &mut worse);
+        }
+        if best.2 != worse.2 && worse.2 != Egress::Host {
+            self.hidden.push(RouteSpec { tenant, prefix, egress: worse.2, via: worse.3 });
+        }
     }
 
     fn into_routes(self) -> Vec<RouteSpec> {
@@ -491,7 +539,9 @@ impl RouteTable {
             list.sort_by_key(|(rank, route)| (*rank, route.prefix.prefix_len()));
             list.truncate(ROUTES_MAX);
         }
-        list.into_iter().map(|(_, route)| route).collect()
+        // Of equal prefixes the last counts.
+        let hidden = self.hidden.into_iter().take(ROUTES_MAX - list.len());
+        hidden.chain(list.into_iter().map(|(_, route)| route)).collect()
     }
 }
 

@@ -57,7 +57,8 @@ impl NatRefusals {
 /// Counts stay with their rule when others come and go: its outer interface, sources and mode say which it is.
 pub(super) fn carry_refusals(old: &[NatSpec], counts: &[NatRefusals], new: &[NatSpec]) -> Vec<NatRefusals> {
     let same = |a: &NatSpec, b: &NatSpec| {
-        (a.out, a.mode, &a.from, &a.tenants) == (b.out, b.mode, &b.from, &b.tenants)
+        let of = |rule: &NatSpec| (rule.out, rule.mode);
+        of(a) == of(b) && (&a.from, &a.from_peers, &a.tenants) == (&b.from, &b.from_peers, &b.tenants)
     };
     let mut left: Vec<_> = old.iter().zip(counts).collect();
     let carry = |rule: &NatSpec| {

@@ -8,6 +8,7 @@ use packet::flow::FlowKey;
 
 use super::Core;
 use crate::flow::{Direction, FlowCounters, FlowId, Record};
+use crate::nat::NatClient;
 use crate::policy::{Policy, Service};
 use crate::rules::{Question, Verdict};
 use crate::spec::{DeliveryMode, NatMode, RuleAction};
@@ -121,8 +122,9 @@ fn reply_core(
     one_way: bool,
 ) -> Option<u8> {
     let egress = explanation.egress.filter(|egress| egress.interface().is_some() && !one_way)?;
+    let client = NatClient::of(key, explanation.tenant, explanation.ingress);
     if matches!(explanation.source, NatMode::AddressAndPort | NatMode::PortOnly) {
-        let mapped = policy.maps_endpoints_of(egress, key, explanation.tenant);
+        let mapped = policy.maps_endpoints_of(egress, &client);
         return (!mapped).then_some(explanation.core);
     }
     let reply = FlowKey {
@@ -147,7 +149,7 @@ fn leave(
     let towards = explanation.next_hop.unwrap_or(explanation.destination.ip());
     if explanation.next_hop.is_none() && policy.is_own(towards) {
         explanation.egress = Some(Egress::Host);
-    } else if let Some(route) = policy.fib.lookup(tenant_out, towards) {
+    } else if let Some(route) = policy.route(explanation.ingress, tenant_out, towards) {
         explanation.egress = Some(route.egress);
         explanation.next_hop = Some(route.via.unwrap_or(towards));
     } else {
@@ -161,7 +163,7 @@ fn leave(
         egress,
         to_gateway: policy.is_addressed(key),
     };
-    explanation.verdict = policy.rules.verdict(&question);
+    explanation.verdict = policy.verdict(&question);
     let refused = match (explanation.verdict.action, explanation.verdict.rule) {
         (RuleAction::Drop, Some(_)) => Some(DropReason::RuleDrop),
         (RuleAction::Drop, None) => Some(DropReason::DefaultDrop),
@@ -176,6 +178,7 @@ fn leave(
         (RuleAction::Allow, _) => None,
     };
     explanation.drop = explanation.drop.or(refused);
+    let client = NatClient::of(key, explanation.tenant, explanation.ingress);
     let nat = match (explanation.server, service_source) {
         (Some(server), Some(NatMode::AddressAndPort | NatMode::PortOnly)) => {
             policy.nat_of_server(server, egress)
@@ -183,10 +186,10 @@ fn leave(
         _ if egress.interface().is_none() => None,
         _ if serviced && egress == Egress::from(explanation.ingress) => match explanation.server {
             Some(server) => policy.nat_of_server(server, egress),
-            None => policy.nat.rule_for_hairpin(key.dst, key, tenant_out),
+            None => policy.nat.rule_for_hairpin(key.dst, &NatClient { tenant: tenant_out, ..client }),
         },
         _ if egress == Egress::from(explanation.ingress) => None,
-        _ => policy.nat.rule_for(egress, key, explanation.tenant),
+        _ => policy.nat.rule_for(egress, &client),
     };
     if let Some(rule) = nat {
         explanation.nat = Some(rule);

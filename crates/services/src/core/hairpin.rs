@@ -12,6 +12,7 @@ use packet::flow::FlowKey;
 use packet::ip::IpHeader;
 
 use super::{Core, ETHERNET_BYTES, Frame, Origin, Outcome, Output};
+use crate::nat::NatClient;
 use crate::steer;
 
 /// What a new flow has to do with a hairpin.
@@ -44,7 +45,7 @@ impl Core {
         } else if self.nat.inbound(key, self.policy.tenant_of(Ingress::Interface(interface))).is_none() {
             return Hairpin::No;
         }
-        let rule = self.policy.nat.rule_for_hairpin(key.dst, key, tenant);
+        let rule = self.policy.nat.rule_for_hairpin(key.dst, &NatClient::of(key, tenant, frame.ingress));
         for core in cores.iter().skip(asked) {
             if *core != self.id {
                 self.pass_on(frame, *core, Origin::MappingConfirmed, None, out);

@@ -11,7 +11,7 @@ use crate::tcp::{self, Segment, State, Verdict};
 use std::net::IpAddr;
 
 use packet::DropReason;
-use packet::attachment::Egress;
+use packet::attachment::{Egress, Ingress};
 use packet::flow::FlowKey;
 use packet::ip::{IpHeader, PROTOCOL_ICMP, PROTOCOL_ICMPV6};
 
@@ -151,7 +151,9 @@ impl Core {
         hop: &Hop,
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
-        if header.ttl <= 1 {
+        // The host's kernel is the hop that its packets have behind them.
+        let routed = frame.ingress != Ingress::Host;
+        if routed && header.ttl <= 1 {
             self.answer_time_exceeded(now_ns, frame, out);
             return Err(DropReason::TtlExpired);
         }
@@ -165,7 +167,9 @@ impl Core {
         }
         let partial = is_partial(&frame.offload);
         let packet = frame.bytes.get_mut(super::ETHERNET_BYTES..).unwrap_or_default();
-        rewrite::decrement_ttl(packet)?;
+        if routed {
+            rewrite::decrement_ttl(packet)?;
+        }
         if let Some(to) = to {
             rewrite::rewrite(packet, header, partial, to)?;
         }
@@ -196,14 +200,15 @@ impl Core {
             self.decide_again(now_ns, id)?;
         }
         let way = self.way(id, direction)?;
-        if header.ttl <= 1 && !matches!(way, Way::Host) {
+        let routed = frame.ingress != Ingress::Host && matches!(way, Way::Hop(_));
+        if routed && header.ttl <= 1 {
             return Err(DropReason::TtlExpired);
         }
         let translated = self.flows.is_translated(id).then(|| self.flows.leaves_as(id, direction));
         self.unshift_quote(frame, header, id, direction);
         let partial = is_partial(&frame.offload);
         let packet = frame.bytes.get_mut(super::ETHERNET_BYTES..).unwrap_or_default();
-        if matches!(way, Way::Hop(_)) {
+        if routed {
             rewrite::decrement_ttl(packet)?;
         }
         if let Some(to) = translated {
@@ -238,7 +243,7 @@ impl Core {
         let translated = record.flags & flags::DEST_NAT != 0;
         let to_gateway = translated || policy.is_addressed(&key);
         let question = Question { key: &key, tenant, ingress: record.ingress(), egress, to_gateway };
-        let verdict = policy.rules.verdict(&question);
+        let verdict = policy.verdict(&question);
         if verdict.action != RuleAction::Allow {
             self.counters.flows_refused += 1;
             self.end(now_ns, id);
@@ -287,10 +292,10 @@ impl Core {
     pub(super) fn target(&self, id: FlowId, direction: Direction) -> Option<(Egress, IpAddr)> {
         let ((original, tenant), (_, reply_tenant)) = self.flows.keys(id);
         let leaving = self.flows.leaves_as(id, direction);
-        if direction == Direction::Reply {
-            return self.egress(&leaving, tenant);
-        }
         let record = self.flows.record(id);
+        if direction == Direction::Reply {
+            return self.back(record.ingress(), &leaving, tenant);
+        }
         let translated = record.flags & flags::DEST_NAT != 0;
         match record.backend.checked_sub(1) {
             // Direct return: the packet keeps the address of the virtual server.
@@ -310,6 +315,28 @@ impl Core {
             }
             None => self.egress(&leaving, tenant),
         }
+    }
+
+    /// Where a reply goes: by what the question came, if that is still there and leads to its sender.
+    fn back(&self, ingress: Ingress, leaving: &FlowKey, tenant: u16) -> Option<(Egress, IpAddr)> {
+        match ingress {
+            _ if self.around(leaving).is_some() => {}
+            Ingress::Host => return Some((Egress::Host, leaving.dst)),
+            Ingress::Bond(id) if self.policy.peer(id).is_some() => {
+                return Some((Egress::Bond(id), leaving.dst));
+            }
+            Ingress::Interface(_) => {
+                let by_route = self.egress(leaving, tenant)?;
+                let came = Egress::from(ingress);
+                if by_route.0 == came || by_route.0 == Egress::Host {
+                    return Some(by_route);
+                }
+                let back = self.policy.fib.lookup_by(tenant, leaving.dst, came);
+                return Some(back.map_or(by_route, |route| (came, route.via.unwrap_or(leaving.dst))));
+            }
+            Ingress::Bond(_) => {}
+        }
+        self.egress(leaving, tenant)
     }
 
     /// Where a leaving packet goes, and to which neighbor.

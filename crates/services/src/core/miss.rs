@@ -15,7 +15,7 @@ use super::{
     reply_of, tick_of,
 };
 use crate::flow::{FlowId, Record, flags};
-use crate::nat::{BindRequest, Binding};
+use crate::nat::{BindRequest, Binding, NatClient};
 use crate::policy::{Policy, Service};
 use crate::rules::{Question, Verdict};
 use crate::spec::{DeliveryMode, NatMode, RuleAction, TCP, UDP};
@@ -146,12 +146,8 @@ impl Core {
         let policy = Arc::clone(&self.policy);
         let header = IpHeader::parse(frame.packet())?;
         if hit::is_error(&header, frame.packet()) {
-            // An error about nothing we know: the host may know it.
-            if policy.is_own(header.dst) {
-                self.give_to_host(frame, &header);
-                return Ok(None);
-            }
-            return Err(DropReason::IcmpInvalid);
+            self.unknown_error(&policy, frame, &header, tenant)?;
+            return Ok(None);
         }
         check_source(&policy, key, frame.ingress, origin)?;
         let around = match self.hairpin(frame, key, tenant, origin, out) {
@@ -181,15 +177,16 @@ impl Core {
         if unasked && verdict.rule.is_none() && course.egress.interface().is_some() {
             return Err(DropReason::NatNoMapping);
         }
-        if let Some(id) = self.begin_local(frame, key, &header, &course)? {
-            return Ok(id);
+        if passes_without_flow(&policy, frame, key, &header, &course) {
+            self.give_to_host(frame, &header);
+            return Ok(None);
         }
         record.flags = course.flags;
         record.rule = verdict.rule.map_or(0, |rule| rule + 1);
         if !self.make_room(now_ns) {
             return Err(DropReason::EmbryonicFull);
         }
-        self.begin_state(&mut record, frame.packet(), &header, &course)?;
+        self.begin_state(&mut record, frame, &header, &course)?;
         let opened = self.open(now_ns, &policy, key, tenant, frame.ingress, &course, record);
         match opened {
             Ok(_) if record.flags & flags::SHIFTED != 0 => {
@@ -214,9 +211,9 @@ impl Core {
     ) -> Result<Verdict, DropReason> {
         let to_gateway = !policy.rules.is_empty() && policy.is_addressed(key);
         let question = Question { key, tenant, ingress: frame.ingress, egress, to_gateway };
-        let verdict = policy.rules.verdict(&question);
+        let verdict = policy.verdict(&question);
         // What answers the host passes whatever the default is: nothing was decided.
-        if verdict.rule.is_none() && answers_host(policy, key, egress, frame.packet())? {
+        if verdict.rule.is_none() && answers_host(policy, key, egress, frame)? {
             return Ok(verdict);
         }
         self.count_rule(verdict.rule);
@@ -238,23 +235,27 @@ impl Core {
         }
     }
 
-    /// What the kernel's stack has to judge by itself gets no flow.
-    fn begin_local(
+    /// An ICMP error about no flow of ours: the host may know what it is about, or has sent it.
+    fn unknown_error(
         &mut self,
+        policy: &Policy,
         frame: &mut Frame<'_>,
-        key: &FlowKey,
         header: &IpHeader,
-        course: &Course,
-    ) -> Result<Option<Option<FlowId>>, DropReason> {
-        let host = course.egress == Egress::Host && course.flags & flags::DEST_NAT == 0;
-        if !host {
-            return Ok(None);
+        tenant: u16,
+    ) -> Result<(), DropReason> {
+        if policy.is_own(header.dst) {
+            self.give_to_host(frame, header);
+            return Ok(());
         }
-        if opens(&self.policy, key, header, frame.packet()) && key.protocol == TCP {
-            return Ok(None);
+        if frame.ingress != Ingress::Host {
+            return Err(DropReason::IcmpInvalid);
         }
-        self.give_to_host(frame, header);
-        Ok(Some(None))
+        let route = policy.route(frame.ingress, tenant, header.dst).ok_or(DropReason::NoRoute)?;
+        let neighbor = route.via.unwrap_or(header.dst);
+        let hop = hops::Hops::unnumbered(route.egress, neighbor, policy, &self.neighbors);
+        hit::address(frame, &hop);
+        self.went_on(header);
+        Ok(())
     }
 
     pub(super) fn give_to_host(&mut self, frame: &mut Frame<'_>, header: &IpHeader) {
@@ -320,14 +321,19 @@ impl Core {
                 }
             }
         }
-        if policy.is_own(course.to.dst) {
+        let to_many = is_to_many(key.dst);
+        if policy.is_own(course.to.dst) || to_many && matches!(ingress, Ingress::Bond(_)) {
             return Ok(course);
         }
         if policy.nat.is_outside(course.to.dst) {
             return Err(DropReason::NatNoMapping);
         }
-        let route = policy.fib.lookup(tenant_out, course.to.dst).ok_or(DropReason::NoRoute)?;
-        if matches!(route.egress, Egress::Bond(_)) && ingress.interface().is_none() {
+        let route = policy.route(ingress, tenant_out, course.to.dst).ok_or(DropReason::NoRoute)?;
+        // Back to where it came from, or from the host to the host: it would go round in circles.
+        let circles = course.flags & flags::DEST_NAT == 0
+            && !matches!(ingress, Ingress::Interface(_))
+            && route.egress == Egress::from(ingress);
+        if circles || to_many && !matches!(route.egress, Egress::Bond(_)) {
             return Err(DropReason::NoRoute);
         }
         course.egress = route.egress;
@@ -345,17 +351,22 @@ impl Core {
     fn begin_state(
         &mut self,
         record: &mut Record,
-        packet: &[u8],
+        frame: &Frame<'_>,
         header: &IpHeader,
         course: &Course,
     ) -> Result<(), DropReason> {
+        let packet = frame.packet();
+        if course.egress == Egress::Host && matches!(frame.ingress, Ingress::Bond(_)) {
+            record.flags |= flags::LOCAL;
+        }
         match header.protocol {
             TCP => {
                 let segment = Segment::of(header.payload(packet)).ok_or(DropReason::TcpInvalid)?;
                 if super::shift::has_early_data(record.flags, &segment) {
                     return Err(DropReason::NatUnsupported);
                 }
-                if course.egress == Egress::Host {
+                if course.egress == Egress::Host && frame.ingress.interface().is_some() {
+                    // The host answers by the device itself.
                     record.flags |= flags::LOCAL | flags::ONE_WAY;
                 }
                 // A connection that was there before us may go on where nothing has to be translated.
@@ -365,16 +376,8 @@ impl Core {
                     return Err(DropReason::NotNew);
                 }
             }
-            PROTOCOL_ICMP | PROTOCOL_ICMPV6 => {
-                let kind = header.payload(packet).first().copied().unwrap_or(0);
-                let query = if header.version == 4 {
-                    matches!(kind, 8 | 13 | 15 | 17 | 42)
-                } else {
-                    matches!(kind, 128 | 160)
-                };
-                if !query {
-                    return Err(DropReason::NotNew);
-                }
+            PROTOCOL_ICMP | PROTOCOL_ICMPV6 if !is_query(header, packet) => {
+                return Err(DropReason::NotNew);
             }
             _ => {}
         }
@@ -503,13 +506,14 @@ fn source_rule(
     if course.flags & flags::ONE_WAY != 0 || course.egress.interface().is_none() {
         return None;
     }
+    let client = NatClient::of(&course.to, tenant, ingress);
     if course.flags & flags::MAPPED != 0 {
         // From outside the client's source stays. A client inside that meets another at its mapping must not show its
         // inside address (RFC 4787 REQ-9).
         let rule = policy.nat.rule_of_outside(key.dst)?;
         let from_inside =
             policy.spec.nats.get(usize::from(rule)).is_some_and(|nat| nat.out != ingress.interface());
-        return if from_inside { policy.nat.rule_for_hairpin(key.dst, &course.to, tenant) } else { None };
+        return if from_inside { policy.nat.rule_for_hairpin(key.dst, &client) } else { None };
     }
     if let (Some(server), Some(NatMode::AddressAndPort | NatMode::PortOnly)) = (course.server, course.source)
     {
@@ -518,9 +522,9 @@ fn source_rule(
     if course.flags & flags::DEST_NAT != 0 && course.egress == Egress::from(ingress) {
         // Hairpin: the two are neighbours and would talk past us. RFC 4787 REQ-9: the source is our outside address.
         let by_server = course.server.and_then(|server| policy.nat_of_server(server, course.egress));
-        return by_server.or_else(|| policy.nat.rule_for_hairpin(key.dst, &course.to, tenant));
+        return by_server.or_else(|| policy.nat.rule_for_hairpin(key.dst, &client));
     }
-    let rule = policy.nat.rule_for(course.egress, &course.to, tenant)?;
+    let rule = policy.nat.rule_for(course.egress, &client)?;
     (course.egress != Egress::from(ingress)).then_some(rule)
 }
 
@@ -532,7 +536,7 @@ fn check_source(policy: &Policy, key: &FlowKey, ingress: Ingress, origin: Origin
         }
         IpAddr::V6(src) => src.is_loopback() || src.is_multicast() || src.is_unspecified(),
     };
-    let to_many = key.dst.is_multicast() || key.dst == IpAddr::V4(std::net::Ipv4Addr::BROADCAST);
+    let to_many = ingress.interface().is_some() && is_to_many(key.dst);
     let strange = origin != Origin::Hairpin
         && ingress
             .interface()
@@ -540,13 +544,52 @@ fn check_source(policy: &Policy, key: &FlowKey, ingress: Ingress, origin: Origin
     if bad || to_many || strange { Err(DropReason::BadSource) } else { Ok(()) }
 }
 
-/// Whether a packet may be an answer to the host, whose own questions never come by here.
-fn answers_host(policy: &Policy, key: &FlowKey, egress: Egress, packet: &[u8]) -> Result<bool, DropReason> {
-    if egress != Egress::Host {
+fn is_to_many(dst: IpAddr) -> bool {
+    dst.is_multicast() || dst == IpAddr::V4(std::net::Ipv4Addr::BROADCAST)
+}
+
+/// Whether the kernel's stack has to judge a packet by itself. Of what interfaces bring only TCP connections get a flow,
+/// since the host's answers do not come by here; of what bonds bring everything that may be answered.
+fn passes_without_flow(
+    policy: &Policy,
+    frame: &Frame<'_>,
+    key: &FlowKey,
+    header: &IpHeader,
+    course: &Course,
+) -> bool {
+    if course.egress != Egress::Host || course.flags & flags::DEST_NAT != 0 {
+        return false;
+    }
+    match frame.ingress {
+        Ingress::Bond(_) if matches!(key.protocol, PROTOCOL_ICMP | PROTOCOL_ICMPV6) => {
+            !is_query(header, frame.packet())
+        }
+        Ingress::Bond(_) => is_to_many(key.dst),
+        Ingress::Interface(_) | Ingress::Host => {
+            key.protocol != TCP || !opens(policy, key, header, frame.packet())
+        }
+    }
+}
+
+/// Whether a packet may be an answer to the host, whose own questions never come by here. Those to peers do: their
+/// answers are of known flows.
+fn answers_host(
+    policy: &Policy,
+    key: &FlowKey,
+    egress: Egress,
+    frame: &Frame<'_>,
+) -> Result<bool, DropReason> {
+    if egress != Egress::Host || matches!(frame.ingress, Ingress::Bond(_)) {
         return Ok(false);
     }
-    let header = IpHeader::parse(packet)?;
-    Ok(policy.server_or_forward(key).is_none() && !opens(policy, key, &header, packet))
+    let header = IpHeader::parse(frame.packet())?;
+    Ok(policy.server_or_forward(key).is_none() && !opens(policy, key, &header, frame.packet()))
+}
+
+/// An ICMP query, which begins a flow (RFC 5508 §3.1).
+fn is_query(header: &IpHeader, packet: &[u8]) -> bool {
+    let kind = header.payload(packet).first().copied().unwrap_or(0);
+    if header.version == 4 { matches!(kind, 8 | 13 | 15 | 17 | 42) } else { matches!(kind, 128 | 160) }
 }
 
 /// Whether a packet asks for something new, as opposed to answering the host.

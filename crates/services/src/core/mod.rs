@@ -11,7 +11,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use packet::attachment::{Egress, Ingress};
+use packet::attachment::Egress;
 use packet::flow::FlowKey;
 use packet::ip::{IpHeader, PROTOCOL_ICMP, PROTOCOL_ICMPV6};
 use packet::vnet::VirtioNetHeader;
@@ -21,7 +21,7 @@ use crate::flow::{Direction, FlowId, FlowTable, Hint, Record, Removed, flags};
 use crate::fragment::{FragmentLimits, FragmentTable, Rendezvous};
 use crate::icmp::Limiter;
 use crate::nat::{Nat, NatEvent};
-use crate::policy::Policy;
+use crate::policy::{Policy, Tenants};
 use steering::ownership::Ownership;
 
 mod answer;
@@ -80,8 +80,8 @@ pub struct Core {
     policy: Arc<Arc<Policy>>,
     /// Changes of the policy and the next hops that this core has seen; never 0. Flows of another era are decided again.
     era: u16,
-    /// Tenants of the interfaces.
-    tenants: Vec<u16>,
+    /// A copy of the policy's, near this core.
+    tenants: Tenants,
     ownership: Arc<Ownership>,
     neighbors: Arc<Neighbors>,
     flows: FlowTable,
@@ -165,7 +165,7 @@ impl Core {
             drops: DropCounters::default(),
             rule_hits: Vec::new(),
             era: 1,
-            tenants: Vec::new(),
+            tenants: Tenants::default(),
             nat_flows: Vec::new(),
             nat_refusals: vec![NatRefusals::default(); policy.spec.nats.len()],
             forward_flows: Vec::new(),
@@ -182,7 +182,7 @@ impl Core {
         self.rule_hits = policy.carry_hits(&self.policy, &self.rule_hits);
         self.nat_refusals =
             counters::carry_refusals(&self.policy.spec.nats, &self.nat_refusals, &policy.spec.nats);
-        self.tenants = policy.spec.interfaces.iter().map(|interface| interface.tenant).collect();
+        self.tenants.clone_from(policy.tenants());
         self.nat_flows.resize(policy.nat_rules, 0);
         self.forward_flows.resize(policy.spec.forwards.len(), (0, 0));
         self.policy = Arc::new(policy);
@@ -289,10 +289,7 @@ impl Core {
     /// Reads the flow key and has the index fetched.
     #[inline]
     fn look(&mut self, frame: &mut Frame<'_>) -> Option<Look> {
-        let tenant = match frame.ingress {
-            Ingress::Interface(id) => self.tenants.get(id.index()).copied().unwrap_or(0),
-            Ingress::Host | Ingress::Bond(_) => 0,
-        };
+        let tenant = self.tenants.of(frame.ingress);
         match FlowKey::of(frame.packet()) {
             Ok(key) => {
                 let hash = self.flows.hash(&key, tenant);

@@ -9,6 +9,7 @@ use super::hops::Hop;
 use super::{Core, Direction, ETHERNET_BYTES, Frame, Origin, Outcome, Output, Piece, hit};
 use crate::flow::flags;
 use crate::fragment::{self, Action, Facts, Measure, PacketId, Told, Variant};
+use crate::nat::NatClient;
 use crate::policy::Service;
 
 impl Core {
@@ -183,8 +184,12 @@ impl Core {
 
     /// The NAT rule that the first packet of a flow would meet.
     fn rule_ahead(&self, key: &FlowKey, tenant: u16, ingress: Ingress) -> Option<u16> {
-        let egress = self.policy.fib.lookup(tenant, key.dst)?.egress;
-        if egress == Egress::from(ingress) { None } else { self.policy.nat.rule_for(egress, key, tenant) }
+        let egress = self.policy.route(ingress, tenant, key.dst)?.egress;
+        if egress == Egress::from(ingress) {
+            None
+        } else {
+            self.policy.nat.rule_for(egress, &NatClient::of(key, tenant, ingress))
+        }
     }
 
     /// What cannot go on in fragments, whatever the operator chose: sequence numbers that are shifted, and SCTP ports that

@@ -2,6 +2,7 @@
 //!
 //! It has to do exactly what [`Core::hit`] does, in half the time. Whatever is unusual it leaves to that, untouched.
 
+use packet::attachment::Ingress;
 use packet::ip::{IPV4_HEADER_BYTES, IPV6_HEADER_BYTES};
 
 use super::{Core, ETHERNET_BYTES, Frame, Look, hit, is_partial, tick_of};
@@ -57,6 +58,9 @@ impl Core {
             return false;
         }
         let Some((id, direction)) = look.found else { return false };
+        if frame.ingress == Ingress::Host {
+            return false;
+        }
         let partial = is_partial(&frame.offload);
         let Some(packet) = frame.bytes.get_mut(ETHERNET_BYTES..) else { return false };
         let Some(head) = Head::of(packet) else { return false };

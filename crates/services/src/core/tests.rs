@@ -11,6 +11,7 @@ mod firewall;
 mod limits;
 mod mappings;
 mod moving;
+mod peers;
 mod refusals;
 mod shift;
 mod short_way;

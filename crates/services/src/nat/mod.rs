@@ -39,7 +39,7 @@ mod tests;
 
 pub use log::{NatEvent, NatEventKind};
 pub use mapping::mapping_core;
-pub use policy::NatPolicy;
+pub use policy::{NatClient, NatPolicy};
 
 use limits::{CLIENTS_MAX, ClientKey, Clients, share_of_core};
 use log::EventQueue;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use ipnet::IpNet;
-use packet::attachment::{Egress, InterfaceId};
+use packet::attachment::{BondId, Egress, Ingress, InterfaceId};
 use packet::flow::FlowKey;
 
 use crate::spec::{ForwardSpec, InterfaceSpec, LeaseSpec, Mapping, NatMode, NatSpec};
@@ -18,6 +18,25 @@ use super::port_set::{Blocks, PortSet};
 /// Most port tables of one address and core.
 pub const TABLES_MAX: u16 = 256;
 
+/// Who sends what a rule is asked about.
+#[derive(Clone, Copy, Debug)]
+pub struct NatClient {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its tenant.
+    pub tenant: u16,
+    /// By what its packets come in.
+    pub ingress: Ingress,
+}
+
+impl NatClient {
+    /// The sender of a packet of this key.
+    #[must_use]
+    pub const fn of(key: &FlowKey, tenant: u16, ingress: Ingress) -> Self {
+        Self { address: key.src, tenant, ingress }
+    }
+}
+
 /// One `[[nat]]`.
 #[derive(Clone, Debug)]
 pub(crate) struct Rule {
@@ -27,6 +46,7 @@ pub(crate) struct Rule {
     /// By family: IPv4, IPv6.
     addresses: [Vec<IpAddr>; 2],
     from: Vec<IpNet>,
+    from_peers: Vec<BondId>,
     tenants: Vec<u16>,
     /// Its addresses are the IPv4 ones of the interface, which may have none.
     of_interface: bool,
@@ -62,13 +82,20 @@ impl Rule {
         self.addresses.iter().flatten().copied()
     }
 
-    fn serves(&self, client: IpAddr, tenant: u16) -> bool {
-        (self.tenants.is_empty() || self.tenants.contains(&tenant))
-            && (self.from.is_empty() || self.from.iter().any(|prefix| prefix.contains(&client)))
+    fn serves(&self, client: &NatClient) -> bool {
+        (self.tenants.is_empty() || self.tenants.contains(&client.tenant))
+            && self.is_from(client)
             && (self.mode != NatMode::AddressAndPort
-                || !self.pool(client).is_empty()
+                || !self.pool(client.address).is_empty()
                 // Refused, and not sent out with a private source.
-                || self.of_interface && client.is_ipv4())
+                || self.of_interface && client.address.is_ipv4())
+    }
+
+    fn is_from(&self, client: &NatClient) -> bool {
+        let by_peer = |id: &BondId| client.ingress == Ingress::Bond(*id);
+        (self.from.is_empty() && self.from_peers.is_empty())
+            || self.from.iter().any(|prefix| prefix.contains(&client.address))
+            || self.from_peers.iter().any(by_peer)
     }
 }
 
@@ -199,6 +226,7 @@ impl NatPolicy {
             mode: nat.mode,
             addresses,
             from: nat.from.clone(),
+            from_peers: nat.from_peers.clone(),
             tenants: nat.tenants.clone(),
             of_interface,
             independent: nat.mapping == Mapping::EndpointIndependent && nat.mode == NatMode::AddressAndPort,
@@ -230,25 +258,25 @@ impl NatPolicy {
     /// The rule for a new flow that leaves by `egress`: the first of this interface that serves the client. A rule of
     /// mode "none" is an answer too. Only what leaves by an interface has one.
     #[must_use]
-    pub fn rule_for(&self, egress: Egress, client: &FlowKey, tenant: u16) -> Option<u16> {
-        self.first_rule(Some(egress.interface()?), client, tenant)
+    pub fn rule_for(&self, egress: Egress, client: &NatClient) -> Option<u16> {
+        self.first_rule(Some(egress.interface()?), client)
     }
 
-    fn first_rule(&self, out: Option<InterfaceId>, client: &FlowKey, tenant: u16) -> Option<u16> {
-        let found = self.rules.iter().position(|rule| rule.out == out && rule.serves(client.src, tenant));
+    fn first_rule(&self, out: Option<InterfaceId>, client: &NatClient) -> Option<u16> {
+        let found = self.rules.iter().position(|rule| rule.out == out && rule.serves(client));
         found.map(|place| place as u16)
     }
 
     /// The rule for a hairpin: an inside client that talks to an outside address (which led back inside) is
     /// translated as if it had left there (RFC 4787 REQ-9).
     #[must_use]
-    pub fn rule_for_hairpin(&self, outside: IpAddr, client: &FlowKey, tenant: u16) -> Option<u16> {
+    pub fn rule_for_hairpin(&self, outside: IpAddr, client: &NatClient) -> Option<u16> {
         let known = self.outside.get(&outside)?;
         // An address that only virtual servers give has no interface.
         if known.out.is_none() && known.rule.is_none() {
             return None;
         }
-        self.first_rule(known.out, client, tenant)
+        self.first_rule(known.out, client)
     }
 
     /// Whether a rule's mappings are endpoint-independent: it says so, or another one that shares an address with it.
@@ -309,13 +337,6 @@ impl NatPolicy {
         let port = super::source_port(&key.reversed());
         let independent = self.endpoint_independent(key.dst, port, key.protocol);
         independent.then(|| super::mapping_core(key.dst, port, cores))
-    }
-
-    /// Whether flows of this client may become endpoint-independent: then its packets belong to the core that the
-    /// hash of its endpoint alone names.
-    #[must_use]
-    pub fn endpoint_independent_client(&self, client: IpAddr, tenant: u16) -> bool {
-        self.rules.iter().any(|rule| rule.independent && rule.serves(client, tenant))
     }
 
     /// The blocks of an outside address that may be leased: every port of them may be used by a rule.

@@ -13,7 +13,7 @@ use super::lease::REST_NS;
 use super::limits::CLIENT_IDLE_NS;
 use super::log::{Question, who_had};
 use super::mapping::MAPPING_IDLE_NS;
-use packet::attachment::{Egress, InterfaceId};
+use packet::attachment::{Egress, Ingress, InterfaceId};
 
 use super::*;
 use crate::spec::{LeaseSpec, Mapping, NatSpec};
@@ -52,6 +52,11 @@ pub(super) fn key(protocol: u8, src: &str, dst: &str) -> FlowKey {
     FlowKey { src: src.ip(), dst: dst.ip(), src_port: src.port(), dst_port: dst.port(), protocol }
 }
 
+/// Inside, at interface 0.
+pub(super) fn client(key: &FlowKey, tenant: u16) -> NatClient {
+    NatClient::of(key, tenant, Ingress::Interface(InterfaceId(0)))
+}
+
 /// A rule of interface 1 with ports from 1,024 on.
 pub(super) fn nat(addresses: &[&str]) -> NatSpec {
     NatSpec {
@@ -59,6 +64,7 @@ pub(super) fn nat(addresses: &[&str]) -> NatSpec {
         mode: NatMode::AddressAndPort,
         addresses: addresses.iter().map(|address| ip(address)).collect(),
         from: vec![],
+        from_peers: vec![],
         tenants: vec![],
         mapping: Mapping::EndpointDependent,
         ports: (1024, 65_535),
@@ -131,7 +137,8 @@ impl Gateway {
     }
 
     fn bind_as(&mut self, client: FlowKey, tenant: u16) -> Result<Binding, DropReason> {
-        let rule = self.policy.rule_for(Egress::Interface(InterfaceId(1)), &client, tenant).unwrap();
+        let rule =
+            self.policy.rule_for(Egress::Interface(InterfaceId(1)), &self::client(&client, tenant)).unwrap();
         let request =
             BindRequest { rule, client, tenant, out_tenant: 5, random: self.random.next(), home: None };
         let flows = &self.flows;

@@ -459,7 +459,8 @@ impl Receive {
         if self.source == Some(source) {
             return Ok(());
         }
-        if node.bonds.load().allowed_ips.owner(source) != Some(self.bond.slot) {
+        let tenant = self.bond.peer.load().tenant;
+        if node.bonds.load().allowed_ips.owner_in(tenant, source) != Some(self.bond.slot) {
             return Err(DropReason::SourceNotAllowed);
         }
         self.source = Some(source);

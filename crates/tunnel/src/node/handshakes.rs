@@ -159,8 +159,9 @@ impl Node {
             list.push(Some(new_bond(slot, &peer, false, seed)));
             let mut allowed_ips = AllowedIps::default();
             for bond in list.iter().flatten() {
-                for net in &bond.peer.load().allowed_ips {
-                    allowed_ips.insert(*net, bond.slot);
+                let peer = bond.peer.load();
+                for net in &peer.allowed_ips {
+                    allowed_ips.insert(peer.tenant, *net, bond.slot);
                 }
             }
             Bonds { list, allowed_ips }

@@ -55,9 +55,12 @@ pub(super) fn nat(table: Table<'_>, names: &Names, problems: &mut Problems<'_>) 
     let from = section.list("from", "\"10.0.0.0/24\"", |text| match names.subject(text)? {
         Some(Subject::Prefix(net)) => Ok(NatFrom::Prefix(net)),
         Some(Subject::Group(name)) => Ok(NatFrom::Group(name)),
+        Some(Subject::Peer(name)) => Ok(NatFrom::Peer(name)),
         _ => {
-            Err(format!("\"{text}\" is neither a prefix nor a group; write for example \"10.0.0.0/24\"")
-                .into())
+            let message = format!(
+                "\"{text}\" is no prefix, group or peer; write for example \"10.0.0.0/24\" or \"peer:NAME\""
+            );
+            Err(message.into())
         }
     });
     let from = from.unwrap_or_default();

@@ -16,20 +16,21 @@ use super::super::section::{At, Section, shown};
 use super::super::values::{self as general, ValueError};
 use super::{
     Distribution, FORWARDS_MAX, GATEWAY, GROUP_MEMBERS_MAX, GROUPS_MAX, Group, INTERFACES_MAX, Interface,
-    LEASES_MAX, LIST_MAX, NATS_MAX, ROUTES_MAX, RULES_MAX, Route, Rule, SERVERS_MAX, Services, Settings,
-    Subject, TENANTS_MAX, TUNNEL, balance, values,
+    LEASES_MAX, LIST_MAX, NATS_MAX, PEER, ROUTES_MAX, RULES_MAX, Route, Rule, SERVERS_MAX, Services,
+    Settings, Subject, TENANTS_MAX, TUNNEL, balance, values,
 };
 
 /// Names that other sections may use, also of sections that have faults themselves: one fault is said once.
 #[derive(Default)]
-pub(super) struct Names {
+pub(in super::super) struct Names {
     pub(super) interfaces: Vec<String>,
     pub(super) tenants: Vec<String>,
     pub(super) groups: Vec<String>,
+    pub(super) peers: Vec<String>,
 }
 
 impl Names {
-    fn collect(root: &DeTable<'_>) -> Self {
+    pub(in super::super) fn collect(root: &DeTable<'_>) -> Self {
         let of = |section: &str, key: &str| -> Vec<String> {
             let Some(DeValue::Array(items)) = root.get(section).map(|value| value.get_ref()) else {
                 return Vec::new();
@@ -46,6 +47,7 @@ impl Names {
             interfaces: of("interface", "name"),
             tenants: of("tenant", "name"),
             groups: of("group", "name"),
+            peers: of("peer", "name"),
         }
     }
 
@@ -53,7 +55,7 @@ impl Names {
         known(text, &self.interfaces, "interface", "an [[interface]]")
     }
 
-    pub(super) fn tenant(&self, text: &str) -> Result<String, ValueError> {
+    pub(in super::super) fn tenant(&self, text: &str) -> Result<String, ValueError> {
         known(text, &self.tenants, "tenant", "a [[tenant]]")
     }
 
@@ -64,6 +66,9 @@ impl Names {
             TUNNEL => return Ok(Some(Subject::Tunnel)),
             "any" => return Ok(None),
             _ => {}
+        }
+        if let Some(name) = text.strip_prefix(PEER) {
+            return known(name, &self.peers, "peer", "a [[peer]]").map(|name| Some(Subject::Peer(name)));
         }
         if let Ok(net) = general::prefix(text) {
             return Ok(Some(Subject::Prefix(net.trunc())));
@@ -80,8 +85,9 @@ impl Names {
             format!("\"{}\" is no prefix, and no [[group]] or [[interface]] has that name", shown(text));
         match suggestion(text, names()) {
             Some(meant) => message.push_str(&format!("; did you mean \"{meant}\"?")),
-            None => message
-                .push_str("; write a prefix such as \"10.0.0.0/24\", a name, \"gateway\" or \"tunnel\""),
+            None => message.push_str(
+                "; write a prefix such as \"10.0.0.0/24\", a name, \"gateway\", \"tunnel\" or \"peer:NAME\"",
+            ),
         }
         Err(message.into())
     }
@@ -131,13 +137,13 @@ pub(in super::super) struct RoutePlaces {
 /// Reads all of these sections.
 pub(in super::super) fn services(
     root: &DeTable<'_>,
+    names: &Names,
     surroundings: &Surroundings<'_>,
     problems: &mut Problems<'_>,
 ) -> (Services, Places) {
-    let names = Names::collect(root);
     let (mut all, mut places) = (Services::default(), Places::default());
     for table in tables(root, "interface", INTERFACES_MAX, problems) {
-        push(interface(table, &names, problems), &mut all.interfaces, &mut places.interfaces);
+        push(interface(table, names, problems), &mut all.interfaces, &mut places.interfaces);
     }
     for table in tables(root, "tenant", TENANTS_MAX, problems) {
         push(tenant(table, problems), &mut all.tenants, &mut places.tenants);
@@ -146,22 +152,22 @@ pub(in super::super) fn services(
         push(group(table, surroundings, problems), &mut all.groups, &mut places.groups);
     }
     for table in tables(root, "route", ROUTES_MAX, problems) {
-        push(route(table, &names, problems), &mut all.routes, &mut places.routes);
+        push(route(table, names, problems), &mut all.routes, &mut places.routes);
     }
     for (number, table) in tables(root, "rule", RULES_MAX, problems).into_iter().enumerate() {
-        push(rule(table, number + 1, &names, problems), &mut all.rules, &mut places.rules);
+        push(rule(table, number + 1, names, problems), &mut all.rules, &mut places.rules);
     }
     for table in tables(root, "nat", NATS_MAX, problems) {
-        push(balance::nat(table, &names, problems), &mut all.nats, &mut places.nats);
+        push(balance::nat(table, names, problems), &mut all.nats, &mut places.nats);
     }
     for table in tables(root, "forward", FORWARDS_MAX, problems) {
-        push(balance::forward(table, &names, problems), &mut all.forwards, &mut places.forwards);
+        push(balance::forward(table, names, problems), &mut all.forwards, &mut places.forwards);
     }
     for table in tables(root, "virtual-server", SERVERS_MAX, problems) {
         push(balance::server(table, problems), &mut all.servers, &mut places.servers);
     }
     for table in tables(root, "lease", LEASES_MAX, problems) {
-        push(balance::lease(table, &names, problems), &mut all.leases, &mut places.leases);
+        push(balance::lease(table, names, problems), &mut all.leases, &mut places.leases);
     }
     let settings = one_table(root, "gateway", problems);
     places.settings = settings.as_ref().map_or(0..0, |(_, at)| at.clone());

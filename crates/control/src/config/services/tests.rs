@@ -214,6 +214,32 @@ fn rules_and_groups() {
 }
 
 #[test]
+fn peers_in_rules_and_nats() {
+    let text = |from: &str, nat: &str| {
+        format!(
+            "[node]\nprivate-key-file = \"node.key\"\nlisten = 4600\n[tun]\naddress = \"10.77.0.1/24\"\n\
+             [[peer]]\nname = \"branch\"\npublic-key = \"$HUB\"\nallowed-ips = \"10.8.0.0/16\"\n\
+             [[interface]]\nname = \"wan\"\n[[rule]]\naction = \"drop\"\nfrom = {from}\n[[nat]]\nout = \"wan\"\n\
+             from = {nat}\n"
+        )
+    };
+    let good = text("[\"peer:branch\", \"tunnel\"]", "[\"10.0.0.0/24\", \"peer:branch\"]");
+    golden(&good, &[]);
+    let services = load(&good).config.unwrap().services;
+    assert_eq!(services.rules[0].from, [Subject::Peer("branch".to_owned()), Subject::Tunnel]);
+    let prefix = NatFrom::Prefix("10.0.0.0/24".parse().unwrap());
+    assert_eq!(services.nats[0].from, [prefix, NatFrom::Peer("branch".to_owned())]);
+    golden(
+        &text("\"peer:brunch\"", "\"tunnel\""),
+        &[
+            "site.toml:14:8: error: rule.from: no peer is named \"brunch\"; did you mean \"branch\"?",
+            "site.toml:17:8: error: nat.from: \"tunnel\" is no prefix, group or peer; write for example \
+             \"10.0.0.0/24\" or \"peer:NAME\"",
+        ],
+    );
+}
+
+#[test]
 fn nats_and_forwards() {
     golden(
         &format!(

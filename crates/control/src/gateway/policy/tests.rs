@@ -56,7 +56,8 @@ fn routes(spec: &GatewaySpec) -> Vec<String> {
     let line = |route: &RouteSpec| {
         let out = match route.egress {
             Egress::Host => "host".to_owned(),
-            Egress::Bond(_) => "tunnel".to_owned(),
+            Egress::Bond(NOBODY) => "nobody".to_owned(),
+            Egress::Bond(id) => spec.peers.iter().find(|peer| peer.id == id).unwrap().name.clone(),
             Egress::Interface(id) => spec.interfaces[id.index()].name.clone(),
             other => format!("{other:?}"),
         };
@@ -79,8 +80,8 @@ fn routes_are_those_of_the_gateways_own_devices() {
             "0 0.0.0.0/0 via 203.0.113.253 wan",
             "0 10.0.0.0/24 lan",
             "0 10.0.0.254/32 host",
-            "0 10.6.0.0/16 tunnel",
-            "0 10.8.0.0/16 tunnel",
+            "0 10.6.0.0/16 nobody",
+            "0 10.8.0.0/16 hub",
             "0 10.9.0.0/16 via 10.0.0.7 lan",
             "0 10.77.0.1/32 host",
             "0 203.0.113.0/24 wan",
@@ -96,6 +97,42 @@ fn routes_are_those_of_the_gateways_own_devices() {
         "{:?}",
         spec.interfaces
     );
+}
+
+#[test]
+fn peers_have_routes_in_the_tables_of_their_tenants() {
+    let peer = |name: &str, key: &str, rest: &str| {
+        format!(
+            "[[peer]]\nname = \"{name}\"\npublic-key = \"{key}\"\nallowed-ips = [\"10.6.0.0/16\"]\n{rest}\n"
+        )
+    };
+    let text = format!(
+        "[[tenant]]\nname = \"red\"\n{}{}[[rule]]\naction = \"drop\"\nfrom = \"peer:b\"\nto = \"tunnel\"\n[[nat]]\n\
+         out = \"wan\"\nfrom = \"peer:b\"\n",
+        peer("hub", "$HUB", ""),
+        peer("b", "$OTHER", "tenant = \"red\"")
+    );
+    let all = spec(&text);
+    let ways = routes(&all);
+    for way in ["0 10.6.0.0/16 hub", "1 10.6.0.0/16 b"] {
+        assert!(ways.contains(&way.to_owned()), "{way} is not among {ways:?}");
+    }
+    let peers: Vec<_> = all.peers.iter().map(|peer| (peer.id.0, peer.name.as_str(), peer.tenant)).collect();
+    assert_eq!(peers, [(0, "hub", 0), (1, "b", 1)]);
+    assert_eq!(all.rules[0].from.attachments, [Attachment::Bond(BondId(1))]);
+    assert_eq!(all.rules[0].to.attachments, [Attachment::AnyBond]);
+    assert_eq!((all.nats[0].from.len(), all.nats[0].from_peers.as_slice()), (0, &[BondId(1)][..]));
+}
+
+/// Two uplinks: the worse route is told too, before the one that counts.
+#[test]
+fn hidden_routes_come_before_those_that_count() {
+    let mut facts = facts();
+    let second = KernelRoute { via: Some("10.0.0.9".parse().unwrap()), device: 3, ..facts.routes[0].clone() };
+    facts.routes.push(second);
+    let spec = gateway_spec(&config("", BASE), &facts, &Overrides::default());
+    let defaults: Vec<_> = routes(&spec).into_iter().filter(|way| way.contains(" 0.0.0.0/0")).collect();
+    assert_eq!(defaults, ["0 0.0.0.0/0 via 10.0.0.9 lan", "0 0.0.0.0/0 via 203.0.113.253 wan"]);
 }
 
 #[test]

@@ -276,6 +276,7 @@ pub fn nat(mode: NatMode, addresses: &[&str]) -> NatSpec {
         mode,
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
         from: Vec::new(),
+        from_peers: Vec::new(),
         tenants: Vec::new(),
         mapping: Mapping::EndpointDependent,
         ports: (1024, 65_535),

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use super::super::tests::{ip, key, nat};
+use super::super::tests::{client, ip, key, nat};
 use super::*;
 
 fn forward(protocol: u8, listen: &str, to: &str) -> ForwardSpec {
@@ -38,7 +38,7 @@ fn the_first_rule_that_serves_wins() {
     };
     let tenants = NatSpec { tenants: vec![3], ..nat(&["192.0.2.3"]) };
     let policy = NatPolicy::compile(&[exempt, tenants, nat(&["192.0.2.1"])], &[], &[], &[]);
-    let rule = |out, src, dst, tenant| policy.rule_for(by(out), &key(6, src, dst), tenant);
+    let rule = |out, src, dst, tenant| policy.rule_for(by(out), &client(&key(6, src, dst), tenant));
     assert_eq!(rule(1, "10.9.1.1:1", "198.51.100.1:80", 3), Some(0));
     assert_eq!(rule(1, "10.1.1.1:1", "198.51.100.1:80", 3), Some(1));
     assert_eq!(rule(1, "10.1.1.1:1", "198.51.100.1:80", 0), Some(2));
@@ -47,8 +47,14 @@ fn the_first_rule_that_serves_wins() {
     assert_eq!(policy.mode(0), Some(NatMode::None));
     assert_eq!(policy.mode(9), None);
     assert!(policy.is_outside(ip("192.0.2.3")) && !policy.is_outside(ip("10.1.1.1")));
-    assert_eq!(policy.rule_for_hairpin(ip("192.0.2.3"), &key(6, "10.1.1.1:1", "10.1.1.2:80"), 0), Some(2));
-    assert_eq!(policy.rule_for_hairpin(ip("192.0.2.9"), &key(6, "10.1.1.1:1", "10.1.1.2:80"), 0), None);
+    assert_eq!(
+        policy.rule_for_hairpin(ip("192.0.2.3"), &client(&key(6, "10.1.1.1:1", "10.1.1.2:80"), 0)),
+        Some(2)
+    );
+    assert_eq!(
+        policy.rule_for_hairpin(ip("192.0.2.9"), &client(&key(6, "10.1.1.1:1", "10.1.1.2:80"), 0)),
+        None
+    );
 }
 
 #[test]
@@ -56,7 +62,11 @@ fn a_rule_without_addresses_has_its_interfaces() {
     let wan = interface(&["169.254.7.7/16", "192.0.2.7/24", "2001:db8::7/64", "fe80::7/64"]);
     let policy = NatPolicy::compile(&[nat(&[])], &[], &[], &[interface(&[]), wan]);
     assert_eq!(policy.addresses(0), [ip("192.0.2.7")], "IPv4 only, and no link-local one");
-    assert_eq!(policy.rule_for(by(1), &key(6, "[fd00::1]:1", "[2001:db8:1::1]:80"), 0), None, "is routed");
+    assert_eq!(
+        policy.rule_for(by(1), &client(&key(6, "[fd00::1]:1", "[2001:db8:1::1]:80"), 0)),
+        None,
+        "is routed"
+    );
 }
 
 #[test]
@@ -65,7 +75,7 @@ fn before_the_interface_has_an_ipv4_address_ipv4_is_refused_and_ipv6_routed() {
     let nats = [nat(&[]), NatSpec { mode: NatMode::None, ..nat(&[]) }];
     let policy = NatPolicy::compile(&nats, &[], &[], &[interface(&[]), bare]);
     assert_eq!(policy.addresses(0), [] as [IpAddr; 0]);
-    let rule = |src, dst| policy.rule_for(by(1), &key(6, src, dst), 0);
+    let rule = |src, dst| policy.rule_for(by(1), &client(&key(6, src, dst), 0));
     assert_eq!(rule("10.0.0.5:1", "198.51.100.1:80"), Some(0), "no private source leaves by the next rule");
     assert_eq!(rule("[fd00::1]:1", "[2001:db8:1::1]:80"), Some(1));
 }
@@ -110,7 +120,8 @@ fn independence_is_of_addresses() {
         policy.endpoint_independent(ip("192.0.2.1"), 80, 17)
             && !policy.endpoint_independent(ip("192.0.2.1"), 80, 6)
     );
-    assert!(policy.endpoint_independent_client(ip("10.9.0.1"), 0));
+    let rule = policy.rule_for(by(1), &client(&key(6, "10.9.0.1:1", "1.0.0.1:80"), 0)).unwrap();
+    assert!(policy.is_independent(rule));
     let echo = FlowKey { src_port: 77, dst_port: 0, ..key(1, "1.0.0.1:0", "192.0.2.3:0") };
     assert_eq!(policy.mapping_core_of(&echo, 4), Some(super::super::mapping_core(ip("192.0.2.3"), 77, 4)));
     assert_eq!(policy.mapping_core_of(&key(6, "1.0.0.1:9", "192.0.2.4:900"), 4), None);

@@ -29,7 +29,10 @@ fn one_endpoint_for_all_remotes_open_to_all() {
     // A hairpin asks the same, of an inside client.
     assert_eq!(gateway.nat.inbound(&key(17, "10.0.0.2:9", &outside), 5), Some(inside));
     assert!(
-        gateway.policy.rule_for_hairpin(first.source, &key(17, "10.0.0.2:9", "10.0.0.1:4001"), 7).is_some()
+        gateway
+            .policy
+            .rule_for_hairpin(first.source, &client(&key(17, "10.0.0.2:9", "10.0.0.1:4001"), 7))
+            .is_some()
     );
     // The log has one line for the mapping, whoever the remote is.
     assert_eq!(gateway.log.len(), 3);
