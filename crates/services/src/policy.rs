@@ -21,7 +21,7 @@ use crate::spec::{
 /// Earlier targets that are remembered over reloads at most; beyond, all but the present ones are forgotten.
 const KEPT_MAX: usize = 65_536;
 
-/// What a new flow's destination turned out to be.
+/// Service that a new flow is addressed to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Service<'a> {
     /// A virtual server, by id.
@@ -65,6 +65,19 @@ impl Tenants {
     }
 }
 
+/// Interfaces and bonds, as far as a packet's way depends on them.
+struct Attachments {
+    tenants: Tenants,
+    /// Peers' allowed-ips, by their tenants.
+    behind_peers: Fib,
+}
+
+impl Attachments {
+    fn of_spec(spec: &GatewaySpec) -> Self {
+        Self { tenants: Tenants::of_spec(spec), behind_peers: Fib::compile(&routes_to_peers(&spec.peers)) }
+    }
+}
+
 /// Everything a core needs to decide a flow.
 pub struct Policy {
     /// Version: a flow decided under another one is decided again.
@@ -75,9 +88,7 @@ pub struct Policy {
     pub rules: RuleSet,
     /// Routes.
     pub fib: Fib,
-    /// Peers' allowed-ips, by their tenants.
-    behind_peers: Fib,
-    tenants: Tenants,
+    attachments: Attachments,
     /// Source NAT, forwards, leases.
     pub nat: Arc<NatPolicy>,
     /// Virtual servers.
@@ -177,8 +188,7 @@ impl Policy {
             nat: Arc::new(nat),
             balancer: Arc::new(balancer),
             steers_by_hash_only: kept.is_empty() && !maps_endpoints && spec.tenants.len() < 2,
-            behind_peers: Fib::compile(&routes_to_peers(&spec.peers)),
-            tenants: Tenants::of_spec(&spec),
+            attachments: Attachments::of_spec(&spec),
             maps_endpoints,
             own,
             kept,
@@ -223,13 +233,13 @@ impl Policy {
     #[inline]
     #[must_use]
     pub fn tenant_of(&self, ingress: Ingress) -> u16 {
-        self.tenants.of(ingress)
+        self.attachments.tenants.of(ingress)
     }
 
     /// Tenants of interfaces and bonds.
     #[must_use]
     pub fn tenants(&self) -> &Tenants {
-        &self.tenants
+        &self.attachments.tenants
     }
 
     /// Tenant of what comes back from where packets leave.
@@ -237,8 +247,8 @@ impl Policy {
     #[must_use]
     pub fn tenant_behind(&self, egress: Egress) -> u16 {
         match egress {
-            Egress::Interface(id) => self.tenants.of(Ingress::Interface(id)),
-            Egress::Bond(id) => self.tenants.of(Ingress::Bond(id)),
+            Egress::Interface(id) => self.attachments.tenants.of(Ingress::Interface(id)),
+            Egress::Bond(id) => self.attachments.tenants.of(Ingress::Bond(id)),
             Egress::Host | Egress::Core(_) | Egress::Unit(_) => SHARED_TENANT,
         }
     }
@@ -255,7 +265,7 @@ impl Policy {
     pub fn route(&self, ingress: Ingress, tenant: u16, dst: IpAddr) -> Option<Route> {
         let route = self.fib.lookup(tenant, dst);
         match ingress {
-            Ingress::Host => route.or_else(|| self.behind_peers.lookup(tenant, dst)),
+            Ingress::Host => route.or_else(|| self.attachments.behind_peers.lookup(tenant, dst)),
             Ingress::Interface(_) | Ingress::Bond(_) => route,
         }
     }
@@ -267,7 +277,7 @@ impl Policy {
         own.filter(move |tenant| self.fib.has_own(*tenant, dst)).take(TENANTS_ASKED_MAX)
     }
 
-    /// What the firewall says about a new flow. The host's own packets into a bond pass unless a rule says otherwise, as
+    /// Verdict of the firewall on a new flow. The host's own packets into a bond pass unless a rule says otherwise, as
     /// those that it sends by its interfaces.
     #[must_use]
     pub fn verdict(&self, question: &Question<'_>) -> Verdict {

@@ -7,7 +7,7 @@
 //! such a segment gets the same header until the server has acknowledged it; if one is lost, the client or the server's
 //! repeated SYN-ACK brings the next.
 //!
-//! For each segment of a flow with [`crate::flow::flags::SHIFTED`]:
+//! For each segment of a flow with [`crate::flow::flags::PROXY_PROTOCOL`]:
 //!
 //! * original direction: [`crate::tcp::follow`], then, if [`Shift::needs_header`], [`header_segment`] and the segment
 //!   itself [`Shift::behind_header`] ([`insert`] makes one of both, where there is room), else [`shift`];

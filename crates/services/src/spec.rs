@@ -102,7 +102,7 @@ pub struct PeerSpec {
     pub name: String,
     /// Tenant of what comes in by the bond (row R11).
     pub tenant: u16,
-    /// What is behind it. The host's own packets to these prefixes take the bond; others need a route.
+    /// Inner networks behind it. The host's own packets to these prefixes take the bond; others need a route.
     pub allowed_ips: Vec<IpNet>,
 }
 
@@ -128,7 +128,7 @@ pub struct GroupSpec {
     pub members: Vec<IpNet>,
 }
 
-/// What a rule does with a new flow.
+/// Action of a rule on a new flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RuleAction {
@@ -181,7 +181,7 @@ pub struct SideSpec {
 pub struct RuleSpec {
     /// Name for `explain` and counters; "rule 3" if none was given.
     pub name: String,
-    /// What to do.
+    /// Action.
     pub action: RuleAction,
     /// Source.
     pub from: SideSpec,

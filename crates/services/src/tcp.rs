@@ -111,7 +111,7 @@ impl State {
     }
 }
 
-/// What to do with a segment of a known flow.
+/// Verdict on a segment of a known flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Belongs to the connection: pass it on. It keeps the flow alive.

@@ -247,7 +247,7 @@ impl Builder<'_> {
         table.into_routes()
     }
 
-    /// What the host's route for a prefix into the tunnel leads to: the peer that has all of it, and those that have
+    /// Ways of a prefix that the host routes into the tunnel: the peer that has all of it, and those that have
     /// parts. What nobody has ends in the tunnel and does not take another route.
     fn through_tunnel(&self, prefix: IpNet) -> Vec<(IpNet, BondId)> {
         let shared = self.config.peers.iter().filter(|peer| peer.tenant.is_none());

@@ -42,7 +42,7 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// What becomes of a frame.
+/// Outcome of a frame: where it goes, or why not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Not looked at yet.

@@ -2,7 +2,7 @@
 //!
 //! Each of them has to see the other's outside endpoint, and each endpoint belongs to a core of its own. So the packet is
 //! translated twice, as if it left and came back: by a flow of its sender's core from the inside key to both outside
-//! endpoints (`hops::LOOP`), and by one of the other's core from there to the inside. Only the core of the destination
+//! endpoints (`hops::HAIRPIN`), and by one of the other's core from there to the inside. Only the core of the destination
 //! knows whether somebody is mapped there; it is asked first, and what nobody has is for the gateway itself. The
 //! firewall judges both times.
 
@@ -71,7 +71,7 @@ impl Core {
     }
 
     /// A packet that was translated to `to`, between two outside endpoints, comes in again at the core of its destination.
-    pub(super) fn come_around(
+    pub(super) fn enter_again(
         &mut self,
         now_ns: u64,
         frame: &mut Frame<'_>,
@@ -102,7 +102,7 @@ impl Core {
     }
 
     /// The time to live of what goes around is judged before, while its sender can be answered.
-    pub(super) fn may_go_around(
+    pub(super) fn may_hairpin(
         &mut self,
         now_ns: u64,
         frame: &Frame<'_>,

@@ -37,7 +37,7 @@ impl Core {
             flow = again;
         }
         let was = is_embryonic(flow.record);
-        if flow.record.flags & flags::SHIFTED != 0 {
+        if flow.record.flags & flags::PROXY_PROTOCOL != 0 {
             return self.hit_shifted(now_ns, frame, &header, id, direction, origin, out);
         }
         if header.protocol == TCP {
@@ -125,15 +125,15 @@ impl Core {
         if let Way::Hop(hop) = way {
             return self.forward_to(now_ns, frame, header, to.as_ref(), &hop, out);
         }
-        if matches!(way, Way::Around) {
-            self.may_go_around(now_ns, frame, header, out)?;
+        if matches!(way, Way::Hairpin) {
+            self.may_hairpin(now_ns, frame, header, out)?;
         }
         let partial = is_partial(&frame.offload);
         let packet = frame.bytes.get_mut(super::ETHERNET_BYTES..).unwrap_or_default();
         if let Some(to) = &to {
             rewrite::rewrite(packet, header, partial, to)?;
-            if matches!(way, Way::Around) {
-                return self.come_around(now_ns, frame, to, out);
+            if matches!(way, Way::Hairpin) {
+                return self.enter_again(now_ns, frame, to, out);
             }
         }
         self.counters.to_host += 1;
@@ -218,15 +218,15 @@ impl Core {
             let end = if direction == Direction::Original { original.src } else { reply.src };
             let source = (hides || header.src == end).then_some(to.src);
             rewrite::rewrite_error(packet, header, partial, &to, source)?;
-            if matches!(way, Way::Around) {
-                return self.come_around(now_ns, frame, &to, out);
+            if matches!(way, Way::Hairpin) {
+                return self.enter_again(now_ns, frame, &to, out);
             }
         }
         match way {
             Way::Host => frame.outcome = Outcome::Forward(Egress::Host),
             Way::Hop(hop) => address(frame, &hop),
             // Only what is translated comes around.
-            Way::Around => return Err(DropReason::NoRoute),
+            Way::Hairpin => return Err(DropReason::NoRoute),
         }
         self.went_on(header);
         Ok(())
@@ -264,7 +264,7 @@ impl Core {
             return Ok(way);
         }
         let number = if self.around(&self.flows.leaves_as(id, direction)).is_some() {
-            hops::LOOP
+            hops::HAIRPIN
         } else {
             let (egress, neighbor) = self.target(id, direction).ok_or(DropReason::NoRoute)?;
             match self.hops.number(egress, neighbor, &self.policy, &self.neighbors) {
@@ -283,7 +283,7 @@ impl Core {
         match number {
             hops::UNSET => None,
             hops::HOST => Some(Way::Host),
-            hops::LOOP => Some(Way::Around),
+            hops::HAIRPIN => Some(Way::Hairpin),
             number => self.hops.get(number).copied().map(Way::Hop),
         }
     }
@@ -360,7 +360,7 @@ pub(super) enum Way {
     /// To the host's own stack.
     Host,
     /// In again, from outside.
-    Around,
+    Hairpin,
 }
 
 /// Whether nothing but late packets is expected. Of one that is seen in one direction only the client's FIN is the last that

@@ -24,7 +24,7 @@ pub const UNSET: u16 = 0;
 /// The host's own stack.
 pub const HOST: u16 = 1;
 /// Comes around: in again, from outside ([`super::hairpin`]).
-pub const LOOP: u16 = 2;
+pub const HAIRPIN: u16 = 2;
 const FIRST: u16 = 3;
 /// Most next hops of a core.
 const HOPS_MAX: usize = 60_000;

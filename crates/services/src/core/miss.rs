@@ -23,7 +23,7 @@ use crate::steer;
 use crate::tcp::{self, Segment};
 
 /// Where a new flow goes, before source translation.
-struct Course {
+struct Resolution {
     /// The key with its destination translated.
     to: FlowKey,
     egress: Egress,
@@ -162,34 +162,35 @@ impl Core {
             seen: tick_of(now_ns),
             ..Record::default()
         };
-        let course = match self.course(&policy, now_ns, key, tenant, frame.ingress, around) {
-            Ok(course) => course,
+        let resolution = match self.resolve(&policy, now_ns, key, tenant, frame.ingress, around) {
+            Ok(resolution) => resolution,
             Err(reason @ (DropReason::NoBackend | DropReason::ServerFull)) => {
                 let egress = egress_behind(&policy, key, tenant);
-                self.judge(now_ns, &policy, frame, key, tenant, egress, out)?;
+                self.filter(now_ns, &policy, frame, key, tenant, egress, out)?;
                 self.answer_failure(now_ns, frame, reason, out);
                 return Err(reason);
             }
             Err(reason) => return Err(reason),
         };
-        let verdict = self.judge(now_ns, &policy, frame, key, tenant, course.egress, out)?;
-        let unasked = policy.hides_inside(frame.ingress.interface()) && course.flags & flags::DEST_NAT == 0;
-        if unasked && verdict.rule.is_none() && course.egress.interface().is_some() {
+        let verdict = self.filter(now_ns, &policy, frame, key, tenant, resolution.egress, out)?;
+        let unasked =
+            policy.hides_inside(frame.ingress.interface()) && resolution.flags & flags::DEST_NAT == 0;
+        if unasked && verdict.rule.is_none() && resolution.egress.interface().is_some() {
             return Err(DropReason::NatNoMapping);
         }
-        if passes_without_flow(&policy, frame, key, &header, &course) {
+        if passes_without_flow(&policy, frame, key, &header, &resolution) {
             self.give_to_host(frame, &header);
             return Ok(None);
         }
-        record.flags = course.flags;
+        record.flags = resolution.flags;
         record.rule = verdict.rule.map_or(0, |rule| rule + 1);
         if !self.make_room(now_ns) {
             return Err(DropReason::EmbryonicFull);
         }
-        self.begin_state(&mut record, frame, &header, &course)?;
-        let opened = self.open(now_ns, &policy, key, tenant, frame.ingress, &course, record);
+        self.begin_state(&mut record, frame, &header, &resolution)?;
+        let opened = self.open(now_ns, &policy, key, tenant, frame.ingress, &resolution, record);
         match opened {
-            Ok(_) if record.flags & flags::SHIFTED != 0 => {
+            Ok(_) if record.flags & flags::PROXY_PROTOCOL != 0 => {
                 self.begin_shift(key, tenant, &header, frame.packet());
             }
             Ok(_) => {}
@@ -199,7 +200,7 @@ impl Core {
     }
 
     /// Asks the firewall about a new flow; what it refuses is answered as the rule says.
-    fn judge(
+    fn filter(
         &mut self,
         now_ns: u64,
         policy: &Policy,
@@ -265,7 +266,7 @@ impl Core {
     }
 
     /// Destination: service, mapping, route.
-    fn course(
+    fn resolve(
         &mut self,
         policy: &Policy,
         now_ns: u64,
@@ -273,8 +274,8 @@ impl Core {
         tenant: u16,
         ingress: Ingress,
         around: Option<InterfaceId>,
-    ) -> Result<Course, DropReason> {
-        let mut course = Course {
+    ) -> Result<Resolution, DropReason> {
+        let mut resolution = Resolution {
             to: *key,
             egress: around.map_or(Egress::Host, Egress::Interface),
             neighbor: key.dst,
@@ -285,66 +286,49 @@ impl Core {
             flags: 0,
         };
         if around.is_some() {
-            return Ok(course);
+            return Ok(resolution);
         }
         let mut tenant_out = tenant;
         match policy.server_or_forward(key) {
             Some(Service::Server(server)) => {
                 let random = (self.random() >> 32) as u32;
                 let pick = policy.balancer.pick(server, key, now_ns, random)?;
-                course.server = Some(server);
-                course.backend = Some(pick.backend);
+                resolution.server = Some(server);
+                resolution.backend = Some(pick.backend);
                 if pick.delivery == DeliveryMode::DirectReturn {
-                    course.flags |= flags::ONE_WAY | flags::DEST_NAT;
+                    resolution.flags |= flags::ONE_WAY | flags::DEST_NAT;
                     let route = policy.fib.lookup(tenant, pick.address.ip()).ok_or(DropReason::NoRoute)?;
-                    course.egress = route.egress;
-                    course.neighbor = pick.address.ip();
-                    return Ok(course);
+                    resolution.egress = route.egress;
+                    resolution.neighbor = pick.address.ip();
+                    return Ok(resolution);
                 }
-                course.source = Some(pick.source);
-                course.flags |= if pick.proxy_protocol { flags::SHIFTED } else { 0 };
-                self.aim(&mut course, pick.address);
+                resolution.source = Some(pick.source);
+                resolution.flags |= if pick.proxy_protocol { flags::PROXY_PROTOCOL } else { 0 };
+                self.set_destination(&mut resolution, pick.address);
             }
             Some(Service::Forward(forward)) => {
                 tenant_out = forward.tenant;
                 let proxied = forward.proxy_protocol && forward.protocol == TCP;
-                course.flags |= if proxied { flags::SHIFTED } else { 0 };
-                self.aim(&mut course, forward.to);
+                resolution.flags |= if proxied { flags::PROXY_PROTOCOL } else { 0 };
+                self.set_destination(&mut resolution, forward.to);
             }
             None => {
                 if policy.maps_endpoints
                     && let Some(inside) = self.nat.inbound(key, tenant)
                 {
-                    course.to = with_destination(key, inside.address, inside.port);
-                    course.flags |= flags::DEST_NAT | flags::MAPPED;
+                    resolution.to = with_destination(key, inside.address, inside.port);
+                    resolution.flags |= flags::DEST_NAT | flags::MAPPED;
                     tenant_out = inside.tenant;
                 }
             }
         }
-        let to_many = is_to_many(key.dst);
-        if policy.is_own(course.to.dst) || to_many && matches!(ingress, Ingress::Bond(_)) {
-            return Ok(course);
-        }
-        if policy.nat.is_outside(course.to.dst) {
-            return Err(DropReason::NatNoMapping);
-        }
-        let route = policy.route(ingress, tenant_out, course.to.dst).ok_or(DropReason::NoRoute)?;
-        // Back to where it came from, or from the host to the host: it would go round in circles.
-        let circles = course.flags & flags::DEST_NAT == 0
-            && !matches!(ingress, Ingress::Interface(_))
-            && route.egress == Egress::from(ingress);
-        if circles || to_many && !matches!(route.egress, Egress::Bond(_)) {
-            return Err(DropReason::NoRoute);
-        }
-        course.egress = route.egress;
-        course.neighbor = route.via.unwrap_or(course.to.dst);
-        Ok(course)
+        leave_by(policy, key, ingress, tenant_out, &mut resolution)?;
+        Ok(resolution)
     }
-
-    fn aim(&self, course: &mut Course, target: SocketAddr) {
-        course.to.dst = target.ip();
-        course.to.dst_port = target.port();
-        course.flags |= flags::DEST_NAT;
+    fn set_destination(&self, resolution: &mut Resolution, target: SocketAddr) {
+        resolution.to.dst = target.ip();
+        resolution.to.dst_port = target.port();
+        resolution.flags |= flags::DEST_NAT;
     }
 
     /// The transport protocol's state after the first packet.
@@ -353,10 +337,10 @@ impl Core {
         record: &mut Record,
         frame: &Frame<'_>,
         header: &IpHeader,
-        course: &Course,
+        resolution: &Resolution,
     ) -> Result<(), DropReason> {
         let packet = frame.packet();
-        if course.egress == Egress::Host && matches!(frame.ingress, Ingress::Bond(_)) {
+        if resolution.egress == Egress::Host && matches!(frame.ingress, Ingress::Bond(_)) {
             record.flags |= flags::LOCAL;
         }
         match header.protocol {
@@ -365,13 +349,13 @@ impl Core {
                 if super::shift::has_early_data(record.flags, &segment) {
                     return Err(DropReason::NatUnsupported);
                 }
-                if course.egress == Egress::Host && frame.ingress.interface().is_some() {
+                if resolution.egress == Egress::Host && frame.ingress.interface().is_some() {
                     // The host answers by the device itself.
                     record.flags |= flags::LOCAL | flags::ONE_WAY;
                 }
                 // A connection that was there before us may go on where nothing has to be translated.
-                let untouched = course.flags & flags::DEST_NAT == 0
-                    && !self.policy.hides_inside(course.egress.interface());
+                let untouched = resolution.flags & flags::DEST_NAT == 0
+                    && !self.policy.hides_inside(resolution.egress.interface());
                 if !tcp::begin(record, &segment, untouched) {
                     return Err(DropReason::NotNew);
                 }
@@ -398,16 +382,16 @@ impl Core {
         key: &FlowKey,
         tenant: u16,
         ingress: Ingress,
-        course: &Course,
+        resolution: &Resolution,
         mut record: Record,
     ) -> Result<FlowId, DropReason> {
-        let out_tenant = policy.tenant_behind(course.egress);
-        let mut to = course.to;
-        let rule = source_rule(policy, key, tenant, ingress, course);
+        let out_tenant = policy.tenant_behind(resolution.egress);
+        let mut to = resolution.to;
+        let rule = source_rule(policy, key, tenant, ingress, resolution);
         let mut bound = false;
         if let Some(rule) = rule {
             let random = self.random();
-            let by_endpoint = policy.maps_endpoints && course.flags & flags::DEST_NAT == 0;
+            let by_endpoint = policy.maps_endpoints && resolution.flags & flags::DEST_NAT == 0;
             let home = by_endpoint.then(|| steer::endpoint_bucket(&self.ownership, key, tenant) as u16);
             let request = BindRequest { rule, client: to, tenant, out_tenant, random, home };
             let mut binding = self.bind(now_ns, &request);
@@ -427,7 +411,7 @@ impl Core {
             record.nat = rule + 1;
             record.port_table = binding.table;
             bound = true;
-        } else if course.flags & flags::MAPPED != 0 {
+        } else if resolution.flags & flags::MAPPED != 0 {
             let rule = policy.nat.rule_of_outside(key.dst).ok_or(DropReason::NatNoMapping)?;
             let joined = self.nat.join(now_ns, key, tenant, rule);
             joined.inspect_err(|reason| self.count_refusal(rule, *reason))?;
@@ -437,19 +421,19 @@ impl Core {
         if record.nat != 0 && policy.assembles(record.nat - 1) {
             record.flags |= flags::ASSEMBLE;
         }
-        record.backend = course.backend.map_or(0, |backend| backend + 1);
-        let place = match (course.server, course.backend) {
+        record.backend = resolution.backend.map_or(0, |backend| backend + 1);
+        let place = match (resolution.server, resolution.backend) {
             (Some(server), Some(backend)) => policy.balancer.opened(server, backend),
             _ => Ok(()),
         };
         let (original, reply) = ((*key, tenant), reply_of(&to, out_tenant));
-        let result = place.and_then(|()| self.insert(policy, &original, &reply, course, record));
+        let result = place.and_then(|()| self.insert(policy, &original, &reply, resolution, record));
         if result.is_err() {
-            if let (Ok(()), Some(backend)) = (place, course.backend) {
+            if let (Ok(()), Some(backend)) = (place, resolution.backend) {
                 policy.balancer.closed(backend, false);
             }
             if bound {
-                let client = if record.flags & flags::SOURCE_NAT != 0 { &course.to } else { key };
+                let client = if record.flags & flags::SOURCE_NAT != 0 { &resolution.to } else { key };
                 self.nat.release(now_ns, &reply.0, reply.1, &record, client, tenant);
             }
             return result;
@@ -465,23 +449,51 @@ impl Core {
         policy: &Policy,
         original: &(FlowKey, u16),
         reply: &(FlowKey, u16),
-        course: &Course,
+        resolution: &Resolution,
         mut record: Record,
     ) -> Result<FlowId, DropReason> {
         let hashes = [original, reply].map(|(key, tenant)| self.flows.hash(key, *tenant));
         // The index has just been asked for the original key; the reply's line is on its way meanwhile.
         self.flows.prefetch(hashes[1]);
         let buckets = self.live_buckets(original, reply);
-        record.next_hop[Direction::Original as usize] = if course.around {
-            hops::LOOP
+        record.next_hop[Direction::Original as usize] = if resolution.around {
+            hops::HAIRPIN
         } else {
-            self.hops.number(course.egress, course.neighbor, policy, &self.neighbors)
+            self.hops.number(resolution.egress, resolution.neighbor, policy, &self.neighbors)
         };
         let id = self.flows.insert_unknown(hashes, (&original.0, original.1), (&reply.0, reply.1), record)?;
         hashes.into_iter().for_each(|hash| self.begun.add(hash));
         self.count_live(buckets, u32::wrapping_add);
         Ok(id)
     }
+}
+
+/// The egress of a new flow whose destination is final.
+fn leave_by(
+    policy: &Policy,
+    key: &FlowKey,
+    ingress: Ingress,
+    tenant: u16,
+    resolution: &mut Resolution,
+) -> Result<(), DropReason> {
+    let to_many = is_to_many(key.dst);
+    if policy.is_own(resolution.to.dst) || to_many && matches!(ingress, Ingress::Bond(_)) {
+        return Ok(());
+    }
+    if policy.nat.is_outside(resolution.to.dst) {
+        return Err(DropReason::NatNoMapping);
+    }
+    let route = policy.route(ingress, tenant, resolution.to.dst).ok_or(DropReason::NoRoute)?;
+    // Back to where it came from, or from the host to the host: it would go round in circles.
+    let circles = resolution.flags & flags::DEST_NAT == 0
+        && !matches!(ingress, Ingress::Interface(_))
+        && route.egress == Egress::from(ingress);
+    if circles || to_many && !matches!(route.egress, Egress::Bond(_)) {
+        return Err(DropReason::NoRoute);
+    }
+    resolution.egress = route.egress;
+    resolution.neighbor = route.via.unwrap_or(resolution.to.dst);
+    Ok(())
 }
 
 /// Where the backends of a virtual server are, whether or not they are up: what the firewall is asked about.
@@ -501,13 +513,13 @@ fn source_rule(
     key: &FlowKey,
     tenant: u16,
     ingress: Ingress,
-    course: &Course,
+    resolution: &Resolution,
 ) -> Option<u16> {
-    if course.flags & flags::ONE_WAY != 0 || course.egress.interface().is_none() {
+    if resolution.flags & flags::ONE_WAY != 0 || resolution.egress.interface().is_none() {
         return None;
     }
-    let client = NatClient::of(&course.to, tenant, ingress);
-    if course.flags & flags::MAPPED != 0 {
+    let client = NatClient::of(&resolution.to, tenant, ingress);
+    if resolution.flags & flags::MAPPED != 0 {
         // From outside the client's source stays. A client inside that meets another at its mapping must not show its
         // inside address (RFC 4787 REQ-9).
         let rule = policy.nat.rule_of_outside(key.dst)?;
@@ -515,17 +527,18 @@ fn source_rule(
             policy.spec.nats.get(usize::from(rule)).is_some_and(|nat| nat.out != ingress.interface());
         return if from_inside { policy.nat.rule_for_hairpin(key.dst, &client) } else { None };
     }
-    if let (Some(server), Some(NatMode::AddressAndPort | NatMode::PortOnly)) = (course.server, course.source)
+    if let (Some(server), Some(NatMode::AddressAndPort | NatMode::PortOnly)) =
+        (resolution.server, resolution.source)
     {
-        return policy.nat_of_server(server, course.egress);
+        return policy.nat_of_server(server, resolution.egress);
     }
-    if course.flags & flags::DEST_NAT != 0 && course.egress == Egress::from(ingress) {
+    if resolution.flags & flags::DEST_NAT != 0 && resolution.egress == Egress::from(ingress) {
         // Hairpin: the two are neighbours and would talk past us. RFC 4787 REQ-9: the source is our outside address.
-        let by_server = course.server.and_then(|server| policy.nat_of_server(server, course.egress));
+        let by_server = resolution.server.and_then(|server| policy.nat_of_server(server, resolution.egress));
         return by_server.or_else(|| policy.nat.rule_for_hairpin(key.dst, &client));
     }
-    let rule = policy.nat.rule_for(course.egress, &client)?;
-    (course.egress != Egress::from(ingress)).then_some(rule)
+    let rule = policy.nat.rule_for(resolution.egress, &client)?;
+    (resolution.egress != Egress::from(ingress)).then_some(rule)
 }
 
 /// Sources that nobody may use.
@@ -548,16 +561,16 @@ fn is_to_many(dst: IpAddr) -> bool {
     dst.is_multicast() || dst == IpAddr::V4(std::net::Ipv4Addr::BROADCAST)
 }
 
-/// Whether the kernel's stack has to judge a packet by itself. Of what interfaces bring only TCP connections get a flow,
+/// Whether the kernel's stack has to filter a packet by itself. Of what interfaces bring only TCP connections get a flow,
 /// since the host's answers do not come by here; of what bonds bring everything that may be answered.
 fn passes_without_flow(
     policy: &Policy,
     frame: &Frame<'_>,
     key: &FlowKey,
     header: &IpHeader,
-    course: &Course,
+    resolution: &Resolution,
 ) -> bool {
-    if course.egress != Egress::Host || course.flags & flags::DEST_NAT != 0 {
+    if resolution.egress != Egress::Host || resolution.flags & flags::DEST_NAT != 0 {
         return false;
     }
     match frame.ingress {

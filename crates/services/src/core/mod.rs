@@ -25,7 +25,7 @@ use crate::policy::{Policy, Tenants};
 use steering::ownership::Ownership;
 
 mod answer;
-mod begun;
+mod bloom_filter;
 mod counters;
 mod explain;
 mod frame;
@@ -101,7 +101,7 @@ pub struct Core {
     /// Flows ended while a batch was acted upon: what was found before may be another flow by now.
     removals: u32,
     /// Flows begun while a batch was acted upon.
-    begun: begun::Begun,
+    begun: bloom_filter::BloomFilter,
     /// Tests compare the short way with the long one.
     #[cfg(test)]
     long_way_only: bool,
@@ -153,7 +153,7 @@ impl Core {
             swept_ns: 0,
             sweep_debt: 0.0,
             removals: 0,
-            begun: begun::Begun::default(),
+            begun: bloom_filter::BloomFilter::default(),
             #[cfg(test)]
             long_way_only: false,
             #[cfg(test)]
@@ -422,7 +422,7 @@ impl Core {
             self.embryonic = self.embryonic.saturating_sub(1);
         }
         self.count_services(record, &original.0, false);
-        if record.flags & flags::SHIFTED != 0 {
+        if record.flags & flags::PROXY_PROTOCOL != 0 {
             self.shifts.forget(&original.0, original.1);
         }
         if record.nat != 0 {

@@ -199,7 +199,7 @@ impl Core {
         let known = self.flows.find(self.flows.hash(key, tenant), key, tenant);
         let bits = known.map(|(id, _)| self.flows.record(id).flags);
         if key.protocol != PROTOCOL_SCTP {
-            return bits.is_some_and(|bits| bits & flags::SHIFTED != 0);
+            return bits.is_some_and(|bits| bits & flags::PROXY_PROTOCOL != 0);
         }
         let rule = || self.rule_ahead(key, tenant, ingress);
         bits.map_or_else(|| rule().is_some(), |bits| bits & CHANGES != 0)

@@ -14,7 +14,7 @@ use crate::flow::{FlowId, flags};
 use crate::proxy_protocol::{self, Header, Shift};
 use crate::tcp::{self, SYN, Segment, Verdict};
 
-/// What is kept of flows with [`flags::SHIFTED`], by key and tenant of their original direction. There are never more than
+/// What is kept of flows with [`flags::PROXY_PROTOCOL`], by key and tenant of their original direction. There are never more than
 /// flows: an entry comes and goes with its flow.
 pub(super) struct Shifts(HashMap<(FlowKey, u16), Shift, FixedState>);
 
@@ -45,7 +45,7 @@ impl Shifts {
 }
 
 impl Core {
-    /// A flow with [`flags::SHIFTED`] was begun by this SYN.
+    /// A flow with [`flags::PROXY_PROTOCOL`] was begun by this SYN.
     pub(super) fn begin_shift(&mut self, key: &FlowKey, tenant: u16, header: &IpHeader, packet: &[u8]) {
         if let Some(segment) = Segment::of(header.payload(packet)) {
             self.shifts.put(key, tenant, Shift::new(segment.seq, header.version == 6));
@@ -175,7 +175,7 @@ impl Core {
         id: FlowId,
         direction: Direction,
     ) {
-        if self.flows.record(id).flags & flags::SHIFTED == 0
+        if self.flows.record(id).flags & flags::PROXY_PROTOCOL == 0
             || direction != Direction::Reply
             || !matches!(header.protocol, PROTOCOL_ICMP | PROTOCOL_ICMPV6)
             || is_partial(&frame.offload)
@@ -192,5 +192,5 @@ impl Core {
 
 /// Whether a SYN carries data, which a header could not be put in front of (RFC 7413: it is sent again without).
 pub(super) fn has_early_data(record_flags: u16, segment: &Segment) -> bool {
-    record_flags & flags::SHIFTED != 0 && segment.has(SYN) && segment.payload_bytes > 0
+    record_flags & flags::PROXY_PROTOCOL != 0 && segment.has(SYN) && segment.payload_bytes > 0
 }

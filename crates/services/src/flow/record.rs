@@ -40,7 +40,7 @@ pub mod flags {
     /// The mapping is an endpoint-independent one: its port belongs to the mapping, not to the flow.
     pub const MAPPED: u16 = 1 << 6;
     /// TCP sequence numbers are shifted (a PROXY protocol header was inserted).
-    pub const SHIFTED: u16 = 1 << 7;
+    pub const PROXY_PROTOCOL: u16 = 1 << 7;
     /// The flow was picked up in mid-stream: TCP windows are not known.
     pub const MID_STREAM: u16 = 1 << 8;
 }

@@ -211,8 +211,8 @@ proptest! {
     ) {
         let mut talk = Talk::new(100);
         talk.shift.acknowledged = true;
-        let (shifted, edges) = talk.server(ACK_ONLY, ack, &blocks, pad);
-        prop_assert_eq!(shifted, ack.wrapping_sub(28));
+        let (moved, edges) = talk.server(ACK_ONLY, ack, &blocks, pad);
+        prop_assert_eq!(moved, ack.wrapping_sub(28));
         prop_assert_eq!(edges, blocks.iter().map(|edge| edge.wrapping_sub(28)).collect::<Vec<_>>());
     }
 

@@ -26,7 +26,7 @@ const OPTION_NOP: u8 = 1;
 const OPTION_SCALE: u8 = 3;
 const OPTION_SACK_PERMITTED: u8 = 4;
 
-/// What a segment says, in host byte order.
+/// Fields of a segment, in host byte order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// Sequence number of its first byte, or of its SYN.

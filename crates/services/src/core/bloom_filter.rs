@@ -1,15 +1,15 @@
-//! Which flows may have begun since a batch was looked up.
+//! A Bloom filter of one hash function: which flows may have begun since a batch was looked up.
 
 const WORDS: usize = 16;
 
-/// A set of hashes that forgets nothing until it is cleared and may have more than was put in.
+/// Set of hashes that forgets nothing until it is cleared and may have more than was put in.
 #[derive(Default)]
-pub(super) struct Begun {
+pub(super) struct BloomFilter {
     bits: [u64; WORDS],
     any: bool,
 }
 
-impl Begun {
+impl BloomFilter {
     pub(super) fn clear(&mut self) {
         if self.any {
             *self = Self::default();
