@@ -198,6 +198,7 @@ fn initiation(hub: &[u8; 32], number: u32) -> Vec<u8> {
         preferred: Vec::new(),
         policy: Default::default(),
         flow: Default::default(),
+        tenant: 0,
         flow_hash_key: [1; 40],
         table: cores,
     };

@@ -87,3 +87,56 @@ fn c2_t1_reload_of_the_hubs_services_leaves_the_tunnel_alone() {
         assert_eq!(peer(&branch).handshakes, before);
     });
 }
+
+/// Rows R4, R11: two tenants with equal addresses behind two peers. Both ask the same server from the same address and port; the
+/// hub translates each by itself and answers each by the bond that it came by. A rule about one peer does not touch the other.
+#[test]
+fn r4_r11_tenants_with_equal_addresses_behind_two_peers() {
+    isolated(|| {
+        let mut scene = Scene::new(&[link(80.0, 2.0)]);
+        let server = scene.testbed.add_host(Site::B).unwrap().node;
+        let second = scene.testbed.add_host(Site::B).unwrap().node;
+        let red = Config::new("red", BRANCH_IP).wan("wan0");
+        let blue = Config::new("blue", BRANCH_IP);
+        let hub = Config::new("hub", HUB_IP).node_line("listen = 4600");
+        let allowed = format!("{}, \"10.2.1.2/32\"", hub.own_nets());
+        let red = red.peer(&hub, &[scene.endpoint(Site::B, 0)], &allowed, "");
+        let blue = blue.peer(&hub, &["10.2.1.1:4600".to_owned()], &allowed, "");
+        let hub = hub
+            .peer(&red, &[], &red.own_nets(), "tenant = \"red\"")
+            .peer(&blue, &[], &blue.own_nets(), "tenant = \"blue\"")
+            .section(
+                "[gateway]\ndefault-action = \"drop\"\n[[tenant]]\nname = \"red\"\n[[tenant]]\nname = \"blue\"\n\
+                 [[interface]]\nname = \"lan1\"\n[[nat]]\nout = \"lan1\"\n\
+                 [[rule]]\naction = \"drop\"\nfrom = \"peer:blue\"\nprotocol = \"udp\"\nport = 81\n\
+                 [[rule]]\naction = \"allow\"\nfrom = \"tunnel\"\n",
+            );
+        let mut hub = scene.start(scene.b(), &hub);
+        ready(&mut hub);
+        let mut branches = [scene.start(scene.a(), &red), scene.start(&second, &blue)];
+        for branch in &mut branches {
+            branch.wait("a path", PATIENCE, |report| paths_up(report) >= 1);
+        }
+        let _mirror = Mirror::start(&server, "server", "0.0.0.0:80");
+        let _other = Mirror::start(&server, "server", "0.0.0.0:81");
+        let clients = [scene.a(), &second].map(|node| UdpClient::new(node, &format!("{BRANCH_IP}:40000")));
+        let seen = [0, 1].map(|at: usize| clients[at].ask("10.2.1.2:80", 64).source);
+        assert!(seen.iter().all(|source| source.ip() == "10.2.1.1".parse::<std::net::IpAddr>().unwrap()));
+        assert_ne!(seen[0], seen[1], "each has a translation of its own");
+        for round in 0..6 {
+            let at = round % 2;
+            assert_eq!(clients[at].ask("10.2.1.2:80", 64).source, seen[at], "answered by the other's bond");
+        }
+        let list = flows(&hub, "udp port 80").flows;
+        assert_eq!(list.len(), 2, "{list:?}");
+        let tenants: std::collections::BTreeSet<_> = list.iter().map(|flow| flow.tenant.clone()).collect();
+        assert_eq!(tenants.len(), 2, "{list:?}");
+        // One peer's rule.
+        assert_eq!(clients[0].ask("10.2.1.2:81", 64).source.ip(), seen[0].ip());
+        assert!(
+            clients[1].try_ask("10.2.1.2:81", 64).is_none(),
+            "the rule about the blue peer has no effect"
+        );
+        no_reply_went_astray(&hub);
+    });
+}

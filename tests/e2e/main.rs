@@ -36,5 +36,6 @@ mod paths;
 mod program;
 mod reload;
 mod scene;
+mod tunnel_cores;
 mod wans;
 mod web;

@@ -16,7 +16,7 @@
 //! | `[node]` | name, private-key, private-key-file, listen, cores, rekey-after-seconds, state-dir, log-file, control-socket | `read::node` |
 //! | `[tun]` | name, address, mtu, route, table | `read::tun` |
 //! | `[[wan]]` | interface, match, tier, rate-max, address-family, gateway | `read::wan` |
-//! | `[[peer]]` | name, public-key, preshared-key, preshared-key-file, endpoints, allowed-ips, wans, paths-per-wan-pair, sockets-per-path, encryption, allow-cleartext, policy, flow | `read::peer` |
+//! | `[[peer]]` | name, public-key, preshared-key, preshared-key-file, endpoints, allowed-ips, wans, paths-per-wan-pair, sockets-per-path, encryption, allow-cleartext, policy, flow, tenant | `read::peer` |
 //! | `[gateway]` | default-action, distribution, core-rebalance, log-file, timeouts | `services::read::gateway` |
 //! | `[gateway]` | flows-max, embryonic-max, fragment-bytes-max, fragments-per-source-max, errors-per-second-max | `services::read::limits` |
 //! | `[gateway]` | fragments, up-to-bytes, up-to-fragments, load-below-percent | `services::read::fragments` |

@@ -83,7 +83,7 @@ impl Datapath {
             merge: Coalescer::new(),
             pool: PacketPool::new(),
             to_bonds: ToBonds::default(),
-            bonds: BondIds,
+            bonds: BondIds::default(),
             hand_overs: HandOvers::default(),
             packets_by_bucket: vec![0; buckets],
             drops: DropCounters::default(),
@@ -93,6 +93,12 @@ impl Datapath {
     /// Whether UDP datagrams that a bond delivered are merged; off where the host's device cannot take them.
     pub fn set_merge_udp(&mut self, merge: bool) {
         self.merge.set_merge_udp(merge);
+    }
+
+    /// The node that all cores share.
+    #[must_use]
+    pub fn node(&self) -> &Arc<Node> {
+        self.tunnel.node()
     }
 
     /// Number of this core.
@@ -126,7 +132,9 @@ impl Datapath {
 
     /// Starts a round.
     pub fn begin(&mut self, now: Time) {
-        self.tunnel.begin(now);
+        if self.tunnel.begin(now) {
+            self.bonds.follow(&self.tunnel);
+        }
     }
 
     /// A packet or super-packet of the host. The buffer may be another one afterwards.
@@ -298,11 +306,16 @@ impl Datapath {
         }
     }
 
+    /// Decides what bonds have delivered and what was held back to be merged.
+    pub fn flush(&mut self, now: Time, out: &mut impl Output) {
+        self.delivery(now, out).1.flush();
+        self.send_waiting(now, out);
+    }
+
     /// Ends a round: timers, departures, reports. Returns when the next round is due at the latest.
     pub fn finish(&mut self, now: Time, out: &mut impl Output) -> Time {
         let services_due = Time::from_ns(self.services.tick(now.ns()));
-        self.delivery(now, out).1.flush();
-        self.send_waiting(now, out);
+        self.flush(now, out);
         let (tunnel, mut delivery) = self.delivery(now, out);
         let next = tunnel.finish(now, &mut delivery).min(services_due);
         delivery.flush();
@@ -328,6 +341,7 @@ impl Datapath {
 
     /// Takes over a new configuration of the tunnel; sends what it asks for.
     pub fn run(&mut self, now: Time, actions: Vec<Action>, out: &mut impl Output) {
+        self.begin(now);
         self.tunnel.run(now, actions, &mut Transmit(out));
     }
 

@@ -20,9 +20,10 @@ pub(crate) fn send(
     drops: &mut DropCounters,
     out: &mut impl Output,
 ) {
-    let _ = bond;
     match tunnel.classify(packet, key) {
-        Ok(classified) => tunnel.packet(now, offload, packet, &classified, &mut Transmit(out)),
+        Ok(classified) => {
+            tunnel.packet(now, offload, packet, &classified.towards(bond), &mut Transmit(out));
+        }
         Err(reason) => drops.add(reason),
     }
 }
@@ -69,14 +70,20 @@ impl<O: Output> services::core::Output for Emit<'_, O> {
     }
 }
 
-/// The tunnel's number of a peer, and back.
+/// Bonds as the tunnel numbers them, by slot, and as everybody else does.
 #[derive(Debug, Default)]
-pub struct BondIds;
+pub struct BondIds(Vec<BondId>);
 
 impl BondIds {
-    /// The bond in a slot of the tunnel.
+    /// Follows the tunnel's list.
+    pub fn follow(&mut self, tunnel: &Tunnel) {
+        self.0.clear();
+        self.0.extend(tunnel.bond_ids());
+    }
+
+    /// By what something came in that the bond in a slot delivered.
     #[must_use]
-    pub fn ingress(&self, _slot: usize) -> Ingress {
-        Ingress::Bond(BondId(0))
+    pub fn ingress(&self, slot: usize) -> Ingress {
+        Ingress::Bond(self.0.get(slot).copied().unwrap_or(BondId(BondId::MAX)))
     }
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use packet::attachment::BondId;
 use packet::flow::FlowKey;
 use prefix_trie::PrefixMap;
 use steering::symmetric::FlowHasher;
@@ -36,9 +37,9 @@ impl PeerCores {
         Self { info, hasher }
     }
 
-    /// Hash of a flow under the peer's key and the core its table names.
-    pub fn core_of(&self, flow: &FlowKey, tenant: u16) -> (u32, u8) {
-        let hash = self.hasher.hash(flow, tenant);
+    /// Hash of a flow under the peer's key, in the tenant that we are of there, and the core its table names.
+    pub fn core_of(&self, flow: &FlowKey) -> (u32, u8) {
+        let hash = self.hasher.hash(flow, self.info.tenant);
         (hash, self.core_of_hash(hash))
     }
 
@@ -210,9 +211,28 @@ pub struct Bonds {
     pub list: Vec<Option<Arc<Bond>>>,
     /// Who owns which inner address.
     pub allowed_ips: AllowedIps,
+    slots: BTreeMap<BondId, usize>,
 }
 
 impl Bonds {
+    /// These bonds, with the prefixes of their peers.
+    pub fn new(list: Vec<Option<Arc<Bond>>>) -> Self {
+        let (mut allowed_ips, mut slots) = (AllowedIps::default(), BTreeMap::new());
+        for bond in list.iter().flatten() {
+            let peer = bond.peer.load();
+            slots.insert(peer.id, bond.slot);
+            for net in &peer.allowed_ips {
+                allowed_ips.insert(peer.tenant, *net, bond.slot);
+            }
+        }
+        Self { list, allowed_ips, slots }
+    }
+
+    /// Slot of a bond.
+    pub fn slot(&self, id: BondId) -> Option<usize> {
+        self.slots.get(&id).copied()
+    }
+
     /// The bond in a slot.
     pub fn get(&self, slot: usize) -> Option<&Arc<Bond>> {
         self.list.get(slot)?.as_ref()

@@ -28,6 +28,7 @@
 //! | 7 | flow hash key | 40 bytes; duty |
 //! | 8 | bucket table | era, buckets and owners as `steering::table` encodes them; duty |
 //! | 9 | flow definition | 8 bits (row T2) |
+//! | 10 | tenant | 16 bits, default 0: what the peer's flows are hashed with (row R11) |
 
 use packet::drop_reason::DropReason;
 use steering::cores::CoreSet;
@@ -80,6 +81,8 @@ pub struct ProcessorInfo {
     pub policy: Policy,
     /// Definition of a flow (row T2).
     pub flow: FlowDefinition,
+    /// Tenant of the peer that is told: its flows are hashed with it.
+    pub tenant: u16,
     /// Toeplitz key of our flow hash. Secret between the two sides.
     pub flow_hash_key: [u8; 40],
     /// Which core owns which bucket; carries the era. Owners are below `cores`.
@@ -117,6 +120,9 @@ impl ProcessorInfo {
         put(&mut out, 7, &self.flow_hash_key);
         put(&mut out, 8, &self.table.encode());
         put(&mut out, 9, &[self.flow.number()]);
+        if self.tenant > 0 {
+            put(&mut out, 10, &self.tenant.to_be_bytes());
+        }
         within(out, PROCESSOR_INFO_BYTES_MAX)
     }
 
@@ -151,6 +157,7 @@ impl ProcessorInfo {
                 .and_then(|number| Policy::from_u8(number as u8))
                 .unwrap_or_default(),
             flow,
+            tenant: fields.number::<2>(10)?.map_or(0, |tenant| tenant as u16),
             flow_hash_key,
             table: fields
                 .get(8)

@@ -170,6 +170,7 @@ impl Node {
             preferred: Vec::new(),
             policy: peer.policy,
             flow: peer.flow,
+            tenant: peer.tenant,
             flow_hash_key: *ownership.hasher.key(),
             table: ownership.table.clone(),
         }
@@ -187,8 +188,8 @@ impl Node {
         // Lock order everywhere: a bond's lifecycle first, then `control`.
         self.control().wans.clone_from(&snapshot.wans);
         let old = self.bonds.load_full();
-        let mut bonds = Bonds { list: old.list.clone(), ..Bonds::default() };
-        for slot in &mut bonds.list {
+        let mut bonds = old.list.clone();
+        for slot in &mut bonds {
             let gone = slot.as_ref().is_some_and(|bond| {
                 let key = bond.peer.load().public_key;
                 !snapshot.peers.iter().any(|peer| peer.public_key == key)
@@ -200,32 +201,28 @@ impl Node {
         for peer in &snapshot.peers {
             let known = bonds
                 .iter()
+                .flatten()
                 .find(|bond| bond.peer.load().public_key == peer.public_key)
                 .map(|bond| bond.slot);
             let dialer = !peer.endpoints.is_empty() && !self.control().yielded.contains(&peer.public_key);
             // A slot is never used again: what still speaks of it (sockets, cached sessions) must not meet another
             // peer there. A peer that changes between dialling and listening is a new bond.
-            let slot = match known.and_then(|slot| bonds.get(slot)).filter(|bond| bond.dialer == dialer) {
+            match known.and_then(|slot| bonds.get(slot)?.as_ref()).filter(|bond| bond.dialer == dialer) {
                 Some(bond) => {
                     bond.peer.store(Arc::new(peer.clone()));
-                    bond.slot
                 }
                 None => {
-                    if let Some(bond) = known.and_then(|slot| bonds.list[slot].take()) {
+                    if let Some(bond) = known.and_then(|slot| bonds.get_mut(slot)?.take()) {
                         self.drop_sessions(&mut lifecycle(&bond));
                     }
-                    let slot = bonds.list.len();
+                    let slot = bonds.len();
                     let seed = self.control().token();
-                    bonds.list.push(Some(new_bond(slot, peer, dialer, seed)));
-                    slot
+                    bonds.push(Some(new_bond(slot, peer, dialer, seed)));
                 }
-            };
-            for net in &peer.allowed_ips {
-                bonds.allowed_ips.insert(peer.tenant, *net, slot);
             }
         }
         self.poll_soon(now);
-        let bonds = Arc::new(bonds);
+        let bonds = Arc::new(Bonds::new(bonds));
         self.bonds.store(Arc::clone(&bonds));
         for bond in bonds.iter() {
             if bond.dialer {

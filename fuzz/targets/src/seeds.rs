@@ -44,6 +44,7 @@ pub fn processor() -> ProcessorInfo {
         preferred: vec![(1, CoreSet::first(2))],
         policy: Default::default(),
         flow: Default::default(),
+        tenant: 0,
         flow_hash_key: [0x5a; 40],
         table: table(4),
     }

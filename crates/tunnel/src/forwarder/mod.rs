@@ -20,6 +20,7 @@ mod upkeep;
 
 use std::sync::Arc;
 
+use packet::attachment::BondId;
 use packet::drop_reason::{DropCounters, DropReason};
 use packet::flow::FlowKey;
 use packet::ip::IpHeader;
@@ -73,9 +74,18 @@ pub struct Classified {
     hash: u32,
     /// The core of this node that owns the flow.
     pub owner: u8,
+    /// Bond to which a route led; `None`: as the allowed-ips say.
+    bond: Option<BondId>,
 }
 
 impl Classified {
+    /// For this bond, whatever the allowed-ips say about the destination: a route led there.
+    #[must_use]
+    pub fn towards(mut self, bond: BondId) -> Self {
+        self.bond = Some(bond);
+        self
+    }
+
     /// Hash of the flow under this node's key.
     #[must_use]
     pub fn hash(&self) -> u32 {
@@ -153,8 +163,19 @@ impl Forwarder {
         }
     }
 
-    /// Starts a round: follows configuration changes.
-    pub fn begin(&mut self, now: Time) {
+    /// Number of the bond in a slot.
+    pub fn bond_ids(&self) -> impl Iterator<Item = BondId> + '_ {
+        let id = |bond: &Option<Arc<Bond>>| bond.as_ref().map(|bond| bond.peer.load().id);
+        self.list.list.iter().map(move |bond| id(bond).unwrap_or(BondId(BondId::MAX)))
+    }
+
+    /// The node that all cores share.
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// Starts a round: follows configuration changes. Whether there are other bonds than before.
+    pub fn begin(&mut self, now: Time) -> bool {
         let ownership = self.node.ownership.load();
         if !Arc::ptr_eq(&ownership, &self.ownership) {
             self.ownership = Arc::clone(&ownership);
@@ -164,7 +185,7 @@ impl Forwarder {
         drop(ownership);
         let list = self.node.bonds.load();
         if Arc::ptr_eq(&list, &self.list) && self.bonds.len() == list.list.len() {
-            return;
+            return false;
         }
         self.list = Arc::clone(&list);
         self.session = None;
@@ -181,6 +202,7 @@ impl Forwarder {
                 None => *current = None,
             }
         }
+        true
     }
 
     /// Looks at an inner packet once: its headers, its flow, and which core of this node owns it by our own hash and
@@ -193,7 +215,7 @@ impl Forwarder {
         let flow = flow.map_or_else(|| FlowKey::of_parsed(&header, packet), |flow| *flow);
         let hash = self.ownership.hash(&flow, 0);
         let owner = self.ownership.owner_of_hash(hash);
-        Ok(Classified { header, flow, hash, owner })
+        Ok(Classified { header, flow, hash, owner, bond: None })
     }
 
     /// An inner packet or super-packet read from TUN, which this core owns.
@@ -218,8 +240,12 @@ impl Forwarder {
         classified: &Classified,
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
-        let Classified { header, flow, hash, .. } = classified;
-        let slot = self.list.allowed_ips.owner(header.dst).ok_or(DropReason::NoPeer)?;
+        let Classified { header, flow, hash, bond, .. } = classified;
+        let slot = match bond {
+            Some(id) => self.list.slot(*id),
+            None => self.list.allowed_ips.owner(header.dst),
+        };
+        let slot = slot.ok_or(DropReason::NoPeer)?;
         let current = self.bonds.get_mut(slot).and_then(Option::as_mut).ok_or(DropReason::NoPeer)?;
         current.tx.refresh(now);
         if flow.protocol == packet::ip::PROTOCOL_TCP

@@ -185,7 +185,7 @@ impl ReceivingCores {
 
     /// Hash of a flow under the peer's key.
     pub fn hash(&self, flow: &FlowKey) -> Option<u32> {
-        self.told.as_ref().map(|told| told.core_of(flow, 0).0)
+        self.told.as_ref().map(|told| told.core_of(flow).0)
     }
 
     /// The core for the next packet of the flow with this hash.

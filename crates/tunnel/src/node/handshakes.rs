@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use packet::drop_reason::DropReason;
 
 use super::{ControlState, Node, Source, lifecycle, new_bond};
-use crate::bond::{AllowedIps, Bond, Bonds};
+use crate::bond::{Bond, Bonds};
 use crate::handshake::{Initiator, Opened, open_initiation};
 use crate::header::{Header, Kind};
 use crate::index::LOCALS_MAX;
@@ -157,14 +157,7 @@ impl Node {
             list[bond.slot] = None;
             let slot = list.len();
             list.push(Some(new_bond(slot, &peer, false, seed)));
-            let mut allowed_ips = AllowedIps::default();
-            for bond in list.iter().flatten() {
-                let peer = bond.peer.load();
-                for net in &peer.allowed_ips {
-                    allowed_ips.insert(peer.tenant, *net, bond.slot);
-                }
-            }
-            Bonds { list, allowed_ips }
+            Bonds::new(list)
         });
         self.poll_soon(now);
     }
