@@ -22,7 +22,7 @@ pub const ANSWER_BYTES_MAX: usize = 1_280;
 const ERROR_BYTES_MAX_V4: usize = 576;
 /// Bytes of an ICMP error in front of its quote.
 const ERROR_HEADER_BYTES: usize = 8;
-/// What an error must quote behind the IP header to be of use (RFC 792).
+/// Bytes that an error must quote behind the IP header to be of use (RFC 792).
 const QUOTE_BYTES_MIN: usize = 8;
 /// Time to live of answers.
 const TTL: u8 = 64;
@@ -31,7 +31,7 @@ const ERROR_TOS: u8 = 0xc0;
 /// Smallest MTU of IPv4 (RFC 791) and of IPv6 (RFC 8200 §5): less is never told.
 const MTU_MIN: [u16; 2] = [68, 1_280];
 
-/// What is wrong with a packet.
+/// Problem with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {
     /// Its time to live ran out here.

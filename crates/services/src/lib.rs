@@ -1,6 +1,6 @@
-//! What a gateway does with a packet besides carrying it: firewall, NAT, load balancing, fragments (rows
-//! C2–C6, R1, R4, R5, R11). State machines without I/O and without a clock: time comes in as `now_ns` (monotonic,
-//! nanoseconds), packets and log records go out.
+//! Services of a gateway: what it does with a packet besides carrying it, which is firewall, NAT, load balancing,
+//! fragments (rows C2–C6, R1, R4, R5, R11). State machines without I/O and without a clock: time comes in as `now_ns`
+//! (monotonic, nanoseconds), packets and log records go out.
 //!
 //! One [`core::Core`] for each processor core; cores share nothing but the compiled [`policy::Policy`]. A tour in the
 //! order a packet meets the parts:

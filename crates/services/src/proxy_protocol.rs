@@ -87,7 +87,7 @@ impl Header {
     }
 }
 
-/// What is kept of a flow whose sequence numbers are shifted: 8 bytes.
+/// State of a flow whose sequence numbers are shifted: 8 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shift {
     /// Sequence number of the client's first byte of data.

@@ -80,7 +80,7 @@ pub fn rewrite(
     if done { Ok(()) } else { general(packet, header, checksum_partial, to) }
 }
 
-/// What a plain packet's addresses and ports become, as words of the packet.
+/// Addresses and ports that a plain packet gets, as words of the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ends {
     /// IPv4: source, destination, both ports.
@@ -105,10 +105,10 @@ impl Ends {
     }
 }
 
-/// What a router does to a packet of which is known: it is whole TCP or UDP directly behind the fixed IP header, of
-/// `total_bytes` that are there, its upper header is not cut, its time to live is above 1, and `to`, if it is
-/// translated, is of its IP version. Takes one from the time to live and writes the new ends, as [`decrement_ttl`] and
-/// [`rewrite()`] do.
+/// Sends a packet on as a router does. It is known that the packet is whole TCP or UDP directly behind the fixed IP
+/// header, of `total_bytes` that are there, that its upper header is not cut, that its time to live is above 1, and
+/// that `to`, if it is translated, is of its IP version. Takes one from the time to live and writes the new ends, as
+/// [`decrement_ttl`] and [`rewrite()`] do.
 #[inline]
 pub fn send_on(
     packet: &mut [u8],

@@ -1,4 +1,5 @@
-//! What the operator wants, as plain data: names resolved to numbers, nothing checked against packets yet.
+//! Specification of what the operator wants, as plain data: names resolved to numbers, nothing checked against packets
+//! yet.
 //!
 //! Control fills it from the configuration; each module compiles its own part. Numbers are places in the lists
 //! of [`GatewaySpec`] unless a field says otherwise.
@@ -32,7 +33,7 @@ pub struct GatewaySpec {
     pub groups: Vec<GroupSpec>,
     /// `[[rule]]` in order: the first that matches decides.
     pub rules: Vec<RuleSpec>,
-    /// What happens to a new flow that no rule matches.
+    /// Action for a new flow that no rule matches.
     pub default_action: RuleAction,
     /// `[[nat]]`.
     pub nats: Vec<NatSpec>,
@@ -328,7 +329,7 @@ pub struct ServerSpec {
     pub method: BalanceMethod,
     /// Delivery.
     pub delivery: DeliveryMode,
-    /// What happens to the client's source (rows C2–C4).
+    /// Treatment of the client's source (rows C2–C4).
     pub source: NatMode,
     /// Addresses for [`NatMode::AddressAndPort`]; the interface's own towards the backend when empty.
     pub source_addresses: Vec<IpAddr>,

@@ -64,7 +64,7 @@ const REHASHES_MAX: u64 = 8;
 /// So many of the following turns are tried before the backends are gone through one by one.
 const TURNS_MAX: u32 = 8;
 
-/// What is decided for a new flow to a virtual server.
+/// Decision for a new flow to a virtual server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pick {
     /// The backend's id, for [`Balancer::opened`], [`Balancer::closed`] and the flow's record.
@@ -73,7 +73,7 @@ pub struct Pick {
     pub address: SocketAddr,
     /// How packets reach it.
     pub delivery: DeliveryMode,
-    /// What happens to the client's source. Always [`NatMode::None`] with direct return: the backend answers the
+    /// Treatment of the client's source. Always [`NatMode::None`] with direct return: the backend answers the
     /// client itself.
     pub source: NatMode,
     /// Whether the connection begins with a PROXY protocol v2 header. Never with UDP or direct return.

@@ -1,4 +1,4 @@
-//! What a reload keeps: ids, counts, health, drain state, weights, and where replies belong.
+//! State that a reload keeps: ids, counts, health, drain state, weights, and where replies belong.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 

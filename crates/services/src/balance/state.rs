@@ -1,4 +1,4 @@
-//! What survives a reload: counts, health, drain state and slow start of servers and backends.
+//! State that survives a reload: counts, health, drain state and slow start of servers and backends.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What `status` shows of virtual servers.
+//! Status of virtual servers, as `status` shows it.
 
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;

@@ -20,7 +20,7 @@ const SAMPLES: u32 = 4;
 /// with the next tick. Until then [`Server::takes`] keeps connections from backends that are down.
 const AT_ONCE_PLACES_MAX: usize = 16_381;
 
-/// What is built off the packet path. Numbers of backends are places in [`Server::backends`].
+/// Tables that are built off the packet path. Numbers of backends are places in [`Server::backends`].
 #[derive(Debug, Default)]
 pub struct Table {
     /// The weights it was built from, in tenths, of all backends.
@@ -155,7 +155,7 @@ impl Server {
         if table.members.iter().any(available) { DropReason::ServerFull } else { DropReason::NoBackend }
     }
 
-    /// What a flow to this backend needs.
+    /// Decision for a flow to this backend.
     pub fn pick_at(&self, place: u16) -> Option<Pick> {
         let backend = self.backends.get(usize::from(place))?;
         let through = self.delivery == DeliveryMode::Nat;

@@ -1,4 +1,4 @@
-//! What a pick gives, by method, health, weight and limit (row C6).
+//! Results of a pick, by method, health, weight and limit (row C6).
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 

@@ -1,4 +1,4 @@
-//! What one core counts.
+//! Counters of one core.
 
 use packet::DropReason;
 

@@ -1,4 +1,4 @@
-//! What would happen to a packet, and why; nothing changes by asking.
+//! Explanation of what would happen to a packet, and why; nothing changes by asking.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -30,7 +30,7 @@ pub struct Explanation {
     pub core: u8,
     /// Cores that are asked first.
     pub owners: Vec<u8>,
-    /// What the firewall says.
+    /// Verdict of the firewall.
     pub verdict: Verdict,
     /// Port forward that takes it: listen address.
     pub forward: Option<SocketAddr>,

@@ -1,4 +1,4 @@
-//! What goes into a core and what comes out.
+//! Input and output of a core.
 
 use std::net::IpAddr;
 
@@ -22,7 +22,7 @@ pub struct Frame<'a> {
     pub offload: VirtioNetHeader,
     /// [`ETHERNET_BYTES`] of Ethernet header (room for one, if it had none), then the IP packet.
     pub bytes: &'a mut [u8],
-    /// What to do with it now.
+    /// Outcome: how to proceed with it now.
     pub outcome: Outcome,
     /// The flow it belongs to, if it goes on; frames of one flow and direction may leave in one train.
     pub flow: Option<(FlowId, Direction)>,
@@ -86,16 +86,16 @@ pub struct Handed {
     pub piece: Option<Piece>,
 }
 
-/// What is known of a fragment besides its own bytes.
+/// Facts about a fragment besides its own bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
     /// The tuple of the packet that it is part of.
     pub key: FlowKey,
-    /// What is known about the packet's size.
+    /// Facts about the packet's size.
     pub measure: Measure,
 }
 
-/// What a core wants done besides the frames of its batch.
+/// Output of a core besides the frames of its batch.
 pub trait Output {
     /// Sends a packet made here, or held here, as [`Outcome`] says. `key`: its flow as it leaves, where it goes into a bond
     /// and is known; a later fragment does not tell it. `bytes`: room for an Ethernet header (or the header itself), then

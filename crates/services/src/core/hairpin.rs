@@ -15,7 +15,7 @@ use super::{Core, ETHERNET_BYTES, Frame, Origin, Outcome, Output};
 use crate::nat::NatClient;
 use crate::steer;
 
-/// What a new flow has to do with a hairpin.
+/// Relation of a new flow to a hairpin.
 pub(super) enum Hairpin {
     /// Nothing.
     No,

@@ -32,7 +32,7 @@ const HOPS_MAX: usize = 60_000;
 /// One next hop: a neighbor of an interface, or the peer of a bond.
 #[derive(Clone, Copy, Debug)]
 pub struct Hop {
-    /// What becomes of a packet that takes it.
+    /// Outcome for a packet that takes it.
     pub outcome: Outcome,
     /// Ethernet header; valid if the outcome is to forward to an interface.
     pub ethernet: [u8; ETHERNET_BYTES],

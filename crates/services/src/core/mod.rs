@@ -62,7 +62,7 @@ const EMERGENCY_S: u32 = 1;
 /// … among so many entries that are looked at for a new flow.
 const EMERGENCY_ENTRIES: usize = 128;
 
-/// What is read of a frame before it is acted upon.
+/// Fields that are read of a frame before it is acted upon.
 #[derive(Clone, Copy)]
 struct Look {
     key: FlowKey,
@@ -519,7 +519,7 @@ impl Core {
         self.hops.len()
     }
 
-    /// What lives by bucket: a flow counts in both of its buckets, an endpoint-independent mapping in its client's.
+    /// Live entries by bucket: a flow counts in both of its buckets, an endpoint-independent mapping in its client's.
     #[must_use]
     pub fn live(&self) -> Vec<u32> {
         let mut live = self.live.clone();

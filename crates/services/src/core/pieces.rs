@@ -158,7 +158,7 @@ impl Core {
         self.forward(now_ns, frame, header, id, direction, out)
     }
 
-    /// What the rules of row C5 ask.
+    /// Facts that the rules of row C5 ask for.
     fn facts(&self, key: &FlowKey, tenant: u16, frame: &Frame<'_>) -> Facts {
         let known = self.flows.find(self.flows.hash(key, tenant), key, tenant);
         let record = known.map(|(id, _)| *self.flows.record(id));
@@ -192,8 +192,8 @@ impl Core {
         }
     }
 
-    /// What cannot go on in fragments, whatever the operator chose: sequence numbers that are shifted, and SCTP ports that
-    /// change, because SCTP's checksum is a CRC over the whole packet.
+    /// Packets that cannot go on in fragments, whatever the operator chose: those with sequence numbers that are
+    /// shifted, and with SCTP ports that change, because SCTP's checksum is a CRC over the whole packet.
     fn must_assemble(&self, key: &FlowKey, tenant: u16, ingress: Ingress) -> bool {
         const CHANGES: u16 = flags::SOURCE_NAT | flags::DEST_NAT;
         let known = self.flows.find(self.flows.hash(key, tenant), key, tenant);

@@ -11,7 +11,7 @@ use crate::rewrite;
 use crate::spec::{TCP, UDP};
 use crate::tcp::{self, Segment};
 
-/// What the short way needs of an IP header.
+/// Fields of an IP header that the short way needs.
 struct Head {
     header_bytes: usize,
     total_bytes: usize,

@@ -14,8 +14,8 @@ use crate::flow::{FlowId, flags};
 use crate::proxy_protocol::{self, Header, Shift};
 use crate::tcp::{self, SYN, Segment, Verdict};
 
-/// What is kept of flows with [`flags::PROXY_PROTOCOL`], by key and tenant of their original direction. There are never more than
-/// flows: an entry comes and goes with its flow.
+/// Shifts of flows with [`flags::PROXY_PROTOCOL`], by key and tenant of their original direction. There are never more
+/// than flows: an entry comes and goes with its flow.
 pub(super) struct Shifts(HashMap<(FlowKey, u16), Shift, FixedState>);
 
 impl Shifts {

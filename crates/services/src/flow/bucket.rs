@@ -3,7 +3,7 @@
 /// Entries in a bucket.
 pub(super) const BUCKET: usize = 8;
 
-/// What an entry refers to. Never 0: that is an empty entry.
+/// Reference of an entry: what it refers to. Never 0: that is an empty entry.
 pub(super) type Reference = u32;
 
 /// Hashes and references apart, so that a processor compares eight of them at once.
@@ -31,7 +31,7 @@ impl Bucket {
         Places::of(&self.references, 0)
     }
 
-    /// What is at a place; 0 for nothing.
+    /// Reference at a place; 0 for nothing.
     #[inline]
     pub(super) fn reference(&self, place: usize) -> Reference {
         self.references.get(place).copied().unwrap_or(0)

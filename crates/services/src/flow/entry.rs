@@ -116,7 +116,7 @@ pub(super) struct Plain<A> {
     pub(super) record: Record,
 }
 
-/// What is counted of a translated flow; places by [`Direction`].
+/// Counts of a translated flow; places by [`Direction`].
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub(super) struct Counts {
@@ -156,7 +156,7 @@ const _: () = assert!(size_of::<Translated<u32>>() == 64 && size_of::<Translated
 const _: () = assert!(size_of::<Plain<u32>>() == 52 && size_of::<Plain<[u64; 2]>>() == 80);
 const _: () = assert!(size_of::<Counts>() == 32);
 
-/// What all flows have.
+/// Record and keys, which all flows have.
 pub(super) trait Flow {
     fn record(&self) -> &Record;
     fn record_mut(&mut self) -> &mut Record;
@@ -164,7 +164,7 @@ pub(super) trait Flow {
     fn keys(&self) -> [(FlowKey, u16); 2];
 }
 
-/// What a packet looks for.
+/// Key that a packet looks for.
 pub(super) struct Wanted<A> {
     pub(super) tuple: Tuple<A>,
     pub(super) protocol: u8,
@@ -191,7 +191,7 @@ impl<A: Address> Translated<A> {
 }
 
 impl<A: Address> Translated<A> {
-    /// What a packet that goes this way needs.
+    /// Data that a packet that goes this way needs.
     #[inline]
     pub(super) fn for_packet<'a>(
         &'a mut self,

@@ -114,7 +114,7 @@ impl FlowId {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hint(Reference);
 
-/// What a packet of a known flow needs: [`FlowTable::for_packet`].
+/// Data that a packet of a known flow needs: [`FlowTable::for_packet`].
 #[derive(Debug)]
 pub struct ForPacket<'a> {
     /// Its record.
@@ -138,7 +138,7 @@ impl<'a> ForPacket<'a> {
     }
 }
 
-/// What was counted of a flow. Kept for translated flows only.
+/// Counts of a flow. Kept for translated flows only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowCounters {
     /// When it began: [`Record::seen`] of the record it was inserted with.
@@ -166,7 +166,7 @@ pub struct Removed {
     pub tenants: [u16; 2],
     /// Its record, as it was last.
     pub record: Record,
-    /// What was counted, for a translated flow.
+    /// Counts, for a translated flow.
     pub counters: Option<FlowCounters>,
 }
 
@@ -180,9 +180,10 @@ pub struct FlowTable {
     flows_max: u32,
     /// Where the next sweep begins.
     swept_to: u64,
-    /// What names of no entry lead to: never written by the table, so that it stays a default record for readers.
+    /// Record that names of no entry lead to: never written by the table, so that it stays a default record for
+    /// readers.
     nothing: Record,
-    /// What is written through names of no entry.
+    /// Record that is written through names of no entry.
     nowhere: Record,
 }
 
@@ -467,7 +468,7 @@ impl FlowTable {
         }
     }
 
-    /// What was counted, for a translated flow.
+    /// Counts, for a translated flow.
     #[must_use]
     pub fn counters(&self, id: FlowId) -> Option<FlowCounters> {
         let counts = match Kind::of(id.0) {

@@ -1,4 +1,4 @@
-//! What is remembered of a flow besides its addresses.
+//! Record of a flow: what is remembered of it besides its addresses.
 
 use packet::attachment::Ingress;
 

@@ -166,7 +166,7 @@ impl<T: Copy + Default, C: Copy + Default> Slab<T, C> {
         self.chunks.get_mut(at / CHUNK)?.hot_mut(at % CHUNK)
     }
 
-    /// What lies beside an entry.
+    /// Cold data beside an entry.
     #[inline]
     pub(super) fn cold(&self, at: usize) -> Option<&C> {
         self.chunks.get(at / CHUNK)?.cold(at % CHUNK)

@@ -343,7 +343,7 @@ fn a_scan_lists_every_flow_once() {
     assert_eq!(FlowTable::new(1, 10).scan(0, 10).0.count(), 0);
 }
 
-/// What the table is to do, in the plainest way.
+/// Model of what the table is to do, in the plainest way.
 #[derive(Default)]
 struct Model {
     flows: BTreeMap<FlowId, [(FlowKey, u16); 2]>,

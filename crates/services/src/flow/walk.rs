@@ -2,7 +2,7 @@
 
 use super::{FlowId, FlowTable, Kind, Record, Removed, with_slab};
 
-/// What one call of [`FlowTable::sweep`] did.
+/// Result of one call of [`FlowTable::sweep`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
     /// Flows looked at.

@@ -44,7 +44,8 @@ pub use table::{FragmentTable, Outcome, Told, Whole};
 
 use crate::spec;
 
-/// What all fragments of one packet share (RFC 791 §3.2), and where they come in: tenants may use the same addresses.
+/// Identity that all fragments of one packet share (RFC 791 §3.2), and where they come in: tenants may use the same
+/// addresses.
 ///
 /// RFC 8200 leaves the protocol out for IPv6. Here it belongs to it: the flow hash has it too, so fragments that
 /// differ in it would not even meet.

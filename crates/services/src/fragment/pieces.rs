@@ -1,4 +1,4 @@
-//! What is there of one packet, and whether one more fragment fits in.
+//! Fragments that are there of one packet, and whether one more fits in.
 
 use std::hash::BuildHasher;
 
@@ -22,7 +22,7 @@ pub(super) const LENGTH_MAX: usize = 65_535;
 /// Bytes of the IPv6 fragment header.
 pub(super) const FRAGMENT_HEADER_BYTES: usize = 8;
 
-/// What a fragment covers of its packet's payload, checked.
+/// Range of its packet's payload that a fragment covers, checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Extent {
     pub from: u16,
@@ -115,7 +115,7 @@ pub(super) struct Piece {
     pub from: u16,
     pub to: u16,
     digest: u32,
-    /// What is held of it; empty when it went on already.
+    /// Bytes that are held of it; empty when it went on already.
     pub bytes: Box<[u8]>,
 }
 

@@ -21,11 +21,11 @@ pub struct Released<'a> {
     pub first: bool,
     /// All of its packet has gone out with this one.
     pub last: bool,
-    /// What is known about the size of its packet now.
+    /// Facts about the size of its packet, as known now.
     pub measure: Measure,
 }
 
-/// What is known of a packet's flow.
+/// Facts about a packet's flow.
 #[derive(Clone, Copy, Debug)]
 struct Header {
     key: FlowKey,
@@ -182,7 +182,7 @@ impl Rendezvous {
         self.store.len()
     }
 
-    /// What happened so far, in packets.
+    /// Statistics so far, in packets.
     #[must_use]
     pub const fn stats(&self) -> FragmentStats {
         self.store.stats

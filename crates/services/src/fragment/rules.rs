@@ -2,7 +2,7 @@
 
 use crate::spec::{TCP, UDP};
 
-/// What the owner of the flow does with a packet in pieces.
+/// Action of the flow's owner for a packet in pieces.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Action {
     /// Every fragment goes on by itself, in the order of arrival.
@@ -12,7 +12,7 @@ pub enum Action {
     Assemble,
 }
 
-/// What the core knows about a packet's flow when its header is there.
+/// Facts that the core knows about a packet's flow when its header is there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
     /// Protocol of the upper layer.
@@ -43,7 +43,7 @@ pub fn action(facts: &Facts) -> Action {
     if assemble { Action::Assemble } else { Action::Bridge }
 }
 
-/// What is known about the size of a packet when its header is there.
+/// Facts about the size of a packet that are known when its header is there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Measure {
     /// Length of the whole IP packet: known from the last fragment, or from the length in a UDP header.
@@ -71,7 +71,7 @@ pub enum Variant {
 }
 
 impl Variant {
-    /// What to do with a packet. `load_percent`: how busy the flow's owner is, 0–100.
+    /// Action for a packet. `load_percent`: how busy the flow's owner is, 0–100.
     #[must_use]
     pub fn action(self, facts: &Facts, measure: &Measure, load_percent: u8) -> Action {
         let assemble = match self {

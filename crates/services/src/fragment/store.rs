@@ -49,7 +49,7 @@ impl Source {
     }
 }
 
-/// What a source has.
+/// Bytes and packets of a source.
 #[derive(Debug, Default)]
 struct Share {
     bytes: usize,
@@ -87,8 +87,8 @@ pub(super) struct Store<T> {
 }
 
 impl<T> Store<T> {
-    /// What a packet costs besides its pieces: its entry and its places in the indexes, whose nodes and tables may be
-    /// half empty.
+    /// Bytes that a packet costs besides its pieces: its entry and its places in the indexes, whose nodes and tables
+    /// may be half empty.
     pub const ENTRY_BYTES: usize = 2
         * (size_of::<Entry<T>>()
             + size_of::<(PacketId, u64)>()
@@ -238,7 +238,7 @@ impl<T> Store<T> {
         serial
     }
 
-    /// What a source has changes from `old` to `new` bytes, in one of its packets.
+    /// Charges a source with `new` bytes instead of `old`, in one of its packets.
     fn charge(&mut self, source: Source, old: usize, new: usize) {
         if old == new {
             return;

@@ -7,14 +7,14 @@ use super::pieces::{Extent, FRAGMENT_HEADER_BYTES, Fit, LENGTH_MAX, Pieces};
 use super::store::{FragmentStats, Store};
 use super::{Action, FragmentLimits, PacketId, extension_bytes, put_u16};
 
-/// What the core of the addresses tells the owner about a packet in pieces.
+/// Message about a packet in pieces, from the core of the addresses to the owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Told {
     /// The packet: addresses and identification.
     pub id: PacketId,
     /// Its flow: addresses and ports.
     pub key: FlowKey,
-    /// What to do with its fragments.
+    /// Action for its fragments.
     pub action: Action,
 }
 
@@ -34,7 +34,7 @@ pub struct Whole<'a> {
     pub fragments: u16,
 }
 
-/// What became of a fragment.
+/// Outcome for a fragment.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome<'a> {
     /// It is held until the rest of its packet comes.
@@ -168,7 +168,7 @@ impl FragmentTable {
         Ok(Outcome::Whole(Whole { packet: &mut self.whole, key, id, longest, fragments }))
     }
 
-    /// What is remembered about a packet: its flow and what is done with it.
+    /// Flow of a packet and what is done with it, as remembered.
     #[must_use]
     pub fn told(&mut self, id: &PacketId) -> Option<(FlowKey, Action)> {
         let serial = self.store.find(id)?;
@@ -204,7 +204,7 @@ impl FragmentTable {
         self.store.len()
     }
 
-    /// What happened so far, in packets.
+    /// Statistics so far, in packets.
     #[must_use]
     pub const fn stats(&self) -> FragmentStats {
         self.store.stats

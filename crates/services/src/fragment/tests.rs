@@ -145,7 +145,7 @@ fn header(packet: &[u8]) -> IpHeader {
     IpHeader::parse(packet).unwrap()
 }
 
-/// What a rendezvous gave out, owned.
+/// Output of a rendezvous, owned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Out {
     id: Option<PacketId>,
@@ -172,7 +172,7 @@ fn id_of(packet: &[u8]) -> PacketId {
     PacketId::of(&header(packet), 0, by(3)).unwrap()
 }
 
-/// What a table does with a fragment, owned.
+/// Outcome of a table for a fragment, owned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Did {
     Held,

@@ -31,7 +31,7 @@ pub(crate) struct ClassMap {
     place_of_low: Vec<u16>,
     /// The other way.
     low_of_place: Vec<u16>,
-    /// What the block adds to the class.
+    /// Bits that the block adds to the class.
     block_class: Vec<u8>,
 }
 

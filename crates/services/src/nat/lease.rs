@@ -60,7 +60,7 @@ pub type AddressBlocks = (IpAddr, Blocks);
 pub struct Lease {
     /// Its number.
     pub id: LeaseId,
-    /// What is leased to whom.
+    /// Ports that are leased, and to whom.
     pub spec: LeaseSpec,
     /// It is in the configuration file; the next configuration without it returns it.
     pub configured: bool,
@@ -96,7 +96,7 @@ impl Holders {
     }
 }
 
-/// What cores read.
+/// Holders and closed blocks, as cores read them.
 #[derive(Debug, Default)]
 pub(crate) struct Snapshot {
     holders: Arc<Holders>,
@@ -164,7 +164,7 @@ impl Default for Leases {
     }
 }
 
-/// What a client without blocks asks for.
+/// Request of a client without blocks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AutomaticWish<'a> {
     pub(crate) tenant: u16,
@@ -254,7 +254,7 @@ impl Leases {
         state.closed(address)
     }
 
-    /// What [`Self::configure`] would refuse of a new configuration, in its order; changes nothing.
+    /// Errors with which [`Self::configure`] would refuse a new configuration, in its order; changes nothing.
     #[must_use]
     pub fn refused(&self, now_ns: u64, specs: &[LeaseSpec]) -> Vec<LeaseError> {
         let mut state = self.lock();

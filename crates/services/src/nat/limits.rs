@@ -31,7 +31,7 @@ pub(crate) struct Automatic {
     pub(crate) blocks: Blocks,
 }
 
-/// What is remembered of a client.
+/// Client: what is remembered of it.
 #[derive(Debug, Default)]
 pub(crate) struct Client {
     /// Live flows on this core.

@@ -1,4 +1,4 @@
-//! What the log has to say: who had which outside address and port, and when (RFC 6888 REQ-12, RFC 7422's purpose).
+//! Log of NAT: who had which outside address and port, and when (RFC 6888 REQ-12, RFC 7422's purpose).
 //!
 //! A flow that has a port of its own makes two lines, opened and closed. A client that holds whole blocks makes two
 //! lines for each block and none for its flows. An endpoint-independent mapping makes two lines and names no remote.
@@ -11,7 +11,7 @@ use super::port_set::BLOCK_PORTS;
 /// Most events that wait to be fetched, per core.
 pub const EVENTS_MAX: usize = 65_536;
 
-/// What happened.
+/// Kind of an event: what happened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NatEventKind {
@@ -30,7 +30,7 @@ pub enum NatEventKind {
 pub struct NatEvent {
     /// When, ns of the monotonic clock; who writes the log adds the date.
     pub at_ns: u64,
-    /// What.
+    /// Kind of the event.
     pub kind: NatEventKind,
     /// Tenant of the inside.
     pub tenant: u16,
@@ -38,7 +38,7 @@ pub struct NatEvent {
     pub protocol: u8,
     /// The client. For blocks port 0; for a block that a prefix holds the prefix's first address.
     pub inside: SocketAddr,
-    /// What others see: address and port (ICMP: the query's id). For blocks the first port.
+    /// Endpoint that others see: address and port (ICMP: the query's id). For blocks the first port.
     pub outside: SocketAddr,
     /// How many ports from there on: 1, or a block's.
     pub ports: u32,
@@ -71,7 +71,7 @@ impl NatEvent {
     }
 }
 
-/// What the police ask.
+/// Question of the police.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Question {
     /// The address and port that was seen.

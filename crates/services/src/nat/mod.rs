@@ -107,7 +107,7 @@ pub struct TableStatus {
     pub held: u32,
 }
 
-/// What one core's NAT holds.
+/// Status of one core's NAT: what it holds.
 #[derive(Clone, PartialEq, Eq, Debug, Default, serde::Serialize)]
 pub struct NatStatus {
     /// Tables that hold a port, by address, tenant, number, slot.
@@ -144,7 +144,8 @@ pub(crate) fn source_port(key: &FlowKey) -> u16 {
     if is_icmp(key.protocol) { key.src_port | key.dst_port } else { key.src_port }
 }
 
-/// What all cores share. Behind a counter of this core's own: another core's would travel between their caches.
+/// Policy and hasher, which all cores share. Behind a counter of this core's own: another core's would travel between
+/// their caches.
 #[derive(Debug)]
 struct Followed {
     policy: Arc<NatPolicy>,

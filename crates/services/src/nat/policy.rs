@@ -99,7 +99,7 @@ impl Rule {
     }
 }
 
-/// What is known of an outside address.
+/// Facts about an outside address.
 #[derive(Clone, Copy, Debug, Default)]
 struct Outside {
     /// The first rule that has it in its pool.

@@ -75,7 +75,7 @@ pub(crate) struct OwnBuckets {
     pub(crate) settled: u128,
 }
 
-/// What is asked.
+/// Request for a port of a pool.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ask<'a> {
     pub(crate) key: PoolKey,
@@ -91,7 +91,7 @@ pub(crate) struct Ask<'a> {
     pub(crate) hasher: &'a FlowHasher,
 }
 
-/// What was found.
+/// Port that was found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Chosen {
     pub(crate) port: u16,

@@ -20,7 +20,7 @@ const FEW_MAX: usize = 128;
 /// Bits become a list again below this.
 const FEW_AGAIN: u32 = 48;
 
-/// What is asked of a table.
+/// Request to a table.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wish<'a> {
     /// Classes whose replies come to this core.
@@ -35,7 +35,7 @@ pub(crate) struct Wish<'a> {
     pub(crate) random: u64,
 }
 
-/// What a caller says to a free place.
+/// Verdict of a caller on a free place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Verdict {
     /// This one.

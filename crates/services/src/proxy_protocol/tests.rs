@@ -106,7 +106,7 @@ impl Talk {
         (segment.seq, bytes[bytes.len() - segment.payload_bytes as usize..].to_vec())
     }
 
-    /// What the client gets of a server's acknowledgment and SACK blocks; `pad` bytes in front of the option.
+    /// Acknowledgment and SACK blocks that the client gets for those of a server; `pad` bytes in front of the option.
     fn server(&mut self, flags: u8, ack: u32, blocks: &[u32], pad: usize) -> (u32, Vec<u32>) {
         let mut options = vec![1; pad];
         if !blocks.is_empty() {

@@ -33,8 +33,8 @@ const fn multiply(a: u32, mut b: u32) -> u32 {
     product
 }
 
-/// What to xor to the CRC (as the number whose little-endian bytes are on the wire) of `message_bytes` bytes when their
-/// first four change by the xor `difference`. At most 65,539 bytes: `None` for more, and for less than four.
+/// Difference to xor to the CRC (as the number whose little-endian bytes are on the wire) of `message_bytes` bytes when
+/// their first four change by the xor `difference`. At most 65,539 bytes: `None` for more, and for less than four.
 pub(super) fn change(difference: [u8; 4], message_bytes: usize) -> Option<u32> {
     let mut zeros = message_bytes.checked_sub(4).filter(|zeros| *zeros < 1 << 16)?;
     let mut crc = u32::from_le_bytes(difference);

@@ -1,4 +1,4 @@
-//! What stands between the IP header and the upper layer and makes a translation wrong.
+//! Options and headers between the IP header and the upper layer that make a translation wrong.
 
 use super::bytes::array_at;
 use packet::ip::{

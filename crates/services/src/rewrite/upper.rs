@@ -27,7 +27,7 @@ pub(super) enum Extent {
     Quoted,
 }
 
-/// What an ICMP message is.
+/// Kind of an ICMP message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum IcmpKind {
     /// A request or its reply: it has an identifier.
@@ -38,7 +38,7 @@ pub(crate) enum IcmpKind {
     Other,
 }
 
-/// What the ICMP message of this type is. `version`: of IP.
+/// Kind of the ICMP message of this type. `version`: of IP.
 pub(crate) const fn icmp_kind(version: u8, kind: u8) -> IcmpKind {
     match (version, kind) {
         (4, 0 | 8 | 13..=18 | 42 | 43) | (6, 128 | 129 | 160 | 161) => IcmpKind::Query,
@@ -60,7 +60,7 @@ pub(super) struct Change {
     pub dst_port: u16,
     /// The checksum is partial.
     pub partial: bool,
-    /// What is here.
+    /// Extent of the upper layer that is here.
     pub extent: Extent,
 }
 

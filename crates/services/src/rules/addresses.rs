@@ -26,7 +26,7 @@ type Hasher = foldhash::fast::FixedState;
 /// Classes that nothing uses any more, beyond the number of prefixes, before all are made anew.
 const UNUSED_CLASSES: usize = 1_024;
 
-/// What is fixed while groups change: which rules name which sets.
+/// Sides that are fixed while groups change: which rules name which sets.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Sides {
     /// By set: the rules that name it as source.

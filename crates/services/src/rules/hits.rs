@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::spec::RuleSpec;
 
-/// What is known of a rule that may be the same one in the next list: its name, or all of it if it has none.
+/// Identity of a rule that may be the same one in the next list: its name, or all of it if it has none.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum Identity {
     Name(String),

@@ -53,7 +53,7 @@ use dimension::Dimension;
 /// Most rules: their numbers are 16 bits, and 0xffff is left free for "no rule".
 pub const RULES_MAX: usize = 0xffff;
 
-/// What is asked about a new flow.
+/// Question about a new flow.
 #[derive(Clone, Copy, Debug)]
 pub struct Question<'a> {
     /// The flow's key in the direction of its first packet, before any translation.
@@ -69,10 +69,10 @@ pub struct Question<'a> {
     pub to_gateway: bool,
 }
 
-/// What is to be done with the flow.
+/// Verdict on the flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// What to do.
+    /// Action for the flow.
     pub action: RuleAction,
     /// Place of the rule in the operator's list; `None`: no rule matched, the default action applies.
     pub rule: Option<u16>,
@@ -86,7 +86,7 @@ pub struct RuleSet {
     addresses: Addresses,
 }
 
-/// What a change of groups leaves as it is.
+/// Parts of the rule set that a change of groups leaves as they are.
 struct Fixed {
     rules: Vec<RuleSpec>,
     default: RuleAction,
@@ -233,7 +233,7 @@ impl RuleSet {
         &self.groups
     }
 
-    /// What happens to a flow that no rule matches.
+    /// Action for a flow that no rule matches.
     #[must_use]
     pub fn default_action(&self) -> RuleAction {
         self.fixed.default
@@ -398,7 +398,7 @@ fn check(number: usize, rule: &RuleSpec, groups: usize) -> Result<(), String> {
     }
 }
 
-/// What a rule is called.
+/// Name of a rule.
 fn name_of(number: usize, rule: &RuleSpec) -> String {
     if rule.name.is_empty() { format!("rule {number}") } else { format!("rule {number} \"{}\"", rule.name) }
 }

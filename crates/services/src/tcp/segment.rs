@@ -90,7 +90,7 @@ impl Segment {
         self.flags & flags != 0
     }
 
-    /// What it takes of the sequence space: payload, SYN and FIN.
+    /// Length in the sequence space: payload, SYN and FIN.
     #[inline]
     #[must_use]
     pub const fn length(&self) -> u32 {

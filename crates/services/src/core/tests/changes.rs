@@ -94,7 +94,7 @@ fn a_flow_waits_for_its_route_to_come_back() {
     assert_eq!(world.one(WAN, &udp_of(&outside.reversed(), b"b")).key(), request.reversed());
 }
 
-/// What came in by an uplink that is not the way back is still judged as having come by it.
+/// Packets that came in by an uplink that is not the way back are still judged as having come by it.
 #[test]
 fn a_flow_is_judged_by_the_interface_that_it_came_by() {
     let mut spec = two_interfaces();

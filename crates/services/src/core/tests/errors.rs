@@ -1,4 +1,4 @@
-//! What must be answered, and bad input.
+//! Packets that must be answered, and bad input.
 
 use packet::DropReason;
 use packet::attachment::{Ingress, InterfaceId};

@@ -202,7 +202,7 @@ fn a_mapping_stays_when_its_bucket_moves() {
     }
 }
 
-/// What is counted of a mapping is taken back, whatever the configuration was when it began and when it ended.
+/// Counts of a mapping are taken back, whatever the configuration was when it began and when it ended.
 #[test]
 fn mappings_are_counted_exactly_over_reloads_and_moves() {
     let mut plainly = two_interfaces();

@@ -1,4 +1,4 @@
-//! What is refused, who is told, and what rules may say about it.
+//! Refusals: which packets are refused, who is told, and what rules may say about it.
 
 use packet::DropReason;
 use packet::attachment::{Egress, Ingress};

@@ -14,7 +14,7 @@ use super::world::*;
 use crate::core::{ETHERNET_BYTES, Frame, Handed, Neighbors, Outcome, Output};
 use crate::spec::{NatMode, TCP, UDP};
 
-/// What a core wants done besides its frames.
+/// Output of a core besides its frames.
 #[derive(Default, Debug)]
 struct Emitted(Vec<(Outcome, Vec<u8>)>, PacketPool);
 

@@ -97,7 +97,7 @@ fn options() {
 }
 
 proptest! {
-    /// What is cut goes through both halves and comes out the same.
+    /// Fragments that are cut go through both halves and come out the same.
     #[test]
     fn cut_and_assembled(six: bool, bytes in 8usize..3_000, mtu in 56usize..1_500, seed: u64, tos: u8) {
         let recipe = Recipe { tos, ..if six { V6 } else { V4 } };
