@@ -1,4 +1,4 @@
-//! What the control side tells the engine: one immutable [`Snapshot`] at a time.
+//! Configuration of the engine, from the control side: one immutable [`Snapshot`] at a time.
 //!
 //! `Settings` are fixed for the life of the engine; a [`Snapshot`] may be replaced at any moment
 //! (reload, a WAN that comes or goes, a name that resolves anew) without dropping a flow.

@@ -18,7 +18,7 @@ const VOTE_ROUNDS: u64 = 4;
 /// Virtual servers and leases are looked at this often, in rounds.
 const SERVICE_ROUNDS: u64 = 40;
 
-/// What the control thread works with.
+/// Control thread: what it works with.
 pub(crate) struct ControlThread {
     engine: Arc<crate::Shared>,
     neighbors: NeighborWatch,

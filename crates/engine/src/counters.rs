@@ -79,7 +79,7 @@ pub fn split_flows(cores: &[Vec<FlowStay>]) -> u64 {
     same.filter(split).count() as u64
 }
 
-/// What one worker counts.
+/// Counters of one worker.
 pub struct Counters {
     /// Packets read from TUN; a super-packet counts as its segments.
     pub tun_rx_packets: Counter,

@@ -80,7 +80,7 @@ pub(crate) struct ListenGroup {
     pub sockets: Vec<Arc<UdpSocket>>,
 }
 
-/// What workers read at the start of a round.
+/// Configuration that workers read at the start of a round.
 pub(crate) struct WorkerConfig {
     pub version: u64,
     pub listeners: Vec<ListenGroup>,

@@ -14,7 +14,7 @@ const PROBE_NS: u64 = 10_000_000_000;
 /// … so many at once.
 const PROBES_MAX: usize = 256;
 
-/// What the kernel said last.
+/// Neighbors, as the kernel reported them last.
 #[derive(Default)]
 pub(crate) struct NeighborWatch {
     netlink: Option<Netlink>,

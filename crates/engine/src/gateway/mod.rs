@@ -42,7 +42,7 @@ pub use crate::core_watch::CoreState;
 /// NAT events kept until somebody takes them.
 const EVENTS_MAX: usize = 200_000;
 
-/// What control wants of the gateway.
+/// Settings of the gateway, as control wants them.
 #[derive(Clone, Debug)]
 pub struct GatewaySettings {
     /// Services and interfaces.
@@ -73,7 +73,7 @@ pub enum Readers {
     Cpu,
 }
 
-/// What one worker tells about itself, some times a second.
+/// Report of one worker about itself, some times a second.
 #[derive(Clone, Debug, Default)]
 pub struct CoreReport {
     /// Counters of its services.
@@ -108,7 +108,7 @@ pub struct CoreReport {
     pub interfaces: Vec<InterfaceCounters>,
 }
 
-/// What one core counts at one interface.
+/// Counters of one core at one interface.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct InterfaceCounters {
     /// Packets read, super-packets once.
@@ -325,8 +325,8 @@ impl Shared {
     }
 }
 
-/// What was in force and may still be held by workers. Whoever lets go last has to free it, and while a worker
-/// frees a large policy, its packets wait: so the control core does.
+/// Policies and neighbors that were in force and may still be held by workers. Whoever lets go last has to free them,
+/// and while a worker frees a large policy, its packets wait: so the control core does.
 #[derive(Default)]
 struct Retired {
     policies: Vec<Arc<Policy>>,
@@ -381,13 +381,13 @@ impl crate::Engine {
         lock(&self.shared.gateway.opened).errors.clone()
     }
 
-    /// What each core told last.
+    /// Report that each core made last.
     #[must_use]
     pub fn core_reports(&self) -> Vec<CoreReport> {
         self.shared.gateway.reports.iter().map(|report| lock(report).clone()).collect()
     }
 
-    /// What each core may do, and how many buckets it owns.
+    /// State of each core: what it may do, and how many buckets it owns.
     #[must_use]
     pub fn core_states(&self) -> Vec<(CoreState, usize)> {
         let ownership = self.shared.gateway.ownership.load();

@@ -20,7 +20,7 @@ const RING_BYTES: usize = 8 << 20;
 /// near no other device's for a long time.
 const GROUP_STEP: u16 = 0x3d09;
 
-/// What is open now, by place of the interface.
+/// Ports that are open now, by place of the interface.
 #[derive(Default)]
 pub(crate) struct Opened {
     ports: Vec<Option<OpenPort>>,
