@@ -19,10 +19,10 @@ pub struct Captured {
     pub bytes: Vec<u8>,
 }
 
-/// What a replay did.
+/// Result of a replay.
 #[derive(Clone, Debug, Default)]
 pub struct Replayed {
-    /// What left, in order, with what it left by.
+    /// Packets that left, in order, with what they left by.
     pub packets: Vec<Captured>,
     /// Packets that went on.
     pub sent: u64,

@@ -26,7 +26,7 @@ use crate::to_bond::{self, BondIds, Emit, Transmit};
 /// was read into.
 const COPY_BYTES_MAX: usize = 1_856;
 
-/// What control has published: taken over between rounds.
+/// Snapshots that control has published: taken over between rounds.
 #[derive(Clone)]
 pub struct Snapshots {
     /// Rules, routes, NAT, virtual servers.
@@ -323,7 +323,7 @@ impl Datapath {
         if self.send_waiting(now, out) { now } else { next }
     }
 
-    /// What was delivered for other bonds; whether there was anything.
+    /// Sends packets that were delivered for other bonds; whether there was anything.
     fn send_waiting(&mut self, now: Time, out: &mut impl Output) -> bool {
         if self.to_bonds.waiting.is_empty() {
             return false;

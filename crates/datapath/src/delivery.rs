@@ -1,4 +1,4 @@
-//! What a bond delivered: merged to super-packets, and decided while it is in the cache.
+//! Delivery of a bond's packets: merged to super-packets, and decided while they are in the cache.
 //!
 //! The tunnel delivers while it works on a datagram, so that it cannot take anything for another bond in that moment:
 //! such packets wait in [`ToBonds`] until it is done.
@@ -41,7 +41,7 @@ pub(crate) struct Delivery<'a, O: Output> {
     pub inner: Decision<'a, O>,
 }
 
-/// What decides about a merged packet.
+/// Parts that decide about a merged packet.
 pub(crate) struct Decision<'a, O: Output> {
     pub out: &'a mut O,
     /// Without services the host gets everything.

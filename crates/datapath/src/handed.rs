@@ -1,4 +1,4 @@
-//! What goes from one core to another: packets that a core read and another owns. Each is counted.
+//! Packets that go from one core to another: a core read them and another owns them. Each is counted.
 
 use packet::PacketBuf;
 use tunnel::node::Source;

@@ -26,7 +26,7 @@ pub enum Sent {
     Resolve(InterfaceId, IpAddr, VirtioNetHeader, Vec<u8>),
 }
 
-/// What left a core.
+/// Output of a core.
 #[derive(Default)]
 pub struct MemoryOutput {
     /// In order.
@@ -89,14 +89,14 @@ impl Output for MemoryOutput {
 /// A frame that waits: interface, offload header, bytes.
 type Waiting = (InterfaceId, VirtioNetHeader, Vec<u8>);
 
-/// What waits for a core, and what left it.
+/// Input that waits for a core, and its output.
 #[derive(Default)]
 pub struct MemoryPorts {
     host: VecDeque<PacketBuf>,
     datagrams: VecDeque<(Source, usize, Vec<u8>)>,
     frames: VecDeque<Waiting>,
     handed: VecDeque<Handed>,
-    /// What left.
+    /// Output of the core.
     pub out: MemoryOutput,
 }
 

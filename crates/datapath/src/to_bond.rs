@@ -1,4 +1,4 @@
-//! What was decided for a bond: classified once more, as it leaves, and given to the tunnel of this core.
+//! Packets that were decided for a bond: classified once more, as they leave, and given to the tunnel of this core.
 
 use packet::attachment::{BondId, Egress, Ingress};
 use packet::vnet::VirtioNetHeader;

@@ -21,7 +21,7 @@ pub enum Ready {
     Interface(InterfaceId),
 }
 
-/// What a round left.
+/// Result of a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Round {
     /// When the next is due at the latest.
@@ -32,7 +32,7 @@ pub struct Round {
 
 /// A core's datapath and its ports.
 pub struct Worker<P: Ports> {
-    /// What decides.
+    /// Datapath, which decides.
     pub datapath: Datapath,
     /// Where packets come from and go to.
     pub ports: P,
