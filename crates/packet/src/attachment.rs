@@ -96,7 +96,7 @@ impl Ingress {
     }
 }
 
-/// What becomes of a packet that was decided.
+/// Egress of a packet that was decided: what becomes of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Egress {
     /// Leaves by a plain interface.
