@@ -63,7 +63,7 @@ pub struct Sighting {
     pub ttl: u8,
 }
 
-/// What the unit does with the packet.
+/// Decision of the unit for the packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Decision {
     /// Its own flow goes on.
