@@ -12,9 +12,10 @@ use crate::{programs, root, say};
 pub const HELP: &str = "\
 cargo xtask test [--install] [FILTER]          all tests, or those whose name contains FILTER
 cargo xtask test --repeat N [--load] [FILTER]  the end-to-end tests N times, and a table of how they fared
-    --install  installs the programs that the tests need and that are missing (apt-get); CI=1 means the same
+    --install  installs the programs that the tests need and that are missing (apt-get), and opens /dev/net/tun to
+               ordinary users, as udev does; CI=1 means the same
     --load     keeps every core busy meanwhile
-    exit code  0 all passed, 1 a test failed, 2 wrong arguments or no run, 3 a program is missing
+    exit code  0 all passed, 1 a test failed, 2 wrong arguments or no run, 3 a program or device is missing
 ";
 
 /// Exit code if a program is missing.
@@ -71,11 +72,33 @@ pub fn run(arguments: &[&str]) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(MISSING));
         }
     }
+    if !open_tun(options.install || is_ci())? {
+        return Ok(ExitCode::from(MISSING));
+    }
     let all_passed = match options.repeat {
         Some(rounds) => repeat::run(rounds, options.load, options.filter.as_deref())?,
         None => once(options.filter.as_deref())?,
     };
     Ok(if all_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Makes sure that ordinary users may open the TUN device, as udev leaves it: some tests run the program as one. A machine
+/// without udev gives it to root alone. `false`: it is closed, and what to do was said.
+fn open_tun(mend: bool) -> anyhow::Result<bool> {
+    use std::os::unix::fs::PermissionsExt;
+    const DEVICE: &str = "/dev/net/tun";
+    const FOR_ALL: u32 = 0o666;
+    let Ok(about) = std::fs::metadata(DEVICE) else {
+        say(&format!("there is no {DEVICE}: load the kernel's module with `modprobe tun`\n"))?;
+        return Ok(false);
+    };
+    let closed = about.permissions().mode() & FOR_ALL != FOR_ALL;
+    if closed && !(mend && std::fs::set_permissions(DEVICE, std::fs::Permissions::from_mode(FOR_ALL)).is_ok())
+    {
+        say(&format!("{DEVICE} is closed to ordinary users; as root: chmod 0666 {DEVICE}\n"))?;
+        return Ok(false);
+    }
+    Ok(true)
 }
 
 fn is_ci() -> bool {
