@@ -312,7 +312,7 @@ impl World {
     }
 
     /// Datagrams of the left branch with these packets, to be received by the hub.
-    fn from_left(&mut self, packets: &[Vec<u8>]) -> Vec<(usize, Vec<u8>)> {
+    fn sent_by_left(&mut self, packets: &[Vec<u8>]) -> Vec<(usize, Vec<u8>)> {
         let left = &mut self.branches[0];
         left.out.clear();
         let mut buffer = PacketBuf::with_capacity(PACKET_BYTES_MAX);
@@ -398,7 +398,7 @@ fn host_to_host_leaves_no_trace(world: &mut World) {
 /// Puts a batch through the hub; allocations meanwhile.
 fn batch(world: &mut World, ingress: Ingress, egress: Egress, packet: &[u8]) -> usize {
     let packets = vec![packet.to_vec(); PACKETS];
-    let incoming = if ingress == Ingress::Bond(LEFT) { world.from_left(&packets) } else { Vec::new() };
+    let incoming = if ingress == Ingress::Bond(LEFT) { world.sent_by_left(&packets) } else { Vec::new() };
     let mut incoming = incoming;
     let left = from_branch(world.branches[0].address);
     let now = world.now;
