@@ -2,7 +2,7 @@
 //!
 //! Each of them has to see the other's outside endpoint, and each endpoint belongs to a core of its own. So the packet is
 //! translated twice, as if it left and came back: by a flow of its sender's core from the inside key to both outside
-//! endpoints (`hops::HAIRPIN`), and by one of the other's core from there to the inside. Only the core of the destination
+//! endpoints (`next_hops::HAIRPIN`), and by one of the other's core from there to the inside. Only the core of the destination
 //! knows whether somebody is mapped there; it is asked first, and what nobody has is for the gateway itself. The
 //! firewall judges both times.
 

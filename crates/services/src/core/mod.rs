@@ -1,12 +1,12 @@
 //! One core's gateway: batches of frames in, frames with an outcome out.
 //!
-//! Order of calls: [`Core::follow`] when policy, ownership or neighbours changed; [`Core::batch`] for what was read,
+//! Order of calls: [`Core::follow`] when policy, ownership or neighbors changed; [`Core::batch`] for what was read,
 //! [`Core::handed`] for what other cores handed over; [`Core::tick`] in every round. Nothing here waits or allocates
 //! per packet of a known flow.
 //!
 //! A batch goes through in three passes, so that the memory it needs is on its way before it is looked at: read keys
-//! and prefetch the index, probe the index and prefetch the flows, act. Acting is `plain` for nearly all packets, `hit` for
-//! what is unusual about a known flow, `miss` for a new one, `pieces` for fragments.
+//! and prefetch the index, probe the index and prefetch the flows, act. Acting is `fast` for nearly all packets, `established`
+//! for what is unusual about a known flow, `new_flow` for a new one, `fragments` for fragments.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,22 +27,22 @@ use steering::ownership::Ownership;
 mod answer;
 mod bloom_filter;
 mod counters;
+mod established;
 mod explain;
+mod fast;
+mod fragments;
 mod frame;
 mod hairpin;
-mod hit;
-mod hops;
-mod miss;
-mod pieces;
-mod plain;
-mod shift;
+mod new_flow;
+mod next_hops;
+mod proxy_sequence;
 #[cfg(test)]
 mod tests;
 
 pub use counters::{Counters, NatRefusals};
 pub use explain::{Entry, Explanation, explain};
 pub use frame::{ETHERNET_BYTES, Frame, Handed, Origin, Outcome, Output, Piece};
-pub use hops::Neighbors;
+pub use next_hops::Neighbors;
 
 /// Frames of one batch at most.
 pub const BATCH_MAX: usize = 256;
@@ -88,9 +88,9 @@ pub struct Core {
     nat: Nat,
     rendezvous: Rendezvous,
     fragments: FragmentTable,
-    hops: hops::Hops,
+    hops: next_hops::Hops,
     limiter: Limiter,
-    shifts: shift::Shifts,
+    shifts: proxy_sequence::Shifts,
     random: u64,
     /// Live flows by bucket: both buckets of a flow count.
     live: Vec<u32>,
@@ -102,11 +102,11 @@ pub struct Core {
     removals: u32,
     /// Flows begun while a batch was acted upon.
     begun: bloom_filter::BloomFilter,
-    /// Tests compare the short way with the long one.
+    /// Tests compare the fast path with the slow one.
     #[cfg(test)]
-    long_way_only: bool,
+    slow_path_only: bool,
     #[cfg(test)]
-    went_short: u64,
+    went_fast: u64,
     scratch: Vec<u8>,
     /// While a packet that was assembled here goes on: its identification, by which it may be cut again.
     assembled_id: Option<u32>,
@@ -144,9 +144,9 @@ impl Core {
             nat: Nat::new(id, ownership.cores, seed.rotate_left(17)),
             rendezvous: Rendezvous::new(pieces, seed.rotate_left(31)),
             fragments: FragmentTable::new(pieces, seed.rotate_left(47)),
-            hops: hops::Hops::default(),
+            hops: next_hops::Hops::default(),
             limiter: Limiter::new(limits.errors_per_s_max),
-            shifts: shift::Shifts::new(seed.rotate_left(7)),
+            shifts: proxy_sequence::Shifts::new(seed.rotate_left(7)),
             random: seed | 1,
             live: vec![0; ownership.table.buckets()],
             embryonic: 0,
@@ -155,9 +155,9 @@ impl Core {
             removals: 0,
             begun: bloom_filter::BloomFilter::default(),
             #[cfg(test)]
-            long_way_only: false,
+            slow_path_only: false,
             #[cfg(test)]
-            went_short: 0,
+            went_fast: 0,
             scratch: Vec::new(),
             assembled_id: None,
             load_percent: 0,
@@ -191,7 +191,7 @@ impl Core {
 
     /// Every flow is decided again when its next packet comes. Numbers of next hops mean nothing any more.
     fn begin_era(&mut self) {
-        self.hops = hops::Hops::default();
+        self.hops = next_hops::Hops::default();
         self.era = self.era.checked_add(1).unwrap_or(1);
     }
 
@@ -235,7 +235,7 @@ impl Core {
             let Some(look) = look else { continue };
             self.counters.rx_packets += 1;
             self.counters.rx_bytes += frame.packet().len() as u64;
-            if self.removals == removals && self.hit_plainly(now_ns, frame, look) {
+            if self.removals == removals && self.established_fast(now_ns, frame, look) {
                 continue;
             }
             // An earlier frame of the batch may have begun the flow, or ended one whose place is taken anew.
@@ -252,7 +252,7 @@ impl Core {
         self.counters.rx_packets += 1;
         self.counters.rx_bytes += frame.packet().len() as u64;
         look.found = self.flows.find(look.hash, &look.key, look.tenant);
-        if !self.hit_plainly(now_ns, frame, &look) {
+        if !self.established_fast(now_ns, frame, &look) {
             self.act(now_ns, frame, &look, Origin::Wire, out);
         }
     }
@@ -320,11 +320,11 @@ impl Core {
         }
         match look.found {
             Some((id, direction)) => {
-                if let Err(reason) = self.hit(now_ns, frame, id, direction, origin, out) {
+                if let Err(reason) = self.established(now_ns, frame, id, direction, origin, out) {
                     self.dropped(frame, reason);
                 }
             }
-            None => self.miss(now_ns, frame, &look.key, look.tenant, origin, out),
+            None => self.new_flow(now_ns, frame, &look.key, look.tenant, origin, out),
         }
     }
 
@@ -386,7 +386,7 @@ impl Core {
                 record.era = 0;
             }
             let mut timeout_s = crate::tcp::timeout_s(record, policy.timeouts());
-            if hurry && hit::is_embryonic(record) {
+            if hurry && established::is_embryonic(record) {
                 timeout_s = timeout_s.min(patience_s);
             }
             let silent_ticks = now.wrapping_sub(record.seen);
@@ -418,7 +418,7 @@ impl Core {
         let reply = (removed.reply, removed.tenants[1]);
         self.counters.flows_closed += 1;
         self.count_live(self.live_buckets(&original, &reply), u32::wrapping_sub);
-        if hit::is_embryonic(record) {
+        if established::is_embryonic(record) {
             self.embryonic = self.embryonic.saturating_sub(1);
         }
         self.count_services(record, &original.0, false);
@@ -437,12 +437,12 @@ impl Core {
                 } else {
                     original.0.src_port
                 };
-                miss::with_source(&leaving, original.0.src, port)
+                new_flow::with_source(&leaving, original.0.src, port)
             };
             self.nat.release(now_ns, &reply.0, reply.1, record, &client, original.1);
         }
         if let Some(backend) = record.backend.checked_sub(1) {
-            self.policy.balancer.closed(backend, hit::is_over(record));
+            self.policy.balancer.closed(backend, established::is_over(record));
         }
     }
 

@@ -9,7 +9,7 @@ use packet::ip::{IpHeader, PROTOCOL_ICMP, PROTOCOL_ICMPV6};
 use packet::vnet::{GSO_NONE, VirtioNetHeader};
 use packet::{DropReason, FlowKey, checksum};
 
-use super::{Core, Direction, ETHERNET_BYTES, Frame, Origin, Outcome, Output, hit, is_partial};
+use super::{Core, Direction, ETHERNET_BYTES, Frame, Origin, Outcome, Output, established, is_partial};
 use crate::flow::{FlowId, flags};
 use crate::proxy_protocol::{self, Header, Shift};
 use crate::tcp::{self, SYN, Segment, Verdict};
@@ -52,8 +52,8 @@ impl Core {
         }
     }
 
-    /// As [`Core::hit`], for a segment of such a flow. The connection is followed by the client's numbers.
-    pub(super) fn hit_shifted(
+    /// As [`Core::established`], for a segment of such a flow. The connection is followed by the client's numbers.
+    pub(super) fn established_proxied(
         &mut self,
         now_ns: u64,
         frame: &mut Frame<'_>,
@@ -77,13 +77,13 @@ impl Core {
             return Err(DropReason::NatUnsupported);
         }
         let record = self.flows.record_mut(id);
-        let (before, was) = (record.flags, hit::is_embryonic(record));
-        let was_over = hit::is_over(record);
+        let (before, was) = (record.flags, established::is_embryonic(record));
+        let was_over = established::is_over(record);
         let verdict = tcp::follow(record, direction, &segment);
-        hit::note_end(&self.policy, record, was_over);
-        let (after, is) = (record.flags, hit::is_embryonic(record));
+        established::note_end(&self.policy, record, was_over);
+        let (after, is) = (record.flags, established::is_embryonic(record));
         let resumed = !before & after & flags::MID_STREAM != 0;
-        self.embryonic = hit::embryonic_after(self.embryonic, was, is);
+        self.embryonic = established::embryonic_after(self.embryonic, was, is);
         match verdict {
             Verdict::Accept => {
                 let v6 = header.version == 6;
@@ -101,7 +101,7 @@ impl Core {
             Verdict::Invalid => return Err(DropReason::TcpInvalid),
             Verdict::Reopen => {
                 self.end(now_ns, id);
-                self.miss(now_ns, frame, &key, tenant, origin, out);
+                self.new_flow(now_ns, frame, &key, tenant, origin, out);
                 return Ok(());
             }
         }

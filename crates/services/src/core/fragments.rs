@@ -5,8 +5,8 @@ use packet::ip::{IpHeader, PROTOCOL_SCTP};
 use packet::vnet::VirtioNetHeader;
 use packet::{DropReason, FlowKey};
 
-use super::hops::Hop;
-use super::{Core, Direction, ETHERNET_BYTES, Frame, Origin, Outcome, Output, Piece, hit};
+use super::next_hops::Hop;
+use super::{Core, Direction, ETHERNET_BYTES, Frame, Origin, Outcome, Output, Piece, established};
 use crate::flow::flags;
 use crate::fragment::{self, Action, Facts, Measure, PacketId, Told, Variant};
 use crate::nat::NatClient;
@@ -129,7 +129,7 @@ impl Core {
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
         match self.flows.find(self.flows.hash(key, tenant), key, tenant) {
-            Some((id, direction)) => self.hit(now_ns, frame, id, direction, Origin::Wire, out),
+            Some((id, direction)) => self.established(now_ns, frame, id, direction, Origin::Wire, out),
             None => match self.begin(now_ns, frame, key, tenant, Origin::Wire, out)? {
                 Some(id) => self.first_packet(now_ns, frame, id, out),
                 None => Ok(()),
@@ -234,7 +234,7 @@ impl Core {
         self.scratch = scratch;
         for mut bytes in pieces {
             let mut piece = Frame::new(frame.ingress, VirtioNetHeader::default(), &mut bytes);
-            hit::address(&mut piece, hop);
+            established::address(&mut piece, hop);
             self.settle(piece, out);
         }
         frame.outcome = Outcome::Consumed;

@@ -11,8 +11,8 @@ use steering::ownership::OwnerChain;
 
 use super::hairpin::Hairpin;
 use super::{
-    Core, Direction, EMERGENCY_ENTRIES, EMERGENCY_S, Frame, Handed, Origin, Outcome, Output, hit, hops,
-    reply_of, tick_of,
+    Core, Direction, EMERGENCY_ENTRIES, EMERGENCY_S, Frame, Handed, Origin, Outcome, Output, established,
+    next_hops, reply_of, tick_of,
 };
 use crate::flow::{FlowId, Record, flags};
 use crate::nat::{BindRequest, Binding, NatClient};
@@ -38,7 +38,7 @@ struct Resolution {
 
 impl Core {
     /// A packet of no flow of this core: to the next stop, or a new flow here.
-    pub(super) fn miss(
+    pub(super) fn new_flow(
         &mut self,
         now_ns: u64,
         frame: &mut Frame<'_>,
@@ -145,7 +145,7 @@ impl Core {
     ) -> Result<Option<FlowId>, DropReason> {
         let policy = Arc::clone(&self.policy);
         let header = IpHeader::parse(frame.packet())?;
-        if hit::is_error(&header, frame.packet()) {
+        if established::is_error(&header, frame.packet()) {
             self.unknown_error(&policy, frame, &header, tenant)?;
             return Ok(None);
         }
@@ -253,8 +253,8 @@ impl Core {
         }
         let route = policy.route(frame.ingress, tenant, header.dst).ok_or(DropReason::NoRoute)?;
         let neighbor = route.via.unwrap_or(header.dst);
-        let hop = hops::Hops::unnumbered(route.egress, neighbor, policy, &self.neighbors);
-        hit::address(frame, &hop);
+        let hop = next_hops::Hops::unnumbered(route.egress, neighbor, policy, &self.neighbors);
+        established::address(frame, &hop);
         self.went_on(header);
         Ok(())
     }
@@ -346,7 +346,7 @@ impl Core {
         match header.protocol {
             TCP => {
                 let segment = Segment::of(header.payload(packet)).ok_or(DropReason::TcpInvalid)?;
-                if super::shift::has_early_data(record.flags, &segment) {
+                if super::proxy_sequence::has_early_data(record.flags, &segment) {
                     return Err(DropReason::NatUnsupported);
                 }
                 if resolution.egress == Egress::Host && frame.ingress.interface().is_some() {
@@ -457,7 +457,7 @@ impl Core {
         self.flows.prefetch(hashes[1]);
         let buckets = self.live_buckets(original, reply);
         record.next_hop[Direction::Original as usize] = if resolution.around {
-            hops::HAIRPIN
+            next_hops::HAIRPIN
         } else {
             self.hops.number(resolution.egress, resolution.neighbor, policy, &self.neighbors)
         };

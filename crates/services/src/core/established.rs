@@ -1,7 +1,7 @@
 //! The fast path: a packet of a known flow.
 
 use super::{Core, Direction, Frame, Origin, Outcome, Output, is_partial, tick_of};
-use crate::core::hops::{self, Hop};
+use crate::core::next_hops::{self, Hop};
 use crate::flow::{FlowId, Record, flags};
 use crate::policy::{Policy, Service};
 use crate::rewrite;
@@ -17,7 +17,7 @@ use packet::ip::{IpHeader, PROTOCOL_ICMP, PROTOCOL_ICMPV6};
 
 impl Core {
     /// Follows the flow's state and sends the packet on.
-    pub(super) fn hit(
+    pub(super) fn established(
         &mut self,
         now_ns: u64,
         frame: &mut Frame<'_>,
@@ -28,7 +28,7 @@ impl Core {
     ) -> Result<(), DropReason> {
         let header = IpHeader::parse(frame.packet())?;
         if matches!(header.protocol, PROTOCOL_ICMP | PROTOCOL_ICMPV6) && is_error(&header, frame.packet()) {
-            return self.hit_error(now_ns, frame, &header, id, direction, out);
+            return self.established_error(now_ns, frame, &header, id, direction, out);
         }
         let Some(mut flow) = self.flows.for_packet(id, direction) else { return Err(DropReason::NotNew) };
         if flow.record.era != self.era {
@@ -38,7 +38,7 @@ impl Core {
         }
         let was = is_embryonic(flow.record);
         if flow.record.flags & flags::PROXY_PROTOCOL != 0 {
-            return self.hit_shifted(now_ns, frame, &header, id, direction, origin, out);
+            return self.established_proxied(now_ns, frame, &header, id, direction, origin, out);
         }
         if header.protocol == TCP {
             let segment = Segment::of(header.payload(frame.packet())).ok_or(DropReason::TcpInvalid)?;
@@ -54,7 +54,7 @@ impl Core {
                 Verdict::Reopen => {
                     let ((key, tenant), _) = self.flows.keys(id);
                     self.end(now_ns, id);
-                    self.miss(now_ns, frame, &key, tenant, origin, out);
+                    self.new_flow(now_ns, frame, &key, tenant, origin, out);
                     return Ok(());
                 }
             }
@@ -187,7 +187,7 @@ impl Core {
     }
 
     /// An ICMP error about a flow goes to the flow's end, translated inside and outside.
-    fn hit_error(
+    fn established_error(
         &mut self,
         now_ns: u64,
         frame: &mut Frame<'_>,
@@ -253,7 +253,7 @@ impl Core {
         let record = self.flows.record_mut(id);
         record.era = era;
         record.rule = verdict.rule.map_or(0, |rule| rule + 1);
-        record.next_hop = [hops::UNSET; 2];
+        record.next_hop = [next_hops::UNSET; 2];
         Ok(())
     }
 
@@ -264,12 +264,12 @@ impl Core {
             return Ok(way);
         }
         let number = if self.around(&self.flows.leaves_as(id, direction)).is_some() {
-            hops::HAIRPIN
+            next_hops::HAIRPIN
         } else {
             let (egress, neighbor) = self.target(id, direction).ok_or(DropReason::NoRoute)?;
             match self.hops.number(egress, neighbor, &self.policy, &self.neighbors) {
-                hops::UNSET => {
-                    let hop = hops::Hops::unnumbered(egress, neighbor, &self.policy, &self.neighbors);
+                next_hops::UNSET => {
+                    let hop = next_hops::Hops::unnumbered(egress, neighbor, &self.policy, &self.neighbors);
                     return Ok(Way::Hop(hop));
                 }
                 number => number,
@@ -281,9 +281,9 @@ impl Core {
 
     fn numbered(&self, number: u16) -> Option<Way> {
         match number {
-            hops::UNSET => None,
-            hops::HOST => Some(Way::Host),
-            hops::HAIRPIN => Some(Way::Hairpin),
+            next_hops::UNSET => None,
+            next_hops::HOST => Some(Way::Host),
+            next_hops::HAIRPIN => Some(Way::Hairpin),
             number => self.hops.get(number).copied().map(Way::Hop),
         }
     }

@@ -1,5 +1,5 @@
-//! The short way ([`Core::hit_plainly`](super::super::Core)) has to be the long way in all that it does: two gateways
-//! of the same seeds are given the same random packets in the same batches, one of them without the short way.
+//! The fast path ([`Core::established_fast`](super::super::Core)) has to be the slow path in all that it does: two gateways
+//! of the same seeds are given the same random packets in the same batches, one of them without the fast path.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -167,12 +167,12 @@ fn flows_of(world: &World) -> Vec<String> {
 }
 
 #[test]
-fn the_short_way_does_what_the_long_way_does() {
+fn the_fast_path_does_what_the_other_does() {
     let mut short = 0;
     for seed in 0..60u64 {
         let mode = [NatMode::AddressAndPort, NatMode::PortOnly, NatMode::None][seed as usize % 3];
         let mut worlds = [world(mode), world(mode)];
-        worlds[1].cores[0].long_way_only = true;
+        worlds[1].cores[0].slow_path_only = true;
         let (mut random, mut talks) = (Random(seed << 32), talks());
         for round in 0..60 {
             let count = 1 + random.below(40) as usize;
@@ -225,8 +225,8 @@ fn the_short_way_does_what_the_long_way_does() {
         }
         assert_eq!(flows_of(&worlds[0]), flows_of(&worlds[1]), "seed {seed}");
         assert!(!worlds[0].cores[0].flows().is_empty());
-        short += worlds[0].cores[0].went_short;
-        assert_eq!(worlds[1].cores[0].went_short, 0);
+        short += worlds[0].cores[0].went_fast;
+        assert_eq!(worlds[1].cores[0].went_fast, 0);
     }
-    assert!(short > 10_000, "the short way was hardly taken: {short}");
+    assert!(short > 10_000, "the fast path was hardly taken: {short}");
 }

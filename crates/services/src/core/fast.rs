@@ -1,17 +1,17 @@
-//! The short way of nearly all packets: whole TCP and UDP without IP options, of a flow that is decided and answered.
+//! The fast path of nearly all packets: whole TCP and UDP without IP options, of a flow that is decided and answered.
 //!
-//! It has to do exactly what [`Core::hit`] does, in half the time. Whatever is unusual it leaves to that, untouched.
+//! It has to do exactly what [`Core::established`] does, in half the time. Whatever is unusual it leaves to that, untouched.
 
 use packet::attachment::Ingress;
 use packet::ip::{IPV4_HEADER_BYTES, IPV6_HEADER_BYTES};
 
-use super::{Core, ETHERNET_BYTES, Frame, Look, hit, is_partial, tick_of};
+use super::{Core, ETHERNET_BYTES, Frame, Look, established, is_partial, tick_of};
 use crate::flow::{Direction, flags};
 use crate::rewrite;
 use crate::spec::{TCP, UDP};
 use crate::tcp::{self, Segment};
 
-/// Fields of an IP header that the short way needs.
+/// Fields of an IP header that the fast path needs.
 struct Head {
     header_bytes: usize,
     total_bytes: usize,
@@ -52,9 +52,9 @@ impl Head {
 impl Core {
     /// Sends the packet on if there is nothing unusual about it. `false`: nothing has changed.
     #[inline]
-    pub(super) fn hit_plainly(&mut self, now_ns: u64, frame: &mut Frame<'_>, look: &Look) -> bool {
+    pub(super) fn established_fast(&mut self, now_ns: u64, frame: &mut Frame<'_>, look: &Look) -> bool {
         #[cfg(test)]
-        if self.long_way_only {
+        if self.slow_path_only {
             return false;
         }
         let Some((id, direction)) = look.found else { return false };
@@ -77,18 +77,18 @@ impl Core {
         if head.protocol == TCP {
             let upper = packet.get(head.header_bytes..head.total_bytes).unwrap_or_default();
             let Some(segment) = Segment::of(upper) else { return false };
-            if hit::is_embryonic(record) || !tcp::follow_data(record, direction, &segment) {
+            if established::is_embryonic(record) || !tcp::follow_data(record, direction, &segment) {
                 return false;
             }
         }
         record.seen = tick_of(now_ns);
         flow.count(head.total_bytes as u32);
         rewrite::send_on(packet, head.total_bytes, head.protocol, partial, flow.leaves_as.as_ref());
-        hit::address(frame, hop);
+        established::address(frame, hop);
         frame.flow = Some((id, direction));
         #[cfg(test)]
         {
-            self.went_short += 1;
+            self.went_fast += 1;
         }
         self.counters.tx_packets += 1;
         self.counters.tx_bytes += head.total_bytes as u64;
