@@ -7,9 +7,11 @@
 //! ```
 //!
 //! * [`config`]: what control tells the engine; it reads back [`counters`] and the tunnel's bonds.
-//! * [`worker`]: the loop. It owns a [`tunnel::forwarder::Forwarder`], its TUN queue and its [`sockets`]; nothing per packet is
-//!   shared with another worker.
-//! * [`gateway`]: plain interfaces: firewall, NAT and load balancing on the same workers.
+//! * `worker`: the loop around [`datapath::Worker`]'s round: wait, run it, publish, sleep. Nothing per packet is shared with
+//!   another worker.
+//! * `ports`, `output`: the round's ports: TUN queue, [`sockets`], interfaces and rings.
+//! * [`gateway`]: state of the services that workers and control share; interfaces come and go.
+//! * `control_thread` with `core_watch` and `neighbors`: cores that hang, drain or are busy; hardware addresses.
 //! * [`rings`]: for packets that came to the wrong core, and only those; they are counted.
 //! * [`doorbell`]: how a worker goes to sleep without missing anything.
 //! * [`counters`]: written by one worker, read at scrape.

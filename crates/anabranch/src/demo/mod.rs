@@ -1,6 +1,6 @@
 //! `anabranch demo`: two sites, three emulated links, two real gateways, real traffic, a link that falls silent; and a report.
 //!
-//! [`sites`] builds the network and starts the gateways, [`run`] sends the traffic and measures it where it
+//! [`sites`] builds the network and starts the gateways, [`mod@run`] sends the traffic and measures it where it
 //! arrives, [`progress`] shows what is going on meanwhile, [`report`] says what came of it.
 //! The gateways are this very program, started as `anabranch up CONFIG`: nothing is simulated but the links.
 //!
