@@ -153,3 +153,49 @@ fn c7_t3_a_hung_core_of_a_tunnel_loses_its_flows_to_the_others() {
         }
     });
 }
+
+/// Row T2: datagrams that the host cuts into fragments take the core of their flow, not that of their addresses. Small and large
+/// ones of a socket are processed by one core of the hub.
+#[test]
+fn t2_fragments_take_the_core_of_their_flow() {
+    let _alone = alone();
+    isolated(|| {
+        let scene = Scene::new(&[link(100.0, 2.0)]);
+        let (branch, hub) = scene.pair();
+        let (_branch, hub) = scene.join(&branch.node_line("cores = 2"), &hub.node_line("cores = 2"), 1);
+        let server = scene.b().run(|| UdpSocket::bind(format!("{HUB_IP}:5500"))).unwrap().unwrap();
+        server.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        let reader = std::thread::spawn(move || {
+            let mut buffer = vec![0; 65_536];
+            let (mut small, mut large) = (0, 0);
+            while let Ok(bytes) = server.recv(&mut buffer) {
+                match bytes {
+                    100 => small += 1,
+                    4_000 if buffer[..4_000] == [2; 4_000] => large += 1,
+                    other => panic!("{other} bytes"),
+                }
+            }
+            (small, large)
+        });
+        let sockets: Vec<UdpSocket> = (0..16)
+            .map(|_| {
+                let socket = scene.a().run(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
+                socket.connect(format!("{HUB_IP}:5500")).unwrap();
+                socket
+            })
+            .collect();
+        let mut sent = 0;
+        for _ in 0..20 {
+            for socket in &sockets {
+                sent += usize::from(socket.send(&[1; 100]).is_ok())
+                    + usize::from(socket.send(&[2; 4_000]).is_ok());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let (small, large) = reader.join().unwrap();
+        assert_eq!((small, large, sent), (320, 320, 640));
+        let status = hub.status().unwrap().status;
+        assert!(status.cores.iter().all(|core| core.tun_tx_packets > 50), "both cores are at work");
+        assert_eq!(status.flows_split_over_cores, 0);
+    });
+}

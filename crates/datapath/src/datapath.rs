@@ -7,11 +7,12 @@
 use std::sync::Arc;
 
 use packet::attachment::{Egress, Ingress};
-use packet::{Coalescer, DropCounters, DropReason, PacketBuf, PacketPool};
+use packet::{Coalescer, DropCounters, DropReason, FlowKey, PacketBuf, PacketPool};
 use services::core::{Core as Services, ETHERNET_BYTES, Frame, Neighbors, Outcome};
+use services::fragment::{FragmentLimits, Released, Rendezvous};
 use services::policy::Policy;
 use steering::ownership::Ownership;
-use tunnel::forwarder::{Forwarder as Tunnel, owner_core};
+use tunnel::forwarder::{Classified, Forwarder as Tunnel, owner_core};
 use tunnel::header::Header;
 use tunnel::lifecycle::Action;
 use tunnel::node::{Node, Source};
@@ -61,6 +62,8 @@ pub struct Datapath {
     pool: PacketPool,
     to_bonds: ToBonds,
     bonds: BondIds,
+    /// Fragments of the host, where no services are in force.
+    rendezvous: Rendezvous,
     /// Packets that changed core.
     pub hand_overs: HandOvers,
     /// Packets and super-packets of the host by bucket, where no services decide: a core's work, for rebalancing.
@@ -74,6 +77,7 @@ impl Datapath {
     pub fn new(id: u8, node: Arc<Node>, seed: u64, snapshots: Snapshots) -> Self {
         let Snapshots { policy, ownership, neighbors, serving } = snapshots;
         let buckets = ownership.table.buckets();
+        let limits = FragmentLimits::of(policy.limits(), policy.timeouts());
         Self {
             id,
             tunnel: Tunnel::new(id, node),
@@ -84,6 +88,7 @@ impl Datapath {
             pool: PacketPool::new(),
             to_bonds: ToBonds::default(),
             bonds: BondIds::default(),
+            rendezvous: Rendezvous::new(limits, seed.rotate_left(23)),
             hand_overs: HandOvers::default(),
             packets_by_bucket: vec![0; buckets],
             drops: DropCounters::default(),
@@ -112,6 +117,7 @@ impl Datapath {
     pub fn tunnel_drops(&self) -> DropCounters {
         let mut drops = self.tunnel.drops.clone();
         drops.merge(&self.drops);
+        drops.merge(self.rendezvous.late_drops());
         drops
     }
 
@@ -149,14 +155,10 @@ impl Datapath {
         self.serve(now, &mut frame, out);
     }
 
-    /// Without services, what the host sends into the tunnel device is for a bond.
+    /// Without services, packets that the host sends into the tunnel device are for a bond.
     fn host_to_bond(&mut self, now: Time, packet: &mut PacketBuf, out: &mut impl Output) {
         match self.tunnel.classify(packet.packet(), None) {
-            Ok(classified) if classified.owner == self.id => {
-                self.count(classified.hash());
-                let offload = packet.offload;
-                self.tunnel.packet(now, &offload, packet.packet_mut(), &classified, &mut Transmit(out));
-            }
+            Ok(classified) if classified.owner == self.id => self.own_host(now, packet, &classified, out),
             Ok(classified) => {
                 let handed = if packet.len() <= COPY_BYTES_MAX {
                     self.pool.copy(packet.packet(), &packet.offload, Ingress::Host)
@@ -165,8 +167,57 @@ impl Datapath {
                     Some(std::mem::replace(packet, spare))
                 };
                 if let Some(handed) = handed {
-                    self.hand_over(classified.owner, Handed::Host(handed), out);
+                    self.hand_over(classified.owner, Handed::Host(handed, None), out);
                 }
+            }
+            Err(reason) => self.drops.add(reason),
+        }
+    }
+
+    /// A packet of the host at the core of its tuple. For a fragment that is the core of its addresses: the ports are only
+    /// in the first one, so that the others wait here for it and then go to the core of their flow.
+    fn own_host(
+        &mut self,
+        now: Time,
+        packet: &mut PacketBuf,
+        classified: &Classified,
+        out: &mut impl Output,
+    ) {
+        let header = *classified.header();
+        if !header.is_fragmented() {
+            self.count(classified.hash());
+            let offload = packet.offload;
+            self.tunnel.packet(now, &offload, packet.packet_mut(), classified, &mut Transmit(out));
+            return;
+        }
+        let Self { rendezvous, pool, .. } = self;
+        let mut released = Vec::new();
+        let mut release = |piece: Released<'_>| {
+            released.extend(
+                pool.copy(piece.packet, &Default::default(), Ingress::Host).map(|copy| (copy, piece.key)),
+            );
+        };
+        let (bytes, tenant) = (packet.packet(), 0);
+        if let Err(reason) = rendezvous.push(now.ns(), bytes, &header, tenant, Ingress::Host, &mut release) {
+            self.drops.add(reason);
+        }
+        for (mut piece, key) in released {
+            let owner = self.ownership.owner_of_hash(self.ownership.hash(&key, tenant));
+            if owner == self.id {
+                self.send_piece(now, &mut piece, &key, out);
+                self.pool.recycle(piece);
+            } else {
+                self.hand_over(owner, Handed::Host(piece, Some(key)), out);
+            }
+        }
+    }
+
+    /// A fragment at the core of its flow.
+    fn send_piece(&mut self, now: Time, piece: &mut PacketBuf, key: &FlowKey, out: &mut impl Output) {
+        match self.tunnel.classify(piece.packet(), Some(key)) {
+            Ok(classified) => {
+                let offload = piece.offload;
+                self.tunnel.packet(now, &offload, piece.packet_mut(), &classified, &mut Transmit(out));
             }
             Err(reason) => self.drops.add(reason),
         }
@@ -274,13 +325,13 @@ impl Datapath {
     pub fn handed(&mut self, now: Time, handed: Handed, out: &mut impl Output) {
         self.hand_overs.taken += 1;
         let packet = match handed {
-            Handed::Host(mut packet) => {
+            Handed::Host(mut packet, Some(key)) => {
+                self.send_piece(now, &mut packet, &key, out);
+                packet
+            }
+            Handed::Host(mut packet, None) => {
                 match self.tunnel.classify(packet.packet(), None) {
-                    Ok(classified) => {
-                        let offload = packet.offload;
-                        let bytes = packet.packet_mut();
-                        self.tunnel.packet(now, &offload, bytes, &classified, &mut Transmit(out));
-                    }
+                    Ok(classified) => self.own_host(now, &mut packet, &classified, out),
                     Err(reason) => self.drops.add(reason),
                 }
                 packet
@@ -315,6 +366,7 @@ impl Datapath {
     /// Ends a round: timers, departures, reports. Returns when the next round is due at the latest.
     pub fn finish(&mut self, now: Time, out: &mut impl Output) -> Time {
         let services_due = Time::from_ns(self.services.tick(now.ns()));
+        self.rendezvous.tick(now.ns());
         self.flush(now, out);
         let (tunnel, mut delivery) = self.delivery(now, out);
         let next = tunnel.finish(now, &mut delivery).min(services_due);

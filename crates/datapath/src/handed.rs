@@ -1,13 +1,14 @@
 //! Packets that go from one core to another: a core read them and another owns them. Each is counted.
 
-use packet::PacketBuf;
+use packet::{FlowKey, PacketBuf};
 use tunnel::node::Source;
 
 /// A packet on its way to another core.
 #[derive(Debug)]
 pub enum Handed {
-    /// A packet of the host for a bond, where no services are in force: for the core that owns its flow.
-    Host(PacketBuf),
+    /// A packet of the host for a bond, where no services are in force: for the core that owns its flow. A fragment without
+    /// a key is for the core of its addresses, one with its flow's key for the core of the flow.
+    Host(PacketBuf, Option<FlowKey>),
     /// One datagram of the tunnel: for the receiving core that it names.
     Datagram(Source, PacketBuf),
     /// A packet that services have looked at: for the next core of its owner chain.

@@ -79,6 +79,12 @@ pub struct Classified {
 }
 
 impl Classified {
+    /// Header of the packet.
+    #[must_use]
+    pub fn header(&self) -> &IpHeader {
+        &self.header
+    }
+
     /// For this bond, whatever the allowed-ips say about the destination: a route led there.
     #[must_use]
     pub fn towards(mut self, bond: BondId) -> Self {
