@@ -276,7 +276,7 @@ fn a_replay_spares_its_input_and_uses_what_is_whole_of_a_capture() {
 #[test]
 fn help_is_text_and_has_examples() {
     let help = text(&anabranch(&["explain", "--help"], "").stdout);
-    assert!(help.contains("\"gateway\" or \"tunnel\"") && !help.contains('\\'), "{help}");
+    assert!(help.contains("\"peer:NAME\" or \"gateway\"") && !help.contains('\\'), "{help}");
     let help = text(&anabranch(&["lease", "take", "--help"], "").stdout);
     assert!(help.contains("anabranch lease take pod-1"), "{help}");
 }
