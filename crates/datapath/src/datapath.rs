@@ -66,8 +66,6 @@ pub struct Datapath {
     rendezvous: Rendezvous,
     /// Packets that changed core.
     pub hand_overs: HandOvers,
-    /// Packets and super-packets of the host by bucket, where no services decide: a core's work, for rebalancing.
-    pub packets_by_bucket: Vec<u64>,
     drops: DropCounters,
 }
 
@@ -76,7 +74,6 @@ impl Datapath {
     #[must_use]
     pub fn new(id: u8, node: Arc<Node>, seed: u64, snapshots: Snapshots) -> Self {
         let Snapshots { policy, ownership, neighbors, serving } = snapshots;
-        let buckets = ownership.table.buckets();
         let limits = FragmentLimits::of(policy.limits(), policy.timeouts());
         Self {
             id,
@@ -90,7 +87,6 @@ impl Datapath {
             bonds: BondIds::default(),
             rendezvous: Rendezvous::new(limits, seed.rotate_left(23)),
             hand_overs: HandOvers::default(),
-            packets_by_bucket: vec![0; buckets],
             drops: DropCounters::default(),
         }
     }
@@ -185,7 +181,6 @@ impl Datapath {
     ) {
         let header = *classified.header();
         if !header.is_fragmented() {
-            self.count(classified.hash());
             let offload = packet.offload;
             self.tunnel.packet(now, &offload, packet.packet_mut(), classified, &mut Transmit(out));
             return;
@@ -220,12 +215,6 @@ impl Datapath {
                 self.tunnel.packet(now, &offload, piece.packet_mut(), &classified, &mut Transmit(out));
             }
             Err(reason) => self.drops.add(reason),
-        }
-    }
-
-    fn count(&mut self, hash: u32) {
-        if let Some(count) = self.packets_by_bucket.get_mut(self.ownership.bucket_of_hash(hash)) {
-            *count += 1;
         }
     }
 

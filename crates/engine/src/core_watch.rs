@@ -68,8 +68,6 @@ pub(crate) struct CoreWatch {
     ran_ns: Vec<u64>,
     looked_ns: u64,
     busy_ns: Vec<u64>,
-    /// Packets by bucket when last looked at.
-    packets: Vec<u64>,
     voted_ns: u64,
 }
 
@@ -83,7 +81,6 @@ impl CoreWatch {
             ran_ns: vec![0; cores],
             looked_ns: now_ns,
             busy_ns: vec![0; cores],
-            packets: Vec::new(),
             voted_ns: now_ns,
         }
     }
@@ -98,25 +95,6 @@ impl CoreWatch {
         };
         let ran = view.ran_ns != std::mem::replace(ran_ns, view.ran_ns);
         if view.runnable && !ran { elapsed_ns } else { 0 }
-    }
-
-    /// Work of each bucket: live flows where services keep them on their cores, packets since the last vote otherwise.
-    fn work_by_bucket(&mut self, gateway: &Shared) -> Vec<u32> {
-        let mut packets = vec![0u64; gateway.ownership.load().table.buckets()];
-        for report in &gateway.reports {
-            for (sum, count) in packets.iter_mut().zip(&lock(report).packets_by_bucket) {
-                *sum += count;
-            }
-        }
-        let before = std::mem::replace(&mut self.packets, packets.clone());
-        if gateway.active.load(Relaxed) {
-            return gateway.live_by_bucket();
-        }
-        let since = |(place, count): (usize, &u64)| {
-            let before = before.get(place).copied().unwrap_or(0);
-            u32::try_from(count.saturating_sub(before)).unwrap_or(u32::MAX)
-        };
-        packets.iter().enumerate().map(since).collect()
     }
 
     /// Looks at every core. One that hangs loses its buckets; one that came back may have some again.
@@ -179,14 +157,16 @@ impl CoreWatch {
             let active = (0u8..).zip(states).filter(|(_, state)| *state == CoreState::Active);
             (shared.rebalance, active.map(|(core, _)| core).collect::<CoreSet>())
         };
-        if !rebalance || usable.len() < 2 {
+        // Services keep live flows where they are, so that only new ones feel a move. A flow of the tunnel alone would wait for
+        // its old core to report all of it, each time its load makes its bucket worth moving.
+        if !rebalance || usable.len() < 2 || !gateway.active.load(Relaxed) {
             return;
         }
         let ownership = gateway.ownership.load_full();
         let era = ownership.table.era();
         let works = (0u8..).zip(&gateway.reports).filter(|(core, _)| ownership.is_alive(*core));
         let settled = works.into_iter().all(|(_, report)| lock(report).table_era == era);
-        let work = self.work_by_bucket(gateway);
+        let work = gateway.live_by_bucket();
         if let Decision::Change { table, moves } =
             self.arbiter.decide(&ownership.table, &work, &usable, settled, now_ns)
         {

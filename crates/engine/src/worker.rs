@@ -315,7 +315,6 @@ impl Worker {
             nat_refusals: services.nat_refusals.clone(),
             forward_flows: services.forward_flows.clone(),
             live_by_bucket: services.live(),
-            packets_by_bucket: self.round.datapath.packets_by_bucket.clone(),
             table_era: services.table_era(),
             ports_held: services.ports_held(),
             lost_nat_events: services.nat().events_lost(),

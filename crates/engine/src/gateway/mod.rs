@@ -96,8 +96,6 @@ pub struct CoreReport {
     pub forward_flows: Vec<(u64, u64)>,
     /// Live flows by bucket.
     pub live_by_bucket: Vec<u32>,
-    /// Packets by bucket since the start, where no services decide.
-    pub packets_by_bucket: Vec<u64>,
     /// Era of the bucket table that it works by.
     pub table_era: u32,
     /// Ports of outside addresses held by flows.

@@ -91,12 +91,6 @@ impl Classified {
         self.bond = Some(bond);
         self
     }
-
-    /// Hash of the flow under this node's key.
-    #[must_use]
-    pub fn hash(&self) -> u32 {
-        self.hash
-    }
 }
 
 /// Output of a core.
