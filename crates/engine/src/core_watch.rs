@@ -157,9 +157,10 @@ impl CoreWatch {
             let active = (0u8..).zip(states).filter(|(_, state)| *state == CoreState::Active);
             (shared.rebalance, active.map(|(core, _)| core).collect::<CoreSet>())
         };
-        // Services keep live flows where they are, so that only new ones feel a move. A flow of the tunnel alone would wait for
-        // its old core to report all of it, each time its load makes its bucket worth moving.
-        if !rebalance || usable.len() < 2 || !gateway.active.load(Relaxed) {
+        // Services keep live flows on their cores when a bucket moves; peers follow the table at once, so that each of their
+        // packets would take a ring for as long as such a flow lives. What load alone makes worth moving stays there.
+        let has_peers = engine.node.bonds.load().iter().next().is_some();
+        if !rebalance || usable.len() < 2 || has_peers {
             return;
         }
         let ownership = gateway.ownership.load_full();
