@@ -337,7 +337,9 @@ fn silence(kind: GuardKind) {
     assert_eq!(tunnel.recv(&mut [0; 9]).unwrap(), 6, "{kind:?}");
 
     drop(guard);
-    assert_eq!(connect(&other, open), Ok(()), "{kind:?}");
+    // The kernel lets go of a program a moment after its last owner.
+    let answers = (0..20).any(|_| connect(&other, open) == Ok(()));
+    assert!(answers, "{kind:?}");
     assert_eq!(connect(&other, closed), Err(ErrorKind::ConnectionRefused), "{kind:?}");
     drop(netlink);
 }
