@@ -40,15 +40,6 @@ pub struct Snapshots {
     pub serving: bool,
 }
 
-/// Packets that changed core.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct HandOvers {
-    /// Taken from other cores.
-    pub taken: u64,
-    /// Given to other cores.
-    pub given: u64,
-}
-
 /// The datapath of one core.
 pub struct Datapath {
     id: u8,
@@ -64,8 +55,6 @@ pub struct Datapath {
     bonds: BondIds,
     /// Fragments of the host, where no services are in force.
     rendezvous: Rendezvous,
-    /// Packets that changed core.
-    pub hand_overs: HandOvers,
     drops: DropCounters,
 }
 
@@ -86,7 +75,6 @@ impl Datapath {
             to_bonds: ToBonds::default(),
             bonds: BondIds::default(),
             rendezvous: Rendezvous::new(limits, seed.rotate_left(23)),
-            hand_overs: HandOvers::default(),
             drops: DropCounters::default(),
         }
     }
@@ -312,7 +300,6 @@ impl Datapath {
 
     /// Acts on what another core handed over.
     pub fn handed(&mut self, now: Time, handed: Handed, out: &mut impl Output) {
-        self.hand_overs.taken += 1;
         let packet = match handed {
             Handed::Host(mut packet, Some(key)) => {
                 self.send_piece(now, &mut packet, &key, out);
@@ -340,7 +327,6 @@ impl Datapath {
     }
 
     fn hand_over(&mut self, core: u8, handed: Handed, out: &mut impl Output) {
-        self.hand_overs.given += 1;
         if !out.hand_over(core, handed) {
             self.drops.add(DropReason::RingFull);
         }

@@ -10,7 +10,7 @@
 //! Sans-IO: time, bytes and snapshots come in, packets leave through [`Output`]. In the order data flows:
 //!
 //! * [`ports`]: where a round takes packets from ([`Ports`]) and gives them to ([`Output`]). The engine has sockets behind
-//!   it, simulator, captures and tests have memory.
+//!   it, captures and tests have memory.
 //! * [`worker`]: the round: pull, act, push, tick. [`Worker`] owns the core's [`Datapath`] and its ports.
 //! * [`mod@datapath`]: the [`Datapath`] of one core and the *single* routing decision: with services in force they decide every
 //!   packet, without them the host and the bonds are joined directly.

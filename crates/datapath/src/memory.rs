@@ -1,4 +1,4 @@
-//! Ports in memory: for simulator, captures and tests. What is put in is pulled by the next round; what leaves is kept.
+//! Ports in memory: for captures and tests. What is put in is pulled by the next round; what leaves is kept.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;

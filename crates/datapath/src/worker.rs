@@ -1,4 +1,4 @@
-//! The round of a core: pull, act, push, tick. The engine runs it on a thread with sockets behind [`Ports`]; simulator,
+//! The round of a core: pull, act, push, tick. The engine runs it on a thread with sockets behind [`Ports`];
 //! captures and tests run the same one in memory.
 
 use packet::attachment::InterfaceId;
