@@ -18,24 +18,28 @@ ir() {
   sed -n 's/.*Collected : \([0-9]*\).*/\1/p' "$out"
 }
 
-# per_packet PROGRAM NAME ARGS… → "NAME instructions"
+# per_packet PROGRAM NAME ARGS… → "NAME instructions" in a file of its own: several run at once, and a line of one pipe may come in
+# two writes.
 per_packet() {
   local program=$1 name=$2 short long; shift 2
   short=$(ir "$program" bench "$@" --packets 16384) && long=$(ir "$program" bench "$@" --packets 65536) || exit 1
-  python3 -c "print('%-28s %8.1f' % ('$name', ($long - $short) / (65536 - 16384)))"
+  python3 -c "print('%-28s %8.1f' % ('$name', ($long - $short) / (65536 - 16384)))" >"$counts/$name"
 }
 export -f ir per_packet
-export work
+counts=$work/counts
+export work counts
 
 # count PROGRAM → all figures, in this order
 count() {
+  rm -rf "$counts"; mkdir "$counts"
   {
     for kind in nat port-only server plain nat-v6; do echo "gateway-$kind gateway --only $kind --flows 4096 --without-limit"; done
     for bytes in 64 1400; do
       echo "seal-$bytes seal --bytes $bytes"
       echo "open-$bytes seal --open --bytes $bytes"
     done
-  } | xargs -P "$(nproc)" -I{} bash -euo pipefail -c "per_packet '$1' {}" | sort
+  } | xargs -P "$(nproc)" -I{} bash -euo pipefail -c "per_packet '$1' {}" || exit 1
+  sort "$counts"/*
 }
 
 rustc=$(rustc --version)
