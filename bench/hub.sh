@@ -3,18 +3,20 @@
 # route, in turns. One and sixteen TCP streams in both directions, UDP floods of one and sixteen flows with 64 bytes each, and the share of packets that
 # the hub hands from core to core after the first second of each flow.
 #
+# "kernel" is the same bond where the hub's kernel forwards and masquerades: what the way behind the hub costs on this machine.
+#
 #   branch 192.0.2.1 ══ bond ══ 192.0.2.2 hub 10.1.2.1 ── 10.1.2.2 server
 #
-#   bench/hub.sh            SECONDS_PER_RUN=5 RUNS=3 WAYS="alone nat server routed" ANA=path
+#   bench/hub.sh            SECONDS_PER_RUN=5 RUNS=3 WAYS="alone kernel nat server routed" ANA=path
 #
 # Goals, as ratios to the bond alone of the same run: tcp ≥ 0.95, udp ≥ 0.9; handed over ≤ 0.1 %. Exits 1 when one is missed.
 # Super-packets count as their segments where they are read from TUN and once where they are read from an interface.
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/gateway-lib.sh"
-need ip iperf3 python3 ping cc
+need ip iperf3 python3 ping cc nft
 build; build_flooder
 s=abench-s-$$
-ways=${WAYS:-alone nat server routed}
+ways=${WAYS:-alone kernel nat server routed}
 
 stop_scene() {
   for ns in $a $b $s; do for pid in $(ip netns pids "$ns" 2>/dev/null); do kill "$pid" 2>/dev/null || true; done; done
@@ -35,7 +37,7 @@ scene() {
 
 # hub WAY → the hub's sections besides node, tun and peer
 hub() {
-  [ "$1" = alone ] && return
+  case $1 in alone | kernel) return ;; esac
   printf '[gateway]\ndefault-action = "allow"\n[[interface]]\nname = "out"\n'
   case $1 in
     nat) printf '[[nat]]\nout = "out"\n' ;;
@@ -86,6 +88,9 @@ T
   case $1 in
     alone) peer=10.77.0.2 far=$b; ip netns exec $b iperf3 -s -D -p 5300 >/dev/null; sleep 0.3; return ;;
     nat) peer=10.1.2.2 far=$s ;;
+    kernel)
+      peer=10.1.2.2 far=$s; ip netns exec $b sysctl -qw net.ipv4.ip_forward=1
+      ip netns exec $b nft 'table ip nat { chain out { type nat hook postrouting priority 100; oifname "out" masquerade; }; }' ;;
     server) peer=10.1.9.10 far=$s ;;
     routed) peer=10.1.2.2 far=$s; ip -n $s route add 10.77.0.0/24 via 10.1.2.1 ;;
   esac
@@ -114,6 +119,8 @@ P
 # measure udp FLOWS   → the same in kpps, datagrams of 64 bytes of payload
 measure() {
   local kind=$1 client receiver; shift
+  # iperf3's server closes its listener after each test and opens it anew: who comes in between is refused.
+  sleep 0.5
   if [ "$kind" = tcp ]; then
     ip netns exec $a iperf3 -c "$peer" -p 5300 -t "$seconds" -O 1 -J "$@" >"$work/iperf.json" & client=$!
   else
@@ -125,7 +132,12 @@ measure() {
   wait $client || { echo "bench: $kind $* failed: $(tail -c 300 "$work/iperf.json")" >&2; exit 1; }
   hub_status after
   if [ "$kind" = tcp ]; then
-    python3 -c 'import json, sys; print("%.3f" % (json.load(open(sys.argv[1]))["end"]["sum_received"]["bits_per_second"] / 1e9))' "$work/iperf.json"
+    python3 - "$work/iperf.json" <<'P'
+import json, sys
+report = json.load(open(sys.argv[1]))
+if "error" in report or "sum_received" not in report["end"]: sys.exit("bench: iperf3: %s" % report.get("error", list(report["end"])))
+print("%.3f" % (report["end"]["sum_received"]["bits_per_second"] / 1e9))
+P
   else
     wait $receiver; awk '{printf "%.1f\n", $1 / 1000}' "$work/received"
   fi
