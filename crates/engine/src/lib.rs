@@ -29,6 +29,7 @@ mod neighbors;
 mod output;
 mod ports;
 pub mod rings;
+mod scheduling;
 pub mod sockets;
 mod sync;
 mod worker;
@@ -195,9 +196,7 @@ impl Engine {
             if let Err(error) = linux::affinity::pin_current_thread(cpu) {
                 tracing::warn!(core = id, cpu, %error, "not pinned");
             }
-            if let Err(error) = linux::affinity::prefer_current_thread() {
-                tracing::debug!(core = id, %error, "ordinary priority");
-            }
+            linux::affinity::make_timers_exact();
             shared.threads[usize::from(id)].store(linux::affinity::thread_id(), Relaxed);
             let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || worker.run()));
             if ended.is_err() || !shared.stop.load(Relaxed) {

@@ -16,6 +16,7 @@ use crate::gateway::{Command, CoreReport, FlowEntry, FlowQuery, Interface, Inter
 use crate::output::{InterfaceOutputs, LinuxOutput};
 use crate::ports::{INTERFACE_TOKENS, InterfaceInput, LinuxPorts};
 use crate::rings::Rings;
+use crate::scheduling::Placement;
 use crate::sockets::{Sockets, WanDevices};
 
 const TUN_TOKEN: u64 = 0;
@@ -42,6 +43,7 @@ pub(crate) struct Worker {
     published_ns: u64,
     /// Since when the load is measured, and the busy time then.
     load_since: (u64, u64),
+    placement: Placement,
 }
 
 /// Descriptors a worker starts with.
@@ -85,6 +87,7 @@ impl Worker {
             policy_era: 0,
             published_ns: 0,
             load_since: (linux::clock::monotonic_ns(), 0),
+            placement: Placement::new(id),
             shared,
         })
     }
@@ -230,7 +233,7 @@ impl Worker {
         match self.epoll.add(&ring, INTERFACE_TOKENS + u64::from(id.0), Interest::Read) {
             Ok(()) => {
                 self.round.ports.interfaces.list.push(InterfaceInput { id, ring, packets, bytes });
-                self.prefer(false);
+                self.place();
             }
             Err(error) => {
                 tracing::error!(core = self.id, interface = id.0, %error, "cannot wait for an interface");
@@ -241,9 +244,7 @@ impl Worker {
     fn close(&mut self, id: InterfaceId) {
         self.stop_reading(id);
         self.round.ports.out().interfaces.close(id);
-        if self.round.ports.interfaces.list.is_empty() {
-            self.prefer(true);
-        }
+        self.place();
     }
 
     fn stop_reading(&mut self, id: InterfaceId) {
@@ -257,21 +258,11 @@ impl Worker {
         });
     }
 
-    /// Whether this thread has its own CPU and runs before ordinary programs. With interfaces it does not: it would be
-    /// put in front of the very program or kernel thread that sends the frames, for each of them; in turn with it, or on
-    /// a CPU that is idle, it moves a batch. It stays within the CPUs of all workers.
-    fn prefer(&self, prefer: bool) {
-        use linux::affinity::{allow_current_thread, prefer_current_thread, share_current_thread};
-        let cpus = &self.shared.gateway.cpus;
-        let (placed, ranked) = if prefer {
-            let own = cpus.get(usize::from(self.id)).map_or(&[][..], std::slice::from_ref);
-            (allow_current_thread(own), prefer_current_thread())
-        } else {
-            (allow_current_thread(cpus), share_current_thread())
-        };
-        for error in [placed.err(), ranked.err()].into_iter().flatten() {
-            tracing::debug!(core = self.id, prefer, %error, "CPU or priority stay");
-        }
+    /// Chooses the CPU and how it is shared, by what the node has.
+    fn place(&mut self) {
+        let interfaces = !self.round.ports.interfaces.list.is_empty();
+        let peers = self.shared.node.bonds.load().iter().next().is_some();
+        self.placement.choose(&self.shared.gateway.cpus, interfaces, peers);
     }
 
     fn publish(&mut self, now_ns: u64) {
@@ -279,6 +270,7 @@ impl Worker {
             return;
         }
         self.published_ns = now_ns;
+        self.place();
         let counters = Arc::clone(&self.round.ports.out().counters);
         let elapsed_ns = now_ns.saturating_sub(self.load_since.0);
         if elapsed_ns >= LOAD_NS {

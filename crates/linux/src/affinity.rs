@@ -29,23 +29,41 @@ pub fn allow_current_thread(cpus: &[usize]) -> Result<()> {
     sched_setaffinity(None, &set).context(format_args!("pin the thread to CPUs {cpus:?}"))
 }
 
-/// Niceness of a packet worker: before ordinary programs, behind real-time ones.
+/// Niceness of a packet worker that has more say than ordinary programs.
 const WORKER_NICENESS: i32 = -10;
 
-/// Lets the calling thread run as soon as a packet or timer calls it: higher priority than ordinary programs, and
-/// timers that end when they should instead of up to 50 µs later. The first needs CAP_SYS_NICE; without it the
-/// thread stays as it is and the error says so.
-pub fn prefer_current_thread() -> Result<()> {
-    // SAFETY: PR_SET_TIMERSLACK takes one number and no pointer.
-    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_000_u64, 0, 0, 0) };
-    // On Linux process 0 of this call is the calling thread alone.
-    rustix::process::setpriority_process(None, WORKER_NICENESS).context("raise the priority of a worker")
+/// How the calling thread shares its CPU with other threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheduling {
+    /// Runs as soon as it is woken, before ordinary programs (`SCHED_OTHER`, niceness −10).
+    Preempting,
+    /// The same share, but whoever runs when it is woken ends its turn first (`SCHED_BATCH`, niceness −10).
+    Batched,
+    /// Shares in equal parts with ordinary programs (`SCHED_OTHER`, niceness 0).
+    Equal,
 }
 
-/// Takes back the priority of [`prefer_current_thread`]: the calling thread shares its CPU with ordinary programs in
-/// equal parts. Its timers stay exact.
-pub fn share_current_thread() -> Result<()> {
-    rustix::process::setpriority_process(None, 0).context("lower the priority of a worker")
+/// Chooses how the calling thread is scheduled. More than an ordinary program's share needs CAP_SYS_NICE; without it the thread
+/// stays at its niceness and the error says so.
+pub fn schedule_current_thread(scheduling: Scheduling) -> Result<()> {
+    let (policy, niceness) = match scheduling {
+        Scheduling::Preempting => (libc::SCHED_OTHER, WORKER_NICENESS),
+        Scheduling::Batched => (libc::SCHED_BATCH, WORKER_NICENESS),
+        Scheduling::Equal => (libc::SCHED_OTHER, 0),
+    };
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the pointer is to a valid sched_param for the time of the call; thread 0 is the calling one.
+    if unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) } != 0 {
+        return Err(std::io::Error::last_os_error()).context("choose the scheduling policy of a worker");
+    }
+    // On Linux process 0 of this call is the calling thread alone.
+    rustix::process::setpriority_process(None, niceness).context("choose the priority of a worker")
+}
+
+/// Lets the calling thread's timers end when they should in place of up to 50 µs later.
+pub fn make_timers_exact() {
+    // SAFETY: PR_SET_TIMERSLACK takes one number and no pointer.
+    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_000_u64, 0, 0, 0) };
 }
 
 /// The CPU this thread runs on right now.
@@ -114,16 +132,21 @@ mod tests {
     }
 
     #[test]
-    fn a_preferred_thread_shares_again() {
+    fn a_thread_is_scheduled_as_chosen() {
         // A thread of its own: that of the test stays as it is.
         std::thread::spawn(|| {
+            // SAFETY: takes a number and no pointer.
+            let policy = || unsafe { libc::sched_getscheduler(0) };
             let before = niceness();
-            // Without the right to it nothing changes.
-            let preferred = prefer_current_thread().is_ok();
-            assert_eq!(niceness(), if preferred { WORKER_NICENESS } else { before });
-            if preferred {
-                share_current_thread().unwrap();
-                assert_eq!(niceness(), 0);
+            for (scheduling, wanted) in [
+                (Scheduling::Batched, (libc::SCHED_BATCH, WORKER_NICENESS)),
+                (Scheduling::Preempting, (libc::SCHED_OTHER, WORKER_NICENESS)),
+                (Scheduling::Equal, (libc::SCHED_OTHER, 0)),
+            ] {
+                // Without the right to it the niceness stays.
+                let allowed = schedule_current_thread(scheduling).is_ok();
+                assert_eq!(policy(), wanted.0);
+                assert_eq!(niceness(), if allowed { wanted.1 } else { before });
             }
         })
         .join()

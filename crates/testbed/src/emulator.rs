@@ -116,7 +116,8 @@ impl Emulator {
             .name("emulator".into())
             .spawn(move || {
                 // The wire is not slowed down by what the machine does otherwise. Without the privilege: as good as it gets.
-                let _ = linux::affinity::prefer_current_thread();
+                linux::affinity::make_timers_exact();
+                let _ = linux::affinity::schedule_current_thread(linux::affinity::Scheduling::Preempting);
                 worker.run();
             })
             .context("start the emulator's thread")?;
