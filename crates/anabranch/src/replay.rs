@@ -23,7 +23,7 @@ use packet::attachment::{Ingress, InterfaceId};
 use packet::flow::FlowKey;
 use pcap_file::pcap::{PcapHeader, PcapPacket, PcapReader, PcapWriter};
 use pcap_file::{DataLink, PcapError};
-use services::core::{ETHERNET_BYTES, Neighbors};
+use services::pipeline::{ETHERNET_BYTES, Neighbors};
 use services::policy::Policy;
 use services::spec::GatewaySpec;
 use steering::ownership::Ownership;

@@ -2,7 +2,7 @@
 
 use packet::attachment::{Ingress, InterfaceId};
 use packet::vnet::VirtioNetHeader;
-use services::core::{BATCH_MAX, ETHERNET_BYTES};
+use services::pipeline::{BATCH_MAX, ETHERNET_BYTES};
 use tunnel::time::Time;
 
 use crate::memory::{MemoryPorts, Sent};

@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use packet::attachment::{Egress, Ingress};
 use packet::{Coalescer, DropCounters, DropReason, FlowKey, PacketBuf, PacketPool};
-use services::core::{Core as Services, ETHERNET_BYTES, Frame, Neighbors, Outcome};
+use services::Services;
 use services::fragment::{FragmentLimits, Released, Rendezvous};
+use services::pipeline::{ETHERNET_BYTES, Frame, Neighbors, Outcome};
 use services::policy::Policy;
 use steering::ownership::Ownership;
 use tunnel::forwarder::{Classified, Forwarder as Tunnel, owner_core};

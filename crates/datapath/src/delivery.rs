@@ -7,7 +7,8 @@ use packet::attachment::{BondId, Egress, Ingress};
 use packet::buffer::PACKET_BYTES_MAX;
 use packet::vnet::VirtioNetHeader;
 use packet::{Coalescer, DropReason, FlowKey, IpHeader, PacketBuf, PacketPool};
-use services::core::{Core, ETHERNET_BYTES, Frame, Outcome};
+use services::Services;
+use services::pipeline::{ETHERNET_BYTES, Frame, Outcome};
 use steering::symmetric::{FlowHasher, MIX_MULTIPLIER};
 use tunnel::forwarder::{Output as TunnelOutput, Target};
 
@@ -45,7 +46,7 @@ pub(crate) struct Delivery<'a, O: Output> {
 pub(crate) struct Decision<'a, O: Output> {
     pub out: &'a mut O,
     /// Without services the host gets everything.
-    pub services: Option<&'a mut Core>,
+    pub services: Option<&'a mut Services>,
     pub hasher: &'a FlowHasher,
     pub bonds: &'a BondIds,
     pub to_bonds: &'a mut ToBonds,
@@ -112,7 +113,7 @@ struct Emit<'a, O: Output> {
     pool: &'a mut PacketPool,
 }
 
-impl<O: Output> services::core::Output for Emit<'_, O> {
+impl<O: Output> services::pipeline::Output for Emit<'_, O> {
     fn emit(&mut self, outcome: Outcome, key: Option<&FlowKey>, offload: &VirtioNetHeader, bytes: &mut [u8]) {
         let Outcome::Forward(Egress::Bond(bond)) = outcome else {
             leave(self.out, outcome, offload, bytes);
@@ -125,7 +126,7 @@ impl<O: Output> services::core::Output for Emit<'_, O> {
         }
     }
 
-    fn hand_over(&mut self, core: u8, handed: services::core::Handed) -> bool {
+    fn hand_over(&mut self, core: u8, handed: services::pipeline::Handed) -> bool {
         self.out.hand_over(core, Handed::Service(handed))
     }
 

@@ -12,5 +12,5 @@ pub enum Handed {
     /// One datagram of the tunnel: for the receiving core that it names.
     Datagram(Source, PacketBuf),
     /// A packet that services have looked at: for the next core of its owner chain.
-    Service(services::core::Handed),
+    Service(services::pipeline::Handed),
 }

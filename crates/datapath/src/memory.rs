@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use packet::attachment::{Egress, Ingress, InterfaceId};
 use packet::vnet::VirtioNetHeader;
 use packet::{DropCounters, DropReason, PacketBuf};
-use services::core::{BATCH_MAX, Frame, Outcome};
+use services::pipeline::{BATCH_MAX, Frame, Outcome};
 use tunnel::forwarder::Target;
 use tunnel::node::Source;
 
@@ -45,7 +45,7 @@ impl Output for MemoryOutput {
     }
 
     fn host(&mut self, offload: &VirtioNetHeader, bytes: &mut [u8]) {
-        let packet = bytes.get(services::core::ETHERNET_BYTES..).unwrap_or_default();
+        let packet = bytes.get(services::pipeline::ETHERNET_BYTES..).unwrap_or_default();
         self.sent.push(Sent::Host(*offload, packet.to_vec()));
     }
 

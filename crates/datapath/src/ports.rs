@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use packet::attachment::{Egress, InterfaceId};
 use packet::vnet::VirtioNetHeader;
 use packet::{DropReason, PacketBuf};
-use services::core::{ETHERNET_BYTES, Frame, Outcome};
+use services::pipeline::{ETHERNET_BYTES, Frame, Outcome};
 use tunnel::forwarder::Target;
 use tunnel::node::Source;
 
@@ -25,7 +25,7 @@ pub trait Output {
     /// Sends datagrams of `segment` bytes each, the last possibly shorter, to one target.
     fn transmit(&mut self, target: &Target, segment: usize, datagrams: &[u8]);
 
-    /// Gives a packet to the host's own stack. `bytes`: [`services::core::ETHERNET_BYTES`] of room, then the packet.
+    /// Gives a packet to the host's own stack. `bytes`: [`services::pipeline::ETHERNET_BYTES`] of room, then the packet.
     fn host(&mut self, offload: &VirtioNetHeader, bytes: &mut [u8]);
 
     /// Sends one frame by an interface. `bytes`: its Ethernet header, then the packet.
@@ -74,7 +74,7 @@ pub trait Ports {
         act: &mut impl FnMut(&Source, &mut [u8], usize, &mut Self::Out),
     ) -> Pulled;
 
-    /// Frames of one interface, in batches of at most [`services::core::BATCH_MAX`].
+    /// Frames of one interface, in batches of at most [`services::pipeline::BATCH_MAX`].
     fn pull_interface(
         &mut self,
         interface: InterfaceId,

@@ -3,7 +3,7 @@
 use packet::attachment::{BondId, Egress, Ingress};
 use packet::vnet::VirtioNetHeader;
 use packet::{DropCounters, FlowKey, PacketPool};
-use services::core::{ETHERNET_BYTES, Outcome};
+use services::pipeline::{ETHERNET_BYTES, Outcome};
 use tunnel::forwarder::{Forwarder as Tunnel, Output as TunnelOutput, Target};
 use tunnel::time::Time;
 
@@ -50,7 +50,7 @@ pub(crate) struct Emit<'a, O: Output> {
     pub out: &'a mut O,
 }
 
-impl<O: Output> services::core::Output for Emit<'_, O> {
+impl<O: Output> services::pipeline::Output for Emit<'_, O> {
     fn emit(&mut self, outcome: Outcome, key: Option<&FlowKey>, offload: &VirtioNetHeader, bytes: &mut [u8]) {
         match outcome {
             Outcome::Forward(Egress::Bond(bond)) => {
@@ -61,7 +61,7 @@ impl<O: Output> services::core::Output for Emit<'_, O> {
         }
     }
 
-    fn hand_over(&mut self, core: u8, handed: services::core::Handed) -> bool {
+    fn hand_over(&mut self, core: u8, handed: services::pipeline::Handed) -> bool {
         self.out.hand_over(core, Handed::Service(handed))
     }
 

@@ -16,7 +16,7 @@ use packet::attachment::{BondId, Egress, Ingress, InterfaceId};
 use packet::buffer::PACKET_BYTES_MAX;
 use packet::vnet::VirtioNetHeader;
 use packet::{DropReason, PacketBuf, checksum};
-use services::core::{ETHERNET_BYTES, Frame, Neighbors, Outcome};
+use services::pipeline::{ETHERNET_BYTES, Frame, Neighbors, Outcome};
 use services::policy::Policy;
 use services::spec::{GatewaySpec, InterfaceSpec, PeerSpec, RouteSpec};
 use steering::ownership::Ownership;

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use linux::netlink::{Neighbor, NeighborChange, NeighborMonitor, NeighborState, Netlink};
 use packet::attachment::InterfaceId;
-use services::core::Neighbors;
+use services::pipeline::Neighbors;
 
 use crate::gateway::lock;
 

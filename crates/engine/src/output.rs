@@ -12,7 +12,7 @@ use packet::attachment::{Egress, InterfaceId};
 use packet::segment::{Segmenter, complete_checksum};
 use packet::vnet::{GSO_NONE, VNET_HEADER_BYTES, VirtioNetHeader};
 use packet::{DropCounters, DropReason};
-use services::core::{ETHERNET_BYTES, Frame, Outcome};
+use services::pipeline::{ETHERNET_BYTES, Frame, Outcome};
 use tunnel::forwarder::Target;
 
 use crate::counters::Counters;

@@ -11,7 +11,7 @@ use packet::attachment::{Ingress, InterfaceId};
 use packet::buffer::PACKET_BYTES_MAX;
 use packet::vnet::{VNET_HEADER_BYTES, VirtioNetHeader};
 use packet::{DropReason, PacketBuf};
-use services::core::{BATCH_MAX, ETHERNET_BYTES, Frame};
+use services::pipeline::{BATCH_MAX, ETHERNET_BYTES, Frame};
 use tunnel::node::Source;
 
 use crate::output::LinuxOutput;

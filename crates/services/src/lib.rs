@@ -2,7 +2,7 @@
 //! fragments (rows C2–C6, R1, R4, R5, R11). State machines without I/O and without a clock: time comes in as `now_ns`
 //! (monotonic, nanoseconds), packets and log records go out.
 //!
-//! One [`core::Core`] for each processor core; cores share nothing but the compiled [`policy::Policy`]. A tour in the
+//! One [`Services`] for each processor core; cores share nothing but the compiled [`policy::Policy`]. A tour in the
 //! order a packet meets the parts:
 //!
 //! 1. [`steer`]: which core owns it. Whoever reads a packet asks this first and hands it over when it is not the one.
@@ -12,16 +12,16 @@
 //!    servers), [`nat`] (source translation, port forwards, leases), [`route`]. The outcome becomes a flow.
 //! 5. [`tcp`] follows the connection's state; [`rewrite`] and [`icmp`] change the bytes, keep the checksums right
 //!    and answer what must be answered.
-//! 6. [`core`] puts this together: batches in, frames out, expiry, reload without losing a flow.
+//! 6. [`pipeline`] puts this together: batches in, frames out, expiry, reload without losing a flow.
 //!
 //! [`spec`] is what the operator wants, in plain data; [`policy`] is its compiled form, replaced as a whole.
 
 pub mod balance;
-pub mod core;
 pub mod flow;
 pub mod fragment;
 pub mod icmp;
 pub mod nat;
+pub mod pipeline;
 pub mod policy;
 pub mod proxy_protocol;
 pub mod rewrite;
@@ -30,3 +30,5 @@ pub mod rules;
 pub mod spec;
 pub mod steer;
 pub mod tcp;
+
+pub use pipeline::Services;

@@ -1,7 +1,7 @@
 //! How many packets and new flows one core and two cores decide, and what a flow costs in memory.
 //!
 //! The packets are 64-byte Ethernet frames (60 bytes without checksum) in memory; nothing is received or sent. The loop
-//! is the production one: [`services::core::Core::batch`] with 64 frames at a time.
+//! is the production one: [`services::Services::batch`] with 64 frames at a time.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::ExitCode;
@@ -16,7 +16,8 @@ use packet::checksum;
 use packet::flow::FlowKey;
 use packet::vnet::VirtioNetHeader;
 use serde::Serialize;
-use services::core::{Core, ETHERNET_BYTES, Frame, Handed, Neighbors, Outcome, Output};
+use services::Services;
+use services::pipeline::{ETHERNET_BYTES, Frame, Handed, Neighbors, Outcome, Output};
 use services::policy::Policy;
 use services::spec::{
     BackendSpec, BalanceMethod, DeliveryMode, GatewaySpec, InterfaceSpec, Limits, Mapping, NatMode, NatSpec,
@@ -268,7 +269,7 @@ pub(super) type Common = (Arc<Policy>, Arc<Ownership>, Arc<Neighbors>);
 
 struct Bench {
     kind: Kind,
-    core: Core,
+    core: Services,
     ownership: Arc<Ownership>,
     slots: Vec<u8>,
     now_ns: u64,
@@ -309,7 +310,7 @@ impl Bench {
             Some(shared) => shared,
             None => common(kind, cores)?,
         };
-        let mut core = Core::new(id, 0x5eed + u64::from(id), policy, Arc::clone(&ownership), neighbors);
+        let mut core = Services::new(id, 0x5eed + u64::from(id), policy, Arc::clone(&ownership), neighbors);
         core.set_nat_events_wanted(false);
         let slots = vec![0; BATCH * SLOT_BYTES];
         Ok(Self { kind, core, ownership, slots, now_ns: 1_000_000_000_000, out: Nowhere::default() })

@@ -1,5 +1,5 @@
 //! Physical limit of a look-up: random reads of as much memory as a flow table takes, in the order and with the prefetches
-//! of [`services::core::Core::batch`], and nothing else. How near the gateway comes to it says more between machines than
+//! of [`services::Services::batch`], and nothing else. How near the gateway comes to it says more between machines than
 //! packets a second do.
 //!
 //! A packet of a known flow reads its bucket of the index, whose content tells where the flow's entry and counters are, and

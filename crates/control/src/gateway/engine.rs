@@ -314,7 +314,7 @@ impl EngineHandle<'_> {
             None => routed().ok_or(ExplainError(key.src))?,
         };
         let ownership = self.engine.ownership();
-        let told = services::core::explain(policy, &ownership, key, ingress);
+        let told = services::pipeline::explain(policy, &ownership, key, ingress);
         let mut explanation = self.say(key, &told, &names);
         if let Some(entry) = self.known_flow(key) {
             let bucket = ownership.bucket(&entry.original.0, entry.original.1) as u32;
@@ -600,7 +600,7 @@ impl EngineHandle<'_> {
         self.engine.flows(&matches, 1).into_iter().next()
     }
 
-    fn say(&self, key: &FlowKey, told: &services::core::Explanation, names: &Names) -> Explanation {
+    fn say(&self, key: &FlowKey, told: &services::pipeline::Explanation, names: &Names) -> Explanation {
         let policy = &names.policy;
         let server = told.server.and_then(|server| policy.balancer.server_name(server)).map(str::to_owned);
         let own_rules = policy.spec.nats.len() as u16;

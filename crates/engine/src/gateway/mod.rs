@@ -24,7 +24,7 @@ use linux::raw_ip::RawIpSender;
 use packet::DropCounters;
 use packet::attachment::{Egress, InterfaceId};
 use packet::flow::FlowKey;
-use services::core::{Counters, NatRefusals, Neighbors};
+use services::pipeline::{Counters, NatRefusals, Neighbors};
 use services::flow::{FlowCounters, Record};
 use services::nat::NatEvent;
 use services::policy::Policy;

@@ -6,7 +6,8 @@ use packet::PacketPool;
 use packet::attachment::{Ingress, InterfaceId};
 use packet::flow::FlowKey;
 use packet::vnet::VirtioNetHeader;
-use services::core::{Core, Frame, Handed, Neighbors, Outcome, Output};
+use services::Services;
+use services::pipeline::{Frame, Handed, Neighbors, Outcome, Output};
 use services::policy::Policy;
 use steering::assign;
 use steering::ownership::Ownership;
@@ -30,7 +31,7 @@ pub struct Cores {
     pub policy: Arc<Policy>,
     pub ownership: Arc<Ownership>,
     neighbors: Arc<Neighbors>,
-    pub cores: Vec<Core>,
+    pub cores: Vec<Services>,
     /// Packets that wait for each core.
     waiting: Vec<Vec<Coming>>,
     slots: Vec<[u8; SLOT_BYTES]>,
@@ -67,11 +68,11 @@ impl Cores {
     pub fn new((policy, ownership, neighbors): Common) -> Self {
         let core = |id: u8| {
             let (policy, ownership) = (Arc::clone(&policy), Arc::clone(&ownership));
-            let mut core = Core::new(id, 0x5eed + u64::from(id), policy, ownership, Arc::clone(&neighbors));
+            let mut core = Services::new(id, 0x5eed + u64::from(id), policy, ownership, Arc::clone(&neighbors));
             core.set_nat_events_wanted(false);
             core
         };
-        let cores: Vec<Core> = (0..ownership.cores).map(core).collect();
+        let cores: Vec<Services> = (0..ownership.cores).map(core).collect();
         Self {
             waiting: cores.iter().map(|_| Vec::with_capacity(BATCH)).collect(),
             cores,

@@ -1,7 +1,7 @@
 //! Whether replies come to the core of their request, counted over many random flows, and whether every port that can
 //! serve a core and a destination is given out (rows C2, C3, C4).
 //!
-//! Several [`services::core::Core`]s, no interface: each flow's first packet goes to the core that the distributor's hash
+//! Several [`services::Services`]s, no interface: each flow's first packet goes to the core that the distributor's hash
 //! names, what comes out is answered, and the answer goes where the hash of its own tuple says. What had to happen is
 //! computed beside it from the hash's definition, bit by bit. Everything is deterministic but the hash's key.
 //!

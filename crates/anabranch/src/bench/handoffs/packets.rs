@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use packet::checksum;
 use packet::flow::FlowKey;
 use packet::ip::{PROTOCOL_ICMP, PROTOCOL_ICMPV6};
-use services::core::ETHERNET_BYTES;
+use services::pipeline::ETHERNET_BYTES;
 use services::spec::{TCP, UDP};
 use steering::symmetric::{FlowHasher, MIX_MULTIPLIER, MIX_SHIFT};
 use steering::toeplitz::{RSS_KEY, rss_hash};

@@ -7,7 +7,7 @@ use std::time::Instant;
 use packet::attachment::Egress;
 use packet::flow::FlowKey;
 use serde::Serialize;
-use services::core::Outcome;
+use services::pipeline::Outcome;
 use services::spec::{NatMode, UDP};
 
 use super::cores::{Coming, Cores};

@@ -7,7 +7,7 @@ use anyhow::anyhow;
 use packet::attachment::{Egress, InterfaceId};
 use packet::flow::FlowKey;
 use serde::Serialize;
-use services::core::Outcome;
+use services::pipeline::Outcome;
 use services::spec::{
     Attachment, BackendSpec, BalanceMethod, DeliveryMode, GatewaySpec, NatMode, RuleAction, RuleSpec,
     ServerSpec, SideSpec, TCP, UDP,

@@ -2,7 +2,7 @@
 
 use packet::attachment::Egress;
 use packet::flow::FlowKey;
-use services::core::Neighbors;
+use services::pipeline::Neighbors;
 
 use engine::gateway::FlowEntry;
 

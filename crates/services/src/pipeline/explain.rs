@@ -6,7 +6,7 @@ use packet::DropReason;
 use packet::attachment::{Egress, Ingress};
 use packet::flow::FlowKey;
 
-use super::Core;
+use super::Services;
 use crate::flow::{Direction, FlowCounters, FlowId, Record};
 use crate::nat::NatClient;
 use crate::policy::{Policy, Service};
@@ -218,7 +218,7 @@ pub struct Entry {
     pub ways: [Option<(Egress, IpAddr)>; 2],
 }
 
-impl Core {
+impl Services {
     /// A flow for people to look at.
     #[must_use]
     pub fn entry(&self, id: FlowId, now_ns: u64) -> Option<Entry> {

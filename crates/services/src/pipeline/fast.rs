@@ -1,11 +1,11 @@
 //! The fast path of nearly all packets: whole TCP and UDP without IP options, of a flow that is decided and answered.
 //!
-//! It has to do exactly what [`Core::established`] does, in half the time. Whatever is unusual it leaves to that, untouched.
+//! It has to do exactly what [`Services::established`] does, in half the time. Whatever is unusual it leaves to that, untouched.
 
 use packet::attachment::Ingress;
 use packet::ip::{IPV4_HEADER_BYTES, IPV6_HEADER_BYTES};
 
-use super::{Core, ETHERNET_BYTES, Frame, Look, established, is_partial, tick_of};
+use super::{Services, ETHERNET_BYTES, Frame, Look, established, is_partial, tick_of};
 use crate::flow::{Direction, flags};
 use crate::rewrite;
 use crate::spec::{TCP, UDP};
@@ -49,7 +49,7 @@ impl Head {
     }
 }
 
-impl Core {
+impl Services {
     /// Sends the packet on if there is nothing unusual about it. `false`: nothing has changed.
     #[inline]
     pub(super) fn established_fast(&mut self, now_ns: u64, frame: &mut Frame<'_>, look: &Look) -> bool {

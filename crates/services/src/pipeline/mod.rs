@@ -1,7 +1,7 @@
 //! One core's gateway: batches of frames in, frames with an outcome out.
 //!
-//! Order of calls: [`Core::follow`] when policy, ownership or neighbors changed; [`Core::batch`] for what was read,
-//! [`Core::handed`] for what other cores handed over; [`Core::tick`] in every round. Nothing here waits or allocates
+//! Order of calls: [`Services::follow`] when policy, ownership or neighbors changed; [`Services::batch`] for what was read,
+//! [`Services::handed`] for what other cores handed over; [`Services::tick`] in every round. Nothing here waits or allocates
 //! per packet of a known flow.
 //!
 //! A batch goes through in three passes, so that the memory it needs is on its way before it is looked at: read keys
@@ -73,7 +73,7 @@ struct Look {
 }
 
 /// The gateway of one core.
-pub struct Core {
+pub struct Services {
     id: u8,
     /// Behind a counter of this core's own: taking a reference writes to memory that no other core reads.
     #[expect(clippy::redundant_allocation, reason = "the outer counter is the point")]
@@ -126,7 +126,7 @@ pub struct Core {
     pub forward_flows: Vec<(u64, u64)>,
 }
 
-impl Core {
+impl Services {
     /// A core with an empty flow table. `seed`: 8 random bytes of its own.
     #[must_use]
     pub fn new(
@@ -246,7 +246,7 @@ impl Core {
         }
     }
 
-    /// Acts on one packet or super-packet, as [`Core::batch`] does on many.
+    /// Acts on one packet or super-packet, as [`Services::batch`] does on many.
     pub fn packet(&mut self, now_ns: u64, frame: &mut Frame<'_>, out: &mut impl Output) {
         let Some(mut look) = self.look(frame) else { return };
         self.counters.rx_packets += 1;
@@ -561,7 +561,7 @@ impl Core {
         self.nat.ports_held()
     }
 
-    /// Whether anybody wants [`Core::nat_events`].
+    /// Whether anybody wants [`Services::nat_events`].
     pub fn set_nat_events_wanted(&mut self, wanted: bool) {
         self.nat.set_events_wanted(wanted);
     }

@@ -1,4 +1,4 @@
-//! The fast path ([`Core::established_fast`](super::super::Core)) has to be the slow path in all that it does: two gateways
+//! The fast path ([`Services::established_fast`](super::super::Services)) has to be the slow path in all that it does: two gateways
 //! of the same seeds are given the same random packets in the same batches, one of them without the fast path.
 
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use packet::flow::FlowKey;
 use packet::vnet::{NEEDS_CSUM, VirtioNetHeader};
 
 use super::world::*;
-use crate::core::{ETHERNET_BYTES, Frame, Handed, Neighbors, Outcome, Output};
+use crate::pipeline::{ETHERNET_BYTES, Frame, Handed, Neighbors, Outcome, Output};
 use crate::spec::{NatMode, TCP, UDP};
 
 /// Output of a core besides its frames.

@@ -11,7 +11,7 @@ use packet::attachment::{Ingress, InterfaceId};
 use packet::flow::FlowKey;
 use packet::ip::IpHeader;
 
-use super::{Core, ETHERNET_BYTES, Frame, Origin, Outcome, Output};
+use super::{Services, ETHERNET_BYTES, Frame, Origin, Outcome, Output};
 use crate::nat::NatClient;
 use crate::steer;
 
@@ -25,7 +25,7 @@ pub(super) enum Hairpin {
     Begin(InterfaceId),
 }
 
-impl Core {
+impl Services {
     /// At the core of the destination, or with its word for it.
     pub(super) fn hairpin(
         &mut self,

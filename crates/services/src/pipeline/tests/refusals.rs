@@ -5,7 +5,7 @@ use packet::attachment::{Egress, Ingress};
 
 use super::balancing::farm;
 use super::world::*;
-use crate::core::{Outcome, explain};
+use crate::pipeline::{Outcome, explain};
 use crate::fragment::Variant;
 use crate::spec::{DeliveryMode, ForwardSpec, GatewaySpec, NatMode, RuleAction, RuleSpec, TCP, UDP};
 use crate::tcp::State;

@@ -7,11 +7,11 @@ use packet::attachment::{Egress, Ingress};
 use packet::ip::IpHeader;
 use packet::vnet::VirtioNetHeader;
 
-use super::{Core, ETHERNET_BYTES, Frame, Outcome, Output, is_partial};
+use super::{Services, ETHERNET_BYTES, Frame, Outcome, Output, is_partial};
 use crate::icmp::{self, ANSWER_BYTES_MAX, Problem};
 use crate::spec::TCP;
 
-impl Core {
+impl Services {
     pub(super) fn answer_time_exceeded(&mut self, now_ns: u64, frame: &Frame<'_>, out: &mut impl Output) {
         self.answer(now_ns, frame, Problem::TtlExpired, out);
     }

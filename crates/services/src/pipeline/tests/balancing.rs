@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use packet::DropReason;
 
 use super::world::*;
-use crate::core::Outcome;
+use crate::pipeline::Outcome;
 use crate::spec::{BackendSpec, BalanceMethod, DeliveryMode, GatewaySpec, NatMode, ServerSpec, TCP};
 
 pub fn farm(source: NatMode, delivery: DeliveryMode) -> GatewaySpec {

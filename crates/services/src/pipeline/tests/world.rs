@@ -11,7 +11,7 @@ use packet::flow::FlowKey;
 use packet::vnet::VirtioNetHeader;
 use packet::{DropCounters, DropReason};
 
-use crate::core::{Core, Counters, ETHERNET_BYTES, Frame, Handed, Neighbors, Outcome, Output};
+use crate::pipeline::{Services, Counters, ETHERNET_BYTES, Frame, Handed, Neighbors, Outcome, Output};
 use crate::nat::NatEvent;
 use crate::policy::Policy;
 use crate::spec::{
@@ -35,7 +35,7 @@ pub const FIN: u8 = 0x01;
 
 /// Several cores and the time.
 pub struct World {
-    pub cores: Vec<Core>,
+    pub cores: Vec<Services>,
     pub policy: Arc<Policy>,
     pub ownership: Arc<Ownership>,
     pub neighbors: Arc<Neighbors>,
@@ -98,7 +98,7 @@ impl World {
         let neighbors = Arc::new(Neighbors::default());
         let core = |id| {
             let (policy, ownership) = (Arc::clone(&policy), Arc::clone(&ownership));
-            Core::new(id, mix(u64::from(id) + 77), policy, ownership, Arc::clone(&neighbors))
+            Services::new(id, mix(u64::from(id) + 77), policy, ownership, Arc::clone(&neighbors))
         };
         let cores = (0..cores).map(core).collect();
         Self { cores, policy, ownership, neighbors, now_ns: 1_000 * SECOND_NS, events: Vec::new() }

@@ -11,7 +11,7 @@ use steering::ownership::OwnerChain;
 
 use super::hairpin::Hairpin;
 use super::{
-    Core, Direction, EMERGENCY_ENTRIES, EMERGENCY_S, Frame, Handed, Origin, Outcome, Output, established,
+    Services, Direction, EMERGENCY_ENTRIES, EMERGENCY_S, Frame, Handed, Origin, Outcome, Output, established,
     next_hops, reply_of, tick_of,
 };
 use crate::flow::{FlowId, Record, flags};
@@ -36,7 +36,7 @@ struct Resolution {
     flags: u16,
 }
 
-impl Core {
+impl Services {
     /// A packet of no flow of this core: to the next stop, or a new flow here.
     pub(super) fn new_flow(
         &mut self,

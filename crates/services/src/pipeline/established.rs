@@ -1,7 +1,7 @@
 //! The fast path: a packet of a known flow.
 
-use super::{Core, Direction, Frame, Origin, Outcome, Output, is_partial, tick_of};
-use crate::core::next_hops::{self, Hop};
+use super::{Services, Direction, Frame, Origin, Outcome, Output, is_partial, tick_of};
+use crate::pipeline::next_hops::{self, Hop};
 use crate::flow::{FlowId, Record, flags};
 use crate::policy::{Policy, Service};
 use crate::rewrite;
@@ -15,7 +15,7 @@ use packet::attachment::{Egress, Ingress};
 use packet::flow::FlowKey;
 use packet::ip::{IpHeader, PROTOCOL_ICMP, PROTOCOL_ICMPV6};
 
-impl Core {
+impl Services {
     /// Follows the flow's state and sends the packet on.
     pub(super) fn established(
         &mut self,

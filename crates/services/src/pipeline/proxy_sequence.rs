@@ -9,7 +9,7 @@ use packet::ip::{IpHeader, PROTOCOL_ICMP, PROTOCOL_ICMPV6};
 use packet::vnet::{GSO_NONE, VirtioNetHeader};
 use packet::{DropReason, FlowKey, checksum};
 
-use super::{Core, Direction, ETHERNET_BYTES, Frame, Origin, Outcome, Output, established, is_partial};
+use super::{Services, Direction, ETHERNET_BYTES, Frame, Origin, Outcome, Output, established, is_partial};
 use crate::flow::{FlowId, flags};
 use crate::proxy_protocol::{self, Header, Shift};
 use crate::tcp::{self, SYN, Segment, Verdict};
@@ -44,7 +44,7 @@ impl Shifts {
     }
 }
 
-impl Core {
+impl Services {
     /// A flow with [`flags::PROXY_PROTOCOL`] was begun by this SYN.
     pub(super) fn begin_shift(&mut self, key: &FlowKey, tenant: u16, header: &IpHeader, packet: &[u8]) {
         if let Some(segment) = Segment::of(header.payload(packet)) {
@@ -52,7 +52,7 @@ impl Core {
         }
     }
 
-    /// As [`Core::established`], for a segment of such a flow. The connection is followed by the client's numbers.
+    /// As [`Services::established`], for a segment of such a flow. The connection is followed by the client's numbers.
     pub(super) fn established_proxied(
         &mut self,
         now_ns: u64,

@@ -6,13 +6,13 @@ use packet::vnet::VirtioNetHeader;
 use packet::{DropReason, FlowKey};
 
 use super::next_hops::Hop;
-use super::{Core, Direction, ETHERNET_BYTES, Frame, Origin, Outcome, Output, Piece, established};
+use super::{Services, Direction, ETHERNET_BYTES, Frame, Origin, Outcome, Output, Piece, established};
 use crate::flow::flags;
 use crate::fragment::{self, Action, Facts, Measure, PacketId, Told, Variant};
 use crate::nat::NatClient;
 use crate::policy::Service;
 
-impl Core {
+impl Services {
     /// A fragment as it was read: to the core of its addresses, which holds it until its header has come.
     pub(super) fn fragment(
         &mut self,

@@ -4,7 +4,7 @@ use packet::attachment::{BondId, Egress, Ingress};
 use packet::{DropReason, FlowKey};
 
 use super::world::*;
-use crate::core::{Outcome, explain};
+use crate::pipeline::{Outcome, explain};
 use crate::spec::{
     Attachment, GatewaySpec, InterfaceSpec, NatMode, PeerSpec, RouteSpec, RuleAction, RuleSpec, TCP, UDP,
 };

@@ -7,7 +7,7 @@ use packet::attachment::Ingress;
 
 use super::balancing::farm;
 use super::world::*;
-use crate::core::Outcome;
+use crate::pipeline::Outcome;
 use crate::spec::{
     DeliveryMode, ForwardSpec, GatewaySpec, InterfaceSpec, NatMode, RouteSpec, RuleAction, RuleSpec, TCP, UDP,
 };
