@@ -2,11 +2,12 @@
 //!
 //! [`files`] finds what belongs to the repository, [`source`] separates code from comments and strings. Then each
 //! rule looks at what it needs: [`graph`] at `cargo metadata`, [`purity`], [`unsafety`], [`size`], [`words`] and
-//! [`macros`] at code, [`text`] at everything, [`versions`] at where the Rust version stands, [`rows`] at the tests of
+//! [`macros`] at code, [`drop_reasons`] at the list of reasons and who raises them, [`text`] at everything, [`versions`] at where the Rust version stands, [`rows`] at the tests of
 //! the real program. A [`Violation`] says where, which rule, and what would be right. [`EXCEPTIONS`] are few and have
 //! reasons; one that is no longer needed is a violation. A rule that does not hold everywhere yet has numbers in
 //! [`ratchet`].
 
+mod drop_reasons;
 mod exceptions;
 mod files;
 mod graph;
@@ -71,6 +72,7 @@ fn look(root: &Path) -> anyhow::Result<Vec<Violation>> {
     let metadata = graph::metadata(root)?;
     graph::check(&metadata, &mut found);
     versions::check(&metadata, &files, &mut found);
+    let mut reasons = drop_reasons::DropReasons::default();
     for file in &files {
         text::check(file, &|path| root.join(path).exists(), &mut found);
         if let Some(source) = file.source() {
@@ -79,12 +81,14 @@ fn look(root: &Path) -> anyhow::Result<Vec<Violation>> {
             size::check(file, &source, &mut found);
             macros::check(file, &source, &mut found);
             words::check(file, &source, &mut found);
+            reasons.read(file, &source);
             if source.functions.is_none() {
                 let message = "this is no Rust: nothing could be checked".to_owned();
                 found.push(Violation { file: file.path.clone(), line: 1, rule: "syntax", message });
             }
         }
     }
+    reasons.check(&mut found);
     rows::check(&files, &mut found);
     let mut kept = exceptions::apply(EXCEPTIONS, found);
     kept.sort();

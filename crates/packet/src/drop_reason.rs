@@ -51,7 +51,6 @@ drop_reasons! {
     AuthFailed "auth-failed" "A datagram that does not open under its lane's key.",
     Replayed "replayed" "A counter that was already received.",
     TooOld "too-old" "A counter that is behind the replay window.",
-    LaneLimit "lane-limit" "A datagram that would need one lane more than was negotiated.",
     // the handshake
     HandshakeMac "handshake-mac" "A handshake message whose first MAC is wrong: the sender does not know our public key.",
     HandshakeCookie "handshake-cookie" "Under load, a handshake message without a valid cookie.",
@@ -68,11 +67,8 @@ drop_reasons! {
     IpMalformed "ip-malformed" "An IP packet whose header, lengths or extension headers are wrong.",
     SourceNotAllowed "source-not-allowed" "A packet whose source address its peer may not use.",
     NoPeer "no-peer" "A packet to a destination that no peer has.",
-    NoSession "no-session" "A packet for a peer with whom there is no session yet.",
     NoPath "no-path" "A packet for a peer to whom no path is usable.",
-    NotOurs "not-ours" "A packet of a bucket or address that belongs to another unit.",
     // the gateway's services, in the order they look at a packet
-    NotForUs "not-for-us" "A frame to another hardware address.",
     TtlExpired "ttl-expired" "A packet whose time to live ran out here.",
     BadSource "bad-source" "A source address that nobody may send from: ours, loopback, multicast, or a translated one from inside.",
     RuleDrop "rule-drop" "A firewall rule drops it.",
@@ -97,7 +93,6 @@ drop_reasons! {
     FragmentOverlap "fragment-overlap" "A fragment that overlaps or contradicts another one of its packet.",
     FragmentInvalid "fragment-invalid" "A fragment too small, too far out or of a length that cannot be.",
     PuntLimit "punt-limit" "A packet that was handed on between cores too often.",
-    CoreStuck "core-stuck" "A packet for a core that no longer works.",
     // limits
     QueueFull "queue-full" "A queue reached its limit of bytes or packets.",
     CoDel "codel" "Dropped by CoDel to keep the queue's delay low.",
@@ -111,7 +106,6 @@ drop_reasons! {
     SendError "send-error" "The socket refused the datagram.",
     TooBig "too-big" "A packet that does not fit where it has to go and must not be fragmented.",
     BadOffload "bad-offload" "An offload header that contradicts its packet.",
-    PathDown "path-down" "A datagram for a path that went down.",
 }
 
 impl DropReason {
@@ -213,17 +207,17 @@ mod tests {
     fn counters_count() {
         let mut counters = DropCounters::default();
         counters.add(DropReason::CoDel);
-        counters.add_n(DropReason::PathDown, 5);
-        counters.add(DropReason::PathDown);
+        counters.add_n(DropReason::QueueFull, 5);
+        counters.add(DropReason::QueueFull);
         assert_eq!(counters.get(DropReason::CoDel), 1);
-        assert_eq!(counters.get(DropReason::PathDown), 6);
+        assert_eq!(counters.get(DropReason::QueueFull), 6);
         assert_eq!(counters.get(DropReason::TooShort), 0);
         let mut sum = counters.clone();
         sum.merge(&counters);
         assert_eq!(sum.total(), 14);
         assert_eq!(sum.iter().filter(|(_, n)| *n != 0).count(), 2);
         assert_eq!(sum.iter().count(), DropReason::COUNT);
-        counters.add_n(DropReason::PathDown, u64::MAX);
-        assert_eq!(counters.get(DropReason::PathDown), 5);
+        counters.add_n(DropReason::QueueFull, u64::MAX);
+        assert_eq!(counters.get(DropReason::QueueFull), 5);
     }
 }
