@@ -11,6 +11,7 @@
 //! * Fragments (the first one too), protocols without ports, cut upper layers: ports are zero.
 
 use crate::drop_reason::DropReason;
+use crate::icmp::{self, Kind};
 use crate::ip::{
     IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, IpHeader, PROTOCOL_AH, PROTOCOL_ESP, PROTOCOL_ICMP,
     PROTOCOL_ICMPV6, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_UDP_LITE,
@@ -119,6 +120,34 @@ impl FlowKey {
         }
     }
 
+    /// The sender's port, or the identifier of an ICMP query, in whichever slot that stands.
+    #[inline]
+    #[must_use]
+    pub const fn sender_port(&self) -> u16 {
+        if icmp::is_icmp(self.protocol) { self.src_port | self.dst_port } else { self.src_port }
+    }
+
+    /// The key with another source. Of ICMP the port is the query's identifier.
+    #[must_use]
+    pub fn with_source(&self, src: IpAddr, port: u16) -> FlowKey {
+        FlowKey { src, src_port: port, ..*self }.with_id(port)
+    }
+
+    /// The key with another destination. Of ICMP the port is the query's identifier.
+    #[must_use]
+    pub fn with_destination(&self, dst: IpAddr, port: u16) -> FlowKey {
+        FlowKey { dst, dst_port: port, ..*self }.with_id(port)
+    }
+
+    /// Of ICMP: the key with the identifier in the slot of the lower address.
+    fn with_id(self, id: u16) -> FlowKey {
+        if !icmp::is_icmp(self.protocol) {
+            return self;
+        }
+        let (src_port, dst_port) = if self.src < self.dst { (id, 0) } else { (0, id) };
+        FlowKey { src_port, dst_port, ..self }
+    }
+
     #[inline]
     const fn without_ports(header: &IpHeader) -> FlowKey {
         FlowKey { src: header.src, dst: header.dst, src_port: 0, dst_port: 0, protocol: header.protocol }
@@ -128,52 +157,32 @@ impl FlowKey {
     /// 1122 §3.2.2).
     fn of_icmp(header: &IpHeader, upper: &[u8], quotes: bool) -> FlowKey {
         let plain = Self::without_ports(header);
-        let Some(kind) = upper.first().copied() else { return plain };
-        match icmp_kind(header, kind) {
-            IcmpKind::Query { reply } => {
-                let id = u16_at(upper, 4).unwrap_or(0);
-                let id_in_src = if plain.src == plain.dst { !reply } else { plain.src < plain.dst };
+        let Some(kind) = Kind::of(header, upper) else { return plain };
+        match kind {
+            Kind::Request | Kind::Reply => {
+                let id = u16_at(upper, icmp::ID_OFFSET).unwrap_or(0);
+                let request = kind == Kind::Request;
+                let id_in_src = if plain.src == plain.dst { request } else { plain.src < plain.dst };
                 if id_in_src { FlowKey { src_port: id, ..plain } } else { FlowKey { dst_port: id, ..plain } }
             }
-            IcmpKind::Error if quotes => {
-                let quote = upper.get(8..).unwrap_or_default();
+            Kind::Error if quotes => {
+                let quote = upper.get(icmp::HEADER_BYTES..).unwrap_or_default();
                 match IpHeader::parse_quoted(quote) {
                     Ok(inner) if inner.version == header.version => Self::of_quoted(&inner, quote).reversed(),
                     _ => plain,
                 }
             }
-            _ => plain,
+            Kind::Error | Kind::Other => plain,
         }
     }
 
     fn of_quoted(inner: &IpHeader, quote: &[u8]) -> FlowKey {
         match inner.protocol {
-            PROTOCOL_ICMP | PROTOCOL_ICMPV6 if !inner.is_fragmented() => {
+            protocol if icmp::is_icmp(protocol) && !inner.is_fragmented() => {
                 Self::of_icmp(inner, inner.payload(quote), false)
             }
             _ => Self::of_parsed(inner, quote),
         }
-    }
-}
-
-enum IcmpKind {
-    Query { reply: bool },
-    Error,
-    Other,
-}
-
-fn icmp_kind(header: &IpHeader, kind: u8) -> IcmpKind {
-    match (header.version, header.protocol, kind) {
-        // echo, timestamp, information, address mask, extended echo (RFC 8335)
-        (4, PROTOCOL_ICMP, 8 | 13 | 15 | 17 | 42) => IcmpKind::Query { reply: false },
-        (4, PROTOCOL_ICMP, 0 | 14 | 16 | 18 | 43) => IcmpKind::Query { reply: true },
-        // unreachable, quench, redirect, time exceeded, parameter problem
-        (4, PROTOCOL_ICMP, 3 | 4 | 5 | 11 | 12) => IcmpKind::Error,
-        (6, PROTOCOL_ICMPV6, 128 | 160) => IcmpKind::Query { reply: false },
-        (6, PROTOCOL_ICMPV6, 129 | 161) => IcmpKind::Query { reply: true },
-        // unreachable, too big, time exceeded, parameter problem
-        (6, PROTOCOL_ICMPV6, 1..=4) => IcmpKind::Error,
-        _ => IcmpKind::Other,
     }
 }
 
@@ -237,8 +246,7 @@ impl FlowKey {
             std::cmp::Ordering::Greater => (self.dst_port, self.src_port),
             std::cmp::Ordering::Equal => return None,
         };
-        let icmp = matches!(self.protocol, PROTOCOL_ICMP | PROTOCOL_ICMPV6);
-        (icmp && lower != 0 && higher == 0).then_some(lower)
+        (icmp::is_icmp(self.protocol) && lower != 0 && higher == 0).then_some(lower)
     }
 }
 
@@ -298,8 +306,7 @@ impl FromStr for FlowKey {
         }
         let mut key = FlowKey { src, dst, src_port, dst_port, protocol };
         if let Some(id) = id {
-            let icmp = matches!(protocol, PROTOCOL_ICMP | PROTOCOL_ICMPV6);
-            if !icmp || src == dst || src_port != 0 || dst_port != 0 {
+            if !icmp::is_icmp(protocol) || src == dst || src_port != 0 || dst_port != 0 {
                 return Err(FlowKeyError::Id);
             }
             if src < dst { key.src_port = id } else { key.dst_port = id }

@@ -55,6 +55,8 @@ pub const ECN_CE: u8 = 3;
 pub const IPV4_HEADER_BYTES: usize = 20;
 /// Bytes of the fixed IPv6 header.
 pub const IPV6_HEADER_BYTES: usize = 40;
+/// Bytes of the IPv6 fragment header.
+pub const FRAGMENT_HEADER_BYTES: usize = 8;
 /// How many IPv6 extension headers are walked before the packet counts as malformed. RFC 8200 §4.1 knows
 /// eight in the recommended order.
 pub const EXTENSION_HEADERS_MAX: usize = 8;
@@ -223,7 +225,8 @@ fn parse_v6(packet: &[u8], whole: bool) -> Option<IpHeader> {
 /// Protocol numbers that are IPv6 extension headers of the common layout or the fragment header. ESP is not
 /// one: nothing behind it can be read.
 #[inline]
-const fn is_extension(protocol: u8) -> bool {
+#[must_use]
+pub const fn is_extension(protocol: u8) -> bool {
     matches!(
         protocol,
         PROTOCOL_HOP_BY_HOP
@@ -237,18 +240,25 @@ const fn is_extension(protocol: u8) -> bool {
     )
 }
 
+/// Bytes of the extension header that [`is_extension`] of this protocol number and whose second byte is `length`.
+#[inline]
+#[must_use]
+pub const fn extension_bytes(protocol: u8, length: u8) -> usize {
+    match protocol {
+        PROTOCOL_FRAGMENT => FRAGMENT_HEADER_BYTES,
+        // RFC 4302 §2.2: in 32-bit words, minus 2.
+        PROTOCOL_AH => (length as usize + 2) * 4,
+        _ => (length as usize + 1) * 8,
+    }
+}
+
 /// Moves `header_bytes` and `protocol` to the upper layer.
 #[cold]
 fn walk_extensions(packet: &[u8], header: &mut IpHeader) -> Option<()> {
     for _ in 0..EXTENSION_HEADERS_MAX {
         let at = header.header_bytes;
         let [next, length] = array_at(packet, at)?;
-        let bytes = match header.protocol {
-            PROTOCOL_FRAGMENT => 8,
-            // RFC 4302 §2.2: in 32-bit words, minus 2.
-            PROTOCOL_AH => (usize::from(length) + 2) * 4,
-            _ => (usize::from(length) + 1) * 8,
-        };
+        let bytes = extension_bytes(header.protocol, length);
         if at + bytes > packet.len() {
             return None;
         }

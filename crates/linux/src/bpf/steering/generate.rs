@@ -8,6 +8,7 @@
 use crate::bpf::assembler::{
     Assembler, FRAME, If, Instruction, Label, Op, R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, Reg, Size,
 };
+use packet::icmp::Kind;
 
 /// The fixed IP header.
 const HEADER: i16 = -40;
@@ -48,25 +49,12 @@ const PORT_PROTOCOLS: [u8; 4] = [
     packet::ip::PROTOCOL_SCTP,
     packet::ip::PROTOCOL_UDP_LITE,
 ];
-const EXTENSIONS: [u8; 8] = [
-    packet::ip::PROTOCOL_HOP_BY_HOP,
-    packet::ip::PROTOCOL_ROUTING,
-    packet::ip::PROTOCOL_FRAGMENT,
-    packet::ip::PROTOCOL_AH,
-    packet::ip::PROTOCOL_DESTINATION_OPTIONS,
-    packet::ip::PROTOCOL_MOBILITY,
-    packet::ip::PROTOCOL_HIP,
-    packet::ip::PROTOCOL_SHIM6,
-];
 
 /// Offsets and sizes that differ between the IP versions.
 struct Version {
     number: i32,
     header_bytes: i32,
     icmp: u8,
-    /// ICMP types with an identifier, and those that quote a packet.
-    queries: &'static [u8],
-    errors: &'static [u8],
     address_bytes: i16,
     source_at: i16,
     destination_at: i16,
@@ -76,8 +64,6 @@ const V4: Version = Version {
     number: 4,
     header_bytes: 20,
     icmp: packet::ip::PROTOCOL_ICMP,
-    queries: &[0, 8, 13, 14, 15, 16, 17, 18, 42, 43],
-    errors: &[3, 4, 5, 11, 12],
     address_bytes: 4,
     source_at: 12,
     destination_at: 16,
@@ -86,12 +72,21 @@ const V6: Version = Version {
     number: 6,
     header_bytes: 40,
     icmp: packet::ip::PROTOCOL_ICMPV6,
-    queries: &[128, 129, 160, 161],
-    errors: &[1, 2, 3, 4],
     address_bytes: 16,
     source_at: 8,
     destination_at: 24,
 };
+
+/// Protocol numbers of IPv6 extension headers.
+fn extensions() -> impl Iterator<Item = u8> {
+    (0..=u8::MAX).filter(|protocol| packet::ip::is_extension(*protocol))
+}
+
+/// ICMP types whose kind is wanted.
+fn icmp_types(version: &Version, wanted: impl Fn(Kind) -> bool) -> impl Iterator<Item = i32> {
+    let of_type = |message_type: i32| Kind::of_type(version.number as u8, message_type as u8);
+    (0..=i32::from(u8::MAX)).filter(move |message_type| wanted(of_type(*message_type)))
+}
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Level {
@@ -246,7 +241,7 @@ impl Writer {
             self.extension(walked, fragment, places.malformed);
         }
         // One more would be one too many.
-        for protocol in EXTENSIONS {
+        for protocol in extensions() {
             self.asm.jump_if_value(If::Equal, R9, i32::from(protocol), places.malformed);
         }
         self.asm.jump(walked);
@@ -261,7 +256,7 @@ impl Writer {
     fn extension(&mut self, walked: Label, fragment: Label, malformed: Label) {
         let (common, is_fragment, is_ah, step) =
             (self.asm.label(), self.asm.label(), self.asm.label(), self.asm.label());
-        for protocol in EXTENSIONS {
+        for protocol in extensions() {
             self.asm.jump_if_value(If::Equal, R9, i32::from(protocol), common);
         }
         self.asm.jump(walked);
@@ -330,12 +325,13 @@ impl Writer {
         self.need(1, places.hash);
         self.fetch(R7, SCRATCH, 1, places.hash);
         self.asm.load(Size::Byte, R1, FRAME, SCRATCH);
-        for kind in version.queries {
-            self.asm.jump_if_value(If::Equal, R1, i32::from(*kind), query);
+        for message_type in icmp_types(version, Kind::has_id) {
+            self.asm.jump_if_value(If::Equal, R1, message_type, query);
         }
-        for kind in quote.iter().flat_map(|_| version.errors) {
-            let label = quote.unwrap_or(places.hash);
-            self.asm.jump_if_value(If::Equal, R1, i32::from(*kind), label);
+        if let Some(quote) = quote {
+            for message_type in icmp_types(version, |kind| kind == Kind::Error) {
+                self.asm.jump_if_value(If::Equal, R1, message_type, quote);
+            }
         }
         self.asm.jump(places.hash);
 
