@@ -8,11 +8,11 @@ mod limiter;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use packet::ip::{IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP};
+use packet::icmp::{HEADER_BYTES, is_unanswerable, protocol_of};
+use packet::ip::{IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, PROTOCOL_TCP};
 use packet::{IpHeader, checksum};
 
 use crate::rewrite::bytes::{put, put_u16, put_u32, u32_at};
-use crate::rewrite::{IcmpKind, icmp_kind};
 use crate::tcp::{ACK, RST, Segment};
 pub use limiter::Limiter;
 
@@ -20,8 +20,6 @@ pub use limiter::Limiter;
 pub const ANSWER_BYTES_MAX: usize = 1_280;
 /// Longest ICMP error of IPv4, bytes (RFC 1812 §4.3.2.3).
 const ERROR_BYTES_MAX_V4: usize = 576;
-/// Bytes of an ICMP error in front of its quote.
-const ERROR_HEADER_BYTES: usize = 8;
 /// Bytes that an error must quote behind the IP header to be of use (RFC 792).
 const QUOTE_BYTES_MIN: usize = 8;
 /// Time to live of answers.
@@ -100,21 +98,20 @@ pub fn error(
     } else {
         (IPV6_HEADER_BYTES, ANSWER_BYTES_MAX)
     };
-    let room = out.len().min(bytes_max).checked_sub(ip_bytes + ERROR_HEADER_BYTES)?;
+    let room = out.len().min(bytes_max).checked_sub(ip_bytes + HEADER_BYTES)?;
     let quote = packet.get(..packet.len().min(room))?;
     if quote.len() < packet.len().min(header.header_bytes + QUOTE_BYTES_MIN) {
         return None;
     }
-    let bytes = ip_bytes + ERROR_HEADER_BYTES + quote.len();
+    let bytes = ip_bytes + HEADER_BYTES + quote.len();
     let out = out.get_mut(..bytes)?;
-    let protocol = if header.version == 4 { PROTOCOL_ICMP } else { PROTOCOL_ICMPV6 };
     let tos = if header.version == 4 { ERROR_TOS } else { 0 };
-    let pseudo = ip_header(out, from, header.src, protocol, tos)?;
+    let pseudo = ip_header(out, from, header.src, protocol_of(header.version), tos)?;
     let message = out.get_mut(ip_bytes..)?;
     let (kind, code, rest) = problem.message(header.version);
     put(message, 0, &[kind, code, 0, 0]);
     put_u32(message, 4, rest);
-    put(message, ERROR_HEADER_BYTES, quote);
+    put(message, HEADER_BYTES, quote);
     let pseudo = if header.version == 4 { 0 } else { pseudo };
     put_u16(message, 2, checksum::finish(checksum::sum(message, pseudo)));
     Some(bytes)
@@ -186,7 +183,7 @@ fn may_answer(packet: &[u8], header: &IpHeader, too_big: bool) -> bool {
         (IpAddr::V6(src), IpAddr::V6(dst)) => one_host_v6(src) && (too_big || !dst.is_multicast()),
         _ => false,
     };
-    addresses && !later_fragment && !is_error(packet, header)
+    addresses && !later_fragment && !is_unanswerable(header, header.payload(packet))
 }
 
 /// The address can be one host's: not "this network", loopback, multicast, reserved or broadcast.
@@ -198,20 +195,6 @@ fn one_host_v4(src: Ipv4Addr) -> bool {
 fn one_host_v6(src: Ipv6Addr) -> bool {
     !src.is_unspecified() && !src.is_loopback() && !src.is_multicast()
 }
-
-/// An ICMP message that must not be answered: an error, or a redirect. What is cut might be one.
-fn is_error(packet: &[u8], header: &IpHeader) -> bool {
-    let kind = header.payload(packet).first().copied();
-    match (header.version, header.protocol, kind) {
-        (4, PROTOCOL_ICMP, kind) => kind.is_none_or(|kind| icmp_kind(4, kind) == IcmpKind::Error),
-        // RFC 4443 §2.1: every type below 128 is an error.
-        (6, PROTOCOL_ICMPV6, kind) => kind.is_none_or(|kind| kind < 128 || kind == REDIRECT_V6),
-        _ => false,
-    }
-}
-
-/// Redirect (RFC 4861 §4.5).
-const REDIRECT_V6: u8 = 137;
 
 #[cfg(test)]
 mod tests;

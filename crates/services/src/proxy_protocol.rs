@@ -20,6 +20,7 @@ mod options;
 
 use std::net::IpAddr;
 
+use packet::icmp;
 use packet::ip::{PROTOCOL_TCP, PROTOCOL_UDP};
 use packet::{DropReason, FlowKey, IpHeader, checksum};
 
@@ -37,8 +38,6 @@ const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 const VERSION_AND_COMMAND: u8 = 0x21;
 const TCP_CHECKSUM_AT: usize = 16;
 const TCP_FLAGS_AT: usize = 13;
-/// Bytes of an ICMP error in front of its quote.
-const ICMP_HEADER_BYTES: usize = 8;
 const TCP_HEADER_BYTES: usize = 20;
 
 /// The header of one flow.
@@ -302,11 +301,11 @@ pub fn lower_mss(packet: &mut [u8], header: &IpHeader, checksum_partial: bool, s
 /// The error's checksum follows. `header` was parsed from this packet; an error that quotes too little stays.
 pub fn shift_quote(packet: &mut [u8], header: &IpHeader, shift: &Shift) {
     let Some(message) = packet.get_mut(header.header_bytes..header.total_bytes) else { return };
-    let Some(inner) = message.get(ICMP_HEADER_BYTES..).and_then(|quote| IpHeader::parse_quoted(quote).ok())
+    let Some(inner) = message.get(icmp::HEADER_BYTES..).and_then(|quote| IpHeader::parse_quoted(quote).ok())
     else {
         return;
     };
-    let at = ICMP_HEADER_BYTES + inner.header_bytes + 4;
+    let at = icmp::HEADER_BYTES + inner.header_bytes + 4;
     let first = inner.fragment.is_none_or(|fragment| fragment.offset == 0);
     let Some(old) = u32_at(message, at).filter(|_| first && inner.protocol == PROTOCOL_TCP) else { return };
     let new = shift.for_client(old);

@@ -25,7 +25,6 @@ use packet::{DropReason, FlowKey, IpHeader, checksum};
 
 pub use error::rewrite_error;
 use upper::{Change, Extent};
-pub(crate) use upper::{IcmpKind, icmp_kind};
 
 /// Makes the addresses and ports (of ICMP queries: the identifier) of a packet those of `to`, which is meant in the
 /// packet's own direction. `header` was parsed from this packet, and nothing changed it since.

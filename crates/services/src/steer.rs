@@ -28,7 +28,7 @@ use packet::attachment::{Egress, Ingress};
 use packet::flow::FlowKey;
 use steering::ownership::{OwnerChain, Ownership};
 
-use crate::nat::{NatClient, is_translated, source_port};
+use crate::nat::{NatClient, is_translated};
 use crate::policy::Policy;
 use crate::route::SHARED_TENANT;
 use crate::spec::NatMode;
@@ -140,7 +140,7 @@ pub fn endpoint_bucket(ownership: &Ownership, key: &FlowKey, tenant: u16) -> usi
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
-    ownership.bucket(&FlowKey { src_port: source_port(key), dst: nobody, dst_port: 0, ..*key }, tenant)
+    ownership.bucket(&FlowKey { src_port: key.sender_port(), dst: nobody, dst_port: 0, ..*key }, tenant)
 }
 
 /// The bucket of a remote's address alone, for a protocol without ports; `tenant`: in which its packets come in.

@@ -17,7 +17,8 @@
 
 mod segment;
 
-use packet::ip::{PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_UDP_LITE};
+use packet::icmp::is_icmp;
+use packet::ip::{PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_UDP_LITE};
 
 use crate::flow::{Direction, Record, flags};
 use crate::spec::Timeouts;
@@ -505,7 +506,7 @@ pub fn timeout_s(record: &Record, timeouts: &Timeouts) -> u32 {
         },
         PROTOCOL_UDP | PROTOCOL_UDP_LITE if replied => timeouts.udp_s,
         PROTOCOL_UDP | PROTOCOL_UDP_LITE => timeouts.udp_unreplied_s,
-        PROTOCOL_ICMP | PROTOCOL_ICMPV6 => timeouts.icmp_s,
+        protocol if is_icmp(protocol) => timeouts.icmp_s,
         _ => timeouts.other_s,
     }
 }

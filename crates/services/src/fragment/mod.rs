@@ -98,11 +98,3 @@ impl FragmentLimits {
         }
     }
 }
-
-/// Length of the IPv6 extension header of kind `protocol` at `at`; `None` when its length field is not there. ESP and
-/// the fragment header are not among those that are walked here.
-fn extension_bytes(packet: &[u8], protocol: u8, at: usize) -> Option<usize> {
-    let length = usize::from(*packet.get(at + 1)?);
-    // RFC 4302 §2.2: the authentication header counts 32-bit words, minus 2.
-    Some(if protocol == packet::ip::PROTOCOL_AH { (length + 2) * 4 } else { (length + 1) * 8 })
-}

@@ -1,13 +1,13 @@
 //! Packets that are longer than the next link carries are cut (RFC 791 §3.2, RFC 8200 §4.5).
 
 use packet::ip::{
-    IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, PROTOCOL_DESTINATION_OPTIONS, PROTOCOL_FRAGMENT,
-    PROTOCOL_HOP_BY_HOP, PROTOCOL_ROUTING,
+    FRAGMENT_HEADER_BYTES, IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, PROTOCOL_DESTINATION_OPTIONS,
+    PROTOCOL_FRAGMENT, PROTOCOL_HOP_BY_HOP, PROTOCOL_ROUTING, extension_bytes,
 };
 use packet::{DropReason, IpHeader, checksum};
 
-use super::pieces::{FRAGMENT_HEADER_BYTES, LENGTH_MAX};
-use super::{extension_bytes, put_u16, u16_at};
+use super::pieces::LENGTH_MAX;
+use super::{put_u16, u16_at};
 
 /// "Don't fragment" in the word of flags and offset.
 const DONT_FRAGMENT: u16 = 0x4000;
@@ -173,7 +173,7 @@ fn unfragmentable(packet: &[u8]) -> Option<(usize, usize)> {
             break;
         }
         names = at;
-        at += extension_bytes(packet, protocol, at)?;
+        at += extension_bytes(protocol, *packet.get(at + 1)?);
         if protocol != PROTOCOL_DESTINATION_OPTIONS {
             part = (names, at);
         }

@@ -4,13 +4,11 @@ use std::hash::BuildHasher;
 
 use foldhash::quality::FixedState;
 use packet::ip::{
-    EXTENSION_HEADERS_MAX, IPV6_HEADER_BYTES, PROTOCOL_AH, PROTOCOL_DESTINATION_OPTIONS, PROTOCOL_FRAGMENT,
-    PROTOCOL_HIP, PROTOCOL_HOP_BY_HOP, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_MOBILITY, PROTOCOL_ROUTING,
-    PROTOCOL_SCTP, PROTOCOL_SHIM6, PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_UDP_LITE,
+    EXTENSION_HEADERS_MAX, FRAGMENT_HEADER_BYTES, IPV6_HEADER_BYTES, PROTOCOL_FRAGMENT, PROTOCOL_ICMP,
+    PROTOCOL_ICMPV6, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_UDP_LITE, extension_bytes,
+    is_extension,
 };
-use packet::{DropReason, FlowKey, IpHeader};
-
-use super::extension_bytes;
+use packet::{DropReason, FlowKey, IpHeader, array_at};
 
 /// Fragments of one packet at most, copies counted: enough for 64 KB over a link of 576 bytes. A packet with more is
 /// given up.
@@ -18,9 +16,6 @@ pub const FRAGMENTS_PER_PACKET_MAX: u16 = 128;
 
 /// Longest packet after assembly: IPv4 counts its header, IPv6 what follows its fixed header.
 pub(super) const LENGTH_MAX: usize = 65_535;
-
-/// Bytes of the IPv6 fragment header.
-pub(super) const FRAGMENT_HEADER_BYTES: usize = 8;
 
 /// Range of its packet's payload that a fragment covers, checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,19 +67,19 @@ pub fn flow_of_first<'a>(header: &IpHeader, packet: &'a [u8]) -> Result<(FlowKey
     if header.version == 6 {
         let mut walked = 0;
         while is_extension(whole.protocol) {
-            let bytes = extension_bytes(packet, whole.protocol, whole.header_bytes);
-            let end = whole.header_bytes + bytes.ok_or(DropReason::FragmentInvalid)?;
+            let [next, length] = array_at(packet, whole.header_bytes).ok_or(DropReason::FragmentInvalid)?;
+            let end = whole.header_bytes + extension_bytes(whole.protocol, length);
             walked += 1;
-            if end > whole.total_bytes || walked > EXTENSION_HEADERS_MAX {
+            let nested = whole.protocol == PROTOCOL_FRAGMENT;
+            if nested || end > whole.total_bytes || walked > EXTENSION_HEADERS_MAX {
                 return Err(DropReason::FragmentInvalid);
             }
-            whole.protocol = packet.get(whole.header_bytes).copied().ok_or(DropReason::FragmentInvalid)?;
+            whole.protocol = next;
             whole.header_bytes = end;
         }
     }
     let upper = whole.payload(packet);
     let needed = match whole.protocol {
-        PROTOCOL_FRAGMENT => return Err(DropReason::FragmentInvalid),
         PROTOCOL_TCP => upper.get(12).map_or(20, |word| usize::from(word >> 4) * 4).max(20),
         PROTOCOL_SCTP => 12,
         PROTOCOL_UDP | PROTOCOL_UDP_LITE | PROTOCOL_ICMP | PROTOCOL_ICMPV6 => 8,
@@ -94,19 +89,6 @@ pub fn flow_of_first<'a>(header: &IpHeader, packet: &'a [u8]) -> Result<(FlowKey
         return Err(DropReason::FragmentInvalid);
     }
     Ok((FlowKey::of_parsed(&whole, packet), upper))
-}
-
-const fn is_extension(protocol: u8) -> bool {
-    matches!(
-        protocol,
-        PROTOCOL_HOP_BY_HOP
-            | PROTOCOL_ROUTING
-            | PROTOCOL_AH
-            | PROTOCOL_DESTINATION_OPTIONS
-            | PROTOCOL_MOBILITY
-            | PROTOCOL_HIP
-            | PROTOCOL_SHIM6
-    )
 }
 
 /// A fragment that was taken.

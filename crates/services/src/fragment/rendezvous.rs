@@ -1,10 +1,10 @@
 //! The core of the addresses: fragments wait here until their packet's ports are known.
 
 use packet::attachment::Ingress;
-use packet::ip::{IPV6_HEADER_BYTES, PROTOCOL_UDP};
+use packet::ip::{FRAGMENT_HEADER_BYTES, IPV6_HEADER_BYTES, PROTOCOL_UDP};
 use packet::{DropCounters, DropReason, FlowKey, IpHeader};
 
-use super::pieces::{Extent, FRAGMENT_HEADER_BYTES, Fit, flow_of_first};
+use super::pieces::{Extent, Fit, flow_of_first};
 use super::store::{FragmentStats, Store};
 use super::{FragmentLimits, Measure, PacketId, u16_at};
 
@@ -77,48 +77,13 @@ impl Rendezvous {
             Some(serial) => serial,
             None => self.store.open(now_ns, id, None)?,
         };
-        if !self.admit(now_ns, serial, &extent, first.is_none().then_some(packet))? {
-            return Ok(());
+        // Held until the header comes, if it has not.
+        let waits = first.is_none() && self.store.entry(serial).is_some_and(|entry| entry.note.is_none());
+        let held = if waits { packet } else { &[] };
+        if self.store.admit(now_ns, serial, &extent, held)? == Fit::New {
+            self.release(serial, &extent, header, packet, first, out);
         }
-        self.release(serial, &extent, header, packet, first, out);
         Ok(())
-    }
-
-    /// Takes a fragment into its packet; `held` is kept until the header comes, if it has not. `false`: a copy.
-    fn admit(
-        &mut self,
-        now_ns: u64,
-        serial: u64,
-        extent: &Extent,
-        held: Option<&[u8]>,
-    ) -> Result<bool, DropReason> {
-        let entry = self.store.entry(serial).ok_or(DropReason::FragmentsFull)?;
-        if let Some(reason) = entry.poison {
-            return Err(reason);
-        }
-        let bytes = held.filter(|_| entry.note.is_none()).unwrap_or_default();
-        match entry.pieces.fit(extent) {
-            Ok(Fit::New) => {}
-            Ok(Fit::Copy) => {
-                self.store.stats.copies += 1;
-                return Ok(false);
-            }
-            Err(reason) => {
-                self.store.poison(now_ns, serial, reason);
-                return Err(reason);
-            }
-        }
-        let cost = entry.pieces.cost_of_push(bytes.len());
-        if !self.store.room(serial, cost) {
-            // Without this fragment the packet is never whole.
-            self.store.poison(now_ns, serial, DropReason::FragmentsFull);
-            return Err(DropReason::FragmentsFull);
-        }
-        if let Some(entry) = self.store.entry(serial) {
-            entry.pieces.push(extent, bytes);
-        }
-        self.store.settle(serial);
-        Ok(true)
     }
 
     /// Gives out what may go, this fragment last.

@@ -7,7 +7,7 @@ use foldhash::quality::FixedState;
 use hashbrown::HashMap;
 use packet::{DropCounters, DropReason};
 
-use super::pieces::Pieces;
+use super::pieces::{Extent, Fit, Pieces};
 use super::{FragmentLimits, PacketId};
 
 /// A source has at most this part of the bytes: one of so many.
@@ -174,11 +174,40 @@ impl<T> Store<T> {
         Ok(self.insert(entry))
     }
 
-    /// Makes sure that a packet may grow by `bytes`, at the expense of older ones.
-    pub fn room(&mut self, serial: u64, bytes: usize) -> bool {
-        let Some(entry) = self.entries.get(&serial) else { return false };
-        let source = Source::of(&entry.id);
-        self.make_room(&source, bytes, Some(serial))
+    /// Takes a fragment into its packet, of which `held` is kept. A copy of one that came before changes nothing.
+    ///
+    /// # Errors
+    /// Why the fragment is dropped. Without it the packet is never whole, so all of it is given up.
+    pub fn admit(
+        &mut self,
+        now_ns: u64,
+        serial: u64,
+        extent: &Extent,
+        held: &[u8],
+    ) -> Result<Fit, DropReason> {
+        let entry = self.entries.get_mut(&serial).ok_or(DropReason::FragmentTimeout)?;
+        if let Some(reason) = entry.poison {
+            return Err(reason);
+        }
+        let fits = entry.pieces.fit(extent);
+        let (source, cost) = (Source::of(&entry.id), entry.pieces.cost_of_push(held.len()));
+        let refused = match fits {
+            Ok(Fit::Copy) => {
+                self.stats.copies += 1;
+                return Ok(Fit::Copy);
+            }
+            Ok(Fit::New) if self.make_room(&source, cost, Some(serial)) => None,
+            Ok(Fit::New) => Some(DropReason::FragmentsFull),
+            Err(reason) => Some(reason),
+        };
+        if let Some(reason) = refused {
+            self.poison(now_ns, serial, reason);
+            return Err(reason);
+        }
+        let entry = self.entries.get_mut(&serial).ok_or(DropReason::FragmentsFull)?;
+        entry.pieces.push(extent, held);
+        self.settle(serial);
+        Ok(Fit::New)
     }
 
     /// Takes note of what a packet costs after its pieces changed.

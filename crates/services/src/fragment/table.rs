@@ -1,11 +1,14 @@
 //! The owner's fragmentation table: what is to be done with the packets in pieces of its flows, and doing it.
 
-use packet::ip::{ECN_CE, ECN_NOT_ECT, IPV6_HEADER_BYTES, PROTOCOL_FRAGMENT, set_ecn};
+use packet::ip::{
+    ECN_CE, ECN_NOT_ECT, FRAGMENT_HEADER_BYTES, IPV6_HEADER_BYTES, PROTOCOL_FRAGMENT, extension_bytes,
+    set_ecn,
+};
 use packet::{DropCounters, DropReason, FlowKey, IpHeader, checksum};
 
-use super::pieces::{Extent, FRAGMENT_HEADER_BYTES, Fit, LENGTH_MAX, Pieces};
+use super::pieces::{Extent, Fit, LENGTH_MAX, Pieces};
 use super::store::{FragmentStats, Store};
-use super::{Action, FragmentLimits, PacketId, extension_bytes, put_u16};
+use super::{Action, FragmentLimits, PacketId, put_u16};
 
 /// Message about a packet in pieces, from the core of the addresses to the owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,35 +104,20 @@ impl FragmentTable {
         }
         let extent = Extent::of(header, packet)?;
         let serial = self.store.find(id).ok_or(DropReason::FragmentTimeout)?;
-        let entry = self.store.entry(serial).ok_or(DropReason::FragmentTimeout)?;
-        if let Some(reason) = entry.poison {
-            return Err(reason);
-        }
-        let (key, action) = entry.note;
-        match entry.pieces.fit(&extent) {
-            Ok(Fit::New) => {}
-            Ok(Fit::Copy) => {
-                self.store.stats.copies += 1;
-                return Ok(Outcome::Copy);
-            }
-            Err(reason) => return Err(self.poison(now_ns, serial, reason)),
-        }
+        let (key, action) = self.store.entry(serial).ok_or(DropReason::FragmentTimeout)?.note;
         let held = match action {
             Action::Bridge => &[][..],
             // The first one's header is the whole packet's.
             Action::Assemble if extent.from == 0 => packet,
             Action::Assemble => header.payload(packet),
         };
-        let cost = entry.pieces.cost_of_push(held.len());
-        if !self.store.room(serial, cost) {
-            return Err(self.poison(now_ns, serial, DropReason::FragmentsFull));
+        if self.store.admit(now_ns, serial, &extent, held)? == Fit::Copy {
+            return Ok(Outcome::Copy);
         }
         let entry = self.store.entry(serial).ok_or(DropReason::FragmentsFull)?;
-        entry.pieces.push(&extent, held);
         entry.pieces.ecn_seen |= 1 << (header.ecn & 3);
         entry.pieces.longest = entry.pieces.longest.max(packet.len().min(LENGTH_MAX) as u16);
         let whole = entry.pieces.is_whole();
-        self.store.settle(serial);
         match (action, whole) {
             (Action::Assemble, false) => Ok(Outcome::Held),
             (Action::Assemble, true) => self.assemble(now_ns, serial, header.version, id.id, key),
@@ -140,11 +128,6 @@ impl FragmentTable {
                 Ok(Outcome::Bridge(key))
             }
         }
-    }
-
-    fn poison(&mut self, now_ns: u64, serial: u64, reason: DropReason) -> DropReason {
-        self.store.poison(now_ns, serial, reason);
-        reason
     }
 
     fn assemble(
@@ -269,7 +252,7 @@ fn next_header_at(packet: &[u8], end: usize) -> Option<usize> {
     while at < end {
         let protocol = *packet.get(field)?;
         field = at;
-        at += extension_bytes(packet, protocol, at)?;
+        at += extension_bytes(protocol, *packet.get(at + 1)?);
     }
     (at == end && packet.get(field) == Some(&PROTOCOL_FRAGMENT)).then_some(field)
 }

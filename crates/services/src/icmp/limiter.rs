@@ -28,6 +28,11 @@ impl Limiter {
         Limiter { cost_ns, ahead_ns_max: (burst - 1) * cost_ns, full_at_ns: 0 }
     }
 
+    /// Another rate from now on; what was taken stays taken.
+    pub const fn set_rate(&mut self, per_s: u32) {
+        *self = Limiter { full_at_ns: self.full_at_ns, ..Limiter::new(per_s) };
+    }
+
     /// Takes one answer from the bucket; `false` when it is empty. `now_ns`: monotonic.
     #[inline]
     pub fn allow(&mut self, now_ns: u64) -> bool {

@@ -3,13 +3,11 @@
 use std::net::IpAddr;
 
 use super::bytes::{changed, changed_partial, delta_of, delta16, put_u16, u16_at};
-use super::upper::{Change, Extent, IcmpKind, icmp_kind};
+use super::upper::{Change, Extent};
 use super::{options, put_addresses};
-use packet::ip::{PROTOCOL_ICMP, PROTOCOL_ICMPV6};
+use packet::icmp::{HEADER_BYTES, Kind};
 use packet::{DropReason, FlowKey, IpHeader, checksum};
 
-/// Bytes of an ICMP error in front of its quote.
-const ERROR_HEADER_BYTES: usize = 8;
 /// Of a quoted upper layer no byte behind this one changes: TCP's ports and checksum are in its first 20.
 const UPPER_BYTES_MAX: usize = 20;
 
@@ -37,12 +35,10 @@ pub fn rewrite_error(
     hide_router_behind: Option<IpAddr>,
 ) -> Result<(), DropReason> {
     let message = packet.get(header.header_bytes..header.total_bytes).ok_or(DropReason::IcmpInvalid)?;
-    let kind = message.first().map_or(IcmpKind::Other, |kind| icmp_kind(header.version, *kind));
-    let protocol = if header.version == 4 { PROTOCOL_ICMP } else { PROTOCOL_ICMPV6 };
-    if kind != IcmpKind::Error || header.protocol != protocol || header.is_fragmented() {
+    if Kind::of(header, message) != Some(Kind::Error) || header.is_fragmented() {
         return Err(DropReason::IcmpInvalid);
     }
-    let quote = message.get(ERROR_HEADER_BYTES..).ok_or(DropReason::IcmpInvalid)?;
+    let quote = message.get(HEADER_BYTES..).ok_or(DropReason::IcmpInvalid)?;
     let inner = IpHeader::parse_quoted(quote).map_err(|_| DropReason::IcmpInvalid)?;
     let source = match hide_router_behind {
         _ if header.src == inner.dst => to.src,
@@ -58,7 +54,7 @@ pub fn rewrite_error(
         return Err(DropReason::NatUnsupported);
     }
     options::allow(packet, header, to.dst != header.dst)?;
-    let quote_at = header.header_bytes + ERROR_HEADER_BYTES;
+    let quote_at = header.header_bytes + HEADER_BYTES;
     let quote = packet.get_mut(quote_at..header.total_bytes).ok_or(DropReason::IcmpInvalid)?;
     let quote_delta = rewrite_quote(quote, &inner, &to.reversed())?;
     let addresses = delta_of(header.src, source) + delta_of(header.dst, to.dst);

@@ -2,8 +2,7 @@
 
 use super::bytes::array_at;
 use packet::ip::{
-    IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, PROTOCOL_AH, PROTOCOL_DESTINATION_OPTIONS, PROTOCOL_FRAGMENT,
-    PROTOCOL_HIP, PROTOCOL_HOP_BY_HOP, PROTOCOL_MOBILITY, PROTOCOL_ROUTING, PROTOCOL_SHIM6,
+    IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, PROTOCOL_AH, PROTOCOL_ROUTING, extension_bytes, is_extension,
 };
 use packet::{DropReason, IpHeader};
 
@@ -24,20 +23,6 @@ pub(super) fn allow(packet: &[u8], header: &IpHeader, dst_changes: bool) -> Resu
         header.header_bytes == IPV6_HEADER_BYTES || extensions_allow(packet, header, dst_changes)
     };
     if fine { Ok(()) } else { Err(DropReason::NatUnsupported) }
-}
-
-const fn is_extension(protocol: u8) -> bool {
-    matches!(
-        protocol,
-        PROTOCOL_HOP_BY_HOP
-            | PROTOCOL_ROUTING
-            | PROTOCOL_FRAGMENT
-            | PROTOCOL_AH
-            | PROTOCOL_DESTINATION_OPTIONS
-            | PROTOCOL_MOBILITY
-            | PROTOCOL_HIP
-            | PROTOCOL_SHIM6
-    )
 }
 
 /// A source route that is not used up: the pseudo-header has its last address.
@@ -63,8 +48,7 @@ fn extensions_allow(packet: &[u8], header: &IpHeader, dst_changes: bool) -> bool
         match protocol {
             PROTOCOL_AH => return false,
             PROTOCOL_ROUTING if segments_left > 0 && dst_changes => return false,
-            PROTOCOL_FRAGMENT => at += 8,
-            _ => at += (usize::from(length) + 1) * 8,
+            _ => at += extension_bytes(protocol, length),
         }
         protocol = next;
     }

@@ -4,6 +4,7 @@ use super::bytes::{
     array_at, changed, changed_partial, delta, delta16, put, put_u16, put_u32, u16_at, u32_at,
 };
 use super::{crc32c, ports};
+use packet::icmp::{self, Kind};
 use packet::ip::{
     PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_UDP_LITE,
 };
@@ -25,26 +26,6 @@ pub(super) enum Extent {
     Later,
     /// The start of one that an ICMP error quotes, cut anywhere.
     Quoted,
-}
-
-/// Kind of an ICMP message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum IcmpKind {
-    /// A request or its reply: it has an identifier.
-    Query,
-    /// An error: it quotes a packet.
-    Error,
-    /// Anything else.
-    Other,
-}
-
-/// Kind of the ICMP message of this type. `version`: of IP.
-pub(crate) const fn icmp_kind(version: u8, kind: u8) -> IcmpKind {
-    match (version, kind) {
-        (4, 0 | 8 | 13..=18 | 42 | 43) | (6, 128 | 129 | 160 | 161) => IcmpKind::Query,
-        (4, 3..=5 | 11 | 12) | (6, 1..=4) => IcmpKind::Error,
-        _ => IcmpKind::Other,
-    }
 }
 
 /// A translation, as the upper layer sees it.
@@ -149,14 +130,14 @@ impl Change {
 
     /// `pseudo`: delta of the pseudo-header, which only ICMPv6 has.
     fn icmp(&self, upper: &mut [u8], pseudo: u64) -> Result<(), DropReason> {
-        let kind = upper.first().map_or(IcmpKind::Other, |kind| icmp_kind(self.version, *kind));
+        let has_id = upper.first().is_some_and(|first| Kind::of_type(self.version, *first).has_id());
         let mut rest = 0;
-        if kind == IcmpKind::Query {
-            self.require(upper, 8)?;
+        if has_id {
+            self.require(upper, icmp::HEADER_BYTES)?;
             let id = if self.src_port != 0 { self.src_port } else { self.dst_port };
-            if let Some(old) = u16_at(upper, 4) {
+            if let Some(old) = u16_at(upper, icmp::ID_OFFSET) {
                 rest = delta16(old, id);
-                put_u16(upper, 4, id);
+                put_u16(upper, icmp::ID_OFFSET, id);
             }
         } else if pseudo != 0 {
             self.require(upper, 4)?;
