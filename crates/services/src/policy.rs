@@ -137,7 +137,10 @@ impl Policy {
         now_ns: u64,
         secret: u64,
     ) -> Result<(Self, Vec<NatEvent>), String> {
-        let rules = RuleSet::compile(&spec.rules, &spec.groups, spec.default_action)?;
+        let rules = match before {
+            Some(before) => before.rules.recompile(&spec.rules, &spec.groups, spec.default_action)?,
+            None => RuleSet::compile(&spec.rules, &spec.groups, spec.default_action)?,
+        };
         let fib = Fib::compile(&spec.routes);
         let mut nats = spec.nats.clone();
         // Nobody gets a port on which a virtual server listens.

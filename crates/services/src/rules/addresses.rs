@@ -85,27 +85,25 @@ impl Addresses {
         addresses
     }
 
-    /// The same with `set` listing `added` too and `removed` no longer.
-    pub(super) fn with_changes(&self, set: SetId, added: &[IpNet], removed: &[IpNet], sides: &Sides) -> Self {
-        let mut next = self.clone();
+    /// From now on `set` lists `added` too and `removed` no longer.
+    pub(super) fn change(&mut self, set: SetId, added: &[IpNet], removed: &[IpNet], sides: &Sides) {
         for &prefix in removed {
-            next.list(prefix, set, false);
+            self.list(prefix, set, false);
         }
         for &prefix in added {
-            next.list(prefix, set, true);
+            self.list(prefix, set, true);
         }
-        if next.classes.len() > next.trie.len() + UNUSED_CLASSES {
-            next.classify_all(sides);
-            return next;
+        if self.classes.len() > self.trie.len() + UNUSED_CLASSES {
+            self.classify_all(sides);
+            return;
         }
         let mut touched = BTreeSet::new();
         for prefix in added.iter().chain(removed) {
-            touched.extend(next.trie.children(prefix).map(|(inner, _)| inner));
+            touched.extend(self.trie.children(prefix).map(|(inner, _)| inner));
         }
         for prefix in touched {
-            next.classify(&prefix, sides);
+            self.classify(&prefix, sides);
         }
-        next
     }
 
     /// The rules that take these addresses: by source, by destination.
@@ -130,6 +128,16 @@ impl Addresses {
     /// Number of prefixes.
     pub(super) fn len(&self) -> usize {
         self.trie.len()
+    }
+
+    /// Prefixes that are in the other trie with the same list of sets and the same class.
+    #[cfg(test)]
+    pub(super) fn shared_with(&self, other: &Self) -> usize {
+        let same = |(prefix, node): &(IpNet, &Node)| {
+            let node_there = other.trie.get(prefix);
+            node_there.is_some_and(|there| Arc::ptr_eq(&there.own, &node.own) && there.class == node.class)
+        };
+        self.trie.iter().filter(same).count()
     }
 
     /// Number of classes, those included that nothing uses any more.

@@ -40,19 +40,13 @@ impl Groups {
     pub fn new(specs: &[GroupSpec]) -> Result<Self, String> {
         let mut groups = Self::default();
         for spec in specs {
-            if groups.place(&spec.name).is_some() {
+            if groups.names().any(|name| name == spec.name) {
                 return Err(format!("group \"{}\" is there twice: give each its own name", spec.name));
             }
             let members = spec.members.iter().map(IpNet::trunc).collect();
             groups.0.push(Arc::new(Group { name: spec.name.clone(), members }));
         }
         Ok(groups)
-    }
-
-    /// The group of this name.
-    #[must_use]
-    pub fn by_name(&self, name: &str) -> Option<&Group> {
-        self.0.iter().map(Arc::as_ref).find(|group| group.name == name)
     }
 
     /// The group at a place of the list.
@@ -66,44 +60,20 @@ impl Groups {
         self.0.iter().map(Arc::as_ref)
     }
 
-    /// As the operator would have written them.
-    #[must_use]
-    pub fn to_specs(&self) -> Vec<GroupSpec> {
-        self.iter()
-            .map(|group| GroupSpec { name: group.name.clone(), members: group.members().collect() })
-            .collect()
-    }
-
-    pub(super) fn place(&self, name: &str) -> Option<usize> {
-        self.0.iter().position(|group| group.name == name)
-    }
-
-    /// Changes one group; the members that were really added and removed.
-    pub(super) fn change(
-        &mut self,
-        place: usize,
-        add: &[IpNet],
-        remove: &[IpNet],
-    ) -> (Vec<IpNet>, Vec<IpNet>) {
-        let Some(group) = self.0.get_mut(place).map(Arc::make_mut) else { return Default::default() };
-        let mut removed: BTreeSet<IpNet> =
-            remove.iter().map(IpNet::trunc).filter(|member| group.members.remove(member)).collect();
-        let mut added = Vec::new();
-        for member in add.iter().map(IpNet::trunc) {
-            if group.members.insert(member) && !removed.remove(&member) {
-                added.push(member);
-            }
-        }
-        (added, removed.into_iter().collect())
+    /// Their names, in order.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.iter().map(Group::name)
     }
 
     /// Gives one group other members; what that adds and removes.
     pub(super) fn replace(&mut self, place: usize, members: &[IpNet]) -> (Vec<IpNet>, Vec<IpNet>) {
-        let Some(group) = self.0.get_mut(place).map(Arc::make_mut) else { return Default::default() };
+        let Some(group) = self.0.get_mut(place) else { return Default::default() };
         let members: BTreeSet<IpNet> = members.iter().map(IpNet::trunc).collect();
-        let added = members.difference(&group.members).copied().collect();
-        let removed = group.members.difference(&members).copied().collect();
-        group.members = members;
+        let added: Vec<IpNet> = members.difference(&group.members).copied().collect();
+        let removed: Vec<IpNet> = group.members.difference(&members).copied().collect();
+        if !added.is_empty() || !removed.is_empty() {
+            *group = Arc::new(Group { name: group.name.clone(), members });
+        }
         (added, removed)
     }
 }

@@ -1,7 +1,7 @@
 //! Firewall rules and dynamic address groups (rows R4, R5, R11).
 //!
 //! The first rule that matches a new flow's first packet decides; replies pass by the flow table. A [`RuleSet`] is
-//! immutable: a change makes the next one, and flows of the older era are asked again.
+//! immutable: a change makes the next one ([`RuleSet::recompile`]), and flows of the older era are asked again.
 //!
 //! What matches:
 //!
@@ -28,9 +28,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use packet::attachment::{BondId, Egress, Ingress};
 use packet::flow::FlowKey;
-use packet::ip::{
-    PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_UDP_LITE,
-};
+use packet::icmp::is_icmp;
+use packet::ip::{PROTOCOL_ICMPV6, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_UDP_LITE};
 
 use crate::spec::{Attachment, GroupSpec, RuleAction, RuleSpec, SideSpec};
 
@@ -239,40 +238,27 @@ impl RuleSet {
         self.fixed.default
     }
 
-    /// The next rule set, in which the group `name` has exactly these members.
+    /// The rule set of the next configuration. Where that has the same rules and groups, and only members of groups are
+    /// others, nothing is compiled but the prefixes that these touch (row R5).
     ///
     /// # Errors
-    /// When there is no such group.
-    pub fn with_group(&self, name: &str, members: &[IpNet]) -> Result<Self, String> {
-        self.with(name, |groups, place| groups.replace(place, members))
-    }
-
-    /// The next rule set, in which the group `name` has lost the members in `remove` and then got those in `add`. Members
-    /// that are there already, or not there, are no error.
-    ///
-    /// # Errors
-    /// When there is no such group.
-    pub fn with_members(&self, name: &str, add: &[IpNet], remove: &[IpNet]) -> Result<Self, String> {
-        self.with(name, |groups, place| groups.change(place, add, remove))
-    }
-
-    fn with(
+    /// As [`RuleSet::compile`].
+    pub fn recompile(
         &self,
-        name: &str,
-        change: impl FnOnce(&mut Groups, usize) -> (Vec<IpNet>, Vec<IpNet>),
+        rules: &[RuleSpec],
+        groups: &[GroupSpec],
+        default: RuleAction,
     ) -> Result<Self, String> {
-        let place = self.groups.place(name).ok_or_else(|| {
-            let names: Vec<&str> = self.groups.iter().map(Group::name).collect();
-            format!(
-                "no group \"{name}\": there are {}",
-                if names.is_empty() { "none".to_owned() } else { names.join(", ") }
-            )
-        })?;
-        let mut groups = self.groups.clone();
-        let (added, removed) = change(&mut groups, place);
-        let sides = &self.fixed.sides;
-        let addresses = self.addresses.with_changes(place as SetId, &added, &removed, sides);
-        Ok(Self { fixed: self.fixed.clone(), groups, addresses })
+        let names = groups.iter().map(|group| group.name.as_str());
+        if rules != self.rules() || default != self.fixed.default || !names.eq(self.groups.names()) {
+            return Self::compile(rules, groups, default);
+        }
+        let mut next = self.clone();
+        for (place, group) in groups.iter().enumerate() {
+            let (added, removed) = next.groups.replace(place, &group.members);
+            next.addresses.change(place as SetId, &added, &removed, &self.fixed.sides);
+        }
+        Ok(next)
     }
 }
 
@@ -377,11 +363,7 @@ fn protocol_value(protocol: u8, ipv6: bool) -> u16 {
 
 /// The values that a rule's protocol matches; two of them may be the same.
 fn protocol_values(protocol: u8) -> [u16; 2] {
-    let second = match protocol {
-        PROTOCOL_ICMP | PROTOCOL_ICMPV6 => ICMPV6_IN_IPV6,
-        _ => u16::from(protocol),
-    };
-    [u16::from(protocol), second]
+    [u16::from(protocol), if is_icmp(protocol) { ICMPV6_IN_IPV6 } else { u16::from(protocol) }]
 }
 
 /// Refuses what cannot be meant.
