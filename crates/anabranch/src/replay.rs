@@ -25,6 +25,7 @@ use pcap_file::pcap::{PcapHeader, PcapPacket, PcapReader, PcapWriter};
 use pcap_file::{DataLink, PcapError};
 use services::pipeline::{ETHERNET_BYTES, Neighbors};
 use services::policy::Policy;
+use services::random::Random;
 use services::spec::GatewaySpec;
 use steering::ownership::Ownership;
 use tunnel::config::NodeConfig;
@@ -215,8 +216,8 @@ fn cores(count: u8, spec: GatewaySpec) -> anyhow::Result<Cores> {
         serving: true,
     };
     let worker = |id: u8| {
-        let seed = 0x616e_6162_7261_6e63 ^ u64::from(id).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let datapath = Datapath::new(id, Arc::clone(&node), seed, snapshots.clone());
+        let random = Random::of_number(u64::from(id));
+        let datapath = Datapath::new(id, Arc::clone(&node), random, snapshots.clone());
         Worker { datapath, ports: MemoryPorts::new() }
     };
     Ok(Cores { workers: (0..count).map(worker).collect(), policy, ownership })

@@ -12,6 +12,7 @@ use services::Services;
 use services::fragment::{FragmentLimits, Released, Rendezvous};
 use services::pipeline::{ETHERNET_BYTES, Frame, Neighbors, Outcome};
 use services::policy::Policy;
+use services::random::Random;
 use steering::ownership::Ownership;
 use tunnel::forwarder::{Classified, Forwarder as Tunnel, owner_core};
 use tunnel::header::Header;
@@ -60,22 +61,22 @@ pub struct Datapath {
 }
 
 impl Datapath {
-    /// Core `id` of `node`. `seed`: 8 random bytes of its own.
+    /// Core `id` of `node`. `random`: a generator of this core's own.
     #[must_use]
-    pub fn new(id: u8, node: Arc<Node>, seed: u64, snapshots: Snapshots) -> Self {
+    pub fn new(id: u8, node: Arc<Node>, mut random: Random, snapshots: Snapshots) -> Self {
         let Snapshots { policy, ownership, neighbors, serving } = snapshots;
         let limits = FragmentLimits::of(policy.limits(), policy.timeouts());
         Self {
             id,
             tunnel: Tunnel::new(id, node),
-            services: Services::new(id, seed, policy, Arc::clone(&ownership), neighbors),
+            rendezvous: Rendezvous::new(limits, random.word()),
+            services: Services::new(id, random, &policy, &ownership, neighbors),
             serving,
             ownership,
             merge: Coalescer::new(),
             pool: PacketPool::new(),
             to_bonds: ToBonds::default(),
             bonds: BondIds::default(),
-            rendezvous: Rendezvous::new(limits, seed.rotate_left(23)),
             drops: DropCounters::default(),
         }
     }

@@ -18,6 +18,7 @@ use packet::vnet::VirtioNetHeader;
 use packet::{DropReason, PacketBuf, checksum};
 use services::pipeline::{ETHERNET_BYTES, Frame, Neighbors, Outcome};
 use services::policy::Policy;
+use services::random::Random;
 use services::spec::{GatewaySpec, InterfaceSpec, PeerSpec, RouteSpec};
 use steering::ownership::Ownership;
 use tunnel::config::{NodeConfig, Peer, Snapshot, Wan};
@@ -165,7 +166,7 @@ impl Site {
         let snapshots =
             Snapshots { policy: Arc::new(policy), ownership, neighbors: Arc::new(neighbors), serving };
         Self {
-            datapath: Datapath::new(0, node, u64::from(number), snapshots),
+            datapath: Datapath::new(0, node, Random::of_number(u64::from(number)), snapshots),
             out: Out::new(),
             address: format!("192.0.2.{number}:4600").parse().unwrap(),
         }

@@ -9,6 +9,7 @@ use linux::event::{Epoll, Interest};
 use linux::tun::TunQueue;
 use packet::DropCounters;
 use packet::attachment::InterfaceId;
+use services::random::{Random, SEED_BYTES};
 use tunnel::time::Time;
 
 use crate::Shared;
@@ -75,7 +76,7 @@ impl Worker {
             drops: DropCounters::default(),
             now_ns: 0,
         };
-        let mut datapath = Datapath::new(id, node, random_word()?, shared.gateway.snapshots());
+        let mut datapath = Datapath::new(id, node, random()?, shared.gateway.snapshots());
         datapath.set_merge_udp(merge_udp);
         Ok(Self {
             id,
@@ -278,7 +279,7 @@ impl Worker {
             let share = (busy_ns - self.load_since.1).saturating_mul(255) / elapsed_ns;
             let share = u8::try_from(share).unwrap_or(u8::MAX);
             self.shared.node.set_load(self.id, share);
-            self.round.datapath.services.load_percent = (u16::from(share) * 100 / 255) as u8;
+            self.round.datapath.services.set_load_percent((u16::from(share) * 100 / 255) as u8);
             self.load_since = (now_ns, busy_ns);
         }
         let mut drops = self.round.datapath.tunnel_drops();
@@ -302,10 +303,10 @@ impl Worker {
             live_flows: services.flows().len() as u64,
             embryonic_flows: u64::from(services.embryonic()),
             flow_memory_bytes: services.flows().memory_bytes() as u64,
-            rule_hits: services.rule_hits.clone(),
-            nat_flows: services.nat_flows.clone(),
-            nat_refusals: services.nat_refusals.clone(),
-            forward_flows: services.forward_flows.clone(),
+            rule_hits: services.rule_counters.hits.clone(),
+            nat_flows: services.rule_counters.nat_flows.clone(),
+            nat_refusals: services.rule_counters.nat_refusals.clone(),
+            forward_flows: services.rule_counters.forward_flows.clone(),
             live_by_bucket: services.live(),
             table_era: services.table_era(),
             ports_held: services.ports_held(),
@@ -375,7 +376,9 @@ impl Worker {
     }
 }
 
-/// A seed for the hash tables of one core.
-fn random_word() -> std::io::Result<u64> {
-    getrandom::u64().map_err(std::io::Error::other)
+/// A generator of random numbers that is seeded by the system.
+fn random() -> std::io::Result<Random> {
+    let mut seed = [0; SEED_BYTES];
+    getrandom::fill(&mut seed).map_err(std::io::Error::other)?;
+    Ok(Random::new(seed))
 }

@@ -8,6 +8,7 @@
 
 use packet::FlowKey;
 use services::flow::{Direction, FlowId, FlowTable, Hint, Record};
+use services::random::Random;
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
@@ -95,7 +96,7 @@ fn row(kind: &str, flows: u64) {
 /// Memory while the table grows, looked at every 20,000 flows once there are 200,000.
 fn memory(kind: &str, flows: u64) {
     let before = resident();
-    let mut table = FlowTable::new(7, flows as u32);
+    let mut table = FlowTable::new(&mut Random::of_number(7), flows as u32);
     let mut worst = (0.0, 0);
     let mut sum = (0.0, 0);
     for number in 0..flows {
@@ -122,10 +123,10 @@ fn memory(kind: &str, flows: u64) {
 
 /// Inserts as fast as it goes, growth included.
 fn inserts(kind: &str, flows: u64) -> FlowTable {
-    let mut table = FlowTable::new(11, flows as u32);
+    let mut table = FlowTable::new(&mut Random::of_number(11), flows as u32);
     let mut rates = [0.0; 3];
     for rate in &mut rates {
-        table = FlowTable::new(11, flows as u32);
+        table = FlowTable::new(&mut Random::of_number(11), flows as u32);
         let begin = processor_ns();
         for number in 0..flows {
             black_box(add(&mut table, kind, number));
@@ -138,7 +139,7 @@ fn inserts(kind: &str, flows: u64) -> FlowTable {
 
 /// How long single inserts take.
 fn pauses(kind: &str, flows: u64) {
-    let mut table = FlowTable::new(13, flows as u32);
+    let mut table = FlowTable::new(&mut Random::of_number(13), flows as u32);
     let mut nanoseconds = Vec::with_capacity(flows as usize);
     for number in 0..flows {
         let begin = Instant::now();

@@ -12,6 +12,7 @@ use std::time::Instant;
 use packet::flow::FlowKey;
 use services::flow::{Record, flags};
 use services::nat::{BindRequest, Binding, Nat, NatPolicy};
+use services::random::Random;
 use services::spec::{Mapping, NatMode, NatSpec};
 use steering::port_solver::ReplyPorts;
 use steering::table::{BucketTable, Unit};
@@ -31,26 +32,15 @@ fn main() {
     }
 }
 
-/// splitmix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn flow(&mut self) -> FlowKey {
-        let word = self.next().to_be_bytes();
-        FlowKey {
-            src: IpAddr::from([10, 0, word[0] & 3, word[1]]),
-            dst: IpAddr::from([198, 18, word[2], word[3]]),
-            src_port: u16::from_be_bytes([word[4], word[5]]),
-            dst_port: 443,
-            protocol: 6,
-        }
+/// A flow of a random client to a random server.
+fn flow(random: &mut Random) -> FlowKey {
+    let word = random.word().to_be_bytes();
+    FlowKey {
+        src: IpAddr::from([10, 0, word[0] & 3, word[1]]),
+        dst: IpAddr::from([198, 18, word[2], word[3]]),
+        src_port: u16::from_be_bytes([word[4], word[5]]),
+        dst_port: 443,
+        protocol: 6,
     }
 }
 
@@ -72,23 +62,23 @@ fn gateway(mode: NatMode, tables: u16, random: &mut Random) -> Option<Nat> {
         assemble_fragments: false,
     };
     let policy = Arc::new(NatPolicy::compile(&[spec], &[], &[], &[]));
-    let keys: Vec<[u8; 40]> = (0..64).map(|_| std::array::from_fn(|_| random.next() as u8)).collect();
+    let keys: Vec<[u8; 40]> = (0..64).map(|_| std::array::from_fn(|_| random.word() as u8)).collect();
     let (hasher, solvers) = ReplyPorts::draw(7, 10, keys)?;
     let units = [0, 1, 2, 3].map(|id| Unit { id, weight: 1 });
     let table = BucketTable::new(128, &units).ok()?;
-    let mut nat = Nat::new(0, 4, 7);
+    let mut nat = Nat::new(0, 4, &mut Random::of_number(7));
     nat.follow(&policy, &table, &Arc::new(hasher), &Arc::new(solvers));
     Some(nat)
 }
 
 fn bind(nat: &mut Nat, client: FlowKey, random: &mut Random) -> Option<Binding> {
     let request =
-        BindRequest { rule: 0, client, tenant: 0, out_tenant: 0, random: random.next(), home: None };
+        BindRequest { rule: 0, client, tenant: 0, out_tenant: 0, random: random.word(), home: None };
     nat.bind(0, &request, |_| false).ok()
 }
 
 fn measure(name: &str, mode: NatMode, tables: u16, fill: f64) {
-    let mut random = Random(1);
+    let mut random = Random::of_number(1);
     let Some(mut nat) = gateway(mode, tables, &mut random) else { return };
     // A quarter of the ports of each table and slot is this core's.
     let ports = 64_512.0 * f64::from(tables) * 2.0 / 4.0;
@@ -97,7 +87,7 @@ fn measure(name: &str, mode: NatMode, tables: u16, fill: f64) {
     let mut tries = 0;
     while held.len() < wanted && tries < wanted * 2 {
         tries += 1;
-        let client = random.flow();
+        let client = flow(&mut random);
         held.extend(bind(&mut nat, client, &mut random).map(|binding| (client, binding)));
     }
     nat.events().for_each(drop);
@@ -107,7 +97,7 @@ fn measure(name: &str, mode: NatMode, tables: u16, fill: f64) {
         let place = round.wrapping_mul(7919) % held.len();
         let Some((client, binding)) = held.get_mut(place) else { break };
         release(&mut nat, client, binding);
-        let next = random.flow();
+        let next = flow(&mut random);
         // The full table may not have a port for the new remote; it has one for the old.
         for client_now in [next, *client] {
             if let Some(new) = bind(&mut nat, client_now, &mut random) {

@@ -14,7 +14,8 @@
 //!    and answer what must be answered.
 //! 6. [`pipeline`] puts this together: batches in, frames out, expiry, reload without losing a flow.
 //!
-//! [`spec`] is what the operator wants, in plain data; [`policy`] is its compiled form, replaced as a whole.
+//! [`spec`] is what the operator wants, in plain data; [`policy`] is its compiled form, replaced as a whole. [`random`] is
+//! where everything comes from that nobody may foretell.
 
 pub mod balance;
 pub mod flow;
@@ -24,6 +25,7 @@ pub mod nat;
 pub mod pipeline;
 pub mod policy;
 pub mod proxy_protocol;
+pub mod random;
 pub mod rewrite;
 pub mod route;
 pub mod rules;

@@ -19,6 +19,7 @@ use serde::Serialize;
 use services::Services;
 use services::pipeline::{ETHERNET_BYTES, Frame, Handed, Neighbors, Outcome, Output};
 use services::policy::Policy;
+use services::random::Random;
 use services::spec::{
     BackendSpec, BalanceMethod, DeliveryMode, GatewaySpec, InterfaceSpec, Limits, Mapping, NatMode, NatSpec,
     RouteSpec, ServerSpec, UDP,
@@ -310,7 +311,8 @@ impl Bench {
             Some(shared) => shared,
             None => common(kind, cores)?,
         };
-        let mut core = Services::new(id, 0x5eed + u64::from(id), policy, Arc::clone(&ownership), neighbors);
+        let random = Random::of_number(0x5eed + u64::from(id));
+        let mut core = Services::new(id, random, &policy, &ownership, neighbors);
         core.set_nat_events_wanted(false);
         let slots = vec![0; BATCH * SLOT_BYTES];
         Ok(Self { kind, core, ownership, slots, now_ns: 1_000_000_000_000, out: Nowhere::default() })

@@ -11,7 +11,7 @@ use engine::gateway::{CoreReport, CoreState, FlowEntry, GatewaySettings, Readers
 use packet::DropReason;
 use packet::attachment::{Egress, Ingress, InterfaceId};
 use packet::flow::FlowKey;
-use packet::ip::{PROTOCOL_ICMP, PROTOCOL_ICMPV6};
+use packet::icmp::is_icmp;
 use services::nat::NatEvent;
 use services::policy::Policy;
 use services::spec::{LeaseSpec, Mapping, NatMode, RuleAction, TCP};
@@ -167,12 +167,8 @@ impl Names {
 /// Source and destination for people. A key of ICMP has the query's identifier in the one or the other port; here it is
 /// always the source's.
 fn ends(key: &FlowKey) -> (SocketAddr, SocketAddr) {
-    let (src_port, dst_port) = if matches!(key.protocol, PROTOCOL_ICMP | PROTOCOL_ICMPV6) {
-        (key.src_port.max(key.dst_port), 0)
-    } else {
-        (key.src_port, key.dst_port)
-    };
-    (SocketAddr::new(key.src, src_port), SocketAddr::new(key.dst, dst_port))
+    let dst_port = if is_icmp(key.protocol) { 0 } else { key.dst_port };
+    (SocketAddr::new(key.src, key.sender_port()), SocketAddr::new(key.dst, dst_port))
 }
 
 fn mode_name(mode: NatMode) -> &'static str {
@@ -604,32 +600,35 @@ impl EngineHandle<'_> {
         let policy = &names.policy;
         let server = told.server.and_then(|server| policy.balancer.server_name(server)).map(str::to_owned);
         let own_rules = policy.spec.nats.len() as u16;
-        let translated = told.source == NatMode::AddressAndPort;
+        let translated = told.source.mode == NatMode::AddressAndPort;
         let neighbors = self.engine.neighbors();
         let out = told.egress.and_then(Egress::interface);
         let mac = out.zip(told.next_hop).and_then(|hop| neighbors.known.get(&hop).copied());
-        let chosen = matches!(told.source, NatMode::AddressAndPort | NatMode::PortOnly) && told.nat.is_some();
+        let (cores, source) = (&told.cores, &told.source);
+        let chooses = matches!(source.mode, NatMode::AddressAndPort | NatMode::PortOnly);
+        let chosen = chooses && source.rule.is_some();
         let mut notes = Vec::new();
-        let family = told.nat_addresses.iter().find(|address| address.is_ipv4() == key.src.is_ipv4());
-        let homeless = translated && told.nat.is_some() && family.is_none();
+        let family = source.addresses.iter().find(|address| address.is_ipv4() == key.src.is_ipv4());
+        let homeless = translated && source.rule.is_some() && family.is_none();
         if homeless {
             let out = told.egress.map(|egress| names.egress(egress)).unwrap_or_default();
             notes.push(format!("interface {out} has no address yet that its [[nat]] could give"));
         }
         let drop = told.drop.or(homeless.then_some(DropReason::NatNoAddress));
-        if let Some(reads) = told.reply_core.filter(|reads| *reads != told.core && told.drop.is_none()) {
-            notes.push(format!("replies reach core {reads} and are handed to core {}", told.core));
+        let handed = |reads: &u8| *reads != cores.creator && told.drop.is_none();
+        if let Some(reads) = cores.of_replies.filter(handed) {
+            notes.push(format!("replies reach core {reads} and are handed to core {}", cores.creator));
         }
-        if told.owners.len() > 1 {
-            notes.push(format!("cores asked for an existing flow, in order: {:?}", told.owners));
+        if cores.owners.len() > 1 {
+            notes.push(format!("cores asked for an existing flow, in order: {:?}", cores.owners));
         }
         Explanation {
             packet: key.to_string(),
             interface: names.egress(told.ingress.into()),
             tenant: names.tenant(told.tenant),
-            hash: told.hash,
-            bucket: told.bucket as u32,
-            core: usize::from(told.core),
+            hash: cores.hash,
+            bucket: cores.bucket as u32,
+            core: usize::from(cores.creator),
             nic: names.device(told.ingress).map(|device| nic_hash::read(device).predict(device, key)),
             flow: None,
             verdict: verdict(drop, told.egress).to_owned(),
@@ -640,8 +639,8 @@ impl EngineHandle<'_> {
             virtual_server: server,
             backend: told.backend,
             backend_reason: None,
-            nat: told.nat.filter(|rule| *rule < own_rules).map_or(0, |rule| usize::from(rule) + 1),
-            nat_mode: mode_name(told.source).to_owned(),
+            nat: source.rule.filter(|rule| *rule < own_rules).map_or(0, |rule| usize::from(rule) + 1),
+            nat_mode: mode_name(source.mode).to_owned(),
             translated_source: match (translated, family) {
                 (true, Some(address)) => Some(SocketAddr::new(*address, 0)),
                 _ if chosen && !homeless => Some(SocketAddr::new(key.src, 0)),
@@ -657,7 +656,7 @@ impl EngineHandle<'_> {
             out: told.egress.map(|egress| names.egress(egress)).unwrap_or_default(),
             next_hop: told.next_hop,
             next_hop_mac: mac.map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":")),
-            reply_core: told.reply_core.map(usize::from),
+            reply_core: cores.of_replies.map(usize::from),
             notes,
         }
     }

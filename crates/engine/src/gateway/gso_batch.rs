@@ -8,8 +8,8 @@ use packet::attachment::{Egress, InterfaceId};
 use packet::checksum;
 use packet::ip::{IpHeader, PROTOCOL_UDP};
 use packet::vnet::{DATA_VALID, GSO_NONE, GSO_UDP_L4, NEEDS_CSUM, VirtioNetHeader};
-use services::pipeline::{BATCH_MAX, ETHERNET_BYTES, Frame, Outcome};
 use services::flow::{Direction, FlowId};
+use services::pipeline::{BATCH_MAX, ETHERNET_BYTES, Frame, Outcome};
 
 /// Datagrams of a GSO batch at most (the kernel's own limit for UDP segmentation is 128).
 const DATAGRAMS_MAX: usize = 64;

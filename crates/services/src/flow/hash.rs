@@ -1,28 +1,22 @@
-//! The flow table's own hash: seeded, and equal for both directions of an untranslated flow.
+//! The flow table's own hash: under secret keys, and equal for both directions of an untranslated flow.
 //!
 //! Not the Toeplitz hash that names the owner core: whoever knows that one's key, or sends what one core owns, must not
 //! be able to fill one place of the table.
 
+use crate::random::Random;
 use packet::FlowKey;
 use std::net::IpAddr;
 
-/// Hashes flow keys under a seed.
+/// Hashes flow keys under secret keys.
 #[derive(Clone, Debug)]
 pub(super) struct Hasher {
     keys: [u64; 4],
 }
 
 impl Hasher {
-    /// Four words from the seed (SplitMix64).
-    pub(super) fn new(seed: u64) -> Self {
-        let mut state = seed;
-        let keys = std::array::from_fn(|_| {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            mixed ^ (mixed >> 31)
-        });
-        Self { keys }
+    /// Draws the keys.
+    pub(super) fn new(random: &mut Random) -> Self {
+        Self { keys: std::array::from_fn(|_| random.word()) }
     }
 
     /// The hash of a key of one tenant. `hash(key, t) == hash(key.reversed(), t)`.

@@ -33,6 +33,7 @@ mod tests;
 pub use record::{Direction, Record, flags};
 pub use walk::Swept;
 
+use crate::random::Random;
 use crate::rewrite::Ends;
 use bucket::Reference;
 use entry::{Address, Counts, Family, Flow, Plain, Translated, Tuple, Wanted};
@@ -213,13 +214,13 @@ macro_rules! with_slab {
 use with_slab;
 
 impl FlowTable {
-    /// An empty table for at most so many flows (and never more than [`FLOWS_MAX`]). `seed` is a secret of the process:
-    /// who knows it can send packets that fall into one place.
+    /// An empty table for at most so many flows (and never more than [`FLOWS_MAX`]). `random` gives the keys of its hash:
+    /// who knows them can send packets that fall into one place.
     #[must_use]
-    pub fn new(seed: u64, flows_max: u32) -> Self {
+    pub fn new(random: &mut Random, flows_max: u32) -> Self {
         let flows_max = flows_max.min(FLOWS_MAX);
         Self {
-            hasher: Hasher::new(seed),
+            hasher: Hasher::new(random),
             index: Index::new(flows_max as usize * 2),
             v4: Family::new(flows_max as usize),
             v6: Family::new(flows_max as usize),

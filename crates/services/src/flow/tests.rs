@@ -59,7 +59,7 @@ fn a_translated_flow_is_found_from_both_sides() {
         ["icmp 10.0.0.5 > 11.2.3.4 id 7", "icmp 11.2.3.4 > 9.0.113.7 id 40000"],
     ] {
         let (original, reply) = (key(original), key(reply));
-        let mut table = FlowTable::new(1, 10);
+        let mut table = FlowTable::new(&mut Random::of_number(1), 10);
         let record = Record { seen: 77, nat: 3, ..Record::default() };
         let id = table.insert((&original, 1), (&reply, 2), record).unwrap();
         assert_eq!(find(&table, &original, 1), Some((id, Direction::Original)));
@@ -108,7 +108,7 @@ fn a_plain_flow_needs_one_entry_of_the_index_when_its_tenants_are_equal() {
     ] {
         let original = key(text);
         for (reply_tenant, entries) in [(1, 1), (2, 2)] {
-            let mut table = FlowTable::new(1, 10);
+            let mut table = FlowTable::new(&mut Random::of_number(1), 10);
             assert_eq!(table.hash(&original, 1), table.hash(&original.reversed(), 1));
             assert_ne!(table.hash(&original, 1), table.hash(&original, 2));
             let reply = original.reversed();
@@ -130,7 +130,7 @@ fn a_plain_flow_needs_one_entry_of_the_index_when_its_tenants_are_equal() {
 
 #[test]
 fn equal_addresses_work_and_a_key_that_is_its_own_reply_goes_the_original_way() {
-    let mut table = FlowTable::new(1, 10);
+    let mut table = FlowTable::new(&mut Random::of_number(1), 10);
     let request = FlowKey { dst_port: 0, ..key("icmp 10.0.0.5:9 > 10.0.0.5:0") };
     let id = table.insert((&request, 0), (&request.reversed(), 0), Record::default()).unwrap();
     assert_eq!(find(&table, &request, 0), Some((id, Direction::Original)));
@@ -145,7 +145,7 @@ fn equal_addresses_work_and_a_key_that_is_its_own_reply_goes_the_original_way() 
 
 #[test]
 fn what_cannot_be_a_flow_is_refused_and_changes_nothing() {
-    let mut table = FlowTable::new(1, 2);
+    let mut table = FlowTable::new(&mut Random::of_number(1), 2);
     let first = key("tcp 10.0.0.5:1234 > 1.2.3.4:443");
     let reply = key("tcp 1.2.3.4:443 > 203.0.113.7:40000");
     table.insert((&first, 0), (&reply, 0), Record::default()).unwrap();
@@ -178,7 +178,7 @@ fn what_cannot_be_a_flow_is_refused_and_changes_nothing() {
 
 #[test]
 fn a_full_table_says_so_until_a_flow_goes() {
-    let mut table = FlowTable::new(1, 100);
+    let mut table = FlowTable::new(&mut Random::of_number(1), 100);
     assert_eq!(table.capacity(), 100);
     let mut last = None;
     for number in 0..100 {
@@ -192,12 +192,12 @@ fn a_full_table_says_so_until_a_flow_goes() {
     table.remove(last.unwrap()).unwrap();
     assert!(table.insert((&late, 0), (&reply, 0), Record::default()).is_ok());
     assert_eq!(table.len(), 100);
-    assert_eq!(FlowTable::new(1, u32::MAX).capacity(), FLOWS_MAX as usize);
+    assert_eq!(FlowTable::new(&mut Random::of_number(1), u32::MAX).capacity(), FLOWS_MAX as usize);
 }
 
 #[test]
 fn names_of_flows_that_are_gone_do_no_harm() {
-    let mut table = FlowTable::new(1, 10);
+    let mut table = FlowTable::new(&mut Random::of_number(1), 10);
     let original = numbered(false, 1);
     let reply = translated(original, 1);
     let gone = table.insert((&original, 0), (&reply, 0), Record { state: 5, ..Record::default() }).unwrap();
@@ -221,7 +221,7 @@ fn flows_survive_growth_and_memory_stays_within_its_bounds_at_every_size() {
     // Bytes for a flow, with what the smallest table has anyway.
     for (v6, nat, bytes_max) in [(false, true, 128), (false, false, 64), (true, true, 192), (true, false, 96)]
     {
-        let mut table = FlowTable::new(3, 50_000);
+        let mut table = FlowTable::new(&mut Random::of_number(3), 50_000);
         let mut ids = Vec::new();
         for number in 0..50_000 {
             let original = numbered(v6, number);
@@ -261,7 +261,7 @@ fn flows_survive_growth_and_memory_stays_within_its_bounds_at_every_size() {
 
 #[test]
 fn hashes_spread_over_all_bits() {
-    let table = FlowTable::new(5, 1);
+    let table = FlowTable::new(&mut Random::of_number(5), 1);
     let mut ones = [0u32; 64];
     let mut seen = BTreeSet::new();
     for number in 0..20_000 {
@@ -272,13 +272,13 @@ fn hashes_spread_over_all_bits() {
         }
     }
     assert!(ones.iter().all(|ones| (9_500..10_500).contains(ones)), "{ones:?}");
-    let other = FlowTable::new(6, 1);
+    let other = FlowTable::new(&mut Random::of_number(6), 1);
     assert_ne!(table.hash(&numbered(false, 1), 0), other.hash(&numbered(false, 1), 0));
 }
 
 #[test]
 fn sweeps_go_on_where_they_stopped_and_give_back_memory() {
-    let mut table = FlowTable::new(1, 400_000);
+    let mut table = FlowTable::new(&mut Random::of_number(1), 400_000);
     for number in 0..300_000 {
         let original = numbered(number % 4 == 0, number);
         let reply = if number % 2 == 0 { translated(original, number) } else { original.reversed() };
@@ -318,7 +318,7 @@ fn sweeps_go_on_where_they_stopped_and_give_back_memory() {
 
 #[test]
 fn a_scan_lists_every_flow_once() {
-    let mut table = FlowTable::new(1, 10_000);
+    let mut table = FlowTable::new(&mut Random::of_number(1), 10_000);
     let mut wanted = BTreeSet::new();
     for number in 0..5_000 {
         let original = numbered(number % 4 == 0, number);
@@ -340,7 +340,7 @@ fn a_scan_lists_every_flow_once() {
         assert_eq!(found.into_iter().collect::<BTreeSet<_>>(), wanted);
     }
     assert_eq!(table.scan(u64::MAX, 10).1, None);
-    assert_eq!(FlowTable::new(1, 10).scan(0, 10).0.count(), 0);
+    assert_eq!(FlowTable::new(&mut Random::of_number(1), 10).scan(0, 10).0.count(), 0);
 }
 
 /// Model of what the table is to do, in the plainest way.
@@ -410,7 +410,7 @@ proptest! {
 
     #[test]
     fn it_does_what_the_model_does(seed: u64, operations in prop::collection::vec(operation(), 1..400)) {
-        let mut table = FlowTable::new(seed, 60);
+        let mut table = FlowTable::new(&mut Random::of_number(seed), 60);
         let mut model = Model::default();
         for (number, operation) in operations.into_iter().enumerate() {
             match operation {

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use packet::drop_reason::DropReason;
 use packet::flow::FlowKey;
+use packet::icmp::is_icmp;
 use steering::port_solver::Outgoing;
 use steering::symmetric::{MIX_MULTIPLIER, core_bits};
 
@@ -14,7 +15,7 @@ use super::mapping::{InsideKey, MappingWish, OutsideKey};
 use super::policy::Rule;
 use super::pools::{Ask, Chosen, PoolKey, Reach};
 use super::port_set::{ALL_BLOCKS, Blocks};
-use super::{BindRequest, Binding, Followed, Nat, is_icmp, is_translated, remote, source_port};
+use super::{BindRequest, Binding, Followed, Nat, is_translated, remote};
 
 /// Addresses tried for a protocol without ports.
 const ADDRESSES_MAX: usize = 64;
@@ -66,7 +67,7 @@ impl Candidates<'_> {
 impl Nat {
     /// C4, and C3 for protocols without ports: nothing changes.
     pub(super) fn keep(&self, followed: &Followed, request: &BindRequest) -> Binding {
-        let (source, port) = (request.client.src, source_port(&request.client));
+        let (source, port) = (request.client.src, request.client.sender_port());
         let hash = followed.hasher.hash(&request.client.reversed(), request.out_tenant);
         let replies_elsewhere = !self.pools.comes_here(hash);
         Binding { source, port, table: 0, mapped: false, kept: true, replies_elsewhere }
@@ -168,7 +169,7 @@ impl Nat {
     ) -> Option<Binding> {
         let (key, protocol) = (&request.client, request.client.protocol);
         let pool = rule.pool(key.src);
-        let inside: InsideKey = (request.tenant, protocol, key.src, source_port(key), *pool.first()?);
+        let inside: InsideKey = (request.tenant, protocol, key.src, key.sender_port(), *pool.first()?);
         let known = self.mappings.of_inside(&inside).map(|entry| entry.outside);
         if let Some(outside) = known
             && outside.0 == request.out_tenant
@@ -343,7 +344,7 @@ fn opened(at_ns: u64, request: &BindRequest, binding: &Binding) -> NatEvent {
         kind: NatEventKind::Opened,
         tenant: request.tenant,
         protocol: request.client.protocol,
-        inside: SocketAddr::new(request.client.src, source_port(&request.client)),
+        inside: SocketAddr::new(request.client.src, request.client.sender_port()),
         outside: SocketAddr::new(binding.source, binding.port),
         ports: 1,
         remote: Some(remote(&request.client)),

@@ -16,12 +16,14 @@ use std::sync::Arc;
 
 use packet::drop_reason::DropReason;
 use packet::flow::FlowKey;
-use packet::ip::{PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP};
+use packet::icmp::is_icmp;
+use packet::ip::{PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP};
 use steering::port_solver::{Outgoing, ReplyPorts};
 use steering::symmetric::FlowHasher;
 use steering::table::BucketTable;
 
 use crate::flow::{Record, flags};
+use crate::random::Random;
 use crate::spec::NatMode;
 
 mod bind;
@@ -131,17 +133,7 @@ pub struct NatStatus {
 /// Whether ports (or query ids) of a protocol are translated: TCP, UDP, SCTP, ICMP queries.
 #[must_use]
 pub const fn is_translated(protocol: u8) -> bool {
-    matches!(protocol, PROTOCOL_TCP | PROTOCOL_UDP | PROTOCOL_SCTP | PROTOCOL_ICMP | PROTOCOL_ICMPV6)
-}
-
-const fn is_icmp(protocol: u8) -> bool {
-    matches!(protocol, PROTOCOL_ICMP | PROTOCOL_ICMPV6)
-}
-
-/// The source port or query id of a key.
-pub(crate) fn source_port(key: &FlowKey) -> u16 {
-    // One of an ICMP key's two is zero.
-    if is_icmp(key.protocol) { key.src_port | key.dst_port } else { key.src_port }
+    matches!(protocol, PROTOCOL_TCP | PROTOCOL_UDP | PROTOCOL_SCTP) || is_icmp(protocol)
 }
 
 /// Policy and hasher, which all cores share. Behind a counter of this core's own: another core's would travel between
@@ -168,17 +160,17 @@ pub struct Nat {
 }
 
 impl Nat {
-    /// An empty one for core `core` of `cores`, with a secret seed. It serves nothing until [`Self::follow`].
+    /// An empty one for core `core` of `cores`. It serves nothing until [`Self::follow`].
     #[must_use]
-    pub fn new(core: u8, cores: u8, seed: u64) -> Self {
+    pub fn new(core: u8, cores: u8, random: &mut Random) -> Self {
         Self {
             core,
             cores,
             followed: None,
             generation: 0,
-            pools: Pools::new(core, cores, seed ^ 0x706f_6f6c),
-            clients: Clients::new(seed ^ 0x636c_6965, CLIENTS_MAX),
-            mappings: Mappings::new(core, cores, seed ^ 0x6d61_7070, MAPPINGS_MAX),
+            pools: Pools::new(core, cores, random),
+            clients: Clients::new(random.word(), CLIENTS_MAX),
+            mappings: Mappings::new(core, cores, random.word(), MAPPINGS_MAX),
             mapping_words: 0,
             events: EventQueue::default(),
         }
@@ -268,7 +260,7 @@ impl Nat {
             }
             return;
         }
-        let port = source_port(&reply.reversed());
+        let port = reply.reversed().sender_port();
         if mapped {
             self.mappings.leave(now_ns, &(out_tenant, reply.protocol, reply.dst, port));
         } else if is_translated(reply.protocol) {
@@ -278,7 +270,7 @@ impl Nat {
         let known = self.clients.closed(now_ns, &client_key);
         let quiet = known.is_some_and(|known| known.holds(reply.dst, port));
         if !mapped && !quiet && !self.is_leased(&client_key, reply.dst, port) {
-            let inside = SocketAddr::new(client.src, source_port(client));
+            let inside = SocketAddr::new(client.src, client.sender_port());
             let outside = SocketAddr::new(reply.dst, port);
             let remote = Some(remote(&reply.reversed()));
             let (at_ns, kind, protocol) = (now_ns, NatEventKind::Closed, reply.protocol);
@@ -349,7 +341,7 @@ impl Nat {
         };
         let pool = rule.pool(key.src);
         pool.first().is_some_and(|zone| {
-            self.mappings.is_home(&(tenant, key.protocol, key.src, source_port(key), *zone), pool)
+            self.mappings.is_home(&(tenant, key.protocol, key.src, key.sender_port(), *zone), pool)
         })
     }
 
@@ -431,7 +423,7 @@ fn remote(key: &FlowKey) -> SocketAddr {
 
 /// The outside endpoint that a packet from outside is sent to.
 fn outside_key(key: &FlowKey, tenant: u16) -> OutsideKey {
-    (tenant, key.protocol, key.dst, source_port(&key.reversed()))
+    (tenant, key.protocol, key.dst, key.reversed().sender_port())
 }
 
 fn mapping_event(at_ns: u64, kind: NatEventKind, entry: &MappingEntry) -> NatEvent {

@@ -334,7 +334,7 @@ impl NatPolicy {
     /// by port, or by query id for ICMP.
     #[must_use]
     pub fn mapping_core_of(&self, key: &FlowKey, cores: u8) -> Option<u8> {
-        let port = super::source_port(&key.reversed());
+        let port = key.reversed().sender_port();
         let independent = self.endpoint_independent(key.dst, port, key.protocol);
         independent.then(|| super::mapping_core(key.dst, port, cores))
     }

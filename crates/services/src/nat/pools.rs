@@ -27,6 +27,7 @@ use super::mapping::mapping_core;
 use super::policy::TABLES_MAX;
 use super::port_set::{Blocks, PortSet};
 use super::ports::{PortTable, Verdict, Wish};
+use crate::random::Random;
 
 /// Other tables that are tried when the home table is exhausted.
 const OVERFLOW_TABLES: u16 = 4;
@@ -131,16 +132,16 @@ pub(crate) struct Pools {
 }
 
 impl Pools {
-    pub(crate) fn new(core: u8, cores: u8, seed: u64) -> Self {
+    pub(crate) fn new(core: u8, cores: u8, random: &mut Random) -> Self {
         Self {
             core,
             cores,
-            numbers: FixedState::with_seed(seed),
+            numbers: FixedState::with_seed(random.word()),
             maps: None,
             masks: Vec::new(),
             own_mask: None,
             own: OwnBuckets::default(),
-            by_key: HashMap::with_hasher(FixedState::with_seed(seed ^ 1)),
+            by_key: HashMap::with_hasher(FixedState::with_seed(random.word())),
             pools: Vec::new(),
             words_read: 0,
             checks: 0,

@@ -103,7 +103,7 @@ impl Gateway {
         let (hasher, solvers) = draw(11);
         let mut gateway = Self {
             core,
-            nat: Nat::new(core, cores, 0x1234 + u64::from(core)),
+            nat: Nat::new(core, cores, &mut crate::random::Random::of_number(u64::from(core))),
             policy: Arc::clone(policy),
             hasher: Arc::new(hasher),
             solvers: Arc::new(solvers),

@@ -1,81 +1,96 @@
-//! The fast path: a packet of a known flow.
+//! A packet of a known flow, whatever is unusual about it.
 
-use super::{Services, Direction, Frame, Origin, Outcome, Output, is_partial, tick_of};
-use crate::pipeline::next_hops::{self, Hop};
-use crate::flow::{FlowId, Record, flags};
-use crate::policy::{Policy, Service};
-use crate::rewrite;
-use crate::rules::Question;
-use crate::spec::{RuleAction, TCP};
-use crate::tcp::{self, Segment, State, Verdict};
 use std::net::IpAddr;
 
 use packet::DropReason;
 use packet::attachment::{Egress, Ingress};
 use packet::flow::FlowKey;
-use packet::ip::{IpHeader, PROTOCOL_ICMP, PROTOCOL_ICMPV6};
+use packet::icmp::Kind;
+use packet::ip::IpHeader;
+
+use super::answers::Answer;
+use super::context::PacketContext;
+use super::flows::{is_embryonic, tick_of};
+use super::next_hops::{self, Hop, Way};
+use super::{Direction, Frame, Origin, Outcome, Output, Services};
+use crate::flow::{FlowId, Record, flags};
+use crate::icmp::Problem;
+use crate::policy::{Policy, Service};
+use crate::rewrite;
+use crate::rules::Question;
+use crate::spec::{RuleAction, TCP};
+use crate::tcp::{self, State, Verdict};
 
 impl Services {
     /// Follows the flow's state and sends the packet on.
     pub(super) fn established(
         &mut self,
-        now_ns: u64,
+        packet: &PacketContext,
         frame: &mut Frame<'_>,
-        id: FlowId,
-        direction: Direction,
-        origin: Origin,
+        (id, direction): (FlowId, Direction),
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
-        let header = IpHeader::parse(frame.packet())?;
-        if matches!(header.protocol, PROTOCOL_ICMP | PROTOCOL_ICMPV6) && is_error(&header, frame.packet()) {
-            return self.established_error(now_ns, frame, &header, id, direction, out);
+        if packet.icmp(frame) == Some(Kind::Error) {
+            return self.established_error(packet, frame, (id, direction), out);
         }
-        let Some(mut flow) = self.flows.for_packet(id, direction) else { return Err(DropReason::NotNew) };
-        if flow.record.era != self.era {
-            self.decide_again(now_ns, id)?;
-            let Some(again) = self.flows.for_packet(id, direction) else { return Err(DropReason::NotNew) };
-            flow = again;
+        let flow = self.flows.table.for_packet(id, direction);
+        let mut flow = flow.ok_or(DropReason::NotNew)?;
+        if flow.record.era != self.routing.era {
+            self.decide_again(packet.now_ns, id)?;
+            let again = self.flows.table.for_packet(id, direction);
+            flow = again.ok_or(DropReason::NotNew)?;
         }
         let was = is_embryonic(flow.record);
         if flow.record.flags & flags::PROXY_PROTOCOL != 0 {
-            return self.established_proxied(now_ns, frame, &header, id, direction, origin, out);
+            return self.established_proxied(packet, frame, (id, direction), out);
         }
-        if header.protocol == TCP {
-            let segment = Segment::of(header.payload(frame.packet())).ok_or(DropReason::TcpInvalid)?;
+        if packet.header.protocol == TCP {
+            let segment = packet.segment(frame)?;
             let was_over = is_over(flow.record);
             let verdict = tcp::follow(flow.record, direction, &segment);
-            note_end(&self.policy, flow.record, was_over);
-            self.embryonic = embryonic_after(self.embryonic, was, is_embryonic(flow.record));
+            note_end(&self.routing.policy, flow.record, was_over);
+            self.flows.embryonic.changed(was, is_embryonic(flow.record));
             match verdict {
                 Verdict::Accept => {}
                 // What may be forged must not keep a connection alive.
-                Verdict::Pass => return self.forward(now_ns, frame, &header, id, direction, out),
+                Verdict::Pass => return self.forward(packet, frame, (id, direction), out),
                 Verdict::Invalid => return Err(DropReason::TcpInvalid),
                 Verdict::Reopen => {
-                    let ((key, tenant), _) = self.flows.keys(id);
-                    self.end(now_ns, id);
-                    self.new_flow(now_ns, frame, &key, tenant, origin, out);
+                    self.reopen(packet, frame, id, out);
                     return Ok(());
                 }
             }
         }
-        flow.count(header.total_bytes as u32);
-        flow.record.seen = tick_of(now_ns);
+        flow.count(packet.header.total_bytes as u32);
+        flow.record.seen = tick_of(packet.now_ns);
         if direction == Direction::Reply || tcp::is_answered_unseen(flow.record) {
             let was = is_embryonic(flow.record);
             flow.record.flags |= flags::REPLIED;
-            self.embryonic = embryonic_after(self.embryonic, was, is_embryonic(flow.record));
+            self.flows.embryonic.changed(was, is_embryonic(flow.record));
         }
         let (flags, number) = (flow.record.flags, flow.record.next_hop[direction as usize]);
-        let to = flow.leaves_as.map(|ends| ends.key(header.protocol));
-        if origin != Origin::Wire && direction == Direction::Reply {
+        let to = flow.leaves_as.map(|ends| ends.key(packet.header.protocol));
+        if packet.origin != Origin::Wire && direction == Direction::Reply {
             self.handed_reply(id, flags);
         }
         frame.flow = Some((id, direction));
-        match self.hops.get(number).copied() {
-            Some(hop) => self.forward_to(now_ns, frame, &header, to.as_ref(), &hop, out),
-            None => self.forward(now_ns, frame, &header, id, direction, out),
+        match self.routing.hops.get(number).copied() {
+            Some(hop) => self.forward_to(packet, frame, to.as_ref(), &hop, out),
+            None => self.forward(packet, frame, (id, direction), out),
         }
+    }
+
+    /// A SYN of a new connection between the ports of one that is over: decided anew.
+    pub(super) fn reopen(
+        &mut self,
+        packet: &PacketContext,
+        frame: &mut Frame<'_>,
+        id: FlowId,
+        out: &mut impl Output,
+    ) {
+        let ((key, tenant), _) = self.flows.table.keys(id);
+        self.end(packet.now_ns, id);
+        self.new_flow(&PacketContext { key, tenant, ..*packet }, frame, out);
     }
 
     /// A reply that another core read. Right if the table names this core, now or before its bucket moved: then only the
@@ -86,92 +101,86 @@ impl Services {
         if flags & (OURS | flags::MAPPED) != OURS {
             return;
         }
-        let (_, (reply, tenant)) = self.flows.keys(id);
-        let bucket = self.ownership.bucket(&reply, tenant);
-        let table = &self.ownership.table;
-        let own = u16::from(self.id);
+        let (_, (reply, tenant)) = self.flows.table.keys(id);
+        let bucket = self.routing.ownership.bucket(&reply, tenant);
+        let table = &self.routing.ownership.table;
+        let own = u16::from(self.routing.core);
         if table.owner(bucket) != own && !table.chain(bucket).contains(&own) {
             self.counters.replies_on_wrong_core += 1;
         }
     }
 
-    /// Time, first reply, counters of a fragment that goes on by itself.
-    pub(super) fn seen(&mut self, now_ns: u64, id: FlowId, direction: Direction, bytes: usize) {
-        self.flows.account(id, direction, 1, bytes as u32);
-        let record = self.flows.record_mut(id);
-        record.seen = tick_of(now_ns);
+    /// Time, first reply, counters of a packet whose state is not followed here.
+    pub(super) fn seen(&mut self, packet: &PacketContext, (id, direction): (FlowId, Direction)) {
+        self.flows.table.account(id, direction, 1, packet.header.total_bytes as u32);
+        let record = self.flows.table.record_mut(id);
+        record.seen = tick_of(packet.now_ns);
         if record.flags & flags::REPLIED == 0
             && (direction == Direction::Reply || tcp::is_answered_unseen(record))
         {
             let was = is_embryonic(record);
             record.flags |= flags::REPLIED;
-            self.embryonic = embryonic_after(self.embryonic, was, is_embryonic(record));
+            self.flows.embryonic.changed(was, is_embryonic(record));
         }
     }
 
     /// Translates and addresses a packet of a flow.
     pub(super) fn forward(
         &mut self,
-        now_ns: u64,
+        packet: &PacketContext,
         frame: &mut Frame<'_>,
-        header: &IpHeader,
-        id: FlowId,
-        direction: Direction,
+        (id, direction): (FlowId, Direction),
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
         let way = self.way(id, direction)?;
         frame.flow = Some((id, direction));
-        let to = self.flows.is_translated(id).then(|| self.flows.leaves_as(id, direction));
+        let to = self.translation(id, direction);
         if let Way::Hop(hop) = way {
-            return self.forward_to(now_ns, frame, header, to.as_ref(), &hop, out);
+            return self.forward_to(packet, frame, to.as_ref(), &hop, out);
         }
         if matches!(way, Way::Hairpin) {
-            self.may_hairpin(now_ns, frame, header, out)?;
+            self.may_hairpin(packet, frame, out)?;
         }
-        let partial = is_partial(&frame.offload);
-        let packet = frame.bytes.get_mut(super::ETHERNET_BYTES..).unwrap_or_default();
         if let Some(to) = &to {
-            rewrite::rewrite(packet, header, partial, to)?;
+            rewrite::rewrite(frame.packet_mut(), &packet.header, packet.partial, to)?;
             if matches!(way, Way::Hairpin) {
-                return self.enter_again(now_ns, frame, to, out);
+                return self.enter_again(packet.now_ns, frame, to, out);
             }
         }
-        self.counters.to_host += 1;
-        frame.outcome = Outcome::Forward(Egress::Host);
-        self.went_on(header);
+        self.give_to_host(frame, &packet.header);
         Ok(())
     }
 
     fn forward_to(
         &mut self,
-        now_ns: u64,
+        packet: &PacketContext,
         frame: &mut Frame<'_>,
-        header: &IpHeader,
         to: Option<&FlowKey>,
         hop: &Hop,
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
+        let header = &packet.header;
         // The host's kernel is the hop that its packets have behind them.
         let routed = frame.ingress != Ingress::Host;
         if routed && header.ttl <= 1 {
-            self.answer_time_exceeded(now_ns, frame, out);
+            self.answer(packet, frame, Answer::Error(Problem::TtlExpired), out);
             return Err(DropReason::TtlExpired);
         }
         let mtu = usize::from(hop.mtu);
         let fits = segment_bytes(frame, header) <= mtu;
         let may_split = frame.offload.gso_size == 0
-            && (self.assembled_id.is_some() || (header.version == 4 && !dont_fragment(frame.packet())));
+            && (self.fragments.assembled_id.is_some()
+                || (header.version == 4 && !dont_fragment(frame.packet())));
         if !fits && !may_split {
-            self.answer_too_big(now_ns, frame, mtu, out);
+            self.answer(packet, frame, Answer::too_big(mtu), out);
             return Err(DropReason::TooBig);
         }
-        let partial = is_partial(&frame.offload);
-        let packet = frame.bytes.get_mut(super::ETHERNET_BYTES..).unwrap_or_default();
+        let bytes = frame.packet_mut();
         if routed {
-            rewrite::decrement_ttl(packet)?;
+            rewrite::decrement_ttl(bytes)?;
         }
         if let Some(to) = to {
-            rewrite::rewrite(packet, header, partial, to)?;
+            rewrite::rewrite(bytes, header, packet.partial, to)?;
         }
         self.went_on(header);
         if fits {
@@ -186,40 +195,44 @@ impl Services {
         self.counters.tx_bytes += header.total_bytes as u64;
     }
 
+    pub(super) fn give_to_host(&mut self, frame: &mut Frame<'_>, header: &IpHeader) {
+        self.counters.to_host += 1;
+        self.went_on(header);
+        frame.outcome = Outcome::Forward(Egress::Host);
+    }
+
     /// An ICMP error about a flow goes to the flow's end, translated inside and outside.
     fn established_error(
         &mut self,
-        now_ns: u64,
+        packet: &PacketContext,
         frame: &mut Frame<'_>,
-        header: &IpHeader,
-        id: FlowId,
-        direction: Direction,
+        (id, direction): (FlowId, Direction),
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
-        if self.flows.record(id).era != self.era {
-            self.decide_again(now_ns, id)?;
+        if self.flows.table.record(id).era != self.routing.era {
+            self.decide_again(packet.now_ns, id)?;
         }
+        let header = &packet.header;
         let way = self.way(id, direction)?;
         let routed = frame.ingress != Ingress::Host && matches!(way, Way::Hop(_));
         if routed && header.ttl <= 1 {
             return Err(DropReason::TtlExpired);
         }
-        let translated = self.flows.is_translated(id).then(|| self.flows.leaves_as(id, direction));
-        self.unshift_quote(frame, header, id, direction);
-        let partial = is_partial(&frame.offload);
-        let packet = frame.bytes.get_mut(super::ETHERNET_BYTES..).unwrap_or_default();
+        let translated = self.translation(id, direction);
+        self.unshift_quote(packet, frame, (id, direction));
+        let bytes = frame.packet_mut();
         if routed {
-            rewrite::decrement_ttl(packet)?;
+            rewrite::decrement_ttl(bytes)?;
         }
         if let Some(to) = translated {
             // The sender is a router on the way, or the flow's own end. What hides behind a source NAT stays hidden.
-            let ((original, _), (reply, _)) = self.flows.keys(id);
+            let ((original, _), (reply, _)) = self.flows.table.keys(id);
             let hides = direction == Direction::Original && original.src != reply.dst;
             let end = if direction == Direction::Original { original.src } else { reply.src };
             let source = (hides || header.src == end).then_some(to.src);
-            rewrite::rewrite_error(packet, header, partial, &to, source)?;
+            rewrite::rewrite_error(bytes, header, packet.partial, &to, source)?;
             if matches!(way, Way::Hairpin) {
-                return self.enter_again(now_ns, frame, &to, out);
+                return self.enter_again(packet.now_ns, frame, &to, out);
             }
         }
         match way {
@@ -232,14 +245,20 @@ impl Services {
         Ok(())
     }
 
+    /// The key that packets of a direction leave with, if they are translated.
+    fn translation(&self, id: FlowId, direction: Direction) -> Option<FlowKey> {
+        let table = &self.flows.table;
+        table.is_translated(id).then(|| table.leaves_as(id, direction))
+    }
+
     /// After a reload: the firewall decides again, translation stays, routes are looked up anew. A flow that has no
     /// route now waits for one.
     fn decide_again(&mut self, now_ns: u64, id: FlowId) -> Result<(), DropReason> {
         self.counters.decided_again += 1;
-        let ((key, tenant), _) = self.flows.keys(id);
-        let policy = std::sync::Arc::clone(&self.policy);
+        let ((key, tenant), _) = self.flows.table.keys(id);
         let (egress, _) = self.target(id, Direction::Original).ok_or(DropReason::NoRoute)?;
-        let record = self.flows.record(id);
+        let policy = &self.routing.policy;
+        let record = self.flows.table.record_mut(id);
         let translated = record.flags & flags::DEST_NAT != 0;
         let to_gateway = translated || policy.is_addressed(&key);
         let question = Question { key: &key, tenant, ingress: record.ingress(), egress, to_gateway };
@@ -249,118 +268,59 @@ impl Services {
             self.end(now_ns, id);
             return Err(if verdict.rule.is_some() { DropReason::RuleDrop } else { DropReason::DefaultDrop });
         }
-        let era = self.era;
-        let record = self.flows.record_mut(id);
-        record.era = era;
+        record.era = self.routing.era;
         record.rule = verdict.rule.map_or(0, |rule| rule + 1);
         record.next_hop = [next_hops::UNSET; 2];
         Ok(())
     }
 
     /// Where packets of a direction go, looked up and remembered.
-    pub(super) fn way(&mut self, id: FlowId, direction: Direction) -> Result<Way, DropReason> {
-        let number = self.flows.record(id).next_hop[direction as usize];
-        if let Some(way) = self.numbered(number) {
+    fn way(&mut self, id: FlowId, direction: Direction) -> Result<Way, DropReason> {
+        let number = self.flows.table.record(id).next_hop[direction as usize];
+        if let Some(way) = self.routing.way(number) {
             return Ok(way);
         }
-        let number = if self.around(&self.flows.leaves_as(id, direction)).is_some() {
+        let number = if self.routing.around(&self.flows.table.leaves_as(id, direction)).is_some() {
             next_hops::HAIRPIN
         } else {
             let (egress, neighbor) = self.target(id, direction).ok_or(DropReason::NoRoute)?;
-            match self.hops.number(egress, neighbor, &self.policy, &self.neighbors) {
-                next_hops::UNSET => {
-                    let hop = next_hops::Hops::unnumbered(egress, neighbor, &self.policy, &self.neighbors);
-                    return Ok(Way::Hop(hop));
-                }
+            match self.routing.number(egress, neighbor) {
+                next_hops::UNSET => return Ok(Way::Hop(self.routing.unnumbered(egress, neighbor))),
                 number => number,
             }
         };
-        self.flows.record_mut(id).next_hop[direction as usize] = number;
-        self.numbered(number).ok_or(DropReason::NoRoute)
-    }
-
-    fn numbered(&self, number: u16) -> Option<Way> {
-        match number {
-            next_hops::UNSET => None,
-            next_hops::HOST => Some(Way::Host),
-            next_hops::HAIRPIN => Some(Way::Hairpin),
-            number => self.hops.get(number).copied().map(Way::Hop),
-        }
+        self.flows.table.record_mut(id).next_hop[direction as usize] = number;
+        self.routing.way(number).ok_or(DropReason::NoRoute)
     }
 
     /// Where packets of a direction leave and to which neighbor, as the routes are now.
     pub(super) fn target(&self, id: FlowId, direction: Direction) -> Option<(Egress, IpAddr)> {
-        let ((original, tenant), (_, reply_tenant)) = self.flows.keys(id);
-        let leaving = self.flows.leaves_as(id, direction);
-        let record = self.flows.record(id);
+        let (routing, table) = (&self.routing, &self.flows.table);
+        let ((original, tenant), (_, reply_tenant)) = table.keys(id);
+        let leaving = table.leaves_as(id, direction);
+        let record = table.record(id);
         if direction == Direction::Reply {
-            return self.back(record.ingress(), &leaving, tenant);
+            return routing.back(record.ingress(), &leaving, tenant);
         }
         let translated = record.flags & flags::DEST_NAT != 0;
         match record.backend.checked_sub(1) {
             // Direct return: the packet keeps the address of the virtual server.
             Some(backend) if translated && record.flags & flags::ONE_WAY != 0 => {
-                let address = self.policy.balancer.backend_ref(backend)?.address.ip();
-                let route = self.policy.fib.lookup(tenant, address)?;
+                let address = routing.policy.balancer.backend_ref(backend)?.address.ip();
+                let route = routing.policy.fib.lookup(tenant, address)?;
                 Some((route.egress, address))
             }
-            Some(_) => self.egress(&leaving, tenant),
             // A forward, or an inside endpoint that is mapped, may be of another tenant than who asks for it.
             None if translated => {
-                let tenant = match self.policy.server_or_forward(&original) {
+                let tenant = match routing.policy.server_or_forward(&original) {
                     Some(Service::Forward(forward)) => forward.tenant,
                     _ => reply_tenant,
                 };
-                self.egress(&leaving, tenant)
+                routing.egress(&leaving, tenant)
             }
-            None => self.egress(&leaving, tenant),
+            Some(_) | None => routing.egress(&leaving, tenant),
         }
     }
-
-    /// Where a reply goes: by what the question came, if that is still there and leads to its sender.
-    fn back(&self, ingress: Ingress, leaving: &FlowKey, tenant: u16) -> Option<(Egress, IpAddr)> {
-        match ingress {
-            _ if self.around(leaving).is_some() => {}
-            Ingress::Host => return Some((Egress::Host, leaving.dst)),
-            Ingress::Bond(id) if self.policy.peer(id).is_some() => {
-                return Some((Egress::Bond(id), leaving.dst));
-            }
-            Ingress::Interface(_) => {
-                let by_route = self.egress(leaving, tenant)?;
-                let came = Egress::from(ingress);
-                if by_route.0 == came || by_route.0 == Egress::Host {
-                    return Some(by_route);
-                }
-                let back = self.policy.fib.lookup_by(tenant, leaving.dst, came);
-                return Some(back.map_or(by_route, |route| (came, route.via.unwrap_or(leaving.dst))));
-            }
-            Ingress::Bond(_) => {}
-        }
-        self.egress(leaving, tenant)
-    }
-
-    /// Where a leaving packet goes, and to which neighbor.
-    fn egress(&self, leaving: &FlowKey, tenant: u16) -> Option<(Egress, IpAddr)> {
-        if let Some(interface) = self.around(leaving) {
-            return Some((Egress::Interface(interface), leaving.dst));
-        }
-        if self.policy.is_own(leaving.dst) {
-            return Some((Egress::Host, leaving.dst));
-        }
-        let route = self.policy.fib.lookup(tenant, leaving.dst)?;
-        Some((route.egress, route.via.unwrap_or(leaving.dst)))
-    }
-}
-
-/// Where a packet of a flow goes.
-#[derive(Clone, Copy)]
-pub(super) enum Way {
-    /// To a neighbor, or into a bond.
-    Hop(Hop),
-    /// To the host's own stack.
-    Host,
-    /// In again, from outside.
-    Hairpin,
 }
 
 /// Whether nothing but late packets is expected. Of one that is seen in one direction only the client's FIN is the last that
@@ -379,24 +339,6 @@ pub(super) fn note_end(policy: &Policy, record: &Record, was_over: bool) {
         && let Some(backend) = record.backend.checked_sub(1)
     {
         policy.balancer.set_over(backend, over);
-    }
-}
-
-/// Whether nobody has proved yet that the flow is wanted: no reply, or a TCP handshake that is not complete. Such flows
-/// have their own limit and go first when there is no room.
-#[inline]
-pub(super) fn is_embryonic(record: &Record) -> bool {
-    let opening = || matches!(State::of(record), State::SynSent | State::SynSentBoth | State::SynReceived);
-    record.flags & flags::REPLIED == 0 || (record.protocol == TCP && opening())
-}
-
-/// The count of such flows after one of them changed. A connection that its ends begin anew is one again.
-#[inline]
-pub(super) const fn embryonic_after(count: u32, was: bool, is: bool) -> u32 {
-    match (was, is) {
-        (true, false) => count.saturating_sub(1),
-        (false, true) => count.saturating_add(1),
-        _ => count,
     }
 }
 
@@ -427,14 +369,4 @@ fn segment_bytes(frame: &Frame<'_>, header: &IpHeader) -> usize {
 
 fn dont_fragment(packet: &[u8]) -> bool {
     packet.get(6).is_some_and(|flags| flags & 0x40 != 0)
-}
-
-/// An ICMP error, whose flow key is the quoted packet's.
-pub(super) fn is_error(header: &IpHeader, packet: &[u8]) -> bool {
-    let kind = header.payload(packet).first().copied();
-    match header.protocol {
-        PROTOCOL_ICMP if header.version == 4 => matches!(kind, Some(3 | 4 | 5 | 11 | 12)),
-        PROTOCOL_ICMPV6 if header.version == 6 => matches!(kind, Some(1..=4)),
-        _ => false,
-    }
 }

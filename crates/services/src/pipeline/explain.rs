@@ -7,6 +7,7 @@ use packet::attachment::{Egress, Ingress};
 use packet::flow::FlowKey;
 
 use super::Services;
+use super::flows::{TICK_SHIFT, tick_of};
 use crate::flow::{Direction, FlowCounters, FlowId, Record};
 use crate::nat::NatClient;
 use crate::policy::{Policy, Service};
@@ -22,14 +23,8 @@ pub struct Explanation {
     pub ingress: Ingress,
     /// Tenant of what comes in there.
     pub tenant: u16,
-    /// Hash of the tuple.
-    pub hash: u32,
-    /// Its bucket.
-    pub bucket: usize,
-    /// The only core that may begin the flow.
-    pub core: u8,
-    /// Cores that are asked first.
-    pub owners: Vec<u8>,
+    /// Cores that have to do with the flow.
+    pub cores: FlowCores,
     /// Verdict of the firewall.
     pub verdict: Verdict,
     /// Port forward that takes it: listen address.
@@ -38,22 +33,42 @@ pub struct Explanation {
     pub server: Option<u16>,
     /// Backend it would get now.
     pub backend: Option<SocketAddr>,
-    /// NAT rule that takes it; beyond the operator's list: one that serves a virtual server.
-    pub nat: Option<u16>,
     /// How its source is translated.
-    pub source: NatMode,
-    /// Outside addresses of that NAT.
-    pub nat_addresses: Vec<IpAddr>,
+    pub source: SourceNat,
     /// Destination after translation.
     pub destination: SocketAddr,
     /// Where it leaves.
     pub egress: Option<Egress>,
     /// Next hop.
     pub next_hop: Option<IpAddr>,
-    /// The core whose socket gets the replies. `None`: it depends on the port that a mapping gets, or none come by here.
-    pub reply_core: Option<u8>,
     /// Why it is dropped.
     pub drop: Option<DropReason>,
+}
+
+/// Cores that have to do with a flow.
+#[derive(Clone, Debug)]
+pub struct FlowCores {
+    /// Hash of the tuple.
+    pub hash: u32,
+    /// Its bucket.
+    pub bucket: usize,
+    /// The only one that may begin the flow.
+    pub creator: u8,
+    /// Those that are asked first.
+    pub owners: Vec<u8>,
+    /// The one whose socket gets the replies. `None`: it depends on the port that a mapping gets, or none come by here.
+    pub of_replies: Option<u8>,
+}
+
+/// Translation of a flow's source.
+#[derive(Clone, Debug)]
+pub struct SourceNat {
+    /// NAT rule that takes it; beyond the operator's list: one that serves a virtual server.
+    pub rule: Option<u16>,
+    /// Mode of that rule.
+    pub mode: NatMode,
+    /// Outside addresses of that rule.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// Explains what a packet of this tuple meets that comes in by `ingress`.
@@ -64,21 +79,21 @@ pub fn explain(policy: &Policy, ownership: &Ownership, key: &FlowKey, ingress: I
     let mut explanation = Explanation {
         ingress,
         tenant,
-        hash: ownership.hasher.hash(key, tenant),
-        bucket: ownership.bucket(key, tenant),
-        core: owners.creator,
-        owners: owners.cores().to_vec(),
+        cores: FlowCores {
+            hash: ownership.hasher.hash(key, tenant),
+            bucket: ownership.bucket(key, tenant),
+            creator: owners.creator,
+            owners: owners.cores().to_vec(),
+            of_replies: None,
+        },
         verdict: Verdict { action: RuleAction::Allow, rule: None },
         forward: None,
         server: None,
         backend: None,
-        nat: None,
-        source: NatMode::None,
-        nat_addresses: Vec::new(),
+        source: SourceNat { rule: None, mode: NatMode::None, addresses: Vec::new() },
         destination: SocketAddr::new(key.dst, key.dst_port),
         egress: None,
         next_hop: None,
-        reply_core: None,
         drop: None,
     };
     let mut tenant_out = tenant;
@@ -87,7 +102,7 @@ pub fn explain(policy: &Policy, ownership: &Ownership, key: &FlowKey, ingress: I
     match policy.server_or_forward(key) {
         Some(Service::Server(server)) => {
             explanation.server = Some(server);
-            match policy.balancer.would_pick(server, key, 0, explanation.hash) {
+            match policy.balancer.would_pick(server, key, 0, explanation.cores.hash) {
                 Ok(pick) => {
                     explanation.backend = Some(pick.address);
                     service_source = Some(pick.source);
@@ -109,7 +124,7 @@ pub fn explain(policy: &Policy, ownership: &Ownership, key: &FlowKey, ingress: I
         None => {}
     }
     leave(policy, &mut explanation, key, tenant_out, service_source);
-    explanation.reply_core = reply_core(policy, ownership, key, &explanation, one_way);
+    explanation.cores.of_replies = reply_core(policy, ownership, key, &explanation, one_way);
     explanation
 }
 
@@ -123,9 +138,9 @@ fn reply_core(
 ) -> Option<u8> {
     let egress = explanation.egress.filter(|egress| egress.interface().is_some() && !one_way)?;
     let client = NatClient::of(key, explanation.tenant, explanation.ingress);
-    if matches!(explanation.source, NatMode::AddressAndPort | NatMode::PortOnly) {
+    if matches!(explanation.source.mode, NatMode::AddressAndPort | NatMode::PortOnly) {
         let mapped = policy.maps_endpoints_of(egress, &client);
-        return (!mapped).then_some(explanation.core);
+        return (!mapped).then_some(explanation.cores.creator);
     }
     let reply = FlowKey {
         src: explanation.destination.ip(),
@@ -192,9 +207,11 @@ fn leave(
         _ => policy.nat.rule_for(egress, &client),
     };
     if let Some(rule) = nat {
-        explanation.nat = Some(rule);
-        explanation.source = policy.nat.mode(rule).unwrap_or(NatMode::None);
-        explanation.nat_addresses = policy.nat.addresses(rule);
+        explanation.source = SourceNat {
+            rule: Some(rule),
+            mode: policy.nat.mode(rule).unwrap_or(NatMode::None),
+            addresses: policy.nat.addresses(rule),
+        };
     }
 }
 
@@ -222,15 +239,15 @@ impl Services {
     /// A flow for people to look at.
     #[must_use]
     pub fn entry(&self, id: FlowId, now_ns: u64) -> Option<Entry> {
-        let (original, reply) = self.flows.keys(id);
-        let record = *self.flows.record(id);
-        let idle_ns = u64::from(super::tick_of(now_ns).wrapping_sub(record.seen)) << super::TICK_SHIFT;
-        let timeout_ns = u64::from(tcp::timeout_s(&record, self.policy.timeouts())) * 1_000_000_000;
+        let (original, reply) = self.flows.table.keys(id);
+        let record = *self.flows.table.record(id);
+        let idle_ns = u64::from(tick_of(now_ns).wrapping_sub(record.seen)) << TICK_SHIFT;
+        let timeout_ns = u64::from(tcp::timeout_s(&record, self.routing.policy.timeouts())) * 1_000_000_000;
         Some(Entry {
             original,
             reply,
             record,
-            counters: self.flows.counters(id),
+            counters: self.flows.table.counters(id),
             idle_ns,
             expires_ns: timeout_ns.saturating_sub(idle_ns),
             ways: [Direction::Original, Direction::Reply].map(|direction| self.target(id, direction)),

@@ -5,7 +5,8 @@
 use packet::attachment::Ingress;
 use packet::ip::{IPV4_HEADER_BYTES, IPV6_HEADER_BYTES};
 
-use super::{Services, ETHERNET_BYTES, Frame, Look, established, is_partial, tick_of};
+use super::flows::{is_embryonic, tick_of};
+use super::{ETHERNET_BYTES, Frame, Look, Services, established};
 use crate::flow::{Direction, flags};
 use crate::rewrite;
 use crate::spec::{TCP, UDP};
@@ -54,20 +55,20 @@ impl Services {
     #[inline]
     pub(super) fn established_fast(&mut self, now_ns: u64, frame: &mut Frame<'_>, look: &Look) -> bool {
         #[cfg(test)]
-        if self.slow_path_only {
+        if self.fast_path.off {
             return false;
         }
         let Some((id, direction)) = look.found else { return false };
         if frame.ingress == Ingress::Host {
             return false;
         }
-        let partial = is_partial(&frame.offload);
+        let partial = frame.offload.needs_csum();
         let Some(packet) = frame.bytes.get_mut(ETHERNET_BYTES..) else { return false };
         let Some(head) = Head::of(packet) else { return false };
-        let Some(mut flow) = self.flows.for_packet(id, direction) else { return false };
+        let Some(mut flow) = self.flows.table.for_packet(id, direction) else { return false };
         let record = &mut *flow.record;
-        let Some(hop) = self.hops.get(record.next_hop[direction as usize]) else { return false };
-        let decided = record.era == self.era && record.flags & flags::PROXY_PROTOCOL == 0;
+        let Some(hop) = self.routing.hops.get(record.next_hop[direction as usize]) else { return false };
+        let decided = record.era == self.routing.era && record.flags & flags::PROXY_PROTOCOL == 0;
         let answered = record.flags & flags::REPLIED != 0
             || (direction == Direction::Original && !tcp::is_answered_unseen(record));
         let fits = frame.offload.gso_size == 0 && head.total_bytes <= usize::from(hop.mtu);
@@ -77,7 +78,7 @@ impl Services {
         if head.protocol == TCP {
             let upper = packet.get(head.header_bytes..head.total_bytes).unwrap_or_default();
             let Some(segment) = Segment::of(upper) else { return false };
-            if established::is_embryonic(record) || !tcp::follow_data(record, direction, &segment) {
+            if is_embryonic(record) || !tcp::follow_data(record, direction, &segment) {
                 return false;
             }
         }
@@ -88,7 +89,7 @@ impl Services {
         frame.flow = Some((id, direction));
         #[cfg(test)]
         {
-            self.went_fast += 1;
+            self.fast_path.taken += 1;
         }
         self.counters.tx_packets += 1;
         self.counters.tx_bytes += head.total_bytes as u64;

@@ -1,48 +1,110 @@
 //! Fragments (row C5): held at the core of their addresses until the ports are known, then at the core of the flow.
 
-use packet::attachment::{Egress, Ingress};
-use packet::ip::{IpHeader, PROTOCOL_SCTP};
+use packet::attachment::Egress;
+use packet::ip::PROTOCOL_SCTP;
 use packet::vnet::VirtioNetHeader;
-use packet::{DropReason, FlowKey};
+use packet::{DropCounters, DropReason, FlowKey};
 
+use super::context::PacketContext;
 use super::next_hops::Hop;
-use super::{Services, Direction, ETHERNET_BYTES, Frame, Origin, Outcome, Output, Piece, established};
-use crate::flow::flags;
-use crate::fragment::{self, Action, Facts, Measure, PacketId, Told, Variant};
+use super::{Direction, ETHERNET_BYTES, Frame, Origin, Outcome, Output, Piece, Services, established};
+use crate::flow::{FlowId, Record, flags};
+use crate::fragment::{
+    self, Action, Facts, FragmentLimits, FragmentTable, Measure, PacketId, Rendezvous, Told,
+};
 use crate::nat::NatClient;
-use crate::policy::Service;
+use crate::policy::{Policy, Service};
+use crate::random::Random;
+
+/// Packets in pieces of one core.
+pub(super) struct Fragments {
+    /// Those whose fragments come to this core, by their addresses.
+    pub rendezvous: Rendezvous,
+    /// Those of flows of this core.
+    pub table: FragmentTable,
+    /// How busy this core is, percent: what `fragments = load-below-percent` goes by.
+    pub load_percent: u8,
+    /// While a packet that was assembled here goes on: its identification, by which it may be cut again.
+    pub assembled_id: Option<u32>,
+    /// Room for one fragment that goes out.
+    scratch: Vec<u8>,
+}
+
+impl Fragments {
+    /// None yet.
+    pub fn new(policy: &Policy, random: &mut Random) -> Self {
+        let limits = limits(policy);
+        Self {
+            rendezvous: Rendezvous::new(limits, random.word()),
+            table: FragmentTable::new(limits, random.word()),
+            load_percent: 0,
+            assembled_id: None,
+            scratch: Vec::new(),
+        }
+    }
+
+    /// Goes by the limits of another policy.
+    pub fn follow(&mut self, policy: &Policy) {
+        self.rendezvous.set_limits(limits(policy));
+        self.table.set_limits(limits(policy));
+    }
+
+    /// Forgets fragments whose others did not come.
+    pub fn tick(&mut self, now_ns: u64) {
+        self.rendezvous.tick(now_ns);
+        self.table.tick(now_ns);
+    }
+
+    /// Fragments that were held and are dropped since, by reason.
+    pub fn late_drops(&self) -> DropCounters {
+        let mut drops = self.rendezvous.late_drops().clone();
+        drops.merge(self.table.late_drops());
+        drops
+    }
+
+    /// Cuts a packet: frames of at most `mtu` bytes of IP packet for a next hop.
+    fn cut(&mut self, packet: &[u8], hop: &Hop, mtu: usize) -> (Vec<Vec<u8>>, Result<(), DropReason>) {
+        let mut pieces: Vec<Vec<u8>> = Vec::new();
+        let mut each = |piece: &[u8]| pieces.push([&hop.ethernet, piece].concat());
+        let result = fragment::fragment_out(packet, mtu, self.assembled_id, &mut self.scratch, &mut each);
+        (pieces, result)
+    }
+}
+
+fn limits(policy: &Policy) -> FragmentLimits {
+    FragmentLimits::of(policy.limits(), policy.timeouts())
+}
+
+/// A packet with room for an Ethernet header in front of it.
+fn with_room(packet: &[u8]) -> Vec<u8> {
+    [&[0; ETHERNET_BYTES], packet].concat()
+}
 
 impl Services {
     /// A fragment as it was read: to the core of its addresses, which holds it until its header has come.
-    pub(super) fn fragment(
-        &mut self,
-        now_ns: u64,
-        frame: &mut Frame<'_>,
-        tenant: u16,
-        origin: Origin,
-        out: &mut impl Output,
-    ) {
-        let header = match IpHeader::parse(frame.packet()) {
-            Ok(header) => header,
-            Err(reason) => return self.dropped(frame, reason),
-        };
-        let addresses = FlowKey::of_parsed(&header, frame.packet());
-        let home = self.ownership.owner_of_bucket(self.ownership.bucket(&addresses, tenant));
-        if origin == Origin::Wire && home != self.id && self.ownership.is_alive(home) {
+    pub(super) fn fragment(&mut self, packet: &PacketContext, frame: &mut Frame<'_>, out: &mut impl Output) {
+        let ownership = &self.routing.ownership;
+        // The key of a fragment has no ports.
+        let home = ownership.owner_of_bucket(ownership.bucket(&packet.key, packet.tenant));
+        if packet.origin == Origin::Wire && home != self.routing.core && ownership.is_alive(home) {
             return self.pass_on(frame, home, Origin::Handed { visit: 0 }, None, out);
         }
         let mut released = Vec::new();
-        let result =
-            self.rendezvous.push(now_ns, frame.packet(), &header, tenant, frame.ingress, &mut |piece| {
-                let mut bytes = Vec::with_capacity(ETHERNET_BYTES + piece.packet.len());
-                bytes.resize(ETHERNET_BYTES, 0);
-                bytes.extend_from_slice(piece.packet);
-                released.push((bytes, Piece { key: piece.key, measure: piece.measure }));
-            });
+        let result = self.fragments.rendezvous.push(
+            packet.now_ns,
+            frame.packet(),
+            &packet.header,
+            packet.tenant,
+            packet.ingress,
+            &mut |piece| {
+                let facts = Piece { key: piece.key, measure: piece.measure };
+                released.push((with_room(piece.packet), facts));
+            },
+        );
         frame.outcome = Outcome::Consumed;
         for (mut bytes, piece) in released {
-            let mut held = Frame::new(frame.ingress, VirtioNetHeader::default(), &mut bytes);
-            self.piece(now_ns, &mut held, &piece, Origin::Wire, out);
+            let mut held = Frame::new(packet.ingress, VirtioNetHeader::default(), &mut bytes);
+            self.piece(packet.now_ns, &mut held, &piece, Origin::Wire, out);
             self.settle(held, out);
         }
         if let Err(reason) = result {
@@ -59,10 +121,13 @@ impl Services {
         origin: Origin,
         out: &mut impl Output,
     ) {
-        let tenant = self.policy.tenant_of(frame.ingress);
-        let hash = self.flows.hash(&piece.key, tenant);
-        if self.flows.find(hash, &piece.key, tenant).is_none() {
-            match self.next_stop(frame.ingress, &piece.key, tenant, origin) {
+        let tenant = self.routing.tenants.of(frame.ingress);
+        let packet = match PacketContext::read(now_ns, frame, piece.key, tenant, origin) {
+            Ok(packet) => packet,
+            Err(reason) => return self.dropped(frame, reason),
+        };
+        if self.flows.find(&packet.key, tenant).is_none() {
+            match self.next_stop(&packet) {
                 Ok(None) => {}
                 Ok(Some((core, visit))) => {
                     return self.pass_on(frame, core, Origin::Handed { visit }, Some(*piece), out);
@@ -70,46 +135,39 @@ impl Services {
                 Err(reason) => return self.dropped(frame, reason),
             }
         }
-        if let Err(reason) = self.own_piece(now_ns, frame, piece, tenant, out) {
+        let packet = PacketContext { origin: Origin::Wire, ..packet };
+        if let Err(reason) = self.own_piece(&packet, frame, &piece.measure, out) {
             self.dropped(frame, reason);
         }
     }
 
     fn own_piece(
         &mut self,
-        now_ns: u64,
+        packet: &PacketContext,
         frame: &mut Frame<'_>,
-        piece: &Piece,
-        tenant: u16,
+        measure: &Measure,
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
-        let header = IpHeader::parse(frame.packet())?;
-        let id = PacketId::of(&header, tenant, frame.ingress).ok_or(DropReason::FragmentInvalid)?;
-        if self.fragments.told(&id).is_none() {
-            let action = if self.must_assemble(&piece.key, tenant, frame.ingress) {
-                Action::Assemble
-            } else {
-                let facts = self.facts(&piece.key, tenant, frame);
-                self.fragment_variant().action(&facts, &piece.measure, self.load_percent)
-            };
-            self.fragments.tell(now_ns, &Told { id, key: piece.key, action })?;
+        let header = &packet.header;
+        let id = PacketId::of(header, packet.tenant, packet.ingress).ok_or(DropReason::FragmentInvalid)?;
+        if self.fragments.table.told(&id).is_none() {
+            let action = self.action(packet, measure);
+            self.fragments.table.tell(packet.now_ns, &Told { id, key: packet.key, action })?;
         }
-        match self.fragments.push(now_ns, &id, frame.packet(), &header)? {
+        match self.fragments.table.push(packet.now_ns, &id, frame.packet(), header)? {
             fragment::Outcome::Held | fragment::Outcome::Copy => {
                 frame.outcome = Outcome::Consumed;
                 Ok(())
             }
-            fragment::Outcome::Bridge(key) => self.bridge(now_ns, frame, &header, &key, tenant, out),
+            fragment::Outcome::Bridge(key) => self.bridge(&PacketContext { key, ..*packet }, frame, out),
             fragment::Outcome::Whole(whole) => {
-                let mut bytes = Vec::with_capacity(ETHERNET_BYTES + whole.packet.len());
-                bytes.resize(ETHERNET_BYTES, 0);
-                bytes.extend_from_slice(whole.packet);
+                let mut bytes = with_room(whole.packet);
                 let id = whole.id;
-                let mut whole = Frame::new(frame.ingress, VirtioNetHeader::default(), &mut bytes);
+                let mut whole = Frame::new(packet.ingress, VirtioNetHeader::default(), &mut bytes);
                 frame.outcome = Outcome::Consumed;
-                self.assembled_id = Some(id);
-                let result = self.whole(now_ns, &mut whole, &piece.key, tenant, out);
-                self.assembled_id = None;
+                self.fragments.assembled_id = Some(id);
+                let result = self.whole(packet, &mut whole, out);
+                self.fragments.assembled_id = None;
                 if let Err(reason) = result {
                     self.dropped(&mut whole, reason);
                 }
@@ -119,19 +177,18 @@ impl Services {
         }
     }
 
-    /// An assembled packet is a packet like any other, at the core where it belongs.
+    /// An assembled packet is a packet like any other, at the core where it belongs. `piece`: one of its fragments.
     fn whole(
         &mut self,
-        now_ns: u64,
+        piece: &PacketContext,
         frame: &mut Frame<'_>,
-        key: &FlowKey,
-        tenant: u16,
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
-        match self.flows.find(self.flows.hash(key, tenant), key, tenant) {
-            Some((id, direction)) => self.established(now_ns, frame, id, direction, Origin::Wire, out),
-            None => match self.begin(now_ns, frame, key, tenant, Origin::Wire, out)? {
-                Some(id) => self.first_packet(now_ns, frame, id, out),
+        let packet = PacketContext::read(piece.now_ns, frame, piece.key, piece.tenant, Origin::Wire)?;
+        match self.flows.find(&packet.key, packet.tenant) {
+            Some(flow) => self.established(&packet, frame, flow, out),
+            None => match self.begin(&packet, frame, out)? {
+                Some(id) => self.first_packet(&packet, frame, id, out),
                 None => Ok(()),
             },
         }
@@ -139,43 +196,49 @@ impl Services {
 
     fn bridge(
         &mut self,
-        now_ns: u64,
+        packet: &PacketContext,
         frame: &mut Frame<'_>,
-        header: &IpHeader,
-        key: &FlowKey,
-        tenant: u16,
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
-        let known = self.flows.find(self.flows.hash(key, tenant), key, tenant);
-        let (id, direction) = match known {
+        let flow = match self.flows.find(&packet.key, packet.tenant) {
             Some(known) => known,
-            None => match self.begin(now_ns, frame, key, tenant, Origin::Wire, out)? {
+            None => match self.begin(packet, frame, out)? {
                 Some(id) => (id, Direction::Original),
                 None => return Ok(()),
             },
         };
-        self.seen(now_ns, id, direction, header.total_bytes);
-        self.forward(now_ns, frame, header, id, direction, out)
+        self.seen(packet, flow);
+        self.forward(packet, frame, flow, out)
+    }
+
+    /// What is done with the fragments of a packet (row C5).
+    fn action(&self, packet: &PacketContext, measure: &Measure) -> Action {
+        let known = self.flows.find(&packet.key, packet.tenant);
+        let record = known.map(|(id, _): (FlowId, Direction)| self.flows.table.record(id));
+        let rule = self.rule_ahead(packet);
+        if must_assemble(&packet.key, record, rule) {
+            return Action::Assemble;
+        }
+        let facts = self.facts(&packet.key, record, rule);
+        self.routing.policy.spec.fragments.action(&facts, measure, self.fragments.load_percent)
     }
 
     /// Facts that the rules of row C5 ask for.
-    fn facts(&self, key: &FlowKey, tenant: u16, frame: &Frame<'_>) -> Facts {
-        let known = self.flows.find(self.flows.hash(key, tenant), key, tenant);
-        let record = known.map(|(id, _)| *self.flows.record(id));
+    fn facts(&self, key: &FlowKey, record: Option<&Record>, rule: Option<u16>) -> Facts {
+        let policy = &self.routing.policy;
         let nat = record.filter(|record| record.flags & (flags::SOURCE_NAT | flags::DEST_NAT) != 0);
-        let service = match self.policy.server_or_forward(key) {
+        let service = match policy.server_or_forward(key) {
             Some(Service::Server(_)) => Some(key.protocol),
             Some(Service::Forward(forward)) => Some(forward.protocol),
             None => None,
         };
-        let rule = self.rule_ahead(key, tenant, frame.ingress);
         let flag = match nat {
             Some(record) => record.flags & flags::ASSEMBLE != 0,
-            None => rule.is_some_and(|rule| self.policy.assembles(rule)),
+            None => rule.is_some_and(|rule| policy.assembles(rule)),
         };
         Facts {
             protocol: key.protocol,
-            connection_exists: known.is_some(),
+            connection_exists: record.is_some(),
             nat_assemble_flag: flag,
             configured_service: service,
             reverse_nat: rule.is_some() || nat.is_some_and(|record| record.flags & flags::SOURCE_NAT != 0),
@@ -183,30 +246,15 @@ impl Services {
     }
 
     /// The NAT rule that the first packet of a flow would meet.
-    fn rule_ahead(&self, key: &FlowKey, tenant: u16, ingress: Ingress) -> Option<u16> {
-        let egress = self.policy.route(ingress, tenant, key.dst)?.egress;
-        if egress == Egress::from(ingress) {
+    fn rule_ahead(&self, packet: &PacketContext) -> Option<u16> {
+        let PacketContext { key, tenant, ingress, .. } = packet;
+        let policy = &self.routing.policy;
+        let egress = policy.route(*ingress, *tenant, key.dst)?.egress;
+        if egress == Egress::from(*ingress) {
             None
         } else {
-            self.policy.nat.rule_for(egress, &NatClient::of(key, tenant, ingress))
+            policy.nat.rule_for(egress, &NatClient::of(key, *tenant, *ingress))
         }
-    }
-
-    /// Packets that cannot go on in fragments, whatever the operator chose: those with sequence numbers that are
-    /// shifted, and with SCTP ports that change, because SCTP's checksum is a CRC over the whole packet.
-    fn must_assemble(&self, key: &FlowKey, tenant: u16, ingress: Ingress) -> bool {
-        const CHANGES: u16 = flags::SOURCE_NAT | flags::DEST_NAT;
-        let known = self.flows.find(self.flows.hash(key, tenant), key, tenant);
-        let bits = known.map(|(id, _)| self.flows.record(id).flags);
-        if key.protocol != PROTOCOL_SCTP {
-            return bits.is_some_and(|bits| bits & flags::PROXY_PROTOCOL != 0);
-        }
-        let rule = || self.rule_ahead(key, tenant, ingress);
-        bits.map_or_else(|| rule().is_some(), |bits| bits & CHANGES != 0)
-    }
-
-    fn fragment_variant(&self) -> Variant {
-        self.policy.spec.fragments
     }
 
     /// A packet that is too long for its link and may be cut.
@@ -218,20 +266,10 @@ impl Services {
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
         if frame.offload.needs_csum() {
-            let packet = frame.bytes.get_mut(ETHERNET_BYTES..).unwrap_or_default();
-            packet::segment::complete_checksum(packet)?;
+            packet::segment::complete_checksum(frame.packet_mut())?;
             frame.offload = VirtioNetHeader::default();
         }
-        let mut scratch = std::mem::take(&mut self.scratch);
-        let mut pieces: Vec<Vec<u8>> = Vec::new();
-        let result =
-            fragment::fragment_out(frame.packet(), mtu, self.assembled_id, &mut scratch, &mut |piece| {
-                let mut bytes = Vec::with_capacity(ETHERNET_BYTES + piece.len());
-                bytes.extend_from_slice(&hop.ethernet);
-                bytes.extend_from_slice(piece);
-                pieces.push(bytes);
-            });
-        self.scratch = scratch;
+        let (pieces, result) = self.fragments.cut(frame.packet(), hop, mtu);
         for mut bytes in pieces {
             let mut piece = Frame::new(frame.ingress, VirtioNetHeader::default(), &mut bytes);
             established::address(&mut piece, hop);
@@ -240,11 +278,17 @@ impl Services {
         frame.outcome = Outcome::Consumed;
         result
     }
+}
 
-    /// Forgets fragments whose others did not come.
-    pub(super) fn rendezvous_tick(&mut self, now_ns: u64) {
-        self.rendezvous.tick(now_ns);
-        self.fragments.tick(now_ns);
+/// Whether a packet cannot go on in fragments, whatever the operator chose: one with sequence numbers that are shifted,
+/// or with SCTP ports that change, because SCTP's checksum is a CRC over the whole packet. `rule`: the NAT rule that it
+/// would meet if there is no flow yet.
+fn must_assemble(key: &FlowKey, record: Option<&Record>, rule: Option<u16>) -> bool {
+    const CHANGES: u16 = flags::SOURCE_NAT | flags::DEST_NAT;
+    match record {
+        None => key.protocol == PROTOCOL_SCTP && rule.is_some(),
+        Some(record) if key.protocol == PROTOCOL_SCTP => record.flags & CHANGES != 0,
+        Some(record) => record.flags & flags::PROXY_PROTOCOL != 0,
     }
 }
 

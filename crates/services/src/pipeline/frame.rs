@@ -40,6 +40,12 @@ impl<'a> Frame<'a> {
     pub fn packet(&self) -> &[u8] {
         self.bytes.get(ETHERNET_BYTES..).unwrap_or_default()
     }
+
+    /// The IP packet, to change.
+    #[inline]
+    pub fn packet_mut(&mut self) -> &mut [u8] {
+        self.bytes.get_mut(ETHERNET_BYTES..).unwrap_or_default()
+    }
 }
 
 /// Outcome of a frame: where it goes, or why not.

@@ -9,9 +9,11 @@
 use packet::DropReason;
 use packet::attachment::{Ingress, InterfaceId};
 use packet::flow::FlowKey;
-use packet::ip::IpHeader;
 
-use super::{Services, ETHERNET_BYTES, Frame, Origin, Outcome, Output};
+use super::answers::Answer;
+use super::context::PacketContext;
+use super::{ETHERNET_BYTES, Frame, Origin, Outcome, Output, Services};
+use crate::icmp::Problem;
 use crate::nat::NatClient;
 use crate::steer;
 
@@ -29,45 +31,33 @@ impl Services {
     /// At the core of the destination, or with its word for it.
     pub(super) fn hairpin(
         &mut self,
+        packet: &PacketContext,
         frame: &mut Frame<'_>,
-        key: &FlowKey,
-        tenant: u16,
-        origin: Origin,
         out: &mut impl Output,
     ) -> Hairpin {
-        let Some(interface) = self.policy.hairpin_out(key, tenant, frame.ingress) else { return Hairpin::No };
-        let owners = steer::endpoint_owners(&self.ownership, key, tenant);
+        let PacketContext { key, tenant, ingress, origin, .. } = packet;
+        let (policy, own) = (&self.routing.policy, self.routing.core);
+        let Some(interface) = policy.hairpin_out(key, *tenant, *ingress) else { return Hairpin::No };
+        let owners = steer::endpoint_owners(&self.routing.ownership, key, *tenant);
         let cores = owners.cores();
         let mut asked = 0;
-        if origin == Origin::MappingConfirmed {
+        if *origin == Origin::MappingConfirmed {
             // Those before this one have no mapping of the sender. By another table than theirs it may be none of them.
-            asked = cores.iter().position(|core| *core == self.id).unwrap_or(cores.len());
-        } else if self.nat.inbound(key, self.policy.tenant_of(Ingress::Interface(interface))).is_none() {
+            asked = cores.iter().position(|core| *core == own).unwrap_or(cores.len());
+        } else if self.nat.inbound(key, policy.tenant_of(Ingress::Interface(interface))).is_none() {
             return Hairpin::No;
         }
-        let rule = self.policy.nat.rule_for_hairpin(key.dst, &NatClient::of(key, tenant, frame.ingress));
+        let rule = policy.nat.rule_for_hairpin(key.dst, &NatClient::of(key, *tenant, *ingress));
         for core in cores.iter().skip(asked) {
-            if *core != self.id {
+            if *core != own {
                 self.pass_on(frame, *core, Origin::MappingConfirmed, None, out);
                 return Hairpin::HandedOver;
             }
-            if rule.is_some_and(|rule| self.nat.has_mapping(key, tenant, rule)) {
+            if rule.is_some_and(|rule| self.nat.has_mapping(key, *tenant, rule)) {
                 break;
             }
         }
         Hairpin::Begin(interface)
-    }
-
-    /// The interface by which a packet of this key would leave, if it comes around instead: both ends are mapped ones.
-    pub(super) fn around(&self, leaving: &FlowKey) -> Option<InterfaceId> {
-        if !self.policy.maps_endpoints {
-            return None;
-        }
-        let nat = &self.policy.nat;
-        nat.mapping_core_of(&leaving.reversed(), self.ownership.cores)?;
-        nat.mapping_core_of(leaving, self.ownership.cores)?;
-        let rule = nat.rule_of_outside(leaving.dst)?;
-        self.policy.spec.nats.get(usize::from(rule)).and_then(|nat| nat.out)
     }
 
     /// A packet that was translated to `to`, between two outside endpoints, comes in again at the core of its destination.
@@ -78,14 +68,15 @@ impl Services {
         to: &FlowKey,
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
-        let ingress = Ingress::Interface(self.around(to).ok_or(DropReason::NatNoMapping)?);
-        let core =
-            self.policy.nat.mapping_core_of(to, self.ownership.cores).ok_or(DropReason::NatNoMapping)?;
+        let routing = &self.routing;
+        let ingress = Ingress::Interface(routing.around(to).ok_or(DropReason::NatNoMapping)?);
+        let core = routing.policy.nat.mapping_core_of(to, routing.ownership.cores);
+        let core = core.ok_or(DropReason::NatNoMapping)?;
         // From here on nobody is answered by the frame that it came in.
         if let Some(ethernet) = frame.bytes.get_mut(..ETHERNET_BYTES) {
             ethernet.fill(0);
         }
-        if core != self.id {
+        if core != routing.core {
             frame.ingress = ingress;
             self.pass_on(frame, core, Origin::Hairpin, None, out);
             return Ok(());
@@ -94,7 +85,7 @@ impl Services {
         let mut again = Frame::new(ingress, frame.offload, &mut bytes);
         frame.outcome = Outcome::Consumed;
         if let Some(mut look) = self.look(&mut again) {
-            look.found = self.flows.find(look.hash, &look.key, look.tenant);
+            look.found = self.flows.table.find(look.hash, &look.key, look.tenant);
             self.act(now_ns, &mut again, &look, Origin::Hairpin, out);
         }
         self.settle(again, out);
@@ -104,15 +95,14 @@ impl Services {
     /// The time to live of what goes around is judged before, while its sender can be answered.
     pub(super) fn may_hairpin(
         &mut self,
-        now_ns: u64,
+        packet: &PacketContext,
         frame: &Frame<'_>,
-        header: &IpHeader,
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
-        if header.ttl > 1 {
+        if packet.header.ttl > 1 {
             return Ok(());
         }
-        self.answer_time_exceeded(now_ns, frame, out);
+        self.answer(packet, frame, Answer::Error(Problem::TtlExpired), out);
         Err(DropReason::TtlExpired)
     }
 }

@@ -59,8 +59,19 @@ impl Hop {
     }
 }
 
+/// Where a packet of a flow goes.
+#[derive(Clone, Copy)]
+pub enum Way {
+    /// To a neighbor, or into a bond.
+    Hop(Hop),
+    /// To the host's own stack.
+    Host,
+    /// In again, from outside.
+    Hairpin,
+}
+
 /// All next hops of one core.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Hops {
     list: Vec<Hop>,
     /// Where each of them leads, by place.
@@ -70,6 +81,21 @@ pub struct Hops {
 }
 
 impl Hops {
+    /// None yet. `seed`: secret, so that nobody can choose addresses that share a place.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        let places = HashMap::with_hasher(FixedState::with_seed(seed));
+        Self { list: Vec::new(), keys: Vec::new(), places, version: None }
+    }
+
+    /// Forgets all of them.
+    pub fn clear(&mut self) {
+        self.list.clear();
+        self.keys.clear();
+        self.places.clear();
+        self.version = None;
+    }
+
     /// The number of a next hop, a new one if need be. [`UNSET`] for a neighbor that nobody knows yet, or for which
     /// there is no room: [`Hops::unnumbered`] leads there. So whoever asks for addresses that are not there fills
     /// nothing.

@@ -5,11 +5,12 @@
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
-use packet::ip::{IpHeader, PROTOCOL_ICMP, PROTOCOL_ICMPV6};
 use packet::vnet::{GSO_NONE, VirtioNetHeader};
 use packet::{DropReason, FlowKey, checksum};
 
-use super::{Services, Direction, ETHERNET_BYTES, Frame, Origin, Outcome, Output, established, is_partial};
+use super::context::PacketContext;
+use super::flows::is_embryonic;
+use super::{Direction, ETHERNET_BYTES, Frame, Outcome, Output, Services, established};
 use crate::flow::{FlowId, flags};
 use crate::proxy_protocol::{self, Header, Shift};
 use crate::tcp::{self, SYN, Segment, Verdict};
@@ -46,44 +47,41 @@ impl Shifts {
 
 impl Services {
     /// A flow with [`flags::PROXY_PROTOCOL`] was begun by this SYN.
-    pub(super) fn begin_shift(&mut self, key: &FlowKey, tenant: u16, header: &IpHeader, packet: &[u8]) {
-        if let Some(segment) = Segment::of(header.payload(packet)) {
-            self.shifts.put(key, tenant, Shift::new(segment.seq, header.version == 6));
+    pub(super) fn begin_shift(&mut self, packet: &PacketContext, frame: &Frame<'_>) {
+        if let Ok(segment) = packet.segment(frame) {
+            let shift = Shift::new(segment.seq, packet.header.version == 6);
+            self.shifts.put(&packet.key, packet.tenant, shift);
         }
     }
 
     /// As [`Services::established`], for a segment of such a flow. The connection is followed by the client's numbers.
     pub(super) fn established_proxied(
         &mut self,
-        now_ns: u64,
+        packet: &PacketContext,
         frame: &mut Frame<'_>,
-        header: &IpHeader,
-        id: FlowId,
-        direction: Direction,
-        origin: Origin,
+        (id, direction): (FlowId, Direction),
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
-        let ((key, tenant), _) = self.flows.keys(id);
+        let (header, partial) = (&packet.header, packet.partial);
+        let ((key, tenant), _) = self.flows.table.keys(id);
         let mut shift = self.shifts.of(&key, tenant).ok_or(DropReason::TcpInvalid)?;
         if direction == Direction::Reply {
-            let partial = is_partial(&frame.offload);
-            let packet = frame.bytes.get_mut(ETHERNET_BYTES..).unwrap_or_default();
-            proxy_protocol::shift(packet, header, partial, direction, &mut shift)?;
-            proxy_protocol::lower_mss(packet, header, partial, &shift);
+            let bytes = frame.packet_mut();
+            proxy_protocol::shift(bytes, header, partial, direction, &mut shift)?;
+            proxy_protocol::lower_mss(bytes, header, partial, &shift);
         }
-        let segment = Segment::of(header.payload(frame.packet())).ok_or(DropReason::TcpInvalid)?;
+        let segment = packet.segment(frame)?;
         let opens = direction == Direction::Original && proxy_protocol::syn_of(&segment).is_some();
         if opens && segment.payload_bytes > 0 {
             return Err(DropReason::NatUnsupported);
         }
-        let record = self.flows.record_mut(id);
-        let (before, was) = (record.flags, established::is_embryonic(record));
+        let record = self.flows.table.record_mut(id);
+        let (before, was) = (record.flags, is_embryonic(record));
         let was_over = established::is_over(record);
         let verdict = tcp::follow(record, direction, &segment);
-        established::note_end(&self.policy, record, was_over);
-        let (after, is) = (record.flags, established::is_embryonic(record));
-        let resumed = !before & after & flags::MID_STREAM != 0;
-        self.embryonic = established::embryonic_after(self.embryonic, was, is);
+        established::note_end(&self.routing.policy, record, was_over);
+        let resumed = !before & record.flags & flags::MID_STREAM != 0;
+        self.flows.embryonic.changed(was, is_embryonic(record));
         match verdict {
             Verdict::Accept => {
                 let v6 = header.version == 6;
@@ -94,75 +92,69 @@ impl Services {
                     shift = Shift::new(segment.seq.wrapping_sub(1), v6);
                 }
                 self.shifts.put(&key, tenant, shift);
-                self.seen(now_ns, id, direction, header.total_bytes);
+                self.seen(packet, (id, direction));
             }
             // What may be forged must not change anything.
             Verdict::Pass => {}
             Verdict::Invalid => return Err(DropReason::TcpInvalid),
             Verdict::Reopen => {
-                self.end(now_ns, id);
-                self.new_flow(now_ns, frame, &key, tenant, origin, out);
+                self.reopen(packet, frame, id, out);
                 return Ok(());
             }
         }
-        if direction == Direction::Original
-            && !self.shift_original(now_ns, frame, header, id, &segment, shift, out)?
-        {
+        if direction == Direction::Original && !self.shift_original(packet, frame, id, shift, out)? {
             frame.outcome = Outcome::Consumed;
             return Ok(());
         }
-        self.forward(now_ns, frame, header, id, direction, out)
+        self.forward(packet, frame, (id, direction), out)
     }
 
     /// Shifts a client's segment and sends the header first where it belongs. Whether the segment has to go on itself:
     /// a bare acknowledgment has gone with the header.
     fn shift_original(
         &mut self,
-        now_ns: u64,
+        packet: &PacketContext,
         frame: &mut Frame<'_>,
-        header: &IpHeader,
         id: FlowId,
-        segment: &Segment,
-        shift: Shift,
+        mut shift: Shift,
         out: &mut impl Output,
     ) -> Result<bool, DropReason> {
-        let mut shift = shift;
-        if shift.needs_header(segment) {
-            self.send_proxy_header(now_ns, frame, header, id, out)?;
+        let segment = packet.segment(frame)?;
+        if shift.needs_header(&segment) {
+            self.send_proxy_header(packet, frame, id, out)?;
             if segment.length() == 0 {
                 return Ok(false);
             }
             shift = shift.behind_header();
         }
-        let partial = is_partial(&frame.offload);
-        let packet = frame.bytes.get_mut(ETHERNET_BYTES..).unwrap_or_default();
-        proxy_protocol::shift(packet, header, partial, Direction::Original, &mut shift)?;
+        let direction = Direction::Original;
+        proxy_protocol::shift(frame.packet_mut(), &packet.header, packet.partial, direction, &mut shift)?;
         Ok(true)
     }
 
     fn send_proxy_header(
         &mut self,
-        now_ns: u64,
+        packet: &PacketContext,
         frame: &Frame<'_>,
-        header: &IpHeader,
         id: FlowId,
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
-        let packet = frame.packet();
+        let (header, bytes) = (&packet.header, frame.packet());
         // The new segment gets a checksum of its own, which must not vouch for a damaged one.
-        if !is_partial(&frame.offload)
+        if !packet.partial
             && frame.offload.gso_type == GSO_NONE
-            && !checksum::verify_upper(header.src, header.dst, header.protocol, header.payload(packet))
+            && !checksum::verify_upper(header.src, header.dst, header.protocol, header.payload(bytes))
         {
             return Err(DropReason::TcpInvalid);
         }
-        let ((key, _), _) = self.flows.keys(id);
+        let ((key, _), _) = self.flows.table.keys(id);
         let proxy = Header::of(&key).ok_or(DropReason::NatUnsupported)?;
-        let mut bytes = frame.bytes.get(..ETHERNET_BYTES).unwrap_or_default().to_vec();
-        proxy_protocol::header_segment(packet, header, &proxy, &mut bytes)?;
-        let mut first = Frame::new(frame.ingress, VirtioNetHeader::default(), &mut bytes);
-        let header = IpHeader::parse(first.packet())?;
-        self.forward(now_ns, &mut first, &header, id, Direction::Original, out)?;
+        let mut first = frame.bytes.get(..ETHERNET_BYTES).unwrap_or_default().to_vec();
+        proxy_protocol::header_segment(bytes, header, &proxy, &mut first)?;
+        let mut first = Frame::new(packet.ingress, VirtioNetHeader::default(), &mut first);
+        let PacketContext { now_ns, key, tenant, origin, .. } = *packet;
+        let packet = PacketContext::read(now_ns, &first, key, tenant, origin)?;
+        self.forward(&packet, &mut first, (id, Direction::Original), out)?;
         self.settle(first, out);
         Ok(())
     }
@@ -170,22 +162,19 @@ impl Services {
     /// An ICMP error that comes back about a client's segment quotes the shifted number: the client would not know it.
     pub(super) fn unshift_quote(
         &self,
+        packet: &PacketContext,
         frame: &mut Frame<'_>,
-        header: &IpHeader,
-        id: FlowId,
-        direction: Direction,
+        (id, direction): (FlowId, Direction),
     ) {
-        if self.flows.record(id).flags & flags::PROXY_PROTOCOL == 0
+        if self.flows.table.record(id).flags & flags::PROXY_PROTOCOL == 0
             || direction != Direction::Reply
-            || !matches!(header.protocol, PROTOCOL_ICMP | PROTOCOL_ICMPV6)
-            || is_partial(&frame.offload)
+            || packet.partial
         {
             return;
         }
-        let ((key, tenant), _) = self.flows.keys(id);
-        let packet = frame.bytes.get_mut(ETHERNET_BYTES..).unwrap_or_default();
+        let ((key, tenant), _) = self.flows.table.keys(id);
         if let Some(shift) = self.shifts.of(&key, tenant) {
-            proxy_protocol::shift_quote(packet, header, &shift);
+            proxy_protocol::shift_quote(frame.packet_mut(), &packet.header, &shift);
         }
     }
 }

@@ -9,6 +9,7 @@ use packet::vnet::VirtioNetHeader;
 use services::Services;
 use services::pipeline::{Frame, Handed, Neighbors, Outcome, Output};
 use services::policy::Policy;
+use services::random::Random;
 use steering::assign;
 use steering::ownership::Ownership;
 use steering::table::Unit;
@@ -67,8 +68,8 @@ impl Output for Caught {
 impl Cores {
     pub fn new((policy, ownership, neighbors): Common) -> Self {
         let core = |id: u8| {
-            let (policy, ownership) = (Arc::clone(&policy), Arc::clone(&ownership));
-            let mut core = Services::new(id, 0x5eed + u64::from(id), policy, ownership, Arc::clone(&neighbors));
+            let random = Random::of_number(0x5eed + u64::from(id));
+            let mut core = Services::new(id, random, &policy, &ownership, Arc::clone(&neighbors));
             core.set_nat_events_wanted(false);
             core
         };

@@ -141,3 +141,23 @@ fn a_source_that_lives_elsewhere_is_refused() {
     world.one(WAN, &udp("198.51.100.7:2000", "10.0.0.5:53", b"x"));
     world.one(LAN, &udp("172.16.0.9:2000", "198.51.100.7:53", b"x"));
 }
+
+#[test]
+fn a_reload_puts_limits_in_force() {
+    let mut spec = two_interfaces();
+    spec.rules = vec![RuleSpec { action: RuleAction::Reject, ..RuleSpec::default() }];
+    let mut world = World::new(1, spec.clone());
+    let packet = udp("10.0.0.5:1000", "198.51.100.7:2000", &[7; 64]);
+    assert_eq!(world.dropped(LAN, &packet, DropReason::RuleReject).len(), 1);
+    assert!(world.packet(LAN, &in_pieces(&packet, 32)[1]).is_empty());
+    assert!(world.held());
+    spec.limits.errors_per_s_max = 0;
+    spec.limits.fragment_bytes_max = 0;
+    world.reload(spec.clone());
+    assert!(!world.held(), "there is no room for it any more");
+    assert!(world.dropped(LAN, &packet, DropReason::RuleReject).is_empty());
+    spec.limits.errors_per_s_max = 10;
+    world.reload(spec);
+    world.wait(1);
+    assert_eq!(world.dropped(LAN, &packet, DropReason::RuleReject).len(), 1);
+}

@@ -172,7 +172,7 @@ fn the_fast_path_does_what_the_other_does() {
     for seed in 0..60u64 {
         let mode = [NatMode::AddressAndPort, NatMode::PortOnly, NatMode::None][seed as usize % 3];
         let mut worlds = [world(mode), world(mode)];
-        worlds[1].cores[0].slow_path_only = true;
+        worlds[1].cores[0].fast_path.off = true;
         let (mut random, mut talks) = (Random(seed << 32), talks());
         for round in 0..60 {
             let count = 1 + random.below(40) as usize;
@@ -225,8 +225,8 @@ fn the_fast_path_does_what_the_other_does() {
         }
         assert_eq!(flows_of(&worlds[0]), flows_of(&worlds[1]), "seed {seed}");
         assert!(!worlds[0].cores[0].flows().is_empty());
-        short += worlds[0].cores[0].went_fast;
-        assert_eq!(worlds[1].cores[0].went_fast, 0);
+        short += worlds[0].cores[0].fast_path.taken;
+        assert_eq!(worlds[1].cores[0].fast_path.taken, 0);
     }
     assert!(short > 10_000, "the fast path was hardly taken: {short}");
 }

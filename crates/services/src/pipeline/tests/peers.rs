@@ -248,7 +248,7 @@ fn a_nat_names_peers() {
     for (ingress, src, nat) in [(OTHER, "10.9.0.5", Some(0)), (BRANCH, "10.8.0.5", None)] {
         let asked = key(UDP, &format!("{src}:1"), "198.51.100.7:53");
         let told = explain(&world.policy, &world.ownership, &asked, ingress);
-        assert_eq!((told.nat, told.egress, told.ingress), (nat, Some(WAN.into()), ingress));
+        assert_eq!((told.source.rule, told.egress, told.ingress), (nat, Some(WAN.into()), ingress));
     }
 }
 

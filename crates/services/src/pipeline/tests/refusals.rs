@@ -5,8 +5,8 @@ use packet::attachment::{Egress, Ingress};
 
 use super::balancing::farm;
 use super::world::*;
-use crate::pipeline::{Outcome, explain};
 use crate::fragment::Variant;
+use crate::pipeline::{Outcome, explain};
 use crate::spec::{DeliveryMode, ForwardSpec, GatewaySpec, NatMode, RuleAction, RuleSpec, TCP, UDP};
 use crate::tcp::State;
 
@@ -163,7 +163,7 @@ fn fragments_by_load_and_by_the_nats_flag() {
     spec.fragments = Variant::LoadBelow(50);
     for (load_percent, packets) in [(49, 1), (50, 4), (100, 4)] {
         let mut world = World::new(2, spec.clone());
-        world.cores.iter_mut().for_each(|core| core.load_percent = load_percent);
+        world.cores.iter_mut().for_each(|core| core.set_load_percent(load_percent));
         assert_eq!(pass(&mut world), packets, "{load_percent} %");
     }
     spec.fragments = Variant::Rules;
@@ -185,11 +185,11 @@ fn rules_keep_their_counts_over_reloads() {
         world.one(LAN, &udp(&format!("10.0.0.9:{}", 1000 + number), "198.51.100.7:99", b"x"));
     }
     world.one(LAN, &udp("10.0.0.9:1000", "198.51.100.7:80", b"x"));
-    assert_eq!(world.cores[0].rule_hits, [5, 1, 5]);
+    assert_eq!(world.cores[0].rule_counters.hits, [5, 1, 5]);
     spec.rules.swap(0, 1);
     spec.rules.insert(1, allow("mail", LAN, WAN, 25));
     world.reload(spec);
-    assert_eq!(world.cores[0].rule_hits, [1, 0, 5, 5]);
+    assert_eq!(world.cores[0].rule_counters.hits, [1, 0, 5, 5]);
 }
 
 #[test]
@@ -199,17 +199,17 @@ fn explain_tells_the_servers_own_translation_and_who_gets_the_reply() {
         for port in 2_000..2_040 {
             let request = key(TCP, &format!("198.51.100.7:{port}"), "203.0.113.10:80");
             let told = explain(&world.policy, &world.ownership, &request, WAN);
-            assert_eq!(told.source, source);
-            assert_eq!(!told.nat_addresses.is_empty(), source == NatMode::AddressAndPort);
+            assert_eq!(told.source.mode, source);
+            assert_eq!(!told.source.addresses.is_empty(), source == NatMode::AddressAndPort);
             let inside = world.one(WAN, &tcp_of(&request, SYN, 1, 0, b"")).key();
             assert_eq!(told.destination.ip(), inside.dst);
             let reply = tcp_of(&inside.reversed(), SYN | ACK, 7, 2, b"");
-            assert_eq!(told.reply_core.map(usize::from), Some(world.reader(LAN, &reply)), "{source:?}");
+            assert_eq!(told.cores.of_replies.map(usize::from), Some(world.reader(LAN, &reply)), "{source:?}");
         }
     }
     let world = World::new(4, farm(NatMode::None, DeliveryMode::DirectReturn));
     let request = key(TCP, "198.51.100.7:2000", "203.0.113.10:80");
-    assert_eq!(explain(&world.policy, &world.ownership, &request, WAN).reply_core, None);
+    assert_eq!(explain(&world.policy, &world.ownership, &request, WAN).cores.of_replies, None);
 }
 
 /// Anybody can send a SYN and an ACK in somebody's name. Only who acknowledges more has heard something.
@@ -274,7 +274,7 @@ fn refusals_are_counted_by_rule() {
     ask(&mut world, "10.0.0.20", 0..5);
     ask(&mut world, "10.0.0.9", 0..11);
     let counts = |world: &World| -> Vec<_> {
-        let all = world.cores[0].nat_refusals.iter();
+        let all = world.cores[0].rule_counters.nat_refusals.iter();
         all.map(|rule| (rule.exhausted_flows, rule.over_limit_flows)).collect()
     };
     assert_eq!(counts(&world), [(7, 0), (0, 3)]);
@@ -299,10 +299,10 @@ fn the_default_counts_what_it_decided() {
             let answer = tcp("198.51.100.7:80", "203.0.113.1:40000", SYN | ACK, 1, 2, b"");
             assert_eq!(world.one(WAN, &answer).outcome, Outcome::Forward(Egress::Host));
         }
-        assert_eq!(world.cores[0].rule_hits, [0], "{action:?}");
+        assert_eq!(world.cores[0].rule_counters.hits, [0], "{action:?}");
         world.packet(WAN, &udp("198.51.100.7:53", "203.0.113.1:53", b"question"));
         world.packet(WAN, &tcp("198.51.100.7:80", "203.0.113.1:22", SYN, 1, 0, b""));
         world.packet(LAN, &udp("10.0.0.9:1", "198.51.100.7:53", b"x"));
-        assert_eq!(world.cores[0].rule_hits, [3], "{action:?}");
+        assert_eq!(world.cores[0].rule_counters.hits, [3], "{action:?}");
     }
 }

@@ -11,9 +11,10 @@ use packet::flow::FlowKey;
 use packet::vnet::VirtioNetHeader;
 use packet::{DropCounters, DropReason};
 
-use crate::pipeline::{Services, Counters, ETHERNET_BYTES, Frame, Handed, Neighbors, Outcome, Output};
 use crate::nat::NatEvent;
+use crate::pipeline::{Counters, ETHERNET_BYTES, Frame, Handed, Neighbors, Outcome, Output, Services};
 use crate::policy::Policy;
+use crate::random::Random;
 use crate::spec::{
     Attachment, GatewaySpec, InterfaceSpec, Mapping, NatMode, NatSpec, RouteSpec, SideSpec, TCP, UDP,
 };
@@ -97,8 +98,8 @@ impl World {
         let ownership = Arc::new(Ownership::new(cores, keys).unwrap());
         let neighbors = Arc::new(Neighbors::default());
         let core = |id| {
-            let (policy, ownership) = (Arc::clone(&policy), Arc::clone(&ownership));
-            Services::new(id, mix(u64::from(id) + 77), policy, ownership, Arc::clone(&neighbors))
+            let random = Random::of_number(u64::from(id));
+            Services::new(id, random, &policy, &ownership, Arc::clone(&neighbors))
         };
         let cores = (0..cores).map(core).collect();
         Self { cores, policy, ownership, neighbors, now_ns: 1_000 * SECOND_NS, events: Vec::new() }
@@ -455,6 +456,6 @@ impl World {
 
     /// Whether a fragment waits somewhere.
     pub fn held(&self) -> bool {
-        self.cores.iter().any(|core| core.rendezvous.packets() + core.fragments.packets() > 0)
+        self.cores.iter().any(|core| core.fragments.rendezvous.packets() + core.fragments.table.packets() > 0)
     }
 }

@@ -1,0 +1,113 @@
+//! Answers to senders: ICMP errors and resets, to where the packet came from, never more than the limit.
+
+use std::net::IpAddr;
+
+use packet::DropReason;
+use packet::attachment::{Egress, Ingress};
+use packet::vnet::VirtioNetHeader;
+
+use super::context::PacketContext;
+use super::{ETHERNET_BYTES, Frame, Outcome, Output, Services};
+use crate::icmp::{self, ANSWER_BYTES_MAX, Problem};
+use crate::spec::TCP;
+
+/// Answer to the sender of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// An ICMP error of the gateway.
+    Error(Problem),
+    /// An ICMP error as the destination would send it.
+    ErrorOfDestination(Problem),
+    /// A TCP reset as the destination would send it.
+    Reset,
+}
+
+impl Answer {
+    /// For a packet that does not fit the MTU where it has to leave.
+    pub fn too_big(mtu: usize) -> Self {
+        Self::Error(Problem::TooBig(u16::try_from(mtu).unwrap_or(u16::MAX)))
+    }
+
+    /// For a packet that a rule rejects: TCP gets a reset, everything else "administratively prohibited".
+    pub fn to_rejected(protocol: u8) -> Self {
+        if protocol == TCP { Self::Reset } else { Self::Error(Problem::Prohibited) }
+    }
+
+    /// For a packet whose flow could not be made: its sender is told what will not change by trying again at once.
+    ///
+    /// * A virtual server without a backend, or full: as a host would say that nobody listens, TCP by a reset and
+    ///   everything else by "port unreachable" from the address that was asked. Clients go elsewhere at once.
+    /// * No port or flow left for a client: "administratively prohibited" (RFC 5508 REQ-8), never a reset, which would
+    ///   speak for a server that was not asked.
+    /// * Full tables of this core: nothing. That happens in floods, whose senders did not send.
+    pub fn to_failed(reason: DropReason, protocol: u8) -> Option<Self> {
+        match reason {
+            DropReason::NoBackend | DropReason::ServerFull if protocol == TCP => Some(Self::Reset),
+            DropReason::NoBackend | DropReason::ServerFull => {
+                Some(Self::ErrorOfDestination(Problem::PortUnreachable))
+            }
+            DropReason::NatPortsExhausted | DropReason::FlowsPerClient => {
+                Some(Self::Error(Problem::Prohibited))
+            }
+            _ => None,
+        }
+    }
+
+    /// Writes it; how long it is. `own`: this gateway's address on the sender's side.
+    fn write(
+        self,
+        packet: &PacketContext,
+        bytes: &[u8],
+        own: Option<IpAddr>,
+        out: &mut [u8],
+    ) -> Option<usize> {
+        let header = &packet.header;
+        match self {
+            Self::Reset => icmp::reset(out, bytes, header, packet.partial),
+            Self::Error(problem) => icmp::error(out, bytes, header, problem, own?),
+            Self::ErrorOfDestination(problem) => icmp::error(out, bytes, header, problem, header.dst),
+        }
+    }
+}
+
+impl Services {
+    /// Answers a packet that goes no further, if the limit allows it.
+    pub(super) fn answer(
+        &mut self,
+        packet: &PacketContext,
+        frame: &Frame<'_>,
+        answer: Answer,
+        out: &mut impl Output,
+    ) {
+        let own = self.routing.policy.address_of(packet.ingress, packet.header.src);
+        let from_nowhere = matches!(answer, Answer::Error(_)) && own.is_none();
+        if from_nowhere || !self.limiter.allow(packet.now_ns) {
+            return;
+        }
+        let mut bytes = [0; ETHERNET_BYTES + ANSWER_BYTES_MAX];
+        let room = bytes.get_mut(ETHERNET_BYTES..).unwrap_or_default();
+        let Some(length) = answer.write(packet, frame.packet(), own, room) else { return };
+        let Some(bytes) = bytes.get_mut(..ETHERNET_BYTES + length) else { return };
+        if address_back(frame, bytes) {
+            self.counters.answers += 1;
+            let outcome = Outcome::Forward(Egress::from(packet.ingress));
+            out.emit(outcome, None, &VirtioNetHeader::default(), bytes);
+        }
+    }
+}
+
+/// Writes the Ethernet header of an answer, to the hardware address that the packet came from. `false`: there is none,
+/// since the packet was reassembled or translated before.
+fn address_back(frame: &Frame<'_>, answer: &mut [u8]) -> bool {
+    if !matches!(frame.ingress, Ingress::Interface(_)) {
+        return true;
+    }
+    let Some(asked) = frame.bytes.first_chunk::<ETHERNET_BYTES>() else { return false };
+    let Some(ethernet) = answer.first_chunk_mut::<ETHERNET_BYTES>() else { return false };
+    let (to, rest) = ethernet.split_at_mut(6);
+    to.copy_from_slice(&asked[6..12]);
+    let (from, kind) = rest.split_at_mut(6);
+    from.copy_from_slice(&asked[..6]);
+    kind.copy_from_slice(&asked[12..]);
+    asked.iter().any(|byte| *byte != 0)
+}

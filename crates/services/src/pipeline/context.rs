@@ -1,0 +1,60 @@
+//! A packet as it was read, once, before anything changes it.
+
+use packet::icmp::Kind;
+use packet::{DropReason, FlowKey, Ingress, IpHeader};
+
+use super::{Frame, Origin};
+use crate::tcp::Segment;
+
+/// Facts about one packet on its way through the services.
+#[derive(Clone, Copy)]
+pub(super) struct PacketContext {
+    /// The time, ns.
+    pub now_ns: u64,
+    /// By what it came in.
+    pub ingress: Ingress,
+    /// Tenant of what comes in there.
+    pub tenant: u16,
+    /// How it reached this core.
+    pub origin: Origin,
+    /// Its transport checksum covers the pseudo-header only.
+    pub partial: bool,
+    /// Its IP header.
+    pub header: IpHeader,
+    /// Its flow key.
+    pub key: FlowKey,
+}
+
+impl PacketContext {
+    /// Reads the header of a packet whose key is known.
+    ///
+    /// # Errors
+    /// [`DropReason::IpMalformed`].
+    #[inline]
+    pub fn read(
+        now_ns: u64,
+        frame: &Frame<'_>,
+        key: FlowKey,
+        tenant: u16,
+        origin: Origin,
+    ) -> Result<Self, DropReason> {
+        let header = IpHeader::parse(frame.packet())?;
+        let partial = frame.offload.needs_csum();
+        Ok(Self { now_ns, ingress: frame.ingress, tenant, origin, partial, header, key })
+    }
+
+    /// Kind of the ICMP message, if it is one.
+    #[inline]
+    pub fn icmp(&self, frame: &Frame<'_>) -> Option<Kind> {
+        Kind::of(&self.header, self.header.payload(frame.packet()))
+    }
+
+    /// The TCP segment.
+    ///
+    /// # Errors
+    /// [`DropReason::TcpInvalid`]: none can be read.
+    #[inline]
+    pub fn segment(&self, frame: &Frame<'_>) -> Result<Segment, DropReason> {
+        Segment::of(self.header.payload(frame.packet())).ok_or(DropReason::TcpInvalid)
+    }
+}

@@ -1,0 +1,165 @@
+//! Where packets leave: policy, owners and neighbors in force at one core, and the next hops that follow from them.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use packet::attachment::{Egress, Ingress, InterfaceId};
+use packet::flow::FlowKey;
+use steering::ownership::Ownership;
+
+use super::flows::TenantKey;
+use super::next_hops::{self, Hop, Hops, Neighbors, Way};
+use crate::policy::{Policy, Tenants};
+use crate::random::Random;
+
+/// Snapshots that control has published, as one core goes by them.
+pub(super) struct Routing {
+    /// Number of this core.
+    pub core: u8,
+    /// Behind a counter of this core's own: taking a reference writes to memory that no other core reads.
+    #[expect(clippy::redundant_allocation, reason = "the outer counter is the point")]
+    pub policy: Arc<Arc<Policy>>,
+    /// Changes of the policy and the next hops that this core has seen; never 0. Flows of another era are decided again.
+    pub era: u16,
+    /// Who owns a flow.
+    pub ownership: Arc<Ownership>,
+    /// Next hops that have a number.
+    pub hops: Hops,
+    /// A copy of the policy's, near this core.
+    pub tenants: Tenants,
+    neighbors: Arc<Neighbors>,
+}
+
+impl Routing {
+    /// The first snapshots of core `core`.
+    pub fn new(
+        core: u8,
+        random: &mut Random,
+        policy: &Arc<Policy>,
+        ownership: &Arc<Ownership>,
+        neighbors: Arc<Neighbors>,
+    ) -> Self {
+        Self {
+            core,
+            policy: Arc::new(Arc::clone(policy)),
+            era: 1,
+            ownership: Arc::clone(ownership),
+            hops: Hops::new(random.word()),
+            tenants: policy.tenants().clone(),
+            neighbors,
+        }
+    }
+
+    /// Takes over policy and owners.
+    pub fn take_over(&mut self, policy: &Arc<Policy>, ownership: &Arc<Ownership>) {
+        self.tenants.clone_from(policy.tenants());
+        self.policy = Arc::new(Arc::clone(policy));
+        self.ownership = Arc::clone(ownership);
+    }
+
+    /// Every flow is decided again when its next packet comes. Numbers of next hops mean nothing any more.
+    pub fn begin_era(&mut self) {
+        self.hops.clear();
+        self.era = self.era.checked_add(1).unwrap_or(1);
+    }
+
+    /// Whether these are other neighbors than those in force.
+    pub fn is_news(&self, neighbors: &Arc<Neighbors>) -> bool {
+        !Arc::ptr_eq(neighbors, &self.neighbors)
+    }
+
+    /// Takes over what was learned about neighbors.
+    pub fn follow_neighbors(&mut self, neighbors: &Arc<Neighbors>) {
+        self.neighbors = Arc::clone(neighbors);
+        self.hops.follow(&self.policy, &self.neighbors);
+        if self.hops.is_worn_out() {
+            self.begin_era();
+        }
+    }
+
+    /// Whether this core was taken away.
+    pub fn is_lost(&self) -> bool {
+        !self.ownership.is_alive(self.core)
+    }
+
+    /// The number of a next hop: [`Hops::number`].
+    pub fn number(&mut self, egress: Egress, neighbor: IpAddr) -> u16 {
+        self.hops.number(egress, neighbor, &self.policy, &self.neighbors)
+    }
+
+    /// A next hop, whether or not it can have a number.
+    pub fn unnumbered(&self, egress: Egress, neighbor: IpAddr) -> Hop {
+        Hops::unnumbered(egress, neighbor, &self.policy, &self.neighbors)
+    }
+
+    /// The way of a number; `None`: it is not decided yet, or no longer.
+    pub fn way(&self, number: u16) -> Option<Way> {
+        match number {
+            next_hops::UNSET => None,
+            next_hops::HOST => Some(Way::Host),
+            next_hops::HAIRPIN => Some(Way::Hairpin),
+            number => self.hops.get(number).copied().map(Way::Hop),
+        }
+    }
+
+    /// The interface by which a packet of this key would leave, if it comes around instead: both ends are mapped ones
+    /// ([`super::hairpin`]).
+    pub fn around(&self, leaving: &FlowKey) -> Option<InterfaceId> {
+        if !self.policy.maps_endpoints {
+            return None;
+        }
+        let nat = &self.policy.nat;
+        nat.mapping_core_of(&leaving.reversed(), self.ownership.cores)?;
+        nat.mapping_core_of(leaving, self.ownership.cores)?;
+        let rule = nat.rule_of_outside(leaving.dst)?;
+        self.policy.spec.nats.get(usize::from(rule)).and_then(|nat| nat.out)
+    }
+
+    /// Where a leaving packet goes, and to which neighbor.
+    pub fn egress(&self, leaving: &FlowKey, tenant: u16) -> Option<(Egress, IpAddr)> {
+        if let Some(interface) = self.around(leaving) {
+            return Some((Egress::Interface(interface), leaving.dst));
+        }
+        if self.policy.is_own(leaving.dst) {
+            return Some((Egress::Host, leaving.dst));
+        }
+        let route = self.policy.fib.lookup(tenant, leaving.dst)?;
+        Some((route.egress, route.via.unwrap_or(leaving.dst)))
+    }
+
+    /// Where a reply goes: by what the question came, if that is still there and leads to its sender.
+    pub fn back(&self, ingress: Ingress, leaving: &FlowKey, tenant: u16) -> Option<(Egress, IpAddr)> {
+        match ingress {
+            _ if self.around(leaving).is_some() => {}
+            Ingress::Host => return Some((Egress::Host, leaving.dst)),
+            Ingress::Bond(id) if self.policy.peer(id).is_some() => {
+                return Some((Egress::Bond(id), leaving.dst));
+            }
+            Ingress::Interface(_) => {
+                let by_route = self.egress(leaving, tenant)?;
+                let came = Egress::from(ingress);
+                if by_route.0 == came || by_route.0 == Egress::Host {
+                    return Some(by_route);
+                }
+                let back = self.policy.fib.lookup_by(tenant, leaving.dst, came);
+                return Some(back.map_or(by_route, |route| (came, route.via.unwrap_or(leaving.dst))));
+            }
+            Ingress::Bond(_) => {}
+        }
+        self.egress(leaving, tenant)
+    }
+
+    /// The buckets in which a flow counts, each once: of both directions, and of its remote if that is what leads to it.
+    pub fn live_buckets(&self, original: &TenantKey, reply: &TenantKey) -> [Option<usize>; 3] {
+        let first = self.ownership.bucket(&original.0, original.1);
+        let second = self.ownership.bucket(&reply.0, reply.1);
+        let by_remote = !crate::nat::is_translated(reply.0.protocol) && original.0.src != reply.0.dst;
+        let third = by_remote
+            .then(|| crate::steer::remote_bucket(&self.ownership, reply.0.src, reply.0.protocol, reply.1));
+        [
+            Some(first),
+            (second != first).then_some(second),
+            third.filter(|third| *third != first && *third != second),
+        ]
+    }
+}
