@@ -15,7 +15,7 @@ use crate::scene::*;
 fn r7_the_gateway_is_managed_through_the_datapath() {
     isolated(|| {
         let lans = Lans::new(2);
-        let gateway = lans.start(&format!("{ALLOW}[[nat]]\nout = \"lan2\"\n"));
+        let gateway = lans.start(&format!("{ALLOW}host = \"datapath\"\n[[nat]]\nout = \"lan2\"\n"));
         let _web = Mirror::start(lans.gateway(), "gateway", "0.0.0.0:80");
         let _web6 = Mirror::start(lans.gateway(), "gateway6", "[fd00:1:1::1]:80");
         let ssh = Ssh::start(lans.gateway(), 22);
@@ -49,7 +49,7 @@ fn r7_own_connections_and_rules_about_the_gateway() {
     isolated(|| {
         let lans = Lans::new(2);
         let gateway = lans.start(
-            "[gateway]\ndefault-action = \"drop\"\n[[nat]]\nout = \"lan2\"\n\
+            "[gateway]\ndefault-action = \"drop\"\nhost = \"datapath\"\n[[nat]]\nout = \"lan2\"\n\
              [[rule]]\naction = \"allow\"\nfrom = \"lan1\"\nto = \"gateway\"\nprotocol = \"tcp\"\nport = 80\n",
         );
         let _own = Mirror::start(lans.gateway(), "gateway", "0.0.0.0:80");
@@ -67,6 +67,51 @@ fn r7_own_connections_and_rules_about_the_gateway() {
         resolve(place, "10.1.2.2");
         ping(place, "-c 3 10.1.2.2");
         ping(place, "-c 2 -s 4000 10.1.2.2");
+        no_reply_went_astray(&gateway);
+    });
+}
+
+/// A native host (the default) is managed and asks as if there were no gateway: by the devices, under its own firewall alone, from
+/// any port, with programs that are bound to a device.
+#[test]
+fn r7_a_native_host_works_as_before() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let place = lans.gateway();
+        shell(
+            place,
+            "nft 'table inet own { chain input { type filter hook input priority 0; policy drop; \
+             iifname lo accept; ct state established,related accept; icmpv6 type 133-137 accept; \
+             iifname lan1 tcp dport { 80, 81 } accept; iifname lan1 icmp type echo-request accept; }; }'",
+        );
+        let gateway = lans.start("[gateway]\ndefault-action = \"drop\"\n[[nat]]\nout = \"lan2\"\n[[rule]]\naction = \"drop\"\nto = \"gateway\"\nprotocol = \"tcp\"\nport = 81\n");
+        let _own = [80, 81, 82].map(|port| Mirror::start(place, "gateway", &format!("0.0.0.0:{port}")));
+        let _server = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
+        let _dns = Dns::start(lans.host(2), host_ip(2));
+        // The host's firewall knows the device; what it has closed stays closed, what it has open is open but for our rule.
+        assert_eq!(curl(lans.host(1), "10.1.1.1").unwrap().name, "gateway");
+        assert_eq!(curl(lans.host(1), "10.1.1.1").unwrap().source.ip(), host_ip(1));
+        for closed in ["10.1.1.1:81", "10.1.1.1:82"] {
+            assert!(curl_for(lans.host(1), closed, 1).is_err(), "{closed}");
+        }
+        assert!(curl_for(lans.host(2), "10.1.2.1", 1).is_err(), "only the inside device is open");
+        ping(lans.host(1), "-c 2 -s 4000 10.1.1.1");
+        // Large segments come in whole, in both directions.
+        Talk::open(lans.host(1), "10.1.1.1:80").unwrap().echo(3_000_000).unwrap();
+        // Its own questions, also from ports that the NAT uses, and from programs bound to the device.
+        resolve(place, "10.1.2.2");
+        for port in [123, 1_024, 5_060, 61_000] {
+            assert_eq!(
+                UdpClient::new(place, &format!("10.1.2.1:{port}")).ask("10.1.2.2:80", 100).name,
+                "server"
+            );
+        }
+        ping(place, "-c 2 -I lan2 10.1.2.2");
+        shell(place, "curl -sS --max-time 3 --interface lan2 http://10.1.2.2/");
+        shell(place, "curl -sS --max-time 3 --interface lan2 http://10.1.2.2/");
+        // Beside it the NAT goes on.
+        assert_eq!(ask_tcp(lans.host(1), "10.1.2.2:80").source.ip(), gateway_ip(2));
+        assert_eq!(dropped(&gateway, "rule-drop"), 2, "a SYN and its repetition");
         no_reply_went_astray(&gateway);
     });
 }

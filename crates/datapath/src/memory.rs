@@ -49,6 +49,10 @@ impl Output for MemoryOutput {
         self.sent.push(Sent::Host(*offload, packet.to_vec()));
     }
 
+    fn device_ingress(&mut self, _: InterfaceId, offload: &VirtioNetHeader, bytes: &mut [u8]) {
+        self.host(offload, bytes);
+    }
+
     fn interface(&mut self, interface: InterfaceId, offload: &VirtioNetHeader, bytes: &mut [u8]) {
         self.sent.push(Sent::Interface(interface, *offload, bytes.to_vec()));
     }

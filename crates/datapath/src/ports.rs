@@ -28,6 +28,10 @@ pub trait Output {
     /// Gives a packet to the host's own stack. `bytes`: [`services::pipeline::ETHERNET_BYTES`] of room, then the packet.
     fn host(&mut self, offload: &VirtioNetHeader, bytes: &mut [u8]);
 
+    /// Gives a packet to the host's own stack by the device of an interface, as if it had just come in there. `bytes`: as for
+    /// [`Output::host`]; its Ethernet header where the frame still has one.
+    fn device_ingress(&mut self, interface: InterfaceId, offload: &VirtioNetHeader, bytes: &mut [u8]);
+
     /// Sends one frame by an interface. `bytes`: its Ethernet header, then the packet.
     fn interface(&mut self, interface: InterfaceId, offload: &VirtioNetHeader, bytes: &mut [u8]);
 
@@ -95,6 +99,7 @@ pub(crate) fn leave(out: &mut impl Output, outcome: Outcome, offload: &VirtioNet
     match outcome {
         Outcome::Forward(Egress::Interface(interface)) => out.interface(interface, offload, bytes),
         Outcome::Forward(Egress::Host) => out.host(offload, bytes),
+        Outcome::DeviceIngress(interface) => out.device_ingress(interface, offload, bytes),
         Outcome::Resolve(interface, next_hop) => {
             out.resolve(interface, next_hop, offload, bytes.get_mut(ETHERNET_BYTES..).unwrap_or_default());
         }

@@ -103,6 +103,10 @@ impl Output for Out {
         self.host.push(bytes.as_ptr() as usize + ETHERNET_BYTES);
     }
 
+    fn device_ingress(&mut self, _: InterfaceId, offload: &VirtioNetHeader, bytes: &mut [u8]) {
+        self.host(offload, bytes);
+    }
+
     fn interface(&mut self, interface: InterfaceId, _: &VirtioNetHeader, bytes: &mut [u8]) {
         self.interfaces.push((interface, bytes.as_ptr() as usize + ETHERNET_BYTES));
     }

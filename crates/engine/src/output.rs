@@ -22,10 +22,38 @@ use crate::ports::segments;
 use crate::rings::RingSenders;
 use crate::sockets::{Link, Sockets};
 
+/// EtherTypes (RFC 894, RFC 2464), big-endian.
+const ETHER_TYPE_IPV4: [u8; 2] = [0x08, 0x00];
+const ETHER_TYPE_IPV6: [u8; 2] = [0x86, 0xdd];
+
+/// The way back into a device, for frames of the host; without eBPF there is none.
+pub(crate) struct DeviceIngress {
+    pub sender: PacketSender,
+    /// Hardware address of the device.
+    pub mac: [u8; 6],
+}
+
+impl DeviceIngress {
+    /// Writes the Ethernet header as the frame had it: the host's own filters may look at its source. A packet that was put
+    /// together here, or comes from another core without one, gets one without source.
+    fn write_header(&self, bytes: &mut [u8]) {
+        let Some((header, packet)) = bytes.split_first_chunk_mut::<ETHERNET_BYTES>() else { return };
+        let ether_type =
+            if packet.first().is_some_and(|byte| byte >> 4 == 6) { ETHER_TYPE_IPV6 } else { ETHER_TYPE_IPV4 };
+        let [kind @ .., high, low] = header;
+        if kind[..6] != self.mac || [*high, *low] != ether_type {
+            kind[..6].copy_from_slice(&self.mac);
+            kind[6..].fill(0);
+            [*high, *low] = ether_type;
+        }
+    }
+}
+
 /// The sending half of one interface.
 pub(crate) struct InterfaceOutput {
     pub sender: PacketSender,
     pub raw: RawIpSender,
+    pub back: Option<DeviceIngress>,
     pub counters: InterfaceCounters,
 }
 
@@ -57,6 +85,12 @@ impl Output for LinuxOutput {
         self.counters.tun_tx_bytes.add(packet_bytes as u64);
         if !offload.write(bytes) || self.tun.write(bytes).is_err() {
             self.drops.add(DropReason::TunWrite);
+        }
+    }
+
+    fn device_ingress(&mut self, interface: InterfaceId, offload: &VirtioNetHeader, bytes: &mut [u8]) {
+        if !self.interfaces.device_ingress(interface, offload, bytes) {
+            self.host(offload, bytes);
         }
     }
 
@@ -106,13 +140,19 @@ pub(crate) struct InterfaceOutputs {
 
 impl InterfaceOutputs {
     /// Opens an interface, or gives it new sockets; its counters go on.
-    pub fn open(&mut self, id: InterfaceId, sender: PacketSender, raw: RawIpSender) {
+    pub fn open(
+        &mut self,
+        id: InterfaceId,
+        sender: PacketSender,
+        raw: RawIpSender,
+        back: Option<DeviceIngress>,
+    ) {
         if self.list.len() <= id.index() {
             self.list.resize_with(id.index() + 1, || None);
         }
         if let Some(place) = self.list.get_mut(id.index()) {
             let counters = place.as_ref().map(|output| output.counters).unwrap_or_default();
-            *place = Some(InterfaceOutput { sender, raw, counters });
+            *place = Some(InterfaceOutput { sender, raw, back, counters });
         }
     }
 
@@ -162,6 +202,23 @@ impl InterfaceOutputs {
         if let Some(error) = sent.error {
             tracing::debug!(interface = id.0, %error, "interface write");
         }
+    }
+
+    /// Gives a frame back to the device it came by; `false`: there is no way.
+    fn device_ingress(&mut self, id: InterfaceId, offload: &VirtioNetHeader, bytes: &mut [u8]) -> bool {
+        let Some(Some(InterfaceOutput { back: Some(back), .. })) = self.list.get(id.index()) else {
+            return false;
+        };
+        back.write_header(bytes);
+        let sent = back
+            .sender
+            .send_many(&[SendFrame { vnet: to_ethernet(offload).to_bytes(), parts: [bytes, &[], &[]] }]);
+        self.drops.add_n(DropReason::QueueFull, sent.full as u64);
+        self.drops.add_n(DropReason::SendError, sent.refused as u64);
+        if let Some(error) = sent.error {
+            tracing::debug!(interface = id.0, %error, "back into the device");
+        }
+        true
     }
 
     /// The kernel shall find the neighbor: it takes whole packets of ordinary size only.

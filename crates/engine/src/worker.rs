@@ -223,13 +223,13 @@ impl Worker {
     }
 
     fn open(&mut self, interface: Interface) {
-        let Interface { id, ring, sender, raw } = interface;
+        let Interface { id, ring, sender, raw, back } = interface;
         // New sockets for an interface that stays count on from the old ones.
         let inputs = &mut self.round.ports.interfaces;
         let read = inputs.list.iter().find(|input| input.id == id).map(|input| (input.packets, input.bytes));
         let (packets, bytes) = read.unwrap_or_default();
         self.stop_reading(id);
-        self.round.ports.out().interfaces.open(id, sender, raw);
+        self.round.ports.out().interfaces.open(id, sender, raw, back);
         let Some(ring) = ring else { return };
         match self.epoll.add(&ring, INTERFACE_TOKENS + u64::from(id.0), Interest::Read) {
             Ok(()) => {

@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 
-use crate::bpf::{KernelShare, kernel};
+use crate::bpf::{KernelShare, device_ingress, kernel};
 use crate::error::Context;
 use crate::netns::prepare_command;
 use crate::sys::interface_index;
@@ -27,7 +27,8 @@ pub enum GuardKind {
 
 #[derive(Debug)]
 enum Hold {
-    Program(OwnedFd),
+    /// The link of the guard, and that of the way back into the device.
+    Program(OwnedFd, #[expect(dead_code, reason = "held until the guard goes")] OwnedFd),
     Table(String),
 }
 
@@ -60,10 +61,13 @@ impl IngressGuard {
         let what = format!("attach a program to the ingress of {interface}");
         let index = interface_index(interface).context(&what)?;
         let program = share.load_guard()?;
+        let back = device_ingress::load()?;
         let link = kernel::attach_ingress(index, &program).context(&what)?;
+        let back = kernel::attach_egress(index, &back)
+            .context(format!("attach a program to the egress of {interface}"))?;
         // What a killed process left behind would drop by its own, older rules.
         let _ = nft(&remove_table(&table_name(interface)));
-        Ok(IngressGuard { interface: interface.to_owned(), hold: Hold::Program(link) })
+        Ok(IngressGuard { interface: interface.to_owned(), hold: Hold::Program(link, back) })
     }
 
     /// Only with `nft`.
@@ -79,7 +83,7 @@ impl IngressGuard {
     /// Its parts.
     pub fn kind(&self) -> GuardKind {
         match self.hold {
-            Hold::Program(_) => GuardKind::Program,
+            Hold::Program(..) => GuardKind::Program,
             Hold::Table(_) => GuardKind::Table,
         }
     }
@@ -89,7 +93,7 @@ impl IngressGuard {
     pub fn set_kernel_share(&self, share: &KernelShare) -> Result<()> {
         let what = format!("change the guard of {}", self.interface);
         match &self.hold {
-            Hold::Program(link) => {
+            Hold::Program(link, _) => {
                 let program = share.load_guard()?;
                 kernel::replace_program(link, &program).context(what)
             }

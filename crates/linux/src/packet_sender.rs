@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use packet::vnet::VNET_HEADER_BYTES;
 
 use crate::Result;
+use crate::bpf::INGRESS_MARK;
 use crate::error::Context;
 use crate::packet_ring::{bind, open_socket, set_buffer};
 use crate::sys::{check_size, interface_index, set_option};
@@ -63,6 +64,16 @@ impl PacketSender {
         set_buffer(&fd, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, BUFFER_BYTES).context(&what)?;
         bind(&fd, index, 0).context(&what)?;
         Ok(PacketSender { fd, index })
+    }
+
+    /// Opens one whose frames come in by the interface in place of leaving by it: for the host, as if they had just been received.
+    /// Only where an [`IngressGuard`](crate::ingress_guard::IngressGuard) of kind `Program` is attached; otherwise they leave.
+    /// Needs CAP_NET_RAW and CAP_NET_ADMIN.
+    pub fn open_to_ingress(interface: &str) -> Result<PacketSender> {
+        let sender = PacketSender::open(interface, false)?;
+        set_option(&sender.fd, libc::SOL_SOCKET, libc::SO_MARK, &INGRESS_MARK)
+            .context(format_args!("mark what comes in again by {interface}"))?;
+        Ok(sender)
     }
 
     /// Index of its interface.

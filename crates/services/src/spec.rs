@@ -49,6 +49,8 @@ pub struct GatewaySpec {
     pub timeouts: Timeouts,
     /// Bounds.
     pub limits: Limits,
+    /// How the host itself gets what is addressed to it.
+    pub host: HostMode,
     /// First and last port of the host's own outgoing connections. (0, 0): not told, see
     /// [`GatewaySpec::is_host_port`].
     pub host_ports: (u16, u16),
@@ -64,6 +66,18 @@ impl GatewaySpec {
             (first, last) => first <= port && port <= last,
         }
     }
+}
+
+/// How the host gets what comes in by an interface for itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HostMode {
+    /// By the device it came by: the host's own firewall, and programs bound to the device, work as without us. Of our rules only
+    /// those that match count, not the default.
+    #[default]
+    Native,
+    /// By the tunnel device, as everything else that the datapath decides: rules, the default and tenants hold (row R7).
+    Datapath,
 }
 
 /// One plain interface.

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use services::fragment::Variant;
-use services::spec::{BalanceMethod, DeliveryMode, Limits, Mapping, NatMode, RuleAction, Timeouts};
+use services::spec::{BalanceMethod, DeliveryMode, HostMode, Limits, Mapping, NatMode, RuleAction, Timeouts};
 
 use crate::health::HealthSpec;
 
@@ -314,6 +314,8 @@ pub enum Distribution {
 pub struct Settings {
     /// For a new flow that no rule matches.
     pub default_action: RuleAction,
+    /// How the host gets what comes in by an interface for itself.
+    pub host: HostMode,
     /// Bounds.
     pub limits: Limits,
     /// How long silent flows are kept.
@@ -332,6 +334,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             default_action: RuleAction::Allow,
+            host: HostMode::default(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
             fragments: Variant::default(),

@@ -119,6 +119,7 @@ pub fn gateway_spec(config: &Config, facts: &HostFacts, overrides: &Overrides) -
         fragments: config.services.settings.fragments,
         timeouts: config.services.settings.timeouts,
         limits: config.services.settings.limits,
+        host: config.services.settings.host,
         host_ports: facts.ephemeral_ports,
         interfaces,
     }

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::output::DeviceIngress;
 use arc_swap::ArcSwap;
 use datapath::Snapshots;
 use linux::bpf::SteeringProgram;
@@ -159,6 +160,8 @@ pub(crate) struct Interface {
     pub ring: Option<PacketRing>,
     pub sender: PacketSender,
     pub raw: RawIpSender,
+    /// The way back into the device.
+    pub back: Option<DeviceIngress>,
 }
 
 /// An order in a worker's mailbox.

@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 
 use linux::bpf::{KernelShare, SteeringProgram};
-use linux::ingress_guard::IngressGuard;
+use linux::ingress_guard::{GuardKind, IngressGuard};
 use linux::packet_ring::{Fanout, PacketRing, PacketRingOptions};
 use linux::packet_sender::PacketSender;
 use linux::raw_ip::RawIpSender;
 use packet::attachment::InterfaceId;
 use services::spec::{GatewaySpec, InterfaceSpec};
 use steering::ownership::Ownership;
+
+use crate::output::DeviceIngress;
 
 use super::{Command, GatewaySettings, Interface, Readers, Shared, lock};
 
@@ -32,6 +34,7 @@ pub(crate) struct Opened {
 struct OpenPort {
     index: u32,
     device: String,
+    mac: [u8; 6],
     tenant: u16,
     readers: Readers,
     share: KernelShare,
@@ -81,8 +84,9 @@ pub(super) fn follow(shared: &Shared, settings: &GatewaySettings, listen_port: O
         let id = InterfaceId(place as u16);
         let Some(slot) = opened.ports.get_mut(place) else { continue };
         let stays = slot.as_ref().is_some_and(|port| {
-            let same = interface
-                .is_some_and(|interface| interface.device == port.device && interface.tenant == port.tenant);
+            let same = interface.is_some_and(|interface| {
+                (&interface.device, interface.tenant, interface.mac) == (&port.device, port.tenant, port.mac)
+            });
             same && Some(port.index) == index && port.readers == settings.readers
         });
         if !stays && slot.take().is_some() {
@@ -141,6 +145,7 @@ fn open(
     let port = OpenPort {
         index,
         device: interface.device.clone(),
+        mac: interface.mac,
         tenant: interface.tenant,
         readers,
         share: share.clone(),
@@ -178,11 +183,18 @@ fn open_rings(shared: &Shared, id: InterfaceId, port: &OpenPort) -> Result<(), l
     };
     let mut interfaces = Vec::with_capacity(cores);
     for core in 0..cores {
+        let back = match port.guard.kind() {
+            GuardKind::Program => {
+                Some(DeviceIngress { sender: PacketSender::open_to_ingress(&port.device)?, mac: port.mac })
+            }
+            GuardKind::Table => None,
+        };
         interfaces.push(Interface {
             id,
             ring: if reads(core) { Some(PacketRing::open(&port.device, &options)?) } else { None },
             sender: PacketSender::open(&port.device, false)?,
             raw: RawIpSender::open(&port.device)?,
+            back,
         });
     }
     for (core, interface) in interfaces.into_iter().enumerate() {

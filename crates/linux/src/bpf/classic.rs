@@ -20,10 +20,15 @@ const SIZE_MASK: u16 = 0x18;
 const PROPERTIES: u32 = 0xffff_f000;
 /// To whom the frame is addressed; [`TO_US`] is our own hardware address.
 pub(super) const PACKET_TYPE: u32 = PROPERTIES + 4;
-/// Not zero when the frame had a VLAN tag.
-pub(super) const VLAN_PRESENT: u32 = PROPERTIES + 48;
+/// The mark of the packet.
+pub(super) const MARK: u32 = PROPERTIES + 20;
+/// Priority and number of the VLAN (IEEE 802.1Q, 16 bits); 0 without a tag.
+pub(super) const VLAN_TAG: u32 = PROPERTIES + 44;
 /// The value of [`PACKET_TYPE`] for frames to this host (`PACKET_HOST`).
 pub(super) const TO_US: u32 = 0;
+
+/// Offset of the mark in `struct __sk_buff`.
+pub(super) const PACKET_MARK: i16 = 8;
 
 /// Bytes of a load.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -140,11 +145,17 @@ impl Classic {
     }
 }
 
-/// The same program for the extended machine. `result` says what a classic result becomes. A load beyond the
+/// The same program for the extended machine. `begin` writes what comes before it, with the packet in R1, which it leaves there;
+/// `result` says what a classic result becomes. A load beyond the
 /// end of the frame ends the program with 0, as it does in the classic machine. `None` for instructions that
 /// [`Classic`] does not write.
-pub(super) fn translate(code: &[Instruction], result: impl Fn(u32) -> i32) -> Option<Vec<Extended>> {
+pub(super) fn translate(
+    code: &[Instruction],
+    begin: impl FnOnce(&mut Assembler),
+    result: impl Fn(u32) -> i32,
+) -> Option<Vec<Extended>> {
     let mut asm = Assembler::default();
+    begin(&mut asm);
     let labels: Vec<Label> = code.iter().map(|_| asm.label()).collect();
     // A is R0, X is R7; loads want the packet in R6.
     asm.op(Op::Move, R6, R1);
@@ -171,7 +182,8 @@ pub(super) fn translate(code: &[Instruction], result: impl Fn(u32) -> i32) -> Op
             }
             // Offsets in `struct __sk_buff`.
             _ if instruction.k == PACKET_TYPE => asm.load(Size::Word, R0, R6, 4),
-            _ if instruction.k == VLAN_PRESENT => asm.load(Size::Word, R0, R6, 20),
+            _ if instruction.k == MARK => asm.load(Size::Word, R0, R6, PACKET_MARK),
+            _ if instruction.k == VLAN_TAG => asm.load(Size::Word, R0, R6, 24),
             load if load == LOAD_ABSOLUTE | size => asm.load_packet(size as u8, instruction.k, None),
             load if load == LOAD_INDIRECT | size => asm.load_packet(size as u8, instruction.k, Some(R7)),
             _ => return None,

@@ -15,8 +15,9 @@ const LINK_CREATE: libc::c_int = 28;
 const LINK_UPDATE: libc::c_int = 29;
 const PROG_TYPE_SOCKET_FILTER: u32 = 1;
 const PROG_TYPE_SCHED_CLS: u32 = 3;
-/// Attach type (`BPF_TCX_INGRESS`, Linux 6.6).
+/// Attach types (`BPF_TCX_INGRESS`, `BPF_TCX_EGRESS`, Linux 6.6).
 const TCX_INGRESS: u32 = 46;
+const TCX_EGRESS: u32 = 47;
 /// Before all others (`BPF_F_BEFORE` without a relative).
 const BEFORE: u32 = 1 << 3;
 const LOG_BYTES: usize = 64 << 10;
@@ -121,10 +122,19 @@ pub(super) fn load_classifier(code: &[Instruction]) -> io::Result<OwnedFd> {
 /// Puts a program from [`load_classifier`] before all others at the ingress of an interface of the calling
 /// thread's namespace. It is gone when the returned descriptor is closed, however that happens.
 pub(crate) fn attach_ingress(interface: u32, program: impl AsFd) -> io::Result<OwnedFd> {
+    attach(TCX_INGRESS, interface, program)
+}
+
+/// As [`attach_ingress`], where frames leave.
+pub(crate) fn attach_egress(interface: u32, program: impl AsFd) -> io::Result<OwnedFd> {
+    attach(TCX_EGRESS, interface, program)
+}
+
+fn attach(attach_type: u32, interface: u32, program: impl AsFd) -> io::Result<OwnedFd> {
     let mut attributes = CreateLink {
         program: program.as_fd().as_raw_fd().cast_unsigned(),
         interface,
-        attach_type: TCX_INGRESS,
+        attach_type,
         flags: BEFORE,
         relative: 0,
         _padding: 0,

@@ -7,7 +7,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 
-use super::classic::{self, Classic, PACKET_TYPE, Place, TO_US, VLAN_PRESENT, Width};
+use super::assembler::{Assembler, If, Op, R0, R1, Size};
+use super::classic::{self, Classic, MARK, PACKET_MARK, PACKET_TYPE, Place, TO_US, VLAN_TAG, Width};
+use super::device_ingress::INGRESS_MARK;
 use super::kernel;
 use super::reuseport::Instruction;
 use crate::error::Context;
@@ -36,8 +38,8 @@ const HOP_LIMIT_FRESH: u32 = 255;
 /// ICMPv6 types of neighbor discovery, first and last (RFC 4861: 133–137).
 const DISCOVERY: (u32, u32) = (133, 137);
 
-/// The traffic of an interface that stays with the kernel, besides what always does: everything but IP,
-/// frames with a VLAN tag, broadcast and multicast frames, neighbor discovery (ICMPv6 133–137 with hop limit
+/// The traffic of an interface that stays with the kernel, besides what always does: what the datapath itself gives back to the
+/// interface ([`INGRESS_MARK`]), everything but IP, frames of a VLAN (a tag with a priority only names none), broadcast and multicast frames, neighbor discovery (ICMPv6 133–137 with hop limit
 /// 255), and answers of a DHCP server (UDP 67 to 68).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KernelShare {
@@ -73,7 +75,18 @@ impl KernelShare {
     pub(crate) fn load_guard(&self) -> Result<OwnedFd> {
         const WHAT: &str = "load the program that keeps the kernel's stack from the datapath's frames";
         let verdict = |result| if result == TAKE { TCX_DROP } else { TCX_NEXT };
-        let code = classic::translate(&self.filter()?, verdict)
+        // The mark has done its work: the host's own programs and rules see none.
+        let unmark = |asm: &mut Assembler| {
+            let begin = asm.label();
+            asm.load(Size::Word, R0, R1, PACKET_MARK);
+            asm.jump_if_value32(If::NotEqual, R0, INGRESS_MARK, begin);
+            asm.op_value(Op::Move, R0, 0);
+            asm.store(Size::Word, R1, PACKET_MARK, R0);
+            asm.op_value(Op::Move, R0, TCX_NEXT);
+            asm.exit();
+            asm.place(begin);
+        };
+        let code = classic::translate(&self.filter()?, unmark, verdict)
             .ok_or_else(|| Error::new(WHAT, std::io::ErrorKind::InvalidData.into()))?;
         kernel::load_classifier(&code).context(WHAT)
     }
@@ -83,7 +96,10 @@ impl KernelShare {
         let (kernel, take, v4, v6) = (asm.ahead(), asm.ahead(), asm.ahead(), asm.ahead());
         asm.load(Width::Word, PACKET_TYPE);
         asm.unless_equal(TO_US, kernel);
-        asm.load(Width::Word, VLAN_PRESENT);
+        asm.load(Width::Word, MARK);
+        asm.if_equal(INGRESS_MARK, kernel);
+        asm.load(Width::Word, VLAN_TAG);
+        asm.and(0x0fff);
         asm.unless_equal(0, kernel);
         asm.load(Width::Half, ETHER_TYPE);
         asm.if_equal(libc::ETH_P_IP as u32, v4);
@@ -181,6 +197,7 @@ impl KernelShare {
     pub(crate) fn nft_rules(&self) -> Vec<String> {
         let mut rules = vec![
             "meta pkttype != host accept".to_owned(),
+            "ether type 8021q vlan id 0 vlan type { ip, ip6 } drop".to_owned(),
             "ether type { 8021q, 8021ad } accept".to_owned(),
             "ether type != { ip, ip6 } accept".to_owned(),
             "ether type ip ip frag-off & 0x1fff == 0 udp sport 67 udp dport 68 accept".to_owned(),

@@ -12,7 +12,7 @@ use super::answers::Answer;
 use super::context::PacketContext;
 use super::flows::{is_embryonic, tick_of};
 use super::next_hops::{self, Hop, Way};
-use super::{Direction, Frame, Origin, Outcome, Output, Services};
+use super::{Direction, Frame, Origin, Output, Services};
 use crate::flow::{FlowId, Record, flags};
 use crate::icmp::Problem;
 use crate::policy::{Policy, Service};
@@ -198,7 +198,7 @@ impl Services {
     pub(super) fn give_to_host(&mut self, frame: &mut Frame<'_>, header: &IpHeader) {
         self.counters.to_host += 1;
         self.went_on(header);
-        frame.outcome = Outcome::Forward(Egress::Host);
+        frame.outcome = self.routing.host(frame.ingress);
     }
 
     /// An ICMP error about a flow goes to the flow's end, translated inside and outside.
@@ -236,7 +236,7 @@ impl Services {
             }
         }
         match way {
-            Way::Host => frame.outcome = Outcome::Forward(Egress::Host),
+            Way::Host => frame.outcome = self.routing.host(frame.ingress),
             Way::Hop(hop) => address(frame, &hop),
             // Only what is translated comes around.
             Way::Hairpin => return Err(DropReason::NoRoute),

@@ -55,6 +55,8 @@ pub enum Outcome {
     Pending,
     /// Leaves there. For an interface its Ethernet header is written; the host and bonds get the packet without one.
     Forward(Egress),
+    /// For the host, which gets it by the device of this interface, as if it had not been read.
+    DeviceIngress(InterfaceId),
     /// The hardware address of this next hop is not known: the kernel shall resolve it and send.
     Resolve(InterfaceId, IpAddr),
     /// Nothing more to do: held, handed over, answered.

@@ -224,7 +224,9 @@ impl Services {
                 let key = flow.map(|(id, direction)| self.flows.table.leaves_as(id, direction));
                 out.emit(outcome, key.as_ref(), &offload, bytes);
             }
-            Outcome::Forward(_) | Outcome::Resolve(..) => out.emit(outcome, None, &offload, bytes),
+            Outcome::Forward(_) | Outcome::DeviceIngress(_) | Outcome::Resolve(..) => {
+                out.emit(outcome, None, &offload, bytes);
+            }
             Outcome::Pending | Outcome::Consumed | Outcome::Dropped(_) => {}
         }
     }

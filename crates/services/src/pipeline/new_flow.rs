@@ -14,14 +14,14 @@ use super::context::PacketContext;
 use super::flows::{TenantKey, tick_of};
 use super::hairpin::Hairpin;
 use super::{
-    Direction, EMERGENCY_ENTRIES, EMERGENCY_S, Frame, Handed, Origin, Outcome, Output, Piece, Services,
-    established, next_hops,
+    Direction, EMERGENCY_ENTRIES, EMERGENCY_S, ETHERNET_BYTES, Frame, Handed, Origin, Outcome, Output, Piece,
+    Services, established, next_hops,
 };
 use crate::flow::{FlowId, Record, flags};
 use crate::nat::{BindRequest, Binding, NatClient};
 use crate::policy::{Policy, Service};
 use crate::rules::{Question, Verdict};
-use crate::spec::{DeliveryMode, NatMode, RuleAction, TCP, UDP};
+use crate::spec::{DeliveryMode, HostMode, NatMode, RuleAction, TCP, UDP};
 use crate::steer;
 use crate::tcp;
 
@@ -108,9 +108,16 @@ impl Services {
     ) {
         self.counters.handed_out += 1;
         let (ingress, offload) = (frame.ingress, frame.offload);
-        let Some(packet) = out.buffers().copy(frame.packet(), &offload, ingress) else {
+        let Some(mut packet) = out.buffers().copy(frame.packet(), &offload, ingress) else {
             return self.dropped(frame, DropReason::TooBig);
         };
+        // The host may get it by its device, with the header that it had.
+        if let (Some(room), Some(header)) = (
+            packet.with_room(ETHERNET_BYTES).first_chunk_mut::<ETHERNET_BYTES>(),
+            frame.bytes.first_chunk::<ETHERNET_BYTES>(),
+        ) {
+            *room = *header;
+        }
         if out.hand_over(core, Handed { packet, origin, piece }) {
             frame.outcome = Outcome::Consumed;
         } else {
@@ -208,9 +215,13 @@ impl Services {
         let to_gateway = !policy.rules.is_empty() && policy.is_addressed(key);
         let question = Question { key, tenant: *tenant, ingress: *ingress, egress, to_gateway };
         let verdict = policy.verdict(&question);
+        // The host's own firewall decides what the host gets; our rules only about what begins something.
+        let native = egress == Egress::Host && is_native(policy, *ingress);
         // What answers the host passes whatever the default is: nothing was decided.
-        if verdict.rule.is_none() && answers_host(policy, packet, frame, egress) {
-            return Ok(verdict);
+        if native && (verdict.rule.is_none() || !opens(policy, packet, frame))
+            || verdict.rule.is_none() && answers_host(policy, packet, frame, egress)
+        {
+            return Ok(Verdict { action: RuleAction::Allow, rule: None });
         }
         self.rule_counters.count_verdict(verdict.rule);
         match verdict.action {
@@ -551,8 +562,14 @@ fn passes_without_flow(
     match packet.ingress {
         Ingress::Bond(_) if icmp::is_icmp(key.protocol) => packet.icmp(frame) != Some(Kind::Request),
         Ingress::Bond(_) => is_to_many(key.dst),
+        ingress if is_native(policy, ingress) => true,
         Ingress::Interface(_) | Ingress::Host => key.protocol != TCP || !opens(policy, packet, frame),
     }
+}
+
+/// Whether the host gets what came in here by its device, unchanged.
+fn is_native(policy: &Policy, ingress: Ingress) -> bool {
+    policy.spec.host == HostMode::Native && ingress.interface().is_some()
 }
 
 /// Whether a packet may be an answer to the host, whose own questions never come by here. Those to peers do: their

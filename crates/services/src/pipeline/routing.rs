@@ -7,10 +7,12 @@ use packet::attachment::{Egress, Ingress, InterfaceId};
 use packet::flow::FlowKey;
 use steering::ownership::Ownership;
 
+use super::Outcome;
 use super::flows::TenantKey;
 use super::next_hops::{self, Hop, Hops, Neighbors, Way};
 use crate::policy::{Policy, Tenants};
 use crate::random::Random;
+use crate::spec::HostMode;
 
 /// Snapshots that control has published, as one core goes by them.
 pub(super) struct Routing {
@@ -47,6 +49,14 @@ impl Routing {
             hops: Hops::new(random.word()),
             tenants: policy.tenants().clone(),
             neighbors,
+        }
+    }
+
+    /// Outcome of a packet for the host.
+    pub fn host(&self, ingress: Ingress) -> Outcome {
+        match ingress {
+            Ingress::Interface(id) if self.policy.spec.host == HostMode::Native => Outcome::DeviceIngress(id),
+            _ => Outcome::Forward(Egress::Host),
         }
     }
 

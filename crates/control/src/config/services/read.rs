@@ -6,7 +6,7 @@ use std::path::Path;
 
 use ipnet::IpNet;
 use services::fragment::Variant;
-use services::spec::{Limits, RuleAction, TCP, Timeouts, UDP};
+use services::spec::{HostMode, Limits, RuleAction, TCP, Timeouts, UDP};
 use toml::de::{DeTable, DeValue};
 
 use super::super::Surroundings;
@@ -372,6 +372,8 @@ const DISTRIBUTIONS: [(&str, Distribution); 5] = [
     ("cpu", Distribution::Cpu),
 ];
 
+const HOST_MODES: [(&str, HostMode); 2] = [("native", HostMode::Native), ("datapath", HostMode::Datapath)];
+
 const FRAGMENTS: [(&str, Variant); 3] =
     [("as-needed", Variant::Rules), ("assemble", Variant::Assemble), ("bridge", Variant::Bridge)];
 
@@ -414,6 +416,9 @@ fn gateway(
         ..Settings::default()
     };
     settings.fragments = fragments(&mut section);
+    if let Some(host) = section.choice("host", &HOST_MODES) {
+        settings.host = host.value;
+    }
     if let Some(distribution) = section.choice("distribution", &DISTRIBUTIONS) {
         settings.distribution = distribution.value;
     }

@@ -3,7 +3,8 @@
 use packet::DropReason;
 
 use super::world::*;
-use crate::spec::{GatewaySpec, GroupSpec, RuleAction, RuleSpec, SideSpec, TCP};
+use crate::pipeline::Outcome;
+use crate::spec::{GatewaySpec, GroupSpec, NatMode, RuleAction, RuleSpec, SideSpec, TCP};
 
 fn rule(action: RuleAction, to: &str) -> RuleSpec {
     RuleSpec {
@@ -136,6 +137,51 @@ fn floods_leave_established_flows_alive() {
     // Under pressure what nobody answers goes after seconds, and there is room again.
     world.wait(10);
     world.one(WAN, &udp("192.0.2.1:1", "10.0.0.79:80", b"new"));
+}
+
+/// The host's own firewall decides: neither our default nor what NAT hides refuses anything, whatever port an answer goes to.
+#[test]
+fn a_native_host_gets_everything_by_the_device_it_came_by() {
+    let mut spec = native(two_interfaces());
+    spec.default_action = RuleAction::Drop;
+    spec.nats = vec![nat(NatMode::AddressAndPort, &["203.0.113.1"])];
+    for cores in [1, 4] {
+        let mut world = World::new(cores, spec.clone());
+        for (ingress, packet) in [
+            (LAN, tcp("10.0.0.9:7", "10.0.0.1:22", SYN, 1, 0, b"")),
+            (WAN, tcp("198.51.100.7:80", "203.0.113.1:40000", SYN | ACK, 1, 2, b"")),
+            (WAN, tcp("198.51.100.7:80", "203.0.113.1:22", SYN, 1, 0, b"")),
+            (WAN, udp("198.51.100.7:53", "203.0.113.1:1024", b"answer")),
+            (WAN, udp("198.51.100.7:123", "203.0.113.1:123", b"answer")),
+            (
+                WAN,
+                ip("198.51.100.7".parse().unwrap(), "203.0.113.1".parse().unwrap(), 50, b"ESP of the host"),
+            ),
+            (WAN, echo("198.51.100.7", "203.0.113.1", 0, 3)),
+        ] {
+            let left = world.one(ingress, &packet);
+            assert_eq!(left.outcome, Outcome::DeviceIngress(ingress.interface().unwrap()));
+            assert_eq!(left.packet, packet, "unchanged");
+        }
+        assert_eq!(world.flows(), 0);
+        // What is of a translated flow is not the host's.
+        let out = world.one(LAN, &udp("10.0.0.9:1", "198.51.100.7:53", b"x"));
+        let back = world.one(WAN, &udp_of(&out.key().reversed(), b"y"));
+        assert_eq!((back.by(), back.key().dst), (LAN, "10.0.0.9".parse().unwrap()));
+    }
+}
+
+/// Rules about the gateway hold; what answers the host was never asked about.
+#[test]
+fn rules_about_a_native_host_hold() {
+    let mut world =
+        World::new(2, native(with_rules(vec![rule(RuleAction::Drop, "203.0.113.1/32")], RuleAction::Allow)));
+    world.dropped(WAN, &tcp("198.51.100.7:80", "203.0.113.1:22", SYN, 1, 0, b""), DropReason::RuleDrop);
+    world.dropped(WAN, &udp("198.51.100.7:5", "203.0.113.1:53", b"x"), DropReason::RuleDrop);
+    world.dropped(WAN, &echo("198.51.100.7", "203.0.113.1", 8, 3), DropReason::RuleDrop);
+    world.one(WAN, &tcp("198.51.100.7:80", "203.0.113.1:40000", SYN | ACK, 1, 2, b""));
+    world.one(WAN, &udp("198.51.100.7:53", "203.0.113.1:40000", b"answer"));
+    world.one(WAN, &echo("198.51.100.7", "203.0.113.1", 0, 3));
 }
 
 #[test]

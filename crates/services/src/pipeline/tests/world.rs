@@ -16,7 +16,8 @@ use crate::pipeline::{Counters, ETHERNET_BYTES, Frame, Handed, Neighbors, Outcom
 use crate::policy::Policy;
 use crate::random::Random;
 use crate::spec::{
-    Attachment, GatewaySpec, InterfaceSpec, Mapping, NatMode, NatSpec, RouteSpec, SideSpec, TCP, UDP,
+    Attachment, GatewaySpec, HostMode, InterfaceSpec, Mapping, NatMode, NatSpec, RouteSpec, SideSpec, TCP,
+    UDP,
 };
 use steering::ownership::Ownership;
 
@@ -61,7 +62,7 @@ impl Left {
     pub fn by(&self) -> Ingress {
         match self.outcome {
             Outcome::Forward(Egress::Interface(id)) | Outcome::Resolve(id, _) => Ingress::Interface(id),
-            Outcome::Forward(Egress::Host) => Ingress::Host,
+            Outcome::Forward(Egress::Host) | Outcome::DeviceIngress(_) => Ingress::Host,
             Outcome::Forward(Egress::Bond(id)) => Ingress::Bond(id),
             other => panic!("did not leave: {other:?}"),
         }
@@ -78,6 +79,9 @@ struct Out {
 impl Output for Out {
     fn emit(&mut self, outcome: Outcome, _: Option<&FlowKey>, offload: &VirtioNetHeader, bytes: &mut [u8]) {
         assert!(!offload.needs_csum(), "packets of these tests are complete");
+        if let (Outcome::DeviceIngress(id), false) = (outcome, is_fragment(&bytes[ETHERNET_BYTES..])) {
+            assert_eq!(bytes[..12], [2, 0, 0, 0, 0, id.0 as u8, 4, 0, 0, 0, 0, 9], "the header that it had");
+        }
         self.left.push(Left { outcome, packet: bytes[ETHERNET_BYTES..].to_vec() });
     }
 
@@ -144,7 +148,7 @@ impl World {
         let mut frames = [Frame::new(ingress, VirtioNetHeader::default(), &mut bytes)];
         self.cores[core].batch(self.now_ns, &mut frames, &mut out);
         let [Frame { outcome, bytes, .. }] = frames;
-        let goes = matches!(outcome, Outcome::Forward(_) | Outcome::Resolve(..));
+        let goes = matches!(outcome, Outcome::Forward(_) | Outcome::DeviceIngress(_) | Outcome::Resolve(..));
         let own = goes.then(|| Left { outcome, packet: bytes[ETHERNET_BYTES..].to_vec() });
         let mut hops = 0;
         while let Some((core, mut handed)) = out.handed.pop_front() {
@@ -232,6 +236,12 @@ impl World {
     }
 }
 
+/// The same, where the host gets what is its own by its devices.
+pub fn native(mut spec: GatewaySpec) -> GatewaySpec {
+    spec.host = HostMode::Native;
+    spec
+}
+
 /// LAN 10.0.0.1/24, WAN 203.0.113.1/24 with a default route, both families.
 pub fn two_interfaces() -> GatewaySpec {
     let interface = |name: &str, addresses: &[&str], last: u8| InterfaceSpec {
@@ -266,6 +276,8 @@ pub fn two_interfaces() -> GatewaySpec {
             route("fd00::1/128", HOST, None),
             route("2001:db8::1/128", HOST, None),
         ],
+        // Rules, default and tenants are the same for the host as for anybody else.
+        host: HostMode::Datapath,
         ..GatewaySpec::default()
     }
 }
@@ -417,7 +429,7 @@ fn is_whole(packet: &[u8]) -> bool {
         return checksum::verify_ipv4_header(&packet[..20])
             && checksum::finish(checksum::sum(&packet[20..], 0)) == 0;
     }
-    if packet[0] >> 4 == 4 && packet[9] == 47 {
+    if packet[0] >> 4 == 4 && matches!(packet[9], 47 | 50) {
         return checksum::verify_ipv4_header(&packet[..20]);
     }
     is_fragment(packet) || checksum::verify_packet(packet)
