@@ -171,15 +171,6 @@ impl Policy {
             Some(before) => Balancer::compile(&spec.servers, Some(&before.balancer)),
             None => Balancer::compile_keyed(&spec.servers, None, secret),
         };
-        let mut own = HashSet::default();
-        for interface in &spec.interfaces {
-            own.extend(interface.addresses.iter().map(ipnet::IpNet::addr));
-        }
-        for route in spec.routes.iter().filter(|route| route.egress == Egress::Host) {
-            if route.prefix.prefix_len() == route.prefix.max_prefix_len() {
-                own.insert(route.prefix.addr());
-            }
-        }
         let kept = kept_targets(&spec, before);
         let maps_endpoints = spec.nats.iter().any(|nat| nat.mapping == Mapping::EndpointIndependent);
         let translating = spec.nats.iter().filter(|nat| nat.mode == NatMode::AddressAndPort);
@@ -193,7 +184,7 @@ impl Policy {
             steers_by_hash_only: kept.is_empty() && !maps_endpoints && spec.tenants.len() < 2,
             attachments: Attachments::of_spec(&spec),
             maps_endpoints,
-            own,
+            own: own_addresses(&spec),
             kept,
             server_nats,
             nat_rules,
@@ -419,6 +410,16 @@ fn routes_to_peers(peers: &[PeerSpec]) -> Vec<RouteSpec> {
         })
     });
     routes.collect()
+}
+
+/// Addresses of the gateway itself: of its interfaces, and single ones that are routed to the host.
+fn own_addresses(spec: &GatewaySpec) -> HashSet<IpAddr, FixedState> {
+    let of_interfaces = spec.interfaces.iter().flat_map(|interface| &interface.addresses);
+    let is_own = |route: &&RouteSpec| {
+        route.egress == Egress::Host && route.prefix.prefix_len() == route.prefix.max_prefix_len()
+    };
+    let routed = spec.routes.iter().filter(is_own).map(|route| &route.prefix);
+    of_interfaces.chain(routed).map(ipnet::IpNet::addr).collect()
 }
 
 /// Interfaces by which a server's backends are reached, each once.

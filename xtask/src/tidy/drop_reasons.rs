@@ -64,9 +64,11 @@ fn raised(code: &str, at: usize) -> Option<&str> {
     let before = before.strip_suffix("packet::").unwrap_or(before).trim_end();
     let is_pattern = ["=>", "|", "if ", ") =>", ") |"].iter().any(|next| behind.starts_with(next))
         && !behind.starts_with("||");
-    let is_compared =
-        ["==", "!=", "|", "@"].iter().any(|last| before.ends_with(last)) && !before.ends_with("||");
-    (!is_pattern && !is_compared).then_some(name)
+    let is_compared = ["==", "!=", "@"].iter().any(|last| before.ends_with(last));
+    // Behind the arguments of a closure it is raised, behind another reason it is one more pattern.
+    let earlier = before.strip_suffix('|').and_then(|earlier| earlier.rsplit('|').next());
+    let is_alternative = earlier.is_some_and(|earlier| earlier.contains("DropReason"));
+    (!is_pattern && !is_compared && !is_alternative).then_some(name)
 }
 
 #[cfg(test)]
@@ -93,7 +95,7 @@ mod tests {
     #[test]
     fn a_reason_that_is_only_compared_with_is_not_raised() {
         let raises =
-            "fn a() { if full { return Err(DropReason::Full); } drops.add(packet::DropReason::Late) }\n";
+            "fn a() { if full { return Err(DropReason::Full); } a.map_err(|_| packet::DropReason::Late) }\n";
         assert_eq!(check(raises), Vec::<String>::new());
         for compares in [
             "fn a() { match reason { DropReason::Late => 1, _ => DropReason::Full } }",

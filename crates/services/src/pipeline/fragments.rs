@@ -211,7 +211,7 @@ impl Services {
         self.forward(packet, frame, flow, out)
     }
 
-    /// What is done with the fragments of a packet (row C5).
+    /// Action for the fragments of a packet (row C5).
     fn action(&self, packet: &PacketContext, measure: &Measure) -> Action {
         let known = self.flows.find(&packet.key, packet.tenant);
         let record = known.map(|(id, _): (FlowId, Direction)| self.flows.table.record(id));
