@@ -1,18 +1,25 @@
-//! A discrete-event network with virtual time that drives whole tunnel nodes.
+//! A discrete-event network with virtual time that drives whole nodes: the product's round on every core.
 //!
 //! Nothing here reads a clock or does I/O, and everything random comes from one seed: the same seed runs the same events,
 //! byte for byte but for the keys. In the order in which a packet meets them:
 //!
 //! * [`inner`]: applications whose packets carry contents that the other end can check.
-//! * [`site`]: a [`tunnel::node::Node`] with its cores, sockets and WANs, as the engine runs it on a machine.
+//! * [`host`]: neighbors of a site, on which applications run; others run behind a site's TUN device.
+//! * [`site`]: a [`tunnel::node::Node`] with its cores, sockets, WANs and interfaces, as the engine runs it on a machine;
+//!   each core is a [`datapath::Worker`] over ports in memory.
+//! * [`control`]: the site's control thread: services, bucket tables, neighbors.
 //! * [`nat`] and [`link`]: what is between two WANs, as chains of plain nodes.
-//! * [`world`]: routes datagrams, wakes cores, counts what must never happen.
+//! * [`world`]: routes datagrams and frames, wakes cores, counts what must never happen.
 //! * [`scenario`]: the usual topologies in one call.
 //!
 //! A failed test prints its seed; `SIM_SEED=<number>` runs every test with that one.
 
+pub mod control;
+mod events;
+pub mod host;
 pub mod inner;
 pub mod link;
+mod log;
 pub mod nat;
 pub mod random;
 pub mod scenario;

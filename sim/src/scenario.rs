@@ -1,7 +1,15 @@
 //! The usual topologies.
 
+use std::net::{Ipv4Addr, SocketAddr};
+
+use ipnet::{IpNet, Ipv4Net};
+use packet::attachment::{BondId, Egress, InterfaceId};
+use services::spec::{
+    BackendSpec, BalanceMethod, DeliveryMode, Mapping, NatMode, NatSpec, PeerSpec, ServerSpec, UDP,
+};
+
 use crate::link::Link;
-use crate::world::World;
+use crate::world::{World, site_prefix};
 
 /// Wall clock of a site whose clock is right, ns since 1970 (some day in 2026).
 pub const WALL_CLOCK_NS: u64 = 1_790_000_000_000_000_000;
@@ -47,4 +55,99 @@ pub fn star(seed: u64, hub_cores: u8, spokes: usize, spoke_cores: u8, links: &[L
         world.peer(spoke, hub);
     }
     world
+}
+
+/// A branch with a LAN (site 0) whose hosts reach the world through a bond and the NAT of a hub (site 1), and a virtual
+/// server of the hub.
+pub struct Gateways {
+    /// World of both, not started.
+    pub world: World,
+    /// Hosts of the branch's LAN.
+    pub clients: Vec<usize>,
+    /// Hosts behind the hub's NAT.
+    pub servers: Vec<usize>,
+    /// Hosts behind the hub's virtual server.
+    pub backends: Vec<usize>,
+}
+
+impl Gateways {
+    /// Address that the hub's NAT gives.
+    pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+    /// Where the hub's virtual server for UDP listens.
+    pub const LISTEN: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 1, 0, 100), 7_000);
+    /// Port of its backends.
+    pub const BACKEND_PORT: u16 = 9_000;
+
+    /// Both sites over one cable for each link, with so many cores.
+    pub fn new(seed: u64, cores: (u8, u8), links: &[Link]) -> Self {
+        let mut world = pair(seed, cores, links);
+        let anywhere = IpNet::from(Ipv4Net::default());
+        let branch = &mut world.sites[0];
+        if let Some(hub) = branch.peer_mut("site1") {
+            hub.allowed_ips = vec![anywhere];
+        }
+        let lan = branch.add_interface("lan", net([10, 0, 1, 1], 24));
+        branch.add_route(anywhere, Egress::Bond(BondId(1)), None);
+        branch.control.spec.peers = vec![peer_spec(1, anywhere)];
+        let hub = &mut world.sites[1];
+        let wan = hub.add_interface("wan", net(Self::OUTSIDE.octets(), 24));
+        let dmz = hub.add_interface("dmz", net([10, 1, 2, 1], 24));
+        hub.add_route(site_prefix(0), Egress::Bond(BondId(0)), None);
+        hub.add_route(net(Self::LISTEN.0.octets(), 32), Egress::Host, None);
+        hub.control.spec.peers = vec![peer_spec(0, site_prefix(0))];
+        hub.control.spec.nats = vec![masquerade(wan)];
+        hub.control.spec.servers = vec![virtual_server()];
+        let clients = (10..14).map(|last| world.neighbor(0, lan, [10, 0, 1, last])).collect();
+        let servers = (80..84).map(|last| world.neighbor(1, wan, [203, 0, 113, last])).collect();
+        let backends = (10..12).map(|last| world.neighbor(1, dmz, [10, 1, 2, last])).collect();
+        Self { world, clients, servers, backends }
+    }
+}
+
+fn net(address: [u8; 4], bits: u8) -> IpNet {
+    IpNet::from(Ipv4Net::new_assert(address.into(), bits))
+}
+
+fn peer_spec(site: u16, allowed: IpNet) -> PeerSpec {
+    PeerSpec { id: BondId(site), name: format!("site{site}"), tenant: 0, allowed_ips: vec![allowed] }
+}
+
+fn masquerade(out: InterfaceId) -> NatSpec {
+    NatSpec {
+        out: Some(out),
+        mode: NatMode::AddressAndPort,
+        addresses: vec![Gateways::OUTSIDE.into()],
+        from: vec![site_prefix(0)],
+        from_peers: Vec::new(),
+        tenants: Vec::new(),
+        mapping: Mapping::EndpointDependent,
+        ports: (1_024, 65_535),
+        reserved: Vec::new(),
+        tables: 256,
+        flows_per_client_max: 0,
+        ports_per_client: 0,
+        assemble_fragments: false,
+    }
+}
+
+/// Keeps the client's address and port: replies hash to another core than requests.
+fn virtual_server() -> ServerSpec {
+    let backend = |last| BackendSpec {
+        address: SocketAddr::from(([10, 1, 2, last], Gateways::BACKEND_PORT)),
+        weight: 1,
+        connections_max: 0,
+    };
+    ServerSpec {
+        name: "echo".to_owned(),
+        protocol: UDP,
+        listen: Gateways::LISTEN.into(),
+        backends: [10, 11].map(backend).to_vec(),
+        method: BalanceMethod::RoundRobin,
+        delivery: DeliveryMode::Nat,
+        source: NatMode::None,
+        source_addresses: Vec::new(),
+        connections_max: 0,
+        slow_start_s: 0,
+        proxy_protocol: false,
+    }
 }

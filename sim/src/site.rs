@@ -1,44 +1,70 @@
-//! A site: one node with its cores, sockets and WANs, as the engine would run it on a machine.
+//! A site: one node with its cores, sockets, WANs and interfaces, as the engine would run it on a machine.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use packet::drop_reason::DropReason;
-use packet::vnet::VirtioNetHeader;
+use datapath::Datapath;
+use datapath::memory::MemoryPorts;
+use packet::attachment::{Egress, InterfaceId};
+use packet::drop_reason::{DropCounters, DropReason};
+use services::core::Counters;
+use services::spec::{InterfaceSpec, RouteSpec};
 use steering::ownership::Ownership;
 use steering::table::BucketTable;
 use tunnel::PrivateKey;
 use tunnel::bond::Bond;
 use tunnel::config::{NodeConfig, Peer, Snapshot, Wan};
-use tunnel::forwarder::{Forwarder, Output, Target};
-use tunnel::header::Header;
+use tunnel::forwarder::Target;
 use tunnel::lifecycle::Action;
 use tunnel::node::{Node, Source};
 use tunnel::path::PathState;
 use tunnel::time::Time;
 
+use crate::control::{Control, REPORT_NS, Report};
 use crate::random::Random;
 
 /// Where every site listens.
 pub const LISTEN_PORT: u16 = 51_820;
 
-/// Work that waits for a core.
-pub(crate) enum Item {
-    Packet(VirtioNetHeader, Vec<u8>),
-    Datagram(Source, Vec<u8>),
-    Run(Vec<Action>),
-}
-
-/// One worker core.
+/// One worker core: the product's round over ports in memory.
 pub(crate) struct Worker {
-    pub core: Forwarder,
-    pub inbox: Vec<Item>,
+    pub round: datapath::Worker<MemoryPorts>,
+    /// Actions that a new configuration of the tunnel asks for.
+    pub actions: Vec<Action>,
     pub wake: Time,
     pub dirty: bool,
     /// It does nothing at all: what it is given waits.
     pub hung: bool,
+    /// Version of what control has published that it works by.
+    pub version: u64,
+    pub report: Report,
+}
+
+impl Worker {
+    /// Takes over what control has published.
+    pub fn follow(&mut self, control: &Control) {
+        if self.version != control.version {
+            self.version = control.version;
+            self.round.datapath.follow(&control.snapshots());
+        }
+    }
+
+    /// Tells control about this core, some times a second.
+    pub fn publish(&mut self, now: Time) {
+        if now.since(self.report.at) >= REPORT_NS {
+            let services = &self.round.datapath.services;
+            self.report = Report { at: now, table_era: services.table_era(), live: services.live() };
+        }
+    }
+
+    fn drops(&self) -> DropCounters {
+        let mut drops = self.round.datapath.tunnel_drops();
+        drops.merge(&self.round.datapath.service_drops());
+        drops.merge(&self.round.ports.out.drops);
+        drops
+    }
 }
 
 /// A dialer's socket.
@@ -51,26 +77,10 @@ struct Dialed {
 /// Names a dialer's socket: core, bond, path, number within the path.
 type DialKey = (u8, usize, u8, u8);
 
-/// Output of a core in one round.
-#[derive(Default)]
-pub(crate) struct Collected {
-    pub sent: Vec<(Target, usize, Vec<u8>)>,
-    pub delivered: Vec<(usize, Vec<u8>, bool)>,
-}
-
-impl Output for Collected {
-    fn transmit(&mut self, target: &Target, segment: usize, datagrams: &[u8]) {
-        self.sent.push((*target, segment, datagrams.to_vec()));
-    }
-    fn deliver(&mut self, bond: usize, packet: &[u8], partial: bool, _may_merge: bool) {
-        self.delivered.push((bond, packet.to_vec(), partial));
-    }
-}
-
 /// Counters of a site besides the cores' own drops.
 #[derive(Clone, Debug, Default)]
 pub struct SiteCounters {
-    /// Datagrams a core read that belonged to another core.
+    /// Packets and datagrams that a core handed to another one.
     pub crossed: u64,
     /// Inner packets that left over a core that does not own their flow.
     pub foreign: u64,
@@ -80,6 +90,18 @@ pub struct SiteCounters {
     pub no_socket: u64,
     /// Datagrams received.
     pub received: u64,
+    /// Packets for a next hop or a hardware address that nobody has.
+    pub no_neighbor: u64,
+}
+
+/// Which core reads a frame or a packet of the host; its owner is the same either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Readers {
+    /// The owner, by the kernel's steering.
+    #[default]
+    Owner,
+    /// Any core, as without steering.
+    Random,
 }
 
 /// One site.
@@ -88,6 +110,10 @@ pub struct Site {
     pub node: Arc<Node>,
     /// Configuration as applied last; change it and call [`crate::world::World::reload`].
     pub snapshot: Snapshot,
+    /// Services, and what the control thread has published.
+    pub control: Control,
+    /// Who reads.
+    pub readers: Readers,
     /// Counters.
     pub counters: SiteCounters,
     /// Added to the world's time: every site's clock starts elsewhere.
@@ -97,6 +123,8 @@ pub struct Site {
     /// Wall clock at the world's start, ns since 1970.
     pub(crate) wall_clock_ns: u64,
     pub(crate) running: bool,
+    /// Raised by each restart: what was under way inside the process is gone.
+    pub(crate) starts: u32,
     dialed: BTreeMap<DialKey, Dialed>,
     ports: BTreeMap<u16, DialKey>,
     next_port: u16,
@@ -109,7 +137,9 @@ impl Site {
         let clock_offset_ns = random.below(1 << 40);
         let node = Self::make_node(random, private_key, cores, wall_clock_ns, 0);
         let mut site = Self {
+            control: Control::new(Arc::clone(&node.ownership), random.next_u64()),
             node,
+            readers: Readers::Owner,
             snapshot: Snapshot::default(),
             counters: SiteCounters::default(),
             clock_offset_ns,
@@ -117,12 +147,13 @@ impl Site {
             private_key,
             wall_clock_ns,
             running: true,
+            starts: 0,
             dialed: BTreeMap::new(),
             ports: BTreeMap::new(),
             next_port: 33_000,
             cores,
         };
-        site.make_workers();
+        site.make_workers(random);
         site
     }
 
@@ -142,16 +173,22 @@ impl Site {
         }))
     }
 
-    fn make_workers(&mut self) {
-        self.workers = (0..self.cores)
-            .map(|id| Worker {
-                core: Forwarder::new(id, Arc::clone(&self.node)),
-                inbox: Vec::new(),
+    fn make_workers(&mut self, random: &mut Random) {
+        let snapshots = self.control.snapshots();
+        let mut worker = |id| {
+            let (node, seed) = (Arc::clone(&self.node), random.next_u64());
+            let datapath = Datapath::new(id, node, seed, snapshots.clone());
+            Worker {
+                round: datapath::Worker { datapath, ports: MemoryPorts::new() },
+                actions: Vec::new(),
                 wake: Time::MAX,
                 dirty: true,
                 hung: false,
-            })
-            .collect();
+                version: self.control.version,
+                report: Report::default(),
+            }
+        };
+        self.workers = (0..self.cores).map(&mut worker).collect();
     }
 
     /// A process that starts anew: another boot id and hash key, no session, no socket; keys and configuration stay.
@@ -162,8 +199,10 @@ impl Site {
         let wall = (self.wall_clock_ns + now.ns()).saturating_sub(self.time(now).ns());
         let wall = if self.wall_clock_ns == 0 { 0 } else { wall };
         self.node = Self::make_node(random, self.private_key, self.cores, wall, floor);
-        self.make_workers();
+        self.control = self.control.restarted(Arc::clone(&self.node.ownership), random.next_u64());
+        self.make_workers(random);
         self.running = true;
+        self.starts += 1;
         self.dialed.clear();
         self.ports.clear();
     }
@@ -201,8 +240,88 @@ impl Site {
         let ownership = self.node.ownership.load();
         let owners = (0..ownership.table.buckets()).map(owner).collect();
         if let Ok(table) = BucketTable::from_owners(ownership.table.era().wrapping_add(1), owners) {
-            self.node.ownership.store(Arc::new(ownership.with_table(table, ownership.alive)));
+            self.control.put_table(table);
+            for worker in &mut self.workers {
+                worker.dirty = true;
+            }
         }
+    }
+
+    /// Adds an interface with one address; its network is reached there, its own address is the host's. In force with the
+    /// next [`crate::world::World::reload_services`].
+    pub fn add_interface(&mut self, name: &str, address: ipnet::IpNet) -> InterfaceId {
+        let spec = &mut self.control.spec;
+        let number = spec.interfaces.len() as u16;
+        let id = InterfaceId(number);
+        spec.interfaces.push(InterfaceSpec {
+            name: name.to_owned(),
+            device: name.to_owned(),
+            addresses: vec![address],
+            tenant: 0,
+            mtu: 1_500,
+            mac: [2, 0, 0, 0, 1, number as u8],
+        });
+        self.add_route(address.trunc(), Egress::Interface(id), None);
+        self.add_route(ipnet::IpNet::from(address.addr()), Egress::Host, None);
+        id
+    }
+
+    /// Adds a route.
+    pub fn add_route(&mut self, prefix: ipnet::IpNet, egress: Egress, via: Option<IpAddr>) {
+        self.control.spec.routes.push(RouteSpec { tenant: 0, prefix, egress, via });
+    }
+
+    /// Hardware address of an interface.
+    pub(crate) fn mac(&self, interface: InterfaceId) -> Option<[u8; 6]> {
+        self.control.spec.interfaces.get(interface.index()).map(|interface| interface.mac)
+    }
+
+    /// Services' counters of one core.
+    pub fn service_counters(&self, core: u8) -> Counters {
+        self.workers
+            .get(usize::from(core))
+            .map(|worker| worker.round.datapath.services.counters)
+            .unwrap_or_default()
+    }
+
+    /// Flows that a core's services have now.
+    pub fn flows(&self, core: u8) -> usize {
+        self.workers.get(usize::from(core)).map_or(0, |worker| worker.round.datapath.services.flows().len())
+    }
+
+    /// Number of cores as configured.
+    pub fn cores(&self) -> u8 {
+        self.cores
+    }
+
+    /// Checks that no flow, in either direction, is in the tables of two cores or twice in one.
+    ///
+    /// # Errors
+    /// The flow and its two cores.
+    pub(crate) fn check_flows(&self) -> Result<(), String> {
+        let mut known = BTreeMap::new();
+        for worker in &self.workers {
+            let (core, flows) = (worker.round.datapath.id(), worker.round.datapath.services.flows());
+            let mut cursor = Some(0);
+            while let Some(from) = cursor {
+                let (found, next) = flows.scan(from, 4_096);
+                for id in found {
+                    let (original, reply) = flows.keys(id);
+                    let same = original.0 == reply.0.reversed() && original.1 == reply.1;
+                    let keys = if same { vec![original] } else { vec![original, reply] };
+                    for (key, tenant) in keys {
+                        // A flow that is not translated has one name for both directions.
+                        let (one, two) = ((key.src, key.src_port), (key.dst, key.dst_port));
+                        let name = (one.min(two), one.max(two), key.protocol, tenant);
+                        if let Some(other) = known.insert(name, core) {
+                            return Err(format!("{key:?} is at core {other} and at core {core}"));
+                        }
+                    }
+                }
+                cursor = next;
+            }
+        }
+        Ok(())
     }
 
     /// Bonds, paths and sessions the node holds: what strangers must not be able to raise.
@@ -258,18 +377,21 @@ impl Site {
         self.bond(slot).map_or(0, |bond| bond.totals.handshakes.load(std::sync::atomic::Ordering::Relaxed))
     }
 
+    /// Everything that was dropped on all cores, by reason.
+    pub fn drop_counters(&self) -> DropCounters {
+        let mut all = DropCounters::default();
+        self.workers.iter().for_each(|worker| all.merge(&worker.drops()));
+        all
+    }
+
     /// Datagrams and packets dropped for `reason` on all cores.
     pub fn drops(&self, reason: DropReason) -> u64 {
-        self.workers.iter().map(|worker| worker.core.drops.get(reason)).sum()
+        self.drop_counters().get(reason)
     }
 
     /// Everything dropped, by reason, without zeros.
     pub fn all_drops(&self) -> Vec<(DropReason, u64)> {
-        DropReason::ALL
-            .iter()
-            .map(|reason| (*reason, self.drops(*reason)))
-            .filter(|drop| drop.1 > 0)
-            .collect()
+        self.drop_counters().iter().filter(|drop| drop.1 > 0).collect()
     }
 
     /// A line about every path, for people who read a failed test.
@@ -357,14 +479,6 @@ impl Site {
         }
         let (core, bond, path, _) = *self.ports.get(&to.port())?;
         Some((core, Source { wan, local: None, remote: from, socket: Some((bond, path)) }))
-    }
-
-    /// The core that owns a datagram read by `reader`.
-    pub(crate) fn owner(&self, reader: u8, bytes: &[u8]) -> u8 {
-        Header::parse(bytes)
-            .ok()
-            .and_then(|header| tunnel::forwarder::owner_core(&header, self.node.cores))
-            .unwrap_or(reader)
     }
 
     /// Whether an address is one of a WAN's.

@@ -12,6 +12,7 @@ use tunnel::node::Source;
 
 use crate::handed::Handed;
 use crate::ports::{Output, Ports, Pulled};
+use crate::worker::Ready;
 
 /// Something that left.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,6 +133,20 @@ impl MemoryPorts {
     /// Something from another core.
     pub fn put_handed(&mut self, handed: Handed) {
         self.handed.push_back(handed);
+    }
+
+    /// Sources that something waits at, but for interfaces and other cores: each round looks for those.
+    pub fn ready(&self) -> impl Iterator<Item = Ready> + use<> {
+        let host = (!self.host.is_empty()).then_some(Ready::Host);
+        // All sockets have one queue here.
+        let socket = (!self.datagrams.is_empty()).then_some(Ready::Socket(0));
+        [host, socket].into_iter().flatten()
+    }
+
+    /// Takes what has left since the last call; drops are counted on.
+    pub fn take_output(&mut self) -> MemoryOutput {
+        let drops = self.out.drops.clone();
+        std::mem::replace(&mut self.out, MemoryOutput { drops, ..MemoryOutput::default() })
     }
 
     /// Whether anything waits to be pulled.

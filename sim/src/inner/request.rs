@@ -2,8 +2,8 @@
 
 use tunnel::time::Time;
 
-use super::packet::{Parsed, u32_at, u64_at, udp};
-use super::{Emit, Ends, pattern};
+use super::packet::{u32_at, u64_at, udp};
+use super::{Arrived, Emit, Ends, Side, pattern};
 
 /// How the client asks.
 #[derive(Clone, Copy, Debug)]
@@ -57,9 +57,8 @@ impl RequestFlow {
             let mut payload = [0; 64];
             payload[..8].copy_from_slice(&self.stats.asked.to_be_bytes());
             payload[8..16].copy_from_slice(&now.ns().to_be_bytes());
-            let Ends { client, server, .. } = self.ends;
-            let (offload, bytes) = udp((client.1, client.2), (server.1, server.2), &payload);
-            out.push(Emit { site: client.0, offload, bytes });
+            let (offload, bytes) = udp(self.ends.source, self.ends.target, &payload);
+            out.push(Emit { from: self.ends.client, offload, bytes });
             self.stats.asked += 1;
             self.came.push(0);
             self.next = self.next.plus_ns(self.spec.every_ns.max(1));
@@ -67,20 +66,20 @@ impl RequestFlow {
         if self.next <= self.spec.stop { self.next } else { Time::MAX }
     }
 
-    pub(super) fn packet(&mut self, now: Time, site: usize, packet: &Parsed<'_>, out: &mut Vec<Emit>) {
-        let Ends { id, client, server } = self.ends;
+    pub(super) fn packet(&mut self, now: Time, arrived: &Arrived<'_>, out: &mut Vec<Emit>) {
+        let (id, packet) = (self.ends.id, &arrived.packet);
         let (Some(number), Some(sent_ns)) = (u64_at(packet.payload, 0), u64_at(packet.payload, 8)) else {
             self.stats.corrupt += 1;
             return;
         };
-        if packet.to.1 == server.2 && site == server.0 {
+        if arrived.side == Side::Server {
             for part in 0..self.spec.answer_packets {
                 let mut payload = [0; 1_000];
                 payload[..16].copy_from_slice(&packet.payload[..16]);
                 payload[16..20].copy_from_slice(&part.to_be_bytes());
                 pattern::fill(id as u64, number * 4_096, &mut payload[20..]);
-                let (offload, bytes) = udp((server.1, server.2), (client.1, client.2), &payload);
-                out.push(Emit { site: server.0, offload, bytes });
+                let (offload, bytes) = udp(packet.to, packet.from, &payload);
+                out.push(Emit { from: arrived.place, offload, bytes });
             }
             return;
         }

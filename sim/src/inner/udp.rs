@@ -2,8 +2,8 @@
 
 use tunnel::time::Time;
 
-use super::packet::{Parsed, u64_at, udp};
-use super::{Emit, Ends, pattern};
+use super::packet::{Parsed, set_dscp, u64_at, udp};
+use super::{Arrived, Emit, Ends, Side, pattern};
 
 /// Bytes in front of the pattern: number of the packet, time it was sent (ns).
 const HEAD_BYTES: usize = 16;
@@ -54,47 +54,68 @@ pub struct UdpStats {
     pub last: Time,
 }
 
+/// One direction's sink.
+#[derive(Default)]
+struct Sink {
+    seen: Vec<bool>,
+    highest: Option<u64>,
+    stats: UdpStats,
+}
+
 /// The flow with both ends.
 pub struct UdpFlow {
     ends: Ends,
     spec: UdpSpec,
     next: Time,
-    seen: Vec<bool>,
-    highest: Option<u64>,
-    stats: UdpStats,
+    there: Sink,
+    /// The client's, of a flow that the server sends back.
+    back: Option<Sink>,
+    /// DSCP of the packets: in turn.
+    dscps: Vec<u8>,
     /// Gaps count from here on; a test sets it before it cuts a link.
     gap_from: Time,
 }
 
 impl UdpFlow {
-    /// A flow between `ends`.
-    pub fn new(ends: Ends, spec: UdpSpec) -> Self {
+    /// A flow between `ends`. `echo`: the server sends every packet back.
+    pub fn new(ends: Ends, spec: UdpSpec, echo: bool) -> Self {
         Self {
             ends,
             spec,
             next: spec.start,
-            seen: Vec::new(),
-            highest: None,
-            stats: UdpStats::default(),
+            there: Sink::default(),
+            back: echo.then(Sink::default),
+            dscps: vec![0],
             gap_from: Time::ZERO,
         }
     }
 
-    /// Statistics of the sink so far.
-    pub fn stats(&self) -> &UdpStats {
-        &self.stats
+    /// Gives the client's packets these DSCPs in turn; they belong to one flow all the same.
+    pub fn mark(&mut self, dscps: Vec<u8>) {
+        self.dscps = if dscps.is_empty() { vec![0] } else { dscps };
     }
 
-    /// Numbers of the packets that are missing so far.
+    /// Statistics of the server's sink so far.
+    pub fn stats(&self) -> &UdpStats {
+        &self.there.stats
+    }
+
+    /// Statistics of both sinks so far: the server's, the client's.
+    pub fn sinks(&self) -> impl Iterator<Item = &UdpStats> {
+        std::iter::once(&self.there).chain(&self.back).map(|sink| &sink.stats)
+    }
+
+    /// Numbers of the packets that are missing so far, at the end of their way.
     pub fn missing(&self) -> Vec<u64> {
-        (0..self.stats.sent).filter(|n| !self.seen.get(*n as usize).copied().unwrap_or(false)).collect()
+        let seen = &self.back.as_ref().unwrap_or(&self.there).seen;
+        (0..self.there.stats.sent).filter(|n| !seen.get(*n as usize).copied().unwrap_or(false)).collect()
     }
 
     /// Measures gaps from `now` on.
     pub fn reset_gap(&mut self, now: Time) {
         self.gap_from = now;
-        self.stats.gap_ns_max = 0;
-        self.stats.delay_ns_max = 0;
+        self.there.stats.gap_ns_max = 0;
+        self.there.stats.delay_ns_max = 0;
     }
 
     pub(super) fn poll(&mut self, now: Time, out: &mut Vec<Emit>) -> Time {
@@ -108,24 +129,45 @@ impl UdpFlow {
     }
 
     fn send(&mut self, now: Time, out: &mut Vec<Emit>) {
-        let number = self.stats.sent;
+        let number = self.there.stats.sent;
         let mut payload = vec![0; self.spec.packet_bytes.clamp(44, 1_500) - 28];
         payload[..8].copy_from_slice(&number.to_be_bytes());
         payload[8..16].copy_from_slice(&now.ns().to_be_bytes());
         pattern::fill(self.ends.id as u64, number * 2_048, &mut payload[HEAD_BYTES..]);
-        let Ends { client, server, .. } = self.ends;
-        let (offload, bytes) = udp((client.1, client.2), (server.1, server.2), &payload);
-        self.stats.sent += 1;
-        self.seen.push(false);
-        out.push(Emit { site: client.0, offload, bytes });
+        let (offload, mut bytes) = udp(self.ends.source, self.ends.target, &payload);
+        set_dscp(&mut bytes, self.dscps[number as usize % self.dscps.len()]);
+        self.there.stats.sent += 1;
+        self.there.seen.push(false);
+        if let Some(back) = &mut self.back {
+            back.seen.push(false);
+        }
+        out.push(Emit { from: self.ends.client, offload, bytes });
     }
 
-    pub(super) fn packet(&mut self, now: Time, packet: &Parsed<'_>) {
+    pub(super) fn packet(&mut self, now: Time, arrived: &Arrived<'_>, out: &mut Vec<Emit>) {
+        let packet = &arrived.packet;
+        let (id, gap_from) = (self.ends.id, self.gap_from);
+        match (arrived.side, &mut self.back) {
+            (Side::Server, None) => self.there.packet(now, id, packet, gap_from),
+            (Side::Server, Some(back)) => {
+                self.there.packet(now, id, packet, gap_from);
+                back.stats.sent += 1;
+                let (offload, bytes) = udp(packet.to, packet.from, packet.payload);
+                out.push(Emit { from: arrived.place, offload, bytes });
+            }
+            (Side::Client, Some(back)) => back.packet(now, id, packet, gap_from),
+            (Side::Client, None) => self.there.stats.corrupt += 1,
+        }
+    }
+}
+
+impl Sink {
+    fn packet(&mut self, now: Time, id: usize, packet: &Parsed<'_>, gap_from: Time) {
         let (Some(number), Some(sent_ns)) = (u64_at(packet.payload, 0), u64_at(packet.payload, 8)) else {
             self.stats.corrupt += 1;
             return;
         };
-        let good = pattern::matches(self.ends.id as u64, number * 2_048, &packet.payload[HEAD_BYTES..]);
+        let good = pattern::matches(id as u64, number * 2_048, &packet.payload[HEAD_BYTES..]);
         let Some(seen) = self.seen.get_mut(number as usize).filter(|_| good) else {
             self.stats.corrupt += 1;
             return;
@@ -135,7 +177,7 @@ impl UdpFlow {
             return;
         }
         if self.highest.is_some() {
-            self.stats.gap_ns_max = self.stats.gap_ns_max.max(now.since(self.stats.last.max(self.gap_from)));
+            self.stats.gap_ns_max = self.stats.gap_ns_max.max(now.since(self.stats.last.max(gap_from)));
         }
         if self.highest.is_some_and(|highest| number < highest) {
             self.stats.disordered += 1;

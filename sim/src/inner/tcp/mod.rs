@@ -1,4 +1,4 @@
-//! A bulk TCP flow with both ends: real packets, CUBIC, SACK, RACK, tail-loss probes; no connection set-up.
+//! A bulk TCP flow with both ends: real packets, connection set-up, CUBIC, SACK, RACK, tail-loss probes; it is not closed.
 
 mod cubic;
 mod receiver;
@@ -11,8 +11,7 @@ pub use receiver::TcpReceived;
 use sender::Sender;
 pub use sender::TcpSent;
 
-use super::packet::Parsed;
-use super::{Emit, Ends};
+use super::{Arrived, Emit, Ends, Side};
 
 /// Payload bytes of a segment: an MTU of 1,500 less the headers.
 pub const MSS: usize = 1_460;
@@ -32,7 +31,6 @@ pub struct TcpSpec {
 
 /// The flow with both ends.
 pub struct TcpFlow {
-    ends: Ends,
     spec: TcpSpec,
     sender: Sender,
     receiver: Receiver,
@@ -41,7 +39,7 @@ pub struct TcpFlow {
 impl TcpFlow {
     /// A flow between `ends`; the client sends.
     pub fn new(ends: Ends, spec: TcpSpec) -> Self {
-        Self { ends, spec, sender: Sender::new(ends, &spec), receiver: Receiver::new(ends) }
+        Self { spec, sender: Sender::new(ends, &spec), receiver: Receiver::new(ends.id) }
     }
 
     /// Statistics of the receiver so far.
@@ -71,11 +69,10 @@ impl TcpFlow {
         ack.min(sender).min(if now < self.spec.stop { self.spec.stop } else { Time::MAX })
     }
 
-    pub(super) fn packet(&mut self, now: Time, site: usize, packet: &Parsed<'_>, out: &mut Vec<Emit>) {
-        if site == self.ends.server.0 && packet.to.1 == self.ends.server.2 {
-            self.receiver.packet(now, packet, out);
-        } else {
-            self.sender.acknowledge(now, packet);
+    pub(super) fn packet(&mut self, now: Time, arrived: &Arrived<'_>, out: &mut Vec<Emit>) {
+        match arrived.side {
+            Side::Server => self.receiver.packet(now, arrived, out),
+            Side::Client => self.sender.acknowledge(now, &arrived.packet),
         }
     }
 }

@@ -3,8 +3,8 @@
 use tunnel::time::Time;
 
 use super::MSS;
-use crate::inner::packet::{Parsed, TcpHead, tcp};
-use crate::inner::{Emit, Ends, pattern};
+use crate::inner::packet::{Socket, Syn, TcpHead, tcp};
+use crate::inner::{Arrived, Emit, Place, pattern};
 
 const DELAYED_ACK_MS: u64 = 40;
 
@@ -36,7 +36,10 @@ impl TcpReceived {
 }
 
 pub(super) struct Receiver {
-    ends: Ends,
+    /// Number of the application.
+    id: usize,
+    /// Where it is, its own end and the client's as it sees it, once the client has sent something.
+    ends: Option<(Place, Socket, Socket)>,
     next: u64,
     /// Received beyond `next`, sorted, disjoint.
     ranges: Vec<(u64, u64)>,
@@ -49,9 +52,10 @@ pub(super) struct Receiver {
 }
 
 impl Receiver {
-    pub fn new(ends: Ends) -> Self {
+    pub fn new(id: usize) -> Self {
         Self {
-            ends,
+            id,
+            ends: None,
             next: 0,
             ranges: Vec::new(),
             recent: Vec::new(),
@@ -66,14 +70,24 @@ impl Receiver {
         &self.stats
     }
 
-    pub fn packet(&mut self, now: Time, packet: &Parsed<'_>, out: &mut Vec<Emit>) {
+    pub fn packet(&mut self, now: Time, arrived: &Arrived<'_>, out: &mut Vec<Emit>) {
+        let packet = &arrived.packet;
+        self.ends = Some((arrived.place, packet.to, packet.from));
+        if packet.syn == Some(Syn::Request) {
+            // Both sides' data begins at 0, so that each SYN has the number before.
+            self.emit(&TcpHead { sequence: u32::MAX, syn: Some(Syn::Answer), ..TcpHead::default() }, out);
+            return;
+        }
+        if packet.payload.is_empty() {
+            return;
+        }
         let ahead = packet.sequence.wrapping_sub(self.next as u32).cast_signed();
         let Some(start) = self.next.checked_add_signed(i64::from(ahead)) else {
             self.stats.corrupt += 1;
             return;
         };
         let end = start + packet.payload.len() as u64;
-        if !pattern::matches(self.ends.id as u64, start, packet.payload) {
+        if !pattern::matches(self.id as u64, start, packet.payload) {
             self.stats.corrupt += 1;
             return;
         }
@@ -137,10 +151,13 @@ impl Receiver {
         });
         let sacks: Vec<(u32, u32)> =
             duplicate.into_iter().chain(recent).take(4).map(|(l, r)| (l as u32, r as u32)).collect();
-        let Ends { client, server, .. } = self.ends;
-        let head = TcpHead { sequence: 0, acknowledged: self.next as u32, sacks: &sacks };
-        let (offload, bytes) = tcp((server.1, server.2), (client.1, client.2), &head, MSS, 0, |_| {});
-        out.push(Emit { site: server.0, offload, bytes });
+        self.emit(&TcpHead { acknowledged: self.next as u32, sacks: &sacks, ..TcpHead::default() }, out);
+    }
+
+    fn emit(&self, head: &TcpHead<'_>, out: &mut Vec<Emit>) {
+        let Some((from, own, client)) = self.ends else { return };
+        let (offload, bytes) = tcp(own, client, head, MSS, 0, |_| {});
+        out.push(Emit { from, offload, bytes });
     }
 
     pub fn poll(&mut self, now: Time, out: &mut Vec<Emit>) -> Time {

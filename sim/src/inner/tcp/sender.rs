@@ -6,11 +6,13 @@ use tunnel::time::Time;
 
 use super::cubic::Cubic;
 use super::{MSS, TcpSpec};
-use crate::inner::packet::{Parsed, TcpHead, tcp};
+use crate::inner::packet::{Parsed, Syn, TcpHead, tcp};
 use crate::inner::{Emit, Ends, pattern};
 
 const RTO_MS_MIN: u64 = 200;
 const RTO_MS_MAX: u64 = 60_000;
+/// An answer to a SYN is waited for this long (RFC 6298 §2).
+const SYN_MS: u64 = 1_000;
 /// The receiver's window, segments: 6 MB, Linux's largest default.
 const WINDOW_MAX: f64 = 4_100.0;
 /// Most segments of a super-packet: 64 KB.
@@ -50,10 +52,21 @@ impl Segment {
     }
 }
 
+/// State of the connection's set-up.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Opening {
+    /// The SYN is due then, again or for the first time.
+    Asks(Time),
+    /// Answered; the answer is to be acknowledged.
+    Answered,
+    Open,
+}
+
 pub(super) struct Sender {
     ends: Ends,
     limit: u64,
     hystart: bool,
+    opening: Opening,
     acked: u64,
     next: u64,
     segments: VecDeque<Segment>,
@@ -84,6 +97,7 @@ impl Sender {
             ends,
             limit: spec.bytes,
             hystart: spec.hystart,
+            opening: Opening::Asks(spec.start),
             acked: 0,
             next: 0,
             segments: VecDeque::new(),
@@ -122,6 +136,10 @@ impl Sender {
     }
 
     pub fn acknowledge(&mut self, now: Time, packet: &Parsed<'_>) {
+        if packet.syn == Some(Syn::Answer) {
+            self.opening = Opening::Answered;
+            return;
+        }
         let back = (self.next as u32).wrapping_sub(packet.acknowledged);
         let Some(acked) = self.next.checked_sub(u64::from(back)) else { return };
         if acked < self.acked && packet.sacks.is_empty() {
@@ -341,16 +359,36 @@ impl Sender {
     }
 
     fn emit(&self, start: u64, bytes: usize, out: &mut Vec<Emit>) {
-        let Ends { id, client, server } = self.ends;
-        let head = TcpHead { sequence: start as u32, acknowledged: 0, sacks: &[] };
-        let (offload, bytes) =
-            tcp((client.1, client.2), (server.1, server.2), &head, MSS, bytes, |payload| {
-                pattern::fill(id as u64, start, payload);
-            });
-        out.push(Emit { site: client.0, offload, bytes });
+        let Ends { id, client, source, target } = self.ends;
+        let head = TcpHead { sequence: start as u32, ..TcpHead::default() };
+        let (offload, bytes) = tcp(source, target, &head, MSS, bytes, |payload| {
+            pattern::fill(id as u64, start, payload);
+        });
+        out.push(Emit { from: client, offload, bytes });
+    }
+
+    /// Both sides' data begins at 0, so that each SYN has the number before.
+    fn ask(&self, out: &mut Vec<Emit>) {
+        let head = TcpHead { sequence: u32::MAX, syn: Some(Syn::Request), ..TcpHead::default() };
+        let (offload, bytes) = tcp(self.ends.source, self.ends.target, &head, MSS, 0, |_| {});
+        out.push(Emit { from: self.ends.client, offload, bytes });
     }
 
     pub fn poll(&mut self, now: Time, out: &mut Vec<Emit>) -> Time {
+        match self.opening {
+            Opening::Open => {}
+            Opening::Answered => {
+                self.opening = Opening::Open;
+                self.emit(0, 0, out);
+            }
+            Opening::Asks(due) if now < due => return due,
+            Opening::Asks(_) => {
+                self.ask(out);
+                let due = now.plus_ms(SYN_MS);
+                self.opening = Opening::Asks(due);
+                return due;
+            }
+        }
         if now >= self.rack_at {
             self.detect(now);
         }
