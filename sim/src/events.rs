@@ -8,12 +8,10 @@ use packet::attachment::InterfaceId;
 use packet::vnet::VirtioNetHeader;
 use tunnel::time::Time;
 
-use crate::link::Datagram;
-
 /// Something that happens.
 pub(crate) enum Event {
-    /// A datagram reaches a node of a link: cable, direction, node.
-    Hop(usize, usize, usize, Datagram),
+    /// Datagrams may come out of a link: cable, direction.
+    Link(usize, usize),
     /// A core of a site wakes up.
     Wake(usize, u8),
     /// A packet that a core handed over reaches another one: site, its count of starts, core.

@@ -8,12 +8,13 @@
 //! * [`site`]: a [`tunnel::node::Node`] with its cores, sockets, WANs and interfaces, as the engine runs it on a machine;
 //!   each core is a [`datapath::Worker`] over ports in memory.
 //! * [`control`]: the site's control thread: services, bucket tables, neighbors.
-//! * [`nat`] and [`link`]: what is between two WANs, as chains of plain nodes.
+//! * [`cable`], [`nat`] and [`link`]: what is between two WANs. The model of a link is the test bed's, too.
 //! * [`world`]: routes datagrams and frames, wakes cores, counts what must never happen.
 //! * [`scenario`]: the usual topologies in one call.
 //!
 //! A failed test prints its seed; `SIM_SEED=<number>` runs every test with that one.
 
+pub mod cable;
 pub mod control;
 mod events;
 pub mod host;

@@ -1,418 +1,518 @@
-//! One direction of a link: a chain of plain nodes, each over bytes and virtual time.
+//! The model of one direction of a link, without a clock and without I/O.
 //!
-//! A node takes a datagram at a moment and says when which datagrams come out, so nodes compose in any order. The
-//! [`crate::world::World`] carries a datagram from node to node with one event for each, so that a queue
-//! behind a jitter sees datagrams in the order in which they arrive there.
+//! A packet passes, in this order, what it passes on a real access link:
+//!
+//! 1. the **queue** in front of the modem, which drops at its tail when it is full;
+//! 2. the **line**, which takes `wire bytes / rate` for each packet, one after another;
+//! 3. the **ether**: loss, corruption and duplicates, which have used up line time by then;
+//! 4. the **way**: delay, jitter, packets that are held back.
+//!
+//! The simulator runs it in virtual time, the test bed's emulator in real time between interfaces.
+//!
+//! [`Direction::offer`] takes a packet, [`Direction::pop`] gives back those that arrive. Times are
+//! nanoseconds of any clock of the caller's that does not run backwards. The line's times are computed from the end of the packet
+//! before, never from the moment of the call, and what a division leaves over is carried on: a late
+//! caller does not slow the line, and the rate does not drift.
+//! Everything may be changed while packets are under way: what waits in the queue leaves at the new rate.
 
-use std::net::SocketAddr;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
 
-use tunnel::time::Time;
+use fastrand::Rng;
 
-use crate::random::Random;
+/// Bytes an Ethernet frame costs on the wire beyond the IP packet: header 14, checksum 4, preamble and
+/// start 8, gap 12.
+pub const WIRE_OVERHEAD_BYTES: u32 = 38;
 
-/// Bytes that IPv4, UDP and an Ethernet frame add to a UDP payload on the wire (20 + 8 + 38).
-pub const WIRE_OVERHEAD_BYTES: u64 = 66;
-/// Bytes that IPv4 and UDP add: what counts against an MTU.
-pub const IP_OVERHEAD_BYTES: usize = 28;
+/// Payload is padded to so many bytes, which is what makes 64 the shortest frame.
+const SHORTEST_PAYLOAD_BYTES: u32 = 46;
 
-/// A UDP datagram under way.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Datagram {
-    /// Source, as the next hop sees it.
-    pub from: SocketAddr,
-    /// Destination, as the next hop sees it.
-    pub to: SocketAddr,
-    /// UDP payload.
-    pub bytes: Vec<u8>,
+/// Nanoseconds in a second.
+const SECOND_NS: u64 = 1_000_000_000;
+
+/// Bytes on an Ethernet wire for an IP packet of this size.
+#[must_use]
+pub fn wire_bytes(ip_bytes: u32) -> u32 {
+    ip_bytes.max(SHORTEST_PAYLOAD_BYTES).saturating_add(WIRE_OVERHEAD_BYTES)
 }
 
-/// A node of a link. All times are virtual; probabilities are 0.0..=1.0.
-#[derive(Clone, Debug)]
-pub enum Stage {
-    /// A line of fixed rate with a tail-drop queue in front.
-    Rate(Rate),
-    /// A fixed delay.
-    Delay(Delay),
-    /// A random addition to the delay.
-    Jitter(Jitter),
-    /// Independent random loss.
-    Loss(Loss),
-    /// Loss in bursts.
-    Gilbert(Gilbert),
-    /// Some datagrams are held back so that others overtake.
-    Reorder(Reorder),
-    /// Flips bits.
-    Corrupt(Corrupt),
-    /// Sends some datagrams twice.
-    Duplicate(Duplicate),
-    /// Drops what is too big, silently.
-    Mtu(Mtu),
-    /// Drops everything while on, silently.
-    BlackHole(BlackHole),
+/// How much may wait in front of the line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueLimit {
+    /// As many wire bytes as the line sends in this time, in milliseconds, but at least two full packets.
+    Ms(u32),
+    /// So many wire bytes.
+    Bytes(u64),
 }
 
-/// See [`Stage::Rate`].
-#[derive(Clone, Debug)]
-pub struct Rate {
-    /// Bits per second, counted with [`WIRE_OVERHEAD_BYTES`].
-    pub bps: u64,
-    /// The queue holds what the line sends in this time, milliseconds (at least two full datagrams).
-    pub queue_ms: u64,
-    /// When the line has sent everything that waits, ns, with a fraction of 1/2^16 ns.
-    free_at: u128,
-}
-
-impl Rate {
-    fn pass(&mut self, now: Time, bytes: usize) -> Option<Time> {
-        let wire = bytes as u64 + WIRE_OVERHEAD_BYTES;
-        let start = self.free_at.max(u128::from(now.ns()) << 16);
-        let waiting_ns =
-            u64::try_from((start >> 16).saturating_sub(u128::from(now.ns()))).unwrap_or(u64::MAX);
-        let queue_ns =
-            (self.queue_ms * 1_000_000).max(3_200 * 8_000_000_000 / self.bps.max(1) / 1_000 * 1_000);
-        if waiting_ns > queue_ns {
-            return None;
-        }
-        self.free_at = start + ((u128::from(wire) * 8_000_000_000) << 16) / u128::from(self.bps.max(1));
-        Some(Time::from_ns(u64::try_from(self.free_at >> 16).unwrap_or(u64::MAX)))
-    }
-}
-
-/// See [`Stage::Delay`].
-#[derive(Clone, Debug)]
-pub struct Delay {
-    /// One way, microseconds.
-    pub us: u64,
-}
-
-/// See [`Stage::Jitter`].
-#[derive(Clone, Debug)]
-pub struct Jitter {
-    /// Up to this much, microseconds, evenly spread.
-    pub us: u64,
-    /// Whether datagrams may overtake each other.
+/// The properties of one direction of a link.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shape {
+    /// Line rate in bits per second, counted on the wire ([`wire_bytes`]); 0 = as fast as the machine goes.
+    pub rate_bps: u64,
+    /// One-way delay, microseconds.
+    pub delay_us: u32,
+    /// Jitter: every packet's delay is changed by −`jitter_us`..+`jitter_us`, small changes more often
+    /// than large ones (triangular), never below zero.
+    pub jitter_us: u32,
+    /// Whether jitter may bring packets out of order; otherwise a packet waits for the one before it.
     pub reorder: bool,
-    last: Time,
+    /// Probability that a packet is lost, 0.0..=1.0.
+    pub loss: f64,
+    /// Mean number of packets lost in a row; 1.0 or less = independent losses. The share lost stays [`loss`](Self::loss).
+    pub loss_burst: f64,
+    /// Probability that one bit of a packet is flipped, 0.0..=1.0.
+    pub corrupt: f64,
+    /// Probability that a packet arrives twice, 0.0..=1.0.
+    pub duplicate: f64,
+    /// Probability that a packet is held back, so that others overtake it, 0.0..=1.0 …
+    pub late: f64,
+    /// … for so long, microseconds.
+    pub late_us: u32,
+    /// Limit of the queue.
+    pub queue: QueueLimit,
+    /// Longest IP packet that passes, in bytes; longer ones vanish. Lets a path MTU below the interface's be tested.
+    pub mtu: u32,
+    /// Silent black hole: whatever would arrive vanishes, and nobody is told.
+    pub black_hole: bool,
 }
 
-/// See [`Stage::Loss`].
-#[derive(Clone, Debug)]
-pub struct Loss {
-    /// Share lost.
-    pub share: f64,
-}
-
-/// Gilbert's model: in the bad state everything is lost, in the good one nothing.
-#[derive(Clone, Debug)]
-pub struct Gilbert {
-    /// Probability to turn bad, per datagram.
-    pub to_bad: f64,
-    /// Probability to turn good again: 1 / mean burst length.
-    pub to_good: f64,
-    bad: bool,
-}
-
-/// See [`Stage::Reorder`].
-#[derive(Clone, Debug)]
-pub struct Reorder {
-    /// Share held back.
-    pub share: f64,
-    /// For how long, microseconds.
-    pub us: u64,
-}
-
-/// See [`Stage::Corrupt`].
-#[derive(Clone, Debug)]
-pub struct Corrupt {
-    /// Share in which one to three bits are flipped.
-    pub share: f64,
-}
-
-/// See [`Stage::Duplicate`].
-#[derive(Clone, Debug)]
-pub struct Duplicate {
-    /// Share sent twice.
-    pub share: f64,
-}
-
-/// See [`Stage::Mtu`].
-#[derive(Clone, Debug)]
-pub struct Mtu {
-    /// Largest IP packet that passes, bytes.
-    pub bytes: usize,
-}
-
-/// See [`Stage::BlackHole`].
-#[derive(Clone, Debug)]
-pub struct BlackHole {
-    /// Nothing passes.
-    pub on: bool,
-}
-
-impl Stage {
-    /// Takes one datagram; what comes out, and when, goes to `out` (nothing: it was dropped).
-    pub fn pass(
-        &mut self,
-        now: Time,
-        random: &mut Random,
-        mut datagram: Datagram,
-        out: &mut Vec<(Time, Datagram)>,
-    ) {
-        match self {
-            Self::Rate(rate) => {
-                if let Some(at) = rate.pass(now, datagram.bytes.len()) {
-                    out.push((at, datagram));
-                }
-            }
-            Self::Delay(delay) => out.push((now.plus_us(delay.us), datagram)),
-            Self::Jitter(jitter) => {
-                let mut at = now.plus_ns(random.below(jitter.us * 1_000 + 1));
-                if !jitter.reorder {
-                    at = at.max(jitter.last);
-                    jitter.last = at;
-                }
-                out.push((at, datagram));
-            }
-            Self::Loss(loss) => {
-                if !random.chance(loss.share) {
-                    out.push((now, datagram));
-                }
-            }
-            Self::Gilbert(state) => {
-                state.bad =
-                    if state.bad { !random.chance(state.to_good) } else { random.chance(state.to_bad) };
-                if !state.bad {
-                    out.push((now, datagram));
-                }
-            }
-            Self::Reorder(reorder) => {
-                let held = random.chance(reorder.share);
-                out.push((if held { now.plus_us(reorder.us) } else { now }, datagram));
-            }
-            Self::Corrupt(corrupt) => {
-                if random.chance(corrupt.share) {
-                    flip_bits(random, &mut datagram.bytes);
-                }
-                out.push((now, datagram));
-            }
-            Self::Duplicate(duplicate) => {
-                if random.chance(duplicate.share) {
-                    out.push((now, datagram.clone()));
-                }
-                out.push((now, datagram));
-            }
-            Self::Mtu(mtu) => {
-                if datagram.bytes.len() + IP_OVERHEAD_BYTES <= mtu.bytes {
-                    out.push((now, datagram));
-                }
-            }
-            Self::BlackHole(hole) => {
-                if !hole.on {
-                    out.push((now, datagram));
-                }
-            }
-        }
-    }
-}
-
-/// Flips one to three bits.
-pub fn flip_bits(random: &mut Random, bytes: &mut [u8]) {
-    for _ in 0..=random.below(3) {
-        let at = random.below(bytes.len() as u64) as usize;
-        if let Some(byte) = bytes.get_mut(at) {
-            *byte ^= 1 << random.below(8);
-        }
-    }
-}
-
-/// One direction of a link. Build it with the methods below, in the order in which datagrams pass the nodes.
-#[derive(Clone, Debug)]
-pub struct Link {
-    /// The nodes. The first is always the black hole that [`Link::cut`] turns on.
-    pub stages: Vec<Stage>,
-    /// Datagrams that entered.
-    pub entered: u64,
-    /// Datagrams that came out at the end.
-    pub left: u64,
-    /// UDP payload bytes that came out at the end.
-    pub left_bytes: u64,
-}
-
-impl Default for Link {
+impl Default for Shape {
+    /// A perfect link: no limit, no delay, no loss.
     fn default() -> Self {
-        Self { stages: vec![Stage::BlackHole(BlackHole { on: false })], entered: 0, left: 0, left_bytes: 0 }
+        Self {
+            rate_bps: 0,
+            delay_us: 0,
+            jitter_us: 0,
+            reorder: false,
+            loss: 0.0,
+            loss_burst: 1.0,
+            corrupt: 0.0,
+            duplicate: 0.0,
+            late: 0.0,
+            late_us: 0,
+            queue: QueueLimit::Ms(120),
+            mtu: u32::MAX,
+            black_hole: false,
+        }
     }
 }
 
-impl Link {
-    /// A line of `mbps` Mbit/s with a queue of 120 ms, then `delay_ms` milliseconds.
+impl Shape {
+    /// A link of `mbps` Mbit/s and `delay_ms` milliseconds one way, with a queue of 120 ms.
+    #[must_use]
     pub fn new(mbps: f64, delay_ms: f64) -> Self {
-        Self::default().rate(mbps, 120).delay((delay_ms * 1e3) as u64)
+        Self { rate_bps: (mbps * 1e6) as u64, delay_us: (delay_ms * 1e3) as u32, ..Self::default() }
     }
 
-    fn with(mut self, stage: Stage) -> Self {
-        self.stages.push(stage);
+    /// The same with a share of packets lost at random, in percent.
+    #[must_use]
+    pub fn loss_percent(mut self, percent: f64) -> Self {
+        self.loss = percent / 100.0;
         self
     }
 
-    /// Adds a line of `mbps` Mbit/s with a queue of `queue_ms`.
+    /// The same with independent loss of this share.
     #[must_use]
-    pub fn rate(self, mbps: f64, queue_ms: u64) -> Self {
-        self.with(Stage::Rate(Rate { bps: (mbps * 1e6) as u64, queue_ms, free_at: 0 }))
+    pub fn loss(mut self, share: f64) -> Self {
+        self.loss = share;
+        self
     }
 
-    /// Adds a delay in microseconds.
+    /// The same with loss of this share in bursts of so many packets on average.
     #[must_use]
-    pub fn delay(self, us: u64) -> Self {
-        self.with(Stage::Delay(Delay { us }))
+    pub fn burst_loss(mut self, share: f64, burst: f64) -> Self {
+        (self.loss, self.loss_burst) = (share, burst);
+        self
     }
 
-    /// Adds jitter of up to `us` microseconds, with or without reordering.
+    /// The same with up to `us` microseconds more delay, with or without reordering.
     #[must_use]
-    pub fn jitter(self, us: u64, reorder: bool) -> Self {
-        self.with(Stage::Jitter(Jitter { us, reorder, last: Time::ZERO }))
+    pub fn jitter(mut self, us: u32, reorder: bool) -> Self {
+        self.delay_us += us / 2;
+        (self.jitter_us, self.reorder) = (us / 2, reorder);
+        self
     }
 
-    /// Adds independent loss.
+    /// The same with a share of packets that come `us` microseconds later than the others.
     #[must_use]
-    pub fn loss(self, share: f64) -> Self {
-        self.with(Stage::Loss(Loss { share }))
+    pub fn late(mut self, share: f64, us: u32) -> Self {
+        (self.late, self.late_us) = (share, us);
+        self
     }
 
-    /// Adds loss of `share` in bursts of `burst` datagrams on average.
+    /// The same with a flipped bit in a share of the packets.
     #[must_use]
-    pub fn burst_loss(self, share: f64, burst: f64) -> Self {
-        let to_good = 1.0 / burst.max(1.0);
-        let to_bad = (share * to_good / (1.0 - share).max(0.01)).min(1.0);
-        self.with(Stage::Gilbert(Gilbert { to_bad, to_good, bad: false }))
+    pub fn corrupt(mut self, share: f64) -> Self {
+        self.corrupt = share;
+        self
     }
 
-    /// Adds reordering: `share` of the datagrams come `us` microseconds later.
+    /// The same with a share of packets that arrive twice.
     #[must_use]
-    pub fn reorder(self, share: f64, us: u64) -> Self {
-        self.with(Stage::Reorder(Reorder { share, us }))
+    pub fn duplicate(mut self, share: f64) -> Self {
+        self.duplicate = share;
+        self
     }
 
-    /// Adds flipped bits.
+    /// The same with another queue limit.
     #[must_use]
-    pub fn corrupt(self, share: f64) -> Self {
-        self.with(Stage::Corrupt(Corrupt { share }))
+    pub fn queue(mut self, queue: QueueLimit) -> Self {
+        self.queue = queue;
+        self
     }
 
-    /// Adds duplicates.
+    /// The same with jitter, in milliseconds.
     #[must_use]
-    pub fn duplicate(self, share: f64) -> Self {
-        self.with(Stage::Duplicate(Duplicate { share }))
+    pub fn jitter_ms(mut self, jitter_ms: f64) -> Self {
+        self.jitter_us = (jitter_ms * 1e3) as u32;
+        self
     }
 
-    /// Adds a silent MTU limit in bytes of IP packet.
+    /// The same with a longest IP packet, in bytes.
     #[must_use]
-    pub fn mtu(self, bytes: usize) -> Self {
-        self.with(Stage::Mtu(Mtu { bytes }))
+    pub fn mtu(mut self, mtu: u32) -> Self {
+        self.mtu = mtu;
+        self
     }
 
-    /// Cuts the link silently (true) or heals it (false). What is under way still arrives.
-    pub fn cut(&mut self, on: bool) {
-        if let Some(Stage::BlackHole(hole)) = self.stages.first_mut() {
-            hole.on = on;
+    fn queue_bytes_max(&self) -> u64 {
+        match self.queue {
+            QueueLimit::Bytes(bytes) => bytes,
+            QueueLimit::Ms(ms) => {
+                let bytes = u128::from(self.rate_bps) * u128::from(ms) / 8_000;
+                u64::try_from(bytes).unwrap_or(u64::MAX).max(2 * u64::from(wire_bytes(1500)))
+            }
+        }
+    }
+}
+
+/// Why a packet did not arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dropped {
+    /// The queue was full.
+    Queue,
+    /// Longer than [`Shape::mtu`].
+    TooBig,
+}
+
+/// Counters of one direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Packets offered.
+    pub offered: u64,
+    /// Packets that arrived.
+    pub delivered: u64,
+    /// Wire bytes of the packets that arrived.
+    pub delivered_bytes: u64,
+    /// Dropped because the queue was full.
+    pub queue_full: u64,
+    /// Dropped because they were longer than [`Shape::mtu`].
+    pub too_big: u64,
+    /// Lost at random.
+    pub lost: u64,
+    /// Swallowed by the black hole.
+    pub swallowed: u64,
+    /// Arrived with a flipped bit.
+    pub corrupted: u64,
+}
+
+/// A packet that arrives.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Arrival<P> {
+    /// Packet as it was offered.
+    pub packet: P,
+    /// When it arrives, ns.
+    pub at_ns: u64,
+    /// Flip this bit (modulo the packet's length in bits).
+    pub flip_bit: Option<u64>,
+    /// It arrives twice.
+    pub duplicate: bool,
+}
+
+/// A packet on its way, behind the line. Ordered by arrival, then by order of sending.
+#[derive(Clone, Debug)]
+struct Flight<P> {
+    at_ns: u64,
+    number: u64,
+    wire_bytes: u32,
+    flip_bit: Option<u64>,
+    duplicate: bool,
+    packet: P,
+}
+
+impl<P> PartialEq for Flight<P> {
+    fn eq(&self, other: &Self) -> bool {
+        self.number == other.number
+    }
+}
+impl<P> Eq for Flight<P> {}
+impl<P> PartialOrd for Flight<P> {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl<P> Ord for Flight<P> {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at_ns, self.number).cmp(&(other.at_ns, other.number))
+    }
+}
+
+/// The packet that the line is sending.
+#[derive(Clone, Debug)]
+struct Sending<P> {
+    packet: P,
+    wire_bytes: u32,
+    /// Since when the line sends it at the present rate, ns.
+    since_ns: u64,
+    /// Bits left at `since_ns`, in units of 1/`SECOND_NS` bit, so that no division loses anything.
+    left: u128,
+    /// When its last bit is out, ns.
+    end_ns: u64,
+}
+
+/// One direction of a link. `P` is whatever stands for a packet.
+#[derive(Clone, Debug)]
+pub struct Direction<P> {
+    shape: Shape,
+    random: Rng,
+    /// The last packet lost was lost (for bursts).
+    in_burst: bool,
+    waiting: VecDeque<(P, u32, u64)>,
+    waiting_bytes: u64,
+    sending: Option<Sending<P>>,
+    /// Fraction of a nanosecond the last packet ended later than its `end_ns` says, as remainder of the division by the rate.
+    remainder: u128,
+    flying: BinaryHeap<Reverse<Flight<P>>>,
+    number: u64,
+    last_arrival_ns: u64,
+    counters: Counters,
+}
+
+impl<P> Direction<P> {
+    /// An idle link; the same seed and the same calls give the same result.
+    #[must_use]
+    pub fn new(shape: Shape, seed: u64) -> Self {
+        Self {
+            shape,
+            random: Rng::with_seed(seed),
+            in_burst: false,
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            sending: None,
+            remainder: 0,
+            flying: BinaryHeap::new(),
+            number: 0,
+            last_arrival_ns: 0,
+            counters: Counters::default(),
         }
     }
 
-    /// Changes the rate of every line in this link, Mbit/s.
-    pub fn set_rate(&mut self, mbps: f64) {
-        for stage in &mut self.stages {
-            if let Stage::Rate(rate) = stage {
-                rate.bps = (mbps * 1e6) as u64;
+    /// The properties as they are now.
+    #[must_use]
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// Counters so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Wire bytes that wait for the line, with those of the packet it is sending.
+    #[must_use]
+    pub fn backlog_bytes(&self) -> u64 {
+        self.waiting_bytes + self.sending.as_ref().map_or(0, |s| u64::from(s.wire_bytes))
+    }
+
+    /// Changes the properties. A packet half sent is finished at the new rate, what flies keeps its arrival.
+    pub fn set_shape(&mut self, now_ns: u64, shape: Shape) {
+        self.advance(now_ns);
+        let old_rate = self.shape.rate_bps;
+        self.shape = shape;
+        let rate = self.shape.rate_bps;
+        if rate != old_rate
+            && let Some(sending) = &mut self.sending
+        {
+            let since = now_ns.max(sending.since_ns);
+            let sent = u128::from(since - sending.since_ns) * u128::from(old_rate);
+            sending.left = sending.left.saturating_sub(sent);
+            sending.since_ns = since;
+            self.remainder = 0;
+            (sending.end_ns, self.remainder) = end_of(since, sending.left, rate);
+        }
+        self.advance(now_ns);
+    }
+
+    /// Offers a packet of `ip_bytes` (without Ethernet header) that came at `now_ns`.
+    /// Gives it back with the reason when the link does not take it.
+    pub fn offer(&mut self, now_ns: u64, ip_bytes: u32, packet: P) -> Result<(), (P, Dropped)> {
+        self.advance(now_ns);
+        self.counters.offered += 1;
+        if ip_bytes > self.shape.mtu {
+            self.counters.too_big += 1;
+            return Err((packet, Dropped::TooBig));
+        }
+        let bytes = wire_bytes(ip_bytes);
+        if self.sending.is_none() {
+            self.start(now_ns, packet, bytes, false);
+            self.advance(now_ns);
+            return Ok(());
+        }
+        if self.backlog_bytes() + u64::from(bytes) > self.shape.queue_bytes_max() {
+            self.counters.queue_full += 1;
+            return Err((packet, Dropped::Queue));
+        }
+        self.waiting_bytes += u64::from(bytes);
+        self.waiting.push_back((packet, bytes, now_ns));
+        Ok(())
+    }
+
+    /// When the next thing happens inside, ns; `None` when the link is empty. Never later than the next arrival.
+    #[must_use]
+    pub fn next_event_ns(&self) -> Option<u64> {
+        // The packet on the line cannot arrive before its end plus the shortest delay: sleep until then.
+        let line = self.sending.as_ref().map(|s| s.end_ns.saturating_add(self.shortest_delay_ns()));
+        let way = self.flying.peek().map(|f| f.0.at_ns);
+        match (line, way) {
+            (Some(line), Some(way)) => Some(line.min(way)),
+            (line, way) => line.or(way),
+        }
+    }
+
+    /// The next packet that has arrived by `now_ns`, or `None`. Call it until it says `None`.
+    pub fn pop(&mut self, now_ns: u64) -> Option<Arrival<P>> {
+        self.pop_until(now_ns, now_ns)
+    }
+
+    /// The same with those that will arrive by `until_ns`, for a caller that cannot come at the exact moment and
+    /// prefers to be a little early half of the time over being late always.
+    pub fn pop_until(&mut self, now_ns: u64, until_ns: u64) -> Option<Arrival<P>> {
+        self.advance(now_ns);
+        loop {
+            if self.flying.peek()?.0.at_ns > until_ns {
+                return None;
+            }
+            let Reverse(flight) = self.flying.pop()?;
+            if self.shape.black_hole {
+                self.counters.swallowed += 1;
+                continue;
+            }
+            self.counters.delivered += 1;
+            self.counters.delivered_bytes += u64::from(flight.wire_bytes);
+            self.counters.corrupted += u64::from(flight.flip_bit.is_some());
+            let Flight { packet, at_ns, flip_bit, duplicate, .. } = flight;
+            return Some(Arrival { packet, at_ns, flip_bit, duplicate });
+        }
+    }
+
+    /// Forgets every packet under way, as a link that loses its carrier does.
+    pub fn clear(&mut self) {
+        let swallowed = self.waiting.len() + usize::from(self.sending.is_some()) + self.flying.len();
+        self.counters.swallowed += swallowed as u64;
+        self.waiting.clear();
+        self.waiting_bytes = 0;
+        self.sending = None;
+        self.flying.clear();
+    }
+
+    fn shortest_delay_ns(&self) -> u64 {
+        u64::from(self.shape.delay_us.saturating_sub(self.shape.jitter_us)) * 1_000
+    }
+
+    /// Lets the line work until `now_ns`.
+    fn advance(&mut self, now_ns: u64) {
+        while self.sending.as_ref().is_some_and(|s| s.end_ns <= now_ns) {
+            let Some(done) = self.sending.take() else { return };
+            self.take_off(done.end_ns, done.packet, done.wire_bytes);
+            if let Some((packet, bytes, came_ns)) = self.waiting.pop_front() {
+                self.waiting_bytes -= u64::from(bytes);
+                let back_to_back = came_ns <= done.end_ns;
+                self.start(done.end_ns.max(came_ns), packet, bytes, back_to_back);
             }
         }
     }
 
-    /// Changes every MTU limit in this link.
-    pub fn set_mtu(&mut self, bytes: usize) {
-        for stage in &mut self.stages {
-            if let Stage::Mtu(mtu) = stage {
-                mtu.bytes = bytes;
-            }
-        }
+    /// The line begins to send a packet.
+    fn start(&mut self, since_ns: u64, packet: P, wire_bytes: u32, back_to_back: bool) {
+        let carried = if back_to_back { self.remainder } else { 0 };
+        let left = u128::from(wire_bytes) * 8 * u128::from(SECOND_NS) + carried;
+        let (end_ns, remainder) = end_of(since_ns, left, self.shape.rate_bps);
+        self.remainder = remainder;
+        self.sending = Some(Sending { packet, wire_bytes, since_ns, left, end_ns });
     }
+
+    /// A packet has left the line at `at_ns`: lost, or on its way.
+    fn take_off(&mut self, at_ns: u64, packet: P, wire_bytes: u32) {
+        if self.is_lost() {
+            self.counters.lost += 1;
+            return;
+        }
+        let flip_bit = self.happens(self.shape.corrupt).then(|| self.random.u64(..));
+        let mut arrival = at_ns.saturating_add(self.delay_ns());
+        if !self.shape.reorder {
+            arrival = arrival.max(self.last_arrival_ns);
+        }
+        self.last_arrival_ns = self.last_arrival_ns.max(arrival);
+        if self.happens(self.shape.late) {
+            arrival += u64::from(self.shape.late_us) * 1_000;
+        }
+        let duplicate = self.happens(self.shape.duplicate);
+        self.number += 1;
+        self.flying.push(Reverse(Flight {
+            at_ns: arrival,
+            number: self.number,
+            wire_bytes,
+            flip_bit,
+            duplicate,
+            packet,
+        }));
+    }
+
+    fn happens(&mut self, share: f64) -> bool {
+        share > 0.0 && self.random.f64() < share
+    }
+
+    fn delay_ns(&mut self) -> u64 {
+        let delay = u64::from(self.shape.delay_us) * 1_000;
+        let jitter = u64::from(self.shape.jitter_us) * 1_000;
+        if jitter == 0 {
+            return delay;
+        }
+        // The sum of two even draws is triangular around `jitter`.
+        let change = self.random.u64(..jitter) + self.random.u64(..jitter);
+        (delay + change).saturating_sub(jitter)
+    }
+
+    /// Two-state loss (Gilbert): in a burst everything is lost, and a burst ends with probability 1 / mean length.
+    fn is_lost(&mut self) -> bool {
+        let loss = self.shape.loss;
+        if loss <= 0.0 {
+            self.in_burst = false;
+            return false;
+        }
+        if self.shape.loss_burst <= 1.0 || loss >= 1.0 {
+            return self.random.f64() < loss;
+        }
+        let end = 1.0 / self.shape.loss_burst;
+        // The share of time in the burst state is begin / (begin + end) = loss.
+        let begin = end * loss / (1.0 - loss);
+        let change = self.random.f64();
+        self.in_burst = if self.in_burst { change >= end } else { change < begin };
+        self.in_burst
+    }
+}
+
+/// When `left` (bits × 10⁹) are out at `rate` from `since_ns` on, and the remainder of that division.
+fn end_of(since_ns: u64, left: u128, rate_bps: u64) -> (u64, u128) {
+    if rate_bps == 0 {
+        return (since_ns, 0);
+    }
+    let rate = u128::from(rate_bps);
+    let ns = u64::try_from(left / rate).unwrap_or(u64::MAX);
+    (since_ns.saturating_add(ns), left % rate)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn datagram(bytes: usize) -> Datagram {
-        let any = SocketAddr::from(([10, 0, 0, 1], 1));
-        Datagram { from: any, to: any, bytes: vec![0; bytes] }
-    }
-
-    /// Sends `count` datagrams of `bytes` bytes `every_us` apart through the chain; returns arrivals.
-    fn run(link: Link, count: u64, bytes: usize, every_us: u64) -> Vec<(u64, Time, Datagram)> {
-        let mut random = Random::new(1);
-        let mut waiting: Vec<(Time, usize, u64, Datagram)> =
-            (0..count).map(|n| (Time::from_us(n * every_us), 0, n, datagram(bytes))).collect();
-        let mut stages = link.stages;
-        let (mut arrived, mut out) = (Vec::new(), Vec::new());
-        while let Some(next) =
-            waiting.iter().enumerate().min_by_key(|(at, w)| (w.0, w.2, *at)).map(|(at, _)| at)
-        {
-            let (now, stage, number, datagram) = waiting.remove(next);
-            match stages.get_mut(stage) {
-                Some(node) => {
-                    node.pass(now, &mut random, datagram, &mut out);
-                    waiting.extend(out.drain(..).map(|(at, datagram)| (at, stage + 1, number, datagram)));
-                }
-                None => arrived.push((number, now, datagram)),
-            }
-        }
-        arrived
-    }
-
-    #[test]
-    fn a_line_keeps_its_rate_and_its_queue_limit() {
-        // 934 + 66 = 1,000 wire bytes at 8 Mbit/s: one a millisecond. Ten times that much is offered.
-        let arrived = run(Link::default().rate(8.0, 50), 2_000, 934, 100);
-        let last = arrived.last().map(|(_, at, _)| at.ms());
-        assert_eq!(arrived[0].1, Time::from_ms(1));
-        assert!((248..=252).contains(&arrived.len()), "200 ms and a queue of 50 ms: {}", arrived.len());
-        assert_eq!(last, Some(arrived.len() as u64));
-    }
-
-    #[test]
-    fn delay_jitter_and_reordering() {
-        let arrived = run(Link::default().delay(5_000).jitter(3_000, false), 500, 100, 200);
-        assert!(arrived.windows(2).all(|pair| pair[0].0 < pair[1].0), "in order");
-        let waits: Vec<u64> = arrived.iter().map(|(n, at, _)| at.us() - n * 200).collect();
-        assert!(waits.iter().all(|wait| (5_000..=8_000).contains(wait)));
-        let arrived = run(Link::default().jitter(3_000, true), 500, 100, 200);
-        assert!(arrived.windows(2).any(|pair| pair[0].0 > pair[1].0), "out of order");
-        let arrived = run(Link::default().reorder(0.1, 1_000), 500, 100, 200);
-        let overtaken = arrived.iter().filter(|(n, at, _)| at.us() > n * 200).count();
-        assert!((30..80).contains(&overtaken), "{overtaken}");
-    }
-
-    #[test]
-    fn losses_duplicates_flips_and_limits() {
-        let share = |link: Link| run(link, 4_000, 100, 10).len();
-        assert!((3_540..3_660).contains(&share(Link::default().loss(0.1))));
-        assert!((3_450..3_750).contains(&share(Link::default().burst_loss(0.1, 5.0))));
-        assert!((4_340..4_460).contains(&share(Link::default().duplicate(0.1))));
-        assert_eq!(share(Link::default().mtu(127)), 0);
-        assert_eq!(share(Link::default().mtu(128)), 4_000);
-        let mut cut = Link::default();
-        cut.cut(true);
-        assert_eq!(share(cut), 0);
-        let flipped = run(Link::default().corrupt(0.5), 400, 100, 10);
-        let bad = flipped.iter().filter(|(_, _, d)| d.bytes.iter().any(|b| *b != 0)).count();
-        assert!((150..250).contains(&bad), "{bad}");
-    }
-
-    #[test]
-    fn bursts_are_bursts() {
-        let arrived = run(Link::default().burst_loss(0.05, 8.0), 20_000, 100, 10);
-        let numbers: Vec<u64> = arrived.iter().map(|(n, _, _)| *n).collect();
-        let gaps: Vec<u64> = numbers.windows(2).map(|p| p[1] - p[0] - 1).filter(|gap| *gap > 0).collect();
-        let mean = gaps.iter().sum::<u64>() as f64 / gaps.len() as f64;
-        assert!((6.0..10.0).contains(&mean), "{mean}");
-    }
-}
+mod tests;

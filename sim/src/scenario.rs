@@ -8,7 +8,7 @@ use services::spec::{
     BackendSpec, BalanceMethod, DeliveryMode, Mapping, NatMode, NatSpec, PeerSpec, ServerSpec, UDP,
 };
 
-use crate::link::Link;
+use crate::link::Shape;
 use crate::world::{World, site_prefix};
 
 /// Wall clock of a site whose clock is right, ns since 1970 (some day in 2026).
@@ -17,7 +17,7 @@ pub const WALL_CLOCK_NS: u64 = 1_790_000_000_000_000_000;
 /// Site 0 dials site 1 over one cable for each link, each between WANs of their own. Not started.
 ///
 /// Cable n joins WAN n of site 0 with WAN n of site 1; both directions are alike.
-pub fn pair(seed: u64, cores: (u8, u8), links: &[Link]) -> World {
+pub fn pair(seed: u64, cores: (u8, u8), links: &[Shape]) -> World {
     let mut world = World::new(seed);
     let (a, b) = (world.site(cores.0, WALL_CLOCK_NS), world.site(cores.1, WALL_CLOCK_NS));
     for link in links {
@@ -29,7 +29,7 @@ pub fn pair(seed: u64, cores: (u8, u8), links: &[Link]) -> World {
 }
 
 /// Like [`pair`], but site 1 has one WAN with one address, as a hub in a data centre.
-pub fn to_hub(seed: u64, cores: (u8, u8), links: &[Link]) -> World {
+pub fn to_hub(seed: u64, cores: (u8, u8), links: &[Shape]) -> World {
     let mut world = World::new(seed);
     let (a, b) = (world.site(cores.0, WALL_CLOCK_NS), world.site(cores.1, WALL_CLOCK_NS));
     let hub = world.wan(b, 1_500);
@@ -42,7 +42,7 @@ pub fn to_hub(seed: u64, cores: (u8, u8), links: &[Link]) -> World {
 }
 
 /// Site 0 is a hub with one WAN; every other site dials it over `links`.
-pub fn star(seed: u64, hub_cores: u8, spokes: usize, spoke_cores: u8, links: &[Link]) -> World {
+pub fn star(seed: u64, hub_cores: u8, spokes: usize, spoke_cores: u8, links: &[Shape]) -> World {
     let mut world = World::new(seed);
     let hub = world.site(hub_cores, WALL_CLOCK_NS);
     let wan = world.wan(hub, 1_500);
@@ -79,7 +79,7 @@ impl Gateways {
     pub const BACKEND_PORT: u16 = 9_000;
 
     /// Both sites over one cable for each link, with so many cores.
-    pub fn new(seed: u64, cores: (u8, u8), links: &[Link]) -> Self {
+    pub fn new(seed: u64, cores: (u8, u8), links: &[Shape]) -> Self {
         let mut world = pair(seed, cores, links);
         let anywhere = IpNet::from(Ipv4Net::default());
         let branch = &mut world.sites[0];

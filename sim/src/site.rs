@@ -425,7 +425,7 @@ impl Site {
     /// The local address and port a datagram leaves from, or `None` when it cannot leave.
     pub(crate) fn source_of(&mut self, core: u8, target: &Target, bytes: usize) -> Option<SocketAddr> {
         let wan = self.wan(target.route.wan).filter(|wan| wan.up)?;
-        if bytes + crate::link::IP_OVERHEAD_BYTES > usize::from(wan.mtu) {
+        if bytes + crate::cable::IP_OVERHEAD_BYTES > usize::from(wan.mtu) {
             return None;
         }
         let remote = target.route.remote;

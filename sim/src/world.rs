@@ -1,7 +1,7 @@
 //! The world: sites, cables between their WANs, hosts beside their interfaces, applications on them, and one queue of
 //! events.
 //!
-//! An event is a datagram that reaches a node of a link, a frame that reaches a site or a host, something that a core
+//! An event is a datagram that comes out of a link, a frame that reaches a site or a host, something that a core
 //! handed to another, a core, a control thread or an application that wants to be woken. Events of one moment run in the
 //! order in which they were made; then every core that got something runs one round, in order of site and core. Nothing
 //! depends on anything but the seed.
@@ -16,9 +16,10 @@ use packet::attachment::BondId;
 use tunnel::config::{Peer, Wan};
 use tunnel::time::Time;
 
+use crate::cable::{Cable, Datagram, Link};
 use crate::events::{Event, Events};
 use crate::host::Host;
-use crate::link::{Datagram, Link};
+use crate::link::Shape;
 use crate::log::Log;
 use crate::nat::Nat;
 use crate::random::Random;
@@ -29,25 +30,6 @@ mod cores;
 mod wires;
 
 use apps::Apps;
-
-/// A cable: two ends, a link each way, perhaps a NAT at the first end.
-pub struct Cable {
-    /// (site, WAN) at both ends.
-    pub ends: [(usize, u16); 2],
-    /// From the first end to the second, and back.
-    pub links: [Link; 2],
-    /// In front of the first end.
-    pub nat: Option<Nat>,
-}
-
-impl Cable {
-    /// Cuts or heals both directions.
-    pub fn cut(&mut self, on: bool) {
-        for link in &mut self.links {
-            link.cut(on);
-        }
-    }
-}
 
 /// Counters over all sites.
 #[derive(Clone, Debug, Default)]
@@ -85,7 +67,6 @@ pub struct World {
     keep: bool,
     /// Copies of datagrams that arrived, for tests that replay them.
     pub captured: Vec<(usize, Datagram)>,
-    out: Vec<(Time, Datagram)>,
 }
 
 impl World {
@@ -104,7 +85,6 @@ impl World {
             log: Log::new(),
             keep: false,
             captured: Vec::new(),
-            out: Vec::new(),
         }
     }
 
@@ -131,8 +111,9 @@ impl World {
     }
 
     /// Joins two WANs by a cable; returns its number.
-    pub fn cable(&mut self, from: (usize, u16), to: (usize, u16), there: Link, back: Link) -> usize {
-        self.cables.push(Cable { ends: [from, to], links: [there, back], nat: None });
+    pub fn cable(&mut self, from: (usize, u16), to: (usize, u16), there: Shape, back: Shape) -> usize {
+        let links = [there, back].map(|shape| Link::new(&shape, self.random.next_u64()));
+        self.cables.push(Cable { ends: [from, to], links, nat: None });
         self.cables.len() - 1
     }
 
@@ -233,6 +214,11 @@ impl World {
     /// Runs until `end`.
     pub fn run_until(&mut self, end: Time) {
         self.settle();
+        // A test may have changed links since.
+        for cable in 0..self.cables.len() {
+            self.look_at(cable, 0);
+            self.look_at(cable, 1);
+        }
         while self.events.next_at().is_some_and(|at| at <= end) {
             let Some((at, event)) = self.events.pop() else { break };
             self.now = at;
@@ -258,7 +244,7 @@ impl World {
     fn run_event(&mut self, event: Event) {
         self.totals.events += 1;
         match event {
-            Event::Hop(cable, direction, stage, datagram) => self.hop(cable, direction, stage, datagram),
+            Event::Link(cable, direction) => self.link(cable, direction),
             Event::Wake(site, core) => self.wake(site, core),
             Event::Handed(site, starts, core, handed) => self.take_handed(site, starts, core, handed),
             Event::Frame(site, interface, offload, bytes) => self.frame(site, interface, offload, bytes),
@@ -292,7 +278,7 @@ impl World {
             let _ = write!(text, "site {number}\n{}", site.describe());
         }
         for (number, cable) in self.cables.iter().enumerate() {
-            let link = |at: usize| (cable.links[at].entered, cable.links[at].left);
+            let link = |at: usize| (cable.links[at].entered(), cable.links[at].left());
             let _ = writeln!(text, "cable {number} {:?}: {:?} {:?}", cable.ends, link(0), link(1));
         }
         text

@@ -3,13 +3,13 @@
 
 use sim::inner::tcp::TcpSpec;
 use sim::inner::udp::UdpSpec;
-use sim::link::Link;
+use sim::link::Shape;
 use sim::scenario::pair;
 
 fn run(seed: u64) -> (u64, u64) {
     let links = [
-        Link::new(30.0, 10.0).jitter(3_000, true).loss(0.01),
-        Link::new(20.0, 25.0).burst_loss(0.01, 3.0).duplicate(0.01).corrupt(0.01),
+        Shape::new(30.0, 10.0).jitter(3_000, true).loss(0.01),
+        Shape::new(20.0, 25.0).burst_loss(0.01, 3.0).duplicate(0.01).corrupt(0.01),
     ];
     let mut world = pair(seed, (3, 2), &links);
     world.start();

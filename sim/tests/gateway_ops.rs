@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 use sim::inner::tcp::TcpSpec;
 use sim::inner::udp::UdpSpec;
-use sim::link::Link;
+use sim::link::Shape;
 use sim::scenario::Gateways;
 use sim::site::Readers;
 
@@ -52,9 +52,9 @@ struct Run {
 impl Run {
     fn new(seed: u64) -> Self {
         let links = [
-            Link::new(50.0, 5.0),
-            Link::new(30.0, 20.0).loss(0.01),
-            Link::new(20.0, 30.0).jitter(4_000, true),
+            Shape::new(50.0, 5.0),
+            Shape::new(30.0, 20.0).loss(0.01),
+            Shape::new(20.0, 30.0).jitter(4_000, true),
         ];
         let mut gateways = Gateways::new(seed, (CORES, CORES), &links);
         for site in 0..2 {

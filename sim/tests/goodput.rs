@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 
 use sim::inner::tcp::TcpSpec;
 use sim::inner::udp::UdpSpec;
-use sim::link::Link;
+use sim::link::Shape;
 use sim::scenario::pair;
 
 /// Share of a line's rate that inner TCP payload can have: 1,392 bytes in a datagram of 1,538 bytes on the wire.
@@ -20,35 +20,35 @@ const FILL_MS: u64 = 500;
 
 struct Profile {
     name: &'static str,
-    links: Vec<Link>,
+    links: Vec<Shape>,
     mbps: f64,
 }
 
 fn profiles() -> Vec<Profile> {
     let profile = |name, mbps, links| Profile { name, mbps, links };
     vec![
-        profile("1 link 100/10", 100.0, vec![Link::new(100.0, 10.0)]),
-        profile("1 link 20/40", 20.0, vec![Link::new(20.0, 40.0)]),
-        profile("1 link 50/20, loss 1 %", 50.0, vec![Link::new(50.0, 20.0).loss(0.01)]),
-        profile("1 link 50/20, jitter 5 ms", 50.0, vec![Link::new(50.0, 20.0).jitter(5_000, true)]),
-        profile("2 equal 50/15", 100.0, vec![Link::new(50.0, 15.0), Link::new(50.0, 15.0)]),
+        profile("1 link 100/10", 100.0, vec![Shape::new(100.0, 10.0)]),
+        profile("1 link 20/40", 20.0, vec![Shape::new(20.0, 40.0)]),
+        profile("1 link 50/20, loss 1 %", 50.0, vec![Shape::new(50.0, 20.0).loss(0.01)]),
+        profile("1 link 50/20, jitter 5 ms", 50.0, vec![Shape::new(50.0, 20.0).jitter(5_000, true)]),
+        profile("2 equal 50/15", 100.0, vec![Shape::new(50.0, 15.0), Shape::new(50.0, 15.0)]),
         profile(
             "2 equal 50/15, loss 1 %",
             100.0,
-            vec![Link::new(50.0, 15.0).loss(0.01), Link::new(50.0, 15.0).loss(0.01)],
+            vec![Shape::new(50.0, 15.0).loss(0.01), Shape::new(50.0, 15.0).loss(0.01)],
         ),
         profile(
             "2 equal 50/15, jitter 5 ms",
             100.0,
-            vec![Link::new(50.0, 15.0).jitter(5_000, true), Link::new(50.0, 15.0).jitter(5_000, true)],
+            vec![Shape::new(50.0, 15.0).jitter(5_000, true), Shape::new(50.0, 15.0).jitter(5_000, true)],
         ),
         profile(
             "demo 100/10 + 50/20 + 20/40 0.1 %",
             170.0,
-            vec![Link::new(100.0, 10.0), Link::new(50.0, 20.0), Link::new(20.0, 40.0).loss(0.001)],
+            vec![Shape::new(100.0, 10.0), Shape::new(50.0, 20.0), Shape::new(20.0, 40.0).loss(0.001)],
         ),
-        profile("unequal 300/5 + 3/50", 303.0, vec![Link::new(300.0, 5.0), Link::new(3.0, 50.0)]),
-        profile("4 equal 25/20", 100.0, vec![Link::new(25.0, 20.0); 4]),
+        profile("unequal 300/5 + 3/50", 303.0, vec![Shape::new(300.0, 5.0), Shape::new(3.0, 50.0)]),
+        profile("4 equal 25/20", 100.0, vec![Shape::new(25.0, 20.0); 4]),
     ]
 }
 

@@ -4,8 +4,9 @@
 use std::net::SocketAddr;
 
 use packet::drop_reason::DropReason;
+use sim::cable::Datagram;
 use sim::inner::udp::UdpSpec;
-use sim::link::{Datagram, Link, flip_bits};
+use sim::link::Shape;
 use sim::random::Random;
 use sim::scenario::{pair, star, to_hub};
 use sim::site::LISTEN_PORT;
@@ -13,7 +14,7 @@ use sim::world::World;
 
 /// A joined pair and the datagrams that arrived so far, of every kind.
 fn prepared(seed: u64) -> World {
-    let mut world = pair(seed, (2, 3), &[Link::new(50.0, 5.0), Link::new(50.0, 7.0)]);
+    let mut world = pair(seed, (2, 3), &[Shape::new(50.0, 5.0), Shape::new(50.0, 7.0)]);
     world.capture(true);
     world.start();
     world.run_ms(300);
@@ -34,6 +35,14 @@ fn drops(world: &World, site: usize) -> u64 {
 /// Where a captured datagram's interface is.
 fn wan_of(world: &World, site: usize, to: SocketAddr) -> u16 {
     world.sites[site].snapshot.wans.iter().find(|wan| wan.addresses.contains(&to.ip())).unwrap().id
+}
+
+/// Flips one to three bits.
+fn flip_bits(random: &mut Random, bytes: &mut [u8]) {
+    for _ in 0..=random.below(3) {
+        let at = random.below(bytes.len() as u64) as usize;
+        bytes[at] ^= 1 << random.below(8);
+    }
 }
 
 fn inject(world: &mut World, site: usize, datagram: Datagram) {
@@ -176,7 +185,7 @@ fn a_flood_of_initiations_does_not_stop_a_restarted_peer() {
 #[test]
 fn two_sites_with_one_key_disturb_only_each_other() {
     // A cloned machine: site 2 has site 1's key. The hub knows one peer.
-    let mut world = star(sim::seed(25), 2, 3, 2, &[Link::new(20.0, 10.0)]);
+    let mut world = star(sim::seed(25), 2, 3, 2, &[Shape::new(20.0, 10.0)]);
     let key = world.sites[1].private_key();
     world.sites[2].set_private_key(key);
     world.sites[0].snapshot.peers.retain(|peer| peer.name != "site2");
@@ -205,7 +214,7 @@ fn two_sites_with_one_key_disturb_only_each_other() {
 
 #[test]
 fn a_wrong_key_is_refused_and_nothing_is_kept() {
-    let mut world = to_hub(sim::seed(26), (2, 2), &[Link::new(20.0, 10.0)]);
+    let mut world = to_hub(sim::seed(26), (2, 2), &[Shape::new(20.0, 10.0)]);
     let wrong = world.sites[1].private_key().map(|byte| byte ^ 0x55);
     world.sites[0].set_private_key(wrong);
     world.restart(0, true);
@@ -218,7 +227,7 @@ fn a_wrong_key_is_refused_and_nothing_is_kept() {
 
 #[test]
 fn inner_sources_that_are_not_the_peers_are_dropped() {
-    let mut world = to_hub(sim::seed(27), (1, 1), &[Link::new(20.0, 10.0)]);
+    let mut world = to_hub(sim::seed(27), (1, 1), &[Shape::new(20.0, 10.0)]);
     world.sites[1].snapshot.peers[0].allowed_ips = vec!["10.77.0.0/16".parse().unwrap()];
     world.start();
     world.run_ms(500);

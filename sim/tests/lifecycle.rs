@@ -3,18 +3,18 @@
 
 use sim::inner::tcp::TcpSpec;
 use sim::inner::udp::UdpSpec;
-use sim::link::Link;
+use sim::link::Shape;
 use sim::scenario::{WALL_CLOCK_NS, pair, to_hub};
 use sim::world::{World, wan_address};
 use tunnel::path::PathState;
 use tunnel::time::Time;
 
-fn two() -> Vec<Link> {
-    vec![Link::new(50.0, 10.0), Link::new(50.0, 15.0)]
+fn two() -> Vec<Shape> {
+    vec![Shape::new(50.0, 10.0), Shape::new(50.0, 15.0)]
 }
 
-fn demo() -> Vec<Link> {
-    vec![Link::new(100.0, 10.0), Link::new(50.0, 20.0), Link::new(20.0, 40.0).loss(0.001)]
+fn demo() -> Vec<Shape> {
+    vec![Shape::new(100.0, 10.0), Shape::new(50.0, 20.0), Shape::new(20.0, 40.0).loss(0.001)]
 }
 
 fn joined(world: &mut World, paths: usize, limit_ms: u64) -> u64 {
@@ -50,7 +50,7 @@ fn a_clock_in_1970_joins_and_joins_again_after_a_restart() {
         let mut world = World::new(sim::seed(1));
         let (a, b) = (world.site(2, dialer), world.site(2, listener));
         let ends = ((a, world.wan(a, 1_500)), (b, world.wan(b, 1_500)));
-        world.cable(ends.0, ends.1, Link::new(10.0, 10.0), Link::new(10.0, 10.0));
+        world.cable(ends.0, ends.1, Shape::new(10.0, 10.0), Shape::new(10.0, 10.0));
         world.peer(a, b);
         world.start();
         joined(&mut world, 1, 1_000);
@@ -80,7 +80,7 @@ fn a_rekey_under_traffic_loses_nothing() {
 
 #[test]
 fn a_rekey_over_lossy_and_jittery_links_loses_nothing_that_the_links_do_not() {
-    let links = [Link::new(50.0, 10.0).jitter(5_000, true), Link::new(50.0, 40.0).reorder(0.02, 8_000)];
+    let links = [Shape::new(50.0, 10.0).jitter(5_000, true), Shape::new(50.0, 40.0).late(0.02, 8_000)];
     let mut world = pair(sim::seed(3), (2, 3), &links);
     world.start();
     joined(&mut world, 2, 1_000);
@@ -166,7 +166,7 @@ fn a_restart_with_another_number_of_cores() {
 #[test]
 fn a_nat_that_rebinds_is_followed() {
     for new_address in [false, true] {
-        let mut world = to_hub(sim::seed(7), (2, 2), &[Link::new(20.0, 20.0)]);
+        let mut world = to_hub(sim::seed(7), (2, 2), &[Shape::new(20.0, 20.0)]);
         world.nat(0);
         world.start();
         joined(&mut world, 1, 1_000);
@@ -366,9 +366,9 @@ fn an_idle_bond_is_quiet() {
     world.start();
     joined(&mut world, 2, 1_000);
     world.run_ms(5_000);
-    let before: u64 = world.cables.iter().flat_map(|cable| &cable.links).map(|link| link.entered).sum();
+    let before: u64 = world.cables.iter().flat_map(|cable| &cable.links).map(|link| link.entered()).sum();
     world.run_until(Time::from_ms(world.now.ms() + 60_000));
-    let after: u64 = world.cables.iter().flat_map(|cable| &cable.links).map(|link| link.entered).sum();
+    let after: u64 = world.cables.iter().flat_map(|cable| &cable.links).map(|link| link.entered()).sum();
     let per_second = (after - before) / 60;
     assert!(per_second < 40, "{per_second} datagrams a second on an idle bond");
 }

@@ -3,7 +3,7 @@
 
 use sim::inner::tcp::TcpSpec;
 use sim::inner::udp::UdpSpec;
-use sim::link::Link;
+use sim::link::Shape;
 use sim::scenario::{pair, star, to_hub};
 use sim::world::World;
 use tunnel::time::Time;
@@ -36,21 +36,21 @@ fn traffic(world: &mut World, packet_bytes: usize, mbps: f64) -> (u64, u64) {
 
 #[test]
 fn every_kind_of_link_joins_and_carries() {
-    let base = || Link::new(50.0, 15.0);
+    let base = || Shape::new(50.0, 15.0);
     // Name, link, share of packets that must arrive: recovery hides most loss.
-    let kinds: [(&str, Link, f64); 12] = [
+    let kinds: [(&str, Shape, f64); 12] = [
         ("clean", base(), 1.0),
-        ("bare", Link::default(), 1.0),
+        ("bare", Shape::default(), 1.0),
         ("jitter in order", base().jitter(5_000, false), 1.0),
         ("jitter out of order", base().jitter(5_000, true), 1.0),
         ("loss 1 %", base().loss(0.01), 0.99),
         ("loss 10 %", base().loss(0.1), 0.93),
         ("bursts", base().burst_loss(0.02, 4.0), 0.98),
-        ("reordering", base().reorder(0.05, 3_000), 1.0),
+        ("reordering", base().late(0.05, 3_000), 1.0),
         ("corruption", base().corrupt(0.02), 0.99),
         ("duplicates", base().duplicate(0.1), 1.0),
         ("MTU 1280", base().mtu(1_280), 1.0),
-        ("satellite", Link::new(10.0, 300.0), 1.0),
+        ("satellite", Shape::new(10.0, 300.0), 1.0),
     ];
     for (number, (name, link, least)) in kinds.into_iter().enumerate() {
         let (mut sent, mut received) = (0, 0);
@@ -71,8 +71,8 @@ fn every_kind_of_link_joins_and_carries() {
 }
 
 /// The demo's links.
-fn demo() -> Vec<Link> {
-    vec![Link::new(100.0, 10.0), Link::new(50.0, 20.0), Link::new(20.0, 40.0).loss(0.001)]
+fn demo() -> Vec<Shape> {
+    vec![Shape::new(100.0, 10.0), Shape::new(50.0, 20.0), Shape::new(20.0, 40.0).loss(0.001)]
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn full_packets_over_every_mixture_of_mtus() {
     for (number, mtus) in
         [&[1_280][..], &[1_400], &[1_280, 1_500], &[1_500, 1_400, 1_280], &[1_492, 1_492]].iter().enumerate()
     {
-        let links: Vec<Link> = mtus.iter().map(|mtu| Link::new(40.0, 10.0).mtu(*mtu)).collect();
+        let links: Vec<Shape> = mtus.iter().map(|mtu| Shape::new(40.0, 10.0).mtu(*mtu)).collect();
         let mut world = pair(sim::seed(200 + number as u64), (2, 2), &links);
         join(&mut world, mtus.len(), 3_000);
         // Let the MTU search of each path end.
@@ -94,7 +94,8 @@ fn full_packets_over_every_mixture_of_mtus() {
                 .find(|path| path.usable() && usize::from(path.route().wan) == wan)
                 .unwrap()
                 .datagram_bytes();
-            assert!(found + 28 <= *mtu && found + 28 + 8 >= *mtu, "MTU {mtu}: found {found}");
+            let mtu = *mtu as usize;
+            assert!(found + 28 <= mtu && found + 28 + 8 >= mtu, "MTU {mtu}: found {found}");
         }
         let (sent, received) = traffic(&mut world, 1_500, 8.0);
         assert_eq!(sent, received, "{mtus:?}");
@@ -103,7 +104,7 @@ fn full_packets_over_every_mixture_of_mtus() {
 
 #[test]
 fn an_mtu_that_shrinks_while_data_flows_is_found_again() {
-    let links = [Link::new(40.0, 10.0).mtu(1_500)];
+    let links = [Shape::new(40.0, 10.0).mtu(1_500)];
     let mut world = pair(sim::seed(210), (1, 1), &links);
     join(&mut world, 1, 3_000);
     world.run_ms(2_000);
@@ -125,7 +126,7 @@ fn an_mtu_that_shrinks_while_data_flows_is_found_again() {
 fn any_number_of_cores_talks_to_any_other() {
     for (number, cores) in [(1, 1), (1, 4), (2, 3), (3, 2), (8, 3), (5, 8)].into_iter().enumerate() {
         let mut world =
-            pair(sim::seed(300 + number as u64), cores, &[Link::new(50.0, 5.0), Link::new(50.0, 8.0)]);
+            pair(sim::seed(300 + number as u64), cores, &[Shape::new(50.0, 5.0), Shape::new(50.0, 8.0)]);
         join(&mut world, 2, 3_000);
         let start = world.now.plus_ms(200);
         let stop = start.plus_ms(1_000);
@@ -160,7 +161,7 @@ fn the_demos_links_in_both_topologies() {
 
 #[test]
 fn a_hub_serves_many_peers() {
-    let mut world = star(sim::seed(500), 3, 20, 1, &[Link::new(20.0, 10.0), Link::new(10.0, 20.0)]);
+    let mut world = star(sim::seed(500), 3, 20, 1, &[Shape::new(20.0, 10.0), Shape::new(10.0, 20.0)]);
     world.start();
     let up = world.run_until_true(4_000, |world| {
         (0..20).all(|slot| world.sites[0].paths_up(slot) == 2 && world.sites[slot + 1].paths_up(0) == 2)
@@ -208,7 +209,7 @@ fn requests_are_answered_quickly_beside_a_bulk_flow() {
 
 #[test]
 fn times_of_the_world_are_virtual() {
-    let mut world = pair(1, (1, 1), &[Link::new(10.0, 1.0)]);
+    let mut world = pair(1, (1, 1), &[Shape::new(10.0, 1.0)]);
     world.start();
     world.run_until(Time::from_ms(3_600_000));
     assert_eq!(world.now, Time::from_ms(3_600_000));

@@ -6,9 +6,10 @@ use std::net::SocketAddr;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
+use sim::cable::Datagram;
 use sim::inner::tcp::TcpSpec;
 use sim::inner::udp::UdpSpec;
-use sim::link::{Datagram, Link};
+use sim::link::Shape;
 use sim::random::Random;
 use sim::scenario::to_hub;
 use sim::site::LISTEN_PORT;
@@ -22,7 +23,7 @@ enum Op {
     CutLink { link: usize, direction: Option<usize> },
     HealLink { link: usize },
     SetRate { link: usize, mbps: u8 },
-    SetMtu { link: usize, mtu: usize },
+    SetMtu { link: usize, mtu: u32 },
     Rebind { link: usize, address: bool },
     Restart { site: usize },
     RestartWithCores { site: usize, cores: u8 },
@@ -46,7 +47,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (link.clone(), prop::option::of(0..2usize)).prop_map(|(link, direction)| Op::CutLink { link, direction }),
         3 => link.clone().prop_map(|link| Op::HealLink { link }),
         1 => (link.clone(), 1..60u8).prop_map(|(link, mbps)| Op::SetRate { link, mbps }),
-        1 => (link.clone(), 1_280..1_500usize).prop_map(|(link, mtu)| Op::SetMtu { link, mtu }),
+        1 => (link.clone(), 1_280..1_500u32).prop_map(|(link, mtu)| Op::SetMtu { link, mtu }),
         2 => (link.clone(), any::<bool>()).prop_map(|(link, address)| Op::Rebind { link, address }),
         1 => (0..2usize).prop_map(|site| Op::Restart { site }),
         1 => (0..2usize, 1..5u8).prop_map(|(site, cores)| Op::RestartWithCores { site, cores }),
@@ -72,12 +73,12 @@ struct Run {
 impl Run {
     fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
-        let links: Vec<Link> = (0..3)
+        let links: Vec<Shape> = (0..3)
             .map(|n| {
                 let link =
-                    Link::new(10.0 + random.below(40) as f64, 2.0 + random.below(40) as f64).mtu(1_500);
+                    Shape::new(10.0 + random.below(40) as f64, 2.0 + random.below(40) as f64).mtu(1_500);
                 match (n + random.below(4)) % 4 {
-                    0 => link.jitter(random.below(6_000), true),
+                    0 => link.jitter(random.below(6_000) as u32, true),
                     1 => link.loss(0.01),
                     2 => link.duplicate(0.02).corrupt(0.01),
                     _ => link,

@@ -2,14 +2,14 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use sim::inner::udp::UdpSpec;
-use sim::link::Link;
+use sim::link::Shape;
 use sim::scenario::pair;
 use sim::world::World;
 
 const CORES: u8 = 4;
 const FLOWS: usize = 48;
 
-fn joined(links: &[Link], seed: u64) -> World {
+fn joined(links: &[Shape], seed: u64) -> World {
     let mut world = pair(sim::seed(seed), (CORES, CORES), links);
     world.start();
     let up =
@@ -63,8 +63,8 @@ fn moved(world: &World, flows: &[usize]) -> usize {
     flows.iter().filter(|flow| world.delivering_core(1, **flow).unwrap().1 > 0).count()
 }
 
-fn two() -> Vec<Link> {
-    vec![Link::new(50.0, 10.0), Link::new(50.0, 35.0)]
+fn two() -> Vec<Shape> {
+    vec![Shape::new(50.0, 10.0), Shape::new(50.0, 35.0)]
 }
 
 #[test]
@@ -81,9 +81,9 @@ fn flows_that_stay_are_in_order_by_themselves() {
 #[test]
 fn t3_a_drained_core_of_the_peer_loses_and_reorders_nothing() {
     let cases = [
-        vec![Link::new(100.0, 15.0)],
+        vec![Shape::new(100.0, 15.0)],
         two(),
-        vec![Link::new(50.0, 5.0).jitter(3_000, true), Link::new(50.0, 40.0)],
+        vec![Shape::new(50.0, 5.0).jitter(3_000, true), Shape::new(50.0, 40.0)],
     ];
     for (case, links) in cases.into_iter().enumerate() {
         let mut world = joined(&links, 3_310 + case as u64);
@@ -125,7 +125,7 @@ fn t3_tables_that_change_again_and_again_lose_and_reorder_nothing() {
 
 #[test]
 fn t3_moves_under_loss_keep_the_order_that_there_is() {
-    let links = [Link::new(50.0, 10.0).loss(0.01), Link::new(50.0, 20.0).loss(0.01)];
+    let links = [Shape::new(50.0, 10.0).loss(0.01), Shape::new(50.0, 20.0).loss(0.01)];
     let mut world = joined(&links, 3_330);
     let flows = flows(&mut world, 4_000);
     world.run_ms(1_500);
@@ -168,7 +168,7 @@ fn t4_flows_of_every_policy_leave_a_core_that_may_not_be_used_any_more() {
 
 #[test]
 fn t3_a_core_of_the_peer_that_hangs_harms_no_other_and_its_flows_leave_it() {
-    for (case, links) in [vec![Link::new(100.0, 15.0)], two()].into_iter().enumerate() {
+    for (case, links) in [vec![Shape::new(100.0, 15.0)], two()].into_iter().enumerate() {
         let mut world = joined(&links, 3_350 + case as u64);
         let flows = flows(&mut world, 4_000);
         world.run_ms(1_500);
@@ -212,7 +212,7 @@ fn t3_a_core_of_the_peer_that_hangs_harms_no_other_and_its_flows_leave_it() {
 }
 
 /// Two flows that share no core at either end: one of large packets to core 1 of site 1, one of small packets.
-fn two_apart(links: &[Link]) -> (World, [usize; 2]) {
+fn two_apart(links: &[Shape]) -> (World, [usize; 2]) {
     for seed in 0..64 {
         let mut world = pair(sim::seed(3_360) + seed, (2, 2), links);
         world.start();
@@ -233,7 +233,7 @@ fn two_apart(links: &[Link]) -> (World, [usize; 2]) {
 
 #[test]
 fn t3_a_core_that_sends_only_to_one_that_hangs_blames_no_path() {
-    for links in [vec![Link::new(100.0, 15.0)], two()] {
+    for links in [vec![Shape::new(100.0, 15.0)], two()] {
         let (mut world, [hung, other]) = two_apart(&links);
         world.sites[1].hang(1, true);
         for ms in 0..400 {
@@ -250,7 +250,7 @@ fn t3_a_core_that_sends_only_to_one_that_hangs_blames_no_path() {
 
 #[test]
 fn t3_a_path_over_which_nothing_large_passes_is_not_excused_by_a_silent_core() {
-    let (mut world, [large, _]) = two_apart(&[Link::new(100.0, 15.0).mtu(1_500)]);
+    let (mut world, [large, _]) = two_apart(&[Shape::new(100.0, 15.0).mtu(1_500)]);
     let measured = |world: &World| world.sites[0].bond(0).unwrap().paths.load()[0].datagram_bytes();
     assert!(measured(&world) > 1_300);
     world.cables[0].links[0].set_mtu(1_300);
@@ -293,7 +293,7 @@ fn is_told(world: &World) -> bool {
 fn t3_a_new_table_is_told_within_10_ms_by_whichever_core_works() {
     // Links of 10 and 15 ms.
     for hung in [None, Some(0), Some(1), Some(2), Some(3)] {
-        let mut world = joined(&[Link::new(50.0, 10.0), Link::new(50.0, 15.0)], 3_380);
+        let mut world = joined(&[Shape::new(50.0, 10.0), Shape::new(50.0, 15.0)], 3_380);
         let flows = flows(&mut world, 2_000);
         world.run_ms(1_200);
         if let Some(core) = hung {
@@ -315,7 +315,7 @@ fn t3_a_new_table_is_told_within_10_ms_by_whichever_core_works() {
 #[test]
 fn t3_a_table_is_told_until_the_peer_has_it_and_then_no_more() {
     for seed in 0..8 {
-        let links = [Link::new(50.0, 10.0).loss(0.4), Link::new(50.0, 15.0).loss(0.4)];
+        let links = [Shape::new(50.0, 10.0).loss(0.4), Shape::new(50.0, 15.0).loss(0.4)];
         let mut world = pair(sim::seed(3_390) + seed, (2, 2), &links);
         world.start();
         assert!(world.run_until_true(20_000, |world| world.sites[0].paths_up(0) == 2));
@@ -340,7 +340,7 @@ fn t3_a_table_is_told_until_the_peer_has_it_and_then_no_more() {
 #[test]
 fn t3_an_overtaken_table_does_not_come_back() {
     // What leaves over the second link comes 300 ms later than over the first.
-    let mut world = joined(&[Link::new(50.0, 5.0), Link::new(50.0, 300.0)], 3_410);
+    let mut world = joined(&[Shape::new(50.0, 5.0), Shape::new(50.0, 300.0)], 3_410);
     world.cables[0].cut(true);
     world.sites[1].move_buckets(|bucket| (bucket % 2) as u16);
     // The first try is lost, the second one is under way over the slow link when the next table comes.

@@ -1,5 +1,5 @@
 //! The emulator: a thread that carries Ethernet frames between pairs of interfaces through the
-//! model in [`crate::link`], in real time.
+//! model in [`sim::link`], in real time.
 //!
 //! Frames are read from raw packet sockets in batches and written back at the moment the model says, within
 //! ±100 µs. When turns follow each other fast the thread naps between them, so that its cost per second is bounded however
@@ -19,8 +19,7 @@ use anyhow::{Context, anyhow};
 use linux::clock::monotonic_ns;
 use linux::event::{Epoll, EventFd, Interest};
 use linux::packet_socket::{PacketSocket, VNET_HEADER_BYTES};
-
-use crate::link::{Counters, Direction, Shape};
+use sim::link::{Counters, Direction, Shape};
 
 /// Frames per system call.
 const BATCH: usize = 32;
@@ -353,8 +352,8 @@ impl Worker {
                         flip(&mut frame, bit);
                     }
                     let to = &mut self.links[link];
-                    if to.ends[1 - way].send(&frame.buffer[..frame.bytes]).is_err() {
-                        to.refused += 1;
+                    for _ in 0..=u8::from(arrival.duplicate) {
+                        to.refused += u64::from(to.ends[1 - way].send(&frame.buffer[..frame.bytes]).is_err());
                     }
                     self.reuse(frame);
                 }

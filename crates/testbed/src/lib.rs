@@ -12,7 +12,7 @@
 //! ends what runs after a Ctrl-C.
 
 pub mod emulator;
-pub mod link;
+pub use sim::link;
 pub mod program;
 pub mod stop;
 pub mod topology;

@@ -7,12 +7,13 @@ use packet::flow::FlowKey;
 use packet::vnet::VirtioNetHeader;
 use services::core::ETHERNET_BYTES;
 use tunnel::forwarder::Target;
+use tunnel::time::Time;
 
 use super::World;
+use crate::cable::Datagram;
 use crate::events::Event;
 use crate::host::{Host, LAN_NS};
 use crate::inner::{Emit, Place};
-use crate::link::Datagram;
 use crate::site::Readers;
 
 impl World {
@@ -56,34 +57,29 @@ impl World {
         if let Some(nat) = self.cables[number].nat.as_mut().filter(|_| direction == 0) {
             datagram.from = nat.outward(self.now, datagram.from, datagram.to);
         }
-        self.cables[number].links[direction].entered += 1;
-        self.hop(number, direction, 0, datagram);
+        self.cables[number].links[direction].enter(self.now, datagram);
+        self.link(number, direction);
     }
 
-    pub(super) fn hop(&mut self, cable: usize, direction: usize, mut stage: usize, mut datagram: Datagram) {
-        loop {
-            let link = &mut self.cables[cable].links[direction];
-            let Some(node) = link.stages.get_mut(stage) else {
-                link.left += 1;
-                link.left_bytes += datagram.bytes.len() as u64;
-                self.arrive(cable, direction, datagram);
-                return;
-            };
-            let mut out = std::mem::take(&mut self.out);
-            node.pass(self.now, &mut self.random, datagram, &mut out);
-            stage += 1;
-            let last = out.pop();
-            for (at, copy) in out.drain(..) {
-                self.schedule(at, Event::Hop(cable, direction, stage, copy));
+    /// Datagrams that have come out of a link arrive.
+    pub(super) fn link(&mut self, cable: usize, direction: usize) {
+        while let Some((datagram, twice)) = self.cables[cable].links[direction].leave(self.now) {
+            if twice {
+                self.arrive(cable, direction, datagram.clone());
             }
-            self.out = out;
-            match last {
-                Some((at, next)) if at <= self.now => datagram = next,
-                Some((at, next)) => {
-                    self.schedule(at, Event::Hop(cable, direction, stage, next));
-                    return;
-                }
-                None => return,
+            self.arrive(cable, direction, datagram);
+        }
+        self.look_at(cable, direction);
+    }
+
+    /// Makes an event for when something comes out of a link.
+    pub(super) fn look_at(&mut self, cable: usize, direction: usize) {
+        let link = &mut self.cables[cable].links[direction];
+        let next = link.next();
+        if link.wake <= self.now || next < link.wake {
+            link.wake = next;
+            if next < Time::MAX {
+                self.schedule(next, Event::Link(cable, direction));
             }
         }
     }

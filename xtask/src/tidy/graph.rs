@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! packet ← steering ← {tunnel, services} ← datapath ← engine ← control ← anabranch
-//! linux  ← engine, control, testbed;   testbed ← anabranch;   sim: all up to datapath
+//! linux  ← engine, control, testbed;   testbed ← anabranch;   sim: all up to datapath;   sim ← testbed
 //! ```
 
 use std::path::Path;
@@ -26,7 +26,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("sim", &["packet", "steering", "tunnel", "services", "datapath"]),
     // The steering programs compute `steering`'s hash in the kernel.
     ("linux", &["packet", "steering"]),
-    ("testbed", &["linux", "packet"]),
+    // The emulator runs the simulator's model of a link in real time.
+    ("testbed", &["linux", "packet", "sim"]),
     ("engine", &["packet", "steering", "tunnel", "services", "datapath", "linux"]),
     ("control", &["packet", "steering", "tunnel", "services", "datapath", "linux", "engine"]),
     (

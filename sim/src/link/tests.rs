@@ -143,6 +143,25 @@ fn too_big_and_corrupt_are_counted() {
 }
 
 #[test]
+fn packets_are_held_back_and_doubled_as_often_as_asked_for() {
+    let mut d = Direction::new(Shape::default().late(0.1, 1_000).duplicate(0.2), 3);
+    let (mut out, mut twice) = (Vec::new(), 0);
+    for i in 0..4_000u32 {
+        d.offer(u64::from(i) * 100_000, 1000, i).unwrap();
+    }
+    while let Some(at) = d.next_event_ns() {
+        while let Some(arrival) = d.pop(at) {
+            twice += u32::from(arrival.duplicate);
+            out.push((arrival.packet, arrival.at_ns));
+        }
+    }
+    let late = out.iter().filter(|(i, at)| *at == u64::from(*i) * 100_000 + MS).count();
+    assert!((340..460).contains(&late), "{late}");
+    assert!(out.windows(2).any(|w| w[0].0 > w[1].0), "others overtake");
+    assert!((720..880).contains(&twice), "{twice}");
+}
+
+#[test]
 fn the_same_seed_gives_the_same_run() {
     let run = |seed| {
         let shape = Shape { jitter_us: 3_000, reorder: true, loss: 0.1, ..Shape::new(10.0, 5.0) };
