@@ -22,7 +22,6 @@ pub mod inner;
 pub mod link;
 mod log;
 pub mod nat;
-pub mod random;
 pub mod scenario;
 pub mod site;
 pub mod world;

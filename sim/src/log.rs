@@ -22,8 +22,7 @@ impl Log {
     pub fn add(&mut self, now: Time, what: &'static str, numbers: [u64; 4]) {
         let first = u64::from(what.as_bytes().first().copied().unwrap_or(0));
         for number in [now.ns(), first].into_iter().chain(numbers) {
-            let mut state = self.hash ^ number;
-            self.hash = crate::random::split_mix(&mut state);
+            self.hash = fastrand::Rng::with_seed(self.hash ^ number).u64(..);
         }
         if self.trail.len() == TRAIL {
             self.trail.pop_front();

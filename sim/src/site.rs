@@ -23,7 +23,7 @@ use tunnel::path::PathState;
 use tunnel::time::Time;
 
 use crate::control::{Control, REPORT_NS, Report};
-use crate::random::Random;
+use fastrand::Rng;
 
 /// Where every site listens.
 pub const LISTEN_PORT: u16 = 51_820;
@@ -132,12 +132,12 @@ pub struct Site {
 }
 
 impl Site {
-    pub(crate) fn new(random: &mut Random, cores: u8, wall_clock_ns: u64) -> Self {
-        let private_key = random.bytes();
-        let clock_offset_ns = random.below(1 << 40);
+    pub(crate) fn new(random: &mut Rng, cores: u8, wall_clock_ns: u64) -> Self {
+        let private_key = bytes(random);
+        let clock_offset_ns = random.u64(..1 << 40);
         let node = Self::make_node(random, private_key, cores, wall_clock_ns, 0);
         let mut site = Self {
-            control: Control::new(Arc::clone(&node.ownership), random.next_u64()),
+            control: Control::new(Arc::clone(&node.ownership), random.u64(..)),
             node,
             readers: Readers::Owner,
             snapshot: Snapshot::default(),
@@ -157,26 +157,26 @@ impl Site {
         site
     }
 
-    fn make_node(random: &mut Random, key: [u8; 32], cores: u8, wall_clock_ns: u64, floor: u64) -> Arc<Node> {
-        let keys = std::iter::repeat_with(|| random.bytes());
+    fn make_node(random: &mut Rng, key: [u8; 32], cores: u8, wall_clock_ns: u64, floor: u64) -> Arc<Node> {
+        let keys = std::iter::repeat_with(|| bytes(random));
         let ownership = Ownership::new(cores, keys).expect("a sound source of keys, 1–128 cores");
         Arc::new(Node::new(NodeConfig {
             private_key: PrivateKey::new(key),
             ownership: Arc::new(ArcSwap::from_pointee(ownership)),
             node_id: 0,
-            index_key: random.bytes(),
-            boot_id: random.next_u64(),
-            seed: random.bytes(),
+            index_key: bytes(random),
+            boot_id: random.u64(..),
+            seed: bytes(random),
             wall_clock_ns,
             timestamp_floor_ns: floor,
             rekey_after_ms: tunnel::session::REKEY_AFTER_MS,
         }))
     }
 
-    fn make_workers(&mut self, random: &mut Random) {
+    fn make_workers(&mut self, random: &mut Rng) {
         let snapshots = self.control.snapshots();
         let mut worker = |id| {
-            let (node, seed) = (Arc::clone(&self.node), random.next_u64());
+            let (node, seed) = (Arc::clone(&self.node), random.u64(..));
             let datapath = Datapath::new(id, node, seed, snapshots.clone());
             Worker {
                 round: datapath::Worker { datapath, ports: MemoryPorts::new() },
@@ -192,14 +192,14 @@ impl Site {
     }
 
     /// A process that starts anew: another boot id and hash key, no session, no socket; keys and configuration stay.
-    pub(crate) fn restart(&mut self, random: &mut Random, keep_floor: bool, now: Time) {
+    pub(crate) fn restart(&mut self, random: &mut Rng, keep_floor: bool, now: Time) {
         let floor = if keep_floor { self.node.timestamp_floor_ns() } else { 0 };
         // A new process' clock starts at zero for all the tunnel cares; the wall clock goes on.
-        self.clock_offset_ns = random.below(1 << 40);
+        self.clock_offset_ns = random.u64(..1 << 40);
         let wall = (self.wall_clock_ns + now.ns()).saturating_sub(self.time(now).ns());
         let wall = if self.wall_clock_ns == 0 { 0 } else { wall };
         self.node = Self::make_node(random, self.private_key, self.cores, wall, floor);
-        self.control = self.control.restarted(Arc::clone(&self.node.ownership), random.next_u64());
+        self.control = self.control.restarted(Arc::clone(&self.node.ownership), random.u64(..));
         self.make_workers(random);
         self.running = true;
         self.starts += 1;
@@ -485,4 +485,11 @@ impl Site {
     pub(crate) fn owns(&self, wan: u16, address: IpAddr) -> bool {
         self.wan(wan).is_some_and(|wan| wan.up && wan.addresses.contains(&address))
     }
+}
+
+/// `N` random bytes.
+fn bytes<const N: usize>(random: &mut Rng) -> [u8; N] {
+    let mut bytes = [0; N];
+    random.fill(&mut bytes);
+    bytes
 }

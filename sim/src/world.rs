@@ -22,8 +22,8 @@ use crate::host::Host;
 use crate::link::Shape;
 use crate::log::Log;
 use crate::nat::Nat;
-use crate::random::Random;
 use crate::site::Site;
+use fastrand::Rng;
 
 mod apps;
 mod cores;
@@ -62,7 +62,7 @@ pub struct World {
     pub totals: Totals,
     apps: Apps,
     events: Events,
-    random: Random,
+    random: Rng,
     log: Log,
     keep: bool,
     /// Copies of datagrams that arrived, for tests that replay them.
@@ -81,7 +81,7 @@ impl World {
             totals: Totals::default(),
             apps: Apps::default(),
             events: Events::default(),
-            random: Random::new(seed),
+            random: Rng::with_seed(seed),
             log: Log::new(),
             keep: false,
             captured: Vec::new(),
@@ -112,7 +112,7 @@ impl World {
 
     /// Joins two WANs by a cable; returns its number.
     pub fn cable(&mut self, from: (usize, u16), to: (usize, u16), there: Shape, back: Shape) -> usize {
-        let links = [there, back].map(|shape| Link::new(&shape, self.random.next_u64()));
+        let links = [there, back].map(|shape| Link::new(&shape, self.random.u64(..)));
         self.cables.push(Cable { ends: [from, to], links, nat: None });
         self.cables.len() - 1
     }

@@ -3,11 +3,11 @@
 
 use std::net::SocketAddr;
 
+use fastrand::Rng;
 use packet::drop_reason::DropReason;
 use sim::cable::Datagram;
 use sim::inner::udp::UdpSpec;
 use sim::link::Shape;
-use sim::random::Random;
 use sim::scenario::{pair, star, to_hub};
 use sim::site::LISTEN_PORT;
 use sim::world::World;
@@ -38,10 +38,10 @@ fn wan_of(world: &World, site: usize, to: SocketAddr) -> u16 {
 }
 
 /// Flips one to three bits.
-fn flip_bits(random: &mut Random, bytes: &mut [u8]) {
-    for _ in 0..=random.below(3) {
-        let at = random.below(bytes.len() as u64) as usize;
-        bytes[at] ^= 1 << random.below(8);
+fn flip_bits(random: &mut Rng, bytes: &mut [u8]) {
+    for _ in 0..=random.u64(..3) {
+        let at = random.usize(..bytes.len());
+        bytes[at] ^= 1 << random.u64(..8);
     }
 }
 
@@ -93,16 +93,16 @@ fn replays_are_refused_one_by_one() {
 fn truncated_and_flipped_datagrams_of_every_kind() {
     let mut world = prepared(sim::seed(22));
     let held = [0, 1].map(|site| world.sites[site].held());
-    let mut random = Random::new(sim::seed(22));
+    let mut random = Rng::with_seed(sim::seed(22));
     let captured = std::mem::take(&mut world.captured);
     for kind in [1, 2, 4] {
         let of_kind: Vec<_> =
             captured.iter().filter(|(_, datagram)| datagram.bytes[0] & 15 == kind).collect();
         for _ in 0..600 {
-            let (site, mut datagram) = of_kind[random.below(of_kind.len() as u64) as usize].clone();
+            let (site, mut datagram) = of_kind[random.usize(..of_kind.len())].clone();
             let length = datagram.bytes.len() as u64;
-            match random.below(3) {
-                0 => datagram.bytes.truncate(1 + random.below(length - 1) as usize),
+            match random.u64(..3) {
+                0 => datagram.bytes.truncate(1 + random.u64(..length - 1) as usize),
                 1 => {
                     let original = datagram.bytes.clone();
                     flip_bits(&mut random, &mut datagram.bytes);
@@ -111,8 +111,8 @@ fn truncated_and_flipped_datagrams_of_every_kind() {
                     }
                 }
                 _ => {
-                    let at = random.below(16) as usize;
-                    datagram.bytes[at] ^= 1 << random.below(8);
+                    let at = random.u64(..16) as usize;
+                    datagram.bytes[at] ^= 1 << random.u64(..8);
                 }
             }
             let before = drops(&world, site);
@@ -127,19 +127,19 @@ fn truncated_and_flipped_datagrams_of_every_kind() {
 fn garbage_from_strangers_of_every_kind_and_length() {
     let mut world = prepared(sim::seed(23));
     let held = [0, 1].map(|site| world.sites[site].held());
-    let mut random = Random::new(sim::seed(23));
+    let mut random = Rng::with_seed(sim::seed(23));
     let known =
         world.captured.iter().find(|(site, d)| *site == 1 && d.bytes[0] & 15 == 4).unwrap().1.bytes.clone();
     for round in 0..4_000u64 {
         let site = (round % 2) as usize;
         let to = SocketAddr::new(world.sites[site].snapshot.wans[0].addresses[0], LISTEN_PORT);
         let from = SocketAddr::from((
-            [198, 51, random.below(4) as u8, random.below(250) as u8],
-            1 + random.below(60_000) as u16,
+            [198, 51, random.u64(..4) as u8, random.u64(..250) as u8],
+            1 + random.u64(..60_000) as u16,
         ));
-        let mut bytes: Vec<u8> = (0..random.below(1_500)).map(|_| random.next_u64() as u8).collect();
+        let mut bytes: Vec<u8> = (0..random.u64(..1_500)).map(|_| random.u8(..)).collect();
         if let Some(first) = bytes.first_mut().filter(|_| round % 5 != 0) {
-            *first = 0x10 | random.below(8) as u8;
+            *first = 0x10 | random.u64(..8) as u8;
         }
         if round % 3 == 0 && bytes.len() > 16 {
             // Somebody who saw the header of a real datagram.
@@ -158,12 +158,12 @@ fn a_flood_of_initiations_does_not_stop_a_restarted_peer() {
     let captured = std::mem::take(&mut world.captured);
     let initiation = captured.iter().find(|(_, datagram)| datagram.bytes[0] & 15 == 1).unwrap().1.clone();
     world.restart(0, true);
-    let mut random = Random::new(24);
+    let mut random = Rng::with_seed(24);
     let mut joined = None;
     for round in 0..6_000u64 {
         // 5,000 a second with a right mac1 (a replay) from changing sources.
         let from =
-            SocketAddr::from(([198, 51, 100, random.below(250) as u8], 1_000 + random.below(50_000) as u16));
+            SocketAddr::from(([198, 51, 100, random.u64(..250) as u8], 1_000 + random.u64(..50_000) as u16));
         world.receive(1, 0, Datagram { from, ..initiation.clone() });
         world.run_until(world.now.plus_us(200));
         if joined.is_none() && world.sites[0].paths_up(0) == 2 {

@@ -4,13 +4,13 @@
 
 use std::net::SocketAddr;
 
+use fastrand::Rng;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 use sim::cable::Datagram;
 use sim::inner::tcp::TcpSpec;
 use sim::inner::udp::UdpSpec;
 use sim::link::Shape;
-use sim::random::Random;
 use sim::scenario::to_hub;
 use sim::site::LISTEN_PORT;
 use sim::world::World;
@@ -64,7 +64,7 @@ fn op() -> impl Strategy<Value = Op> {
 
 struct Run {
     world: World,
-    random: Random,
+    random: Rng,
     wans: Vec<tunnel::config::Wan>,
     nats: u8,
     removed: [bool; 3],
@@ -72,20 +72,20 @@ struct Run {
 
 impl Run {
     fn new(seed: u64) -> Self {
-        let mut random = Random::new(seed);
+        let mut random = Rng::with_seed(seed);
         let links: Vec<Shape> = (0..3)
             .map(|n| {
                 let link =
-                    Shape::new(10.0 + random.below(40) as f64, 2.0 + random.below(40) as f64).mtu(1_500);
-                match (n + random.below(4)) % 4 {
-                    0 => link.jitter(random.below(6_000) as u32, true),
+                    Shape::new(10.0 + random.u64(..40) as f64, 2.0 + random.u64(..40) as f64).mtu(1_500);
+                match (n + random.u64(..4)) % 4 {
+                    0 => link.jitter(random.u64(..6_000) as u32, true),
                     1 => link.loss(0.01),
                     2 => link.duplicate(0.02).corrupt(0.01),
                     _ => link,
                 }
             })
             .collect();
-        let cores = (1 + random.below(4) as u8, 1 + random.below(4) as u8);
+        let cores = (1 + random.u64(..4) as u8, 1 + random.u64(..4) as u8);
         let mut world = to_hub(seed, cores, &links);
         for cable in 0..2 {
             world.nat(cable);
@@ -168,9 +168,8 @@ impl Run {
         let Some(wan) = self.world.sites[site].snapshot.wans.first().cloned() else { return };
         for _ in 0..count {
             let to = SocketAddr::new(wan.addresses[0], LISTEN_PORT);
-            let from = SocketAddr::from(([198, 51, 100, self.random.next_u64() as u8], 7));
-            let mut bytes: Vec<u8> =
-                (0..self.random.below(300)).map(|_| self.random.next_u64() as u8).collect();
+            let from = SocketAddr::from(([198, 51, 100, self.random.u8(..)], 7));
+            let mut bytes: Vec<u8> = (0..self.random.u64(..300)).map(|_| self.random.u8(..)).collect();
             if let Some(first) = bytes.first_mut() {
                 *first = 0x10 | *first & 7;
             }
@@ -181,7 +180,7 @@ impl Run {
 
     fn replay(&mut self, count: u8) {
         for _ in 0..count {
-            let at = self.random.below(self.world.captured.len() as u64) as usize;
+            let at = self.random.usize(..self.world.captured.len());
             let Some((site, datagram)) = self.world.captured.get(at).cloned() else { continue };
             let wans = &self.world.sites[site].snapshot.wans;
             if let Some(wan) =

@@ -85,7 +85,7 @@ impl World {
             Place::Host(host) => self.hosts[host].address,
         };
         loop {
-            let socket = (address, 30_000 + self.random.below(20_000) as u16);
+            let socket = (address, 30_000 + self.random.u64(..20_000) as u16);
             if !self.apps.ends.contains_key(&(place, socket, None)) {
                 return socket;
             }

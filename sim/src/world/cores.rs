@@ -75,7 +75,7 @@ impl World {
     /// Control has published something: each worker wakes in its own time and takes it over.
     fn published(&mut self, site: usize) {
         for core in 0..self.sites[site].workers.len() {
-            let at = self.now.plus_ns(self.random.below(WAKE_NS));
+            let at = self.now.plus_ns(self.random.u64(..WAKE_NS));
             self.wake_at(site, core, at);
         }
     }

@@ -176,7 +176,7 @@ impl World {
     fn reader(&mut self, site: usize, ingress: Ingress, packet: &[u8]) -> u8 {
         let at = &self.sites[site];
         if at.readers == Readers::Random {
-            return self.random.below(u64::from(at.cores())) as u8;
+            return self.random.u64(..u64::from(at.cores())) as u8;
         }
         let tenant = at.control.tenant_of(ingress);
         let ownership = at.node.ownership.load();

@@ -228,7 +228,8 @@ impl Sender {
                 if !segment.repeated && segment.start < self.sacked_to {
                     self.reordering = true;
                 }
-                self.segments[at].sacked = true;
+                // It was late, not lost: nothing of it is to be repeated.
+                (self.segments[at].sacked, self.segments[at].lost) = (true, false);
                 self.note_delivered(now, &segment, newest, rtt_us);
             }
             at += 1;
