@@ -16,6 +16,9 @@ use crate::inner::tcp::{TcpFlow, TcpSpec};
 use crate::inner::udp::{UdpFlow, UdpSpec, UdpStats};
 use crate::inner::{App, Arrived, Emit, Ends, FIRST_PORT, Place, Side};
 
+/// A flow that is silent for so long, ns, may have been forgotten: what comes next may begin another.
+const FORGOTTEN_NS: u64 = 1_500_000_000;
+
 /// An application and what is known about its packets.
 struct Running {
     app: App,
@@ -24,6 +27,8 @@ struct Running {
     expects: Expects,
     /// Where the server's packets come to, and from whom as it sees it: both stay for the life of the flow.
     seen: Option<(Place, Socket)>,
+    /// When the server saw a packet last.
+    seen_at: Time,
 }
 
 /// Source that a server sees.
@@ -109,7 +114,7 @@ impl World {
             self.apps.ends.insert((*place, *socket, sender), (id, Side::Server));
         }
         let app = app(ends);
-        self.apps.list.push(Running { app, wake: Time::MAX, ends, expects, seen: None });
+        self.apps.list.push(Running { app, wake: Time::MAX, ends, expects, seen: None, seen_at: Time::ZERO });
         self.wake_app_at(id, self.now);
         id
     }
@@ -307,7 +312,7 @@ impl World {
             self.totals.misdelivered += 1;
             return;
         };
-        if !self.apps.list[app].is_from_the_other_end(place, side, &packet) {
+        if !self.apps.list[app].is_from_the_other_end(self.now, place, side, &packet) {
             self.totals.misdelivered += 1;
             return;
         }
@@ -344,7 +349,7 @@ impl World {
 }
 
 impl Running {
-    fn is_from_the_other_end(&mut self, place: Place, side: Side, packet: &Parsed<'_>) -> bool {
+    fn is_from_the_other_end(&mut self, now: Time, place: Place, side: Side, packet: &Parsed<'_>) -> bool {
         if side == Side::Client {
             return packet.from.0 == self.ends.target.0
                 && (packet.protocol == 1 || packet.from.1 == self.ends.target.1);
@@ -353,6 +358,10 @@ impl Running {
             Expects::Client => packet.from == self.ends.source,
             Expects::Address(address) => packet.from.0 == address,
         };
+        if now.since(self.seen_at) > FORGOTTEN_NS {
+            self.seen = None;
+        }
+        self.seen_at = now;
         let seen = *self.seen.get_or_insert((place, packet.from));
         expected && seen == (place, packet.from)
     }
