@@ -8,7 +8,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use datapath::Snapshots;
 use packet::attachment::{Ingress, InterfaceId};
-use services::core::Neighbors;
+use services::pipeline::Neighbors;
 use services::policy::Policy;
 use services::spec::GatewaySpec;
 use steering::assign::PlanError;

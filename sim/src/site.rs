@@ -9,7 +9,7 @@ use datapath::Datapath;
 use datapath::memory::MemoryPorts;
 use packet::attachment::{Egress, InterfaceId};
 use packet::drop_reason::{DropCounters, DropReason};
-use services::core::Counters;
+use services::pipeline::Counters;
 use services::spec::{InterfaceSpec, RouteSpec};
 use steering::ownership::Ownership;
 use steering::table::BucketTable;
@@ -176,8 +176,9 @@ impl Site {
     fn make_workers(&mut self, random: &mut Rng) {
         let snapshots = self.control.snapshots();
         let mut worker = |id| {
-            let (node, seed) = (Arc::clone(&self.node), random.u64(..));
-            let datapath = Datapath::new(id, node, seed, snapshots.clone());
+            let (node, random) =
+                (Arc::clone(&self.node), services::random::Random::of_number(random.u64(..)));
+            let datapath = Datapath::new(id, node, random, snapshots.clone());
             Worker {
                 round: datapath::Worker { datapath, ports: MemoryPorts::new() },
                 actions: Vec::new(),
@@ -260,6 +261,8 @@ impl Site {
             tenant: 0,
             mtu: 1_500,
             mac: [2, 0, 0, 0, 1, number as u8],
+            outside: false,
+            through_action: None,
         });
         self.add_route(address.trunc(), Egress::Interface(id), None);
         self.add_route(ipnet::IpNet::from(address.addr()), Egress::Host, None);

@@ -250,6 +250,9 @@ impl Datapath {
         stride: usize,
         out: &mut impl Output,
     ) {
+        if buffer.is_empty() {
+            self.drops.add(DropReason::TooShort);
+        }
         let cores = self.ownership.cores;
         let stride = stride.max(1);
         let mut start = 0;

@@ -214,6 +214,8 @@ fn hub_spec() -> GatewaySpec {
         tenant: 0,
         mtu: 1500,
         mac: [2, 0, 0, 0, 0, last],
+        outside: false,
+        through_action: None,
     };
     let route = |prefix: &str, egress: Egress, via: Option<&str>| RouteSpec {
         tenant: 0,

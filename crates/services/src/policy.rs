@@ -280,7 +280,20 @@ impl Policy {
         if own && verdict.rule.is_none() {
             return Verdict { action: RuleAction::Allow, rule: None };
         }
-        verdict
+        match self.through_action(question) {
+            Some(action) if verdict.rule.is_none() => Verdict { action, rule: None },
+            _ => verdict,
+        }
+    }
+
+    /// The default of its own that an interface has for what passes through: not to this gateway or a service of it, not back to
+    /// where it came from.
+    fn through_action(&self, question: &Question<'_>) -> Option<RuleAction> {
+        let interface = self.spec.interfaces.get(question.ingress.interface()?.index())?;
+        let through = question.egress != Egress::Host
+            && question.egress != Egress::from(question.ingress)
+            && !self.is_addressed(question.key);
+        interface.through_action.filter(|_| through)
     }
 
     /// Tenant of the interface towards an address.
@@ -456,7 +469,7 @@ fn server_nat(spec: &GatewaySpec, out: InterfaceId, server: &ServerSpec) -> NatS
     };
     if server.source != NatMode::PortOnly && addresses.iter().any(of_host) {
         // The host connects from this address too, and its answers must not look like the clients'.
-        reserved.push(spec.host_ports);
+        reserved.push(spec.host.ports);
     }
     NatSpec {
         out: None,

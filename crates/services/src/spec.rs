@@ -49,19 +49,25 @@ pub struct GatewaySpec {
     pub timeouts: Timeouts,
     /// Bounds.
     pub limits: Limits,
-    /// How the host itself gets what is addressed to it.
-    pub host: HostMode,
-    /// First and last port of the host's own outgoing connections. (0, 0): not told, see
-    /// [`GatewaySpec::is_host_port`].
-    pub host_ports: (u16, u16),
+    /// The host itself.
+    pub host: HostSpec,
 }
 
-impl GatewaySpec {
+/// The host itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostSpec {
+    /// How it gets what is addressed to it.
+    pub mode: HostMode,
+    /// First and last port of its own outgoing connections. (0, 0): not told, see [`HostSpec::is_port`].
+    pub ports: (u16, u16),
+}
+
+impl HostSpec {
     /// Whether the host's own outgoing connections may use a port. From 32,768 on when nothing else was told: Linux's
     /// range begins there.
     #[must_use]
-    pub const fn is_host_port(&self, port: u16) -> bool {
-        match self.host_ports {
+    pub const fn is_port(&self, port: u16) -> bool {
+        match self.ports {
             (0, 0) => port >= 32_768,
             (first, last) => first <= port && port <= last,
         }
@@ -95,6 +101,11 @@ pub struct InterfaceSpec {
     pub mtu: u16,
     /// The device's hardware address.
     pub mac: [u8; 6],
+    /// Whether strangers are there.
+    pub outside: bool,
+    /// Action for a new flow that no rule matches, that comes in here and passes through: not to this gateway or a service of it.
+    /// `None`: [`GatewaySpec::default_action`].
+    pub through_action: Option<RuleAction>,
 }
 
 impl InterfaceSpec {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use packet::attachment::{Ingress, InterfaceId};
 use packet::flow::FlowKey;
 use packet::vnet::VirtioNetHeader;
-use services::core::ETHERNET_BYTES;
+use services::pipeline::ETHERNET_BYTES;
 use tunnel::forwarder::Target;
 use tunnel::time::Time;
 

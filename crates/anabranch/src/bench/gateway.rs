@@ -507,6 +507,8 @@ pub(super) fn spec(kind: Kind) -> anyhow::Result<GatewaySpec> {
             tenant: 0,
             mtu: 1500,
             mac: [2, 0, 0, 0, 0, last],
+            outside: false,
+            through_action: None,
         })
     };
     let route = |prefix: &str, interface: InterfaceId, via: &str| -> anyhow::Result<RouteSpec> {

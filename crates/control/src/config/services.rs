@@ -106,6 +106,8 @@ pub struct Interface {
     pub tenant: Option<String>,
     /// Largest IP packet, bytes; the device's by default.
     pub mtu: Option<u16>,
+    /// Whether strangers are there. `None`: where a NAT, a default route or a WAN leads out.
+    pub outside: Option<bool>,
 }
 
 /// `[[route]]`.
@@ -312,8 +314,9 @@ pub enum Distribution {
 /// `[gateway]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// For a new flow that no rule matches.
-    pub default_action: RuleAction,
+    /// For a new flow that no rule matches. `None`: what comes in by an outside interface and passes through is dropped, everything
+    /// else is allowed.
+    pub default_action: Option<RuleAction>,
     /// How the host gets what comes in by an interface for itself.
     pub host: HostMode,
     /// Bounds.
@@ -333,7 +336,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            default_action: RuleAction::Allow,
+            default_action: None,
             host: HostMode::default(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),

@@ -18,6 +18,7 @@ use ipnet::IpNet;
 use linux::netlink::Netlink;
 use serde::{Deserialize, Serialize};
 
+use super::ipv6_router::Ipv6Routers;
 use crate::config::services::pools;
 use crate::config::services::{ListenHost, Services};
 use crate::files::{Durable, read_bounded, replace_file};
@@ -174,6 +175,8 @@ pub struct Addresses {
     planned: BTreeSet<DeviceAddress>,
     /// Entries that were ours and planned, and until when they stay at most.
     lingering: BTreeMap<DeviceAddress, Instant>,
+    /// Devices that are a router's for IPv6.
+    pub(super) ipv6_routers: Ipv6Routers,
     warnings: WarnOnce,
 }
 
@@ -194,6 +197,7 @@ impl Addresses {
             added,
             planned: BTreeSet::new(),
             lingering: BTreeMap::new(),
+            ipv6_routers: Ipv6Routers::default(),
             warnings: WarnOnce::default(),
         }
     }
@@ -274,6 +278,7 @@ impl Addresses {
 
     /// Takes away what was added.
     pub fn clear(&mut self, netlink: &Netlink) {
+        self.ipv6_routers.clear();
         self.lingering.clear();
         for entry in std::mem::take(&mut self.added) {
             self.remove(netlink, &entry);

@@ -433,7 +433,12 @@ fn rules(names: &Names, reports: &[CoreReport]) -> Vec<RuleStatus> {
         .collect();
     rules.push(RuleStatus {
         name: "default".to_owned(),
-        action: action_name(spec.default_action).to_owned(),
+        action: match spec.interfaces.iter().find_map(|interface| interface.through_action) {
+            Some(action) => {
+                format!("{}, from outside {}", action_name(spec.default_action), action_name(action))
+            }
+            None => action_name(spec.default_action).to_owned(),
+        },
         matched_flows: hits(spec.rules.len()),
     });
     rules

@@ -19,8 +19,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use ipnet::IpNet;
 use packet::attachment::{BondId, Egress, InterfaceId};
 use services::spec::{
-    Attachment, BackendSpec, ForwardSpec, GatewaySpec, GroupSpec, InterfaceSpec, LeaseSpec, NatMode, NatSpec,
-    PeerSpec, RouteSpec, RuleSpec, ServerSpec, SideSpec,
+    Attachment, BackendSpec, ForwardSpec, GatewaySpec, GroupSpec, HostSpec, InterfaceSpec, LeaseSpec,
+    NatMode, NatSpec, PeerSpec, RouteSpec, RuleAction, RuleSpec, ServerSpec, SideSpec,
 };
 
 use super::addresses;
@@ -28,7 +28,7 @@ use super::overrides::Overrides;
 use crate::config::services::pools;
 use crate::config::services::{Distribution, Interface, Lease, ListenHost, NatFrom, Rule, Services, Subject};
 use crate::config::{Config, Peer, Routes};
-use crate::host_facts::HostFacts;
+use crate::host_facts::{DeviceFacts, HostFacts};
 
 /// Routes that the datapath is given at most; beyond, the shortest prefixes are kept.
 pub const ROUTES_MAX: usize = 2_000_000;
@@ -111,7 +111,7 @@ pub fn gateway_spec(config: &Config, facts: &HostFacts, overrides: &Overrides) -
         routes: builder.routes(&interfaces),
         groups: builder.groups(),
         rules: builder.rules(),
-        default_action: config.services.settings.default_action,
+        default_action: config.services.settings.default_action.unwrap_or(RuleAction::Allow),
         nats: builder.nats(&interfaces, &forwards, &servers),
         forwards,
         leases,
@@ -119,8 +119,7 @@ pub fn gateway_spec(config: &Config, facts: &HostFacts, overrides: &Overrides) -
         fragments: config.services.settings.fragments,
         timeouts: config.services.settings.timeouts,
         limits: config.services.settings.limits,
-        host: config.services.settings.host,
-        host_ports: facts.ephemeral_ports,
+        host: HostSpec { mode: config.services.settings.host, ports: facts.ephemeral_ports },
         interfaces,
     }
 }
@@ -177,6 +176,8 @@ impl Builder<'_> {
                     list.push(*net);
                 }
             }
+            let outside = interface.outside.unwrap_or_else(|| self.leads_outside(interface, device));
+            let unset = self.services.settings.default_action.is_none();
             let mtu = device.map_or(1500, |device| u16::try_from(device.mtu).unwrap_or(u16::MAX));
             InterfaceSpec {
                 name: interface.name.clone(),
@@ -185,9 +186,23 @@ impl Builder<'_> {
                 tenant: self.tenant(interface.tenant.as_ref()),
                 mtu: interface.mtu.map_or(mtu, |wanted| wanted.min(mtu)),
                 mac: device.map_or([0; 6], |device| device.mac),
+                outside,
+                through_action: (outside && unset).then_some(RuleAction::Drop),
             }
         };
         self.services.interfaces.iter().map(interface).collect()
+    }
+
+    /// Whether strangers are behind an interface, as far as the configuration and the host tell: a NAT, a default route or a WAN
+    /// leads out by it.
+    fn leads_outside(&self, interface: &Interface, device: Option<&DeviceFacts>) -> bool {
+        let by_nat = self.services.nats.iter().any(|nat| nat.out == interface.name);
+        let by_route = device.is_some_and(|device| {
+            let mut defaults = self.facts.routes.iter().filter(|route| route.prefix.prefix_len() == 0);
+            defaults.any(|route| route.device == device.index)
+        });
+        let by_wan = self.config.wans.iter().any(|wan| wan.interface.covers(&interface.device));
+        by_nat || by_route || by_wan
     }
 
     fn routes(&self, interfaces: &[InterfaceSpec]) -> Vec<RouteSpec> {

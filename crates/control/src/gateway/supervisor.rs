@@ -173,6 +173,7 @@ impl GatewaySupervisor {
         }
         match handle.apply(&desired) {
             Ok(()) => {
+                self.addresses.ipv6_routers.follow(&desired.spec);
                 self.told = Some(desired);
                 self.failed = None;
                 self.note_interfaces(handle);

@@ -569,7 +569,7 @@ fn passes_without_flow(
 
 /// Whether the host gets what came in here by its device, unchanged.
 fn is_native(policy: &Policy, ingress: Ingress) -> bool {
-    policy.spec.host == HostMode::Native && ingress.interface().is_some()
+    policy.spec.host.mode == HostMode::Native && ingress.interface().is_some()
 }
 
 /// Whether a packet may be an answer to the host, whose own questions never come by here. Those to peers do: their
@@ -587,7 +587,7 @@ fn opens(policy: &Policy, packet: &PacketContext, frame: &Frame<'_>) -> bool {
     match packet.header.protocol {
         TCP => upper.get(13).is_none_or(|flags| flags & 0x12 == 0x02),
         // Answers to the host's own questions come to a port that the kernel gave it.
-        UDP => !policy.spec.is_host_port(packet.key.dst_port),
+        UDP => !policy.spec.host.is_port(packet.key.dst_port),
         protocol if icmp::is_icmp(protocol) => icmp::is_echo_request(&packet.header, upper),
         _ => true,
     }

@@ -55,7 +55,9 @@ impl Routing {
     /// Outcome of a packet for the host.
     pub fn host(&self, ingress: Ingress) -> Outcome {
         match ingress {
-            Ingress::Interface(id) if self.policy.spec.host == HostMode::Native => Outcome::DeviceIngress(id),
+            Ingress::Interface(id) if self.policy.spec.host.mode == HostMode::Native => {
+                Outcome::DeviceIngress(id)
+            }
             _ => Outcome::Forward(Egress::Host),
         }
     }

@@ -139,7 +139,7 @@ fn rules(all: &Services, places: &Places, problems: &mut Problems<'_>) {
     let all_allow = all.rules.iter().all(|rule| rule.action == RuleAction::Allow);
     if let Some(first) = places.rules.first()
         && all_allow
-        && all.settings.default_action == RuleAction::Allow
+        && all.settings.default_action == Some(RuleAction::Allow)
     {
         let at = places.default_action.as_ref().unwrap_or(first);
         let message = "all rules allow, and what no rule matches is allowed as well, so that they refuse nothing; \

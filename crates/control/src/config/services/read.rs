@@ -200,6 +200,7 @@ fn interface(
     section.at_most("address", &addresses, LIST_MAX);
     let tenant = section.parsed("tenant", "\"red\"", |text| names.tenant(text));
     let mtu = section.number("mtu", 576..=65_535).and_then(|mtu| u16::try_from(mtu.value).ok());
+    let outside = section.flag("outside").map(|outside| outside.value);
     let device_given = section.value("device").is_some();
     let name = match (name, section.at.clone()) {
         (Some(name), _) => name,
@@ -228,6 +229,7 @@ fn interface(
         addresses: addresses.iter().map(|address| address.value).collect(),
         tenant: tenant.map(|tenant| tenant.value),
         mtu,
+        outside,
     };
     Some((interface, InterfacePlaces { name: name.at, device: device.at, addresses }))
 }
@@ -411,7 +413,7 @@ fn gateway(
     let mut section = Section::new("gateway", table, problems);
     let default_action = section.choice("default-action", &ACTIONS);
     let mut settings = Settings {
-        default_action: default_action.as_ref().map_or(RuleAction::Allow, |action| action.value),
+        default_action: default_action.as_ref().map(|action| action.value),
         limits: limits(&mut section),
         ..Settings::default()
     };

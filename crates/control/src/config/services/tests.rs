@@ -183,11 +183,13 @@ fn rules_and_groups() {
         ],
     );
     golden(
-        &format!("{LAN}[[rule]]\naction = \"allow\"\n[[rule]]\naction = \"allow\"\nfrom = \"lan\"\n"),
+        &format!(
+            "{LAN}[gateway]\ndefault-action = \"allow\"\n[[rule]]\naction = \"allow\"\n[[rule]]\naction = \"allow\"\nfrom = \"lan\"\n"
+        ),
         &[
-            "site.toml:4:1: warning: gateway.default-action: all rules allow, and what no rule matches is allowed as \
+            "site.toml:5:18: warning: gateway.default-action: all rules allow, and what no rule matches is allowed as \
              well, so that they refuse nothing; write default-action = \"drop\" under [gateway]",
-            "site.toml:6:1: warning: rule: never reached: \"rule 1\" before it matches everything; change their order",
+            "site.toml:8:1: warning: rule: never reached: \"rule 1\" before it matches everything; change their order",
         ],
     );
     golden(
@@ -419,7 +421,7 @@ fn the_gateway_section() {
         &[
             "site.toml:5:13: error: gateway.fragments: \"sometimes\" is not one of \"as-needed\", \"assemble\", \"bridge\"",
             "site.toml:6:1: error: gateway.log: unknown key; known here: default-action, flows-max, embryonic-max, \
-             fragment-bytes-max, fragments-per-source-max, errors-per-second-max, fragments, distribution, \
+             fragment-bytes-max, fragments-per-source-max, errors-per-second-max, fragments, host, distribution, \
              core-rebalance, log-file, timeouts",
             "site.toml:8:15: warning: gateway.timeouts.udp-seconds: RFC 4787 asks for 120 s or more; shorter ones break \
              quiet connections",

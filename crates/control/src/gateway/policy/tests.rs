@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use services::spec::GatewaySpec;
+use services::spec::HostSpec;
 
 use std::collections::BTreeSet;
 
@@ -186,9 +186,9 @@ fn names_become_numbers() {
         (&[Attachment::Gateway, Attachment::AnyBond][..], &[2][..])
     );
     // Nothing is allowed that the operator has not written: replies to the host pass by the ports that it uses.
-    assert_eq!((spec.rules.len(), spec.host_ports), (1, (32_768, 60_999)));
-    assert!(spec.is_host_port(60_999) && !spec.is_host_port(61_000) && !spec.is_host_port(4600));
-    assert!(GatewaySpec::default().is_host_port(61_000));
+    assert_eq!((spec.rules.len(), spec.host.ports), (1, (32_768, 60_999)));
+    assert!(spec.host.is_port(60_999) && !spec.host.is_port(61_000) && !spec.host.is_port(4600));
+    assert!(HostSpec::default().is_port(61_000));
     assert!(routes(&spec).contains(&"2 10.0.0.0/24 blue-lan".to_owned()));
     assert!(routes(&spec).contains(&"2 10.0.0.254/32 host".to_owned()));
 }

@@ -21,6 +21,8 @@ fn interface(addresses: &[&str]) -> InterfaceSpec {
         tenant: 0,
         mtu: 1500,
         mac: [2, 0, 0, 0, 0, 1],
+        outside: false,
+        through_action: None,
     }
 }
 

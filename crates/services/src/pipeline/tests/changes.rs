@@ -25,6 +25,8 @@ fn interface(name: &str, address: &str, tenant: u16) -> InterfaceSpec {
         tenant,
         mtu: 1500,
         mac: [2, 0, 0, 0, 0, 9],
+        outside: false,
+        through_action: None,
     }
 }
 

@@ -4,7 +4,7 @@ use packet::DropReason;
 
 use super::world::*;
 use crate::pipeline::Outcome;
-use crate::spec::{GatewaySpec, GroupSpec, NatMode, RuleAction, RuleSpec, SideSpec, TCP};
+use crate::spec::{ForwardSpec, GatewaySpec, GroupSpec, NatMode, RuleAction, RuleSpec, SideSpec, TCP};
 
 fn rule(action: RuleAction, to: &str) -> RuleSpec {
     RuleSpec {
@@ -142,8 +142,8 @@ fn floods_leave_established_flows_alive() {
 /// The host's own firewall decides: neither our default nor what NAT hides refuses anything, whatever port an answer goes to.
 #[test]
 fn a_native_host_gets_everything_by_the_device_it_came_by() {
-    let mut spec = native(two_interfaces());
-    spec.default_action = RuleAction::Drop;
+    let rules = vec![rule(RuleAction::Allow, "198.51.100.0/24")];
+    let mut spec = native(with_rules(rules, RuleAction::Drop));
     spec.nats = vec![nat(NatMode::AddressAndPort, &["203.0.113.1"])];
     for cores in [1, 4] {
         let mut world = World::new(cores, spec.clone());
@@ -169,6 +169,30 @@ fn a_native_host_gets_everything_by_the_device_it_came_by() {
         let back = world.one(WAN, &udp_of(&out.key().reversed(), b"y"));
         assert_eq!((back.by(), back.key().dst), (LAN, "10.0.0.9".parse().unwrap()));
     }
+}
+
+/// Without a rule, strangers reach only the gateway, its services and what they were asked by.
+#[test]
+fn nothing_passes_through_from_outside_unasked() {
+    let mut spec = native(two_interfaces());
+    spec.interfaces[1].through_action = Some(RuleAction::Drop);
+    spec.forwards = vec![ForwardSpec {
+        protocol: TCP,
+        listen: "203.0.113.1:80".parse().unwrap(),
+        to: "10.0.0.9:80".parse().unwrap(),
+        tenant: 0,
+        proxy_protocol: false,
+    }];
+    let mut world = World::new(2, spec);
+    world.dropped(WAN, &tcp("198.51.100.7:5", "10.0.0.9:80", SYN, 1, 0, b""), DropReason::DefaultDrop);
+    world.dropped(WAN, &udp("[2001:db8:7::7]:5", "[fd00::9]:80", b"x"), DropReason::DefaultDrop);
+    let forwarded = world.one(WAN, &tcp("198.51.100.7:5", "203.0.113.1:80", SYN, 1, 0, b""));
+    assert_eq!(forwarded.by(), LAN);
+    assert_eq!(world.one(WAN, &tcp("198.51.100.7:5", "203.0.113.1:22", SYN, 1, 0, b"")).by(), HOST);
+    // Who lives outside as well may use it as a router to where it came from.
+    assert_eq!(world.one(WAN, &udp("203.0.113.9:5", "198.51.100.7:53", b"x")).by(), WAN);
+    let asked = world.one(LAN, &udp("[fd00::9]:80", "[2001:db8:7::7]:5", b"x"));
+    assert_eq!(world.one(WAN, &udp_of(&asked.key().reversed(), b"y")).by(), LAN);
 }
 
 /// Rules about the gateway hold; what answers the host was never asked about.

@@ -283,6 +283,8 @@ fn replies_leave_by_the_uplink_that_the_question_came_by() {
         tenant: 0,
         mtu: 1500,
         mac: [2, 0, 0, 0, 0, 9],
+        outside: false,
+        through_action: None,
     });
     let default = |via: &str, to: Ingress| RouteSpec {
         tenant: 0,

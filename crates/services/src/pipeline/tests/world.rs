@@ -16,8 +16,8 @@ use crate::pipeline::{Counters, ETHERNET_BYTES, Frame, Handed, Neighbors, Outcom
 use crate::policy::Policy;
 use crate::random::Random;
 use crate::spec::{
-    Attachment, GatewaySpec, HostMode, InterfaceSpec, Mapping, NatMode, NatSpec, RouteSpec, SideSpec, TCP,
-    UDP,
+    Attachment, GatewaySpec, HostMode, HostSpec, InterfaceSpec, Mapping, NatMode, NatSpec, RouteSpec,
+    SideSpec, TCP, UDP,
 };
 use steering::ownership::Ownership;
 
@@ -238,7 +238,7 @@ impl World {
 
 /// The same, where the host gets what is its own by its devices.
 pub fn native(mut spec: GatewaySpec) -> GatewaySpec {
-    spec.host = HostMode::Native;
+    spec.host.mode = HostMode::Native;
     spec
 }
 
@@ -251,6 +251,8 @@ pub fn two_interfaces() -> GatewaySpec {
         tenant: 0,
         mtu: 1500,
         mac: [2, 0, 0, 0, 0, last],
+        outside: false,
+        through_action: None,
     };
     let route = |prefix: &str, to: Ingress, via: Option<&str>| RouteSpec {
         tenant: 0,
@@ -277,7 +279,7 @@ pub fn two_interfaces() -> GatewaySpec {
             route("2001:db8::1/128", HOST, None),
         ],
         // Rules, default and tenants are the same for the host as for anybody else.
-        host: HostMode::Datapath,
+        host: HostSpec { mode: HostMode::Datapath, ports: (0, 0) },
         ..GatewaySpec::default()
     }
 }
