@@ -188,7 +188,11 @@ impl Services {
             rule: verdict.rule.map_or(0, |rule| rule + 1),
             ..Record::default()
         };
-        let record = begin_state(&policy, record, packet, frame, &resolution)?;
+        let begun = begin_state(&policy, record, packet, frame, &resolution);
+        if begun == Err(DropReason::NotNew) && is_forgotten(&policy, packet, &resolution) {
+            self.answer(packet, frame, Answer::Reset, out);
+        }
+        let record = begun?;
         let opened = self.open(&policy, packet, &resolution, record);
         match opened {
             Ok(_) if record.flags & flags::PROXY_PROTOCOL != 0 => self.begin_shift(packet, frame),
@@ -443,10 +447,13 @@ fn begin_state(
                 // The host answers by the device itself.
                 record.flags |= flags::LOCAL | flags::ONE_WAY;
             }
-            // A connection that was there before us may go on where nothing has to be translated.
-            let untouched = resolution.flags & flags::DEST_NAT == 0
-                && !policy.hides_inside(resolution.egress.interface());
-            if !tcp::begin(&mut record, &segment, untouched) {
+            // A connection that was there before us may go on where nothing has to be translated, or nothing that this core would
+            // have chosen: to a service. Its server knows the connection, or resets it (RFC 9293 §3.5.2).
+            let goes_on = resolution.server.is_some()
+                || resolution.flags & flags::DEST_NAT != 0
+                || !policy.hides_inside(resolution.egress.interface());
+            let whole = resolution.flags & flags::PROXY_PROTOCOL == 0;
+            if !tcp::begin(&mut record, &segment, goes_on && whole) {
                 return Err(DropReason::NotNew);
             }
         }
@@ -456,6 +463,15 @@ fn begin_state(
         _ => {}
     }
     Ok(record)
+}
+
+/// Whether a TCP segment that begins nothing is of a connection from inside to outside that was forgotten: over its time, or before a
+/// restart. Its sender is told by a reset, which it accepts since the sequence number is the one that it acknowledged; nobody
+/// outside is.
+fn is_forgotten(policy: &Policy, packet: &PacketContext, resolution: &Resolution) -> bool {
+    packet.header.protocol == TCP
+        && policy.hides_inside(resolution.egress.interface())
+        && !policy.hides_inside(packet.ingress.interface())
 }
 
 /// The egress of a new flow whose destination is final.

@@ -1,6 +1,7 @@
 //! Refusals: which packets are refused, who is told, and what rules may say about it.
 
 use packet::DropReason;
+use packet::FlowKey;
 use packet::attachment::{Egress, Ingress};
 
 use super::balancing::farm;
@@ -32,6 +33,32 @@ fn home() -> GatewaySpec {
     });
     spec.default_action = RuleAction::Drop;
     spec
+}
+
+/// A connection whose flow is gone, by a restart or its time: whoever is inside is reset with a number that it accepts; a service's
+/// server gets the segment and says itself; nobody outside hears a reset of ours.
+#[test]
+fn forgotten_connections_are_told_inside_and_go_on_to_services() {
+    let mut spec = home();
+    spec.default_action = RuleAction::Allow;
+    let mut world = World::new(4, spec);
+    for port in 1_000..1_020 {
+        let ack = tcp(&format!("10.0.0.9:{port}"), "198.51.100.7:80", ACK, 77, 4_711, b"late");
+        let answers = world.dropped(LAN, &ack, DropReason::NotNew);
+        let [reset] = &answers[..] else { panic!("{answers:?}") };
+        assert_eq!((reset.by(), reset.key()), (LAN, FlowKey::of(&ack).unwrap().reversed()));
+        assert_eq!((reset.packet[33] & RST, &reset.packet[24..28]), (RST, &4_711u32.to_be_bytes()[..]));
+        // A reset is not answered, and neither is anything from outside.
+        let reset = tcp(&format!("10.0.0.9:{port}"), "198.51.100.7:80", RST, 77, 0, b"");
+        assert!(world.dropped(LAN, &reset, DropReason::NotNew).is_empty());
+        let outside = tcp("198.51.100.7:80", &format!("203.0.113.1:{port}"), ACK, 1, 2, b"late");
+        assert!(world.packet(WAN, &outside).iter().all(|left| left.by() == HOST));
+    }
+    let late = tcp("198.51.100.7:5000", "203.0.113.1:8080", ACK, 77, 4_711, b"late");
+    let inside = world.one(WAN, &late).key();
+    assert_eq!(inside, key(TCP, "198.51.100.7:5000", "10.0.0.5:80"));
+    let answer = world.one(LAN, &tcp_of(&inside.reversed(), ACK, 4_711, 81, b"known"));
+    assert_eq!(answer.key(), FlowKey::of(&late).unwrap().reversed());
 }
 
 /// "To the gateway" is where a packet is addressed to; the interface behind the translation matches too.
