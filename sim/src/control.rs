@@ -12,9 +12,10 @@ use services::pipeline::Neighbors;
 use services::policy::Policy;
 use services::spec::GatewaySpec;
 use steering::assign::PlanError;
-use steering::cores::CoreSet;
+use steering::cores::{CoreSet, CoreState};
 use steering::ownership::Ownership;
-use steering::table::{BucketTable, Unit};
+use steering::table::BucketTable;
+use steering::vote::{replan, retire_owners};
 use tunnel::time::Time;
 
 /// The control thread looks for neighbors this often.
@@ -139,7 +140,15 @@ impl Control {
             drained.insert(core);
         }
         let ownership = self.ownership.load_full();
-        let table = replan(&ownership, drained, reports)?;
+        let mut live = vec![0u32; ownership.table.buckets()];
+        for report in reports {
+            for (sum, own) in live.iter_mut().zip(&report.live) {
+                *sum = sum.saturating_add(*own);
+            }
+        }
+        let state = |core| if drained.contains(core) { CoreState::Draining } else { CoreState::Active };
+        let states: Vec<CoreState> = (0..ownership.cores).map(state).collect();
+        let table = replan(&ownership.table, &states, &live)?;
         self.drained = drained;
         self.put_table(table);
         Ok(())
@@ -167,43 +176,12 @@ impl Control {
 
     /// An earlier owner leaves a chain when it works by this table and has no flow in the bucket.
     fn retire_chains(&mut self, reports: &[&Report]) {
-        let ownership = self.ownership.load_full();
-        let mut table = ownership.table.clone();
-        let mut changed = false;
-        for bucket in 0..table.buckets() {
-            for unit in ownership.table.chain(bucket) {
-                let has_none = reports.get(usize::from(*unit)).is_some_and(|report| {
-                    report.table_era == ownership.table.era()
-                        && report.live.get(bucket).is_none_or(|live| *live == 0)
-                });
-                changed |= has_none && table.retire(bucket, *unit);
-            }
-        }
-        if changed {
+        let live = |core: u16, bucket: usize| {
+            let report = reports.get(usize::from(core))?;
+            Some((report.table_era, report.live.get(bucket).copied().unwrap_or(0)))
+        };
+        if let Some(table) = retire_owners(&self.ownership.load_full().table, live) {
             self.put_table(table);
         }
     }
-}
-
-/// The next table: cores that are drained own nothing and stay in the chains.
-fn replan(ownership: &Ownership, drained: CoreSet, reports: &[&Report]) -> Result<BucketTable, PlanError> {
-    let table = &ownership.table;
-    let mut live = vec![0u32; table.buckets()];
-    for report in reports {
-        for (sum, own) in live.iter_mut().zip(&report.live) {
-            *sum = sum.saturating_add(*own);
-        }
-    }
-    let usable = usize::from(ownership.cores) - drained.len();
-    let average = (table.buckets() / usable.max(1)).max(1);
-    let unit = |core: u8| {
-        let weight = match table.count(core.into()) {
-            _ if drained.contains(core) => 0,
-            0 => average,
-            count => count,
-        };
-        Unit { id: core.into(), weight: weight as u32 }
-    };
-    let units: Vec<Unit> = (0..ownership.cores).map(unit).collect();
-    steering::assign::plan(table, &units, &live)
 }

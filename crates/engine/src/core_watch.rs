@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use steering::cores::CoreSet;
+use steering::cores::{CoreSet, CoreState};
 use steering::table::BucketTable;
 use steering::vote::watch::{Finding, Limits, Look, Watch};
-use steering::vote::{Arbiter, Decision, Settings, Vote, replan};
+use steering::vote::{Arbiter, Decision, Settings, Vote, replan, retire_owners};
 
 use crate::Shared as Engine;
 use crate::gateway::{Shared, lock, open};
@@ -18,18 +18,6 @@ const STILL_LOOKS: u32 = 4;
 /// A core that works on one round for so long, while it could run, hangs. Its flows must be elsewhere 400 ms after it
 /// stopped, looks and the peers' notice included.
 const STUCK_NS: u64 = 200_000_000;
-
-/// Permission of a core to own buckets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CoreState {
-    /// Owns buckets.
-    #[default]
-    Active,
-    /// The operator took its buckets; its flows end on it.
-    Draining,
-    /// It hangs: its buckets are elsewhere, its flows are lost until it moves again.
-    Stuck,
-}
 
 /// Cores that may own no buckets, as operator and control thread want it.
 pub(crate) struct Permissions {
@@ -181,20 +169,11 @@ impl CoreWatch {
 fn retire_chains(engine: &Engine) {
     let gateway = &engine.gateway;
     let ownership = gateway.ownership.load_full();
-    let mut table = ownership.table.clone();
-    let mut changed = false;
-    for bucket in 0..table.buckets() {
-        for unit in ownership.table.chain(bucket) {
-            let report = gateway.reports.get(usize::from(*unit)).map(|report| {
-                let report = lock(report);
-                (report.table_era, report.live_by_bucket.get(bucket).copied().unwrap_or(0))
-            });
-            if report == Some((ownership.table.era(), 0)) {
-                changed |= table.retire(bucket, *unit);
-            }
-        }
-    }
-    if changed {
+    let live = |core: u16, bucket: usize| {
+        let report = lock(gateway.reports.get(usize::from(core))?);
+        Some((report.table_era, report.live_by_bucket.get(bucket).copied().unwrap_or(0)))
+    };
+    if let Some(table) = retire_owners(&ownership.table, live) {
         gateway.put_table(table, ownership.alive, engine);
     }
 }
@@ -232,19 +211,6 @@ impl Shared {
 
     /// A new table after cores changed their state.
     pub(crate) fn replan(&self, states: &[CoreState], engine: &Engine) {
-        let mut states = states.to_vec();
-        if !states.contains(&CoreState::Active) {
-            // Better a core that should rest than none.
-            for state in states.iter_mut().filter(|state| **state == CoreState::Draining) {
-                *state = CoreState::Active;
-            }
-        }
-        let states = &states[..];
-        let usable: CoreSet = (0u8..)
-            .zip(states)
-            .filter(|(_, state)| **state == CoreState::Active)
-            .map(|(core, _)| core)
-            .collect();
         let alive: CoreSet = (0u8..)
             .zip(states)
             .filter(|(_, state)| **state != CoreState::Stuck)
@@ -252,36 +218,9 @@ impl Shared {
             .collect();
         let ownership = self.ownership.load_full();
         let live = self.live_by_bucket();
-        match replan_keeping(&ownership.table, &usable, states, &live) {
+        match replan(&ownership.table, states, &live) {
             Ok(table) => self.put_table(table, alive, engine),
             Err(error) => tracing::error!(%error, "no bucket table without this core; it keeps its buckets"),
         }
     }
-}
-
-/// As [`replan`], but a core that drains stays in the chains: its flows live on.
-fn replan_keeping(
-    table: &BucketTable,
-    usable: &CoreSet,
-    states: &[CoreState],
-    live: &[u32],
-) -> Result<BucketTable, steering::assign::PlanError> {
-    let draining = states.contains(&CoreState::Draining);
-    if !draining {
-        return replan(table, usable, live);
-    }
-    let average = (table.buckets() / usable.len().max(1)).max(1) as u32;
-    let units: Vec<steering::table::Unit> = (0u16..)
-        .zip(states)
-        .filter(|(_, state)| **state != CoreState::Stuck)
-        .map(|(id, state)| {
-            let weight = match (*state, table.count(id)) {
-                (CoreState::Draining, _) => 0,
-                (_, 0) => average,
-                (_, count) => count as u32,
-            };
-            steering::table::Unit { id, weight }
-        })
-        .collect();
-    steering::assign::plan(table, &units, live)
 }

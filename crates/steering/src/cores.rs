@@ -4,6 +4,18 @@
 #[derive(Clone, Copy, PartialEq, Eq, Default, Hash, Debug)]
 pub struct CoreSet([u64; 4]);
 
+/// Permission of a core to own buckets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CoreState {
+    /// Owns buckets.
+    #[default]
+    Active,
+    /// The operator took its buckets; its flows end on it.
+    Draining,
+    /// It hangs: its buckets are elsewhere, its flows are lost until it moves again.
+    Stuck,
+}
+
 impl CoreSet {
     /// No core.
     pub const EMPTY: Self = Self([0; 4]);

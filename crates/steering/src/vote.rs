@@ -20,7 +20,7 @@
 use std::collections::VecDeque;
 
 use crate::assign::{self, PlanError};
-use crate::cores::CoreSet;
+use crate::cores::{CoreSet, CoreState};
 use crate::table::{BucketTable, Chain, Unit};
 
 #[cfg(test)]
@@ -350,17 +350,45 @@ fn moved(table: &BucketTable, moves: &[Move]) -> Option<BucketTable> {
     Some(BucketTable::from_parts(table.era().wrapping_add(1), owners, chains))
 }
 
-/// The next table when the usable cores change: those that are gone lose their buckets and leave all chains; those that
-/// are new get an average share; the others keep the shares that votes have given them, in proportion.
+/// The next table when cores change their states: those that are active own all buckets, new ones an average share, the others the
+/// shares that votes have given them, in proportion; those that drain stay in the chains, since their flows live on; those that are
+/// stuck leave the chains too. Where none is active, those that drain own buckets after all.
+///
+/// `states`: by core. `live`: live flows by bucket, empty = unknown.
 ///
 /// # Errors
-/// As [`assign::plan`]; without any usable core there is no table.
-pub fn replan(table: &BucketTable, usable: &CoreSet, live: &[u32]) -> Result<BucketTable, PlanError> {
-    let average = (table.buckets() / usable.len().max(1)).max(1);
-    let weigh = |core: u8| match table.count(core.into()) {
-        0 => average as u32,
-        count => count as u32,
+/// As [`assign::plan`]; without any core that works there is no table.
+pub fn replan(table: &BucketTable, states: &[CoreState], live: &[u32]) -> Result<BucketTable, PlanError> {
+    let all_drain = !states.contains(&CoreState::Active);
+    let owns = |state: CoreState| state == CoreState::Active || all_drain && state == CoreState::Draining;
+    let owners = states.iter().filter(|state| owns(**state)).count();
+    let average = (table.buckets() / owners.max(1)).max(1);
+    let unit = |(id, state): (u16, &CoreState)| {
+        let weight = match table.count(id) {
+            _ if !owns(*state) => 0,
+            0 => average,
+            count => count,
+        };
+        (*state != CoreState::Stuck).then_some(Unit { id, weight: weight as u32 })
     };
-    let units: Vec<Unit> = usable.iter().map(|core| Unit { id: core.into(), weight: weigh(core) }).collect();
+    let units: Vec<Unit> = (0u16..).zip(states).filter_map(unit).collect();
     assign::plan(table, &units, live)
+}
+
+/// The table without those earlier owners that have nothing left in a bucket, or `None`: each has something. `live`: of a core and a
+/// bucket, the era of the table that the core works by and its live flows there, as it reported them.
+pub fn retire_owners(
+    table: &BucketTable,
+    live: impl Fn(u16, usize) -> Option<(u32, u32)>,
+) -> Option<BucketTable> {
+    let mut next = table.clone();
+    let mut changed = false;
+    for bucket in 0..table.buckets() {
+        for unit in table.chain(bucket) {
+            if live(*unit, bucket) == Some((table.era(), 0)) {
+                changed |= next.retire(bucket, *unit);
+            }
+        }
+    }
+    changed.then_some(next)
 }

@@ -38,7 +38,7 @@ use crate::doorbell::Version;
 pub(crate) mod gso_batch;
 pub(crate) mod open;
 
-pub use crate::core_watch::CoreState;
+pub use steering::cores::CoreState;
 
 /// NAT events kept until somebody takes them.
 const EVENTS_MAX: usize = 200_000;

@@ -156,14 +156,32 @@ fn once_moving_it_goes_on_to_half_the_spread() {
 #[test]
 fn cores_that_go_and_come_back() {
     let four = table(4);
-    let without: CoreSet = [0, 1, 3].into_iter().collect();
-    let three = replan(&four, &without, &[]).unwrap();
+    use CoreState::{Active, Draining, Stuck};
+    let three = replan(&four, &[Active, Active, Stuck, Active], &[]).unwrap();
     assert_eq!((three.count(2), three.era()), (0, 1));
     assert!((0..128).all(|bucket| !three.chain(bucket).contains(&2)), "a dead core is skipped");
     assert!([0, 1, 3].iter().all(|&core| (42..=43).contains(&three.count(core))));
-    let again = replan(&three, &CoreSet::first(4), &[]).unwrap();
+    let again = replan(&three, &[Active; 4], &[]).unwrap();
     assert!((0..4).all(|core| (24..=35).contains(&again.count(core))), "{:?}", again.owners());
-    assert!(replan(&four, &CoreSet::EMPTY, &[]).is_err());
+    assert!(replan(&four, &[Stuck; 4], &[]).is_err());
+    // One that drains owns nothing, but what it owned it may still have flows of; better it than none.
+    let drained = replan(&four, &[Active, Active, Draining, Active], &[]).unwrap();
+    assert_eq!(drained.count(2), 0);
+    assert!((0..128).all(|bucket| (four.owner(bucket) == 2) == drained.chain(bucket).contains(&2)));
+    assert_eq!(replan(&four, &[Stuck, Stuck, Draining, Stuck], &[]).unwrap().count(2), 128);
+    // An earlier owner goes when it works by this table and has nothing left.
+    let at = |era, live| move |_: u16, bucket: usize| Some((era, if bucket == 0 { live } else { 0 }));
+    assert!(retire_owners(&drained, at(drained.era() - 1, 0)).is_none(), "it may not know the table yet");
+    let settled = retire_owners(&drained, at(drained.era(), 1)).unwrap();
+    assert!((0..128).all(|bucket| settled.chain(bucket).is_empty() || bucket == 0));
+    assert_eq!(settled.chain(0), drained.chain(0));
+}
+
+/// A chain is asked for at most what it has: without an answer it stays.
+#[test]
+fn owners_that_report_nothing_stay() {
+    let drained = replan(&table(2), &[CoreState::Active, CoreState::Draining], &[]).unwrap();
+    assert!(retire_owners(&drained, |_, _| None).is_none());
 }
 
 /// A machine: buckets with demands, cores that vote with noise, flows that end after a while.
