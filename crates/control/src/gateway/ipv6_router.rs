@@ -33,7 +33,7 @@ impl Ipv6Routers {
                 match put(device, "1") {
                     Ok(()) => _ = self.devices.insert(device.to_owned()),
                     Err(error) => {
-                        tracing::warn!(device, %error, "hosts may not take this device for a router")
+                        tracing::warn!(device, %error, "hosts may not take this device for a router");
                     }
                 }
             }
