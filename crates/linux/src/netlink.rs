@@ -16,7 +16,7 @@ pub use link::Link;
 pub use monitor::{Change, Monitor};
 pub use neighbor::{Neighbor, NeighborChange, NeighborMonitor, NeighborState};
 pub use route::{MAIN_TABLE, Route, RouteKind, RouteSpec};
-pub use rule::{Family, RuleSpec};
+pub use rule::{Family, PolicyAction, PolicyRule, RuleSpec};
 
 use std::cell::Cell;
 use std::io;

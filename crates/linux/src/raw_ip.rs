@@ -57,7 +57,8 @@ impl RawIpSender {
 
     /// Sends an IP packet to this neighbor: a router, or the destination itself. The packet is complete (its
     /// checksums, too) and not longer than the MTU. `WouldBlock` and `ENOBUFS` when there is no room,
-    /// `EMSGSIZE` when it is too long, `InvalidInput` when packet and neighbor are not of one family.
+    /// `EMSGSIZE` when it is too long, `InvalidInput` when packet and neighbor are not of one family, `HostUnreachable`
+    /// for IPv4 to an IPv6 neighbor, which is looked for.
     pub fn send(&self, packet: &[u8], next_hop: IpAddr) -> io::Result<()> {
         let version = packet.first().map_or(0, |byte| byte >> 4);
         let wrong = || io::Error::from(io::ErrorKind::InvalidInput);
@@ -68,9 +69,26 @@ impl RawIpSender {
                 let socket = self.v6.as_ref().ok_or_else(unsupported)?;
                 send(socket, packet, &address_v6(next_hop, self.index))
             }
+            (4, IpAddr::V6(next_hop)) => {
+                // The kernel sends no IPv4 packet to an IPv6 neighbor of our choice: an empty one has it look for the
+                // neighbor (RFC 8200 §4.7), and this packet is lost.
+                let socket = self.v6.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+                let _ = send(socket, &nothing_to(next_hop), &address_v6(next_hop, self.index));
+                Err(io::ErrorKind::HostUnreachable.into())
+            }
             _ => Err(wrong()),
         }
     }
+}
+
+/// An IPv6 packet that is only a header, "no next header", from nobody.
+fn nothing_to(next_hop: Ipv6Addr) -> [u8; 40] {
+    let mut packet = [0; 40];
+    packet[0] = 0x60;
+    packet[6] = 59;
+    packet[7] = 1;
+    packet[24..].copy_from_slice(&next_hop.octets());
+    packet
 }
 
 /// From linux/in6.h.

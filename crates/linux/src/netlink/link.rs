@@ -4,7 +4,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoData, InfoKind, InfoVeth, InfoVrf, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 
 use super::{Existing, Netlink};
@@ -37,6 +37,10 @@ pub struct Link {
     pub tx_queue_len: u32,
     /// Bytes of the largest super-packet it accepts.
     pub gso_max_bytes: u32,
+    /// Index of the bridge, bond or VRF that it belongs to.
+    pub controller: Option<u32>,
+    /// A VRF device: its routing table.
+    pub vrf_table: Option<u32>,
 }
 
 impl Link {
@@ -54,6 +58,8 @@ impl Link {
             point_to_point: flags.contains(LinkFlags::Pointopoint),
             tx_queue_len: 0,
             gso_max_bytes: 0,
+            controller: None,
+            vrf_table: None,
         };
         for attribute in &message.attributes {
             match attribute {
@@ -62,7 +68,9 @@ impl Link {
                 LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().ok(),
                 LinkAttribute::TxQueueLen(packets) => link.tx_queue_len = *packets,
                 LinkAttribute::GsoMaxSize(bytes) => link.gso_max_bytes = *bytes,
+                LinkAttribute::Controller(index) => link.controller = (*index > 0).then_some(*index),
                 LinkAttribute::LinkInfo(infos) => {
+                    link.vrf_table = infos.iter().find_map(vrf_table);
                     link.kind = infos.iter().find_map(|info| match info {
                         LinkInfo::Kind(kind) => Some(kind.to_string()),
                         _ => None,
@@ -73,6 +81,15 @@ impl Link {
         }
         link
     }
+}
+
+/// The table of a VRF device.
+fn vrf_table(info: &LinkInfo) -> Option<u32> {
+    let LinkInfo::Data(InfoData::Vrf(list)) = info else { return None };
+    list.iter().find_map(|info| match info {
+        InfoVrf::TableId(table) => Some(*table),
+        _ => None,
+    })
 }
 
 fn pick(message: RouteNetlinkMessage) -> Option<Link> {

@@ -31,6 +31,10 @@ pub enum Change {
     Rule(RuleSpec),
     /// A rule is gone.
     RuleGone(RuleSpec),
+    /// A rule that looks into no table came or is gone.
+    OtherRule,
+    /// A next hop object changed, and with it the routes that name it.
+    NextHop,
     /// Changes were lost because there were too many at once: read everything again with [`super::Netlink`].
     Resync,
 }
@@ -41,6 +45,11 @@ pub struct Monitor {
     fd: OwnedFd,
     buffer: Vec<u8>,
 }
+
+/// From linux/rtnetlink.h: messages about next hop objects, and the bit of their group (32).
+const RTM_NEWNEXTHOP: u16 = 104;
+const RTM_DELNEXTHOP: u16 = 105;
+const RTMGRP_NEXTHOP: u32 = 1 << 31;
 
 /// Changes returned by one [`Monitor::read`] at most, roughly; the rest waits for the next.
 const CHANGES_MAX: usize = 1024;
@@ -54,6 +63,7 @@ impl Monitor {
             | libc::RTMGRP_IPV6_IFADDR
             | libc::RTMGRP_IPV4_ROUTE
             | libc::RTMGRP_IPV6_ROUTE
+            | RTMGRP_NEXTHOP.cast_signed()
             | (1 << (libc::RTNLGRP_IPV4_RULE - 1))
             | (1 << (libc::RTNLGRP_IPV6_RULE - 1));
         let fd = open_socket(groups.cast_unsigned()).context("open a netlink monitor")?;
@@ -79,6 +89,10 @@ impl Monitor {
             match receive(&self.fd, &mut self.buffer, libc::MSG_DONTWAIT) {
                 Ok(length) => {
                     for part in Messages(&self.buffer[..length]) {
+                        if matches!(part.kind, RTM_NEWNEXTHOP | RTM_DELNEXTHOP) {
+                            changes.push(Change::NextHop);
+                            continue;
+                        }
                         match NetlinkMessage::<RouteNetlinkMessage>::deserialize(part.bytes) {
                             Ok(NetlinkMessage { payload: NetlinkPayload::InnerMessage(message), .. }) => {
                                 add_changes(&message, &mut changes);
@@ -132,8 +146,12 @@ fn add_changes(message: &RouteNetlinkMessage, changes: &mut Vec<Change>) {
         Message::DelRoute(message) => {
             changes.extend(route::from_message(message).into_iter().map(Change::RouteGone));
         }
-        Message::NewRule(message) => changes.extend(RuleSpec::from_message(message).map(Change::Rule)),
-        Message::DelRule(message) => changes.extend(RuleSpec::from_message(message).map(Change::RuleGone)),
+        Message::NewRule(message) => {
+            changes.push(RuleSpec::from_message(message).map_or(Change::OtherRule, Change::Rule));
+        }
+        Message::DelRule(message) => {
+            changes.push(RuleSpec::from_message(message).map_or(Change::OtherRule, Change::RuleGone));
+        }
         _ => {}
     }
 }

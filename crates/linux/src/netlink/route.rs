@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop, RouteNextHopFlags,
-    RouteProtocol, RouteScope, RouteType,
+    RouteProtocol, RouteScope, RouteType, RouteVia,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -26,6 +26,8 @@ pub enum RouteKind {
     Unreachable,
     /// Drops it silently.
     Blackhole,
+    /// Refuses it as forbidden by the administrator, with an ICMP error.
+    Prohibit,
     /// Leaves this table and goes on with the next rule.
     Throw,
     /// Delivers it to this host (the kernel makes these in the table `local`).
@@ -81,6 +83,10 @@ pub struct Route {
     pub protocol: u8,
     /// It cannot be used now because the interface has no carrier or the gateway is gone.
     pub dead: bool,
+    /// Place among the ways of one multi-path route; 0: the first or only one. The others follow it.
+    pub place: u16,
+    /// Share of the flows of a multi-path route that take this way, relative to the others; from 1.
+    pub weight: u16,
 }
 
 impl Route {
@@ -117,6 +123,7 @@ pub(super) fn from_message(message: &RouteMessage) -> Vec<Route> {
         RouteType::Unicast => RouteKind::Unicast,
         RouteType::Unreachable => RouteKind::Unreachable,
         RouteType::BlackHole => RouteKind::Blackhole,
+        RouteType::Prohibit => RouteKind::Prohibit,
         RouteType::Throw => RouteKind::Throw,
         RouteType::Local => RouteKind::Local,
         _ => RouteKind::Other,
@@ -144,16 +151,16 @@ pub(super) fn from_message(message: &RouteMessage) -> Vec<Route> {
     let protocol = message.header.protocol.into();
     let dead = message.header.flags.intersects(RouteFlags::Dead | RouteFlags::Linkdown);
     let mut routes = Vec::new();
-    for hop in hops {
+    for (place, hop) in (0..).zip(hops) {
         let mut spec = spec.clone();
         spec.interface = Some(hop.interface_index);
         spec.onlink = hop.flags.contains(RouteNextHopFlags::Onlink);
         hop.attributes.iter().for_each(|attribute| read_way(attribute, &mut spec));
         let dead = hop.flags.intersects(RouteNextHopFlags::Dead | RouteNextHopFlags::Linkdown);
-        routes.push(Route { spec, protocol, dead });
+        routes.push(Route { spec, protocol, dead, place, weight: u16::from(hop.hops) + 1 });
     }
     if hops.is_empty() {
-        routes.push(Route { spec, protocol, dead });
+        routes.push(Route { spec, protocol, dead, place: 0, weight: 1 });
     }
     routes
 }
@@ -161,6 +168,9 @@ pub(super) fn from_message(message: &RouteMessage) -> Vec<Route> {
 fn read_way(attribute: &RouteAttribute, spec: &mut RouteSpec) {
     match attribute {
         RouteAttribute::Gateway(address) => spec.gateway = ip(address),
+        // An IPv4 route by an IPv6 neighbor (RFC 8950).
+        RouteAttribute::Via(RouteVia::Inet(via)) => spec.gateway = Some((*via).into()),
+        RouteAttribute::Via(RouteVia::Inet6(via)) => spec.gateway = Some((*via).into()),
         RouteAttribute::Oif(index) => spec.interface = Some(*index),
         _ => {}
     }
@@ -183,6 +193,7 @@ fn message(spec: &RouteSpec) -> RouteMessage {
             RouteKind::Unicast | RouteKind::Other => RouteType::Unicast,
             RouteKind::Unreachable => RouteType::Unreachable,
             RouteKind::Blackhole => RouteType::BlackHole,
+            RouteKind::Prohibit => RouteType::Prohibit,
             RouteKind::Throw => RouteType::Throw,
             RouteKind::Local => RouteType::Local,
         },
@@ -193,7 +204,10 @@ fn message(spec: &RouteSpec) -> RouteMessage {
     if net.prefix_len() > 0 {
         attributes.push(RouteAttribute::Destination(net.addr().into()));
     }
-    attributes.extend(spec.gateway.map(|gateway| RouteAttribute::Gateway(gateway.into())));
+    attributes.extend(spec.gateway.map(|gateway| match gateway {
+        IpAddr::V6(via) if net.addr().is_ipv4() => RouteAttribute::Via(RouteVia::Inet6(via)),
+        _ => RouteAttribute::Gateway(gateway.into()),
+    }));
     attributes.extend(spec.interface.map(RouteAttribute::Oif));
     attributes.extend(spec.source.map(|source| RouteAttribute::PrefSource(source.into())));
     if spec.metric > 0 {

@@ -5,7 +5,7 @@ use netlink_packet_route::route::RouteProtocol;
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleHeader, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::{Existing, Netlink, OUR_PROTOCOL};
+use super::{Existing, Netlink, OUR_PROTOCOL, RouteKind};
 use crate::Result;
 
 /// An address family.
@@ -79,14 +79,15 @@ impl RuleSpec {
 
     /// `None` for rules that do not look into a table.
     pub(super) fn from_message(message: &RuleMessage) -> Option<RuleSpec> {
+        if message.header.action == RuleAction::ToTable { Self::of_any_action(message) } else { None }
+    }
+
+    fn of_any_action(message: &RuleMessage) -> Option<RuleSpec> {
         let family = match message.header.family {
             AddressFamily::Inet => Family::V4,
             AddressFamily::Inet6 => Family::V6,
             _ => return None,
         };
-        if message.header.action != RuleAction::ToTable {
-            return None;
-        }
         let mut spec = RuleSpec::new(family, 0, u32::from(message.header.table));
         spec.invert = message.header.flags.contains(RuleFlags::Invert);
         spec.protocol = 0;
@@ -141,7 +142,85 @@ impl RuleSpec {
     }
 }
 
+/// Action of a [`PolicyRule`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PolicyAction {
+    /// Looks into a table; a packet that finds no route there goes on with the next rule.
+    Table(u32),
+    /// Looks into the table of the VRF that the packet came in by.
+    Vrf,
+    /// Goes on with the first rule of this priority or a higher number.
+    Goto(u32),
+    /// Goes on with the next rule.
+    Nop,
+    /// Decides the packet as a route of this kind does.
+    Refuse(RouteKind),
+}
+
+/// A rule of any kind, as far as it can match packets that are passed on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PolicyRule {
+    /// Its selectors and table, as for rules that look into a table.
+    pub spec: RuleSpec,
+    /// Action.
+    pub action: PolicyAction,
+    /// IP protocol; `None`: any.
+    pub protocol: Option<u8>,
+    /// Source ports, inclusive.
+    pub src_ports: Option<(u16, u16)>,
+    /// Destination ports, inclusive.
+    pub dst_ports: Option<(u16, u16)>,
+    /// It asks for what is not known of a packet that is passed on: a type of service, a tunnel, a user.
+    pub special: bool,
+}
+
+impl PolicyRule {
+    fn from_message(message: &RuleMessage) -> Option<PolicyRule> {
+        let spec = RuleSpec::of_any_action(message)?;
+        let (mut action, mut special) = (None, message.header.tos != 0);
+        let (mut protocol, mut src_ports, mut dst_ports) = (None, None, None);
+        for attribute in &message.attributes {
+            match attribute {
+                RuleAttribute::L3MDev(true) => action = Some(PolicyAction::Vrf),
+                RuleAttribute::Goto(priority) => action = Some(PolicyAction::Goto(*priority)),
+                RuleAttribute::IpProtocol(number) => protocol = u8::try_from(i32::from(*number)).ok(),
+                RuleAttribute::SourcePortRange(range) => src_ports = Some((range.start, range.end)),
+                RuleAttribute::DestinationPortRange(range) => dst_ports = Some((range.start, range.end)),
+                // What is passed on counts as the superuser's.
+                RuleAttribute::UidRange(range) => special |= range.start > 0,
+                RuleAttribute::TunId(id) => special |= *id != 0,
+                _ => {}
+            }
+        }
+        let action = match message.header.action {
+            RuleAction::ToTable => action.unwrap_or(PolicyAction::Table(spec.table)),
+            RuleAction::Goto => action?,
+            RuleAction::Nop => PolicyAction::Nop,
+            RuleAction::Blackhole => PolicyAction::Refuse(RouteKind::Blackhole),
+            RuleAction::Unreachable => PolicyAction::Refuse(RouteKind::Unreachable),
+            RuleAction::Prohibit => PolicyAction::Refuse(RouteKind::Prohibit),
+            _ => return None,
+        };
+        Some(PolicyRule { spec, action, protocol, src_ports, dst_ports, special })
+    }
+}
+
 impl Netlink {
+    /// All rules of both families, whatever they do, in the order they are tried.
+    pub fn policy_rules(&self) -> Result<Vec<PolicyRule>> {
+        let mut all = Vec::new();
+        for family in [Family::V4, Family::V6] {
+            let mut request = RuleMessage::default();
+            request.header.family = family.into();
+            let request = RouteNetlinkMessage::GetRule(request);
+            all.extend(self.dump(&request, "list the rules", |message| match message {
+                RouteNetlinkMessage::NewRule(message) => PolicyRule::from_message(&message),
+                _ => None,
+            })?);
+        }
+        Ok(all)
+    }
+
     /// All rules that look into a table, of one family or of both, in the order they are tried.
     pub fn rules(&self, only: Option<Family>) -> Result<Vec<RuleSpec>> {
         let mut all = Vec::new();

@@ -461,3 +461,60 @@ fn neighbors_are_looked_for_found_missed_and_forgotten() {
         assert!(netlink.probe_neighbor(9999, ip("10.5.0.2")).is_err());
     });
 }
+
+/// Routes that refuse, that have several ways, and IPv4 by an IPv6 router come back as they were made; rules of all kinds too.
+#[test]
+fn routes_and_rules_of_all_kinds_are_read() {
+    isolated(|| {
+        let run = |command: &str| {
+            let status = std::process::Command::new("sh").args(["-ec", command]).status().unwrap();
+            assert!(status.success(), "{command}");
+        };
+        run(
+            "ip link add name v0 type veth peer name v1; ip link set v0 up; ip link set v1 up; ip addr add 10.0.0.1/24 dev v0",
+        );
+        run("ip route add blackhole 192.0.2.0/28 && ip route add unreachable 192.0.2.16/28 metric 7");
+        run("ip route add prohibit 192.0.2.32/28 && ip route add throw 192.0.2.48/28 table 7");
+        run("ip route add 198.51.100.0/24 via inet6 fe80::9 dev v0");
+        run("ip route add 203.0.113.0/24 nexthop via 10.0.0.8 weight 3 nexthop via 10.0.0.9 weight 1");
+        run("ip nexthop add id 1 via 10.0.0.6 dev v0 && ip nexthop add id 2 via 10.0.0.7 dev v0");
+        run("ip nexthop add id 3 group 1,5/2,2 && ip route add 203.0.114.0/24 nhid 3");
+        run("ip rule add prio 100 iif v0 ipproto udp dport 53-54 lookup 7 && ip rule add prio 101 prohibit");
+        run(
+            "ip rule add prio 102 goto 104 && ip rule add prio 103 tos 0x10 lookup 7 && ip rule add prio 104 nop",
+        );
+        let netlink = Netlink::open().unwrap();
+        let routes = netlink.routes(Some(Family::V4)).unwrap();
+        let of = |prefix: &str| {
+            let list = routes.iter().filter(|route| route.spec.dst.to_string() == prefix);
+            let text = |route: &Route| {
+                let via = route.spec.gateway.map_or_else(String::new, |via| format!(" via {via}"));
+                format!("{:?}{via} place {} weight {}", route.spec.kind, route.place, route.weight)
+            };
+            list.map(text).collect::<Vec<_>>().join(", ")
+        };
+        assert_eq!(of("192.0.2.0/28"), "Blackhole place 0 weight 1");
+        assert_eq!(of("192.0.2.16/28"), "Unreachable place 0 weight 1");
+        assert_eq!(of("192.0.2.32/28"), "Prohibit place 0 weight 1");
+        assert_eq!(of("192.0.2.48/28"), "Throw place 0 weight 1");
+        assert_eq!(of("198.51.100.0/24"), "Unicast via fe80::9 place 0 weight 1");
+        assert_eq!(
+            of("203.0.113.0/24"),
+            "Unicast via 10.0.0.8 place 0 weight 3, Unicast via 10.0.0.9 place 1 weight 1"
+        );
+        assert_eq!(
+            of("203.0.114.0/24"),
+            "Unicast via 10.0.0.6 place 0 weight 5, Unicast via 10.0.0.7 place 1 weight 2"
+        );
+        let rules = netlink.policy_rules().unwrap();
+        let rule = |priority: u32| rules.iter().find(|rule| rule.spec.priority == priority).unwrap();
+        let first = rule(100);
+        assert_eq!((first.action, first.spec.iif.as_deref()), (PolicyAction::Table(7), Some("v0")));
+        assert_eq!((first.protocol, first.dst_ports, first.src_ports), (Some(17), Some((53, 54)), None));
+        assert_eq!(rule(101).action, PolicyAction::Refuse(RouteKind::Prohibit));
+        assert_eq!(rule(102).action, PolicyAction::Goto(104));
+        assert!(rule(103).special && !rule(100).special);
+        assert_eq!(rule(104).action, PolicyAction::Nop);
+        assert_eq!(rule(32_766).action, PolicyAction::Table(MAIN_TABLE));
+    });
+}
