@@ -88,6 +88,7 @@ fn no_host() -> HostFacts {
     HostFacts {
         devices: Vec::new(),
         routes: Vec::new(),
+        rules: Vec::new(),
         tun_index: None,
         ephemeral_ports: EPHEMERAL,
         lingering: BTreeSet::new(),

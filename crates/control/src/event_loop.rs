@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use linux::event::{Epoll, EventFd, Interest, Ready, Signal, Signals};
-use linux::netlink::{Change, MAIN_TABLE, Monitor};
+use linux::netlink::{Change, Monitor};
 use linux::process::InstanceLock;
 use sd_notify::NotifyState;
 
@@ -35,9 +35,11 @@ pub struct Options {
 }
 
 /// More changes may follow: interfaces come with several messages. Waits so long for silence…
-const QUIET: Duration = Duration::from_millis(50);
+const QUIET: Duration = Duration::from_millis(20);
 /// … but not longer than this after the first.
-const QUIET_MAX: Duration = Duration::from_millis(200);
+const QUIET_MAX: Duration = Duration::from_millis(100);
+/// The kernel's table of its own addresses: it changes with them.
+const LOCAL_TABLE: u32 = 255;
 /// Looked at without any message, in case one was lost.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 const TICK: Duration = Duration::from_secs(1);
@@ -248,7 +250,7 @@ impl Loop {
         let first = *self.first.get_or_insert(now);
         self.urgent |= urgent;
         // On a router with a million routes a look takes its time; do not do nothing else.
-        let pause = (self.node.last_refresh() * 10).min(Duration::from_secs(5));
+        let pause = (self.node.last_read() * 10).min(Duration::from_secs(5));
         let settled = (now + QUIET.max(pause)).min(first + QUIET_MAX.max(pause));
         self.due = Some(if self.urgent { first } else { settled });
     }
@@ -275,14 +277,16 @@ impl Loop {
                 Change::Link(link) => self.changed(!link.up || !link.carrier),
                 Change::LinkGone(_) | Change::AddressGone(_) | Change::Resync => self.changed(true),
                 Change::Address(address) if address.index == tun => {}
-                Change::Route(route)
-                    if route.spec.table != MAIN_TABLE || route.spec.interface == Some(tun) => {}
+                Change::Route(route) | Change::RouteGone(route)
+                    if route.spec.table == LOCAL_TABLE || route.is_ours() => {}
                 Change::Rule(rule) if rule.is_ours() => {}
                 Change::Address(_)
                 | Change::Route(_)
                 | Change::RouteGone(_)
                 | Change::Rule(_)
-                | Change::RuleGone(_) => self.changed(false),
+                | Change::RuleGone(_)
+                | Change::OtherRule
+                | Change::NextHop => self.changed(false),
             }
         }
         Ok(false)

@@ -8,13 +8,15 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
-use linux::netlink::{Address, Link, MAIN_TABLE, Netlink, Route, RouteKind};
+use linux::netlink::{Address, Link, MAIN_TABLE, Netlink, PolicyRule, Route, RouteKind};
 
 /// Addresses of one WAN that are used at most.
 pub const WAN_ADDRESSES_MAX: usize = 8;
 
 /// The kernel's ports for outgoing connections, unless the host says otherwise.
 const EPHEMERAL: (u16, u16) = (32_768, 60_999);
+/// The kernel's table of its own addresses.
+const LOCAL_TABLE: u32 = 255;
 /// Links, addresses and routes as netlink tells them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostView {
@@ -24,6 +26,11 @@ pub struct HostView {
     pub addresses: Vec<Address>,
     /// Routes of the main table which work now, those into the tunnel included.
     pub routes: Vec<Route>,
+    /// What else decides where packets go: routes of the main table that refuse, and all of other tables but those that this
+    /// program made for its tunnel.
+    pub other_routes: Vec<Route>,
+    /// Rules that say which table counts, without ours.
+    pub rules: Vec<PolicyRule>,
 }
 
 impl HostView {
@@ -32,11 +39,16 @@ impl HostView {
         let links = netlink.links()?;
         let addresses = netlink.all_addresses()?;
         let mut routes = netlink.routes(None)?;
-        routes.retain(|route| {
-            let spec = &route.spec;
-            spec.table == MAIN_TABLE && spec.kind == RouteKind::Unicast && !route.dead
+        routes.retain(|route| !route.dead && !matches!(route.spec.kind, RouteKind::Local | RouteKind::Other));
+        let (routes, mut other_routes): (Vec<Route>, Vec<Route>) = routes
+            .into_iter()
+            .partition(|route| route.spec.table == MAIN_TABLE && route.spec.kind == RouteKind::Unicast);
+        other_routes.retain(|route| {
+            route.spec.table == MAIN_TABLE || (route.spec.table != LOCAL_TABLE && !route.is_ours())
         });
-        Ok(Self { links, addresses, routes })
+        let mut rules = netlink.policy_rules()?;
+        rules.retain(|rule| !rule.spec.is_ours());
+        Ok(Self { links, addresses, routes, other_routes, rules })
     }
 
     /// The interface of this name.
@@ -93,8 +105,10 @@ impl HostView {
 pub struct HostFacts {
     /// Network devices.
     pub devices: Vec<DeviceFacts>,
-    /// Routes of the main table that work.
+    /// Routes that work.
     pub routes: Vec<KernelRoute>,
+    /// Rules that say which table counts, in order.
+    pub rules: Vec<PolicyRule>,
     /// Index of the TUN device.
     pub tun_index: Option<u32>,
     /// Ports of the host's own outgoing connections, inclusive.
@@ -118,16 +132,28 @@ pub struct DeviceFacts {
     pub up: bool,
     /// Its addresses.
     pub addresses: Vec<IpNet>,
+    /// The VRF that it belongs to: name of its device and routing table.
+    pub vrf: Option<(String, u32)>,
 }
 
-/// Route of the kernel's main table.
+/// Route of the kernel; one of several ways is listed behind the first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelRoute {
+    /// Table.
+    pub table: u32,
+    /// Action.
+    pub kind: RouteKind,
+    /// Who made it: 9 router advertisements, 16 DHCP.
+    pub protocol: u8,
+    /// Place among the ways of one route; 0: the first or only one.
+    pub place: u16,
+    /// Share of the flows that take this way.
+    pub weight: u16,
     /// Destination.
     pub prefix: IpNet,
     /// Next router.
     pub via: Option<IpAddr>,
-    /// Index of the device.
+    /// Index of the device; 0 where the route refuses.
     pub device: u32,
     /// The lowest is preferred.
     pub metric: u32,
@@ -149,15 +175,30 @@ impl HostFacts {
                 .filter(|address| address.index == link.index)
                 .map(|address| address.net)
                 .collect(),
+            vrf: link.controller.and_then(|index| {
+                let vrf = view.links.iter().find(|link| link.index == index)?;
+                Some((vrf.name.clone(), vrf.vrf_table?))
+            }),
         };
         let route = |route: &Route| {
             let spec = &route.spec;
-            let device = spec.interface?;
-            Some(KernelRoute { prefix: spec.dst, via: spec.gateway, device, metric: spec.metric })
+            let device = spec.interface.or((spec.kind != RouteKind::Unicast).then_some(0))?;
+            Some(KernelRoute {
+                table: spec.table,
+                kind: spec.kind,
+                protocol: route.protocol,
+                place: route.place,
+                weight: route.weight,
+                prefix: spec.dst,
+                via: spec.gateway,
+                device,
+                metric: spec.metric,
+            })
         };
         Self {
             devices: view.links.iter().map(device).collect(),
-            routes: view.routes.iter().filter_map(route).collect(),
+            routes: view.routes.iter().chain(&view.other_routes).filter_map(route).collect(),
+            rules: view.rules.clone(),
             tun_index,
             ephemeral_ports,
             lingering: BTreeSet::new(),

@@ -22,6 +22,8 @@ pub struct KernelRoutes {
     warnings: WarnOnce,
     /// Interfaces whose reverse-path filter was changed, and what it was.
     loosened: Vec<(String, u8)>,
+    /// Interfaces on which router advertisements are not believed, and what `accept_ra` was.
+    deaf: Vec<(String, String)>,
     has_ipv6: bool,
 }
 
@@ -34,6 +36,7 @@ impl KernelRoutes {
             tun_index: None,
             warnings: WarnOnce::default(),
             loosened: Vec::new(),
+            deaf: Vec::new(),
             has_ipv6: Path::new("/proc/sys/net/ipv6").exists(),
         };
         let removed = host.clear();
@@ -194,10 +197,35 @@ impl KernelRoutes {
         }
     }
 
+    /// Has the kernel not believe router advertisements on an interface: there we are the router (RFC 4861 §6.2.7), and any host
+    /// could make itself ours. Taken back at the end.
+    pub fn ignore_router_advertisements(&mut self, interface: &str) {
+        let file = format!("/proc/sys/net/ipv6/conf/{interface}/accept_ra");
+        let Ok(before) = std::fs::read_to_string(&file) else { return };
+        let before = before.trim();
+        if before == "0" {
+            return;
+        }
+        match std::fs::write(&file, "0") {
+            Ok(()) if self.deaf.iter().any(|(name, _)| name == interface) => {}
+            Ok(()) => {
+                tracing::info!(interface, "router advertisements of its hosts are not believed (accept_ra = 0)");
+                self.deaf.push((interface.to_owned(), before.to_owned()));
+            }
+            Err(error) => self.warnings.warn(format!(
+                "{interface}: any host there can become this gateway's way out by a router advertisement, and accept_ra \
+                 cannot be changed: {error}; set net.ipv6.conf.{interface}.accept_ra to 0"
+            )),
+        }
+    }
+
     /// Removes all routes and rules of this instance. Returns how many there were.
     pub fn clear(&mut self) -> usize {
         for (interface, before) in std::mem::take(&mut self.loosened) {
             let _ = write_rp_filter(&interface, before);
+        }
+        for (interface, before) in std::mem::take(&mut self.deaf) {
+            let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/accept_ra"), before);
         }
         self.apply(&HostPlan::default())
     }

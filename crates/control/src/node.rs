@@ -68,7 +68,7 @@ pub(crate) struct Node {
     /// The engine could not do all it was told (a port was taken); tell it again.
     incomplete: bool,
     events: EventSender,
-    last_refresh: Duration,
+    last_read: Duration,
     supervisor: GatewaySupervisor,
     /// State of the gateway's engine handle between calls.
     handle_state: HandleState,
@@ -130,7 +130,7 @@ impl Node {
             told: Told::default(),
             incomplete: false,
             events,
-            last_refresh: Duration::ZERO,
+            last_read: Duration::ZERO,
             supervisor,
             handle_state: HandleState::default(),
             busy_shares: BusyShares::default(),
@@ -145,9 +145,10 @@ impl Node {
         self.tun_index
     }
 
-    /// How long the last [`Self::refresh`] took: the host is not looked at more often than it can be.
-    pub(crate) fn last_refresh(&self) -> Duration {
-        self.last_refresh
+    /// How long it took to read the host's tables last: they are not read more often than they can be. What follows, such as
+    /// opening devices for the first time, says nothing about how often.
+    pub(crate) fn last_read(&self) -> Duration {
+        self.last_read
     }
 
     /// Looks at the host and brings engine, routes and rules into line with it. A WAN that failed is told to the
@@ -162,6 +163,7 @@ impl Node {
                 return;
             }
         };
+        self.last_read = start.elapsed();
         let before = std::mem::take(&mut self.lives);
         self.lives = self.registry.observe(&self.config.wans, &self.config.tun.name, &view);
         self.tell_states(&before);
@@ -188,7 +190,6 @@ impl Node {
         if states(&before) != states(&self.lives) {
             self.resolver.hurry(Instant::now());
         }
-        self.last_refresh = start.elapsed();
     }
 
     /// Devices, packet engine and monitors, as the configuration wants them.
@@ -196,6 +197,11 @@ impl Node {
         if !self.config.services.is_empty() {
             // What is for the host comes out of the TUN interface, wherever it came from.
             self.host.loosen_reverse_path(&self.config.tun.name);
+        }
+        for interface in &self.config.services.interfaces {
+            if policy::is_inside(&self.config, interface) {
+                self.host.ignore_router_advertisements(&interface.device);
+            }
         }
         let facts = HostFacts::new(view, Some(self.tun_index), read_ephemeral_ports());
         self.supervisor.refresh(

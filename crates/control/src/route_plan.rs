@@ -291,6 +291,22 @@ fn wan_routes(
             routes.push(RouteSpec { table, metric: 0, onlink, ..spec.clone() });
         }
     }
+    // A DHCP client may keep a link's default route in a table of its own (systemd-networkd's `RouteTable=`).
+    let mut elsewhere: Vec<&RouteSpec> = view
+        .other_routes
+        .iter()
+        .map(|route| &route.spec)
+        .filter(|spec| spec.kind == RouteKind::Unicast && spec.table != MAIN_TABLE)
+        .filter(|spec| spec.interface == Some(index) && spec.dst.prefix_len() == 0 && !configured(&spec.dst))
+        .filter(|spec| uses(section.family, family_of(spec.dst.addr())))
+        .collect();
+    elsewhere.sort_by_key(|spec| spec.metric);
+    for spec in elsewhere {
+        if !routes.iter().any(|other| other.dst == spec.dst) {
+            let onlink = spec.onlink || spec.gateway.is_some_and(needs_onlink);
+            routes.push(RouteSpec { table, metric: 0, onlink, ..spec.clone() });
+        }
+    }
     for gateway in &section.gateways {
         routes.push(RouteSpec {
             gateway: Some(*gateway),

@@ -205,6 +205,8 @@ pub(crate) mod tests {
             point_to_point: name.starts_with("ppp"),
             tx_queue_len: 1000,
             gso_max_bytes: 65536,
+            controller: None,
+            vrf_table: None,
         }
     }
 
@@ -224,7 +226,7 @@ pub(crate) mod tests {
             metric,
             ..RouteSpec::new(dst.parse().unwrap())
         };
-        Route { spec, protocol: 2, dead: false }
+        Route { spec, protocol: 2, dead: false, place: 0, weight: 1 }
     }
 
     pub(crate) fn section(interface: InterfaceMatch) -> config::Wan {
@@ -249,7 +251,7 @@ pub(crate) mod tests {
                 address(3, "2001:db8::5/64"),
                 address(9, "10.77.0.1/24"),
             ],
-            routes: vec![],
+            ..HostView::default()
         }
     }
 

@@ -163,7 +163,7 @@ impl Site {
             rekey_after_ms: 120_000,
         }));
         let serving = spec.is_some();
-        let mut neighbors = Neighbors { version: 1, known: BTreeMap::new() };
+        let mut neighbors = Neighbors { version: 1, ..Neighbors::default() };
         neighbors.known.insert((LAN, "10.0.0.5".parse().unwrap()), [2, 0, 0, 0, 1, 5]);
         neighbors.known.insert((WAN, "203.0.113.254".parse().unwrap()), [2, 0, 0, 0, 2, 254]);
         let (policy, _) = Policy::compile(spec.unwrap_or_default(), None, 0).unwrap();
@@ -217,11 +217,8 @@ fn hub_spec() -> GatewaySpec {
         outside: false,
         through_action: None,
     };
-    let route = |prefix: &str, egress: Egress, via: Option<&str>| RouteSpec {
-        tenant: 0,
-        prefix: prefix.parse().unwrap(),
-        egress,
-        via: via.map(|via| via.parse().unwrap()),
+    let route = |prefix: &str, egress: Egress, via: Option<&str>| {
+        RouteSpec::new(0, prefix.parse().unwrap(), egress, via.map(|via| via.parse().unwrap()))
     };
     let branch = |id: BondId, net: &str| PeerSpec {
         id,

@@ -1,6 +1,6 @@
 //! Hardware addresses of neighbors, as the kernel learns them (decision 0007).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use linux::netlink::{Neighbor, NeighborChange, NeighborMonitor, NeighborState, Netlink};
@@ -13,6 +13,8 @@ use crate::gateway::lock;
 const PROBE_NS: u64 = 10_000_000_000;
 /// … so many at once.
 const PROBES_MAX: usize = 256;
+/// Neighbors without an answer that workers are told of at most; the kernel's own table is not larger by default.
+const FAILED_MAX: usize = 4_096;
 
 /// Neighbors, as the kernel reported them last.
 #[derive(Default)]
@@ -88,12 +90,19 @@ impl NeighborWatch {
             .filter(|neighbor| neighbor.state.is_usable())
             .filter_map(|neighbor| Some(((place(neighbor.index)?, neighbor.ip), neighbor.mac?)))
             .collect();
+        let failed: BTreeSet<_> = self
+            .known
+            .values()
+            .filter(|neighbor| neighbor.state == NeighborState::Failed)
+            .filter_map(|neighbor| Some((place(neighbor.index)?, neighbor.ip)))
+            .take(FAILED_MAX)
+            .collect();
         let gateway = &engine.gateway;
         let old = gateway.neighbors.load();
-        if old.known == known {
+        if old.known == known && old.failed == failed {
             return;
         }
-        gateway.put_neighbors(Neighbors { version: old.version + 1, known });
+        gateway.put_neighbors(Neighbors { version: old.version + 1, known, failed });
         engine.wake_all();
     }
 }

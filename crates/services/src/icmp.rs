@@ -5,6 +5,7 @@
 //! multicast of the link, the caller must not answer either. An answer is never larger than [`ANSWER_BYTES_MAX`].
 
 mod limiter;
+mod redirect;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -15,6 +16,7 @@ use packet::{IpHeader, checksum};
 use crate::rewrite::bytes::{put, put_u16, put_u32, u32_at};
 use crate::tcp::{ACK, RST, Segment};
 pub use limiter::Limiter;
+pub use redirect::redirect;
 
 /// Longest answer, bytes: an ICMPv6 error fits the smallest MTU of IPv6 (RFC 4443 §2.4 c).
 pub const ANSWER_BYTES_MAX: usize = 1_280;
@@ -44,6 +46,8 @@ pub enum Problem {
     PortUnreachable,
     /// A rule forbids it.
     Prohibited,
+    /// This router is nearer to its destination (IPv4; [`redirect`]).
+    Redirect(Ipv4Addr),
     /// It does not fit the next link's MTU, bytes of the IP packet. IPv4: only where "don't fragment" is set.
     TooBig(u16),
 }
@@ -59,6 +63,7 @@ impl Problem {
                 Problem::HostUnreachable => (3, 1, 0),
                 Problem::PortUnreachable => (3, 3, 0),
                 Problem::Prohibited => (3, 13, 0),
+                Problem::Redirect(router) => (5, 1, u32::from_be_bytes(router.octets())),
                 Problem::TooBig(mtu) => (3, 4, if mtu < MTU_MIN[0] { MTU_MIN[0] } else { mtu } as u32),
             }
         } else {
@@ -68,7 +73,8 @@ impl Problem {
                 Problem::NoRoute => (1, 0, 0),
                 Problem::HostUnreachable => (1, 3, 0),
                 Problem::PortUnreachable => (1, 4, 0),
-                Problem::Prohibited => (1, 1, 0),
+                // There is no such error of IPv6: [`redirect`] is made in another way.
+                Problem::Prohibited | Problem::Redirect(_) => (1, 1, 0),
                 Problem::TooBig(mtu) => (2, 0, if mtu < MTU_MIN[1] { MTU_MIN[1] } else { mtu } as u32),
             }
         }

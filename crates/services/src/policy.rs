@@ -6,16 +6,17 @@ use std::sync::Arc;
 
 use foldhash::fast::FixedState;
 use hashbrown::HashSet;
+use packet::DropReason;
 use packet::attachment::{BondId, Egress, Ingress, InterfaceId};
 use packet::flow::FlowKey;
 
 use crate::balance::Balancer;
 use crate::nat::{NatClient, NatEvent, NatPolicy};
-use crate::route::{Fib, Route, SHARED_TENANT};
+use crate::route::{Fib, Route, RouteQuery, SHARED_TENANT};
 use crate::rules::{Question, RuleSet, Verdict, carry_hits, places_before};
 use crate::spec::{
     DeliveryMode, ForwardSpec, GatewaySpec, InterfaceSpec, Limits, Mapping, NatMode, NatSpec, PeerSpec,
-    RouteSpec, RuleAction, ServerSpec, TCP, Timeouts, UDP,
+    RouteAction, RouteSpec, RuleAction, ServerSpec, TCP, Timeouts, UDP,
 };
 
 /// Earlier targets that are remembered over reloads at most; beyond, all but the present ones are forgotten.
@@ -74,7 +75,10 @@ struct Attachments {
 
 impl Attachments {
     fn of_spec(spec: &GatewaySpec) -> Self {
-        Self { tenants: Tenants::of_spec(spec), behind_peers: Fib::compile(&routes_to_peers(&spec.peers)) }
+        Self {
+            tenants: Tenants::of_spec(spec),
+            behind_peers: Fib::compile(&routes_to_peers(&spec.peers), &[]),
+        }
     }
 }
 
@@ -141,7 +145,7 @@ impl Policy {
             Some(before) => before.rules.recompile(&spec.rules, &spec.groups, spec.default_action)?,
             None => RuleSet::compile(&spec.rules, &spec.groups, spec.default_action)?,
         };
-        let fib = Fib::compile(&spec.routes);
+        let fib = Fib::compile(&spec.routes, &spec.route_rules);
         let mut nats = spec.nats.clone();
         // Nobody gets a port on which a virtual server listens.
         for nat in &mut nats {
@@ -253,15 +257,27 @@ impl Policy {
         self.spec.peers.iter().find(|peer| peer.id == id)
     }
 
-    /// The route of a packet of a tenant that came in by `ingress`. What the host's own routes brought here without one of
-    /// ours is for the peer whose allowed-ips have its destination.
-    #[must_use]
-    pub fn route(&self, ingress: Ingress, tenant: u16, dst: IpAddr) -> Option<Route> {
-        let route = self.fib.lookup(tenant, dst);
-        match ingress {
-            Ingress::Host => route.or_else(|| self.attachments.behind_peers.lookup(tenant, dst)),
-            Ingress::Interface(_) | Ingress::Bond(_) => route,
+    /// The route of a packet. What the host's own routes brought here without one of ours is for the peer whose
+    /// allowed-ips have its destination.
+    ///
+    /// # Errors
+    /// As what the packet is to be dropped.
+    pub fn route(&self, query: &RouteQuery) -> Result<Route, DropReason> {
+        match self.fib.find(query) {
+            Err(DropReason::NoRoute) if query.ingress == Some(Ingress::Host) => {
+                let behind = self.attachments.behind_peers.lookup(query.tenant, query.key.dst);
+                behind.ok_or(DropReason::NoRoute)
+            }
+            found => found.map(|found| found.route),
         }
+    }
+
+    /// Whether TCP between two interfaces is followed loosely: its other direction may take another way.
+    #[must_use]
+    pub fn is_loose(&self, ingress: Ingress, egress: Egress) -> bool {
+        let said = |id: Option<InterfaceId>| id.is_some_and(|id| self.spec.loose_tcp.contains(&id));
+        let back = ingress.interface().is_some() && egress == Egress::from(ingress);
+        back || said(ingress.interface()) || said(egress.interface())
     }
 
     /// Tenants whose own addresses `dst` may be one of, the first few: what comes in as the shared tenant's packet may
@@ -415,12 +431,7 @@ impl Policy {
 fn routes_to_peers(peers: &[PeerSpec]) -> Vec<RouteSpec> {
     let routes = peers.iter().flat_map(|peer| {
         let egress = Egress::Bond(peer.id);
-        peer.allowed_ips.iter().map(move |prefix| RouteSpec {
-            tenant: peer.tenant,
-            prefix: *prefix,
-            egress,
-            via: None,
-        })
+        peer.allowed_ips.iter().map(move |prefix| RouteSpec::new(peer.tenant, *prefix, egress, None))
     });
     routes.collect()
 }
@@ -429,7 +440,9 @@ fn routes_to_peers(peers: &[PeerSpec]) -> Vec<RouteSpec> {
 fn own_addresses(spec: &GatewaySpec) -> HashSet<IpAddr, FixedState> {
     let of_interfaces = spec.interfaces.iter().flat_map(|interface| &interface.addresses);
     let is_own = |route: &&RouteSpec| {
-        route.egress == Egress::Host && route.prefix.prefix_len() == route.prefix.max_prefix_len()
+        route.action == RouteAction::Forward
+            && route.egress == Egress::Host
+            && route.prefix.prefix_len() == route.prefix.max_prefix_len()
     };
     let routed = spec.routes.iter().filter(is_own).map(|route| &route.prefix);
     of_interfaces.chain(routed).map(ipnet::IpNet::addr).collect()

@@ -11,16 +11,24 @@
 //! cut it off from shared networks, which are more specific. A prefix that is listed twice for a tenant has the
 //! route that was listed last: the operator's own routes come after learned ones.
 //!
+//! Policy routing (`ip rule`) stands above that: rules in order name tables, each of which is asked in this way, until one
+//! answers. Without rules there is the main table only. A route may refuse, or have several ways: of these a flow takes
+//! one by the hash of its addresses and ports, so that its packets stay together (RFC 2992).
+//!
 //! Asked once for each new flow.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::hash::BuildHasher as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use foldhash::fast::FixedState;
 use ipnet::IpNet;
-use packet::attachment::Egress;
+use packet::DropReason;
+use packet::attachment::{Egress, Ingress};
+use packet::flow::FlowKey;
 use prefix_trie::joint::JointPrefixMap;
 
-use crate::spec::RouteSpec;
+use crate::spec::{MAIN_TABLE, RouteAction, RouteRuleAction, RouteRuleSpec, RouteSpec};
 
 #[cfg(test)]
 mod tests;
@@ -48,26 +56,140 @@ pub struct Match {
     pub route: Route,
 }
 
-type Table = JointPrefixMap<IpNet, Route>;
+/// Question where a packet leaves.
+#[derive(Clone, Copy, Debug)]
+pub struct RouteQuery {
+    /// Whose packet it is.
+    pub tenant: u16,
+    /// By what it came in; `None`: nobody's packet in particular.
+    pub ingress: Option<Ingress>,
+    /// Its source as it came in, its destination as it leaves.
+    pub key: FlowKey,
+    /// The way that is taken if it is one of several: its flow took it before.
+    pub before: Option<Egress>,
+}
+
+impl RouteQuery {
+    /// For a packet of nobody in particular.
+    #[must_use]
+    pub const fn to(tenant: u16, dst: IpAddr) -> Self {
+        let src = match dst {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        let key = FlowKey { src, dst, src_port: 0, dst_port: 0, protocol: 0 };
+        Self { tenant, ingress: None, key, before: None }
+    }
+}
+
+/// Routes of one prefix, in the order of [`RouteSpec`]s.
+#[derive(Clone, Debug)]
+enum Entry {
+    Way(Route),
+    /// Several, each with the sum of the weights up to it.
+    Ways(Vec<(Route, u32)>),
+    Refuse(DropReason),
+    Throw,
+}
+
+impl Entry {
+    fn of(spec: &RouteSpec) -> Self {
+        match spec.action {
+            RouteAction::Forward => Self::Way(Route { egress: spec.egress, via: spec.via }),
+            RouteAction::Throw => Self::Throw,
+            action => Self::Refuse(refusal(action)),
+        }
+    }
+
+    /// Adds one more way.
+    fn join(&mut self, spec: &RouteSpec, weight_before: u16) {
+        let mut ways = match std::mem::replace(self, Self::Throw) {
+            Self::Way(route) => vec![(route, u32::from(weight_before.max(1)))],
+            Self::Ways(ways) => ways,
+            Self::Refuse(_) | Self::Throw => Vec::new(),
+        };
+        let sum = ways.last().map_or(0, |(_, sum)| *sum);
+        let route = Route { egress: spec.egress, via: spec.via };
+        ways.push((route, sum.saturating_add(u32::from(spec.weight.max(1)))));
+        *self = Self::Ways(ways);
+    }
+
+    fn ways(&self) -> impl Iterator<Item = Route> + '_ {
+        let (one, several) = match self {
+            Self::Way(route) => (Some(*route), None),
+            Self::Ways(ways) => (None, Some(ways)),
+            Self::Refuse(_) | Self::Throw => (None, None),
+        };
+        one.into_iter().chain(several.into_iter().flatten().map(|(route, _)| *route))
+    }
+
+    /// The way of a packet.
+    fn choose(&self, query: &RouteQuery) -> Result<Route, DropReason> {
+        match self {
+            Self::Way(route) => Ok(*route),
+            Self::Ways(ways) => {
+                let before = query.before.and_then(|egress| self.ways().find(|route| route.egress == egress));
+                let sum = ways.last().map_or(0, |(_, sum)| *sum);
+                let hash = FixedState::with_seed(0).hash_one(query.key);
+                let at = (u64::from(sum) * (hash >> 32)) >> 32;
+                let by_hash = || ways.iter().find(|(_, sum)| u64::from(*sum) > at).map(|(route, _)| *route);
+                before.or_else(by_hash).ok_or(DropReason::NoRoute)
+            }
+            Self::Refuse(reason) => Err(*reason),
+            Self::Throw => Err(DropReason::NoRoute),
+        }
+    }
+}
+
+/// Why a route or rule that refuses drops a packet.
+const fn refusal(action: RouteAction) -> DropReason {
+    match action {
+        RouteAction::Blackhole => DropReason::RouteBlackhole,
+        RouteAction::Unreachable => DropReason::RouteUnreachable,
+        RouteAction::Prohibit => DropReason::RouteProhibited,
+        RouteAction::Forward | RouteAction::Throw => DropReason::NoRoute,
+    }
+}
+
+type Table = JointPrefixMap<IpNet, Entry>;
+
+/// An entry that matches, in whose table, and its prefix.
+type Found<'a> = (u16, IpNet, &'a Entry);
 
 /// All tenants' routes.
 #[derive(Clone, Debug, Default)]
 pub struct Fib {
-    tables: BTreeMap<u16, Table>,
+    /// By number and tenant.
+    tables: BTreeMap<(u32, u16), Table>,
     /// Routes that a better one of their prefix hides, by tenant and way.
-    hidden: BTreeMap<(u16, Egress), Table>,
+    hidden: BTreeMap<(u16, Egress), JointPrefixMap<IpNet, Route>>,
+    /// Rules of policy routing; none: the main table.
+    rules: Vec<RouteRuleSpec>,
 }
 
 impl Fib {
     /// Makes the tables. Host bits of a prefix do not count.
     #[must_use]
-    pub fn compile(routes: &[RouteSpec]) -> Self {
-        let mut fib = Self::default();
+    pub fn compile(routes: &[RouteSpec], rules: &[RouteRuleSpec]) -> Self {
+        let mut fib = Self { rules: rules.to_vec(), ..Self::default() };
+        let mut last: Option<&RouteSpec> = None;
         for spec in routes {
-            let (prefix, route) = (spec.prefix.trunc(), Route { egress: spec.egress, via: spec.via });
-            let before = fib.tables.entry(spec.tenant).or_default().insert(prefix, route);
-            if let Some(before) = before.filter(|before| before.egress != route.egress) {
-                fib.hidden.entry((spec.tenant, before.egress)).or_default().insert(prefix, before);
+            let prefix = spec.prefix.trunc();
+            let table = fib.tables.entry((spec.table, spec.tenant)).or_default();
+            let of_last = last.filter(|last| {
+                spec.joins
+                    && (last.table, last.tenant, last.prefix.trunc()) == (spec.table, spec.tenant, prefix)
+            });
+            last = Some(spec);
+            if let Some(before) = of_last
+                && let Some(entry) = table.get_mut(&prefix)
+            {
+                entry.join(spec, before.weight);
+                continue;
+            }
+            let before = table.insert(prefix, Entry::of(spec));
+            for route in before.iter().flat_map(Entry::ways).filter(|route| route.egress != spec.egress) {
+                fib.hidden.entry((spec.tenant, route.egress)).or_default().insert(prefix, route);
             }
         }
         fib
@@ -76,30 +198,70 @@ impl Fib {
     /// The route of a tenant's packet to `dst`, by the order at the top of the module.
     #[must_use]
     pub fn lookup(&self, tenant: u16, dst: IpAddr) -> Option<Route> {
-        self.find(tenant, dst).map(|found| found.route)
+        self.find(&RouteQuery::to(tenant, dst)).ok().map(|found| found.route)
     }
 
-    /// As [`Self::lookup`], with the prefix and the table it was found in.
-    #[must_use]
-    pub fn find(&self, tenant: u16, dst: IpAddr) -> Option<Match> {
-        let own = self.longest(tenant, dst);
-        if tenant == SHARED_TENANT || own.is_some_and(|found| found.prefix.prefix_len() > 0) {
-            return own;
+    /// The route of a packet, with the prefix and the table it was found in.
+    ///
+    /// # Errors
+    /// As what the packet is to be dropped.
+    pub fn find(&self, query: &RouteQuery) -> Result<Match, DropReason> {
+        let (tenant, prefix, entry) = self.decide(query)?;
+        entry.choose(query).map(|route| Match { tenant, prefix, route })
+    }
+
+    /// The entry that the rules lead to.
+    fn decide(&self, query: &RouteQuery) -> Result<Found<'_>, DropReason> {
+        if self.rules.is_empty() {
+            return self.in_table(MAIN_TABLE, query.tenant, query.key.dst).ok_or(DropReason::NoRoute);
         }
-        let shared = self.longest(SHARED_TENANT, dst);
-        shared.filter(|found| found.prefix.prefix_len() > 0).or(own).or(shared)
+        let mut place = 0;
+        while let Some(rule) = self.rules.get(place) {
+            place += 1;
+            if !is_for(rule, query) {
+                continue;
+            }
+            match rule.action {
+                RouteRuleAction::Table { table, longer_than } => {
+                    let found = self.in_table(table, query.tenant, query.key.dst);
+                    let long = |found: &Found<'_>| longer_than.is_none_or(|most| found.1.prefix_len() > most);
+                    if let Some(found) = found.filter(long) {
+                        return Ok(found);
+                    }
+                }
+                RouteRuleAction::Goto(next) => place = place.max(next),
+                RouteRuleAction::Refuse(action) => return Err(refusal(action)),
+            }
+        }
+        Err(DropReason::NoRoute)
     }
 
-    /// The route to `dst` that leads by `egress`, though another one may be better: the longest prefix, an own one before a
-    /// shared one.
+    /// The entry of a table, by the order at the top of the module.
+    fn in_table(&self, table: u32, tenant: u16, dst: IpAddr) -> Option<Found<'_>> {
+        let not_default = |found: &Found<'_>| found.1.prefix_len() > 0;
+        let own = self.longest(table, tenant, dst);
+        let found = if tenant == SHARED_TENANT || own.as_ref().is_some_and(not_default) {
+            own
+        } else {
+            let shared = self.longest(table, SHARED_TENANT, dst);
+            shared.filter(not_default).or(own).or(shared)
+        };
+        found.filter(|(_, _, entry)| !matches!(entry, Entry::Throw))
+    }
+
+    /// The route to `dst` that leads by `egress`, though another one may be better: the longest prefix of any table, an own
+    /// one before a shared one.
     #[must_use]
     pub fn lookup_by(&self, tenant: u16, dst: IpAddr, egress: Egress) -> Option<Route> {
         let net = IpNet::from(dst);
         let longest = |tenant: u16| {
             let hidden = self.hidden.get(&(tenant, egress)).and_then(|table| table.get_lpm(&net));
-            let used = self.tables.get(&tenant).into_iter().flat_map(|table| table.cover(&net));
-            let used = used.filter(|(_, route)| route.egress == egress).chain(hidden);
-            used.max_by_key(|(prefix, _)| prefix.prefix_len()).map(|(_, route)| *route)
+            let tables = self.tables.iter().filter(|((_, of), _)| *of == tenant);
+            let used = tables.flat_map(|(_, table)| table.cover(&net)).flat_map(|(prefix, entry)| {
+                entry.ways().filter(|route| route.egress == egress).map(move |route| (prefix, route))
+            });
+            let used = used.chain(hidden.map(|(prefix, route)| (prefix, *route)));
+            used.max_by_key(|(prefix, _)| prefix.prefix_len()).map(|(_, route)| route)
         };
         longest(tenant).or_else(|| longest(SHARED_TENANT))
     }
@@ -116,19 +278,35 @@ impl Fib {
         self.len() == 0
     }
 
-    /// Tenants that have a table, in order.
+    /// Tenants that have a main table, in order.
     pub fn tenants(&self) -> impl Iterator<Item = u16> + '_ {
-        self.tables.keys().copied()
+        self.tables.keys().filter(|(table, _)| *table == MAIN_TABLE).map(|(_, tenant)| *tenant)
     }
 
     /// Whether a tenant's own table has the destination, other than by its default route.
     #[must_use]
     pub fn has_own(&self, tenant: u16, dst: IpAddr) -> bool {
-        self.longest(tenant, dst).is_some_and(|found| found.prefix.prefix_len() > 0)
+        self.longest(MAIN_TABLE, tenant, dst).is_some_and(|(_, prefix, _)| prefix.prefix_len() > 0)
     }
 
-    fn longest(&self, tenant: u16, dst: IpAddr) -> Option<Match> {
-        let (prefix, &route) = self.tables.get(&tenant)?.get_lpm(&IpNet::from(dst))?;
-        Some(Match { tenant, prefix, route })
+    fn longest(&self, table: u32, tenant: u16, dst: IpAddr) -> Option<Found<'_>> {
+        let (prefix, entry) = self.tables.get(&(table, tenant))?.get_lpm(&IpNet::from(dst))?;
+        Some((tenant, prefix, entry))
     }
+}
+
+/// Whether a rule is about a packet.
+fn is_for(rule: &RouteRuleSpec, query: &RouteQuery) -> bool {
+    let key = &query.key;
+    let within = |ports: Option<(u16, u16)>, port: u16| {
+        ports.is_none_or(|(first, last)| first <= port && port <= last)
+    };
+    let came = rule.ingresses.as_ref();
+    let fits = rule.from.is_none_or(|net| net.contains(&key.src))
+        && rule.to.is_none_or(|net| net.contains(&key.dst))
+        && came.is_none_or(|list| query.ingress.is_some_and(|ingress| list.contains(&ingress)))
+        && rule.protocol.is_none_or(|protocol| protocol == key.protocol)
+        && within(rule.src_ports, key.src_port)
+        && within(rule.dst_ports, key.dst_port);
+    rule.ipv4 == key.dst.is_ipv4() && fits != rule.invert
 }

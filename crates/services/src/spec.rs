@@ -29,6 +29,10 @@ pub struct GatewaySpec {
     pub tenants: Vec<String>,
     /// Connected prefixes, the kernel's routes over these interfaces, peers' allowed-ips, `[[route]]`.
     pub routes: Vec<RouteSpec>,
+    /// Interfaces whose TCP is followed loosely, since its other direction may take another way.
+    pub loose_tcp: Vec<InterfaceId>,
+    /// Rules that say which table a packet is looked up in, in order. Empty: [`MAIN_TABLE`] for all.
+    pub route_rules: Vec<RouteRuleSpec>,
     /// `[[group]]`: named sets of addresses.
     pub groups: Vec<GroupSpec>,
     /// `[[rule]]` in order: the first that matches decides.
@@ -132,6 +136,25 @@ pub struct PeerSpec {
     pub allowed_ips: Vec<IpNet>,
 }
 
+/// The table that is used where there are no rules.
+pub const MAIN_TABLE: u32 = 254;
+
+/// Action of a route on a packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RouteAction {
+    /// Sends it on.
+    #[default]
+    Forward,
+    /// Drops it; nobody is told.
+    Blackhole,
+    /// Refuses it: "host unreachable".
+    Unreachable,
+    /// Refuses it: "administratively prohibited".
+    Prohibit,
+    /// Leaves the table: the next rule decides.
+    Throw,
+}
+
 /// One route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteSpec {
@@ -141,8 +164,65 @@ pub struct RouteSpec {
     pub prefix: IpNet,
     /// Where packets leave: an interface, a bond or the host.
     pub egress: Egress,
-    /// Next router; `None`: the destination itself is the neighbour.
+    /// Next router, perhaps an IPv6 one for IPv4 (RFC 8950); `None`: the destination itself is the neighbour.
     pub via: Option<IpAddr>,
+    /// Table that it is in.
+    pub table: u32,
+    /// Action. Where it is not to forward, `egress` and `via` mean nothing.
+    pub action: RouteAction,
+    /// Share of the flows that take this way, where a route has several.
+    pub weight: u16,
+    /// One more way of the route that is listed before it.
+    pub joins: bool,
+}
+
+impl RouteSpec {
+    /// A route with one way, in the main table.
+    #[must_use]
+    pub const fn new(tenant: u16, prefix: IpNet, egress: Egress, via: Option<IpAddr>) -> Self {
+        let action = RouteAction::Forward;
+        Self { tenant, prefix, egress, via, table: MAIN_TABLE, action, weight: 1, joins: false }
+    }
+}
+
+/// Rule of policy routing: which table a packet is looked up in. What is `None` matches every packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteRuleSpec {
+    /// Packets of IPv4 or of IPv6.
+    pub ipv4: bool,
+    /// Source prefix.
+    pub from: Option<IpNet>,
+    /// Destination prefix.
+    pub to: Option<IpNet>,
+    /// By what packets come in; an empty list matches nothing.
+    pub ingresses: Option<Vec<Ingress>>,
+    /// IP protocol.
+    pub protocol: Option<u8>,
+    /// Source ports, inclusive.
+    pub src_ports: Option<(u16, u16)>,
+    /// Destination ports, inclusive.
+    pub dst_ports: Option<(u16, u16)>,
+    /// Matches what all this does not match.
+    pub invert: bool,
+    /// Action.
+    pub action: RouteRuleAction,
+}
+
+/// Action of a rule of policy routing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RouteRuleAction {
+    /// Looks into a table; where no route is found the next rule decides. Routes with prefixes that are not longer
+    /// than `longer_than` do not count.
+    Table {
+        /// Its number.
+        table: u32,
+        /// Longest prefix that does not count.
+        longer_than: Option<u8>,
+    },
+    /// Goes on with the rule at this place, which is behind it.
+    Goto(usize),
+    /// Decides as a route would.
+    Refuse(RouteAction),
 }
 
 /// A named set of addresses, changeable while running (row R5).

@@ -30,7 +30,7 @@ use steering::ownership::{OwnerChain, Ownership};
 
 use crate::nat::{NatClient, is_translated};
 use crate::policy::Policy;
-use crate::route::SHARED_TENANT;
+use crate::route::{RouteQuery, SHARED_TENANT};
 use crate::spec::NatMode;
 
 /// The cores to ask about a packet, and the mapping that may change who begins its flow.
@@ -123,7 +123,8 @@ fn mapping_owner(
         }
         return Some(core);
     }
-    let out = policy.fib.lookup(tenant, key.dst)?.egress;
+    let query = RouteQuery { tenant, ingress: Some(ingress), key: *key, before: None };
+    let out = policy.fib.find(&query).ok()?.route.egress;
     if out == Egress::from(ingress) {
         return None;
     }
@@ -167,7 +168,8 @@ fn remote_bucket_of(
     if policy.nat.is_outside(key.dst) {
         return Some(remote_bucket(ownership, key.src, key.protocol, tenant));
     }
-    let out = policy.fib.lookup(tenant, key.dst)?.egress;
+    let query = RouteQuery { tenant, ingress: Some(ingress), key: *key, before: None };
+    let out = policy.fib.find(&query).ok()?.route.egress;
     let rule = policy
         .nat
         .rule_for(out, &NatClient::of(key, tenant, ingress))

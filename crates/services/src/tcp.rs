@@ -145,6 +145,22 @@ pub fn begin(record: &mut Record, segment: &Segment, mid_stream_allowed: bool) -
     true
 }
 
+/// Puts the first segment of a flow into its record, where the other direction may take another way: whatever it is, the
+/// connection may be right. The record has [`flags::ONE_WAY`].
+pub fn begin_loose(record: &mut Record, segment: &Segment) {
+    if begin(record, segment, false) {
+        return;
+    }
+    record.tcp_end = [segment.end(), segment.ack];
+    record.tcp_window = [segment.window.max(1); 2];
+    record.state = match () {
+        () if segment.has(RST) => State::Closed,
+        () if segment.has(FIN) => State::FinOriginal,
+        // Anybody can send one segment: it counts as established when more is acknowledged.
+        () => State::SynReceived,
+    } as u8;
+}
+
 /// Picks a connection up in mid-stream, from a segment of the original direction.
 fn resume(record: &mut Record, segment: &Segment) {
     record.state = if segment.has(FIN) { State::FinOriginal } else { State::Established } as u8;

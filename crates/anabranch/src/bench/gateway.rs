@@ -513,7 +513,7 @@ pub(super) fn spec(kind: Kind) -> anyhow::Result<GatewaySpec> {
     };
     let route = |prefix: &str, interface: InterfaceId, via: &str| -> anyhow::Result<RouteSpec> {
         let egress = Egress::Interface(interface);
-        Ok(RouteSpec { tenant: 0, prefix: prefix.parse()?, egress, via: Some(via.parse()?) })
+        Ok(RouteSpec::new(0, prefix.parse()?, egress, Some(via.parse()?)))
     };
     let mut spec = GatewaySpec {
         interfaces: vec![

@@ -108,6 +108,8 @@ pub struct Interface {
     pub mtu: Option<u16>,
     /// Whether strangers are there. `None`: where a NAT, a default route or a WAN leads out.
     pub outside: Option<bool>,
+    /// Its TCP is followed loosely: the other direction may take another way.
+    pub loose_tcp: bool,
 }
 
 /// `[[route]]`.

@@ -14,6 +14,7 @@ use packet::flow::FlowKey;
 use packet::icmp::is_icmp;
 use services::nat::NatEvent;
 use services::policy::Policy;
+use services::route::RouteQuery;
 use services::spec::{LeaseSpec, Mapping, NatMode, RuleAction, TCP};
 
 use super::policy::{Desired, DeviceState};
@@ -655,7 +656,12 @@ impl EngineHandle<'_> {
                 .then_some(told.destination),
             route: policy
                 .fib
-                .find(told.tenant, told.destination.ip())
+                .find(&RouteQuery {
+                    tenant: told.tenant,
+                    ingress: Some(told.ingress),
+                    key: key.with_destination(told.destination.ip(), told.destination.port()),
+                    before: told.egress,
+                })
                 .map(|found| route_text(&found))
                 .unwrap_or_default(),
             out: told.egress.map(|egress| names.egress(egress)).unwrap_or_default(),

@@ -7,6 +7,7 @@
 pub mod addresses;
 pub mod contradictions;
 pub mod engine;
+mod host_routes;
 mod ipv6_router;
 pub mod nat_log;
 pub mod overrides;

@@ -6,32 +6,29 @@
 //! * **Numbers are stable**: an interface's and a tenant's number is its place in the configuration, and
 //!   [`crate::reload`] keeps places over a reload, because live flows carry these numbers.
 //! * **Routes**, the best first where a prefix has several: the gateway's own addresses, `[[route]]`, connected networks,
-//!   peers' allowed-ips in the tables of their tenants, the kernel's main table over the gateway's devices and the tunnel.
-//!   The others are told too: by them answers leave where a question came in.
+//!   peers' allowed-ips in the tables of their tenants, the kernel's over the gateway's devices and the tunnel, with its
+//!   rules and tables ([`super::host_routes`]). The others are told too: by them answers leave where a question came in.
 //! * **Ports that the host itself uses** are reserved where a NAT shares an address with the host.
 //! * **Replies to the host's own connections** come through the datapath, which has no flow for them because the
 //!   requests left natively: it is told the ports that the host uses, so that a default action that drops spares them.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
 use packet::attachment::{BondId, Egress, InterfaceId};
 use services::spec::{
     Attachment, BackendSpec, ForwardSpec, GatewaySpec, GroupSpec, HostSpec, InterfaceSpec, LeaseSpec,
-    NatMode, NatSpec, PeerSpec, RouteSpec, RuleAction, RuleSpec, ServerSpec, SideSpec,
+    NatMode, NatSpec, PeerSpec, RouteAction, RuleAction, RuleSpec, ServerSpec, SideSpec,
 };
 
 use super::addresses;
+use super::host_routes::{self, Candidate, Rank, RouteTable};
 use super::overrides::Overrides;
 use crate::config::services::pools;
 use crate::config::services::{Distribution, Interface, Lease, ListenHost, NatFrom, Rule, Services, Subject};
 use crate::config::{Config, Peer, Routes};
-use crate::host_facts::{DeviceFacts, HostFacts};
+use crate::host_facts::{DeviceFacts, HostFacts, KernelRoute};
 
-/// Routes that the datapath is given at most; beyond, the shortest prefixes are kept.
-pub const ROUTES_MAX: usize = 2_000_000;
 /// Bond that no peer has.
 const NOBODY: BondId = BondId(BondId::MAX);
 /// IPv4 address of the TUN interface when none is configured: RFC 7600's address of no host. The kernel's
@@ -105,10 +102,13 @@ pub fn gateway_spec(config: &Config, facts: &HostFacts, overrides: &Overrides) -
     let leases = builder.leases();
     let forwards = builder.forwards(&interfaces);
     let servers = builder.servers();
+    let route_rules = host_routes::rules(config, facts, &interfaces);
     GatewaySpec {
         peers: builder.peers(),
         tenants: std::iter::once(String::new()).chain(config.services.tenants.iter().cloned()).collect(),
-        routes: builder.routes(&interfaces),
+        routes: builder.routes(&interfaces).into_routes(!route_rules.is_empty()),
+        route_rules,
+        loose_tcp: builder.loose_tcp(),
         groups: builder.groups(),
         rules: builder.rules(),
         default_action: config.services.settings.default_action.unwrap_or(RuleAction::Allow),
@@ -205,21 +205,32 @@ impl Builder<'_> {
         by_nat || by_route || by_wan
     }
 
-    fn routes(&self, interfaces: &[InterfaceSpec]) -> Vec<RouteSpec> {
+    /// Interfaces with `tcp = "loose"`.
+    fn loose_tcp(&self) -> Vec<InterfaceId> {
+        let interfaces = (0..).map(InterfaceId).zip(&self.services.interfaces);
+        interfaces.filter(|(_, interface)| interface.loose_tcp).map(|(id, _)| id).collect()
+    }
+
+    fn routes(&self, interfaces: &[InterfaceSpec]) -> RouteTable {
         let mut table = RouteTable::default();
         for (id, interface) in (0..).map(InterfaceId).zip(interfaces) {
             for net in &interface.addresses {
-                table.add(Rank::Own, 0, interface.tenant, IpNet::from(net.addr()), Egress::Host, None);
-                if net.prefix_len() < net.max_prefix_len() {
-                    table.add(Rank::Connected, 0, interface.tenant, net.trunc(), Egress::Interface(id), None);
+                let own = Candidate::new(Rank::Own, Egress::Host, None);
+                table.add(interface.tenant, IpNet::from(net.addr()), own);
+                // A VRF's table is not the main one.
+                let device = self.facts.device(&interface.device);
+                if net.prefix_len() < net.max_prefix_len() && device.is_none_or(|device| device.vrf.is_none())
+                {
+                    let connected = Candidate::new(Rank::Connected, Egress::Interface(id), None);
+                    table.add(interface.tenant, net.trunc(), connected);
                 }
             }
         }
         for (address, tenant) in self.listening() {
-            table.add(Rank::Own, 0, tenant, IpNet::from(address), Egress::Host, None);
+            table.add(tenant, IpNet::from(address), Candidate::new(Rank::Own, Egress::Host, None));
         }
         for address in &self.config.tun.addresses {
-            table.add(Rank::Own, 0, 0, IpNet::from(address.addr()), Egress::Host, None);
+            table.add(0, IpNet::from(address.addr()), Candidate::new(Rank::Own, Egress::Host, None));
         }
         for route in &self.services.routes {
             let id = match (&route.interface, route.via) {
@@ -230,37 +241,87 @@ impl Builder<'_> {
             let Some(id) = id else { continue };
             let of_interface = interfaces.get(id.index()).map_or(0, |interface| interface.tenant);
             let tenant = route.tenant.as_ref().map_or(of_interface, |name| self.tenant(Some(name)));
-            table.add(Rank::Configured, 0, tenant, route.to, Egress::Interface(id), route.via);
+            let configured = Candidate::new(Rank::Configured, Egress::Interface(id), route.via);
+            table.add(tenant, route.to, configured);
         }
         if self.config.tun.routes == Routes::Auto {
             for peer in &self.config.peers {
                 let (tenant, egress) = (self.tenant(peer.tenant.as_ref()), Egress::Bond(peer.id));
                 for net in &peer.allowed_ips {
-                    table.add(Rank::Peer, 0, tenant, *net, egress, None);
+                    table.add(tenant, *net, Candidate::new(Rank::Peer, egress, None));
                 }
             }
         }
+        self.kernel_routes(&mut table, interfaces);
+        table
+    }
+
+    /// The kernel's routes over these interfaces and into the tunnel, and those that refuse.
+    fn kernel_routes(&self, table: &mut RouteTable, interfaces: &[InterfaceSpec]) {
+        let egress = |index: u32| {
+            let device = self.facts.devices.iter().find(|device| device.index == index)?;
+            let place = interfaces.iter().position(|interface| interface.device == device.name)?;
+            u16::try_from(place).ok().map(|place| Egress::Interface(InterfaceId(place)))
+        };
+        // The route whose further ways follow.
+        let mut several: Option<(u16, IpNet, Candidate)> = None;
         for route in &self.facts.routes {
+            let follows = several.as_ref().is_some_and(|(_, prefix, first)| {
+                (*prefix, first.table, first.metric) == (route.prefix, route.table, route.metric)
+            });
+            // The first way may be one that does not work, or not ours.
+            if !(follows && route.place > 0)
+                && let Some((tenant, prefix, candidate)) = several.take()
+            {
+                table.add(tenant, prefix, candidate);
+            }
+            let candidate = Candidate {
+                table: route.table,
+                metric: route.metric,
+                action: host_routes::action(route.kind),
+                weight: route.weight,
+                ..Candidate::new(Rank::Kernel, Egress::Host, route.via)
+            };
+            if candidate.action != RouteAction::Forward {
+                table.add(0, route.prefix, candidate);
+                continue;
+            }
             if Some(route.device) == self.facts.tun_index {
                 for (net, id) in self.through_tunnel(route.prefix) {
-                    table.add(Rank::Kernel, route.metric, 0, net, Egress::Bond(id), None);
+                    table.add(0, net, Candidate { egress: Egress::Bond(id), ..candidate.clone() });
                 }
                 continue;
             }
-            let egress = {
-                let name = self.facts.devices.iter().find(|device| device.index == route.device);
-                name.and_then(|device| {
-                    interfaces.iter().position(|interface| interface.device == device.name)
-                })
-                .and_then(|place| u16::try_from(place).ok())
-                .map(|place| Egress::Interface(InterfaceId(place)))
+            let Some(egress) = egress(route.device).filter(|egress| !self.is_rogue(route, *egress)) else {
+                continue;
             };
-            let Some(egress) = egress else { continue };
-            let interface = egress.interface().and_then(|id| interfaces.get(id.index()));
-            let tenant = interface.map_or(0, |interface| interface.tenant);
-            table.add(Rank::Kernel, route.metric, tenant, route.prefix, egress, route.via);
+            let candidate = Candidate { egress, ..candidate };
+            match &mut several {
+                Some((_, _, first)) => first.more.push((egress, route.via, route.weight)),
+                None => {
+                    let interface = egress.interface().and_then(|id| interfaces.get(id.index()));
+                    let tenant = interface.map_or(0, |interface| interface.tenant);
+                    several = Some((tenant, route.prefix, candidate));
+                }
+            }
         }
-        table.into_routes()
+        if let Some((tenant, prefix, candidate)) = several {
+            table.add(tenant, prefix, candidate);
+        }
+    }
+
+    /// Whether a default route is what a host of a network inside claims by a router advertisement or DHCP: the way out is
+    /// where the configuration has one (RFC 4861 §6.2.7).
+    fn is_rogue(&self, route: &KernelRoute, egress: Egress) -> bool {
+        const RA: u8 = 9;
+        const DHCP: u8 = 16;
+        let inside = egress.interface().is_some_and(|id| {
+            self.services
+                .interfaces
+                .get(id.index())
+                .is_some_and(|interface| is_inside(self.config, interface))
+        });
+        route.prefix.prefix_len() == 0 && matches!(route.protocol, RA | DHCP) && inside
     }
 
     /// Ways of a prefix that the host routes into the tunnel: the peer that has all of it, and those that have
@@ -469,6 +530,16 @@ impl Builder<'_> {
     }
 }
 
+/// Whether an interface leads inside: others are said to lead out, by a NAT or a WAN, and this one is not.
+pub(crate) fn is_inside(config: &Config, interface: &Interface) -> bool {
+    let leads_out = |interface: &Interface| {
+        config.services.nats.iter().any(|nat| nat.out == interface.name)
+            || config.wans.iter().any(|wan| wan.interface.covers(&interface.device))
+    };
+    let somewhere = !config.wans.is_empty() || config.services.interfaces.iter().any(leads_out);
+    somewhere && !leads_out(interface)
+}
+
 /// A tenant's number: its place in the configuration, after the shared one.
 pub(crate) fn tenant_number(services: &Services, name: Option<&String>) -> u16 {
     let place = name.and_then(|name| services.tenants.iter().position(|tenant| tenant == name));
@@ -495,70 +566,6 @@ fn merged(mut ranges: Vec<(u16, u16)>) -> Vec<(u16, u16)> {
         }
     }
     list
-}
-
-/// Who wins when a prefix has several routes.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Rank {
-    Own,
-    Configured,
-    Connected,
-    Peer,
-    Kernel,
-}
-
-/// One way to a prefix: rank, metric, where it leaves, next router.
-type Candidate = (Rank, u32, Egress, Option<IpAddr>);
-
-/// The best route of each prefix, and what it hides.
-#[derive(Default)]
-struct RouteTable {
-    best: BTreeMap<(u16, IpNet), Candidate>,
-    hidden: Vec<RouteSpec>,
-}
-
-impl RouteTable {
-    fn add(
-        &mut self,
-        rank: Rank,
-        metric: u32,
-        tenant: u16,
-        prefix: IpNet,
-        egress: Egress,
-        via: Option<IpAddr>,
-    ) {
-        let mut worse = (rank, metric, egress, via);
-        let best = match self.best.entry((tenant, prefix)) {
-            Entry::Vacant(place) => {
-                place.insert(worse);
-                return;
-            }
-            Entry::Occupied(place) => place.into_mut(),
-        };
-        if (worse.0, worse.1) < (best.0, best.1) {
-            std::mem::swap(best, &mut worse);
-        }
-        if best.2 != worse.2 && worse.2 != Egress::Host {
-            self.hidden.push(RouteSpec { tenant, prefix, egress: worse.2, via: worse.3 });
-        }
-    }
-
-    fn into_routes(self) -> Vec<RouteSpec> {
-        let mut list: Vec<(Rank, RouteSpec)> = self
-            .best
-            .into_iter()
-            .map(|((tenant, prefix), (rank, _, egress, via))| {
-                (rank, RouteSpec { tenant, prefix, egress, via })
-            })
-            .collect();
-        if list.len() > ROUTES_MAX {
-            list.sort_by_key(|(rank, route)| (*rank, route.prefix.prefix_len()));
-            list.truncate(ROUTES_MAX);
-        }
-        // Of equal prefixes the last counts.
-        let hidden = self.hidden.into_iter().take(ROUTES_MAX - list.len());
-        hidden.chain(list.into_iter().map(|(_, route)| route)).collect()
-    }
 }
 
 #[cfg(test)]

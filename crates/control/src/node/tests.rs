@@ -14,6 +14,7 @@ fn view(routes: &[&str]) -> HostView {
         links: vec![link(2, "eth0")],
         addresses: Vec::new(),
         routes: routes.iter().map(|net| route(2, net, None, 0)).collect(),
+        ..HostView::default()
     }
 }
 

@@ -26,6 +26,7 @@ fn twins() -> HostView {
             route(3, "0.0.0.0/0", Some("192.168.8.1"), 200),
             route(2, "0.0.0.0/0", Some("192.168.8.1"), 100),
         ],
+        ..HostView::default()
     }
 }
 

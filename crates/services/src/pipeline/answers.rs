@@ -53,6 +53,16 @@ impl Answer {
         }
     }
 
+    /// For a packet that no route takes on (RFC 1812 §5.2.7.1, RFC 4443 §3.1).
+    fn to_unrouted(reason: DropReason) -> Option<Self> {
+        match reason {
+            DropReason::NoRoute => Some(Self::Error(Problem::NoRoute)),
+            DropReason::RouteUnreachable => Some(Self::Error(Problem::HostUnreachable)),
+            DropReason::RouteProhibited => Some(Self::Error(Problem::Prohibited)),
+            _ => None,
+        }
+    }
+
     /// Writes it; how long it is. `own`: this gateway's address on the sender's side.
     fn write(
         self,
@@ -71,6 +81,21 @@ impl Answer {
 }
 
 impl Services {
+    /// Tells the sender of a packet that was dropped for this reason, if no route took it on. Who comes in where hosts
+    /// hide behind a NAT learns nothing about the inside.
+    pub(super) fn tell_of_route(
+        &mut self,
+        packet: &PacketContext,
+        frame: &Frame<'_>,
+        reason: DropReason,
+        out: &mut impl Output,
+    ) {
+        let from_outside = self.routing.policy.hides_inside(packet.ingress.interface());
+        if let Some(answer) = Answer::to_unrouted(reason).filter(|_| !from_outside) {
+            self.answer(packet, frame, answer, out);
+        }
+    }
+
     /// Answers a packet that goes no further, if the limit allows it.
     pub(super) fn answer(
         &mut self,
@@ -98,7 +123,7 @@ impl Services {
 
 /// Writes the Ethernet header of an answer, to the hardware address that the packet came from. `false`: there is none,
 /// since the packet was reassembled or translated before.
-fn address_back(frame: &Frame<'_>, answer: &mut [u8]) -> bool {
+pub(super) fn address_back(frame: &Frame<'_>, answer: &mut [u8]) -> bool {
     if !matches!(frame.ingress, Ingress::Interface(_)) {
         return true;
     }

@@ -7,6 +7,7 @@ use packet::attachment::{Egress, Ingress};
 use packet::flow::FlowKey;
 use packet::icmp::Kind;
 use packet::ip::IpHeader;
+use packet::segment::mss_clamp_known;
 
 use super::answers::Answer;
 use super::context::PacketContext;
@@ -17,9 +18,10 @@ use crate::flow::{FlowId, Record, flags};
 use crate::icmp::Problem;
 use crate::policy::{Policy, Service};
 use crate::rewrite;
+use crate::route::RouteQuery;
 use crate::rules::Question;
 use crate::spec::{RuleAction, TCP};
-use crate::tcp::{self, State, Verdict};
+use crate::tcp::{self, SYN, State, Verdict};
 
 impl Services {
     /// Follows the flow's state and sends the packet on.
@@ -36,7 +38,9 @@ impl Services {
         let flow = self.flows.table.for_packet(id, direction);
         let mut flow = flow.ok_or(DropReason::NotNew)?;
         if flow.record.era != self.routing.era {
-            self.decide_again(packet.now_ns, id)?;
+            if !self.decide_again(packet.now_ns, id)? {
+                return self.translation_over(packet, frame, (id, direction), out);
+            }
             let again = self.flows.table.for_packet(id, direction);
             flow = again.ok_or(DropReason::NotNew)?;
         }
@@ -175,9 +179,19 @@ impl Services {
             self.answer(packet, frame, Answer::too_big(mtu), out);
             return Err(DropReason::TooBig);
         }
+        if hop.failed {
+            // The kernel is asked to look again all the same (RFC 1812 §5.2.7.1, RFC 4443 §3.1).
+            self.answer(packet, frame, Answer::Error(Problem::HostUnreachable), out);
+        }
+        let way_back = self.routing.mtu_of(packet.ingress);
         let bytes = frame.packet_mut();
         if routed {
             rewrite::decrement_ttl(bytes)?;
+        }
+        if header.protocol == TCP && header.payload(bytes).get(13).is_some_and(|flags| flags & SYN != 0) {
+            // What is sent in answer to this SYN goes over both links (RFC 6691), and "packet too big" may never arrive
+            // where it has to (RFC 2923 §2.1).
+            mss_clamp_known(bytes, hop.mtu.min(way_back), packet.partial);
         }
         if let Some(to) = to {
             rewrite::rewrite(bytes, header, packet.partial, to)?;
@@ -210,7 +224,9 @@ impl Services {
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
         if self.flows.table.record(id).era != self.routing.era {
-            self.decide_again(packet.now_ns, id)?;
+            if !self.decide_again(packet.now_ns, id)? {
+                return Err(DropReason::NatGone);
+            }
         }
         let header = &packet.header;
         let way = self.way(id, direction)?;
@@ -251,14 +267,18 @@ impl Services {
         table.is_translated(id).then(|| table.leaves_as(id, direction))
     }
 
-    /// After a reload: the firewall decides again, translation stays, routes are looked up anew. A flow that has no
-    /// route now waits for one.
-    fn decide_again(&mut self, now_ns: u64, id: FlowId) -> Result<(), DropReason> {
+    /// After a change: the firewall decides again, routes are looked up anew. A flow that has no route now waits for one.
+    /// `false`: its translation does not hold any more ([`super::translation`]).
+    fn decide_again(&mut self, now_ns: u64, id: FlowId) -> Result<bool, DropReason> {
         self.counters.decided_again += 1;
-        let ((key, tenant), _) = self.flows.table.keys(id);
-        let (egress, _) = self.target(id, Direction::Original).ok_or(DropReason::NoRoute)?;
+        let (original, reply) = self.flows.table.keys(id);
+        let (key, tenant) = original;
+        let (egress, _) = self.target(id, Direction::Original)?;
         let policy = &self.routing.policy;
         let record = self.flows.table.record_mut(id);
+        if !super::translation::holds(policy, record, &original, &reply, egress) {
+            return Ok(false);
+        }
         let translated = record.flags & flags::DEST_NAT != 0;
         let to_gateway = translated || policy.is_addressed(&key);
         let question = Question { key: &key, tenant, ingress: record.ingress(), egress, to_gateway };
@@ -271,7 +291,7 @@ impl Services {
         record.era = self.routing.era;
         record.rule = verdict.rule.map_or(0, |rule| rule + 1);
         record.next_hop = [next_hops::UNSET; 2];
-        Ok(())
+        Ok(true)
     }
 
     /// Where packets of a direction go, looked up and remembered.
@@ -283,9 +303,10 @@ impl Services {
         let number = if self.routing.around(&self.flows.table.leaves_as(id, direction)).is_some() {
             next_hops::HAIRPIN
         } else {
-            let (egress, neighbor) = self.target(id, direction).ok_or(DropReason::NoRoute)?;
-            match self.routing.number(egress, neighbor) {
-                next_hops::UNSET => return Ok(Way::Hop(self.routing.unnumbered(egress, neighbor))),
+            let (egress, neighbor) = self.target(id, direction)?;
+            let hop = (egress, neighbor, self.flows.table.leaves_as(id, direction).dst.is_ipv4());
+            match self.routing.number(hop) {
+                next_hops::UNSET => return Ok(Way::Hop(self.routing.unnumbered(hop))),
                 number => number,
             }
         };
@@ -294,32 +315,40 @@ impl Services {
     }
 
     /// Where packets of a direction leave and to which neighbor, as the routes are now.
-    pub(super) fn target(&self, id: FlowId, direction: Direction) -> Option<(Egress, IpAddr)> {
+    pub(super) fn target(&self, id: FlowId, direction: Direction) -> Result<(Egress, IpAddr), DropReason> {
         let (routing, table) = (&self.routing, &self.flows.table);
-        let ((original, tenant), (_, reply_tenant)) = table.keys(id);
+        let ((original, tenant), (reply, reply_tenant)) = table.keys(id);
         let leaving = table.leaves_as(id, direction);
         let record = table.record(id);
         if direction == Direction::Reply {
             return routing.back(record.ingress(), &leaving, tenant);
         }
+        let policy = &routing.policy;
+        let mut query = RouteQuery {
+            tenant,
+            ingress: Some(record.ingress()),
+            // Routes go by the source before it is translated.
+            key: original.with_destination(leaving.dst, leaving.dst_port),
+            before: super::translation::way_of_source(policy, record, &reply),
+        };
         let translated = record.flags & flags::DEST_NAT != 0;
         match record.backend.checked_sub(1) {
             // Direct return: the packet keeps the address of the virtual server.
             Some(backend) if translated && record.flags & flags::ONE_WAY != 0 => {
-                let address = routing.policy.balancer.backend_ref(backend)?.address.ip();
-                let route = routing.policy.fib.lookup(tenant, address)?;
-                Some((route.egress, address))
+                let backend = policy.balancer.backend_ref(backend).ok_or(DropReason::NoRoute)?;
+                query.key.dst = backend.address.ip();
+                return Ok((policy.route(&query)?.egress, query.key.dst));
             }
             // A forward, or an inside endpoint that is mapped, may be of another tenant than who asks for it.
             None if translated => {
-                let tenant = match routing.policy.server_or_forward(&original) {
+                query.tenant = match policy.server_or_forward(&original) {
                     Some(Service::Forward(forward)) => forward.tenant,
                     _ => reply_tenant,
                 };
-                routing.egress(&leaving, tenant)
             }
-            Some(_) | None => routing.egress(&leaving, tenant),
+            Some(_) | None => {}
         }
+        routing.egress(&leaving, &query)
     }
 }
 

@@ -11,6 +11,7 @@ use super::flows::{TICK_SHIFT, tick_of};
 use crate::flow::{Direction, FlowCounters, FlowId, Record};
 use crate::nat::NatClient;
 use crate::policy::{Policy, Service};
+use crate::route::RouteQuery;
 use crate::rules::{Question, Verdict};
 use crate::spec::{DeliveryMode, NatMode, RuleAction};
 use crate::tcp;
@@ -164,11 +165,16 @@ fn leave(
     let towards = explanation.next_hop.unwrap_or(explanation.destination.ip());
     if explanation.next_hop.is_none() && policy.is_own(towards) {
         explanation.egress = Some(Egress::Host);
-    } else if let Some(route) = policy.route(explanation.ingress, tenant_out, towards) {
-        explanation.egress = Some(route.egress);
-        explanation.next_hop = Some(route.via.unwrap_or(towards));
     } else {
-        explanation.drop = explanation.drop.or(Some(DropReason::NoRoute));
+        let key = key.with_destination(towards, explanation.destination.port());
+        let ingress = Some(explanation.ingress);
+        match policy.route(&RouteQuery { tenant: tenant_out, ingress, key, before: None }) {
+            Ok(route) => {
+                explanation.egress = Some(route.egress);
+                explanation.next_hop = Some(route.via.unwrap_or(towards));
+            }
+            Err(reason) => explanation.drop = explanation.drop.or(Some(reason)),
+        }
     }
     let Some(egress) = explanation.egress else { return };
     let question = Question {
@@ -250,7 +256,7 @@ impl Services {
             counters: self.flows.table.counters(id),
             idle_ns,
             expires_ns: timeout_ns.saturating_sub(idle_ns),
-            ways: [Direction::Original, Direction::Reply].map(|direction| self.target(id, direction)),
+            ways: [Direction::Original, Direction::Reply].map(|direction| self.target(id, direction).ok()),
         })
     }
 }

@@ -72,7 +72,7 @@ impl Services {
         let answered = record.flags & flags::REPLIED != 0
             || (direction == Direction::Original && !tcp::is_answered_unseen(record));
         let fits = frame.offload.gso_size == 0 && head.total_bytes <= usize::from(hop.mtu);
-        if !(decided && answered && fits && head.ttl > 1) {
+        if !(decided && answered && fits && head.ttl > 1 && !hop.failed) {
             return false;
         }
         if head.protocol == TCP {

@@ -15,6 +15,7 @@ use crate::fragment::{
 use crate::nat::NatClient;
 use crate::policy::{Policy, Service};
 use crate::random::Random;
+use crate::route::RouteQuery;
 
 /// Packets in pieces of one core.
 pub(super) struct Fragments {
@@ -249,7 +250,8 @@ impl Services {
     fn rule_ahead(&self, packet: &PacketContext) -> Option<u16> {
         let PacketContext { key, tenant, ingress, .. } = packet;
         let policy = &self.routing.policy;
-        let egress = policy.route(*ingress, *tenant, key.dst)?.egress;
+        let query = RouteQuery { tenant: *tenant, ingress: Some(*ingress), key: *key, before: None };
+        let egress = policy.route(&query).ok()?.egress;
         if egress == Egress::from(*ingress) {
             None
         } else {

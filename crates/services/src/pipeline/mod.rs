@@ -38,9 +38,11 @@ mod hairpin;
 mod new_flow;
 mod next_hops;
 mod proxy_sequence;
+mod redirect;
 mod routing;
 #[cfg(test)]
 mod tests;
+mod translation;
 
 pub use counters::{Counters, NatRefusals, RuleCounters};
 pub use explain::{Entry, Explanation, FlowCores, SourceNat, explain};
@@ -270,6 +272,7 @@ impl Services {
         match look.found {
             Some(flow) => {
                 if let Err(reason) = self.established(&packet, frame, flow, out) {
+                    self.tell_of_route(&packet, frame, reason, out);
                     self.dropped(frame, reason);
                 }
             }

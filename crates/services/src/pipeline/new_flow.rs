@@ -20,6 +20,7 @@ use super::{
 use crate::flow::{FlowId, Record, flags};
 use crate::nat::{BindRequest, Binding, NatClient};
 use crate::policy::{Policy, Service};
+use crate::route::RouteQuery;
 use crate::rules::{Question, Verdict};
 use crate::spec::{DeliveryMode, HostMode, NatMode, RuleAction, TCP, UDP};
 use crate::steer;
@@ -158,11 +159,7 @@ impl Services {
         let resolution = match self.resolve(&policy, packet, around) {
             Ok(resolution) => resolution,
             Err(reason) => {
-                if let Some(answer) = Answer::to_failed(reason, protocol) {
-                    let egress = egress_behind(&policy, packet);
-                    self.filter(&policy, packet, frame, egress, out)?;
-                    self.answer(packet, frame, answer, out);
-                }
+                self.not_resolved(&policy, packet, frame, reason, out)?;
                 return Err(reason);
             }
         };
@@ -196,6 +193,9 @@ impl Services {
         let opened = self.open(&policy, packet, &resolution, record);
         match opened {
             Ok(_) if record.flags & flags::PROXY_PROTOCOL != 0 => self.begin_shift(packet, frame),
+            Ok(_) if goes_back(packet, &resolution) => {
+                self.redirect(packet, frame, resolution.neighbor, out);
+            }
             Ok(_) => {}
             Err(reason) => {
                 if let Some(answer) = Answer::to_failed(reason, protocol) {
@@ -204,6 +204,33 @@ impl Services {
             }
         }
         opened.map(Some)
+    }
+
+    /// Answers a packet of a flow that goes nowhere, if the rules do not forbid it.
+    fn not_resolved(
+        &mut self,
+        policy: &Policy,
+        packet: &PacketContext,
+        frame: &Frame<'_>,
+        reason: DropReason,
+        out: &mut impl Output,
+    ) -> Result<(), DropReason> {
+        if let Some(answer) = Answer::to_failed(reason, packet.header.protocol) {
+            let egress = egress_behind(policy, packet);
+            self.filter(policy, packet, frame, egress, out)?;
+            self.answer(packet, frame, answer, out);
+            return Ok(());
+        }
+        // By what it would leave is not known, so that only a rule that names it can forbid it.
+        let PacketContext { key, tenant, ingress, .. } = packet;
+        let question =
+            Question { key, tenant: *tenant, ingress: *ingress, egress: Egress::Host, to_gateway: false };
+        let verdict = policy.verdict(&question);
+        if verdict.rule.is_some() && verdict.action != RuleAction::Allow {
+            self.filter(policy, packet, frame, Egress::Host, out)?;
+        }
+        self.tell_of_route(packet, frame, reason, out);
+        Ok(())
     }
 
     /// Asks the firewall about a new flow; what it refuses is answered as the rule says.
@@ -254,9 +281,15 @@ impl Services {
         if packet.ingress != Ingress::Host {
             return Err(DropReason::IcmpInvalid);
         }
-        let route = policy.route(packet.ingress, packet.tenant, header.dst).ok_or(DropReason::NoRoute)?;
-        let neighbor = route.via.unwrap_or(header.dst);
-        established::address(frame, &self.routing.unnumbered(route.egress, neighbor));
+        let query = RouteQuery {
+            tenant: packet.tenant,
+            ingress: Some(packet.ingress),
+            key: packet.key.with_destination(header.dst, packet.key.dst_port),
+            before: None,
+        };
+        let route = policy.route(&query)?;
+        let hop = (route.egress, route.via.unwrap_or(header.dst), header.dst.is_ipv4());
+        established::address(frame, &self.routing.unnumbered(hop));
         self.went_on(header);
         Ok(())
     }
@@ -291,8 +324,10 @@ impl Services {
                 resolution.backend = Some(pick.backend);
                 if pick.delivery == DeliveryMode::DirectReturn {
                     resolution.flags |= flags::ONE_WAY | flags::DEST_NAT;
-                    let route = policy.fib.lookup(*tenant, pick.address.ip()).ok_or(DropReason::NoRoute)?;
-                    resolution.egress = route.egress;
+                    let key = key.with_destination(pick.address.ip(), pick.address.port());
+                    let query =
+                        RouteQuery { tenant: *tenant, ingress: Some(packet.ingress), key, before: None };
+                    resolution.egress = policy.route(&query)?.egress;
                     resolution.neighbor = pick.address.ip();
                     return Ok(resolution);
                 }
@@ -420,7 +455,8 @@ impl Services {
         record.next_hop[Direction::Original as usize] = if resolution.around {
             next_hops::HAIRPIN
         } else {
-            self.routing.number(resolution.egress, resolution.neighbor)
+            let ipv4 = resolution.to.dst.is_ipv4();
+            self.routing.number((resolution.egress, resolution.neighbor, ipv4))
         };
         self.flows.insert(hashes, buckets, original, reply, record)
     }
@@ -453,7 +489,14 @@ fn begin_state(
                 || resolution.flags & flags::DEST_NAT != 0
                 || !policy.hides_inside(resolution.egress.interface());
             let whole = resolution.flags & flags::PROXY_PROTOCOL == 0;
-            if !tcp::begin(&mut record, &segment, goes_on && whole) {
+            let loose = policy.is_loose(packet.ingress, resolution.egress)
+                && resolution.flags & flags::DEST_NAT == 0
+                && !matches!(resolution.egress, Egress::Host)
+                && source_rule(policy, packet, resolution).is_none();
+            if loose {
+                record.flags |= flags::ONE_WAY;
+                tcp::begin_loose(&mut record, &segment);
+            } else if !tcp::begin(&mut record, &segment, goes_on && whole) {
                 return Err(DropReason::NotNew);
             }
         }
@@ -474,6 +517,14 @@ fn is_forgotten(policy: &Policy, packet: &PacketContext, resolution: &Resolution
         && !policy.hides_inside(packet.ingress.interface())
 }
 
+/// Whether a packet leaves, untranslated, by the interface that it came in by.
+fn goes_back(packet: &PacketContext, resolution: &Resolution) -> bool {
+    packet.ingress.interface().is_some()
+        && resolution.egress == Egress::from(packet.ingress)
+        && resolution.flags & flags::DEST_NAT == 0
+        && !resolution.around
+}
+
 /// The egress of a new flow whose destination is final.
 fn leave_by(
     policy: &Policy,
@@ -489,7 +540,8 @@ fn leave_by(
     if policy.nat.is_outside(resolution.to.dst) {
         return Err(DropReason::NatNoMapping);
     }
-    let route = policy.route(ingress, tenant, resolution.to.dst).ok_or(DropReason::NoRoute)?;
+    let query = RouteQuery { tenant, ingress: Some(ingress), key: resolution.to, before: None };
+    let route = policy.route(&query)?;
     // Back to where it came from, or from the host to the host: it would go round in circles.
     let circles = resolution.flags & flags::DEST_NAT == 0
         && !matches!(ingress, Ingress::Interface(_))

@@ -1,6 +1,6 @@
 //! Next hops as one core numbers them, with all that a packet needs to leave there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use foldhash::fast::FixedState;
@@ -17,6 +17,8 @@ pub struct Neighbors {
     pub version: u64,
     /// By interface and address.
     pub known: BTreeMap<(InterfaceId, IpAddr), [u8; 6]>,
+    /// Those that the kernel asked for in vain.
+    pub failed: BTreeSet<(InterfaceId, IpAddr)>,
 }
 
 /// Not decided yet, or no longer.
@@ -38,12 +40,18 @@ pub struct Hop {
     pub ethernet: [u8; ETHERNET_BYTES],
     /// Largest IP packet of the interface, bytes. Bonds have no limit of their own here.
     pub mtu: u16,
+    /// Nobody answers there.
+    pub failed: bool,
 }
 
+/// Place where packets of a next hop go: by what they leave, the neighbor, and whether they are IPv4.
+pub type HopKey = (Egress, IpAddr, bool);
+
 impl Hop {
-    fn new(egress: Egress, address: IpAddr, policy: &Policy, neighbors: &Neighbors) -> Self {
+    fn new((egress, address, ipv4): HopKey, policy: &Policy, neighbors: &Neighbors) -> Self {
         let Egress::Interface(id) = egress else {
-            return Self { outcome: Outcome::Forward(egress), ethernet: [0; ETHERNET_BYTES], mtu: u16::MAX };
+            let (outcome, ethernet) = (Outcome::Forward(egress), [0; ETHERNET_BYTES]);
+            return Self { outcome, ethernet, mtu: u16::MAX, failed: false };
         };
         let mac = neighbors.known.get(&(id, address)).copied();
         let interface = policy.interface(id);
@@ -51,11 +59,12 @@ impl Hop {
         let mut ethernet = [0; ETHERNET_BYTES];
         ethernet[..6].copy_from_slice(&mac.unwrap_or_default());
         ethernet[6..12].copy_from_slice(&own.unwrap_or_default());
-        let kind: u16 = if address.is_ipv4() { 0x0800 } else { 0x86dd };
+        let kind: u16 = if ipv4 { 0x0800 } else { 0x86dd };
         ethernet[12..].copy_from_slice(&kind.to_be_bytes());
         let known = mac.is_some() && own.is_some();
         let outcome = if known { Outcome::Forward(egress) } else { Outcome::Resolve(id, address) };
-        Self { outcome, ethernet, mtu: interface.map_or(1500, |interface| interface.mtu) }
+        let failed = !known && neighbors.failed.contains(&(id, address));
+        Self { outcome, ethernet, mtu: interface.map_or(1500, |interface| interface.mtu), failed }
     }
 }
 
@@ -75,8 +84,8 @@ pub enum Way {
 pub struct Hops {
     list: Vec<Hop>,
     /// Where each of them leads, by place.
-    keys: Vec<(Egress, IpAddr)>,
-    places: HashMap<(Egress, IpAddr), u16, FixedState>,
+    keys: Vec<HopKey>,
+    places: HashMap<HopKey, u16, FixedState>,
     version: Option<u64>,
 }
 
@@ -99,13 +108,14 @@ impl Hops {
     /// The number of a next hop, a new one if need be. [`UNSET`] for a neighbor that nobody knows yet, or for which
     /// there is no room: [`Hops::unnumbered`] leads there. So whoever asks for addresses that are not there fills
     /// nothing.
-    pub fn number(&mut self, egress: Egress, address: IpAddr, policy: &Policy, neighbors: &Neighbors) -> u16 {
+    pub fn number(&mut self, key: HopKey, policy: &Policy, neighbors: &Neighbors) -> u16 {
+        let (egress, address, _) = key;
         let key = match egress {
             Egress::Host => return HOST,
-            Egress::Interface(_) => (egress, address),
+            Egress::Interface(_) => key,
             // A bond has one peer, whatever the destination.
             Egress::Bond(_) | Egress::Core(_) | Egress::Unit(_) => {
-                (egress, IpAddr::V4(Ipv4Addr::UNSPECIFIED))
+                (egress, IpAddr::V4(Ipv4Addr::UNSPECIFIED), true)
             }
         };
         if let Some(place) = self.places.get(&key) {
@@ -116,7 +126,7 @@ impl Hops {
             return UNSET;
         }
         let place = FIRST + self.list.len() as u16;
-        self.list.push(Hop::new(egress, address, policy, neighbors));
+        self.list.push(Hop::new(key, policy, neighbors));
         self.keys.push(key);
         self.places.insert(key, place);
         place
@@ -124,8 +134,8 @@ impl Hops {
 
     /// A next hop that has no number.
     #[must_use]
-    pub fn unnumbered(egress: Egress, address: IpAddr, policy: &Policy, neighbors: &Neighbors) -> Hop {
-        Hop::new(egress, address, policy, neighbors)
+    pub fn unnumbered(key: HopKey, policy: &Policy, neighbors: &Neighbors) -> Hop {
+        Hop::new(key, policy, neighbors)
     }
 
     /// Whether there is no room, and most of what takes it is of no use any more.
@@ -153,8 +163,8 @@ impl Hops {
             return;
         }
         self.version = Some(neighbors.version);
-        for (hop, (egress, address)) in self.list.iter_mut().zip(&self.keys) {
-            *hop = Hop::new(*egress, *address, policy, neighbors);
+        for (hop, key) in self.list.iter_mut().zip(&self.keys) {
+            *hop = Hop::new(*key, policy, neighbors);
         }
     }
 }

@@ -3,15 +3,17 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use packet::DropReason;
 use packet::attachment::{Egress, Ingress, InterfaceId};
 use packet::flow::FlowKey;
 use steering::ownership::Ownership;
 
 use super::Outcome;
 use super::flows::TenantKey;
-use super::next_hops::{self, Hop, Hops, Neighbors, Way};
+use super::next_hops::{self, Hop, HopKey, Hops, Neighbors, Way};
 use crate::policy::{Policy, Tenants};
 use crate::random::Random;
+use crate::route::RouteQuery;
 use crate::spec::HostMode;
 
 /// Snapshots that control has published, as one core goes by them.
@@ -95,13 +97,19 @@ impl Routing {
     }
 
     /// The number of a next hop: [`Hops::number`].
-    pub fn number(&mut self, egress: Egress, neighbor: IpAddr) -> u16 {
-        self.hops.number(egress, neighbor, &self.policy, &self.neighbors)
+    pub fn number(&mut self, key: HopKey) -> u16 {
+        self.hops.number(key, &self.policy, &self.neighbors)
     }
 
     /// A next hop, whether or not it can have a number.
-    pub fn unnumbered(&self, egress: Egress, neighbor: IpAddr) -> Hop {
-        Hops::unnumbered(egress, neighbor, &self.policy, &self.neighbors)
+    pub fn unnumbered(&self, key: HopKey) -> Hop {
+        Hops::unnumbered(key, &self.policy, &self.neighbors)
+    }
+
+    /// Largest packet of where something came in, bytes; bonds look after theirs themselves.
+    pub fn mtu_of(&self, ingress: Ingress) -> u16 {
+        let interface = ingress.interface().and_then(|id| self.policy.interface(id));
+        interface.map_or(u16::MAX, |interface| interface.mtu)
     }
 
     /// The way of a number; `None`: it is not decided yet, or no longer.
@@ -127,38 +135,48 @@ impl Routing {
         self.policy.spec.nats.get(usize::from(rule)).and_then(|nat| nat.out)
     }
 
-    /// Where a leaving packet goes, and to which neighbor.
-    pub fn egress(&self, leaving: &FlowKey, tenant: u16) -> Option<(Egress, IpAddr)> {
+    /// Where a leaving packet goes, and to which neighbor. `query`: about its destination.
+    pub fn egress(&self, leaving: &FlowKey, query: &RouteQuery) -> Result<(Egress, IpAddr), DropReason> {
         if let Some(interface) = self.around(leaving) {
-            return Some((Egress::Interface(interface), leaving.dst));
+            return Ok((Egress::Interface(interface), leaving.dst));
         }
         if self.policy.is_own(leaving.dst) {
-            return Some((Egress::Host, leaving.dst));
+            return Ok((Egress::Host, leaving.dst));
         }
-        let route = self.policy.fib.lookup(tenant, leaving.dst)?;
-        Some((route.egress, route.via.unwrap_or(leaving.dst)))
+        let route = self.policy.route(query)?;
+        Ok((route.egress, route.via.unwrap_or(leaving.dst)))
     }
 
     /// Where a reply goes: by what the question came, if that is still there and leads to its sender.
-    pub fn back(&self, ingress: Ingress, leaving: &FlowKey, tenant: u16) -> Option<(Egress, IpAddr)> {
+    pub fn back(
+        &self,
+        ingress: Ingress,
+        leaving: &FlowKey,
+        tenant: u16,
+    ) -> Result<(Egress, IpAddr), DropReason> {
+        let came = Egress::from(ingress);
+        let query = RouteQuery { tenant, ingress: None, key: *leaving, before: Some(came) };
         match ingress {
             _ if self.around(leaving).is_some() => {}
-            Ingress::Host => return Some((Egress::Host, leaving.dst)),
+            Ingress::Host => return Ok((Egress::Host, leaving.dst)),
             Ingress::Bond(id) if self.policy.peer(id).is_some() => {
-                return Some((Egress::Bond(id), leaving.dst));
+                return Ok((Egress::Bond(id), leaving.dst));
             }
             Ingress::Interface(_) => {
-                let by_route = self.egress(leaving, tenant)?;
-                let came = Egress::from(ingress);
-                if by_route.0 == came || by_route.0 == Egress::Host {
-                    return Some(by_route);
+                let by_route = self.egress(leaving, &query);
+                let there = match by_route {
+                    Ok((egress, _)) => egress == came || egress == Egress::Host,
+                    Err(reason) => reason != DropReason::NoRoute,
+                };
+                if there {
+                    return by_route;
                 }
                 let back = self.policy.fib.lookup_by(tenant, leaving.dst, came);
-                return Some(back.map_or(by_route, |route| (came, route.via.unwrap_or(leaving.dst))));
+                return back.map_or(by_route, |route| Ok((came, route.via.unwrap_or(leaving.dst))));
             }
             Ingress::Bond(_) => {}
         }
-        self.egress(leaving, tenant)
+        self.egress(leaving, &query)
     }
 
     /// The buckets in which a flow counts, each once: of both directions, and of its remote if that is what leads to it.

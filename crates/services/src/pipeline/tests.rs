@@ -15,4 +15,5 @@ mod moving;
 mod peers;
 mod proxy_sequence;
 mod refusals;
+mod routes;
 mod translation;

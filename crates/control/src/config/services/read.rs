@@ -201,6 +201,7 @@ fn interface(
     let tenant = section.parsed("tenant", "\"red\"", |text| names.tenant(text));
     let mtu = section.number("mtu", 576..=65_535).and_then(|mtu| u16::try_from(mtu.value).ok());
     let outside = section.flag("outside").map(|outside| outside.value);
+    let loose_tcp = section.choice("tcp", &[("strict", false), ("loose", true)]).is_some_and(|tcp| tcp.value);
     let device_given = section.value("device").is_some();
     let name = match (name, section.at.clone()) {
         (Some(name), _) => name,
@@ -230,6 +231,7 @@ fn interface(
         tenant: tenant.map(|tenant| tenant.value),
         mtu,
         outside,
+        loose_tcp,
     };
     Some((interface, InterfacePlaces { name: name.at, device: device.at, addresses }))
 }

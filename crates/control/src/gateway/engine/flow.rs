@@ -3,6 +3,7 @@
 use packet::attachment::Egress;
 use packet::flow::FlowKey;
 use services::pipeline::Neighbors;
+use services::route::RouteQuery;
 
 use engine::gateway::FlowEntry;
 
@@ -52,7 +53,15 @@ pub(super) fn decides(
     explanation.next_hop = hop.map(|(_, neighbor)| neighbor);
     let mac = hop.and_then(|hop| neighbors.known.get(&hop));
     explanation.next_hop_mac = mac.map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"));
-    let routes = [original.1, reply.1].map(|tenant| names.policy.fib.find(tenant, leaving.dst));
+    let routes = [original.1, reply.1].map(|tenant| {
+        let before = way.map(|way| way.0);
+        names.policy.fib.find(&RouteQuery {
+            tenant,
+            ingress: Some(entry.record.ingress()),
+            key: leaving,
+            before,
+        })
+    });
     let route = routes.into_iter().flatten().find(|found| way.is_some_and(|way| way.0 == found.route.egress));
     explanation.route = route.map(|found| super::route_text(&found)).unwrap_or_default();
     if is_reply {

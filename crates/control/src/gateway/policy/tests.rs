@@ -8,6 +8,7 @@ use super::*;
 use crate::config::tests::config;
 use crate::host_facts::{DeviceFacts, KernelRoute, read_ephemeral_ports};
 use crate::protocol::BackendWish;
+use services::spec::RouteSpec;
 
 pub(crate) fn facts() -> HostFacts {
     let device = |index, name: &str, addresses: &[&str]| DeviceFacts {
@@ -17,8 +18,14 @@ pub(crate) fn facts() -> HostFacts {
         mtu: 1500,
         up: true,
         addresses: addresses.iter().map(|net| net.parse().unwrap()).collect(),
+        vrf: None,
     };
     let route = |prefix: &str, via: Option<&str>, device, metric| KernelRoute {
+        table: 254,
+        kind: linux::netlink::RouteKind::Unicast,
+        protocol: 4,
+        place: 0,
+        weight: 1,
         prefix: prefix.parse().unwrap(),
         via: via.map(|via| via.parse().unwrap()),
         device,
@@ -39,6 +46,7 @@ pub(crate) fn facts() -> HostFacts {
             route("10.5.0.0/16", Some("192.0.2.1"), 7, 0),
             route("10.6.0.0/16", None, 9, 0),
         ],
+        rules: Vec::new(),
         tun_index: Some(9),
         ephemeral_ports: (32_768, 60_999),
         lingering: BTreeSet::new(),

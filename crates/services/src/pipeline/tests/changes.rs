@@ -14,7 +14,7 @@ use crate::spec::{
 
 fn route(tenant: u16, prefix: &str, to: Ingress, via: Option<&str>) -> RouteSpec {
     let via = via.map(|via| via.parse().unwrap());
-    RouteSpec { tenant, prefix: prefix.parse().unwrap(), egress: to.into(), via }
+    RouteSpec::new(tenant, prefix.parse().unwrap(), to.into(), via)
 }
 
 fn interface(name: &str, address: &str, tenant: u16) -> InterfaceSpec {

@@ -98,12 +98,7 @@ fn tenants_may_use_the_same_addresses() {
         tenant: 1,
         ..lan
     });
-    spec.routes.push(RouteSpec {
-        tenant: 1,
-        prefix: "10.0.0.0/24".parse().unwrap(),
-        egress: THIRD.into(),
-        via: None,
-    });
+    spec.routes.push(RouteSpec::new(1, "10.0.0.0/24".parse().unwrap(), THIRD.into(), None));
     let mut world = World::new(3, spec);
     for last in 2..100u8 {
         let question = udp(&format!("10.0.0.{last}:5000"), "198.51.100.7:53", b"same");

@@ -21,12 +21,11 @@ fn peer(id: BondId, name: &str, tenant: u16, prefix: &str) -> PeerSpec {
 /// As control does it: each peer has a route to what is behind it.
 fn with_peers(mut spec: GatewaySpec, peers: Vec<PeerSpec>) -> GatewaySpec {
     for peer in &peers {
-        spec.routes.extend(peer.allowed_ips.iter().map(|prefix| RouteSpec {
-            tenant: peer.tenant,
-            prefix: *prefix,
-            egress: Egress::Bond(peer.id),
-            via: None,
-        }));
+        spec.routes.extend(
+            peer.allowed_ips
+                .iter()
+                .map(|prefix| RouteSpec::new(peer.tenant, *prefix, Egress::Bond(peer.id), None)),
+        );
     }
     spec.peers = peers;
     spec
@@ -286,11 +285,8 @@ fn replies_leave_by_the_uplink_that_the_question_came_by() {
         outside: false,
         through_action: None,
     });
-    let default = |via: &str, to: Ingress| RouteSpec {
-        tenant: 0,
-        prefix: "0.0.0.0/0".parse().unwrap(),
-        egress: to.into(),
-        via: Some(via.parse().unwrap()),
+    let default = |via: &str, to: Ingress| {
+        RouteSpec::new(0, "0.0.0.0/0".parse().unwrap(), to.into(), Some(via.parse().unwrap()))
     };
     let best = spec.routes.iter().position(|route| route.prefix.to_string() == "0.0.0.0/0").unwrap();
     // The best of a prefix comes last.

@@ -120,6 +120,12 @@ impl World {
         self.follow();
     }
 
+    /// What was learned about neighbors.
+    pub fn set_neighbors(&mut self, neighbors: Neighbors) {
+        self.neighbors = Arc::new(neighbors);
+        self.follow();
+    }
+
     fn follow(&mut self) {
         for core in &mut self.cores {
             core.follow(&self.policy, &self.ownership, &self.neighbors);
@@ -254,11 +260,8 @@ pub fn two_interfaces() -> GatewaySpec {
         outside: false,
         through_action: None,
     };
-    let route = |prefix: &str, to: Ingress, via: Option<&str>| RouteSpec {
-        tenant: 0,
-        prefix: prefix.parse().unwrap(),
-        egress: to.into(),
-        via: via.map(|via| via.parse().unwrap()),
+    let route = |prefix: &str, to: Ingress, via: Option<&str>| {
+        RouteSpec::new(0, prefix.parse().unwrap(), to.into(), via.map(|via| via.parse().unwrap()))
     };
     GatewaySpec {
         interfaces: vec![
@@ -466,6 +469,15 @@ impl World {
             self.cores[usize::from(core)].handed(self.now_ns, &mut handed, &mut out);
         }
         out.left
+    }
+
+    /// The frame that a packet becomes, read by core 0.
+    pub fn frame(&mut self, ingress: Ingress, packet: &[u8]) -> Vec<u8> {
+        let mut bytes = [&[0; ETHERNET_BYTES][..], packet].concat();
+        let mut frames = [Frame::new(ingress, VirtioNetHeader::default(), &mut bytes)];
+        self.cores[0].batch(self.now_ns, &mut frames, &mut Out::default());
+        let [Frame { bytes, .. }] = frames;
+        bytes.to_vec()
     }
 
     /// Whether a fragment waits somewhere.
