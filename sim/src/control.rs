@@ -161,7 +161,8 @@ impl Control {
         if !self.learned.is_empty() {
             let mut known = self.neighbors.known.clone();
             known.append(&mut self.learned);
-            self.neighbors = Arc::new(Neighbors { version: self.neighbors.version + 1, known });
+            self.neighbors =
+                Arc::new(Neighbors { version: self.neighbors.version + 1, known, ..Neighbors::default() });
             self.version += 1;
         }
         if self.rounds.is_multiple_of(CHAIN_ROUNDS) {

@@ -271,7 +271,7 @@ impl Site {
 
     /// Adds a route.
     pub fn add_route(&mut self, prefix: ipnet::IpNet, egress: Egress, via: Option<IpAddr>) {
-        self.control.spec.routes.push(RouteSpec { tenant: 0, prefix, egress, via });
+        self.control.spec.routes.push(RouteSpec::new(0, prefix, egress, via));
     }
 
     /// Hardware address of an interface.

@@ -24,6 +24,7 @@ mod gateway_host;
 mod gateway_nat;
 mod gateway_raw;
 mod gateway_reload;
+mod gateway_routes;
 mod gateway_rules;
 mod gateway_scene;
 mod gateway_servers;

@@ -26,7 +26,7 @@ pub struct HostView {
     pub addresses: Vec<Address>,
     /// Routes of the main table which work now, those into the tunnel included.
     pub routes: Vec<Route>,
-    /// What else decides where packets go: routes of the main table that refuse, and all of other tables but those that this
+    /// Routes besides these that decide where packets go: those of the main table that refuse, and all of other tables but those that this
     /// program made for its tunnel.
     pub other_routes: Vec<Route>,
     /// Rules that say which table counts, without ours.

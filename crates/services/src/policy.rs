@@ -428,24 +428,24 @@ impl Policy {
     }
 }
 
+/// Addresses of the gateway itself: those of its interfaces, and those that are routed to the host.
+fn own_addresses(spec: &GatewaySpec) -> HashSet<IpAddr, FixedState> {
+    let of_interfaces = spec.interfaces.iter().flat_map(|interface| &interface.addresses);
+    let mut own: HashSet<IpAddr, FixedState> = of_interfaces.map(ipnet::IpNet::addr).collect();
+    let to_host = |route: &&RouteSpec| {
+        let one = route.prefix.prefix_len() == route.prefix.max_prefix_len();
+        one && route.egress == Egress::Host && route.action == RouteAction::Forward
+    };
+    own.extend(spec.routes.iter().filter(to_host).map(|route| route.prefix.addr()));
+    own
+}
+
 fn routes_to_peers(peers: &[PeerSpec]) -> Vec<RouteSpec> {
     let routes = peers.iter().flat_map(|peer| {
         let egress = Egress::Bond(peer.id);
         peer.allowed_ips.iter().map(move |prefix| RouteSpec::new(peer.tenant, *prefix, egress, None))
     });
     routes.collect()
-}
-
-/// Addresses of the gateway itself: of its interfaces, and single ones that are routed to the host.
-fn own_addresses(spec: &GatewaySpec) -> HashSet<IpAddr, FixedState> {
-    let of_interfaces = spec.interfaces.iter().flat_map(|interface| &interface.addresses);
-    let is_own = |route: &&RouteSpec| {
-        route.action == RouteAction::Forward
-            && route.egress == Egress::Host
-            && route.prefix.prefix_len() == route.prefix.max_prefix_len()
-    };
-    let routed = spec.routes.iter().filter(is_own).map(|route| &route.prefix);
-    of_interfaces.chain(routed).map(ipnet::IpNet::addr).collect()
 }
 
 /// Interfaces by which a server's backends are reached, each once.

@@ -223,10 +223,8 @@ impl Services {
         (id, direction): (FlowId, Direction),
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
-        if self.flows.table.record(id).era != self.routing.era {
-            if !self.decide_again(packet.now_ns, id)? {
-                return Err(DropReason::NatGone);
-            }
+        if self.flows.table.record(id).era != self.routing.era && !self.decide_again(packet.now_ns, id)? {
+            return Err(DropReason::NatGone);
         }
         let header = &packet.header;
         let way = self.way(id, direction)?;

@@ -120,7 +120,7 @@ impl World {
         self.follow();
     }
 
-    /// What was learned about neighbors.
+    /// Neighbors as they were learned.
     pub fn set_neighbors(&mut self, neighbors: Neighbors) {
         self.neighbors = Arc::new(neighbors);
         self.follow();
