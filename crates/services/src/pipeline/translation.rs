@@ -19,7 +19,7 @@ use crate::nat::NatClient;
 use crate::policy::Policy;
 use crate::rewrite;
 use crate::rewrite::bytes::{put, put_u16};
-use crate::spec::{NatMode, TCP};
+use crate::spec::{InterfaceSpec, NatMode, TCP};
 use crate::tcp::{ACK, RST, SYN};
 
 /// Longest IP header that is repeated in a RST, bytes.
@@ -42,11 +42,14 @@ pub(super) fn holds(
         let listens = is_ours(original.dst) || policy.server_or_forward(original).is_some();
         return listens && (!has_source || is_ours(reply.dst));
     }
-    // An address that was taken from the configuration stays for the flows that have it.
-    let lingers = || {
+    // A reload breaks no flow: whatever became of its rule, answers to an address of the interface still arrive, and an
+    // address that was taken from the configuration stays for the flows that have it.
+    let is_kept = || {
         let of_nat = policy.nat.is_outside(reply.dst);
-        let of_interface = || policy.spec.interfaces.iter().flat_map(|interface| &interface.addresses);
-        policy.is_own(reply.dst) && !of_nat && !of_interface().any(|net| net.addr() == reply.dst)
+        let has = |interface: &InterfaceSpec| interface.addresses.iter().any(|net| net.addr() == reply.dst);
+        let out = egress.interface().and_then(|id| policy.interface(id));
+        out.is_some_and(has)
+            || (policy.is_own(reply.dst) && !of_nat && !policy.spec.interfaces.iter().any(has))
     };
     let ingress = record.ingress();
     let rule = egress.interface().and_then(|_| {
@@ -54,11 +57,11 @@ pub(super) fn holds(
         policy.nat.rule_for(egress, &client).filter(|_| egress != Egress::from(ingress))
     });
     let Some(rule) = rule.and_then(|rule| policy.spec.nats.get(usize::from(rule))) else {
-        return !has_source || lingers();
+        return !has_source || is_kept();
     };
     match rule.mode {
-        NatMode::AddressAndPort => has_source && (rule.addresses.contains(&reply.dst) || lingers()),
-        NatMode::PortOnly | NatMode::None => reply.dst == original.src,
+        NatMode::AddressAndPort => has_source && (rule.addresses.contains(&reply.dst) || is_kept()),
+        NatMode::PortOnly | NatMode::None => reply.dst == original.src || (has_source && is_kept()),
     }
 }
 

@@ -252,6 +252,23 @@ fn a_mapping_ends_when_its_address_is_gone() {
     }
 }
 
+/// A reload that takes the rule away breaks nothing: the address is still where the flow leaves.
+#[test]
+fn a_flow_outlives_the_rule_that_translated_it() {
+    let mut spec = two_interfaces();
+    let without = spec.clone();
+    spec.nats.push(nat(NatMode::AddressAndPort, &["203.0.113.1"]));
+    let mut port_only = spec.clone();
+    port_only.nats[0].mode = NatMode::PortOnly;
+    let mut world = World::new(1, spec.clone());
+    let packet = udp("10.0.0.5:1000", "198.51.100.7:53", b"x");
+    let before = world.one(LAN, &packet).key();
+    for spec in [without, port_only, spec] {
+        world.reload(spec);
+        assert_eq!(world.one(LAN, &packet).key(), before);
+    }
+}
+
 /// A route that refuses one address does not make it ours.
 #[test]
 fn a_refused_address_is_not_an_own_one() {
