@@ -71,6 +71,7 @@ drop_reasons! {
     // the gateway's services, in the order they look at a packet
     TtlExpired "ttl-expired" "A packet whose time to live ran out here.",
     BadSource "bad-source" "A source address that nobody may send from: ours, loopback, multicast, or a translated one from inside.",
+    DirectedBroadcast "directed-broadcast" "A packet to the broadcast address of a network of ours, which no router passes on (RFC 2644).",
     RuleDrop "rule-drop" "A firewall rule drops it.",
     RuleReject "rule-reject" "A firewall rule rejects it; the sender is told.",
     DefaultDrop "default-drop" "No firewall rule allows it.",

@@ -176,6 +176,14 @@ impl FlowKey {
         }
     }
 
+    /// The key of the packet that a quoted first fragment begins, in its own direction. [`FlowKey::of`] leaves the ports
+    /// of fragments out, as the kernel's steering does; an error's quote is all that there is of them. `None`: a later
+    /// fragment, or one whose upper layer is not quoted.
+    #[must_use]
+    pub fn of_quoted_first(inner: &IpHeader, quote: &[u8]) -> Option<FlowKey> {
+        Some(Self::of_quoted(&inner.of_first_fragment(quote)?, quote))
+    }
+
     fn of_quoted(inner: &IpHeader, quote: &[u8]) -> FlowKey {
         match inner.protocol {
             protocol if icmp::is_icmp(protocol) && !inner.is_fragmented() => {

@@ -134,6 +134,33 @@ impl IpHeader {
         self.fragment.is_some_and(|fragment| !fragment.is_whole())
     }
 
+    /// The header of a first fragment read on to the upper layer, whose start is there: the extension headers behind an
+    /// IPv6 fragment header are skipped. A packet that is no fragment has none. `None`: a later fragment, or extension
+    /// headers that are cut, too many, or hold a second fragment header.
+    #[must_use]
+    pub fn of_first_fragment(&self, packet: &[u8]) -> Option<IpHeader> {
+        if self.fragment.is_some_and(|fragment| fragment.offset > 0) {
+            return None;
+        }
+        let mut whole = IpHeader { fragment: None, ..*self };
+        if self.version != 6 || !self.is_fragmented() {
+            return Some(whole);
+        }
+        let mut walked = 0;
+        while is_extension(whole.protocol) {
+            let [next, length] = array_at(packet, whole.header_bytes)?;
+            let end = whole.header_bytes + extension_bytes(whole.protocol, length);
+            walked += 1;
+            let nested = whole.protocol == PROTOCOL_FRAGMENT;
+            if nested || end > whole.total_bytes || walked > EXTENSION_HEADERS_MAX {
+                return None;
+            }
+            whole.protocol = next;
+            whole.header_bytes = end;
+        }
+        Some(whole)
+    }
+
     /// The upper layer of the packet this header was parsed from; empty for any shorter slice.
     #[inline]
     #[must_use]

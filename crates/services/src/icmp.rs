@@ -181,15 +181,20 @@ fn ip_header(out: &mut [u8], src: IpAddr, dst: IpAddr, protocol: u8, tos: u8) ->
 }
 
 /// Whether anything may be answered to a packet. `too_big`: ICMPv6 tells that to senders of multicast, too (RFC 4443
-/// §2.4 e.3).
-fn may_answer(packet: &[u8], header: &IpHeader, too_big: bool) -> bool {
-    let later_fragment = header.fragment.is_some_and(|fragment| fragment.offset > 0);
+/// §2.4 e.3), and about later fragments: the first one may be shorter than they are (RFC 8201 §4).
+pub fn may_answer(packet: &[u8], header: &IpHeader, too_big: bool) -> bool {
+    let too_big = too_big && header.version == 6;
+    let about = match header.of_first_fragment(packet) {
+        Some(whole) => !is_unanswerable(&whole, whole.payload(packet)),
+        // No ICMPv6 error comes in fragments: it fits the smallest MTU (RFC 4443 §2.4 c).
+        None => too_big && header.fragment.is_some_and(|fragment| fragment.offset > 0),
+    };
     let addresses = match (header.src, header.dst) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => one_host_v4(src) && !dst.is_multicast() && !dst.is_broadcast(),
         (IpAddr::V6(src), IpAddr::V6(dst)) => one_host_v6(src) && (too_big || !dst.is_multicast()),
         _ => false,
     };
-    addresses && !later_fragment && !is_unanswerable(header, header.payload(packet))
+    addresses && about
 }
 
 /// The address can be one host's: not "this network", loopback, multicast, reserved or broadcast.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use foldhash::fast::FixedState;
 use hashbrown::HashSet;
+use ipnet::IpNet;
 use packet::DropReason;
 use packet::attachment::{BondId, Egress, Ingress, InterfaceId};
 use packet::flow::FlowKey;
@@ -342,6 +343,19 @@ impl Policy {
                 .is_some_and(|interface| interface.addresses.iter().any(|net| net.contains(&source)))
     }
 
+    /// Whether an address is the broadcast address of one of an interface's networks. Networks of one or two addresses
+    /// have none (RFC 3021).
+    #[must_use]
+    pub fn is_broadcast(&self, at: InterfaceId, address: IpAddr) -> bool {
+        let IpAddr::V4(address) = address else { return false };
+        self.interface(at).is_some_and(|interface| {
+            interface.addresses.iter().any(|net| match net {
+                IpNet::V4(net) => net.prefix_len() <= 30 && net.broadcast() == address,
+                IpNet::V6(_) => false,
+            })
+        })
+    }
+
     /// Whether a packet is addressed to the gateway, as its sender wrote it: an own or outside address, or where a virtual
     /// server or forward listens.
     #[must_use]
@@ -353,7 +367,7 @@ impl Policy {
     #[must_use]
     pub fn address_of(&self, ingress: Ingress, like: IpAddr) -> Option<IpAddr> {
         let of = |interface: &InterfaceSpec| {
-            let mut addresses = interface.addresses.iter().map(ipnet::IpNet::addr);
+            let mut addresses = interface.addresses.iter().map(IpNet::addr);
             addresses.find(|address| address.is_ipv4() == like.is_ipv4())
         };
         let there = ingress.interface().and_then(|id| self.interface(id));
@@ -431,7 +445,7 @@ impl Policy {
 /// Addresses of the gateway itself: those of its interfaces, and those that are routed to the host.
 fn own_addresses(spec: &GatewaySpec) -> HashSet<IpAddr, FixedState> {
     let of_interfaces = spec.interfaces.iter().flat_map(|interface| &interface.addresses);
-    let mut own: HashSet<IpAddr, FixedState> = of_interfaces.map(ipnet::IpNet::addr).collect();
+    let mut own: HashSet<IpAddr, FixedState> = of_interfaces.map(IpNet::addr).collect();
     let to_host = |route: &&RouteSpec| {
         let one = route.prefix.prefix_len() == route.prefix.max_prefix_len();
         one && route.egress == Egress::Host && route.action == RouteAction::Forward

@@ -24,6 +24,7 @@ mod out;
 mod pieces;
 mod rendezvous;
 mod rules;
+mod sent;
 mod store;
 mod table;
 
@@ -39,6 +40,7 @@ pub use out::fragment_out;
 pub use pieces::{FRAGMENTS_PER_PACKET_MAX, flow_of_first};
 pub use rendezvous::{Released, Rendezvous};
 pub use rules::{Action, Facts, Home, Measure, Variant, action};
+pub use sent::{SentFragments, SentId};
 pub use store::FragmentStats;
 pub use table::{FragmentTable, Outcome, Told, Whole};
 

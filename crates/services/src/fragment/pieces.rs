@@ -4,11 +4,10 @@ use std::hash::BuildHasher;
 
 use foldhash::quality::FixedState;
 use packet::ip::{
-    EXTENSION_HEADERS_MAX, FRAGMENT_HEADER_BYTES, IPV6_HEADER_BYTES, PROTOCOL_FRAGMENT, PROTOCOL_ICMP,
-    PROTOCOL_ICMPV6, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_UDP_LITE, extension_bytes,
-    is_extension,
+    FRAGMENT_HEADER_BYTES, IPV6_HEADER_BYTES, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_SCTP, PROTOCOL_TCP,
+    PROTOCOL_UDP, PROTOCOL_UDP_LITE,
 };
-use packet::{DropReason, FlowKey, IpHeader, array_at};
+use packet::{DropReason, FlowKey, IpHeader};
 
 /// Fragments of one packet at most, copies counted: enough for 64 KB over a link of 576 bytes. A packet with more is
 /// given up.
@@ -63,21 +62,7 @@ impl Extent {
 /// # Errors
 /// [`DropReason::FragmentInvalid`] when the fragment does not hold the transport header (RFC 1858, RFC 7112).
 pub fn flow_of_first<'a>(header: &IpHeader, packet: &'a [u8]) -> Result<(FlowKey, &'a [u8]), DropReason> {
-    let mut whole = IpHeader { fragment: None, ..*header };
-    if header.version == 6 {
-        let mut walked = 0;
-        while is_extension(whole.protocol) {
-            let [next, length] = array_at(packet, whole.header_bytes).ok_or(DropReason::FragmentInvalid)?;
-            let end = whole.header_bytes + extension_bytes(whole.protocol, length);
-            walked += 1;
-            let nested = whole.protocol == PROTOCOL_FRAGMENT;
-            if nested || end > whole.total_bytes || walked > EXTENSION_HEADERS_MAX {
-                return Err(DropReason::FragmentInvalid);
-            }
-            whole.protocol = next;
-            whole.header_bytes = end;
-        }
-    }
+    let whole = header.of_first_fragment(packet).ok_or(DropReason::FragmentInvalid)?;
     let upper = whole.payload(packet);
     let needed = match whole.protocol {
         PROTOCOL_TCP => upper.get(12).map_or(20, |word| usize::from(word >> 4) * 4).max(20),

@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use packet::DropReason;
 use packet::attachment::{Egress, Ingress};
 use packet::vnet::VirtioNetHeader;
+use packet::{DropReason, IpHeader};
 
 use super::context::PacketContext;
 use super::{ETHERNET_BYTES, Frame, Outcome, Output, Services};
@@ -28,9 +28,11 @@ impl Answer {
         Self::Error(Problem::TooBig(u16::try_from(mtu).unwrap_or(u16::MAX)))
     }
 
-    /// For a packet that a rule rejects: TCP gets a reset, everything else "administratively prohibited".
-    pub fn to_rejected(protocol: u8) -> Self {
-        if protocol == TCP { Self::Reset } else { Self::Error(Problem::Prohibited) }
+    /// For a packet that a rule rejects: TCP gets a reset, everything else "administratively prohibited". So does TCP in
+    /// fragments: how long the segment is, which a reset acknowledges, is not known.
+    pub fn to_rejected(header: &IpHeader) -> Self {
+        let resets = header.protocol == TCP && !header.is_fragmented();
+        if resets { Self::Reset } else { Self::Error(Problem::Prohibited) }
     }
 
     /// For a packet whose flow could not be made: its sender is told what will not change by trying again at once.
@@ -40,9 +42,10 @@ impl Answer {
     /// * No port or flow left for a client: "administratively prohibited" (RFC 5508 REQ-8), never a reset, which would
     ///   speak for a server that was not asked.
     /// * Full tables of this core: nothing. That happens in floods, whose senders did not send.
-    pub fn to_failed(reason: DropReason, protocol: u8) -> Option<Self> {
+    pub fn to_failed(reason: DropReason, header: &IpHeader) -> Option<Self> {
+        let resets = header.protocol == TCP && !header.is_fragmented();
         match reason {
-            DropReason::NoBackend | DropReason::ServerFull if protocol == TCP => Some(Self::Reset),
+            DropReason::NoBackend | DropReason::ServerFull if resets => Some(Self::Reset),
             DropReason::NoBackend | DropReason::ServerFull => {
                 Some(Self::ErrorOfDestination(Problem::PortUnreachable))
             }
@@ -106,33 +109,50 @@ impl Services {
     ) {
         let own = self.routing.policy.address_of(packet.ingress, packet.header.src);
         let from_nowhere = matches!(answer, Answer::Error(_)) && own.is_none();
-        if from_nowhere || !self.limiter.allow(packet.now_ns) {
+        let too_big = matches!(answer, Answer::Error(Problem::TooBig(_)));
+        let may = icmp::may_answer(frame.packet(), &packet.header, too_big);
+        if from_nowhere || !may || !self.limiter.allow(packet.now_ns) {
             return;
         }
         let mut bytes = [0; ETHERNET_BYTES + ANSWER_BYTES_MAX];
         let room = bytes.get_mut(ETHERNET_BYTES..).unwrap_or_default();
         let Some(length) = answer.write(packet, frame.packet(), own, room) else { return };
         let Some(bytes) = bytes.get_mut(..ETHERNET_BYTES + length) else { return };
-        if address_back(frame, bytes) {
-            self.counters.answers += 1;
-            let outcome = Outcome::Forward(Egress::from(packet.ingress));
-            out.emit(outcome, None, &VirtioNetHeader::default(), bytes);
-        }
+        let Some(outcome) = self.address_back(packet, frame, bytes) else { return };
+        self.counters.answers += 1;
+        out.emit(outcome, None, &VirtioNetHeader::default(), bytes);
     }
-}
 
-/// Writes the Ethernet header of an answer, to the hardware address that the packet came from. `false`: there is none,
-/// since the packet was reassembled or translated before.
-pub(super) fn address_back(frame: &Frame<'_>, answer: &mut [u8]) -> bool {
-    if !matches!(frame.ingress, Ingress::Interface(_)) {
-        return true;
+    /// Writes the Ethernet header of an answer, to the hardware address that the packet came from; where it leaves. A packet
+    /// that was held or handed over has no such address any more: its answer goes the way to its sender. `None`: nobody
+    /// is answered, since it came to a group of hosts (RFC 1812 §4.3.2.7) or leads nowhere but to ourselves.
+    pub(super) fn address_back(
+        &self,
+        packet: &PacketContext,
+        frame: &Frame<'_>,
+        answer: &mut [u8],
+    ) -> Option<Outcome> {
+        let egress = Egress::from(packet.ingress);
+        if !matches!(packet.ingress, Ingress::Interface(_)) {
+            return Some(Outcome::Forward(egress));
+        }
+        let asked = frame.bytes.first_chunk::<ETHERNET_BYTES>()?;
+        let ethernet = answer.first_chunk_mut::<ETHERNET_BYTES>()?;
+        if asked.iter().any(|byte| *byte != 0) {
+            let (to, rest) = ethernet.split_at_mut(6);
+            to.copy_from_slice(&asked[6..12]);
+            let (from, kind) = rest.split_at_mut(6);
+            from.copy_from_slice(&asked[..6]);
+            kind.copy_from_slice(&asked[12..]);
+            return (asked[0] & 1 == 0).then_some(Outcome::Forward(egress));
+        }
+        let (routing, sender) = (&self.routing, packet.header.src);
+        if routing.policy.is_own(sender) || routing.policy.nat.is_outside(sender) {
+            return None;
+        }
+        let (egress, neighbor) = routing.back(packet.ingress, &packet.key.reversed(), packet.tenant).ok()?;
+        let hop = routing.unnumbered((egress, neighbor, false));
+        *ethernet = hop.ethernet;
+        matches!(egress, Egress::Interface(_) | Egress::Bond(_)).then_some(hop.outcome)
     }
-    let Some(asked) = frame.bytes.first_chunk::<ETHERNET_BYTES>() else { return false };
-    let Some(ethernet) = answer.first_chunk_mut::<ETHERNET_BYTES>() else { return false };
-    let (to, rest) = ethernet.split_at_mut(6);
-    to.copy_from_slice(&asked[6..12]);
-    let (from, kind) = rest.split_at_mut(6);
-    from.copy_from_slice(&asked[..6]);
-    kind.copy_from_slice(&asked[12..]);
-    asked.iter().any(|byte| *byte != 0)
 }

@@ -43,9 +43,18 @@ impl PacketContext {
         Ok(Self { now_ns, ingress: frame.ingress, tenant, origin, partial, header, key })
     }
 
+    /// Whether it is a fragment without the start of the upper layer: what stands there is no header.
+    #[inline]
+    pub fn is_later_fragment(&self) -> bool {
+        self.header.fragment.is_some_and(|fragment| fragment.offset > 0)
+    }
+
     /// Kind of the ICMP message, if it is one.
     #[inline]
     pub fn icmp(&self, frame: &Frame<'_>) -> Option<Kind> {
+        if self.is_later_fragment() {
+            return None;
+        }
         Kind::of(&self.header, self.header.payload(frame.packet()))
     }
 
@@ -55,6 +64,9 @@ impl PacketContext {
     /// [`DropReason::TcpInvalid`]: none can be read.
     #[inline]
     pub fn segment(&self, frame: &Frame<'_>) -> Result<Segment, DropReason> {
+        if self.is_later_fragment() {
+            return Err(DropReason::TcpInvalid);
+        }
         Segment::of(self.header.payload(frame.packet())).ok_or(DropReason::TcpInvalid)
     }
 }

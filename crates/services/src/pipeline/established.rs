@@ -198,10 +198,13 @@ impl Services {
         }
         self.went_on(header);
         if fits {
+            if header.is_fragmented() {
+                self.fragments.note_sent(packet, frame.packet());
+            }
             address(frame, hop);
             return Ok(());
         }
-        self.split(frame, hop, mtu, out)
+        self.split(packet, frame, hop, mtu, out)
     }
 
     pub(super) fn went_on(&mut self, header: &IpHeader) {
@@ -216,7 +219,7 @@ impl Services {
     }
 
     /// An ICMP error about a flow goes to the flow's end, translated inside and outside.
-    fn established_error(
+    pub(super) fn established_error(
         &mut self,
         packet: &PacketContext,
         frame: &mut Frame<'_>,

@@ -3,15 +3,17 @@
 use packet::attachment::Egress;
 use packet::ip::PROTOCOL_SCTP;
 use packet::vnet::VirtioNetHeader;
-use packet::{DropCounters, DropReason, FlowKey};
+use packet::{DropCounters, DropReason, FlowKey, IpHeader};
 
 use super::context::PacketContext;
 use super::next_hops::Hop;
 use super::{Direction, ETHERNET_BYTES, Frame, Origin, Outcome, Output, Piece, Services, established};
 use crate::flow::{FlowId, Record, flags};
 use crate::fragment::{
-    self, Action, Facts, FragmentLimits, FragmentTable, Measure, PacketId, Rendezvous, Told,
+    self, Action, Facts, FragmentLimits, FragmentTable, Measure, PacketId, Rendezvous, SentFragments, SentId,
+    Told,
 };
+use crate::icmp::Limiter;
 use crate::nat::NatClient;
 use crate::policy::{Policy, Service};
 use crate::random::Random;
@@ -27,6 +29,10 @@ pub(super) struct Fragments {
     pub load_percent: u8,
     /// While a packet that was assembled here goes on: its identification, by which it may be cut again.
     pub assembled_id: Option<u32>,
+    /// What went on in fragments, for errors about them.
+    pub sent: SentFragments,
+    /// Of questions to other cores, who sent a fragment on.
+    pub questions: Limiter,
     /// Room for one fragment that goes out.
     scratch: Vec<u8>,
 }
@@ -40,6 +46,8 @@ impl Fragments {
             table: FragmentTable::new(limits, random.word()),
             load_percent: 0,
             assembled_id: None,
+            sent: SentFragments::new(random.word()),
+            questions: Limiter::new(policy.limits().errors_per_s_max),
             scratch: Vec::new(),
         }
     }
@@ -48,6 +56,7 @@ impl Fragments {
     pub fn follow(&mut self, policy: &Policy) {
         self.rendezvous.set_limits(limits(policy));
         self.table.set_limits(limits(policy));
+        self.questions.set_rate(policy.limits().errors_per_s_max);
     }
 
     /// Forgets fragments whose others did not come.
@@ -61,6 +70,14 @@ impl Fragments {
         let mut drops = self.rendezvous.late_drops().clone();
         drops.merge(self.table.late_drops());
         drops
+    }
+
+    /// A fragment of the packet goes on, as `leaving`.
+    pub fn note_sent(&mut self, packet: &PacketContext, leaving: &[u8]) {
+        let id = IpHeader::parse(leaving).ok().and_then(|header| SentId::of(&header));
+        if let Some(id) = id {
+            self.sent.note(packet.now_ns, id, packet.key, packet.tenant);
+        }
     }
 
     /// Cuts a packet: frames of at most `mtu` bytes of IP packet for a next hop.
@@ -262,6 +279,7 @@ impl Services {
     /// A packet that is too long for its link and may be cut.
     pub(super) fn split(
         &mut self,
+        packet: &PacketContext,
         frame: &mut Frame<'_>,
         hop: &Hop,
         mtu: usize,
@@ -272,6 +290,9 @@ impl Services {
             frame.offload = VirtioNetHeader::default();
         }
         let (pieces, result) = self.fragments.cut(frame.packet(), hop, mtu);
+        if let Some(piece) = pieces.first().and_then(|piece| piece.get(ETHERNET_BYTES..)) {
+            self.fragments.note_sent(packet, piece);
+        }
         for mut bytes in pieces {
             let mut piece = Frame::new(frame.ingress, VirtioNetHeader::default(), &mut bytes);
             established::address(&mut piece, hop);

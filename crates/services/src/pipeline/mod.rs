@@ -38,6 +38,7 @@ mod hairpin;
 mod new_flow;
 mod next_hops;
 mod proxy_sequence;
+mod quotes;
 mod redirect;
 mod routing;
 #[cfg(test)]
@@ -52,6 +53,7 @@ pub use next_hops::Neighbors;
 use context::PacketContext;
 use flows::{Expiry, Flows, SWEEP_NS, SWEEP_PAUSE_NS};
 use fragments::Fragments;
+use quotes::Quoted;
 use routing::Routing;
 
 /// Frames of one batch at most.
@@ -208,7 +210,8 @@ impl Services {
         let (origin, piece) = (handed.origin, handed.piece);
         let packet = &mut handed.packet;
         let (ingress, offload) = (packet.ingress, packet.offload);
-        let mut frame = Frame::new(ingress, offload, packet.with_room(ETHERNET_BYTES));
+        let bytes = packet.with_room(ETHERNET_BYTES);
+        let mut frame = Frame::new(ingress, offload, bytes);
         if let Some(piece) = piece {
             self.piece(now_ns, &mut frame, &piece, origin, out);
         } else if let Some(mut look) = self.look(&mut frame) {
@@ -269,14 +272,29 @@ impl Services {
             self.fragment(&packet, frame, out);
             return;
         }
-        match look.found {
+        match Quoted::of(&packet, frame) {
+            Some(quoted) => self.fragment_error(&packet, frame, &quoted, out),
+            None => self.act_whole(&packet, frame, look.found, out),
+        }
+    }
+
+    /// A packet whose key tells its flow.
+    #[inline]
+    fn act_whole(
+        &mut self,
+        packet: &PacketContext,
+        frame: &mut Frame<'_>,
+        found: Option<(FlowId, Direction)>,
+        out: &mut impl Output,
+    ) {
+        match found {
             Some(flow) => {
-                if let Err(reason) = self.established(&packet, frame, flow, out) {
-                    self.tell_of_route(&packet, frame, reason, out);
+                if let Err(reason) = self.established(packet, frame, flow, out) {
+                    self.tell_of_route(packet, frame, reason, out);
                     self.dropped(frame, reason);
                 }
             }
-            None => self.new_flow(&packet, frame, out),
+            None => self.new_flow(packet, frame, out),
         }
     }
 

@@ -145,7 +145,6 @@ impl Services {
         out: &mut impl Output,
     ) -> Result<Option<FlowId>, DropReason> {
         let policy = Arc::clone(&self.routing.policy);
-        let protocol = packet.header.protocol;
         if packet.icmp(frame) == Some(Kind::Error) {
             self.unknown_error(&policy, packet, frame)?;
             return Ok(None);
@@ -198,7 +197,7 @@ impl Services {
             }
             Ok(_) => {}
             Err(reason) => {
-                if let Some(answer) = Answer::to_failed(reason, protocol) {
+                if let Some(answer) = Answer::to_failed(reason, &packet.header) {
                     self.answer(packet, frame, answer, out);
                 }
             }
@@ -215,7 +214,7 @@ impl Services {
         reason: DropReason,
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
-        if let Some(answer) = Answer::to_failed(reason, packet.header.protocol) {
+        if let Some(answer) = Answer::to_failed(reason, &packet.header) {
             let egress = egress_behind(policy, packet);
             self.filter(policy, packet, frame, egress, out)?;
             self.answer(packet, frame, answer, out);
@@ -260,14 +259,14 @@ impl Services {
             RuleAction::Drop if verdict.rule.is_some() => Err(DropReason::RuleDrop),
             RuleAction::Drop => Err(DropReason::DefaultDrop),
             RuleAction::Reject => {
-                self.answer(packet, frame, Answer::to_rejected(packet.header.protocol), out);
+                self.answer(packet, frame, Answer::to_rejected(&packet.header), out);
                 Err(DropReason::RuleReject)
             }
         }
     }
 
     /// An ICMP error about no flow of ours: the host may know what it is about, or has sent it.
-    fn unknown_error(
+    pub(super) fn unknown_error(
         &mut self,
         policy: &Policy,
         packet: &PacketContext,
@@ -549,6 +548,10 @@ fn leave_by(
     if circles || to_many && !matches!(route.egress, Egress::Bond(_)) {
         return Err(DropReason::NoRoute);
     }
+    let beside = route.egress.interface().filter(|_| route.via.is_none());
+    if beside.is_some_and(|interface| policy.is_broadcast(interface, resolution.to.dst)) {
+        return Err(DropReason::DirectedBroadcast);
+    }
     resolution.egress = route.egress;
     resolution.neighbor = route.via.unwrap_or(resolution.to.dst);
     Ok(())
@@ -604,6 +607,7 @@ fn check_source(policy: &Policy, packet: &PacketContext) -> Result<(), DropReaso
         IpAddr::V6(src) => src.is_loopback() || src.is_multicast() || src.is_unspecified(),
     };
     let to_many = ingress.interface().is_some() && is_to_many(key.dst);
+    let bad = bad || ingress.interface().is_some_and(|interface| policy.is_broadcast(interface, key.src));
     let strange = origin != Origin::Hairpin
         && ingress
             .interface()

@@ -3,12 +3,10 @@
 
 use std::net::IpAddr;
 
-use packet::attachment::Egress;
 use packet::vnet::VirtioNetHeader;
 
-use super::answers::address_back;
 use super::context::PacketContext;
-use super::{ETHERNET_BYTES, Frame, Outcome, Output, Services};
+use super::{ETHERNET_BYTES, Frame, Output, Services};
 use crate::icmp::{self, ANSWER_BYTES_MAX};
 
 impl Services {
@@ -29,9 +27,8 @@ impl Services {
         let room = buffer.get_mut(ETHERNET_BYTES..)?;
         let length = icmp::redirect(room, frame.packet(), header, neighbor, own)?;
         let bytes = buffer.get_mut(..ETHERNET_BYTES + length)?;
-        if address_back(frame, bytes) {
+        if let Some(outcome) = self.address_back(packet, frame, bytes) {
             self.counters.answers += 1;
-            let outcome = Outcome::Forward(Egress::from(packet.ingress));
             out.emit(outcome, None, &VirtioNetHeader::default(), bytes);
         }
         Some(())

@@ -45,6 +45,115 @@ fn too_big_is_told_or_cut() {
     assert!(left.iter().all(|left| left.packet.len() <= 1000 && is_fragment(&left.packet)));
 }
 
+/// As its sender would cut it: "don't fragment" is not set.
+fn pieces_with_ttl(packet: &[u8], ttl: u8) -> Vec<Vec<u8>> {
+    in_pieces(packet, 1_000).into_iter().map(|piece| with_ttl(piece, ttl)).collect()
+}
+
+#[test]
+fn errors_about_fragments_are_made_about_the_first_one() {
+    for cores in [1, 2, 3] {
+        let mut world = masquerade(cores);
+        for number in 0..8 {
+            let probe = udp(&format!("10.0.0.9:{}", 5_000 + number), "198.51.100.7:33434", &[7; 2_500]);
+            let mut pieces = pieces_with_ttl(&probe, 1);
+            pieces.iter_mut().for_each(|piece| {
+                piece[5] = number as u8;
+                piece[10..12].fill(0);
+                let sum = checksum::finish(checksum::sum(&piece[..20], 0));
+                piece[10..12].copy_from_slice(&sum.to_be_bytes());
+            });
+            // The first one last: it is held like the others.
+            let left: Vec<Left> = pieces.iter().rev().flat_map(|piece| world.packet(LAN, piece)).collect();
+            assert_eq!(left.len(), 1, "{cores} cores: {left:?}");
+            let answer = &left[0];
+            assert_eq!((answer.by(), answer.packet[20], answer.packet[21]), (LAN, 11, 0));
+            assert_eq!(answer.packet[16..20], [10, 0, 0, 9]);
+            assert_eq!(answer.packet[28..28 + 100], pieces[0][..100], "as the client sent it");
+        }
+    }
+}
+
+#[test]
+fn fragments_that_are_refused_are_answered_once_and_without_a_reset() {
+    let mut spec = two_interfaces();
+    spec.rules.push(crate::spec::RuleSpec {
+        action: crate::spec::RuleAction::Reject,
+        from: side(LAN),
+        ..Default::default()
+    });
+    let mut world = World::new(2, spec);
+    for packet in [
+        udp("10.0.0.9:5000", "198.51.100.7:53", &[1; 1_900]),
+        tcp("10.0.0.9:5000", "198.51.100.7:80", SYN, 1, 0, &[1; 1_900]),
+    ] {
+        let pieces = pieces_with_ttl(&packet, 64);
+        let left: Vec<Left> = pieces.iter().flat_map(|piece| world.packet(LAN, piece)).collect();
+        assert_eq!(left.len(), 1, "{left:?}");
+        assert_eq!((left[0].by(), left[0].packet[20], left[0].packet[21]), (LAN, 3, 13));
+    }
+}
+
+#[test]
+fn errors_that_quote_fragments_come_to_the_client() {
+    for cores in [1, 2, 3, 5] {
+        let mut world = masquerade(cores);
+        for id in 1..20 {
+            let ping = [echo("10.0.0.9", "198.51.100.7", 8, id), vec![0; 2_500]].concat();
+            let datagram = udp(&format!("10.0.0.9:{id}"), "198.51.100.7:53", &[7; 2_500]);
+            for mut packet in [ping, datagram] {
+                let bytes = packet.len() as u16;
+                packet[2..4].copy_from_slice(&bytes.to_be_bytes());
+                let number = 1_000 * u16::from(packet[9]) + id;
+                packet[4..6].copy_from_slice(&number.to_be_bytes());
+                let pieces = pieces_with_ttl(&packet, 64);
+                let left: Vec<Left> = pieces.iter().flat_map(|piece| world.packet(LAN, piece)).collect();
+                assert_eq!(left.len(), 3);
+                for (sent, left) in pieces.iter().zip(&left) {
+                    assert_eq!(left.packet[12..16], [203, 0, 113, 1]);
+                    let outside = "203.0.113.1".parse().unwrap();
+                    let error = icmp_error("192.0.2.1", outside, 11, 0, &left.packet);
+                    let told = world.one(WAN, &error);
+                    let (by, quote) = (told.by(), &told.packet[28..]);
+                    assert_eq!((by, &told.packet[12..20]), (LAN, &[192, 0, 2, 1, 10, 0, 0, 9][..]));
+                    // All but time to live, header checksum and upper checksum.
+                    assert_eq!((&quote[..8], &quote[12..22]), (&sent[..8], &sent[12..22]), "{cores} cores");
+                }
+            }
+        }
+        assert!(world.total(|counters| counters.handed_out) < 20 * 2 * 3 * 2 * u64::from(cores));
+    }
+}
+
+#[test]
+fn forged_errors_about_later_fragments_do_not_travel_for_ever() {
+    let mut world = masquerade(4);
+    let mut stranger = udp("203.0.113.1:4000", "198.51.100.7:53", &[0; 100]);
+    stranger[6..8].copy_from_slice(&[0, 9]);
+    let error = icmp_error("192.0.2.1", "10.0.0.9".parse().unwrap(), 3, 1, &stranger);
+    world.dropped(WAN, &error, DropReason::IcmpInvalid);
+    assert_eq!(world.total(|counters| counters.handed_out), 3);
+    let left = world.one(WAN, &icmp_error("192.0.2.1", "203.0.113.1".parse().unwrap(), 3, 1, &stranger));
+    assert_eq!(left.by(), HOST, "the host may have sent it");
+}
+
+#[test]
+fn no_directed_broadcast_is_passed_on_or_answered() {
+    let mut world = World::new(2, two_interfaces());
+    for (from, source, target) in [
+        (WAN, "198.51.100.7", "10.0.0.255"),
+        (LAN, "10.0.0.9", "203.0.113.255"),
+        (LAN, "10.0.0.9", "10.0.0.255"),
+    ] {
+        for packet in [echo(source, target, 8, 3), with_ttl(echo(source, target, 8, 4), 1)] {
+            assert_eq!(world.dropped(from, &packet, DropReason::DirectedBroadcast), []);
+        }
+    }
+    world.dropped(LAN, &echo("10.0.0.255", "198.51.100.7", 8, 3), DropReason::BadSource);
+    assert_eq!(world.one(LAN, &echo("10.0.0.9", "198.51.100.255", 8, 3)).by(), WAN, "who knows what that is");
+    assert_eq!(world.flows(), 1);
+}
+
 #[test]
 fn errors_about_nothing_known_are_dropped() {
     let mut world = masquerade(2);

@@ -430,7 +430,7 @@ pub fn in_pieces(packet: &[u8], bytes: usize) -> Vec<Vec<u8>> {
 
 /// Whether all checksums are right.
 fn is_whole(packet: &[u8]) -> bool {
-    if packet[0] >> 4 == 4 && packet[9] == 1 {
+    if packet[0] >> 4 == 4 && packet[9] == 1 && !is_fragment(packet) {
         return checksum::verify_ipv4_header(&packet[..20])
             && checksum::finish(checksum::sum(&packet[20..], 0)) == 0;
     }
