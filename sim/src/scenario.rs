@@ -115,6 +115,7 @@ fn peer_spec(site: u16, allowed: IpNet) -> PeerSpec {
 fn masquerade(out: InterfaceId) -> NatSpec {
     NatSpec {
         out: Some(out),
+        port_choice: services::spec::PortChoice::default(),
         mode: NatMode::AddressAndPort,
         addresses: vec![Gateways::OUTSIDE.into()],
         from: vec![site_prefix(0)],

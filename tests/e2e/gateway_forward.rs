@@ -153,3 +153,34 @@ fn c2_a_forward_tells_the_client_by_proxy_protocol() {
         assert!(header == words || header.starts_with(&bytes), "{header:?}");
     });
 }
+
+/// Row C2: one forward of a range of ports, to the same ports and to others.
+#[test]
+fn c2_a_forward_of_a_range() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        lans.no_default_route(2);
+        let gateway = lans.start(&format!(
+            "{ALLOW}[[nat]]\nout = \"lan2\"\n[[forward]]\nlisten = \"udp lan2:16384-16393\"\nto = \"10.1.1.2\"\n\
+             [[forward]]\nlisten = \"tcp+udp 10.1.2.1:5000-5999\"\nto = \"10.1.1.2:6000-6999\"\n"
+        ));
+        let (inside, outside) = (lans.host(1), lans.host(2));
+        for (inner, outer) in [(16_384, 16_384), (16_393, 16_393), (6_000, 5_000), (6_999, 5_999)] {
+            let name = format!("inside {inner}");
+            let _mirror = Mirror::start(inside, &name, &format!("0.0.0.0:{inner}"));
+            for _ in 0..4 {
+                let answer = ask_udp(outside, &format!("10.1.2.1:{outer}"));
+                assert_eq!((answer.name.as_str(), answer.source.ip()), (name.as_str(), host_ip(2)));
+            }
+            if inner < 10_000 {
+                assert_eq!(ask_tcp(outside, &format!("10.1.2.1:{outer}")).name, name);
+            }
+        }
+        let status = services(&gateway);
+        let shown: Vec<_> =
+            status.forwards.iter().map(|forward| (forward.listen.as_str(), forward.to.as_str())).collect();
+        assert_eq!(shown[0], ("udp 10.1.2.1:16384-16393", "10.1.1.2:16384-16393"));
+        assert_eq!(shown[1], ("tcp 10.1.2.1:5000-5999", "10.1.1.2:6000-6999"));
+        no_reply_went_astray(&gateway);
+    });
+}

@@ -173,3 +173,53 @@ fn c5_a_flood_of_pieces_stays_bounded() {
         assert_eq!(ask_udp(lans.host(1), "10.1.2.2:80").source.ip(), gateway_ip(2));
     });
 }
+
+/// Row C10: fragments are answered as whole packets are. Of a datagram in fragments the client hears that its time to live ended
+/// here, that it is too big (IPv6), and what routers behind the NAT say about a fragment that they got.
+#[test]
+fn c10_icmp_errors_about_fragments() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let (client, router) = (lans.host(1), lans.host(2));
+        // The far end of network 2 is a router, by which nothing is reached in fact.
+        shell(
+            router,
+            "sysctl -qw net.ipv4.ip_forward=1 && ip route add 198.51.100.0/24 via 10.1.2.9 dev eth0",
+        );
+        shell(lans.gateway(), "ip link set lan2 mtu 1400");
+        let gateway = lans.start(&format!(
+            "{ALLOW}[[nat]]\nout = \"lan2\"\n[[route]]\nto = \"198.51.100.0/24\"\nvia = \"10.1.2.2\"\n"
+        ));
+        let heard = |arguments: &str, what: &str| {
+            let said = shell(client, &format!("ping -c 4 -i 0.2 -W 1 {arguments} || true"));
+            assert!(said.contains(what), "ping {arguments}: {said}");
+        };
+        heard("-s 3000 -t 1 10.1.2.2", "From 10.1.1.1 icmp_seq=1 Time to live exceeded");
+        heard("-s 3000 -t 2 198.51.100.7", "From 10.1.2.2 icmp_seq=1 Time to live exceeded");
+        heard("-s 3000 -t 1 fd00:1:2::2", "Time exceeded: Hop limit");
+        // The first ones are too big; then the client has learned.
+        heard("-s 3000 fd00:1:2::2", "bytes from fd00:1:2::2");
+        let learned = shell(client, "ip -6 route get fd00:1:2::2");
+        assert!(learned.contains("mtu 1400"), "{learned}");
+        no_reply_went_astray(&gateway);
+    });
+}
+
+/// Row C10: no packet is passed on to the broadcast address of a network behind the gateway (RFC 2644), nor answered.
+#[test]
+fn c10_no_directed_broadcast() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let gateway = lans.start(ALLOW);
+        let raw = Raw::new(&lans, 1);
+        let listener = UdpClient::new(lans.host(2), "0.0.0.0:9");
+        let client = SocketAddrV4::new(CLIENT, 4_000);
+        for last in [255, 2] {
+            let to = SocketAddrV4::new(Ipv4Addr::new(10, 1, 2, last), 9);
+            raw.send(&Header::new(CLIENT, *to.ip(), UDP).packet(&udp(client, to, b"x")));
+        }
+        assert!(listener.receives_from(client.into()), "the plain one");
+        assert!(!listener.receives_from(client.into()), "only that");
+        assert_eq!(settled(|| dropped(&gateway, "directed-broadcast")), 1);
+    });
+}

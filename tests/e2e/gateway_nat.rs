@@ -255,3 +255,73 @@ fn c2_icmp_errors_come_through() {
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{error}");
     });
 }
+
+/// Row C2: which outside port a client gets. One below 1,024 for one below (RFC 4787 REQ-3 a); its own where the operator says
+/// so; none that a program of the gateway's host holds.
+#[test]
+fn c2_ports_below_1024_and_the_clients_own() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        lans.no_default_route(2);
+        let _held = lans.gateway().run(|| std::net::UdpSocket::bind("0.0.0.0:700")).unwrap().unwrap();
+        let gateway = lans.start(&format!("{ALLOW}[[nat]]\nout = \"lan2\"\n"));
+        let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
+        let seen = |port: u16| {
+            let client = UdpClient::new(lans.host(1), &format!("0.0.0.0:{port}"));
+            client.ask("10.1.2.2:80", 64).source.port()
+        };
+        for port in [500, 600, 700, 901] {
+            let outside = seen(port);
+            assert!(outside < 1024 && outside != 700, "{port} became {outside}");
+        }
+        assert!(seen(5_060) >= 1024);
+        let preserving = format!("{ALLOW}[[nat]]\nout = \"lan2\"\nport-choice = \"preserve\"\n");
+        assert_eq!(lans.reload(&gateway, &preserving).0, 0);
+        for port in 20_000..20_040 {
+            assert_eq!(seen(port), port);
+        }
+        assert_ne!(seen(700), 700, "the host's");
+        no_reply_went_astray(&gateway);
+    });
+}
+
+/// Row C2: the port of an ended connection is not given for the same server again while others are free. It would meet the
+/// server's TIME-WAIT.
+#[test]
+fn c2_ports_rest_after_a_connection() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        lans.no_default_route(2);
+        let gateway = lans.start(&format!(
+            "{ALLOW}timeouts = {{ tcp-closed-seconds = 1 }}\n[[nat]]\nout = \"lan2\"\nports = \"2048-4095\"\n"
+        ));
+        let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
+        let mut seen = std::collections::BTreeSet::new();
+        for round in 0..2 {
+            for number in 0..200 {
+                let port = ask_tcp(lans.host(1), "10.1.2.2:80").source.port();
+                assert!(seen.insert(port), "port {port} again after {number} connections of round {round}");
+            }
+            wait_for("their flows are over", PATIENCE, || flows(&gateway, "tcp").flows.is_empty());
+        }
+    });
+}
+
+/// Row C2: a connection that was idle for longer than the gateway remembers it is reset when its client goes on, and does not
+/// hang.
+#[test]
+fn c2_a_forgotten_connection_is_reset() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        lans.no_default_route(2);
+        let gateway = lans.start(&format!(
+            "{ALLOW}timeouts = {{ tcp-established-seconds = 2 }}\n[[nat]]\nout = \"lan2\"\n"
+        ));
+        let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
+        let mut talk = Talk::open(lans.host(1), "10.1.2.2:80").unwrap();
+        talk.echo(1_000).unwrap();
+        wait_for("the flow is forgotten", PATIENCE, || flows(&gateway, "tcp").flows.is_empty());
+        let error = talk.echo(1_000).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error}");
+    });
+}

@@ -91,6 +91,7 @@ fn no_host() -> HostFacts {
         rules: Vec::new(),
         tun_index: None,
         ephemeral_ports: EPHEMERAL,
+        held_ports: BTreeSet::new(),
         lingering: BTreeSet::new(),
     }
 }

@@ -26,7 +26,7 @@
 //! | `[[route]]` | to, via, interface, tenant | `services::read::route` |
 //! | `[[group]]` | name, members, file | `services::read::group` |
 //! | `[[rule]]` | name, action, from, to, protocol, port, source-port, tenant | `services::read::rule` |
-//! | `[[nat]]` | out, mode, addresses, from, tenants, mapping, ports, tables, flows-per-client-max, ports-per-client, assemble-fragments | `services::balance::nat` |
+//! | `[[nat]]` | out, mode, addresses, from, tenants, mapping, ports, port-choice, tables, flows-per-client-max, ports-per-client, assemble-fragments | `services::balance::nat` |
 //! | `[[forward]]` | listen, to, tenant, proxy-protocol | `services::balance::forward` |
 //! | `[[virtual-server]]` | name, listen, backends, method, delivery, source, source-addresses, connections-max, slow-start-seconds, proxy-protocol, health | `services::balance::server` |
 //! | `[[virtual-server]]` backends | address, weight, connections-max | `services::balance::backends` |

@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use linux::netlink::{Address, Link, MAIN_TABLE, Netlink, PolicyRule, Route, RouteKind};
 
+use crate::host_ports::HeldPort;
+
 /// Addresses of one WAN that are used at most.
 pub const WAN_ADDRESSES_MAX: usize = 8;
 
@@ -113,6 +115,8 @@ pub struct HostFacts {
     pub tun_index: Option<u32>,
     /// Ports of the host's own outgoing connections, inclusive.
     pub ephemeral_ports: (u16, u16),
+    /// Other ports that its programs hold.
+    pub held_ports: BTreeSet<HeldPort>,
     /// Addresses on its devices that no service has any more, while flows still use them.
     pub lingering: BTreeSet<IpAddr>,
 }
@@ -201,6 +205,7 @@ impl HostFacts {
             rules: view.rules.clone(),
             tun_index,
             ephemeral_ports,
+            held_ports: BTreeSet::new(),
             lingering: BTreeSet::new(),
         }
     }

@@ -28,6 +28,7 @@ mod files;
 pub mod gateway;
 pub mod health;
 pub mod host_facts;
+pub mod host_ports;
 pub mod kernel_routes;
 pub mod key;
 pub mod nic_hash;

@@ -16,6 +16,7 @@ use crate::gateway::engine::{EngineHandle, HandleState};
 use crate::gateway::policy;
 use crate::gateway::supervisor::GatewaySupervisor;
 use crate::host_facts::{HostFacts, HostView, read_ephemeral_ports};
+use crate::host_ports::HeldPorts;
 use crate::kernel_routes::KernelRoutes;
 use crate::peer_names::{self, Resolver};
 use crate::protocol::{Request, Response};
@@ -69,6 +70,8 @@ pub(crate) struct Node {
     incomplete: bool,
     events: EventSender,
     last_read: Duration,
+    /// Ports that the host's programs hold.
+    held_ports: HeldPorts,
     supervisor: GatewaySupervisor,
     /// State of the gateway's engine handle between calls.
     handle_state: HandleState,
@@ -131,6 +134,7 @@ impl Node {
             incomplete: false,
             events,
             last_read: Duration::ZERO,
+            held_ports: HeldPorts::default(),
             supervisor,
             handle_state: HandleState::default(),
             busy_shares: BusyShares::default(),
@@ -203,7 +207,12 @@ impl Node {
                 self.host.ignore_router_advertisements(&interface.device);
             }
         }
-        let facts = HostFacts::new(view, Some(self.tun_index), read_ephemeral_ports());
+        let ephemeral = read_ephemeral_ports();
+        let mut facts = HostFacts::new(view, Some(self.tun_index), ephemeral);
+        if self.config.services.gives_ports() {
+            self.held_ports.look(ephemeral);
+            facts.held_ports.clone_from(self.held_ports.known());
+        }
         self.supervisor.refresh(
             &self.config,
             facts,
@@ -374,6 +383,8 @@ impl Node {
         }
         let handle = EngineHandle::new(&self.engine, &self.handle_state);
         let again = self.supervisor.tick(self.host.netlink(), &handle) || self.incomplete;
+        let gives_ports = self.config.services.gives_ports();
+        let again = gives_ports && self.held_ports.look(read_ephemeral_ports()) || again;
         if self.resolver.is_empty() {
             return again;
         }

@@ -1,5 +1,7 @@
 //! The compiled form of a [`GatewaySpec`]: immutable, shared by all cores, replaced as a whole by a reload.
 
+mod kept;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -16,12 +18,10 @@ use crate::nat::{NatClient, NatEvent, NatPolicy};
 use crate::route::{Fib, Route, RouteQuery, SHARED_TENANT};
 use crate::rules::{Question, RuleSet, Verdict, carry_hits, places_before};
 use crate::spec::{
-    DeliveryMode, ForwardSpec, GatewaySpec, InterfaceSpec, Limits, Mapping, NatMode, NatSpec, PeerSpec,
-    RouteAction, RouteSpec, RuleAction, ServerSpec, TCP, Timeouts, UDP,
+    ForwardSpec, GatewaySpec, InterfaceSpec, Limits, Mapping, NatMode, NatSpec, PORTS_DEFAULT, PeerSpec,
+    PortChoice, RouteAction, RouteSpec, RuleAction, ServerSpec, TCP, Timeouts, UDP,
 };
-
-/// Earlier targets that are remembered over reloads at most; beyond, all but the present ones are forgotten.
-const KEPT_MAX: usize = 65_536;
+use kept::KeptTargets;
 
 /// Service that a new flow is addressed to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,10 +102,12 @@ pub struct Policy {
     pub steers_by_hash_only: bool,
     /// Some NAT has endpoint-independent mappings.
     pub maps_endpoints: bool,
+    /// Some NAT keeps clients' ports.
+    pub preserves_ports: bool,
     /// Own addresses.
     own: HashSet<IpAddr, FixedState>,
     /// Inside endpoint → listen addresses whose flows keep the client's tuple (row C4).
-    kept: BTreeMap<(u8, SocketAddr), Vec<SocketAddr>>,
+    kept: KeptTargets,
     /// How many NAT rules there are: the operator's, then those that serve virtual servers.
     pub nat_rules: usize,
     /// NAT rules that serve virtual servers, by server and interface towards the backends.
@@ -176,8 +178,9 @@ impl Policy {
             Some(before) => Balancer::compile(&spec.servers, Some(&before.balancer)),
             None => Balancer::compile_keyed(&spec.servers, None, secret),
         };
-        let kept = kept_targets(&spec, before);
+        let kept = KeptTargets::of(&spec, before.map(|before| &before.kept));
         let maps_endpoints = spec.nats.iter().any(|nat| nat.mapping == Mapping::EndpointIndependent);
+        let preserves_ports = spec.nats.iter().any(|nat| nat.port_choice == PortChoice::Preserve);
         let translating = spec.nats.iter().filter(|nat| nat.mode == NatMode::AddressAndPort);
         let hiding = translating.filter_map(|nat| nat.out).collect();
         let policy = Self {
@@ -186,7 +189,11 @@ impl Policy {
             fib,
             nat: Arc::new(nat),
             balancer: Arc::new(balancer),
-            steers_by_hash_only: kept.is_empty() && !maps_endpoints && spec.tenants.len() < 2,
+            steers_by_hash_only: kept.is_empty()
+                && !maps_endpoints
+                && !preserves_ports
+                && spec.tenants.len() < 2,
+            preserves_ports,
             attachments: Attachments::of_spec(&spec),
             maps_endpoints,
             own: own_addresses(&spec),
@@ -401,8 +408,12 @@ impl Policy {
 
     /// Listen addresses of services that reach this endpoint with the client's tuple kept.
     #[must_use]
-    pub fn kept_source_listens(&self, protocol: u8, endpoint: SocketAddr) -> &[SocketAddr] {
-        self.kept.get(&(protocol, endpoint)).map_or(&[], Vec::as_slice)
+    pub fn kept_source_listens(
+        &self,
+        protocol: u8,
+        endpoint: SocketAddr,
+    ) -> impl Iterator<Item = SocketAddr> + '_ {
+        self.kept.listens(protocol, endpoint)
     }
 
     /// Whether packets of this client that leave by `egress` get an endpoint-independent mapping.
@@ -497,6 +508,9 @@ fn server_nat(spec: &GatewaySpec, out: InterfaceId, server: &ServerSpec) -> NatS
     if server.source != NatMode::PortOnly && addresses.iter().any(of_host) {
         // The host connects from this address too, and its answers must not look like the clients'.
         reserved.push(spec.host.ports);
+        let shared = |held: &&SocketAddr| held.ip().is_unspecified() || addresses.contains(&held.ip());
+        let held = spec.host.held_ports.iter().filter(shared);
+        reserved.extend(held.map(|held| (held.port(), held.port())));
     }
     NatSpec {
         out: None,
@@ -506,39 +520,12 @@ fn server_nat(spec: &GatewaySpec, out: InterfaceId, server: &ServerSpec) -> NatS
         from_peers: Vec::new(),
         tenants: Vec::new(),
         mapping: Mapping::EndpointDependent,
-        ports: (1024, 65_535),
+        ports: PORTS_DEFAULT,
+        port_choice: PortChoice::Random,
         reserved,
         tables: 256,
         flows_per_client_max: 0,
         ports_per_client: 0,
         assemble_fragments: false,
     }
-}
-
-/// Targets whose replies hash elsewhere than the requests.
-fn kept_targets(spec: &GatewaySpec, before: Option<&Policy>) -> BTreeMap<(u8, SocketAddr), Vec<SocketAddr>> {
-    // Flows of a target that is configured no longer still live: its replies must find them.
-    let mut kept = before.map(|policy| policy.kept.clone()).unwrap_or_default();
-    if kept.len() > KEPT_MAX {
-        kept.clear();
-    }
-    let mut keep = |protocol: u8, target: SocketAddr, listen: SocketAddr| {
-        let listens = kept.entry((protocol, target)).or_default();
-        if target != listen && !listens.contains(&listen) {
-            listens.push(listen);
-        }
-    };
-    for forward in &spec.forwards {
-        keep(forward.protocol, forward.to, forward.listen);
-    }
-    let servers = spec
-        .servers
-        .iter()
-        .filter(|server| server.source == NatMode::None && server.delivery == DeliveryMode::Nat);
-    for server in servers {
-        for backend in &server.backends {
-            keep(server.protocol, backend.address, server.listen);
-        }
-    }
-    kept
 }

@@ -58,12 +58,14 @@ pub struct GatewaySpec {
 }
 
 /// The host itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostSpec {
     /// How it gets what is addressed to it.
     pub mode: HostMode,
     /// First and last port of its own outgoing connections. (0, 0): not told, see [`HostSpec::is_port`].
     pub ports: (u16, u16),
+    /// Other ports that its programs hold: by their local address, which may be unspecified.
+    pub held_ports: Vec<SocketAddr>,
 }
 
 impl HostSpec {
@@ -326,6 +328,20 @@ pub enum Mapping {
     EndpointIndependent,
 }
 
+/// Ports of a NAT unless the operator says otherwise.
+pub const PORTS_DEFAULT: (u16, u16) = (1024, 65_535);
+
+/// How a flow's outside port is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PortChoice {
+    /// At random (RFC 6056), by the core that the client's packets come to.
+    #[default]
+    Random,
+    /// The client's own port while it is free, by the core that the replies come to then.
+    Preserve,
+}
+
 /// `[[nat]]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NatSpec {
@@ -345,8 +361,11 @@ pub struct NatSpec {
     pub tenants: Vec<u16>,
     /// Mapping behaviour.
     pub mapping: Mapping,
-    /// Ports that may be used, inclusive.
+    /// Ports that may be used, inclusive. With [`PORTS_DEFAULT`] those below 1,024 are there for clients that use such
+    /// ports themselves (RFC 4787 REQ-3 a).
     pub ports: (u16, u16),
+    /// Which of them a flow gets.
+    pub port_choice: PortChoice,
     /// Ports within it that may not: what the host's own sockets use when it shares the address.
     pub reserved: Vec<(u16, u16)>,
     /// Port tables per address and core (row C3): 64 or 256.
@@ -370,10 +389,27 @@ pub struct ForwardSpec {
     pub listen: SocketAddr,
     /// Inside address and port.
     pub to: SocketAddr,
+    /// How many ports, at least 1: from that of `listen` on, each to its place from that of `to` on.
+    pub ports: u16,
     /// Tenant of the inside host.
     pub tenant: u16,
     /// Begin the connection with a PROXY protocol v2 header (TCP only).
     pub proxy_protocol: bool,
+}
+
+impl ForwardSpec {
+    /// The last port that it listens on.
+    #[must_use]
+    pub const fn last_port(&self) -> u16 {
+        self.listen.port().saturating_add(self.ports.saturating_sub(1))
+    }
+
+    /// The inside endpoint of a port that it listens on; `None`: of another port.
+    #[must_use]
+    pub fn target(&self, port: u16) -> Option<SocketAddr> {
+        let step = port.checked_sub(self.listen.port()).filter(|step| *step < self.ports.max(1))?;
+        Some(SocketAddr::new(self.to.ip(), self.to.port().checked_add(step)?))
+    }
 }
 
 /// A port range of one outside address that belongs to one user (row R1).

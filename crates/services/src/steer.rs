@@ -1,6 +1,6 @@
 //! Which core owns a packet: asked by whoever reads it, answered without state (rows C2–C4, C9).
 //!
-//! Nearly always the answer is one core: the bucket table at the hash of the packet's own tuple. Six things make the
+//! Nearly always the answer is one core: the bucket table at the hash of the packet's own tuple. Seven things make the
 //! list of cores longer or other; each has the flow's record at exactly one of the cores visited:
 //!
 //! * **Kept source behind a translated destination** (C4 with a virtual server or port forward): the reply's tuple hashes
@@ -12,6 +12,8 @@
 //!   both: its own core is asked first, then the one that holds the port, which may give it back to begin. Not every
 //!   packet between such a client and the outside is of a mapping: it may answer somebody who came in by a forward, or to
 //!   the inside address itself. So the cores of kept sources and of the packet's own tuple are visited before.
+//! * **Ports that clients keep** (`port-choice = "preserve"`): the core that the replies come to with the client's port has
+//!   the flow, and what the client sends takes a ring there.
 //! * **Protocols without ports behind an outside address**: no port can lead the answer to its core, so these flows belong
 //!   to the core of their remote's address, which both directions have.
 //! * **A reply to a tenant** from a shared place, to the tenant's own address: the tenant is part of the hash, so the
@@ -26,9 +28,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use packet::attachment::{Egress, Ingress};
 use packet::flow::FlowKey;
+use packet::icmp::is_icmp;
 use steering::ownership::{OwnerChain, Ownership};
 
-use crate::nat::{NatClient, is_translated};
+use crate::nat::{NatClient, first_of_pool, is_translated};
 use crate::policy::Policy;
 use crate::route::{RouteQuery, SHARED_TENANT};
 use crate::spec::NatMode;
@@ -78,9 +81,9 @@ fn owners_beyond_hash(
         return owners;
     }
     let from = SocketAddr::new(key.src, key.src_port);
+    let ours = || policy.is_own(key.dst) || policy.nat.is_outside(key.dst);
     let listens = policy.kept_source_listens(key.protocol, from);
-    let ours = !listens.is_empty() && (policy.is_own(key.dst) || policy.nat.is_outside(key.dst));
-    for listen in listens.iter().filter(|_| !ours) {
+    for listen in listens.take_while(|_| !ours()) {
         let request = FlowKey {
             src: key.dst,
             src_port: key.dst_port,
@@ -100,8 +103,34 @@ fn owners_beyond_hash(
     }
     owners.chain.visit_bucket(ownership, bucket);
     let mapped = mapping_owner(ownership, policy, key, tenant, ingress, &mut owners);
-    owners.chain.end_with(ownership, mapped.unwrap_or_else(|| ownership.owner_of_bucket(bucket)));
+    let creator = mapped.or_else(|| port_owner(ownership, policy, key, tenant, ingress, &mut owners));
+    owners.chain.end_with(ownership, creator.unwrap_or_else(|| ownership.owner_of_bucket(bucket)));
     owners
+}
+
+/// The core that the replies come to if the client keeps its port, by a NAT with which clients do: only there it is known
+/// whether the port is free.
+fn port_owner(
+    ownership: &Ownership,
+    policy: &Policy,
+    key: &FlowKey,
+    tenant: u16,
+    ingress: Ingress,
+    owners: &mut Owners,
+) -> Option<u8> {
+    let has_port = is_translated(key.protocol) && !is_icmp(key.protocol);
+    if !policy.preserves_ports || !has_port || policy.server_or_forward(key).is_some() {
+        return None;
+    }
+    let out = policy.fib.lookup(tenant, key.dst)?.egress;
+    let rule = policy.nat.rule_for(out, &NatClient::of(key, tenant, ingress))?;
+    let place = |addresses| first_of_pool(&ownership.hasher, (tenant, key.src), addresses);
+    let source =
+        policy.nat.preserved_source(rule, key.src, place).filter(|_| out != Egress::from(ingress))?;
+    let reply = key.with_source(source, key.src_port).reversed();
+    let bucket = ownership.bucket(&reply, policy.tenant_behind(out));
+    owners.chain.visit_bucket(ownership, bucket);
+    Some(ownership.owner_of_bucket(bucket))
 }
 
 /// The core of an endpoint-independent mapping, if the packet uses one.

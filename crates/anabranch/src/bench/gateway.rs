@@ -22,7 +22,7 @@ use services::policy::Policy;
 use services::random::Random;
 use services::spec::{
     BackendSpec, BalanceMethod, DeliveryMode, GatewaySpec, InterfaceSpec, Limits, Mapping, NatMode, NatSpec,
-    RouteSpec, ServerSpec, UDP,
+    PortChoice, RouteSpec, ServerSpec, UDP,
 };
 use steering::ownership::Ownership;
 
@@ -545,6 +545,7 @@ pub(super) fn spec(kind: Kind) -> anyhow::Result<GatewaySpec> {
             tenants: Vec::new(),
             mapping: Mapping::EndpointDependent,
             ports: (1024, 65_535),
+            port_choice: PortChoice::Random,
             reserved: Vec::new(),
             tables: 256,
             flows_per_client_max: 0,

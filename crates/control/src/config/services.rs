@@ -9,7 +9,9 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use services::fragment::Variant;
-use services::spec::{BalanceMethod, DeliveryMode, HostMode, Limits, Mapping, NatMode, RuleAction, Timeouts};
+use services::spec::{
+    BalanceMethod, DeliveryMode, HostMode, Limits, Mapping, NatMode, PortChoice, RuleAction, Timeouts,
+};
 
 use crate::health::HealthSpec;
 
@@ -90,6 +92,12 @@ impl Services {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.interfaces.is_empty()
+    }
+
+    /// Whether flows get ports of addresses that the host may share.
+    #[must_use]
+    pub fn gives_ports(&self) -> bool {
+        !self.nats.is_empty() || !self.servers.is_empty()
     }
 }
 
@@ -202,6 +210,8 @@ pub struct Nat {
     pub mapping: Mapping,
     /// Ports, inclusive.
     pub ports: (u16, u16),
+    /// Which of them a flow gets.
+    pub port_choice: PortChoice,
     /// Port tables per address and core (row C3).
     pub tables: u16,
     /// Live flows of one client at most.
@@ -228,14 +238,24 @@ pub struct Forward {
     pub protocols: Vec<u8>,
     /// Outside address.
     pub host: ListenHost,
-    /// Outside port.
+    /// Outside port, of several the first.
     pub port: u16,
-    /// Inside address and port.
+    /// How many ports, at least 1.
+    pub ports: u16,
+    /// Inside address and port, of several the first.
     pub to: SocketAddr,
     /// Tenant of the inside host; `None` = the shared one.
     pub tenant: Option<String>,
     /// Begin with a PROXY protocol header.
     pub proxy_protocol: bool,
+}
+
+impl Forward {
+    /// The last outside port.
+    #[must_use]
+    pub const fn last_port(&self) -> u16 {
+        self.port.saturating_add(self.ports.saturating_sub(1))
+    }
 }
 
 /// `[[virtual-server]]` (row C6).

@@ -2,7 +2,7 @@
 //! cannot be used on this host, services that come to coincide, leases that nobody has.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use services::spec::{GatewaySpec, NatMode};
 
@@ -25,21 +25,23 @@ pub fn left_out(services: &Services, facts: &HostFacts) -> Vec<String> {
 #[must_use]
 pub fn of_policy(spec: &GatewaySpec) -> Vec<String> {
     let mut said = Vec::new();
-    let mut taken: BTreeMap<(u8, SocketAddr), String> = BTreeMap::new();
-    let servers =
-        spec.servers.iter().map(|server| (server.protocol, server.listen, format!("\"{}\"", server.name)));
-    let forwards = spec
-        .forwards
+    let mut taken: BTreeMap<(u8, IpAddr), Vec<(u16, u16, String)>> = BTreeMap::new();
+    let servers = spec
+        .servers
         .iter()
-        .map(|forward| (forward.protocol, forward.listen, format!("the forward to {}", forward.to)));
-    for (protocol, listen, name) in servers.chain(forwards) {
-        match taken.get(&(protocol, listen)) {
-            Some(first) => said.push(format!(
+        .map(|server| (server.protocol, server.listen, server.listen.port(), format!("\"{}\"", server.name)));
+    let forwards = spec.forwards.iter().map(|forward| {
+        (forward.protocol, forward.listen, forward.last_port(), format!("the forward to {}", forward.to))
+    });
+    for (protocol, listen, last, name) in servers.chain(forwards) {
+        let here = taken.entry((protocol, listen.ip())).or_default();
+        match here.iter().find(|(from, to, _)| *from <= last && listen.port() <= *to) {
+            Some((.., first)) => said.push(format!(
                 "{} is where {first} and {name} listen; {first} gets everything, give them different ports",
                 listen_text(protocol, listen)
             )),
             None => {
-                taken.insert((protocol, listen), name);
+                here.push((listen.port(), last, name));
             }
         }
     }

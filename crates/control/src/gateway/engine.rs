@@ -235,6 +235,7 @@ impl EngineHandle<'_> {
             drops,
             handed_off_packets: sum(&|report| report.counters.handed_out),
             replies_on_wrong_core_packets: sum(&|report| report.counters.replies_on_wrong_core),
+            low_ports_lost_flows: sum(&|report| report.counters.low_ports_lost),
             lost_nat_events: self.engine.lost_nat_events(),
             policy_era: names.policy.era,
         }
@@ -477,11 +478,14 @@ fn nats(names: &Names, reports: &[CoreReport]) -> Vec<NatStatus> {
 }
 
 fn forwards(names: &Names, reports: &[CoreReport]) -> Vec<ForwardStatus> {
+    let more = |last: u16, first: u16| if last > first { format!("-{last}") } else { String::new() };
     let each = names.policy.spec.forwards.iter().enumerate().map(|(place, forward)| {
         let counted = || reports.iter().filter_map(move |report| report.forward_flows.get(place));
         ForwardStatus {
-            listen: format!("{} {}", if forward.protocol == TCP { "tcp" } else { "udp" }, forward.listen),
-            to: forward.to.to_string(),
+            listen: format!("{} {}", if forward.protocol == TCP { "tcp" } else { "udp" }, forward.listen)
+                + &more(forward.last_port(), forward.listen.port()),
+            to: forward.to.to_string()
+                + &more(forward.to.port().saturating_add(forward.ports.saturating_sub(1)), forward.to.port()),
             live_flows: counted().map(|(live, _)| live).sum(),
             total_flows: counted().map(|(_, total)| total).sum(),
         }

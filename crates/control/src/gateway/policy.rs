@@ -119,7 +119,15 @@ pub fn gateway_spec(config: &Config, facts: &HostFacts, overrides: &Overrides) -
         fragments: config.services.settings.fragments,
         timeouts: config.services.settings.timeouts,
         limits: config.services.settings.limits,
-        host: HostSpec { mode: config.services.settings.host, ports: facts.ephemeral_ports },
+        host: HostSpec {
+            mode: config.services.settings.host,
+            ports: facts.ephemeral_ports,
+            held_ports: facts
+                .held_ports
+                .iter()
+                .map(|(address, port)| SocketAddr::new(*address, *port))
+                .collect(),
+        },
         interfaces,
     }
 }
@@ -400,6 +408,7 @@ impl Builder<'_> {
                     protocol: *protocol,
                     listen: SocketAddr::new(address, forward.port),
                     to: forward.to,
+                    ports: forward.ports,
                     tenant: self.tenant(forward.tenant.as_ref()),
                     proxy_protocol: forward.proxy_protocol,
                 }));
@@ -445,10 +454,10 @@ impl Builder<'_> {
         forwards: &[ForwardSpec],
         servers: &[ServerSpec],
     ) -> Vec<NatSpec> {
-        let listens: Vec<SocketAddr> = forwards
+        let listens: Vec<(SocketAddr, u16)> = forwards
             .iter()
-            .map(|forward| forward.listen)
-            .chain(servers.iter().map(|server| server.listen))
+            .map(|forward| (forward.listen, forward.last_port()))
+            .chain(servers.iter().map(|server| (server.listen, server.listen.port())))
             .collect();
         let unusable = pools::unusable(self.services, Some(self.facts));
         let mut list = Vec::with_capacity(self.services.nats.len());
@@ -486,6 +495,7 @@ impl Builder<'_> {
                 tenants: self.tenants(&nat.tenants),
                 mapping: nat.mapping,
                 ports: nat.ports,
+                port_choice: nat.port_choice,
                 tables: nat.tables,
                 flows_per_client_max: nat.flows_per_client_max,
                 ports_per_client: nat.ports_per_client,
@@ -500,19 +510,22 @@ impl Builder<'_> {
         &self,
         interfaces: &[InterfaceSpec],
         addresses: &[IpAddr],
-        listens: &[SocketAddr],
+        listens: &[(SocketAddr, u16)],
     ) -> Vec<(u16, u16)> {
         let of_host = |address: &IpAddr| {
             interfaces.iter().flat_map(|interface| &interface.addresses).any(|net| net.addr() == *address)
         };
         let mut list: Vec<(u16, u16)> = listens
             .iter()
-            .filter(|listen| addresses.contains(&listen.ip()))
-            .map(|listen| (listen.port(), listen.port()))
+            .filter(|(listen, _)| addresses.contains(&listen.ip()))
+            .map(|(listen, last)| (listen.port(), *last))
             .collect();
         if addresses.iter().any(of_host) {
             list.push(self.facts.ephemeral_ports);
             list.extend(self.config.node.listen.map(|port| (port, port)));
+            let shared = |address: &IpAddr| address.is_unspecified() || addresses.contains(address);
+            let held = self.facts.held_ports.iter().filter(|(address, _)| shared(address));
+            list.extend(held.map(|(_, port)| (*port, *port)));
         }
         merged(list)
     }

@@ -64,11 +64,13 @@ fn keep_tenants(old: &Services, new: &mut Services) {
 
 fn listen(forward: &Forward) -> String {
     let protocols: Vec<String> = forward.protocols.iter().map(|protocol| protocol_text(*protocol)).collect();
-    match (&forward.host, forward.protocols.as_slice()) {
+    let more = if forward.ports > 1 { format!("-{}", forward.last_port()) } else { String::new() };
+    let first = match (&forward.host, forward.protocols.as_slice()) {
         (ListenHost::Address(address), [protocol]) => listen_text(*protocol, (*address, forward.port).into()),
         (ListenHost::Address(address), _) => format!("{} {address}:{}", protocols.join("+"), forward.port),
         (ListenHost::Interface(name), _) => format!("{} {name}:{}", protocols.join("+"), forward.port),
-    }
+    };
+    first + &more
 }
 
 /// Entries are the same when the name is, and they are the same one of several with that name.

@@ -32,6 +32,8 @@ pub struct ServicesStatus {
     pub handed_off_packets: u64,
     /// Replies of translated flows (rows C2, C3) that arrived at another core than the request's; must stay 0.
     pub replies_on_wrong_core_packets: u64,
+    /// Flows from a port below 1,024 that got one above, since none was free.
+    pub low_ports_lost_flows: u64,
     /// Lines that are missing in the log of address translation, for lack of room.
     pub lost_nat_events: u64,
     /// Raised by every change of the policy.

@@ -43,6 +43,8 @@ pub mod flags {
     pub const PROXY_PROTOCOL: u16 = 1 << 7;
     /// The flow was picked up in mid-stream: TCP windows are not known.
     pub const MID_STREAM: u16 = 1 << 8;
+    /// The outside port is the client's own and stands in no port table, where another remote's flow has its place.
+    pub const OWN_PORT: u16 = 1 << 12;
 }
 
 /// The mutable part of a flow, common to all kinds: 36 bytes.

@@ -6,15 +6,15 @@ use packet::drop_reason::DropReason;
 use packet::flow::FlowKey;
 use packet::icmp::is_icmp;
 use steering::port_solver::Outgoing;
-use steering::symmetric::{MIX_MULTIPLIER, core_bits};
+use steering::symmetric::{FlowHasher, MIX_MULTIPLIER, core_bits};
 
 use super::lease::{AddressBlocks, AutomaticWish, Snapshot};
 use super::limits::{Automatic, ClientKey};
 use super::log::{NatEvent, NatEventKind};
-use super::mapping::{InsideKey, MappingWish, OutsideKey};
+use super::mapping::{InsideKey, MappingWish, OutsideKey, mapping_core};
 use super::policy::Rule;
-use super::pools::{Ask, Chosen, PoolKey, Reach};
-use super::port_set::{ALL_BLOCKS, Blocks};
+use super::pools::{Ask, Chosen, Like, PoolKey, Reach};
+use super::port_set::{ALL_BLOCKS, Blocks, block_of};
 use super::{BindRequest, Binding, Followed, Nat, is_translated, remote};
 
 /// Addresses tried for a protocol without ports.
@@ -64,13 +64,46 @@ impl Candidates<'_> {
     }
 }
 
+impl Rule {
+    /// The sets of ports that a flow may get one of, in order: who uses a port below 1,024 gets such a one while there are
+    /// any, since servers may want it (RFC 4787 REQ-3 a).
+    fn sets_for(&self, request: &BindRequest) -> [Option<usize>; 2] {
+        let low = uses_low_port(&request.client).then_some(self.low_ports).flatten();
+        [low, Some(self.ports)]
+    }
+
+    /// The client's port, where it shall have the same outside.
+    fn like(&self, request: &BindRequest) -> Option<Like> {
+        let wanted = self.preserves || uses_low_port(&request.client);
+        let port = request.client.src_port;
+        let has_port = !is_icmp(request.client.protocol) && port != 0;
+        (wanted && has_port).then_some(Like { port, set: self.own_ports, beside_tables: self.preserves })
+    }
+}
+
+/// Whether a client uses a port below 1,024; queries of ICMP have no such ports.
+pub(crate) fn uses_low_port(client: &FlowKey) -> bool {
+    is_translated(client.protocol) && !is_icmp(client.protocol) && (1..1024).contains(&client.src_port)
+}
+
+/// Where in a pool of so many addresses a client begins that has none yet: all cores agree on it.
+pub(crate) fn first_of_pool(hasher: &FlowHasher, (tenant, client): ClientKey, addresses: usize) -> usize {
+    let nowhere = match client {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let key = FlowKey { src: client, dst: nowhere, src_port: 0, dst_port: 0, protocol: 0 };
+    let hash = hasher.hash(&key, tenant).wrapping_mul(MIX_MULTIPLIER);
+    ((u64::from(hash) * addresses as u64) >> 32) as usize
+}
+
 impl Nat {
     /// C4, and C3 for protocols without ports: nothing changes.
     pub(super) fn keep(&self, followed: &Followed, request: &BindRequest) -> Binding {
         let (source, port) = (request.client.src, request.client.sender_port());
         let hash = followed.hasher.hash(&request.client.reversed(), request.out_tenant);
         let replies_elsewhere = !self.pools.comes_here(hash);
-        Binding { source, port, table: 0, mapped: false, kept: true, replies_elsewhere }
+        Binding { source, port, table: 0, mapped: false, kept: true, own_port: false, replies_elsewhere }
     }
 
     /// C3: a port of the client's own address.
@@ -85,9 +118,10 @@ impl Nat {
         let own = request.client.src;
         let pooled = followed.policy.is_pool(own);
         let key = if pooled { PoolKey::Address(own) } else { PoolKey::Kept(own.is_ipv6()) };
-        let ask = ask(followed, rule, request, key, (own, ALL_BLOCKS));
-        let home = self.pools.choose(&ask, Reach::Home, in_use);
-        let chosen = home.or_else(|| self.pools.choose(&ask, Reach::Others, in_use));
+        let chosen = rule.sets_for(request).into_iter().flatten().find_map(|set| {
+            let ask = ask(followed, rule, request, key, (set, own, ALL_BLOCKS));
+            Reach::ALL.into_iter().find_map(|reach| self.pools.choose(&ask, reach, in_use))
+        });
         let chosen = chosen.ok_or(DropReason::NatPortsExhausted)?;
         let binding = self.chosen(followed, request, own, chosen);
         self.events.push(opened(now_ns, request, &binding));
@@ -144,16 +178,21 @@ impl Nat {
         request: &BindRequest,
         in_use: &dyn Fn(&FlowKey) -> bool,
     ) -> Option<Binding> {
-        let mut choose = |reach: Reach, addresses: usize| {
+        let mut choose = |set: usize, reach: Reach| {
+            let addresses = match reach {
+                Reach::Home | Reach::Rested => candidates.count(),
+                Reach::Others => candidates.count().min(OVERFLOW_ADDRESSES_MAX),
+            };
             (0..addresses).find_map(|place| {
                 let (address, blocks) = candidates.at(place)?;
-                let ask = ask(followed, rule, request, PoolKey::Address(address), (address, blocks));
+                let ask = ask(followed, rule, request, PoolKey::Address(address), (set, address, blocks));
                 self.pools.choose(&ask, reach, in_use).map(|chosen| (address, chosen))
             })
         };
-        let count = candidates.count();
-        let chosen =
-            choose(Reach::Home, count).or_else(|| choose(Reach::Others, count.min(OVERFLOW_ADDRESSES_MAX)));
+        let sets = rule.sets_for(request).into_iter().flatten();
+        let mut chosen =
+            sets.flat_map(|set| Reach::ALL.map(|reach| (set, reach))).map(|(set, reach)| choose(set, reach));
+        let chosen = chosen.find_map(|chosen| chosen);
         let (address, chosen) = chosen?;
         Some(self.chosen(followed, request, address, chosen))
     }
@@ -178,13 +217,22 @@ impl Nat {
         {
             return Some(self.mapped(followed, request, &outside));
         }
-        let allowed = followed.policy.ports(rule)?;
-        let port_of = |nat: &mut Self, place: usize| {
+        let own = rule.like(request).and_then(|like| Some((like, followed.policy.port_set(rule.own_ports)?)));
+        let port_of = |nat: &mut Self, set: usize, place: usize| {
             let (address, blocks) = candidates.at(place)?;
+            if let Some((like, allowed)) = own
+                && allowed.contains(like.port)
+                && blocks >> block_of(like.port) & 1 == 1
+                && mapping_core(address, like.port, nat.cores) == nat.core
+                && nat.mappings.is_free(request.out_tenant, protocol, address, like.port)
+            {
+                return Some((request.out_tenant, protocol, address, like.port));
+            }
+            let allowed = followed.policy.port_set(set)?;
             let wish = MappingWish {
                 allowed,
-                allowed_id: u64::from(nat.generation) << 32 | rule.ports as u64,
-                blocks: blocks & rule.blocks,
+                allowed_id: u64::from(nat.generation) << 32 | set as u64,
+                blocks: blocks & allowed.some_blocks(),
                 like: (!is_icmp(protocol)).then_some(key.src_port),
                 random: request.random,
             };
@@ -195,7 +243,9 @@ impl Nat {
             )?;
             Some((request.out_tenant, protocol, address, port))
         };
-        let outside: OutsideKey = (0..candidates.count()).find_map(|place| port_of(self, place))?;
+        let mut sets = rule.sets_for(request).into_iter().flatten();
+        let outside: OutsideKey =
+            sets.find_map(|set| (0..candidates.count()).find_map(|place| port_of(self, set, place)))?;
         let entry = self.mappings.insert(inside, outside, candidates.is_quiet());
         if !entry.quiet {
             self.events.push(super::mapping_event(now_ns, NatEventKind::Opened, &entry));
@@ -275,23 +325,16 @@ impl Nat {
         }
         let paired = self.clients.find(client).map(|client| client.paired).unwrap_or_default();
         let known = paired.iter().flatten().find_map(|had| pool.iter().position(|address| address == had));
-        known.unwrap_or_else(|| {
-            let nowhere = match client.1 {
-                IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-                IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-            };
-            let key = FlowKey { src: client.1, dst: nowhere, src_port: 0, dst_port: 0, protocol: 0 };
-            let hash = followed.hasher.hash(&key, client.0).wrapping_mul(MIX_MULTIPLIER);
-            ((u64::from(hash) * pool.len() as u64) >> 32) as usize
-        })
+        known.unwrap_or_else(|| first_of_pool(&followed.hasher, *client, pool.len()))
     }
 
     fn chosen(&self, followed: &Followed, request: &BindRequest, source: IpAddr, chosen: Chosen) -> Binding {
-        let Chosen { port, table, anywhere } = chosen;
+        let Chosen { port, table, anywhere, own_port } = chosen;
         if anywhere {
-            return self.bound(followed, request, source, (port, table));
+            return Binding { own_port, ..self.bound(followed, request, source, (port, table)) };
         }
-        Binding { source, port, table, mapped: false, kept: false, replies_elsewhere: false }
+        let (mapped, kept, replies_elsewhere) = (false, false, false);
+        Binding { source, port, table, mapped, kept, own_port, replies_elsewhere }
     }
 
     fn bound(
@@ -308,7 +351,7 @@ impl Nat {
         };
         let hash = followed.hasher.hash(&reply, request.out_tenant);
         let replies_elsewhere = !self.pools.comes_here(hash);
-        Binding { source, port, table, mapped: false, kept: false, replies_elsewhere }
+        Binding { source, port, table, mapped: false, kept: false, own_port: false, replies_elsewhere }
     }
 }
 
@@ -317,12 +360,13 @@ fn ask<'a>(
     rule: &Rule,
     request: &BindRequest,
     key: PoolKey,
-    (own, blocks): (IpAddr, Blocks),
+    (set, own, blocks): (usize, IpAddr, Blocks),
 ) -> Ask<'a> {
     Ask {
         key,
         flow: leaving(request, own),
-        set: rule.ports,
+        set,
+        like: rule.like(request),
         tables: rule.tables,
         blocks,
         bucket: core_bits(followed.hasher.hash(&request.client, request.tenant)),

@@ -235,6 +235,12 @@ impl Mappings {
         used.find(own, wish, u64::MAX, words)
     }
 
+    /// Whether nobody has this outside port.
+    pub(crate) fn is_free(&self, tenant: u16, protocol: u8, address: IpAddr, port: u16) -> bool {
+        let used = self.used.get(&(tenant, protocol, address));
+        self.len() < self.max && !used.is_some_and(|used| used.ports.contains(port))
+    }
+
     /// Makes a mapping, with one flow.
     pub(crate) fn insert(&mut self, inside: InsideKey, outside: OutsideKey, quiet: bool) -> MappingEntry {
         let entry =

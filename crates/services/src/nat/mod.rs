@@ -39,6 +39,7 @@ mod ports;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use bind::{first_of_pool, uses_low_port};
 pub use log::{NatEvent, NatEventKind};
 pub use mapping::mapping_core;
 pub use policy::{NatClient, NatPolicy};
@@ -79,6 +80,8 @@ pub struct Binding {
     pub mapped: bool,
     /// Address and port are the client's own (rule of mode "none"): no [`flags::SOURCE_NAT`].
     pub kept: bool,
+    /// The port is the client's own and in no table: [`flags::OWN_PORT`].
+    pub own_port: bool,
     /// The hash names another core for the replies: they come by the ring.
     pub replies_elsewhere: bool,
 }
@@ -260,11 +263,19 @@ impl Nat {
             }
             return;
         }
+        self.pools.tick(now_ns);
         let port = reply.reversed().sender_port();
         if mapped {
             self.mappings.leave(now_ns, &(out_tenant, reply.protocol, reply.dst, port));
         } else if is_translated(reply.protocol) {
-            self.pools.give(&outgoing(reply, out_tenant), port, record.port_table);
+            let flow = outgoing(reply, out_tenant);
+            if record.flags & flags::OWN_PORT != 0 {
+                self.pools.give_own(&flow);
+            } else {
+                // The server may be in TIME-WAIT (RFC 9293 §3.6.1).
+                let rests = reply.protocol == PROTOCOL_TCP && record.flags & flags::REPLIED != 0;
+                self.pools.give(&flow, port, record.port_table, rests);
+            }
         }
         let client_key = (tenant, client.src);
         let known = self.clients.closed(now_ns, &client_key);
@@ -316,6 +327,7 @@ impl Nat {
     /// Ends what was idle long enough: a bounded step. [`Self::bind`] does it too; call it a few times a second for
     /// quiet times.
     pub fn tick(&mut self, now_ns: u64) {
+        self.pools.tick(now_ns);
         let events = &mut self.events;
         self.mappings.expire(now_ns, |entry| {
             if !entry.quiet {

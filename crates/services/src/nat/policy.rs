@@ -9,7 +9,9 @@ use ipnet::IpNet;
 use packet::attachment::{BondId, Egress, Ingress, InterfaceId};
 use packet::flow::FlowKey;
 
-use crate::spec::{ForwardSpec, InterfaceSpec, LeaseSpec, Mapping, NatMode, NatSpec};
+use crate::spec::{
+    ForwardSpec, InterfaceSpec, LeaseSpec, Mapping, NatMode, NatSpec, PORTS_DEFAULT, PortChoice,
+};
 
 use super::lease::{LeaseError, Leases};
 use super::log::NatEvent;
@@ -52,10 +54,14 @@ pub(crate) struct Rule {
     of_interface: bool,
     /// It, or another rule of one of its addresses, is endpoint-independent.
     pub(crate) independent: bool,
-    /// Place of its ports in [`NatPolicy::port_sets`].
+    /// Place of its ports in [`NatPolicy::port_sets`]: of those from 1,024 on, if it has any.
     pub(crate) ports: usize,
-    /// Blocks with an allowed port.
-    pub(crate) blocks: Blocks,
+    /// Place of those below 1,024 there, for clients that use such ports.
+    pub(crate) low_ports: Option<usize>,
+    /// Place of all that a client may keep, if it is its own.
+    pub(crate) own_ports: usize,
+    /// Clients keep their ports where they are free.
+    pub(crate) preserves: bool,
     /// A power of two, 1–256.
     pub(crate) tables: u16,
     pub(crate) flows_per_client_max: u32,
@@ -99,6 +105,35 @@ impl Rule {
     }
 }
 
+/// Last of the ports that only privileged programs of a host may use.
+const LOW_MAX: u16 = 1023;
+/// Ports below 1,024 that are given out unless the operator says otherwise: the others are known as those of services,
+/// which networks filter.
+const LOW_DEFAULT: (u16, u16) = (512, LOW_MAX);
+
+/// The ports of a rule, parted at 1,024 (RFC 4787 REQ-3 a).
+struct RulePorts {
+    ports: PortSet,
+    low: Option<PortSet>,
+    own: PortSet,
+}
+
+impl RulePorts {
+    /// `usable`: what may be used of a range.
+    fn of(nat: &NatSpec, usable: impl Fn((u16, u16)) -> PortSet) -> Self {
+        let (first, last) = nat.ports;
+        let (low, own) = if nat.ports == PORTS_DEFAULT {
+            (LOW_DEFAULT, (1, last))
+        } else {
+            ((first, last.min(LOW_MAX)), nat.ports)
+        };
+        let low = (low.0 <= low.1).then(|| usable(low)).filter(|set| !set.is_empty());
+        let high = (last > LOW_MAX).then(|| usable((first.max(LOW_MAX + 1), last)));
+        let high = high.filter(|set| !set.is_empty());
+        Self { ports: high.or_else(|| low.clone()).unwrap_or_default(), low, own: usable(own) }
+    }
+}
+
 /// Facts about an outside address.
 #[derive(Clone, Copy, Debug, Default)]
 struct Outside {
@@ -109,8 +144,6 @@ struct Outside {
     independent: bool,
 }
 
-type Endpoint = (u8, IpAddr, u16);
-
 /// The NAT of one configuration. Never changed, shared by all cores; only the leases behind it live.
 #[derive(Debug)]
 pub struct NatPolicy {
@@ -118,8 +151,10 @@ pub struct NatPolicy {
     port_sets: Vec<PortSet>,
     outside: HashMap<IpAddr, Outside, FixedState>,
     forwards: Vec<ForwardSpec>,
-    by_listen: HashMap<Endpoint, u16, FixedState>,
-    by_target: HashMap<Endpoint, Vec<u16>, FixedState>,
+    /// Forwards of one port, by protocol and endpoint.
+    by_listen: HashMap<(u8, SocketAddr), u16, FixedState>,
+    /// Forwards of several ports, by protocol and address.
+    ranges: HashMap<(u8, IpAddr), Vec<u16>, FixedState>,
     lease_specs: Vec<LeaseSpec>,
     leases: Arc<Leases>,
 }
@@ -152,7 +187,7 @@ impl NatPolicy {
             outside: HashMap::default(),
             forwards: forwards.to_vec(),
             by_listen: HashMap::default(),
-            by_target: HashMap::default(),
+            ranges: HashMap::default(),
             lease_specs: leases.to_vec(),
             leases: Arc::default(),
         };
@@ -175,9 +210,12 @@ impl NatPolicy {
             if known.rule.is_none() {
                 known.out = known.out.or_else(|| interface_of(interfaces, forward.listen.ip()));
             }
-            // Of two on the same endpoint the first counts.
-            policy.by_listen.entry(endpoint(forward.protocol, forward.listen)).or_insert(place);
-            policy.by_target.entry(endpoint(forward.protocol, forward.to)).or_default().push(place);
+            if forward.ports <= 1 {
+                // Of two on the same endpoint the first counts.
+                policy.by_listen.entry((forward.protocol, forward.listen)).or_insert(place);
+            } else {
+                policy.ranges.entry((forward.protocol, forward.listen.ip())).or_default().push(place);
+            }
         }
         policy
     }
@@ -202,17 +240,9 @@ impl NatPolicy {
             _ if translates => nat.addresses.clone(),
             _ => Vec::new(),
         };
-        let mut ports = PortSet::new(nat.ports, &nat.reserved);
-        let here =
-            self.forwards.iter().filter(|forward| all.is_empty() || all.contains(&forward.listen.ip()));
-        for forward in here {
-            ports.remove(forward.listen.port());
-        }
-        let blocks = ports.some_blocks();
-        let place = self.port_sets.iter().position(|known| *known == ports).unwrap_or_else(|| {
-            self.port_sets.push(ports);
-            self.port_sets.len() - 1
-        });
+        let sets = RulePorts::of(nat, |port_range| self.without_forwards(port_range, nat, &all));
+        let [ports, own_ports] = [sets.ports, sets.own].map(|set| self.place_of(set));
+        let low_ports = sets.low.map(|set| self.place_of(set));
         let mut addresses = [Vec::new(), Vec::new()];
         let [v4, v6] = &mut addresses;
         for address in all {
@@ -230,12 +260,34 @@ impl NatPolicy {
             tenants: nat.tenants.clone(),
             of_interface,
             independent: nat.mapping == Mapping::EndpointIndependent && nat.mode == NatMode::AddressAndPort,
-            ports: place,
-            blocks,
+            ports,
+            low_ports,
+            own_ports,
+            preserves: nat.port_choice == PortChoice::Preserve,
             tables: nat.tables.clamp(1, TABLES_MAX).next_power_of_two(),
             flows_per_client_max: nat.flows_per_client_max,
             blocks_per_client: u32::from(nat.ports_per_client).div_ceil(super::port_set::BLOCK_PORTS),
         });
+    }
+
+    /// Ports of a rule with these addresses, but for reserved ones and those that forwards listen on.
+    fn without_forwards(&self, ports: (u16, u16), nat: &NatSpec, addresses: &[IpAddr]) -> PortSet {
+        let mut set = PortSet::new(ports, &nat.reserved);
+        let here = |forward: &&ForwardSpec| addresses.is_empty() || addresses.contains(&forward.listen.ip());
+        for forward in self.forwards.iter().filter(here) {
+            for port in forward.listen.port()..=forward.last_port() {
+                set.remove(port);
+            }
+        }
+        set
+    }
+
+    /// The place of a set of ports; equal ones have the same.
+    fn place_of(&mut self, ports: PortSet) -> usize {
+        self.port_sets.iter().position(|known| *known == ports).unwrap_or_else(|| {
+            self.port_sets.push(ports);
+            self.port_sets.len() - 1
+        })
     }
 
     /// Until nothing changes: who shares an address with an independent rule is independent.
@@ -302,17 +354,25 @@ impl NatPolicy {
         self.outside.get(&address).is_some_and(|known| known.rule.is_some())
     }
 
-    /// The forward that listens on an endpoint.
+    /// The forward that listens on an endpoint; of two the first.
     #[must_use]
     pub fn forward(&self, protocol: u8, dst: SocketAddr) -> Option<&ForwardSpec> {
-        let place = self.by_listen.get(&endpoint(protocol, dst))?;
-        self.forwards.get(usize::from(*place))
+        self.forward_place(protocol, dst).and_then(|place| self.forwards.get(usize::from(place)))
     }
 
-    /// The forwards that lead to an inside endpoint: who sends from there may be answering one of their clients.
+    /// Its number.
     #[must_use]
-    pub fn forward_target(&self, protocol: u8, src: SocketAddr) -> &[u16] {
-        self.by_target.get(&endpoint(protocol, src)).map_or(&[], Vec::as_slice)
+    pub fn forward_place(&self, protocol: u8, dst: SocketAddr) -> Option<u16> {
+        let alone = self.by_listen.get(&(protocol, dst)).copied();
+        let listens = |place: &u16| {
+            self.forwards.get(usize::from(*place)).is_some_and(|forward| forward.target(dst.port()).is_some())
+        };
+        let ranges = self.ranges.get(&(protocol, dst.ip()));
+        let in_range = ranges.and_then(|ranges| ranges.iter().copied().find(listens));
+        match (alone, in_range) {
+            (Some(alone), Some(in_range)) => Some(alone.min(in_range)),
+            (alone, in_range) => alone.or(in_range),
+        }
     }
 
     /// All forwards, by number.
@@ -327,7 +387,7 @@ impl NatPolicy {
     pub fn endpoint_independent(&self, address: IpAddr, port: u16, protocol: u8) -> bool {
         super::is_translated(protocol)
             && self.outside.get(&address).is_some_and(|known| known.independent)
-            && !self.by_listen.contains_key(&(protocol, address, port))
+            && self.forward_place(protocol, SocketAddr::new(address, port)).is_none()
     }
 
     /// The core to which a packet from outside belongs if [`Self::endpoint_independent`] says so of its destination:
@@ -358,6 +418,26 @@ impl NatPolicy {
         self.rule(rule).map(|rule| rule.mode)
     }
 
+    /// The source that a client keeps its port with, by a rule for which it does so; `place`: that of its address in a pool
+    /// of so many.
+    #[must_use]
+    pub fn preserved_source(
+        &self,
+        rule: u16,
+        client: IpAddr,
+        place: impl Fn(usize) -> usize,
+    ) -> Option<IpAddr> {
+        let rule = self.rule(rule).filter(|rule| rule.preserves && !rule.independent)?;
+        match rule.mode {
+            NatMode::None => None,
+            NatMode::PortOnly => Some(client),
+            NatMode::AddressAndPort => {
+                let pool = rule.pool(client);
+                pool.get(place(pool.len())).copied()
+            }
+        }
+    }
+
     /// The living leases.
     #[must_use]
     pub fn leases(&self) -> &Arc<Leases> {
@@ -369,7 +449,11 @@ impl NatPolicy {
     }
 
     pub(crate) fn ports(&self, rule: &Rule) -> Option<&PortSet> {
-        self.port_sets.get(rule.ports)
+        self.port_set(rule.ports)
+    }
+
+    pub(crate) fn port_set(&self, place: usize) -> Option<&PortSet> {
+        self.port_sets.get(place)
     }
 
     pub(crate) fn port_sets(&self) -> &[PortSet] {
@@ -386,10 +470,6 @@ fn interface_of(interfaces: &[InterfaceSpec], address: IpAddr) -> Option<Interfa
             .map(|place| InterfaceId(place as u16))
     };
     with(&|net| net.addr() == address).or_else(|| with(&|net| net.contains(&address)))
-}
-
-fn endpoint(protocol: u8, endpoint: SocketAddr) -> Endpoint {
-    (protocol, endpoint.ip(), endpoint.port())
 }
 
 #[cfg(test)]

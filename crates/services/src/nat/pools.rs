@@ -10,7 +10,11 @@
 //!   address, or each client would need tables of its own).
 //! * When all that is exhausted, ports of other tables are taken (*foreign* ports). From then until the last of them
 //!   is given back, every choice is checked against the flow table. So it is while the number of tables of an
-//!   address is not the one that its ports were chosen with.
+//!   address is not the one that its ports were chosen with, and while a client's own port stands in no table because
+//!   another remote's flow has its place.
+//!
+//! A port of a TCP connection rests when that has ended: the other end may remember it ([`super::ports::REST_S`]). Resting
+//! ports are given out when there are no others, those that rest longest first.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -25,12 +29,15 @@ use steering::symmetric::{FlowHasher, core_bits};
 use super::classes::{ClassMap, ClassMask, xor_all};
 use super::mapping::mapping_core;
 use super::policy::TABLES_MAX;
-use super::port_set::{Blocks, PortSet};
-use super::ports::{PortTable, Verdict, Wish};
+use super::port_set::{Blocks, PortSet, block_of};
+use super::ports::{PlaceState, PortTable, Verdict, Wish};
 use crate::random::Random;
 
 /// Other tables that are tried when the home table is exhausted.
 const OVERFLOW_TABLES: u16 = 4;
+
+/// Tables whose resting ports are looked at in one step.
+const TABLES_SWEPT: usize = 8;
 
 /// Flow table look-ups of one choice, when it needs them.
 pub(crate) const CHECKS_MAX: u32 = 64;
@@ -50,8 +57,10 @@ struct Pool {
     key: PoolKey,
     tenant: u16,
     held: u64,
-    /// Ports held by flows of another home table.
+    /// Ports held by flows of another home table, or in none.
     foreign: u32,
+    /// Ports held in no table.
+    beside: u32,
     /// With how many tables the held ports were chosen.
     modulus: u16,
     /// With several numbers of tables.
@@ -76,6 +85,17 @@ pub(crate) struct OwnBuckets {
     pub(crate) settled: u128,
 }
 
+/// A port that is wanted more than others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Like {
+    /// The port.
+    pub(crate) port: u16,
+    /// Place of the ports among which it must be.
+    pub(crate) set: usize,
+    /// Also where its place in the table is held for another remote: the flow table says whether it is free.
+    pub(crate) beside_tables: bool,
+}
+
 /// Request for a port of a pool.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ask<'a> {
@@ -83,6 +103,8 @@ pub(crate) struct Ask<'a> {
     pub(crate) flow: Outgoing,
     /// Place of the allowed ports.
     pub(crate) set: usize,
+    /// The port that it gets if that is free.
+    pub(crate) like: Option<Like>,
     /// Number of tables.
     pub(crate) tables: u16,
     pub(crate) blocks: Blocks,
@@ -99,6 +121,8 @@ pub(crate) struct Chosen {
     pub(crate) table: u8,
     /// The hash did not decide: the reply may come to another core.
     pub(crate) anywhere: bool,
+    /// It stands in no table ([`Like::beside_tables`]).
+    pub(crate) own_port: bool,
 }
 
 /// Which tables are tried.
@@ -108,6 +132,13 @@ pub(crate) enum Reach {
     Home,
     /// A few others.
     Others,
+    /// The flow's own again: ports that rest.
+    Rested,
+}
+
+impl Reach {
+    /// In the order in which they are tried. In other tables nothing is known of what rests for this remote.
+    pub(crate) const ALL: [Reach; 3] = [Reach::Home, Reach::Rested, Reach::Others];
 }
 
 /// The port tables of one core.
@@ -123,6 +154,10 @@ pub(crate) struct Pools {
     own: OwnBuckets,
     by_key: HashMap<(PoolKey, u16), usize, FixedState>,
     pools: Vec<Pool>,
+    /// The time, s.
+    now_s: u32,
+    /// Pool and table whose resting ports are looked at next.
+    sweep: (usize, usize),
     /// Words of tables read.
     pub(crate) words_read: u64,
     /// Flow table look-ups.
@@ -143,6 +178,8 @@ impl Pools {
             own: OwnBuckets::default(),
             by_key: HashMap::with_hasher(FixedState::with_seed(random.word())),
             pools: Vec::new(),
+            now_s: 0,
+            sweep: (0, 0),
             words_read: 0,
             checks: 0,
             not_held: 0,
@@ -177,7 +214,7 @@ impl Pools {
                 rearrange(&mut self.pools, old, new);
             }
         }
-        self.pools.retain(|pool| pool.held > 0);
+        self.pools.retain(|pool| pool.held > 0 || pool.tables.iter().any(Option::is_some));
         self.by_key.clear();
         for (place, pool) in self.pools.iter().enumerate() {
             self.by_key.insert((pool.key, pool.tenant), place);
@@ -212,7 +249,10 @@ impl Pools {
         }
         let mut checks = CHECKS_MAX;
         match reach {
-            Reach::Home => self.in_table(place, home, ask, false, &mut checks, in_use),
+            Reach::Home => self
+                .wanted(place, home, ask, in_use)
+                .or_else(|| self.in_table(place, (home, reach), ask, &mut checks, in_use)),
+            Reach::Rested => self.in_table(place, (home, reach), ask, &mut checks, in_use),
             Reach::Others => (1..=OVERFLOW_TABLES.min(modulus - 1)).find_map(|step| {
                 // An odd stride comes by different tables, and not by the home of every neighbour first.
                 let stride = (ask.random >> 48) as u16 | 1;
@@ -220,7 +260,7 @@ impl Pools {
                 if number == home {
                     return None;
                 }
-                self.in_table(place, number, ask, true, &mut checks, in_use)
+                self.in_table(place, (number, reach), ask, &mut checks, in_use)
             }),
         }
     }
@@ -241,6 +281,7 @@ impl Pools {
                 tenant,
                 held: 0,
                 foreign: 0,
+                beside: 0,
                 modulus: 0,
                 mixed: false,
                 tables: Vec::new(),
@@ -252,9 +293,8 @@ impl Pools {
     fn in_table(
         &mut self,
         place: usize,
-        number: u16,
+        (number, reach): (u16, Reach),
         ask: &Ask<'_>,
-        foreign: bool,
         checks: &mut u32,
         in_use: &dyn Fn(&FlowKey) -> bool,
     ) -> Option<Chosen> {
@@ -264,15 +304,14 @@ impl Pools {
         let map = self.maps.as_ref()?.get(slot as usize)?;
         let pool = self.pools.get_mut(place)?;
         let (classes, first, unsettled) = classes(self.own, ask, linear);
+        let foreign = reach == Reach::Others;
         let check = foreign || unsettled || pool.mixed || pool.foreign > 0;
-        let index = usize::from(number) * 2 + (slot as usize & 1);
-        if pool.tables.len() <= index {
-            pool.tables.resize_with(index + 1, || None);
-        }
-        let table = pool.tables.get_mut(index)?.get_or_insert_default();
+        let index = table_index(number, slot);
+        let table = pool.table(index)?;
+        table.wake(self.now_s);
         let wish = Wish { classes, first, blocks: ask.blocks, mask: &mask, random: ask.random };
         let looked_up = &mut self.checks;
-        let found = table.find(&wish, &mut self.words_read, &mut |place| {
+        let mut accept = |place| {
             if !check {
                 return Verdict::Take;
             }
@@ -283,16 +322,21 @@ impl Pools {
             *looked_up += 1;
             let reply = ask.flow.with_port(map.port(place)).reversed();
             if in_use(&reply) { Verdict::Skip } else { Verdict::Take }
-        });
+        };
+        let found = match reach {
+            Reach::Home | Reach::Others => table.find(&wish, &mut self.words_read, &mut accept),
+            Reach::Rested => table.find_rested(&wish, &mut accept),
+        };
         match found {
             Some(found) => {
                 table.take(found, &mask, foreign);
                 pool.held += 1;
                 pool.foreign += u32::from(foreign);
-                Some(Chosen { port: map.port(found), table: number as u8, anywhere: !linear })
+                let (port, table) = (map.port(found), number as u8);
+                Some(Chosen { port, table, anywhere: !linear, own_port: false })
             }
             None => {
-                if table.held() == 0
+                if table.is_idle()
                     && let Some(slot) = pool.tables.get_mut(index)
                 {
                     *slot = None;
@@ -300,6 +344,49 @@ impl Pools {
                 None
             }
         }
+    }
+
+    /// The port that is wanted more than others, if it may be used, leads here and is free.
+    fn wanted(
+        &mut self,
+        place: usize,
+        number: u16,
+        ask: &Ask<'_>,
+        in_use: &dyn Fn(&FlowKey) -> bool,
+    ) -> Option<Chosen> {
+        let like = ask.like?;
+        let (slot, linear) = (slot_of(&ask.flow)?, ask.flow.slot().is_ok());
+        let usable = self.masks.get(like.set)?.ports.contains(like.port)
+            && ask.blocks >> block_of(like.port) & 1 == 1
+            && (linear || mapping_core(ask.flow.own, like.port, self.cores) == self.core);
+        let wanted = self.maps.as_ref()?.get(slot as usize)?.place(like.port);
+        let (classes, _, unsettled) = classes(self.own, ask, linear);
+        if !usable || classes >> (wanted >> 9) & 1 == 0 {
+            return None;
+        }
+        let mask = self.mask(ask, slot, linear)?;
+        let now_s = self.now_s;
+        let pool = self.pools.get_mut(place)?;
+        let check = unsettled || pool.mixed || pool.foreign > 0;
+        let table = pool.table(table_index(number, slot))?;
+        table.wake(now_s);
+        let state = table.state(wanted);
+        let beside = state == PlaceState::Held && like.beside_tables;
+        let mut is_used = || {
+            self.checks += 1;
+            in_use(&ask.flow.with_port(like.port).reversed())
+        };
+        if !(beside || state == PlaceState::Free) || ((check || beside) && is_used()) {
+            return None;
+        }
+        if beside {
+            pool.beside += 1;
+            pool.foreign += 1;
+        } else {
+            table.take(wanted, &mask, false);
+        }
+        pool.held += 1;
+        Some(Chosen { port: like.port, table: number as u8, anywhere: !linear, own_port: beside })
     }
 
     /// The allowed ports in the order of places; if the hash does not decide, those of this core's granules.
@@ -323,24 +410,68 @@ impl Pools {
         Some(mask)
     }
 
-    /// Gives a port back: the flow as it left, without its port, then port and table.
-    pub(crate) fn give(&mut self, flow: &Outgoing, port: u16, number: u8) -> bool {
-        let given = self.give_to(PoolKey::Address(flow.own), flow, port, number).is_some()
-            || self.give_to(PoolKey::Kept(flow.own.is_ipv6()), flow, port, number).is_some();
+    /// The time goes on; ends the rest of ports of a few tables.
+    pub(crate) fn tick(&mut self, now_ns: u64) {
+        self.now_s = (now_ns / 1_000_000_000) as u32;
+        let (place, first) = self.sweep;
+        let Some(pool) = self.pools.get_mut(place) else {
+            self.sweep = (0, 0);
+            return;
+        };
+        for kept in pool.tables.iter_mut().skip(first).take(TABLES_SWEPT) {
+            let Some(table) = kept else { continue };
+            table.wake(self.now_s);
+            if table.is_idle() {
+                *kept = None;
+            }
+        }
+        let next = first + TABLES_SWEPT;
+        self.sweep = if next < pool.tables.len() { (place, next) } else { (place + 1, 0) };
+    }
+
+    /// Gives a port back that stood in no table.
+    pub(crate) fn give_own(&mut self, flow: &Outgoing) {
+        let keys = [PoolKey::Address(flow.own), PoolKey::Kept(flow.own.is_ipv6())];
+        for key in keys {
+            let place = self.by_key.get(&(key, flow.tenant));
+            if let Some(pool) = place.and_then(|place| self.pools.get_mut(*place))
+                && let Some(beside) = pool.beside.checked_sub(1)
+            {
+                pool.beside = beside;
+                pool.foreign = pool.foreign.saturating_sub(1);
+                pool.held = pool.held.saturating_sub(1);
+                return;
+            }
+        }
+        self.not_held += 1;
+    }
+
+    /// Gives a port back: the flow as it left, without its port, then port and table. `rests`: the other end may remember
+    /// the connection.
+    pub(crate) fn give(&mut self, flow: &Outgoing, port: u16, number: u8, rests: bool) -> bool {
+        let given = self.give_to(PoolKey::Address(flow.own), flow, (port, number), rests).is_some()
+            || self.give_to(PoolKey::Kept(flow.own.is_ipv6()), flow, (port, number), rests).is_some();
         self.not_held += u64::from(!given);
         given
     }
 
-    fn give_to(&mut self, key: PoolKey, flow: &Outgoing, port: u16, number: u8) -> Option<()> {
+    fn give_to(
+        &mut self,
+        key: PoolKey,
+        flow: &Outgoing,
+        (port, number): (u16, u8),
+        rests: bool,
+    ) -> Option<()> {
+        let rest_from_s = rests.then_some(self.now_s);
         let slot = slot_of(flow)?;
         let place = *self.by_key.get(&(key, flow.tenant))?;
         let pool = self.pools.get_mut(place)?;
-        let kept = pool.tables.get_mut(usize::from(number) * 2 + (slot as usize & 1))?;
+        let kept = pool.tables.get_mut(table_index(u16::from(number), slot))?;
         let table = kept.as_mut()?;
-        let given = table.give(self.maps.as_ref()?.get(slot as usize)?.place(port))?;
+        let given = table.give(self.maps.as_ref()?.get(slot as usize)?.place(port), rest_from_s)?;
         pool.held -= 1;
         pool.foreign -= u32::from(given.foreign);
-        if table.held() == 0 {
+        if table.is_idle() {
             *kept = None;
         }
         Some(())
@@ -355,7 +486,7 @@ impl Pools {
                 PoolKey::Kept(_) => None,
             };
             for (index, table) in pool.tables.iter().enumerate() {
-                if let Some(table) = table {
+                if let Some(table) = table.as_ref().filter(|table| table.held() > 0) {
                     fill.push((address, pool.tenant, (index / 2) as u8, index % 2 == 1, table.held()));
                 }
             }
@@ -368,6 +499,21 @@ impl Pools {
     pub(crate) fn held(&self) -> u64 {
         self.pools.iter().map(|pool| pool.held).sum()
     }
+}
+
+impl Pool {
+    /// A table, empty if it was not there.
+    fn table(&mut self, index: usize) -> Option<&mut PortTable> {
+        if self.tables.len() <= index {
+            self.tables.resize_with(index + 1, || None);
+        }
+        Some(self.tables.get_mut(index)?.get_or_insert_default())
+    }
+}
+
+/// Place of a table of a slot.
+fn table_index(number: u16, slot: PortSlot) -> usize {
+    usize::from(number) * 2 + (slot as usize & 1)
 }
 
 /// Which classes serve, which one first, and whether other cores may have flows there.

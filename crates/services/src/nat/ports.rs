@@ -9,6 +9,7 @@
 //!
 //! A table with few ports keeps them as a list, so that memory follows use: at most 64 bytes for a port.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::classes::{CLASS_WORDS, CLASSES, ClassMap, ClassMask, spread};
@@ -19,6 +20,13 @@ const FEW_MAX: usize = 128;
 
 /// Bits become a list again below this.
 const FEW_AGAIN: u32 = 48;
+
+/// How long a port is not given again after a connection that it was used for, s: as long as the other end may be in
+/// TIME-WAIT (RFC 9293 §3.6.1; Linux: 60 s).
+pub(crate) const REST_S: u32 = 60;
+
+/// Resting ports of one table that a search looks at when no others are left.
+const RESTED_LOOKED_AT: usize = 4_096;
 
 /// Request to a table.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +58,10 @@ pub(crate) enum Verdict {
 #[derive(Debug, Default)]
 pub(crate) struct PortTable {
     held: u32,
+    /// Held and resting places.
     bits: Bits,
+    /// Since when (s) which place rests, oldest first.
+    resting: VecDeque<(u32, u16)>,
     /// Places that were taken for flows of another table; rare.
     foreign: Option<Box<PortSet>>,
 }
@@ -116,6 +127,85 @@ impl PortTable {
     /// Ports taken.
     pub(crate) fn held(&self) -> u32 {
         self.held
+    }
+
+    /// Whether nothing would be forgotten with the table.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.held == 0 && self.resting.is_empty()
+    }
+
+    /// State of one place.
+    pub(crate) fn state(&self, place: u16) -> PlaceState {
+        if !self.is_occupied(place) {
+            PlaceState::Free
+        } else if self.resting.iter().any(|(_, resting)| *resting == place) {
+            PlaceState::Resting
+        } else {
+            PlaceState::Held
+        }
+    }
+
+    fn is_occupied(&self, place: u16) -> bool {
+        self.word(usize::from(place >> 6)) >> (place & 63) & 1 == 1
+    }
+
+    /// Ends the rest of what rested long enough.
+    pub(crate) fn wake(&mut self, now_s: u32) {
+        while let Some((since_s, place)) = self.resting.front().copied() {
+            if now_s.saturating_sub(since_s) < REST_S {
+                return;
+            }
+            self.resting.pop_front();
+            self.clear(place);
+        }
+    }
+
+    /// A resting place that fits the wish and that `accept` takes, of those that rest longest; it is free then.
+    pub(crate) fn find_rested(
+        &mut self,
+        wish: &Wish<'_>,
+        accept: &mut dyn FnMut(u16) -> Verdict,
+    ) -> Option<u16> {
+        let fits = |place: u16| {
+            let (at, class) = (usize::from(place >> 6), place >> 9);
+            let block = place >> 3 & 63;
+            wish.classes >> class & 1 == 1
+                && wish.blocks >> block & 1 == 1
+                && wish.mask.word(at) >> (place & 63) & 1 == 1
+        };
+        let mut found = None;
+        for (at, (_, place)) in self.resting.iter().take(RESTED_LOOKED_AT).enumerate() {
+            if !fits(*place) {
+                continue;
+            }
+            match accept(*place) {
+                Verdict::Take => {
+                    found = Some((at, *place));
+                    break;
+                }
+                Verdict::Skip => {}
+                Verdict::Stop => break,
+            }
+        }
+        let (at, place) = found?;
+        self.resting.remove(at);
+        self.clear(place);
+        Some(place)
+    }
+
+    /// A place is neither held nor resting any more; false if it was not.
+    fn clear(&mut self, place: u16) -> bool {
+        let was = match &mut self.bits {
+            Bits::Few(places) => {
+                places.iter().position(|taken| *taken == place).map(|at| places.swap_remove(at)).is_some()
+            }
+            Bits::Many(dense) => dense.set(place, false),
+        };
+        let occupied = self.held as usize + self.resting.len();
+        if was && occupied < FEW_AGAIN as usize && matches!(self.bits, Bits::Many(_)) {
+            self.bits = Bits::Few(self.places());
+        }
+        was
     }
 
     /// A free place that fits the wish and that `accept` takes. `words` counts the words read.
@@ -224,20 +314,18 @@ impl PortTable {
         }
     }
 
-    /// Gives a place back: whether it was taken, and for a flow of another table.
-    pub(crate) fn give(&mut self, place: u16) -> Option<Given> {
-        let was = match &mut self.bits {
-            Bits::Few(places) => {
-                places.iter().position(|taken| *taken == place).map(|at| places.swap_remove(at)).is_some()
-            }
-            Bits::Many(dense) => dense.set(place, false),
-        };
-        if !was {
+    /// Gives a place back: whether it was taken, and for a flow of another table. `rest_from_s`: it is not given again soon.
+    pub(crate) fn give(&mut self, place: u16, rest_from_s: Option<u32>) -> Option<Given> {
+        // Whether it rests is not looked up: that would cost more than all the rest.
+        if !self.is_occupied(place) {
             return None;
         }
-        self.held -= 1;
-        if self.held < FEW_AGAIN && matches!(self.bits, Bits::Many(_)) {
-            self.bits = Bits::Few(self.places());
+        self.held = self.held.checked_sub(1)?;
+        match rest_from_s {
+            Some(now_s) => self.resting.push_back((now_s, place)),
+            None => {
+                self.clear(place);
+            }
         }
         let foreign = self.foreign.as_mut().is_some_and(|places| places.remove(place));
         Some(Given { foreign })
@@ -247,7 +335,11 @@ impl PortTable {
     pub(crate) fn rearrange(&mut self, old: &ClassMap, new: &ClassMap) {
         // The next search counts what is left.
         let mask = Arc::new(ClassMask::default());
-        let earlier = std::mem::take(self);
+        let mut earlier = std::mem::take(self);
+        // Where they stood is of no use any more.
+        for (_, place) in std::mem::take(&mut earlier.resting) {
+            earlier.clear(place);
+        }
         for place in earlier.places() {
             let foreign = earlier.foreign.as_ref().is_some_and(|places| places.contains(place));
             self.take(new.place(old.port(place)), &mask, foreign);
@@ -267,6 +359,17 @@ impl PortTable {
             }
         }
     }
+}
+
+/// State of a place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum PlaceState {
+    /// Nobody has it.
+    Free,
+    /// A connection that it was used for ended a short time ago.
+    Resting,
+    /// A flow has it.
+    Held,
 }
 
 /// A place that was given back.

@@ -16,7 +16,7 @@ use super::mapping::MAPPING_IDLE_NS;
 use packet::attachment::{Egress, Ingress, InterfaceId};
 
 use super::*;
-use crate::spec::{LeaseSpec, Mapping, NatSpec};
+use crate::spec::{LeaseSpec, Mapping, NatSpec, PortChoice};
 
 mod dependent;
 mod independent;
@@ -68,6 +68,7 @@ pub(super) fn nat(addresses: &[&str]) -> NatSpec {
         tenants: vec![],
         mapping: Mapping::EndpointDependent,
         ports: (1024, 65_535),
+        port_choice: PortChoice::Random,
         reserved: vec![],
         tables: 64,
         flows_per_client_max: 0,
@@ -95,6 +96,8 @@ struct Gateway {
     log: Vec<NatEvent>,
     random: Random,
     now_ns: u64,
+    /// Flows that end were answered.
+    replied: bool,
 }
 
 impl Gateway {
@@ -112,6 +115,7 @@ impl Gateway {
             log: Vec::new(),
             random: Random(u64::from(core)),
             now_ns: 0,
+            replied: false,
         };
         gateway.follow();
         gateway
@@ -161,6 +165,8 @@ impl Gateway {
         let mut record = Record { port_table: binding.table, nat: 1, ..Record::default() };
         record.flags = if binding.kept { 0 } else { flags::SOURCE_NAT };
         record.flags |= if binding.mapped { flags::MAPPED } else { 0 };
+        record.flags |= if binding.own_port { flags::OWN_PORT } else { 0 };
+        record.flags |= if self.replied { flags::REPLIED } else { 0 };
         self.nat.release(self.now_ns, &reply, 5, &record, &request.client, request.tenant);
         self.log.extend(self.nat.events());
         assert_eq!(self.nat.status().not_held, 0);

@@ -151,7 +151,7 @@ impl Services {
             return None;
         }
         let (egress, neighbor) = routing.back(packet.ingress, &packet.key.reversed(), packet.tenant).ok()?;
-        let hop = routing.unnumbered((egress, neighbor, false));
+        let hop = routing.unnumbered((egress, neighbor, packet.key.src.is_ipv4()));
         *ethernet = hop.ethernet;
         matches!(egress, Egress::Interface(_) | Egress::Bond(_)).then_some(hop.outcome)
     }

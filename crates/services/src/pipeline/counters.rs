@@ -35,6 +35,8 @@ pub struct Counters {
     pub decided_again: u64,
     /// Flows that a reload's new rules ended.
     pub flows_refused: u64,
+    /// Flows from a port below 1,024 that got one above, since none was free.
+    pub low_ports_lost: u64,
     /// ICMP errors and resets made here.
     pub answers: u64,
 }
@@ -104,9 +106,7 @@ impl RuleCounters {
         }
         if record.flags & flags::DEST_NAT != 0 && record.backend == 0 {
             let listen = SocketAddr::new(original.dst, original.dst_port);
-            let mut forwards = policy.spec.forwards.iter();
-            let place = forwards
-                .position(|forward| forward.protocol == original.protocol && forward.listen == listen);
+            let place = policy.nat.forward_place(original.protocol, listen).map(usize::from);
             if let Some((live, total)) = place.and_then(|place| self.forward_flows.get_mut(place)) {
                 *live = change(*live);
                 *total += u64::from(begins);

@@ -118,8 +118,8 @@ pub fn explain(policy: &Policy, ownership: &Ownership, key: &FlowKey, ingress: I
             }
         }
         Some(Service::Forward(forward)) => {
-            explanation.forward = Some(forward.listen);
-            explanation.destination = forward.to;
+            explanation.forward = Some(SocketAddr::new(key.dst, key.dst_port));
+            explanation.destination = forward.target(key.dst_port).unwrap_or(forward.to);
             tenant_out = forward.tenant;
         }
         None => {}

@@ -18,7 +18,7 @@ use super::{
     Services, established, next_hops,
 };
 use crate::flow::{FlowId, Record, flags};
-use crate::nat::{BindRequest, Binding, NatClient};
+use crate::nat::{BindRequest, Binding, NatClient, uses_low_port};
 use crate::policy::{Policy, Service};
 use crate::route::RouteQuery;
 use crate::rules::{Question, Verdict};
@@ -338,7 +338,7 @@ impl Services {
                 tenant_out = forward.tenant;
                 let proxied = forward.proxy_protocol && forward.protocol == TCP;
                 resolution.flags |= if proxied { flags::PROXY_PROTOCOL } else { 0 };
-                resolution.set_destination(forward.to);
+                resolution.set_destination(forward.target(key.dst_port).unwrap_or(forward.to));
             }
             None => {
                 if policy.maps_endpoints
@@ -423,6 +423,9 @@ impl Services {
             record.flags &= !flags::MAPPED;
             record.flags |= if binding.kept { 0 } else { flags::SOURCE_NAT };
             record.flags |= if binding.mapped { flags::MAPPED } else { 0 };
+            record.flags |= if binding.own_port { flags::OWN_PORT } else { 0 };
+            let low_lost = uses_low_port(&resolution.to) && !binding.kept && binding.port >= 1024;
+            self.counters.low_ports_lost += u64::from(low_lost);
             record.nat = rule + 1;
             record.port_table = binding.table;
             if !binding.kept {

@@ -10,7 +10,7 @@ use packet::icmp::{HEADER_BYTES, Kind};
 use packet::{DropReason, FlowKey, IpHeader};
 
 use super::context::PacketContext;
-use super::{Direction, Frame, Origin, Output, Services};
+use super::{Frame, Origin, Output, Services};
 use crate::fragment::SentId;
 
 /// What an ICMP error quotes, if it is a fragment.
@@ -62,11 +62,7 @@ impl Services {
             return self.ask_next_core(packet, frame, out);
         };
         // An error travels against the packet that it is about.
-        let direction = match of_quote {
-            Direction::Original => Direction::Reply,
-            Direction::Reply => Direction::Original,
-        };
-        if let Err(reason) = self.established_error(packet, frame, (flow, direction), out) {
+        if let Err(reason) = self.established_error(packet, frame, (flow, of_quote.flipped()), out) {
             self.dropped(frame, reason);
         }
     }

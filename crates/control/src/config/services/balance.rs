@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
-use services::spec::{BalanceMethod, DeliveryMode, Mapping, NatMode, TCP};
+use services::spec::{BalanceMethod, DeliveryMode, Mapping, NatMode, PORTS_DEFAULT, PortChoice, TCP};
 use toml::de::DeValue;
 
 use super::super::problem::Problems;
@@ -27,6 +27,9 @@ const MAPPINGS: [(&str, Mapping); 2] = [
     ("endpoint-dependent", Mapping::EndpointDependent),
     ("endpoint-independent", Mapping::EndpointIndependent),
 ];
+
+const PORT_CHOICES: [(&str, PortChoice); 2] =
+    [("random", PortChoice::Random), ("preserve", PortChoice::Preserve)];
 
 /// Of a NAT.
 pub(in super::super) struct NatPlaces {
@@ -68,13 +71,21 @@ pub(super) fn nat(table: Table<'_>, names: &Names, problems: &mut Problems<'_>) 
     let tenants = plain(section.list("tenants", "\"red\"", |text| names.tenant(text)));
     let mapping =
         section.choice("mapping", &MAPPINGS).map_or(Mapping::EndpointDependent, |mapping| mapping.value);
-    let ports = nat_ports(&mut section);
+    let port_range = nat_ports(&mut section);
+    let port_choice =
+        section.choice("port-choice", &PORT_CHOICES).map_or(PortChoice::Random, |choice| choice.value);
     let tables = tables(&mut section);
     let flows_per_client_max = section.number_or("flows-per-client-max", 1..=10_000_000, FLOWS_PER_CLIENT);
     let ports_per_client = section.number("ports-per-client", 0..=64_512);
     let ports_per_client = ports_per_client.map_or(0, |ports| {
         if ports.value % u64::from(BLOCK_PORTS) != 0 {
             let message = format!("{} is not a multiple of {BLOCK_PORTS}; ports come in blocks", ports.value);
+            section.error(&ports.at, "ports-per-client", message);
+        } else if ports.value > 0 && !has_whole_block(port_range) {
+            let (first, last) = port_range;
+            let message = format!(
+                "ports = \"{first}-{last}\" has no whole block of {BLOCK_PORTS} ports (such as 1024-2047) for a client"
+            );
             section.error(&ports.at, "ports-per-client", message);
         }
         u16::try_from(ports.value).unwrap_or(0)
@@ -89,7 +100,8 @@ pub(super) fn nat(table: Table<'_>, names: &Names, problems: &mut Problems<'_>) 
         from: from.into_iter().map(|from| from.value).collect(),
         tenants,
         mapping,
-        ports,
+        ports: port_range,
+        port_choice,
         tables,
         flows_per_client_max,
         ports_per_client,
@@ -103,19 +115,19 @@ const FLOWS_PER_CLIENT: u32 = 65_536;
 
 fn nat_ports(section: &mut Section<'_, '_, '_>) -> (u16, u16) {
     let ports = section.parsed("ports", "\"1024-65535\"", values::port_range);
-    let Some(ports) = ports else { return (1024, 65_535) };
-    let block = BLOCK_PORTS as u16;
-    let (first, last) = ports.value;
-    let whole_first = first.div_ceil(block).checked_mul(block);
-    let fits = whole_first.is_some_and(|first| first.checked_add(block - 1).is_some_and(|end| end <= last));
-    if first == 0 || !fits {
-        let message = format!(
-            "\"{first}-{last}\" has no whole block of {BLOCK_PORTS} ports (such as 1024-2047); write for example \
-             \"1024-65535\""
-        );
+    let Some(ports) = ports else { return PORTS_DEFAULT };
+    if ports.value.0 == 0 {
+        let message = "port 0 is no port; write for example \"1024-65535\"";
         section.error(&ports.at, "ports", message);
     }
     ports.value
+}
+
+/// Whether a range has a whole block of ports, as leases need them.
+fn has_whole_block((first, last): (u16, u16)) -> bool {
+    let block = BLOCK_PORTS as u16;
+    let whole_first = first.div_ceil(block).checked_mul(block);
+    first > 0 && whole_first.is_some_and(|first| first.checked_add(block - 1).is_some_and(|end| end <= last))
 }
 
 fn tables(section: &mut Section<'_, '_, '_>) -> u16 {
@@ -152,18 +164,27 @@ pub(super) fn forward(
 ) -> Option<(Forward, Range<usize>)> {
     let mut section = Section::new("forward", Some(table), problems);
     let listen = section.required("listen", "\"tcp 203.0.113.1:8080\"", |text| {
-        let (protocols, host, port) = values::forward_listen(text)?;
+        let (protocols, host, ports) = values::forward_listen(text)?;
         if let super::ListenHost::Interface(name) = &host {
             names.interface(name)?;
         }
-        Ok((protocols, host, port))
+        Ok((protocols, host, ports))
     });
     let to = section.required("to", "\"10.0.0.5:80\"", values::target);
     let tenant = section.parsed("tenant", "\"red\"", |text| names.tenant(text));
     let proxy_protocol = section.flag("proxy-protocol");
     section.finish();
     let (listen, to) = (listen?, to?);
-    let (protocols, host, port) = listen.value;
+    let (protocols, host, (port, last)) = listen.value;
+    let (first_to, last_to) = to.value.1.unwrap_or((port, last));
+    if last_to - first_to != last - port {
+        let message = format!(
+            "{} ports cannot lead to {}; name as many, or the address alone for the same ones",
+            u32::from(last - port) + 1,
+            u32::from(last_to - first_to) + 1
+        );
+        problems.error(&to.at, "forward.to", message);
+    }
     if let super::ListenHost::Address(address) = host
         && address.is_ipv4() != to.value.0.is_ipv4()
     {
@@ -180,7 +201,8 @@ pub(super) fn forward(
         protocols,
         host,
         port,
-        to: SocketAddr::new(to.value.0, to.value.1.unwrap_or(port)),
+        ports: (last - port).saturating_add(1),
+        to: SocketAddr::new(to.value.0, first_to),
         tenant: tenant.map(|tenant| tenant.value),
         proxy_protocol: proxy_protocol.is_some_and(|proxy| proxy.value),
     };

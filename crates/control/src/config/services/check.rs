@@ -156,12 +156,28 @@ fn rules(all: &Services, places: &Places, problems: &mut Problems<'_>) {
     }
 }
 
+/// Ports that services listen on: first, last and whose, by protocol and address.
+#[derive(Default)]
+struct Taken(BTreeMap<(u8, ListenHost), Vec<(u16, u16, String)>>);
+
+impl Taken {
+    /// Takes ports; the name of who has some of them already.
+    fn insert(&mut self, place: (u8, ListenHost), (first, last): (u16, u16), name: String) -> Option<String> {
+        let here = self.0.entry(place).or_default();
+        let other = here.iter().find(|(from, to, _)| *from <= last && first <= *to);
+        let other = other.map(|(.., name)| name.clone());
+        here.push((first, last, name));
+        other
+    }
+}
+
 fn listeners(all: &Services, places: &Places, problems: &mut Problems<'_>) {
-    let mut taken: BTreeMap<(u8, ListenHost, u16), String> = BTreeMap::new();
+    let mut taken = Taken::default();
     for (server, place) in all.servers.iter().zip(&places.servers) {
         let (address, port) = (server.listen.ip(), server.listen.port());
-        let key = (server.protocol, ListenHost::Address(address), port);
-        if let Some(other) = taken.insert(key, format!("virtual server \"{}\"", server.name)) {
+        let place_taken = (server.protocol, ListenHost::Address(address));
+        let name = format!("virtual server \"{}\"", server.name);
+        if let Some(other) = taken.insert(place_taken, (port, port), name) {
             let text = listen_text(server.protocol, server.listen);
             problems.error(
                 &place.listen,
@@ -178,12 +194,12 @@ fn listeners(all: &Services, places: &Places, problems: &mut Problems<'_>) {
                     format!("{} {name}:{}", protocol_text(*protocol), forward.port)
                 }
             };
+            let text = if forward.ports > 1 { format!("{text}-{}", forward.last_port()) } else { text };
             let mut clash = None;
             for host in hosts(all, forward) {
-                let other = taken.insert(
-                    (*protocol, host.clone(), forward.port),
-                    format!("the forward to {}", forward.to),
-                );
+                let ports = (forward.port, forward.last_port());
+                let name = format!("the forward to {}", forward.to);
+                let other = taken.insert((*protocol, host.clone()), ports, name);
                 clash = clash.or(other.map(|other| (host, other)));
             }
             if let Some((host, other)) = clash {

@@ -245,15 +245,17 @@ fn peers_in_rules_and_nats() {
 fn nats_and_forwards() {
     golden(
         &format!(
-            "{WAN}[[nat]]\nmode = \"full-cone\"\n[[nat]]\nout = \"wam\"\nports = \"1-1000\"\ntables = 65\n"
+            "{WAN}[[nat]]\nmode = \"full-cone\"\n[[nat]]\nout = \"wam\"\nports = \"0-1000\"\nports-per-client = 1024\ntables = 65\nport-choice = \"same\"\n"
         ),
         &[
             "site.toml:4:1: error: nat.out: missing; write out = \"wan\"",
             "site.toml:5:8: error: nat.mode: \"full-cone\" is not one of \"address-and-port\", \"port-only\", \"none\"",
             "site.toml:7:7: error: nat.out: no interface is named \"wam\"; did you mean \"wan\"?",
-            "site.toml:8:9: error: nat.ports: \"1-1000\" has no whole block of 1024 ports (such as 1024-2047); write for \
-             example \"1024-65535\"",
-            "site.toml:9:10: error: nat.tables: 65 found, 64 or 256 is needed",
+            "site.toml:8:9: error: nat.ports: port 0 is no port; write for example \"1024-65535\"",
+            "site.toml:9:20: error: nat.ports-per-client: ports = \"0-1000\" has no whole block of 1024 ports (such as \
+             1024-2047) for a client",
+            "site.toml:10:10: error: nat.tables: 65 found, 64 or 256 is needed",
+            "site.toml:11:15: error: nat.port-choice: \"same\" is not one of \"random\", \"preserve\"",
         ],
     );
     golden(
@@ -280,6 +282,38 @@ fn nats_and_forwards() {
             "site.toml:8:6: error: forward.to: fd00::1 is not of the address family of 203.0.113.1; change one of them",
             "site.toml:9:18: error: forward.proxy-protocol: the PROXY protocol needs TCP; remove it, or write \
              listen = \"tcp …\"",
+        ],
+    );
+}
+
+#[test]
+fn ranges_of_ports() {
+    let all = services(&format!(
+        "{LAN}{WAN}[[nat]]\nout = \"wan\"\nports = \"512-1023\"\nport-choice = \"preserve\"\n[[forward]]\n\
+         listen = \"udp wan:16384-16393\"\nto = \"10.0.0.5\"\n[[forward]]\nlisten = \"tcp+udp 203.0.113.1:1-65535\"\n\
+         to = \"10.0.0.6\"\n[[forward]]\nlisten = \"tcp [2001:db8::1]:5000-5009\"\nto = \"[fd00::5]:6000-6009\"\n"
+    ).replace("203.0.113.1:1-65535", "203.0.113.2:1-65535"));
+    assert_eq!((all.nats[0].ports, all.nats[0].port_choice), ((512, 1023), PortChoice::Preserve));
+    let ports = |place: usize| {
+        let forward = &all.forwards[place];
+        (forward.port, forward.ports, forward.last_port(), forward.to.to_string())
+    };
+    assert_eq!(ports(0), (16_384, 10, 16_393, "10.0.0.5:16384".to_owned()));
+    assert_eq!(ports(1), (1, 65_535, 65_535, "10.0.0.6:1".to_owned()));
+    assert_eq!(ports(2), (5_000, 10, 5_009, "[fd00::5]:6000".to_owned()));
+    golden(
+        &format!(
+            "{WAN}[[forward]]\nlisten = \"udp wan:100-90\"\nto = \"10.0.0.5\"\n[[forward]]\nlisten = \"udp wan:0-90\"\n\
+             to = \"10.0.0.5\"\n[[forward]]\nlisten = \"udp wan:90-99\"\nto = \"10.0.0.5:80\"\n[[forward]]\n\
+             listen = \"udp 203.0.113.1:95-120\"\nto = \"10.0.0.5\"\n"
+        ),
+        &[
+            "site.toml:5:10: error: forward.listen: \"100-90\" ends before it begins; write \"90-100\"",
+            "site.toml:8:10: error: forward.listen: port 0 is no port; write for example \"tcp 203.0.113.1:8080\", or \
+             \"tcp wan:8080\" for the addresses of an interface",
+            "site.toml:12:6: error: forward.to: 10 ports cannot lead to 1; name as many, or the address alone for the same \
+             ones",
+            "site.toml:14:10: error: forward.listen: udp 203.0.113.1:95-120 belongs to the forward to 10.0.0.5:80 already",
         ],
     );
 }

@@ -41,21 +41,45 @@ pub fn listen(text: &str) -> Result<(u8, SocketAddr), ValueError> {
     Ok((protocol, endpoint(rest, example)?))
 }
 
-/// Where a forward listens: `tcp 203.0.113.1:8080`, `udp [2001:db8::1]:53`, `tcp+udp wan:53`.
-pub fn forward_listen(text: &str) -> Result<(Vec<u8>, ListenHost, u16), ValueError> {
+/// Where a forward listens: `tcp 203.0.113.1:8080`, `udp [2001:db8::1]:53`, `tcp+udp wan:53`, `udp wan:16384-16393`. First
+/// and last port are the last of what is returned.
+pub fn forward_listen(text: &str) -> Result<(Vec<u8>, ListenHost, (u16, u16)), ValueError> {
     let example =
         "write for example \"tcp 203.0.113.1:8080\", or \"tcp wan:8080\" for the addresses of an interface";
     let (protocol, rest) =
         split(text).ok_or_else(|| format!("\"{}\" has no protocol; {example}", shown(text)))?;
     let protocols = protocols_of(protocol)?;
-    if let Some((name, port)) = rest.rsplit_once(':')
+    if let Some((name, ports)) = rest.rsplit_once(':')
         && let Ok(name) = word(name)
     {
-        let port = sound_port(port, example)?;
-        return Ok((protocols, ListenHost::Interface(name), port));
+        let ports = sound_ports(ports, example)?;
+        return Ok((protocols, ListenHost::Interface(name), ports));
     }
-    let address = endpoint(rest, example)?;
-    Ok((protocols, ListenHost::Address(address.ip()), address.port()))
+    let (address, ports) = endpoints(rest, example)?;
+    Ok((protocols, ListenHost::Address(address), ports))
+}
+
+/// An address with a port, or with a range of ports: the first and the last.
+fn endpoints(text: &str, example: &str) -> Result<(IpAddr, (u16, u16)), ValueError> {
+    let Some((host, ports)) = text.rsplit_once(':').filter(|(_, ports)| ports.contains('-')) else {
+        let address = endpoint(text, example)?;
+        return Ok((address.ip(), (address.port(), address.port())));
+    };
+    let (first, last) = sound_ports(ports, example)?;
+    let address = endpoint(&format!("{host}:{first}"), example)?;
+    Ok((address.ip(), (first, last)))
+}
+
+/// One port or a range, without port 0.
+fn sound_ports(text: &str, example: &str) -> Result<(u16, u16), ValueError> {
+    if !text.contains('-') {
+        return sound_port(text, example).map(|port| (port, port));
+    }
+    let (first, last) = port_range(text)?;
+    if first == 0 {
+        return Err(format!("port 0 is no port; {example}").into());
+    }
+    Ok((first, last))
 }
 
 fn split(text: &str) -> Option<(&str, &str)> {
@@ -112,13 +136,13 @@ pub fn backend(text: &str) -> Result<SocketAddr, ValueError> {
     endpoint(text, "write for example \"10.0.0.1:80\"")
 }
 
-/// Where a forward leads: an address with a port, or without one (the port it listens on).
-pub fn target(text: &str) -> Result<(IpAddr, Option<u16>), ValueError> {
+/// Where a forward leads: an address with a port or a range of ports, or without one (the ports it listens on).
+pub fn target(text: &str) -> Result<(IpAddr, Option<(u16, u16)>), ValueError> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok((host(address)?, None));
     }
-    let address = endpoint(text, "write for example \"10.0.0.5:80\"")?;
-    Ok((address.ip(), Some(address.port())))
+    let (address, ports) = endpoints(text, "write for example \"10.0.0.5:80\"")?;
+    Ok((address, Some(ports)))
 }
 
 /// An address that one host can have.

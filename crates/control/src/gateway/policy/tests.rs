@@ -49,6 +49,7 @@ pub(crate) fn facts() -> HostFacts {
         rules: Vec::new(),
         tun_index: Some(9),
         ephemeral_ports: (32_768, 60_999),
+        held_ports: BTreeSet::new(),
         lingering: BTreeSet::new(),
     }
 }
@@ -152,6 +153,12 @@ fn a_nat_takes_the_interfaces_own_address_and_leaves_the_hosts_ports_alone() {
     let nat = &all.nats[0];
     assert_eq!(nat.addresses, ["203.0.113.1".parse::<IpAddr>().unwrap()]);
     assert_eq!(nat.reserved, [(4600, 4600), (8080, 8080), (32_768, 60_999)]);
+    let mut held = facts();
+    let hold = |text: &str| text.parse::<SocketAddr>().map(|at| (at.ip(), at.port())).unwrap();
+    held.held_ports = ["0.0.0.0:22", "[::]:443", "203.0.113.1:2049", "10.0.0.254:53"].map(hold).into();
+    let wan = config("", &format!("{BASE}[[nat]]\nout = \"wan\"\n"));
+    let reserved = &gateway_spec(&wan, &held, &Overrides::default()).nats[0].reserved;
+    assert_eq!(*reserved, [(22, 22), (443, 443), (2049, 2049), (32_768, 60_999)]);
     assert_eq!(all.forwards[0].listen, "203.0.113.1:8080".parse().unwrap());
     let pool = spec(
         "[[nat]]\nout = \"wan\"\naddresses = \"203.0.113.20\"\n[[nat]]\nout = \"wan\"\nmode = \"none\"\n",

@@ -9,6 +9,7 @@ fn forward(protocol: u8, listen: &str, to: &str) -> ForwardSpec {
         listen: listen.parse().unwrap(),
         to: to.parse().unwrap(),
         tenant: 0,
+        ports: 1,
         proxy_protocol: false,
     }
 }
@@ -92,8 +93,6 @@ fn forwards_are_found_both_ways_and_keep_their_ports() {
     let policy = NatPolicy::compile(&[nat(&["192.0.2.1"])], &forwards, &[], &[]);
     assert_eq!(policy.forward(6, "192.0.2.1:8080".parse().unwrap()), Some(&forwards[0]));
     assert_eq!(policy.forward(17, "192.0.2.1:8080".parse().unwrap()), None);
-    assert_eq!(policy.forward_target(6, "10.0.0.5:80".parse().unwrap()), [0, 1]);
-    assert_eq!(policy.forward_target(6, "10.0.0.5:81".parse().unwrap()), [] as [u16; 0]);
     assert!(policy.is_outside(ip("203.0.113.1")) && !policy.is_pool(ip("203.0.113.1")));
     let ports = policy.ports(policy.rule(0).unwrap()).unwrap();
     assert!(!ports.contains(8080) && ports.contains(8443) && ports.contains(5300));

@@ -43,12 +43,12 @@ fn a_nearly_full_table_costs_no_more_than_an_empty_one() {
     assert!(words <= 64_512 * 8);
     // 0.1 % free, and again and again another one.
     for _ in 0..64 {
-        table.give(held.swap_remove(random.below(held.len()))).unwrap();
+        table.give(held.swap_remove(random.below(held.len())), None).unwrap();
     }
     let mut most = 0;
     for _ in 0..20_000 {
         let place = held.swap_remove(random.below(held.len()));
-        table.give(place).unwrap();
+        table.give(place, None).unwrap();
         let mut words = 0;
         held.push(take_any(&mut table, &wish(&mask, u128::MAX, random.next()), &mut words).unwrap());
         most = most.max(words);
@@ -123,8 +123,8 @@ fn foreign_places_are_remembered_and_a_new_hash_keeps_the_ports() {
     table.rearrange(&old, &new);
     assert_eq!(table.held(), 1000);
     for port in 1000..2000 {
-        assert_eq!(table.give(new.place(port)), Some(Given { foreign: port % 3 == 0 }));
-        assert_eq!(table.give(new.place(port)), None);
+        assert_eq!(table.give(new.place(port), None), Some(Given { foreign: port % 3 == 0 }));
+        assert_eq!(table.give(new.place(port), None), None);
     }
     assert_eq!(table.held(), 0);
 }
@@ -157,10 +157,45 @@ proptest! {
                 }
             } else if let Some(&place) = model.iter().nth(random.below(model.len().max(1))) {
                 model.remove(&place);
-                prop_assert!(table.give(place).is_some());
+                prop_assert!(table.give(place, None).is_some());
             }
             prop_assert_eq!(table.held() as usize, model.len());
         }
         prop_assert_eq!(table.places().into_iter().collect::<BTreeSet<_>>(), model);
     }
+}
+
+/// A resting port is given again after its time, or when no other is left: then the one that rests longest.
+#[test]
+fn ports_rest_while_others_are_free() {
+    let map = map(3);
+    let mask = mask(&map, (1024, 1223));
+    let mut random = Random(9);
+    let mut table = PortTable::default();
+    let mut words = 0;
+    let mut last = Vec::new();
+    for now_s in 0..200 {
+        let place = take_any(&mut table, &wish(&mask, u128::MAX, random.next()), &mut words).unwrap();
+        assert!(!last.contains(&place), "given {now_s} times, and again");
+        last.push(place);
+        table.give(place, Some(now_s / 10)).unwrap();
+        assert_eq!(table.state(place), PlaceState::Resting);
+    }
+    assert_eq!((table.held(), table.is_idle()), (0, false));
+    let any = wish(&mask, u128::MAX, 7);
+    assert_eq!(table.find(&any, &mut words, &mut |_| Verdict::Take), None);
+    for expected in &last[..3] {
+        assert_eq!(table.find_rested(&any, &mut |_| Verdict::Take), Some(*expected));
+        table.take(*expected, &mask, false);
+    }
+    assert_eq!(table.find_rested(&wish(&mask, 0, 7), &mut |_| Verdict::Take), None, "another core's");
+    table.wake(REST_S + 9);
+    assert_eq!(table.state(last[3]), PlaceState::Free);
+    assert_eq!(table.state(last[199]), PlaceState::Resting);
+    table.wake(REST_S + 20);
+    for place in &last[..3] {
+        table.give(*place, None).unwrap();
+    }
+    assert!(table.is_idle());
+    assert_eq!(table.give(last[0], None), None);
 }

@@ -29,14 +29,14 @@ fn every_port_that_can_serve_is_used() {
         let mut given = BTreeSet::new();
         for place in 0..expected.len() {
             let before = gateway.nat.status_words();
-            let client = FlowKey { src_port: place as u16, ..key(6, "10.0.0.1:1", remote) };
+            let client = FlowKey { src_port: 1024 + place as u16, ..key(6, "10.0.0.1:1", remote) };
             let binding = gateway.bind(client).unwrap();
             assert!(!binding.replies_elsewhere);
             assert!(given.insert(binding.port));
             assert!(gateway.nat.status_words() - before <= 8);
         }
         assert_eq!(given, expected);
-        let client = key(6, "10.0.0.2:1", remote);
+        let client = key(6, "10.0.0.2:2000", remote);
         assert_eq!(gateway.bind(client), Err(DropReason::NatPortsExhausted));
         let (request, binding) = *gateway.flows.values().next().unwrap();
         gateway.release(&request.client, &binding);
@@ -51,7 +51,7 @@ fn every_port_that_can_serve_is_used() {
 #[test]
 fn the_bucket_of_the_request_is_preferred() {
     let mut gateway = Gateway::of(&[nat(&["192.0.2.1"])]);
-    for port in 1..500 {
+    for port in 1024..1500 {
         let client = FlowKey { src_port: port, ..key(17, "10.0.0.1:1", "198.51.100.1:53") };
         let binding = gateway.bind(client).unwrap();
         let bucket = |key: &FlowKey, tenant| core_bits(gateway.hasher.hash(key, tenant));
@@ -451,4 +451,95 @@ fn without_an_address_of_the_interface_ipv4_is_refused() {
     assert_eq!(gateway.bind(client), Err(DropReason::NatNoAddress));
     gateway.reload(&[nat(&["192.0.2.1"])]);
     assert_eq!(gateway.bind(client).map(|binding| binding.source), Ok(ip("192.0.2.1")), "DHCP has answered");
+}
+
+/// A client's port below 1,024 stays below: the same where it is free and its replies come here, else another one; when none
+/// is left, any (RFC 4787 REQ-3 a).
+#[test]
+fn low_ports_stay_low() {
+    let mut gateway = Gateway::of(&[nat(&["192.0.2.1"])]);
+    let mut seen = BTreeSet::new();
+    let client = |host: u8, port: u16| key(6, &format!("10.0.0.{host}:{port}"), "198.51.100.1:2049");
+    for (host, port) in [(5, 500), (6, 500), (5, 22), (5, 700), (5, 1023)] {
+        let binding = gateway.bind(client(host, port)).unwrap();
+        assert!(binding.port < 1024 && seen.insert(binding.port), "{port} became {}", binding.port);
+        assert!(host != 5 || binding.port == port, "the only core has all ports");
+        assert!(host == 5 || binding.port >= 512, "the others below are known as those of services");
+    }
+    assert!(gateway.bind(client(5, 1024)).unwrap().port >= 1024);
+    let mut low = seen.len();
+    while gateway.bind(client((low % 200) as u8, 1 + (low % 500) as u16)).unwrap().port < 1024 {
+        low += 1;
+    }
+    assert!((512..1024).contains(&low), "{low}");
+}
+
+/// A range that the operator wrote is kept to.
+#[test]
+fn ports_that_were_chosen_by_the_operator() {
+    let client = |port: u16| key(17, &format!("10.0.0.5:{port}"), "198.51.100.1:2049");
+    let mut gateway = Gateway::of(&[NatSpec { ports: (512, 1023), ..nat(&["192.0.2.1"]) }]);
+    for port in [700, 40_000, 22] {
+        assert!((512..1024).contains(&gateway.bind(client(port)).unwrap().port));
+    }
+    let mut gateway = Gateway::of(&[NatSpec { ports: (4096, 8191), ..nat(&["192.0.2.1"]) }]);
+    for port in [700, 40_000, 22] {
+        assert!((4096..8192).contains(&gateway.bind(client(port)).unwrap().port));
+    }
+    let reserved = vec![(500, 500), (600, 700)];
+    let mut gateway = Gateway::of(&[NatSpec { reserved, ..nat(&["192.0.2.1"]) }]);
+    for port in [500, 600, 650, 700] {
+        let bound = gateway.bind(client(port)).unwrap().port;
+        assert!(bound < 1024 && bound != 500 && !(600..=700).contains(&bound), "{bound}");
+    }
+}
+
+/// A client keeps its port for every remote, also where the tables have that place for another one; a second client gets
+/// another port, and two flows never have the same replies.
+#[test]
+fn ports_are_preserved() {
+    let spec =
+        NatSpec { port_choice: PortChoice::Preserve, ports: (5000, 9000), tables: 1, ..nat(&["192.0.2.1"]) };
+    let mut gateway = Gateway::of(&[spec]);
+    let client =
+        |host: u8, remote: u16| key(17, &format!("10.0.0.{host}:5060"), &format!("198.51.100.1:{remote}"));
+    for remote in 1..50 {
+        let first = gateway.bind(client(5, remote)).unwrap();
+        assert_eq!((first.port, first.own_port), (5060, remote > 1));
+        assert_ne!(gateway.bind(client(6, remote)).unwrap().port, 5060);
+        if remote % 3 == 0 {
+            gateway.release(&client(5, remote), &first);
+            assert_eq!(gateway.bind(client(7, remote)).unwrap().port, 5060, "free again");
+        }
+    }
+    assert_ne!(
+        gateway.bind(key(17, "10.0.0.5:4999", "198.51.100.1:9")).unwrap().port,
+        4999,
+        "not in the range"
+    );
+}
+
+/// After a connection its port is not given to the same remote again for a minute, while there are others (RFC 9293 §3.6.1).
+#[test]
+fn ports_of_ended_connections_rest() {
+    let spec = NatSpec { ports: (1024, 2047), ..nat(&["192.0.2.1"]) };
+    let mut gateway = Gateway::of(&[spec]);
+    gateway.replied = true;
+    let client = |port: u16| key(6, &format!("10.0.0.5:{port}"), "198.51.100.1:80");
+    let mut last: Vec<u16> = Vec::new();
+    for number in 0..4_000 {
+        gateway.tick(1_000_000_000 * number / 20);
+        let client = client(2_000 + number as u16);
+        let binding = gateway.bind(client).unwrap();
+        let again = last.iter().rev().take(1_000).any(|port| *port == binding.port);
+        assert!(!again, "port {} of the last {} s", binding.port, 1_000 / 20);
+        last.push(binding.port);
+        gateway.release(&client, &binding);
+    }
+    // 1,024 at once: nothing is kept back.
+    for number in 0..1_024 {
+        gateway.bind(client(10_000 + number)).unwrap();
+    }
+    assert_eq!(gateway.bind(client(9_000)), Err(DropReason::NatPortsExhausted));
+    gateway.tick(1_000_000_000_000);
 }

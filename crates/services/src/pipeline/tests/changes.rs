@@ -32,7 +32,7 @@ fn interface(name: &str, address: &str, tenant: u16) -> InterfaceSpec {
 
 fn forward(listen: &str, to: &str, tenant: u16) -> ForwardSpec {
     let (listen, to) = (listen.parse().unwrap(), to.parse().unwrap());
-    ForwardSpec { protocol: TCP, listen, to, tenant, proxy_protocol: false }
+    ForwardSpec { protocol: TCP, listen, to, tenant, ports: 1, proxy_protocol: false }
 }
 
 /// The same configuration under another era: every flow is decided again.

@@ -176,6 +176,7 @@ fn nothing_passes_through_from_outside_unasked() {
         listen: "203.0.113.1:80".parse().unwrap(),
         to: "10.0.0.9:80".parse().unwrap(),
         tenant: 0,
+        ports: 1,
         proxy_protocol: false,
     }];
     let mut world = World::new(2, spec);

@@ -33,6 +33,7 @@ fn with_services() -> GatewaySpec {
         listen: "203.0.113.1:8080".parse().unwrap(),
         to: "10.0.0.11:80".parse().unwrap(),
         tenant: 0,
+        ports: 1,
         proxy_protocol: false,
     });
     let to = SideSpec { prefixes: vec!["10.0.0.6/32".parse().unwrap()], ..SideSpec::default() };

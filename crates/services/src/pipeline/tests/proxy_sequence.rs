@@ -26,6 +26,7 @@ fn forward(v6: bool) -> GatewaySpec {
         listen: listen.parse().unwrap(),
         to: to.parse().unwrap(),
         tenant: 0,
+        ports: 1,
         proxy_protocol: true,
     });
     spec

@@ -29,6 +29,7 @@ fn home() -> GatewaySpec {
         listen: "203.0.113.1:8080".parse().unwrap(),
         to: "10.0.0.5:80".parse().unwrap(),
         tenant: 0,
+        ports: 1,
         proxy_protocol: false,
     });
     spec.default_action = RuleAction::Drop;

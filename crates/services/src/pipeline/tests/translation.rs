@@ -8,7 +8,7 @@ use packet::attachment::Ingress;
 use packet::flow::FlowKey;
 
 use super::world::*;
-use crate::spec::{ForwardSpec, Mapping, NatMode, TCP, UDP};
+use crate::spec::{ForwardSpec, Mapping, NatMode, NatSpec, TCP, UDP};
 
 fn client(number: u64) -> FlowKey {
     let bits = mix(number);
@@ -152,6 +152,7 @@ fn a_port_forward_keeps_the_clients_address() {
         listen: "203.0.113.1:8080".parse().unwrap(),
         to: "10.0.0.5:80".parse().unwrap(),
         tenant: 0,
+        ports: 1,
         proxy_protocol: false,
     });
     let mut world = World::new(4, spec);
@@ -190,6 +191,7 @@ fn a_client_beside_the_server_needs_no_pool_address() {
             listen: listen.parse().unwrap(),
             to: "10.0.0.5:81".parse().unwrap(),
             tenant: 0,
+            ports: 1,
             proxy_protocol: false,
         });
         let mut world = World::new(3, spec);
@@ -280,4 +282,114 @@ fn what_the_host_sends_comes_back_to_its_core() {
             assert_ne!(reply[0].key(), outside.reversed(), "translated back");
         }
     }
+}
+
+#[test]
+fn a_forward_of_a_range_keeps_each_port_in_its_place() {
+    let mut spec = two_interfaces();
+    spec.nats.push(nat(NatMode::AddressAndPort, &["203.0.113.1"]));
+    for (protocol, listen, to, ports) in [
+        (UDP, "203.0.113.1:16384", "10.0.0.5:16384", 10),
+        (UDP, "203.0.113.1:20000", "10.0.0.6:30000", 1_000),
+        (UDP, "203.0.113.1:20005", "10.0.0.7:5", 1),
+    ] {
+        let (listen, to) = (listen.parse().unwrap(), to.parse().unwrap());
+        spec.forwards.push(ForwardSpec { protocol, listen, to, ports, tenant: 0, proxy_protocol: false });
+    }
+    let mut world = World::new(4, spec);
+    for (port, target) in [
+        (16_384, "10.0.0.5:16384"),
+        (16_393, "10.0.0.5:16393"),
+        (20_000, "10.0.0.6:30000"),
+        (20_005, "10.0.0.6:30005"),
+        (20_999, "10.0.0.6:30999"),
+    ] {
+        for remote in 2_000..2_020 {
+            let (remote, listen) = (format!("198.51.100.7:{remote}"), format!("203.0.113.1:{port}"));
+            let inside = world.one(WAN, &udp(&remote, &listen, b"q"));
+            assert_eq!((inside.by(), inside.key()), (LAN, key(UDP, &remote, target)));
+            let left = world.one(LAN, &udp(target, &remote, b"a"));
+            assert_eq!((left.by(), left.key()), (WAN, key(UDP, &listen, &remote)));
+        }
+    }
+    for port in [16_383, 16_394, 21_000] {
+        let left = world.packet(WAN, &udp("198.51.100.7:9", &format!("203.0.113.1:{port}"), b"q"));
+        assert!(left.iter().all(|left| left.by() == HOST), "{port}: {left:?}");
+    }
+    assert_eq!(world.total(|counters| counters.flows_opened), 5 * 20, "what answers is no flow of its own");
+    // None of these is given out.
+    for number in 0..3_000 {
+        let client = format!("10.0.{}.9:{}", number / 200, 2_000 + number);
+        if let [left] = &world.packet(LAN, &udp(&client, "198.51.100.7:53", b"q"))[..] {
+            let port = left.key().src_port;
+            assert!(!(16_384..16_394).contains(&port) && !(20_000..21_000).contains(&port), "{port}");
+        }
+    }
+}
+
+/// The client's port stays, whatever the core that its packets are read by, and both directions find the flow.
+#[test]
+fn clients_keep_their_ports() {
+    for cores in [1, 2, 5] {
+        let mut spec = two_interfaces();
+        let preserving = crate::spec::PortChoice::Preserve;
+        spec.nats.push(NatSpec { port_choice: preserving, ..nat(NatMode::AddressAndPort, &["203.0.113.1"]) });
+        let mut world = World::new(cores, spec);
+        for number in 0..200u16 {
+            let (client, remote) =
+                (format!("10.0.0.9:{}", 300 + number * 50), format!("198.51.100.7:{}", 53 + number % 3));
+            for _ in 0..3 {
+                let left = world.one(LAN, &udp(&client, &remote, b"q"));
+                assert_eq!(left.key().src_port, 300 + number * 50, "{cores} cores");
+                let left = world.one(WAN, &udp_of(&left.key().reversed(), b"a"));
+                assert_eq!((left.by(), left.key()), (LAN, key(UDP, &remote, &client)));
+            }
+        }
+        assert_eq!(world.flows(), 200);
+        assert_eq!(world.total(|counters| counters.replies_on_wrong_core), 0);
+        // The same port of another client for the same remote: any other one, and its replies find it.
+        let left = world.one(LAN, &udp("10.0.0.8:300", "198.51.100.7:53", b"q"));
+        assert_ne!(left.key().src_port, 300);
+        let left = world.one(WAN, &udp_of(&left.key().reversed(), b"a"));
+        assert_eq!(left.key().dst, "10.0.0.8".parse::<IpAddr>().unwrap());
+        world.wait(700);
+        assert_eq!(world.flows(), 0);
+        assert!(world.cores.iter().all(|core| core.nat.status().ports_held == 0));
+        assert!(world.cores.iter().all(|core| core.nat.status().not_held == 0));
+    }
+}
+
+/// RFC 4787 REQ-3 a, on several cores: below 1,024 there are ports for each of them.
+#[test]
+fn low_ports_stay_low_on_every_core() {
+    let mut world = masquerade(4);
+    for port in 1..200 {
+        let left = world.one(LAN, &tcp(&format!("10.0.0.9:{port}"), "198.51.100.7:2049", SYN, 1, 0, b""));
+        assert!(left.key().src_port < 1024, "{port} became {}", left.key().src_port);
+    }
+    assert_eq!(world.total(|counters| counters.low_ports_lost), 0);
+    for port in 200..1000 {
+        world.one(LAN, &tcp(&format!("10.0.0.9:{port}"), "198.51.100.7:2049", SYN, 1, 0, b""));
+    }
+    assert!(world.total(|counters| counters.low_ports_lost) > 100, "any port is better than none");
+}
+
+/// A connection that is forgotten while a client inside still has it is reset, towards the client alone.
+#[test]
+fn a_forgotten_connection_is_reset_inside() {
+    let mut world = masquerade(2);
+    let data = tcp("10.0.0.9:5000", "198.51.100.7:22", ACK, 1_000, 77, b"still there?");
+    let left = world.dropped(LAN, &data, DropReason::NotNew);
+    assert_eq!(
+        (left.len(), left[0].by(), left[0].key()),
+        (1, LAN, key(TCP, "198.51.100.7:22", "10.0.0.9:5000"))
+    );
+    assert_eq!((left[0].packet[33], &left[0].packet[24..28]), (RST, &77u32.to_be_bytes()[..]));
+    let late = tcp("198.51.100.7:22", "203.0.113.1:6000", ACK, 77, 1_000, b"x");
+    let left = world.packet(WAN, &late);
+    assert!(left.iter().all(|left| left.by() == HOST), "{left:?}");
+    assert_eq!(
+        world.dropped(LAN, &tcp("10.0.0.9:5000", "198.51.100.7:22", RST, 1_000, 77, b""), DropReason::NotNew),
+        []
+    );
 }

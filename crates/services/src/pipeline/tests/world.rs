@@ -282,7 +282,7 @@ pub fn two_interfaces() -> GatewaySpec {
             route("2001:db8::1/128", HOST, None),
         ],
         // Rules, default and tenants are the same for the host as for anybody else.
-        host: HostSpec { mode: HostMode::Datapath, ports: (0, 0) },
+        host: HostSpec { mode: HostMode::Datapath, ..HostSpec::default() },
         ..GatewaySpec::default()
     }
 }
@@ -298,6 +298,7 @@ pub fn nat(mode: NatMode, addresses: &[&str]) -> NatSpec {
         tenants: Vec::new(),
         mapping: Mapping::EndpointDependent,
         ports: (1024, 65_535),
+        port_choice: crate::spec::PortChoice::Random,
         reserved: Vec::new(),
         tables: 256,
         flows_per_client_max: 0,
