@@ -166,7 +166,7 @@ fn c2_a_forward_of_a_range() {
         ));
         let (inside, outside) = (lans.host(1), lans.host(2));
         for (inner, outer) in [(16_384, 16_384), (16_393, 16_393), (6_000, 5_000), (6_999, 5_999)] {
-            let name = format!("inside {inner}");
+            let name = format!("inside-{inner}");
             let _mirror = Mirror::start(inside, &name, &format!("0.0.0.0:{inner}"));
             for _ in 0..4 {
                 let answer = ask_udp(outside, &format!("10.1.2.1:{outer}"));

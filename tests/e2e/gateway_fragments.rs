@@ -187,6 +187,7 @@ fn c10_icmp_errors_about_fragments() {
             "sysctl -qw net.ipv4.ip_forward=1 && ip route add 198.51.100.0/24 via 10.1.2.9 dev eth0",
         );
         shell(lans.gateway(), "ip link set lan2 mtu 1400");
+        shell(router, "ip link set eth0 mtu 1400");
         let gateway = lans.start(&format!(
             "{ALLOW}[[nat]]\nout = \"lan2\"\n[[route]]\nto = \"198.51.100.0/24\"\nvia = \"10.1.2.2\"\n"
         ));

@@ -407,7 +407,6 @@ impl Policy {
     }
 
     /// Listen addresses of services that reach this endpoint with the client's tuple kept.
-    #[must_use]
     pub fn kept_source_listens(
         &self,
         protocol: u8,

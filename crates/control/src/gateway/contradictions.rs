@@ -21,11 +21,14 @@ pub fn left_out(services: &Services, facts: &HostFacts) -> Vec<String> {
         .collect()
 }
 
+/// First and last port, and whose.
+type Ports = (u16, u16, String);
+
 /// Services that have come to listen on the same endpoint, and leases whose address no NAT has.
 #[must_use]
 pub fn of_policy(spec: &GatewaySpec) -> Vec<String> {
     let mut said = Vec::new();
-    let mut taken: BTreeMap<(u8, IpAddr), Vec<(u16, u16, String)>> = BTreeMap::new();
+    let mut taken: BTreeMap<(u8, IpAddr), Vec<Ports>> = BTreeMap::new();
     let servers = spec
         .servers
         .iter()

@@ -29,7 +29,7 @@ pub(super) struct Fragments {
     pub load_percent: u8,
     /// While a packet that was assembled here goes on: its identification, by which it may be cut again.
     pub assembled_id: Option<u32>,
-    /// What went on in fragments, for errors about them.
+    /// Packets that went on in fragments, for errors about them.
     pub sent: SentFragments,
     /// Of questions to other cores, who sent a fragment on.
     pub questions: Limiter,

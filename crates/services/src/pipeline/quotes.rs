@@ -13,7 +13,7 @@ use super::context::PacketContext;
 use super::{Frame, Origin, Output, Services};
 use crate::fragment::SentId;
 
-/// What an ICMP error quotes, if it is a fragment.
+/// Fragment that an ICMP error quotes.
 pub(super) enum Quoted {
     /// A first fragment: the flow key of the error.
     First(FlowKey),

@@ -158,7 +158,10 @@ fn rules(all: &Services, places: &Places, problems: &mut Problems<'_>) {
 
 /// Ports that services listen on: first, last and whose, by protocol and address.
 #[derive(Default)]
-struct Taken(BTreeMap<(u8, ListenHost), Vec<(u16, u16, String)>>);
+struct Taken(BTreeMap<(u8, ListenHost), Vec<Ports>>);
+
+/// First and last port, and whose.
+type Ports = (u16, u16, String);
 
 impl Taken {
     /// Takes ports; the name of who has some of them already.

@@ -41,9 +41,12 @@ pub fn listen(text: &str) -> Result<(u8, SocketAddr), ValueError> {
     Ok((protocol, endpoint(rest, example)?))
 }
 
+/// Protocols, host, first and last port of what a forward listens on.
+pub type Listen = (Vec<u8>, ListenHost, (u16, u16));
+
 /// Where a forward listens: `tcp 203.0.113.1:8080`, `udp [2001:db8::1]:53`, `tcp+udp wan:53`, `udp wan:16384-16393`. First
 /// and last port are the last of what is returned.
-pub fn forward_listen(text: &str) -> Result<(Vec<u8>, ListenHost, (u16, u16)), ValueError> {
+pub fn forward_listen(text: &str) -> Result<Listen, ValueError> {
     let example =
         "write for example \"tcp 203.0.113.1:8080\", or \"tcp wan:8080\" for the addresses of an interface";
     let (protocol, rest) =
@@ -61,7 +64,7 @@ pub fn forward_listen(text: &str) -> Result<(Vec<u8>, ListenHost, (u16, u16)), V
 
 /// An address with a port, or with a range of ports: the first and the last.
 fn endpoints(text: &str, example: &str) -> Result<(IpAddr, (u16, u16)), ValueError> {
-    let Some((host, ports)) = text.rsplit_once(':').filter(|(_, ports)| ports.contains('-')) else {
+    let Some((host, ports)) = text.rsplit_once(':').filter(|(_, ports)| is_range(ports)) else {
         let address = endpoint(text, example)?;
         return Ok((address.ip(), (address.port(), address.port())));
     };
@@ -70,9 +73,14 @@ fn endpoints(text: &str, example: &str) -> Result<(IpAddr, (u16, u16)), ValueErr
     Ok((address.ip(), (first, last)))
 }
 
+/// Whether this shall be a range: a number may have a sign.
+fn is_range(text: &str) -> bool {
+    text.trim_start().trim_start_matches('-').contains('-') && !text.trim_start().starts_with('-')
+}
+
 /// One port or a range, without port 0.
 fn sound_ports(text: &str, example: &str) -> Result<(u16, u16), ValueError> {
-    if !text.contains('-') {
+    if !is_range(text) {
         return sound_port(text, example).map(|port| (port, port));
     }
     let (first, last) = port_range(text)?;
