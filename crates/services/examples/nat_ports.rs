@@ -13,7 +13,7 @@ use packet::flow::FlowKey;
 use services::flow::{Record, flags};
 use services::nat::{BindRequest, Binding, Nat, NatPolicy};
 use services::random::Random;
-use services::spec::{Mapping, NatMode, NatSpec};
+use services::spec::{Mapping, NatMode, NatSpec, PortChoice};
 use steering::port_solver::ReplyPorts;
 use steering::table::{BucketTable, Unit};
 
@@ -55,6 +55,7 @@ fn gateway(mode: NatMode, tables: u16, random: &mut Random) -> Option<Nat> {
         tenants: vec![],
         mapping: Mapping::EndpointDependent,
         ports: (1024, 65_535),
+        port_choice: PortChoice::Random,
         reserved: vec![],
         tables,
         flows_per_client_max: 0,
