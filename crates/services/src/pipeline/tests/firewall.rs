@@ -186,7 +186,8 @@ fn nothing_passes_through_from_outside_unasked() {
     assert_eq!(forwarded.by(), LAN);
     assert_eq!(world.one(WAN, &tcp("198.51.100.7:5", "203.0.113.1:22", SYN, 1, 0, b"")).by(), HOST);
     // Who lives outside as well may use it as a router to where it came from.
-    assert_eq!(world.one(WAN, &udp("203.0.113.9:5", "198.51.100.7:53", b"x")).by(), WAN);
+    let left = world.packet(WAN, &udp("203.0.113.9:5", "198.51.100.7:53", b"x"));
+    assert_eq!(left.iter().map(Left::by).collect::<Vec<_>>(), [WAN, WAN], "with a redirect to the router");
     let asked = world.one(LAN, &udp("[fd00::9]:80", "[2001:db8:7::7]:5", b"x"));
     assert_eq!(world.one(WAN, &udp_of(&asked.key().reversed(), b"y")).by(), LAN);
 }
