@@ -105,6 +105,7 @@ impl World {
             addresses: vec![wan_address(site, id, 1)],
             mtu,
             rate_max_bps: None,
+            receive_rate_max_bps: None,
             tier: 0,
         });
         id

@@ -1,6 +1,7 @@
 //! Which paths there are, and several bonds of one node.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use control::status::Report;
 use linux::testing::isolated;
@@ -74,6 +75,68 @@ fn t1_every_useful_permutation_joins_and_wans_come_and_go_while_data_flows() {
     });
 }
 
+/// Row T1: wan1 is a metered backup, of which only the branch knows. It carries keepalives alone, whichever side sends, takes over
+/// when wan0 falls silent, and is left when wan0 is back. `receive-rate-max` holds for what the hub sends.
+#[test]
+fn t1_a_backup_that_one_side_knows_of_is_left_alone_by_both() {
+    isolated(|| {
+        let scene = Scene::new(&[link(30.0, 5.0), link(30.0, 15.0)]);
+        let (a, b) = (scene.a(), scene.b());
+        let (branch, hub) = scene.pair();
+        let text = branch.text(&scene.directory);
+        let backup = text.replace("interface = \"wan1\"", "interface = \"wan1\"\ntier = 1");
+        let mut hub = scene.start(b, &hub);
+        let mut branch = Gateway::start(a, &scene.directory, "branch", &backup);
+        branch.wait("two paths", PATIENCE, |report| paths_up(report) == 2);
+        hub.wait("two paths", PATIENCE, |report| paths_up(report) == 2);
+        let carried = |gateway: &Gateway, second: &str| -> u64 {
+            let paths = peer(gateway).paths;
+            paths
+                .iter()
+                .filter(|path| path.wan == second || path.remote.contains(second))
+                .map(|path| path.tx_bytes)
+                .sum()
+        };
+        let second = scene.testbed.addresses(Site::A, 1).ipv4.unwrap().to_string();
+        let both = || (carried(&branch, "wan1"), carried(&hub, &second));
+        let before = both();
+        tcp_seconds(b, a, BRANCH_IP, 2, 2.0);
+        tcp_seconds(a, b, HUB_IP, 2, 2.0);
+        let after = both();
+        // 4 s, a few small datagrams a second and a search for the MTU.
+        assert!(after.0 - before.0 < 60_000 && after.1 - before.1 < 60_000, "{before:?} {after:?}");
+
+        let flow = tcp_start(b, a, BRANCH_IP, 5203, 2, 9.0);
+        std::thread::sleep(Duration::from_secs(1));
+        scene.testbed.black_hole(0, true).unwrap();
+        let at = both().1;
+        wait_for("the backup takes over", 1.0, || both().1 > at + 200_000);
+        scene.testbed.black_hole(0, false).unwrap();
+        std::thread::sleep(Duration::from_secs(4));
+        let at = both();
+        std::thread::sleep(Duration::from_secs(2));
+        let end = both();
+        assert!(
+            end.1 - at.1 < 30_000 && end.0 - at.0 < 30_000,
+            "left when the main line is back: {at:?} {end:?}"
+        );
+        tcp_finish(flow);
+
+        let capped =
+            text.replace("interface = \"wan1\"", "interface = \"wan1\"\nreceive-rate-max = \"2 Mbit/s\"");
+        std::fs::write(&branch.config, capped).unwrap();
+        assert_eq!(branch.command(&["reload"]).0, 0, "{}", branch.log());
+        wait_for("the hub knows", PATIENCE, || {
+            let paths = peer(&hub).paths;
+            paths.iter().any(|path| path.remote.contains(&second) && path.rate_mbps <= 2.1)
+        });
+        let at = both().1;
+        tcp_seconds(b, a, BRANCH_IP, 2, 3.0);
+        let sent = both().1 - at;
+        assert!((200_000..1_200_000).contains(&sent), "{sent} bytes in 3 s at 2 Mbit/s");
+    });
+}
+
 /// Joins the routers of both links by a cable, and lets each know what is behind the other.
 fn interconnect(scene: &Scene) {
     use linux::netlink::RouteSpec;
@@ -141,7 +204,7 @@ fn t1_several_bonds_of_one_node_each_with_its_own_wans() {
         // Branch to branch, both ways at once, while one link of the first bond is cut.
         let there = tcp_start(a, c, second_ip, 5203, 2, 5.0);
         let back = tcp_start(c, a, BRANCH_IP, 5204, 2, 5.0);
-        std::thread::sleep(std::time::Duration::from_secs(1));
+        std::thread::sleep(Duration::from_secs(1));
         scene.testbed.set_carrier(0, Site::A, false).unwrap();
         first.wait("one path left", PATIENCE, |report| paths_up(report) == 1);
         tcp_finish(there);
@@ -185,7 +248,7 @@ fn t1_wans_hold_on_both_sides() {
         let mut at_branch = scene.start(scene.a(), &branch);
         at_branch.wait("a path", PATIENCE, |report| paths_up(report) == 1);
         let flow = tcp_start(scene.a(), scene.b(), HUB_IP, 5203, 2, 12.0);
-        std::thread::sleep(std::time::Duration::from_secs(2));
+        std::thread::sleep(Duration::from_secs(2));
         assert_eq!(
             (wans_of(&at_branch, 0), wans_of(&at_hub, 0)),
             (vec!["wan0".to_owned()], vec!["wan0".to_owned()])
@@ -254,7 +317,7 @@ fn t1_two_bonds_keep_to_their_wan_sets_with_several_tunnels_for_a_pair() {
         });
         echo(a, b, HUB_IP);
         // It has asked several times by now; nobody has answered.
-        std::thread::sleep(std::time::Duration::from_secs(3));
+        std::thread::sleep(Duration::from_secs(3));
         assert_eq!((wans_of(&at_second, 0).len(), peer(&at_second).handshakes), (0, 0));
         assert!(wans_of(&at_hub, 1).is_empty());
         assert!(drops(&at_hub, &["no-path"]) > 0);

@@ -15,7 +15,7 @@
 //! |---|---|---|
 //! | `[node]` | name, private-key, private-key-file, listen, cores, rekey-after-seconds, state-dir, log-file, control-socket | `read::node` |
 //! | `[tun]` | name, address, mtu, route, table | `read::tun` |
-//! | `[[wan]]` | interface, match, tier, rate-max, address-family, gateway | `read::wan` |
+//! | `[[wan]]` | interface, match, tier, rate-max, receive-rate-max, address-family, gateway | `read::wan` |
 //! | `[[peer]]` | name, public-key, preshared-key, preshared-key-file, endpoints, allowed-ips, wans, paths-per-wan-pair, sockets-per-path, encryption, allow-cleartext, policy, flow, tenant | `read::peer` |
 //! | `[gateway]` | default-action, host, distribution, core-rebalance, log-file, timeouts | `services::read::gateway` |
 //! | `[gateway]` | flows-max, embryonic-max, fragment-bytes-max, fragments-per-source-max, errors-per-second-max | `services::read::limits` |
@@ -163,6 +163,8 @@ pub struct Wan {
     pub tier: u8,
     /// Upper bound for what is sent, bits per second.
     pub rate_max_bps: Option<u64>,
+    /// Upper bound for what peers send over it, bits per second.
+    pub receive_rate_max_bps: Option<u64>,
     /// Address families that are used.
     pub family: Family,
     /// Gateways by family, where the main routing table does not know them.

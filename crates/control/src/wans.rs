@@ -117,6 +117,7 @@ impl WanRegistry {
             addresses,
             mtu: link.map_or(1500, mtu),
             rate_max_bps: section.rate_max_bps,
+            receive_rate_max_bps: section.receive_rate_max_bps,
             tier: section.tier,
         };
         let point_to_point = link.is_some_and(|link| link.point_to_point);
@@ -168,6 +169,7 @@ fn unbound(tun_name: &str, view: &HostView) -> LiveWan {
         addresses,
         mtu: links.first().map_or(1500, |link| mtu(link)),
         rate_max_bps: None,
+        receive_rate_max_bps: None,
         tier: 0,
     };
     LiveWan { wan, index: None, section: None, point_to_point: false, replaced: false, state }
@@ -230,7 +232,14 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn section(interface: InterfaceMatch) -> config::Wan {
-        config::Wan { interface, tier: 0, rate_max_bps: None, family: Family::Any, gateways: Vec::new() }
+        config::Wan {
+            interface,
+            tier: 0,
+            rate_max_bps: None,
+            receive_rate_max_bps: None,
+            family: Family::Any,
+            gateways: Vec::new(),
+        }
     }
 
     pub(crate) fn named(name: &str) -> config::Wan {

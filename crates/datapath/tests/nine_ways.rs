@@ -255,6 +255,7 @@ impl World {
             addresses: vec![site.address.ip()],
             mtu: 1500,
             rate_max_bps: None,
+            receive_rate_max_bps: None,
             tier: 0,
         };
         let peers = vec![

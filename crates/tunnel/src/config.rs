@@ -48,7 +48,9 @@ pub struct Wan {
     pub mtu: u16,
     /// Upper bound for what we send over this WAN, bits per second; `None` = find out.
     pub rate_max_bps: Option<u64>,
-    /// 0 is preferred; a higher tier is used only when no lower one is usable.
+    /// Upper bound for what peers send us over this WAN, bits per second; they are told. `None` = find out.
+    pub receive_rate_max_bps: Option<u64>,
+    /// 0 is preferred; a higher tier is used only when no lower one is usable. Peers are told.
     pub tier: u8,
 }
 

@@ -80,6 +80,11 @@ pub mod extension {
     pub const REKEY: u8 = 129;
     /// The sender has the processor information with this digest. Body: 4 bytes.
     pub const PROCESSOR_INFO_SEEN: u8 = 130;
+    /// Limits of the sender's paths, see [`crate::path_limits`]. Body: number 32, length of an entry 8, entries of
+    /// path 8, tier 8, bits per second 64.
+    pub const PATH_LIMITS: u8 = 131;
+    /// The sender has the path limits with this number. Body: 4 bytes.
+    pub const PATH_LIMITS_SEEN: u8 = 132;
 }
 
 /// Flag bits of kinds 1–3.

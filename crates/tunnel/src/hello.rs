@@ -200,6 +200,10 @@ impl Capabilities {
     pub const RETRANSMIT: Self = Self(2);
     /// Accepts inner packets with a partial checksum (frame flag PARTIAL).
     pub const PARTIAL_CHECKSUM: Self = Self(4);
+    /// Keeps to the limits of paths that the other side tells (extension frame path-limits).
+    pub const PATH_LIMITS: Self = Self(8);
+    /// What this version understands.
+    pub const OURS: Self = Self::RETRANSMIT.with(Self::PARTIAL_CHECKSUM).with(Self::PATH_LIMITS);
 
     /// Both sets together.
     #[must_use]

@@ -18,6 +18,7 @@ use crate::hello::ProcessorInfo;
 use crate::mac::CookieStore;
 use crate::mtu::MtuSearch;
 use crate::path::{Path, PathState, Route};
+use crate::path_limits::{LimitsExchange, PathLimits};
 use crate::session::Session;
 use crate::time::Time;
 
@@ -84,6 +85,10 @@ pub(crate) struct WanUnder {
     pub addresses: Vec<IpAddr>,
     /// Largest UDP payload its interface takes.
     pub mtu_limit: u16,
+    /// What is told to the peer.
+    pub limits: PathLimits,
+    /// Most that we send over it, bytes per second.
+    pub rate_max: Option<u64>,
 }
 
 /// Life of one path.
@@ -109,6 +114,12 @@ pub(crate) struct PathLife {
     state_since: Time,
 }
 
+/// Path ids of one key epoch (dialer).
+struct PathIds {
+    used: [bool; 256],
+    exhausted: bool,
+}
+
 /// All that one bond's control side remembers.
 pub(crate) struct Lifecycle {
     pub attempts: VecDeque<Attempt>,
@@ -124,14 +135,14 @@ pub(crate) struct Lifecycle {
     pub gate: PeerGate,
     pub boot_id: Option<u64>,
     pub paths: Vec<PathLife>,
-    /// Path ids used in this epoch (dialer).
-    used_ids: [bool; 256],
-    ids_exhausted: bool,
+    ids: PathIds,
     all_down_since: Option<Time>,
     /// Advertises our cores to the peer.
     pub advertiser: Advertiser,
-    /// Paths that were up when [`Lifecycle::choose_paths`] last chose.
-    up: Vec<u8>,
+    /// Limits of paths that both sides tell each other.
+    pub limits: LimitsExchange,
+    /// Paths that were up when [`Lifecycle::choose_paths`] last chose, with their tiers.
+    up: Vec<(u8, u8)>,
 }
 
 impl PathLife {
@@ -174,6 +185,19 @@ impl PathLife {
         }
         tracing::info!(path = self.path.id, from = old.name(), to = state.name(), reason, "path");
         true
+    }
+
+    /// Sets the limits of the WAN under a listener's path.
+    pub fn limit(&mut self, (limits, rate_max): (PathLimits, Option<u64>)) {
+        (self.wan.limits, self.wan.rate_max) = (limits, rate_max);
+    }
+
+    /// Keeps to the stricter of both ends' wishes.
+    fn apply_limits(&self, exchange: &LimitsExchange) {
+        let peer = exchange.of_peer(self.path.id);
+        let rates = [self.wan.rate_max, peer.receive_bps.map(|bps| bps / 8)];
+        let rate_max = rates.into_iter().flatten().min();
+        self.path.set_limits(self.wan.limits.tier.max(peer.tier), rate_max);
     }
 
     fn measure_mtu(&mut self, now: Time) {
@@ -305,24 +329,24 @@ impl Lifecycle {
             gate: PeerGate::default(),
             boot_id: None,
             paths: Vec::new(),
-            used_ids: [false; 256],
-            ids_exhausted: false,
+            ids: PathIds { used: [false; 256], exhausted: false },
             all_down_since: None,
             advertiser: Advertiser::default(),
+            limits: LimitsExchange::default(),
             up: Vec::new(),
         }
     }
 
     /// Gives a dialer's new path an id that this epoch has not used. `None` when all are used: a rekey frees them.
     pub fn free_id(&mut self) -> Option<u8> {
-        let id = (0..=254u8).find(|id| !self.used_ids[usize::from(*id)]);
+        let id = (0..=254u8).find(|id| !self.ids.used[usize::from(*id)]);
         match id {
             Some(id) if self.paths.len() < PATHS_MAX => {
-                self.used_ids[usize::from(id)] = true;
+                self.ids.used[usize::from(id)] = true;
                 Some(id)
             }
             _ => {
-                self.ids_exhausted = true;
+                self.ids.exhausted = true;
                 None
             }
         }
@@ -330,10 +354,9 @@ impl Lifecycle {
 
     /// A new epoch: ids of paths that are gone may be used again.
     pub fn recycle_ids(&mut self) {
-        self.used_ids = [false; 256];
-        self.ids_exhausted = false;
+        self.ids = PathIds { used: [false; 256], exhausted: false };
         for life in &self.paths {
-            self.used_ids[usize::from(life.path.id)] = true;
+            self.ids.used[usize::from(life.path.id)] = true;
         }
     }
 
@@ -349,6 +372,7 @@ impl Lifecycle {
     ) {
         self.paths.push(PathLife::new(Arc::new(path), origin, wan, token, now));
         self.paths.sort_by_key(|life| life.path.id);
+        self.apply_limits();
         self.publish(bond);
     }
 
@@ -373,6 +397,7 @@ impl Lifecycle {
             return;
         }
         life.ping_at = Time::ZERO;
+        life.apply_limits(&self.limits);
         if old.mtu_limit != wan.mtu_limit {
             life.measure_mtu(now);
         }
@@ -482,31 +507,60 @@ impl Lifecycle {
     /// Chooses the useful permutations (row T1) among the paths that are up. Paths over one WAN share its bottleneck:
     /// using several of them adds nothing but contention. So a set is chosen that covers every local WAN and
     /// every remote address once, the quickest first, and what neither adds a WAN nor an address stays on standby.
+    ///
+    /// The permutations of each tier are chosen for themselves, and those of the lowest tier alone carry packets.
     fn choose_paths(&mut self) {
         let mut up: Vec<_> =
             self.paths.iter().filter(|life| life.path.usable()).map(|life| &life.path).collect();
-        let ids: Vec<u8> = up.iter().map(|path| path.id).collect();
+        let ids: Vec<(u8, u8)> = up.iter().map(|path| (path.id, path.tier())).collect();
         if ids == self.up {
             return;
         }
         // Delays within some milliseconds are equal, so that noise does not decide and both ends pair alike.
         up.sort_by_key(|path| (path.rtt_us() / 8_000, path.id));
-        let pair = |path: &Path| (path.route().wan, path.route().remote.ip());
-        let mut chosen: Vec<(u16, IpAddr)> = Vec::new();
+        let pair = |path: &Path| (path.tier(), path.route().wan, path.route().remote.ip());
+        let mut chosen: Vec<(u8, u16, IpAddr)> = Vec::new();
         for both in [true, false] {
             for path in &up {
-                let (wan, remote) = pair(path);
-                let wan_new = !chosen.iter().any(|(known, _)| *known == wan);
-                let remote_new = !chosen.iter().any(|(_, known)| *known == remote);
+                let (tier, wan, remote) = pair(path);
+                let mut of_tier = chosen.iter().filter(|(known, ..)| *known == tier);
+                let wan_new = of_tier.clone().all(|(_, known, _)| *known != wan);
+                let remote_new = of_tier.all(|(_, _, known)| *known != remote);
                 if (wan_new && remote_new) || (!both && (wan_new || remote_new)) {
-                    chosen.push((wan, remote));
+                    chosen.push((tier, wan, remote));
                 }
             }
         }
-        for life in &self.paths {
-            life.path.choose(chosen.contains(&pair(&life.path)));
+        let lowest = up.iter().map(|path| path.tier()).min();
+        for path in self.paths.iter().map(|life| &life.path) {
+            path.choose(chosen.contains(&pair(path)));
+            path.prefer(lowest.is_none_or(|lowest| path.tier() <= lowest));
         }
         self.up = ids;
+    }
+
+    /// Takes over the limits of both ends for all paths.
+    pub fn apply_limits(&self) {
+        for life in &self.paths {
+            life.apply_limits(&self.limits);
+        }
+    }
+
+    /// Limits of our WANs for the peer, over the quickest path, then over one after the other; returns when to come back.
+    pub fn tell_limits(&mut self, now: Time, bond: usize, actions: &mut Vec<Action>) -> Time {
+        let limits = self.paths.iter().map(|life| (life.path.id, life.wan.limits));
+        let wanted: Vec<_> = limits.filter(|(_, limits)| *limits != PathLimits::default()).collect();
+        let mut over: Vec<_> = self.paths.iter().filter(|life| life.wan.up).map(|life| &life.path).collect();
+        if over.is_empty() {
+            return Time::MAX;
+        }
+        // Also one that is not proven yet: the peer shall know before it may use it.
+        over.sort_by_key(|path| (!path.carries(), !path.usable(), path.delay_us(), path.id));
+        if let Some((frames, attempt)) = self.limits.poll(now, &wanted) {
+            let path = over[attempt as usize % over.len()].id;
+            actions.push(Action::Frames { bond, path, route: None, frames, pad_to: 0 });
+        }
+        self.limits.next()
     }
 
     /// Advertises our cores over the quickest path, then over one after the other; returns when to come back.
@@ -539,7 +593,7 @@ impl Lifecycle {
         }
         let silent = self.all_down_since.is_some_and(|since| now.since(since) >= DOWN_AFTER_MS * 1_000_000);
         match &*bond.current.load() {
-            Some(session) => silent || self.ids_exhausted || session.wants_rekey(now),
+            Some(session) => silent || self.ids.exhausted || session.wants_rekey(now),
             None => true,
         }
     }

@@ -149,7 +149,7 @@ impl Node {
     fn hello(&self, peer: &Peer, timestamp_ns: Option<u64>) -> Hello {
         Hello {
             version: PROTOCOL_VERSION,
-            capabilities: Capabilities::RETRANSMIT.with(Capabilities::PARTIAL_CHECKSUM),
+            capabilities: Capabilities::OURS,
             aeads: Aead::offered(),
             timestamp_ns,
             boot_id: self.boot_id,
@@ -266,6 +266,7 @@ impl Node {
                 let (ownership, peer) = (self.ownership.load_full(), bond.peer.load_full());
                 let info = || self.processor_info(&peer);
                 next = next.min(life.advertise(now, bond.slot, &ownership, &peer, info, actions));
+                next = next.min(life.tell_limits(now, bond.slot, actions));
             }
             if life.wants_handshake(now, bond) {
                 self.start_handshake(now, bond, &mut life, actions);
@@ -328,6 +329,31 @@ impl Node {
     /// The peer confirms processor information.
     pub fn on_processor_info_seen(&self, bond: &Bond, digest: &[u8]) {
         lifecycle(bond).advertiser.confirm(digest);
+    }
+
+    /// Takes over what the peer asks for on its paths, and confirms it.
+    ///
+    /// # Errors
+    /// `FrameMalformed`.
+    pub fn on_path_limits(
+        &self,
+        now: Time,
+        bond: &Bond,
+        path: u8,
+        body: &[u8],
+        actions: &mut Vec<Action>,
+    ) -> Result<(), DropReason> {
+        let mut life = lifecycle(bond);
+        let frames = life.limits.on_limits(body).ok_or(DropReason::FrameMalformed)?;
+        life.apply_limits();
+        actions.push(Action::Frames { bond: bond.slot, path, route: None, frames, pad_to: 0 });
+        self.poll_soon(now);
+        Ok(())
+    }
+
+    /// The peer confirms path limits.
+    pub fn on_path_limits_seen(&self, bond: &Bond, number: &[u8]) {
+        lifecycle(bond).limits.on_seen(number);
     }
 
     /// Close frames for every session, for a node that stops.

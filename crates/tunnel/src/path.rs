@@ -104,6 +104,8 @@ pub struct Path {
     reason: Mutex<&'static str>,
     /// Chosen to carry packets; see [`crate::lifecycle`] for which of the paths over one WAN are.
     chosen: AtomicBool,
+    /// Of the lowest tier that works.
+    preferred: AtomicBool,
     tier: AtomicU8,
     rate: AtomicU64,
     tx_free: TxFree,
@@ -170,6 +172,7 @@ impl Path {
             state: AtomicU8::new(PathState::Probing as u8),
             reason: Mutex::new("new"),
             chosen: AtomicBool::new(false),
+            preferred: AtomicBool::new(true),
             tier: AtomicU8::new(tier),
             rate: AtomicU64::new(rate),
             tx_free: TxFree::new(),
@@ -256,14 +259,30 @@ impl Path {
         self.state() == PathState::Up
     }
 
-    /// Whether new data may use it: up, and one of the bond's useful permutations (row T1).
+    /// Whether new data may use it: up, of the lowest tier that works, and one of the bond's useful permutations (row
+    /// T1).
     pub fn carries(&self) -> bool {
-        self.usable() && self.chosen.load(Relaxed)
+        self.usable() && self.chosen.load(Relaxed) && self.preferred.load(Relaxed)
+    }
+
+    /// Whether it is up, while another path covers its WAN and address.
+    pub fn stands_by(&self) -> bool {
+        self.usable() && !self.chosen.load(Relaxed)
     }
 
     /// Chooses it, or puts it on standby.
     pub fn choose(&self, chosen: bool) {
         self.chosen.store(chosen, Relaxed);
+    }
+
+    /// Says whether it is of the lowest tier that works: paths of higher ones carry keepalives only.
+    pub fn prefer(&self, preferred: bool) {
+        self.preferred.store(preferred, Relaxed);
+    }
+
+    /// Preference tier, the higher of both ends' wishes.
+    pub fn tier(&self) -> u8 {
+        self.tier.load(Relaxed)
     }
 
     /// Largest UDP payload proven to pass, bytes.
@@ -278,7 +297,10 @@ impl Path {
 
     /// Sets the preference tier and the rate cap.
     pub fn set_limits(&self, tier: u8, rate_max: Option<u64>) {
-        self.tier.store(tier, Relaxed);
+        let before = self.tier.swap(tier, Relaxed);
+        if before != tier {
+            tracing::info!(path = self.id, from = before, to = tier, "tier");
+        }
         if let Ok(mut feedback) = self.feedback.lock() {
             feedback.controller.set_max(rate_max);
             self.rate.store(feedback.controller.rate(), Relaxed);

@@ -412,6 +412,7 @@ fn wan(table: Table<'_>, problems: &mut Problems<'_>) -> Option<(Wan, WanPlaces)
     };
     let tier = section.number("tier", 0..=255).and_then(|tier| u8::try_from(tier.value).ok());
     let rate_max = section.parsed("rate-max", "\"100 Mbit/s\"", values::rate);
+    let receive_rate_max = section.parsed("receive-rate-max", "\"100 Mbit/s\"", values::rate);
     let families = [("any", Family::Any), ("ipv4", Family::Ipv4), ("ipv6", Family::Ipv6)];
     let family = section.choice("address-family", &families).map_or(Family::Any, |family| family.value);
     let gateways = section.list("gateway", "\"192.0.2.1\"", values::gateway).unwrap_or_default();
@@ -431,6 +432,7 @@ fn wan(table: Table<'_>, problems: &mut Problems<'_>) -> Option<(Wan, WanPlaces)
         interface: interface.value,
         tier: tier.unwrap_or(0),
         rate_max_bps: rate_max.map(|rate| rate.value),
+        receive_rate_max_bps: receive_rate_max.map(|rate| rate.value),
         family,
         gateways: gateways.into_iter().map(|gateway| gateway.value).collect(),
     };

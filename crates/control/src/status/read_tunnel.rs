@@ -143,7 +143,7 @@ fn path_status(path: &Path, wans: &[Wan], sent: u64, fastest_us: i64) -> PathSta
         wan: wan.map_or_else(String::new, |wan| wan.interface.clone()),
         local: route.local.map_or_else(String::new, |local| local.to_string()),
         remote: route.remote.to_string(),
-        state: if path.usable() && !path.carries() { "standby" } else { path.state().name() }.to_owned(),
+        state: if path.stands_by() { "standby" } else { path.state().name() }.to_owned(),
         reason: path.reason().to_owned(),
         rate_mbps: mbps(path.rate()),
         delivered_mbps: mbps(delivered),

@@ -11,7 +11,7 @@ use super::lane::{Place, RxLane};
 use super::transmit::Transmit;
 use crate::aead::TAG_BYTES;
 use crate::bond::Bond;
-use crate::frame::extension::{PATH_TIMING, PROCESSOR_INFO_SEEN, REKEY};
+use crate::frame::extension::{PATH_LIMITS, PATH_LIMITS_SEEN, PATH_TIMING, PROCESSOR_INFO_SEEN, REKEY};
 use crate::frame::{self, Frame, NackRange, PacketHead, ReportEntry};
 use crate::header::{HEADER_BYTES, Header, Kind, NOT_TOLD};
 use crate::keys::Encryption;
@@ -374,6 +374,12 @@ impl Receive {
             Frame::Extension { kind: REKEY, .. } => session.spend(),
             Frame::Extension { kind: PROCESSOR_INFO_SEEN, body } => {
                 cx.node.on_processor_info_seen(&self.bond, body);
+            }
+            Frame::Extension { kind: PATH_LIMITS, body } => {
+                cx.node.on_path_limits(cx.now, &self.bond, header.path, body, cx.actions)?;
+            }
+            Frame::Extension { kind: PATH_LIMITS_SEEN, body } => {
+                cx.node.on_path_limits_seen(&self.bond, body);
             }
             Frame::Extension { .. } => cx.drops.add(DropReason::FrameUnknown),
             Frame::Assignment { .. } | Frame::Barrier { .. } => cx.drops.add(DropReason::FrameUnknown),

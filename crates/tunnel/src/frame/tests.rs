@@ -292,6 +292,11 @@ fn examples() -> Vec<(&'static str, Vec<u8>)> {
     let body = [timing(0, -2_000, 300), timing(2, 30_000, 3_000)].concat();
     add("path-timing", Drawn::Extension(128, body));
     out.push(("processor-info-seen", crate::advertise::seen(&[0x01, 0x02, 0x03])));
+    let extension = |kind: u8, body: &[u8]| crate::lifecycle::encode(&Frame::Extension { kind, body });
+    let limits = |tier: u8, receive_bps: Option<u64>| crate::path_limits::PathLimits { tier, receive_bps };
+    let entries = [(1, limits(1, None)), (2, limits(0, Some(20_000_000)))];
+    out.push(("path-limits", extension(131, &crate::path_limits::write(0x0001_e240, &entries))));
+    out.push(("path-limits-seen", extension(132, &0x0001_e240u32.to_be_bytes())));
     let body = vec![0x45, 0x00, 0x00, 0x1c];
     // A whole plaintext: a packet, the first piece of the next one, a marker, padding.
     let mut bytes = vec![0; 64];

@@ -9,6 +9,7 @@ use crate::config::Wan;
 use crate::frame::PeerPathState;
 use crate::lifecycle::{Action, WanUnder};
 use crate::path::{Path, PathState, Route};
+use crate::path_limits::PathLimits;
 use crate::time::Time;
 
 impl Node {
@@ -26,10 +27,11 @@ impl Node {
         if bond.dialer || life.paths.len() >= PATHS_MAX || life.paths.iter().any(|l| l.path.id == id) {
             return;
         }
-        let (tier, rate_max, mtu) = wan.map_or((0, None, 1_500), |wan| (wan.tier, rate_max(&wan), wan.mtu));
-        let path = Path::new(id, source.route(), tier, rate_max, now);
-        let under =
-            WanUnder { up: true, addresses: Vec::new(), mtu_limit: datagram_limit(mtu, &source.remote) };
+        let (limits, rate_max) = wan.as_ref().map_or_else(Default::default, limits);
+        let mtu = wan.map_or(1_500, |wan| wan.mtu);
+        let path = Path::new(id, source.route(), limits.tier, rate_max, now);
+        let mtu_limit = datagram_limit(mtu, &source.remote);
+        let under = WanUnder { up: true, addresses: Vec::new(), mtu_limit, limits, rate_max };
         life.add_path(bond, path, None, under, token, now);
         self.poll_soon(now);
     }
@@ -86,22 +88,19 @@ impl Node {
         }
         for (wan, endpoint, nth) in wanted {
             let up = wan.up && reaches(wan, &endpoint);
-            let under = WanUnder {
-                up,
-                addresses: wan.addresses.clone(),
-                mtu_limit: datagram_limit(wan.mtu, &endpoint),
-            };
+            let (limits, rate_max) = limits(wan);
+            let mtu_limit = datagram_limit(wan.mtu, &endpoint);
+            let under = WanUnder { up, addresses: wan.addresses.clone(), mtu_limit, limits, rate_max };
             let known = life
                 .paths
                 .iter()
                 .find(|l| l.origin == Some((wan.id, endpoint, nth)))
                 .map(|l| Arc::clone(&l.path));
             if let Some(path) = known {
-                path.set_limits(wan.tier, rate_max(wan));
                 life.wan_changed(now, bond.slot, path.id, &under, actions);
             } else if up && let Some(id) = life.free_id() {
                 let route = Route { wan: wan.id, local: None, remote: endpoint };
-                let path = Path::new(id, route, wan.tier, rate_max(wan), now);
+                let path = Path::new(id, route, wan.tier, rate_max, now);
                 let token = self.control().token();
                 life.add_path(bond, path, Some((wan.id, endpoint, nth)), under, token, now);
                 life.next_attempt = life.next_attempt.min(now);
@@ -120,20 +119,22 @@ impl Node {
             life.retain_paths(bond, |l| l.path.id != id);
             life.tell_state(bond.slot, id, PeerPathState::Removed, actions);
         }
-        for path in life.paths.iter().map(|life| &life.path) {
-            if let Some(wan) = wans.iter().find(|wan| wan.id == path.route().wan) {
-                path.set_limits(wan.tier, rate_max(wan));
+        for life in &mut life.paths {
+            if let Some(wan) = wans.iter().find(|wan| wan.id == life.path.route().wan) {
+                life.limit(limits(wan));
                 if !wan.up {
-                    path.set_state(PathState::Down, "WAN down");
+                    life.path.set_state(PathState::Down, "WAN down");
                 }
             }
         }
+        life.apply_limits();
     }
 }
 
-/// Rate cap in bytes per second.
-fn rate_max(wan: &Wan) -> Option<u64> {
-    wan.rate_max_bps.map(|bps| bps / 8)
+/// What a WAN asks of the peer, and the most that we send over it, bytes per second.
+fn limits(wan: &Wan) -> (PathLimits, Option<u64>) {
+    let limits = PathLimits { tier: wan.tier, receive_bps: wan.receive_rate_max_bps };
+    (limits, wan.rate_max_bps.map(|bps| bps / 8))
 }
 
 /// Largest UDP payload an interface MTU leaves for this address family.

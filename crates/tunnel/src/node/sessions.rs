@@ -9,6 +9,7 @@ use super::handshakes::RETRY_FAST_MS;
 use super::{Node, lifecycle};
 use crate::bond::{Bond, PeerCores};
 use crate::handshake::Established;
+use crate::hello::Capabilities;
 use crate::lifecycle::Lifecycle;
 use crate::session::{Epoch, Session};
 use crate::time::Time;
@@ -72,6 +73,7 @@ impl Node {
             }
         }
         bond.cores.store(Some(Arc::new(PeerCores::new(hello.processor.clone()))));
+        life.limits.session(hello.capabilities.contains(Capabilities::PATH_LIMITS), restarted);
         // Our cores may have changed since we said hello.
         life.advertiser.restart(now);
         life.sessions.push(Arc::clone(&session));
