@@ -30,6 +30,7 @@ mod gateway_scene;
 mod gateway_servers;
 mod gateway_tunnel;
 mod handoffs;
+mod host_checks;
 mod mtu;
 mod names;
 mod operator;

@@ -20,6 +20,7 @@ use sd_notify::NotifyState;
 use crate::config::{Config, Cores, Problem};
 use crate::control_socket::Server;
 use crate::events::{EventSender, NodeEvent};
+use crate::host_checks::PortHolder;
 use crate::kernel_routes::KernelRoutes;
 use crate::node::{Node, StartError, host_warnings};
 use crate::protocol::{Request, Response};
@@ -132,9 +133,15 @@ fn check_port(config: &Config) -> Result<(), StartError> {
     let Some(port) = config.node.listen else { return Ok(()) };
     let local = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port);
     match linux::udp::probe_port_free(local, None) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(StartError::Start(format!(
-            "node.listen: UDP port {port} is taken by another program or another anabranch; stop that one or choose another port"
-        ))),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            let (holder, stop) = PortHolder::of_udp(port).map_or_else(
+                || ("another program or another anabranch".to_owned(), "stop that one".to_owned()),
+                |holder| (holder.to_string(), holder.stop()),
+            );
+            Err(StartError::Start(format!(
+                "node.listen: UDP port {port} is taken by {holder}; {stop} or choose another port"
+            )))
+        }
         // Anything else shows when the engine opens its sockets.
         _ => Ok(()),
     }

@@ -27,6 +27,7 @@ mod events;
 mod files;
 pub mod gateway;
 pub mod health;
+mod host_checks;
 pub mod host_facts;
 pub mod host_ports;
 pub mod kernel_routes;

@@ -15,6 +15,7 @@ use crate::events::{EventSender, NodeEvent};
 use crate::gateway::engine::{EngineHandle, HandleState};
 use crate::gateway::policy;
 use crate::gateway::supervisor::GatewaySupervisor;
+use crate::host_checks::{self, HostWatch, Surroundings};
 use crate::host_facts::{HostFacts, HostView, read_ephemeral_ports};
 use crate::host_ports::HeldPorts;
 use crate::kernel_routes::KernelRoutes;
@@ -76,6 +77,7 @@ pub(crate) struct Node {
     /// State of the gateway's engine handle between calls.
     handle_state: HandleState,
     busy_shares: BusyShares,
+    watch: HostWatch,
 }
 
 impl Node {
@@ -138,6 +140,7 @@ impl Node {
             supervisor,
             handle_state: HandleState::default(),
             busy_shares: BusyShares::default(),
+            watch: HostWatch::default(),
         };
         node.set_names();
         node.choose_outside();
@@ -381,6 +384,7 @@ impl Node {
         if let Some(state) = &mut self.state {
             state.keep(self.engine.timestamp_floor_ns());
         }
+        self.watch_host(false);
         let handle = EngineHandle::new(&self.engine, &self.handle_state);
         let again = self.supervisor.tick(self.host.netlink(), &handle) || self.incomplete;
         let gives_ports = self.config.services.gives_ports();
@@ -445,8 +449,17 @@ impl Node {
         Ok(report)
     }
 
+    /// Looks for what on the host stands in the way, when it is time to; sooner if somebody asks.
+    fn watch_host(&mut self, asked: bool) {
+        let now = Instant::now();
+        if self.watch.is_due(now, asked) {
+            self.watch.found(now, obstacle_texts(&self.config, self.host.netlink()));
+        }
+    }
+
     /// Live state.
     pub(crate) fn report(&mut self) -> Report {
+        self.watch_host(true);
         let status =
             read_tunnel::read(&self.engine, &self.config.node.name, &self.told.wans, &mut self.busy_shares);
         let wans = self.shown_wans().iter().map(|live| WanReport {
@@ -476,6 +489,7 @@ impl Node {
             listen: self.config.node.listen,
             wans: wans.collect(),
             names: names.collect(),
+            warnings: self.watch.texts().to_vec(),
             gateway: self
                 .supervisor
                 .status(&self.config.services, &EngineHandle::new(&self.engine, &self.handle_state)),
@@ -506,14 +520,23 @@ fn tun_error(error: &linux::Error) -> StartError {
 }
 
 /// Warnings about a configuration from the host as it is now: interfaces that are not there (they may come later, or
-/// the name is wrong), and default routes that only forwarded packets have.
+/// the name is wrong), default routes that only forwarded packets have, and what else stands in the way.
 #[must_use]
 pub fn host_warnings(config: &Config) -> Vec<String> {
-    let Ok(view) = linux::netlink::Netlink::open().and_then(|netlink| HostView::read(&netlink)) else {
-        return Vec::new();
-    };
+    let Ok(netlink) = linux::netlink::Netlink::open() else { return Vec::new() };
+    let Ok(view) = HostView::read(&netlink) else { return Vec::new() };
     let say = |(key, message): (&str, String)| problem(config, Severity::Warning, key, message).to_string();
-    missing_interfaces(config, &view).into_iter().chain(missing_defaults(config, &view)).map(say).collect()
+    let mut list = missing_interfaces(config, &view);
+    list.extend(missing_defaults(config, &view));
+    list.extend(host_checks::obstacles(config, &view, &Surroundings::read(config, &netlink)));
+    list.into_iter().map(say).collect()
+}
+
+/// What on the host stands in the way now, without places in the file.
+fn obstacle_texts(config: &Config, netlink: &linux::netlink::Netlink) -> Vec<String> {
+    let Ok(view) = HostView::read(netlink) else { return Vec::new() };
+    let found = host_checks::obstacles(config, &view, &Surroundings::read(config, netlink));
+    found.into_iter().map(|(_, message)| message).collect()
 }
 
 fn problem(config: &Config, severity: Severity, key: &str, message: String) -> Problem {

@@ -8,6 +8,7 @@ mod address;
 mod link;
 mod monitor;
 mod neighbor;
+pub mod nftables;
 mod route;
 mod rule;
 

@@ -39,6 +39,9 @@ pub struct Report {
     /// DNS names of peers.
     #[serde(default)]
     pub names: Vec<NameReport>,
+    /// What on the host stands in the way, with the command that mends it.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// Everything that is not the tunnel; not there without `[[interface]]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<ServicesStatus>,

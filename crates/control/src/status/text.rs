@@ -19,6 +19,9 @@ pub fn text(report: &Report) -> String {
         report.tun,
         duration(status.uptime_seconds)
     );
+    for warning in &report.warnings {
+        let _ = writeln!(out, "warning: {warning}");
+    }
     wans(report, &mut out);
     for peer in &status.peers {
         peer_text(peer, &mut out);
@@ -259,6 +262,7 @@ mod tests {
             ..TunnelStatus::default()
         };
         Report {
+            warnings: vec!["the kernel does not forward; sysctl -w net.ipv4.ip_forward=1".to_owned()],
             status,
             tun: "ana0".to_owned(),
             listen: Some(4600),
@@ -275,6 +279,7 @@ mod tests {
     fn the_table_for_people() {
         let expected = "\
 branch: anabranch 0.1.0 on ana0, up 1 h 2 min, listening on UDP 4600
+warning: the kernel does not forward; sysctl -w net.ipv4.ip_forward=1
 
 WAN    state       tier  MTU   addresses
 wan0   up          0     1500  192.0.2.5, 2001:db8::5

@@ -1,0 +1,333 @@
+//! Obstacles on the host: what of its settings keeps packets of this configuration from passing, and the command that
+//! mends it.
+//!
+//! [`Surroundings`] is what was read, [`obstacles`] judges it and is pure. Nothing is changed here. `check` and `up` say
+//! what they find, a running node looks again ([`HostWatch`]) and shows it in its status. What cannot be read (no privilege,
+//! no such kernel part) gives no warning.
+
+mod port_holder;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use linux::netlink::nftables::{BaseChain, Hook, dropping_chains};
+use linux::netlink::{Link, Netlink, Route, RouteKind};
+
+use crate::config::{Config, Endpoint, Routes};
+use crate::host_facts::{HostView, read_rp_filter};
+
+pub(crate) use port_holder::PortHolder;
+
+/// When this program was built, seconds since 1970; see `build.rs`.
+const BUILT_AT: &str = env!("ANABRANCH_BUILT_AT");
+/// A running node looks again after so long …
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+/// … and at once when somebody asks, but not more often than this.
+const LOOK_AGAIN_ASKED: Duration = Duration::from_secs(2);
+/// Interfaces that one warning names at most.
+const NAMED_MAX: usize = 4;
+
+/// Key of the configuration that an obstacle concerns, and what to say about it.
+pub(crate) type Obstacle = (&'static str, String);
+
+/// Settings of the host that decide whether packets pass.
+#[derive(Default)]
+pub(crate) struct Surroundings {
+    /// Chains of the firewall that drop what no rule accepts.
+    chains: Vec<BaseChain>,
+    /// Whether the kernel forwards; IPv4, IPv6. `None`: not known.
+    forwards: [Option<bool>; 2],
+    /// Reverse-path filter of interfaces without a setting of their own.
+    rp_filter: u8,
+    /// Routes of all tables, without ours.
+    routes: Vec<Route>,
+    /// Other program on the port that peers dial.
+    port: Option<PortHolder>,
+    /// Wall clock, ns since 1970.
+    clock_ns: u64,
+}
+
+impl Surroundings {
+    /// Reads what the kernel tells now.
+    pub(crate) fn read(config: &Config, netlink: &Netlink) -> Self {
+        let chains = dropping_chains().unwrap_or_else(|error| {
+            tracing::debug!(%error, "the firewall's chains cannot be read");
+            Vec::new()
+        });
+        let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u32>().ok();
+        let forwards = ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"];
+        let mut routes = netlink.routes(None).unwrap_or_default();
+        routes.retain(|route| !route.is_ours() && !route.dead && route.spec.kind == RouteKind::Unicast);
+        Self {
+            chains,
+            forwards: forwards.map(|path| number(path).map(|value| value != 0)),
+            rp_filter: read_rp_filter("all").max(read_rp_filter("default")).unwrap_or(0),
+            routes,
+            port: config.node.listen.and_then(PortHolder::of_udp),
+            clock_ns: linux::clock::realtime_ns(),
+        }
+    }
+}
+
+/// Obstacles for a configuration on a host.
+pub(crate) fn obstacles(config: &Config, view: &HostView, around: &Surroundings) -> Vec<Obstacle> {
+    let mut list = Vec::new();
+    clock(around, &mut list);
+    if config.peers.is_empty() {
+        return list;
+    }
+    let lans = Lans::of(config, view);
+    for ipv4 in [true, false] {
+        if config.host_prefixes().any(|net| net.addr().is_ipv4() == ipv4) {
+            forwarding(config, around, &lans, ipv4, &mut list);
+        }
+    }
+    listening(config, around, &mut list);
+    reverse_path(config, around, &mut list);
+    default_routes(config, view, around, &mut list);
+    list
+}
+
+/// A clock from before the build: certificates, logs and the handshake's timestamps go by it.
+fn clock(around: &Surroundings, list: &mut Vec<Obstacle>) {
+    let built_ns = BUILT_AT.parse::<u64>().unwrap_or(0).saturating_mul(1_000_000_000);
+    if around.clock_ns < built_ns {
+        list.push((
+            "node",
+            "the clock is before this program was built, peers that have seen a later time may refuse it: \
+             timedatectl set-ntp true, or date -s 'YYYY-MM-DD hh:mm:ss'"
+                .to_owned(),
+        ));
+    }
+}
+
+/// Interfaces whose packets the kernel, not this program, forwards into the tunnel: neither WANs nor `[[interface]]`.
+struct Lans<'a> {
+    list: Vec<(&'a Link, IpNet)>,
+}
+
+impl<'a> Lans<'a> {
+    fn of(config: &Config, view: &'a HostView) -> Self {
+        let defaults = view.default_interfaces();
+        let wan = |link: &Link| match config.wans.as_slice() {
+            // Without WANs and default route any interface may be the outside.
+            [] => defaults.is_empty() || defaults.contains(&link.index),
+            wans => wans.iter().any(|wan| wan.interface.covers(&link.name)),
+        };
+        let ours = |link: &Link| {
+            link.name == config.tun.name
+                || config.services.interfaces.iter().any(|interface| interface.device == link.name)
+        };
+        let inside = view.links.iter().filter(|link| link.up && !link.loopback && !wan(link) && !ours(link));
+        let nets = |link: &'a Link| {
+            let of_link = view.addresses.iter().filter(move |address| address.index == link.index);
+            of_link.filter(|address| !address.link_local).map(move |address| (link, address.net))
+        };
+        // An address alone (/32, /128) has no neighbors.
+        let list = inside.flat_map(nets).filter(|(_, net)| net.prefix_len() < net.max_prefix_len()).collect();
+        Self { list }
+    }
+
+    /// Names of those of a family that `takes` says count, for a message.
+    fn names(&self, ipv4: bool, takes: impl Fn(&Link) -> bool) -> BTreeSet<&str> {
+        let of_family = self.list.iter().filter(|(link, net)| net.addr().is_ipv4() == ipv4 && takes(link));
+        of_family.map(|(link, _)| link.name.as_str()).collect()
+    }
+}
+
+/// A few names, in words.
+fn in_words(names: &BTreeSet<&str>) -> String {
+    let first: Vec<&str> = names.iter().copied().take(NAMED_MAX).collect();
+    let more = names.len().saturating_sub(NAMED_MAX);
+    if more == 0 { first.join(", ") } else { format!("{} and {more} more", first.join(", ")) }
+}
+
+/// The kernel's forwarding between inner networks and the tunnel: switched on, and not refused by the firewall.
+fn forwarding(config: &Config, around: &Surroundings, lans: &Lans<'_>, ipv4: bool, list: &mut Vec<Obstacle>) {
+    let tun = &config.tun.name;
+    let all = lans.names(ipv4, |_| true);
+    if all.is_empty() {
+        return;
+    }
+    if around.forwards[usize::from(!ipv4)] == Some(false) {
+        let key = if ipv4 { "net.ipv4.ip_forward" } else { "net.ipv6.conf.all.forwarding" };
+        let version = if ipv4 { "IPv4" } else { "IPv6" };
+        list.push((
+            "tun",
+            format!(
+                "the kernel does not forward {version} ({key} = 0): nothing passes between {} and {tun}; sysctl -w {key}=1, and \
+                 the same line in /etc/sysctl.d/ to keep it; or make an [[interface]] of it",
+                in_words(&all)
+            ),
+        ));
+    }
+    let mut said = BTreeSet::new();
+    for chain in around.chains.iter().filter(|chain| chain.hook == Hook::Forward && chain.covers(ipv4)) {
+        // Who wrote a rule with the name of the tunnel or of the inner interface has thought of it.
+        let mentioned = |name: &str| chain.mentions(format!("{name}\0").as_bytes());
+        let names = lans.names(ipv4, |link| !mentioned(&link.name));
+        if names.is_empty() || mentioned(tun) || !said.insert((chain.table.clone(), chain.name.clone())) {
+            continue;
+        }
+        let docker = if chain.has_chain("DOCKER-USER") { " (Docker sets this)" } else { "" };
+        list.push((
+            "tun",
+            format!(
+                "the firewall drops what the kernel forwards (chain {} of table {} {}{docker}) and no rule names {tun}: nothing \
+                 passes between {} and {tun}; {}",
+                chain.name,
+                chain.family,
+                chain.table,
+                in_words(&names),
+                accept_forwarded(chain, tun, ipv4)
+            ),
+        ));
+    }
+}
+
+/// Command that lets a chain pass what goes into the tunnel and comes out of it.
+fn accept_forwarded(chain: &BaseChain, tun: &str, ipv4: bool) -> String {
+    if (chain.table.as_str(), chain.name.as_str()) == ("filter", "FORWARD") && chain.family != "inet" {
+        let program = if ipv4 { "iptables" } else { "ip6tables" };
+        let user = if chain.has_chain("DOCKER-USER") { "DOCKER-USER" } else { "FORWARD" };
+        return format!("{program} -I {user} -i {tun} -j ACCEPT; {program} -I {user} -o {tun} -j ACCEPT");
+    }
+    let rule = |side: &str| {
+        format!("nft insert rule {} {} {} {side} {tun} accept", chain.family, chain.table, chain.name)
+    };
+    format!("{}; {}", rule("iifname"), rule("oifname"))
+}
+
+/// The port that peers dial: nobody else has it, and the firewall lets it in.
+fn listening(config: &Config, around: &Surroundings, list: &mut Vec<Obstacle>) {
+    let Some(port) = config.node.listen else { return };
+    if let Some(holder) = around.port.as_ref().filter(|holder| !holder.is_gateway()) {
+        list.push((
+            "node.listen",
+            format!("UDP port {port} is taken by {holder}; {}, or choose another port", holder.stop()),
+        ));
+    }
+    for chain in around.chains.iter().filter(|chain| chain.hook == Hook::Input) {
+        // In the order of the network or, with an iptables match, in that of the machine.
+        let named = chain.mentions(&port.to_be_bytes()) || chain.mentions(&port.to_ne_bytes());
+        if !named {
+            let command = if (chain.table.as_str(), chain.name.as_str()) == ("filter", "INPUT") {
+                let program = if chain.family == "ip6" { "ip6tables" } else { "iptables" };
+                format!("{program} -I INPUT -p udp --dport {port} -j ACCEPT")
+            } else {
+                let (family, table, name) = (chain.family, &chain.table, &chain.name);
+                format!("nft insert rule {family} {table} {name} udp dport {port} accept")
+            };
+            list.push((
+                "node.listen",
+                format!(
+                    "the firewall drops what comes in (chain {} of table {} {}) and no rule names UDP port {port}: peers that \
+                     dial may get no answer; {command}",
+                    chain.name, chain.family, chain.table
+                ),
+            ));
+        }
+    }
+}
+
+/// With routes of the operator's own, a strict filter refuses what comes out of the tunnel.
+fn reverse_path(config: &Config, around: &Surroundings, list: &mut Vec<Obstacle>) {
+    let tun = &config.tun.name;
+    if config.tun.routes != Routes::Auto && around.rp_filter == 1 {
+        list.push((
+            "tun.route",
+            format!(
+                "the kernel drops packets out of {tun} whose way back is not {tun} (rp_filter = 1), and the routes are not made \
+                 by this program; sysctl -w net.ipv4.conf.{tun}.rp_filter=2 once it is up"
+            ),
+        ));
+    }
+}
+
+/// Every WAN that is there needs a way to the peers' endpoints.
+fn default_routes(config: &Config, view: &HostView, around: &Surroundings, list: &mut Vec<Obstacle>) {
+    let endpoints: Vec<Option<IpAddr>> = config
+        .peers
+        .iter()
+        .flat_map(|peer| &peer.endpoints)
+        .map(|endpoint| match endpoint {
+            Endpoint::Address(address) => Some(address.ip().to_canonical()),
+            Endpoint::Name { .. } => None,
+        })
+        .collect();
+    if endpoints.is_empty() {
+        return;
+    }
+    let leads = |route: &Route, endpoint: &Option<IpAddr>| match endpoint {
+        Some(address) => route.spec.dst.contains(address),
+        None => route.spec.dst.prefix_len() == 0,
+    };
+    // One endpoint that is reached is enough: others may be of another family or WAN.
+    let reaches = |over: Option<u32>| {
+        let mut routes = around.routes.iter().filter(|route| over.is_none() || route.spec.interface == over);
+        routes.any(|route| endpoints.iter().any(|endpoint| leads(route, endpoint)))
+    };
+    if config.wans.is_empty() {
+        if !reaches(None) {
+            let message = "no route in any table leads to an endpoint, there is no default route: \
+                           ip route add default via GATEWAY";
+            list.push(("peer.endpoints", message.to_owned()));
+        }
+        return;
+    }
+    for wan in config.wans.iter().filter(|wan| wan.gateways.is_empty()) {
+        let links = view.links.iter().filter(|link| wan.interface.covers(&link.name) && !link.loopback);
+        for link in links.filter(|link| link.up && link.carrier && !link.point_to_point) {
+            let addressed = !view.usable_addresses(link.index, |ip| wan.family.covers(ip)).is_empty();
+            if addressed && !reaches(Some(link.index)) {
+                list.push((
+                    "wan.gateway",
+                    format!(
+                        "{0} has an address, but no route in any table leads over it to an endpoint, there is no default route; \
+                         ip route add default via GATEWAY dev {0} metric 100, or gateway = [\"GATEWAY\"] in its [[wan]]",
+                        link.name
+                    ),
+                ));
+            }
+        }
+    }
+}
+
+/// Obstacles of a running node: looked at again from time to time, said once.
+#[derive(Default)]
+pub(crate) struct HostWatch {
+    looked_at: Option<Instant>,
+    found: Vec<String>,
+}
+
+impl HostWatch {
+    /// Whether it is time to look; sooner if somebody asks.
+    pub(crate) fn is_due(&self, now: Instant, asked: bool) -> bool {
+        let pause = if asked { LOOK_AGAIN_ASKED } else { LOOK_AGAIN };
+        self.looked_at.is_none_or(|at| now.saturating_duration_since(at) >= pause)
+    }
+
+    /// Takes over what was found; logs what is new. The first look is not logged: starting and reloading say it themselves.
+    pub(crate) fn found(&mut self, now: Instant, found: Vec<String>) {
+        if self.looked_at.is_some() {
+            for text in found.iter().filter(|text| !self.found.contains(text)) {
+                tracing::warn!("{text}");
+            }
+            for text in self.found.iter().filter(|text| !found.contains(text)) {
+                tracing::info!("no longer: {text}");
+            }
+        }
+        self.looked_at = Some(now);
+        self.found = found;
+    }
+
+    /// What stands in the way now.
+    pub(crate) fn texts(&self) -> &[String] {
+        &self.found
+    }
+}
+
+#[cfg(test)]
+mod tests;

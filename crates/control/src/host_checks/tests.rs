@@ -1,0 +1,150 @@
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use super::*;
+use crate::config::tests::config;
+use crate::wans::tests::{address, link, route};
+
+const WAN: &str = "[[wan]]\ninterface = \"wan0\"\n";
+const PEER: &str = "[[peer]]\nname = \"hub\"\npublic-key = \"$HUB\"\nendpoints = [\"198.18.9.2:4600\"]\nallowed-ips = [\"10.77.0.2/32\"]\n";
+
+fn view() -> HostView {
+    HostView {
+        links: vec![link(1, "lo"), link(2, "wan0"), link(3, "lan"), link(9, "ana0")],
+        addresses: vec![
+            address(1, "127.0.0.1/8"),
+            address(2, "10.1.0.2/24"),
+            address(3, "192.168.10.1/24"),
+            address(3, "fe80::1/64"),
+            address(9, "10.77.0.1/24"),
+        ],
+        routes: vec![],
+    }
+}
+
+/// Surroundings with nothing in the way.
+fn fine() -> Surroundings {
+    Surroundings {
+        forwards: [Some(true), Some(false)],
+        routes: vec![route(2, "0.0.0.0/0", Some("10.1.0.1"), 100)],
+        clock_ns: u64::MAX,
+        ..Surroundings::default()
+    }
+}
+
+fn chain(table: &str, name: &str, hook: Hook, rules: &[u8]) -> BaseChain {
+    let chains = vec![name.to_owned(), "DOCKER-USER".to_owned()];
+    BaseChain {
+        family: "ip",
+        table: table.to_owned(),
+        name: name.to_owned(),
+        hook,
+        rules: rules.to_vec(),
+        chains,
+    }
+}
+
+fn told(rest: &str, view: &HostView, around: &Surroundings) -> Vec<String> {
+    let config = config("", &format!("{WAN}{PEER}{rest}"));
+    obstacles(&config, view, around).into_iter().map(|(_, message)| message).collect()
+}
+
+#[test]
+fn nothing_is_said_where_nothing_stands_in_the_way() {
+    assert_eq!(told("", &view(), &fine()), [""; 0]);
+}
+
+#[test]
+fn forwarding_that_is_off_is_told_where_the_kernel_has_an_inner_network() {
+    let off = Surroundings { forwards: [Some(false), Some(false)], ..fine() };
+    let list = told("", &view(), &off);
+    assert_eq!(list.len(), 1, "{list:?}");
+    assert!(list[0].contains("between lan and ana0; sysctl -w net.ipv4.ip_forward=1"), "{list:?}");
+    let unknown = Surroundings { forwards: [None, None], ..fine() };
+    assert_eq!(told("", &view(), &unknown), [""; 0]);
+    // No inner network, or one that this program forwards itself.
+    let mut alone = view();
+    alone.links.retain(|link| link.name != "lan");
+    assert_eq!(told("", &alone, &off), [""; 0]);
+    assert_eq!(told("[[interface]]\nname = \"lan\"\n", &view(), &off), [""; 0]);
+}
+
+#[test]
+fn a_firewall_that_drops_what_is_forwarded_is_told_with_the_command() {
+    let with = |chains: Vec<BaseChain>| told("", &view(), &Surroundings { chains, ..fine() });
+    let docker = chain("filter", "FORWARD", Hook::Forward, b"..docker0\0..");
+    let list = with(vec![docker.clone(), docker]);
+    assert_eq!(list.len(), 1, "{list:?}");
+    assert!(
+        list[0]
+            .contains("iptables -I DOCKER-USER -i ana0 -j ACCEPT; iptables -I DOCKER-USER -o ana0 -j ACCEPT")
+    );
+    assert!(list[0].contains("Docker sets this"));
+    let list = with(vec![chain("fw", "forward", Hook::Forward, b"")]);
+    assert!(list[0].contains("nft insert rule ip fw forward iifname ana0 accept"), "{list:?}");
+    // Rules that name the tunnel or the inner interface were written for them.
+    assert_eq!(with(vec![chain("fw", "forward", Hook::Forward, b"..ana0\0")]), [""; 0]);
+    assert_eq!(with(vec![chain("fw", "forward", Hook::Forward, b"..lan\0")]), [""; 0]);
+    let ipv6 = BaseChain { family: "ip6", ..chain("fw", "forward", Hook::Forward, b"") };
+    assert_eq!(with(vec![ipv6]), [""; 0]);
+}
+
+#[test]
+fn the_port_that_peers_dial_may_be_taken_or_filtered() {
+    let listener = config("listen = 4600", &format!("{WAN}{PEER}"));
+    let of = |around: Surroundings| {
+        let list = obstacles(&listener, &view(), &around);
+        list.into_iter().map(|(key, message)| format!("{key}: {message}")).collect::<Vec<_>>()
+    };
+    let holder =
+        |name: &str| PortHolder { process: 7, name: name.to_owned(), unit: Some("wg.service".to_owned()) };
+    let list = of(Surroundings { port: Some(holder("wg")), ..fine() });
+    assert_eq!(
+        list,
+        [
+            "node.listen: UDP port 4600 is taken by wg (process 7); systemctl stop wg.service, or choose another port"
+        ]
+    );
+    assert_eq!(of(Surroundings { port: Some(holder("anabranch")), ..fine() }), [""; 0]);
+    let input = |rules: &[u8]| {
+        of(Surroundings { chains: vec![chain("filter", "INPUT", Hook::Input, rules)], ..fine() })
+    };
+    assert!(input(b"")[0].contains("iptables -I INPUT -p udp --dport 4600 -j ACCEPT"));
+    assert_eq!(input(&4600u16.to_be_bytes()), [""; 0]);
+}
+
+#[test]
+fn a_way_without_a_default_route_is_told() {
+    let none = Surroundings { routes: vec![route(3, "0.0.0.0/0", Some("192.168.10.254"), 0)], ..fine() };
+    let list = told("", &view(), &none);
+    assert!(list[0].contains("ip route add default via GATEWAY dev wan0 metric 100"), "{list:?}");
+    // A route to the endpoint alone will do, and so will one of another table.
+    let mut other = route(2, "198.18.9.0/24", Some("10.1.0.1"), 0);
+    other.spec.table = 100;
+    assert_eq!(told("", &view(), &Surroundings { routes: vec![other], ..fine() }), [""; 0]);
+    let unbound = config("", PEER);
+    let list = obstacles(&unbound, &view(), &Surroundings { routes: Vec::new(), ..fine() });
+    assert!(list.iter().any(|(key, _)| *key == "peer.endpoints"), "{list:?}");
+}
+
+#[test]
+fn a_strict_reverse_path_filter_and_a_clock_in_the_past_are_told() {
+    let off = config("", &format!("{WAN}{PEER}")).clone();
+    let mut off = off;
+    off.tun.routes = Routes::Off;
+    let strict = Surroundings { rp_filter: 1, ..fine() };
+    assert!(obstacles(&off, &view(), &strict)[0].1.contains("sysctl -w net.ipv4.conf.ana0.rp_filter=2"));
+    assert_eq!(told("", &view(), &strict), [""; 0]);
+    let past = Surroundings { clock_ns: 1_000_000_000, ..fine() };
+    assert!(told("", &view(), &past)[0].contains("timedatectl set-ntp true"));
+}
+
+#[test]
+fn a_running_node_looks_again_from_time_to_time() {
+    let (mut watch, start) = (HostWatch::default(), Instant::now());
+    assert!(watch.is_due(start, false));
+    watch.found(start, vec!["a".to_owned()]);
+    let later = |seconds: u64| start + Duration::from_secs(seconds);
+    assert!(!watch.is_due(later(1), true) && watch.is_due(later(2), true));
+    assert!(!watch.is_due(later(29), false) && watch.is_due(later(30), false));
+    assert_eq!(watch.texts(), ["a"]);
+}
