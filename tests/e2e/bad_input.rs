@@ -207,6 +207,7 @@ fn initiation(hub: &[u8; 32], number: u32) -> Vec<u8> {
         capabilities: Capabilities::RETRANSMIT,
         aeads: 3,
         timestamp_ns: Some(1_800_000_000_000_000_000),
+        freshness: None,
         boot_id: 1,
         encryption: Default::default(),
         steering: Default::default(),

@@ -107,10 +107,13 @@ fn t1_a_clock_behind_its_own_past_still_joins() {
             assert!(digits.parse::<u64>().unwrap() > future_ns, "{kept}");
         }
         assert_eq!(settled(|| drops(&at_hub, &["handshake-replayed"])), 0);
-        // Without the file the hub refuses the present, and says so in its counters.
+        // Without the file the hub takes the present for a recording, asks for a proof that it is not, and gets it.
         std::fs::write(&file, "no JSON").unwrap();
-        let at_branch = scene.start(scene.a(), &branch);
-        wait_for("refused", PATIENCE, || drops(&at_hub, &["handshake-replayed"]) >= 1);
+        let mut at_branch = scene.start(scene.a(), &branch);
+        wait_for("challenged", PATIENCE, || drops(&at_hub, &["handshake-replayed"]) >= 1);
+        at_branch.wait("joined", 5.0, |report| paths_up(report) == 1);
+        echo(scene.a(), scene.b(), HUB_IP);
+        assert!(at_hub.log().contains("it proved to be fresh"), "{}", at_hub.log());
         assert_eq!(at_branch.log().matches("the state file").count(), 1, "{}", at_branch.log());
         // A hub that starts anew has no past to insist on.
         drop(at_hub);

@@ -29,7 +29,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::aead::Aead;
 use crate::header::{HEADER_BYTES, Header, Kind, NOT_TOLD};
-use crate::hello::{HELLO_BYTES_MAX, Hello, TooLarge};
+use crate::hello::{FRESHNESS_BYTES, HELLO_BYTES_MAX, Hello, TooLarge};
 use crate::keys::{PrivateKey, public_key_is_sound};
 use crate::mac::{Cookie, MACS_BYTES, MacKeys};
 use crate::time::Time;
@@ -56,6 +56,10 @@ const PSK_POSITION: u8 = 2;
 
 /// Two Initiations of one peer closer together than this are not answered both, ms (as in WireGuard).
 pub const INITIATION_INTERVAL_MS: u64 = 20;
+/// A freshness challenge can be answered for so long.
+const CHALLENGE_LIFE_MS: u64 = 10_000;
+/// After an answered freshness challenge there is no other for so long.
+const CHALLENGE_PAUSE_MS: u64 = 1_000;
 
 /// Why an Initiation or Response could not be made. Never caused by a datagram.
 #[derive(Debug, thiserror::Error)]
@@ -406,6 +410,10 @@ impl Timestamps {
 pub struct PeerGate {
     highest_ns: Option<u64>,
     next_at: Time,
+    /// Token of the challenge that waits for its answer, and when it was made.
+    challenge: Option<([u8; FRESHNESS_BYTES], Time)>,
+    /// No challenge before this: copies of an accepted message come over other paths.
+    challenge_at: Time,
 }
 
 impl PeerGate {
@@ -424,6 +432,34 @@ impl PeerGate {
         self.highest_ns = Some(timestamp_ns);
         self.next_at = now.plus_ms(INITIATION_INTERVAL_MS);
         Ok(())
+    }
+
+    /// Whether an Initiation with an old timestamp is new all the same: it carries the token of our challenge in its
+    /// sealed part. A token counts once. The highest timestamp stays: recordings from below it stay refused.
+    pub fn accept_fresh(&mut self, now: Time, token: Option<&[u8; FRESHNESS_BYTES]>) -> bool {
+        let Some((asked, since)) = &self.challenge else { return false };
+        let good = token == Some(asked) && now.since(*since) < CHALLENGE_LIFE_MS * 1_000_000;
+        if good {
+            self.challenge = None;
+            self.challenge_at = now.plus_ms(CHALLENGE_PAUSE_MS);
+            self.next_at = now.plus_ms(INITIATION_INTERVAL_MS);
+        }
+        good
+    }
+
+    /// Token to challenge the sender of an old timestamp with: the same while it may be under way, so that a recording
+    /// that is repeated all the time does not spoil the real peer's answer. `None` when it is not time for one.
+    pub fn challenge(
+        &mut self,
+        now: Time,
+        random: impl FnOnce() -> [u8; FRESHNESS_BYTES],
+    ) -> Option<[u8; FRESHNESS_BYTES]> {
+        if now < self.challenge_at {
+            return None;
+        }
+        let valid = self.challenge.filter(|(_, since)| now.since(*since) < CHALLENGE_LIFE_MS * 1_000_000);
+        let (token, _) = *self.challenge.insert(valid.unwrap_or_else(|| (random(), now)));
+        Some(token)
     }
 }
 

@@ -320,6 +320,27 @@ fn the_gate_refuses_replays_and_haste() {
 }
 
 #[test]
+fn an_old_timestamp_with_the_token_of_a_challenge_is_fresh_once() {
+    let mut gate = PeerGate::default();
+    let at = |ms: u64| Time::from_ms(1_000 + ms);
+    assert_eq!(gate.accept(at(0), 2_000), Ok(()));
+    // Nothing was asked: no token is right.
+    assert!(!gate.accept_fresh(at(1), Some(&[0; 16])));
+    assert_eq!(gate.challenge(at(100), || [1; 16]), Some([1; 16]));
+    // A recording in between does not change what the peer is about to answer.
+    assert_eq!(gate.challenge(at(200), || [2; 16]), Some([1; 16]));
+    assert!(!gate.accept_fresh(at(200), None) && !gate.accept_fresh(at(200), Some(&[2; 16])));
+    assert!(gate.accept_fresh(at(300), Some(&[1; 16])));
+    assert!(!gate.accept_fresh(at(301), Some(&[1; 16])), "a recording of the answer");
+    assert_eq!(gate.challenge(at(301), || [3; 16]), None);
+    assert_eq!(gate.accept(at(900), 1_999), Err(DropReason::HandshakeReplayed), "the past stays closed");
+    assert_eq!(gate.challenge(at(1_300), || [4; 16]), Some([4; 16]));
+    assert!(!gate.accept_fresh(at(11_300), Some(&[4; 16])), "too late");
+    assert_eq!(gate.challenge(at(11_300), || [5; 16]), Some([5; 16]));
+    assert_eq!(gate.accept(at(11_400), 2_001), Ok(()));
+}
+
+#[test]
 fn nothing_secret_is_printed() {
     let pair = pair();
     let (mut initiator, initiation) = pair.start(Some(&PSK), 1);

@@ -16,6 +16,7 @@
 //! | 6 | steering mode | 8 bits, default 0 core-id |
 //! | 7 | processor info | the fields below; duty |
 //! | 8 | boot id | 64 bits; duty |
+//! | 9 | freshness | 16 bytes, answers a challenge; in an Initiation only |
 //!
 //! | type | processor field | value; M = ceil(cores / 8) bytes, core c is bit c mod 8 of byte c / 8 |
 //! |---|---|---|
@@ -202,8 +203,11 @@ impl Capabilities {
     pub const PARTIAL_CHECKSUM: Self = Self(4);
     /// Keeps to the limits of paths that the other side tells (extension frame path-limits).
     pub const PATH_LIMITS: Self = Self(8);
+    /// Answers a freshness challenge (a cookie reply with counter 1) with [`Hello::freshness`].
+    pub const FRESHNESS: Self = Self(16);
     /// What this version understands.
-    pub const OURS: Self = Self::RETRANSMIT.with(Self::PARTIAL_CHECKSUM).with(Self::PATH_LIMITS);
+    pub const OURS: Self =
+        Self::RETRANSMIT.with(Self::PARTIAL_CHECKSUM).with(Self::PATH_LIMITS).with(Self::FRESHNESS);
 
     /// Both sets together.
     #[must_use]
@@ -259,6 +263,9 @@ impl SteeringMode {
     }
 }
 
+/// Bytes of the token of a freshness challenge.
+pub const FRESHNESS_BYTES: usize = 16;
+
 /// The payload of a handshake message.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hello {
@@ -270,6 +277,8 @@ pub struct Hello {
     pub aeads: u8,
     /// Initiation only: ns, higher than in every earlier Initiation of this key ([`crate::handshake::Timestamps`]).
     pub timestamp_ns: Option<u64>,
+    /// Initiation only: token of the listener's freshness challenge, which proves that it was made after that.
+    pub freshness: Option<[u8; FRESHNESS_BYTES]>,
     /// Random number of this process start: another one tells that the peer restarted and forgot everything
     /// but its keys.
     pub boot_id: u64,
@@ -298,6 +307,9 @@ impl Hello {
         put(&mut out, 6, &[self.steering.number()]);
         put(&mut out, 7, &self.processor.encode()?);
         put(&mut out, 8, &self.boot_id.to_be_bytes());
+        if let Some(freshness) = &self.freshness {
+            put(&mut out, 9, freshness);
+        }
         within(out, HELLO_BYTES_MAX)
     }
 
@@ -325,6 +337,10 @@ impl Hello {
             capabilities: Capabilities(fields.number::<4>(2)?.unwrap_or(0) as u32),
             aeads,
             timestamp_ns: fields.number::<8>(4)?,
+            freshness: match fields.get(9) {
+                Some(bytes) => Some(bytes.try_into().map_err(|_| MALFORMED)?),
+                None => None,
+            },
             boot_id: fields.number::<8>(8)?.ok_or(MALFORMED)?,
             encryption,
             steering,

@@ -14,6 +14,7 @@ pub(crate) fn hello(cores: u8) -> Hello {
         capabilities: Capabilities::RETRANSMIT.with(Capabilities::PARTIAL_CHECKSUM),
         aeads: crate::aead::Aead::offered(),
         timestamp_ns: None,
+        freshness: None,
         boot_id: 0x0b00_0000_0000_0b1d,
         encryption: Encryption::On,
         steering: SteeringMode::CoreId,
@@ -53,6 +54,7 @@ fn any_hello() -> impl Strategy<Value = Hello> {
                     capabilities: Capabilities(words[1]),
                     aeads: bytes[0] | 1,
                     timestamp_ns,
+                    freshness: timestamp_ns.map(|ns| u128::from(ns).to_be_bytes()),
                     boot_id: u64::from(words[0]) << 32 | u64::from(words[1]),
                     encryption: Encryption::from_number(bytes[1] % 3).unwrap(),
                     steering: SteeringMode::from_number(bytes[2] % 6).unwrap(),
@@ -91,7 +93,7 @@ proptest! {
     }
 
     #[test]
-    fn unknown_fields_are_skipped(hello in any_hello(), kind in 9u8..=255, value in proptest::collection::vec(any::<u8>(), 0..20), first: bool) {
+    fn unknown_fields_are_skipped(hello in any_hello(), kind in 10u8..=255, value in proptest::collection::vec(any::<u8>(), 0..20), first: bool) {
         let Ok(bytes) = hello.encode() else { return Ok(()) };
         let mut field = Vec::new();
         put(&mut field, kind, &value);
@@ -302,6 +304,12 @@ fn duties_and_defaults_of_the_hello() {
     assert_eq!(without(2), Ok(Hello { capabilities: Capabilities(0), ..full.clone() }));
     assert_eq!(without(4), Ok(Hello { timestamp_ns: None, ..full.clone() }));
     assert_eq!(without(5), Ok(full.clone()));
+    let fresh = Hello { freshness: Some([7; 16]), ..full.clone() };
+    let bytes = fresh.encode().unwrap();
+    assert_eq!(Hello::decode(&bytes), Ok(fresh));
+    // Field 9 stands at the end: a shorter one is refused.
+    let at = bytes.len() - 18;
+    assert_eq!(Hello::decode(&[&bytes[..at], &[0, 15], &[7; 15]].concat()), Err(MALFORMED));
     assert_eq!(without(6), Ok(full));
 }
 

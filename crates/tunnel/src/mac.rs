@@ -302,6 +302,29 @@ impl Guard {
         source: SocketAddr,
         message: &[u8],
     ) -> Result<[u8; COOKIE_REPLY_BYTES], DropReason> {
+        let cookie = self.cookie(period(now), source);
+        self.reply(message, &cookie.0, COUNTER_COOKIE)
+    }
+
+    /// The reply that asks the sender of a message to prove that it is not an old recording: its next Initiation shall
+    /// have this token in the sealed hello.
+    ///
+    /// # Errors
+    /// As [`Self::cookie_reply`].
+    pub fn freshness_challenge(
+        &mut self,
+        message: &[u8],
+        token: &[u8; MAC_BYTES],
+    ) -> Result<[u8; COOKIE_REPLY_BYTES], DropReason> {
+        self.reply(message, token, COUNTER_FRESHNESS)
+    }
+
+    fn reply(
+        &mut self,
+        message: &[u8],
+        value: &[u8; MAC_BYTES],
+        counter: u64,
+    ) -> Result<[u8; COOKIE_REPLY_BYTES], DropReason> {
         if message.len() < COOKIE_REPLY_BYTES {
             // An answer longer than the question would make us a tool for floods at forged sources.
             return Err(DropReason::TooShort);
@@ -319,7 +342,7 @@ impl Guard {
             sending_core: 0,
             path: asked.path,
             receiver_index,
-            counter: 0,
+            counter,
         };
         let mut reply = [0; COOKIE_REPLY_BYTES];
         header.write(&mut reply);
@@ -327,8 +350,7 @@ impl Guard {
         let nonce = keyed_256(&self.seed, &[b"cookie nonce", &self.replies.to_be_bytes()]);
         self.replies += 1;
         reply[HEADER_BYTES..COOKIE_AT].copy_from_slice(&nonce[..COOKIE_NONCE_BYTES]);
-        let cookie = self.cookie(period(now), source);
-        reply[COOKIE_AT..COOKIE_AT + MAC_BYTES].copy_from_slice(&cookie.0);
+        reply[COOKIE_AT..COOKIE_AT + MAC_BYTES].copy_from_slice(value);
         let (front, sealed) = reply.split_at_mut(COOKIE_AT);
         let (plain, tag_room) = sealed.split_at_mut(MAC_BYTES);
         let tag = cookie_cipher(&self.keys.cookie, &front[HEADER_BYTES..])
@@ -393,6 +415,11 @@ fn cookie_associated_data(front: &[u8], mac1: &[u8; MAC_BYTES]) -> aead::Aad<[u8
 /// How many of its last messages a dialer remembers, to recognise a late cookie reply.
 const SENT_REMEMBERED: usize = 4;
 
+/// Counter of a cookie reply with a cookie …
+const COUNTER_COOKIE: u64 = 0;
+/// … and of one with the token of a freshness challenge.
+const COUNTER_FRESHNESS: u64 = 1;
+
 /// The dialer's side: the last cookie that a peer gave for one local address. Keep one per path.
 #[derive(Clone, Debug)]
 pub struct CookieStore {
@@ -400,13 +427,20 @@ pub struct CookieStore {
     sent: [Option<[u8; MAC_BYTES]>; SENT_REMEMBERED],
     next: usize,
     cookie: Option<(Cookie, Time)>,
+    challenge: Option<[u8; MAC_BYTES]>,
 }
 
 impl CookieStore {
     /// An empty store for the peer with this static public key.
     #[must_use]
     pub fn new(remote_public: &[u8; 32]) -> Self {
-        Self { keys: MacKeys::new(remote_public), sent: [None; SENT_REMEMBERED], next: 0, cookie: None }
+        Self {
+            keys: MacKeys::new(remote_public),
+            sent: [None; SENT_REMEMBERED],
+            next: 0,
+            cookie: None,
+            challenge: None,
+        }
     }
 
     /// Remembers a message just sent (its mac1), so that a cookie reply to it is recognised.
@@ -441,11 +475,26 @@ impl CookieStore {
             {
                 // Each message gets one answer.
                 *slot = None;
-                self.cookie = Some((Cookie(cookie), now));
+                if header.counter == COUNTER_FRESHNESS {
+                    self.challenge = Some(cookie);
+                } else {
+                    self.cookie = Some((Cookie(cookie), now));
+                }
                 return Ok(());
             }
         }
         Err(DropReason::HandshakeCookie)
+    }
+
+    /// Whether the next Initiation has a freshness challenge to answer.
+    #[must_use]
+    pub fn is_challenged(&self) -> bool {
+        self.challenge.is_some()
+    }
+
+    /// Token that the next Initiation answers a freshness challenge with; each is good for one.
+    pub fn take_challenge(&mut self) -> Option<[u8; MAC_BYTES]> {
+        self.challenge.take()
     }
 
     /// The cookie to use now, if there is a fresh one.

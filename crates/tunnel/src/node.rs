@@ -152,6 +152,7 @@ impl Node {
             capabilities: Capabilities::OURS,
             aeads: Aead::offered(),
             timestamp_ns,
+            freshness: None,
             boot_id: self.boot_id,
             encryption: peer.encryption,
             steering: SteeringMode::CoreId,

@@ -58,6 +58,7 @@ pub fn hello(timestamp_ns: Option<u64>) -> Hello {
         capabilities: Capabilities::RETRANSMIT.with(Capabilities::PARTIAL_CHECKSUM),
         aeads: 3,
         timestamp_ns,
+        freshness: None,
         boot_id: 0xb007,
         encryption: Default::default(),
         steering: Default::default(),

@@ -10,6 +10,7 @@ use super::{ControlState, Node, Source, lifecycle, new_bond};
 use crate::bond::{Bond, Bonds};
 use crate::handshake::{Initiator, Opened, open_initiation};
 use crate::header::{Header, Kind};
+use crate::hello::Capabilities;
 use crate::index::LOCALS_MAX;
 use crate::keys::PrivateKey;
 use crate::lifecycle::{Action, Attempt, Lifecycle};
@@ -39,7 +40,8 @@ impl Node {
         drop(control);
         life.tries += 1;
         life.next_attempt = now.plus_ms(if life.tries < FAST_TRIES { RETRY_FAST_MS } else { RETRY_SLOW_MS });
-        let hello = self.hello(&peer, Some(timestamp));
+        let mut hello = self.hello(&peer, Some(timestamp));
+        hello.freshness = life.cookie.take_challenge();
         let cookie = life.cookie.cookie(now);
         let paths = match cookie {
             // A cookie is bound to the source address it was given for.
@@ -138,8 +140,49 @@ impl Node {
             return Err(DropReason::NoPath);
         }
         let mut life = lifecycle(bond);
-        life.gate.accept(now, opened.timestamp_ns)?;
+        match life.gate.accept(now, opened.timestamp_ns) {
+            // A clock that was set back, with nothing kept of the past: the peer proves that this is no recording.
+            Err(DropReason::HandshakeReplayed)
+                if life.gate.accept_fresh(now, opened.hello.freshness.as_ref()) =>
+            {
+                tracing::info!(
+                    peer = bond.peer.load().name,
+                    "its clock is behind its past, it proved to be fresh"
+                );
+            }
+            Err(DropReason::HandshakeReplayed) => {
+                self.challenge_freshness(now, &mut life, source, &opened, datagram, actions);
+                return Err(DropReason::HandshakeReplayed);
+            }
+            other => other?,
+        }
         self.respond(now, bond, &mut life, source, opened, actions)
+    }
+
+    /// Asks who sent an old timestamp to prove that the message is no recording.
+    fn challenge_freshness(
+        &self,
+        now: Time,
+        life: &mut Lifecycle,
+        source: &Source,
+        opened: &Opened,
+        datagram: &[u8],
+        actions: &mut Vec<Action>,
+    ) {
+        if !opened.hello.capabilities.contains(Capabilities::FRESHNESS) {
+            return;
+        }
+        let mut control = self.control();
+        let random = || {
+            let (high, low) = (control.token(), control.token());
+            (u128::from(high) << 64 | u128::from(low)).to_be_bytes()
+        };
+        if let Some(token) = life.gate.challenge(now, random)
+            && let Ok(reply) = control.guard.freshness_challenge(datagram, &token)
+        {
+            let (bond, path) = source.socket.map_or((None, 0), |(bond, path)| (Some(bond), path));
+            actions.push(Action::Datagram { bond, path, route: source.route(), bytes: reply.to_vec() });
+        }
     }
 
     /// The peer dials us as well and has the lower key: from now on we listen for it. Its next try is answered.
@@ -225,7 +268,10 @@ impl Node {
             return Err(DropReason::UnknownIndex);
         }
         life.cookie.accept(now, datagram)?;
-        life.cookie_path = path;
+        // A freshness challenge is bound to no address.
+        if !life.cookie.is_challenged() {
+            life.cookie_path = path;
+        }
         life.next_attempt = now;
         self.poll_soon(now);
         Ok(())
