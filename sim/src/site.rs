@@ -263,6 +263,7 @@ impl Site {
             mac: [2, 0, 0, 0, 1, number as u8],
             outside: false,
             through_action: None,
+            loose_tcp: false,
         });
         self.add_route(address.trunc(), Egress::Interface(id), None);
         self.add_route(ipnet::IpNet::from(address.addr()), Egress::Host, None);

@@ -1,4 +1,4 @@
-//! What the host's own settings keep from passing is said, with the command that mends it, and the command does.
+//! Obstacles in the host's own settings are said, with the command that mends it, and the command does.
 
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -107,7 +107,7 @@ fn a_port_that_is_taken_or_filtered_is_told() {
         ]);
         let mut holder = b.start(holder, None).unwrap();
         wait_for("the port is taken", PATIENCE, || shell(b, "cat /proc/net/udp6").contains(":11F8"));
-        let file = scene.directory.write("hub.toml", &hub.text(&scene.directory)).unwrap();
+        let file = scene.directory.write("hub.toml", hub.text(&scene.directory)).unwrap();
         let run = |command: &mut Command| -> Output {
             b.prepare(command).unwrap();
             command.output().unwrap()

@@ -323,7 +323,7 @@ impl HostWatch {
         self.found = found;
     }
 
-    /// What stands in the way now.
+    /// Obstacles that stand in the way now.
     pub(crate) fn texts(&self) -> &[String] {
         &self.found
     }

@@ -532,7 +532,7 @@ pub fn host_warnings(config: &Config) -> Vec<String> {
     list.into_iter().map(say).collect()
 }
 
-/// What on the host stands in the way now, without places in the file.
+/// Obstacles on the host that stand in the way now, without places in the file.
 fn obstacle_texts(config: &Config, netlink: &linux::netlink::Netlink) -> Vec<String> {
     let Ok(view) = HostView::read(netlink) else { return Vec::new() };
     let found = host_checks::obstacles(config, &view, &Surroundings::read(config, netlink));

@@ -215,6 +215,7 @@ fn hub_spec() -> GatewaySpec {
         mac: [2, 0, 0, 0, 0, last],
         outside: false,
         through_action: None,
+        loose_tcp: false,
     };
     let route = |prefix: &str, egress: Egress, via: Option<&str>| {
         RouteSpec::new(0, prefix.parse().unwrap(), egress, via.map(|via| via.parse().unwrap()))

@@ -83,6 +83,17 @@ impl Attachments {
     }
 }
 
+/// Facts of NAT and services on which the owner of a packet depends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnerFacts {
+    /// No packet's owner depends on more than the hash of its tuple.
+    pub by_hash_only: bool,
+    /// Some NAT has endpoint-independent mappings.
+    pub maps_endpoints: bool,
+    /// Some NAT keeps clients' ports.
+    pub preserves_ports: bool,
+}
+
 /// Everything a core needs to decide a flow.
 pub struct Policy {
     /// Version: a flow decided under another one is decided again.
@@ -98,12 +109,8 @@ pub struct Policy {
     pub nat: Arc<NatPolicy>,
     /// Virtual servers.
     pub balancer: Arc<Balancer>,
-    /// No packet's owner depends on more than the hash of its tuple.
-    pub steers_by_hash_only: bool,
-    /// Some NAT has endpoint-independent mappings.
-    pub maps_endpoints: bool,
-    /// Some NAT keeps clients' ports.
-    pub preserves_ports: bool,
+    /// Facts of NAT and services on which the owner of a packet depends.
+    pub owners: OwnerFacts,
     /// Own addresses.
     own: HashSet<IpAddr, FixedState>,
     /// Inside endpoint → listen addresses whose flows keep the client's tuple (row C4).
@@ -189,13 +196,15 @@ impl Policy {
             fib,
             nat: Arc::new(nat),
             balancer: Arc::new(balancer),
-            steers_by_hash_only: kept.is_empty()
-                && !maps_endpoints
-                && !preserves_ports
-                && spec.tenants.len() < 2,
-            preserves_ports,
+            owners: OwnerFacts {
+                by_hash_only: kept.is_empty()
+                    && !maps_endpoints
+                    && !preserves_ports
+                    && spec.tenants.len() < 2,
+                maps_endpoints,
+                preserves_ports,
+            },
             attachments: Attachments::of_spec(&spec),
-            maps_endpoints,
             own: own_addresses(&spec),
             kept,
             server_nats,
@@ -283,7 +292,9 @@ impl Policy {
     /// Whether TCP between two interfaces is followed loosely: its other direction may take another way.
     #[must_use]
     pub fn is_loose(&self, ingress: Ingress, egress: Egress) -> bool {
-        let said = |id: Option<InterfaceId>| id.is_some_and(|id| self.spec.loose_tcp.contains(&id));
+        let said = |id: Option<InterfaceId>| {
+            id.is_some_and(|id| self.interface(id).is_some_and(|interface| interface.loose_tcp))
+        };
         let back = ingress.interface().is_some() && egress == Egress::from(ingress);
         back || said(ingress.interface()) || said(egress.interface())
     }
@@ -431,7 +442,7 @@ impl Policy {
     /// interface by which its own mapping leads, if it has an endpoint-independent one there.
     #[must_use]
     pub fn hairpin_out(&self, key: &FlowKey, tenant: u16, ingress: Ingress) -> Option<InterfaceId> {
-        let at = ingress.interface().filter(|_| self.maps_endpoints)?;
+        let at = ingress.interface().filter(|_| self.owners.maps_endpoints)?;
         self.nat.mapping_core_of(key, 1)?;
         let rule = self.nat.rule_for_hairpin(key.dst, &NatClient::of(key, tenant, ingress))?;
         let nat = self.spec.nats.get(usize::from(rule))?;

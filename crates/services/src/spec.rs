@@ -29,8 +29,6 @@ pub struct GatewaySpec {
     pub tenants: Vec<String>,
     /// Connected prefixes, the kernel's routes over these interfaces, peers' allowed-ips, `[[route]]`.
     pub routes: Vec<RouteSpec>,
-    /// Interfaces whose TCP is followed loosely, since its other direction may take another way.
-    pub loose_tcp: Vec<InterfaceId>,
     /// Rules that say which table a packet is looked up in, in order. Empty: [`MAIN_TABLE`] for all.
     pub route_rules: Vec<RouteRuleSpec>,
     /// `[[group]]`: named sets of addresses.
@@ -47,8 +45,6 @@ pub struct GatewaySpec {
     pub leases: Vec<LeaseSpec>,
     /// `[[virtual-server]]`.
     pub servers: Vec<ServerSpec>,
-    /// By what fragments are assembled or bridged (row C5).
-    pub fragments: crate::fragment::Variant,
     /// How long silent flows are kept.
     pub timeouts: Timeouts,
     /// Bounds.
@@ -112,6 +108,8 @@ pub struct InterfaceSpec {
     /// Action for a new flow that no rule matches, that comes in here and passes through: not to this gateway or a service of it.
     /// `None`: [`GatewaySpec::default_action`].
     pub through_action: Option<RuleAction>,
+    /// Its TCP is followed loosely, since the other direction may take another way.
+    pub loose_tcp: bool,
 }
 
 impl InterfaceSpec {
@@ -540,6 +538,8 @@ pub struct Limits {
     pub fragment_bytes_max: usize,
     /// Packets in pieces of one source at most, so that one cannot take all the room.
     pub fragments_per_source_max: u16,
+    /// By what fragments are assembled or bridged (row C5).
+    pub fragments: crate::fragment::Variant,
     /// ICMP errors and RSTs that one core makes per second.
     pub errors_per_s_max: u32,
 }
@@ -551,6 +551,7 @@ impl Default for Limits {
             embryonic_max: 1_000_000,
             fragment_bytes_max: 8 << 20,
             fragments_per_source_max: 64,
+            fragments: crate::fragment::Variant::default(),
             errors_per_s_max: 1_000,
         }
     }

@@ -58,7 +58,7 @@ pub fn owners(
 ) -> Owners {
     let bucket = ownership.bucket(key, tenant);
     let has_port = is_translated(key.protocol) || !policy.hides();
-    if policy.steers_by_hash_only && has_port && ownership.table.chain(bucket).is_empty() {
+    if policy.owners.by_hash_only && has_port && ownership.table.chain(bucket).is_empty() {
         let chain = OwnerChain::one(ownership.owner_of_bucket(bucket));
         return Owners { chain, mapping: None };
     }
@@ -119,7 +119,7 @@ fn port_owner(
     owners: &mut Owners,
 ) -> Option<u8> {
     let has_port = is_translated(key.protocol) && !is_icmp(key.protocol);
-    if !policy.preserves_ports || !has_port || policy.server_or_forward(key).is_some() {
+    if !policy.owners.preserves_ports || !has_port || policy.server_or_forward(key).is_some() {
         return None;
     }
     let out = policy.fib.lookup(tenant, key.dst)?.egress;
@@ -143,7 +143,7 @@ fn mapping_owner(
     owners: &mut Owners,
 ) -> Option<u8> {
     // What is addressed to a service goes inside, not out by a mapping, wherever the route to its address leads.
-    if !policy.maps_endpoints || policy.server_or_forward(key).is_some() {
+    if !policy.owners.maps_endpoints || policy.server_or_forward(key).is_some() {
         return None;
     }
     if let Some(core) = policy.nat.mapping_core_of(key, ownership.cores) {

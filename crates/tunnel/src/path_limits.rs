@@ -42,7 +42,7 @@ pub(crate) struct LimitsExchange {
     confirmed: bool,
     tries: u32,
     next_at: Time,
-    /// What the peer told last.
+    /// Limits that the peer told last.
     heard: Entries,
     heard_number: Option<u32>,
 }
@@ -103,7 +103,7 @@ impl LimitsExchange {
         self.confirmed |= body == self.number.to_be_bytes();
     }
 
-    /// What the peer asks for on a path.
+    /// Limits that the peer asks for on a path.
     pub fn of_peer(&self, path: u8) -> PathLimits {
         self.heard.iter().find(|(id, _)| *id == path).map_or_else(PathLimits::default, |(_, limits)| *limits)
     }

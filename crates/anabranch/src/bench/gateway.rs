@@ -509,6 +509,7 @@ pub(super) fn spec(kind: Kind) -> anyhow::Result<GatewaySpec> {
             mac: [2, 0, 0, 0, 0, last],
             outside: false,
             through_action: None,
+            loose_tcp: false,
         })
     };
     let route = |prefix: &str, interface: InterfaceId, via: &str| -> anyhow::Result<RouteSpec> {

@@ -17,7 +17,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use ipnet::IpNet;
 use packet::attachment::{BondId, Egress, InterfaceId};
 use services::spec::{
-    Attachment, BackendSpec, ForwardSpec, GatewaySpec, GroupSpec, HostSpec, InterfaceSpec, LeaseSpec,
+    Attachment, BackendSpec, ForwardSpec, GatewaySpec, GroupSpec, HostSpec, InterfaceSpec, LeaseSpec, Limits,
     NatMode, NatSpec, PeerSpec, RouteAction, RuleAction, RuleSpec, ServerSpec, SideSpec,
 };
 
@@ -108,7 +108,6 @@ pub fn gateway_spec(config: &Config, facts: &HostFacts, overrides: &Overrides) -
         tenants: std::iter::once(String::new()).chain(config.services.tenants.iter().cloned()).collect(),
         routes: builder.routes(&interfaces).into_routes(!route_rules.is_empty()),
         route_rules,
-        loose_tcp: builder.loose_tcp(),
         groups: builder.groups(),
         rules: builder.rules(),
         default_action: config.services.settings.default_action.unwrap_or(RuleAction::Allow),
@@ -116,9 +115,8 @@ pub fn gateway_spec(config: &Config, facts: &HostFacts, overrides: &Overrides) -
         forwards,
         leases,
         servers,
-        fragments: config.services.settings.fragments,
         timeouts: config.services.settings.timeouts,
-        limits: config.services.settings.limits,
+        limits: Limits { fragments: config.services.settings.fragments, ..config.services.settings.limits },
         host: HostSpec {
             mode: config.services.settings.host,
             ports: facts.ephemeral_ports,
@@ -195,6 +193,7 @@ impl Builder<'_> {
                 mtu: interface.mtu.map_or(mtu, |wanted| wanted.min(mtu)),
                 mac: device.map_or([0; 6], |device| device.mac),
                 outside,
+                loose_tcp: interface.loose_tcp,
                 through_action: (outside && unset).then_some(RuleAction::Drop),
             }
         };
@@ -211,12 +210,6 @@ impl Builder<'_> {
         });
         let by_wan = self.config.wans.iter().any(|wan| wan.interface.covers(&interface.device));
         by_nat || by_route || by_wan
-    }
-
-    /// Interfaces with `tcp = "loose"`.
-    fn loose_tcp(&self) -> Vec<InterfaceId> {
-        let interfaces = (0..).map(InterfaceId).zip(&self.services.interfaces);
-        interfaces.filter(|(_, interface)| interface.loose_tcp).map(|(id, _)| id).collect()
     }
 
     fn routes(&self, interfaces: &[InterfaceSpec]) -> RouteTable {

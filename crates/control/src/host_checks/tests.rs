@@ -18,6 +18,8 @@ fn view() -> HostView {
             address(9, "10.77.0.1/24"),
         ],
         routes: vec![],
+        other_routes: vec![],
+        rules: vec![],
     }
 }
 

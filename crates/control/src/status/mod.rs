@@ -39,7 +39,7 @@ pub struct Report {
     /// DNS names of peers.
     #[serde(default)]
     pub names: Vec<NameReport>,
-    /// What on the host stands in the way, with the command that mends it.
+    /// Obstacles on the host, with the command that mends each.
     #[serde(default)]
     pub warnings: Vec<String>,
     /// Everything that is not the tunnel; not there without `[[interface]]`.

@@ -238,7 +238,7 @@ impl Services {
             return Action::Assemble;
         }
         let facts = self.facts(&packet.key, record, rule);
-        self.routing.policy.spec.fragments.action(&facts, measure, self.fragments.load_percent)
+        self.routing.policy.spec.limits.fragments.action(&facts, measure, self.fragments.load_percent)
     }
 
     /// Facts that the rules of row C5 ask for.

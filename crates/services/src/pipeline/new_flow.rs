@@ -341,7 +341,7 @@ impl Services {
                 resolution.set_destination(forward.target(key.dst_port).unwrap_or(forward.to));
             }
             None => {
-                if policy.maps_endpoints
+                if policy.owners.maps_endpoints
                     && let Some(inside) = self.nat.inbound(key, *tenant)
                 {
                     resolution.to = key.with_destination(inside.address, inside.port);
@@ -401,7 +401,7 @@ impl Services {
     ) -> Result<FlowKey, DropReason> {
         let PacketContext { now_ns, key, tenant, .. } = packet;
         if let Some(rule) = source_rule(policy, packet, resolution) {
-            let by_endpoint = policy.maps_endpoints && resolution.flags & flags::DEST_NAT == 0;
+            let by_endpoint = policy.owners.maps_endpoints && resolution.flags & flags::DEST_NAT == 0;
             let ownership = &self.routing.ownership;
             let request = BindRequest {
                 rule,

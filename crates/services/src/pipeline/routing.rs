@@ -125,7 +125,7 @@ impl Routing {
     /// The interface by which a packet of this key would leave, if it comes around instead: both ends are mapped ones
     /// ([`super::hairpin`]).
     pub fn around(&self, leaving: &FlowKey) -> Option<InterfaceId> {
-        if !self.policy.maps_endpoints {
+        if !self.policy.owners.maps_endpoints {
             return None;
         }
         let nat = &self.policy.nat;

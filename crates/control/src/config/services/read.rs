@@ -457,6 +457,7 @@ fn limits(section: &mut Section<'_, '_, '_>) -> Limits {
             default.fragments_per_source_max,
         ),
         errors_per_s_max: section.number_or("errors-per-second-max", 0..=1_000_000, default.errors_per_s_max),
+        fragments: default.fragments,
     }
 }
 

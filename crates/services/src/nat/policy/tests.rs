@@ -24,6 +24,7 @@ fn interface(addresses: &[&str]) -> InterfaceSpec {
         mac: [2, 0, 0, 0, 0, 1],
         outside: false,
         through_action: None,
+        loose_tcp: false,
     }
 }
 

@@ -27,6 +27,7 @@ fn interface(name: &str, address: &str, tenant: u16) -> InterfaceSpec {
         mac: [2, 0, 0, 0, 0, 9],
         outside: false,
         through_action: None,
+        loose_tcp: false,
     }
 }
 

@@ -284,6 +284,7 @@ fn replies_leave_by_the_uplink_that_the_question_came_by() {
         mac: [2, 0, 0, 0, 0, 9],
         outside: false,
         through_action: None,
+        loose_tcp: false,
     });
     let default = |via: &str, to: Ingress| {
         RouteSpec::new(0, "0.0.0.0/0".parse().unwrap(), to.into(), Some(via.parse().unwrap()))

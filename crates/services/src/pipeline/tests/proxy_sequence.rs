@@ -289,7 +289,7 @@ fn errors_quote_the_clients_numbers() {
 #[test]
 fn fragments_of_shifted_flows_are_assembled() {
     let mut spec = forward(false);
-    spec.fragments = Variant::Bridge;
+    spec.limits.fragments = Variant::Bridge;
     let mut world = World::new(3, spec);
     let client = key(TCP, "198.51.100.7:4000", "203.0.113.1:80");
     let ends = handshake(&mut world, client, [99, 499]);

@@ -188,13 +188,13 @@ fn fragments_by_load_and_by_the_nats_flag() {
     };
     let mut spec = two_interfaces();
     spec.nats.push(nat(NatMode::AddressAndPort, &["203.0.113.1"]));
-    spec.fragments = Variant::LoadBelow(50);
+    spec.limits.fragments = Variant::LoadBelow(50);
     for (load_percent, packets) in [(49, 1), (50, 4), (100, 4)] {
         let mut world = World::new(2, spec.clone());
         world.cores.iter_mut().for_each(|core| core.set_load_percent(load_percent));
         assert_eq!(pass(&mut world), packets, "{load_percent} %");
     }
-    spec.fragments = Variant::Rules;
+    spec.limits.fragments = Variant::Rules;
     for (flag, packets) in [(false, 4), (true, 1)] {
         spec.nats[0].assemble_fragments = flag;
         let mut world = World::new(2, spec.clone());

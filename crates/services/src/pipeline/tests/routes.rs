@@ -162,7 +162,7 @@ fn tcp_of_which_one_direction_comes_by_goes_on() {
     let ask = key(TCP, "198.51.100.7:2000", "10.0.0.5:80");
     world.dropped(WAN, &tcp_of(&ask, SYN | ACK, 1, 1, b""), DropReason::NotNew);
     let mut spec = lan_with_a_second_router();
-    spec.loose_tcp.push(WAN_ID);
+    spec.interfaces[WAN_ID.index()].loose_tcp = true;
     world.reload(spec);
     assert_eq!(world.packet(WAN, &tcp_of(&ask, SYN | ACK, 1, 1, b"")).len(), 1);
 }

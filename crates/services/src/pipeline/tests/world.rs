@@ -259,6 +259,7 @@ pub fn two_interfaces() -> GatewaySpec {
         mac: [2, 0, 0, 0, 0, last],
         outside: false,
         through_action: None,
+        loose_tcp: false,
     };
     let route = |prefix: &str, to: Ingress, via: Option<&str>| {
         RouteSpec::new(0, prefix.parse().unwrap(), to.into(), via.map(|via| via.parse().unwrap()))
