@@ -55,13 +55,57 @@ fn a_clock_in_1970_joins_and_joins_again_after_a_restart() {
         world.start();
         joined(&mut world, 1, 1_000);
         world.run_ms(500);
-        // The clock falls back to 1970; only the timestamp floor was kept on disk.
-        world.restart(0, true);
-        world.run_ms(100);
-        joined(&mut world, 1, 3_000);
+        // The clock falls back to 1970; only the timestamp floor was kept on disk. Then not even that: the dialer proves to be fresh.
+        for floor_kept in [true, false] {
+            world.restart(0, floor_kept);
+            world.run_ms(100);
+            joined(&mut world, 1, 3_000);
+        }
         let flows = flows(&mut world, 500);
         world.run_ms(1_000);
         all_arrived(&world, &flows);
+    }
+}
+
+/// Row T1: the tier of a WAN is told to the other side, over lossy links too; both use a backup only while no better path works.
+#[test]
+fn tiers_of_one_side_hold_for_both() {
+    let carrying = |world: &World, site: usize| -> Vec<u8> {
+        let bond = world.sites[site].bond(0).unwrap();
+        bond.paths.load().iter().filter(|path| path.carries()).map(|path| path.tier()).collect()
+    };
+    for (side, loss) in [(0, 0.0), (1, 0.0), (0, 0.3), (1, 0.3)] {
+        let shapes: Vec<Shape> = [10.0, 5.0, 2.0].map(|ms| Shape::new(50.0, ms).loss(loss)).into();
+        let mut world = pair(sim::seed(3), (2, 2), &shapes);
+        for (id, tier) in [(1, 1), (2, 2)] {
+            world.sites[side].wan_mut(id).unwrap().tier = tier;
+        }
+        world.start();
+        joined(&mut world, 3, 5_000);
+        let told = world.run_until_true(3_000, |world| (0..2).all(|site| carrying(world, site) == [0]));
+        assert!(told, "side {side}, loss {loss}: {:?} {:?}", carrying(&world, 0), carrying(&world, 1));
+        if loss > 0.0 {
+            continue;
+        }
+        let flows = flows(&mut world, 3_000);
+        world.run_ms(500);
+        world.cables[0].cut(true);
+        let left = world.run_until_true(1_000, |world| (0..2).all(|site| carrying(world, site) == [1]));
+        assert!(left, "side {side}: {:?} {:?}", carrying(&world, 0), carrying(&world, 1));
+        world.cables[0].cut(false);
+        let back = world.run_until_true(10_000, |world| (0..2).all(|site| carrying(world, site) == [0]));
+        assert!(back, "side {side}: {:?} {:?}", carrying(&world, 0), carrying(&world, 1));
+        world.run_ms(3_000);
+        world.check().unwrap();
+        assert!(flows.iter().all(|flow| world.udp_stats(*flow).received > 0));
+        // A reload takes the tiers away again, and the other side learns that as well.
+        for id in [1, 2] {
+            world.sites[side].wan_mut(id).unwrap().tier = 0;
+        }
+        world.reload(side);
+        let equal =
+            world.run_until_true(2_000, |world| (0..2).all(|site| carrying(world, site) == [0, 0, 0]));
+        assert!(equal, "side {side}: {:?} {:?}", carrying(&world, 0), carrying(&world, 1));
     }
 }
 

@@ -1,4 +1,4 @@
-//! Obstacles in the host's own settings are said, with the command that mends it, and the command does.
+//! Obstacles on the host are told, with the command that mends them, and the command does.
 
 use std::process::{Command, Output};
 use std::time::Duration;

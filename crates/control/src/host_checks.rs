@@ -323,7 +323,7 @@ impl HostWatch {
         self.found = found;
     }
 
-    /// Obstacles that stand in the way now.
+    /// Obstacles that are there now.
     pub(crate) fn texts(&self) -> &[String] {
         &self.found
     }

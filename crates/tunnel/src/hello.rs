@@ -205,7 +205,7 @@ impl Capabilities {
     pub const PATH_LIMITS: Self = Self(8);
     /// Answers a freshness challenge (a cookie reply with counter 1) with [`Hello::freshness`].
     pub const FRESHNESS: Self = Self(16);
-    /// Features that this version understands.
+    /// Capabilities of this version.
     pub const OURS: Self =
         Self::RETRANSMIT.with(Self::PARTIAL_CHECKSUM).with(Self::PATH_LIMITS).with(Self::FRESHNESS);
 

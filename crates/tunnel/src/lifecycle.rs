@@ -85,7 +85,7 @@ pub(crate) struct WanUnder {
     pub addresses: Vec<IpAddr>,
     /// Largest UDP payload its interface takes.
     pub mtu_limit: u16,
-    /// Properties that are told to the peer.
+    /// Limits that the peer is told.
     pub limits: PathLimits,
     /// Most that we send over it, bytes per second.
     pub rate_max: Option<u64>,

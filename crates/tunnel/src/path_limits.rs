@@ -103,7 +103,7 @@ impl LimitsExchange {
         self.confirmed |= body == self.number.to_be_bytes();
     }
 
-    /// Limits that the peer asks for on a path.
+    /// Limits that the peer sets for a path.
     pub fn of_peer(&self, path: u8) -> PathLimits {
         self.heard.iter().find(|(id, _)| *id == path).map_or_else(PathLimits::default, |(_, limits)| *limits)
     }

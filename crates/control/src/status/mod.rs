@@ -39,7 +39,7 @@ pub struct Report {
     /// DNS names of peers.
     #[serde(default)]
     pub names: Vec<NameReport>,
-    /// Obstacles on the host, with the command that mends each.
+    /// Obstacles on the host, each with the command that mends it.
     #[serde(default)]
     pub warnings: Vec<String>,
     /// Everything that is not the tunnel; not there without `[[interface]]`.

@@ -131,7 +131,7 @@ impl Node {
     }
 }
 
-/// Limits that a WAN asks of the peer, and the most that we send over it, bytes per second.
+/// Limits that a WAN sets for the peer, and the most that we send over it, bytes per second.
 fn limits(wan: &Wan) -> (PathLimits, Option<u64>) {
     let limits = PathLimits { tier: wan.tier, receive_bps: wan.receive_rate_max_bps };
     (limits, wan.rate_max_bps.map(|bps| bps / 8))
