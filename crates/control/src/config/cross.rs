@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
+use ::services::spec::HostMode;
 use ipnet::IpNet;
 
 use super::problem::{Problems, suggestion};
@@ -67,7 +68,8 @@ fn check_wans(tun: &Tun, wans: &[Wan], places: &Places, problems: &mut Problems<
 }
 
 /// The datapath takes what comes in at an `[[interface]]`; the tunnel's own datagrams pass it by their port, which only a
-/// listener has. A dialler's sockets are bound to the `[[wan]]` device and would never hear the peer.
+/// listener has. With `host = "native"` answers to a dialler come in by the device again, as all that is the host's; with
+/// "datapath" they would come by the TUN device, and sockets bound to the `[[wan]]` device would never hear them.
 pub(super) fn shared_devices(
     wans: &[Wan],
     peers: &[Peer],
@@ -75,6 +77,9 @@ pub(super) fn shared_devices(
     places: &Places,
     problems: &mut Problems<'_>,
 ) {
+    if services.settings.host == HostMode::Native {
+        return;
+    }
     let Some(dialled) = peers.iter().find(|peer| !peer.endpoints.is_empty()) else { return };
     for (wan, place) in wans.iter().zip(&places.wans) {
         let shared = services.interfaces.iter().find(|interface| wan.interface.covers(&interface.device));

@@ -102,22 +102,23 @@ fn everything_else() {
 
 #[test]
 fn who_dials_needs_a_device_of_the_tunnels_own() {
-    let with = |peer: &str| {
+    let with = |host: &str, peer: &str| {
         load(&format!(
-            "[node]\nprivate-key-file = \"node.key\"\nlisten = 4600\n[tun]\naddress = \"10.77.0.1/24\"\n[[wan]]\n\
+            "[gateway]\nhost = \"{host}\"\n[node]\nprivate-key-file = \"node.key\"\nlisten = 4600\n[tun]\naddress = \"10.77.0.1/24\"\n[[wan]]\n\
              match = \"eth*\"\n[[interface]]\nname = \"out\"\ndevice = \"eth0\"\n[[peer]]\nname = \"hub\"\n\
              public-key = \"$HUB\"\nallowed-ips = \"10.8.0.1\"\n{peer}"
         ))
     };
-    let loaded = with("endpoints = \"192.0.2.9:4600\"\n");
+    assert!(with("native", "endpoints = \"192.0.2.9:4600\"\n").config.is_some());
+    let loaded = with("datapath", "endpoints = \"192.0.2.9:4600\"\n");
     assert_eq!(
         loaded.problems.iter().map(ToString::to_string).collect::<Vec<_>>(),
         [
-            "site.toml:7:9: error: wan.interface: \"eth0\" is the device of interface \"out\" too, which takes the answers of \
+            "site.toml:9:9: error: wan.interface: \"eth0\" is the device of interface \"out\" too, which takes the answers of \
           peer \"hub\" from the tunnel; dial from another device, or let the peer dial: listen = 4600 here and no endpoints"
         ]
     );
-    assert!(with("").config.is_some());
+    assert!(with("datapath", "").config.is_some());
 }
 
 #[test]
