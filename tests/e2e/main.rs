@@ -31,6 +31,7 @@ mod gateway_servers;
 mod gateway_tunnel;
 mod handoffs;
 mod host_checks;
+mod host_networks;
 mod mtu;
 mod names;
 mod operator;

@@ -10,9 +10,9 @@ use testbed::topology::{Node, Site};
 
 use crate::scene::*;
 
-/// Answers every question for an IPv4 address (RFC 1035), as long as there is one to tell.
+/// Answers every question for an address of one family (RFC 1035, RFC 3596), as long as there is one to tell.
 pub struct NameServer {
-    answer: Arc<Mutex<Option<Ipv4Addr>>>,
+    answer: Arc<Mutex<Option<IpAddr>>>,
     _thread: Background<()>,
 }
 
@@ -36,20 +36,24 @@ impl NameServer {
     }
 
     /// From now on this is the answer.
-    pub fn tell(&self, address: Ipv4Addr) {
-        *self.answer.lock().unwrap() = Some(address);
+    pub fn tell(&self, address: impl Into<IpAddr>) {
+        *self.answer.lock().unwrap() = Some(address.into());
     }
 }
 
-/// The question again, and for type A one answer that points to its name.
-fn reply(question: &[u8], address: Ipv4Addr) -> Vec<u8> {
+/// The question again, and for type A or AAAA one answer that points to its name.
+fn reply(question: &[u8], address: IpAddr) -> Vec<u8> {
     let name = 12 + question[12..].iter().position(|byte| *byte == 0).unwrap_or(0) + 1;
     let mut message = question[..(name + 4).min(question.len())].to_vec();
-    let is_a = message[name..] == [0, 1, 0, 1];
-    message[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, u8::from(is_a), 0, 0, 0, 0]);
-    if is_a {
-        message.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4]);
-        message.extend(address.octets());
+    let (kind, bytes) = match address {
+        IpAddr::V4(ip) => (1, ip.octets().to_vec()),
+        IpAddr::V6(ip) => (28, ip.octets().to_vec()),
+    };
+    let is_asked = message[name..] == [0, kind, 0, 1];
+    message[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, u8::from(is_asked), 0, 0, 0, 0]);
+    if is_asked {
+        message.extend([0xc0, 12, 0, kind, 0, 1, 0, 0, 0, 1, 0, bytes.len() as u8]);
+        message.extend(bytes);
     }
     message
 }

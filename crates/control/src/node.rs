@@ -19,6 +19,7 @@ use crate::host_checks::{self, HostWatch, Surroundings};
 use crate::host_facts::{HostFacts, HostView, read_ephemeral_ports};
 use crate::host_ports::HeldPorts;
 use crate::kernel_routes::KernelRoutes;
+use crate::nat64;
 use crate::peer_names::{self, Resolver};
 use crate::protocol::{Request, Response};
 use crate::reload::{self, ReloadReport};
@@ -174,6 +175,8 @@ impl Node {
         let before = std::mem::take(&mut self.lives);
         self.lives = self.registry.observe(&self.config.wans, &self.config.tun.name, &view);
         self.tell_states(&before);
+        // A network with IPv6 alone: IPv4 endpoints are behind its translator, if it has one.
+        self.set_names();
         let was_up =
             |live: &LiveWan| !live.replaced && before.iter().any(|b| b.wan.id == live.wan.id && b.wan.up);
         let mut failed: Vec<Wan> = self.lives.iter().map(|live| live.wan.clone()).collect();
@@ -306,10 +309,19 @@ impl Node {
 
     /// Addresses to dial, names replaced by what they stand for.
     fn endpoints(&self, endpoints: &[Endpoint]) -> Vec<SocketAddr> {
+        let prefixes = nat64::prefixes(&self.resolver.addresses(nat64::NAME));
         let mut list: Vec<SocketAddr> = Vec::new();
         for endpoint in endpoints {
-            let addresses = match endpoint {
-                Endpoint::Address(address) => vec![*address],
+            let addresses: Vec<_> = match endpoint {
+                Endpoint::Address(address) => {
+                    let translated = |prefix: &nat64::Nat64Prefix| match address.ip().to_canonical() {
+                        IpAddr::V4(ipv4) => {
+                            Some(SocketAddr::new(prefix.address(ipv4).into(), address.port()))
+                        }
+                        IpAddr::V6(_) => None,
+                    };
+                    [*address].into_iter().chain(prefixes.iter().filter_map(translated)).collect()
+                }
                 Endpoint::Name { host, port } => {
                     self.resolver.addresses(host).into_iter().map(|ip| SocketAddr::new(ip, *port)).collect()
                 }
@@ -346,12 +358,17 @@ impl Node {
     /// Tells the resolver which names matter.
     fn set_names(&mut self) {
         let endpoints = self.config.peers.iter().flat_map(|peer| &peer.endpoints);
-        let names: Vec<String> = endpoints
-            .filter_map(|endpoint| match endpoint {
-                Endpoint::Name { host, .. } => Some(host.clone()),
-                Endpoint::Address(_) => None,
-            })
-            .collect();
+        let mut names: Vec<String> = Vec::new();
+        let mut literal = false;
+        for endpoint in endpoints {
+            match endpoint {
+                Endpoint::Name { host, .. } => names.push(host.clone()),
+                Endpoint::Address(address) => literal |= address.ip().to_canonical().is_ipv4(),
+            }
+        }
+        if literal && nat64::is_needed(&self.lives) {
+            names.push(nat64::NAME.to_owned());
+        }
         self.resolver.set_names(names.iter().map(String::as_str));
     }
 
@@ -532,7 +549,7 @@ pub fn host_warnings(config: &Config) -> Vec<String> {
     list.into_iter().map(say).collect()
 }
 
-/// Obstacles on the host that stand in the way now, without places in the file.
+/// Obstacles on the host now, without places in the file.
 fn obstacle_texts(config: &Config, netlink: &linux::netlink::Netlink) -> Vec<String> {
     let Ok(view) = HostView::read(netlink) else { return Vec::new() };
     let found = host_checks::obstacles(config, &view, &Surroundings::read(config, netlink));

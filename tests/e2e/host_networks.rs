@@ -1,0 +1,88 @@
+//! Networks as hosts are in them: behind a NAT64, and a WAN that the LAN uses beside the tunnel.
+
+use std::io::Write;
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
+use std::process::Command;
+use std::time::Duration;
+
+use linux::testing::isolated;
+use testbed::topology::{Node, Site};
+
+use crate::names::NameServer;
+use crate::scene::*;
+
+fn shell(place: &Node, text: &str) {
+    let mut command = Command::new("sh");
+    command.args(["-c", text]);
+    place.output(command).unwrap();
+}
+
+/// Row T1: a WAN with IPv6 alone and an endpoint that is an IPv4 address. The network's name server shows the prefix of its
+/// NAT64 (RFC 7050). The hub itself has the translated address: that stands for the translator.
+#[test]
+fn t1_an_ipv4_endpoint_is_reached_through_nat64() {
+    isolated(|| {
+        let scene = Scene::new(&[link(100.0, 1.0).ipv6_only()]);
+        let (a, b) = (scene.a(), scene.b());
+        let conf = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        let server = control::peer_names::name_servers(&conf).first().copied();
+        let server = server.unwrap_or(Ipv4Addr::LOCALHOST.into());
+        if !server.is_loopback() {
+            a.netlink().unwrap().add_address(1, server.into()).unwrap();
+        }
+        let names = NameServer::start(a, server);
+        let translated = "2001:db8:64:0:c6:3364:200:0";
+        shell(b, &format!("ip -6 addr add {translated}/128 dev lo"));
+        let hub_wan = scene.testbed.addresses(Site::B, 0).ipv6.unwrap();
+        shell(a, &format!("ip -6 route add 2001:db8:64::/64 via {hub_wan} dev wan0"));
+        let (branch, hub) = scene.pair();
+        let numeric = scene.endpoint(Site::B, 0);
+        let text = branch.text(&scene.directory).replace(&numeric, "198.51.100.2:4600");
+        let _hub = scene.start(b, &hub);
+        let mut branch = Gateway::start(a, &scene.directory, "branch", &text);
+        branch.wait("its WAN is up", PATIENCE, |report| report.wans[0].state == "up");
+        // A name server without DNS64 tells no IPv6 address: nothing to dial.
+        std::thread::sleep(Duration::from_secs(1));
+        assert_eq!(paths_up(&branch.status().unwrap()), 0);
+        names.tell("2001:db8:64:0:c0:0:aa00:0".parse::<Ipv6Addr>().unwrap());
+        let report = branch.wait("joined", PATIENCE, |report| paths_up(report) == 1);
+        let up = report.status.peers[0].paths.iter().find(|path| path.state == "up").unwrap();
+        assert_eq!(up.remote, format!("[{}]:4600", translated.parse::<Ipv6Addr>().unwrap()));
+        echo(a, b, HUB_IP);
+    });
+}
+
+/// Rows T1, N1: the LAN goes out of the tunnel's own WAN by NAT, beside the tunnel that the branch dials over it. Both carry data
+/// at the same time.
+#[test]
+fn t1_the_lan_breaks_out_over_the_wan_of_the_tunnel() {
+    isolated(|| {
+        let mut scene = Scene::new(&[link(60.0, 2.0)]);
+        let host = scene.testbed.add_host(Site::A).unwrap();
+        let (a, b) = (scene.a(), scene.b());
+        let (branch, hub) = scene.pair();
+        let branch = branch.section(
+            "[[interface]]\nname = \"lan\"\ndevice = \"lan1\"\n[[interface]]\nname = \"outside\"\ndevice = \"wan0\"\n\
+             [[nat]]\nout = \"outside\"\n",
+        );
+        let (mut branch, _hub) = scene.join(&branch, &hub, 1);
+        let remote = scene.testbed.addresses(Site::B, 0).ipv4.unwrap();
+        let branch_wan = scene.testbed.addresses(Site::A, 0).ipv4.unwrap();
+        let tunnel = tcp_start(a, b, HUB_IP, 5203, 2, 4.0);
+        // Not the test bed's own TCP, which knows its clients by their address.
+        let server = b.run(|| TcpListener::bind((remote, 8080))).unwrap().unwrap();
+        let sink = std::thread::spawn(move || {
+            let (mut stream, from) = server.accept().unwrap();
+            (std::io::copy(&mut stream, &mut std::io::sink()).unwrap(), from.ip())
+        });
+        let timeout = Duration::from_secs(5);
+        let mut client =
+            host.node.run(|| TcpStream::connect_timeout(&(remote, 8080).into(), timeout)).unwrap().unwrap();
+        client.set_write_timeout(Some(timeout)).unwrap();
+        client.write_all(&vec![7; 2_000_000]).unwrap();
+        drop(client);
+        assert_eq!(sink.join().unwrap(), (2_000_000, branch_wan.into()));
+        assert!(tcp_finish(tunnel) > 5.0);
+        branch.wait("the path is up", PATIENCE, |report| paths_up(report) == 1);
+    });
+}
