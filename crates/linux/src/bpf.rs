@@ -9,16 +9,19 @@
 //! * [`KernelShare`]: which frames of an interface stay with the kernel's own stack. The same program as a
 //!   filter of packet sockets (classic, no privilege) and at the interface (eBPF).
 //! * [`INGRESS_MARK`]: the way by which frames for the host come in again by their device (eBPF).
+//! * [`LoopbackRedirect`]: the way from the host to addresses of its own that are served elsewhere (eBPF).
 
 mod assembler;
 mod classic;
 pub(crate) mod device_ingress;
 pub(crate) mod kernel;
+mod loopback;
 mod reuseport;
 mod share;
 mod steering;
 
 pub use self::device_ingress::INGRESS_MARK;
+pub use self::loopback::LoopbackRedirect;
 pub use self::reuseport::{Instruction, attach_reuseport, reuseport_program};
 pub use self::share::{ADDRESSES_MAX, KernelShare, UDP_PORTS_MAX};
 pub use self::steering::{SteeringProgram, TABLE_BUCKETS_MAX};
