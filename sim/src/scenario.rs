@@ -5,7 +5,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use ipnet::{IpNet, Ipv4Net};
 use packet::attachment::{BondId, Egress, InterfaceId};
 use services::spec::{
-    BackendSpec, BalanceMethod, DeliveryMode, Mapping, NatMode, NatSpec, PeerSpec, ServerSpec, UDP,
+    Affinity, BackendSpec, BalanceMethod, DeliveryMode, Mapping, NatMode, NatSpec, PeerSpec, ResetOnDown,
+    ServerSpec, UDP,
 };
 
 use crate::link::Shape;
@@ -150,5 +151,7 @@ fn virtual_server() -> ServerSpec {
         connections_max: 0,
         slow_start_s: 0,
         proxy_protocol: false,
+        reset_on_down: ResetOnDown::default(),
+        affinity: Affinity::default(),
     }
 }

@@ -12,12 +12,12 @@
 //!   counted.
 //! * **A target that is no longer monitored** was down: it is reported up, since nobody would find out that it is.
 //!
-//! `rise_fall` counts, `http` makes requests and reads answers; both are pure. `check` is one check under way,
+//! `rise_fall` counts, `http` and `datagram` make requests and read answers; all are pure. `check` is one check under way,
 //! `run` the thread.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,6 +26,7 @@ use std::thread::JoinHandle;
 use linux::event::EventFd;
 
 mod check;
+mod datagram;
 mod http;
 mod rise_fall;
 mod run;
@@ -33,6 +34,7 @@ mod run;
 #[cfg(test)]
 mod tests;
 
+pub use datagram::{DnsCheck, UdpCheck};
 pub use http::HttpCheck;
 
 /// Longest time between two checks, and longest time for one, ms.
@@ -44,10 +46,14 @@ pub const INTERVAL_MS_MIN: u32 = 50;
 /// How a backend is checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HealthKind {
-    /// A TCP connection is accepted. It is reset at once, before a byte is sent.
+    /// A TCP connection is accepted. It is ended in order.
     Tcp,
-    /// An HTTP/1.1 `GET` is answered with the right status.
+    /// An HTTP/1.1 `GET` is answered with the right status, and perhaps the right content.
     Http(HttpCheck),
+    /// A datagram is answered.
+    Udp(UdpCheck),
+    /// A name server answers the question for a name's address without an error.
+    Dns(DnsCheck),
     /// A command ends with exit status 0. Its environment is `PATH`, `ANABRANCH_ADDRESS`, `ANABRANCH_PORT` and
     /// `ANABRANCH_SERVER`; it has no input and its output is thrown away. At the timeout it is killed with all
     /// processes of its group.
@@ -66,6 +72,8 @@ impl HealthKind {
         match self {
             HealthKind::Tcp => "tcp",
             HealthKind::Http(_) => "http",
+            HealthKind::Udp(_) => "udp",
+            HealthKind::Dns(_) => "dns",
             HealthKind::Command { .. } => "command",
         }
     }
@@ -84,13 +92,28 @@ pub struct HealthSpec {
     pub fall: u8,
     /// So many successes in a row mean up; at least 1.
     pub rise: u8,
+    /// The port that is checked; `None`: the backend's own.
+    pub port: Option<u16>,
+    /// Address that checks come from; `None`: as the host's routes say.
+    pub source: Option<IpAddr>,
+    /// TCP connections begin with a PROXY protocol v2 header that says `LOCAL`: the gateway speaks for itself.
+    pub proxy_protocol: bool,
 }
 
 impl HealthSpec {
     /// This kind with the default times: every 2 s, for up to 1 s, down after 3 failures, up after 2 successes.
     #[must_use]
     pub const fn new(kind: HealthKind) -> Self {
-        Self { kind, interval_ms: 2_000, timeout_ms: 1_000, fall: 3, rise: 2 }
+        Self {
+            kind,
+            interval_ms: 2_000,
+            timeout_ms: 1_000,
+            fall: 3,
+            rise: 2,
+            port: None,
+            source: None,
+            proxy_protocol: false,
+        }
     }
 
     /// First mistake in it, for whoever reads the configuration.
@@ -106,8 +129,9 @@ impl HealthSpec {
             return Some("fall and rise must be 1 or more".to_owned());
         }
         match &self.kind {
-            HealthKind::Tcp => None,
+            HealthKind::Tcp | HealthKind::Udp(_) => None,
             HealthKind::Http(http) => http.problem(),
+            HealthKind::Dns(dns) => dns.problem(),
             HealthKind::Command { program, .. } if !program.is_absolute() => {
                 Some("the command must be an absolute path".to_owned())
             }
@@ -123,10 +147,18 @@ pub struct HealthTarget {
     pub id: u16,
     /// Name of the virtual server, for logs and commands.
     pub server: String,
-    /// Address and port that are checked.
+    /// Address and port of the backend.
     pub address: SocketAddr,
     /// How.
     pub spec: HealthSpec,
+}
+
+impl HealthTarget {
+    /// Address and port that are checked.
+    #[must_use]
+    pub fn checked_address(&self) -> SocketAddr {
+        SocketAddr::new(self.address.ip(), self.spec.port.unwrap_or(self.address.port()))
+    }
 }
 
 /// News about a target, for the sink.
@@ -136,6 +168,8 @@ pub struct HealthChange {
     pub id: u16,
     /// Whether new connections may go there.
     pub up: bool,
+    /// It is down, and as many checks in a row as mean that had no answer at all.
+    pub silent: bool,
     /// Why, for people.
     pub reason: String,
 }
@@ -149,7 +183,7 @@ pub struct MonitorStatus {
     pub server: String,
     /// [`HealthTarget::address`].
     pub address: SocketAddr,
-    /// `tcp`, `http` or `command`.
+    /// `tcp`, `http`, `udp`, `dns` or `command`.
     pub kind: &'static str,
     /// Whether it is up; true before the first check.
     pub up: bool,

@@ -346,6 +346,9 @@ impl Datapath {
     /// Ends a round: timers, departures, reports. Returns when the next round is due at the latest.
     pub fn finish(&mut self, now: Time, out: &mut impl Output) -> Time {
         let services_due = Time::from_ns(self.services.tick(now.ns()));
+        let Self { tunnel, services, drops, pool, .. } = self;
+        let unfinished = services.end_dead(now.ns(), &mut Emit { now, tunnel, drops, pool, out });
+        let services_due = if unfinished { now } else { services_due };
         self.rendezvous.tick(now.ns());
         self.flush(now, out);
         let (tunnel, mut delivery) = self.delivery(now, out);

@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use packet::icmp::{HEADER_BYTES, is_unanswerable, protocol_of};
 use packet::ip::{IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, PROTOCOL_TCP};
-use packet::{IpHeader, checksum};
+use packet::{FlowKey, IpHeader, checksum};
 
 use crate::rewrite::bytes::{put, put_u16, put_u32, u32_at};
 use crate::tcp::{ACK, RST, Segment};
@@ -150,6 +150,27 @@ pub fn reset(out: &mut [u8], packet: &[u8], header: &IpHeader, checksum_partial:
     put_u32(tcp, 4, seq);
     put_u32(tcp, 8, ack);
     put(tcp, 12, &[5 << 4, flags]);
+    put_u16(tcp, 16, checksum::finish(checksum::sum(tcp, pseudo)));
+    Some(bytes)
+}
+
+/// Writes the RST by which the sender of `key` ends its connection (RFC 9293 §3.10.5, ABORT: `<SEQ=SND.NXT><CTL=RST>`) to
+/// the start of `out` and returns its length, 40 or 60 bytes. `seq`: the next sequence number in that direction, which
+/// alone a receiver believes (RFC 5961 §3.2). Without ACK a client that has not heard of the connection yet ignores it.
+///
+/// `None`: addresses of different versions, or `out` is too short.
+#[must_use]
+pub fn abort(out: &mut [u8], key: &FlowKey, seq: u32) -> Option<usize> {
+    let ip_bytes = if key.src.is_ipv4() { IPV4_HEADER_BYTES } else { IPV6_HEADER_BYTES };
+    let bytes = ip_bytes + 20;
+    let out = out.get_mut(..bytes)?;
+    let pseudo = ip_header(out, key.src, key.dst, PROTOCOL_TCP, 0)?;
+    let tcp = out.get_mut(ip_bytes..)?;
+    tcp.fill(0);
+    put_u16(tcp, 0, key.src_port);
+    put_u16(tcp, 2, key.dst_port);
+    put_u32(tcp, 4, seq);
+    put(tcp, 12, &[5 << 4, RST]);
     put_u16(tcp, 16, checksum::finish(checksum::sum(tcp, pseudo)));
     Some(bytes)
 }

@@ -36,6 +36,8 @@ const HEADER_BYTES_V4: usize = 28;
 const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 /// Version 2, command PROXY.
 const VERSION_AND_COMMAND: u8 = 0x21;
+/// Header of a connection that the gateway makes for itself, as a health check: command LOCAL, no addresses.
+pub const LOCAL: [u8; 16] = *b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
 const TCP_CHECKSUM_AT: usize = 16;
 const TCP_FLAGS_AT: usize = 13;
 const TCP_HEADER_BYTES: usize = 20;

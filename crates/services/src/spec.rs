@@ -453,6 +453,31 @@ pub enum DeliveryMode {
     DirectReturn,
 }
 
+/// Clients that stay with their backend, whatever the method.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Affinity {
+    /// None do: each flow is placed by itself.
+    #[default]
+    None,
+    /// All flows of one address go to one backend, as long as it takes new ones.
+    SourceAddress,
+}
+
+/// Live TCP connections to a backend that goes down: whether both ends get a RST.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ResetOnDown {
+    /// When it does not answer any more. One that refuses checks or answers them wrongly is alive, may be about to end in
+    /// order, and ends its connections itself.
+    #[default]
+    Silent,
+    /// Whatever its checks found.
+    Always,
+    /// They are left to their own timers.
+    Never,
+}
+
 /// `[[virtual-server]]` (row C6).
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServerSpec {
@@ -478,6 +503,10 @@ pub struct ServerSpec {
     pub slow_start_s: u16,
     /// Begin the connection with a PROXY protocol v2 header (TCP only).
     pub proxy_protocol: bool,
+    /// Live TCP connections when a backend goes down.
+    pub reset_on_down: ResetOnDown,
+    /// Which clients stay with their backend.
+    pub affinity: Affinity,
 }
 
 /// One backend of a virtual server.

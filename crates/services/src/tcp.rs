@@ -484,6 +484,10 @@ fn one_way(record: &mut Record, state: State, direction: Direction, segment: &Se
     record.tcp_end[own] = later(record.tcp_end[own], segment.end());
     let other = direction.flipped() as usize;
     let acked_more = segment.ack.wrapping_sub(record.tcp_end[other]) as i32 > 0;
+    if state != State::SynSent && segment.has(ACK) {
+        // What the unseen end has sent at least.
+        record.tcp_end[other] = later(record.tcp_end[other], segment.ack);
+    }
     record.state = match (state, direction) {
         (_, Direction::Original) if segment.has(FIN) => State::FinOriginal,
         (State::FinOriginal, _) => State::FinOriginal,

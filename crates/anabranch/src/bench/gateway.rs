@@ -21,8 +21,8 @@ use services::pipeline::{ETHERNET_BYTES, Frame, Handed, Neighbors, Outcome, Outp
 use services::policy::Policy;
 use services::random::Random;
 use services::spec::{
-    BackendSpec, BalanceMethod, DeliveryMode, GatewaySpec, InterfaceSpec, Limits, Mapping, NatMode, NatSpec,
-    PortChoice, RouteSpec, ServerSpec, UDP,
+    Affinity, BackendSpec, BalanceMethod, DeliveryMode, GatewaySpec, InterfaceSpec, Limits, Mapping, NatMode,
+    NatSpec, PortChoice, ResetOnDown, RouteSpec, ServerSpec, UDP,
 };
 use steering::ownership::Ownership;
 
@@ -579,6 +579,8 @@ fn server() -> ServerSpec {
         connections_max: 0,
         slow_start_s: 0,
         proxy_protocol: false,
+        reset_on_down: ResetOnDown::default(),
+        affinity: Affinity::default(),
     }
 }
 

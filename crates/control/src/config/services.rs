@@ -10,13 +10,15 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use services::fragment::Variant;
 use services::spec::{
-    BalanceMethod, DeliveryMode, HostMode, Limits, Mapping, NatMode, PortChoice, RuleAction, Timeouts,
+    Affinity, BalanceMethod, DeliveryMode, HostMode, Limits, Mapping, NatMode, PortChoice, ResetOnDown,
+    RuleAction, Timeouts,
 };
 
 use crate::health::HealthSpec;
 
 mod balance;
 pub(super) mod check;
+mod health;
 pub mod pools;
 pub(super) mod read;
 #[cfg(test)]
@@ -284,6 +286,10 @@ pub struct VirtualServer {
     pub slow_start_s: u16,
     /// Begin with a PROXY protocol header.
     pub proxy_protocol: bool,
+    /// Which clients stay with their backend.
+    pub affinity: Affinity,
+    /// Live TCP connections when a backend goes down.
+    pub reset_on_down: ResetOnDown,
     /// How backends are checked; `None`: they are thought to be up.
     pub health: Option<HealthSpec>,
 }

@@ -622,6 +622,7 @@ fn every_key_is_listed_with_its_reader() {
             "read" => include_str!("read.rs"),
             "services::read" => include_str!("services/read.rs"),
             "services::balance" => include_str!("services/balance.rs"),
+            "services::health" => include_str!("services/health.rs"),
             other => panic!("no module {other}"),
         };
         assert!(text.contains(&format!("fn {function}(")), "{}", row[2]);

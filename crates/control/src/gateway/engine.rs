@@ -324,12 +324,14 @@ impl EngineHandle<'_> {
 
     /// Tells whether a backend passes its health checks; places as in the spec of the last [`Self::apply`]. All backends
     /// are up until told otherwise, and keep what was told over an [`Self::apply`] as long as server name and address stay.
-    pub fn set_backend_up(&self, server: usize, backend: usize, up: bool) {
+    /// `silent`: it is down and does not answer at all.
+    pub fn set_backend_up(&self, server: usize, backend: usize, up: bool, silent: bool) {
         let policy = self.engine.policy();
         let Some(spec) = policy.spec.servers.get(server) else { return };
         let Some(address) = spec.backends.get(backend).map(|backend| backend.address) else { return };
         let mut all = policy.balancer.backends();
         if let Some(found) = all.find(|known| known.server == spec.name && known.address == address) {
+            policy.balancer.set_silent(found.id, silent);
             policy.balancer.set_health(found.id, up, linux::clock::monotonic_ns());
         }
     }

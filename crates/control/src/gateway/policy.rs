@@ -436,6 +436,8 @@ impl Builder<'_> {
                 .collect(),
             connections_max: server.connections_max,
             slow_start_s: server.slow_start_s,
+            reset_on_down: server.reset_on_down,
+            affinity: server.affinity,
             proxy_protocol: server.proxy_protocol,
         };
         self.services.servers.iter().map(server).collect()

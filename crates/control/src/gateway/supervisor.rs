@@ -16,6 +16,7 @@ use super::contradictions;
 use super::engine::{EngineHandle, EngineRefusal};
 use super::nat_log::{self, NatLog};
 use super::overrides::{LeaseFile, LeaseFileError, Overrides};
+use super::own_servers::OwnServers;
 use super::policy::{self, Desired};
 use crate::config::Config;
 use crate::config::services::Services;
@@ -38,6 +39,7 @@ pub(crate) struct GatewaySupervisor {
     pub(crate) overrides: Overrides,
     lease_file: LeaseFile,
     addresses: Addresses,
+    own_servers: OwnServers,
     /// Facts about the host, as read last.
     facts: Option<HostFacts>,
     /// Policy that the engine has taken.
@@ -72,6 +74,7 @@ impl GatewaySupervisor {
             overrides,
             lease_file,
             addresses: Addresses::open(control_socket),
+            own_servers: OwnServers::default(),
             facts: None,
             told: None,
             failed: None,
@@ -174,6 +177,9 @@ impl GatewaySupervisor {
         match handle.apply(&desired) {
             Ok(()) => {
                 self.addresses.ipv6_routers.follow(&desired.spec);
+                if let Some(index) = facts.tun_index {
+                    self.own_servers.follow(&desired.spec, (&config.tun.name, index));
+                }
                 self.told = Some(desired);
                 self.failed = None;
                 self.note_interfaces(handle);
@@ -278,7 +284,7 @@ impl GatewaySupervisor {
         let backends = services.servers.get(server).map(|server| &server.backends);
         let backend = backends.and_then(|list| list.iter().position(|backend| backend.address == *address));
         if let Some(backend) = backend {
-            handle.set_backend_up(server, backend, change.up);
+            handle.set_backend_up(server, backend, change.up, change.silent);
         }
     }
 
@@ -375,6 +381,7 @@ impl GatewaySupervisor {
 
     /// Takes addresses back, after the engine's last packet.
     pub(crate) fn clear(&mut self, netlink: &Netlink) {
+        self.own_servers.clear();
         self.addresses.clear(netlink);
     }
 }

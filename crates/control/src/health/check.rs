@@ -5,18 +5,21 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
 
 use linux::event::Interest;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, sockopt};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
+use super::datagram::{self, Question};
 use super::http::{Answer, HttpCheck, Malformed};
 use super::{HealthKind, HealthTarget};
 
 /// Bytes read at once.
 const READ_BYTES: usize = 4_096;
+
+/// Most reads of what came after the end of a check.
+const READS_MAX: usize = 64;
 
 /// How far a check is.
 #[derive(Debug)]
@@ -38,6 +41,12 @@ pub enum Failure {
     /// A status that does not mean success.
     #[error("HTTP status {0}")]
     Status(u16),
+    /// An answer, of HTTP or a datagram, without the text that it must have.
+    #[error("the answer does not contain {0:?}")]
+    Body(String),
+    /// An error code of a name server (RFC 1035 §4.1.1).
+    #[error("DNS error code {0}")]
+    Dns(u8),
     /// No HTTP, or more than is read.
     #[error(transparent)]
     Malformed(#[from] Malformed),
@@ -52,11 +61,28 @@ pub enum Failure {
     Command(ExitStatus),
 }
 
+impl Failure {
+    /// Whether the target, or somebody for it, said anything: a refusal is an answer, silence and a dead neighbor are none.
+    /// A command's exit status tells nothing about it.
+    pub fn is_answer(&self) -> bool {
+        match self {
+            Failure::System(error) => !matches!(
+                error.kind(),
+                io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable
+            ),
+            Failure::Timeout(_) => false,
+            _ => true,
+        }
+    }
+}
+
 /// A check under way.
 #[derive(Debug)]
 pub enum Check {
     /// TCP and HTTP.
     Exchange(Exchange),
+    /// A datagram and its answer.
+    Datagram(Datagram),
     /// A command.
     Script(Script),
 }
@@ -65,8 +91,12 @@ impl Check {
     /// Begins a check. `Err` when it is over already.
     pub fn begin(target: &HealthTarget) -> Result<(Check, Interest), Step> {
         match &target.spec.kind {
-            HealthKind::Tcp => Exchange::begin(target.address, None),
-            HealthKind::Http(http) => Exchange::begin(target.address, Some(http)),
+            HealthKind::Tcp => Exchange::begin(target, None),
+            HealthKind::Http(http) => Exchange::begin(target, Some(http)),
+            HealthKind::Udp(udp) => Datagram::begin(target, Question::Udp(udp.clone())),
+            HealthKind::Dns(dns) => {
+                Datagram::begin(target, Question::Dns(dns.clone(), datagram::random_id()))
+            }
             HealthKind::Command { program, arguments } => {
                 let mut command = Command::new(program);
                 command.args(arguments);
@@ -79,6 +109,7 @@ impl Check {
     pub fn advance(&mut self) -> Step {
         match self {
             Check::Exchange(exchange) => exchange.advance(),
+            Check::Datagram(datagram) => datagram.advance(),
             Check::Script(script) => script.advance(),
         }
     }
@@ -87,15 +118,24 @@ impl Check {
     pub fn outcome(&mut self) -> Option<Result<(), Failure>> {
         match self {
             Check::Exchange(exchange) => exchange.outcome(),
-            Check::Script(_) => None,
+            Check::Datagram(_) | Check::Script(_) => None,
         }
     }
 
     /// Ends it before it is done. Returns a killed process that has to be waited for.
     pub fn cancel(self) -> Option<Child> {
         match self {
-            Check::Exchange(_) => None,
+            Check::Exchange(_) | Check::Datagram(_) => None,
             Check::Script(script) => Some(script.kill()),
+        }
+    }
+
+    /// A connection whose check is done, half closed: the other end gets a FIN, and what it still sends is taken, not
+    /// answered by a reset. Close it a moment later.
+    pub fn into_closing(self) -> Option<Closing> {
+        match self {
+            Check::Exchange(exchange) if exchange.connected => Closing::begin(exchange.socket),
+            Check::Exchange(_) | Check::Datagram(_) | Check::Script(_) => None,
         }
     }
 
@@ -109,6 +149,7 @@ impl AsFd for Check {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Check::Exchange(exchange) => exchange.socket.as_fd(),
+            Check::Datagram(datagram) => datagram.socket.as_fd(),
             Check::Script(script) => script.ended.as_fd(),
         }
     }
@@ -126,33 +167,23 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    fn begin(address: SocketAddr, http: Option<&HttpCheck>) -> Result<(Check, Interest), Step> {
-        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)
-            .map_err(|errno| Step::NotChecked(errno.into()))?;
-        if http.is_none() {
-            // Close with a reset: no port of ours waits for the last packets of thousands of checks (TIME-WAIT).
-            sockopt::set_socket_linger(&socket, Some(Duration::ZERO))
-                .map_err(|errno| Step::NotChecked(errno.into()))?;
-        }
-        let mut exchange = Exchange {
+    fn begin(target: &HealthTarget, http: Option<&HttpCheck>) -> Result<(Check, Interest), Step> {
+        let address = target.checked_address();
+        let socket = socket(target, SocketType::STREAM)?;
+        let mut request =
+            if target.spec.proxy_protocol { services::proxy_protocol::LOCAL.to_vec() } else { Vec::new() };
+        request.extend(http.map(|http| http.request(address)).unwrap_or_default());
+        let wants_content = http.is_some_and(|http| http.body.is_some());
+        let exchange = Exchange {
             socket,
             connected: false,
             http: http.cloned(),
-            request: http.map(|http| http.request(address)).unwrap_or_default(),
+            request,
             sent: 0,
-            answer: Answer::default(),
+            answer: if wants_content { Answer::with_content() } else { Answer::default() },
         };
         match rustix::net::connect(&exchange.socket, &address) {
-            Ok(()) => {
-                exchange.connected = true;
-                match exchange.advance() {
-                    Step::Wait(interest) => Ok((Check::Exchange(exchange), interest)),
-                    over => Err(over),
-                }
-            }
-            Err(Errno::INPROGRESS) => Ok((Check::Exchange(exchange), Interest::Write)),
+            Ok(()) | Err(Errno::INPROGRESS) => Ok((Check::Exchange(exchange), Interest::Write)),
             Err(errno) => Err(failed(errno)),
         }
     }
@@ -164,9 +195,6 @@ impl Exchange {
                 Ok(Err(errno)) | Err(errno) => return failed(errno),
             }
         }
-        if self.http.is_none() {
-            return Step::Done(Ok(()));
-        }
         while let Some(rest) = self.request.get(self.sent..).filter(|rest| !rest.is_empty()) {
             match rustix::net::send(&self.socket, rest, SendFlags::NOSIGNAL) {
                 Ok(bytes) => self.sent += bytes,
@@ -174,6 +202,9 @@ impl Exchange {
                 Err(Errno::INTR) => {}
                 Err(errno) => return failed(errno),
             }
+        }
+        if self.http.is_none() {
+            return Step::Done(Ok(()));
         }
         let mut buffer = [0; READ_BYTES];
         loop {
@@ -197,11 +228,91 @@ impl Exchange {
         }
     }
 
-    /// Whether the answer's status is right, once it is known.
+    /// Whether the answer is right, as far as it was read, once its status is known.
     fn outcome(&self) -> Option<Result<(), Failure>> {
         let (http, status) = (self.http.as_ref()?, self.answer.status()?);
-        Some(if http.accepts(status) { Ok(()) } else { Err(Failure::Status(status)) })
+        Some(match &http.body {
+            _ if !http.accepts(status) => Err(Failure::Status(status)),
+            Some(body) if !self.answer.contains(body) => Err(Failure::Body(body.clone())),
+            _ => Ok(()),
+        })
     }
+}
+
+/// A connection on its way to its end.
+#[derive(Debug)]
+pub struct Closing(OwnedFd);
+
+impl Closing {
+    fn begin(socket: OwnedFd) -> Option<Self> {
+        // Fails when the other end has reset it: then nothing is left to close.
+        rustix::net::shutdown(&socket, Shutdown::Write).ok().map(|()| Self(socket))
+    }
+}
+
+impl AsFd for Closing {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        // Who closes with something unread sends a reset (RFC 2525 §2.17); of a server that talks without end it gets one.
+        let mut buffer = [0; READ_BYTES];
+        for _ in 0..READS_MAX {
+            match rustix::net::recv(&self.0, &mut buffer, RecvFlags::empty()) {
+                Ok((1.., _)) | Err(Errno::INTR) => {}
+                Ok(_) | Err(_) => return,
+            }
+        }
+    }
+}
+
+/// A datagram and its answer.
+#[derive(Debug)]
+pub struct Datagram {
+    socket: OwnedFd,
+    question: Question,
+}
+
+impl Datagram {
+    fn begin(target: &HealthTarget, question: Question) -> Result<(Check, Interest), Step> {
+        let socket = socket(target, SocketType::DGRAM)?;
+        rustix::net::connect(&socket, &target.checked_address()).map_err(failed)?;
+        rustix::net::send(&socket, &question.bytes(), SendFlags::NOSIGNAL).map_err(failed)?;
+        Ok((Check::Datagram(Datagram { socket, question }), Interest::Read))
+    }
+
+    fn advance(&mut self) -> Step {
+        let mut buffer = [0; READ_BYTES];
+        loop {
+            match rustix::net::recv(&self.socket, &mut buffer, RecvFlags::empty()) {
+                Ok((bytes, _)) => {
+                    if let Some(outcome) = self.question.judge(buffer.get(..bytes).unwrap_or_default()) {
+                        return Step::Done(outcome);
+                    }
+                }
+                Err(Errno::AGAIN) => return Step::Wait(Interest::Read),
+                Err(Errno::INTR) => {}
+                Err(errno) => return failed(errno),
+            }
+        }
+    }
+}
+
+/// A socket for a check, with the source that it has to have.
+fn socket(target: &HealthTarget, kind: SocketType) -> Result<OwnedFd, Step> {
+    let family = if target.address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(family, kind, flags, None)
+        .map_err(|errno| Step::NotChecked(errno.into()))?;
+    if let Some(source) = target.spec.source {
+        // An address that this machine does not have (any more) says nothing about the target.
+        rustix::net::bind(&socket, &SocketAddr::new(source, 0))
+            .map_err(|errno| Step::NotChecked(errno.into()))?;
+    }
+    Ok(socket)
 }
 
 /// Whose fault an error is.
@@ -228,7 +339,7 @@ impl Script {
             .env_clear()
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
             .env("ANABRANCH_ADDRESS", target.address.ip().to_string())
-            .env("ANABRANCH_PORT", target.address.port().to_string())
+            .env("ANABRANCH_PORT", target.checked_address().port().to_string())
             .env("ANABRANCH_SERVER", &target.server)
             .current_dir("/")
             .stdin(Stdio::null())

@@ -27,13 +27,15 @@ pub struct HttpCheck {
     pub host: Option<String>,
     /// Statuses that mean success; empty: 200 to 399.
     pub statuses: Vec<u16>,
+    /// Text that the answer's content has within its first [`CONTENT_BYTES_MAX`] bytes; `None`: whatever it has.
+    pub body: Option<String>,
 }
 
 impl HttpCheck {
     /// `GET path`, any status from 200 to 399.
     #[must_use]
     pub fn new(path: &str) -> Self {
-        Self { path: path.to_owned(), host: None, statuses: Vec::new() }
+        Self { path: path.to_owned(), host: None, statuses: Vec::new(), body: None }
     }
 
     /// First mistake in it, for whoever reads the configuration.
@@ -120,11 +122,26 @@ pub struct Answer {
     pending: Vec<u8>,
     head_bytes: usize,
     content_bytes: usize,
+    /// The content as far as it was read, where it is looked at.
+    content: Option<Vec<u8>>,
     /// Final status and the end of its message, once the head is whole.
     head: Option<(u16, Framing)>,
 }
 
 impl Answer {
+    /// One whose content is kept for [`Answer::contains`].
+    #[must_use]
+    pub fn with_content() -> Self {
+        Self { content: Some(Vec::new()), ..Self::default() }
+    }
+
+    /// Whether this text is in the content that was read so far.
+    #[must_use]
+    pub fn contains(&self, text: &str) -> bool {
+        let content = self.content.as_deref().unwrap_or_default();
+        text.is_empty() || content.windows(text.len()).any(|window| window == text.as_bytes())
+    }
+
     /// Takes bytes that came.
     ///
     /// # Errors
@@ -225,6 +242,11 @@ impl Answer {
             Framing::End => return Ok(false),
         };
         let moved = used > 0 || *framing != next;
+        let is_content = matches!(framing, Framing::Length(1..) | Framing::Chunk(1..) | Framing::UntilClose);
+        if let Some(content) = self.content.as_mut().filter(|_| is_content) {
+            let room = CONTENT_BYTES_MAX.saturating_sub(content.len());
+            content.extend(self.pending.get(..used.min(room)).unwrap_or_default());
+        }
         *framing = next;
         self.content_bytes += used;
         self.pending.drain(..used);

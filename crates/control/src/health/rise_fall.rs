@@ -7,12 +7,25 @@ pub struct RiseFall {
     checked: bool,
     /// Checks in a row that contradict `up`.
     against: u8,
+    /// Checks in a row that had no answer at all.
+    unanswered: u8,
+    /// Whether it is down and was said to be silent.
+    silent: bool,
+}
+
+/// News about a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct News {
+    /// Whether it is up.
+    pub up: bool,
+    /// It is down, and does not answer at all.
+    pub silent: bool,
 }
 
 impl RiseFall {
     /// Up, until the first check decides.
     pub const fn new() -> Self {
-        Self { up: true, checked: false, against: 0 }
+        Self { up: true, checked: false, against: 0, unanswered: 0, silent: false }
     }
 
     /// Whether it counts as up.
@@ -25,13 +38,15 @@ impl RiseFall {
         self.checked
     }
 
-    /// Takes the outcome of a check. Returns whether the target is up when that is news: with the first check, and when it changes.
-    pub fn take(&mut self, success: bool, fall: u8, rise: u8) -> Option<bool> {
+    /// Takes the outcome of a check; `answered`: by whatever, a refusal included. Returns the state when that is news: with
+    /// the first check, when it goes up or down, and when one that is down falls silent.
+    pub fn take(&mut self, success: bool, answered: bool, fall: u8, rise: u8) -> Option<News> {
         if success == self.up {
             self.against = 0;
         } else {
             self.against = self.against.saturating_add(1);
         }
+        self.unanswered = if answered { 0 } else { self.unanswered.saturating_add(1) };
         let needed = if self.up { fall } else { rise };
         let turns = self.against > 0 && (self.against >= needed || !self.checked);
         let first = !self.checked;
@@ -40,6 +55,10 @@ impl RiseFall {
             self.up = success;
             self.against = 0;
         }
-        (turns || first).then_some(self.up)
+        let was_silent = self.silent;
+        let falls_silent = self.unanswered >= fall || (first && !answered);
+        self.silent = !self.up && (was_silent || falls_silent);
+        let news = turns || first || (self.silent && !was_silent);
+        news.then_some(News { up: self.up, silent: self.silent })
     }
 }

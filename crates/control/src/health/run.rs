@@ -1,6 +1,6 @@
 //! Thread of the monitors: when which target is checked, and how its state follows.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::process::Child;
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use linux::event::{Epoll, Interest, Ready};
 
-use super::check::{Check, Failure, Step};
-use super::rise_fall::RiseFall;
+use super::check::{Check, Closing, Failure, Step};
+use super::rise_fall::{News, RiseFall};
 use super::{HealthChange, HealthTarget, MonitorState, MonitorStatus, OnChange, lock};
 
 /// Token of the wake-up; ids of targets are smaller.
@@ -27,6 +27,12 @@ const SCRIPTS_MAX: usize = 64;
 
 /// A check that had to wait is tried again so soon.
 const AGAIN: Duration = Duration::from_millis(20);
+
+/// Connections of checks that are done stay half closed so long, until their servers have closed them too, ...
+const CLOSING: Duration = Duration::from_secs(1);
+
+/// ... and no more of them than this: then the oldest is closed.
+const CLOSING_MAX: usize = 256;
 
 /// Killed processes are looked after so often.
 const REAP: Duration = Duration::from_millis(100);
@@ -55,6 +61,8 @@ pub struct Runner {
     scripts: usize,
     /// Killed processes that have not ended yet.
     killed: Vec<Child>,
+    /// Connections of checks that are done, and when they are closed; oldest first.
+    closing: VecDeque<(Instant, Closing)>,
     random: u64,
 }
 
@@ -74,6 +82,7 @@ impl Runner {
             open: 0,
             scripts: 0,
             killed: Vec::new(),
+            closing: VecDeque::new(),
             random: u64::from_le_bytes(seed) | 1,
         })
     }
@@ -119,10 +128,15 @@ impl Runner {
             self.due(id, now);
         }
         self.killed.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+        while self.closing.front().is_some_and(|(at, _)| *at <= now) {
+            self.closing.pop_front();
+        }
     }
 
     fn sleep(&self) -> Option<Duration> {
-        let next = self.queue.first().map(|(at, _)| at.saturating_duration_since(Instant::now()));
+        let due = self.queue.first().map(|(at, _)| *at);
+        let next = due.into_iter().chain(self.closing.front().map(|(at, _)| *at)).min();
+        let next = next.map(|at| at.saturating_duration_since(Instant::now()));
         if self.killed.is_empty() { next } else { Some(next.map_or(REAP, |next| next.min(REAP))) }
     }
 
@@ -178,7 +192,9 @@ impl Runner {
             }
             Step::Done(outcome) => {
                 // Nothing to end: a command that is done has been waited for, and its number may be another's now.
-                drop(self.take_check(id));
+                if let Some(closing) = self.take_check(id).and_then(Check::into_closing) {
+                    self.close_later(closing);
+                }
                 self.record(id, outcome);
             }
             Step::NotChecked(error) => {
@@ -194,6 +210,17 @@ impl Runner {
         self.open -= 1;
         self.scripts -= usize::from(check.is_script());
         Some(check)
+    }
+
+    /// The socket leaves the epoll set: what still comes is nobody's business.
+    fn close_later(&mut self, closing: Closing) {
+        if self.epoll.remove(&closing).is_err() {
+            return;
+        }
+        if self.closing.len() >= CLOSING_MAX {
+            self.closing.pop_front();
+        }
+        self.closing.push_back((Instant::now() + CLOSING, closing));
     }
 
     /// Ends the check under way.
@@ -216,7 +243,8 @@ impl Runner {
     fn record(&mut self, id: u16, outcome: Result<(), Failure>) {
         let Some(monitor) = self.monitors.get_mut(&id) else { return };
         let spec = &monitor.target.spec;
-        let news = monitor.state.take(outcome.is_ok(), spec.fall, spec.rise);
+        let answered = outcome.as_ref().map_or_else(Failure::is_answer, |()| true);
+        let news = monitor.state.take(outcome.is_ok(), answered, spec.fall, spec.rise);
         let reason = outcome.err().map(|failure| failure.to_string());
         if let Some(status) = lock(&self.shared.statuses).get_mut(&id) {
             status.up = monitor.state.is_up();
@@ -226,7 +254,7 @@ impl Runner {
             status.took_us = u64::try_from(monitor.began.elapsed().as_micros()).unwrap_or(u64::MAX);
             status.error = reason.clone().unwrap_or_default();
         }
-        if let Some(up) = news {
+        if let Some(News { up, silent }) = news {
             let (server, address) = (monitor.target.server.as_str(), monitor.target.address);
             let kind = spec.kind.name();
             match &reason {
@@ -234,7 +262,7 @@ impl Runner {
                 Some(reason) => tracing::warn!(server, %address, kind, reason, "backend is down"),
             }
             let reason = reason.unwrap_or_else(|| format!("{kind} check succeeded"));
-            (self.on_change)(HealthChange { id, up, reason });
+            (self.on_change)(HealthChange { id, up, silent, reason });
         }
         self.schedule_next(id);
     }
@@ -305,7 +333,12 @@ impl Runner {
         let Some(monitor) = self.monitors.remove(&id) else { return };
         self.queue.remove(&(monitor.next, id));
         if !monitor.state.is_up() {
-            (self.on_change)(HealthChange { id, up: true, reason: "no longer monitored".to_owned() });
+            (self.on_change)(HealthChange {
+                id,
+                up: true,
+                silent: false,
+                reason: "no longer monitored".to_owned(),
+            });
         }
     }
 

@@ -10,6 +10,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::datagram::{DnsCheck, Question, UdpCheck};
 use super::http::{Answer, HttpCheck, Malformed};
 use super::rise_fall::RiseFall;
 use super::{HealthChange, HealthKind, HealthSpec, HealthTarget, MonitorStatus, Monitors};
@@ -26,7 +27,7 @@ fn address(test: u8) -> SocketAddr {
 }
 
 fn spec(kind: HealthKind) -> HealthSpec {
-    HealthSpec { kind, interval_ms: 50, timeout_ms: 2_000, fall: 3, rise: 2 }
+    HealthSpec { interval_ms: 50, timeout_ms: 2_000, ..HealthSpec::new(kind) }
 }
 
 fn target(id: u16, address: SocketAddr, kind: HealthKind) -> HealthTarget {
@@ -123,14 +124,191 @@ fn checks_in_a_row() {
     for (outcomes, reported) in cases {
         let mut state = RiseFall::new();
         assert!(state.is_up() && !state.is_checked());
-        let got: Vec<Option<bool>> = outcomes.chars().map(|it| state.take(it == '+', 3, 2)).collect();
+        let got: Vec<Option<bool>> =
+            outcomes.chars().map(|it| state.take(it == '+', true, 3, 2).map(|news| news.up)).collect();
         assert_eq!(got, reported, "{outcomes}");
         assert!(state.is_checked());
         assert_eq!(state.is_up(), reported.iter().flatten().next_back() == Some(&true));
     }
     let mut hasty = RiseFall::new();
-    let got: Vec<Option<bool>> = [true, false, true, false].map(|it| hasty.take(it, 1, 1)).into();
+    let got: Vec<Option<bool>> =
+        [true, false, true, false].map(|it| hasty.take(it, true, 1, 1).map(|news| news.up)).into();
     assert_eq!(got, [Some(true), Some(false), Some(true), Some(false)]);
+}
+
+/// A target falls silent with its verdict, or later while it is down; a refusal is an answer.
+#[test]
+fn silence_is_told_apart() {
+    // Outcomes, fall 2 and rise 2: success, answered by a failure, silence; and what is reported of up and silent.
+    let cases: [(&str, &[Option<(bool, bool)>]); 5] = [
+        ("s", &[Some((false, true))]),
+        ("-ss", &[Some((false, false)), None, Some((false, true))]),
+        ("+--ss", &[Some((true, false)), None, Some((false, false)), None, Some((false, true))]),
+        ("+ss-++", &[Some((true, false)), None, Some((false, true)), None, None, Some((true, false))]),
+        ("+s-s-", &[Some((true, false)), None, Some((false, false)), None, None]),
+    ];
+    for (outcomes, reported) in cases {
+        let mut state = RiseFall::new();
+        let take = |it| state.take(it == '+', it != 's', 2, 2).map(|news| (news.up, news.silent));
+        assert_eq!(outcomes.chars().map(take).collect::<Vec<_>>(), reported, "{outcomes}");
+    }
+}
+
+#[test]
+fn datagrams_and_their_answers() {
+    let dns = |name: &str| Question::Dns(DnsCheck { name: name.to_owned() }, 0x1234);
+    let question = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x01a\x07example\0\0\x01\0\x01";
+    assert_eq!(dns("a.example").bytes(), question);
+    assert_eq!(dns("a.example.").bytes(), question);
+    assert_eq!(dns(".").bytes(), b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\0\0\x01\0\x01");
+    let judge = |header: [u8; 4]| {
+        let answer = [&header[..], &question[4..]].concat();
+        dns("a.example").judge(&answer).map(|outcome| outcome.map_err(|failure| failure.to_string()))
+    };
+    assert_eq!(judge([0x12, 0x34, 0x81, 0x80]), Some(Ok(())));
+    assert_eq!(judge([0x12, 0x34, 0x81, 0x82]), Some(Err("DNS error code 2".to_owned())));
+    assert_eq!(judge([0x12, 0x35, 0x81, 0x80]), None, "an answer to somebody else");
+    assert_eq!(judge([0x12, 0x34, 0x01, 0x80]), None, "a question");
+    assert!(dns("a.example").judge(&question[..11]).is_none());
+    let udp = |body: Option<&str>| {
+        Question::Udp(UdpCheck { send: "ping".to_owned(), body: body.map(str::to_owned) })
+    };
+    assert_eq!(udp(None).bytes(), b"ping");
+    assert!(udp(None).judge(b"").unwrap().is_ok());
+    assert!(udp(Some("on")).judge(b"pong").unwrap().is_ok());
+    let wrong = udp(Some("ok")).judge(b"pong").unwrap().unwrap_err();
+    assert_eq!(wrong.to_string(), "the answer does not contain \"ok\"");
+    let sound = |name: &str| DnsCheck { name: name.to_owned() }.problem().is_none();
+    let (long, all) = ("a".repeat(64), format!("{}.a", "a.".repeat(127)));
+    assert!(sound(".") && sound("a") && sound("a.b.") && sound(&long[1..]));
+    assert!(!sound("") && !sound("a..b") && !sound(".a") && !sound("a b") && !sound(&long) && !sound(&all));
+}
+
+/// A server on loopback, one connection after another; `each` says what becomes of it.
+fn serve_each<T: Send + 'static>(
+    address: SocketAddr,
+    each: impl Fn(TcpStream) -> T + Send + 'static,
+) -> mpsc::Receiver<T> {
+    let listener = TcpListener::bind(address).unwrap();
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            if sender.send(each(stream)).is_err() {
+                break;
+            }
+        }
+    });
+    receiver
+}
+
+/// Neither end sees a reset: not a server that waits for its client, nor one that speaks first.
+#[test]
+fn a_tcp_check_ends_in_order() {
+    for greets in [false, true] {
+        let address = address(if greets { 21 } else { 22 });
+        let seen = serve_each(address, move |mut stream| {
+            std::thread::sleep(Duration::from_millis(20));
+            if greets {
+                stream.write_all(b"220 ready\r\n")?;
+            }
+            let mut all = Vec::new();
+            stream.read_to_end(&mut all)?;
+            // A reset that comes late shows here.
+            std::thread::sleep(Duration::from_millis(20));
+            stream.write_all(b"221 bye\r\n").map(|()| all.len())
+        });
+        let (_monitors, changes) = start(vec![target(1, address, HealthKind::Tcp)]);
+        assert!(next(&changes).up);
+        for _ in 0..3 {
+            assert_eq!(seen.recv_timeout(PATIENCE).unwrap().unwrap(), 0, "greets: {greets}");
+        }
+    }
+}
+
+/// A backend that speaks PROXY gets LOCAL first, alone or in front of the request.
+#[test]
+fn checks_of_a_proxied_backend_begin_with_local() {
+    for (last, kind, rest) in
+        [(23, HealthKind::Tcp, ""), (24, HealthKind::Http(HttpCheck::new("/")), "GET / HTTP/1.1\r\n")]
+    {
+        let address = address(last);
+        let seen = serve_each(address, |mut stream| {
+            let mut bytes = [0; 64];
+            let count = stream.read(&mut bytes).unwrap();
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+            bytes[..count].to_vec()
+        });
+        let mut target = target(1, address, kind);
+        target.spec.proxy_protocol = true;
+        let (_monitors, changes) = start(vec![target]);
+        assert!(next(&changes).up);
+        let bytes = seen.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(bytes[..16], *b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0");
+        assert!(bytes[16..].starts_with(rest.as_bytes()), "{bytes:?}");
+    }
+}
+
+#[test]
+fn another_port_and_a_source() {
+    let (service, checked) = (address(25), address(25));
+    let from = address(26).ip();
+    let seen = serve_each(checked, |stream| stream.peer_addr().unwrap());
+    let mut target = target(1, service, HealthKind::Tcp);
+    (target.spec.port, target.spec.source) = (Some(checked.port()), Some(from));
+    let (monitors, changes) = start(vec![target]);
+    assert!(next(&changes).up);
+    assert_eq!(seen.recv_timeout(PATIENCE).unwrap().ip(), from);
+    assert_eq!(status(&monitors, 1).unwrap().address, service, "it is known by its own");
+}
+
+#[test]
+fn the_content_of_an_answer_counts() {
+    let address = address(27);
+    let _seen = serve_each(address, |mut stream| {
+        let mut bytes = [0; 512];
+        let _ = stream.read(&mut bytes);
+        // Chunked, and the text is cut by the chunks.
+        let _ = stream.write_all(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nI am\r\n6\r\n ready\r\n0\r\n\r\n",
+        );
+    });
+    for (body, up) in [("am ready", true), ("unready", false)] {
+        let kind = HealthKind::Http(HttpCheck { body: Some(body.to_owned()), ..HttpCheck::new("/") });
+        let (monitors, changes) = start(vec![target(1, address, kind)]);
+        assert_eq!(next(&changes).up, up, "{body}");
+        if !up {
+            assert_eq!(status(&monitors, 1).unwrap().error, "the answer does not contain \"unready\"");
+        }
+    }
+}
+
+#[test]
+fn name_servers_and_other_services_of_datagrams() {
+    let socket = std::net::UdpSocket::bind((address(28).ip(), 0)).unwrap();
+    let address = socket.local_addr().unwrap();
+    let code = Arc::new(AtomicU16::new(0));
+    let answer = Arc::clone(&code);
+    std::thread::spawn(move || {
+        let mut bytes = [0; 512];
+        while let Ok((count, from)) = socket.recv_from(&mut bytes) {
+            bytes[2] |= 0x80;
+            bytes[3] = 0x80 | answer.load(Ordering::SeqCst) as u8;
+            let _ = socket.send_to(&bytes[..count], from);
+        }
+    });
+    let dns = HealthKind::Dns(DnsCheck { name: "www.example.net".to_owned() });
+    let ping = HealthKind::Udp(UdpCheck { send: "ping".to_owned(), body: Some("pi".to_owned()) });
+    let closed = self::address(29);
+    let nobody = HealthKind::Udp(UdpCheck { send: "ping".to_owned(), body: None });
+    let (monitors, changes) =
+        start(vec![target(1, address, dns), target(2, address, ping), target(3, closed, nobody)]);
+    let mut first = [next(&changes), next(&changes), next(&changes)].map(|change| (change.id, change.up));
+    first.sort_unstable();
+    assert_eq!(first, [(1, true), (2, true), (3, false)]);
+    code.store(2, Ordering::SeqCst);
+    let down = next(&changes);
+    assert_eq!((down.id, down.up, down.silent, down.reason.as_str()), (1, false, false, "DNS error code 2"));
+    assert!(status(&monitors, 3).unwrap().error.contains("refused"));
 }
 
 /// Status and completeness after all of `text`, given in two parts cut at every place: the cut must not matter.
@@ -420,8 +598,13 @@ fn problems_of_a_spec() {
     };
     assert!(command("/bin/true").is_none() && command("true").is_some());
     let http = |path: &str, host: Option<&str>, statuses: &[u16]| {
-        HttpCheck { path: path.to_owned(), host: host.map(str::to_owned), statuses: statuses.to_vec() }
-            .problem()
+        HttpCheck {
+            path: path.to_owned(),
+            host: host.map(str::to_owned),
+            statuses: statuses.to_vec(),
+            body: None,
+        }
+        .problem()
     };
     assert_eq!(http("/", Some("a.example:8080"), &[200, 404]), None);
     assert!(http("health", None, &[]).is_some() && http("/a b", None, &[]).is_some());

@@ -12,7 +12,7 @@ use hashbrown::HashMap;
 use super::state::{BackendState, ServerState, TENTHS};
 use super::table::Table;
 use super::{BACKENDS_MAX, Balancer, SERVERS_MAX, WEIGHT_MAX};
-use crate::spec::{BackendSpec, BalanceMethod, DeliveryMode, NatMode, ServerSpec};
+use crate::spec::{Affinity, BackendSpec, BalanceMethod, DeliveryMode, NatMode, ResetOnDown, ServerSpec};
 
 /// Earlier listen endpoints of one backend that are remembered for live flows.
 const PASTS_MAX: usize = 8;
@@ -48,6 +48,8 @@ pub struct Server {
     pub connections_max: u32,
     pub slow_start_s: u16,
     pub proxy_protocol: bool,
+    pub reset_on_down: ResetOnDown,
+    pub affinity: Affinity,
     pub backends: Vec<ServerBackend>,
     pub table: ArcSwap<Table>,
     /// Held while a table is built.
@@ -125,7 +127,8 @@ pub fn compile<'a>(servers: &'a [ServerSpec], before: Option<&'a Balancer>, key:
             }
         }
     }
-    Balancer { servers, by_listen, backends, listens, key, now_ns: AtomicU64::new(now_ns) }
+    let deaths = before.map(|before| Arc::clone(&before.deaths)).unwrap_or_default();
+    Balancer { servers, by_listen, backends, listens, key, now_ns: AtomicU64::new(now_ns), deaths }
 }
 
 struct Compiler<'a> {
@@ -179,6 +182,8 @@ impl<'a> Compiler<'a> {
             connections_max: spec.connections_max,
             slow_start_s: spec.slow_start_s,
             proxy_protocol: spec.proxy_protocol,
+            reset_on_down: spec.reset_on_down,
+            affinity: spec.affinity,
             backends,
             table: ArcSwap::default(),
             building: Mutex::new(()),

@@ -13,7 +13,9 @@
 //!   ends between the two (no route, no port) needs no undoing.
 //! * **Diversion.** A backend that is down, draining or as full as it may be gets no new connection. Hashing methods
 //!   try the next hashes of the same client, so that it is diverted to the same other backend each time. Live
-//!   connections stay where they are in all three cases.
+//!   connections stay where they are in all three cases, unless their backend is down: [`Balancer::fate`].
+//! * **Affinity.** Where it is asked for, a client's address leads to the backend that it had last (`clients`), before any
+//!   method is asked, as long as that backend takes connections.
 //! * **Nobody left.** When all backends are down, new connections are refused ([`DropReason::NoBackend`]), not sent
 //!   to a dead one: clients that are told go elsewhere at once. When those that are up are full, it is
 //!   [`DropReason::ServerFull`].
@@ -26,13 +28,15 @@
 //! Orderings are relaxed throughout: the counts stand alone, and a table is published by `arc-swap`.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use packet::drop_reason::DropReason;
 use packet::flow::FlowKey;
 
-use crate::spec::{BalanceMethod, DeliveryMode, NatMode, ServerSpec};
+use crate::spec::{Affinity, BalanceMethod, DeliveryMode, NatMode, ResetOnDown, ServerSpec};
 
+mod clients;
 mod compile;
 pub mod maglev;
 mod state;
@@ -80,6 +84,17 @@ pub struct Pick {
     pub proxy_protocol: bool,
 }
 
+/// Consequence of a backend's health for its flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// None: it is up.
+    Stay,
+    /// What another backend can serve as well goes there: UDP, and connections that are still being opened.
+    Move,
+    /// The same, and live TCP connections are reset.
+    Reset,
+}
+
 /// A backend as [`Balancer::backends`] lists it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackendRef<'a> {
@@ -106,6 +121,8 @@ pub struct Balancer {
     key: u64,
     /// Last time that control told, ns.
     now_ns: AtomicU64,
+    /// How often a backend went down or fell silent, over all reloads.
+    deaths: Arc<AtomicU64>,
 }
 
 impl Balancer {
@@ -142,8 +159,12 @@ impl Balancer {
     /// backend that is up, has as many connections as it may have.
     pub fn pick(&self, server: u16, client: &FlowKey, now_ns: u64, random: u32) -> Result<Pick, DropReason> {
         let picked = self.would_pick(server, client, now_ns, random);
-        if picked.is_err() {
-            self.refuse(server);
+        match (&picked, self.servers.get(usize::from(server))) {
+            (Err(_), _) => self.refuse(server),
+            (Ok(pick), Some(server)) if server.affinity == Affinity::SourceAddress => {
+                server.state.clients.remember(self.key, client.src, pick.backend, now_ns);
+            }
+            (Ok(_), _) => {}
         }
         picked
     }
@@ -164,9 +185,16 @@ impl Balancer {
         if server.is_full() {
             return Err(DropReason::ServerFull);
         }
+        let stays = server.affinity == Affinity::SourceAddress;
+        if stays
+            && let Some(backend) = server.state.clients.backend_of(self.key, client.src, now_ns)
+            && let Some(place) = server.place_of(backend)
+        {
+            return server.pick_at(place).ok_or(DropReason::NoBackend);
+        }
         let table = server.table.load();
         let chosen = match server.method {
-            BalanceMethod::Maglev => server.by_hash(&table, self.hash(client, true)),
+            BalanceMethod::Maglev => server.by_hash(&table, self.hash(client, !stays)),
             BalanceMethod::SourceAddress => server.by_hash(&table, self.hash(client, false)),
             BalanceMethod::LeastConnections => server.least(&table, now_ns, random),
             BalanceMethod::RoundRobin => server.in_turn(&table),
@@ -236,7 +264,41 @@ impl Balancer {
     /// changed anything.
     pub fn set_health(&self, backend: u16, up: bool, now_ns: u64) -> bool {
         self.now_ns.fetch_max(now_ns, Ordering::Relaxed);
-        self.change(backend, |entry| entry.state.set_up(up, now_ns))
+        let changed = self.change(backend, |entry| entry.state.set_up(up, now_ns));
+        if changed && !up {
+            self.deaths.fetch_add(1, Ordering::Release);
+        }
+        changed
+    }
+
+    /// Whether a backend that is down does not answer at all, see [`ResetOnDown::Silent`]. To be told before
+    /// [`Balancer::set_health`] where both change.
+    pub fn set_silent(&self, backend: u16, silent: bool) {
+        if self.backend(backend).is_some_and(|entry| entry.state.set_silent(silent)) {
+            self.deaths.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// How often a backend went down or fell silent. Who sees it change goes through the flows that it has by then: none
+    /// that is opened later goes to a backend of that time ([`Balancer::fate`]).
+    #[inline]
+    #[must_use]
+    pub fn deaths(&self) -> u64 {
+        self.deaths.load(Ordering::Acquire)
+    }
+
+    /// What the flows of a backend have to expect.
+    #[must_use]
+    pub fn fate(&self, backend: u16) -> Fate {
+        let Some(entry) = self.backend(backend).filter(|entry| !entry.state.is_up()) else {
+            return Fate::Stay;
+        };
+        let home = entry.home.and_then(|home| self.servers.get(usize::from(home)));
+        match home.map_or(ResetOnDown::Silent, |home| home.reset_on_down) {
+            ResetOnDown::Always => Fate::Reset,
+            ResetOnDown::Silent if entry.state.is_silent() => Fate::Reset,
+            ResetOnDown::Silent | ResetOnDown::Never => Fate::Move,
+        }
     }
 
     /// Changes a backend's weight, 0–1,000, until the configuration names another one; 0 drains it. Returns whether

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
+use super::clients::Clients;
+
 /// Weights are counted in tenths, so that a slow start has ten steps even for a weight of 1.
 pub const TENTHS: u32 = 10;
 
@@ -99,6 +101,8 @@ pub struct ServerState {
     pub turn: AtomicU32,
     /// Connections that found no backend or no room.
     pub refused: AtomicU64,
+    /// Backends of clients, for affinity.
+    pub clients: Clients,
 }
 
 impl ServerState {
@@ -109,6 +113,7 @@ impl ServerState {
             count: Count::default(),
             turn: AtomicU32::new(0),
             refused: AtomicU64::new(0),
+            clients: Clients::default(),
         }
     }
 }
@@ -126,6 +131,8 @@ pub struct BackendState {
     /// Connections.
     pub count: Count,
     up: AtomicBool,
+    /// It is down and does not answer at all.
+    silent: AtomicBool,
     draining: AtomicBool,
     /// When it came up (then it starts slowly), or [`FULL`] or [`WAITING`].
     started_ns: AtomicU64,
@@ -143,6 +150,7 @@ impl BackendState {
             server,
             count: Count::default(),
             up: AtomicBool::new(true),
+            silent: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             started_ns: AtomicU64::new(if slowly { WAITING } else { FULL }),
             override_: AtomicU32::new(NO_OVERRIDE),
@@ -153,6 +161,16 @@ impl BackendState {
     /// Whether monitors call it up.
     pub fn is_up(&self) -> bool {
         self.up.load(Relaxed)
+    }
+
+    /// Whether monitors call it down and get no answer at all from it.
+    pub fn is_silent(&self) -> bool {
+        self.silent.load(Relaxed)
+    }
+
+    /// Returns whether it fell silent now.
+    pub fn set_silent(&self, silent: bool) -> bool {
+        !self.silent.swap(silent, Relaxed) && silent
     }
 
     /// How often it went down.

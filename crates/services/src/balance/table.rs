@@ -200,6 +200,12 @@ impl Server {
         }
     }
 
+    /// The place of a backend that takes connections, by its id.
+    pub fn place_of(&self, id: u16) -> Option<u16> {
+        let place = self.backends.iter().position(|backend| backend.state.id == id)?;
+        u16::try_from(place).ok().filter(|place| self.takes(*place))
+    }
+
     /// The table may be a moment older than the health: both are asked.
     fn takes(&self, place: u16) -> bool {
         self.backends

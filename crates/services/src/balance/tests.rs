@@ -10,7 +10,9 @@ use packet::flow::FlowKey;
 use proptest::prelude::*;
 
 use super::{Balancer, Pick, ServerStatus};
-use crate::spec::{BackendSpec, BalanceMethod, DeliveryMode, NatMode, ServerSpec, TCP, UDP};
+use crate::spec::{
+    Affinity, BackendSpec, BalanceMethod, DeliveryMode, NatMode, ResetOnDown, ServerSpec, TCP, UDP,
+};
 
 pub const SECOND_NS: u64 = 1_000_000_000;
 
@@ -35,6 +37,8 @@ pub fn server(method: BalanceMethod, weights: &[u16]) -> ServerSpec {
         connections_max: 0,
         slow_start_s: 0,
         proxy_protocol: false,
+        reset_on_down: ResetOnDown::default(),
+        affinity: Affinity::default(),
     }
 }
 
@@ -534,5 +538,43 @@ proptest! {
             let status = status(&balancer);
             prop_assert_eq!(status.live, status.backends.iter().map(|backend| backend.live).sum::<u32>());
         }
+    }
+}
+
+/// With any method a client keeps its backend over ports, new backends and other weights; what takes nothing new loses it.
+#[test]
+fn clients_stay_with_their_backend() {
+    use BalanceMethod::{LeastConnections, Maglev, RoundRobin, SourceAddress};
+    for method in [Maglev, SourceAddress, LeastConnections, RoundRobin] {
+        let with =
+            |weights: &[u16]| ServerSpec { affinity: Affinity::SourceAddress, ..server(method, weights) };
+        let balancer = Balancer::compile(&[with(&[1, 1, 1])], None);
+        let pick = |balancer: &Balancer, client: u32, port: u16, now_ns: u64| {
+            let src = IpAddr::V4((0xc633_6400 + client).into());
+            let key = FlowKey { src, dst: src, src_port: port, dst_port: 80, protocol: TCP };
+            let pick = balancer.pick(0, &key, now_ns, port.into()).unwrap();
+            balancer.opened(0, pick.backend).unwrap();
+            pick.backend
+        };
+        let first: Vec<u16> = (0..60).map(|client| pick(&balancer, client, 1_000, 1)).collect();
+        assert!((0..3).all(|id| first.contains(&id)), "{method:?}: all are used");
+        for port in 1_001..1_040 {
+            let again: Vec<u16> = (0..60).map(|client| pick(&balancer, client, port, 2)).collect();
+            assert_eq!(again, first, "{method:?}");
+        }
+        let grown = Balancer::compile(&[with(&[1, 1, 50, 50])], Some(&balancer));
+        let again: Vec<u16> = (0..60).map(|client| pick(&grown, client, 7, 3)).collect();
+        assert_eq!(again, first, "{method:?}");
+        grown.set_health(0, false, 4);
+        grown.drain(1, true);
+        let moved: Vec<u16> = (0..60).map(|client| pick(&grown, client, 8, 5)).collect();
+        for (before, now) in first.iter().zip(&moved) {
+            assert!(*now >= 2 && (*before != 2 || *now == 2), "{method:?}: {before} {now}");
+        }
+        // They stay where they are now.
+        grown.set_health(0, true, 6);
+        grown.drain(1, false);
+        let settled: Vec<u16> = (0..60).map(|client| pick(&grown, client, 9, 7)).collect();
+        assert_eq!(settled, moved, "{method:?}");
     }
 }

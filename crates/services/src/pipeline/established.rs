@@ -13,7 +13,7 @@ use super::answers::Answer;
 use super::context::PacketContext;
 use super::flows::{is_embryonic, tick_of};
 use super::next_hops::{self, Hop, Way};
-use super::{Direction, Frame, Origin, Output, Services};
+use super::{Direction, Frame, Origin, Outcome, Output, Services};
 use crate::flow::{FlowId, Record, flags};
 use crate::icmp::Problem;
 use crate::policy::{Policy, Service};
@@ -152,7 +152,16 @@ impl Services {
             }
         }
         self.give_to_host(frame, &packet.header);
+        self.give_back(frame, (id, direction));
         Ok(())
+    }
+
+    /// What answers a packet that the host sent into the TUN device goes back there: the device that brought it does not
+    /// expect anything from one of the host's own addresses, as that of a virtual server is.
+    fn give_back(&self, frame: &mut Frame<'_>, (id, direction): (FlowId, Direction)) {
+        if direction == Direction::Reply && self.flows.table.record(id).ingress() == Ingress::Host {
+            frame.outcome = Outcome::Forward(Egress::Host);
+        }
     }
 
     fn forward_to(
@@ -253,7 +262,10 @@ impl Services {
             }
         }
         match way {
-            Way::Host => frame.outcome = self.routing.host(frame.ingress),
+            Way::Host => {
+                frame.outcome = self.routing.host(frame.ingress);
+                self.give_back(frame, (id, direction));
+            }
             Way::Hop(hop) => address(frame, &hop),
             // Only what is translated comes around.
             Way::Hairpin => return Err(DropReason::NoRoute),

@@ -9,7 +9,8 @@
 //! `established` for what is unusual about a known flow, `new_flow` for a new one, `fragments` for fragments.
 //!
 //! Each part of the state has one duty: `routing` where packets leave, `flows` the table and what is counted over it,
-//! [`Nat`] sources, `fragments` packets in pieces, `proxy_sequence` shifted numbers, `counters` counts by rule.
+//! [`Nat`] sources, `fragments` packets in pieces, `proxy_sequence` shifted numbers, `dead_backends` flows whose server is
+//! gone, `counters` counts by rule.
 
 use std::sync::Arc;
 
@@ -28,6 +29,7 @@ mod answers;
 mod bloom_filter;
 mod context;
 mod counters;
+mod dead_backends;
 mod established;
 mod explain;
 mod fast;
@@ -51,6 +53,7 @@ pub use frame::{ETHERNET_BYTES, Frame, Handed, Origin, Outcome, Output, Piece};
 pub use next_hops::Neighbors;
 
 use context::PacketContext;
+use dead_backends::DeadBackends;
 use flows::{Expiry, Flows, SWEEP_NS, SWEEP_PAUSE_NS};
 use fragments::Fragments;
 use quotes::Quoted;
@@ -86,6 +89,7 @@ pub struct Services {
     nat: Nat,
     fragments: Fragments,
     shifts: proxy_sequence::Shifts,
+    dead_backends: DeadBackends,
     /// Of ICMP errors and resets.
     limiter: Limiter,
     random: Random,
@@ -124,6 +128,7 @@ impl Services {
             nat: Nat::new(id, ownership.cores, &mut random),
             fragments: Fragments::new(policy, &mut random),
             shifts: proxy_sequence::Shifts::new(random.word()),
+            dead_backends: DeadBackends::new(policy.balancer.deaths()),
             limiter: Limiter::new(limits.errors_per_s_max),
             random,
             counters: Counters::default(),

@@ -185,7 +185,12 @@ impl Services {
             ..Record::default()
         };
         let begun = begin_state(&policy, record, packet, frame, &resolution);
-        if begun == Err(DropReason::NotNew) && is_forgotten(&policy, packet, &resolution) {
+        // A virtual server answers like a host that has no such connection (RFC 9293 §3.10.7.1): its client may have one
+        // to a backend that went down, and this is the number that it accepts.
+        if begun == Err(DropReason::NotNew)
+            && (is_forgotten(&policy, packet, &resolution)
+                || packet.header.protocol == TCP && resolution.server.is_some())
+        {
             self.answer(packet, frame, Answer::Reset, out);
         }
         let record = begun?;

@@ -9,8 +9,8 @@ use packet::flow::FlowKey;
 use serde::Serialize;
 use services::pipeline::Outcome;
 use services::spec::{
-    Attachment, BackendSpec, BalanceMethod, DeliveryMode, GatewaySpec, NatMode, RuleAction, RuleSpec,
-    ServerSpec, SideSpec, TCP, UDP,
+    Affinity, Attachment, BackendSpec, BalanceMethod, DeliveryMode, GatewaySpec, NatMode, ResetOnDown,
+    RuleAction, RuleSpec, ServerSpec, SideSpec, TCP, UDP,
 };
 
 use super::cores::{Coming, Cores};
@@ -165,6 +165,8 @@ fn servers() -> anyhow::Result<Vec<ServerSpec>> {
                 connections_max: 0,
                 slow_start_s: 0,
                 proxy_protocol: false,
+                reset_on_down: ResetOnDown::default(),
+                affinity: Affinity::default(),
             });
         }
     }

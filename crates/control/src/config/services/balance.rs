@@ -3,19 +3,21 @@
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
-use services::spec::{BalanceMethod, DeliveryMode, Mapping, NatMode, PORTS_DEFAULT, PortChoice, TCP};
+use services::spec::{
+    Affinity, BalanceMethod, DeliveryMode, Mapping, NatMode, PORTS_DEFAULT, PortChoice, ResetOnDown, TCP,
+};
 use toml::de::DeValue;
 
 use super::super::problem::Problems;
 use super::super::read::Table;
 use super::super::section::{At, Section, kind};
-use super::super::values::{self as general, ValueError};
+use super::super::values as general;
+use super::health;
 use super::read::{Names, plain};
 use super::{
     BACKENDS_MAX, BLOCK_PORTS, Backend, Forward, LIST_MAX, Lease, NAT_ADDRESSES_MAX, Nat, NatFrom, Subject,
     VirtualServer, values,
 };
-use crate::health::{HealthKind, HealthSpec, HttpCheck, INTERVAL_MS_MIN, TIME_MS_MAX};
 
 const MODES: [(&str, NatMode); 3] = [
     ("address-and-port", NatMode::AddressAndPort),
@@ -219,6 +221,12 @@ const METHODS: [(&str, BalanceMethod); 4] = [
 const DELIVERIES: [(&str, DeliveryMode); 2] =
     [("nat", DeliveryMode::Nat), ("direct-return", DeliveryMode::DirectReturn)];
 
+const AFFINITIES: [(&str, Affinity); 2] =
+    [("none", Affinity::None), ("source-address", Affinity::SourceAddress)];
+
+const RESETS: [(&str, ResetOnDown); 3] =
+    [("silent", ResetOnDown::Silent), ("always", ResetOnDown::Always), ("never", ResetOnDown::Never)];
+
 pub(super) fn server(table: Table<'_>, problems: &mut Problems<'_>) -> Option<(VirtualServer, ServerPlaces)> {
     let mut section = Section::new("virtual-server", Some(table), problems);
     let name = section.parsed("name", "\"web\"", general::name);
@@ -232,7 +240,10 @@ pub(super) fn server(table: Table<'_>, problems: &mut Problems<'_>) -> Option<(V
     let connections_max = section.number_or("connections-max", 0..=100_000_000, 0);
     let slow_start_s = section.number_or("slow-start-seconds", 0..=3_600, 0);
     let proxy_protocol = section.flag("proxy-protocol");
-    let health = health(&mut section);
+    let affinity = section.choice("affinity", &AFFINITIES);
+    let reset_on_down = section.choice("reset-on-down", &RESETS);
+    let proxied = proxy_protocol.as_ref().is_some_and(|proxy| proxy.value);
+    let health = listen.as_ref().and_then(|listen| health::health(&mut section, listen.value, proxied));
     let direct = delivery == DeliveryMode::DirectReturn;
     let source_mode = match &source {
         Some(source) => source.value,
@@ -274,7 +285,9 @@ pub(super) fn server(table: Table<'_>, problems: &mut Problems<'_>) -> Option<(V
         source_addresses,
         connections_max,
         slow_start_s,
-        proxy_protocol: proxy_protocol.is_some_and(|proxy| proxy.value),
+        proxy_protocol: proxied,
+        affinity: affinity.map_or(Affinity::None, |affinity| affinity.value),
+        reset_on_down: reset_on_down.map_or(ResetOnDown::Silent, |reset| reset.value),
         health,
     };
     Some((server, ServerPlaces { name: name.at, listen: listen.at }))
@@ -354,81 +367,6 @@ fn backends(section: &mut Section<'_, '_, '_>) -> Vec<At<Backend>> {
     }
     section.at_most(KEY, &list, BACKENDS_MAX);
     list
-}
-
-fn health(section: &mut Section<'_, '_, '_>) -> Option<HealthSpec> {
-    const KEY: &str = "virtual-server.health";
-    const RIGHT: &str =
-        "health = { tcp = true }, { http = \"/health\" } or { command = [\"/usr/bin/check\"] }";
-    let table = section.table("health", "{ tcp = true }")?;
-    let mut inner = Section::new(KEY, Some(table), section.problems);
-    let tcp = inner.flag("tcp").is_some_and(|tcp| tcp.value);
-    let http = inner.parsed("http", "\"/health\"", http_path).map(|path| path.value);
-    let command = inner.list("command", "\"/usr/bin/check\"", argument).unwrap_or_default();
-    let statuses = inner.items("status", status_codes);
-    let host = inner.parsed("host", "\"www.example.net\"", http_host);
-    let interval_ms = inner.number_or("interval-ms", INTERVAL_MS_MIN.into()..=TIME_MS_MAX.into(), 2_000);
-    let timeout_ms = inner.number_or("timeout-ms", 1..=TIME_MS_MAX.into(), 1_000.min(interval_ms));
-    let fall = inner.number_or("fall", 1..=100, 3);
-    let rise = inner.number_or("rise", 1..=100, 2);
-    let at = inner.at.clone();
-    let given = ["tcp", "http", "command"].iter().filter(|key| inner.value(key).is_some()).count();
-    if given != 1 {
-        let what = if given == 0 { "nothing says how" } else { "more than one way is given" };
-        inner.problems.error(&at, KEY, format!("{what}; write {RIGHT}"));
-    }
-    if (statuses.is_some() || host.is_some()) && inner.value("http").is_none() {
-        inner.problems.error(&at, KEY, "status and host belong to a check by HTTP; write http = \"/health\"");
-    }
-    inner.finish();
-    let kind = match (http, command.split_first()) {
-        (Some(path), _) => {
-            let statuses = plain(statuses).into_iter().flat_map(|(first, last)| first..=last).collect();
-            HealthKind::Http(HttpCheck { path, host: host.map(|host| host.value), statuses })
-        }
-        (None, Some((program, arguments))) => HealthKind::Command {
-            program: program.value.clone().into(),
-            arguments: arguments.iter().map(|argument| argument.value.clone()).collect(),
-        },
-        (None, None) if tcp => HealthKind::Tcp,
-        (None, None) => return None,
-    };
-    let spec = HealthSpec { kind, interval_ms, timeout_ms, fall, rise };
-    if let Some(problem) = spec.problem() {
-        section.problems.error(&at, KEY, format!("{problem}; correct it"));
-    }
-    Some(spec)
-}
-
-fn http_path(text: &str) -> Result<String, ValueError> {
-    let sound = text.starts_with('/') && text.len() <= 1024 && text.bytes().all(|b| b.is_ascii_graphic());
-    if sound {
-        Ok(text.to_owned())
-    } else {
-        Err("not a path of visible characters that begins with /; write for example \"/health\"".into())
-    }
-}
-
-fn http_host(text: &str) -> Result<String, ValueError> {
-    if !text.is_empty() && text.len() <= 255 && text.bytes().all(|b| b.is_ascii_graphic()) {
-        Ok(text.to_owned())
-    } else {
-        Err("not a host name; write for example \"www.example.net\"".into())
-    }
-}
-
-fn argument(text: &str) -> Result<String, ValueError> {
-    if text.is_empty() || text.len() > 4096 || text.contains('\0') {
-        return Err("an argument has 1 to 4096 characters and no NUL".into());
-    }
-    Ok(text.to_owned())
-}
-
-fn status_codes(value: &DeValue<'_>) -> Result<(u16, u16), ValueError> {
-    match values::ports(value) {
-        Ok((first @ 100.., last @ ..=599)) => Ok((first, last)),
-        _ => Err("not a status from 100 to 599; write for example 200 or \"200-299\"".into()),
-    }
 }
 
 pub(super) fn lease(

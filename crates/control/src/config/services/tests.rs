@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::super::tests::{golden, load};
 use super::*;
-use crate::health::{HealthKind, HealthSpec, HttpCheck};
+use crate::health::{DnsCheck, HealthKind, HealthSpec, HttpCheck, UdpCheck};
 
 const LAN: &str = "[[interface]]\nname = \"lan\"\naddress = \"10.0.0.254/24\"\n";
 const WAN: &str = "[[interface]]\nname = \"wan\"\naddress = [\"203.0.113.1/24\"]\n";
@@ -60,7 +60,7 @@ fn everything_else() {
          [[forward]]\nlisten = \"tcp+udp wan:53\"\nto = \"10.0.0.5\"\ntenant = \"red\"\n\
          [[virtual-server]]\nname = \"web\"\nlisten = \"tcp 203.0.113.10:80\"\ndelivery = \"direct-return\"\n\
          backends = [{{ address = \"10.0.0.1:80\", weight = 5, connections-max = 9 }}]\nmethod = \"source-address\"\n\
-         health = {{ http = \"/up\", status = [\"200-201\", 204], host = \"w\", interval-ms = 500, fall = 1 }}\n\
+         reset-on-down = \"never\"\nhealth = {{ http = \"/up\", status = [\"200-201\", 204], host = \"w\", interval-ms = 500, fall = 1 }}\n\
          [[nat]]\nout = \"wan\"\nfrom = [\"10.0.0.0/8\", \"bots\"]\ntenants = \"red\"\nmapping = \"endpoint-independent\"\n\
          ports = \"2048-4095\"\ntables = 256\nflows-per-client-max = 7\nports-per-client = 1024\n\
          assemble-fragments = true\n\
@@ -79,12 +79,17 @@ fn everything_else() {
     assert_eq!((all.forwards[0].protocols.as_slice(), all.forwards[0].to.port()), (&[6, 17][..], 53));
     let server = &all.servers[0];
     assert_eq!((server.source, server.method), (NatMode::None, BalanceMethod::SourceAddress));
+    assert_eq!(server.reset_on_down, ResetOnDown::Never);
     assert_eq!(
         server.backends[0],
         Backend { address: "10.0.0.1:80".parse().unwrap(), weight: 5, connections_max: 9 }
     );
-    let http =
-        HttpCheck { path: "/up".to_owned(), host: Some("w".to_owned()), statuses: vec![200, 201, 204] };
+    let http = HttpCheck {
+        path: "/up".to_owned(),
+        host: Some("w".to_owned()),
+        statuses: vec![200, 201, 204],
+        body: None,
+    };
     let health = server.health.as_ref().unwrap();
     assert_eq!((&health.kind, health.timeout_ms, health.fall), (&HealthKind::Http(http), 500, 1));
     assert_eq!(
@@ -399,6 +404,58 @@ fn a_lease_needs_an_address_that_its_nat_has() {
 }
 
 #[test]
+fn health_of_a_virtual_server() {
+    let health = |listen: &str, rest: &str, health: &str| {
+        let all = services(&format!(
+            "{WAN}[[virtual-server]]\nlisten = \"{listen}\"\nbackends = [\"10.0.0.1:80\"]\n{rest}\nhealth = {{ {health} }}\n"
+        ));
+        all.servers[0].health.clone().unwrap()
+    };
+    let tcp = "tcp 203.0.113.9:80";
+    let plain = health(tcp, "", "tcp = true");
+    assert_eq!((plain.port, plain.source, plain.proxy_protocol), (None, None, false));
+    let elsewhere = health(tcp, "", "tcp = true, port = 8080, source = \"10.0.0.254\"");
+    assert_eq!((elsewhere.port, elsewhere.source), (Some(8080), Some("10.0.0.254".parse().unwrap())));
+    // As the backend expects it; another port is another program's.
+    let proxied = "proxy-protocol = true";
+    assert!(health(tcp, proxied, "http = \"/\"").proxy_protocol);
+    assert!(health(tcp, proxied, "tcp = true").proxy_protocol);
+    assert!(!health(tcp, proxied, "tcp = true, port = 8080").proxy_protocol);
+    assert!(health(tcp, proxied, "tcp = true, port = 8080, proxy-protocol = true").proxy_protocol);
+    assert!(!health(tcp, proxied, "tcp = true, proxy-protocol = false").proxy_protocol);
+    assert!(!health(tcp, proxied, "command = [\"/bin/true\"]").proxy_protocol);
+    let udp = "udp 203.0.113.9:53";
+    let name = DnsCheck { name: "www.example.net".to_owned() };
+    assert_eq!(health(udp, "", "dns = \"www.example.net\"").kind, HealthKind::Dns(name));
+    let ping = UdpCheck { send: "ping".to_owned(), body: Some("pong".to_owned()) };
+    assert_eq!(health(udp, "", "udp = \"ping\", body = \"pong\"").kind, HealthKind::Udp(ping));
+    let wrong = |line: &str, message: &str| {
+        let text = format!(
+            "{WAN}[[virtual-server]]\nlisten = \"{tcp}\"\nbackends = [\"10.0.0.1:80\"]\nhealth = {{ {line} }}\n"
+        );
+        golden(&text, &[message]);
+    };
+    wrong(
+        "tcp = true, body = \"x\"",
+        "site.toml:7:10: error: virtual-server.health: body belongs to a check by HTTP or UDP; write http = \"/health\"",
+    );
+    wrong(
+        "tcp = true, source = \"2001:db8::1\"",
+        "site.toml:7:33: error: virtual-server.health.source: 2001:db8::1 is not of the address family of 203.0.113.9:80; change \
+         one of them",
+    );
+    wrong(
+        "dns = \"a..b\"",
+        "site.toml:7:10: error: virtual-server.health: the name must be one of DNS, as www.example.net; correct it",
+    );
+    wrong(
+        "udp = \"x\", proxy-protocol = true",
+        "site.toml:7:40: error: virtual-server.health.proxy-protocol: the PROXY protocol belongs to a check by TCP or HTTP; \
+         remove it",
+    );
+}
+
+#[test]
 fn virtual_servers_and_leases() {
     let server = |rest: &str| format!("{WAN}[[virtual-server]]\nlisten = \"tcp 203.0.113.9:80\"\n{rest}\n");
     golden(
@@ -407,7 +464,7 @@ fn virtual_servers_and_leases() {
             "site.toml:4:1: error: virtual-server.backends: missing; write for example backends = [\"10.0.0.1:80\", \
              \"10.0.0.2:80\"]",
             "site.toml:6:10: error: virtual-server.health: nothing says how; write health = { tcp = true }, \
-             { http = \"/health\" } or { command = [\"/usr/bin/check\"] }",
+             { http = \"/health\" }, { dns = \"www.example.net\" }, { udp = \"ping\" } or { command = [\"/usr/bin/check\"] }",
         ],
     );
     golden(

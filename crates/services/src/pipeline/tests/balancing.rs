@@ -7,7 +7,9 @@ use packet::DropReason;
 
 use super::world::*;
 use crate::pipeline::Outcome;
-use crate::spec::{BackendSpec, BalanceMethod, DeliveryMode, GatewaySpec, NatMode, ServerSpec, TCP};
+use crate::spec::{
+    Affinity, BackendSpec, BalanceMethod, DeliveryMode, GatewaySpec, NatMode, ResetOnDown, ServerSpec, TCP,
+};
 
 pub fn farm(source: NatMode, delivery: DeliveryMode) -> GatewaySpec {
     let mut spec = two_interfaces();
@@ -28,6 +30,8 @@ pub fn farm(source: NatMode, delivery: DeliveryMode) -> GatewaySpec {
         connections_max: 0,
         slow_start_s: 0,
         proxy_protocol: false,
+        reset_on_down: ResetOnDown::default(),
+        affinity: Affinity::default(),
     });
     spec
 }
@@ -79,6 +83,21 @@ fn a_backend_that_is_down_gets_nothing_new() {
     }
     let request = tcp("198.51.100.7:9", "203.0.113.10:80", SYN, 1, 0, b"");
     world.dropped(WAN, &request, DropReason::NoBackend);
+}
+
+/// What the host sends comes out of the TUN device from the virtual server's own address; the answer goes back there, also where
+/// the host gets everything else by its devices.
+#[test]
+fn the_host_itself_is_a_client() {
+    for source in [NatMode::None, NatMode::PortOnly, NatMode::AddressAndPort] {
+        let mut world = World::new(2, native(farm(source, DeliveryMode::Nat)));
+        let request = key(TCP, "203.0.113.10:2000", "203.0.113.10:80");
+        let asked = world.one(HOST, &tcp_of(&request, SYN, 1, 0, b""));
+        assert_eq!((asked.by(), asked.key().dst_port), (LAN, 80));
+        let reply = world.one(LAN, &tcp_of(&asked.key().reversed(), SYN | ACK, 7, 2, b""));
+        assert_eq!(reply.outcome, Outcome::Forward(packet::attachment::Egress::Host), "{source:?}");
+        assert_eq!(reply.key(), request.reversed());
+    }
 }
 
 #[test]

@@ -233,6 +233,18 @@ impl World {
         }
     }
 
+    /// All cores end what belongs to dead backends; what leaves because of it.
+    pub fn end_dead(&mut self) -> Vec<Left> {
+        let mut out = Out::default();
+        for core in &mut self.cores {
+            while core.end_dead(self.now_ns, &mut out) {}
+        }
+        for left in &out.left {
+            assert!(is_whole(&left.packet), "{left:?}");
+        }
+        out.left
+    }
+
     pub fn total(&self, of: impl Fn(&Counters) -> u64) -> u64 {
         self.cores.iter().map(|core| of(&core.counters)).sum()
     }

@@ -1,0 +1,102 @@
+//! Backends that clients have, by address: `affinity = "source-address"`.
+//!
+//! All cores ask it once per new flow. It has a fixed number of places: a client has eight where it may be, and takes that of
+//! the one that was seen last the longest ago. Who is forgotten, because others came or after [`AGE_NS`], is placed anew; the
+//! hashing methods go by the address alone then, and mostly come to the same backend.
+
+use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use super::maglev;
+
+/// Locks, so that cores seldom wait for each other.
+const SHARDS: usize = 64;
+/// Sets of a shard.
+const SETS: usize = 128;
+/// Places of a set.
+const WAYS: usize = 8;
+/// A client without a new flow for so long is forgotten, ns: three hours.
+const AGE_NS: u64 = 3 * 3_600 * 1_000_000_000;
+
+/// A client.
+#[derive(Clone, Copy, Debug)]
+struct Client {
+    address: IpAddr,
+    backend: u16,
+    seen_ns: u64,
+}
+
+type Set = [Option<Client>; WAYS];
+
+/// The table of one server: about 2 MB once it is used.
+#[derive(Debug, Default)]
+pub struct Clients {
+    shards: OnceLock<Vec<Mutex<Vec<Set>>>>,
+}
+
+impl Clients {
+    /// The backend of a client.
+    pub fn backend_of(&self, key: u64, address: IpAddr, now_ns: u64) -> Option<u16> {
+        let shards = self.shards.get()?;
+        let (shard, set) = place(key, address);
+        let sets = lock(shards.get(shard)?);
+        let client = sets.get(set)?.iter().flatten().find(|client| client.address == address)?;
+        (now_ns.saturating_sub(client.seen_ns) < AGE_NS).then_some(client.backend)
+    }
+
+    /// Remembers the backend of a client that opens a flow.
+    pub fn remember(&self, key: u64, address: IpAddr, backend: u16, now_ns: u64) {
+        let shards = self.shards.get_or_init(|| {
+            std::iter::repeat_with(|| Mutex::new(vec![[None; WAYS]; SETS])).take(SHARDS).collect()
+        });
+        let (shard, set) = place(key, address);
+        let Some(mut sets) = shards.get(shard).map(lock) else { return };
+        let Some(set) = sets.get_mut(set) else { return };
+        let known = set.iter().position(|client| client.is_some_and(|client| client.address == address));
+        let oldest = || (0..WAYS).min_by_key(|way| set.get(*way).and_then(|it| it.map(|it| it.seen_ns)));
+        if let Some(client) = known.or_else(oldest).and_then(|way| set.get_mut(way)) {
+            *client = Some(Client { address, backend, seen_ns: now_ns });
+        }
+    }
+}
+
+/// Shard and set of a client. Who does not know the key cannot choose addresses that push a client out.
+fn place(key: u64, address: IpAddr) -> (usize, usize) {
+    let hash = maglev::hash_endpoint(key ^ PLACE_KEY, address, 0);
+    ((hash >> 32) as usize % SHARDS, hash as u32 as usize % SETS)
+}
+
+const PLACE_KEY: u64 = 0x636c_6965_6e74_0007;
+
+/// What is behind the lock is whole after each assignment.
+fn lock(sets: &Mutex<Vec<Set>>) -> MutexGuard<'_, Vec<Set>> {
+    sets.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_are_known_for_a_while_and_their_number_is_limited() {
+        let clients = Clients::default();
+        let address = |number: u32| IpAddr::V4(number.into());
+        assert_eq!(clients.backend_of(5, address(1), 0), None);
+        clients.remember(5, address(1), 7, 10);
+        clients.remember(5, address(2), 8, 10);
+        assert_eq!(clients.backend_of(5, address(1), 10), Some(7));
+        clients.remember(5, address(1), 9, 20);
+        assert_eq!(clients.backend_of(5, address(1), 20), Some(9));
+        assert_eq!(clients.backend_of(5, address(2), 10 + AGE_NS - 1), Some(8));
+        assert_eq!(clients.backend_of(5, address(2), 10 + AGE_NS), None);
+        // Many more than there are places: the newest are there, and no more than fit.
+        let all = SHARDS * SETS * WAYS;
+        for number in 0..4 * all as u32 {
+            clients.remember(5, address(number), 1, 100 + u64::from(number));
+        }
+        let known = (0..4 * all as u32).filter(|number| clients.backend_of(5, address(*number), 0).is_some());
+        let known: Vec<u32> = known.collect();
+        assert!(known.len() <= all && known.len() > all * 9 / 10, "{}", known.len());
+        assert!((4 * all as u32 - 1_000..4 * all as u32).all(|number| known.contains(&number)));
+    }
+}
