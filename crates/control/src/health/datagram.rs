@@ -81,7 +81,7 @@ impl Question {
                 let header = answer.first_chunk::<12>()?;
                 let is_ours = header[..2] == id.to_be_bytes() && header[2] & 0x80 != 0;
                 let code = header[3] & 0x0f;
-                is_ours.then(|| if code == 0 { Ok(()) } else { Err(Failure::Dns(code)) })
+                is_ours.then_some(if code == 0 { Ok(()) } else { Err(Failure::Dns(code)) })
             }
         }
     }

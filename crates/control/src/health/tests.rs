@@ -136,11 +136,13 @@ fn checks_in_a_row() {
     assert_eq!(got, [Some(true), Some(false), Some(true), Some(false)]);
 }
 
+type UpAndSilent = (bool, bool);
+
 /// A target falls silent with its verdict, or later while it is down; a refusal is an answer.
 #[test]
 fn silence_is_told_apart() {
     // Outcomes, fall 2 and rise 2: success, answered by a failure, silence; and what is reported of up and silent.
-    let cases: [(&str, &[Option<(bool, bool)>]); 5] = [
+    let cases: [(&str, &[Option<UpAndSilent>]); 5] = [
         ("s", &[Some((false, true))]),
         ("-ss", &[Some((false, false)), None, Some((false, true))]),
         ("+--ss", &[Some((true, false)), None, Some((false, false)), None, Some((false, true))]),
