@@ -222,26 +222,37 @@ impl Dns {
 /// Asks a name server for `name.test` over UDP and TCP; both must give 192.0.2.55 (RFC 1035 §4).
 #[track_caller]
 pub fn resolve(from: &Node, server: &str) {
+    resolve_udp(from, server);
     let to: SocketAddr = format!("{server}:53").parse().unwrap();
-    let question = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x04name\x04test\0\0\x01\0\x01";
-    let good = |answer: &[u8]| answer.starts_with(b"\x12\x34") && answer.ends_with(&[0, 4, 192, 0, 2, 55]);
-    let client = from.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))).unwrap().unwrap();
-    client.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-    let mut buffer = [0; 512];
-    wait_for("an answer of the name server", PATIENCE, || {
-        client.send_to(question, to).unwrap();
-        client.recv(&mut buffer).is_ok_and(|bytes| good(&buffer[..bytes]))
-    });
     let mut stream = from.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(20))).unwrap().unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    let mut framed = (question.len() as u16).to_be_bytes().to_vec();
-    framed.extend_from_slice(question);
+    let mut framed = (QUESTION.len() as u16).to_be_bytes().to_vec();
+    framed.extend_from_slice(QUESTION);
     stream.write_all(&framed).unwrap();
     let mut length = [0; 2];
     stream.read_exact(&mut length).unwrap();
     let mut answer = vec![0; usize::from(u16::from_be_bytes(length))];
     stream.read_exact(&mut answer).unwrap();
-    assert!(good(&answer), "{answer:?}");
+    assert!(is_good(&answer), "{answer:?}");
+}
+
+const QUESTION: &[u8] = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x04name\x04test\0\0\x01\0\x01";
+
+fn is_good(answer: &[u8]) -> bool {
+    answer.starts_with(b"\x12\x34") && answer.ends_with(&[0, 4, 192, 0, 2, 55])
+}
+
+/// The same over UDP only.
+#[track_caller]
+pub fn resolve_udp(from: &Node, server: &str) {
+    let to: SocketAddr = format!("{server}:53").parse().unwrap();
+    let client = from.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))).unwrap().unwrap();
+    client.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let mut buffer = [0; 512];
+    wait_for("an answer of the name server", PATIENCE, || {
+        client.send_to(QUESTION, to).unwrap();
+        client.recv(&mut buffer).is_ok_and(|bytes| is_good(&buffer[..bytes]))
+    });
 }
 
 /// One second of iperf3 with these arguments; both ends must agree that data has arrived.

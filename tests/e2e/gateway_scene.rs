@@ -312,6 +312,11 @@ impl Talk {
         Ok(Self { stream, local, answer })
     }
 
+    /// Waits for something from the server without saying anything.
+    pub fn wait(&mut self) -> std::io::Result<usize> {
+        self.stream.read(&mut [0; 16])
+    }
+
     /// Sends so many bytes; they must come back.
     pub fn echo(&mut self, bytes: usize) -> std::io::Result<()> {
         let sent: Vec<u8> = (0..bytes).map(|number| (number * 7 % 251) as u8).collect();

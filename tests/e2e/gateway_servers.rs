@@ -53,9 +53,10 @@ impl Farm {
     }
 }
 
+const BACKENDS: &str = "backends = [\"10.1.2.2:80\", \"10.1.3.2:80\", \"10.1.4.2:80\"]\n";
+
 fn section(more: &str) -> String {
-    let backends = "backends = [\"10.1.2.2:80\", \"10.1.3.2:80\", \"10.1.4.2:80\"]\n";
-    let backends = if more.contains("backends") { "" } else { backends };
+    let backends = if more.contains("backends") { "" } else { BACKENDS };
     format!("{ALLOW}[[virtual-server]]\nname = \"web\"\nlisten = \"tcp {LISTEN}\"\n{backends}{more}\n")
 }
 
@@ -378,6 +379,134 @@ fn c6_udp_and_ipv6() {
         assert_eq!(names.len(), 5, "{names:?}");
         no_reply_went_astray(&gateway);
         drop(mirrors);
+    });
+}
+
+/// Row C6: a backend falls silent. When it counts as down, its UDP clients move with the port that they have, and its TCP clients
+/// are reset though they only wait; one that refuses checks keeps its connections.
+#[test]
+fn c6_a_silent_backend_loses_its_flows() {
+    isolated(|| {
+        let mut farm = Farm::new();
+        let udp = format!(
+            "{BACKENDS}{HEALTH}[[virtual-server]]\nlisten = \"udp {LISTEN}\"\nbackends = [\"10.1.2.2:80\", \"10.1.3.2:80\"]\n{HEALTH}"
+        );
+        let gateway = farm.start(&udp);
+        let client = farm.lans.host(1);
+        let mut talks: Vec<Talk> = (0..24).map(|_| Talk::open(client, LISTEN).unwrap()).collect();
+        let sockets: Vec<(UdpClient, String)> = (0..16)
+            .map(|_| {
+                let socket = UdpClient::new(client, "0.0.0.0:0");
+                let name = socket.ask(LISTEN, 64).name;
+                (socket, name)
+            })
+            .collect();
+        assert!(sockets.iter().any(|(_, name)| name == "backend2"));
+        let drop_all =
+            "nft 'table ip silent { chain in { type filter hook input priority 0; policy drop; }; }'";
+        shell(farm.lans.host(2), drop_all);
+        wait_for("the check notices", PATIENCE, || backend(&gateway, 0).state == "down");
+        for (socket, _) in &sockets {
+            assert_eq!(socket.ask(LISTEN, 64).name, "backend3");
+        }
+        let mut reset = 0;
+        for talk in &mut talks {
+            if talk.answer.name == "backend2" {
+                let error = talk.wait().unwrap_err();
+                assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+                reset += 1;
+            } else {
+                talk.echo(1_000).unwrap();
+            }
+        }
+        assert!(reset > 0);
+        wait_for("none is counted any more", PATIENCE, || backend(&gateway, 0).live_connections == 0);
+        // Its host lives and refuses: connections that it still has may be ended in order.
+        farm.kill(1);
+        wait_for("the check notices", PATIENCE, || backend(&gateway, 1).state == "down");
+        assert_eq!(farm.spread(10).len(), 1);
+    });
+}
+
+/// Row C6: the host's own programs reach a virtual server by TCP, UDP and IPv6, and nothing of that is left at the end.
+#[test]
+fn c6_the_gateway_itself_is_a_client() {
+    isolated(|| {
+        let farm = Farm::new();
+        let _v6 = Mirror::start(farm.lans.host(2), "six", "[::]:81");
+        // As careful as a host may be: answers have to pass its strict reverse-path filter and its firewall.
+        shell(farm.lans.gateway(), "sysctl -qw net.ipv4.conf.all.rp_filter=1");
+        shell(
+            farm.lans.gateway(),
+            "nft 'table inet h { chain in { type filter hook input priority 0; policy drop; ct state established accept; \
+             iifname lo accept; meta l4proto ipv6-icmp accept; }; }'",
+        );
+        let gateway = farm.start(&format!(
+            "{BACKENDS}{HEALTH}[[virtual-server]]\nlisten = \"udp {LISTEN}\"\nbackends = [\"10.1.2.2:80\"]\n\
+             [[virtual-server]]\nlisten = \"tcp [fd00:1:1::10]:80\"\nbackends = [\"[fd00:1:2::2]:81\"]\n"
+        ));
+        let host = farm.lans.gateway();
+        assert!(curl(host, "10.1.1.10").unwrap().name.starts_with("backend"));
+        let mut talk = Talk::open(host, LISTEN).unwrap();
+        talk.echo(1_000_000).unwrap();
+        assert_eq!(ask_udp(host, LISTEN).name, "backend2");
+        assert_eq!(ask_tcp(host, "[fd00:1:1::10]:80").name, "six");
+        // Another port of the address is the host's own.
+        let own = Mirror::start(host, "own", "10.1.1.10:81");
+        assert_eq!(ask_tcp(host, "10.1.1.10:81").name, "own");
+        drop(own);
+        assert!(curl(farm.lans.host(1), "10.1.1.10").is_ok());
+        drop(gateway);
+        assert!(curl_for(host, "10.1.1.10", 2).is_err());
+    });
+}
+
+/// Row C6: checks by DNS, by a datagram and on another port find who answers.
+#[test]
+fn c6_health_of_datagram_services() {
+    isolated(|| {
+        let farm = Farm::new();
+        let _dns = Dns::start(farm.lans.host(2), host_ip(2));
+        let check = |health: &str| {
+            format!(
+                "{ALLOW}[[virtual-server]]\nname = \"web\"\nlisten = \"udp 10.1.1.10:53\"\n\
+                 backends = [\"10.1.2.2:53\", \"10.1.3.2:53\"]\n\
+                 health = {{ {health}, interval-ms = 200, timeout-ms = 200, fall = 2, rise = 2 }}\n"
+            )
+        };
+        let gateway = farm.lans.start(&check("dns = \"name.test\""));
+        let states = |first: &str, second: &str| {
+            backend(&gateway, 0).state == first && backend(&gateway, 1).state == second
+        };
+        wait_for("one has a name server", PATIENCE, || states("up", "down"));
+        resolve_udp(farm.lans.host(1), "10.1.1.10");
+        for health in [
+            "udp = \"ping\", body = \"ping\", port = 80",
+            "tcp = true, port = 80",
+            "http = \"/\", port = 80, body = \"backend\"",
+        ] {
+            assert_eq!(farm.lans.reload(&gateway, &check(health)).0, 0);
+            wait_for(health, PATIENCE, || states("up", "up"));
+            let nobody = health.replace("80", "82");
+            assert_eq!(farm.lans.reload(&gateway, &check(&nobody)).0, 0);
+            wait_for(&nobody, PATIENCE, || states("down", "down"));
+        }
+    });
+}
+
+/// Row C6: a client that comes from another port each time stays with its backend, with every method.
+#[test]
+fn c6_clients_stay_by_their_address() {
+    isolated(|| {
+        let farm = Farm::new();
+        let gateway = farm.start("");
+        for method in ["round-robin", "maglev", "least-connections"] {
+            let text = format!("method = \"{method}\"\naffinity = \"source-address\"\n");
+            assert_eq!(farm.lans.reload(&gateway, &section(&text)).0, 0);
+            assert_eq!(farm.spread(24).len(), 1, "{method}");
+            assert_eq!(farm.lans.reload(&gateway, &section("")).0, 0);
+            assert!(farm.spread(24).len() > 1);
+        }
     });
 }
 
