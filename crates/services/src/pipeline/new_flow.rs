@@ -491,10 +491,10 @@ fn begin_state(
                 record.flags |= flags::LOCAL | flags::ONE_WAY;
             }
             // A connection that was there before us may go on where nothing has to be translated, or nothing that this core would
-            // have chosen: to a service. Its server knows the connection, or resets it (RFC 9293 §3.5.2).
-            let goes_on = resolution.server.is_some()
-                || resolution.flags & flags::DEST_NAT != 0
-                || !policy.hides_inside(resolution.egress.interface());
+            // have chosen: by a port forward. Its host knows the connection, or resets it (RFC 9293 §3.5.2).
+            let goes_on = resolution.server.is_none()
+                && (resolution.flags & flags::DEST_NAT != 0
+                    || !policy.hides_inside(resolution.egress.interface()));
             let whole = resolution.flags & flags::PROXY_PROTOCOL == 0;
             let loose = policy.is_loose(packet.ingress, resolution.egress)
                 && resolution.flags & flags::DEST_NAT == 0
