@@ -114,7 +114,8 @@ impl<'a> Lans<'a> {
         let wan = |link: &Link| match config.wans.as_slice() {
             // Without WANs and default route any interface may be the outside.
             [] => defaults.is_empty() || defaults.contains(&link.index),
-            wans => wans.iter().any(|wan| wan.interface.covers(&link.name)),
+            // Where the host's own default route leads is no inner network, whether it is a WAN of ours or not.
+            wans => defaults.contains(&link.index) || wans.iter().any(|wan| wan.interface.covers(&link.name)),
         };
         let ours = |link: &Link| {
             link.name == config.tun.name

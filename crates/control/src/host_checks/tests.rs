@@ -67,6 +67,9 @@ fn forwarding_that_is_off_is_told_where_the_kernel_has_an_inner_network() {
     let mut alone = view();
     alone.links.retain(|link| link.name != "lan");
     assert_eq!(told("", &alone, &off), [""; 0]);
+    let mut outside = view();
+    outside.routes = vec![route(3, "0.0.0.0/0", Some("192.168.10.254"), 0)];
+    assert_eq!(told("", &outside, &off), [""; 0], "the host's own uplink is no inner network");
     assert_eq!(told("[[interface]]\nname = \"lan\"\n", &view(), &off), [""; 0]);
 }
 
