@@ -19,6 +19,7 @@ use linux::netlink::Netlink;
 use serde::{Deserialize, Serialize};
 
 use super::ipv6_router::Ipv6Routers;
+use super::own_servers::OwnServers;
 use crate::config::services::pools;
 use crate::config::services::{ListenHost, Services};
 use crate::files::{Durable, read_bounded, replace_file};
@@ -177,6 +178,8 @@ pub struct Addresses {
     lingering: BTreeMap<DeviceAddress, Instant>,
     /// Devices that are a router's for IPv6.
     pub(super) ipv6_routers: Ipv6Routers,
+    /// The way from the host itself to its virtual servers.
+    pub(super) own_servers: OwnServers,
     warnings: WarnOnce,
 }
 
@@ -198,6 +201,7 @@ impl Addresses {
             planned: BTreeSet::new(),
             lingering: BTreeMap::new(),
             ipv6_routers: Ipv6Routers::default(),
+            own_servers: OwnServers::default(),
             warnings: WarnOnce::default(),
         }
     }
@@ -279,6 +283,7 @@ impl Addresses {
     /// Takes away what was added.
     pub fn clear(&mut self, netlink: &Netlink) {
         self.ipv6_routers.clear();
+        self.own_servers.clear();
         self.lingering.clear();
         for entry in std::mem::take(&mut self.added) {
             self.remove(netlink, &entry);

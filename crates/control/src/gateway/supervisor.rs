@@ -16,7 +16,6 @@ use super::contradictions;
 use super::engine::{EngineHandle, EngineRefusal};
 use super::nat_log::{self, NatLog};
 use super::overrides::{LeaseFile, LeaseFileError, Overrides};
-use super::own_servers::OwnServers;
 use super::policy::{self, Desired};
 use crate::config::Config;
 use crate::config::services::Services;
@@ -39,7 +38,6 @@ pub(crate) struct GatewaySupervisor {
     pub(crate) overrides: Overrides,
     lease_file: LeaseFile,
     addresses: Addresses,
-    own_servers: OwnServers,
     /// Facts about the host, as read last.
     facts: Option<HostFacts>,
     /// Policy that the engine has taken.
@@ -74,7 +72,6 @@ impl GatewaySupervisor {
             overrides,
             lease_file,
             addresses: Addresses::open(control_socket),
-            own_servers: OwnServers::default(),
             facts: None,
             told: None,
             failed: None,
@@ -178,7 +175,7 @@ impl GatewaySupervisor {
             Ok(()) => {
                 self.addresses.ipv6_routers.follow(&desired.spec);
                 if let Some(index) = facts.tun_index {
-                    self.own_servers.follow(&desired.spec, (&config.tun.name, index));
+                    self.addresses.own_servers.follow(&desired.spec, (&config.tun.name, index));
                 }
                 self.told = Some(desired);
                 self.failed = None;
@@ -381,7 +378,6 @@ impl GatewaySupervisor {
 
     /// Takes addresses back, after the engine's last packet.
     pub(crate) fn clear(&mut self, netlink: &Netlink) {
-        self.own_servers.clear();
         self.addresses.clear(netlink);
     }
 }

@@ -289,7 +289,7 @@ impl Datagram {
         loop {
             match rustix::net::recv(&self.socket, &mut buffer, RecvFlags::empty()) {
                 Ok((bytes, _)) => {
-                    if let Some(outcome) = self.question.judge(buffer.get(..bytes).unwrap_or_default()) {
+                    if let Some(outcome) = self.question.outcome(buffer.get(..bytes).unwrap_or_default()) {
                         return Step::Done(outcome);
                     }
                 }

@@ -67,9 +67,9 @@ impl Question {
         }
     }
 
-    /// Judges a datagram that came; `None`: it is no answer to this.
+    /// Outcome of the check by a datagram that came; `None`: it is no answer to this.
     #[must_use]
-    pub fn judge(&self, answer: &[u8]) -> Option<Result<(), Failure>> {
+    pub fn outcome(&self, answer: &[u8]) -> Option<Result<(), Failure>> {
         match self {
             Question::Udp(UdpCheck { body: Some(body), .. }) => {
                 let found =

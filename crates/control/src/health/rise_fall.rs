@@ -62,3 +62,28 @@ impl RiseFall {
         news.then_some(News { up: self.up, silent: self.silent })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::RiseFall;
+
+    type UpAndSilent = (bool, bool);
+
+    /// A target falls silent with its verdict, or later while it is down; a refusal is an answer.
+    #[test]
+    fn silence_is_told_apart() {
+        // Outcomes, fall 2 and rise 2: success, answered by a failure, silence; and what is reported of up and silent.
+        let cases: [(&str, &[Option<UpAndSilent>]); 5] = [
+            ("s", &[Some((false, true))]),
+            ("-ss", &[Some((false, false)), None, Some((false, true))]),
+            ("+--ss", &[Some((true, false)), None, Some((false, false)), None, Some((false, true))]),
+            ("+ss-++", &[Some((true, false)), None, Some((false, true)), None, None, Some((true, false))]),
+            ("+s-s-", &[Some((true, false)), None, Some((false, false)), None, None]),
+        ];
+        for (outcomes, reported) in cases {
+            let mut state = RiseFall::new();
+            let take = |it| state.take(it == '+', it != 's', 2, 2).map(|news| (news.up, news.silent));
+            assert_eq!(outcomes.chars().map(take).collect::<Vec<_>>(), reported, "{outcomes}");
+        }
+    }
+}

@@ -136,26 +136,6 @@ fn checks_in_a_row() {
     assert_eq!(got, [Some(true), Some(false), Some(true), Some(false)]);
 }
 
-type UpAndSilent = (bool, bool);
-
-/// A target falls silent with its verdict, or later while it is down; a refusal is an answer.
-#[test]
-fn silence_is_told_apart() {
-    // Outcomes, fall 2 and rise 2: success, answered by a failure, silence; and what is reported of up and silent.
-    let cases: [(&str, &[Option<UpAndSilent>]); 5] = [
-        ("s", &[Some((false, true))]),
-        ("-ss", &[Some((false, false)), None, Some((false, true))]),
-        ("+--ss", &[Some((true, false)), None, Some((false, false)), None, Some((false, true))]),
-        ("+ss-++", &[Some((true, false)), None, Some((false, true)), None, None, Some((true, false))]),
-        ("+s-s-", &[Some((true, false)), None, Some((false, false)), None, None]),
-    ];
-    for (outcomes, reported) in cases {
-        let mut state = RiseFall::new();
-        let take = |it| state.take(it == '+', it != 's', 2, 2).map(|news| (news.up, news.silent));
-        assert_eq!(outcomes.chars().map(take).collect::<Vec<_>>(), reported, "{outcomes}");
-    }
-}
-
 #[test]
 fn datagrams_and_their_answers() {
     let dns = |name: &str| Question::Dns(DnsCheck { name: name.to_owned() }, 0x1234);
@@ -163,22 +143,22 @@ fn datagrams_and_their_answers() {
     assert_eq!(dns("a.example").bytes(), question);
     assert_eq!(dns("a.example.").bytes(), question);
     assert_eq!(dns(".").bytes(), b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\0\0\x01\0\x01");
-    let judge = |header: [u8; 4]| {
+    let outcome = |header: [u8; 4]| {
         let answer = [&header[..], &question[4..]].concat();
-        dns("a.example").judge(&answer).map(|outcome| outcome.map_err(|failure| failure.to_string()))
+        dns("a.example").outcome(&answer).map(|outcome| outcome.map_err(|failure| failure.to_string()))
     };
-    assert_eq!(judge([0x12, 0x34, 0x81, 0x80]), Some(Ok(())));
-    assert_eq!(judge([0x12, 0x34, 0x81, 0x82]), Some(Err("DNS error code 2".to_owned())));
-    assert_eq!(judge([0x12, 0x35, 0x81, 0x80]), None, "an answer to somebody else");
-    assert_eq!(judge([0x12, 0x34, 0x01, 0x80]), None, "a question");
-    assert!(dns("a.example").judge(&question[..11]).is_none());
+    assert_eq!(outcome([0x12, 0x34, 0x81, 0x80]), Some(Ok(())));
+    assert_eq!(outcome([0x12, 0x34, 0x81, 0x82]), Some(Err("DNS error code 2".to_owned())));
+    assert_eq!(outcome([0x12, 0x35, 0x81, 0x80]), None, "an answer to somebody else");
+    assert_eq!(outcome([0x12, 0x34, 0x01, 0x80]), None, "a question");
+    assert!(dns("a.example").outcome(&question[..11]).is_none());
     let udp = |body: Option<&str>| {
         Question::Udp(UdpCheck { send: "ping".to_owned(), body: body.map(str::to_owned) })
     };
     assert_eq!(udp(None).bytes(), b"ping");
-    assert!(udp(None).judge(b"").unwrap().is_ok());
-    assert!(udp(Some("on")).judge(b"pong").unwrap().is_ok());
-    let wrong = udp(Some("ok")).judge(b"pong").unwrap().unwrap_err();
+    assert!(udp(None).outcome(b"").unwrap().is_ok());
+    assert!(udp(Some("on")).outcome(b"pong").unwrap().is_ok());
+    let wrong = udp(Some("ok")).outcome(b"pong").unwrap().unwrap_err();
     assert_eq!(wrong.to_string(), "the answer does not contain \"ok\"");
     let sound = |name: &str| DnsCheck { name: name.to_owned() }.problem().is_none();
     let (long, all) = ("a".repeat(64), format!("{}.a", "a.".repeat(127)));

@@ -30,7 +30,7 @@ const PORT_AT: u32 = 2;
 /// Protocols and ports by address.
 type Endpoints = BTreeMap<IpAddr, Vec<(u8, u16)>>;
 
-/// What the host sends to some endpoints of its own, turned to another device. Dropping it ends that.
+/// Redirection of what the host sends to some endpoints of its own to another device. Dropping it ends that.
 #[derive(Debug)]
 pub struct LoopbackRedirect {
     link: OwnedFd,

@@ -68,7 +68,7 @@ fn place(key: u64, address: IpAddr) -> (usize, usize) {
 
 const PLACE_KEY: u64 = 0x636c_6965_6e74_0007;
 
-/// What is behind the lock is whole after each assignment.
+/// The sets behind the lock are whole after each assignment.
 fn lock(sets: &Mutex<Vec<Set>>) -> MutexGuard<'_, Vec<Set>> {
     sets.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -89,7 +89,7 @@ pub struct Pick {
 pub enum Fate {
     /// None: it is up.
     Stay,
-    /// What another backend can serve as well goes there: UDP, and connections that are still being opened.
+    /// Flows that another backend can serve as well go there: UDP, and connections that are still being opened.
     Move,
     /// The same, and live TCP connections are reset.
     Reset,
@@ -287,7 +287,7 @@ impl Balancer {
         self.deaths.load(Ordering::Acquire)
     }
 
-    /// What the flows of a backend have to expect.
+    /// Fate of the flows of a backend.
     #[must_use]
     pub fn fate(&self, backend: u16) -> Fate {
         let Some(entry) = self.backend(backend).filter(|entry| !entry.state.is_up()) else {

@@ -156,7 +156,7 @@ impl Services {
         Ok(())
     }
 
-    /// What answers a packet that the host sent into the TUN device goes back there: the device that brought it does not
+    /// Answers to packets that the host sent into the TUN device go back there: the device that brought it does not
     /// expect anything from one of the host's own addresses, as that of a virtual server is.
     fn give_back(&self, frame: &mut Frame<'_>, (id, direction): (FlowId, Direction)) {
         if direction == Direction::Reply && self.flows.table.record(id).ingress() == Ingress::Host {

@@ -185,12 +185,7 @@ impl Services {
             ..Record::default()
         };
         let begun = begin_state(&policy, record, packet, frame, &resolution);
-        // A virtual server answers like a host that has no such connection (RFC 9293 §3.10.7.1): its client may have one
-        // to a backend that went down, and this is the number that it accepts.
-        if begun == Err(DropReason::NotNew)
-            && (is_forgotten(&policy, packet, &resolution)
-                || packet.header.protocol == TCP && resolution.server.is_some())
-        {
+        if begun == Err(DropReason::NotNew) && is_forgotten(&policy, packet, &resolution) {
             self.answer(packet, frame, Answer::Reset, out);
         }
         let record = begun?;
@@ -515,13 +510,14 @@ fn begin_state(
     Ok(record)
 }
 
-/// Whether a TCP segment that begins nothing is of a connection from inside to outside that was forgotten: over its time, or before a
-/// restart. Its sender is told by a reset, which it accepts since the sequence number is the one that it acknowledged; nobody
+/// Whether the sender of a TCP segment that begins nothing is told by a reset, which it accepts since the sequence number is the one
+/// that it acknowledged. A virtual server resets as a host without such a connection (RFC 9293 §3.10.7.1): it may be one to a backend
+/// that went down. A client inside is told that its translated connection is forgotten, over its time or before a restart; nobody
 /// outside is.
 fn is_forgotten(policy: &Policy, packet: &PacketContext, resolution: &Resolution) -> bool {
-    packet.header.protocol == TCP
-        && policy.hides_inside(resolution.egress.interface())
-        && !policy.hides_inside(packet.ingress.interface())
+    let from_inside = policy.hides_inside(resolution.egress.interface())
+        && !policy.hides_inside(packet.ingress.interface());
+    packet.header.protocol == TCP && (resolution.server.is_some() || from_inside)
 }
 
 /// Whether a packet leaves, untranslated, by the interface that it came in by.

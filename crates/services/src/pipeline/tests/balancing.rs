@@ -85,7 +85,7 @@ fn a_backend_that_is_down_gets_nothing_new() {
     world.dropped(WAN, &request, DropReason::NoBackend);
 }
 
-/// What the host sends comes out of the TUN device from the virtual server's own address; the answer goes back there, also where
+/// Packets of the host come out of the TUN device from the virtual server's own address; the answer goes back there, also where
 /// the host gets everything else by its devices.
 #[test]
 fn the_host_itself_is_a_client() {
