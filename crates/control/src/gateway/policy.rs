@@ -7,7 +7,7 @@
 //!   [`crate::reload`] keeps places over a reload, because live flows carry these numbers.
 //! * **Routes**, the best first where a prefix has several: the gateway's own addresses, `[[route]]`, connected networks,
 //!   peers' allowed-ips in the tables of their tenants, the kernel's over the gateway's devices and the tunnel, with its
-//!   rules and tables ([`super::host_routes`]). The others are told too: by them answers leave where a question came in.
+//!   rules and tables (`host_routes`). The others are told too: by them answers leave where a question came in.
 //! * **Ports that the host itself uses** are reserved where a NAT shares an address with the host.
 //! * **Replies to the host's own connections** come through the datapath, which has no flow for them because the
 //!   requests left natively: it is told the ports that the host uses, so that a default action that drops spares them.

@@ -27,7 +27,7 @@ pub struct HttpCheck {
     pub host: Option<String>,
     /// Statuses that mean success; empty: 200 to 399.
     pub statuses: Vec<u16>,
-    /// Text that the answer's content has within its first [`CONTENT_BYTES_MAX`] bytes; `None`: whatever it has.
+    /// Text that the answer's content has within its first `CONTENT_BYTES_MAX` bytes; `None`: whatever it has.
     pub body: Option<String>,
 }
 
