@@ -46,7 +46,7 @@ pub enum Problem {
     PortUnreachable,
     /// A rule forbids it.
     Prohibited,
-    /// This router is nearer to its destination (IPv4; [`redirect`]).
+    /// This router is nearer to its destination (IPv4; [`redirect()`]).
     Redirect(Ipv4Addr),
     /// It does not fit the next link's MTU, bytes of the IP packet. IPv4: only where "don't fragment" is set.
     TooBig(u16),
