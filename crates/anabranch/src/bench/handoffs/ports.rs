@@ -44,6 +44,9 @@ pub struct Ports {
     pub kept: bool,
 }
 
+/// Ports that the NAT may use here, inclusive: whole blocks.
+const RANGE: (u16, u16) = (2_048, 65_535);
+
 /// Every core's ports towards one destination, in both modes and families.
 pub fn run(cores: u8) -> anyhow::Result<Vec<Ports>> {
     let mut all = Vec::new();
@@ -59,7 +62,11 @@ pub fn run(cores: u8) -> anyhow::Result<Vec<Ports>> {
 
 fn one(row: &'static str, mode: NatMode, v6: bool, core: u8, count: u8) -> anyhow::Result<Ports> {
     let kind = if mode == NatMode::PortOnly { Kind::PortOnly } else { Kind::Nat };
-    let spec = gateway::spec(kind)?;
+    let mut spec = gateway::spec(kind)?;
+    for nat in &mut spec.nats {
+        // A range of its own: with the default one, clients that use ports below 1,024 get such ports besides (RFC 4787 REQ-3 a).
+        nat.ports = RANGE;
+    }
     let range = spec.nats.first().map_or(0..=0, |nat| nat.ports.0..=nat.ports.1);
     let mut cores = Cores::new(gateway::assemble(spec, count)?);
     let (client, outside, server): (IpAddr, IpAddr, IpAddr) = if v6 {
