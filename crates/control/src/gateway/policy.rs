@@ -182,7 +182,7 @@ impl Builder<'_> {
                     list.push(*net);
                 }
             }
-            let outside = interface.outside.unwrap_or_else(|| self.leads_outside(interface, device));
+            let outside = self.leads_outside(interface, device);
             let unset = self.services.settings.default_action.is_none();
             let mtu = device.map_or(1500, |device| u16::try_from(device.mtu).unwrap_or(u16::MAX));
             InterfaceSpec {
@@ -203,13 +203,13 @@ impl Builder<'_> {
     /// Whether strangers are behind an interface, as far as the configuration and the host tell: a NAT, a default route or a WAN
     /// leads out by it.
     fn leads_outside(&self, interface: &Interface, device: Option<&DeviceFacts>) -> bool {
-        let by_nat = self.services.nats.iter().any(|nat| nat.out == interface.name);
-        let by_route = device.is_some_and(|device| {
-            let mut defaults = self.facts.routes.iter().filter(|route| route.prefix.prefix_len() == 0);
-            defaults.any(|route| route.device == device.index)
-        });
-        let by_wan = self.config.wans.iter().any(|wan| wan.interface.covers(&interface.device));
-        by_nat || by_route || by_wan
+        let by_route = || {
+            device.is_some_and(|device| {
+                let mut defaults = self.facts.routes.iter().filter(|route| route.prefix.prefix_len() == 0);
+                defaults.any(|route| route.device == device.index)
+            })
+        };
+        leads_out(self.config, interface) || interface.outside.is_none() && by_route()
     }
 
     fn routes(&self, interfaces: &[InterfaceSpec]) -> RouteTable {
@@ -538,14 +538,19 @@ impl Builder<'_> {
     }
 }
 
-/// Whether an interface leads inside: others are said to lead out, by a NAT or a WAN, and this one is not.
-pub(crate) fn is_inside(config: &Config, interface: &Interface) -> bool {
-    let leads_out = |interface: &Interface| {
+/// Whether the configuration says that an interface leads out: itself, by a NAT or by a WAN.
+fn leads_out(config: &Config, interface: &Interface) -> bool {
+    interface.outside.unwrap_or_else(|| {
         config.services.nats.iter().any(|nat| nat.out == interface.name)
             || config.wans.iter().any(|wan| wan.interface.covers(&interface.device))
-    };
-    let somewhere = !config.wans.is_empty() || config.services.interfaces.iter().any(leads_out);
-    somewhere && !leads_out(interface)
+    })
+}
+
+/// Whether an interface leads inside: others are said to lead out, and this one is not.
+pub(crate) fn is_inside(config: &Config, interface: &Interface) -> bool {
+    let out = |interface: &Interface| leads_out(config, interface);
+    let somewhere = !config.wans.is_empty() || config.services.interfaces.iter().any(out);
+    somewhere && !out(interface)
 }
 
 /// A tenant's number: its place in the configuration, after the shared one.
