@@ -3,7 +3,7 @@
 # independent loops. Beside the packets of known flows stands the physical limit of the same run: random reads of as much memory,
 # prefetched the same way; goal: 0.6 of it. Prints the program's own table and one JSON line. Then what ten million IPv4 NAT flows cost in all: the
 # process's memory (VmRSS, and VmHWM on the way) before the first and after the last, flow table and NAT tables together. Goal: 1.3 GB.
-#   bench/gateway-memory.sh            FLOWS=1000000 PACKETS=20000000 RUNS=3 MEMORY_FLOWS=10000000
+#   bench/gateway-memory.sh            FLOWS=1000000 PACKETS=20000000 RUNS=3 MEMORY_FLOWS=10000000 (0: not that)
 . "$(dirname "$0")/lib.sh"
 need python3
 build
@@ -14,6 +14,7 @@ for run in $(seq "${RUNS:-3}"); do
   "$anabranch" "$@"
   "$anabranch" "$@" --json | python3 -c 'import json,sys; print(json.dumps(json.load(sys.stdin)))'
 done
+[ "${MEMORY_FLOWS:-}" != 0 ] || exit 0
 set -- bench gateway --flows "${MEMORY_FLOWS:-10000000}" --packets 1000000 --only nat --without-limit --json
 echo "# anabranch $*"
 "$anabranch" "$@" | python3 -c '

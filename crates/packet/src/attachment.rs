@@ -47,6 +47,31 @@ impl fmt::Display for BondId {
     }
 }
 
+/// How a packet came to a unit of a cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Arrival {
+    /// From outside, or from a unit that only reads: nobody of the chain has seen it.
+    #[default]
+    Outside,
+    /// From the unit before it in the chain, which does not have the flow.
+    Punted,
+    /// From the end of the chain: no earlier owner has the flow.
+    Unclaimed,
+}
+
+/// Visit of a packet at a unit of a cluster, as the encapsulation told it (row D3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnitVisit {
+    /// Who had it before.
+    pub arrival: Arrival,
+    /// Times that it may still be sent on to another unit.
+    pub ttl: u8,
+    /// Parity of the era of the table by which it was sent here.
+    pub odd_era: bool,
+    /// The dispatcher that took it in, a node id below 4,096.
+    pub dispatcher: u16,
+}
+
 /// By what a packet came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Ingress {

@@ -19,8 +19,10 @@
 //! 7. [`port_solver`]: the inverse: a source port whose replies come back to a wanted core, in O(1).
 //! 8. [`ownership`]: hash, its inverse, table and working cores as one value: what a node's tunnel, interfaces and kernel
 //!    programs share, and the chain of cores to ask about a packet.
-//! 9. [`vote`]: cores tell their load, an arbiter moves a few buckets; cores that hang are found.
-//! 10. [`distribution`]: other ways to give packets to cores, to compare with the table.
+//! 9. [`units`]: the same for the machines of a cluster: the manager's key, the tables of two eras, port leases, and what a
+//!    unit does with a packet of a flow that it does not have.
+//! 10. [`vote`]: cores tell their load, an arbiter moves a few buckets; cores that hang are found.
+//! 11. [`distribution`]: other ways to give packets to cores, to compare with the table.
 //!
 //! ```
 //! use steering::symmetric::FlowHasher;
@@ -54,4 +56,5 @@ mod registry;
 pub mod symmetric;
 pub mod table;
 pub mod toeplitz;
+pub mod units;
 pub mod vote;

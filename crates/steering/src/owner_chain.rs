@@ -20,22 +20,13 @@
 //! [`decide`] serves units that hold a table of their own and digests. Cores of one node share one table and send no digests;
 //! their list of cores to ask is [`crate::ownership::OwnerChain`]. It is pure: the caller looks up flow and digest.
 
+pub use packet::attachment::Arrival;
+
 use crate::table::{BucketTable, CHAIN_MAX};
 
 /// Times that a packet may be sent from unit to unit, from its first reader on: to the owner, along the longest chain, back
 /// to the owner, and twice more for units that hold another era.
 pub const TTL_START: u8 = CHAIN_MAX as u8 + 4;
-
-/// How a packet came to a unit.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Arrival {
-    /// From outside, or from a unit that only reads: nobody of the chain has seen it.
-    Outside,
-    /// From the unit before it in the chain, which does not have the flow.
-    Punted,
-    /// From the end of the chain: no earlier owner has the flow.
-    Unclaimed,
-}
 
 /// Fingerprints of the flows that earlier owners of a bucket had when it moved, and what one of them says of a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

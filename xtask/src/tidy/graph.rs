@@ -1,7 +1,7 @@
 //! Who may depend on whom.
 //!
 //! ```text
-//! packet ← steering ← {tunnel, services} ← datapath ← engine ← control ← anabranch
+//! packet ← steering ← {tunnel, services, cluster} ← datapath ← engine ← control ← anabranch
 //! linux  ← engine, control, testbed;   testbed ← anabranch;   sim: all up to datapath;   sim ← testbed
 //! ```
 
@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::Violation;
 
 /// Crates that are state machines only.
-pub const SANS_IO: &[&str] = &["packet", "steering", "tunnel", "services", "datapath", "sim"];
+pub const SANS_IO: &[&str] = &["packet", "steering", "tunnel", "services", "cluster", "datapath", "sim"];
 
 /// Each package of the workspace and those of the workspace that it may use.
 const ALLOWED: &[(&str, &[&str])] = &[
@@ -22,17 +22,23 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("steering", &["packet"]),
     ("tunnel", &["packet", "steering"]),
     ("services", &["packet", "steering"]),
-    ("datapath", &["packet", "steering", "tunnel", "services"]),
-    ("sim", &["packet", "steering", "tunnel", "services", "datapath"]),
+    ("cluster", &["packet", "steering"]),
+    // The manager of a cluster: a process of its own, the only one with a runtime.
+    ("manager", &["packet", "steering", "cluster"]),
+    ("datapath", &["packet", "steering", "tunnel", "services", "cluster"]),
+    ("sim", &["packet", "steering", "tunnel", "services", "cluster", "datapath"]),
     // The steering programs compute `steering`'s hash in the kernel.
     ("linux", &["packet", "steering"]),
     // The emulator runs the simulator's model of a link in real time.
     ("testbed", &["linux", "packet", "sim"]),
-    ("engine", &["packet", "steering", "tunnel", "services", "datapath", "linux"]),
-    ("control", &["packet", "steering", "tunnel", "services", "datapath", "linux", "engine"]),
+    ("engine", &["packet", "steering", "tunnel", "services", "cluster", "datapath", "linux"]),
+    ("control", &["packet", "steering", "tunnel", "services", "cluster", "datapath", "linux", "engine"]),
     (
         "anabranch",
-        &["packet", "steering", "tunnel", "services", "datapath", "linux", "engine", "control", "testbed"],
+        &[
+            "packet", "steering", "tunnel", "services", "cluster", "manager", "datapath", "linux", "engine",
+            "control", "testbed",
+        ],
     ),
     // Tests and measurements of the real program.
     (
@@ -42,6 +48,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "steering",
             "tunnel",
             "services",
+            "cluster",
+            "manager",
             "datapath",
             "linux",
             "engine",
@@ -57,6 +65,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "steering",
             "tunnel",
             "services",
+            "cluster",
+            "manager",
             "datapath",
             "linux",
             "engine",
@@ -65,13 +75,13 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "anabranch",
         ],
     ),
-    ("fuzz-targets", &["packet", "steering", "tunnel", "services", "datapath", "control"]),
+    ("fuzz-targets", &["packet", "steering", "tunnel", "services", "cluster", "datapath", "control"]),
     ("xtask", &[]),
 ];
 
 /// Foreign crates, who may use them, and why nobody else.
 const FOREIGN: &[(&str, &[&str], &str)] = &[
-    ("tokio", &["control"], "only `control` may have a runtime"),
+    ("tokio", &["manager"], "only `manager` may have a runtime"),
     ("libc", &["linux", "engine", "testbed", "anabranch"], "system calls belong to `linux`"),
     ("rustix", &["linux", "engine", "control", "testbed", "anabranch", "tests", "bench"], "no I/O here"),
     ("socket2", &["linux", "testbed"], "sockets belong to `linux`"),

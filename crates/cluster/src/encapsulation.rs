@@ -1,0 +1,1 @@
+//! Headers between the units of a cluster.

@@ -1,0 +1,132 @@
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use super::*;
+use crate::assign::plan;
+use crate::table::{NODE_BUCKETS, Unit};
+
+fn key(port: u16) -> FlowKey {
+    FlowKey {
+        src: "203.0.113.7".parse().unwrap(),
+        dst: "192.0.2.1".parse().unwrap(),
+        src_port: port,
+        dst_port: 443,
+        protocol: 6,
+    }
+}
+
+fn table(units: &[u16]) -> BucketTable {
+    let units: Vec<Unit> = units.iter().map(|id| Unit { id: *id, weight: 1 }).collect();
+    BucketTable::new(NODE_BUCKETS, &units).unwrap()
+}
+
+fn next(table: &BucketTable, units: &[u16]) -> BucketTable {
+    let units: Vec<Unit> = units.iter().map(|id| Unit { id: *id, weight: 1 }).collect();
+    plan(table, &units, &[]).unwrap()
+}
+
+fn units(node: u16, eras: Eras, in_force: u32) -> Units {
+    Units { node, hasher: FlowHasher::new([0x3c; 40]), eras, in_force, leases: Leases::default() }
+}
+
+/// Every unit with both tables, the older in force.
+fn prepared(node: u16) -> (Units, BucketTable) {
+    let old = table(&[1, 2]);
+    let new = next(&old, &[1, 2, 3]);
+    let mut eras = Eras::new(old.clone());
+    eras.install(new.clone());
+    (units(node, eras, old.era()), new)
+}
+
+/// A flow whose bucket moves from unit 1 to unit 3.
+fn moving(units: &Units, new: &BucketTable) -> FlowKey {
+    let old = units.table_in_force();
+    let moves = |key: &FlowKey| {
+        let bucket = units.bucket(key);
+        old.owner(bucket) == 1 && new.owner(bucket) == 3
+    };
+    (1..u16::MAX).map(key).find(moves).unwrap()
+}
+
+#[test]
+fn a_leased_port_names_the_unit_and_other_ports_the_bucket() {
+    let (mut units, _) = prepared(9);
+    let outside: IpAddr = "192.0.2.1".parse().unwrap();
+    units.leases = Leases::new(&[
+        Lease { address: outside, block: 2, node: 2 },
+        Lease { address: outside, block: 63, node: 7 },
+        Lease { address: "2001:db8::1".parse().unwrap(), block: 0, node: 1 },
+    ]);
+    for (port, unit) in [(2_047, None), (2_048, Some(2)), (3_071, Some(2)), (3_072, None), (65_535, Some(7))]
+    {
+        assert_eq!(units.leases.unit(outside, port), unit, "port {port}");
+        let reply = FlowKey { dst_port: port, ..key(80) };
+        let owner = units.table_in_force().owner(units.bucket(&reply));
+        assert_eq!(units.dispatch(&reply).unit, unit.unwrap_or(owner));
+    }
+    assert_eq!(units.leases.blocks_of(7, outside).collect::<Vec<_>>(), [63]);
+    assert_eq!(units.leases.iter().count(), 3);
+}
+
+#[test]
+fn both_directions_go_to_one_unit() {
+    let (units, _) = prepared(9);
+    for port in 1..300 {
+        assert_eq!(units.dispatch(&key(port)), units.dispatch(&key(port).reversed()));
+    }
+}
+
+#[test]
+fn the_old_owner_begins_until_it_has_seen_the_new_era() {
+    let (old_owner, new) = prepared(1);
+    let key = moving(&old_owner, &new);
+    let mut seen = EraSeen::default();
+    let by_old = old_owner.dispatch(&key).visit;
+    assert_eq!(old_owner.ask(&key, &by_old, Digest::Unknown, &mut seen), Answer::Begin);
+    // The new owner punts a packet of the new era here: it goes back unclaimed, and from now on nothing begins here.
+    let by_new = UnitVisit { arrival: Arrival::Punted, ttl: 5, odd_era: !by_old.odd_era, dispatcher: 9 };
+    let Answer::Send(back) = old_owner.ask(&key, &by_new, Digest::Unknown, &mut seen) else { panic!() };
+    assert_eq!((back.unit, back.visit.arrival, back.visit.ttl), (3, Arrival::Unclaimed, 4));
+    let Answer::Send(on) = old_owner.ask(&key, &by_old, Digest::Unknown, &mut seen) else { panic!() };
+    assert_eq!((on.unit, on.visit.arrival, on.visit.odd_era), (3, Arrival::Outside, by_new.odd_era));
+}
+
+#[test]
+fn the_new_owner_asks_before_it_begins() {
+    let (new_owner, new) = prepared(3);
+    let key = moving(&new_owner, &new);
+    let mut seen = EraSeen::default();
+    let outside =
+        UnitVisit { arrival: Arrival::Outside, ttl: TTL_START, odd_era: new.era() & 1 == 1, dispatcher: 9 };
+    let Answer::Send(punt) = new_owner.ask(&key, &outside, Digest::Unknown, &mut seen) else { panic!() };
+    assert_eq!((punt.unit, punt.visit.arrival), (1, Arrival::Punted));
+    assert_eq!(new_owner.ask(&key, &outside, Digest::Miss, &mut seen), Answer::Begin);
+    let back = UnitVisit { arrival: Arrival::Unclaimed, ..outside };
+    assert_eq!(new_owner.ask(&key, &back, Digest::Unknown, &mut seen), Answer::Begin);
+    let spent = UnitVisit { ttl: 0, ..outside };
+    assert_eq!(new_owner.ask(&key, &spent, Digest::Unknown, &mut seen), Answer::TooOften);
+}
+
+#[test]
+fn nothing_begins_by_a_table_that_is_not_held() {
+    let old = table(&[1]);
+    let alone = units(1, Eras::new(old.clone()), old.era());
+    let mut seen = EraSeen::default();
+    let newer =
+        UnitVisit { arrival: Arrival::Outside, ttl: TTL_START, odd_era: old.era() & 1 == 0, dispatcher: 9 };
+    assert_eq!(alone.ask(&key(1), &newer, Digest::Unknown, &mut seen), Answer::EraUnknown);
+}
+
+#[test]
+fn what_comes_to_a_port_of_ones_own_stays() {
+    let (mut units, _) = prepared(2);
+    let reply = key(80);
+    units.leases = Leases::new(&[Lease { address: reply.dst, block: 0, node: 2 }]);
+    let visit = units.dispatch(&reply).visit;
+    assert_eq!(units.ask(&reply, &visit, Digest::Unknown, &mut EraSeen::default()), Answer::Begin);
+}
+
+#[test]
+fn the_key_is_not_printed() {
+    let (units, _) = prepared(1);
+    assert!(!format!("{units:?}").contains("60"), "{units:?}");
+}
