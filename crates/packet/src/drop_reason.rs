@@ -63,6 +63,12 @@ drop_reasons! {
     FrameMalformed "frame-malformed" "An inner frame whose lengths or fields are wrong.",
     FrameUnknown "frame-unknown" "An inner frame of an unknown kind.",
     CleartextRefused "cleartext-refused" "Unencrypted data where the configuration does not allow it.",
+    // a datagram from another unit of the cluster
+    BusTooShort "bus-too-short" "A datagram of another unit that ends before its headers or its Ethernet header do.",
+    BusVersion "bus-version" "A datagram of another unit in a version or type that is not spoken here.",
+    BusUnknownHandoff "bus-unknown-handoff" "A datagram of another unit whose handoff or hook is unknown here.",
+    BusMalformed "bus-malformed" "A datagram of another unit whose fields contradict each other.",
+    BusTtlExpired "bus-ttl-expired" "A packet that was sent on between units too often.",
     // the packet itself
     IpMalformed "ip-malformed" "An IP packet whose header, lengths or extension headers are wrong.",
     SourceNotAllowed "source-not-allowed" "A packet whose source address its peer may not use.",
