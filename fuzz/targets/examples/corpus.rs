@@ -7,9 +7,11 @@
 use std::fs;
 use std::path::Path;
 
+use cluster::encapsulation::outer::{Outer, OuterChecksum};
+use cluster::encapsulation::{Encapsulation, Handoff, Hook, Route};
 use fuzz_targets::fragment_steps::{BRIDGE, MORE, RAW, SIX, STEP_BYTES, TIGHT};
 use fuzz_targets::translate::{HIDE, OTHER_VERSION, PARTIAL, crc32c};
-use fuzz_targets::{seeds, track};
+use fuzz_targets::{reassembly_steps, seeds, track};
 use packet::segment::complete_checksum;
 use packet::vnet::{GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM};
 use packet::{IpHeader, VirtioNetHeader, checksum};
@@ -32,6 +34,8 @@ fn main() {
     fragments();
     translations();
     conversations();
+    encapsulations();
+    reassemblies();
 }
 
 fn save(target: &str, name: &str, bytes: &[u8]) {
@@ -466,4 +470,81 @@ fn conversations() {
         &[&open, &[speak(0, ack, -30_000, 0, 9), speak(0, ack, 30_000, 0, 9)], &talk],
     );
     save("zero-length", 0, &[&open, &[speak(0, ack, -1, 0, 0), speak(1, ack, -1, 0, 1)], &talk]);
+}
+
+fn encapsulations() {
+    let plain = Encapsulation { target: 2, dispatcher: 1, interface: 3, ttl: 8, ..Encapsulation::default() };
+    let route = Some(Route::default());
+    let hook = Hook::AfterRendezvous { src_port: 49_200, dst_port: 443 };
+    let resolve = |next_hop: &str| Handoff::Resolve { next_hop: next_hop.parse().unwrap() };
+    let datagram = |encapsulation: &Encapsulation, packet: &[u8]| {
+        let mut bytes = vec![0; encapsulation.bytes()];
+        encapsulation.write(&mut bytes);
+        bytes.extend([2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0]);
+        bytes.extend(packet);
+        bytes
+    };
+    let inner = ipv4(17, &udp(8));
+    let mut recorded = Encapsulation { handoff: Handoff::Punt, route, ..plain };
+    (10..20).for_each(|node| recorded.record(node));
+    for (name, encapsulation) in [
+        ("dispatch", plain),
+        ("dispatch-tagged", Encapsulation { vlan: Some(100), odd_era: true, ..plain }),
+        ("dispatch-ports", Encapsulation { hook, table: 3, ..plain }),
+        ("punt-full-route", recorded),
+        ("unclaimed", Encapsulation { handoff: Handoff::Unclaimed, ..plain }),
+        ("broadcast", Encapsulation { handoff: Handoff::Broadcast, ttl: 255, ..plain }),
+        ("reply", Encapsulation { handoff: Handoff::Reply, ..plain }),
+        ("resolve-ipv4", Encapsulation { handoff: resolve("192.0.2.1"), route, ..plain }),
+        ("resolve-ipv6", Encapsulation { handoff: resolve("2001:db8::1"), hook, route, ..plain }),
+        ("trace", Encapsulation { handoff: Handoff::Trace, route, ..plain }),
+        ("ttl-0", Encapsulation { ttl: 0, ..plain }),
+    ] {
+        save("encapsulation", name, &datagram(&encapsulation, &inner));
+    }
+    save("encapsulation", "to-be-split", &datagram(&plain, &ipv4(17, &udp(700))));
+    save("encapsulation", "no-ethernet-header", &datagram(&plain, &[])[..27]);
+    let mut unknown = datagram(&plain, &inner);
+    unknown[7] += 0x80;
+    save("encapsulation", "unknown-words", &unknown);
+    unknown[6..8].copy_from_slice(&[0x0f, 0xc0]);
+    save("encapsulation", "header-beyond-the-end", &unknown);
+    for (name, address) in [("outer-ipv4", "192.0.2.1"), ("outer-ipv6", "2001:db8::1")] {
+        let address = address.parse().unwrap();
+        let outer = Outer { source: address, destination: address, source_port: 50_000, traffic_class: 2 };
+        let mut packet = [vec![0; outer.bytes()], datagram(&plain, &inner)].concat();
+        outer.write(&mut packet, OuterChecksum::Usual);
+        save("encapsulation", name, &packet);
+    }
+}
+
+/// A step of the target `reassembly`: identification and sender 0, from byte `from` * 64 on, `bytes` * 32 of them.
+fn part(from: u8, bytes: u8, total: u8) -> [u8; reassembly_steps::STEP_BYTES] {
+    [0, from, bytes, total, 0, 0]
+}
+
+fn reassemblies() {
+    use reassembly_steps::{OTHER_CONTENTS, OTHER_TARGET, RAW, STEP_BYTES, TIGHT};
+    let save = |name: &str, flags: u8, steps: &[[u8; STEP_BYTES]]| {
+        save("reassembly", name, &[&[flags][..], &steps.concat()].concat());
+    };
+    let (first, last) = (part(0, 44, 25), part(22, 6, 25));
+    let variant = |[a, b, c, d, _, wait]: [u8; STEP_BYTES], variant| [a, b, c, d, variant, wait];
+    save("in-order", 0, &[first, last]);
+    save("reversed", 0, &[last, first]);
+    save("copies", 0, &[first, first, last, last, last]);
+    save("overlap", 0, &[first, part(21, 8, 25), last]);
+    save("other-contents", 0, &[first, variant(first, OTHER_CONTENTS), last]);
+    save("other-target", 0, &[first, variant(last, OTHER_TARGET), first, last]);
+    save("other-total", 0, &[first, part(22, 8, 26), last]);
+    save("timeout", 0, &[first, [0, 22, 6, 25, 0, 255], first]);
+    save("invalid", 0, &[part(0, 0, 25), part(0, 7, 25), part(24, 8, 25), part(0, 0, 0)]);
+    let many: Vec<_> = (0..18).map(|place| part(place * 5, 8, 255)).collect();
+    save("too-many-fragments", 0, &many);
+    let flood: Vec<_> = (0..=u8::MAX).map(|n| [n & 15, n % 9 * 22, 44, 200 - n % 3, 0, n]).collect();
+    save("flood", TIGHT, &[&flood[..], &[first, last]].concat());
+    let raw = [0x60, 1, 0, 2, 0, 0, 0, 0, 0, 1, 0, 0, 0, 32];
+    let whole = [&raw[..], &[7; 32]].concat();
+    let head = [RAW, whole.len() as u8, 0, 0, 0, 0];
+    self::save("reassembly", "raw-single", &[&[0][..], &head, &whole].concat());
 }

@@ -12,7 +12,8 @@
 //! 4. [`packet()`]: inner packets and super-packets, from the TUN device or from a peer.
 //! 5. [`fragments()`]: packets in pieces, from any interface of the gateway.
 //! 6. [`nat_rewrite()`]: packets that the gateway translates; [`tcp_track()`]: segments of connections that it follows.
-//! 7. [`config()`]: the configuration file.
+//! 7. [`encapsulation()`]: datagrams between the units of a cluster; [`reassembly()`]: frames that they carry in fragments.
+//! 8. [`config()`]: the configuration file.
 #![allow(clippy::missing_panics_doc, reason = "a panic is what the fuzzer looks for")]
 
 mod config;
@@ -23,6 +24,7 @@ mod packet;
 pub mod seeds;
 pub mod track;
 pub mod translate;
+mod units;
 
 pub use config::config;
 pub use fragments::{fragments, steps as fragment_steps};
@@ -31,6 +33,8 @@ pub use handshake::{handshake, tampering};
 pub use packet::packet;
 pub use track::tcp_track;
 pub use translate::nat_rewrite;
+pub use units::{encapsulation, reassembly, steps as reassembly_steps};
+
 use tunnel::header::{HEADER_BYTES, Header};
 
 /// A target: any bytes in, a panic if something is wrong.
@@ -39,12 +43,14 @@ pub type Target = fn(&[u8]);
 /// Every target with the name of its corpus.
 pub const TARGETS: &[(&str, Target)] = &[
     ("config", config),
+    ("encapsulation", encapsulation),
     ("fragments", fragments),
     ("frames", frames),
     ("handshake", handshake),
     ("header", header),
     ("nat_rewrite", nat_rewrite),
     ("packet", packet),
+    ("reassembly", reassembly),
     ("table", table),
     ("tampering", tampering),
     ("tcp_track", tcp_track),
