@@ -11,6 +11,7 @@ mod cli;
 mod cores;
 mod demo;
 mod demo_user;
+mod dissector;
 mod distribution;
 mod download;
 mod encryption;

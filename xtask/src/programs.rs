@@ -36,6 +36,7 @@ pub const PROGRAMS: &[Needed] = &[
     needed("iperf3", "iperf3", "TCP and UDP streams of a foreign program"),
     needed("nft", "nftables", "the kernel's own filter, for comparison and where BPF is not allowed"),
     needed("tcpdump", "tcpdump", "what other tools see of the datapath"),
+    needed("tshark", "tshark", "datagrams between units and of the tunnel, as the dissector shows them"),
     needed("jq", "jq", "queries of the NAT log as the documentation has them"),
     needed("setpriv", "util-linux", "a gateway without some of its rights"),
     needed("sysctl", "procps", "settings of the kernel in the tests' namespaces"),
