@@ -3,7 +3,10 @@
 //! Sans-IO: no clock, no I/O. In the order data flows:
 //!
 //! 1. [`encapsulation`]: the L1 and L2 headers between units, byte by byte.
+//! 2. [`message`]: what manager and units say to each other, byte by byte.
 //!
 //! Who owns a packet is [`steering::units`].
 
+mod codec;
 pub mod encapsulation;
+pub mod message;

@@ -111,7 +111,7 @@ pub struct EraSeen(Option<u32>);
 pub struct Target {
     /// The unit.
     pub unit: u16,
-    /// What it is told of the way.
+    /// The way, as it is told.
     pub visit: UnitVisit,
 }
 
