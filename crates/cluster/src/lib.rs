@@ -4,9 +4,11 @@
 //!
 //! 1. [`encapsulation`]: the L1 and L2 headers between units, byte by byte.
 //! 2. [`message`]: what manager and units say to each other, byte by byte.
+//! 3. [`unit`]: a unit's side: it takes tables, publishes what its cores work by, and acknowledges.
 //!
 //! Who owns a packet is [`steering::units`].
 
 mod codec;
 pub mod encapsulation;
 pub mod message;
+pub mod unit;

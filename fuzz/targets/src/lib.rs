@@ -14,8 +14,11 @@
 //! 6. [`nat_rewrite()`]: packets that the gateway translates; [`tcp_track()`]: segments of connections that it follows.
 //! 7. [`encapsulation()`]: datagrams between the units of a cluster; [`reassembly()`]: frames that they carry in fragments.
 //! 8. [`config()`]: the configuration file.
+//! 7. [`config()`]: the configuration file.
+//! 8. [`cluster_message()`]: messages between manager and units of a cluster; [`cluster_unit()`]: what a unit makes of them.
 #![allow(clippy::missing_panics_doc, reason = "a panic is what the fuzzer looks for")]
 
+mod cluster;
 mod config;
 mod fragments;
 mod frames;
@@ -26,6 +29,7 @@ pub mod track;
 pub mod translate;
 mod units;
 
+pub use cluster::{cluster_message, cluster_unit};
 pub use config::config;
 pub use fragments::{fragments, steps as fragment_steps};
 pub use frames::{frames, table};
@@ -42,6 +46,8 @@ pub type Target = fn(&[u8]);
 
 /// Every target with the name of its corpus.
 pub const TARGETS: &[(&str, Target)] = &[
+    ("cluster_message", cluster_message),
+    ("cluster_unit", cluster_unit),
     ("config", config),
     ("encapsulation", encapsulation),
     ("fragments", fragments),
