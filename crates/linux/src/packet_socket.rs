@@ -12,6 +12,32 @@ use crate::sys::{check, check_size, interface_index, owned, set_option};
 /// Bytes of the virtio header in front of each frame of a [`PacketSocket`] opened with it.
 pub const VNET_HEADER_BYTES: usize = 10;
 
+/// The filter for ARP and neighbor discovery, on Ethernet frames without VLAN tag: type at 12; of IPv6 the next header at 20
+/// and the ICMPv6 type at 54.
+const DISCOVERY: [libc::sock_filter; 10] = {
+    const LOAD_HALF: u16 = (libc::BPF_LD | libc::BPF_H | libc::BPF_ABS) as u16;
+    const LOAD_BYTE: u16 = (libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16;
+    const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
+    const GREATER: u16 = (libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    const fn code(code: u16, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
+        libc::sock_filter { code, jt, jf, k }
+    }
+    [
+        code(LOAD_HALF, 12, 0, 0),
+        code(EQUAL, 0x0806, 7, 0),
+        code(EQUAL, 0x86dd, 0, 5),
+        code(LOAD_BYTE, 20, 0, 0),
+        code(EQUAL, 58, 0, 3),
+        code(LOAD_BYTE, 54, 0, 0),
+        code(AT_LEAST, 133, 0, 1),
+        code(GREATER, 137, 0, 1),
+        code(RETURN, 0, 0, 0),
+        code(RETURN, u32::MAX, 0, 0),
+    ]
+};
+
 /// A non-blocking AF_PACKET socket on one interface. It sees the frames that arrive, not those it or others send.
 #[derive(Debug)]
 pub struct PacketSocket {
@@ -54,6 +80,23 @@ impl PacketSocket {
             set_option(&fd, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &membership).context(&what)?;
         }
         Ok(PacketSocket { fd, index })
+    }
+
+    /// Opens the interface for what neighbors say to each other: ARP and IPv6 neighbor discovery (ICMPv6 133–137), to this
+    /// host or to all. The kernel's own stack gets it too. Needs CAP_NET_RAW.
+    pub fn open_neighbor_discovery(interface: &str) -> Result<PacketSocket> {
+        let socket = Self::open(interface, false, false)?;
+        set_option(
+            &socket.fd,
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            &libc::sock_fprog { len: DISCOVERY.len() as u16, filter: DISCOVERY.as_ptr().cast_mut() },
+        )
+        .context(format_args!("listen to the neighbors of {interface}"))?;
+        // What came in before the filter was there.
+        let mut other = [0; 1];
+        while socket.receive(&mut other).is_ok() {}
+        Ok(socket)
     }
 
     /// Index of its interface.

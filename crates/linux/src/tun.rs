@@ -126,6 +126,53 @@ impl Tun {
     }
 }
 
+/// A TAP device: an Ethernet interface whose frames this process reads and writes, whole and with their checksums. It
+/// disappears when this is dropped.
+#[derive(Debug)]
+pub struct Tap {
+    name: String,
+    index: u32,
+    queue: TunQueue,
+}
+
+impl Tap {
+    /// Creates the interface, down and without address. Fails if one of this name exists.
+    pub fn create(name: &str) -> Result<Tap> {
+        let what = format!("create the TAP interface {name:?}");
+        let kind = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_TUN_EXCL;
+        let (fd, name) = attach(name, kind).map_err(|error| explain(&what, error))?;
+        let index = interface_index(&name).context(&what)?;
+        Ok(Tap { name, index, queue: TunQueue { fd } })
+    }
+
+    /// The interface name as the kernel gave it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The interface index in the namespace it was created in.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Reads one frame that the kernel sends by this interface. `WouldBlock` when there is none; what does not fit the
+    /// buffer is cut.
+    pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.queue.read(buffer)
+    }
+
+    /// Has the kernel receive one frame by this interface. `EIO` while it is down.
+    pub fn write(&self, frame: &[u8]) -> io::Result<usize> {
+        self.queue.write(frame)
+    }
+}
+
+impl AsFd for Tap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.queue.as_fd()
+    }
+}
+
 fn explain(what: &str, error: io::Error) -> Error {
     let hint = match error.raw_os_error() {
         Some(libc::EBUSY) => " (an interface of this name exists; is another instance running?)",
@@ -137,8 +184,6 @@ fn explain(what: &str, error: io::Error) -> Error {
 }
 
 fn open_queue(name: &str, queues: usize, exclusive: bool) -> io::Result<(TunQueue, String)> {
-    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let fd = rustix::fs::open("/dev/net/tun", flags, Mode::empty())?;
     let mut kind = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     if queues > 1 {
         kind |= libc::IFF_MULTI_QUEUE;
@@ -146,18 +191,26 @@ fn open_queue(name: &str, queues: usize, exclusive: bool) -> io::Result<(TunQueu
     if exclusive {
         kind |= libc::IFF_TUN_EXCL;
     }
+    let (fd, name) = attach(name, kind)?;
+    set_int(&fd, libc::TUNSETVNETHDRSZ, VNET_HEADER_BYTES as libc::c_int)?;
+    // Little endian on every machine, as `packet::vnet` writes it.
+    set_int(&fd, libc::TUNSETVNETLE, 1)?;
+    Ok((TunQueue { fd }, name))
+}
+
+/// Opens a device of a kind (`IFF_…`), making it if need be; its name as the kernel gave it.
+fn attach(name: &str, kind: libc::c_int) -> io::Result<(OwnedFd, String)> {
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let fd = rustix::fs::open("/dev/net/tun", flags, Mode::empty())?;
     let mut request = libc::ifreq {
         ifr_name: interface_name(name)?,
         ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: kind as libc::c_short },
     };
     // SAFETY: `request` is a complete ifreq that lives for the call.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
-    set_int(&fd, libc::TUNSETVNETHDRSZ, VNET_HEADER_BYTES as libc::c_int)?;
-    // Little endian on every machine, as `packet::vnet` writes it.
-    set_int(&fd, libc::TUNSETVNETLE, 1)?;
     let name = request.ifr_name.iter().take_while(|byte| **byte != 0).map(|byte| *byte as u8).collect();
     let name = String::from_utf8(name).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
-    Ok((TunQueue { fd }, name))
+    Ok((fd, name))
 }
 
 fn set_int(fd: &OwnedFd, request: libc::Ioctl, value: libc::c_int) -> io::Result<()> {
