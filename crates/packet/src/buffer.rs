@@ -4,7 +4,7 @@
 //! a receive batch are worked on there, as slices; a packet gets a buffer of its own where it has to outlive the batch:
 //! merged super-packets, hand-overs to another core, packets from one bond to another.
 
-use crate::attachment::Ingress;
+use crate::attachment::{Ingress, UnitVisit};
 use crate::vnet::{VNET_HEADER_BYTES, VirtioNetHeader};
 
 /// Bytes free in front of the packet: Ethernet with VLAN tag (18), or Ethernet (14) behind the cluster's headers (34), UDP over
@@ -30,6 +30,8 @@ pub struct PacketBuf {
     pub offload: VirtioNetHeader,
     /// By what it came in.
     pub ingress: Ingress,
+    /// Visit of a packet that another unit of a cluster sent here.
+    pub visit: Option<UnitVisit>,
 }
 
 impl PacketBuf {
@@ -43,6 +45,7 @@ impl PacketBuf {
             len: 0,
             offload: VirtioNetHeader::default(),
             ingress: Ingress::Host,
+            visit: None,
         }
     }
 
@@ -58,6 +61,16 @@ impl PacketBuf {
         self.start = HEADROOM_BYTES;
         self.len = 0;
         self.offload = VirtioNetHeader::default();
+        self.visit = None;
+    }
+
+    /// Makes the packet longer by `front` bytes before it and gives them to be written; at most the headroom that is left.
+    #[inline]
+    pub fn grow_front(&mut self, front: usize) -> &mut [u8] {
+        let front = front.min(self.start);
+        self.start -= front;
+        self.len += front;
+        self.bytes.get_mut(self.start..self.start + front).unwrap_or_default()
     }
 
     /// Bytes of the packet.

@@ -103,6 +103,9 @@ drop_reasons! {
     FragmentTimeout "fragment-timeout" "A fragment whose others did not arrive in time.",
     FragmentOverlap "fragment-overlap" "A fragment that overlaps or contradicts another one of its packet.",
     FragmentInvalid "fragment-invalid" "A fragment too small, too far out or of a length that cannot be.",
+    UnitUnknown "unit-unknown" "A packet for or from a unit or shared interface of a cluster that is not known here.",
+    UnitLimit "unit-limit" "A packet that was sent on between the units of a cluster too often.",
+    EraUnknown "era-unknown" "A packet of a bucket table that this unit of a cluster does not have.",
     PuntLimit "punt-limit" "A packet that was handed on between cores too often.",
     // limits
     QueueFull "queue-full" "A queue reached its limit of bytes or packets.",

@@ -65,6 +65,26 @@ pub fn owners(
     owners_beyond_hash(ownership, policy, key, tenant, ingress, bucket)
 }
 
+/// Key by which the unit of a cluster is found that has a packet's flow: the packet's own, or, for the reply of a backend or
+/// forward target that sees its clients' own addresses, the request's, as the client sent it. Dispatchers and data planes
+/// compute the same, from the same configuration of services.
+#[inline]
+#[must_use]
+pub fn unit_key(policy: &Policy, key: &FlowKey) -> FlowKey {
+    let from = SocketAddr::new(key.src, key.src_port);
+    let Some(listen) = policy.kept_source_listens(key.protocol, from).next() else { return *key };
+    if policy.is_own(key.dst) || policy.nat.is_outside(key.dst) {
+        return *key;
+    }
+    FlowKey {
+        src: key.dst,
+        src_port: key.dst_port,
+        dst: listen.ip(),
+        dst_port: listen.port(),
+        protocol: key.protocol,
+    }
+}
+
 #[cold]
 fn owners_beyond_hash(
     ownership: &Ownership,

@@ -14,6 +14,7 @@ use std::net::IpAddr;
 
 use packet::attachment::UnitVisit;
 use packet::flow::FlowKey;
+use packet::icmp::is_icmp;
 
 use crate::era::Eras;
 use crate::owner_chain::{Arrival, Decision, Digest, Sighting, TTL_START, decide};
@@ -156,11 +157,19 @@ impl Units {
     #[must_use]
     pub fn dispatch(&self, key: &FlowKey) -> Target {
         let table = self.table_in_force();
-        let leased = self.leases.unit(key.dst, key.dst_port);
+        let leased = self.lease_holder(key);
         let unit = leased.unwrap_or_else(|| table.owner(self.bucket(key)));
         let odd_era = table.era() & 1 == 1;
         let visit = UnitVisit { arrival: Arrival::Outside, ttl: TTL_START, odd_era, dispatcher: self.node };
         Target { unit, visit }
+    }
+
+    /// The unit that has the port that a packet is addressed to; an ICMP query's identifier counts as one.
+    #[inline]
+    #[must_use]
+    pub fn lease_holder(&self, key: &FlowKey) -> Option<u16> {
+        let port = if is_icmp(key.protocol) { key.sender_port() } else { key.dst_port };
+        self.leases.unit(key.dst, port)
     }
 
     /// The table by which packets from outside are dispatched now.
@@ -173,8 +182,10 @@ impl Units {
     /// this unit has by lease is nobody else's.
     #[must_use]
     pub fn ask(&self, key: &FlowKey, visit: &UnitVisit, digest: Digest, seen: &mut EraSeen) -> Answer {
-        if self.leases.unit(key.dst, key.dst_port) == Some(self.node) {
-            return Answer::Begin;
+        if let Some(unit) = self.lease_holder(key) {
+            let Some(ttl) = visit.ttl.checked_sub(1) else { return Answer::TooOften };
+            let visit = UnitVisit { arrival: Arrival::Outside, ttl, ..*visit };
+            return if unit == self.node { Answer::Begin } else { Answer::Send(Target { unit, visit }) };
         }
         let named = self.eras.of_parity(visit.odd_era);
         let table = seen.table(self, named);
@@ -198,6 +209,14 @@ impl Units {
 }
 
 impl EraSeen {
+    /// Notes what is in force.
+    pub fn note(&mut self, units: &Units) {
+        let newest = units.eras.newest().era();
+        if units.in_force == newest || self.0.is_none() {
+            self.0 = Some(units.in_force);
+        }
+    }
+
     /// Notes what is in force; the table to decide by: `named` by the packet, unless a newer one was seen.
     fn table<'a>(&mut self, units: &'a Units, named: Option<&'a BucketTable>) -> &'a BucketTable {
         let newest = units.eras.newest();

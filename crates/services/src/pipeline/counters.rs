@@ -27,6 +27,8 @@ pub struct Counters {
     pub flows_closed: u64,
     /// Packets handed to another core.
     pub handed_out: u64,
+    /// Packets of no flow of this unit that went to another unit of the cluster.
+    pub sent_to_units: u64,
     /// Packets that another core handed to this one.
     pub handed_in: u64,
     /// Replies of flows with a source port of ours that another core had to hand over: 0 unless buckets moved.

@@ -33,6 +33,8 @@ pub(super) struct Flows {
     pub removals: u32,
     /// Live flows by bucket: every bucket of a flow counts.
     pub live: Vec<u32>,
+    /// Live flows by bucket of the cluster's table; empty where there is no cluster.
+    pub live_by_unit_bucket: Vec<u32>,
     pace: SweepPace,
 }
 
@@ -59,6 +61,7 @@ impl Flows {
             begun: BloomFilter::default(),
             removals: 0,
             live: vec![0; buckets],
+            live_by_unit_bucket: Vec::new(),
             pace: SweepPace::default(),
         }
     }

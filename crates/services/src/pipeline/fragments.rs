@@ -122,6 +122,8 @@ impl Services {
         frame.outcome = Outcome::Consumed;
         for (mut bytes, piece) in released {
             let mut held = Frame::new(packet.ingress, VirtioNetHeader::default(), &mut bytes);
+            // All fragments of a packet come by one way.
+            held.visit = frame.visit;
             self.piece(packet.now_ns, &mut held, &piece, Origin::Wire, out);
             self.settle(held, out);
         }
@@ -146,7 +148,14 @@ impl Services {
         };
         if self.flows.find(&packet.key, tenant).is_none() {
             match self.next_stop(&packet) {
-                Ok(None) => {}
+                Ok(None) => match self.goes_to_unit(&packet.key, frame) {
+                    Ok(false) => {}
+                    Ok(true) => {
+                        frame.ports = Some((packet.key.src_port, packet.key.dst_port));
+                        return;
+                    }
+                    Err(reason) => return self.dropped(frame, reason),
+                },
                 Ok(Some((core, visit))) => {
                     return self.pass_on(frame, core, Origin::Handed { visit }, Some(*piece), out);
                 }
@@ -156,6 +165,25 @@ impl Services {
         let packet = PacketContext { origin: Origin::Wire, ..packet };
         if let Err(reason) = self.own_piece(&packet, frame, &piece.measure, out) {
             self.dropped(frame, reason);
+        }
+    }
+
+    /// A fragment that another unit of the cluster sent: there its source and destination port became known.
+    pub fn piece_of_unit(
+        &mut self,
+        now_ns: u64,
+        frame: &mut Frame<'_>,
+        (src_port, dst_port): (u16, u16),
+        out: &mut impl Output,
+    ) {
+        self.counters.rx_packets += 1;
+        self.counters.rx_bytes += frame.packet().len() as u64;
+        match FlowKey::of(frame.packet()) {
+            Ok(key) => {
+                let piece = Piece::of(FlowKey { src_port, dst_port, ..key });
+                self.piece(now_ns, frame, &piece, Origin::Wire, out);
+            }
+            Err(reason) => self.dropped(frame, reason),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use packet::attachment::{Egress, Ingress, InterfaceId};
+use packet::attachment::{Egress, Ingress, InterfaceId, UnitVisit};
 use packet::flow::FlowKey;
 use packet::vnet::VirtioNetHeader;
 use packet::{DropReason, PacketBuf, PacketPool};
@@ -26,13 +26,17 @@ pub struct Frame<'a> {
     pub outcome: Outcome,
     /// The flow it belongs to, if it goes on; frames of one flow and direction may leave in one train.
     pub flow: Option<(FlowId, Direction)>,
+    /// Visit at this unit of a cluster, of what another unit sent; of what leaves for a unit, the one there.
+    pub visit: Option<UnitVisit>,
+    /// Source and destination port of a fragment that leaves for a unit: it does not tell them itself.
+    pub ports: Option<(u16, u16)>,
 }
 
 impl<'a> Frame<'a> {
     /// A frame that nothing has happened to yet.
     #[must_use]
     pub fn new(ingress: Ingress, offload: VirtioNetHeader, bytes: &'a mut [u8]) -> Self {
-        Self { ingress, offload, bytes, outcome: Outcome::Pending, flow: None }
+        Self { ingress, offload, bytes, outcome: Outcome::Pending, flow: None, visit: None, ports: None }
     }
 
     /// The IP packet.
@@ -109,6 +113,9 @@ pub trait Output {
     /// and is known; a later fragment does not tell it. `bytes`: room for an Ethernet header (or the header itself), then
     /// the packet.
     fn emit(&mut self, outcome: Outcome, key: Option<&FlowKey>, offload: &VirtioNetHeader, bytes: &mut [u8]);
+
+    /// Sends a frame to another unit of the cluster; its [`Frame::visit`] is the one there.
+    fn to_unit(&mut self, unit: u16, frame: &Frame<'_>);
 
     /// Hands something to another core; `false` when its ring is full.
     fn hand_over(&mut self, core: u8, handed: Handed) -> bool;

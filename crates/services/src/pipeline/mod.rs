@@ -46,6 +46,7 @@ mod routing;
 #[cfg(test)]
 mod tests;
 mod translation;
+mod units;
 
 pub use counters::{Counters, NatRefusals, RuleCounters};
 pub use explain::{Entry, Explanation, FlowCores, SourceNat, explain};
@@ -214,9 +215,10 @@ impl Services {
         self.counters.handed_in += 1;
         let (origin, piece) = (handed.origin, handed.piece);
         let packet = &mut handed.packet;
-        let (ingress, offload) = (packet.ingress, packet.offload);
+        let (ingress, offload, visit) = (packet.ingress, packet.offload, packet.visit);
         let bytes = packet.with_room(ETHERNET_BYTES);
         let mut frame = Frame::new(ingress, offload, bytes);
+        frame.visit = visit;
         if let Some(piece) = piece {
             self.piece(now_ns, &mut frame, &piece, origin, out);
         } else if let Some(mut look) = self.look(&mut frame) {
@@ -228,6 +230,9 @@ impl Services {
 
     /// A packet that is not part of the batch goes where its outcome says.
     fn settle(&mut self, frame: Frame<'_>, out: &mut impl Output) {
+        if let Outcome::Forward(Egress::Unit(unit)) = frame.outcome {
+            return out.to_unit(unit, &frame);
+        }
         let Frame { offload, bytes, outcome, flow, .. } = frame;
         match outcome {
             Outcome::Forward(Egress::Bond(_)) => {
@@ -371,6 +376,7 @@ impl Services {
         let reply = (removed.reply, removed.tenants[1]);
         self.counters.flows_closed += 1;
         self.flows.ended(self.routing.live_buckets(&original, &reply), record);
+        self.flows.note_unit_bucket(self.routing.units.as_ref(), &original, -1);
         self.rule_counters.count_flow(policy, record, &original.0, false);
         if record.flags & flags::PROXY_PROTOCOL != 0 {
             self.shifts.forget(&original.0, original.1);
@@ -387,6 +393,12 @@ impl Services {
         if let Some(backend) = record.backend.checked_sub(1) {
             policy.balancer.closed(backend, established::is_over(record));
         }
+    }
+
+    /// Policy in force.
+    #[must_use]
+    pub fn policy(&self) -> &Policy {
+        &self.routing.policy
     }
 
     /// Number of this core.

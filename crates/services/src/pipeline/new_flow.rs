@@ -58,9 +58,10 @@ impl Services {
         match next {
             Ok(Some((core, visit))) => self.pass_on(frame, core, Origin::Handed { visit }, None, out),
             Ok(None) => {
-                let begun = self
-                    .begin(packet, frame, out)
-                    .and_then(|id| id.map_or(Ok(()), |id| self.first_packet(packet, frame, id, out)));
+                let begun = self.goes_to_unit(&packet.key, frame).and_then(|goes| {
+                    let id = if goes { None } else { self.begin(packet, frame, out)? };
+                    id.map_or(Ok(()), |id| self.first_packet(packet, frame, id, out))
+                });
                 if let Err(reason) = begun {
                     self.dropped(frame, reason);
                 }
@@ -112,6 +113,7 @@ impl Services {
         let Some(mut packet) = out.buffers().copy(frame.packet(), &offload, ingress) else {
             return self.dropped(frame, DropReason::TooBig);
         };
+        packet.visit = frame.visit;
         // The host may get it by its device, with the header that it had.
         if let (Some(room), Some(header)) = (
             packet.with_room(ETHERNET_BYTES).first_chunk_mut::<ETHERNET_BYTES>(),
@@ -460,7 +462,9 @@ impl Services {
             let ipv4 = resolution.to.dst.is_ipv4();
             self.routing.number((resolution.egress, resolution.neighbor, ipv4))
         };
-        self.flows.insert(hashes, buckets, original, reply, record)
+        let id = self.flows.insert(hashes, buckets, original, reply, record)?;
+        self.flows.note_unit_bucket(self.routing.units.as_ref(), original, 1);
+        Ok(id)
     }
 }
 
@@ -638,6 +642,10 @@ fn passes_without_flow(
     match packet.ingress {
         Ingress::Bond(_) if icmp::is_icmp(key.protocol) => packet.icmp(frame) != Some(Kind::Request),
         Ingress::Bond(_) => is_to_many(key.dst),
+        // Other units have to find the connection where it began.
+        Ingress::Interface(_) if frame.visit.is_some() && key.protocol == TCP => {
+            !opens(policy, packet, frame)
+        }
         ingress if is_native(policy, ingress) => true,
         Ingress::Interface(_) | Ingress::Host => key.protocol != TCP || !opens(policy, packet, frame),
     }

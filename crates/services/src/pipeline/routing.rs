@@ -7,6 +7,7 @@ use packet::DropReason;
 use packet::attachment::{Egress, Ingress, InterfaceId};
 use packet::flow::FlowKey;
 use steering::ownership::Ownership;
+use steering::units::{EraSeen, Units};
 
 use super::Outcome;
 use super::flows::TenantKey;
@@ -32,6 +33,10 @@ pub(super) struct Routing {
     /// A copy of the policy's, near this core.
     pub tenants: Tenants,
     neighbors: Arc<Neighbors>,
+    /// Machines that share the work with this one.
+    pub units: Option<Arc<Units>>,
+    /// Newest era of their table that this core has seen in force.
+    pub era_seen: EraSeen,
 }
 
 impl Routing {
@@ -51,6 +56,8 @@ impl Routing {
             hops: Hops::new(random.word()),
             tenants: policy.tenants().clone(),
             neighbors,
+            units: None,
+            era_seen: EraSeen::default(),
         }
     }
 

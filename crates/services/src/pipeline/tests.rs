@@ -18,3 +18,4 @@ mod proxy_sequence;
 mod refusals;
 mod routes;
 mod translation;
+mod units;

@@ -29,6 +29,8 @@ impl Output for Emitted {
         self.0.push((outcome, bytes.to_vec()));
     }
 
+    fn to_unit(&mut self, _: u16, _: &Frame<'_>) {}
+
     fn hand_over(&mut self, _: u8, _: Handed) -> bool {
         false
     }

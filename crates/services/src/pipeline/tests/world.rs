@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use packet::PacketPool;
-use packet::attachment::{Egress, Ingress, InterfaceId};
+use packet::attachment::{Egress, Ingress, InterfaceId, UnitVisit};
 use packet::checksum;
 use packet::flow::FlowKey;
 use packet::vnet::VirtioNetHeader;
@@ -69,9 +69,27 @@ impl Left {
     }
 }
 
+/// A packet that left for another unit of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ToUnit {
+    pub unit: u16,
+    pub ingress: Ingress,
+    pub visit: UnitVisit,
+    pub ports: Option<(u16, u16)>,
+    pub packet: Vec<u8>,
+}
+
+impl ToUnit {
+    fn of(unit: u16, frame: &Frame<'_>) -> Self {
+        let (ingress, ports) = (frame.ingress, frame.ports);
+        Self { unit, ingress, visit: frame.visit.unwrap(), ports, packet: frame.packet().to_vec() }
+    }
+}
+
 #[derive(Default)]
 struct Out {
     left: Vec<Left>,
+    units: Vec<ToUnit>,
     handed: VecDeque<(u8, Handed)>,
     pool: PacketPool,
 }
@@ -83,6 +101,10 @@ impl Output for Out {
             assert_eq!(bytes[..12], [2, 0, 0, 0, 0, id.0 as u8, 4, 0, 0, 0, 0, 9], "the header that it had");
         }
         self.left.push(Left { outcome, packet: bytes[ETHERNET_BYTES..].to_vec() });
+    }
+
+    fn to_unit(&mut self, unit: u16, frame: &Frame<'_>) {
+        self.units.push(ToUnit::of(unit, frame));
     }
 
     fn hand_over(&mut self, core: u8, handed: Handed) -> bool {
@@ -170,6 +192,30 @@ impl World {
             assert!(is_whole(&left.packet), "{left:?}");
         }
         out.left
+    }
+
+    /// A packet that another unit of the cluster sent; what leaves, and what goes to other units.
+    pub fn visited(&mut self, to: &ToUnit) -> (Vec<Left>, Vec<ToUnit>) {
+        let mut out = Out::default();
+        let mut bytes = vec![2, 0, 0, 0, 0, to.ingress.compact() as u8, 4, 0, 0, 0, 0, 9, 8, 0];
+        bytes.extend_from_slice(&to.packet);
+        let mut frame = Frame::new(to.ingress, VirtioNetHeader::default(), &mut bytes);
+        frame.visit = Some(to.visit);
+        let core = &mut self.cores[0];
+        match to.ports {
+            None => core.packet(self.now_ns, &mut frame, &mut out),
+            Some(ports) => core.piece_of_unit(self.now_ns, &mut frame, ports, &mut out),
+        }
+        assert!(out.handed.is_empty(), "units of these tests have one core");
+        if let Outcome::Forward(Egress::Unit(unit)) = frame.outcome {
+            out.units.push(ToUnit::of(unit, &frame));
+        } else if matches!(
+            frame.outcome,
+            Outcome::Forward(_) | Outcome::DeviceIngress(_) | Outcome::Resolve(..)
+        ) {
+            out.left.push(Left { outcome: frame.outcome, packet: frame.bytes[ETHERNET_BYTES..].to_vec() });
+        }
+        (out.left, out.units)
     }
 
     /// As the only core reads it from a device with offloads: what leaves, with its own offload header.
