@@ -104,6 +104,7 @@ impl Control {
             policy: Arc::clone(&self.policy),
             ownership: self.ownership.load_full(),
             neighbors: Arc::clone(&self.neighbors),
+            cluster: None,
             serving: self.serving,
         }
     }

@@ -92,6 +92,7 @@ fn no_host() -> HostFacts {
         tun_index: None,
         ephemeral_ports: EPHEMERAL,
         held_ports: BTreeSet::new(),
+        port_blocks: None,
         lingering: BTreeSet::new(),
     }
 }
@@ -215,6 +216,7 @@ fn cores(count: u8, spec: GatewaySpec) -> anyhow::Result<Cores> {
         policy: Arc::clone(&policy),
         ownership: Arc::clone(&ownership),
         neighbors,
+        cluster: None,
         serving: true,
     };
     let worker = |id: u8| {

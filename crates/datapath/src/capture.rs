@@ -96,8 +96,8 @@ fn note(sent: Sent, at_ns: u64, replayed: &mut Replayed) {
         Sent::Interface(id, _, bytes) => (Ingress::Interface(id), bytes),
         Sent::Resolve(id, _, _, packet) => (Ingress::Interface(id), headerless(packet)),
         Sent::Host(_, packet) => (Ingress::Host, headerless(packet)),
-        // No peer answers in a capture, so there is no session to send by.
-        Sent::Datagrams(..) => return,
+        // No peer answers in a capture, so there is no session to send by, and no other unit.
+        Sent::Datagrams(..) | Sent::SharedDevice(..) => return,
     };
     match attachment {
         Ingress::Host => replayed.to_host += 1,

@@ -6,7 +6,8 @@
 
 use std::sync::Arc;
 
-use packet::attachment::{Egress, Ingress};
+use cluster::snapshot::Snapshot;
+use packet::attachment::{Egress, Ingress, InterfaceId};
 use packet::{Coalescer, DropCounters, DropReason, FlowKey, PacketBuf, PacketPool};
 use services::Services;
 use services::fragment::{FragmentLimits, Released, Rendezvous};
@@ -23,7 +24,8 @@ use tunnel::time::Time;
 use crate::delivery::{Decision, Delivery, ToBonds};
 use crate::handed::Handed;
 use crate::ports::{Output, leave};
-use crate::to_bond::{self, BondIds, Emit, Transmit};
+use crate::to_bond::{self, BondIds, Emit, Transmit, send_to};
+use crate::units::Cluster;
 
 /// A packet that another core gets is copied to a buffer of its size up to here; a longer one goes in the buffer that it
 /// was read into.
@@ -38,6 +40,8 @@ pub struct Snapshots {
     pub ownership: Arc<Ownership>,
     /// Hardware addresses of neighbors.
     pub neighbors: Arc<Neighbors>,
+    /// Other machines that share the work.
+    pub cluster: Option<Arc<Snapshot>>,
     /// Whether services decide about packets at all; they do from the first configuration of an interface on.
     pub serving: bool,
 }
@@ -55,6 +59,7 @@ pub struct Datapath {
     pool: PacketPool,
     to_bonds: ToBonds,
     bonds: BondIds,
+    cluster: Cluster,
     /// Fragments of the host, where no services are in force.
     rendezvous: Rendezvous,
     drops: DropCounters,
@@ -64,9 +69,9 @@ impl Datapath {
     /// Core `id` of `node`. `random`: a generator of this core's own.
     #[must_use]
     pub fn new(id: u8, node: Arc<Node>, mut random: Random, snapshots: Snapshots) -> Self {
-        let Snapshots { policy, ownership, neighbors, serving } = snapshots;
+        let Snapshots { policy, ownership, neighbors, cluster, serving } = snapshots;
         let limits = FragmentLimits::of(policy.limits(), policy.timeouts());
-        Self {
+        let mut datapath = Self {
             id,
             tunnel: Tunnel::new(id, node),
             rendezvous: Rendezvous::new(limits, random.word()),
@@ -77,8 +82,11 @@ impl Datapath {
             pool: PacketPool::new(),
             to_bonds: ToBonds::default(),
             bonds: BondIds::default(),
+            cluster: Cluster::default(),
             drops: DropCounters::default(),
-        }
+        };
+        datapath.follow_cluster(cluster.as_ref(), &policy);
+        datapath
     }
 
     /// Whether UDP datagrams that a bond delivered are merged; off where the host's device cannot take them.
@@ -120,6 +128,12 @@ impl Datapath {
         self.services.follow(&snapshots.policy, &snapshots.ownership, &snapshots.neighbors);
         self.ownership = Arc::clone(&snapshots.ownership);
         self.serving = snapshots.serving;
+        self.follow_cluster(snapshots.cluster.as_ref(), &snapshots.policy);
+    }
+
+    fn follow_cluster(&mut self, snapshot: Option<&Arc<Snapshot>>, policy: &Policy) {
+        self.services.follow_units(snapshot.map(|snapshot| &snapshot.units));
+        self.cluster.follow(snapshot, policy);
     }
 
     /// Starts a round.
@@ -210,8 +224,17 @@ impl Datapath {
 
     /// A batch of frames of one interface; their bytes are changed in place.
     pub fn interface(&mut self, now: Time, frames: &mut [Frame<'_>], out: &mut impl Output) {
-        let Self { tunnel, services, drops, pool, .. } = self;
-        services.batch(now.ns(), frames, &mut Emit { now, tunnel, drops, pool, out });
+        let ingress = frames.first().and_then(|frame| frame.ingress.interface());
+        if ingress.is_some_and(|interface| self.cluster.dispatches(interface)) {
+            frames.iter_mut().for_each(|frame| self.dispatch(now, frame, out));
+            return;
+        }
+        let Self { tunnel, services, drops, pool, cluster, .. } = self;
+        services.batch(now.ns(), frames, &mut Emit { now, tunnel, drops, pool, cluster, out });
+        if cluster.is_member() {
+            frames.iter_mut().for_each(|frame| self.leave(now, frame, out));
+            return;
+        }
         out.interfaces(frames);
         for frame in frames {
             match frame.outcome {
@@ -221,20 +244,60 @@ impl Datapath {
         }
     }
 
+    /// A frame of a shared interface at a dispatcher: to a data plane, or to this host.
+    fn dispatch(&mut self, now: Time, frame: &mut Frame<'_>, out: &mut impl Output) {
+        let Self { tunnel, services, drops, pool, cluster, .. } = self;
+        let policy = services.policy();
+        let result = cluster.dispatch(policy, frame, pool, &mut send_to(tunnel, now, out));
+        match result {
+            Ok(true) => frame.outcome = Outcome::Consumed,
+            Ok(false) => {
+                if let Some(interface) = frame.ingress.interface() {
+                    out.device_ingress(interface, &frame.offload, frame.bytes);
+                }
+            }
+            Err(reason) => drops.add(reason),
+        }
+    }
+
+    /// Frame of neighbors at a shared interface: from a dispatcher to every data plane in turn (row D8); or a
+    /// frame that the host sends by one that other machines have.
+    pub fn shared_device(&mut self, now: Time, interface: InterfaceId, frame: &[u8], out: &mut impl Output) {
+        let Self { tunnel, drops, pool, cluster, .. } = self;
+        let mut send = send_to(tunnel, now, out);
+        let result = if cluster.dispatches(interface) {
+            cluster.broadcast(interface, (frame, None), pool, &mut send)
+        } else {
+            cluster.of_host(interface, frame, pool, &mut send)
+        };
+        if let Err(reason) = result {
+            drops.add(reason);
+        }
+    }
+
     /// One packet through the services, and on.
     fn serve(&mut self, now: Time, frame: &mut Frame<'_>, out: &mut impl Output) {
-        let Self { tunnel, services, drops, pool, .. } = self;
-        services.packet(now.ns(), frame, &mut Emit { now, tunnel, drops, pool, out });
+        let Self { tunnel, services, drops, pool, cluster, .. } = self;
+        services.packet(now.ns(), frame, &mut Emit { now, tunnel, drops, pool, cluster, out });
         self.leave(now, frame, out);
     }
 
     /// A frame that services have decided goes where they say.
     fn leave(&mut self, now: Time, frame: &mut Frame<'_>, out: &mut impl Output) {
+        let key = frame.flow.map(|(id, direction)| self.services.flows().leaves_as(id, direction));
+        if self.cluster.is_member() {
+            let Self { tunnel, drops, pool, cluster, .. } = self;
+            let result = cluster.leave(frame, key.as_ref(), pool, &mut send_to(tunnel, now, out));
+            match result {
+                Some(Ok(())) => return,
+                Some(Err(reason)) => return drops.add(reason),
+                None => {}
+            }
+        }
         let Outcome::Forward(Egress::Bond(bond)) = frame.outcome else {
             leave(out, frame.outcome, &frame.offload, frame.bytes);
             return;
         };
-        let key = frame.flow.map(|(id, direction)| self.services.flows().leaves_as(id, direction));
         let packet = frame.bytes.get_mut(ETHERNET_BYTES..).unwrap_or_default();
         let (tunnel, drops) = (&mut self.tunnel, &mut self.drops);
         to_bond::send(tunnel, now, (bond, key.as_ref()), (&frame.offload, packet), drops, out);
@@ -297,6 +360,7 @@ impl Datapath {
             services: self.serving.then_some(&mut self.services),
             hasher: &self.ownership.hasher,
             bonds: &self.bonds,
+            cluster: &self.cluster,
             to_bonds: &mut self.to_bonds,
             pool: &mut self.pool,
         };
@@ -323,8 +387,9 @@ impl Datapath {
                 packet
             }
             Handed::Service(mut handed) => {
-                let Self { tunnel, services, drops, pool, .. } = self;
-                services.handed(now.ns(), &mut handed, &mut Emit { now, tunnel, drops, pool, out });
+                let Self { tunnel, services, drops, pool, cluster, .. } = self;
+                let mut emit = Emit { now, tunnel, drops, pool, cluster, out };
+                services.handed(now.ns(), &mut handed, &mut emit);
                 handed.packet
             }
         };
@@ -346,8 +411,9 @@ impl Datapath {
     /// Ends a round: timers, departures, reports. Returns when the next round is due at the latest.
     pub fn finish(&mut self, now: Time, out: &mut impl Output) -> Time {
         let services_due = Time::from_ns(self.services.tick(now.ns()));
-        let Self { tunnel, services, drops, pool, .. } = self;
-        let unfinished = services.end_dead(now.ns(), &mut Emit { now, tunnel, drops, pool, out });
+        let Self { tunnel, services, drops, pool, cluster, .. } = self;
+        let mut emit = Emit { now, tunnel, drops, pool, cluster, out };
+        let unfinished = services.end_dead(now.ns(), &mut emit);
         let services_due = if unfinished { now } else { services_due };
         self.rendezvous.tick(now.ns());
         self.flush(now, out);

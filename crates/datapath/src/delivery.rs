@@ -3,6 +3,7 @@
 //! The tunnel delivers while it works on a datagram, so that it cannot take anything for another bond in that moment:
 //! such packets wait in [`ToBonds`] until it is done.
 
+use cluster::encapsulation::{Handoff, Hook};
 use packet::attachment::{BondId, Egress, Ingress};
 use packet::buffer::PACKET_BYTES_MAX;
 use packet::vnet::VirtioNetHeader;
@@ -15,6 +16,7 @@ use tunnel::forwarder::{Output as TunnelOutput, Target};
 use crate::handed::Handed;
 use crate::ports::{Output, leave};
 use crate::to_bond::BondIds;
+use crate::units::{Arrived, Cluster};
 
 /// Packets for bonds that wait until the tunnel is done with what it received; at most [`ToBonds::WAITING_MAX`].
 #[derive(Debug, Default)]
@@ -49,6 +51,7 @@ pub(crate) struct Decision<'a, O: Output> {
     pub services: Option<&'a mut Services>,
     pub hasher: &'a FlowHasher,
     pub bonds: &'a BondIds,
+    pub cluster: &'a Cluster,
     pub to_bonds: &'a mut ToBonds,
     pub pool: &'a mut PacketPool,
 }
@@ -61,6 +64,8 @@ impl<O: Output> TunnelOutput for Delivery<'_, O> {
     fn deliver(&mut self, bond: usize, packet: &[u8], partial: bool, may_merge: bool) {
         let Self { now_ns, merge, inner } = self;
         let ingress = inner.bonds.ingress(bond);
+        // Datagrams between units are taken apart one by one.
+        let may_merge = may_merge && !inner.cluster.is_member();
         // Partial checksums were vouched for by the peer's kernel and the AEAD: merging hides nothing.
         let fits = merge.push(ingress, packet, partial, may_merge || partial, &mut |packet| {
             inner.decide(*now_ns, packet);
@@ -82,6 +87,13 @@ impl<O: Output> Delivery<'_, O> {
 impl<O: Output> Decision<'_, O> {
     /// One packet or super-packet from a bond.
     fn decide(&mut self, now_ns: u64, packet: &mut PacketBuf) {
+        if self.cluster.is_member() {
+            match self.cluster.arrived(packet.ingress, packet.packet()) {
+                Some(Ok(arrived)) => return self.of_unit(now_ns, packet, &arrived),
+                Some(Err(reason)) => return self.out.dropped(reason),
+                None => {}
+            }
+        }
         note_flows(self.hasher, packet.packet(), |flow| self.out.processed(flow));
         let (offload, ingress) = (packet.offload, packet.ingress);
         let Some(services) = self.services.as_deref_mut() else {
@@ -89,8 +101,16 @@ impl<O: Output> Decision<'_, O> {
             return;
         };
         let mut frame = Frame::new(ingress, offload, packet.with_room(ETHERNET_BYTES));
-        let mut emit = Emit { out: &mut *self.out, to_bonds: &mut *self.to_bonds, pool: &mut *self.pool };
+        let mut emit = Emit {
+            out: &mut *self.out,
+            to_bonds: &mut *self.to_bonds,
+            pool: &mut *self.pool,
+            cluster: self.cluster,
+        };
         services.packet(now_ns, &mut frame, &mut emit);
+        if matches!(frame.outcome, Outcome::Forward(Egress::Interface(_))) && emit.for_cluster(&frame, None) {
+            return;
+        }
         let (outcome, offload, flow) = (frame.outcome, frame.offload, frame.flow);
         if let Outcome::Forward(Egress::Bond(bond)) = outcome {
             // The buffer itself goes there: nothing is copied.
@@ -106,23 +126,128 @@ impl<O: Output> Decision<'_, O> {
     }
 }
 
+impl<O: Output> Decision<'_, O> {
+    /// A frame that another unit sent here.
+    fn of_unit(&mut self, now_ns: u64, packet: &mut PacketBuf, arrived: &Arrived) {
+        let Some(frame) = packet.packet_mut().get_mut(arrived.frame.clone()) else { return };
+        match arrived.handoff {
+            Handoff::Reply if self.cluster.dispatches(arrived.interface) => {
+                self.out.interface(arrived.interface, &VirtioNetHeader::default(), frame);
+            }
+            Handoff::Broadcast if self.cluster.owns_flows() => {
+                self.out.shared_device(arrived.interface, frame);
+                let came = (&*frame, Some(arrived.visit));
+                let (interface, pool) = (arrived.interface, &mut *self.pool);
+                let passed =
+                    self.cluster.broadcast(interface, came, pool, &mut wait(self.to_bonds, self.out));
+                if let Err(reason) = passed {
+                    self.out.dropped(reason);
+                }
+            }
+            Handoff::Dispatch | Handoff::Punt | Handoff::Unclaimed if self.cluster.owns_flows() => {
+                self.serve(now_ns, frame, arrived);
+            }
+            _ => self.out.dropped(DropReason::BusUnknownHandoff),
+        }
+    }
+
+    /// A frame that a dispatcher or another data plane gave this one: as if it had come in by the shared interface.
+    fn serve(&mut self, now_ns: u64, bytes: &mut [u8], arrived: &Arrived) {
+        let Some(services) = self.services.as_deref_mut() else {
+            return self.out.dropped(DropReason::NoRoute);
+        };
+        let ingress = Ingress::Interface(arrived.interface);
+        let mut frame = Frame::new(ingress, VirtioNetHeader::default(), bytes);
+        frame.visit = Some(arrived.visit);
+        let mut emit = Emit {
+            out: &mut *self.out,
+            to_bonds: &mut *self.to_bonds,
+            pool: &mut *self.pool,
+            cluster: self.cluster,
+        };
+        match arrived.hook {
+            Hook::BeforeServices => services.packet(now_ns, &mut frame, &mut emit),
+            Hook::AfterRendezvous { src_port, dst_port } => {
+                services.piece_of_unit(now_ns, &mut frame, (src_port, dst_port), &mut emit);
+            }
+        }
+        let key = frame.flow.map(|(id, direction)| services.flows().leaves_as(id, direction));
+        let (key_of, pool) = (key.as_ref(), &mut *self.pool);
+        let result = self.cluster.leave(&frame, key_of, pool, &mut wait(self.to_bonds, self.out));
+        match result {
+            Some(Ok(())) => return,
+            Some(Err(reason)) => return self.out.dropped(reason),
+            None => {}
+        }
+        let (outcome, offload) = (frame.outcome, frame.offload);
+        if let Outcome::Forward(Egress::Bond(bond)) = outcome {
+            let packet = frame.bytes.get(ETHERNET_BYTES..).unwrap_or_default();
+            let copy = self.pool.copy(packet, &offload, Ingress::Host);
+            if !copy.is_some_and(|copy| self.to_bonds.push(bond, key, copy)) {
+                self.out.dropped(DropReason::QueueFull);
+            }
+        } else {
+            leave(self.out, outcome, &offload, frame.bytes);
+        }
+    }
+}
+
+/// A way to send encapsulated packets while the tunnel is at work: they wait until it is done.
+fn wait<'a, O: Output>(
+    to_bonds: &'a mut ToBonds,
+    out: &'a mut O,
+) -> impl FnMut(BondId, Option<&FlowKey>, PacketBuf) -> Option<PacketBuf> + 'a {
+    |bond, key, packet| {
+        if !to_bonds.push(bond, key.copied(), packet) {
+            out.dropped(DropReason::QueueFull);
+        }
+        None
+    }
+}
+
 /// The services' output while the tunnel is at work.
 struct Emit<'a, O: Output> {
     out: &'a mut O,
+    cluster: &'a Cluster,
     to_bonds: &'a mut ToBonds,
     pool: &'a mut PacketPool,
+}
+
+impl<O: Output> Emit<'_, O> {
+    /// Whether the frame was for another unit, or a shared interface of others.
+    fn for_cluster(&mut self, frame: &Frame<'_>, key: Option<&FlowKey>) -> bool {
+        let result = self.cluster.leave(frame, key, self.pool, &mut wait(self.to_bonds, self.out));
+        match result {
+            Some(Ok(())) => true,
+            Some(Err(reason)) => {
+                self.out.dropped(reason);
+                true
+            }
+            None => false,
+        }
+    }
 }
 
 impl<O: Output> services::pipeline::Output for Emit<'_, O> {
     fn emit(&mut self, outcome: Outcome, key: Option<&FlowKey>, offload: &VirtioNetHeader, bytes: &mut [u8]) {
         let Outcome::Forward(Egress::Bond(bond)) = outcome else {
-            leave(self.out, outcome, offload, bytes);
+            let mut frame = Frame::new(Ingress::Host, *offload, bytes);
+            frame.outcome = outcome;
+            if !self.for_cluster(&frame, key) {
+                leave(self.out, outcome, offload, bytes);
+            }
             return;
         };
         let packet = bytes.get(ETHERNET_BYTES..).unwrap_or_default();
         let copy = self.pool.copy(packet, offload, Ingress::Host);
         if !copy.is_some_and(|copy| self.to_bonds.push(bond, key.copied(), copy)) {
             self.out.dropped(DropReason::QueueFull);
+        }
+    }
+
+    fn to_unit(&mut self, _: u16, frame: &Frame<'_>) {
+        if !self.for_cluster(frame, None) {
+            self.out.dropped(DropReason::UnitUnknown);
         }
     }
 

@@ -23,6 +23,8 @@ pub enum Sent {
     Host(VirtioNetHeader, Vec<u8>),
     /// A frame by an interface, Ethernet header first.
     Interface(InterfaceId, VirtioNetHeader, Vec<u8>),
+    /// A frame for the host's stack by a shared interface.
+    SharedDevice(InterfaceId, Vec<u8>),
     /// A packet for a next hop whose hardware address is not known.
     Resolve(InterfaceId, IpAddr, VirtioNetHeader, Vec<u8>),
 }
@@ -52,6 +54,10 @@ impl Output for MemoryOutput {
 
     fn device_ingress(&mut self, _: InterfaceId, offload: &VirtioNetHeader, bytes: &mut [u8]) {
         self.host(offload, bytes);
+    }
+
+    fn shared_device(&mut self, interface: InterfaceId, frame: &[u8]) {
+        self.sent.push(Sent::SharedDevice(interface, frame.to_vec()));
     }
 
     fn interface(&mut self, interface: InterfaceId, offload: &VirtioNetHeader, bytes: &mut [u8]) {
@@ -100,6 +106,7 @@ pub struct MemoryPorts {
     host: VecDeque<PacketBuf>,
     datagrams: VecDeque<(Source, usize, Vec<u8>)>,
     frames: VecDeque<Waiting>,
+    shared: VecDeque<(InterfaceId, Vec<u8>)>,
     handed: VecDeque<Handed>,
     /// Output of the core.
     pub out: MemoryOutput,
@@ -205,6 +212,19 @@ impl Ports for MemoryPorts {
         while let Some((id, ..)) = self.frames.front() {
             let id = *id;
             self.pull_interface(id, act);
+        }
+        Pulled::All
+    }
+
+    fn pull_shared(
+        &mut self,
+        interface: InterfaceId,
+        act: &mut impl FnMut(&[u8], &mut MemoryOutput),
+    ) -> Pulled {
+        while let Some(place) = self.shared.iter().position(|(id, _)| *id == interface) {
+            if let Some((_, frame)) = self.shared.remove(place) {
+                act(&frame, &mut self.out);
+            }
         }
         Pulled::All
     }

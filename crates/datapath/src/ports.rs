@@ -32,6 +32,9 @@ pub trait Output {
     /// [`Output::host`]; its Ethernet header where the frame still has one.
     fn device_ingress(&mut self, interface: InterfaceId, offload: &VirtioNetHeader, bytes: &mut [u8]);
 
+    /// Has the host's stack receive a frame by a shared interface that other machines have.
+    fn shared_device(&mut self, interface: InterfaceId, frame: &[u8]);
+
     /// Sends one frame by an interface. `bytes`: its Ethernet header, then the packet.
     fn interface(&mut self, interface: InterfaceId, offload: &VirtioNetHeader, bytes: &mut [u8]);
 
@@ -87,6 +90,10 @@ pub trait Ports {
 
     /// Frames of all interfaces whose arrival nobody is told of ([`crate::Ready`]).
     fn pull_interfaces(&mut self, act: &mut impl FnMut(&mut [Frame<'_>], &mut Self::Out)) -> Pulled;
+
+    /// Frames of a shared interface besides those that are dispatched: what neighbors say to each other, at a dispatcher;
+    /// what the host sends, at a data plane.
+    fn pull_shared(&mut self, interface: InterfaceId, act: &mut impl FnMut(&[u8], &mut Self::Out)) -> Pulled;
 
     /// The next packet from another core.
     fn pop(&mut self) -> Option<Handed>;

@@ -2,13 +2,14 @@
 
 use packet::attachment::{BondId, Egress, Ingress};
 use packet::vnet::VirtioNetHeader;
-use packet::{DropCounters, FlowKey, PacketPool};
-use services::pipeline::{ETHERNET_BYTES, Outcome};
+use packet::{DropCounters, FlowKey, PacketBuf, PacketPool};
+use services::pipeline::{ETHERNET_BYTES, Frame, Outcome};
 use tunnel::forwarder::{Forwarder as Tunnel, Output as TunnelOutput, Target};
 use tunnel::time::Time;
 
 use crate::handed::Handed;
 use crate::ports::{Output, leave};
+use crate::units::Cluster;
 
 /// Gives a packet to the tunnel of this core. `key`: its flow where the packet itself does not tell, as in a later
 /// fragment.
@@ -25,6 +26,25 @@ pub(crate) fn send(
             tunnel.packet(now, offload, packet, &classified.towards(bond), &mut Transmit(out));
         }
         Err(reason) => drops.add(reason),
+    }
+}
+
+/// A way to send encapsulated packets to the bonds of other units: each goes to the tunnel of this core at once.
+pub(crate) fn send_to<'a>(
+    tunnel: &'a mut Tunnel,
+    now: Time,
+    out: &'a mut impl Output,
+) -> impl FnMut(BondId, Option<&FlowKey>, PacketBuf) -> Option<PacketBuf> + 'a {
+    move |bond, key, mut packet| {
+        let offload = packet.offload;
+        match tunnel.classify(packet.packet(), key) {
+            Ok(classified) => {
+                let classified = classified.towards(bond);
+                tunnel.packet(now, &offload, packet.packet_mut(), &classified, &mut Transmit(out));
+            }
+            Err(reason) => out.dropped(reason),
+        }
+        Some(packet)
     }
 }
 
@@ -47,7 +67,23 @@ pub(crate) struct Emit<'a, O: Output> {
     pub tunnel: &'a mut Tunnel,
     pub drops: &'a mut DropCounters,
     pub pool: &'a mut PacketPool,
+    pub cluster: &'a Cluster,
     pub out: &'a mut O,
+}
+
+impl<O: Output> Emit<'_, O> {
+    /// Whether the frame was for another unit, or a shared interface of others.
+    fn for_cluster(&mut self, frame: &Frame<'_>, key: Option<&FlowKey>) -> bool {
+        let mut send = send_to(self.tunnel, self.now, self.out);
+        match self.cluster.leave(frame, key, self.pool, &mut send) {
+            Some(Ok(())) => true,
+            Some(Err(reason)) => {
+                self.drops.add(reason);
+                true
+            }
+            None => false,
+        }
+    }
 }
 
 impl<O: Output> services::pipeline::Output for Emit<'_, O> {
@@ -57,7 +93,20 @@ impl<O: Output> services::pipeline::Output for Emit<'_, O> {
                 let packet = bytes.get_mut(ETHERNET_BYTES..).unwrap_or_default();
                 send(self.tunnel, self.now, (bond, key), (offload, packet), self.drops, self.out);
             }
+            Outcome::Forward(Egress::Interface(_)) if self.cluster.is_member() => {
+                let mut frame = Frame::new(Ingress::Host, *offload, bytes);
+                frame.outcome = outcome;
+                if !self.for_cluster(&frame, key) {
+                    leave(self.out, outcome, offload, bytes);
+                }
+            }
             outcome => leave(self.out, outcome, offload, bytes),
+        }
+    }
+
+    fn to_unit(&mut self, _: u16, frame: &Frame<'_>) {
+        if !self.for_cluster(frame, None) {
+            self.drops.add(packet::DropReason::UnitUnknown);
         }
     }
 

@@ -19,6 +19,8 @@ pub enum Ready {
     Socket(u64),
     /// An interface.
     Interface(InterfaceId),
+    /// Neighbors or the host at a shared interface.
+    Shared(InterfaceId),
 }
 
 /// Result of a round.
@@ -53,6 +55,9 @@ impl<P: Ports> Worker<P> {
                 }),
                 Ready::Interface(id) => {
                     ports.pull_interface(id, &mut |frames, out| datapath.interface(now, frames, out))
+                }
+                Ready::Shared(id) => {
+                    ports.pull_shared(id, &mut |frame, out| datapath.shared_device(now, id, frame, out))
                 }
             };
             more |= pulled == Pulled::Budget;

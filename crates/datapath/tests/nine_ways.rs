@@ -106,6 +106,8 @@ impl Output for Out {
         self.host(offload, bytes);
     }
 
+    fn shared_device(&mut self, _: InterfaceId, _: &[u8]) {}
+
     fn interface(&mut self, interface: InterfaceId, _: &VirtioNetHeader, bytes: &mut [u8]) {
         self.interfaces.push((interface, bytes.as_ptr() as usize + ETHERNET_BYTES));
     }
@@ -166,8 +168,13 @@ impl Site {
         neighbors.known.insert((LAN, "10.0.0.5".parse().unwrap()), [2, 0, 0, 0, 1, 5]);
         neighbors.known.insert((WAN, "203.0.113.254".parse().unwrap()), [2, 0, 0, 0, 2, 254]);
         let (policy, _) = Policy::compile(spec.unwrap_or_default(), None, 0).unwrap();
-        let snapshots =
-            Snapshots { policy: Arc::new(policy), ownership, neighbors: Arc::new(neighbors), serving };
+        let snapshots = Snapshots {
+            policy: Arc::new(policy),
+            ownership,
+            neighbors: Arc::new(neighbors),
+            cluster: None,
+            serving,
+        };
         Self {
             datapath: Datapath::new(0, node, Random::of_number(u64::from(number)), snapshots),
             out: Out::new(),

@@ -7,7 +7,7 @@ use datapath::{Handed, Output};
 use linux::event::Epoll;
 use linux::packet_sender::{PacketSender, SendFrame};
 use linux::raw_ip::RawIpSender;
-use linux::tun::TunQueue;
+use linux::tun::{Tap, TunQueue};
 use packet::attachment::{Egress, InterfaceId};
 use packet::segment::{Segmenter, complete_checksum};
 use packet::vnet::{GSO_NONE, VNET_HEADER_BYTES, VirtioNetHeader};
@@ -54,7 +54,21 @@ pub(crate) struct InterfaceOutput {
     pub sender: PacketSender,
     pub raw: RawIpSender,
     pub back: Option<DeviceIngress>,
+    /// The device that stands for an interface of other machines.
+    pub tap: Option<Arc<Tap>>,
     pub counters: InterfaceCounters,
+}
+
+impl InterfaceOutput {
+    /// One that has sent nothing yet.
+    pub fn new(
+        sender: PacketSender,
+        raw: RawIpSender,
+        back: Option<DeviceIngress>,
+        tap: Option<Arc<Tap>>,
+    ) -> Self {
+        Self { sender, raw, back, tap, counters: InterfaceCounters::default() }
+    }
 }
 
 /// Everything a core sends by.
@@ -91,6 +105,14 @@ impl Output for LinuxOutput {
     fn device_ingress(&mut self, interface: InterfaceId, offload: &VirtioNetHeader, bytes: &mut [u8]) {
         if !self.interfaces.device_ingress(interface, offload, bytes) {
             self.host(offload, bytes);
+        }
+    }
+
+    fn shared_device(&mut self, interface: InterfaceId, frame: &[u8]) {
+        let output = self.interfaces.list.get(interface.index()).and_then(Option::as_ref);
+        let tap = output.and_then(|output| output.tap.as_ref());
+        if tap.is_none_or(|tap| tap.write(frame).is_err()) {
+            self.drops.add(DropReason::TunWrite);
         }
     }
 
@@ -140,19 +162,13 @@ pub(crate) struct InterfaceOutputs {
 
 impl InterfaceOutputs {
     /// Opens an interface, or gives it new sockets; its counters go on.
-    pub fn open(
-        &mut self,
-        id: InterfaceId,
-        sender: PacketSender,
-        raw: RawIpSender,
-        back: Option<DeviceIngress>,
-    ) {
+    pub fn open(&mut self, id: InterfaceId, mut output: InterfaceOutput) {
         if self.list.len() <= id.index() {
             self.list.resize_with(id.index() + 1, || None);
         }
         if let Some(place) = self.list.get_mut(id.index()) {
-            let counters = place.as_ref().map(|output| output.counters).unwrap_or_default();
-            *place = Some(InterfaceOutput { sender, raw, back, counters });
+            output.counters = place.as_ref().map(|output| output.counters).unwrap_or_default();
+            *place = Some(output);
         }
     }
 

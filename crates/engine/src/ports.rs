@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, IoSliceMut};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use datapath::{Handed, Ports, Pulled};
 use linux::event::{Epoll, Interest};
@@ -14,11 +15,14 @@ use packet::{DropReason, PacketBuf};
 use services::pipeline::{BATCH_MAX, ETHERNET_BYTES, Frame};
 use tunnel::node::Source;
 
+use crate::gateway::shared::SharedSource;
 use crate::output::LinuxOutput;
 use crate::rings::RingReceivers;
 
 /// Epoll tokens from here on are interfaces.
 pub(crate) const INTERFACE_TOKENS: u64 = 1 << 32;
+/// Epoll tokens from here on are what neighbors or the host say at shared interfaces.
+pub(crate) const SHARED_TOKENS: u64 = 1 << 33;
 /// A round pulls at most so many packets from TUN …
 const TUN_READS: usize = 64;
 /// … or so many bytes, so that what is pulled is still in the cache when it leaves.
@@ -27,6 +31,8 @@ const TUN_BYTES: usize = 192 << 10;
 const UDP_CALLS: usize = 4;
 /// Buffers of one receive call.
 const UDP_BUFFERS: usize = 8;
+/// Frames pulled from the side of one shared interface in a round.
+const SHARED_READS: usize = 64;
 /// Batches pulled from one interface in a round.
 const BATCHES: usize = 8;
 
@@ -35,6 +41,8 @@ pub(crate) struct LinuxPorts {
     out: LinuxOutput,
     rings: RingReceivers,
     pub interfaces: InterfaceInputs,
+    /// Sources of frames of neighbors or the host at shared interfaces of a cluster.
+    pub shared: Vec<(InterfaceId, Arc<SharedSource>)>,
     host: PacketBuf,
     receive: Vec<Box<[u8]>>,
 }
@@ -45,6 +53,7 @@ impl LinuxPorts {
             out,
             rings,
             interfaces: InterfaceInputs::default(),
+            shared: Vec::new(),
             host: PacketBuf::with_capacity(PACKET_BYTES_MAX),
             receive: (0..UDP_BUFFERS).map(|_| vec![0; 65_536].into_boxed_slice()).collect(),
         }
@@ -176,6 +185,28 @@ impl Ports for LinuxPorts {
             }
         }
         pulled
+    }
+
+    fn pull_shared(
+        &mut self,
+        interface: InterfaceId,
+        act: &mut impl FnMut(&[u8], &mut LinuxOutput),
+    ) -> Pulled {
+        let source =
+            self.shared.iter().find(|(id, _)| *id == interface).map(|(_, source)| Arc::clone(source));
+        let Some(source) = source else { return Pulled::All };
+        for _ in 0..SHARED_READS {
+            let space = self.host.space();
+            match source.read(space) {
+                Ok(bytes) => act(space.get(..bytes).unwrap_or_default(), &mut self.out),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Pulled::All,
+                Err(error) => {
+                    tracing::debug!(interface = interface.0, %error, "shared interface");
+                    return Pulled::All;
+                }
+            }
+        }
+        Pulled::Budget
     }
 
     fn pop(&mut self) -> Option<Handed> {

@@ -14,8 +14,8 @@ use tunnel::time::Time;
 
 use crate::Shared;
 use crate::gateway::{Command, CoreReport, FlowEntry, FlowQuery, Interface, InterfaceCounters, lock};
-use crate::output::{InterfaceOutputs, LinuxOutput};
-use crate::ports::{INTERFACE_TOKENS, InterfaceInput, LinuxPorts};
+use crate::output::{InterfaceOutput, InterfaceOutputs, LinuxOutput};
+use crate::ports::{INTERFACE_TOKENS, InterfaceInput, LinuxPorts, SHARED_TOKENS};
 use crate::rings::Rings;
 use crate::scheduling::Placement;
 use crate::sockets::{Sockets, WanDevices};
@@ -149,6 +149,9 @@ impl Worker {
             match event.token {
                 TUN_TOKEN => self.ready.push(Ready::Host),
                 BELL_TOKEN => self.answer_bell(now),
+                token if token >= SHARED_TOKENS => {
+                    self.ready.push(Ready::Shared(InterfaceId((token - SHARED_TOKENS) as u16)));
+                }
                 token => match token.checked_sub(INTERFACE_TOKENS) {
                     Some(id) => self.ready.push(Ready::Interface(InterfaceId(id as u16))),
                     None => self.ready.push(Ready::Socket(token)),
@@ -178,6 +181,10 @@ impl Worker {
             let snapshots = self.shared.gateway.snapshots();
             let (began_ns, cpu_ns) = (linux::clock::monotonic_ns(), linux::clock::thread_cpu_ns());
             self.round.datapath.follow(&snapshots);
+            let number = snapshots.cluster.as_ref().map_or(0, |cluster| cluster.number);
+            if let Some(taken) = self.shared.gateway.cluster.taken.get(usize::from(self.id)) {
+                taken.store(number, Relaxed);
+            }
             if self.policy_era != snapshots.policy.era {
                 self.policy_era = snapshots.policy.era;
                 let took_ns = linux::clock::monotonic_ns().saturating_sub(began_ns);
@@ -213,6 +220,7 @@ impl Worker {
                 Command::Open(interface) => self.open(*interface),
                 Command::Close(id) => self.close(id),
                 Command::Flows(query) => self.answer(now.ns(), &query),
+                Command::ForgetFlows => self.round.datapath.services.forget_flows(now.ns()),
             }
         }
         // Whoever comes first sends what a new configuration asks for, so that no core that hangs holds it up.
@@ -223,13 +231,19 @@ impl Worker {
     }
 
     fn open(&mut self, interface: Interface) {
-        let Interface { id, ring, sender, raw, back } = interface;
+        let Interface { id, ring, sender, raw, back, shared, tap } = interface;
         // New sockets for an interface that stays count on from the old ones.
         let inputs = &mut self.round.ports.interfaces;
         let read = inputs.list.iter().find(|input| input.id == id).map(|input| (input.packets, input.bytes));
         let (packets, bytes) = read.unwrap_or_default();
         self.stop_reading(id);
-        self.round.ports.out().interfaces.open(id, sender, raw, back);
+        self.round.ports.out().interfaces.open(id, InterfaceOutput::new(sender, raw, back, tap));
+        if let Some(source) = shared {
+            match self.epoll.add(&source, SHARED_TOKENS + u64::from(id.0), Interest::Read) {
+                Ok(()) => self.round.ports.shared.push((id, Arc::new(source))),
+                Err(error) => tracing::error!(interface = id.0, %error, "cannot wait for a shared interface"),
+            }
+        }
         let Some(ring) = ring else { return };
         match self.epoll.add(&ring, INTERFACE_TOKENS + u64::from(id.0), Interest::Read) {
             Ok(()) => {
@@ -249,6 +263,12 @@ impl Worker {
     }
 
     fn stop_reading(&mut self, id: InterfaceId) {
+        self.round.ports.shared.retain(|(shared, source)| {
+            if *shared == id {
+                let _ = self.epoll.remove(source);
+            }
+            *shared != id
+        });
         let inputs = &mut self.round.ports.interfaces;
         inputs.watch(&self.epoll, true);
         inputs.list.retain(|input| {
@@ -311,6 +331,7 @@ impl Worker {
             table_era: services.table_era(),
             ports_held: services.ports_held(),
             lost_nat_events: services.nat().events_lost(),
+            live_by_unit_bucket: services.live_by_unit_bucket().to_vec(),
             interfaces,
         };
         if let Some(shared) = self.shared.gateway.reports.get(usize::from(self.id)) {

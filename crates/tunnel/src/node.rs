@@ -184,6 +184,12 @@ impl Node {
         }
     }
 
+    /// How busy each core was told to be ([`Node::set_load`]).
+    #[must_use]
+    pub fn loads(&self) -> Vec<u8> {
+        self.load.iter().map(|load| load.load(Relaxed)).collect()
+    }
+
     /// Takes over a configuration: adds, changes and removes bonds and paths; nothing that stays is disturbed.
     pub fn apply(&self, now: Time, snapshot: &Snapshot, actions: &mut Vec<Action>) {
         // Lock order everywhere: a bond's lifecycle first, then `control`.

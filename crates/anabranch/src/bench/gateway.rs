@@ -286,6 +286,8 @@ struct Nowhere {
 impl Output for Nowhere {
     fn emit(&mut self, _: Outcome, _: Option<&FlowKey>, _: &VirtioNetHeader, _: &mut [u8]) {}
 
+    fn to_unit(&mut self, _: u16, _: &Frame<'_>) {}
+
     fn hand_over(&mut self, _: u8, _: Handed) -> bool {
         self.handed += 1;
         true

@@ -7,6 +7,7 @@
 //! ```
 //!
 //! * `gso_batch`: datagrams of one flow leave as one super-packet.
+//! * `shared`: interfaces that several machines share.
 //! * `open`: interfaces come and go; their sockets are opened for all cores at once.
 
 use std::collections::BTreeMap;
@@ -37,6 +38,9 @@ use crate::doorbell::Version;
 
 pub(crate) mod gso_batch;
 pub(crate) mod open;
+pub(crate) mod shared;
+
+pub use shared::{ClusterHandle, SharedDevice};
 
 pub use steering::cores::CoreState;
 
@@ -103,6 +107,8 @@ pub struct CoreReport {
     pub ports_held: u64,
     /// NAT events that this core could not keep until they were taken.
     pub lost_nat_events: u64,
+    /// Live flows by bucket of the cluster's table; empty without a cluster.
+    pub live_by_unit_bucket: Vec<u32>,
     /// By interface: packets and bytes read, packets and bytes sent, packets lost in the kernel's ring.
     pub interfaces: Vec<InterfaceCounters>,
 }
@@ -162,6 +168,10 @@ pub(crate) struct Interface {
     pub raw: RawIpSender,
     /// The way back into the device.
     pub back: Option<DeviceIngress>,
+    /// At the first core, what else passes at an interface that other machines share.
+    pub shared: Option<shared::SharedSource>,
+    /// The device of ours that stands for it.
+    pub tap: Option<Arc<linux::tun::Tap>>,
 }
 
 /// An order in a worker's mailbox.
@@ -172,6 +182,8 @@ pub(crate) enum Command {
     Close(InterfaceId),
     /// Somebody wants to see flows.
     Flows(FlowQuery),
+    /// All flows are other machines' by now.
+    ForgetFlows,
 }
 
 impl Command {
@@ -180,7 +192,7 @@ impl Command {
         match self {
             Command::Open(interface) => Some(interface.id),
             Command::Close(id) => Some(*id),
-            Command::Flows(_) => None,
+            Command::Flows(_) | Command::ForgetFlows => None,
         }
     }
 }
@@ -192,7 +204,9 @@ pub(crate) struct Shared {
     pub policy: ArcSwap<Policy>,
     pub ownership: Arc<ArcSwap<Ownership>>,
     pub neighbors: ArcSwap<Neighbors>,
-    /// Raised by each change of the three above, so that workers need only look at one number.
+    /// Other machines that share the work.
+    pub cluster: shared::ClusterShared,
+    /// Raised by each change of the four above, so that workers need only look at one number.
     pub version: Version,
     /// Whether there is anything to do: at least one interface was configured once.
     pub active: AtomicBool,
@@ -226,6 +240,7 @@ impl Shared {
             ownership,
             tun_program: Mutex::default(),
             neighbors: ArcSwap::from_pointee(Neighbors::default()),
+            cluster: shared::ClusterShared::new(cores),
             version: Version::default(),
             active: AtomicBool::new(false),
             reports: (0..cores).map(|_| Mutex::default()).collect(),
@@ -246,6 +261,7 @@ impl Shared {
             policy: self.policy.load_full(),
             ownership: self.ownership.load_full(),
             neighbors: self.neighbors.load_full(),
+            cluster: self.cluster.snapshot.load_full(),
             serving: self.active.load(Relaxed),
         }
     }
@@ -374,6 +390,17 @@ impl crate::Engine {
     pub fn open_interfaces(&self, settings: &GatewaySettings) {
         open::follow(&self.shared.gateway, settings, self.settings.listen_port);
         self.shared.wake_all();
+    }
+
+    /// Says which devices are shared with other machines. Before the first [`Self::apply_gateway`].
+    pub fn share_devices(&self, devices: BTreeMap<String, SharedDevice>) {
+        *lock(&self.shared.gateway.cluster.devices) = devices;
+    }
+
+    /// The cluster's side of the engine, for a thread of its own.
+    #[must_use]
+    pub fn cluster_handle(&self) -> ClusterHandle {
+        ClusterHandle::new(Arc::clone(&self.shared))
     }
 
     /// Interfaces that could not be opened, and why.

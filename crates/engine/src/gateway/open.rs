@@ -1,11 +1,13 @@
 //! Interfaces come and go: sockets for all cores, the guard that keeps the kernel's stack out, the steering program.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use linux::bpf::{KernelShare, SteeringProgram};
 use linux::ingress_guard::{GuardKind, IngressGuard};
 use linux::packet_ring::{Fanout, PacketRing, PacketRingOptions};
 use linux::packet_sender::PacketSender;
+use linux::packet_socket::PacketSocket;
 use linux::raw_ip::RawIpSender;
 use packet::attachment::InterfaceId;
 use services::spec::{GatewaySpec, InterfaceSpec};
@@ -13,6 +15,7 @@ use steering::ownership::Ownership;
 
 use crate::output::DeviceIngress;
 
+use super::shared::{SharedDevice, SharedSource};
 use super::{Command, GatewaySettings, Interface, Readers, Shared, lock};
 
 /// Memory of one core's ring of one interface.
@@ -41,6 +44,8 @@ struct OpenPort {
     guard: IngressGuard,
     /// Tells the kernel which core owns a packet; without the privilege rings do that work.
     program: Option<SteeringProgram>,
+    /// Whether other machines share it.
+    shared: Option<SharedDevice>,
     /// How often its rings were opened anew, for a fanout group of their own each time.
     opening: u16,
 }
@@ -101,7 +106,7 @@ pub(super) fn follow(shared: &Shared, settings: &GatewaySettings, listen_port: O
             continue;
         }
         let (Some(interface), Some(index)) = (interface, index) else { continue };
-        match open(shared, id, index, interface, settings.readers, &share) {
+        match open(shared, (id, index), interface, settings.readers, &share) {
             Ok(port) => *slot = Some(port),
             Err(error) => {
                 opened.errors.insert(id, error.to_string());
@@ -126,8 +131,7 @@ pub(crate) fn follow_cores(shared: &Shared) {
 
 fn open(
     shared: &Shared,
-    id: InterfaceId,
-    index: u32,
+    (id, index): (InterfaceId, u32),
     interface: &InterfaceSpec,
     readers: Readers,
     share: &KernelShare,
@@ -152,6 +156,7 @@ fn open(
         guard: IngressGuard::attach(&interface.device, share)?,
         program,
         opening: 0,
+        shared: lock(&shared.cluster.devices).get(&interface.device).cloned(),
     };
     open_rings(shared, id, &port)?;
     Ok(port)
@@ -195,12 +200,28 @@ fn open_rings(shared: &Shared, id: InterfaceId, port: &OpenPort) -> Result<(), l
             sender: PacketSender::open(&port.device, false)?,
             raw: RawIpSender::open(&port.device)?,
             back,
+            shared: shared_source(port, core)?,
+            tap: match &port.shared {
+                Some(SharedDevice::Tap(tap)) => Some(Arc::clone(tap)),
+                _ => None,
+            },
         });
     }
     for (core, interface) in interfaces.into_iter().enumerate() {
         shared.send(core, Command::Open(Box::new(interface)));
     }
     Ok(())
+}
+
+/// Source of what else passes at an interface that other machines share; one core sees to it.
+fn shared_source(port: &OpenPort, core: usize) -> Result<Option<SharedSource>, linux::Error> {
+    Ok(match &port.shared {
+        Some(SharedDevice::Real) if core == 0 => {
+            Some(SharedSource::Neighbors(PacketSocket::open_neighbor_discovery(&port.device)?))
+        }
+        Some(SharedDevice::Tap(tap)) if core == 0 => Some(SharedSource::Host(Arc::clone(tap))),
+        _ => None,
+    })
 }
 
 /// The tunnel's own datagrams and what never leaves a link stay with the kernel.

@@ -55,6 +55,8 @@ impl Output for Caught {
         self.made.push((outcome, bytes.to_vec()));
     }
 
+    fn to_unit(&mut self, _: u16, _: &Frame<'_>) {}
+
     fn hand_over(&mut self, core: u8, handed: Handed) -> bool {
         self.handed.push((core, handed));
         true

@@ -1,0 +1,140 @@
+//! Members of a cluster as one of them knows them: a snapshot that control publishes and the cores read.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use packet::attachment::InterfaceId;
+use steering::units::Units;
+
+use crate::message::{Member, Role};
+
+/// A shared interface, as this member has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedInterface {
+    /// Its number in the encapsulation, the same at all members.
+    pub ifid: u8,
+    /// This member's own interface.
+    pub interface: InterfaceId,
+    /// Addresses that all members share: what is sent to them is a unit's business and not the dispatcher's.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// The cluster, as this member's cores go by it.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Grows with each snapshot: [`crate::unit::Snapshot::number`].
+    pub number: u64,
+    /// Duty of this member.
+    pub role: Role,
+    /// Who owns what.
+    pub units: Arc<Units>,
+    /// Members, by node id.
+    pub members: Vec<Member>,
+    /// Data planes in the order in which they were added: the chain of broadcasts (row D8).
+    pub order: Vec<u16>,
+    /// Shared interfaces.
+    pub shared: Vec<SharedInterface>,
+}
+
+impl Snapshot {
+    /// A member by its node id.
+    #[must_use]
+    pub fn member(&self, node: u16) -> Option<&Member> {
+        let place = self.members.binary_search_by_key(&node, |member| member.node).ok()?;
+        self.members.get(place)
+    }
+
+    /// This member.
+    #[must_use]
+    pub fn own(&self) -> Option<&Member> {
+        self.member(self.units.node)
+    }
+
+    /// Number of a shared interface in the encapsulation; `None`: it belongs to this machine alone.
+    #[inline]
+    #[must_use]
+    pub fn ifid(&self, interface: InterfaceId) -> Option<u8> {
+        self.shared.iter().find(|shared| shared.interface == interface).map(|shared| shared.ifid)
+    }
+
+    /// This member's interface of a number.
+    #[inline]
+    #[must_use]
+    pub fn interface(&self, ifid: u8) -> Option<InterfaceId> {
+        self.shared.iter().find(|shared| shared.ifid == ifid).map(|shared| shared.interface)
+    }
+
+    /// The dispatcher by which a packet leaves: the one that took its flow in, or else one of them, by `hash`.
+    #[must_use]
+    pub fn dispatcher(&self, taken_in_by: Option<u16>, hash: u32) -> Option<u16> {
+        let has = |member: &&Member| member.role.dispatches();
+        if let Some(member) = taken_in_by.and_then(|node| self.member(node)).filter(has) {
+            return Some(member.node);
+        }
+        let count = self.members.iter().filter(has).count();
+        self.members.iter().filter(has).nth(hash as usize % count.max(1)).map(|member| member.node)
+    }
+
+    /// The data plane that gets a broadcast after this one; the first for a dispatcher.
+    #[must_use]
+    pub fn next_in_chain(&self) -> Option<u16> {
+        let place = self.order.iter().position(|node| *node == self.units.node);
+        self.order.get(place.map_or(0, |place| place + 1)).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use steering::era::Eras;
+    use steering::symmetric::FlowHasher;
+    use steering::table::BucketTable;
+    use steering::units::Leases;
+
+    use super::*;
+
+    fn member(node: u16, role: Role) -> Member {
+        let address = format!("10.9.0.{node}").parse().unwrap();
+        Member { node, role, weight: 1, address }
+    }
+
+    fn snapshot(node: u16) -> Snapshot {
+        let table = BucketTable::from_owners(0, vec![5; 4]).unwrap();
+        let (eras, hasher) = (Eras::new(table), FlowHasher::new([7; 40]));
+        Snapshot {
+            number: 1,
+            role: Role::DataPlane,
+            units: Arc::new(Units { node, hasher, eras, in_force: 0, leases: Leases::default() }),
+            members: vec![
+                member(1, Role::Dispatcher),
+                member(2, Role::Dispatcher),
+                member(5, Role::DataPlane),
+                member(7, Role::DataPlane),
+            ],
+            order: vec![7, 5],
+            shared: vec![SharedInterface { ifid: 1, interface: InterfaceId(4), addresses: Vec::new() }],
+        }
+    }
+
+    #[test]
+    fn a_packet_leaves_by_the_dispatcher_that_took_its_flow_in() {
+        let snapshot = snapshot(5);
+        assert_eq!(snapshot.dispatcher(Some(1), 0), Some(1));
+        assert_eq!([0, 1, 2].map(|hash| snapshot.dispatcher(None, hash)), [Some(1), Some(2), Some(1)]);
+        assert_eq!(snapshot.dispatcher(Some(5), 1), Some(2), "a data plane sends nothing out");
+    }
+
+    #[test]
+    fn broadcasts_go_along_the_order_of_addition() {
+        assert_eq!([1, 7, 5].map(|node| snapshot(node).next_in_chain()), [Some(7), Some(5), None]);
+    }
+
+    #[test]
+    fn interfaces_have_a_number_of_the_cluster() {
+        let snapshot = snapshot(5);
+        assert_eq!((snapshot.ifid(InterfaceId(4)), snapshot.ifid(InterfaceId(0))), (Some(1), None));
+        assert_eq!((snapshot.interface(1), snapshot.interface(4)), (Some(InterfaceId(4)), None));
+        assert_eq!(snapshot.own().map(|member| member.node), Some(5));
+    }
+}

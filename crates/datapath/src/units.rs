@@ -1,0 +1,319 @@
+//! Other machines of a cluster: packets that are dispatched, punted and answered over the bonds to them.
+//!
+//! ```text
+//!   outside ── shared interface ── dispatcher ══ bond ══ data plane: services
+//!                                     ▲                    │   ╲══ bond ══ its predecessor
+//!                                     ╰════════ bond ══════╯
+//! ```
+//!
+//! A packet to another unit is an Ethernet frame behind [`cluster::encapsulation`]'s headers, sent to the unit's bus address
+//! through the bond to it. The bond classifies it by the *inner* flow, so that it arrives on the very core of the unit that
+//! owns the flow. A dispatcher gives a frame of a shared interface to a unit ([`Cluster::dispatch`]) and sends out what comes
+//! back; a data plane takes a frame as if it had come in by the interface itself ([`Arrived`]), and what its services decide for
+//! the interface goes to a dispatcher ([`Cluster::leave`]).
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use cluster::encapsulation::outer::{Outer, OuterChecksum, entropy_port, parse_outer};
+use cluster::encapsulation::{Encapsulation, Handoff, Hook};
+use cluster::message::Member;
+use cluster::snapshot::Snapshot;
+use packet::attachment::{Arrival, BondId, Egress, Ingress, InterfaceId, UnitVisit};
+use packet::segment::{Segmenter, complete_checksum};
+use packet::vnet::{GSO_NONE, VirtioNetHeader};
+use packet::{DropReason, FlowKey, PacketBuf, PacketPool};
+use services::pipeline::{ETHERNET_BYTES, Frame, Outcome};
+use services::policy::Policy;
+use services::steer;
+use steering::owner_chain::TTL_START;
+
+/// The cluster as one core goes by it.
+#[derive(Default)]
+pub struct Cluster {
+    snapshot: Option<Arc<Snapshot>>,
+    /// Bond to each member, by its place in the snapshot.
+    bonds: Vec<Option<BondId>>,
+}
+
+/// A frame from another unit.
+pub(crate) struct Arrived {
+    /// Why it was sent here.
+    pub handoff: Handoff,
+    /// The shared interface.
+    pub interface: InterfaceId,
+    /// Where its processing resumes.
+    pub hook: Hook,
+    /// Visit at this unit.
+    pub visit: UnitVisit,
+    /// Where the Ethernet frame is in the packet.
+    pub frame: Range<usize>,
+}
+
+/// Words to a unit besides the frame.
+struct Word {
+    unit: u16,
+    ifid: u8,
+    /// `None`: as the visit says.
+    handoff: Option<Handoff>,
+    hook: Hook,
+    visit: UnitVisit,
+}
+
+impl Cluster {
+    /// Goes by another snapshot, or by other routes to the members.
+    pub fn follow(&mut self, snapshot: Option<&Arc<Snapshot>>, policy: &Policy) {
+        self.snapshot = snapshot.cloned();
+        let members = self.snapshot.iter().flat_map(|snapshot| &snapshot.members);
+        let bond = |member: &Member| match policy.fib.lookup(0, member.address)?.egress {
+            Egress::Bond(bond) => Some(bond),
+            _ => None,
+        };
+        self.bonds = members.map(bond).collect();
+    }
+
+    /// Whether frames of an interface are given to data planes.
+    #[inline]
+    #[must_use]
+    pub fn dispatches(&self, interface: InterfaceId) -> bool {
+        let dispatcher = self.snapshot.as_ref().filter(|snapshot| snapshot.role.dispatches());
+        dispatcher.is_some_and(|snapshot| snapshot.ifid(interface).is_some())
+    }
+
+    /// Whether other units have a part in anything here.
+    #[inline]
+    #[must_use]
+    pub fn is_member(&self) -> bool {
+        self.snapshot.is_some()
+    }
+
+    /// Whether this machine owns flows.
+    #[must_use]
+    pub fn owns_flows(&self) -> bool {
+        self.snapshot.as_ref().is_some_and(|snapshot| snapshot.role.owns_flows())
+    }
+
+    /// A dispatcher's whole work with a frame from outside: to a data plane by its key. `false`: it is this machine's own.
+    ///
+    /// # Errors
+    /// Of packets that cannot be read, and of units that are not there.
+    pub(crate) fn dispatch(
+        &self,
+        policy: &Policy,
+        frame: &mut Frame<'_>,
+        pool: &mut PacketPool,
+        send: &mut impl FnMut(BondId, Option<&FlowKey>, PacketBuf) -> Option<PacketBuf>,
+    ) -> Result<bool, DropReason> {
+        let (Some(snapshot), Ingress::Interface(interface)) = (&self.snapshot, frame.ingress) else {
+            return Ok(false);
+        };
+        let Some(shared) = snapshot.shared.iter().find(|shared| shared.interface == interface) else {
+            return Ok(false);
+        };
+        let key = FlowKey::of(frame.packet())?;
+        if policy.is_own(key.dst) && !shared.addresses.contains(&key.dst) {
+            return Ok(false);
+        }
+        let key = steer::unit_key(policy, &key);
+        let target = snapshot.units.dispatch(&key);
+        let word = Word {
+            unit: target.unit,
+            ifid: shared.ifid,
+            handoff: None,
+            hook: Hook::BeforeServices,
+            visit: target.visit,
+        };
+        self.send(snapshot, &word, (&frame.offload, frame.bytes), Some(&key), pool, send)?;
+        Ok(true)
+    }
+
+    /// Sends a frame of this unit to where its outcome says, if that is another unit or a shared interface of others. `key`:
+    /// its flow as it leaves. `None`: neither.
+    pub(crate) fn leave(
+        &self,
+        frame: &Frame<'_>,
+        key: Option<&FlowKey>,
+        pool: &mut PacketPool,
+        send: &mut impl FnMut(BondId, Option<&FlowKey>, PacketBuf) -> Option<PacketBuf>,
+    ) -> Option<Result<(), DropReason>> {
+        let snapshot = self.snapshot.as_ref().filter(|snapshot| snapshot.role.owns_flows())?;
+        let word = match (frame.outcome, frame.visit, frame.ingress) {
+            (Outcome::Forward(Egress::Unit(unit)), Some(visit), Ingress::Interface(interface)) => {
+                let ifid = snapshot.ifid(interface)?;
+                let hook = frame.ports.map_or(Hook::BeforeServices, |(src_port, dst_port)| {
+                    Hook::AfterRendezvous { src_port, dst_port }
+                });
+                Word { unit, ifid, handoff: None, hook, visit }
+            }
+            (Outcome::Forward(Egress::Interface(interface)), visit, _) => {
+                let ifid = snapshot.ifid(interface)?;
+                match answer(snapshot, ifid, visit, key) {
+                    Some(word) => word,
+                    None => return Some(Err(DropReason::UnitUnknown)),
+                }
+            }
+            _ => return None,
+        };
+        Some(self.send(snapshot, &word, (&frame.offload, frame.bytes), key, pool, send))
+    }
+
+    /// Sends a frame of the host by a shared interface that other machines have.
+    ///
+    /// # Errors
+    /// [`DropReason::UnitUnknown`]: no dispatcher has it.
+    pub(crate) fn of_host(
+        &self,
+        interface: InterfaceId,
+        frame: &[u8],
+        pool: &mut PacketPool,
+        send: &mut impl FnMut(BondId, Option<&FlowKey>, PacketBuf) -> Option<PacketBuf>,
+    ) -> Result<(), DropReason> {
+        let snapshot = self.snapshot.as_ref().ok_or(DropReason::UnitUnknown)?;
+        let ifid = snapshot.ifid(interface).ok_or(DropReason::UnitUnknown)?;
+        let word = answer(snapshot, ifid, None, None).ok_or(DropReason::UnitUnknown)?;
+        self.send(snapshot, &word, (&VirtioNetHeader::default(), frame), None, pool, send)
+    }
+
+    /// Passes a broadcast on to the next data plane (row D8); none after the last.
+    ///
+    /// # Errors
+    /// [`DropReason::UnitUnknown`], and [`DropReason::UnitLimit`] when it was passed on too often.
+    pub(crate) fn broadcast(
+        &self,
+        interface: InterfaceId,
+        (frame, came): (&[u8], Option<UnitVisit>),
+        pool: &mut PacketPool,
+        send: &mut impl FnMut(BondId, Option<&FlowKey>, PacketBuf) -> Option<PacketBuf>,
+    ) -> Result<(), DropReason> {
+        let snapshot = self.snapshot.as_ref().ok_or(DropReason::UnitUnknown)?;
+        let ifid = snapshot.ifid(interface).ok_or(DropReason::UnitUnknown)?;
+        let Some(unit) = snapshot.next_in_chain() else { return Ok(()) };
+        let visit = match came {
+            Some(came) => UnitVisit { ttl: came.ttl.checked_sub(1).ok_or(DropReason::UnitLimit)?, ..came },
+            None => UnitVisit { ttl: u8::MAX, ..visit_of(snapshot) },
+        };
+        let word = Word { unit, ifid, handoff: Some(Handoff::Broadcast), hook: Hook::BeforeServices, visit };
+        self.send(snapshot, &word, (&VirtioNetHeader::default(), frame), None, pool, send)
+    }
+
+    /// A packet that a bond delivered, if another unit encapsulated it; the reason why it is of no use.
+    #[inline]
+    pub(crate) fn arrived(&self, ingress: Ingress, packet: &[u8]) -> Option<Result<Arrived, DropReason>> {
+        let snapshot = self.snapshot.as_ref()?;
+        let Ingress::Bond(bond) = ingress else { return None };
+        let (outer, payload) = match parse_outer(packet).transpose()? {
+            Ok(found) => found,
+            Err(reason) => return Some(Err(reason)),
+        };
+        if snapshot.own()?.address != outer.destination || !self.bonds.contains(&Some(bond)) {
+            return None;
+        }
+        let read = || {
+            let (head, frame) = Encapsulation::parse(payload)?;
+            if head.target != snapshot.units.node {
+                return Err(DropReason::UnitUnknown);
+            }
+            let interface = snapshot.interface(head.interface).ok_or(DropReason::UnitUnknown)?;
+            let visit = head.visit().unwrap_or(UnitVisit {
+                arrival: Arrival::Outside,
+                ttl: head.ttl,
+                odd_era: head.odd_era,
+                dispatcher: head.dispatcher,
+            });
+            // Units write no IPv4 options.
+            let start = outer.bytes() + payload.len() - frame.len();
+            let frame = start..start + frame.len();
+            if packet.first().is_some_and(|first| first & 0x0f != 5 && first >> 4 == 4) {
+                return Err(DropReason::BusMalformed);
+            }
+            Ok(Arrived { handoff: head.handoff, hook: head.hook, interface, visit, frame })
+        };
+        Some(read())
+    }
+
+    /// Encapsulates a frame, cut into packets of ordinary size and with whole checksums, for the bond to a unit.
+    fn send(
+        &self,
+        snapshot: &Snapshot,
+        word: &Word,
+        (offload, bytes): (&VirtioNetHeader, &[u8]),
+        key: Option<&FlowKey>,
+        pool: &mut PacketPool,
+        send: &mut impl FnMut(BondId, Option<&FlowKey>, PacketBuf) -> Option<PacketBuf>,
+    ) -> Result<(), DropReason> {
+        let place = snapshot.members.binary_search_by_key(&word.unit, |member| member.node);
+        let place = place.map_err(|_| DropReason::UnitUnknown)?;
+        let bond = self.bonds.get(place).copied().flatten().ok_or(DropReason::UnitUnknown)?;
+        let to = snapshot.members.get(place).ok_or(DropReason::UnitUnknown)?.address;
+        let from = snapshot.own().ok_or(DropReason::UnitUnknown)?.address;
+        let mut head =
+            Encapsulation { hook: word.hook, ..Encapsulation::of_visit(word.unit, word.ifid, &word.visit) };
+        head.handoff = word.handoff.unwrap_or(head.handoff);
+        let mut each = |mut frame: PacketBuf| {
+            let source_port = entropy_port(frame.packet());
+            head.write(frame.grow_front(head.bytes()));
+            let outer = Outer { source: from, destination: to, source_port, traffic_class: 0 };
+            frame.grow_front(outer.bytes());
+            // The bond's seal vouches for every byte.
+            if outer.write(frame.packet_mut(), OuterChecksum::Zero) > 0 {
+                send(bond, key, frame)
+            } else {
+                Some(frame)
+            }
+        };
+        for_each_packet(offload, bytes, pool, &mut each)
+    }
+}
+
+/// The word of an answer: by the dispatcher that took the flow in, or another one.
+fn answer(snapshot: &Snapshot, ifid: u8, came: Option<UnitVisit>, key: Option<&FlowKey>) -> Option<Word> {
+    let hash = key.map_or(0, |key| snapshot.units.hasher.hash(key, 0));
+    let unit = snapshot.dispatcher(came.map(|visit| visit.dispatcher), hash)?;
+    let visit = UnitVisit { ttl: TTL_START, ..came.unwrap_or_else(|| visit_of(snapshot)) };
+    let visit = UnitVisit { dispatcher: unit, ..visit };
+    Some(Word { unit, ifid, handoff: Some(Handoff::Reply), hook: Hook::BeforeServices, visit })
+}
+
+/// The visit that something of this unit itself makes.
+fn visit_of(snapshot: &Snapshot) -> UnitVisit {
+    UnitVisit {
+        arrival: Arrival::Outside,
+        ttl: TTL_START,
+        odd_era: snapshot.units.in_force & 1 == 1,
+        dispatcher: snapshot.units.node,
+    }
+}
+
+/// Copies a frame, or each segment of a super-packet, with whole checksums.
+fn for_each_packet(
+    offload: &VirtioNetHeader,
+    bytes: &[u8],
+    pool: &mut PacketPool,
+    each: &mut impl FnMut(PacketBuf) -> Option<PacketBuf>,
+) -> Result<(), DropReason> {
+    let none = VirtioNetHeader::default();
+    if offload.gso_type == GSO_NONE {
+        let mut copy = pool.copy(bytes, &none, Ingress::Host).ok_or(DropReason::TooBig)?;
+        if offload.needs_csum() {
+            complete_checksum(copy.packet_mut().get_mut(ETHERNET_BYTES..).unwrap_or_default())?;
+        }
+        each(copy).into_iter().for_each(|copy| pool.recycle(copy));
+        return Ok(());
+    }
+    let (header, packet) = bytes.split_at_checked(ETHERNET_BYTES).ok_or(DropReason::TooShort)?;
+    let segmenter = Segmenter::new(offload, packet)?;
+    for index in 0..segmenter.segments() {
+        let segment_bytes = segmenter.segment_bytes(index);
+        let mut copy = pool.take(ETHERNET_BYTES + segment_bytes);
+        copy.set_len(ETHERNET_BYTES + segment_bytes);
+        let (head, body) =
+            copy.packet_mut().split_at_mut_checked(ETHERNET_BYTES).ok_or(DropReason::TooShort)?;
+        head.copy_from_slice(header);
+        segmenter.write_segment(index, body);
+        if segmenter.checksum_partial() {
+            complete_checksum(body)?;
+        }
+        each(copy).into_iter().for_each(|copy| pool.recycle(copy));
+    }
+    Ok(())
+}

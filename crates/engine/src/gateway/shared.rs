@@ -1,0 +1,142 @@
+//! Shared interfaces of a cluster: what passes there besides the packets that are dispatched.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+
+use arc_swap::ArcSwapOption;
+use cluster::snapshot::Snapshot;
+
+use linux::packet_socket::PacketSocket;
+use linux::tun::Tap;
+
+/// A source of frames beside those of the rings.
+#[derive(Debug)]
+pub(crate) enum SharedSource {
+    /// At a dispatcher: ARP and neighbor discovery of the interface.
+    Neighbors(PacketSocket),
+    /// At a data plane: what its host sends by the interface, which is a device of ours there.
+    Host(Arc<Tap>),
+}
+
+impl SharedSource {
+    /// Reads one frame; `WouldBlock` when there is none.
+    pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Neighbors(socket) => socket.receive(buffer),
+            Self::Host(tap) => tap.read(buffer),
+        }
+    }
+}
+
+impl AsFd for SharedSource {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Neighbors(socket) => socket.as_fd(),
+            Self::Host(tap) => tap.as_fd(),
+        }
+    }
+}
+
+/// Share of this machine in an interface of a cluster.
+#[derive(Clone, Debug)]
+pub enum SharedDevice {
+    /// A dispatcher has the interface.
+    Real,
+    /// A data plane has a device that stands for it.
+    Tap(Arc<Tap>),
+}
+
+/// Part of a cluster, shared by control and all workers.
+pub(crate) struct ClusterShared {
+    /// The other machines.
+    pub snapshot: ArcSwapOption<Snapshot>,
+    /// Number of the snapshot that each core works by.
+    pub taken: Vec<AtomicU64>,
+    /// Interfaces that other machines share, by device.
+    pub devices: Mutex<BTreeMap<String, SharedDevice>>,
+}
+
+impl ClusterShared {
+    /// No other machine yet.
+    pub fn new(cores: usize) -> Self {
+        Self {
+            snapshot: ArcSwapOption::empty(),
+            taken: (0..cores).map(|_| AtomicU64::new(0)).collect(),
+            devices: Mutex::default(),
+        }
+    }
+}
+
+/// The cluster's side of a running engine.
+#[derive(Clone)]
+pub struct ClusterHandle(Arc<crate::Shared>);
+
+/// Counts of all cores for the manager.
+#[derive(Clone, Debug, Default)]
+pub struct ClusterFigures {
+    /// Live flows by bucket of the cluster's table.
+    pub live: Vec<u32>,
+    /// Live flows.
+    pub flows: u64,
+    /// Packets sent on to other units because their flow is not here.
+    pub second_hops: u64,
+    /// Packets that came in.
+    pub packets: u64,
+    /// Load of the busiest core, percent.
+    pub load_percent: u8,
+}
+
+impl ClusterHandle {
+    pub(crate) fn new(shared: Arc<crate::Shared>) -> Self {
+        Self(shared)
+    }
+
+    /// Puts a snapshot in force; [`ClusterHandle::taken`] tells when all cores work by it. `None`: this machine leaves.
+    pub fn apply(&self, snapshot: Option<Arc<Snapshot>>) {
+        self.0.gateway.cluster.snapshot.store(snapshot);
+        self.0.gateway.changed();
+        self.0.wake_all();
+    }
+
+    /// Number of the oldest snapshot that a core works by; cores that were taken away do not count.
+    #[must_use]
+    pub fn taken(&self) -> u64 {
+        let ownership = self.0.gateway.ownership.load();
+        let cores = (0u8..).zip(&self.0.gateway.cluster.taken);
+        let working = cores.filter(|(core, _)| ownership.is_alive(*core));
+        working.map(|(_, taken)| taken.load(Relaxed)).min().unwrap_or(0)
+    }
+
+    /// All flows end without a word: others have them by now.
+    pub fn forget_flows(&self) {
+        for core in 0..self.0.gateway.reports.len() {
+            self.0.gateway.send(core, super::Command::ForgetFlows);
+        }
+        self.0.wake_all();
+    }
+
+    /// Counts as the cores told them last, up to 50 ms ago.
+    #[must_use]
+    pub fn figures(&self) -> ClusterFigures {
+        let mut figures = ClusterFigures::default();
+        for report in &self.0.gateway.reports {
+            let report = super::lock(report);
+            if figures.live.len() < report.live_by_unit_bucket.len() {
+                figures.live.resize(report.live_by_unit_bucket.len(), 0);
+            }
+            for (sum, live) in figures.live.iter_mut().zip(&report.live_by_unit_bucket) {
+                *sum = sum.saturating_add(*live);
+            }
+            figures.flows += report.live_flows;
+            figures.second_hops += report.counters.sent_to_units;
+            figures.packets += report.counters.rx_packets;
+        }
+        let loads = self.0.node.loads();
+        let busiest = loads.into_iter().max().unwrap_or(0);
+        figures.load_percent = (u16::from(busiest) * 100 / 255) as u8;
+        figures
+    }
+}
