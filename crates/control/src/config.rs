@@ -15,6 +15,7 @@
 //! |---|---|---|
 //! | `[node]` | name, private-key, private-key-file, listen, cores, rekey-after-seconds, state-dir, log-file, control-socket | `read::node` |
 //! | `[tun]` | name, address, mtu, route, table | `read::tun` |
+//! | `[cluster]` | role, node-id, weight, bus, manager | `cluster::cluster` |
 //! | `[[wan]]` | interface, match, tier, rate-max, receive-rate-max, address-family, gateway | `read::wan` |
 //! | `[[peer]]` | name, public-key, preshared-key, preshared-key-file, endpoints, allowed-ips, wans, paths-per-wan-pair, sockets-per-path, encryption, allow-cleartext, policy, flow, tenant | `read::peer` |
 //! | `[gateway]` | default-action, host, distribution, core-rebalance, log-file, timeouts | `services::read::gateway` |
@@ -22,7 +23,7 @@
 //! | `[gateway]` | fragments, up-to-bytes, up-to-fragments, load-below-percent | `services::read::fragments` |
 //! | `[gateway.timeouts]` | tcp-established-seconds, tcp-transitory-seconds, tcp-closed-seconds, udp-seconds, udp-unreplied-seconds, icmp-seconds, other-seconds, fragments-seconds | `services::read::timeouts` |
 //! | `[[tenant]]` | name | `services::read::tenant` |
-//! | `[[interface]]` | name, device, address, tenant, mtu, outside, tcp | `services::read::interface` |
+//! | `[[interface]]` | name, device, address, tenant, mtu, outside, tcp, shared, mac | `services::read::interface` |
 //! | `[[route]]` | to, via, interface, tenant | `services::read::route` |
 //! | `[[group]]` | name, members, file | `services::read::group` |
 //! | `[[rule]]` | name, action, from, to, protocol, port, source-port, tenant | `services::read::rule` |
@@ -49,6 +50,7 @@ use tunnel::{Encryption, FlowDefinition, PrivateKey};
 
 use crate::key::{self, KeyFile};
 
+pub mod cluster;
 mod cross;
 mod problem;
 mod read;
@@ -95,6 +97,8 @@ pub struct Config {
     pub bonds: Vec<[u8; 32]>,
     /// `[[interface]]` and all that belongs to it.
     pub services: Services,
+    /// `[cluster]`: the machines that share interfaces with this one.
+    pub cluster: Option<cluster::Cluster>,
 }
 
 /// `[node]`: this machine.

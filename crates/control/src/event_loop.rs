@@ -307,6 +307,7 @@ impl Loop {
             match event {
                 NodeEvent::Answer(host, answer) => self.node.answered(&host, answer),
                 NodeEvent::Health(change) => self.node.health(&change),
+                NodeEvent::PortBlocks(blocks) => self.node.port_blocks(blocks),
                 NodeEvent::Request(request, reply) => {
                     let response = match &request {
                         Request::Status => Response {

@@ -1,9 +1,11 @@
 //! Events that other threads send to the node's thread ([`crate::event_loop`]).
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::mpsc::SyncSender;
 
 use linux::event::EventFd;
+use steering::units::Lease;
 
 use crate::health::HealthChange;
 use crate::peer_names::Answer;
@@ -17,6 +19,8 @@ pub(crate) enum NodeEvent {
     Request(Request, SyncSender<Response>),
     /// A backend passes its checks, or does not.
     Health(HealthChange),
+    /// Blocks of ports that the cluster's manager leases to this machine.
+    PortBlocks(BTreeSet<Lease>),
 }
 
 /// Sender of other threads to the node's thread, which it wakes.

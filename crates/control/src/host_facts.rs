@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use linux::netlink::{Address, Link, MAIN_TABLE, Netlink, PolicyRule, Route, RouteKind};
+use steering::units::Lease;
 
 use crate::host_ports::HeldPort;
 
@@ -119,6 +120,8 @@ pub struct HostFacts {
     pub held_ports: BTreeSet<HeldPort>,
     /// Addresses on its devices that no service has any more, while flows still use them.
     pub lingering: BTreeSet<IpAddr>,
+    /// Blocks of ports that this machine of a cluster may translate sources to; `None`: it is alone and may use all.
+    pub port_blocks: Option<BTreeSet<Lease>>,
 }
 
 /// Network device.
@@ -206,6 +209,7 @@ impl HostFacts {
             tun_index,
             ephemeral_ports,
             held_ports: BTreeSet::new(),
+            port_blocks: None,
             lingering: BTreeSet::new(),
         }
     }

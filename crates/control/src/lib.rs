@@ -19,6 +19,7 @@
 //! descriptors, name look-ups and control connections have short-lived threads of their own. No module uses one that,
 //! directly or not, uses it.
 
+mod cluster_link;
 mod commands;
 pub mod config;
 pub mod control_socket;
@@ -39,6 +40,7 @@ pub mod peer_names;
 pub mod protocol;
 pub mod reload;
 pub mod route_plan;
+mod shared_devices;
 pub mod status;
 pub mod timestamp_floor;
 pub mod wans;

@@ -1,5 +1,6 @@
 //! Running node: engine, TUN interface, routes, WANs, names. [`crate::event_loop`] tells it what happened.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -8,7 +9,10 @@ use std::time::{Duration, Instant};
 use engine::Engine;
 use engine::config::{Peer, Settings, Snapshot, Wan};
 use linux::tun::Tun;
+use packet::attachment::InterfaceId;
+use steering::units::Lease;
 
+use crate::cluster_link::ClusterLink;
 use crate::commands::Commands;
 use crate::config::{Config, Endpoint, InterfaceMatch, Problem, Severity};
 use crate::events::{EventSender, NodeEvent};
@@ -24,6 +28,7 @@ use crate::peer_names::{self, Resolver};
 use crate::protocol::{Request, Response};
 use crate::reload::{self, ReloadReport};
 use crate::route_plan::{HostPlan, Numbers, RouteInputs};
+use crate::shared_devices;
 use crate::status::read_tunnel::{self, BusyShares};
 use crate::status::{NameReport, Report, WanReport};
 use crate::timestamp_floor::TimestampFloor;
@@ -74,6 +79,10 @@ pub(crate) struct Node {
     last_read: Duration,
     /// Ports that the host's programs hold.
     held_ports: HeldPorts,
+    /// Connection to the manager of the cluster, if this machine is of one.
+    cluster: Option<ClusterLink>,
+    /// Ports that the manager leases to this machine.
+    port_blocks: Option<BTreeSet<Lease>>,
     supervisor: GatewaySupervisor,
     /// State of the gateway's engine handle between calls.
     handle_state: HandleState,
@@ -120,7 +129,12 @@ impl Node {
         };
         let engine = Engine::start(settings, Snapshot::default(), tun)
             .map_err(|error| StartError::Start(error.to_string()))?;
+        let shared = shared_devices::open(&config, host.netlink()).map_err(StartError::Start)?;
+        engine.share_devices(shared);
+        let cluster = start_cluster(&config, &engine, &events)?;
         let mut node = Self {
+            port_blocks: config.cluster.as_ref().map(|_| BTreeSet::new()),
+            cluster,
             config,
             generation: 1,
             engine,
@@ -215,6 +229,7 @@ impl Node {
         }
         let ephemeral = read_ephemeral_ports();
         let mut facts = HostFacts::new(view, Some(self.tun_index), ephemeral);
+        facts.port_blocks.clone_from(&self.port_blocks);
         if self.config.services.gives_ports() {
             self.held_ports.look(ephemeral);
             facts.held_ports.clone_from(self.held_ports.known());
@@ -234,6 +249,13 @@ impl Node {
             change,
             &EngineHandle::new(&self.engine, &self.handle_state),
         );
+    }
+
+    /// The manager of the cluster leases these blocks of ports to this machine.
+    pub(crate) fn port_blocks(&mut self, blocks: BTreeSet<Lease>) {
+        tracing::info!(blocks = blocks.len(), "ports of this machine");
+        self.port_blocks = Some(blocks);
+        self.refresh();
     }
 
     /// Answers a request about services.
@@ -510,12 +532,14 @@ impl Node {
             gateway: self
                 .supervisor
                 .status(&self.config.services, &EngineHandle::new(&self.engine, &self.handle_state)),
+            cluster: self.cluster.as_ref().map(ClusterLink::status),
         }
     }
 
     /// Ends in order: peers are told while the WANs still have their routes, then everything is taken back.
     pub(crate) fn stop(self) {
-        let Self { engine, mut host, mut state, mut supervisor, handle_state, .. } = self;
+        let Self { engine, mut host, mut state, mut supervisor, handle_state, cluster, .. } = self;
+        drop(cluster);
         let used_ns = engine.timestamp_floor_ns();
         supervisor.end(&EngineHandle::new(&engine, &handle_state));
         engine.stop();
@@ -598,6 +622,21 @@ fn missing_defaults(config: &Config, view: &HostView) -> Vec<(&'static str, Stri
         }
     }
     list
+}
+
+/// Connects this machine to its cluster.
+fn start_cluster(
+    config: &Config,
+    engine: &Engine,
+    events: &EventSender,
+) -> Result<Option<ClusterLink>, StartError> {
+    let Some(settings) = &config.cluster else { return Ok(None) };
+    let interfaces = (0..).map(InterfaceId).zip(&config.services.interfaces);
+    let shared = interfaces.filter_map(|(id, interface)| Some((interface.shared?, id)));
+    let failed = |error: io::Error| StartError::Start(format!("cannot start the cluster's thread: {error}"));
+    let events = events.try_clone().map_err(failed)?;
+    let link = ClusterLink::start(settings.clone(), shared.collect(), engine.cluster_handle(), events);
+    link.map(Some).map_err(failed)
 }
 
 #[cfg(test)]

@@ -58,6 +58,7 @@ fn keep_fixed(old: &Config, merged: &mut Config, restart: &mut Vec<String>) {
     fixed(restart, "node.control-socket", &old.node.control_socket, &mut merged.node.control_socket);
     fixed(restart, "tun.name", &old.tun.name, &mut merged.tun.name);
     fixed(restart, "tun.mtu", &old.tun.mtu, &mut merged.tun.mtu);
+    fixed(restart, "cluster", &old.cluster, &mut merged.cluster);
 }
 
 fn fixed<T: PartialEq + Clone + Debug>(restart: &mut Vec<String>, key: &str, old: &T, new: &mut T) {

@@ -554,6 +554,8 @@ fn reassemblies() {
     let whole = [&raw[..], &[7; 32]].concat();
     let head = [RAW, whole.len() as u8, 0, 0, 0, 0];
     self::save("reassembly", "raw-single", &[&[0][..], &head, &whole].concat());
+}
+
 /// Tables of 16 buckets, one era after the other, as a cluster's manager makes them.
 fn eras() -> Vec<BucketTable> {
     let unit = |id, weight| Unit { id, weight };

@@ -23,7 +23,7 @@ use crate::key::{self, KeyError};
 /// Words for a right key: what `genkey` writes.
 const KEY_RIGHT: &str = "44 characters of base64 as printed by \"anabranch genkey\" and \"anabranch pubkey\"";
 /// Every section, as it stands in a file.
-const SECTIONS: [(&str, &str); 14] = [
+const SECTIONS: [(&str, &str); 15] = [
     ("node", "[node]"),
     ("tun", "[tun]"),
     ("wan", "[[wan]]"),
@@ -38,6 +38,7 @@ const SECTIONS: [(&str, &str); 14] = [
     ("forward", "[[forward]]"),
     ("virtual-server", "[[virtual-server]]"),
     ("lease", "[[lease]]"),
+    ("cluster", "[cluster]"),
 ];
 
 /// A peer with the places that later checks point at.
@@ -98,8 +99,10 @@ pub(super) fn config(
     let places = cross::Places { alone, tun: tun_place, wans: wan_places, peers: peer_places };
     cross::check(node.as_ref(), &tun, &wans, &mut peers, &places, problems);
     cross::shared_devices(&wans, &peers, &services, &places, problems);
+    let table = one_table(root, "cluster", problems);
+    let cluster = super::cluster::cluster(table, &tun.addresses, &services.interfaces, problems);
     let path = PathBuf::from(surroundings.file);
-    let mut config = Config { path, node: node?, tun, wans, peers, bonds: Vec::new(), services };
+    let mut config = Config { path, node: node?, tun, wans, peers, bonds: Vec::new(), services, cluster };
     config.number_bonds(Vec::new());
     Some(config)
 }

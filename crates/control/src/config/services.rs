@@ -120,6 +120,10 @@ pub struct Interface {
     pub outside: Option<bool>,
     /// Its TCP is followed loosely: the other direction may take another way.
     pub loose_tcp: bool,
+    /// Number of the interface in the cluster whose machines share it; `None`: it is this machine's alone.
+    pub shared: Option<u8>,
+    /// Hardware address of the device that stands for a shared interface at a data plane.
+    pub mac: Option<[u8; 6]>,
 }
 
 /// `[[route]]`.

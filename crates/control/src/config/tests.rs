@@ -174,7 +174,7 @@ fn sections() {
         ],
     );
     let all = "[node], [tun], [[wan]], [[peer]], [gateway], [[interface]], [[tenant]], [[route]], [[group]], \
-               [[rule]], [[nat]], [[forward]], [[virtual-server]], [[lease]]";
+               [[rule]], [[nat]], [[forward]], [[virtual-server]], [[lease]], [cluster]";
     golden(
         &format!("colour = 3\n{NODE}{TUN}{PEER}[pear]\n[zone]\n"),
         &[
@@ -620,6 +620,7 @@ fn every_key_is_listed_with_its_reader() {
         let (module, function) = row[2].trim_matches('`').rsplit_once("::").unwrap();
         let text = match module {
             "read" => include_str!("read.rs"),
+            "cluster" => include_str!("cluster.rs"),
             "services::read" => include_str!("services/read.rs"),
             "services::balance" => include_str!("services/balance.rs"),
             "services::health" => include_str!("services/health.rs"),
@@ -647,4 +648,63 @@ fn every_key_is_listed_with_its_reader() {
         checked += 1;
     }
     assert!(checked > 100, "{checked}");
+}
+
+/// Problems of a cluster's section and of the shared interfaces, in words.
+fn cluster_said(text: &str) -> Vec<String> {
+    let rest = format!("{NODE}[tun]\naddress = [\"10.9.0.3/24\"]\n{text}");
+    let about = |said: &String| said.contains("cluster") || said.contains("interface.");
+    let strip = |said: String| said.split_once(": ").map_or(said.clone(), |(_, text)| text.to_owned());
+    said(&rest).into_iter().filter(about).map(strip).collect()
+}
+
+#[test]
+fn a_cluster_names_its_faults() {
+    let cases = [
+        ("[cluster]\n", "error: cluster.role: write role = \"dispatcher\" or \"dataplane\""),
+        (
+            "[cluster]\nrole = \"dataplain\"\n",
+            "error: cluster.role: \"dataplain\" is not one of \"dispatcher\", \"dataplane\"; did you mean \"dataplane\"?",
+        ),
+        (
+            "[cluster]\nnode-id = 4096\n",
+            "error: cluster.node-id: 4096 found, a whole number from 0 to 4095 is needed",
+        ),
+        (
+            "[cluster]\nbus = \"10.9.0.4\"\n",
+            "error: cluster.bus: 10.9.0.4 is no address of [tun]; name one of those",
+        ),
+        (
+            "[cluster]\nmanager = \"hub\"\n",
+            "error: cluster.manager: \"hub\" is no address of the manager; write for example \"10.9.0.1:4601\"",
+        ),
+        (
+            "[[interface]]\nname = \"lan\"\nshared = 0\n",
+            "error: interface.shared: \"lan\" is shared with nobody; add [cluster]",
+        ),
+        (
+            "[[interface]]\nname = \"lan\"\nmac = \"01:00:5e:00:00:01\"\n",
+            "error: interface.mac: 01:00:5e:00:00:01 is the address of a group; one interface has an even first byte",
+        ),
+        (
+            "[cluster]\nrole = \"dataplane\"\n[[interface]]\nname = \"lan\"\nshared = 0\n",
+            "error: interface.mac: \"lan\" needs the hardware address of the dispatcher's device as mac = \"…\"",
+        ),
+        (
+            "[cluster]\nrole = \"dispatcher\"\n[[interface]]\nname = \"a\"\nshared = 1\n[[interface]]\nname = \"b\"\nshared = 1\n",
+            "error: interface.shared: number 1 stands twice; each has its own",
+        ),
+    ];
+    for (text, wanted) in cases {
+        let said = cluster_said(text);
+        assert!(said.iter().any(|said| said == wanted), "{text}: {said:#?}");
+    }
+}
+
+#[test]
+fn a_cluster_has_defaults() {
+    let text = "[tun]\naddress = [\"10.9.0.3/24\"]\n[cluster]\nrole = \"dataplane\"\nnode-id = 3\nmanager = \"10.9.0.1\"\n";
+    let cluster = config("", text).cluster.unwrap();
+    assert_eq!((cluster.node, cluster.weight, cluster.bus), (3, 1, "10.9.0.3".parse().unwrap()));
+    assert_eq!(cluster.manager, "10.9.0.1:4601".parse().unwrap());
 }

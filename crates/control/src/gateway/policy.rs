@@ -12,6 +12,7 @@
 //! * **Replies to the host's own connections** come through the datapath, which has no flow for them because the
 //!   requests left natively: it is told the ports that the host uses, so that a default action that drops spares them.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
@@ -20,6 +21,8 @@ use services::spec::{
     Attachment, BackendSpec, ForwardSpec, GatewaySpec, GroupSpec, HostSpec, InterfaceSpec, LeaseSpec, Limits,
     NatMode, NatSpec, PeerSpec, RouteAction, RuleAction, RuleSpec, ServerSpec, SideSpec,
 };
+
+use steering::units::LEASE_PORTS;
 
 use super::addresses;
 use super::host_routes::{self, Candidate, Rank, RouteTable};
@@ -483,7 +486,12 @@ impl Builder<'_> {
             list.push(NatSpec {
                 out: Some(id),
                 mode: nat.mode,
-                reserved: self.reserved(interfaces, &addresses, &listens),
+                reserved: self.not_leased(
+                    interfaces,
+                    id,
+                    &addresses,
+                    self.reserved(interfaces, &addresses, &listens),
+                ),
                 addresses,
                 from,
                 from_peers,
@@ -498,6 +506,40 @@ impl Builder<'_> {
             });
         }
         list
+    }
+
+    /// Adds the ports that other machines of a cluster have at the addresses of a shared interface: all but the blocks that are
+    /// leased to this machine at each of them.
+    fn not_leased(
+        &self,
+        interfaces: &[InterfaceSpec],
+        out: InterfaceId,
+        addresses: &[IpAddr],
+        mut reserved: Vec<(u16, u16)>,
+    ) -> Vec<(u16, u16)> {
+        let is_shared =
+            self.services.interfaces.get(out.index()).is_some_and(|interface| interface.shared.is_some());
+        if self.config.cluster.is_none() || !is_shared {
+            return reserved;
+        }
+        let of_interface = interfaces.get(out.index());
+        let mut all: Vec<IpAddr> = addresses.to_vec();
+        if all.is_empty() {
+            all.extend(of_interface.into_iter().flat_map(|out| out.usable_addresses(true)));
+        }
+        let none = BTreeSet::new();
+        let blocks = self.facts.port_blocks.as_ref().unwrap_or(&none);
+        let leased = |block: u8| {
+            let at = |address: &IpAddr| {
+                blocks.iter().any(|lease| lease.block == block && lease.address == *address)
+            };
+            !all.is_empty() && all.iter().all(at)
+        };
+        for block in (0..64u8).filter(|block| !leased(*block)) {
+            let first = u16::from(block) * LEASE_PORTS;
+            reserved.push((first, first + (LEASE_PORTS - 1)));
+        }
+        reserved
     }
 
     /// Ports that a NAT with these addresses must leave alone: the host's own and those that services listen on.

@@ -45,6 +45,40 @@ pub struct Report {
     /// Everything that is not the tunnel; not there without `[[interface]]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<ServicesStatus>,
+    /// Part in a cluster; not there without `[cluster]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterStatus>,
+}
+
+/// Part of this machine in a cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// "dispatcher" or "dataplane".
+    pub role: String,
+    /// Node id.
+    pub node: u16,
+    /// The manager's address in the tunnel.
+    pub manager: String,
+    /// The manager answers; without it everything stays in force as it is.
+    pub connected: bool,
+    /// This machine takes part.
+    pub member: bool,
+    /// Newest era of the bucket table that is held here.
+    pub newest_era: u32,
+    /// Era by which packets are dispatched.
+    pub era_in_force: u32,
+    /// Node ids of all members.
+    pub members: Vec<u16>,
+    /// Buckets of the newest table that belong to this machine.
+    pub buckets: usize,
+    /// Blocks of 1,024 ports that it has for address translation.
+    pub port_blocks: usize,
+    /// Flows that it has.
+    pub flows: u64,
+    /// Packets that came in.
+    pub packets: u64,
+    /// Of them, those that went on to another data plane, which has their flow.
+    pub second_hops: u64,
 }
 
 /// One WAN.

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::table::{Table, bytes, count, duration};
-use super::{CoreStatus, PathStatus, PeerStatus, Report, TunnelStatus, gateway_text};
+use super::{ClusterStatus, CoreStatus, PathStatus, PeerStatus, Report, TunnelStatus, gateway_text};
 
 /// The report as text for people.
 #[must_use]
@@ -27,10 +27,39 @@ pub fn text(report: &Report) -> String {
         peer_text(peer, &mut out);
     }
     cores(status, &mut out);
+    if let Some(cluster) = &report.cluster {
+        cluster_text(cluster, &mut out);
+    }
     if let Some(gateway) = &report.gateway {
         out.push_str(&gateway_text::services(gateway));
     }
     out
+}
+
+fn cluster_text(cluster: &ClusterStatus, out: &mut String) {
+    let manager = if cluster.connected { "answers" } else { "is away; everything goes on as it is" };
+    let _ =
+        writeln!(out, "\ncluster: {} {}, manager {} {manager}", cluster.role, cluster.node, cluster.manager);
+    if !cluster.member {
+        let _ = writeln!(out, "  not a member yet: no packet comes here");
+        return;
+    }
+    let members: Vec<String> = cluster.members.iter().map(ToString::to_string).collect();
+    let change = if cluster.newest_era == cluster.era_in_force {
+        String::new()
+    } else {
+        format!(", era {} prepared", cluster.newest_era)
+    };
+    let _ = writeln!(out, "  era {}{change}, members {}", cluster.era_in_force, members.join(" "));
+    let _ = writeln!(
+        out,
+        "  {}, {}, {}, {}, {} sent on to another data plane",
+        count(cluster.buckets as u64, "bucket"),
+        count(cluster.port_blocks as u64, "port block"),
+        count(cluster.flows, "flow"),
+        count(cluster.packets, "packet"),
+        cluster.second_hops
+    );
 }
 
 fn wans(report: &Report, out: &mut String) {
@@ -272,6 +301,7 @@ mod tests {
             ],
             names: vec![NameReport { host: "hub.example.net".to_owned(), ..NameReport::default() }],
             gateway: None,
+            cluster: None,
         }
     }
 

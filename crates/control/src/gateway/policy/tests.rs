@@ -50,6 +50,7 @@ pub(crate) fn facts() -> HostFacts {
         tun_index: Some(9),
         ephemeral_ports: (32_768, 60_999),
         held_ports: BTreeSet::new(),
+        port_blocks: None,
         lingering: BTreeSet::new(),
     }
 }

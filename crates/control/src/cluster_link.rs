@@ -1,0 +1,311 @@
+//! Connection of a unit to the cluster's manager: a thread that keeps it, and puts in force what the manager says.
+//!
+//! The protocol is [`cluster::unit`]'s. Without the manager everything stays in force as it is; the connection is tried again.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use ::cluster::message::{Frames, Message};
+use ::cluster::snapshot::{SharedInterface, Snapshot};
+use ::cluster::unit::{Action, Figures, Identity, Snapshot as Told, Unit};
+use engine::gateway::ClusterHandle;
+use packet::attachment::InterfaceId;
+use steering::units::Lease;
+
+use crate::config::cluster::Cluster;
+use crate::events::{EventSender, NodeEvent};
+use crate::status::ClusterStatus;
+
+/// Between two tries to connect, and for one try.
+const CONNECT_PAUSE: Duration = Duration::from_millis(200);
+const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
+/// Waiting for the manager's words, in which time the cores may have taken a snapshot over.
+const WAIT: Duration = Duration::from_millis(2);
+/// The same while nothing is under way.
+const IDLE_WAIT: Duration = Duration::from_millis(20);
+/// A manager that does not take what is sent for so long is gone.
+const WRITE_PATIENCE: Duration = Duration::from_secs(1);
+/// Figures are told this often …
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// … and so long after a change, when the cores' counts are of it.
+const REPORT_AFTER_CHANGE: Duration = Duration::from_millis(150);
+
+/// The running thread; it ends when this is dropped.
+pub(crate) struct ClusterLink {
+    stop: Arc<AtomicBool>,
+    status: Arc<Mutex<ClusterStatus>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl ClusterLink {
+    /// Starts it. `interfaces`: number in the cluster and place of each shared interface.
+    pub fn start(
+        settings: Cluster,
+        interfaces: Vec<(u8, InterfaceId)>,
+        engine: ClusterHandle,
+        events: EventSender,
+    ) -> io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut instance = [0; 8];
+        getrandom::fill(&mut instance).map_err(io::Error::other)?;
+        let identity = Identity {
+            node: settings.node,
+            role: settings.role,
+            weight: settings.weight,
+            instance: u64::from_be_bytes(instance),
+        };
+        let status = Arc::new(Mutex::new(ClusterStatus {
+            role: if settings.role.owns_flows() { "dataplane" } else { "dispatcher" }.to_owned(),
+            node: settings.node,
+            manager: settings.manager.to_string(),
+            ..ClusterStatus::default()
+        }));
+        let link = Link {
+            status: Arc::clone(&status),
+            unit: Unit::new(identity),
+            settings,
+            interfaces,
+            engine,
+            events,
+            began: Instant::now(),
+            taken: 0,
+            published: 0,
+            report_due: Instant::now(),
+            blocks: None,
+        };
+        let told = Arc::clone(&stop);
+        let thread = std::thread::Builder::new().name("cluster".to_owned()).spawn(move || link.run(&told))?;
+        Ok(Self { stop, status, thread: Some(thread) })
+    }
+}
+
+impl ClusterLink {
+    /// Part of this machine in the cluster as it is now.
+    pub fn status(&self) -> ClusterStatus {
+        lock(&self.status).clone()
+    }
+}
+
+fn lock(status: &Mutex<ClusterStatus>) -> MutexGuard<'_, ClusterStatus> {
+    status.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Drop for ClusterLink {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the cluster's thread panicked");
+        }
+    }
+}
+
+struct Link {
+    unit: Unit,
+    settings: Cluster,
+    interfaces: Vec<(u8, InterfaceId)>,
+    engine: ClusterHandle,
+    events: EventSender,
+    began: Instant,
+    /// Numbers of the snapshot that all cores have, and of the last one.
+    taken: u64,
+    published: u64,
+    report_due: Instant,
+    blocks: Option<Arc<[Lease]>>,
+    status: Arc<Mutex<ClusterStatus>>,
+}
+
+impl Link {
+    fn run(mut self, stop: &AtomicBool) {
+        let mut complained = false;
+        while !stop.load(Relaxed) {
+            match TcpStream::connect_timeout(&self.settings.manager, CONNECT_PATIENCE) {
+                Ok(stream) => {
+                    complained = false;
+                    tracing::info!(manager = %self.settings.manager, "connected to the cluster's manager");
+                    let ended = self.talk(stream, stop);
+                    self.unit.disconnected();
+                    lock(&self.status).connected = false;
+                    if let Err(error) = ended
+                        && !stop.load(Relaxed)
+                    {
+                        tracing::warn!(%error, "no manager; the cluster goes on as it is");
+                    }
+                }
+                Err(error) if !complained => {
+                    complained = true;
+                    tracing::info!(manager = %self.settings.manager, %error, "the cluster's manager cannot be reached yet");
+                }
+                Err(_) => {}
+            }
+            self.follow_cores(&mut None).ok();
+            std::thread::sleep(CONNECT_PAUSE);
+        }
+    }
+
+    /// One connection, until it ends.
+    fn talk(&mut self, mut stream: TcpStream, stop: &AtomicBool) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        stream.set_write_timeout(Some(WRITE_PATIENCE))?;
+        let mut frames = Frames::default();
+        let mut buffer = vec![0; 64 << 10];
+        let actions = self.unit.connected();
+        let mut to = Some(&mut stream);
+        self.act(actions, &mut to)?;
+        let mut wait = Duration::ZERO;
+        while !stop.load(Relaxed) {
+            let next = if self.taken == self.published { IDLE_WAIT } else { WAIT };
+            if next != wait {
+                wait = next;
+                stream.set_read_timeout(Some(wait))?;
+            }
+            match stream.read(&mut buffer) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(bytes) => frames.push(buffer.get(..bytes).unwrap_or_default()),
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                Err(error) => return Err(error),
+            }
+            let mut to = Some(&mut stream);
+            while let Some(message) = frames.take().map_err(io::Error::other)? {
+                let actions = self.unit.receive(self.now_ns(), message);
+                self.act(actions, &mut to)?;
+                lock(&self.status).connected = self.unit.is_connected();
+            }
+            self.follow_cores(&mut to)?;
+            let actions = self.unit.tick(self.now_ns());
+            self.act(actions, &mut to)?;
+            self.report(&mut to)?;
+        }
+        Ok(())
+    }
+
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Tells the protocol what all cores work by.
+    fn follow_cores(&mut self, to: &mut Option<&mut TcpStream>) -> io::Result<()> {
+        let taken = self.engine.taken();
+        if taken == self.taken {
+            return Ok(());
+        }
+        self.taken = taken;
+        self.report_due = self.report_due.min(Instant::now() + REPORT_AFTER_CHANGE);
+        let actions = self.unit.took_over(taken);
+        self.act(actions, to)
+    }
+
+    fn report(&mut self, to: &mut Option<&mut TcpStream>) -> io::Result<()> {
+        let now = Instant::now();
+        if now < self.report_due {
+            return Ok(());
+        }
+        self.report_due = now + REPORT_EVERY;
+        let figures = self.engine.figures();
+        {
+            let mut status = lock(&self.status);
+            status.second_hops = figures.second_hops;
+            status.packets = figures.packets;
+            status.flows = figures.flows;
+        }
+        let actions = self.unit.report(&Figures {
+            live: &figures.live,
+            in_use: figures.flows,
+            load_percent: figures.load_percent,
+            second_hops: figures.second_hops,
+            packets: figures.packets,
+        });
+        self.act(actions, to)
+    }
+
+    fn act(&mut self, actions: Vec<Action>, to: &mut Option<&mut TcpStream>) -> io::Result<()> {
+        for action in actions {
+            match action {
+                Action::Publish(told) => self.publish(&told),
+                Action::ForgetFlows => self.engine.forget_flows(),
+                Action::Leave => {
+                    tracing::warn!("this machine does not take part in the cluster any more");
+                    self.engine.apply(None);
+                    lock(&self.status).member = false;
+                    self.tell_blocks(Some(Arc::from([])));
+                }
+                Action::Send(message) => send(&message, to)?,
+                Action::Refused(reason) => {
+                    return Err(io::Error::other(format!(
+                        "the manager refuses this machine: {}",
+                        reason.text()
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self, told: &Told) {
+        let snapshot = snapshot(told, &self.settings, &self.interfaces);
+        self.published = told.number;
+        let eras = &snapshot.units.eras;
+        tracing::debug!(
+            number = told.number,
+            newest = eras.newest().era(),
+            in_force = snapshot.units.in_force,
+            members = snapshot.members.len(),
+            "cluster"
+        );
+        {
+            let mut status = lock(&self.status);
+            status.member = true;
+            status.newest_era = eras.newest().era();
+            status.era_in_force = snapshot.units.in_force;
+            status.buckets = eras.newest().count(self.settings.node);
+            status.port_blocks = told.blocks.len();
+            status.members = snapshot.members.iter().map(|member| member.node).collect();
+        }
+        self.engine.apply(Some(Arc::new(snapshot)));
+        self.tell_blocks(Some(Arc::clone(&told.blocks)));
+    }
+
+    /// The node's thread gives address translation the ports that are this machine's.
+    fn tell_blocks(&mut self, blocks: Option<Arc<[Lease]>>) {
+        if blocks == self.blocks {
+            return;
+        }
+        self.blocks.clone_from(&blocks);
+        if let Some(blocks) = blocks {
+            self.events.send(NodeEvent::PortBlocks(blocks.iter().copied().collect()));
+        }
+    }
+}
+
+fn send(message: &Message, to: &mut Option<&mut TcpStream>) -> io::Result<()> {
+    let Some(stream) = to else { return Ok(()) };
+    let mut frame = Vec::new();
+    message.encode(&mut frame).map_err(io::Error::other)?;
+    stream.write_all(&frame)
+}
+
+/// The cluster in this machine's numbers.
+fn snapshot(told: &Told, settings: &Cluster, interfaces: &[(u8, InterfaceId)]) -> Snapshot {
+    let order: Vec<u16> =
+        told.members.iter().filter(|member| member.role.owns_flows()).map(|member| member.node).collect();
+    let mut members = told.members.to_vec();
+    members.sort_by_key(|member| member.node);
+    let shared = interfaces.iter().map(|(ifid, interface)| {
+        let known = told.interfaces.iter().find(|known| known.id == *ifid);
+        let addresses = known.into_iter().flat_map(|known| &known.addresses).map(|(address, _)| *address);
+        SharedInterface { ifid: *ifid, interface: *interface, addresses: addresses.collect() }
+    });
+    Snapshot {
+        number: told.number,
+        role: settings.role,
+        units: Arc::clone(&told.units),
+        members,
+        order,
+        shared: shared.collect(),
+    }
+}

@@ -1,0 +1,123 @@
+//! `[cluster]`: this machine shares its interfaces with others.
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+
+use ipnet::IpNet;
+
+use cluster::message::Role;
+use steering::units::NODES_MAX;
+
+use super::problem::Problems;
+use super::read::Table;
+use super::section::Section;
+use super::services::Interface;
+use super::values::ValueError;
+
+/// Port at which the manager listens for units unless told otherwise.
+pub const MANAGER_PORT: u16 = 4_601;
+
+/// Part of this machine in a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    /// Its duty.
+    pub role: Role,
+    /// Its number, below 4,096.
+    pub node: u16,
+    /// Capacity relative to other data planes'.
+    pub weight: u32,
+    /// Its address inside the bonds to the other machines.
+    pub bus: IpAddr,
+    /// The manager's address there.
+    pub manager: SocketAddr,
+}
+
+/// Reads it; `None` without the section, or when something that is needed is missing.
+pub(super) fn cluster(
+    table: Option<Table<'_>>,
+    addresses: &[IpNet],
+    interfaces: &[Interface],
+    problems: &mut Problems<'_>,
+) -> Option<Cluster> {
+    let given = table.is_some();
+    let mut section = Section::new("cluster", table, problems);
+    let role = section.choice("role", &[("dispatcher", Role::Dispatcher), ("dataplane", Role::DataPlane)]);
+    let node = section.number("node-id", 0..=u64::from(NODES_MAX) - 1);
+    let weight = section.number("weight", 1..=1_000_000).and_then(|weight| u32::try_from(weight.value).ok());
+    let bus = section.parsed("bus", "\"10.9.0.3\"", address);
+    let manager = section.parsed("manager", "\"10.9.0.1:4601\"", manager);
+    let at = section.at.clone();
+    if given {
+        required(&mut section, "role", role.is_some(), "write role = \"dispatcher\" or \"dataplane\"");
+        required(&mut section, "node-id", node.is_some(), "give each machine its own number, from 0 to 4095");
+        required(&mut section, "manager", manager.is_some(), "name the manager's address inside the tunnel");
+    }
+    let own = |bus: IpAddr| addresses.iter().any(|net| net.addr() == bus);
+    if let Some(bus) = bus.as_ref().filter(|bus| !own(bus.value)) {
+        let message = format!("{} is no address of [tun]; name one of those", bus.value);
+        section.error(&bus.at, "bus", message);
+    }
+    let bus = bus.map(|bus| bus.value).or_else(|| addresses.first().map(IpNet::addr));
+    if given && bus.is_none() {
+        section.missing("bus", "this machine has no address inside the tunnel; set tun.address");
+    }
+    section.finish();
+    check_interfaces(given.then(|| role.as_ref().map(|role| role.value)), interfaces, &at, problems);
+    Some(Cluster {
+        role: role?.value,
+        node: u16::try_from(node?.value).ok()?,
+        weight: weight.unwrap_or(1),
+        bus: bus?,
+        manager: manager?.value,
+    })
+}
+
+fn required(section: &mut Section<'_, '_, '_>, key: &'static str, given: bool, message: &str) {
+    if !given && section.value(key).is_none() {
+        section.missing(key, message);
+    }
+}
+
+/// Shared interfaces belong to a cluster; a data plane makes the device that stands for one, which needs the hardware address
+/// that all of them show.
+fn check_interfaces(
+    role: Option<Option<Role>>,
+    interfaces: &[Interface],
+    at: &Range<usize>,
+    problems: &mut Problems<'_>,
+) {
+    let mut numbers: Vec<u8> = Vec::new();
+    for interface in interfaces {
+        let Some(ifid) = interface.shared else { continue };
+        let name = &interface.name;
+        if role.is_none() {
+            problems.error(
+                at,
+                "interface.shared",
+                format!("\"{name}\" is shared with nobody; add [cluster]"),
+            );
+        }
+        if numbers.contains(&ifid) {
+            problems.error(at, "interface.shared", format!("number {ifid} stands twice; each has its own"));
+        }
+        numbers.push(ifid);
+        if role == Some(Some(Role::DataPlane)) && interface.mac.is_none() {
+            let message =
+                format!("\"{name}\" needs the hardware address of the dispatcher's device as mac = \"…\"");
+            problems.error(at, "interface.mac", message);
+        }
+    }
+}
+
+fn address(text: &str) -> Result<IpAddr, ValueError> {
+    text.parse().map_err(|_| format!("\"{text}\" is no address; write for example \"10.9.0.3\"").into())
+}
+
+/// An address, with the port unless it is the usual one.
+fn manager(text: &str) -> Result<SocketAddr, ValueError> {
+    let with_port = text.parse::<SocketAddr>().ok();
+    let alone = || text.parse::<IpAddr>().ok().map(|address| SocketAddr::new(address, MANAGER_PORT));
+    with_port.or_else(alone).ok_or_else(|| {
+        format!("\"{text}\" is no address of the manager; write for example \"10.9.0.1:4601\"").into()
+    })
+}
