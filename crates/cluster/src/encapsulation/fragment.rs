@@ -28,14 +28,18 @@ pub const FRAGMENTS_MAX: usize = 16;
 /// memory.
 pub const FRAGMENT_BYTES_MIN: usize = 256;
 
+/// Most bytes behind L1 of a frame in fragments: more than jumbo frames have, and 16 KiB with L1. Every buffer is used again
+/// therefore, and nobody can have much memory made ready by a small datagram.
+pub const TOTAL_BYTES_MAX: u16 = (16 << 10) - L1_BYTES as u16;
+
+/// Least of them: L2 and an Ethernet header.
+const TOTAL_BYTES_MIN: u16 = (L2_BYTES + ETHERNET_BYTES) as u16;
+
 /// Most frames in fragments at once.
 pub const FRAMES_MAX: usize = 256;
 
 /// Unused buffers kept.
 const SPARE_MAX: usize = 32;
-
-/// Longest of them: a jumbo frame with room to spare. Longer ones would be charged to whoever gets them next.
-const SPARE_BYTES_MAX: usize = 10 << 10;
 
 /// Whether a datagram is a fragment, so that [`Reassembler::push`] reads it and not
 /// [`super::Encapsulation::parse`]. Versions are looked at there.
@@ -57,15 +61,15 @@ pub struct Split<'a> {
 
 impl<'a> Split<'a> {
     /// Splits a UDP payload, L1 and L2 and frame, into payloads of at most `payload_bytes_max`. `id` is another one for every
-    /// frame of this sender within the timeout. `None`: it is no such payload, is a fragment, is longer than 65,535 bytes, or
+    /// frame of this sender within the timeout. `None`: it is no such payload, is a fragment, is longer than [`TOTAL_BYTES_MAX`], or
     /// would be in more than [`FRAGMENTS_MAX`] fragments or in too small ones.
     #[must_use]
     pub fn new(datagram: &'a [u8], id: u32, payload_bytes_max: usize) -> Option<Self> {
         let l1 = L1::parse(datagram).ok().filter(|l1| !l1.fragment)?;
         let rest = datagram.get(L1_BYTES..)?;
-        let total = u16::try_from(rest.len()).ok()?;
+        let total = u16::try_from(rest.len()).ok().filter(|total| *total <= TOTAL_BYTES_MAX)?;
         let each = payload_bytes_max.checked_sub(L1_BYTES + FRAGMENT_HEAD_BYTES)?;
-        let is_possible = rest.len() >= L2_BYTES + ETHERNET_BYTES && each >= FRAGMENT_BYTES_MIN;
+        let is_possible = total >= TOTAL_BYTES_MIN && each >= FRAGMENT_BYTES_MIN;
         let split = Self { l1: L1 { fragment: true, ..l1 }, rest, total, id, each };
         (is_possible && split.fragments() <= FRAGMENTS_MAX).then_some(split)
     }
@@ -116,7 +120,8 @@ impl<'a> Fragment<'a> {
         let to = u16::try_from(usize::from(from) + body.len()).ok().filter(|to| *to <= total && *to > from);
         let to = to.ok_or(DropReason::BusMalformed)?;
         let is_small = to < total && body.len() < FRAGMENT_BYTES_MIN;
-        if !l1.fragment || is_small || usize::from(total) < L2_BYTES + ETHERNET_BYTES {
+        let is_possible = (TOTAL_BYTES_MIN..=TOTAL_BYTES_MAX).contains(&total);
+        if !l1.fragment || is_small || !is_possible {
             return Err(DropReason::BusMalformed);
         }
         Ok(Self { l1, id: u32::from_be_bytes([i0, i1, i2, i3]), from, to, total, body })
@@ -369,7 +374,7 @@ impl Reassembler {
 
     /// Keeps a buffer for reuse.
     fn keep(&mut self, buffer: Vec<u8>) {
-        if self.spare.len() < SPARE_MAX && (1..=SPARE_BYTES_MAX).contains(&buffer.len()) {
+        if self.spare.len() < SPARE_MAX && !buffer.is_empty() {
             self.spare.push(buffer);
         }
     }

@@ -91,7 +91,10 @@ fn what_is_not_worth_splitting_is_refused() {
     assert!(Split::new(&datagram, 1, HEAD + FRAGMENT_BYTES_MIN - 1).is_none(), "too small");
     assert!(Split::new(&datagram, 1, 500).is_none(), "too many");
     assert!(Split::new(&datagram, 1, 600).is_some());
-    assert!(Split::new(&whole(70_000), 1, 9_000).is_none(), "too long");
+    let longest = usize::from(TOTAL_BYTES_MAX) - L2_BYTES;
+    assert!(Split::new(&whole(longest), 1, 9_000).is_some());
+    assert!(Split::new(&whole(longest + 1), 1, 9_000).is_none(), "too long");
+    assert!(Split::new(&whole(70_000), 1, 9_000).is_none(), "too long for its fields");
     assert!(Split::new(&datagram[..20], 1, 600).is_none(), "no Ethernet header");
     assert!(Split::new(&split(&datagram, 1, 600)[0], 1, 300).is_none(), "a fragment");
     assert!(Split::new(&[0; 1_000], 1, 600).is_none(), "no L1");
@@ -119,6 +122,13 @@ fn copies_are_dropped_and_contradictions_end_the_frame() {
         assert_eq!(reassembler.push(0, sender(1), &second), Err(reason));
         assert_eq!(reassembler.frames(), 0);
     }
+    // The later one first, and all of them around one that is there.
+    for (first, second) in
+        [(piece(2, 300, 300, 600), piece(2, 0, 301, 600)), (piece(2, 300, 256, 900), piece(2, 0, 900, 900))]
+    {
+        assert_eq!(reassembler.push(0, sender(1), &first), Ok(None));
+        assert_eq!(reassembler.push(0, sender(1), &second), Err(DropReason::PieceOverlap));
+    }
     let mut retargeted = piece(2, 300, 300, 600);
     retargeted[2] = 1;
     assert_eq!(reassembler.push(0, sender(1), &piece(2, 0, 300, 600)), Ok(None));
@@ -135,6 +145,7 @@ fn fragments_that_cannot_be_are_refused() {
     assert_eq!(error(&piece(1, 600, 0, 600)), malformed, "empty");
     assert_eq!(error(&piece(1, u16::MAX, 300, u16::MAX)), malformed, "far behind the end");
     assert_eq!(error(&piece(1, 0, 21, 21)), malformed, "no Ethernet header");
+    assert_eq!(error(&piece(1, 0, 300, TOTAL_BYTES_MAX + 1)), malformed, "too long");
     assert_eq!(error(&whole(100)), malformed, "no fragment");
     assert_eq!(error(&piece(1, 0, 300, 600)[..13]), Some(DropReason::BusTooShort));
     assert_eq!(error(&piece(1, 0, 300, 600)[..5]), Some(DropReason::BusTooShort));
@@ -143,7 +154,7 @@ fn fragments_that_cannot_be_are_refused() {
     assert_eq!((reassembler.frames(), reassembler.bytes()), (0, 0));
     // So many that there is no place to note one more: the last is allowed to be small.
     let mut reassembler = Reassembler::new(ReassemblyLimits::default());
-    let mut push = |from: u16| reassembler.push(0, sender(1), &piece(1, from, 256, 60_000)).err();
+    let mut push = |from: u16| reassembler.push(0, sender(1), &piece(1, from, 256, 16_000)).err();
     assert!((0..16).all(|place| push(place * 300).is_none()));
     assert_eq!(push(16 * 300), Some(DropReason::ReassemblyFull));
     assert_eq!(reassembler.late_drops().get(DropReason::ReassemblyFull), 16);
@@ -164,6 +175,21 @@ fn what_takes_too_long_goes() {
     assert_eq!(reassembler.push(160, sender(2), &last), Ok(None), "its first fragment has gone");
     assert_eq!(reassembler.late_drops().get(DropReason::ReassemblyTimeout), 2);
     assert_eq!(reassembler.next_deadline_ns(), Some(260));
+}
+
+#[test]
+fn buffers_are_used_again() {
+    let datagram = whole(1_500);
+    let mut reassembler = reassembler();
+    let mut places = std::collections::BTreeSet::new();
+    for id in 0..100 {
+        for fragment in split(&datagram, id, 1_472) {
+            if let Some(whole) = reassembler.push(0, sender(1), &fragment).unwrap() {
+                places.insert(whole.as_ptr());
+            }
+        }
+    }
+    assert_eq!((places.len(), reassembler.stats().completed), (2, 100));
 }
 
 #[test]

@@ -53,6 +53,18 @@ fn checksums_are_left_out_or_left_to_others_where_told() {
 }
 
 #[test]
+fn a_checksum_of_zero_is_not_taken_for_none() {
+    let outer = outer("2001:db8::1", "2001:db8::2");
+    let without = packet(&outer, &[0; 40], OuterChecksum::Usual);
+    // With its own checksum in the payload the sum over all is zero, which is sent as its equal.
+    let mut payload = [0; 40];
+    payload[..2].copy_from_slice(&without[46..48]);
+    let with = packet(&outer, &payload, OuterChecksum::Usual);
+    assert_eq!(with[46..48], [0xff, 0xff]);
+    assert!(checksum::verify_packet(&with));
+}
+
+#[test]
 fn what_cannot_be_a_packet_is_not_written() {
     let mixed = outer("192.0.2.1", "2001:db8::2");
     assert_eq!(mixed.write(&mut [0; 100], OuterChecksum::Usual), 0);
