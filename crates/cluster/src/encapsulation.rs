@@ -269,6 +269,7 @@ impl Encapsulation {
 
     /// Node ids that a recorded route has room for, beside the other options. The room is there from the start, so that the
     /// packet does not grow on its way.
+    #[inline]
     #[must_use]
     pub const fn route_ids_max(&self) -> usize {
         let left = OPTION_WORDS_MAX - self.handoff.option_words() - self.hook.option_words();
@@ -412,18 +413,21 @@ impl Encapsulation {
         Ok(at + 4 * self.handoff.option_words())
     }
 
+    #[inline]
     const fn l1(&self) -> L1 {
         let Self { target, dispatcher, vlan, .. } = *self;
         L1 { target, dispatcher, vlan, fragment: false }
     }
 
     /// Words of L2 behind its first: HDR SIZE.
+    #[inline]
     const fn words(&self) -> usize {
         let route = if self.route.is_some() { self.route_ids_max() / 2 } else { 0 };
         1 + self.handoff.option_words() + self.hook.option_words() + route
     }
 
     /// The two words that every L2 has.
+    #[inline]
     const fn fixed_words(&self, recorded: usize) -> (u32, u32) {
         let number = self.handoff.number() as u32;
         let kind = (number != 0) as u32;
@@ -454,6 +458,7 @@ struct L1 {
 }
 
 impl L1 {
+    #[inline]
     fn parse(datagram: &[u8]) -> Result<Self, DropReason> {
         let Some([first, low, t0, t1, v0, v1]) = array_at::<L1_BYTES>(datagram, 0) else {
             return Err(DropReason::BusTooShort);
@@ -474,6 +479,7 @@ impl L1 {
         })
     }
 
+    #[inline]
     fn write(&self, room: &mut [u8]) {
         let fragment = if self.fragment { FRAGMENT_BIT } else { 0 };
         let vlan = if self.vlan.is_some() { VLAN_BIT } else { 0 };
@@ -497,6 +503,7 @@ const fn field(word: u32, from: u32, bits: u32) -> u32 {
 }
 
 /// Copies some bytes to their place; returns how many.
+#[inline]
 fn put(room: &mut [u8], at: usize, bytes: &[u8]) -> usize {
     if let Some(room) = room.get_mut(at..at + bytes.len()) {
         room.copy_from_slice(bytes);

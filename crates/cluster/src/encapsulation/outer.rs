@@ -117,6 +117,7 @@ impl Outer {
         bytes
     }
 
+    #[inline]
     fn write_v4(&self, packet: &mut [u8], total: u16, source: Ipv4Addr, destination: Ipv4Addr) {
         let Some(header) = packet.first_chunk_mut::<IPV4_HEADER_BYTES>() else { return };
         let [total_high, total_low] = total.to_be_bytes();
@@ -142,6 +143,7 @@ impl Outer {
         put_u16(header, 10, sum);
     }
 
+    #[inline]
     fn write_v6(&self, packet: &mut [u8], udp_bytes: u16, source: Ipv6Addr, destination: Ipv6Addr) {
         let word = 6 << 28 | u32::from(self.traffic_class) << 20 | u32::from(self.source_port);
         packet::put_u32(packet, 0, word);
@@ -192,6 +194,7 @@ fn udp_of(packet: &[u8]) -> Option<(usize, usize)> {
 }
 
 impl Outer {
+    #[inline]
     fn read(packet: &[u8], udp_at: usize) -> Option<Self> {
         let source_port = u16_at(packet, udp_at)?;
         let first = u16_at(packet, 0)?;
