@@ -124,6 +124,13 @@ local b = {
     table = ProtoField.uint32("anabranch_bus.table", "TABLE", base.DEC, nil, 0x0000f000),
     recorded = ProtoField.uint32("anabranch_bus.recorded", "Recorded", base.DEC, nil, 0x00000f00),
     is_v6 = ProtoField.bool("anabranch_bus.next_hop_ipv6", "Next hop is IPv6", 32, nil, 0x00000001),
+    is_offloaded = ProtoField.bool("anabranch_bus.offloaded", "Offload header", 32, nil, 0x00000002),
+    offload_flags = ProtoField.uint8("anabranch_bus.offload.flags", "Offload flags", base.HEX),
+    offload_type = ProtoField.uint8("anabranch_bus.offload.type", "Offload type", base.DEC),
+    offload_header = ProtoField.uint16("anabranch_bus.offload.header_bytes", "Header bytes", base.DEC),
+    offload_segment = ProtoField.uint16("anabranch_bus.offload.segment_bytes", "Segment bytes", base.DEC),
+    offload_start = ProtoField.uint16("anabranch_bus.offload.checksum_start", "Checksum start", base.DEC),
+    offload_offset = ProtoField.uint16("anabranch_bus.offload.checksum_offset", "Checksum offset", base.DEC),
     src_port = ProtoField.uint16("anabranch_bus.src_port", "Source port of the flow", base.DEC),
     dst_port = ProtoField.uint16("anabranch_bus.dst_port", "Destination port of the flow", base.DEC),
     hop_v4 = ProtoField.ipv4("anabranch_bus.next_hop", "Next hop"),
@@ -149,7 +156,8 @@ local function add_l1(tvb, tree)
 end
 
 -- Option words up to `last`, as the fixed words say; returns the offset behind those that are known.
-local function add_options(tvb, tree, at, last, trr, handoff, hook, is_v6, recorded)
+local function add_options(tvb, tree, at, last, trr, handoff, hook, flags, recorded)
+    local is_v6, is_offloaded = flags % 2 == 1, flags >= 2
     local left = OPTION_WORDS_MAX
     local function fits(bytes) return at + bytes <= last end
     if hook == 1 and fits(4) then
@@ -161,6 +169,17 @@ local function add_options(tvb, tree, at, last, trr, handoff, hook, is_v6, recor
         local bytes = is_v6 and 16 or 4
         if fits(bytes) then tree:add(is_v6 and b.hop_v6 or b.hop_v4, tvb(at, bytes)) end
         at, left = at + bytes, left - bytes / 4
+    end
+    if is_offloaded then
+        if fits(12) then
+            tree:add(b.offload_flags, tvb(at, 1))
+            tree:add(b.offload_type, tvb(at + 1, 1))
+            tree:add(b.offload_header, tvb(at + 2, 2))
+            tree:add(b.offload_segment, tvb(at + 4, 2))
+            tree:add(b.offload_start, tvb(at + 6, 2))
+            tree:add(b.offload_offset, tvb(at + 8, 2))
+        end
+        at = at + 12
     end
     if trr then
         local bytes = 4 * math.min(left, ROUTE_WORDS_MAX)
@@ -176,12 +195,12 @@ end
 local function add_l2(tvb, tree, at, dispatcher)
     local first, second = tvb(at, 4), tvb(at + 4, 4)
     for _, field in ipairs({ b.kind, b.size, b.trr, b.era, b.snode, b.ifid }) do tree:add(field, first) end
-    for _, field in ipairs({ b.ttl, b.handoff, b.hook, b.table, b.recorded, b.is_v6 }) do tree:add(field, second) end
+    for _, field in ipairs({ b.ttl, b.handoff, b.hook, b.table, b.recorded, b.is_offloaded, b.is_v6 }) do tree:add(field, second) end
     local last = at + 4 + 4 * first:bitfield(4, 6)
     local handoff, hook = second:bitfield(8, 4), second:bitfield(12, 4)
     local name = HANDOFFS[handoff] or "unknown handoff"
     local known = add_options(tvb, tree, at + 8, math.min(last, tvb:len()), first:bitfield(10, 1) == 1, handoff, hook,
-        second:bitfield(31, 1) == 1, second:bitfield(20, 4))
+        second:bitfield(30, 2), second:bitfield(20, 4))
     if known > last then tree:add_proto_expert_info(bus_bad, "HDR SIZE is before the end of the options") end
     if last > known and last <= tvb:len() then tree:add(b.unknown, tvb(known, last - known)) end
     if first:bitfield(12, 12) ~= dispatcher then tree:add_proto_expert_info(bus_bad, "SNODE is not the dispatcher") end

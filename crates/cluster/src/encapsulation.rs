@@ -27,6 +27,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use packet::attachment::{Arrival, UnitVisit};
 use packet::buffer::HEADROOM_BYTES;
+use packet::vnet::VirtioNetHeader;
 use packet::{DropReason, array_at, put_u16, put_u32, u16_at};
 
 /// UDP port that units listen on for each other; 4600 is the tunnel's.
@@ -46,7 +47,7 @@ pub const ENCAPSULATION_BYTES_MIN: usize = L1_BYTES + L2_BYTES;
 
 /// Longest pair of headers that is written, bytes. HDR SIZE could name more; such a header is read, and what is unknown in it
 /// skipped.
-pub const ENCAPSULATION_BYTES_MAX: usize = ENCAPSULATION_BYTES_MIN + 4 * OPTION_WORDS_MAX;
+pub const ENCAPSULATION_BYTES_MAX: usize = ENCAPSULATION_BYTES_MIN + 4 * (OPTION_WORDS_MAX + OFFLOAD_WORDS);
 
 /// Length of an Ethernet header without a tag, bytes: the shortest inner frame.
 pub const ETHERNET_BYTES: usize = 14;
@@ -54,8 +55,11 @@ pub const ETHERNET_BYTES: usize = 14;
 /// Most node ids of a recorded route.
 pub const ROUTE_IDS_MAX: usize = 2 * ROUTE_WORDS_MAX;
 
-/// Option words behind the two fixed words of L2.
+/// Option words behind the two fixed words of L2, besides those of an offload header.
 const OPTION_WORDS_MAX: usize = 5;
+
+/// Option words of an offload header.
+const OFFLOAD_WORDS: usize = 3;
 
 /// Of them, words that a recorded route takes if nothing else needs them.
 const ROUTE_WORDS_MAX: usize = 4;
@@ -70,8 +74,11 @@ const VLAN_BIT: u8 = 0x10;
 /// Bit of L2's last byte: the next hop has an IPv6 address.
 const NEXT_HOP_V6: u32 = 1;
 
+/// Bit of L2's last byte: there is an offload header.
+const OFFLOADED: u32 = 2;
+
 /// Bits of L2's last byte that have no meaning yet.
-const RESERVED: u32 = 0xfe;
+const RESERVED: u32 = 0xfc;
 
 /// Headers of the tunnel, when datagrams between units go through one: data header and head of a frame.
 const TUNNEL_BYTES: usize = 16 + 16;
@@ -222,6 +229,9 @@ pub struct Encapsulation {
     pub vlan: Option<u16>,
     /// Route so far, if it is recorded (TRR).
     pub route: Option<Route>,
+    /// Offload header of a super-packet, or of one whose checksum is partial; offsets count from the inner IP header. `None`:
+    /// the packet is one, and complete.
+    pub offload: Option<VirtioNetHeader>,
 }
 
 impl Encapsulation {
@@ -244,6 +254,7 @@ impl Encapsulation {
             ttl: visit.ttl,
             vlan: None,
             route: None,
+            offload: None,
         }
     }
 
@@ -307,6 +318,9 @@ impl Encapsulation {
                 IpAddr::V6(address) => put(room, at, &address.octets()),
             };
         }
+        if let Some(offload) = &self.offload {
+            at += put(room, at, &offload_words(offload));
+        }
         let route = self.route.unwrap_or_default();
         for (place, id) in route.ids().iter().take(recorded).enumerate() {
             put_u16(room, at + 2 * place, *id);
@@ -361,8 +375,14 @@ impl Encapsulation {
             ttl,
             vlan: l1.vlan,
             route: None,
+            offload: None,
         };
-        let options = encapsulation.read_options(second, header)?;
+        let mut options = encapsulation.read_options(second, header)?;
+        if second & OFFLOADED != 0 {
+            let words = array_at(header, options).ok_or(DropReason::BusMalformed)?;
+            encapsulation.offload = Some(read_offload(&words)?);
+            options += 4 * OFFLOAD_WORDS;
+        }
         let recorded = field(second, 8, 4) as usize;
         let is_recorded = field(first, 21, 1) == 1;
         let needed = if is_recorded { 2 * encapsulation.route_ids_max() } else { 0 };
@@ -423,7 +443,8 @@ impl Encapsulation {
     #[inline]
     const fn words(&self) -> usize {
         let route = if self.route.is_some() { self.route_ids_max() / 2 } else { 0 };
-        1 + self.handoff.option_words() + self.hook.option_words() + route
+        let offload = if self.offload.is_some() { OFFLOAD_WORDS } else { 0 };
+        1 + self.handoff.option_words() + self.hook.option_words() + offload + route
     }
 
     /// The two words that every L2 has.
@@ -443,6 +464,7 @@ impl Encapsulation {
             | (self.hook.number() as u32) << 16
             | ((self.table & 0x0f) as u32) << 12
             | (recorded as u32) << 8
+            | if self.offload.is_some() { OFFLOADED } else { 0 }
             | if is_v6 { NEXT_HOP_V6 } else { 0 };
         (first, second)
     }
@@ -509,6 +531,24 @@ fn put(room: &mut [u8], at: usize, bytes: &[u8]) -> usize {
         room.copy_from_slice(bytes);
     }
     bytes.len()
+}
+
+/// An offload header as the option words have it: virtio's fields, big endian, and two bytes of zero.
+fn offload_words(offload: &VirtioNetHeader) -> [u8; 4 * OFFLOAD_WORDS] {
+    let mut words = [0; 4 * OFFLOAD_WORDS];
+    words[..2].copy_from_slice(&[offload.flags, offload.gso_type]);
+    let fields = [offload.hdr_len, offload.gso_size, offload.csum_start, offload.csum_offset];
+    for (place, field) in fields.into_iter().enumerate() {
+        put_u16(&mut words, 2 + 2 * place, field);
+    }
+    words
+}
+
+fn read_offload(words: &[u8; 4 * OFFLOAD_WORDS]) -> Result<VirtioNetHeader, DropReason> {
+    let [flags, gso_type, fields @ .., 0, 0] = *words else { return Err(DropReason::BusMalformed) };
+    let field = |place: usize| u16_at(&fields, 2 * place).unwrap_or(0);
+    let [hdr_len, gso_size, csum_start, csum_offset] = [0, 1, 2, 3].map(field);
+    Ok(VirtioNetHeader { flags, gso_type, hdr_len, gso_size, csum_start, csum_offset })
 }
 
 fn read_route(header: &[u8], at: usize, count: usize) -> Route {

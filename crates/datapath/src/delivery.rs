@@ -132,7 +132,7 @@ impl<O: Output> Decision<'_, O> {
         let Some(frame) = packet.packet_mut().get_mut(arrived.frame.clone()) else { return };
         match arrived.handoff {
             Handoff::Reply if self.cluster.dispatches(arrived.interface) => {
-                self.out.interface(arrived.interface, &VirtioNetHeader::default(), frame);
+                self.out.interface(arrived.interface, &arrived.offload, frame);
             }
             Handoff::Broadcast if self.cluster.owns_flows() => {
                 self.out.shared_device(arrived.interface, frame);
@@ -157,7 +157,7 @@ impl<O: Output> Decision<'_, O> {
             return self.out.dropped(DropReason::NoRoute);
         };
         let ingress = Ingress::Interface(arrived.interface);
-        let mut frame = Frame::new(ingress, VirtioNetHeader::default(), bytes);
+        let mut frame = Frame::new(ingress, arrived.offload, bytes);
         frame.visit = Some(arrived.visit);
         let mut emit = Emit {
             out: &mut *self.out,

@@ -15,8 +15,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use cluster::encapsulation::outer::{Outer, OuterChecksum, entropy_port, parse_outer};
-use cluster::encapsulation::{Encapsulation, Handoff, Hook};
+use cluster::encapsulation::outer::{OUTER_BYTES_MAX, Outer, OuterChecksum, entropy_port, parse_outer};
+use cluster::encapsulation::{ENCAPSULATION_BYTES_MAX, Encapsulation, Handoff, Hook};
 use cluster::message::Member;
 use cluster::snapshot::Snapshot;
 use packet::attachment::{Arrival, BondId, Egress, Ingress, InterfaceId, UnitVisit};
@@ -48,6 +48,8 @@ pub(crate) struct Arrived {
     pub visit: UnitVisit,
     /// Where the Ethernet frame is in the packet.
     pub frame: Range<usize>,
+    /// Its offload header; offsets count from the IP header.
+    pub offload: VirtioNetHeader,
 }
 
 /// Words to a unit besides the frame.
@@ -226,12 +228,14 @@ impl Cluster {
             if packet.first().is_some_and(|first| first & 0x0f != 5 && first >> 4 == 4) {
                 return Err(DropReason::BusMalformed);
             }
-            Ok(Arrived { handoff: head.handoff, hook: head.hook, interface, visit, frame })
+            let offload = head.offload.unwrap_or_default();
+            Ok(Arrived { handoff: head.handoff, hook: head.hook, interface, visit, frame, offload })
         };
         Some(read())
     }
 
-    /// Encapsulates a frame, cut into packets of ordinary size and with whole checksums, for the bond to a unit.
+    /// Encapsulates a frame for the bond to a unit, whole with its offload header; only where that would be longer than an IP
+    /// packet can be it is cut.
     fn send(
         &self,
         snapshot: &Snapshot,
@@ -249,7 +253,8 @@ impl Cluster {
         let mut head =
             Encapsulation { hook: word.hook, ..Encapsulation::of_visit(word.unit, word.ifid, &word.visit) };
         head.handoff = word.handoff.unwrap_or(head.handoff);
-        let mut each = |mut frame: PacketBuf| {
+        let mut each = |mut frame: PacketBuf, offload: Option<VirtioNetHeader>| {
+            let head = Encapsulation { offload, ..head };
             let source_port = entropy_port(frame.packet());
             head.write(frame.grow_front(head.bytes()));
             let outer = Outer { source: from, destination: to, source_port, traffic_class: 0 };
@@ -261,7 +266,14 @@ impl Cluster {
                 Some(frame)
             }
         };
-        for_each_packet(offload, bytes, pool, &mut each)
+        if bytes.len() + ENCAPSULATION_BYTES_MAX + OUTER_BYTES_MAX <= usize::from(u16::MAX) {
+            let offload =
+                Some(*offload).filter(|offload| offload.gso_type != GSO_NONE || offload.needs_csum());
+            let copy = pool.copy(bytes, &VirtioNetHeader::default(), Ingress::Host);
+            each(copy.ok_or(DropReason::TooBig)?, offload).into_iter().for_each(|copy| pool.recycle(copy));
+            return Ok(());
+        }
+        for_each_segment(offload, bytes, pool, &mut |segment| each(segment, None))
     }
 }
 
@@ -284,22 +296,13 @@ fn visit_of(snapshot: &Snapshot) -> UnitVisit {
     }
 }
 
-/// Copies a frame, or each segment of a super-packet, with whole checksums.
-fn for_each_packet(
+/// Copies each segment of a super-packet, with whole checksums.
+fn for_each_segment(
     offload: &VirtioNetHeader,
     bytes: &[u8],
     pool: &mut PacketPool,
     each: &mut impl FnMut(PacketBuf) -> Option<PacketBuf>,
 ) -> Result<(), DropReason> {
-    let none = VirtioNetHeader::default();
-    if offload.gso_type == GSO_NONE {
-        let mut copy = pool.copy(bytes, &none, Ingress::Host).ok_or(DropReason::TooBig)?;
-        if offload.needs_csum() {
-            complete_checksum(copy.packet_mut().get_mut(ETHERNET_BYTES..).unwrap_or_default())?;
-        }
-        each(copy).into_iter().for_each(|copy| pool.recycle(copy));
-        return Ok(());
-    }
     let (header, packet) = bytes.split_at_checked(ETHERNET_BYTES).ok_or(DropReason::TooShort)?;
     let segmenter = Segmenter::new(offload, packet)?;
     for index in 0..segmenter.segments() {

@@ -9,7 +9,7 @@ use crate::vnet::{VNET_HEADER_BYTES, VirtioNetHeader};
 
 /// Bytes free in front of the packet: Ethernet with VLAN tag (18), or Ethernet (14) behind the cluster's headers (34), UDP over
 /// IPv6 (48), and the tunnel's data header with a frame head (16 + 16).
-pub const HEADROOM_BYTES: usize = 128;
+pub const HEADROOM_BYTES: usize = 144;
 
 /// Bytes free behind it: an AEAD tag, a cleartext length, padding.
 pub const TAILROOM_BYTES: usize = 64;

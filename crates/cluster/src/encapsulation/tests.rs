@@ -21,6 +21,7 @@ fn full() -> Encapsulation {
         ttl: 7,
         vlan: Some(0x6064),
         route: Some(Route::default()),
+        offload: None,
     };
     encapsulation.record(0x1001);
     encapsulation.record(0x1002);
@@ -103,8 +104,12 @@ fn the_route_is_recorded_until_it_is_full() {
 #[test]
 fn the_longest_headers_are_as_long_as_is_said() {
     let next_hop = Ipv6Addr::LOCALHOST.into();
-    let longest =
-        Encapsulation { handoff: Handoff::Resolve { next_hop }, route: Some(Route::default()), ..full() };
+    let longest = Encapsulation {
+        handoff: Handoff::Resolve { next_hop },
+        route: Some(Route::default()),
+        offload: Some(VirtioNetHeader::default()),
+        ..full()
+    };
     assert_eq!(longest.bytes(), ENCAPSULATION_BYTES_MAX);
     assert_eq!(plain().bytes(), ENCAPSULATION_BYTES_MIN);
     assert_eq!(longest.write(&mut [0; ENCAPSULATION_BYTES_MAX - 1]), 0);
@@ -190,11 +195,29 @@ fn any_encapsulation() -> impl Strategy<Value = Encapsulation> {
     ];
     let route = proptest::option::of(proptest::collection::vec(any::<u16>(), 0..=ROUTE_IDS_MAX));
     let numbers = (any::<u16>(), 0..4_096u16, any::<u8>(), 0..16u8, any::<bool>(), 1..=255u8);
-    (numbers, handoff, hook, any::<Option<u16>>(), route).prop_map(|(numbers, handoff, hook, vlan, ids)| {
+    let offload = proptest::option::of(any::<[u16; 5]>().prop_map(
+        |[kind, hdr_len, gso_size, csum_start, csum_offset]| {
+            let [flags, gso_type] = kind.to_be_bytes();
+            VirtioNetHeader { flags, gso_type, hdr_len, gso_size, csum_start, csum_offset }
+        },
+    ));
+    let parts = (numbers, handoff, hook, any::<Option<u16>>(), route, offload);
+    parts.prop_map(|(numbers, handoff, hook, vlan, ids, offload)| {
         let (target, dispatcher, interface, table, odd_era, ttl) = numbers;
         let route = ids.as_ref().map(|_| Route::default());
-        let mut encapsulation =
-            Encapsulation { target, dispatcher, interface, handoff, hook, table, odd_era, ttl, vlan, route };
+        let mut encapsulation = Encapsulation {
+            target,
+            dispatcher,
+            interface,
+            handoff,
+            hook,
+            table,
+            odd_era,
+            ttl,
+            vlan,
+            route,
+            offload,
+        };
         ids.unwrap_or_default().into_iter().for_each(|id| encapsulation.record(id));
         encapsulation
     })
@@ -270,6 +293,16 @@ fn examples() -> Vec<(&'static str, Vec<u8>)> {
     add("resolve-ipv4", resolve(v4), &[]);
     add("resolve-ipv6", resolve(v6), &[]);
     add("trace", Encapsulation { target: 7, handoff: Handoff::Trace, ttl: 7, route, ..plain() }, &[2]);
+    let segments = VirtioNetHeader {
+        flags: 1,
+        gso_type: 1,
+        hdr_len: 66,
+        gso_size: 1_448,
+        csum_start: 20,
+        csum_offset: 16,
+    };
+    let reply = Encapsulation { target: 1, handoff: Handoff::Reply, ttl: 1, ..plain() };
+    add("reply-super", Encapsulation { offload: Some(segments), ..reply }, &[]);
     add("everything", full(), &[]);
     examples
 }
