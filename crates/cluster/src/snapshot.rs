@@ -17,6 +17,8 @@ pub struct SharedInterface {
     pub interface: InterfaceId,
     /// Addresses that all members share: what is sent to them is a unit's business and not the dispatcher's.
     pub addresses: Vec<IpAddr>,
+    /// Node ids of the dispatchers that have it; empty: all have.
+    pub dispatchers: Vec<u16>,
 }
 
 /// The cluster, as this member's cores go by it.
@@ -64,10 +66,13 @@ impl Snapshot {
         self.shared.iter().find(|shared| shared.ifid == ifid).map(|shared| shared.interface)
     }
 
-    /// The dispatcher by which a packet leaves: the one that took its flow in, or else one of them, by `hash`.
+    /// The dispatcher by which a packet leaves a shared interface: the one that took its flow in, if it has the interface;
+    /// else one of those that have it, by `hash`.
     #[must_use]
-    pub fn dispatcher(&self, taken_in_by: Option<u16>, hash: u32) -> Option<u16> {
-        let has = |member: &&Member| member.role.dispatches();
+    pub fn dispatcher(&self, ifid: u8, taken_in_by: Option<u16>, hash: u32) -> Option<u16> {
+        let shared = self.shared.iter().find(|shared| shared.ifid == ifid)?;
+        let named = |node: u16| shared.dispatchers.is_empty() || shared.dispatchers.contains(&node);
+        let has = |member: &&Member| member.role.dispatches() && named(member.node);
         if let Some(member) = taken_in_by.and_then(|node| self.member(node)).filter(has) {
             return Some(member.node);
         }
@@ -99,6 +104,11 @@ mod tests {
         Member { node, role, weight: 1, address }
     }
 
+    fn shared(ifid: u8, interface: u16, dispatchers: &[u16]) -> SharedInterface {
+        let interface = InterfaceId(interface);
+        SharedInterface { ifid, interface, addresses: Vec::new(), dispatchers: dispatchers.to_vec() }
+    }
+
     fn snapshot(node: u16) -> Snapshot {
         let table = BucketTable::from_owners(0, vec![5; 4]).unwrap();
         let (eras, hasher) = (Eras::new(table), FlowHasher::new([7; 40]));
@@ -113,16 +123,18 @@ mod tests {
                 member(7, Role::DataPlane),
             ],
             order: vec![7, 5],
-            shared: vec![SharedInterface { ifid: 1, interface: InterfaceId(4), addresses: Vec::new() }],
+            shared: vec![shared(1, 4, &[2]), shared(0, 3, &[])],
         }
     }
 
     #[test]
-    fn a_packet_leaves_by_the_dispatcher_that_took_its_flow_in() {
+    fn a_packet_leaves_by_the_dispatcher_that_took_its_flow_in_if_it_has_the_interface() {
         let snapshot = snapshot(5);
-        assert_eq!(snapshot.dispatcher(Some(1), 0), Some(1));
-        assert_eq!([0, 1, 2].map(|hash| snapshot.dispatcher(None, hash)), [Some(1), Some(2), Some(1)]);
-        assert_eq!(snapshot.dispatcher(Some(5), 1), Some(2), "a data plane sends nothing out");
+        assert_eq!(snapshot.dispatcher(0, Some(1), 0), Some(1));
+        assert_eq!(snapshot.dispatcher(1, Some(1), 3), Some(2), "1 does not have it");
+        assert_eq!([0, 1, 2].map(|hash| snapshot.dispatcher(0, None, hash)), [Some(1), Some(2), Some(1)]);
+        assert_eq!(snapshot.dispatcher(9, Some(1), 0), None);
+        assert_eq!(snapshot.dispatcher(0, Some(5), 1), Some(2), "a data plane sends nothing out");
     }
 
     #[test]
@@ -133,7 +145,7 @@ mod tests {
     #[test]
     fn interfaces_have_a_number_of_the_cluster() {
         let snapshot = snapshot(5);
-        assert_eq!((snapshot.ifid(InterfaceId(4)), snapshot.ifid(InterfaceId(0))), (Some(1), None));
+        assert_eq!((snapshot.ifid(InterfaceId(4)), snapshot.ifid(InterfaceId(9))), (Some(1), None));
         assert_eq!((snapshot.interface(1), snapshot.interface(4)), (Some(InterfaceId(4)), None));
         assert_eq!(snapshot.own().map(|member| member.node), Some(5));
     }

@@ -13,7 +13,6 @@ use ::cluster::message::{Frames, Message};
 use ::cluster::snapshot::{SharedInterface, Snapshot};
 use ::cluster::unit::{Action, Figures, Identity, Snapshot as Told, Unit};
 use engine::gateway::ClusterHandle;
-use packet::attachment::InterfaceId;
 use steering::units::Lease;
 
 use crate::config::cluster::Cluster;
@@ -42,10 +41,10 @@ pub(crate) struct ClusterLink {
 }
 
 impl ClusterLink {
-    /// Starts it. `interfaces`: number in the cluster and place of each shared interface.
+    /// Starts it. `interfaces`: the shared ones; their addresses come from the manager.
     pub fn start(
         settings: Cluster,
-        interfaces: Vec<(u8, InterfaceId)>,
+        interfaces: Vec<SharedInterface>,
         engine: ClusterHandle,
         events: EventSender,
     ) -> io::Result<Self> {
@@ -108,7 +107,7 @@ impl Drop for ClusterLink {
 struct Link {
     unit: Unit,
     settings: Cluster,
-    interfaces: Vec<(u8, InterfaceId)>,
+    interfaces: Vec<SharedInterface>,
     engine: ClusterHandle,
     events: EventSender,
     began: Instant,
@@ -290,15 +289,15 @@ fn send(message: &Message, to: &mut Option<&mut TcpStream>) -> io::Result<()> {
 }
 
 /// The cluster in this machine's numbers.
-fn snapshot(told: &Told, settings: &Cluster, interfaces: &[(u8, InterfaceId)]) -> Snapshot {
+fn snapshot(told: &Told, settings: &Cluster, interfaces: &[SharedInterface]) -> Snapshot {
     let order: Vec<u16> =
         told.members.iter().filter(|member| member.role.owns_flows()).map(|member| member.node).collect();
     let mut members = told.members.to_vec();
     members.sort_by_key(|member| member.node);
-    let shared = interfaces.iter().map(|(ifid, interface)| {
-        let known = told.interfaces.iter().find(|known| known.id == *ifid);
+    let shared = interfaces.iter().map(|shared| {
+        let known = told.interfaces.iter().find(|known| known.id == shared.ifid);
         let addresses = known.into_iter().flat_map(|known| &known.addresses).map(|(address, _)| *address);
-        SharedInterface { ifid: *ifid, interface: *interface, addresses: addresses.collect() }
+        SharedInterface { addresses: addresses.collect(), ..shared.clone() }
     });
     Snapshot {
         number: told.number,

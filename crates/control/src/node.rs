@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use ::cluster::snapshot::SharedInterface;
 use engine::Engine;
 use engine::config::{Peer, Settings, Snapshot, Wan};
 use linux::tun::Tun;
@@ -632,7 +633,14 @@ fn start_cluster(
 ) -> Result<Option<ClusterLink>, StartError> {
     let Some(settings) = &config.cluster else { return Ok(None) };
     let interfaces = (0..).map(InterfaceId).zip(&config.services.interfaces);
-    let shared = interfaces.filter_map(|(id, interface)| Some((interface.shared?, id)));
+    let shared = interfaces.filter_map(|(id, interface)| {
+        Some(SharedInterface {
+            ifid: interface.shared?,
+            interface: id,
+            addresses: Vec::new(),
+            dispatchers: interface.dispatchers.clone(),
+        })
+    });
     let failed = |error: io::Error| StartError::Start(format!("cannot start the cluster's thread: {error}"));
     let events = events.try_clone().map_err(failed)?;
     let link = ClusterLink::start(settings.clone(), shared.collect(), engine.cluster_handle(), events);

@@ -280,7 +280,7 @@ impl Cluster {
 /// The word of an answer: by the dispatcher that took the flow in, or another one.
 fn answer(snapshot: &Snapshot, ifid: u8, came: Option<UnitVisit>, key: Option<&FlowKey>) -> Option<Word> {
     let hash = key.map_or(0, |key| snapshot.units.hasher.hash(key, 0));
-    let unit = snapshot.dispatcher(came.map(|visit| visit.dispatcher), hash)?;
+    let unit = snapshot.dispatcher(ifid, came.map(|visit| visit.dispatcher), hash)?;
     let visit = UnitVisit { ttl: TTL_START, ..came.unwrap_or_else(|| visit_of(snapshot)) };
     let visit = UnitVisit { dispatcher: unit, ..visit };
     Some(Word { unit, ifid, handoff: Some(Handoff::Reply), hook: Hook::BeforeServices, visit })

@@ -185,6 +185,29 @@ impl<'a, 'p, 't> Section<'a, 'p, 't> {
         None
     }
 
+    /// A list of whole numbers, or one of them; empty without the key.
+    pub(crate) fn numbers(&mut self, key: &'static str, range: RangeInclusive<u64>) -> Vec<At<u64>> {
+        let Some(value) = self.value(key) else { return Vec::new() };
+        let items: Vec<&Spanned<DeValue<'_>>> = match value.get_ref() {
+            DeValue::Array(items) => items.iter().collect(),
+            _ => vec![value],
+        };
+        let mut list = Vec::with_capacity(items.len());
+        for item in items {
+            match whole_number(item.get_ref()) {
+                Some(number) if range.contains(&number) => list.push(At::new(number, item.span())),
+                found => {
+                    let found =
+                        found.map_or_else(|| kind(item.get_ref()).to_owned(), |number| number.to_string());
+                    let (from, to) = (range.start(), range.end());
+                    let message = format!("{found} found, whole numbers from {from} to {to} are needed");
+                    self.error(&item.span(), key, message);
+                }
+            }
+        }
+        list
+    }
+
     /// A whole number within a range, or its default.
     pub(crate) fn number_or<T>(&mut self, key: &'static str, range: RangeInclusive<u64>, default: T) -> T
     where

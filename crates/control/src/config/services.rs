@@ -122,6 +122,8 @@ pub struct Interface {
     pub loose_tcp: bool,
     /// Number of the interface in the cluster whose machines share it; `None`: it is this machine's alone.
     pub shared: Option<u8>,
+    /// Node ids of the dispatchers that have a shared interface; empty: all have.
+    pub dispatchers: Vec<u16>,
     /// Hardware address of the device that stands for a shared interface at a data plane.
     pub mac: Option<[u8; 6]>,
 }

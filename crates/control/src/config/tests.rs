@@ -679,6 +679,10 @@ fn a_cluster_names_its_faults() {
             "error: cluster.manager: \"hub\" is no address of the manager; write for example \"10.9.0.1:4601\"",
         ),
         (
+            "[cluster]\n[[interface]]\nname = \"lan\"\nshared = 0\ndispatchers = [1, 4096]\n",
+            "error: interface.dispatchers: 4096 found, whole numbers from 0 to 4095 are needed",
+        ),
+        (
             "[[interface]]\nname = \"lan\"\nshared = 0\n",
             "error: interface.shared: \"lan\" is shared with nobody; add [cluster]",
         ),

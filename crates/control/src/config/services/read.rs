@@ -203,6 +203,7 @@ fn interface(
     let outside = section.flag("outside").map(|outside| outside.value);
     let loose_tcp = section.choice("tcp", &[("strict", false), ("loose", true)]).is_some_and(|tcp| tcp.value);
     let shared = section.number("shared", 0..=255).and_then(|ifid| u8::try_from(ifid.value).ok());
+    let dispatchers = section.numbers("dispatchers", 0..=4_095);
     let mac = section.parsed("mac", "\"02:00:5e:00:01:01\"", values::mac);
     let device_given = section.value("device").is_some();
     let name = match (name, section.at.clone()) {
@@ -235,6 +236,7 @@ fn interface(
         outside,
         loose_tcp,
         shared,
+        dispatchers: dispatchers.iter().filter_map(|node| u16::try_from(node.value).ok()).collect(),
         mac: mac.map(|mac| mac.value),
     };
     Some((interface, InterfacePlaces { name: name.at, device: device.at, addresses }))
