@@ -8,9 +8,12 @@
 //! 3. [`emulator`] stands in the middle of each cable and carries the frames in real time.
 //! 4. [`link`] is the model that tells when a packet arrives, or that it does not, repeatably for a seed.
 //!
+//! [`cluster`] is another network: machines that share their interfaces.
+//!
 //! Everything is gone when the [`topology::Testbed`] is dropped, and when the process ends in any other way. [`stop`]
 //! ends what runs after a Ctrl-C.
 
+pub mod cluster;
 pub mod emulator;
 pub use sim::link;
 pub mod program;

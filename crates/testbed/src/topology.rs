@@ -140,7 +140,7 @@ impl Node {
         Ok(index)
     }
 
-    fn forward(&self) -> anyhow::Result<()> {
+    pub(crate) fn forward(&self) -> anyhow::Result<()> {
         self.run(|| {
             set_sysctl("net.ipv4.ip_forward", "1")?;
             match set_sysctl("net.ipv6.conf.all.forwarding", "1") {
