@@ -6,7 +6,10 @@
 //!
 //! Requests and answers are [`http`], [`dns`] and [`frames`] (long connections). Their servers are [`service`]s, which can die
 //! and come back; their clients write into a [`tally`] what became of every request and every connection.
+//!
+//! [`churn`] keeps thousands of connections open and begins new ones, and counts those that break.
 
+pub mod churn;
 pub mod client;
 pub mod dns;
 pub mod frames;
