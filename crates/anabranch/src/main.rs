@@ -15,6 +15,7 @@ mod reload;
 mod replay;
 mod status;
 mod stop;
+mod traffic;
 mod up;
 
 use std::process::ExitCode;
@@ -94,6 +95,9 @@ enum Command {
     Reload(reload::Args),
     /// Stop the running gateway in an orderly way
     Stop(stop::Args),
+    /// Begin and answer connections that are checked byte by byte
+    #[command(hide = true)]
+    Traffic(traffic::Args),
 }
 
 fn main() -> ExitCode {
@@ -115,6 +119,7 @@ fn main() -> ExitCode {
         Command::Core(args) => backend::run_core(args),
         Command::Reload(args) => reload::run(&args),
         Command::Stop(args) => stop::run(&args),
+        Command::Traffic(args) => logging::to_stderr(log, "warn").and_then(|()| traffic::run(args)),
     };
     result.unwrap_or_else(|error| {
         output::complain(&format!("anabranch: {error:#}"));
