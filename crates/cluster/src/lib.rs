@@ -4,13 +4,15 @@
 //!
 //! 1. [`encapsulation`]: the L1 and L2 headers between units, byte by byte.
 //! 2. [`message`]: what manager and units say to each other, byte by byte.
-//! 3. [`unit`]: a unit's side: it takes tables, publishes what its cores work by, and acknowledges.
-//! 4. [`snapshot`]: the members, as the cores of one of them go by them.
+//! 3. [`mod@unit`]: a unit's side: it takes tables, publishes what its cores work by, and acknowledges.
+//! 4. [`manager`]: the manager's side: who takes part, the next table, and how it comes into force.
+//! 5. [`snapshot`]: the members, as the cores of one of them go by them.
 //!
 //! Who owns a packet is [`steering::units`].
 
 mod codec;
 pub mod encapsulation;
+pub mod manager;
 pub mod message;
 pub mod snapshot;
 pub mod unit;

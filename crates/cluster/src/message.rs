@@ -19,6 +19,7 @@ mod tests;
 mod wire;
 
 pub use frame::{FRAME_BYTES_MAX, FrameError, Frames, VERSION};
+pub(crate) use wire::{put_interface, put_role, take_interface, take_role};
 
 /// TCP port of the manager on its bus address.
 pub const MANAGER_PORT: u16 = 4_601;

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use cluster::encapsulation::outer::{Outer, OuterChecksum};
 use cluster::encapsulation::{Encapsulation, Handoff, Hook, Route};
+use cluster::manager::{Accepted, Block, Change, Command, Standing, State, Step, UnitRecord};
 use cluster::message::{
     Hello, LiveRun, Member, Message, Parts, Phase, Prepare, Refusal, Report, Retired, Role, SharedInterface,
     Welcome, Whole,
@@ -43,6 +44,7 @@ fn main() {
     reassemblies();
     cluster_messages();
     cluster_talks();
+    cluster_states();
 }
 
 fn save(target: &str, name: &str, bytes: &[u8]) {
@@ -666,5 +668,47 @@ fn cluster_talks() {
             bytes.extend(frame);
         }
         save("cluster_unit", name, &bytes);
+    }
+}
+
+fn cluster_states() {
+    let eras = eras();
+    let mut state = State::new([0x3c; 40]);
+    save("cluster_state", "new", &state.encode());
+    for member in cluster_parts().members {
+        let record = UnitRecord {
+            address: member.address,
+            role: member.role,
+            weight: 1,
+            share_permille: 1_000,
+            standing: Standing::Active,
+            joined: u64::from(member.node),
+            instance: 7,
+            forget: false,
+        };
+        state.units.insert(member.node, record);
+    }
+    state.interfaces = cluster_parts().interfaces;
+    state.outside = vec!["192.0.2.1".parse().unwrap()];
+    let block = |block, node| Block { address: state.outside[0], block, node };
+    state.blocks = vec![block(1, Some(3)), block(2, None)];
+    state.table = Some(eras[0].clone());
+    save("cluster_state", "idle", &state.encode());
+    let mut lost = state.clone();
+    lost.fence = true;
+    lost.units.get_mut(&2).unwrap().standing = Standing::Lost;
+    save("cluster_state", "a-unit-lost", &lost.encode());
+    let steps = vec![
+        Step::Add { node: 4, enrol: Some(("10.99.0.4".parse().unwrap(), Role::DataPlane)), weight: Some(3) },
+        Step::Drain { node: 2, remove: true },
+        Step::Remove { node: 3, force: true },
+        Step::Weight { node: 3, weight: 9 },
+    ];
+    state.accepted.push(Accepted { number: 1, command: Command::Change(steps) });
+    let (interfaces, outside) = (state.interfaces.clone(), state.outside.clone());
+    state.accepted.push(Accepted { number: 2, command: Command::Configure { interfaces, outside } });
+    for (name, committing) in [("preparing", false), ("committing", true)] {
+        state.change = Some(Change { table: eras[1].clone(), committing });
+        save("cluster_state", name, &state.encode());
     }
 }

@@ -1,5 +1,6 @@
-//! Messages between manager and units of a cluster, and what a unit makes of them.
+//! Messages between manager and units of a cluster, what a unit makes of them, and the manager's stored state.
 
+use cluster::manager::{Manager, Settings, State};
 use cluster::message::{Message, Role};
 use cluster::unit::{Action, Figures, Identity, Unit};
 
@@ -47,5 +48,16 @@ pub fn cluster_unit(data: &[u8]) {
         unit.tick(now_ns);
         let live = [u32::from(frame.len() as u16); 16];
         unit.report(&Figures { live: &live, in_use: 16, load_percent: 9, second_hops: 0, packets: 0 });
+    }
+}
+
+/// A stored state that is accepted says the same when it is written and read again, and a manager can start with it.
+pub fn cluster_state(data: &[u8]) {
+    let Ok(state) = State::decode(data) else { return };
+    assert_eq!(State::decode(&state.encode()).as_ref(), Ok(&state));
+    let mut manager = Manager::resume(Settings::default(), state, 0);
+    for second in 1..8 {
+        manager.tick(second * 1_000_000_000);
+        manager.outputs();
     }
 }

@@ -15,7 +15,8 @@
 //! 7. [`encapsulation()`]: datagrams between the units of a cluster; [`reassembly()`]: frames that they carry in fragments.
 //! 8. [`config()`]: the configuration file.
 //! 7. [`config()`]: the configuration file.
-//! 8. [`cluster_message()`]: messages between manager and units of a cluster; [`cluster_unit()`]: what a unit makes of them.
+//! 8. [`cluster_message()`]: messages between manager and units of a cluster; [`cluster_unit()`]: what a unit makes of them;
+//!    [`cluster_state()`]: the manager's stored state.
 #![allow(clippy::missing_panics_doc, reason = "a panic is what the fuzzer looks for")]
 
 mod cluster;
@@ -29,7 +30,7 @@ pub mod track;
 pub mod translate;
 mod units;
 
-pub use cluster::{cluster_message, cluster_unit};
+pub use cluster::{cluster_message, cluster_state, cluster_unit};
 pub use config::config;
 pub use fragments::{fragments, steps as fragment_steps};
 pub use frames::{frames, table};
@@ -47,6 +48,7 @@ pub type Target = fn(&[u8]);
 /// Every target with the name of its corpus.
 pub const TARGETS: &[(&str, Target)] = &[
     ("cluster_message", cluster_message),
+    ("cluster_state", cluster_state),
     ("cluster_unit", cluster_unit),
     ("config", config),
     ("encapsulation", encapsulation),

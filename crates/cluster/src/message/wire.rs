@@ -125,7 +125,7 @@ fn percent(from: &mut Reader<'_>) -> Result<u8, CodecError> {
     if load <= 100 { Ok(load) } else { Err(CodecError::Value("load", load.into())) }
 }
 
-fn put_role(out: &mut Writer<'_>, role: Role) {
+pub(crate) fn put_role(out: &mut Writer<'_>, role: Role) {
     out.u8(match role {
         Role::Dispatcher => 1,
         Role::DataPlane => 2,
@@ -133,7 +133,7 @@ fn put_role(out: &mut Writer<'_>, role: Role) {
     });
 }
 
-fn take_role(from: &mut Reader<'_>) -> Result<Role, CodecError> {
+pub(crate) fn take_role(from: &mut Reader<'_>) -> Result<Role, CodecError> {
     match from.u8("role")? {
         1 => Ok(Role::Dispatcher),
         2 => Ok(Role::DataPlane),
@@ -275,7 +275,7 @@ fn take_member(from: &mut Reader<'_>) -> Result<Member, CodecError> {
 }
 
 /// Writes a shared interface.
-fn put_interface(out: &mut Writer<'_>, interface: &SharedInterface) {
+pub(crate) fn put_interface(out: &mut Writer<'_>, interface: &SharedInterface) {
     out.u8(interface.id);
     out.u8(u8::from(interface.outside));
     out.bytes(&interface.mac);
@@ -287,7 +287,7 @@ fn put_interface(out: &mut Writer<'_>, interface: &SharedInterface) {
 }
 
 /// Reads a shared interface.
-fn take_interface(from: &mut Reader<'_>) -> Result<SharedInterface, CodecError> {
+pub(crate) fn take_interface(from: &mut Reader<'_>) -> Result<SharedInterface, CodecError> {
     let id = from.u8("interface")?;
     let outside = from.flag("outside")?;
     let mac = from.array("MAC address")?;

@@ -113,6 +113,11 @@ fn every_message_in_every_state() {
         unit.took_over(number(&got));
         unit
     };
+    let committed = || {
+        let mut unit = prepared();
+        unit.receive(1, Message::Commit { era: 1 });
+        unit
+    };
     let greeted = || {
         let mut unit = Unit::new(identity());
         unit.connected();
@@ -153,6 +158,7 @@ fn every_message_in_every_state() {
         ("prepared again", &prepared, prepare(era(1), &[]), &["Prepared 1"], 1),
         ("a commit of the era before", &prepared, Message::Commit { era: 0 }, &[], 1),
         ("a commit of the era after", &prepared, Message::Commit { era: 2 }, &[], 1),
+        ("a commit again, not taken over", &committed, Message::Commit { era: 1 }, &[], 1),
         ("a commit again", &member, Message::Commit { era: 0 }, &["Committed 0"], 1),
         ("goodbye", &member, Message::Goodbye, &["leave"], 0),
         ("goodbye to a stranger", &greeted, Message::Goodbye, &[], 1),

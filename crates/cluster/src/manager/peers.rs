@@ -1,0 +1,372 @@
+//! Units and their connections: who they are, what they say, and when they are lost.
+
+use std::net::IpAddr;
+
+use super::plan::end_blocks;
+use super::state::{SHARE_NORMAL, Standing, UnitRecord};
+use super::{Figures, MS, Manager, Output, Peer, Stage};
+use crate::message::{Hello, Message, Phase, Prepare, Refusal, Report, Welcome, Whole};
+
+/// First pause before a lost unit takes part again; it doubles with each loss, up to [`REJOIN_MAX_NS`].
+const REJOIN_NS: u64 = 200 * MS;
+
+/// Longest pause.
+const REJOIN_MAX_NS: u64 = 60_000 * MS;
+
+/// A pause between two ticks beyond which the manager itself stood still: silence of that time says nothing about units.
+const STALL_NS: u64 = 100 * MS;
+
+impl Manager {
+    pub(super) fn message(&mut self, now_ns: u64, connection: u64, message: Message) {
+        let Some((address, node)) = self.connections.get(&connection).copied() else { return };
+        if let Message::Hello(hello) = message {
+            match self.admit(address, node, &hello) {
+                Ok(()) => self.hello(now_ns, connection, &hello),
+                Err(reason) => self.refuse(connection, hello.node, reason),
+            }
+            return;
+        }
+        let Some(node) = node else { return self.refuse(connection, 0, Refusal::Protocol) };
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        peer.heard_ns = peer.heard_ns.max(now_ns);
+        match message {
+            Message::Heartbeat { load_percent } => peer.figures.load_percent = load_percent,
+            Message::Acknowledge { era, phase } => self.acknowledged(now_ns, node, era, phase),
+            Message::Report(report) => self.report(node, &report),
+            Message::Drained { era } => {
+                self.due.plan |= peer.drained != Some(era);
+                peer.drained = Some(era);
+            }
+            Message::Hello(_) => {}
+            Message::Welcome(_)
+            | Message::Prepare(_)
+            | Message::Commit { .. }
+            | Message::Retire { .. }
+            | Message::Refused(_)
+            | Message::Goodbye => self.refuse(connection, node, Refusal::Protocol),
+        }
+    }
+
+    /// Whether a unit that says hello may.
+    fn admit(&self, address: IpAddr, greeted: Option<u16>, hello: &Hello) -> Result<(), Refusal> {
+        if greeted.is_some_and(|node| node != hello.node) {
+            return Err(Refusal::Identity);
+        }
+        match self.state.units.get(&hello.node) {
+            Some(unit) if unit.address != address => return Err(Refusal::Identity),
+            Some(unit) if unit.role != hello.role => return Err(Refusal::Role),
+            Some(_) => {}
+            None if self.state.units.values().any(|unit| unit.address == address) => {
+                return Err(Refusal::Identity);
+            }
+            None if self.settings.pool.iter().any(|(net, prefix)| contains(*net, *prefix, address)) => {}
+            None => return Err(Refusal::Unknown),
+        }
+        let newest = self.state.newest().map(steering::table::BucketTable::era);
+        match (hello.held, newest) {
+            (Some(held), Some(newest)) if (held.wrapping_sub(newest) as i32) > 0 => Err(Refusal::NewerEra),
+            (Some(_), None) => Err(Refusal::NewerEra),
+            _ => Ok(()),
+        }
+    }
+
+    fn hello(&mut self, now_ns: u64, connection: u64, hello: &Hello) {
+        let node = hello.node;
+        let Some((address, greeted)) = self.connections.get_mut(&connection) else { return };
+        let address = *address;
+        *greeted = Some(node);
+        self.state.units.entry(node).or_insert(UnitRecord {
+            address,
+            role: hello.role,
+            weight: 0,
+            share_permille: SHARE_NORMAL,
+            standing: Standing::Free,
+            joined: 0,
+            instance: hello.instance,
+            forget: false,
+        });
+        let peer = self.peers.entry(node).or_default();
+        let before = peer.connection.replace(connection).filter(|before| *before != connection);
+        peer.heard_ns = now_ns;
+        peer.instance = hello.instance;
+        peer.weight = hello.weight;
+        peer.synced = None;
+        peer.committed = None;
+        peer.acknowledged = None;
+        peer.drained = None;
+        // Counts of the connection before may lack what happened in between.
+        peer.figures = Figures { load_percent: peer.figures.load_percent, ..Figures::default() };
+        if let Some(before) = before {
+            self.outputs.push(Output::Close { connection: before });
+            self.connections.remove(&before);
+        }
+        self.watch_instances(now_ns);
+        self.due.plan = true;
+        if self.takes_part(node) {
+            self.ask(now_ns, node);
+        } else {
+            let welcome = Welcome { node, heartbeat_ms: self.settings.heartbeat_ms, whole: None };
+            self.send(connection, Message::Welcome(Box::new(welcome)));
+        }
+    }
+
+    fn refuse(&mut self, connection: u64, node: u16, reason: Refusal) {
+        self.event(Some(node), format!("refused: {}", reason.text()));
+        self.send(connection, Message::Refused(reason));
+        self.outputs.push(Output::Close { connection });
+        self.forget_connection(connection);
+    }
+
+    pub(super) fn forget_connection(&mut self, connection: u64) {
+        let Some((_, Some(node))) = self.connections.remove(&connection) else { return };
+        if let Some(peer) = self.peers.get_mut(&node).filter(|peer| peer.connection == Some(connection)) {
+            peer.connection = None;
+            peer.synced = None;
+            peer.acknowledged = None;
+        }
+    }
+
+    pub(super) fn takes_part(&self, node: u16) -> bool {
+        self.state.units.get(&node).is_some_and(|unit| unit.standing.takes_part())
+    }
+
+    fn acknowledged(&mut self, now_ns: u64, node: u16, era: u32, phase: Phase) {
+        let newest = self.state.newest().map(steering::table::BucketTable::era);
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if newest != Some(era) || peer.synced != Some(era) {
+            return;
+        }
+        let known = peer.acknowledged.filter(|(known, _)| *known == era).map(|(_, phase)| phase);
+        peer.acknowledged = Some((era, known.map_or(phase, |known| known.max(phase))));
+        peer.failures = 0;
+        if phase == Phase::Prepared && self.commits(node) {
+            self.ask(now_ns, node);
+        }
+    }
+
+    fn report(&mut self, node: u16, report: &Report) {
+        let Some(buckets) = self.state.newest().map(steering::table::BucketTable::buckets) else { return };
+        if !self.takes_part(node) {
+            return;
+        }
+        let owns_flows = self.role(node).is_some_and(crate::message::Role::owns_flows);
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let figures = &mut peer.figures;
+        figures.load_percent = report.load_percent;
+        figures.second_hops = report.second_hops;
+        figures.packets = report.packets;
+        if !owns_flows || (figures.live.is_empty() && !report.whole) {
+            return;
+        }
+        if report.whole {
+            figures.live.clear();
+            figures.live.resize(buckets, 0);
+        }
+        figures.in_force = Some(report.in_force);
+        for run in &report.live {
+            let (first, end) = (run.first as usize, (run.first + run.buckets) as usize);
+            let end = end.min(figures.live.len());
+            if let Some(live) = figures.live.get_mut(first..end) {
+                live.fill(run.flows);
+            }
+        }
+        self.due.retire = true;
+    }
+
+    /// Sends a member what it lacks: the state, the next era, or that it is in force.
+    pub(super) fn ask(&mut self, now_ns: u64, node: u16) {
+        let Some(newest) = self.state.newest().map(steering::table::BucketTable::era) else { return };
+        let commits = self.commits(node);
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let Some(connection) = peer.connection else { return };
+        let before = self.state.table.as_ref().map(steering::table::BucketTable::era);
+        let message = match peer.synced {
+            Some(synced) if synced == newest => {
+                let told = peer.committed == Some(newest);
+                (commits && !told).then_some(Message::Commit { era: newest })
+            }
+            Some(synced) if Some(synced) == before => self.state.change.as_ref().map(|change| {
+                Message::Prepare(Box::new(Prepare { table: change.table.clone(), parts: self.state.parts() }))
+            }),
+            _ => self.whole(node, commits).map(|whole| {
+                let heartbeat_ms = self.settings.heartbeat_ms;
+                Message::Welcome(Box::new(Welcome { node, heartbeat_ms, whole: Some(whole) }))
+            }),
+        };
+        let Some(message) = message else { return };
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.synced = Some(newest);
+            peer.committed = commits.then_some(newest);
+            peer.asked_ns = now_ns;
+        }
+        self.send(connection, message);
+    }
+
+    fn whole(&self, node: u16, commits: bool) -> Option<Whole> {
+        let newest = self.state.newest()?.clone();
+        let older = self.state.change.as_ref().and(self.state.table.clone());
+        let in_force = match &older {
+            Some(older) if !commits => older.era(),
+            _ => newest.era(),
+        };
+        let fresh = self.state.units.get(&node).is_some_and(|unit| unit.forget);
+        Some(Whole { fresh, key: self.state.key, in_force, older, newest, parts: self.state.parts() })
+    }
+
+    /// Whether the next era is in force at `node`, at this stage.
+    pub(super) fn commits(&self, node: u16) -> bool {
+        match self.stage {
+            Stage::Idle | Stage::Preparing => false,
+            Stage::CommittingDataPlanes => self.role(node).is_some_and(|role| !role.dispatches()),
+            Stage::CommittingDispatchers | Stage::Draining { .. } => true,
+        }
+    }
+
+    /// Looks for units that are silent, were started anew, or do not acknowledge.
+    pub(super) fn watch(&mut self, now_ns: u64) {
+        let pause = now_ns.saturating_sub(self.timers.last_tick_ns);
+        self.timers.last_tick_ns = now_ns;
+        if pause > STALL_NS {
+            for peer in self.peers.values_mut() {
+                peer.heard_ns = peer.heard_ns.saturating_add(pause);
+                peer.asked_ns = peer.asked_ns.saturating_add(pause);
+            }
+            return;
+        }
+        self.watch_instances(now_ns);
+        let silent: Vec<u16> =
+            self.state.participants().filter(|node| self.is_silent(*node, now_ns)).collect();
+        let slow: Vec<u16> = self.slow(now_ns);
+        let mut left_alone = false;
+        for (nodes, why) in [(silent, "silent"), (slow, "did not acknowledge the era in time")] {
+            for node in nodes {
+                if self.may_lose(node, now_ns) {
+                    self.lose(now_ns, node, why);
+                } else {
+                    left_alone = true;
+                }
+            }
+        }
+        if left_alone && !self.due.all_silent_told {
+            self.event(None, "no data plane would be left: the last table stays in force".into());
+        }
+        self.due.all_silent_told = left_alone;
+    }
+
+    fn is_silent(&self, node: u16, now_ns: u64) -> bool {
+        let heard = self.peers.get(&node).map_or(0, |peer| peer.heard_ns);
+        now_ns.saturating_sub(heard) >= self.settings.dead_after_ns
+    }
+
+    /// Members that have a connection and have not acknowledged within the bound.
+    fn slow(&self, now_ns: u64) -> Vec<u16> {
+        let bound = self.settings.acknowledge_within_ns;
+        let late = |node: &u16| {
+            self.peers.get(node).is_some_and(|peer| {
+                peer.connection.is_some() && now_ns.saturating_sub(peer.asked_ns) >= bound
+            })
+        };
+        self.missing().into_iter().filter(late).collect()
+    }
+
+    /// Somebody else who owns flows is alive. If nobody is, it may be the manager that is cut off: all stays as it is.
+    fn may_lose(&self, node: u16, now_ns: u64) -> bool {
+        self.state.units.iter().any(|(other, unit)| {
+            let owner = unit.standing == Standing::Active && unit.role.owns_flows();
+            let there = self.peers.get(other).is_some_and(|peer| {
+                peer.connection.is_some() && peer.instance == unit.instance && !self.is_silent(*other, now_ns)
+            });
+            *other != node && owner && there
+        })
+    }
+
+    /// A process that is not the one that joined has none of its flows.
+    fn watch_instances(&mut self, now_ns: u64) {
+        let other = |(node, unit): (&u16, &UnitRecord)| {
+            let peer = self.peers.get(node)?;
+            let anew =
+                unit.standing.takes_part() && peer.connection.is_some() && peer.instance != unit.instance;
+            anew.then_some(*node)
+        };
+        let restarted: Vec<u16> = self.state.units.iter().filter_map(other).collect();
+        for node in restarted {
+            if self.may_lose(node, now_ns) {
+                self.lose_flows(now_ns, node, "was started anew");
+            } else if let (Some(unit), Some(peer)) = (self.state.units.get_mut(&node), self.peers.get(&node))
+            {
+                // Nobody else can take over: it goes on, without its flows.
+                unit.instance = peer.instance;
+                self.event(Some(node), "was started anew and goes on: nobody else owns flows".into());
+            }
+        }
+    }
+
+    fn lose(&mut self, now_ns: u64, node: u16, why: &str) {
+        self.lose_flows(now_ns, node, why);
+        if let Some(connection) = self.peers.get(&node).and_then(|peer| peer.connection) {
+            self.outputs.push(Output::Close { connection });
+            self.forget_connection(connection);
+        }
+    }
+
+    /// A unit takes no part from now on: the next era leaves it out.
+    fn lose_flows(&mut self, now_ns: u64, node: u16, why: &str) {
+        let Some(unit) = self.state.units.get_mut(&node) else { return };
+        unit.standing = match unit.standing {
+            Standing::Active | Standing::Lost => Standing::Lost,
+            Standing::Draining { .. } | Standing::Free => Standing::Free,
+        };
+        unit.forget = true;
+        end_blocks(&mut self.state, node, false);
+        self.state.fence = true;
+        self.due.plan = true;
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.synced = None;
+            peer.acknowledged = None;
+            peer.drained = None;
+            peer.figures = Figures::default();
+            let pause = REJOIN_NS.saturating_mul(1 << peer.failures.min(10)).min(REJOIN_MAX_NS);
+            peer.rejoin_at_ns = now_ns.saturating_add(pause);
+            peer.failures += 1;
+        }
+        self.event(Some(node), format!("lost: {why}"));
+    }
+
+    /// Nothing could be planned: units that are back wait a little before it is tried again.
+    pub(super) fn rejoin_later(&mut self, now_ns: u64) {
+        let lost = self.state.units.iter().filter(|(_, unit)| unit.standing == Standing::Lost);
+        for (node, _) in lost {
+            if let Some(peer) = self.peers.get_mut(node) {
+                peer.rejoin_at_ns = peer.rejoin_at_ns.max(now_ns.saturating_add(REJOIN_NS));
+            }
+        }
+    }
+
+    /// A connected unit's data for the planner.
+    pub(super) fn connected_peers(&self) -> impl Iterator<Item = (u16, &Peer)> {
+        self.peers.iter().filter(|(_, peer)| peer.connection.is_some()).map(|(node, peer)| (*node, peer))
+    }
+
+    /// Whether something is due that only time brings.
+    pub(super) fn has_timed_work(&self, now_ns: u64) -> bool {
+        let lost = self.state.units.iter().filter(|(_, unit)| unit.standing == Standing::Lost);
+        let mut back = lost.filter_map(|(node, _)| self.peers.get(node));
+        let again = self.timers.retry_at_ns != 0 && now_ns >= self.timers.retry_at_ns;
+        again || back.any(|peer| peer.connection.is_some() && now_ns >= peer.rejoin_at_ns)
+    }
+}
+
+/// Whether a network contains an address.
+fn contains(net: IpAddr, prefix: u8, address: IpAddr) -> bool {
+    match (net, address) {
+        (IpAddr::V4(net), IpAddr::V4(address)) => {
+            let differs = u32::from(net) ^ u32::from(address);
+            differs.checked_shr(32u32.saturating_sub(prefix.into())).unwrap_or(0) == 0
+        }
+        (IpAddr::V6(net), IpAddr::V6(address)) => {
+            let differs = u128::from(net) ^ u128::from(address);
+            differs.checked_shr(128u32.saturating_sub(prefix.into())).unwrap_or(0) == 0
+        }
+        _ => false,
+    }
+}

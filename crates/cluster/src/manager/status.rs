@@ -1,0 +1,118 @@
+//! The state of the cluster for people.
+
+use std::net::IpAddr;
+
+use steering::table::{BucketTable, CHAIN_MAX};
+
+use super::Manager;
+use super::state::Standing;
+use crate::message::Role;
+
+/// State of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Era in force; `None` before the first.
+    pub in_force: Option<u32>,
+    /// Era of the change under way.
+    pub next: Option<u32>,
+    /// How far the change is.
+    pub stage: &'static str,
+    /// Units that have not acknowledged what the stage waits for.
+    pub missing: Vec<u16>,
+    /// Why accepted commands wait.
+    pub waits: Option<String>,
+    /// Numbers of the commands that wait.
+    pub accepted: Vec<u64>,
+    /// Buckets by the length of their chain, from 0 to 4.
+    pub chains: [usize; CHAIN_MAX + 1],
+    /// Blocks of ports that nobody has and that are not free yet.
+    pub quarantined: usize,
+    /// Units by node id.
+    pub units: Vec<UnitStatus>,
+}
+
+/// State of a unit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitStatus {
+    /// The node id.
+    pub node: u16,
+    /// Its bus address.
+    pub address: IpAddr,
+    /// Its task.
+    pub role: Role,
+    /// Its standing.
+    pub standing: Standing,
+    /// It has a connection.
+    pub connected: bool,
+    /// Its capacity.
+    pub weight: u32,
+    /// Buckets that it owns by the newest table.
+    pub buckets: usize,
+    /// Buckets in whose chain it stands.
+    pub chained: usize,
+    /// Live flows that it told, counted by bucket.
+    pub live: u64,
+    /// Load in percent.
+    pub load_percent: u8,
+    /// Packets that it sent on to another unit.
+    pub second_hops: u64,
+    /// Packets that came.
+    pub packets: u64,
+    /// Blocks of ports that it has.
+    pub blocks: usize,
+    /// Nothing is left on it.
+    pub drained: bool,
+}
+
+impl Manager {
+    /// The state for people.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let newest = self.state.newest();
+        let mut chains = [0; CHAIN_MAX + 1];
+        for bucket in 0..newest.map_or(0, BucketTable::buckets) {
+            let length = newest.map_or(0, |table| table.chain(bucket).len());
+            if let Some(count) = chains.get_mut(length) {
+                *count += 1;
+            }
+        }
+        Status {
+            in_force: self.state.table.as_ref().map(BucketTable::era),
+            next: self.state.change.as_ref().map(|change| change.table.era()),
+            stage: self.stage.name(),
+            missing: self.missing(),
+            waits: self.waits.as_ref().map(ToString::to_string),
+            accepted: self.state.accepted.iter().map(|accepted| accepted.number).collect(),
+            chains,
+            quarantined: self.state.blocks.iter().filter(|block| block.node.is_none()).count(),
+            units: self.state.units.keys().filter_map(|node| self.unit_status(*node)).collect(),
+        }
+    }
+
+    fn unit_status(&self, node: u16) -> Option<UnitStatus> {
+        let unit = self.state.units.get(&node)?;
+        let newest = self.state.newest();
+        let chained = newest.map_or(0, |table| {
+            (0..table.buckets()).filter(|bucket| table.chain(*bucket).contains(&node)).count()
+        });
+        let peer = self.peers.get(&node);
+        let figures = peer.map(|peer| &peer.figures);
+        let live = figures.map_or(0, |figures| figures.live.iter().map(|flows| u64::from(*flows)).sum());
+        Some(UnitStatus {
+            node,
+            address: unit.address,
+            role: unit.role,
+            standing: unit.standing,
+            connected: peer.is_some_and(|peer| peer.connection.is_some()),
+            weight: unit.weight,
+            buckets: newest.map_or(0, |table| table.count(node)),
+            chained,
+            live,
+            load_percent: figures.map_or(0, |figures| figures.load_percent),
+            second_hops: figures.map_or(0, |figures| figures.second_hops),
+            packets: figures.map_or(0, |figures| figures.packets),
+            blocks: self.state.blocks.iter().filter(|block| block.node == Some(node)).count(),
+            drained: self.is_drained(node),
+        })
+    }
+}

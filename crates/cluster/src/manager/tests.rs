@@ -1,0 +1,10 @@
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod commands;
+mod harness;
+mod leases;
+mod loss;
+mod random;
+mod restart;
+mod rollout;
+mod stored;
