@@ -1,5 +1,6 @@
 //! `anabranch bench`: in-process measurements of the engine, without any interface.
 
+mod dispatch;
 mod distribution;
 mod gateway;
 mod handoffs;
@@ -24,6 +25,8 @@ pub struct Args {
 enum Measurement {
     /// Firewall, NAT and virtual servers over packets in memory
     Gateway(gateway::Args),
+    /// A cluster's dispatcher over packets in memory, and its tables
+    Dispatch(dispatch::Args),
     /// Schemes of giving packets to cores, compared over packets in memory
     Distribution(distribution::Args),
     /// Sealing and opening datagrams of the tunnel
@@ -35,6 +38,7 @@ enum Measurement {
 /// Runs it.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match &args.measurement {
+        Measurement::Dispatch(args) => dispatch::run(args),
         Measurement::Distribution(args) => distribution::run(args),
         Measurement::Gateway(args) => gateway::run(args),
         Measurement::Handoffs(args) => handoffs::run(args),
