@@ -40,9 +40,11 @@ struct ServeArgs {
 }
 
 #[derive(clap::Args)]
-#[command(
-    after_help = "Example:\n  anabranch traffic churn --to 10.0.2.2:7000 --seconds 60 --short-rate 1000 --long 1000 --udp 100"
-)]
+#[command(after_help = "\
+Example:
+  anabranch traffic churn --to 10.0.2.2:7000 --seconds 60 --short-rate 1000 --long 1000 --udp 100
+
+SIGHUP marks a moment: the report says how many connections were open then, and how many of those broke later.")]
 struct ChurnArgs {
     /// Server, or virtual server
     #[arg(long, value_name = "ADDR")]
@@ -84,8 +86,12 @@ struct ChurnArgs {
 
 /// Runs one side.
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let heard = match args.command {
+        Command::Serve(_) => &[Signal::Interrupt, Signal::Terminate][..],
+        Command::Churn(_) => &[Signal::Interrupt, Signal::Terminate, Signal::HangUp],
+    };
     // Before any thread exists.
-    let signals = Signals::new(&[Signal::Interrupt, Signal::Terminate]).context("receive signals")?;
+    let signals = Signals::new(heard).context("receive signals")?;
     let (side, seconds, json) = match args.command {
         Command::Serve(args) => (server::start(None, args.listen)?, None, true),
         Command::Churn(args) => {
@@ -120,7 +126,7 @@ fn options(args: ChurnArgs) -> anyhow::Result<client::Options> {
     })
 }
 
-/// Waits for a signal, for the end of the time, or for the end of a side that failed.
+/// Waits for a signal to end, for the end of the time, or for the end of a side that failed.
 fn wait(signals: &Signals, side: &Side, time: Option<Duration>) -> anyhow::Result<()> {
     const LOOK: Duration = Duration::from_millis(200);
     let epoll = Epoll::new().context("wait for signals")?;
@@ -130,8 +136,13 @@ fn wait(signals: &Signals, side: &Side, time: Option<Duration>) -> anyhow::Resul
     loop {
         let left = time.map_or(LOOK, |time| time.saturating_sub(start.elapsed()).min(LOOK));
         epoll.wait(&mut ready, Some(left)).context("wait for signals")?;
-        if signals.next().context("receive signals")?.is_some() || side.has_ended() || left.is_zero() {
-            return Ok(());
+        match signals.next().context("receive signals")? {
+            Some(Signal::HangUp) => {
+                side.mark();
+            }
+            Some(_) => return Ok(()),
+            None if side.has_ended() || left.is_zero() => return Ok(()),
+            None => {}
         }
     }
 }

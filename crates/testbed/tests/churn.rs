@@ -130,8 +130,10 @@ fn copy(mut from: TcpStream, mut to: TcpStream, what: Option<(Break, u64)>, to_s
             return;
         }
     }
-    // A reset is passed on.
-    let _ = rustix::net::connect_unspec(&to);
+    // A reset is passed on, unless nothing is.
+    if !matches!(what, Some((Break::Stall, _))) {
+        let _ = rustix::net::connect_unspec(&to);
+    }
 }
 
 #[test]
@@ -241,15 +243,19 @@ fn a_lost_syn_breaks_a_connection_after_five_seconds_and_not_before() {
             let client = client::start(Some(bed.site(Site::A)), options.clone()).unwrap();
             wait_for("broken connections", || client.figures().broken >= 4);
             let took = begun.elapsed().as_secs_f64();
-            client.end();
-            let figures = client.finish().unwrap().figures;
-            assert_eq!(figures.broken_by_cause, causes(&[(expected, figures.connections)]), "{figures:?}");
+            let figures = client.figures();
+            assert_eq!(figures.broken_by_cause, causes(&[(expected, figures.broken)]), "{figures:?}");
             took
         };
         let took = silent(Cause::NotOpened);
         assert!((4.9..6.5).contains(&took), "{took} s");
         // A kernel that gives up earlier says so.
-        bed.site(Site::A).run(|| set_sysctl("net.ipv4.tcp_syn_retries", "1")).unwrap().unwrap();
+        let early = || {
+            // Since Linux 6.5 there are more repetitions, a second apart.
+            let _ = set_sysctl("net.ipv4.tcp_syn_linear_timeouts", "0");
+            set_sysctl("net.ipv4.tcp_syn_retries", "1")
+        };
+        bed.site(Site::A).run(early).unwrap().unwrap();
         let took = silent(Cause::TimedOut);
         assert!((2.0..4.9).contains(&took), "{took} s");
     });

@@ -60,7 +60,8 @@ impl Cause {
     #[must_use]
     pub fn of(error: Errno) -> Cause {
         match error {
-            Errno::CONNRESET | Errno::PIPE | Errno::CONNABORTED => Cause::Reset,
+            // A socket that was reset before we looked is "not connected" when it is shut down.
+            Errno::CONNRESET | Errno::PIPE | Errno::CONNABORTED | Errno::NOTCONN => Cause::Reset,
             Errno::TIMEDOUT => Cause::TimedOut,
             Errno::CONNREFUSED => Cause::Refused,
             Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::HOSTDOWN | Errno::ACCESS | Errno::PERM => {

@@ -37,7 +37,8 @@ use meter::Meter;
 
 /// A connection is broken when nothing moved for so long while something was owed; an association is lost, ns.
 pub const STALL_NS: u64 = 3_000_000_000;
-/// A connection is broken when it does not open within this time: the SYN and its repetitions after 1 and 3 s, ns.
+/// A connection is broken when it does not open within this time: a SYN and its repetitions after 1 and 3 s, since Linux 6.5 after
+/// each of 1 to 4 s, ns.
 pub const OPEN_NS_MAX: u64 = 5_000_000_000;
 /// Files that a side wants to have open.
 const FILES: u64 = 200_000;
@@ -80,8 +81,7 @@ impl Side {
         self.meter.figures()
     }
 
-    /// Marks this moment, for instance just before the network is changed.
-    #[must_use]
+    /// Marks this moment, for instance just before the network is changed. The report tells of it as well.
     pub fn mark(&self) -> Mark {
         let (number, open) = self.meter.mark();
         Mark { number, open }

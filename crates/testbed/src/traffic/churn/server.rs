@@ -102,6 +102,8 @@ enum State {
 #[derive(Debug)]
 struct Connection {
     fd: OwnedFd,
+    /// For messages: after a reset the kernel has forgotten it.
+    source: Option<SocketAddr>,
     hello: Option<Hello>,
     state: State,
     begun_ns: u64,
@@ -136,9 +138,7 @@ impl Connection {
 
     fn describe(&self) -> String {
         let ms = monotonic_ns().saturating_sub(self.begun_ns) / 1_000_000;
-        let from =
-            rustix::net::getpeername(&self.fd).ok().flatten().and_then(|a| SocketAddr::try_from(a).ok());
-        let from = from.map_or_else(|| "?".to_owned(), |from| from.to_string());
+        let from = self.source.map_or_else(|| "?".to_owned(), |source| source.to_string());
         let id = self.hello.map_or_else(|| "unknown".to_owned(), |hello| format!("{:016x}", hello.id));
         let kind = self.hello.map_or("a", |hello| hello.kind.name());
         format!("{kind} connection {id} from {from}, {ms} ms old, {:?}, chunk {}", self.state, self.chunk)
@@ -208,8 +208,8 @@ impl Run {
     fn accept(&mut self) {
         for _ in 0..BATCH_MAX {
             let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-            let fd = match rustix::net::accept_with(&self.listener, flags) {
-                Ok(fd) => fd,
+            let (fd, source) = match rustix::net::acceptfrom_with(&self.listener, flags) {
+                Ok(accepted) => accepted,
                 Err(Errno::AGAIN) => return,
                 // Gone before it was taken: its client counts it.
                 Err(Errno::CONNABORTED | Errno::INTR | Errno::PROTO) => continue,
@@ -223,6 +223,7 @@ impl Run {
             self.meter.tcp.begun.add(1);
             let mut connection = Connection {
                 fd,
+                source: source.and_then(|source| source.try_into().ok()),
                 hello: None,
                 state: State::Line,
                 begun_ns: now,
