@@ -350,7 +350,7 @@ impl Run {
         let fd = match self.socket() {
             Ok(fd) => fd,
             Err(error) => {
-                self.pace.again_ns = now + AGAIN_NS;
+                self.pause(kind, now);
                 return self.meter.local_error(|| format!("a socket to {}: {error}", self.options.to));
             }
         };
@@ -380,6 +380,13 @@ impl Run {
             connection.expect = Piece::chunk(&back);
         }
         self.connect(connection);
+    }
+
+    /// One has failed: others of its kind follow later, unless they have a rate.
+    fn pause(&mut self, kind: Kind, now: u64) {
+        if kind == Kind::Long {
+            self.pace.again_ns = now + AGAIN_NS;
+        }
     }
 
     fn socket(&mut self) -> Result<OwnedFd, Errno> {
@@ -524,7 +531,7 @@ impl Run {
             Ok(_) => self.meter.tcp.completed.add(1),
             Err(cause) => {
                 self.meter.broke(cause, Some(connection.hello.id), || connection.describe());
-                self.pace.again_ns = monotonic_ns() + AGAIN_NS;
+                self.pause(connection.hello.kind, monotonic_ns());
                 // A RST tells the server as well, if it can still be reached.
                 let _ = sockopt::set_socket_linger(&connection.fd, Some(Duration::ZERO));
             }

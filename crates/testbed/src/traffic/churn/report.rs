@@ -41,7 +41,7 @@ pub struct SideReport {
     /// Counts at the end.
     #[serde(flatten)]
     pub figures: Figures,
-    /// Connections cut by this side because the time to end was over. Neither completed nor broken.
+    /// Connections and associations cut by this side because the time to end was over: neither completed nor broken.
     pub undecided: u64,
     /// Connections the server saw open and end without a byte, such as a balancer's probes. Not broken here; a client
     /// behind one counts it.
