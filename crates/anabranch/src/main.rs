@@ -3,12 +3,14 @@
 mod backend;
 mod bench;
 mod check;
+mod cluster_commands;
 mod demo;
 mod explain;
 mod genkey;
 mod group;
 mod lease;
 mod logging;
+mod manager_command;
 mod output;
 mod pubkey;
 mod reload;
@@ -85,6 +87,10 @@ enum Command {
     Explain(explain::Args),
     /// Take, return and list ranges of outside ports
     Lease(lease::Args),
+    /// Run the manager of a cluster
+    Manager(manager_command::Args),
+    /// Show and change a cluster: units come, drain and go
+    Cluster(cluster_commands::Args),
     /// Change address groups live
     Group(group::Args),
     /// Drain, enable or weigh a backend of a virtual server
@@ -114,6 +120,8 @@ fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Explain(args) => explain::run(args),
         Command::Lease(args) => lease::run(args),
+        Command::Manager(args) => manager_command::run(&args, log),
+        Command::Cluster(args) => cluster_commands::run(&args),
         Command::Group(args) => group::run(args),
         Command::Backend(args) => backend::run(args),
         Command::Core(args) => backend::run_core(args),

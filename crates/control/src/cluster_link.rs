@@ -3,7 +3,7 @@
 //! The protocol is [`cluster::unit`]'s. Without the manager everything stays in force as it is; the connection is tried again.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -13,6 +13,7 @@ use ::cluster::message::{Frames, Message};
 use ::cluster::snapshot::{SharedInterface, Snapshot};
 use ::cluster::unit::{Action, Figures, Identity, Snapshot as Told, Unit};
 use engine::gateway::ClusterHandle;
+use linux::affinity::{Scheduling, schedule_current_thread};
 use steering::units::Lease;
 
 use crate::config::cluster::Cluster;
@@ -75,6 +76,7 @@ impl ClusterLink {
             published: 0,
             report_due: Instant::now(),
             blocks: None,
+            beats: None,
         };
         let told = Arc::clone(&stop);
         let thread = std::thread::Builder::new().name("cluster".to_owned()).spawn(move || link.run(&told))?;
@@ -116,11 +118,17 @@ struct Link {
     published: u64,
     report_due: Instant,
     blocks: Option<Arc<[Lease]>>,
+    /// Heartbeats go here.
+    beats: Option<UdpSocket>,
     status: Arc<Mutex<ClusterStatus>>,
 }
 
 impl Link {
     fn run(mut self, stop: &AtomicBool) {
+        // It has little to do, and who is late counts as dead.
+        if let Err(error) = schedule_current_thread(Scheduling::Preempting) {
+            tracing::debug!(%error, "priority stays");
+        }
         let mut complained = false;
         while !stop.load(Relaxed) {
             match TcpStream::connect_timeout(&self.settings.manager, CONNECT_PATIENCE) {
@@ -150,6 +158,10 @@ impl Link {
     /// One connection, until it ends.
     fn talk(&mut self, mut stream: TcpStream, stop: &AtomicBool) -> io::Result<()> {
         stream.set_nodelay(true)?;
+        let beats = UdpSocket::bind(SocketAddr::new(stream.local_addr()?.ip(), 0))?;
+        beats.set_nonblocking(true)?;
+        beats.connect(self.settings.manager)?;
+        self.beats = Some(beats);
         stream.set_write_timeout(Some(WRITE_PATIENCE))?;
         let mut frames = Frames::default();
         let mut buffer = vec![0; 64 << 10];
@@ -233,6 +245,8 @@ impl Link {
                     lock(&self.status).member = false;
                     self.tell_blocks(Some(Arc::from([])));
                 }
+                // By itself: it must not wait behind a long report.
+                Action::Send(message @ Message::Heartbeat { .. }) => self.beat(&message),
                 Action::Send(message) => send(&message, to)?,
                 Action::Refused(reason) => {
                     return Err(io::Error::other(format!(
@@ -243,6 +257,14 @@ impl Link {
             }
         }
         Ok(())
+    }
+
+    fn beat(&self, message: &Message) {
+        let mut frame = Vec::new();
+        if let (Some(beats), Ok(())) = (&self.beats, message.encode(&mut frame)) {
+            // One that is lost is followed by the next.
+            let _ = beats.send(&frame);
+        }
     }
 
     fn publish(&mut self, told: &Told) {

@@ -88,7 +88,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let (ipv4, ipv6) = (frames(args.flows, true), frames(args.flows, false));
     let ipv4_ns = measure(args, &ipv4, |frame, out| dispatch(&view, frame, out));
     let ipv6_ns = measure(args, &ipv6, |frame, out| dispatch(&view, frame, out));
-    let random: Vec<u16> = ipv4.chunks(FRAME_BYTES).map(|frame| u16::from_be_bytes([frame[36], frame[37]])).collect();
+    let random: Vec<u16> =
+        ipv4.chunks(FRAME_BYTES).map(|frame| u16::from_be_bytes([frame[36], frame[37]])).collect();
     let owners = view.eras.newest().owners();
     let mut place = 0;
     let copy_ns = measure(args, &ipv4, |frame, out| {
@@ -114,7 +115,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         bytes_per_flow: 0,
     };
     if args.json {
-        output::json(&report)?;
+        output::print_json(&report)?;
     } else {
         print(&report);
     }
@@ -122,7 +123,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 fn print(report: &Report) {
-    output::text(&format!(
+    let _ = output::print(&format!(
         "dispatch with encapsulation, {} flows, {} units: IPv4 {:.1} ns a packet, IPv6 {:.1} ns\n\
          the same copy and one random read of the table: {:.1} ns, ratio {:.2}\n\
          plan of one unit more over 65,536 buckets: {:.2} ms, {} moved, its quota is {}\n\
@@ -240,7 +241,8 @@ mod tests {
             let mut seen = std::collections::BTreeSet::new();
             measure(&args, &frames(args.flows, ipv4), |frame, out| {
                 let unit = dispatch(&view, frame, out);
-                let packet = &out[HEAD_BYTES - Encapsulation::default().bytes() - 28..HEAD_BYTES + frame.len()];
+                let packet =
+                    &out[HEAD_BYTES - Encapsulation::default().bytes() - 28..HEAD_BYTES + frame.len()];
                 let Ok(Some((_, payload))) = cluster::encapsulation::outer::parse_outer(packet) else {
                     panic!("not found again")
                 };
