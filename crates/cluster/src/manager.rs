@@ -178,6 +178,10 @@ struct Peer {
     committed: Option<u32>,
     /// Last step that it acknowledged on this connection.
     acknowledged: Option<(u32, Phase)>,
+    /// It said hello, takes no part, and has not been told so.
+    unanswered: bool,
+    /// Its process was started anew during a change and goes on in place of the one before, whose cores may have seen the next era.
+    anew: bool,
     /// When it was sent something to acknowledge.
     asked_ns: u64,
     figures: Figures,
@@ -209,7 +213,7 @@ enum Then {
 }
 
 /// A state that is being written.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Saving {
     number: u64,
     then: Then,
@@ -240,7 +244,7 @@ struct Due {
 }
 
 /// The manager of a cluster.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Manager {
     settings: Settings,
     state: State,

@@ -122,7 +122,7 @@ struct Published {
 }
 
 /// A unit as its control process knows it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Unit {
     identity: Identity,
     link: Link,

@@ -24,9 +24,9 @@ pub use packet::attachment::Arrival;
 
 use crate::table::{BucketTable, CHAIN_MAX};
 
-/// Times that a packet may be sent from unit to unit, from its first reader on: to the owner, along the longest chain, back
-/// to the owner, and twice more for units that hold another era.
-pub const TTL_START: u8 = CHAIN_MAX as u8 + 4;
+/// Times that a packet may be sent from unit to unit, from its first reader on: to the owner, along the longest chain and back
+/// to the owner, and all of it once more if the next era is met on the way.
+pub const TTL_START: u8 = 2 * (CHAIN_MAX as u8 + 2);
 
 /// Fingerprints of the flows that earlier owners of a bucket had when it moved, and what one of them says of a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -8,7 +8,8 @@
 //! A unit holds the tables of one or two eras ([`Eras`]). Whoever dispatches uses the table in force
 //! ([`Units::in_force`]); a packet names its era by its parity. A core that has once seen the newer era, by the
 //! manager's word or on a packet, never again begins a flow by the older table ([`EraSeen`]): so a flow whose packets
-//! come by both tables is begun once. All of it is pure.
+//! come by both tables is begun once. A packet that was under way along the chain of the older table starts anew by the newer.
+//! All of it is pure; `crates/cluster/tests/model_packets.rs` tries every order of events.
 
 use std::net::IpAddr;
 
@@ -104,7 +105,7 @@ impl Leases {
 }
 
 /// Newest era that one core of a unit has seen in force.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct EraSeen(Option<u32>);
 
 /// Target of a packet from outside.
@@ -189,9 +190,12 @@ impl Units {
         }
         let named = self.eras.of_parity(visit.odd_era);
         let table = seen.table(self, named);
+        // Who was asked by another era's table says nothing about this one's chain: the unit that is the owner by that table
+        // may not have been asked, and may still begin the flow. The packet starts anew.
+        let same_era = named.is_some_and(|named| named.era() == table.era());
         let sighting = Sighting {
             bucket: self.bucket(key),
-            arrival: visit.arrival,
+            arrival: if same_era { visit.arrival } else { Arrival::Outside },
             has_flow: false,
             digest,
             ttl: visit.ttl,

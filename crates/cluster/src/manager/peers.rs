@@ -94,6 +94,7 @@ impl Manager {
         peer.committed = None;
         peer.acknowledged = None;
         peer.drained = None;
+        peer.unanswered = false;
         // Counts of the connection before may lack what happened in between.
         peer.figures = Figures { load_percent: peer.figures.load_percent, ..Figures::default() };
         if let Some(before) = before {
@@ -104,9 +105,27 @@ impl Manager {
         self.due.plan = true;
         if self.takes_part(node) {
             self.ask(now_ns, node);
-        } else {
-            let welcome = Welcome { node, heartbeat_ms: self.settings.heartbeat_ms, whole: None };
-            self.send(connection, Message::Welcome(Box::new(welcome)));
+        } else if let Some(peer) = self.peers.get_mut(&node) {
+            peer.unanswered = true;
+        }
+    }
+
+    /// Tells those who take no part that it is so. A loss counts when the era without the unit is written: a manager that starts anew
+    /// before that knows the unit as a member, and has to find it as one.
+    pub(super) fn answer_free(&mut self) {
+        if self.state.fence {
+            return;
+        }
+        let waits = |(node, peer): (&u16, &Peer)| peer.unanswered.then_some((*node, peer.connection));
+        let waiting: Vec<_> = self.peers.iter().filter_map(waits).collect();
+        for (node, connection) in waiting {
+            if let Some(peer) = self.peers.get_mut(&node) {
+                peer.unanswered = false;
+            }
+            if let Some(connection) = connection.filter(|_| !self.takes_part(node)) {
+                let welcome = Welcome { node, heartbeat_ms: self.settings.heartbeat_ms, whole: None };
+                self.send(connection, Message::Welcome(Box::new(welcome)));
+            }
         }
     }
 
@@ -205,8 +224,12 @@ impl Manager {
     fn whole(&self, node: u16, commits: bool) -> Option<Whole> {
         let newest = self.state.newest()?.clone();
         let older = self.state.change.as_ref().and(self.state.table.clone());
+        // A process that was started anew does not remember that its cores have seen the next era: it begins with it.
+        let anew = self.peers.get(&node).is_some_and(|peer| peer.anew);
+        let committing = self.state.change.as_ref().is_some_and(|change| change.committing);
+        let newest_first = commits || (anew && committing);
         let in_force = match &older {
-            Some(older) if !commits => older.era(),
+            Some(older) if !newest_first => older.era(),
             _ => newest.era(),
         };
         let fresh = self.state.units.get(&node).is_some_and(|unit| unit.forget);
@@ -292,10 +315,12 @@ impl Manager {
         for node in restarted {
             if self.may_lose(node, now_ns) {
                 self.lose_flows(now_ns, node, "was started anew");
-            } else if let (Some(unit), Some(peer)) = (self.state.units.get_mut(&node), self.peers.get(&node))
+            } else if let (Some(unit), Some(peer)) =
+                (self.state.units.get_mut(&node), self.peers.get_mut(&node))
             {
                 // Nobody else can take over: it goes on, without its flows.
                 unit.instance = peer.instance;
+                peer.anew = true;
                 self.event(Some(node), "was started anew and goes on: nobody else owns flows".into());
             }
         }

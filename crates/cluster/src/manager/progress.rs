@@ -22,6 +22,7 @@ impl Manager {
     /// Takes every step that can be taken. While a state is being written nothing that depends on it happens.
     pub(super) fn advance(&mut self, now_ns: u64) {
         while self.saving.is_none() {
+            self.answer_free();
             if let Some((request, command)) = self.queued.pop_front() {
                 self.accept(request, command);
                 continue;
@@ -341,6 +342,7 @@ impl Manager {
             self.event(None, format!("era {} is in force", change.table.era()));
             self.state.table = Some(change.table);
         }
+        self.peers.values_mut().for_each(|peer| peer.anew = false);
         self.stage = Stage::Idle;
         self.due.plan = true;
         self.due.retire = true;
