@@ -200,40 +200,69 @@ fn step(text: &str) -> anyhow::Result<ChangeStep> {
 }
 
 /// Reason why a call failed.
-enum CallError {
+pub(crate) enum CallError {
     /// Nobody answers.
     Unreachable(String),
     /// The manager refuses, or something else.
     Other(anyhow::Error),
 }
 
-impl<E: Into<anyhow::Error>> From<E> for CallError {
-    fn from(error: E) -> Self {
+impl From<CallError> for anyhow::Error {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Unreachable(error) => anyhow!("the manager does not answer: {error}"),
+            CallError::Other(error) => error,
+        }
+    }
+}
+
+impl From<anyhow::Error> for CallError {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+impl From<std::io::Error> for CallError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Other(error.into())
+    }
+}
+
+impl From<ureq::Error> for CallError {
+    fn from(error: ureq::Error) -> Self {
         Self::Other(error.into())
     }
 }
 
 /// A caller of the manager.
-struct Client {
+pub(crate) struct Client {
     agent: ureq::Agent,
     api: String,
     authorization: String,
 }
 
 impl Client {
-    fn new(api: &str, token: &str) -> Self {
+    /// A caller with a token.
+    pub(crate) fn new(api: &str, token: &str) -> Self {
         let config =
             ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).http_status_as_error(false).build();
         let api = api.trim_end_matches('/').to_owned();
         Self { agent: config.into(), api, authorization: format!("Bearer {token}") }
     }
 
-    fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, CallError> {
+    /// Reads something.
+    pub(crate) fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, CallError> {
         let request = self.agent.get(format!("{}{path}", self.api));
         answer(request.header("Authorization", &self.authorization).call())
     }
 
-    fn send(&self, method: &str, path: &str, body: &impl Serialize) -> Result<Accepted, CallError> {
+    /// Asks for a change.
+    pub(crate) fn send(
+        &self,
+        method: &str,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<Accepted, CallError> {
         let url = format!("{}{path}", self.api);
         let request = if method == "PUT" { self.agent.put(url) } else { self.agent.post(url) };
         answer(request.header("Authorization", &self.authorization).send_json(body))

@@ -386,6 +386,13 @@ impl Model for Cluster {
                 None => break,
             }
         }
+        // Everyone has told that it has no flow, which a later era must not believe.
+        for at in 0..self.roles.len() {
+            self.step(&mut world, Action::Report(at));
+            while world.processes[at].as_ref().is_some_and(|process| !process.to_manager.is_empty()) {
+                self.step(&mut world, Action::ToManager(at));
+            }
+        }
         vec![world]
     }
 

@@ -5,6 +5,7 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -27,6 +28,8 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
 const WAIT: Duration = Duration::from_millis(2);
 /// The same while nothing is under way.
 const IDLE_WAIT: Duration = Duration::from_millis(20);
+/// The policy follows the manager's word within this time.
+const POLICY_PATIENCE: Duration = Duration::from_secs(1);
 /// A manager that does not take what is sent for so long is gone.
 const WRITE_PATIENCE: Duration = Duration::from_secs(1);
 /// Figures are told this often …
@@ -287,8 +290,9 @@ impl Link {
             status.port_blocks = told.blocks.len();
             status.members = snapshot.members.iter().map(|member| member.node).collect();
         }
-        self.engine.apply(Some(Arc::new(snapshot)));
+        // First the policy: a core that works by the snapshot has to have its ports.
         self.tell_blocks(Some(Arc::clone(&told.blocks)));
+        self.engine.apply(Some(Arc::new(snapshot)));
     }
 
     /// The node's thread gives address translation the ports that are this machine's.
@@ -297,8 +301,20 @@ impl Link {
             return;
         }
         self.blocks.clone_from(&blocks);
-        if let Some(blocks) = blocks {
-            self.events.send(NodeEvent::PortBlocks(blocks.iter().copied().collect()));
+        let Some(blocks) = blocks else { return };
+        let (done, told) = sync_channel(1);
+        let blocks = blocks.iter().copied().collect();
+        if !self.events.send(NodeEvent::PortBlocks { blocks, done }) {
+            return;
+        }
+        let deadline = Instant::now() + POLICY_PATIENCE;
+        while let Err(RecvTimeoutError::Timeout) = told.recv_timeout(IDLE_WAIT) {
+            // Nobody is dead because the node's thread is busy.
+            self.beat(&Message::Heartbeat { load_percent: 0 });
+            if Instant::now() > deadline {
+                tracing::warn!("the policy does not know the ports of this machine yet");
+                return;
+            }
         }
     }
 }

@@ -307,7 +307,11 @@ impl Loop {
             match event {
                 NodeEvent::Answer(host, answer) => self.node.answered(&host, answer),
                 NodeEvent::Health(change) => self.node.health(&change),
-                NodeEvent::PortBlocks(blocks) => self.node.port_blocks(blocks),
+                NodeEvent::PortBlocks { blocks, done } => {
+                    self.node.port_blocks(blocks);
+                    // Whoever asked may have given up.
+                    let _ = done.try_send(());
+                }
                 NodeEvent::Request(request, reply) => {
                     let response = match &request {
                         Request::Status => Response {

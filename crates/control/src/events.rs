@@ -20,7 +20,12 @@ pub(crate) enum NodeEvent {
     /// A backend passes its checks, or does not.
     Health(HealthChange),
     /// Blocks of ports that the cluster's manager leases to this machine.
-    PortBlocks(BTreeSet<Lease>),
+    PortBlocks {
+        /// Those that address translation may use from now on.
+        blocks: BTreeSet<Lease>,
+        /// Told when the policy says so.
+        done: SyncSender<()>,
+    },
 }
 
 /// Sender of other threads to the node's thread, which it wakes.

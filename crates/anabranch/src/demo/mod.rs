@@ -4,8 +4,10 @@
 //! arrives, [`progress`] shows what is going on meanwhile, [`report`] says what came of it.
 //! The gateways are this very program, started as `anabranch up CONFIG`: nothing is simulated but the links.
 //!
-//! `anabranch demo --gateway` shows the other half of the program; it is in [`gateway`].
+//! `anabranch demo --gateway` shows the other half of the program; it is in [`gateway`]. `anabranch demo --cluster` shows many
+//! machines behind one interface; it is in [`cluster`].
 
+mod cluster;
 mod gateway;
 mod progress;
 mod report;
@@ -36,6 +38,7 @@ const EXAMPLES: &str = "\
 Example:
   anabranch demo                          about 40 seconds, then a report
   anabranch demo --gateway                NAT, virtual servers, cores: about 25 seconds, then a report
+  anabranch demo --cluster                machines come and go under thousands of connections: about 55 seconds
   anabranch demo --seconds 120            longer, for steadier figures
   anabranch demo --json > demo.json       for programs
 
@@ -50,7 +53,11 @@ pub struct Args {
     /// dies, a core is taken away and the configuration is read again
     #[arg(long)]
     pub gateway: bool,
-    /// Seconds of traffic, all phases together [default: 36, with --gateway 20]
+    /// Show many machines behind one interface instead: a manager, two dispatchers and four data planes; connections go on while
+    /// data planes come, drain and change their share
+    #[arg(long, conflicts_with = "gateway")]
+    pub cluster: bool,
+    /// Seconds of traffic, all phases together [default: 36, with --gateway 20, with --cluster 40]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(4..=86_400))]
     pub seconds: Option<u64>,
     /// Print one JSON object instead of the report, as the only thing on standard output
@@ -62,7 +69,12 @@ pub struct Args {
 ///
 /// The exit code is 0 if all data arrived intact and nothing broke, 1 if not, 130 after Ctrl-C. Nothing is left behind in any case.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let seconds = args.seconds.unwrap_or(if args.gateway { gateway::SECONDS } else { SECONDS });
+    let default = match args {
+        Args { cluster: true, .. } => cluster::SECONDS,
+        Args { gateway: true, .. } => gateway::SECONDS,
+        _ => SECONDS,
+    };
+    let seconds = args.seconds.unwrap_or(default);
     let privilege = testbed::gain_privilege()?;
     let stop = stop_on_signals()?;
     let mut progress = Progress::new();
@@ -71,7 +83,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             "Not root: everything runs in a user namespace, where the kernel takes no steering programs.",
         );
     }
-    let result = if args.gateway {
+    let result = if args.cluster {
+        cluster::perform(seconds, args.json, &stop, &mut progress)
+    } else if args.gateway {
         gateway::perform(seconds, args.json, privilege, &stop, &mut progress)
     } else {
         perform(seconds, args.json, &stop, &mut progress)

@@ -486,12 +486,7 @@ impl Builder<'_> {
             list.push(NatSpec {
                 out: Some(id),
                 mode: nat.mode,
-                reserved: self.not_leased(
-                    interfaces,
-                    id,
-                    &addresses,
-                    self.reserved(interfaces, &addresses, &listens),
-                ),
+                reserved: self.not_for_nat(interfaces, id, &addresses, &listens),
                 addresses,
                 from,
                 from_peers,
@@ -508,18 +503,20 @@ impl Builder<'_> {
         list
     }
 
-    /// Adds the ports that other machines of a cluster have at the addresses of a shared interface: all but the blocks that are
-    /// leased to this machine at each of them.
-    fn not_leased(
+    /// Ports that a NAT by `out` with these addresses must leave alone: where several machines share the interface, all that are
+    /// not leased to this one at each of them.
+    fn not_for_nat(
         &self,
         interfaces: &[InterfaceSpec],
         out: InterfaceId,
         addresses: &[IpAddr],
-        mut reserved: Vec<(u16, u16)>,
+        listens: &[(SocketAddr, u16)],
     ) -> Vec<(u16, u16)> {
         let is_shared =
             self.services.interfaces.get(out.index()).is_some_and(|interface| interface.shared.is_some());
-        if self.config.cluster.is_none() || !is_shared {
+        let is_shared = is_shared && self.config.cluster.is_some();
+        let mut reserved = self.reserved(interfaces, addresses, listens, is_shared);
+        if !is_shared {
             return reserved;
         }
         let of_interface = interfaces.get(out.index());
@@ -548,6 +545,7 @@ impl Builder<'_> {
         interfaces: &[InterfaceSpec],
         addresses: &[IpAddr],
         listens: &[(SocketAddr, u16)],
+        is_shared: bool,
     ) -> Vec<(u16, u16)> {
         let of_host = |address: &IpAddr| {
             interfaces.iter().flat_map(|interface| &interface.addresses).any(|net| net.addr() == *address)
@@ -558,7 +556,8 @@ impl Builder<'_> {
             .map(|(listen, last)| (listen.port(), *last))
             .collect();
         if addresses.iter().any(of_host) {
-            list.push(self.facts.ephemeral_ports);
+            // By leases the manager says whose ports are whose; a range that the host takes would be a part of somebody's.
+            list.extend((!is_shared).then_some(self.facts.ephemeral_ports));
             list.extend(self.config.node.listen.map(|port| (port, port)));
             let shared = |address: &IpAddr| address.is_unspecified() || addresses.contains(address);
             let held = self.facts.held_ports.iter().filter(|(address, _)| shared(address));

@@ -198,6 +198,8 @@ impl Services {
                 self.redirect(packet, frame, resolution.neighbor, out);
             }
             Ok(_) => {}
+            // In a moment this unit has its ports: the sender tries again, and should not give up.
+            Err(DropReason::NatPortsExhausted) if self.routing.awaits_era() => {}
             Err(reason) => {
                 if let Some(answer) = Answer::to_failed(reason, &packet.header) {
                     self.answer(packet, frame, answer, out);

@@ -84,6 +84,11 @@ impl Routing {
         self.era = self.era.checked_add(1).unwrap_or(1);
     }
 
+    /// Whether the cluster's next era is prepared and not in force here: other units may work by it already.
+    pub fn awaits_era(&self) -> bool {
+        self.units.as_ref().is_some_and(|units| units.in_force != units.eras.newest().era())
+    }
+
     /// Whether these are other neighbors than those in force.
     pub fn is_news(&self, neighbors: &Arc<Neighbors>) -> bool {
         !Arc::ptr_eq(neighbors, &self.neighbors)

@@ -19,6 +19,8 @@ pub struct Sim {
     pub in_use: u64,
     /// Its cores take snapshots over at once.
     pub takes_over: bool,
+    /// It tells no figures.
+    pub mute: bool,
     /// It sends nothing.
     pub stalled: bool,
     pub forgot: usize,
@@ -120,6 +122,7 @@ impl Cluster {
             live: vec![0; self.settings.buckets],
             in_use: 0,
             takes_over: true,
+            mute: false,
             stalled: false,
             forgot: 0,
             left: 0,
@@ -198,7 +201,7 @@ impl Cluster {
                     continue;
                 }
                 let mut actions = sim.unit.tick(now_ns);
-                if report {
+                if report && !sim.mute {
                     let (live, in_use) = (sim.live.clone(), sim.in_use);
                     let figures =
                         Figures { live: &live, in_use, load_percent: 10, second_hops: 1, packets: 2 };

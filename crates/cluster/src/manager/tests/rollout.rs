@@ -213,6 +213,25 @@ fn an_entry_ends_only_by_a_report_of_the_era_in_force() {
 }
 
 #[test]
+fn figures_of_the_era_before_end_no_entry() {
+    let mut cluster = Cluster::with(2);
+    cluster.pass(400);
+    // It told that it had nothing; then a flow began, by the era before.
+    let sim = cluster.units.get_mut(&1).unwrap();
+    sim.mute = true;
+    sim.live.fill(1);
+    cluster.start(3, Role::DataPlane, 7);
+    cluster.step(add(3, Role::DataPlane)).unwrap();
+    cluster.pass(3_000);
+    let of_unit_1 =
+        |cluster: &Cluster| (0..64).filter(|bucket| cluster.table().chain(*bucket) == [1]).count();
+    assert_eq!((cluster.manager.stage(), of_unit_1(&cluster)), (Stage::Idle, 10));
+    cluster.units.get_mut(&1).unwrap().mute = false;
+    cluster.pass(1_000);
+    assert_eq!(of_unit_1(&cluster), 10, "the flows live");
+}
+
+#[test]
 fn a_plan_that_would_make_a_chain_too_long_waits_and_says_why() {
     let mut cluster = Cluster::with(1);
     // Every bucket moves from unit to unit, and each keeps a flow in each.
