@@ -50,7 +50,7 @@ pub struct Settings {
     pub dead_after_ns: u64,
     /// So long after a start of the manager nobody is called silent: units need a moment to connect again.
     pub start_grace_ns: u64,
-    /// A unit that did not acknowledge a step for so long is lost.
+    /// A unit that did not acknowledge a step for so long is lost: it lives, but nobody can wait for it.
     pub acknowledge_within_ns: u64,
     /// Time from the last acknowledgement of an era to the plan of the next.
     pub drain_ns: u64,
@@ -73,7 +73,7 @@ impl Default for Settings {
             heartbeat_ms: crate::unit::HEARTBEAT_MS,
             dead_after_ns: 400 * MS,
             start_grace_ns: 5_000 * MS,
-            acknowledge_within_ns: 2_000 * MS,
+            acknowledge_within_ns: 10_000 * MS,
             drain_ns: 1_000 * MS,
             drain_lost_ns: 100 * MS,
             quarantine_ns: 240_000 * MS,

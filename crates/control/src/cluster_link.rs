@@ -219,8 +219,13 @@ impl Link {
         if now < self.report_due {
             return Ok(());
         }
-        self.report_due = now + REPORT_EVERY;
         let figures = self.engine.figures();
+        if figures.snapshot < self.taken {
+            // Counted before: a flow that began since would not be in it, and its bucket's chain would end.
+            self.report_due = now + IDLE_WAIT;
+            return Ok(());
+        }
+        self.report_due = now + REPORT_EVERY;
         {
             let mut status = lock(&self.status);
             status.second_hops = figures.second_hops;

@@ -13,7 +13,9 @@ use services::random::{Random, SEED_BYTES};
 use tunnel::time::Time;
 
 use crate::Shared;
-use crate::gateway::{Command, CoreReport, FlowEntry, FlowQuery, Interface, InterfaceCounters, lock};
+use crate::gateway::{
+    Command, CoreReport, FlowEntry, FlowQuery, Interface, InterfaceCounters, LiveByUnitBucket, lock,
+};
 use crate::output::{InterfaceOutput, InterfaceOutputs, LinuxOutput};
 use crate::ports::{INTERFACE_TOKENS, InterfaceInput, LinuxPorts, SHARED_TOKENS};
 use crate::rings::Rings;
@@ -41,6 +43,8 @@ pub(crate) struct Worker {
     services_version: u64,
     /// Era of the policy that it works by.
     policy_era: u32,
+    /// Number of the snapshot of the cluster that it works by.
+    cluster_snapshot: u64,
     published_ns: u64,
     /// Since when the load is measured, and the busy time then.
     load_since: (u64, u64),
@@ -86,6 +90,7 @@ impl Worker {
             tunnel_version: 0,
             services_version: 0,
             policy_era: 0,
+            cluster_snapshot: 0,
             published_ns: 0,
             load_since: (linux::clock::monotonic_ns(), 0),
             placement: Placement::new(id),
@@ -182,6 +187,7 @@ impl Worker {
             let (began_ns, cpu_ns) = (linux::clock::monotonic_ns(), linux::clock::thread_cpu_ns());
             self.round.datapath.follow(&snapshots);
             let number = snapshots.cluster.as_ref().map_or(0, |cluster| cluster.number);
+            self.cluster_snapshot = number;
             if let Some(taken) = self.shared.gateway.cluster.taken.get(usize::from(self.id)) {
                 taken.store(number, Relaxed);
             }
@@ -331,7 +337,10 @@ impl Worker {
             table_era: services.table_era(),
             ports_held: services.ports_held(),
             lost_nat_events: services.nat().events_lost(),
-            live_by_unit_bucket: services.live_by_unit_bucket().to_vec(),
+            live_by_unit_bucket: LiveByUnitBucket {
+                snapshot: self.cluster_snapshot,
+                live: services.live_by_unit_bucket().to_vec(),
+            },
             interfaces,
         };
         if let Some(shared) = self.shared.gateway.reports.get(usize::from(self.id)) {

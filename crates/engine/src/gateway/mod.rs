@@ -108,9 +108,18 @@ pub struct CoreReport {
     /// NAT events that this core could not keep until they were taken.
     pub lost_nat_events: u64,
     /// Live flows by bucket of the cluster's table; empty without a cluster.
-    pub live_by_unit_bucket: Vec<u32>,
+    pub live_by_unit_bucket: LiveByUnitBucket,
     /// By interface: packets and bytes read, packets and bytes sent, packets lost in the kernel's ring.
     pub interfaces: Vec<InterfaceCounters>,
+}
+
+/// Live flows by bucket of the cluster's table.
+#[derive(Clone, Debug, Default)]
+pub struct LiveByUnitBucket {
+    /// Number of the snapshot of the cluster that the core worked by when it counted.
+    pub snapshot: u64,
+    /// Counts.
+    pub live: Vec<u32>,
 }
 
 /// Counters of one core at one interface.

@@ -77,6 +77,8 @@ pub struct ClusterHandle(Arc<crate::Shared>);
 /// Counts of all cores for the manager.
 #[derive(Clone, Debug, Default)]
 pub struct ClusterFigures {
+    /// Number of the oldest snapshot that a core worked by when it counted.
+    pub snapshot: u64,
     /// Live flows by bucket of the cluster's table.
     pub live: Vec<u32>,
     /// Live flows.
@@ -121,13 +123,18 @@ impl ClusterHandle {
     /// Counts as the cores told them last, up to 50 ms ago.
     #[must_use]
     pub fn figures(&self) -> ClusterFigures {
-        let mut figures = ClusterFigures::default();
-        for report in &self.0.gateway.reports {
+        let mut figures = ClusterFigures { snapshot: u64::MAX, ..ClusterFigures::default() };
+        let ownership = self.0.gateway.ownership.load();
+        for (core, report) in (0u8..).zip(&self.0.gateway.reports) {
             let report = super::lock(report);
-            if figures.live.len() < report.live_by_unit_bucket.len() {
-                figures.live.resize(report.live_by_unit_bucket.len(), 0);
+            let counted = &report.live_by_unit_bucket;
+            if ownership.is_alive(core) {
+                figures.snapshot = figures.snapshot.min(counted.snapshot);
             }
-            for (sum, live) in figures.live.iter_mut().zip(&report.live_by_unit_bucket) {
+            if figures.live.len() < counted.live.len() {
+                figures.live.resize(counted.live.len(), 0);
+            }
+            for (sum, live) in figures.live.iter_mut().zip(&counted.live) {
                 *sum = sum.saturating_add(*live);
             }
             figures.flows += report.live_flows;

@@ -23,6 +23,8 @@ use report::{EventReport, Report};
 pub(super) const SECONDS: u64 = 40;
 const DISPATCHERS: u16 = 2;
 const DATA_PLANES: u16 = 4;
+/// All machines share the CPUs of this one, and whatever else runs here: who is late is not dead.
+const DEAD_AFTER_MS: u16 = 3_000;
 /// Blocks of 1,024 ports of the outside address for each: all connections have the same destination.
 const BLOCKS: u16 = 12;
 /// Where the manager's REST listens, on its machine.
@@ -79,7 +81,7 @@ impl Demo {
         let config = bed.directory().join("manager.toml");
         let text = format!(
             "[manager]\nbus = \"{}\"\napi = \"{API}\"\ntoken-file = \"token\"\nstore = \"cluster.redb\"\ndrain-ms = 500\n\
-             blocks-per-unit = {BLOCKS}\n",
+             blocks-per-unit = {BLOCKS}\ndead-after-ms = {DEAD_AFTER_MS}\n",
             bed.manager_address()
         );
         std::fs::write(&config, text)?;

@@ -148,7 +148,7 @@ fn who_does_not_acknowledge_is_left_out_and_the_change_goes_on() {
         }
         cluster.pass(100);
         assert_eq!(cluster.manager.stage(), stage);
-        cluster.pass(1_800);
+        cluster.pass(9_800);
         assert_eq!(cluster.standing(slow), Standing::Active, "{stage:?}");
         cluster.pass(200);
         assert_eq!(cluster.standing(slow), Standing::Lost, "{stage:?} {:?}", cluster.events);
