@@ -8,6 +8,7 @@
 mod bad_input;
 mod capture;
 mod cli;
+mod cluster;
 mod cores;
 mod demo;
 mod demo_user;
