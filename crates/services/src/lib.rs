@@ -14,12 +14,15 @@
 //!    and answer what must be answered.
 //! 6. [`pipeline`] puts this together: batches in, frames out, expiry, reload without losing a flow.
 //!
+//! [`handover`] carries flows to another process: at a restart of the program none breaks.
+//!
 //! [`spec`] is what the operator wants, in plain data; [`policy`] is its compiled form, replaced as a whole. [`random`] is
 //! where everything comes from that nobody may foretell.
 
 pub mod balance;
 pub mod flow;
 pub mod fragment;
+pub mod handover;
 pub mod icmp;
 pub mod nat;
 pub mod pipeline;

@@ -417,6 +417,24 @@ impl Policy {
         self.server_nats.get(&(server, egress.interface()?)).copied()
     }
 
+    /// The virtual server whose source translation a NAT rule is; `None`: it is one of the operator's.
+    #[must_use]
+    pub fn server_of_nat(&self, rule: u16) -> Option<u16> {
+        self.server_nats.iter().find(|(_, known)| **known == rule).map(|((server, _), _)| *server)
+    }
+
+    /// A NAT rule that serves a virtual server's source translation in this mode, and has this outside address where it gives
+    /// one.
+    #[must_use]
+    pub fn nat_of_server_named(&self, server: u16, mode: NatMode, outside: IpAddr) -> Option<u16> {
+        let of_server = self.server_nats.range((server, InterfaceId(0))..=(server, InterfaceId(u16::MAX)));
+        let mut rules = of_server.map(|(_, rule)| *rule);
+        rules.find(|rule| {
+            self.nat.mode(*rule) == Some(mode)
+                && (mode != NatMode::AddressAndPort || self.nat.addresses(*rule).contains(&outside))
+        })
+    }
+
     /// Listen addresses of services that reach this endpoint with the client's tuple kept.
     pub fn kept_source_listens(
         &self,

@@ -108,6 +108,21 @@ impl Shift {
         Shift { first: syn.wrapping_add(1), length, acknowledged: false }
     }
 
+    /// Sequence number of the client's first byte of data, bytes inserted in front of it, whether the server has them all.
+    #[must_use]
+    pub const fn parts(&self) -> (u32, u8, bool) {
+        (self.first, self.length, self.acknowledged)
+    }
+
+    /// The inverse of [`Shift::parts`]; `None`: no header is so long.
+    #[must_use]
+    pub const fn from_parts(first: u32, length: u8, acknowledged: bool) -> Option<Shift> {
+        match length as usize {
+            HEADER_BYTES_V4 | HEADER_BYTES_MAX => Some(Shift { first, length, acknowledged }),
+            _ => None,
+        }
+    }
+
     /// This segment of the original direction must carry the header: [`insert`] it.
     #[inline]
     #[must_use]

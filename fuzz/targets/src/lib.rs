@@ -17,10 +17,13 @@
 //! 7. [`config()`]: the configuration file.
 //! 8. [`cluster_message()`]: messages between manager and units of a cluster; [`cluster_unit()`]: what a unit makes of them;
 //!    [`cluster_state()`]: the manager's stored state.
+//! 9. [`cluster_message()`]: messages between manager and units of a cluster; [`cluster_unit()`]: what a unit makes of them.
+//! 10. [`flow_record()`]: flows that another process or machine hands over.
 #![allow(clippy::missing_panics_doc, reason = "a panic is what the fuzzer looks for")]
 
 mod cluster;
 mod config;
+mod flow_records;
 mod fragments;
 mod frames;
 mod handshake;
@@ -32,6 +35,7 @@ mod units;
 
 pub use cluster::{cluster_message, cluster_state, cluster_unit};
 pub use config::config;
+pub use flow_records::flow_record;
 pub use fragments::{fragments, steps as fragment_steps};
 pub use frames::{frames, table};
 pub use handshake::{handshake, tampering};
@@ -52,6 +56,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("cluster_unit", cluster_unit),
     ("config", config),
     ("encapsulation", encapsulation),
+    ("flow_record", flow_record),
     ("fragments", fragments),
     ("frames", frames),
     ("handshake", handshake),

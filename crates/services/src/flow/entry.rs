@@ -1,8 +1,8 @@
 //! How flows are laid out. IPv4 with translation: one cache line with both tuples, tenants and the record.
 
-use super::ForPacket;
 use super::record::{Direction, Record};
 use super::slab::Slab;
+use super::{FlowCounters, ForPacket};
 use crate::rewrite::{Ends, ports};
 use packet::FlowKey;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -148,6 +148,18 @@ impl Counts {
             let (sum, carry) = low.overflowing_add(packets);
             *low = sum;
             *high = high.wrapping_add(u16::from(carry));
+        }
+    }
+}
+
+impl From<&FlowCounters> for Counts {
+    fn from(counters: &FlowCounters) -> Self {
+        let [first, second] = counters.packets;
+        Self {
+            bytes: counters.bytes,
+            packets_low: [first as u32, second as u32],
+            packets_high: [(first >> 32) as u16, (second >> 32) as u16],
+            created: counters.created,
         }
     }
 }

@@ -480,6 +480,18 @@ impl FlowTable {
         counts.copied().map(FlowCounters::from)
     }
 
+    /// Goes on counting from there; nothing for a flow that is not translated.
+    pub fn set_counters(&mut self, id: FlowId, counters: &FlowCounters) {
+        let counts = match Kind::of(id.0) {
+            Kind::TranslatedV4 => self.v4.translated.cold_mut(id.slot()),
+            Kind::TranslatedV6 => self.v6.translated.cold_mut(id.slot()),
+            Kind::PlainV4 | Kind::PlainV6 => None,
+        };
+        if let Some(counts) = counts {
+            *counts = Counts::from(counters);
+        }
+    }
+
     /// Takes a flow out; nothing when it is not there any more.
     pub fn remove(&mut self, id: FlowId) -> Option<Removed> {
         let kind = Kind::of(id.0);

@@ -253,7 +253,12 @@ impl Nat {
         Some(self.mapped(followed, request, &outside))
     }
 
-    fn mapped(&mut self, followed: &Followed, request: &BindRequest, outside: &OutsideKey) -> Binding {
+    pub(super) fn mapped(
+        &mut self,
+        followed: &Followed,
+        request: &BindRequest,
+        outside: &OutsideKey,
+    ) -> Binding {
         if let Some(home) = request.home {
             self.mappings.settle(outside, home);
         }
@@ -328,7 +333,13 @@ impl Nat {
         known.unwrap_or_else(|| first_of_pool(&followed.hasher, *client, pool.len()))
     }
 
-    fn chosen(&self, followed: &Followed, request: &BindRequest, source: IpAddr, chosen: Chosen) -> Binding {
+    pub(super) fn chosen(
+        &self,
+        followed: &Followed,
+        request: &BindRequest,
+        source: IpAddr,
+        chosen: Chosen,
+    ) -> Binding {
         let Chosen { port, table, anywhere, own_port } = chosen;
         if anywhere {
             return Binding { own_port, ..self.bound(followed, request, source, (port, table)) };
@@ -337,7 +348,7 @@ impl Nat {
         Binding { source, port, table, mapped, kept, own_port, replies_elsewhere }
     }
 
-    fn bound(
+    pub(super) fn bound(
         &self,
         followed: &Followed,
         request: &BindRequest,
@@ -355,7 +366,7 @@ impl Nat {
     }
 }
 
-fn ask<'a>(
+pub(super) fn ask<'a>(
     followed: &'a Followed,
     rule: &Rule,
     request: &BindRequest,
@@ -382,7 +393,7 @@ fn leaving(request: &BindRequest, own: IpAddr) -> Outgoing {
     Outgoing { own, remote: remote.ip(), remote_port: remote.port(), protocol, tenant: request.out_tenant }
 }
 
-fn opened(at_ns: u64, request: &BindRequest, binding: &Binding) -> NatEvent {
+pub(super) fn opened(at_ns: u64, request: &BindRequest, binding: &Binding) -> NatEvent {
     NatEvent {
         at_ns,
         kind: NatEventKind::Opened,

@@ -338,6 +338,36 @@ impl Leases {
         Some((Automatic { zone, address, blocks }, events))
     }
 
+    /// The blocks that a client had before, on one more core; `None`: it has others by now, or somebody else has them.
+    pub(crate) fn join_again(
+        &self,
+        now_ns: u64,
+        wish: &AutomaticWish<'_>,
+        (address, blocks): AddressBlocks,
+    ) -> Option<(Automatic, Vec<NatEvent>)> {
+        let zone = wish.addresses.first().copied()?;
+        let mut state = self.lock();
+        if let Some(granted) = state.automatic.get_mut(&(wish.tenant, wish.client, zone)) {
+            if granted.blocks != (address, blocks) {
+                return None;
+            }
+            granted.cores += 1;
+            return Some((Automatic { zone, address, blocks }, Vec::new()));
+        }
+        state.rested(now_ns);
+        let usable = wish.whole & !state.closed(address);
+        if blocks == 0 || blocks & !usable != 0 || blocks.count_ones() > wish.count {
+            return None;
+        }
+        *state.closed.entry(address).or_default() |= blocks;
+        let new = Granted { blocks: (address, blocks), cores: 1 };
+        state.automatic.insert((wish.tenant, wish.client, zone), new);
+        let kind = NatEventKind::BlockGranted;
+        let events = events_of(now_ns, kind, (wish.tenant, wish.client), (address, blocks));
+        self.publish(&state);
+        Some((Automatic { zone, address, blocks }, events))
+    }
+
     /// A core has no flow of the client any more; after the last one the blocks rest.
     pub(crate) fn leave(
         &self,

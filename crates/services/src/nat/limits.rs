@@ -78,6 +78,12 @@ impl Clients {
         self.known.len()
     }
 
+    /// A client that is remembered.
+    pub(crate) fn known(&self, key: &ClientKey) -> Option<&Client> {
+        self.known.get(key)
+    }
+
+    /// The same, to change.
     pub(crate) fn find(&mut self, key: &ClientKey) -> Option<&mut Client> {
         self.known.get_mut(key)
     }

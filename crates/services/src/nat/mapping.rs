@@ -70,7 +70,7 @@ pub(crate) struct MappingEntry {
     /// Its client holds the block: the log needs no line of its own.
     pub(crate) quiet: bool,
     /// Bucket of the inside endpoint, once a flow was begun here that is steered by it.
-    home: Option<u16>,
+    pub(crate) home: Option<u16>,
     idle_since_ns: u64,
     queued: bool,
 }
@@ -132,6 +132,17 @@ impl Mappings {
 
     pub(crate) fn len(&self) -> usize {
         self.by_outside.len()
+    }
+
+    /// Mappings from a place on, at most so many places; and the next place, if there are more.
+    pub(crate) fn scan(
+        &self,
+        from: usize,
+        count: usize,
+    ) -> (impl Iterator<Item = &MappingEntry>, Option<usize>) {
+        let next = from.saturating_add(count);
+        let found = self.entries.iter().skip(from).take(count).flatten();
+        (found, (next < self.entries.len()).then_some(next))
     }
 
     /// The mapping of an inside endpoint.

@@ -36,6 +36,7 @@ mod policy;
 mod pools;
 pub mod port_set;
 mod ports;
+mod rebind;
 #[cfg(test)]
 mod tests;
 
@@ -43,6 +44,7 @@ pub(crate) use bind::{first_of_pool, uses_low_port};
 pub use log::{NatEvent, NatEventKind};
 pub use mapping::mapping_core;
 pub use policy::{NatClient, NatPolicy};
+pub use rebind::{Earlier, EarlierMapping};
 
 use limits::{CLIENTS_MAX, ClientKey, Clients, share_of_core};
 use log::EventQueue;

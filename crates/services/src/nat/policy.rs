@@ -319,6 +319,25 @@ impl NatPolicy {
         found.map(|place| place as u16)
     }
 
+    /// The first rule that leads out by this interface in this mode, that has the outside address where it gives one, and that
+    /// serves the client, if one is asked about: the rule of a flow that was begun under another configuration.
+    #[must_use]
+    pub fn rule_named(
+        &self,
+        out: InterfaceId,
+        mode: NatMode,
+        outside: IpAddr,
+        client: Option<&NatClient>,
+    ) -> Option<u16> {
+        let found = self.rules.iter().position(|rule| {
+            rule.out == Some(out)
+                && rule.mode == mode
+                && (mode != NatMode::AddressAndPort || rule.pool(outside).contains(&outside))
+                && client.is_none_or(|client| rule.serves(client))
+        });
+        found.map(|place| place as u16)
+    }
+
     /// The rule for a hairpin: an inside client that talks to an outside address (which led back inside) is
     /// translated as if it had left there (RFC 4787 REQ-9).
     #[must_use]

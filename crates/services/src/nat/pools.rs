@@ -239,14 +239,7 @@ impl Pools {
         let place = self.pool(ask.key, ask.flow.tenant);
         let modulus = ask.tables.clamp(1, TABLES_MAX);
         let home = self.home(ask.key, &ask.flow, modulus);
-        {
-            let pool = self.pools.get_mut(place)?;
-            if pool.held == 0 {
-                (pool.modulus, pool.mixed) = (modulus, false);
-            } else if pool.modulus != modulus {
-                pool.mixed = true;
-            }
-        }
+        self.pools.get_mut(place)?.note_modulus(modulus);
         let mut checks = CHECKS_MAX;
         match reach {
             Reach::Home => self
@@ -263,6 +256,38 @@ impl Pools {
                 self.in_table(place, (number, reach), ask, &mut checks, in_use)
             }),
         }
+    }
+
+    /// Takes exactly this port, for a flow that had it before, whatever core its replies come to. Where another remote's
+    /// flow has its place in the table, it stands in none ([`Chosen::own_port`]): tables are drawn anew by each process.
+    /// `None`: another flow has the same reply.
+    pub(crate) fn take_again(
+        &mut self,
+        ask: &Ask<'_>,
+        port: u16,
+        in_use: &dyn Fn(&FlowKey) -> bool,
+    ) -> Option<Chosen> {
+        if in_use(&ask.flow.with_port(port).reversed()) {
+            return None;
+        }
+        let place = self.pool(ask.key, ask.flow.tenant);
+        let modulus = ask.tables.clamp(1, TABLES_MAX);
+        let number = self.home(ask.key, &ask.flow, modulus);
+        let (slot, linear) = (slot_of(&ask.flow)?, ask.flow.slot().is_ok());
+        let mask = self.mask(ask, slot, linear)?;
+        let wanted = self.maps.as_ref()?.get(slot as usize)?.place(port);
+        let pool = self.pools.get_mut(place)?;
+        pool.note_modulus(modulus);
+        let table = pool.table(table_index(number, slot))?;
+        let own_port = table.state(wanted) != PlaceState::Free;
+        if own_port {
+            pool.beside += 1;
+            pool.foreign += 1;
+        } else {
+            table.take(wanted, &mask, false);
+        }
+        pool.held += 1;
+        Some(Chosen { port, table: number as u8, anywhere: !linear, own_port })
     }
 
     /// The flow's own table.
@@ -502,6 +527,15 @@ impl Pools {
 }
 
 impl Pool {
+    /// A port is to be chosen with so many tables.
+    fn note_modulus(&mut self, modulus: u16) {
+        if self.held == 0 {
+            (self.modulus, self.mixed) = (modulus, false);
+        } else if self.modulus != modulus {
+            self.mixed = true;
+        }
+    }
+
     /// A table, empty if it was not there.
     fn table(&mut self, index: usize) -> Option<&mut PortTable> {
         if self.tables.len() <= index {

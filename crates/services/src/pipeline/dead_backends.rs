@@ -103,7 +103,7 @@ impl Services {
 }
 
 /// By what replies come in from where packets leave.
-const fn ingress_of(egress: Egress) -> Option<Ingress> {
+pub(super) const fn ingress_of(egress: Egress) -> Option<Ingress> {
     match egress {
         Egress::Interface(id) => Some(Ingress::Interface(id)),
         Egress::Bond(id) => Some(Ingress::Bond(id)),

@@ -282,7 +282,7 @@ impl Services {
 
     /// After a change: the firewall decides again, routes are looked up anew. A flow that has no route now waits for one.
     /// `false`: its translation does not hold any more ([`super::translation`]).
-    fn decide_again(&mut self, now_ns: u64, id: FlowId) -> Result<bool, DropReason> {
+    pub(super) fn decide_again(&mut self, now_ns: u64, id: FlowId) -> Result<bool, DropReason> {
         self.counters.decided_again += 1;
         let (original, reply) = self.flows.table.keys(id);
         let (key, tenant) = original;

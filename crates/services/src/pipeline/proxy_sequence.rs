@@ -36,11 +36,13 @@ impl Shifts {
         self.0.len()
     }
 
-    fn of(&self, key: &FlowKey, tenant: u16) -> Option<Shift> {
+    /// The shift of a flow.
+    pub fn of(&self, key: &FlowKey, tenant: u16) -> Option<Shift> {
         self.0.get(&(*key, tenant)).copied()
     }
 
-    fn put(&mut self, key: &FlowKey, tenant: u16, shift: Shift) {
+    /// Notes that of a flow.
+    pub fn put(&mut self, key: &FlowKey, tenant: u16, shift: Shift) {
         self.0.insert((*key, tenant), shift);
     }
 }

@@ -10,6 +10,7 @@ mod dead_backends;
 mod errors;
 mod fast;
 mod firewall;
+mod handover;
 mod limits;
 mod mappings;
 mod moving;

@@ -40,7 +40,8 @@ pub(super) fn holds(
     let has_source = record.flags & flags::SOURCE_NAT != 0;
     if record.flags & flags::DEST_NAT != 0 {
         let listens = is_ours(original.dst) || policy.server_or_forward(original).is_some();
-        return listens && (!has_source || is_ours(reply.dst));
+        // A port alone may be the gateway's, the address the client's own.
+        return listens && (!has_source || reply.dst == original.src || is_ours(reply.dst));
     }
     // A reload breaks no flow: whatever became of its rule, answers to an address of the interface still arrive, and an
     // address that was taken from the configuration stays for the flows that have it.
