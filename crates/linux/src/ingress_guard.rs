@@ -5,8 +5,12 @@
 //! eBPF program of the interface (tcx, Linux 6.6), which is gone with the process however that ends; or, where
 //! programs are not allowed, an `nft` table of the interface, which a killed process leaves behind and the next
 //! start replaces.
+//!
+//! Between two processes [`hold_interface`] keeps the stack from the flows of the first one until the second one guards the
+//! interface: a table whose timed set makes it drop nothing any more when the time is over, whoever is still alive.
 
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 
@@ -65,8 +69,9 @@ impl IngressGuard {
         let link = kernel::attach_ingress(index, &program).context(&what)?;
         let back = kernel::attach_egress(index, &back)
             .context(format!("attach a program to the egress of {interface}"))?;
-        // What a killed process left behind would drop by its own, older rules.
-        let _ = nft(&remove_table(&table_name(interface)));
+        // What a killed process left behind would drop by its own, older rules; what a stopped one did has done its work.
+        let tables = [table_name(interface), hold_name(interface)];
+        let _ = nft(&tables.map(|table| remove_table(&table)).concat());
         Ok(IngressGuard { interface: interface.to_owned(), hold: Hold::Program(link, back) })
     }
 
@@ -76,7 +81,8 @@ impl IngressGuard {
         interface_index(interface).context(&what)?;
         share.filter()?;
         let table = table_name(interface);
-        nft(&make_table(&table, interface, share)).context(&what)?;
+        let script = make_table(&table, interface, share) + &remove_table(&hold_name(interface));
+        nft(&script).context(&what)?;
         Ok(IngressGuard { interface: interface.to_owned(), hold: Hold::Table(table) })
     }
 
@@ -113,6 +119,63 @@ impl Drop for IngressGuard {
             tracing::warn!(%error, table, "an nft table could not be removed");
         }
     }
+}
+
+/// Packets that the kernel's stack must not see between two processes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeldPorts {
+    /// Addresses of the host: what is for others passes through, and is dropped.
+    pub own: Vec<IpAddr>,
+    /// Ports of these that are the datapath's, first and last: TCP, UDP, SCTP.
+    pub ports: Vec<(IpAddr, (u16, u16))>,
+}
+
+/// Drops what is the datapath's at an interface for so many seconds, by a table of `nft` that needs no process; the next
+/// [`IngressGuard`] removes it. Behind that time it is still there and drops nothing.
+pub fn hold_interface(interface: &str, share: &KernelShare, held: &HeldPorts, seconds: u16) -> Result<()> {
+    let what = format!("hold {interface} with an nft table");
+    interface_index(interface).context(&what)?;
+    nft(&make_hold(interface, share, held, seconds)).context(&what)
+}
+
+/// Of another beginning than [`table_name`], whatever the interface is called.
+fn hold_name(interface: &str) -> String {
+    table_name(interface).replacen("anabranch-", "anabranch_hold-", 1)
+}
+
+fn make_hold(interface: &str, share: &KernelShare, held: &HeldPorts, seconds: u16) -> String {
+    let table = hold_name(interface);
+    let mut rules = vec!["ether type != @held accept".to_owned()];
+    rules.extend(share.nft_rules());
+    for (family, ipv4) in [("ip", true), ("ip6", false)] {
+        let own: Vec<String> =
+            held.own.iter().filter(|own| own.is_ipv4() == ipv4).map(ToString::to_string).collect();
+        let through = if own.is_empty() {
+            format!("ether type {family} drop")
+        } else {
+            format!("ether type {family} {family} daddr != {{ {} }} drop", own.join(", "))
+        };
+        rules.push(through);
+    }
+    for address in &held.own {
+        let of_address = held.ports.iter().filter(|(of, _)| of == address);
+        let ranges: Vec<String> = of_address.map(|(_, (first, last))| format!("{first}-{last}")).collect();
+        if ranges.is_empty() {
+            continue;
+        }
+        let family = if address.is_ipv4() { "ip" } else { "ip6" };
+        rules.push(format!(
+            "ether type {family} {family} daddr {address} meta l4proto {{ tcp, udp, sctp }} th dport {{ {} }} drop",
+            ranges.join(", ")
+        ));
+    }
+    let rules: String = rules.iter().map(|rule| format!("    {rule}\n")).collect();
+    format!(
+        "{}table netdev {table} {{\n  set held {{ type ether_type; flags timeout; elements = {{ 0x0800 timeout \
+         {seconds}s, 0x86dd timeout {seconds}s }} }}\n  chain ingress {{\n    type filter hook ingress device \
+         \"{interface}\" priority -500; policy accept;\n{rules}  }}\n}}\n",
+        remove_table(&table)
+    )
 }
 
 /// Names of nft are letters, digits and a few signs.

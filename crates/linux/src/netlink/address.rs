@@ -3,7 +3,9 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressMessage, AddressScope, CacheInfo,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{Existing, Netlink};
@@ -101,6 +103,21 @@ impl Netlink {
         }
         self.change(RouteNetlinkMessage::NewAddress(message), Existing::Refuse, || {
             format!("add the address {net} to interface {index}")
+        })
+    }
+
+    /// Says how long an address of an interface stays, seconds; the kernel takes it away then. `None`: for good.
+    pub fn set_address_lifetime(&self, index: u32, net: IpNet, seconds: Option<u32>) -> Result<()> {
+        let mut message = message(index, net);
+        if net.addr().is_ipv6() {
+            message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        }
+        let mut lifetime = CacheInfo::default();
+        lifetime.ifa_valid = seconds.unwrap_or(u32::MAX);
+        lifetime.ifa_preferred = lifetime.ifa_valid;
+        message.attributes.push(AddressAttribute::CacheInfo(lifetime));
+        self.change(RouteNetlinkMessage::NewAddress(message), Existing::Replace, || {
+            format!("set the lifetime of the address {net} of interface {index}")
         })
     }
 
