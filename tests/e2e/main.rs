@@ -26,6 +26,7 @@ mod gateway_host;
 mod gateway_nat;
 mod gateway_raw;
 mod gateway_reload;
+mod gateway_restart;
 mod gateway_routes;
 mod gateway_rules;
 mod gateway_scene;

@@ -18,7 +18,7 @@
 //! | `[cluster]` | role, node-id, weight, bus, manager | `cluster::cluster` |
 //! | `[[wan]]` | interface, match, tier, rate-max, receive-rate-max, address-family, gateway | `read::wan` |
 //! | `[[peer]]` | name, public-key, preshared-key, preshared-key-file, endpoints, allowed-ips, wans, paths-per-wan-pair, sockets-per-path, encryption, allow-cleartext, policy, flow, tenant | `read::peer` |
-//! | `[gateway]` | default-action, host, distribution, core-rebalance, log-file, timeouts | `services::read::gateway` |
+//! | `[gateway]` | default-action, host, distribution, core-rebalance, log-file, keep-flows-seconds, timeouts | `services::read::gateway` |
 //! | `[gateway]` | flows-max, embryonic-max, fragment-bytes-max, fragments-per-source-max, errors-per-second-max | `services::read::limits` |
 //! | `[gateway]` | fragments, up-to-bytes, up-to-fragments, load-below-percent | `services::read::fragments` |
 //! | `[gateway.timeouts]` | tcp-established-seconds, tcp-transitory-seconds, tcp-closed-seconds, udp-seconds, udp-unreplied-seconds, icmp-seconds, other-seconds, fragments-seconds | `services::read::timeouts` |

@@ -27,6 +27,7 @@ pub mod event_loop;
 mod events;
 mod files;
 pub mod gateway;
+pub mod handover;
 pub mod health;
 mod host_checks;
 pub mod host_facts;

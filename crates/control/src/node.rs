@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ::cluster::snapshot::SharedInterface;
@@ -20,6 +20,7 @@ use crate::events::{EventSender, NodeEvent};
 use crate::gateway::engine::{EngineHandle, HandleState};
 use crate::gateway::policy;
 use crate::gateway::supervisor::GatewaySupervisor;
+use crate::handover;
 use crate::host_checks::{self, HostWatch, Surroundings};
 use crate::host_facts::{HostFacts, HostView, read_ephemeral_ports};
 use crate::host_ports::HeldPorts;
@@ -89,6 +90,8 @@ pub(crate) struct Node {
     handle_state: HandleState,
     busy_shares: BusyShares,
     watch: HostWatch,
+    /// The file in which flows wait for the next run.
+    flows_file: PathBuf,
 }
 
 impl Node {
@@ -116,20 +119,20 @@ impl Node {
         if let Some(state) = &mut state {
             state.keep(floor.max(wall_clock_ns));
         }
+        let flows_file = handover::path(control_socket);
+        // Flows of a cluster are on other machines by now.
+        let arrivals = handover::take(&flows_file).filter(|_| keeps_flows(&config));
         let settings = Settings {
-            name: config.node.name.clone(),
-            private_key: config.node.private_key.clone(),
-            cpus,
-            listen_port: config.node.listen,
-            tun_name: config.tun.name.clone(),
-            tun_mtu: config.tun.mtu,
-            mark: numbers.mark(),
             timestamp_floor_ns: floor,
             wall_clock_ns,
-            rekey_after_ms: u64::from(config.node.rekey_after_seconds) * 1_000,
+            placement: arrivals.as_ref().map(|arrivals| arrivals.placement.clone()),
+            ..settings(&config, cpus, numbers)
         };
         let engine = Engine::start(settings, Snapshot::default(), tun)
             .map_err(|error| StartError::Start(error.to_string()))?;
+        if let Some(arrivals) = arrivals {
+            engine.expect(arrivals);
+        }
         let shared = shared_devices::open(&config, host.netlink()).map_err(StartError::Start)?;
         engine.share_devices(shared);
         let cluster = start_cluster(&config, &engine, &events)?;
@@ -157,6 +160,7 @@ impl Node {
             handle_state: HandleState::default(),
             busy_shares: BusyShares::default(),
             watch: HostWatch::default(),
+            flows_file,
         };
         node.set_names();
         node.choose_outside();
@@ -539,17 +543,59 @@ impl Node {
 
     /// Ends in order: peers are told while the WANs still have their routes, then everything is taken back.
     pub(crate) fn stop(self) {
-        let Self { engine, mut host, mut state, mut supervisor, handle_state, cluster, .. } = self;
+        let Self {
+            mut engine,
+            mut host,
+            mut state,
+            mut supervisor,
+            handle_state,
+            cluster,
+            config,
+            flows_file,
+            ..
+        } = self;
         drop(cluster);
         let used_ns = engine.timestamp_floor_ns();
         supervisor.end(&EngineHandle::new(&engine, &handle_state));
+        let waits = keeps_flows(&config) && handover::give(&mut engine, &flows_file);
+        if waits {
+            for (device, error) in engine.hold(config.services.settings.keep_flows_s) {
+                tracing::warn!(device, %error, "until the next start the kernel may reset flows that wait for it");
+            }
+        }
         engine.stop();
-        supervisor.clear(host.netlink());
+        if waits {
+            supervisor.leave(host.netlink(), config.services.settings.keep_flows_s);
+        } else {
+            supervisor.clear(host.netlink());
+        }
         host.clear();
         if let Some(state) = &mut state {
             state.finish(used_ns);
         }
     }
+}
+
+/// Settings of the engine that follow from the configuration alone.
+fn settings(config: &Config, cpus: Vec<usize>, numbers: Numbers) -> Settings {
+    Settings {
+        name: config.node.name.clone(),
+        private_key: config.node.private_key.clone(),
+        cpus,
+        listen_port: config.node.listen,
+        tun_name: config.tun.name.clone(),
+        tun_mtu: config.tun.mtu,
+        mark: numbers.mark(),
+        timestamp_floor_ns: 0,
+        wall_clock_ns: 0,
+        placement: None,
+        rekey_after_ms: u64::from(config.node.rekey_after_seconds) * 1_000,
+    }
+}
+
+/// Whether flows wait for the next run.
+fn keeps_flows(config: &Config) -> bool {
+    config.services.settings.keep_flows_s > 0 && !config.services.is_empty() && config.cluster.is_none()
 }
 
 fn tun_error(error: &linux::Error) -> StartError {

@@ -24,6 +24,8 @@ pub struct Settings {
     pub timestamp_floor_ns: u64,
     /// Wall clock at start, ns since 1970 (0 if unknown).
     pub wall_clock_ns: u64,
+    /// Where an earlier process had the flows that this one takes over.
+    pub placement: Option<crate::handover::Placement>,
     /// A session is renewed after this long, ms.
     pub rekey_after_ms: u64,
 }

@@ -137,7 +137,9 @@ impl CoreWatch {
             let load = (busy_ns.saturating_sub(last) * 255 / elapsed_ns).min(255) as u8;
             self.arbiter.vote(Vote { core: core as u8, load, priority: 1, at_ns: now_ns });
         }
-        retire_chains(engine);
+        if engine.gateway.progress.are_flows_counted(now_ns) {
+            retire_chains(engine);
+        }
         let gateway = &engine.gateway;
         let (rebalance, usable) = {
             let shared = lock(&gateway.cores);

@@ -10,6 +10,7 @@
 //! * `worker`: the loop around [`datapath::Worker`]'s round: wait, run it, publish, sleep. Nothing per packet is shared with
 //!   another worker.
 //! * `ports`, `output`: the round's ports: TUN queue, [`sockets`], interfaces and rings.
+//! * [`handover`]: flows go from one process to the next.
 //! * [`gateway`]: state of the services that workers and control share; interfaces come and go.
 //! * `control_thread` with `core_watch` and `neighbors`: cores that hang, drain or are busy; hardware addresses.
 //! * [`rings`]: for packets that came to the wrong core, and only those; they are counted.
@@ -25,6 +26,7 @@ mod core_watch;
 pub mod counters;
 pub mod doorbell;
 pub mod gateway;
+pub mod handover;
 mod neighbors;
 mod output;
 mod ports;
@@ -127,6 +129,7 @@ pub struct Engine {
     snapshot: Mutex<Snapshot>,
     started: Instant,
     steering: &'static str,
+    handover: Mutex<handover::Handover>,
 }
 
 impl Engine {
@@ -140,7 +143,8 @@ impl Engine {
         if queues.len() != cores || cores == 0 || cores > 128 {
             return Err(EngineError::Queues { queues: queues.len(), cores });
         }
-        let first = Ownership::new(u8::try_from(cores).unwrap_or(128), gateway::keys())?;
+        let (count, earlier) = (u8::try_from(cores).unwrap_or(128), settings.placement.as_ref());
+        let first = handover::first_ownership(count, earlier, gateway::keys())?;
         let ownership = Arc::new(ArcSwap::from_pointee(first));
         let node = Arc::new(Node::new(node_config(&settings, Arc::clone(&ownership))?));
         let doorbells = Arc::new((0..cores).map(|_| Doorbell::new()).collect::<std::io::Result<Vec<_>>>()?);
@@ -163,6 +167,9 @@ impl Engine {
             ),
             actions: Mutex::new(Vec::new()),
         });
+        if settings.placement.is_some() {
+            shared.gateway.progress.wait();
+        }
         *gateway::lock(&shared.gateway.tun_program) = program;
         let merge_udp = tun.offload() == linux::tun::Offload::TcpAndUdp;
         let mut engine = Self {
@@ -173,6 +180,7 @@ impl Engine {
             snapshot: Mutex::new(Snapshot::default()),
             started: Instant::now(),
             steering,
+            handover: handover::nothing(),
         };
         engine.apply(snapshot)?;
         for ((id, queue), rings) in (0u8..).zip(queues).zip(rings::mesh(&doorbells)) {
@@ -333,6 +341,10 @@ impl Engine {
         self.close_gateway();
         self.shared.stop.store(true, Relaxed);
         self.shared.wake_all();
+        self.join();
+    }
+
+    fn join(&mut self) {
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a worker panicked");

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use datapath::{Datapath, Ports, Ready};
@@ -16,6 +17,7 @@ use crate::Shared;
 use crate::gateway::{
     Command, CoreReport, FlowEntry, FlowQuery, Interface, InterfaceCounters, LiveByUnitBucket, lock,
 };
+use crate::handover;
 use crate::output::{InterfaceOutput, InterfaceOutputs, LinuxOutput};
 use crate::ports::{INTERFACE_TOKENS, InterfaceInput, LinuxPorts, SHARED_TOKENS};
 use crate::rings::Rings;
@@ -49,6 +51,8 @@ pub(crate) struct Worker {
     /// Since when the load is measured, and the busy time then.
     load_since: (u64, u64),
     placement: Placement,
+    /// Where the records of its flows go at the end.
+    exporter: Option<SyncSender<Vec<u8>>>,
 }
 
 /// Descriptors a worker starts with.
@@ -94,6 +98,7 @@ impl Worker {
             published_ns: 0,
             load_since: (linux::clock::monotonic_ns(), 0),
             placement: Placement::new(id),
+            exporter: None,
             shared,
         })
     }
@@ -227,6 +232,13 @@ impl Worker {
                 Command::Close(id) => self.close(id),
                 Command::Flows(query) => self.answer(now.ns(), &query),
                 Command::ForgetFlows => self.round.datapath.services.forget_flows(now.ns()),
+                Command::Import(batch) => {
+                    // The policy that it is for may be younger than this round.
+                    self.follow();
+                    batch.import(&mut self.round.datapath.services, now.ns());
+                }
+                // Not before the last packet.
+                Command::Export(chunks) => self.exporter = Some(chunks),
             }
         }
         // Whoever comes first sends what a new configuration asks for, so that no core that hangs holds it up.
@@ -400,6 +412,14 @@ impl Worker {
         let now = Time::from_ns(linux::clock::monotonic_ns());
         if self.id == 0 {
             self.round.datapath.close(now, self.round.ports.out());
+        }
+        for command in self.shared.gateway.take_commands(usize::from(self.id)) {
+            if let Command::Export(chunks) = command {
+                self.exporter = Some(chunks);
+            }
+        }
+        if let Some(chunks) = self.exporter.take() {
+            handover::export(&mut self.round.datapath.services, now.ns(), &chunks);
         }
         self.published_ns = 0;
         self.publish(now.ns());

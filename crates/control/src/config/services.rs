@@ -365,6 +365,8 @@ pub struct Settings {
     pub core_rebalance: bool,
     /// JSON lines: who had which outside address and port, and when.
     pub log_file: Option<PathBuf>,
+    /// How long flows wait for the next run after a clean end, s; 0: they end with this one.
+    pub keep_flows_s: u16,
 }
 
 impl Default for Settings {
@@ -378,6 +380,7 @@ impl Default for Settings {
             distribution: Distribution::default(),
             core_rebalance: true,
             log_file: None,
+            keep_flows_s: 10,
         }
     }
 }

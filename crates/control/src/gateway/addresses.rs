@@ -181,6 +181,8 @@ pub struct Addresses {
     /// The way from the host itself to its virtual servers.
     pub(super) own_servers: OwnServers,
     warnings: WarnOnce,
+    /// Entries of an earlier run were looked at.
+    inherited: bool,
 }
 
 /// An address that no service has any more stays so long at most.
@@ -203,11 +205,15 @@ impl Addresses {
             ipv6_routers: Ipv6Routers::default(),
             own_servers: OwnServers::default(),
             warnings: WarnOnce::default(),
+            inherited: false,
         }
     }
 
     /// Makes the devices what the plan says. Returns whether anything changed.
     pub fn apply(&mut self, netlink: &Netlink, plan: &AddressPlan, facts: &HostFacts) -> bool {
+        if !std::mem::replace(&mut self.inherited, true) {
+            self.inherit(netlink, facts);
+        }
         self.linger(plan, Instant::now());
         let mut changes = plan.difference(facts, &self.added);
         changes.remove.retain(|entry| !self.lingering.contains_key(entry));
@@ -243,6 +249,36 @@ impl Addresses {
             self.remember();
         }
         changed
+    }
+
+    /// Addresses of an earlier run stay for good from now on, if they are still there; it may have left them for a while only.
+    fn inherit(&mut self, netlink: &Netlink, facts: &HostFacts) {
+        let there = |entry: &DeviceAddress| {
+            let mut devices = facts.devices.iter();
+            devices.any(|device| {
+                (device.index, &device.name) == (entry.index, &entry.device)
+                    && device.addresses.contains(&entry.net)
+            })
+        };
+        self.added.retain(there);
+        for entry in &self.added {
+            if let Err(error) = netlink.set_address_lifetime(entry.index, entry.net, None) {
+                self.warnings.warn(format!("{}: {error}", entry.device));
+            }
+        }
+    }
+
+    /// Leaves what was added where it is, for so many seconds: neighbors go on finding the way for flows that the next run
+    /// takes over.
+    pub fn leave(&mut self, netlink: &Netlink, seconds: u16) {
+        self.ipv6_routers.clear();
+        self.own_servers.clear();
+        for entry in &self.added {
+            if let Err(error) = netlink.set_address_lifetime(entry.index, entry.net, Some(seconds.into())) {
+                self.warnings.warn(format!("{}: {error}", entry.device));
+            }
+        }
+        self.remember();
     }
 
     /// Addresses of services go when their flows have; those of interfaces, and what is wanted elsewhere, at once.

@@ -23,7 +23,7 @@ use crate::nic_hash;
 use crate::protocol::FlowFilter;
 use crate::status::{
     BackendStatus, CoreServices, Explanation, FlowList, FlowReport, ForwardStatus, InterfaceStatus,
-    NatStatus, RuleStatus, ServerStatus, ServicesStatus,
+    NatStatus, RuleStatus, ServerStatus, ServicesStatus, TakenOverStatus,
 };
 
 mod flow;
@@ -211,6 +211,11 @@ impl EngineHandle<'_> {
         errors.map(|(port, error)| (names.interface(port), error)).collect()
     }
 
+    /// Flows of the run before, if it handed some over.
+    pub fn taken_over(&self) -> Option<TakenOverStatus> {
+        self.engine.taken_over().as_ref().map(crate::handover::status)
+    }
+
     /// Live state. Leases and groups may be left empty: control fills them in.
     pub fn status(&self) -> ServicesStatus {
         let names = self.names();
@@ -238,6 +243,7 @@ impl EngineHandle<'_> {
             low_ports_lost_flows: sum(&|report| report.counters.low_ports_lost),
             lost_nat_events: self.engine.lost_nat_events(),
             policy_era: names.policy.era,
+            taken_over: self.taken_over(),
         }
     }
 

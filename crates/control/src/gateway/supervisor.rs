@@ -177,6 +177,11 @@ impl GatewaySupervisor {
                 if let Some(index) = facts.tun_index {
                     self.addresses.own_servers.follow(&desired.spec, (&config.tun.name, index));
                 }
+                if self.told.is_none()
+                    && let Some(taken) = handle.taken_over()
+                {
+                    tracing::info!("{}", crate::handover::text(&taken));
+                }
                 self.told = Some(desired);
                 self.failed = None;
                 self.note_interfaces(handle);
@@ -374,6 +379,11 @@ impl GatewaySupervisor {
         if let Some(log) = &mut self.log {
             log.end(linux::clock::realtime_ns(), nat_log::ENDED);
         }
+    }
+
+    /// Leaves addresses to the next run, which has so many seconds to come; the kernel takes them away then.
+    pub(crate) fn leave(&mut self, netlink: &Netlink, seconds: u16) {
+        self.addresses.leave(netlink, seconds);
     }
 
     /// Takes addresses back, after the engine's last packet.

@@ -38,6 +38,18 @@ pub struct ServicesStatus {
     pub lost_nat_events: u64,
     /// Raised by every change of the policy.
     pub policy_era: u32,
+    /// Flows of the run before, if it handed some over.
+    pub taken_over: Option<TakenOverStatus>,
+}
+
+/// Flows that the run before handed over at its end.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TakenOverStatus {
+    /// Flows that go on.
+    pub flows: u64,
+    /// Flows and mappings that do not, by reason.
+    pub lost: BTreeMap<String, u64>,
 }
 
 /// One core.

@@ -36,6 +36,9 @@ pub fn services(status: &ServicesStatus) -> String {
     if status.lost_nat_events > 0 {
         let _ = writeln!(out, "lost from the NAT log: {}", count(status.lost_nat_events, "event"));
     }
+    if let Some(taken) = &status.taken_over {
+        let _ = writeln!(out, "{}", crate::handover::text(taken));
+    }
     if !status.drops.is_empty() {
         let mut drops: Vec<(&String, &u64)> = status.drops.iter().collect();
         drops.sort_by(|a, b| b.1.cmp(a.1).then_with(|| a.0.cmp(b.0)));

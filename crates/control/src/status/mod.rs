@@ -15,7 +15,7 @@ mod tunnel;
 pub use gateway::{
     BackendStatus, CoreServices, Explanation, FlowList, FlowReport, ForwardStatus, GroupReport,
     InterfaceStatus, LeaseReport, NatStatus, NicHashStatus, NicPrediction, RuleStatus, ServerStatus,
-    ServicesStatus,
+    ServicesStatus, TakenOverStatus,
 };
 pub use gateway_text::{explanation, flows, groups, leases};
 pub use text::text;

@@ -9,6 +9,7 @@
 //! * `gso_batch`: datagrams of one flow leave as one super-packet.
 //! * `shared`: interfaces that several machines share.
 //! * `open`: interfaces come and go; their sockets are opened for all cores at once.
+//! * `hold`: the kernel's stack between two processes.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -35,8 +36,10 @@ use steering::ownership::Ownership;
 
 use crate::core_watch::Permissions;
 use crate::doorbell::Version;
+use crate::handover::{ImportBatch, Progress};
 
 pub(crate) mod gso_batch;
+pub(crate) mod hold;
 pub(crate) mod open;
 pub(crate) mod shared;
 
@@ -193,6 +196,10 @@ pub(crate) enum Command {
     Flows(FlowQuery),
     /// All flows are other machines' by now.
     ForgetFlows,
+    /// Flows of the process before.
+    Import(Box<ImportBatch>),
+    /// At the end: where the records of all flows go.
+    Export(SyncSender<Vec<u8>>),
 }
 
 impl Command {
@@ -201,7 +208,7 @@ impl Command {
         match self {
             Command::Open(interface) => Some(interface.id),
             Command::Close(id) => Some(*id),
-            Command::Flows(_) | Command::ForgetFlows => None,
+            Command::Flows(_) | Command::ForgetFlows | Command::Import(_) | Command::Export(_) => None,
         }
     }
 }
@@ -228,6 +235,8 @@ pub(crate) struct Shared {
     pub lost_events: AtomicU64,
     pub cores: Mutex<Permissions>,
     retired: Mutex<Retired>,
+    /// Flows of the process before.
+    pub progress: Progress,
     pub opened: Mutex<open::Opened>,
     /// Puts what the host sends into the owner's TUN queue; without the privilege for it rings do that work.
     pub tun_program: Mutex<Option<SteeringProgram>>,
@@ -260,6 +269,7 @@ impl Shared {
             lost_events: AtomicU64::new(0),
             cores: Mutex::new(Permissions::new(cores)),
             retired: Mutex::default(),
+            progress: Progress::default(),
             opened: Mutex::default(),
         })
     }
@@ -391,6 +401,7 @@ impl crate::Engine {
         lock(&gateway.cores).rebalance = settings.rebalance;
         gateway.active.store(true, Relaxed);
         gateway.put_policy(policy);
+        self.take_over();
         self.open_interfaces(settings);
         Ok(())
     }

@@ -62,6 +62,11 @@ impl Opened {
         }
     }
 
+    /// Devices of the open interfaces.
+    pub fn devices(&self) -> Vec<String> {
+        self.ports.iter().flatten().map(|port| port.device.clone()).collect()
+    }
+
     /// Closes everything.
     pub fn clear(&mut self) {
         self.ports.clear();
@@ -225,7 +230,7 @@ fn shared_source(port: &OpenPort, core: usize) -> Result<Option<SharedSource>, l
 }
 
 /// The tunnel's own datagrams and what never leaves a link stay with the kernel.
-fn kernel_share(spec: &GatewaySpec, listen_port: Option<u16>) -> KernelShare {
+pub(super) fn kernel_share(spec: &GatewaySpec, listen_port: Option<u16>) -> KernelShare {
     let own: Vec<_> = spec
         .interfaces
         .iter()

@@ -435,6 +435,7 @@ fn gateway(
     if let Some(rebalance) = section.flag("core-rebalance") {
         settings.core_rebalance = rebalance.value;
     }
+    settings.keep_flows_s = section.number_or("keep-flows-seconds", 0..=60, settings.keep_flows_s);
     let log_file = |text: &str| absolute_or_in(surroundings, text);
     settings.log_file =
         section.parsed("log-file", "\"/var/log/anabranch-nat.json\"", log_file).map(|at| at.value);

@@ -66,7 +66,7 @@ fn everything_else() {
          assemble-fragments = true\n\
          [[lease]]\nname = \"pod\"\nfrom = \"10.0.0.64/26\"\naddress = \"203.0.113.1\"\nfirst-port = 2048\nports = 2048\n\
          [gateway]\ndefault-action = \"drop\"\nflows-max = 100_000\nfragments = {{ up-to-bytes = 4000 }}\n\
-         distribution = \"cpu\"\ncore-rebalance = false\nlog-file = \"nat.json\"\ntimeouts = {{ icmp-seconds = 61 }}\n"
+         distribution = \"cpu\"\ncore-rebalance = false\nkeep-flows-seconds = 3\nlog-file = \"nat.json\"\ntimeouts = {{ icmp-seconds = 61 }}\n"
     ));
     assert_eq!(all.routes[0].to, "10.9.0.0/16".parse().unwrap());
     assert_eq!(all.groups[0].members.len(), 3);
@@ -101,7 +101,7 @@ fn everything_else() {
     let settings = &all.settings;
     assert_eq!((settings.limits.flows_max, settings.limits.embryonic_max), (100_000, 25_000));
     assert_eq!((settings.fragments, settings.distribution), (Variant::UpToBytes(4000), Distribution::Cpu));
-    assert_eq!((settings.timeouts.icmp_s, settings.core_rebalance), (61, false));
+    assert_eq!((settings.timeouts.icmp_s, settings.core_rebalance, settings.keep_flows_s), (61, false, 3));
     assert_eq!(settings.log_file.as_deref().unwrap().to_str(), Some("/etc/ana/nat.json"));
 }
 
@@ -514,7 +514,7 @@ fn the_gateway_section() {
             "site.toml:5:13: error: gateway.fragments: \"sometimes\" is not one of \"as-needed\", \"assemble\", \"bridge\"",
             "site.toml:6:1: error: gateway.log: unknown key; known here: default-action, flows-max, embryonic-max, \
              fragment-bytes-max, fragments-per-source-max, errors-per-second-max, fragments, host, distribution, \
-             core-rebalance, log-file, timeouts",
+             core-rebalance, keep-flows-seconds, log-file, timeouts",
             "site.toml:8:15: warning: gateway.timeouts.udp-seconds: RFC 4787 asks for 120 s or more; shorter ones break \
              quiet connections",
             "site.toml:9:1: error: gateway.timeouts.udp: unknown key; known here: tcp-established-seconds, \

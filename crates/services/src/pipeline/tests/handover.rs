@@ -587,12 +587,30 @@ fn silent_flows_and_doubles_are_refused() {
     assert_eq!(next.flows(), 0, "its age went along");
 }
 
+/// A record that names one backend and leads to another is a lie.
+#[test]
+fn a_flow_has_the_backend_that_it_names() {
+    let mut world = World::new(1, farm(NatMode::None, DeliveryMode::Nat));
+    world.one(WAN, &tcp("198.51.100.7:9", "203.0.113.10:80", SYN, 1, 0, b""));
+    let records = world.exported();
+    let Entry::Flow(mut flow) = Entry::decode(&records[0]).unwrap() else { panic!() };
+    let backend = flow.backend.as_mut().unwrap();
+    let other = ["10.0.0.11:80", "10.0.0.12:80"].map(|address| address.parse().unwrap());
+    backend.address = if backend.address == other[0] { other[1] } else { other[0] };
+    let mut next = World::new(1, farm(NatMode::None, DeliveryMode::Nat));
+    let now_ns = next.now_ns;
+    assert_eq!(next.cores[0].import(now_ns, 0, &Entry::Flow(flow)), Err(Refusal::Service));
+    assert_eq!(next.policy.balancer.status()[0].live, 0);
+}
+
 /// A flow whose directions come to different cores now is refused where no chain leads from one to the other.
 #[test]
 fn with_other_cores_flows_are_taken_over_where_both_directions_come() {
     let mut world = masquerade(2);
+    let mut pairs = Vec::new();
     for port in 0..100 {
-        world.one(LAN, &udp(&format!("10.0.0.5:{}", 3_000 + port), "198.51.100.7:53", b"x"));
+        let inside = key(UDP, &format!("10.0.0.5:{}", 3_000 + port), "198.51.100.7:53");
+        pairs.push((inside, world.one(LAN, &udp_of(&inside, b"x")).key()));
     }
     let spec = world.policy.spec.clone();
     let refusals = world.restarted(spec.clone(), 3, None);
@@ -600,6 +618,12 @@ fn with_other_cores_flows_are_taken_over_where_both_directions_come() {
     assert_eq!(world.flows() + refusals.total() as usize, 100);
     let left = world.flows();
     assert!(left > 20, "{left}");
+    let mut answered = 0;
+    for (inside, outside) in &pairs {
+        let answer = world.packet(WAN, &udp_of(&outside.reversed(), b"y"));
+        answered += answer.iter().filter(|left| left.key() == inside.reversed()).count();
+    }
+    assert_eq!(answered, left, "whoever is taken over is found");
     assert_eq!(world.restarted(spec, 1, None), Refusals::default(), "one core has all");
     assert_eq!(world.flows(), left);
 }
