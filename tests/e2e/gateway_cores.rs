@@ -210,7 +210,9 @@ fn c7_a_worker_that_hangs_loses_its_buckets_and_gets_some_back() {
 }
 
 fn hang(lans: &Lans, distribution: &str, worker: usize) {
-    let gateway = lans.start(&format!("{ALLOW}distribution = \"{distribution}\"\n{NAT}"));
+    // Each begins with an even table and no flows.
+    let settings = format!("distribution = \"{distribution}\"\nkeep-flows-seconds = 0\n");
+    let gateway = lans.start(&format!("{ALLOW}{settings}{NAT}"));
     let ask = |client: &UdpClient| client.ask("10.1.2.2:80", 64).source;
     let mut others: Vec<Talk> =
         talks(lans, 24).into_iter().filter(|talk| core_of(&gateway, talk) != worker).collect();

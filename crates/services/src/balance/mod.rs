@@ -27,7 +27,7 @@
 //!
 //! Orderings are relaxed throughout: the counts stand alone, and a table is published by `arc-swap`.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -215,6 +215,27 @@ impl Balancer {
             self.refuse(server);
         }
         opened
+    }
+
+    /// As [`Balancer::opened`], for a flow of `client` that an earlier process had: clients that stay with their backend go on
+    /// doing so.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn opened_before(
+        &self,
+        server: u16,
+        backend: u16,
+        client: IpAddr,
+        now_ns: u64,
+    ) -> Result<(), DropReason> {
+        self.opened(server, backend)?;
+        if let Some(server) = self.servers.get(usize::from(server))
+            && server.affinity == Affinity::SourceAddress
+        {
+            server.state.clients.remember(self.key, client, backend, now_ns);
+        }
+        Ok(())
     }
 
     fn take_place(&self, server: u16, backend: u16) -> Result<(), DropReason> {

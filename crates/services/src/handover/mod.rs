@@ -11,7 +11,8 @@
 //! get nearly all replies on wrong cores, and a ring for each packet of each old flow, for hours. So the hash key and the
 //! bucket table go along with the flows, and a process with as many cores starts with them: then [`owner`] is the core
 //! that had the flow, its replies come there, and new ports stay apart from old ones as they did before. With another
-//! number of cores no key would help; a flow whose two directions then come to different cores is not taken over.
+//! number of cores the key alone is kept: nearly all ports were chosen such that both directions fall into one bucket, which
+//! has one owner whatever the table is. A flow whose directions then come to different cores is not taken over.
 //! The key is secret and is kept beside the records, never in one.
 
 mod refusal;

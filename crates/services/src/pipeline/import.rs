@@ -92,7 +92,7 @@ impl Services {
         }
         self.take_source(&policy, now_ns, flow, &mut arrival)?;
         if let Some((server, backend)) = arrival.place
-            && policy.balancer.opened(server, backend).is_err()
+            && policy.balancer.opened_before(server, backend, arrival.original.0.src, now_ns).is_err()
         {
             self.give_source_back(now_ns, &arrival);
             return Err(Refusal::Limit);

@@ -9,13 +9,15 @@ use steering::ownership::Ownership;
 use steering::table::{BucketTable, Unit};
 
 use super::balancing::farm;
+use super::peers::{BRANCH, two_branches};
 use super::world::*;
 use crate::balance::ServerStatus;
 use crate::handover::{Entry, Refusal, Refusals, owner};
 use crate::pipeline::Services;
 use crate::random::Random;
 use crate::spec::{
-    DeliveryMode, ForwardSpec, GatewaySpec, Mapping, NatMode, PortChoice, RuleAction, RuleSpec, TCP, UDP,
+    Affinity, BalanceMethod, DeliveryMode, ForwardSpec, GatewaySpec, Mapping, NatMode, NatSpec, PortChoice,
+    RouteSpec, RuleAction, RuleSpec, TCP, UDP,
 };
 
 impl World {
@@ -276,6 +278,29 @@ fn to_server(number: u16) -> (FlowKey, Ingress) {
     (key(TCP, &format!("198.51.100.7:{}", 3_000 + number), "203.0.113.10:80"), WAN)
 }
 
+/// The branch reaches the Internet by this gateway's NAT, or another branch as it is.
+fn branches() -> GatewaySpec {
+    let mut spec = two_branches();
+    spec.nats.push(nat(NatMode::AddressAndPort, &["203.0.113.1"]));
+    spec
+}
+
+fn from_branch(number: u16) -> (FlowKey, Ingress) {
+    let to = ["198.51.100.7", "10.9.0.5"][usize::from(number % 2)];
+    let protocol = [TCP, UDP][usize::from(number / 2 % 2)];
+    (key(protocol, &format!("10.8.0.5:{}", 3_000 + number), &format!("{to}:53")), BRANCH)
+}
+
+/// The LAN is a tenant's.
+fn tenanted() -> GatewaySpec {
+    let mut spec = masqueraded(Mapping::EndpointDependent, PortChoice::Random);
+    spec.tenants.push("red".to_owned());
+    spec.interfaces[0].tenant = 1;
+    let red: Vec<_> = spec.routes.iter().filter(|route| route.egress == LAN.into()).cloned().collect();
+    spec.routes.extend(red.into_iter().map(|route| RouteSpec { tenant: 1, ..route }));
+    spec
+}
+
 fn gateways() -> Vec<(GatewaySpec, Comes)> {
     let random = PortChoice::Random;
     vec![
@@ -285,6 +310,8 @@ fn gateways() -> Vec<(GatewaySpec, Comes)> {
         (masqueraded(Mapping::EndpointDependent, PortChoice::Preserve), from_lan),
         (limited(), from_lan),
         (port_only(), from_lan),
+        (branches(), from_branch),
+        (tenanted(), from_lan),
         (firewall(), from_lan),
         (firewall(), from_lan_v6),
         (forwarded(), from_wan),
@@ -428,10 +455,7 @@ fn flows_of_buckets_that_moved_are_found_by_the_chain() {
 #[test]
 fn ports_of_old_flows_are_not_given_again() {
     let mut spec = two_interfaces();
-    spec.nats.push(crate::spec::NatSpec {
-        ports: (2_048, 2_559),
-        ..nat(NatMode::AddressAndPort, &["203.0.113.1"])
-    });
+    spec.nats.push(NatSpec { ports: (2_048, 2_559), ..nat(NatMode::AddressAndPort, &["203.0.113.1"]) });
     let mut world = World::new(2, spec);
     let mut used = std::collections::BTreeSet::new();
     let mut ask = |world: &mut World, host: u8, ports: std::ops::Range<u16>| {
@@ -587,6 +611,23 @@ fn silent_flows_and_doubles_are_refused() {
     assert_eq!(next.flows(), 0, "its age went along");
 }
 
+/// A client stays with its backend.
+#[test]
+fn affinity_outlives_a_restart() {
+    let mut spec = farm(NatMode::None, DeliveryMode::Nat);
+    (spec.servers[0].affinity, spec.servers[0].method) = (Affinity::SourceAddress, BalanceMethod::RoundRobin);
+    let mut world = World::new(1, spec);
+    let ask = |world: &mut World, client: u8, port: u16| {
+        let client = format!("198.51.100.{client}:{port}");
+        world.one(WAN, &tcp(&client, "203.0.113.10:80", SYN, 1, 0, b"")).key().dst
+    };
+    let had: Vec<_> = (1..20).map(|client| ask(&mut world, client, 3_000)).collect();
+    assert_eq!(world.restart(), Refusals::default());
+    for (client, had) in (1..20).zip(had).rev() {
+        assert_eq!(ask(&mut world, client, 4_000), had);
+    }
+}
+
 /// A record that names one backend and leads to another is a lie.
 #[test]
 fn a_flow_has_the_backend_that_it_names() {
@@ -603,29 +644,39 @@ fn a_flow_has_the_backend_that_it_names() {
     assert_eq!(next.policy.balancer.status()[0].live, 0);
 }
 
-/// A flow whose directions come to different cores now is refused where no chain leads from one to the other.
+/// NAT takes a port whose replies fall into the request's own bucket while there is one, which has one owner whatever the table
+/// is. A flow whose directions have different buckets is refused where they come to different cores.
 #[test]
 fn with_other_cores_flows_are_taken_over_where_both_directions_come() {
-    let mut world = masquerade(2);
-    let mut pairs = Vec::new();
-    for port in 0..100 {
-        let inside = key(UDP, &format!("10.0.0.5:{}", 3_000 + port), "198.51.100.7:53");
-        pairs.push((inside, world.one(LAN, &udp_of(&inside, b"x")).key()));
+    for (ports, hosts) in [((1_024, 65_535), 100), ((2_048, 2_559), 400)] {
+        let mut spec = two_interfaces();
+        spec.nats.push(NatSpec { ports, ..nat(NatMode::AddressAndPort, &["203.0.113.1"]) });
+        let mut world = World::new(2, spec);
+        let mut pairs = Vec::new();
+        for port in 0..hosts {
+            // Numbers in a row would be spread evenly: the hash is linear.
+            let port = 3_000 + mix(port) % 50_000;
+            let inside = key(UDP, &format!("10.0.0.5:{port}"), "198.51.100.7:53");
+            let left = world.packet(LAN, &udp_of(&inside, b"x"));
+            let left = left.iter().find(|left| left.by() == WAN);
+            let pair = left.map(|left| (inside, left.key()));
+            pairs.extend(pair.filter(|pair| !pairs.contains(pair)));
+        }
+        let spec = world.policy.spec.clone();
+        let refusals = world.restarted(spec.clone(), 3, None);
+        assert!(refusals.iter().all(|(reason, _)| reason == Refusal::Core), "{refusals:?}");
+        assert_eq!(refusals.total() > 0, hosts == 400, "{refusals:?}");
+        assert_eq!(world.flows() + refusals.total() as usize, pairs.len());
+        let mut answered = 0;
+        for (inside, outside) in &pairs {
+            let answer = world.packet(WAN, &udp_of(&outside.reversed(), b"y"));
+            answered += answer.iter().filter(|left| left.key() == inside.reversed()).count();
+        }
+        assert_eq!(answered, world.flows(), "whoever is taken over is found");
+        let left = world.flows();
+        assert_eq!(world.restarted(spec, 1, None), Refusals::default(), "one core has all");
+        assert_eq!(world.flows(), left);
     }
-    let spec = world.policy.spec.clone();
-    let refusals = world.restarted(spec.clone(), 3, None);
-    assert!(refusals.iter().all(|(reason, _)| reason == Refusal::Core), "{refusals:?}");
-    assert_eq!(world.flows() + refusals.total() as usize, 100);
-    let left = world.flows();
-    assert!(left > 20, "{left}");
-    let mut answered = 0;
-    for (inside, outside) in &pairs {
-        let answer = world.packet(WAN, &udp_of(&outside.reversed(), b"y"));
-        answered += answer.iter().filter(|left| left.key() == inside.reversed()).count();
-    }
-    assert_eq!(answered, left, "whoever is taken over is found");
-    assert_eq!(world.restarted(spec, 1, None), Refusals::default(), "one core has all");
-    assert_eq!(world.flows(), left);
 }
 
 proptest! {

@@ -11,7 +11,7 @@ use crate::spec::{
 
 const BRANCH_ID: BondId = BondId(4);
 const OTHER_ID: BondId = BondId(9);
-const BRANCH: Ingress = Ingress::Bond(BRANCH_ID);
+pub const BRANCH: Ingress = Ingress::Bond(BRANCH_ID);
 const OTHER: Ingress = Ingress::Bond(OTHER_ID);
 
 fn peer(id: BondId, name: &str, tenant: u16, prefix: &str) -> PeerSpec {
@@ -31,7 +31,7 @@ fn with_peers(mut spec: GatewaySpec, peers: Vec<PeerSpec>) -> GatewaySpec {
     spec
 }
 
-fn two_branches() -> GatewaySpec {
+pub fn two_branches() -> GatewaySpec {
     let peers = vec![peer(BRANCH_ID, "branch", 0, "10.8.0.0/16"), peer(OTHER_ID, "other", 0, "10.9.0.0/16")];
     with_peers(two_interfaces(), peers)
 }
