@@ -208,3 +208,22 @@ fn flows_that_do_not_fit_the_next_configuration_end() {
         assert!(!shell(lans.gateway(), "nft list tables").contains("anabranch_hold"));
     });
 }
+
+/// A file that cannot be written costs the flows and nothing else: the end is in order and leaves nothing, the log says why.
+#[test]
+fn a_file_that_cannot_be_written_costs_only_the_flows() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        // What is in the way cannot be removed.
+        std::fs::create_dir(lans.scene.directory.path().join("gw.flows-new")).unwrap();
+        let mut gateway = lans.start(&sections(""));
+        let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
+        let _talk = Talk::open(lans.host(1), "10.1.2.2:80").unwrap();
+        assert!(gateway.program.stop().unwrap().success());
+        assert!(gateway.log().contains("the next run begins without flows"), "{}", gateway.log());
+        assert!(!shell(lans.gateway(), "nft list tables").contains("anabranch_hold"));
+        let gateway = lans.start(&sections(""));
+        assert_eq!(services(&gateway).taken_over, None);
+        assert_eq!(ask_tcp(lans.host(1), "10.1.2.2:80").name, "server");
+    });
+}
