@@ -7,6 +7,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use linux::ingress_guard::{HeldPorts, hold_interface};
+use linux::netlink::Netlink;
 use services::policy::Policy;
 use services::spec::{GatewaySpec, HostSpec, NatMode};
 
@@ -19,7 +20,7 @@ const FIRST_PORT: u16 = 1_024;
 pub(crate) fn hold(shared: &Shared, listen_port: Option<u16>, seconds: u16) -> Vec<(String, linux::Error)> {
     let policy = shared.policy.load();
     let share = open::kernel_share(&policy.spec, listen_port);
-    let ports = held_ports(&policy);
+    let ports = held_ports(&policy, &addresses_of_host());
     let devices = lock(&shared.opened).devices();
     let failed = |device: String| {
         let held = hold_interface(&device, &share, &ports, seconds);
@@ -28,11 +29,29 @@ pub(crate) fn hold(shared: &Shared, listen_port: Option<u16>, seconds: u16) -> V
     devices.into_iter().filter_map(failed).collect()
 }
 
-/// Ports of the host's own addresses that are the flows'.
-fn held_ports(policy: &Policy) -> HeldPorts {
+/// All addresses of the host, those of other devices too: their traffic comes in by ours.
+fn addresses_of_host() -> Vec<IpAddr> {
+    let read = Netlink::open().and_then(|netlink| netlink.all_addresses());
+    match read {
+        Ok(addresses) => addresses.into_iter().map(|address| address.net.addr()).collect(),
+        Err(error) => {
+            tracing::debug!(%error, "addresses of other devices");
+            Vec::new()
+        }
+    }
+}
+
+/// Ports of the host's own addresses that are the flows'. Addresses that only flows use are no own ones: all that goes there waits.
+fn held_ports(policy: &Policy, of_host: &[IpAddr]) -> HeldPorts {
     let spec = &policy.spec;
-    let own: Vec<IpAddr> =
-        spec.interfaces.iter().flat_map(|interface| &interface.addresses).map(|net| net.addr()).collect();
+    let of_interfaces = spec.interfaces.iter().flat_map(|interface| &interface.addresses);
+    let mut own: Vec<IpAddr> = of_interfaces.map(|net| net.addr()).collect();
+    let of_flows = |address: &IpAddr| {
+        policy.nat.is_outside(*address) || spec.servers.iter().any(|server| server.listen.ip() == *address)
+    };
+    own.extend(of_host.iter().filter(|address| !of_flows(address)));
+    own.sort_unstable();
+    own.dedup();
     let mut ports = Vec::new();
     for address in &own {
         for (first, last) in given_out(policy, *address) {

@@ -371,3 +371,46 @@ fn what_a_killed_process_left_behind_is_replaced() {
         assert_eq!(table_name("eth0.5@if2"), "anabranch-eth0.5_if2");
     });
 }
+
+/// Between two processes: ports of flows are silent, everything else of the host goes on, what is for others is dropped; behind the time,
+/// and behind the next guard, all is as without it.
+#[test]
+fn an_interface_is_held_for_a_while_and_the_rest_of_the_host_goes_on() {
+    isolated(|| {
+        let (netlink, other) = host();
+        let address = |port: u16| SocketAddr::new("10.4.0.1".parse().unwrap(), port);
+        wait_for(&other, address(1));
+        let listener = TcpListener::bind(address(0)).unwrap();
+        let held = HeldPorts {
+            own: share().addresses.unwrap(),
+            ports: vec![(address(0).ip(), (5_000, 5_009)), (address(0).ip(), (6_000, 6_000))],
+        };
+        let port_of = |listener: &TcpListener| listener.local_addr().unwrap().port();
+        assert!(!(5_000..=6_000).contains(&port_of(&listener)));
+        // One that only flows use.
+        let index = netlink.link("gw").unwrap().unwrap().index;
+        netlink.add_address(index, "10.4.0.7/32".parse().unwrap()).unwrap();
+        let outside = SocketAddr::new("10.4.0.7".parse().unwrap(), 9);
+        let began = Instant::now();
+        hold_interface("gw", &share(), &held, 3).unwrap();
+        for to in [address(5_000), address(5_009), address(6_000), outside] {
+            assert_eq!(connect(&other, to), Err(ErrorKind::TimedOut), "{to}");
+        }
+        assert_eq!(connect(&other, address(5_010)), Err(ErrorKind::ConnectionRefused));
+        assert_eq!(connect(&other, address(port_of(&listener))), Ok(()));
+        let v6 = SocketAddr::new("fd04::1".parse().unwrap(), 5_000);
+        assert_eq!(connect(&other, v6), Err(ErrorKind::ConnectionRefused), "held for IPv4 only");
+        while connect(&other, outside) != Err(ErrorKind::ConnectionRefused) {
+            assert!(began.elapsed() < Duration::from_secs(20), "it does not end");
+        }
+        assert!(began.elapsed() >= Duration::from_secs(3));
+        assert_eq!(connect(&other, address(5_000)), Err(ErrorKind::ConnectionRefused));
+        for attach in [IngressGuard::attach, IngressGuard::attach_table] {
+            hold_interface("gw", &share(), &held, 60).unwrap();
+            drop(attach("gw", &share()).unwrap());
+            let answers =
+                (0..20).any(|_| connect(&other, address(5_000)) == Err(ErrorKind::ConnectionRefused));
+            assert!(answers, "the next guard takes it away");
+        }
+    });
+}

@@ -125,6 +125,27 @@ fn addresses_come_and_go_and_can_be_used_at_once() {
     });
 }
 
+#[test]
+fn addresses_may_stay_for_a_while_only() {
+    isolated(|| {
+        let (netlink, a, _) = cable();
+        let nets = [net("10.5.0.1/24"), net("fd05::1/64")];
+        let there = |wanted: &IpNet| netlink.addresses(a).unwrap().iter().any(|one| one.net == *wanted);
+        for wanted in nets {
+            netlink.set_address_lifetime(a, wanted, Some(1)).unwrap();
+            assert!(there(&wanted));
+        }
+        netlink.set_address_lifetime(a, nets[1], None).unwrap();
+        let end = Instant::now() + Duration::from_secs(10);
+        while there(&nets[0]) {
+            assert!(Instant::now() < end, "the kernel keeps it");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(there(&nets[1]), "it stays for good again");
+    });
+}
+
 fn find(netlink: &Netlink, spec: &RouteSpec) -> Option<Route> {
     let routes = netlink.routes(None).unwrap();
     routes.into_iter().find(|route| route.spec.dst == spec.dst && route.spec.table == spec.table)
