@@ -743,6 +743,12 @@ fn flow_records() {
         save("flow_record", name, &bytes);
         all.extend(bytes);
     }
+    // A finding: it says that a mapping has its port, which a table has.
+    let Some((_, mut flow)) = flows_of_records().into_iter().next() else { return };
+    flow.flags |= MAPPED;
+    let mut bytes = Vec::new();
+    Entry::Flow(Box::new(flow)).encode(&mut bytes).unwrap();
+    save("flow_record", "mapped-without-a-mapping", &bytes);
     save("flow_record", "one-after-the-other", &[all.clone(), all].concat());
 }
 

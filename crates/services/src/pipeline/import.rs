@@ -146,6 +146,8 @@ impl Services {
         let (flows, tenant) = (&self.flows, reply.1);
         let binding =
             self.nat.rebind(now_ns, &request, &earlier, &|reply| flows.find(reply, tenant).is_some())?;
+        // The source's mapping is what counts from here on.
+        record.flags &= !flags::MAPPED;
         record.flags |= if binding.mapped { flags::MAPPED } else { 0 };
         record.flags |= if binding.own_port { flags::OWN_PORT } else { 0 };
         record.flags |= if policy.assembles(rule) { flags::ASSEMBLE } else { 0 };
@@ -262,7 +264,8 @@ fn arrival(policy: &Policy, flow: &FlowEntry) -> Result<Arrival, Refusal> {
         && (is(flags::SOURCE_NAT) || source_kept)
         && (moved || client == original.0)
         && (original.0.protocol == TCP) == flow.tcp.is_some()
-        && is(flags::PROXY_PROTOCOL) == flow.shift.is_some();
+        && is(flags::PROXY_PROTOCOL) == flow.shift.is_some()
+        && (!is(flags::MAPPED) || flow.source.is_some() || moved);
     if !whole {
         return Err(Refusal::Malformed);
     }
