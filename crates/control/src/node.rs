@@ -558,10 +558,8 @@ impl Node {
         let used_ns = engine.timestamp_floor_ns();
         supervisor.end(&EngineHandle::new(&engine, &handle_state));
         let waits = keeps_flows(&config) && handover::give(&mut engine, &flows_file);
-        if waits {
-            for (device, error) in engine.hold(config.services.settings.keep_flows_s) {
-                tracing::warn!(device, %error, "until the next start the kernel may reset flows that wait for it");
-            }
+        if waits && let Err(error) = engine.hold(config.services.settings.keep_flows_s) {
+            tracing::warn!(%error, "until the next start the kernel may reset flows that wait for it");
         }
         engine.stop();
         if waits {

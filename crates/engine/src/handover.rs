@@ -209,9 +209,11 @@ impl Engine {
     }
 
     /// Keeps the kernel's stack from what the engine's flows use, for so many seconds at most and without any process: until the
-    /// next one guards the interfaces again. Interfaces where that fails, and why.
-    #[must_use]
-    pub fn hold(&self, seconds: u16) -> Vec<(String, linux::Error)> {
+    /// next one guards the interfaces again.
+    ///
+    /// # Errors
+    /// `nft` is not there, or the kernel knows no tables of its.
+    pub fn hold(&self, seconds: u16) -> Result<(), linux::Error> {
         hold::hold(&self.shared.gateway, self.settings.listen_port, seconds)
     }
 

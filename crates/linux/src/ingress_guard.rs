@@ -6,7 +6,7 @@
 //! programs are not allowed, an `nft` table of the interface, which a killed process leaves behind and the next
 //! start replaces.
 //!
-//! Between two processes [`hold_interface`] keeps the stack from the flows of the first one until the second one guards the
+//! Between two processes [`hold_interfaces`] keeps the stack from the flows of the first one until the second one guards the
 //! interface: a table whose timed set makes it drop nothing any more when the time is over, whoever is still alive.
 
 use std::io::{self, Write};
@@ -130,12 +130,19 @@ pub struct HeldPorts {
     pub ports: Vec<(IpAddr, (u16, u16))>,
 }
 
-/// Drops what is the datapath's at an interface for so many seconds, by a table of `nft` that needs no process; the next
-/// [`IngressGuard`] removes it. Behind that time it is still there and drops nothing.
-pub fn hold_interface(interface: &str, share: &KernelShare, held: &HeldPorts, seconds: u16) -> Result<()> {
-    let what = format!("hold {interface} with an nft table");
-    interface_index(interface).context(&what)?;
-    nft(&make_hold(interface, share, held, seconds)).context(&what)
+/// Drops what is the datapath's at these interfaces for so many seconds, by tables of `nft` that need no process; the next
+/// [`IngressGuard`] removes that of its interface. Behind that time they are still there and drop nothing. All of them, or
+/// none: the kernel takes its time for each transaction.
+pub fn hold_interfaces(
+    interfaces: &[String],
+    share: &KernelShare,
+    held: &HeldPorts,
+    seconds: u16,
+) -> Result<()> {
+    let what = format!("hold {} with nft tables", interfaces.join(", "));
+    let script: String =
+        interfaces.iter().map(|interface| make_hold(interface, share, held, seconds)).collect();
+    nft(&script).context(&what)
 }
 
 /// Of another beginning than [`table_name`], whatever the interface is called.

@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use linux::ingress_guard::{HeldPorts, hold_interface};
+use linux::ingress_guard::{HeldPorts, hold_interfaces};
 use linux::netlink::Netlink;
 use services::policy::Policy;
 use services::spec::{GatewaySpec, HostSpec, NatMode};
@@ -16,17 +16,13 @@ use super::{Shared, lock, open};
 /// First port that flows get and programs of the host do not listen on.
 const FIRST_PORT: u16 = 1_024;
 
-/// Holds all open interfaces for so many seconds; those where that fails, and why.
-pub(crate) fn hold(shared: &Shared, listen_port: Option<u16>, seconds: u16) -> Vec<(String, linux::Error)> {
+/// Holds all open interfaces for so many seconds.
+pub(crate) fn hold(shared: &Shared, listen_port: Option<u16>, seconds: u16) -> Result<(), linux::Error> {
     let policy = shared.policy.load();
     let share = open::kernel_share(&policy.spec, listen_port);
     let ports = held_ports(&policy, &addresses_of_host());
     let devices = lock(&shared.opened).devices();
-    let failed = |device: String| {
-        let held = hold_interface(&device, &share, &ports, seconds);
-        held.err().map(|error| (device, error))
-    };
-    devices.into_iter().filter_map(failed).collect()
+    if devices.is_empty() { Ok(()) } else { hold_interfaces(&devices, &share, &ports, seconds) }
 }
 
 /// All addresses of the host, those of other devices too: their traffic comes in by ours.

@@ -392,7 +392,8 @@ fn an_interface_is_held_for_a_while_and_the_rest_of_the_host_goes_on() {
         netlink.add_address(index, "10.4.0.7/32".parse().unwrap()).unwrap();
         let outside = SocketAddr::new("10.4.0.7".parse().unwrap(), 9);
         let began = Instant::now();
-        hold_interface("gw", &share(), &held, 3).unwrap();
+        let hold = |seconds| hold_interfaces(&["gw".to_owned()], &share(), &held, seconds).unwrap();
+        hold(3);
         for to in [address(5_000), address(5_009), address(6_000), outside] {
             assert_eq!(connect(&other, to), Err(ErrorKind::TimedOut), "{to}");
         }
@@ -406,7 +407,7 @@ fn an_interface_is_held_for_a_while_and_the_rest_of_the_host_goes_on() {
         assert!(began.elapsed() >= Duration::from_secs(3));
         assert_eq!(connect(&other, address(5_000)), Err(ErrorKind::ConnectionRefused));
         for attach in [IngressGuard::attach, IngressGuard::attach_table] {
-            hold_interface("gw", &share(), &held, 60).unwrap();
+            hold(60);
             drop(attach("gw", &share()).unwrap());
             let answers =
                 (0..20).any(|_| connect(&other, address(5_000)) == Err(ErrorKind::ConnectionRefused));
