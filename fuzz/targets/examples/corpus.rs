@@ -719,6 +719,8 @@ fn cluster_states() {
         state.change = Some(Change { table: eras[1].clone(), committing });
         save("cluster_state", name, &state.encode());
     }
+}
+
 /// Flows of the gateway that the target has, by their names.
 fn flow_records() {
     let mut all = Vec::new();
