@@ -41,12 +41,6 @@ pub const EXCEPTIONS: &[Exception] = &[
         reason: "a table: one frame of each kind with its bytes",
     },
     Exception {
-        rule: "function-lines",
-        file: "fuzz/targets/examples/corpus.rs",
-        about: "`frames`",
-        reason: "a table: seeds and their names",
-    },
-    Exception {
         rule: "unsafe",
         file: "crates/packet/src/prefetch.rs",
         about: "",

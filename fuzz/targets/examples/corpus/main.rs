@@ -4,31 +4,21 @@
 //! keys, so a seed that exists stays as it is.
 #![allow(clippy::unwrap_used, reason = "a tool for developers")]
 
+mod cluster_seeds;
+mod flow_record_seeds;
+
 use std::fs;
-use std::net::SocketAddr;
 use std::path::Path;
 
 use cluster::encapsulation::outer::{Outer, OuterChecksum};
 use cluster::encapsulation::{Encapsulation, Handoff, Hook, Route};
-use cluster::manager::{Accepted, Block, Change, Command, Standing, State, Step, UnitRecord};
-use cluster::message::{
-    Hello, LiveRun, Member, Message, Parts, Phase, Prepare, Refusal, Report, Retired, Role, SharedInterface,
-    Welcome, Whole,
-};
 use fuzz_targets::fragment_steps::{BRIDGE, MORE, RAW, SIX, STEP_BYTES, TIGHT};
 use fuzz_targets::translate::{HIDE, OTHER_VERSION, PARTIAL, crc32c};
 use fuzz_targets::{reassembly_steps, seeds, track};
 use packet::segment::complete_checksum;
 use packet::vnet::{GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM};
-use packet::{FlowKey, IpHeader, VirtioNetHeader, checksum};
-use services::flow::flags::{DEST_NAT, MAPPED, PROXY_PROTOCOL, REPLIED, SOURCE_NAT};
-use services::handover::{
-    Backend, Counts, Entry, FlowEntry, MappingEntry, Place, Provider, Side, Source, TcpState,
-};
-use services::proxy_protocol::Shift;
-use services::spec::NatMode;
+use packet::{IpHeader, VirtioNetHeader, checksum};
 use steering::table::{BucketTable, Unit};
-use steering::units::Lease;
 use tunnel::frame::{self, CloseReason, Frame, NackRange, PacketHead, PeerPathState, PieceHead, ReportEntry};
 use tunnel::handshake::{Initiator, open_initiation};
 use tunnel::header::{Header, Kind, NOT_TOLD};
@@ -49,10 +39,10 @@ fn main() {
     conversations();
     encapsulations();
     reassemblies();
-    cluster_messages();
-    cluster_talks();
-    cluster_states();
-    flow_records();
+    cluster_seeds::cluster_messages();
+    cluster_seeds::cluster_talks();
+    cluster_seeds::cluster_states();
+    flow_record_seeds::flow_records();
 }
 
 fn save(target: &str, name: &str, bytes: &[u8]) {
@@ -564,254 +554,4 @@ fn reassemblies() {
     let whole = [&raw[..], &[7; 32]].concat();
     let head = [RAW, whole.len() as u8, 0, 0, 0, 0];
     self::save("reassembly", "raw-single", &[&[0][..], &head, &whole].concat());
-}
-
-/// Tables of 16 buckets, one era after the other, as a cluster's manager makes them.
-fn eras() -> Vec<BucketTable> {
-    let unit = |id, weight| Unit { id, weight };
-    let mut tables = vec![BucketTable::new(16, &[unit(2, 1), unit(3, 1)]).unwrap()];
-    for units in [[unit(2, 1), unit(3, 3)], [unit(2, 1), unit(3, 0)], [unit(2, 1), unit(3, 1)]] {
-        let next = steering::assign::plan(&tables[tables.len() - 1], &units, &[]).unwrap();
-        tables.push(next);
-    }
-    tables
-}
-
-fn cluster_parts() -> Parts {
-    let member =
-        |node, role, address: &str| Member { node, role, weight: 1, address: address.parse().unwrap() };
-    let interface = SharedInterface {
-        id: 1,
-        outside: true,
-        mac: [2, 0, 0, 0, 0, 1],
-        name: "wan0".into(),
-        addresses: vec![("192.0.2.1".parse().unwrap(), 24), ("2001:db8::1".parse().unwrap(), 64)],
-    };
-    Parts {
-        members: vec![member(2, Role::DataPlane, "10.99.0.2"), member(3, Role::Both, "fd99::3")],
-        interfaces: vec![interface],
-        leases: vec![Lease { address: "192.0.2.1".parse().unwrap(), block: 1, node: 3 }],
-    }
-}
-
-/// The whole state, as units get it: two eras of [`eras`], or one.
-fn welcome(older: Option<usize>, newest: usize, in_force: usize, fresh: bool) -> Message {
-    let eras = eras();
-    let whole = Whole {
-        fresh,
-        key: [0x3c; 40],
-        in_force: eras[in_force].era(),
-        older: older.map(|place| eras[place].clone()),
-        newest: eras[newest].clone(),
-        parts: cluster_parts(),
-    };
-    Message::Welcome(Box::new(Welcome { node: 3, heartbeat_ms: 50, whole: Some(whole) }))
-}
-
-fn prepare(place: usize) -> Message {
-    Message::Prepare(Box::new(Prepare { table: eras()[place].clone(), parts: cluster_parts() }))
-}
-
-fn free() -> Message {
-    Message::Welcome(Box::new(Welcome { node: 3, heartbeat_ms: 50, whole: None }))
-}
-
-fn retire() -> Message {
-    let last = Retired { first: 65_535, buckets: 1, unit: 4 };
-    Message::Retire { era: 1, entries: vec![Retired { first: 0, buckets: 16, unit: 2 }, last] }
-}
-
-/// Version, kind and body.
-fn frame(message: &Message) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    message.encode(&mut bytes).unwrap();
-    bytes[4..].to_vec()
-}
-
-fn cluster_messages() {
-    let hello = Hello { node: 3, role: Role::Both, weight: 1, instance: 7, held: Some(1) };
-    let live = vec![LiveRun { first: 0, buckets: 3, flows: 300 }, LiveRun { first: 9, buckets: 1, flows: 1 }];
-    let report = Report { in_force: 1, load_percent: 40, second_hops: 3, packets: 9_000, whole: false, live };
-    let messages = [
-        ("hello", Message::Hello(hello)),
-        ("heartbeat", Message::Heartbeat { load_percent: 3 }),
-        ("acknowledge", Message::Acknowledge { era: 1, phase: Phase::Committed }),
-        ("report", Message::Report(report)),
-        ("drained", Message::Drained { era: 2 }),
-        ("welcome", welcome(Some(0), 1, 0, false)),
-        ("welcome-free", free()),
-        ("prepare", prepare(1)),
-        ("commit", Message::Commit { era: 1 }),
-        ("retire", retire()),
-        ("refused", Message::Refused(Refusal::NewerEra)),
-        ("goodbye", Message::Goodbye),
-    ];
-    for (name, message) in &messages {
-        save("cluster_message", name, &frame(message));
-    }
-    save("cluster_message", "newer-version", &[2, 21]);
-    save("cluster_message", "unknown-kind", &[1, 99]);
-}
-
-fn cluster_talks() {
-    let commit = |era| Message::Commit { era };
-    let first = || welcome(None, 0, 0, false);
-    let changes = [prepare(1), commit(1), retire(), prepare(2), commit(2), prepare(3), commit(3)];
-    let disorder = [commit(1), prepare(1), prepare(1), commit(1), commit(1), prepare(0), commit(0)];
-    let talks: [(&str, Vec<Message>); 6] = [
-        ("changes", [&[first()][..], &changes].concat()),
-        ("gap", vec![first(), prepare(2), prepare(1), welcome(Some(1), 2, 1, false), commit(2)]),
-        ("out-of-order", [&[first()][..], &disorder].concat()),
-        (
-            "removed-and-back",
-            vec![first(), Message::Goodbye, commit(1), welcome(Some(1), 2, 1, true), commit(2)],
-        ),
-        ("free-and-taken-in", vec![free(), welcome(Some(0), 1, 0, true), commit(1), retire()]),
-        ("refused", vec![first(), Message::Refused(Refusal::Unknown), welcome(None, 3, 3, false)]),
-    ];
-    for (name, talk) in &talks {
-        let mut bytes = Vec::new();
-        for frame in talk.iter().map(frame) {
-            bytes.extend((frame.len() as u16).to_be_bytes());
-            bytes.extend(frame);
-        }
-        save("cluster_unit", name, &bytes);
-    }
-}
-
-fn cluster_states() {
-    let eras = eras();
-    let mut state = State::new([0x3c; 40]);
-    save("cluster_state", "new", &state.encode());
-    for member in cluster_parts().members {
-        let record = UnitRecord {
-            address: member.address,
-            role: member.role,
-            weight: 1,
-            share_permille: 1_000,
-            standing: Standing::Active,
-            joined: u64::from(member.node),
-            instance: 7,
-            forget: false,
-        };
-        state.units.insert(member.node, record);
-    }
-    state.interfaces = cluster_parts().interfaces;
-    state.outside = vec!["192.0.2.1".parse().unwrap()];
-    let block = |block, node| Block { address: state.outside[0], block, node };
-    state.blocks = vec![block(1, Some(3)), block(2, None)];
-    state.table = Some(eras[0].clone());
-    save("cluster_state", "idle", &state.encode());
-    let mut lost = state.clone();
-    lost.fence = true;
-    lost.units.get_mut(&2).unwrap().standing = Standing::Lost;
-    save("cluster_state", "a-unit-lost", &lost.encode());
-    let steps = vec![
-        Step::Add { node: 4, enrol: Some(("10.99.0.4".parse().unwrap(), Role::DataPlane)), weight: Some(3) },
-        Step::Drain { node: 2, remove: true },
-        Step::Remove { node: 3, force: true },
-        Step::Weight { node: 3, weight: 9 },
-    ];
-    state.accepted.push(Accepted { number: 1, command: Command::Change(steps) });
-    let (interfaces, outside) = (state.interfaces.clone(), state.outside.clone());
-    state.accepted.push(Accepted { number: 2, command: Command::Configure { interfaces, outside } });
-    for (name, committing) in [("preparing", false), ("committing", true)] {
-        state.change = Some(Change { table: eras[1].clone(), committing });
-        save("cluster_state", name, &state.encode());
-    }
-}
-
-/// Flows of the gateway that the target has, by their names.
-fn flow_records() {
-    let mut all = Vec::new();
-    let flows = flows_of_records().into_iter().map(|(name, flow)| (name, Entry::Flow(Box::new(flow))));
-    let mapping = Entry::Mapping(MappingEntry {
-        core: 0,
-        protocol: 17,
-        tenant: String::new(),
-        inside: "10.0.0.6:4000".parse().unwrap(),
-        out_tenant: String::new(),
-        outside: "203.0.113.2:50008".parse().unwrap(),
-        source: Source {
-            mode: NatMode::AddressAndPort,
-            by: Provider::Interface("wan".to_owned()),
-            blocks: 0,
-        },
-        is_home: true,
-    });
-    for (name, entry) in [("mapping", mapping)].into_iter().chain(flows) {
-        let mut bytes = Vec::new();
-        entry.encode(&mut bytes).unwrap();
-        save("flow_record", name, &bytes);
-        all.extend(bytes);
-    }
-    // A finding: it says that a mapping has its port, which a table has.
-    let Some((_, mut flow)) = flows_of_records().into_iter().next() else { return };
-    flow.flags |= MAPPED;
-    let mut bytes = Vec::new();
-    Entry::Flow(Box::new(flow)).encode(&mut bytes).unwrap();
-    save("flow_record", "mapped-without-a-mapping", &bytes);
-    save("flow_record", "one-after-the-other", &[all.clone(), all].concat());
-}
-
-fn flows_of_records() -> [(&'static str, FlowEntry); 5] {
-    let key = |protocol: u8, src: &str, dst: &str| {
-        let (src, dst): (SocketAddr, SocketAddr) = (src.parse().unwrap(), dst.parse().unwrap());
-        FlowKey { src: src.ip(), dst: dst.ip(), src_port: src.port(), dst_port: dst.port(), protocol }
-    };
-    let side = |key: FlowKey| Side { key, tenant: String::new() };
-    let flow = |place: &str, original: FlowKey, reply: FlowKey, flags: u16, by: Option<Provider>| FlowEntry {
-        core: 0,
-        original: side(original),
-        reply: side(reply),
-        flags,
-        ingress: Place::Interface(place.to_owned()),
-        idle_ms: 10,
-        tcp: (original.protocol == 6).then(|| TcpState { state: 4, ..TcpState::default() }),
-        counts: Some(Counts::default()),
-        shift: None,
-        source: by.map(|by| Source { mode: NatMode::AddressAndPort, by, blocks: 0 }),
-        backend: None,
-    };
-    let wan = || Some(Provider::Interface("wan".to_owned()));
-    let (client, remote) = ("10.0.0.5:4000", "198.51.100.7:443");
-    let translated =
-        flow("lan", key(6, client, remote), key(6, remote, "203.0.113.1:50000"), REPLIED | SOURCE_NAT, wan());
-    let mapped = flow(
-        "lan",
-        key(17, "10.0.0.6:4000", remote),
-        key(17, remote, "203.0.113.2:50008"),
-        REPLIED | SOURCE_NAT | MAPPED,
-        wan(),
-    );
-    let forwarded = flow(
-        "wan",
-        key(6, "198.51.100.7:9", "203.0.113.1:80"),
-        key(6, "10.0.0.5:8080", "198.51.100.7:9"),
-        REPLIED | DEST_NAT,
-        None,
-    );
-    let plain = flow(
-        "lan",
-        key(17, "[fd00::5]:4000", "[2001:db8::7]:53"),
-        key(17, "[2001:db8::7]:53", "[fd00::5]:4000"),
-        0,
-        None,
-    );
-    let mut balanced = flow(
-        "wan",
-        key(6, "198.51.100.7:9", "203.0.113.10:80"),
-        key(6, "10.0.0.11:80", "10.0.0.1:50001"),
-        REPLIED | SOURCE_NAT | DEST_NAT | PROXY_PROTOCOL,
-        Some(Provider::Server("web".to_owned())),
-    );
-    balanced.shift = Shift::from_parts(1, 28, true);
-    balanced.backend = Some(Backend { server: "web".to_owned(), address: "10.0.0.11:80".parse().unwrap() });
-    [
-        ("translated", translated),
-        ("mapped", mapped),
-        ("forwarded", forwarded),
-        ("plain", plain),
-        ("balanced", balanced),
-    ]
 }
