@@ -8,9 +8,9 @@
 //!
 //! A packet to another unit is an Ethernet frame behind [`cluster::encapsulation`]'s headers, sent to the unit's bus address
 //! through the bond to it. The bond classifies it by the *inner* flow, so that it arrives on the very core of the unit that
-//! owns the flow. A dispatcher gives a frame of a shared interface to a unit ([`Cluster::dispatch`]) and sends out what comes
-//! back; a data plane takes a frame as if it had come in by the interface itself ([`Arrived`]), and what its services decide for
-//! the interface goes to a dispatcher ([`Cluster::leave`]).
+//! owns the flow. A dispatcher gives a frame of a shared interface to a unit (`Cluster::dispatch`) and sends out what comes
+//! back; a data plane takes a frame as if it had come in by the interface itself (`Arrived`), and what its services decide for
+//! the interface goes to a dispatcher (`Cluster::leave`).
 
 use std::ops::Range;
 use std::sync::Arc;
