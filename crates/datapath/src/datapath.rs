@@ -284,8 +284,15 @@ impl Datapath {
 
     /// A frame that services have decided goes where they say.
     fn leave(&mut self, now: Time, frame: &mut Frame<'_>, out: &mut impl Output) {
-        let key = frame.flow.map(|(id, direction)| self.services.flows().leaves_as(id, direction));
-        if self.cluster.is_member() {
+        let bond = match frame.outcome {
+            Outcome::Forward(Egress::Bond(bond)) => Some(bond),
+            _ => None,
+        };
+        let is_member = self.cluster.is_member();
+        // Only another unit and a bond ask for the 5-tuple; a frame for an interface goes without the look.
+        let flow = frame.flow.filter(|_| is_member || bond.is_some());
+        let key = flow.map(|(id, direction)| self.services.flows().leaves_as(id, direction));
+        if is_member {
             let Self { tunnel, drops, pool, cluster, .. } = self;
             let result = cluster.leave(frame, key.as_ref(), pool, &mut send_to(tunnel, now, out));
             match result {
@@ -294,7 +301,7 @@ impl Datapath {
                 None => {}
             }
         }
-        let Outcome::Forward(Egress::Bond(bond)) = frame.outcome else {
+        let Some(bond) = bond else {
             leave(out, frame.outcome, &frame.offload, frame.bytes);
             return;
         };
