@@ -8,6 +8,7 @@ use packet::{DropReason, PacketBuf};
 use services::pipeline::{ETHERNET_BYTES, Frame, Outcome};
 use tunnel::forwarder::Target;
 use tunnel::node::Source;
+use tunnel::time::Time;
 
 use crate::handed::Handed;
 
@@ -22,6 +23,12 @@ pub enum Pulled {
 
 /// Where packets leave.
 pub trait Output {
+    /// Time when the datagrams that are shown were received, or when [`Ports::look_at_clock`] was called: never before
+    /// `round`, the beginning of the round. Where time stands still during a round, just that.
+    fn clock(&self, round: Time) -> Time {
+        round
+    }
+
     /// Sends datagrams of `segment` bytes each, the last possibly shorter, to one target.
     fn transmit(&mut self, target: &Target, segment: usize, datagrams: &[u8]);
 
@@ -70,6 +77,9 @@ pub trait Ports {
 
     /// The output alone.
     fn out(&mut self) -> &mut Self::Out;
+
+    /// Has [`Output::clock`] tell the time of this call.
+    fn look_at_clock(&mut self) {}
 
     /// Packets of the host. The closure may keep a buffer by leaving another of the same capacity.
     fn pull_host(&mut self, act: &mut impl FnMut(&mut PacketBuf, &mut Self::Out)) -> Pulled;

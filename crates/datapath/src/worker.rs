@@ -5,7 +5,7 @@ use packet::attachment::InterfaceId;
 use tunnel::time::Time;
 
 use crate::datapath::Datapath;
-use crate::ports::{Ports, Pulled};
+use crate::ports::{Output as _, Ports, Pulled};
 
 /// Packets taken from other cores in a round at most.
 const HANDED_MAX: usize = 256;
@@ -51,7 +51,9 @@ impl<P: Ports> Worker<P> {
             let pulled = match *source {
                 Ready::Host => ports.pull_host(&mut |packet, out| datapath.host(now, packet, out)),
                 Ready::Socket(socket) => ports.pull_socket(socket, &mut |source, bytes, stride, out| {
-                    datapath.datagrams(now, source, bytes, stride, out);
+                    // Delays are measured by it: what came in while this round was under way came no sooner.
+                    let arrival = out.clock(now);
+                    datapath.datagrams(arrival, source, bytes, stride, out);
                 }),
                 Ready::Interface(id) => {
                     ports.pull_interface(id, &mut |frames, out| datapath.interface(now, frames, out))
@@ -65,7 +67,10 @@ impl<P: Ports> Worker<P> {
         let pulled = ports.pull_interfaces(&mut |frames, out| datapath.interface(now, frames, out));
         more |= pulled == Pulled::Budget;
         more |= self.take_handed(now) == Pulled::Budget;
-        let next = self.datapath.finish(now, self.ports.out());
+        // A round may have been long, or interrupted; datagrams leave now and not when it began.
+        self.ports.look_at_clock();
+        let out = self.ports.out();
+        let next = self.datapath.finish(out.clock(now), out);
         Round { next, more }
     }
 

@@ -107,6 +107,7 @@ impl LinuxPorts {
             };
             socket.recv(&mut slices, &mut metas)?
         };
+        self.look_at_clock();
         for (meta, buffer) in metas.iter().zip(&mut self.receive).take(count) {
             let stride = meta.stride.max(1);
             self.out.counters.udp_rx_datagrams.add(meta.bytes.div_ceil(stride) as u64);
@@ -125,6 +126,10 @@ impl Ports for LinuxPorts {
 
     fn out(&mut self) -> &mut LinuxOutput {
         &mut self.out
+    }
+
+    fn look_at_clock(&mut self) {
+        self.out.now_ns = linux::clock::monotonic_ns();
     }
 
     fn pull_host(&mut self, act: &mut impl FnMut(&mut PacketBuf, &mut LinuxOutput)) -> Pulled {
