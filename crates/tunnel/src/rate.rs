@@ -26,7 +26,7 @@ mod filters;
 mod losses;
 mod measurements;
 use control::{PACKET_BYTES, PROBE_PAUSE_MS, REFRESH_DEPTH_US, STEP};
-use filters::{Entry, InFlight, Sum};
+use filters::{InFlight, Sum};
 use losses::Losses;
 use measurements::{Measurements, RoundTrip};
 
@@ -301,7 +301,7 @@ impl RateController {
             // Mostly silence: says something about the delay, nothing about the rate.
             self.seen.window.clear();
             self.seen.jitter.interrupt();
-            self.seen.window.push(Entry { limited: false, ..entry });
+            self.seen.window.push(entry.delay_only());
             return;
         }
         self.seen.window.push(entry);

@@ -21,12 +21,18 @@ const REFRESH_US: u64 = 90_000;
 pub(super) const REFRESH_DEPTH_US: f64 = 1_000.0;
 /// First and largest gain of a probe, …
 const PROBE_GAIN: (f64, f64) = (1.2, 1.4);
+/// … the first one without noise, which must not be felt, …
+const PROBE_GAIN_CALM: f64 = 1.06;
+/// … when the rate has not grown for this long, …
+const STUCK_NS: u64 = 1_000_000_000;
 /// … for how long, …
 const PROBE_US: u64 = 110_000;
 /// … the pause after one that failed (doubles up to eight times this) …
 pub(super) const PROBE_PAUSE_MS: u64 = 1_000;
 /// … and the jitter from which on probes are needed.
 const PROBE_JITTER_US: f64 = 700.0;
+/// With a source that sends less than the link takes, only a queue this long, for as long, shows that the link takes less.
+const CHOKED_US: f64 = 40_000.0;
 /// Size of a full packet.
 pub(super) const PACKET_BYTES: f64 = 1_500.0;
 
@@ -165,7 +171,9 @@ impl RateController {
 
     /// The capacity fell at once: much less arrives than was sent and the delay jumps.
     fn sudden(&mut self, entry: &Entry, target_us: f64) -> bool {
-        let enough = entry.received >= 8.0 || entry.limited;
+        // Of a source that sends much less than the link takes, what arrives says nothing about the link, and a single delay may
+        // be anything: `busy` looks longer.
+        let enough = (entry.limited || entry.received >= 8.0) && entry.sent() > 0.5 * self.capacity;
         let jump_us = (4.0 * target_us).max(15_000.0);
         let rising = entry.send_us < 0.8 * entry.arrival_us;
         if !enough || !rising || entry.queue_us < jump_us || entry.delivered() > 0.75 * self.capacity {
@@ -199,10 +207,16 @@ impl RateController {
         let slope = sum.slope();
         // A source that sends nearly the rate may fill the link's queue just as well: bring that queue to
         // our side.
-        let limited = sum.limited > 0 || sum.sent() > 0.8 * self.capacity;
+        // The pacer may limit single bursts of a source that sends next to nothing.
+        let limited = sum.sent() > if sum.limited > 0 { 0.5 } else { 0.8 } * self.capacity;
         // Sending less than the link takes, what arrives says nothing about it.
         let filled = sum.sent() > if sum.limited > 0 { 0.98 } else { 0.8 } * self.capacity;
-        if slope > tolerance || (slope < -tolerance && limited) {
+        // Unless the queue rises all the same, beyond what any busy host does to a delay: the link takes even less.
+        let choked = slope > tolerance
+            && queue_us > CHOKED_US.max(8.0 * self.seen.jitter.us())
+            && sum.arrival_us > CHOKED_US
+            && sum.delivered() < 0.9 * sum.sent();
+        if (limited && slope.abs() > tolerance) || choked {
             self.capacity += (carried - self.capacity) * 0.7;
         } else if limited && (carried > self.capacity || (queue_us > target_us && filled)) {
             self.capacity += (carried - self.capacity) / 8.0;
@@ -285,12 +299,16 @@ impl RateController {
         let Some(mut probe) = self.prober.running.take() else {
             let unclear = (0.4 * target_us..2.0 * target_us).contains(&queue_us);
             let jitter_us = self.seen.jitter.us();
-            let noisy = jitter_us > PROBE_JITTER_US.max(target_us / 4.0) && self.phase == Phase::Steady;
+            let noisy = jitter_us > PROBE_JITTER_US.max(target_us / 4.0);
+            // A base delay that was once measured too low looks like a queue for as long as it is remembered.
             let recent = self.recent();
-            if unclear && noisy && now >= self.prober.next_at && recent.limited > 1 && !self.losses.checking()
-            {
+            let whole = recent.loss() < self.losses.random() + 0.005;
+            let stuck = whole && now.since(self.growth.at) > STUCK_NS;
+            let may = self.phase == Phase::Steady && now >= self.prober.next_at && !self.losses.checking();
+            if unclear && (noisy || stuck) && may && recent.limited > 1 {
                 // The noisier, the more it takes to see something.
-                let gain = (PROBE_GAIN.0 + jitter_us / 40_000.0).min(PROBE_GAIN.1);
+                let first = if noisy { PROBE_GAIN.0 } else { PROBE_GAIN_CALM };
+                let gain = (first + jitter_us / 40_000.0).min(PROBE_GAIN.1);
                 self.begin_probe(now, gain, recent.delivered());
                 return true;
             }

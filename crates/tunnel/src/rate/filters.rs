@@ -122,6 +122,11 @@ pub(super) struct Entry {
 }
 
 impl Entry {
+    /// The same delay, and no time nor bytes: a pause of the source must not be averaged into any rate.
+    pub(super) fn delay_only(self) -> Self {
+        Self { at: self.at, queue_us: self.queue_us, level_us: self.level_us, ..Self::default() }
+    }
+
     /// Bytes per second that arrived.
     pub(super) fn delivered(&self) -> f64 {
         self.bytes / self.arrival_us * 1e6

@@ -199,6 +199,56 @@ fn the_host_is_the_limit() {
     }
 }
 
+/// A source that sends next to nothing, between hosts that are busy with something else, must not lose the rate that was found.
+#[test]
+fn a_trickle_between_busy_hosts() {
+    for (trickle, burst) in [(2.0, 13), (20.0, 30), (0.5, 1)] {
+        let mut sim = Sim::new(Spec::new(mbit(3_000.0), 50), mbit(10.0));
+        sim.run(4 * SECOND, &mut Greedy);
+        let found = sim.control.rate();
+        sim.link.spec.receiver = Stalls::new(30_000.0, 20_000.0, 3);
+        sim.sender = Stalls::new(30_000.0, 20_000.0, 4);
+        let mut source = Bursts::new(mbit(trickle), burst);
+        for _ in 0..800 {
+            sim.measure(10, &mut source);
+            assert!(sim.control.rate() > found / 2, "{trickle}: {} of {found}", sim.control.rate());
+        }
+    }
+}
+
+/// A source that does not fill the link, and a link that takes even less from one moment on.
+#[test]
+fn a_link_that_chokes_a_trickle() {
+    let mut spec = Spec::new(mbit(100.0), 20_000);
+    spec.rate = vec![(0, mbit(100.0)), (4 * SECOND, mbit(5.0))];
+    spec.queue_us = 2_000_000;
+    let mut sim = Sim::new(spec, mbit(10.0));
+    sim.run(3 * SECOND, &mut Greedy);
+    let mut source = Bursts::new(mbit(20.0), 1);
+    sim.run(4_500 * MS, &mut source);
+    let stats = sim.measure(3_000, &mut source);
+    assert!(stats.queue_ms() < 150.0, "{}", stats.queue_ms());
+    assert!((sim.control.rate() as f64) < mbit(6.0));
+}
+
+/// A delay that was measured too low for a moment makes all later ones look like a queue; the rate grows all the same.
+#[test]
+fn a_base_delay_that_is_too_low() {
+    // Some three milliseconds of it hide behind the standing queue.
+    for low_us in [3_500, 4_500, 5_500, 6_500] {
+        let mut spec = Spec::new(mbit(100.0), 20_000);
+        spec.owd_us = vec![(0, 20_000), (3 * SECOND, 20_000 - low_us), (3_200 * MS, 20_000)];
+        spec.rate = vec![(0, mbit(100.0)), (3_300 * MS, mbit(400.0))];
+        let mut sim = Sim::new(spec, mbit(10.0));
+        // A sender that is always a little late sends less than it may.
+        sim.sender = Stalls::new(1_000.0, 200.0, 4);
+        sim.run(6_500 * MS, &mut Greedy);
+        let stats = sim.measure(1_000, &mut Greedy);
+        show(&format!("base {low_us} us too low"), &sim, &stats, mbit(400.0));
+        assert!(share(&sim, &stats, mbit(400.0)) > 0.9, "{low_us}");
+    }
+}
+
 /// A longer route is not taken for a queue, a shorter one is noticed.
 #[test]
 fn route_changes() {
