@@ -12,17 +12,19 @@ use tunnel::time::Time;
 #[derive(Clone, Debug)]
 pub struct Nat {
     public: IpAddr,
-    /// (inner source, destination) → public port and last use.
-    out: BTreeMap<(SocketAddr, SocketAddr), (u16, Time)>,
+    /// (inner source, destination) → public address and port, and last use.
+    out: BTreeMap<(SocketAddr, SocketAddr), (SocketAddr, Time)>,
     next_port: u16,
     /// A mapping that nothing used from inside for this long is forgotten, seconds; 0 = never.
     pub forget_after_s: u64,
+    /// A mapping has one of so many addresses, in turn from the public one on, as behind some carriers' NATs.
+    pub addresses: u8,
 }
 
 impl Nat {
     /// A NAT with this public address.
     pub fn new(public: IpAddr) -> Self {
-        Self { public, out: BTreeMap::new(), next_port: 40_000, forget_after_s: 30 }
+        Self { public, out: BTreeMap::new(), next_port: 40_000, forget_after_s: 30, addresses: 1 }
     }
 
     /// The public address now.
@@ -37,27 +39,40 @@ impl Nat {
         self.public = public.unwrap_or(self.public);
     }
 
+    /// Whether a datagram of the network for this address comes here.
+    pub fn owns(&self, address: IpAddr) -> bool {
+        address == self.public || self.out.values().any(|(public, _)| public.ip() == address)
+    }
+
     /// A datagram from inside to `to`: the source the network sees.
     pub fn outward(&mut self, now: Time, from: SocketAddr, to: SocketAddr) -> SocketAddr {
         let expired = self.expired(now);
-        let entry = self.out.entry((from, to)).or_insert((0, now));
-        if entry.0 == 0 || expired(entry.1) {
+        let known = self.out.get(&(from, to)).filter(|(_, used)| !expired(*used)).map(|(public, _)| *public);
+        let public = known.unwrap_or_else(|| {
             self.next_port = self.next_port.wrapping_add(1).max(20_000);
-            entry.0 = self.next_port;
-        }
-        entry.1 = now;
-        SocketAddr::new(self.public, entry.0)
+            SocketAddr::new(self.address(self.next_port), self.next_port)
+        });
+        self.out.insert((from, to), (public, now));
+        public
     }
 
-    /// A datagram from the network for a public port: who gets it inside, if anyone asked.
+    /// The address of a mapping with this port.
+    fn address(&self, port: u16) -> IpAddr {
+        match self.public {
+            IpAddr::V4(public) => {
+                let [a, b, c, d] = public.octets();
+                IpAddr::from([a, b, c, d.wrapping_add((port % u16::from(self.addresses.max(1))) as u8)])
+            }
+            IpAddr::V6(_) => self.public,
+        }
+    }
+
+    /// A datagram from the network for a public address and port: who gets it inside, if anyone asked.
     pub fn inward(&self, now: Time, from: SocketAddr, to: SocketAddr) -> Option<SocketAddr> {
         let expired = self.expired(now);
-        if to.ip() != self.public {
-            return None;
-        }
         self.out
             .iter()
-            .find(|((_, remote), (port, used))| *remote == from && *port == to.port() && !expired(*used))
+            .find(|((_, remote), (public, used))| *remote == from && *public == to && !expired(*used))
             .map(|((inside, _), _)| *inside)
     }
 

@@ -462,3 +462,63 @@ fn when_both_sides_have_endpoints_the_lower_key_dials() {
     let lower = world.sites[0].public_key() < world.sites[1].public_key();
     assert_eq!(dialers, [lower, !lower]);
 }
+
+/// Two lines whose NATs swap their addresses at the same moment: each path is then where the other was.
+#[test]
+fn paths_that_swap_their_addresses_are_followed() {
+    let mut world = to_hub(sim::seed(70), (2, 2), &[Shape::new(20.0, 20.0), Shape::new(20.0, 25.0)]);
+    world.nat(0);
+    world.nat(1);
+    world.start();
+    joined(&mut world, 2, 1_000);
+    let flows = flows(&mut world, 6_000);
+    world.run_ms(1_000);
+    let public = [0, 1].map(|cable: usize| world.cables[cable].nat.as_ref().unwrap().public());
+    for cable in 0..2 {
+        world.cables[cable].nat.as_mut().unwrap().rebind(Some(public[1 - cable]));
+    }
+    world.run_ms(3_000);
+    joined(&mut world, 2, 100);
+    for (cable, public) in public.into_iter().rev().enumerate() {
+        let hub = world.sites[1].bond(0).unwrap();
+        let paths = hub.paths.load();
+        assert!(paths.iter().any(|path| path.usable() && path.route().remote.ip() == public), "{cable}");
+    }
+    for flow in flows {
+        world.reset_gap(flow);
+    }
+    world.run_ms(1_500);
+    for flow in flows {
+        let gap_ms = world.udp_stats(flow).gap_ns_max / 1_000_000;
+        assert!(gap_ms < 100, "{gap_ms} ms");
+    }
+    world.check().unwrap();
+}
+
+/// A carrier's NAT that gives the socket of each core another address: the path settles at one.
+#[test]
+fn a_nat_with_an_address_per_mapping() {
+    let mut world = to_hub(sim::seed(71), (4, 2), &[Shape::new(20.0, 20.0)]);
+    world.nat(0);
+    world.cables[0].nat.as_mut().unwrap().addresses = 4;
+    world.start();
+    joined(&mut world, 1, 2_000);
+    let flows: Vec<usize> = (0..16)
+        .map(|n| {
+            let (from, to) = if n % 2 == 0 { (0, 1) } else { (1, 0) };
+            world.udp(from, to, UdpSpec::mbps(600, 0.5, world.now, world.now.plus_ms(20_000)))
+        })
+        .collect();
+    world.run_ms(1_000);
+    let hub = world.sites[1].bond(0).unwrap();
+    let path = std::sync::Arc::clone(&hub.paths.load()[0]);
+    let before = path.route_version();
+    world.run_ms(20_000);
+    let moves = path.route_version() - before;
+    assert!(moves <= 2, "{moves} moves");
+    for flow in flows {
+        let stats = world.udp_stats(flow);
+        assert!(stats.received * 100 >= stats.sent * 99, "{stats:?}");
+    }
+    world.check().unwrap();
+}

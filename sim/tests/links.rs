@@ -122,6 +122,64 @@ fn an_mtu_that_shrinks_while_data_flows_is_found_again() {
     assert!(after > before + 4_000_000, "{} bytes in two seconds", after - before);
 }
 
+/// Bytes a second that a bulk flow from the hub gets over `links`, and its longest gap in ms after `change`, which comes after 3 s.
+fn bulk(seed: u64, links: &[Shape], change: impl FnOnce(&mut World)) -> (f64, u64) {
+    let mut world = pair(sim::seed(seed), (2, 2), links);
+    world.start();
+    assert!(world.run_until_true(5_000, |world| (0..2).all(|site| world.sites[site].paths_up(0) > 0)));
+    world.run_ms(2_000);
+    let start = world.now;
+    let flow =
+        world.tcp(1, 0, TcpSpec { hystart: true, start, stop: start.plus_ms(60_000), bytes: u64::MAX });
+    let probe = world.udp(1, 0, UdpSpec::mbps(1_300, 0.5, start, start.plus_ms(60_000)));
+    world.run_ms(3_000);
+    change(&mut world);
+    world.reset_gap(probe);
+    world.run_ms(1_000);
+    let from = world.now;
+    world.run_ms(7_000);
+    world.check().unwrap();
+    let received = world.tcp_flow(flow).unwrap().received();
+    let bytes = received.bytes - received.bytes_at(from);
+    (bytes as f64 / 7.0, world.udp_stats(probe).gap_ns_max / 1_000_000)
+}
+
+/// A link that takes less than the usual base of 1,232 bytes, alone and beside a good one.
+#[test]
+fn links_smaller_than_the_usual_base_carry() {
+    for mtu in [1_240, 1_100, 700] {
+        let small = || Shape::new(20.0, 10.0).mtu(mtu);
+        let (alone, gap_ms) = bulk(220, &[small()], |_| ());
+        assert!(alone > 0.7 * 20e6 / 8.0 && gap_ms < 500, "alone, MTU {mtu}: {alone} B/s, {gap_ms} ms");
+        let (beside, gap_ms) = bulk(221, &[small(), Shape::new(40.0, 10.0)], |_| ());
+        assert!(beside > 0.9 * 40e6 / 8.0 && gap_ms < 500, "beside, MTU {mtu}: {beside} B/s, {gap_ms} ms");
+    }
+}
+
+/// A link that begins to lose all but small datagrams is left, though pings pass, and comes back when it works again.
+#[test]
+fn a_link_that_begins_to_drop_what_is_large_is_left() {
+    let links = [Shape::new(20.0, 10.0), Shape::new(20.0, 15.0)];
+    let mtu =
+        |mtu| move |world: &mut World| world.cables[0].links.iter_mut().for_each(|link| link.set_mtu(mtu));
+    let (rate, gap_ms) = bulk(222, &links, mtu(400));
+    assert!(rate > 0.75 * 20e6 / 8.0 && gap_ms < 500, "400: {rate} B/s, {gap_ms} ms");
+    let (rate, gap_ms) = bulk(223, &links, mtu(1_000));
+    assert!(rate > 0.9 * 20e6 / 8.0 && gap_ms < 500, "1,000: {rate} B/s, {gap_ms} ms");
+    let mut world = pair(sim::seed(224), (2, 2), &links);
+    join(&mut world, 2, 3_000);
+    let start = world.now;
+    world.tcp(1, 0, TcpSpec { hystart: true, start, stop: start.plus_ms(60_000), bytes: u64::MAX });
+    world.run_ms(2_000);
+    mtu(400)(&mut world);
+    world.run_ms(1_500);
+    assert_eq!(world.sites[1].paths_up(0), 1, "the sender has left it");
+    world.run_ms(5_000);
+    assert_eq!(world.sites[1].paths_up(0), 1, "small answers do not bring it back");
+    mtu(1_500)(&mut world);
+    assert!(world.run_until_true(3_000, |world| world.sites[1].paths_up(0) == 2), "it works again");
+}
+
 #[test]
 fn any_number_of_cores_talks_to_any_other() {
     for (number, cores) in [(1, 1), (1, 4), (2, 3), (3, 2), (8, 3), (5, 8)].into_iter().enumerate() {

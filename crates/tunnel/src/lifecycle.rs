@@ -17,7 +17,7 @@ use crate::handshake::{Initiator, PeerGate};
 use crate::hello::ProcessorInfo;
 use crate::mac::CookieStore;
 use crate::mtu::MtuSearch;
-use crate::path::{Path, PathState, Route};
+use crate::path::{LEAST_DATAGRAM_BYTES, Path, PathState, Route};
 use crate::path_limits::{LimitsExchange, PathLimits};
 use crate::session::Session;
 use crate::time::Time;
@@ -36,6 +36,10 @@ const DOWN_AFTER_MS: u64 = 1_000;
 const IDLE_DOWN_AFTER_MS: u64 = 3_500;
 /// Pings whose answers still count; with one each 60 ms that covers round trips of almost two seconds.
 const PINGS_REMEMBERED: usize = 32;
+/// A path that moved this short ago moves again only when it is silent where it is for the time below: behind some NATs each of
+/// the peer's sockets has an address of its own.
+const MOVED_LATELY_NS: u64 = 10_000_000_000;
+const SETTLED_NS: u64 = 3_000_000_000;
 /// So many pongs in a row bring a path back.
 const PONGS_TO_RETURN: u32 = 3;
 /// A listener forgets a path that was down for this long.
@@ -102,6 +106,8 @@ pub(crate) struct PathLife {
     token: u64,
     /// An address the peer may have moved to, with the token it must echo.
     candidate: Option<(Route, u64)>,
+    /// When it moved to another address last.
+    moved_at: Time,
     asked_at: Time,
     /// When the first challenge of this round left: its answer may answer any of them.
     first_asked_at: Time,
@@ -160,6 +166,7 @@ impl PathLife {
             wan,
             token,
             candidate: None,
+            moved_at: Time::ZERO,
             asked_at: Time::ZERO,
             first_asked_at: Time::ZERO,
             asks: 0,
@@ -187,6 +194,11 @@ impl PathLife {
         true
     }
 
+    /// How long a path must have been silent where it was before another address is believed.
+    fn stays_ns(&self, now: Time) -> u64 {
+        if now.since(self.moved_at) < MOVED_LATELY_NS { SETTLED_NS } else { 0 }
+    }
+
     /// Sets the limits of the WAN under a listener's path.
     pub fn limit(&mut self, (limits, rate_max): (PathLimits, Option<u64>)) {
         (self.wan.limits, self.wan.rate_max) = (limits, rate_max);
@@ -201,7 +213,7 @@ impl PathLife {
     }
 
     fn measure_mtu(&mut self, now: Time) {
-        self.path.set_datagram_bytes(crate::path::BASE_DATAGRAM_BYTES);
+        self.path.set_datagram_bytes(LEAST_DATAGRAM_BYTES);
         self.mtu.restart(self.wan.mtu_limit, now);
     }
 
@@ -209,15 +221,27 @@ impl PathLife {
         Action::Frames { bond, path: self.path.id, route: None, frames, pad_to: 0 }
     }
 
-    /// Pings when `every_ms` has passed since the last one.
+    /// Pings when `every_ms` has passed since the last one. On a path that shall prove that it works again, with datagrams that
+    /// are worth having: small ones pass where all others vanish.
     fn ping(&mut self, now: Time, every_ms: u64, bond: usize, actions: &mut Vec<Action>) {
+        let proving = self.path.state() != PathState::Up;
+        let pad_to = if proving { u64::from(LEAST_DATAGRAM_BYTES) } else { 0 };
+        // Half of a slow path at most.
+        let every_ms = every_ms.max(2 * pad_to * 1_000 / self.path.rate().max(1));
         if now.since(self.ping_at) < every_ms * 1_000_000 {
             return;
         }
         self.ping_id = self.ping_id.wrapping_add(1);
         self.ping_at = now;
         self.pinged_at[self.ping_id as usize % PINGS_REMEMBERED] = now;
-        actions.push(self.frames(bond, encode(&Frame::Ping { id: self.ping_id })));
+        let frames = encode(&Frame::Ping { id: self.ping_id });
+        actions.push(Action::Frames {
+            bond,
+            path: self.path.id,
+            route: None,
+            frames,
+            pad_to: pad_to as usize,
+        });
     }
 
     fn poll(&mut self, now: Time, bond: usize, actions: &mut Vec<Action>) {
@@ -286,19 +310,16 @@ impl PathLife {
         if self.path.take_large_lost() {
             self.mtu.confirm(now);
         }
-        let probe = self.mtu.poll(now, self.path.rtt_us());
+        while let Some((id, size)) = self.mtu.poll(now, self.path.rtt_us()) {
+            let frames = encode(&Frame::Probe { id, size });
+            let pad_to = usize::from(size);
+            actions.push(Action::Frames { bond, path: self.path.id, route: None, frames, pad_to });
+        }
         if usize::from(self.mtu.passes()) < self.path.datagram_bytes() {
             self.path.set_datagram_bytes(self.mtu.passes());
         }
-        if let Some((id, size)) = probe {
-            let frames = encode(&Frame::Probe { id, size });
-            actions.push(Action::Frames {
-                bond,
-                path: self.path.id,
-                route: None,
-                frames,
-                pad_to: usize::from(size),
-            });
+        if self.mtu.nothing_passes() {
+            self.enter(now, PathState::Down, "loses all but small datagrams");
         }
     }
 
@@ -667,7 +688,7 @@ impl Lifecycle {
 
     /// A datagram of an established path came from an address that is not the path's: it may have roamed.
     /// Bulk follows only after the new address answered a challenge.
-    pub fn on_moved(&mut self, id: u8, source: Route, token: u64) {
+    pub fn on_moved(&mut self, now: Time, id: u8, source: Route, token: u64) {
         if let Some(life) =
             self.paths.iter_mut().find(|life| life.path.id == id && life.path.state() == PathState::Probing)
         {
@@ -677,6 +698,7 @@ impl Lifecycle {
             return;
         }
         if let Some(life) = self.paths.iter_mut().find(|life| life.path.id == id)
+            && !life.path.heard_within(now, life.stays_ns(now))
             // Each of the peer's sockets may show another port: what moved is the address.
             && life.candidate.is_none_or(|(route, _)| {
                 route.wan != source.wan || route.remote.ip() != source.remote.ip()
@@ -709,6 +731,7 @@ impl PathLife {
         {
             self.path.set_route(route);
             self.candidate = None;
+            self.moved_at = now;
             self.enter(now, PathState::Up, "moved to a new address");
             return;
         }

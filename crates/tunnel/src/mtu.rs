@@ -1,10 +1,14 @@
 //! Search for the largest datagram of one path (DPLPMTUD, RFC 8899): probes that cost nothing if lost.
 
-use crate::path::BASE_DATAGRAM_BYTES;
+use crate::path::{BASE_DATAGRAM_BYTES, LEAST_DATAGRAM_BYTES};
 use crate::time::Time;
 
 /// A probe is given up after so many tries.
 const TRIES: u8 = 3;
+/// An answer is waited for twice the round trip, and at least this long, µs: to the first probes, to those that confirm, to others.
+const FIRST_WAIT_US: u64 = 100_000;
+const CONFIRM_WAIT_US: u64 = 60_000;
+const WAIT_US: u64 = 200_000;
 /// The search ends when the gap is below this, bytes.
 const STEP_BYTES: u16 = 8;
 /// After losses of large datagrams the size is confirmed, this often at most.
@@ -12,116 +16,197 @@ const CONFIRM_EVERY_MS: u64 = 2_000;
 /// A finished search looks again for a larger size after this long.
 const RAISE_AFTER_MS: u64 = 600_000;
 
-/// Binary search between a size known to pass and the interface's limit; the limit is tried first,
-/// because it nearly always passes.
+/// Search for the largest datagram that passes: first the interface's limit, the usual base and the least size at once, so that
+/// a clean path is known after one round trip and a small one is never taken for a large one; then a binary search
+/// between what passed and what did not.
 #[derive(Debug)]
 pub struct MtuSearch {
+    stage: Stage,
+    /// Largest size that passed; 0 = none yet.
     passes: u16,
     limit: u16,
     fails: u16,
     probe: u16,
     tries: u8,
+    /// Sizes of the first stage that have left in this try.
+    sent: u8,
     id: u32,
     next: Time,
-    /// The probe confirms the size that passed before; and when that was done last.
-    confirming: bool,
     confirmed_at: Time,
+}
+
+/// Purpose of the probes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Nothing is known yet.
+    First,
+    /// Nothing passes, not even the least size.
+    Nothing,
+    /// Between what passes and what does not.
+    Search,
+    /// Whether the size that was found passes still.
+    Confirm,
+    /// Found, but for the raise timer.
+    Found,
 }
 
 impl MtuSearch {
     /// A search up to `limit` bytes of UDP payload.
     pub fn new(limit: u16, now: Time) -> Self {
-        let limit = limit.max(BASE_DATAGRAM_BYTES);
+        let limit = limit.max(LEAST_DATAGRAM_BYTES);
         Self {
-            passes: BASE_DATAGRAM_BYTES,
+            stage: Stage::First,
+            passes: 0,
             limit,
             fails: limit + 1,
             probe: limit,
             tries: 0,
+            sent: 0,
             id: 0,
             next: now,
-            confirming: false,
             confirmed_at: now,
         }
     }
 
     /// Large datagrams were lost: is their size still right (RFC 8899 §4.3)? Three lost probes start the search anew.
     pub fn confirm(&mut self, now: Time) {
-        let searching = !self.done() || self.confirming;
-        if searching
-            || self.passes <= BASE_DATAGRAM_BYTES
-            || now.since(self.confirmed_at) < CONFIRM_EVERY_MS * 1_000_000
-        {
+        if self.stage != Stage::Found || now.since(self.confirmed_at) < CONFIRM_EVERY_MS * 1_000_000 {
             return;
         }
-        (self.confirming, self.confirmed_at) = (true, now);
+        (self.stage, self.confirmed_at) = (Stage::Confirm, now);
         (self.probe, self.tries, self.next) = (self.passes, 0, now);
     }
 
-    /// Largest size known to pass.
+    /// Largest size known to pass; the least one before anything is known.
     pub fn passes(&self) -> u16 {
-        self.passes
+        self.passes.max(LEAST_DATAGRAM_BYTES)
+    }
+
+    /// Whether not even datagrams of the least size pass.
+    pub fn nothing_passes(&self) -> bool {
+        self.stage == Stage::Nothing
     }
 
     /// Begins anew, for a path that came back or whose interface changed.
     pub fn restart(&mut self, limit: u16, now: Time) {
-        *self = Self { id: self.id, ..Self::new(limit, now) };
+        *self = Self { id: self.id, confirmed_at: self.confirmed_at, ..Self::new(limit, now) };
     }
 
-    fn done(&self) -> bool {
-        self.passes + STEP_BYTES >= self.fails || self.passes >= self.limit
-    }
-
-    /// The probe to send now: id and datagram size. Call when [`Self::next`] has come.
+    /// The probe to send now: id and datagram size. To be called until it gives none, when [`Self::next`] has come.
     pub fn poll(&mut self, now: Time, rtt_us: u32) -> Option<(u32, u16)> {
         if now < self.next {
             return None;
         }
-        if self.confirming && self.tries >= TRIES {
-            self.restart(self.limit, now);
-        }
-        if self.done() && !self.confirming {
-            if self.passes >= self.limit {
-                self.next = Time::MAX;
-                return None;
+        match self.stage {
+            Stage::First | Stage::Nothing => return self.poll_first(now, rtt_us),
+            Stage::Confirm if self.tries >= TRIES => {
+                self.restart(self.limit, now);
+                return self.poll_first(now, rtt_us);
             }
-            // The raise timer: the whole range above what passes is open again.
-            self.fails = self.limit + 1;
-            self.probe = self.limit;
-            self.tries = 0;
-        }
-        if self.tries >= TRIES {
-            self.fails = self.probe;
-            self.tries = 0;
-            if self.done() {
-                self.next = now.plus_ms(RAISE_AFTER_MS);
-                return None;
+            Stage::Found => {
+                if self.passes >= self.limit {
+                    self.next = Time::MAX;
+                    return None;
+                }
+                // The raise timer: the whole range above what passes is open again.
+                self.stage = Stage::Search;
+                (self.fails, self.probe, self.tries) = (self.limit + 1, self.limit, 0);
             }
-            self.probe = self.passes.midpoint(self.fails);
+            Stage::Search if self.tries >= TRIES => {
+                self.fails = self.probe;
+                self.narrow(now);
+                if self.stage == Stage::Found {
+                    return None;
+                }
+            }
+            Stage::Search | Stage::Confirm => {}
         }
         self.tries += 1;
+        let least_us = if self.stage == Stage::Confirm { CONFIRM_WAIT_US } else { WAIT_US };
+        self.next = now.plus_us(least_us.max(u64::from(rtt_us) * 2));
+        Some(self.numbered(self.probe))
+    }
+
+    /// The first sizes leave together, three times at most.
+    fn poll_first(&mut self, now: Time, rtt_us: u32) -> Option<(u32, u16)> {
+        if self.tries >= TRIES {
+            self.conclude(now);
+            return if self.stage == Stage::Search { self.poll(now, rtt_us) } else { None };
+        }
+        let sizes = self.first_sizes();
+        while let Some(&size) = sizes.get(usize::from(self.sent)) {
+            self.sent += 1;
+            let repeated = sizes.iter().take(usize::from(self.sent) - 1).any(|before| *before == size);
+            if size > self.passes && !repeated {
+                return Some(self.numbered(size));
+            }
+        }
+        self.sent = 0;
+        self.tries += 1;
+        self.next = now.plus_us(FIRST_WAIT_US.max(u64::from(rtt_us) * 2));
+        None
+    }
+
+    fn first_sizes(&self) -> [u16; 3] {
+        [self.limit, BASE_DATAGRAM_BYTES.min(self.limit), LEAST_DATAGRAM_BYTES]
+    }
+
+    /// The first probes had their time.
+    fn conclude(&mut self, now: Time) {
+        if self.passes == 0 {
+            (self.stage, self.tries, self.next) = (Stage::Nothing, 0, now.plus_ms(1_000));
+            return;
+        }
+        let lost = self.first_sizes().into_iter().filter(|size| *size > self.passes).min();
+        self.fails = lost.unwrap_or(self.limit + 1);
+        self.stage = Stage::Search;
+        self.narrow(now);
+    }
+
+    /// Sets the next probe between what passes and what does not, or ends the search.
+    fn narrow(&mut self, now: Time) {
+        self.tries = 0;
+        if self.passes + STEP_BYTES >= self.fails || self.passes >= self.limit {
+            self.stage = Stage::Found;
+            self.next = if self.passes >= self.limit { Time::MAX } else { now.plus_ms(RAISE_AFTER_MS) };
+        } else {
+            self.probe = self.passes.midpoint(self.fails);
+            self.next = now;
+        }
+    }
+
+    fn numbered(&mut self, size: u16) -> (u32, u16) {
         self.id = self.id.wrapping_add(1);
-        self.next = now.plus_us(200_000.max(u64::from(rtt_us) * 2));
-        Some((self.id, self.probe))
+        (self.id, size)
     }
 
     /// A probe of `size` bytes arrived; returns the size that is now known to pass.
     pub fn acknowledged(&mut self, now: Time, size: u16) -> u16 {
-        if self.confirming && size == self.passes {
-            self.confirming = false;
-            self.next = if self.passes >= self.limit { Time::MAX } else { now.plus_ms(RAISE_AFTER_MS) };
+        if size > self.limit {
+            return self.passes();
         }
-        if size > self.passes && size <= self.limit {
+        if self.stage == Stage::Confirm && size == self.passes {
+            self.stage = Stage::Search;
+            self.narrow_found(now);
+        } else if size > self.passes {
             self.passes = size;
-            self.tries = 0;
-            if self.done() {
-                self.next = if self.passes >= self.limit { Time::MAX } else { now.plus_ms(RAISE_AFTER_MS) };
-            } else {
-                self.probe = self.passes.midpoint(self.fails);
-                self.next = now;
+            match self.stage {
+                Stage::First | Stage::Nothing if size >= self.limit => self.narrow_found(now),
+                Stage::Nothing => self.stage = Stage::First,
+                Stage::First => {}
+                _ => {
+                    self.stage = Stage::Search;
+                    self.narrow(now);
+                }
             }
         }
-        self.passes
+        self.passes()
+    }
+
+    /// Ends the search with what passes.
+    fn narrow_found(&mut self, now: Time) {
+        self.fails = self.passes + 1;
+        self.narrow(now);
     }
 
     /// When to call [`Self::poll`] next.
@@ -138,22 +223,24 @@ mod tests {
     fn search(limit: u16, carries: u16) -> (u16, u32) {
         let mut now = Time::from_ms(1);
         let mut search = MtuSearch::new(limit, now);
-        let (mut passes, mut probes) = (BASE_DATAGRAM_BYTES, 0);
-        while search.next() < Time::from_ms(60_000) {
+        let mut probes = 0;
+        while search.next() < Time::from_ms(60_000) && !search.nothing_passes() {
             now = now.max(search.next());
-            if let Some((_, size)) = search.poll(now, 10_000) {
-                probes += 1;
-                if size <= carries {
-                    passes = search.acknowledged(now, size);
-                }
+            let sizes: Vec<u16> =
+                std::iter::from_fn(|| search.poll(now, 10_000)).map(|(_, size)| size).collect();
+            probes += sizes.len() as u32;
+            for size in sizes.into_iter().filter(|size| *size <= carries) {
+                search.acknowledged(now, size);
             }
         }
-        (passes, probes)
+        (search.passes(), probes)
     }
 
     #[test]
-    fn a_clean_path_takes_one_probe() {
-        assert_eq!(search(1472, 1472), (1472, 1));
+    fn a_clean_path_takes_one_round_trip() {
+        assert_eq!(search(1472, 1472), (1472, 3));
+        assert_eq!(search(1172, 1172), (1172, 2), "an interface that is smaller than the usual base");
+        assert_eq!(search(300, 548), (548, 1));
     }
 
     #[test]
@@ -162,6 +249,7 @@ mod tests {
         let mut search = MtuSearch::new(1472, now);
         assert_eq!(search.poll(now, 10_000), Some((1, 1472)));
         search.acknowledged(now, 1472);
+        assert_eq!((search.passes(), search.next()), (1472, Time::MAX));
         now = now.plus_ms(3_000);
         search.confirm(now);
         assert_eq!(search.poll(now, 10_000), Some((2, 1472)));
@@ -169,22 +257,35 @@ mod tests {
         assert_eq!((search.passes(), search.next()), (1472, Time::MAX));
         now = now.plus_ms(3_000);
         search.confirm(now);
-        for _ in 0..4 {
+        let before = now;
+        while search.passes() == 1472 {
             search.poll(now, 10_000);
-            now = now.plus_ms(300);
+            now = now.plus_ms(1);
         }
-        assert_eq!(search.passes(), BASE_DATAGRAM_BYTES);
+        assert!(now.since(before) < 200_000_000, "a fifth of a second");
+        assert_eq!(search.passes(), LEAST_DATAGRAM_BYTES);
+    }
+
+    #[test]
+    fn nothing_but_small_datagrams() {
+        let mut now = Time::from_ms(10);
+        let mut search = MtuSearch::new(1472, now);
+        while !search.nothing_passes() {
+            search.poll(now, 10_000);
+            now = now.plus_ms(1);
+        }
+        assert!(now < Time::from_ms(350), "{}", now.ms());
+        // An answer that comes late shows that something passes.
+        assert_eq!(search.acknowledged(now, LEAST_DATAGRAM_BYTES), LEAST_DATAGRAM_BYTES);
+        assert!(!search.nothing_passes());
     }
 
     #[test]
     fn smaller_paths_are_found_within_eight_bytes() {
-        for carries in [1232, 1300, 1392, 1412, 1464, 8000] {
+        for carries in [548, 600, 900, 1172, 1231, 1232, 1300, 1392, 1412, 1464, 8000] {
             let (passes, probes) = search(8972, carries);
-            assert!(
-                passes <= carries.max(BASE_DATAGRAM_BYTES) && passes + 8 >= carries,
-                "{carries}: {passes}"
-            );
-            assert!(probes < 45, "{probes}");
+            assert!(passes <= carries && passes + 8 >= carries, "{carries}: {passes}");
+            assert!(probes < 60, "{probes}");
         }
     }
 }

@@ -23,7 +23,7 @@ use crate::hello::{Capabilities, Hello, PROTOCOL_VERSION, ProcessorInfo, Steerin
 use crate::index::IndexCipher;
 use crate::lifecycle::{Action, Lifecycle, encode};
 use crate::mac::{Guard, GuardLimits};
-use crate::path::Route;
+use crate::path::{Path, Route};
 use crate::session::{REKEY_AFTER_MS, Session};
 use crate::time::Time;
 
@@ -299,6 +299,15 @@ impl Node {
         if matches!(frame, Frame::Close { .. }) {
             self.closed(now, bond);
             return;
+        }
+        // Unlike repeats, these go over the socket of their own path: they show where it is, also where another one was before.
+        let shows_address = !bond.dialer && matches!(frame, Frame::Ping { .. } | Frame::Probe { .. });
+        let elsewhere = |path: &Path| {
+            let route = path.route();
+            route.remote.ip() != source.remote.ip() || route.wan != source.wan
+        };
+        if shows_address && bond.path(path).is_some_and(|path| elsewhere(&path)) {
+            self.on_moved(now, bond, path, source);
         }
         lifecycle(bond).on_control(now, bond, path, source.route(), frame, actions);
         if !matches!(frame, Frame::Ping { .. } | Frame::Pong { .. }) {

@@ -20,13 +20,19 @@ use crate::time::Time;
 /// Used for pacing only; IPv6 adds 20 more.
 pub const WIRE_OVERHEAD_BYTES: u32 = 66;
 
-/// Smallest UDP payload every path is assumed to carry: IPv6's minimum MTU less IPv6 and UDP headers.
+/// UDP payload that nearly every path carries: IPv6's minimum MTU less IPv6 and UDP headers.
 pub const BASE_DATAGRAM_BYTES: u16 = 1232;
+
+/// Smallest UDP payload with which a path is used: what every IPv4 host takes (576 bytes, RFC 791 §3.1) less IPv4 and UDP headers.
+pub const LEAST_DATAGRAM_BYTES: u16 = 548;
+
+/// So many lost datagrams that a smaller path could be the reason for ask for a look at once.
+const MANY_LARGE_LOST: u32 = 8;
 
 /// Start rate of a path nobody has measured yet, bytes per second (20 Mbit/s).
 const START_RATE: u64 = 2_500_000;
-/// The controller never goes below this, bytes per second (200 kbit/s).
-const MIN_RATE: u64 = 25_000;
+/// The controller never goes below this, bytes per second (16 kbit/s).
+const MIN_RATE: u64 = 2_000;
 
 /// A standing queue not seen again for this long is gone.
 const QUEUE_STALE_NS: u64 = 200_000_000;
@@ -110,12 +116,13 @@ pub struct Path {
     rate: AtomicU64,
     tx_free: TxFree,
     delay_us: AtomicI64,
+    assumed_us: AtomicI64,
     jitter_us: AtomicU32,
     queue_us: AtomicU32,
     rtt_us: AtomicU32,
     rttvar_us: AtomicU32,
     limited: AtomicBool,
-    large_lost: AtomicBool,
+    large_lost: AtomicU32,
     datagram_bytes: AtomicU16,
     /// When the controller last had a sample, ns.
     sampled_at: AtomicU64,
@@ -177,13 +184,14 @@ impl Path {
             rate: AtomicU64::new(rate),
             tx_free: TxFree::new(),
             delay_us: AtomicI64::new(0),
+            assumed_us: AtomicI64::new(0),
             jitter_us: AtomicU32::new(0),
             queue_us: AtomicU32::new(0),
             rtt_us: AtomicU32::new(0),
             rttvar_us: AtomicU32::new(0),
             limited: AtomicBool::new(false),
-            large_lost: AtomicBool::new(false),
-            datagram_bytes: AtomicU16::new(BASE_DATAGRAM_BYTES),
+            large_lost: AtomicU32::new(0),
+            datagram_bytes: AtomicU16::new(LEAST_DATAGRAM_BYTES),
             sampled_at: AtomicU64::new(0),
             heard_at: AtomicU64::new(now.ns()),
             sent_at: AtomicU64::new(0),
@@ -216,14 +224,17 @@ impl Path {
 
     /// The peer misses a datagram larger than every path carries.
     pub fn note_large_lost(&self) {
-        if !self.large_lost.load(Relaxed) {
-            self.large_lost.store(true, Relaxed);
-        }
+        self.large_lost.fetch_add(1, Relaxed);
+    }
+
+    /// Whether many such datagrams were lost since [`Self::take_large_lost`].
+    pub fn many_large_lost(&self) -> bool {
+        self.large_lost.load(Relaxed) >= MANY_LARGE_LOST
     }
 
     /// Whether such a datagram was lost since the last call.
     pub fn take_large_lost(&self) -> bool {
-        self.large_lost.load(Relaxed) && self.large_lost.swap(false, Relaxed)
+        self.large_lost.load(Relaxed) != 0 && self.large_lost.swap(0, Relaxed) != 0
     }
 
     /// Follows a peer that roamed (after its challenge), or a WAN that changed address.
@@ -317,6 +328,7 @@ impl Path {
             rate: self.rate.load(Relaxed),
             tx_free: self.tx_free.get(),
             delay_us: self.delay_us.load(Relaxed) - queue_us,
+            unmeasured_us: self.unmeasured_us(),
             jitter_us: self.jitter_us.load(Relaxed),
             tier: self.tier.load(Relaxed),
             usable: self.carries(),
@@ -349,6 +361,11 @@ impl Path {
     /// When the last authenticated datagram came.
     pub fn heard_at(&self) -> Time {
         Time::from_ns(self.heard_at.load(Relaxed))
+    }
+
+    /// Whether the last one came within `ns`.
+    pub fn heard_within(&self, now: Time, ns: u64) -> bool {
+        now.since(self.heard_at()) < ns
     }
 
     /// Notes a datagram sent.
@@ -392,9 +409,14 @@ impl Path {
         self.rttvar_us.load(Relaxed)
     }
 
-    /// Relative one-way delay with the standing queue, µs.
+    /// Relative one-way delay with the standing queue, µs; 0 as long as no data has shown it.
     pub fn delay_us(&self) -> i64 {
         self.delay_us.load(Relaxed)
+    }
+
+    /// Time that [`Self::assume_delay`] adds to a delay that was never measured, µs.
+    fn unmeasured_us(&self) -> i64 {
+        if self.sampled_at.load(Relaxed) == 0 { self.assumed_us.load(Relaxed) } else { 0 }
     }
 
     /// Delay variation, µs.
@@ -424,6 +446,16 @@ impl Path {
         self.rtt_us.store(smoothed, Relaxed);
         if old == 0 {
             self.rttvar_us.store(rtt_us / 2, Relaxed);
+        }
+        self.assume_delay(0);
+    }
+
+    /// Takes half of the round trip for the one-way delay of what is not bulk, as long as no data has shown it. `offset_us`: what the peer's clock
+    /// adds to a delay; 0 as long as no path of the bond has shown it.
+    pub fn assume_delay(&self, offset_us: i64) {
+        let rtt_us = self.rtt_us();
+        if rtt_us > 0 {
+            self.assumed_us.store(offset_us + i64::from(rtt_us / 2), Relaxed);
         }
     }
 

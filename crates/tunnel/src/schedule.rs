@@ -33,6 +33,9 @@ pub struct PathView {
     /// One-way delay in microseconds against the other paths of the bond; any common offset.
     /// Best with the standing queue: [`crate::rate::RateController::delay_us`].
     pub delay_us: i64,
+    /// Half of its round trip, added to that on a path that carried nothing yet, microseconds. Bulk shall try and measure it;
+    /// single packets must not.
+    pub unmeasured_us: i64,
     /// Jitter of that delay in microseconds.
     pub jitter_us: u32,
     /// Preference: of the usable paths only those of the lowest tier are used.
@@ -282,7 +285,11 @@ impl Candidates {
             let ahead_ns = self.ahead_ns(path) + SPARSE_AHEAD_US * 1_000;
             self.in_tier(path) && path.tx_free <= now.plus_ns(ahead_ns)
         };
-        let arrival = |path: &&PathView| path.delay_ns() + path.serialise_ns(bytes);
+        let arrival = |path: &&PathView| {
+            path.delay_ns()
+                + path.unmeasured_us.clamp(-MAX_DELAY_US, MAX_DELAY_US) * 1_000
+                + path.serialise_ns(bytes)
+        };
         let best = paths.iter().filter(free).min_by_key(arrival)?;
         Some(Choice::Send { path: best.id, depart: now })
     }

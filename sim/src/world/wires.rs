@@ -45,7 +45,7 @@ impl World {
             let direction = cable.ends.iter().position(|end| *end == (site, wan))?;
             let far = cable.ends[1 - direction];
             let reaches = match &cable.nat {
-                Some(nat) if direction == 1 => nat.public() == to,
+                Some(nat) if direction == 1 => nat.owns(to),
                 _ => self.sites[far.0].owns(far.1, to),
             };
             reaches.then_some((number, direction))

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::transmit::{Repeat, Transmit};
 use crate::frame::{Nack, Report};
-use crate::path::{BASE_DATAGRAM_BYTES, Feedbacked};
+use crate::path::{Feedbacked, LEAST_DATAGRAM_BYTES};
 use crate::time::Time;
 
 /// Cumulative numbers of the last report of one lane.
@@ -33,6 +33,7 @@ impl Transmit {
         if self.session.as_ref().is_none_or(|current| current.number != session) {
             return;
         }
+        let mut offset_us = None;
         for entry in report.entries() {
             let Some(tx) = self.paths.iter_mut().find(|tx| tx.path.id == entry.path) else { continue };
             let Some(lane) = self.lanes.get_mut(entry.path, peer_core) else { continue };
@@ -72,6 +73,13 @@ impl Transmit {
                     now,
                     &Feedbacked { owd_us, rtt_us: u32::try_from(rtt_us).unwrap_or(u32::MAX), ..feedback },
                 );
+                offset_us = Some(owd_us - i64::from(tx.path.rtt_us() / 2));
+            }
+        }
+        // Paths that carried nothing yet must not look quicker, or slower, than they are.
+        if let Some(offset_us) = offset_us {
+            for tx in &self.paths {
+                tx.path.assume_delay(offset_us);
             }
         }
     }
@@ -99,7 +107,7 @@ impl Transmit {
                 for express in [false, true] {
                     let log = if express { &tx.express } else { &tx.log };
                     if let Some(number) = log.repeatable(session, peer_core, counter) {
-                        if log.entry(number).is_some_and(|e| e.bytes > usize::from(BASE_DATAGRAM_BYTES)) {
+                        if log.entry(number).is_some_and(|e| e.bytes > usize::from(LEAST_DATAGRAM_BYTES)) {
                             tx.path.note_large_lost();
                         }
                         self.repeats.push_back(Repeat { path: nack.path, express, number });

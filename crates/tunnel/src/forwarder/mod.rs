@@ -456,6 +456,9 @@ impl CoreBond {
                 node.black_hole(now, &self.tx.bond, id);
             }
         }
+        if self.tx.doubts_size() {
+            node.poll_soon(now);
+        }
         self.tx.leave_dead_paths(now);
         self.tx.tick_stampers(now);
         self.tx.markers(now, out);

@@ -18,6 +18,7 @@ use crate::keys::Encryption;
 use crate::lifecycle::Action;
 use crate::node::{Node, Source};
 use crate::order::{Admit, Order, Orderer, PathTiming};
+use crate::path::{Path, PathState};
 use crate::reassemble::{Reassembler, Whole};
 use crate::session::Session;
 use crate::time::Time;
@@ -555,19 +556,29 @@ impl Receive {
         due
     }
 
-    /// Which of the fastest two paths carries the next report: a path that dies takes only every other one with it.
+    /// Which path carries the next report: the quickest, and in turn with it another that is about as quick, so that a path
+    /// that dies takes only every other report with it. One that is slower would make the sender believe that datagrams
+    /// are lost, or the path of the report dead.
+    ///
+    /// Where no path carries anything, reports still go over one that is suspect: without them the peer would suspect it too,
+    /// send no reports either, and neither side would believe the other again.
     pub fn report_path(&mut self, tx: &Transmit) -> Option<u8> {
-        let mut usable: Vec<_> = tx
-            .paths
-            .iter()
-            .filter(|tx| tx.path.carries())
-            .map(|tx| (tx.path.delay_us(), tx.path.id))
-            .collect();
-        usable.sort_unstable();
-        usable.truncate(2);
+        let carrying = || tx.paths.iter().map(|tx| &tx.path).filter(|path| path.carries());
+        let Some((quickest_us, quickest)) = carrying().map(|path| (path.delay_us(), path.id)).min() else {
+            let suspect =
+                tx.paths.iter().map(|tx| &tx.path).filter(|path| path.state() == PathState::Suspect);
+            return suspect.map(|path| (path.delay_us(), path.id)).min().map(|(_, id)| id);
+        };
+        let rtt_us = carrying().find(|path| path.id == quickest).map_or(0, |path| path.rtt_us());
+        let able = |path: &&Arc<Path>| {
+            path.id != quickest
+                && path.delay_us() <= quickest_us + REPORT_SPREAD_US
+                && i64::from(path.rtt_us()) <= i64::from(rtt_us) + 2 * REPORT_SPREAD_US
+                && path.rate() >= REPORT_RATE_MIN
+        };
+        let second = carrying().filter(able).map(|path| (path.delay_us(), path.id)).min();
         self.report_turn = self.report_turn.wrapping_add(1);
-        let count = usable.len();
-        usable.into_iter().nth(self.report_turn % count.max(1)).map(|(_, id)| id)
+        Some(second.filter(|_| self.report_turn % 2 == 1).map_or(quickest, |(_, id)| id))
     }
 
     /// Whether a report may be due, and when.
@@ -643,6 +654,13 @@ fn release<O: Output>(
     }
 }
 
+/// Whose old address was heard so lately has not moved: a NAT may show each of a peer's sockets with an address of its own.
+const STAYS_NS: u64 = 5_000_000;
+/// A path takes a part of the reports that is at most this much slower than the quickest, µs, …
+const REPORT_SPREAD_US: i64 = 15_000;
+/// … and has at least this rate, bytes per second (1 Mbit/s): reports are some 50 kbit/s.
+const REPORT_RATE_MIN: u64 = 125_000;
+
 /// The newest datagram of a lane tells that the path lives and, to a listener, where the peer is.
 fn note_arrival<O: Output>(cx: &mut Context<'_, O>, bond: &Bond, path_at: usize, header: &Header) {
     let (now, source) = (cx.now, *cx.source);
@@ -672,7 +690,9 @@ fn note_arrival<O: Output>(cx: &mut Context<'_, O>, bond: &Bond, path_at: usize,
         }
         tx.tuples[core] = Some((tx.path.route_version(), source.remote));
         tx.newest_tuple = tx.tuples[core];
-    } else if !cx.tx.paths.iter().any(known_elsewhere) {
+    } else if !cx.tx.paths[path_at].path.heard_within(now, STAYS_NS)
+        && !cx.tx.paths.iter().any(known_elsewhere)
+    {
         cx.node.on_moved(now, bond, header.path, &source);
     }
 }

@@ -377,11 +377,16 @@ impl Transmit {
     }
 
     /// Largest inner packet that fits a datagram of the smallest path in use; `None` while that is not measured.
-    /// Segments of that size fill their datagrams; larger ones would each leave a remainder.
+    /// Segments of that size fill their datagrams; larger ones would each leave a remainder. A path that is much smaller
+    /// than another takes pieces: it must not make all packets small.
     pub fn packet_capacity(&self) -> Option<u16> {
-        let datagrams = self.paths.iter().filter(|tx| tx.path.carries()).map(|tx| tx.path.datagram_bytes());
-        let datagram =
-            datagrams.min().filter(|bytes| *bytes > usize::from(crate::path::BASE_DATAGRAM_BYTES))?;
+        let datagrams =
+            || self.paths.iter().filter(|tx| tx.path.carries()).map(|tx| tx.path.datagram_bytes());
+        let most = datagrams().max()?;
+        let datagram = datagrams().filter(|bytes| bytes * 4 >= most * 3).min()?;
+        if datagram <= usize::from(crate::path::LEAST_DATAGRAM_BYTES) {
+            return None;
+        }
         let head = PacketHead { order: Some(Order::default()), ..PacketHead::default() }.encoded_len();
         u16::try_from(datagram.saturating_sub(HEADER_BYTES + TAG_BYTES + head + self.clear_overhead())).ok()
     }

@@ -94,6 +94,11 @@ impl Transmit {
         suspects
     }
 
+    /// Whether so many large datagrams were lost on a path that its size must be looked at now.
+    pub fn doubts_size(&self) -> bool {
+        self.paths.iter().any(|tx| tx.in_use && tx.path.many_large_lost())
+    }
+
     /// Whether a core of the peer gives no sign of life: datagrams for it are overdue on a path over which later ones
     /// for other cores were confirmed, and nothing comes from it at all.
     pub fn is_silent(&self, now: Time, core: u8) -> bool {

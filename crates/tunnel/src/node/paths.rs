@@ -48,7 +48,7 @@ impl Node {
         }
         self.poll_soon(now);
         let token = self.control().token();
-        lifecycle(bond).on_moved(id, source.route(), token);
+        lifecycle(bond).on_moved(now, id, source.route(), token);
     }
 
     /// A core found a path dead: nothing came back for what it sent.

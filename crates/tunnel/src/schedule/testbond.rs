@@ -203,6 +203,7 @@ impl Bond {
                 rate: path.control.rate(),
                 tx_free: path.tx_free.get(),
                 delay_us: path.control.delay_us(),
+                unmeasured_us: 0,
                 jitter_us: path.control.jitter_us(),
                 tier: 0,
                 usable: true,

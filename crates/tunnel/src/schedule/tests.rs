@@ -10,6 +10,7 @@ fn path(id: u8, mbit_per_s: u64, delay_ms: i64) -> PathView {
         rate: mbit_per_s * 125_000,
         tx_free: Time::ZERO,
         delay_us: delay_ms * 1_000,
+        unmeasured_us: 0,
         jitter_us: 0,
         tier: 0,
         usable: true,
@@ -214,7 +215,7 @@ proptest::proptest! {
         budget in proptest::num::u32::ANY) {
         let paths: Vec<PathView> = raw.iter().enumerate().map(|(id, raw)| PathView {
             id: id as u8, rate: [0, 1_000_000, rate][raw.0 as usize], tx_free: Time::from_ns(raw.1), delay_us: raw.2,
-            jitter_us: raw.3, tier: raw.4, usable: raw.5 }).collect();
+            unmeasured_us: raw.2 / 2, jitter_us: raw.3, tier: raw.4, usable: raw.5 }).collect();
         let class = if sparse { Class::Sparse } else { Class::Bulk };
         let policy = ClassPolicy { class, reorder_budget_us: budget, tier_max: 1 };
         let now = Time::from_ns(now);
@@ -227,4 +228,16 @@ proptest::proptest! {
             Choice::None => proptest::prop_assert!(!paths.iter().any(|p| p.usable && p.rate > 0 && p.tier <= 1)),
         }
     }
+}
+
+#[test]
+fn a_path_that_carried_nothing_yet_is_quick_by_its_round_trip_only() {
+    // A satellite that was never used: bulk may try it, a single packet goes by the fibre.
+    let satellite = PathView { unmeasured_us: 300_000, ..path(0, 20, 0) };
+    let paths = [satellite, path(1, 100, 5)];
+    let sparse = ClassPolicy::of(Class::Sparse);
+    let choice = choose(Time::from_ms(1), &paths, 100, &sparse, None);
+    assert_eq!(choice, Choice::Send { path: 1, depart: Time::from_ms(1) });
+    let choice = choose(Time::from_ms(1), &paths, 1_500, &ClassPolicy::of(Class::Bulk), None);
+    assert!(matches!(choice, Choice::Send { path: 0, .. }));
 }
