@@ -1,9 +1,11 @@
 //! The gateway's own host: managed through the datapath, its own connections, ordinary tools.
 
 use std::process::Command;
+use std::time::Duration;
 
 use linux::testing::isolated;
 use testbed::program::Program;
+use testbed::topology::Node;
 
 use crate::gateway_clients::*;
 use crate::gateway_scene::*;
@@ -113,6 +115,90 @@ fn r7_a_native_host_works_as_before() {
         assert_eq!(ask_tcp(lans.host(1), "10.1.2.2:80").source.ip(), gateway_ip(2));
         assert!(dropped(&gateway, "rule-drop") >= 1, "by the rule about port 81");
         no_reply_went_astray(&gateway);
+    });
+}
+
+/// Row R7: a VPN server's device of the host is no `[[interface]]`. The kernel goes on passing packets on between it and ours, under its
+/// own firewall, and nothing of that takes the default route. Our rules about addresses hold for what begins something.
+#[test]
+fn r7_the_kernel_goes_on_forwarding_to_its_other_devices() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let place = lans.gateway();
+        let far = Node::create("a client of the host's VPN").unwrap();
+        let net = |text: &str| text.parse().unwrap();
+        let (near, at_far) =
+            (["10.8.0.1/24", "fd00:8::1/64"].map(net), ["10.8.0.2/24", "fd00:8::2/64"].map(net));
+        place.connect("vpn0", &near, &far, "eth0", &at_far).unwrap();
+        shell(&far, "ip route add default via 10.8.0.1; ip -6 route add default via fd00:8::1");
+        shell(
+            place,
+            "sysctl -q -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
+             nft 'table ip vpn { chain post { type nat hook postrouting priority srcnat; ip saddr 10.8.0.0/24 oifname lan2 masquerade; }; }'",
+        );
+        let gateway = lans.start(
+            "[gateway]\ndefault-action = \"drop\"\n[[nat]]\nout = \"lan2\"\n[[rule]]\naction = \"drop\"\nfrom = \"lan1\"\n\
+             to = \"10.8.0.2/32\"\nprotocol = \"tcp\"\nport = 81\n[[rule]]\naction = \"allow\"\nfrom = \"lan1\"\n",
+        );
+        let _inside = Mirror::start(lans.host(1), "inside", "[::]:80");
+        let _outside = Mirror::start(lans.host(2), "outside", "0.0.0.0:80");
+        let _far = [80, 81].map(|port| Mirror::start(&far, "far", &format!("[::]:{port}")));
+        let leaving = capture(&lans, "lan2", "net 10.8.0.0/24");
+        for (from, to, source) in [
+            (&far, "10.1.1.2:80", "::ffff:10.8.0.2"),
+            (lans.host(1), "10.8.0.2:80", "::ffff:10.1.1.2"),
+            (&far, "10.1.2.2:80", "10.1.2.1"),
+            (&far, "[fd00:1:1::2]:80", "fd00:8::2"),
+            (lans.host(1), "[fd00:8::2]:80", "fd00:1:1::2"),
+        ] {
+            assert_eq!(ask_tcp(from, to).source.ip().to_string(), source, "to {to}");
+            assert_eq!(ask_udp(from, to).source.ip().to_string(), source, "to {to}");
+        }
+        Talk::open(&far, "10.1.1.2:80").unwrap().echo(2_000_000).unwrap();
+        ping(lans.host(1), "-c 2 -s 4000 10.8.0.2");
+        // An ICMP error goes back to where the kernel passes it on.
+        let udp = UdpClient::new(&far, "0.0.0.0:0");
+        assert!(udp.is_refused("10.1.1.2:9"));
+        assert!(curl_for(lans.host(1), "10.8.0.2:81", 1).is_err());
+        assert!(dropped(&gateway, "rule-drop") >= 1);
+        let told = explain(&gateway, "tcp 10.1.1.2:1000 > 10.8.0.2:80");
+        assert_eq!(
+            (told.verdict.as_str(), told.out.as_str()),
+            ("to the kernel, which passes it on", "kernel")
+        );
+        assert!(!leaving.last_lines(50).contains("10.8.0."), "{}", leaving.last_lines(50));
+        // Beside it the NAT goes on.
+        assert_eq!(ask_tcp(lans.host(1), "10.1.2.2:80").source.ip(), gateway_ip(2));
+    });
+}
+
+/// Row R7: addresses of the host's on other devices, as `lo`, and networks that it takes for its own (`ip route add local`) are the
+/// host's, from the moment that they are there.
+#[test]
+fn r7_addresses_on_other_devices_are_the_hosts() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let place = lans.gateway();
+        let gateway = lans.start(
+            "[gateway]\ndefault-action = \"drop\"\n[[nat]]\nout = \"lan2\"\n[[rule]]\naction = \"drop\"\nto = \"gateway\"\n\
+             protocol = \"tcp\"\nport = 81\n[[rule]]\naction = \"allow\"\nfrom = \"lan1\"\n",
+        );
+        let _own = [80, 81].map(|port| Mirror::start(place, "gateway", &format!("[::]:{port}")));
+        shell(
+            place,
+            "ip addr add 192.0.2.1/32 dev lo; ip -6 addr add 2001:db8:1::1/128 dev lo; ip route add local 192.0.2.64/28 dev lo",
+        );
+        shell(lans.host(2), "ip route add 192.0.2.0/24 via 10.1.2.1");
+        std::thread::sleep(Duration::from_millis(200));
+        for (from, to) in
+            [(1, "192.0.2.1"), (2, "192.0.2.1"), (1, "[2001:db8:1::1]"), (1, "192.0.2.70"), (2, "192.0.2.71")]
+        {
+            assert_eq!(curl(lans.host(from), to).unwrap().name, "gateway", "{to}");
+        }
+        assert!(curl_for(lans.host(1), "192.0.2.1:81", 1).is_err(), "by the rule about the gateway");
+        assert!(dropped(&gateway, "rule-drop") >= 1);
+        shell(place, "ip addr del 192.0.2.1/32 dev lo");
+        wait_for("it is gone", PATIENCE, || curl_for(lans.host(2), "192.0.2.1", 1).is_err());
     });
 }
 

@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use linux::event::{Epoll, EventFd, Interest, Ready, Signal, Signals};
-use linux::netlink::{Change, Monitor};
+use linux::netlink::{Change, Monitor, Route, RouteKind};
 use linux::process::InstanceLock;
 use sd_notify::NotifyState;
 
@@ -21,6 +21,7 @@ use crate::config::{Config, Cores, Problem};
 use crate::control_socket::Server;
 use crate::events::{EventSender, NodeEvent};
 use crate::host_checks::PortHolder;
+use crate::host_facts::LOCAL_TABLE;
 use crate::kernel_routes::KernelRoutes;
 use crate::node::{Node, StartError, host_warnings};
 use crate::protocol::{Request, Response};
@@ -39,8 +40,6 @@ pub struct Options {
 const QUIET: Duration = Duration::from_millis(20);
 /// … but not longer than this after the first.
 const QUIET_MAX: Duration = Duration::from_millis(100);
-/// The kernel's table of its own addresses: it changes with them.
-const LOCAL_TABLE: u32 = 255;
 /// Looked at without any message, in case one was lost.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 const TICK: Duration = Duration::from_secs(1);
@@ -285,7 +284,7 @@ impl Loop {
                 Change::LinkGone(_) | Change::AddressGone(_) | Change::Resync => self.changed(true),
                 Change::Address(address) if address.index == tun => {}
                 Change::Route(route) | Change::RouteGone(route)
-                    if route.spec.table == LOCAL_TABLE || route.is_ours() => {}
+                    if route.is_ours() || is_part_of_address(&route, tun) => {}
                 Change::Rule(rule) if rule.is_ours() => {}
                 Change::Address(_)
                 | Change::Route(_)
@@ -366,6 +365,12 @@ impl Loop {
             }
         }
     }
+}
+
+/// Whether a route comes and goes with an address, of which the kernel tells as well.
+fn is_part_of_address(route: &Route, tun: u32) -> bool {
+    let spec = &route.spec;
+    spec.table == LOCAL_TABLE && (spec.kind != RouteKind::Local || spec.interface == Some(tun))
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ pub const WAN_ADDRESSES_MAX: usize = 8;
 /// The kernel's ports for outgoing connections, unless the host says otherwise.
 const EPHEMERAL: (u16, u16) = (32_768, 60_999);
 /// The kernel's table of its own addresses.
-const LOCAL_TABLE: u32 = 255;
+pub(crate) const LOCAL_TABLE: u32 = 255;
 /// Links, addresses and routes as netlink tells them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostView {
@@ -29,8 +29,8 @@ pub struct HostView {
     pub addresses: Vec<Address>,
     /// Routes of the main table which work now, those into the tunnel included.
     pub routes: Vec<Route>,
-    /// Routes besides these that decide where packets go: those of the main table that refuse, and all of other tables but those that this
-    /// program made for its tunnel.
+    /// Routes besides these that decide where packets go: those of the main table that refuse, what the host takes for its own (of the
+    /// local table), and all of other tables but those that this program made for its tunnel.
     pub other_routes: Vec<Route>,
     /// Rules that say which table counts, without ours.
     pub rules: Vec<PolicyRule>,
@@ -42,13 +42,16 @@ impl HostView {
         let links = netlink.links()?;
         let addresses = netlink.all_addresses()?;
         let mut routes = netlink.routes(None)?;
-        routes.retain(|route| !route.dead && !matches!(route.spec.kind, RouteKind::Local | RouteKind::Other));
+        routes.retain(|route| {
+            let is_local = route.spec.kind == RouteKind::Local;
+            !route.dead
+                && route.spec.kind != RouteKind::Other
+                && is_local == (route.spec.table == LOCAL_TABLE)
+        });
         let (routes, mut other_routes): (Vec<Route>, Vec<Route>) = routes
             .into_iter()
             .partition(|route| route.spec.table == MAIN_TABLE && route.spec.kind == RouteKind::Unicast);
-        other_routes.retain(|route| {
-            route.spec.table == MAIN_TABLE || (route.spec.table != LOCAL_TABLE && !route.is_ours())
-        });
+        other_routes.retain(|route| matches!(route.spec.table, MAIN_TABLE | LOCAL_TABLE) || !route.is_ours());
         let mut rules = netlink.policy_rules()?;
         rules.retain(|rule| !rule.spec.is_ours());
         Ok(Self { links, addresses, routes, other_routes, rules })
@@ -137,6 +140,8 @@ pub struct DeviceFacts {
     pub mtu: u32,
     /// Switched on, with carrier.
     pub up: bool,
+    /// Leads back to the host.
+    pub loopback: bool,
     /// Its addresses.
     pub addresses: Vec<IpNet>,
     /// The VRF that it belongs to: name of its device and routing table.
@@ -176,6 +181,7 @@ impl HostFacts {
             mac: link.mac.unwrap_or_default(),
             mtu: link.mtu,
             up: link.up && link.carrier,
+            loopback: link.loopback,
             addresses: view
                 .addresses
                 .iter()

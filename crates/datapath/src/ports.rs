@@ -115,7 +115,7 @@ pub trait Ports {
 pub(crate) fn leave(out: &mut impl Output, outcome: Outcome, offload: &VirtioNetHeader, bytes: &mut [u8]) {
     match outcome {
         Outcome::Forward(Egress::Interface(interface)) => out.interface(interface, offload, bytes),
-        Outcome::Forward(Egress::Host) => out.host(offload, bytes),
+        Outcome::Forward(Egress::Host | Egress::Kernel) => out.host(offload, bytes),
         Outcome::DeviceIngress(interface) => out.device_ingress(interface, offload, bytes),
         Outcome::Resolve(interface, next_hop) => {
             out.resolve(interface, next_hop, offload, bytes.get_mut(ETHERNET_BYTES..).unwrap_or_default());

@@ -126,8 +126,10 @@ impl Ingress {
 pub enum Egress {
     /// Leaves by a plain interface.
     Interface(InterfaceId),
-    /// Goes to the host's own stack.
+    /// Goes to the host's own stack, for the host itself.
     Host,
+    /// Goes to the host's own stack, which passes it on by a device that is no interface here.
+    Kernel,
     /// Goes to a peer through the tunnel.
     Bond(BondId),
     /// Goes to another core of this machine, by a ring.
@@ -143,7 +145,7 @@ impl Egress {
     pub const fn interface(self) -> Option<InterfaceId> {
         match self {
             Self::Interface(id) => Some(id),
-            Self::Host | Self::Bond(_) | Self::Core(_) | Self::Unit(_) => None,
+            Self::Host | Self::Kernel | Self::Bond(_) | Self::Core(_) | Self::Unit(_) => None,
         }
     }
 }

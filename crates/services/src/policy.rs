@@ -18,8 +18,8 @@ use crate::nat::{NatClient, NatEvent, NatPolicy};
 use crate::route::{Fib, Route, RouteQuery, SHARED_TENANT};
 use crate::rules::{Question, RuleSet, Verdict, carry_hits, places_before};
 use crate::spec::{
-    ForwardSpec, GatewaySpec, InterfaceSpec, Limits, Mapping, NatMode, NatSpec, PORTS_DEFAULT, PeerSpec,
-    PortChoice, RouteAction, RouteSpec, RuleAction, ServerSpec, TCP, Timeouts, UDP,
+    ForwardSpec, GatewaySpec, HostMode, InterfaceSpec, Limits, Mapping, NatMode, NatSpec, PORTS_DEFAULT,
+    PeerSpec, PortChoice, RouteAction, RouteSpec, RuleAction, ServerSpec, TCP, Timeouts, UDP,
 };
 use kept::KeptTargets;
 
@@ -264,7 +264,7 @@ impl Policy {
         match egress {
             Egress::Interface(id) => self.attachments.tenants.of(Ingress::Interface(id)),
             Egress::Bond(id) => self.attachments.tenants.of(Ingress::Bond(id)),
-            Egress::Host | Egress::Core(_) | Egress::Unit(_) => SHARED_TENANT,
+            Egress::Host | Egress::Kernel | Egress::Core(_) | Egress::Unit(_) => SHARED_TENANT,
         }
     }
 
@@ -312,13 +312,20 @@ impl Policy {
     pub fn verdict(&self, question: &Question<'_>) -> Verdict {
         let verdict = self.rules.verdict(question);
         let own = question.ingress == Ingress::Host && matches!(question.egress, Egress::Bond(_));
-        if own && verdict.rule.is_none() {
+        if (own || self.is_kernels(question)) && verdict.rule.is_none() {
             return Verdict { action: RuleAction::Allow, rule: None };
         }
         match self.through_action(question) {
             Some(action) if verdict.rule.is_none() => Verdict { action, rule: None },
             _ => verdict,
         }
+    }
+
+    /// Whether a packet is one of those about which the host's own firewall decides: for it, or passed on by it.
+    fn is_kernels(&self, question: &Question<'_>) -> bool {
+        self.spec.host.mode == HostMode::Native
+            && question.ingress.interface().is_some()
+            && matches!(question.egress, Egress::Host | Egress::Kernel)
     }
 
     /// The default of its own that an interface has for what passes through: not to this gateway or a service of it, not back to

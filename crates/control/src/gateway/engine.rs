@@ -102,6 +102,7 @@ impl Names {
         match egress {
             Egress::Interface(id) => self.interface(id),
             Egress::Host => "gateway".to_owned(),
+            Egress::Kernel => "kernel".to_owned(),
             Egress::Bond(id) => {
                 self.policy.peer(id).map_or_else(|| "tunnel".to_owned(), |peer| format!("peer:{}", peer.name))
             }
@@ -310,7 +311,7 @@ impl EngineHandle<'_> {
             Egress::Interface(id) => Some(Ingress::Interface(id)),
             Egress::Host => Some(Ingress::Host),
             Egress::Bond(id) => Some(Ingress::Bond(id)),
-            Egress::Core(_) | Egress::Unit(_) => None,
+            Egress::Kernel | Egress::Core(_) | Egress::Unit(_) => None,
         };
         let ingress = match ingress {
             Some(ingress) => ingress,
@@ -697,6 +698,7 @@ fn verdict(drop: Option<DropReason>, egress: Option<Egress>) -> &'static str {
         (Some(DropReason::RuleReject), _) => "reject",
         (Some(_), _) | (None, None) => "drop",
         (None, Some(Egress::Host)) => "to the gateway",
+        (None, Some(Egress::Kernel)) => "to the kernel, which passes it on",
         (None, Some(Egress::Bond(_))) => "into the tunnel",
         (None, Some(_)) => "forward",
     }

@@ -103,7 +103,9 @@ impl RouteTable {
         if worse.action != RouteAction::Forward {
             return;
         }
-        for (egress, via, _) in worse.ways().filter(|way| way.0 != best.egress && way.0 != Egress::Host) {
+        let leads =
+            |way: &(Egress, _, _)| way.0 != best.egress && !matches!(way.0, Egress::Host | Egress::Kernel);
+        for (egress, via, _) in worse.ways().filter(leads) {
             self.hidden.push(RouteSpec { table: worse.table, ..RouteSpec::new(tenant, prefix, egress, via) });
         }
     }

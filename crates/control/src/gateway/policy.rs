@@ -6,8 +6,8 @@
 //! * **Numbers are stable**: an interface's and a tenant's number is its place in the configuration, and
 //!   [`crate::reload`] keeps places over a reload, because live flows carry these numbers.
 //! * **Routes**, the best first where a prefix has several: the gateway's own addresses, `[[route]]`, connected networks,
-//!   peers' allowed-ips in the tables of their tenants, the kernel's over the gateway's devices and the tunnel, with its
-//!   rules and tables (`host_routes`). The others are told too: by them answers leave where a question came in.
+//!   peers' allowed-ips in the tables of their tenants, the kernel's with its rules and tables (`host_routes`): over the
+//!   gateway's devices, into the tunnel, and over others, where the kernel passes packets on. The others are told too: by them answers leave where a question came in.
 //! * **Ports that the host itself uses** are reserved where a NAT shares an address with the host.
 //! * **Replies to the host's own connections** come through the datapath, which has no flow for them because the
 //!   requests left natively: it is told the ports that the host uses, so that a default action that drops spares them.
@@ -16,10 +16,11 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
+use linux::netlink::RouteKind;
 use packet::attachment::{BondId, Egress, InterfaceId};
 use services::spec::{
     Attachment, BackendSpec, ForwardSpec, GatewaySpec, GroupSpec, HostSpec, InterfaceSpec, LeaseSpec, Limits,
-    NatMode, NatSpec, PeerSpec, RouteAction, RuleAction, RuleSpec, ServerSpec, SideSpec,
+    MAIN_TABLE, NatMode, NatSpec, PeerSpec, RouteAction, RuleAction, RuleSpec, ServerSpec, SideSpec,
 };
 
 use steering::units::LEASE_PORTS;
@@ -260,13 +261,9 @@ impl Builder<'_> {
         table
     }
 
-    /// The kernel's routes over these interfaces and into the tunnel, and those that refuse.
+    /// The kernel's routes over these interfaces and into the tunnel, those over other devices, by which it passes packets on
+    /// itself, and those that refuse.
     fn kernel_routes(&self, table: &mut RouteTable, interfaces: &[InterfaceSpec]) {
-        let egress = |index: u32| {
-            let device = self.facts.devices.iter().find(|device| device.index == index)?;
-            let place = interfaces.iter().position(|interface| interface.device == device.name)?;
-            u16::try_from(place).ok().map(|place| Egress::Interface(InterfaceId(place)))
-        };
         // The route whose further ways follow.
         let mut several: Option<(u16, IpNet, Candidate)> = None;
         for route in &self.facts.routes {
@@ -290,13 +287,20 @@ impl Builder<'_> {
                 table.add(0, route.prefix, candidate);
                 continue;
             }
+            if route.kind == RouteKind::Local {
+                if let Some((prefix, own)) = self.own_elsewhere(route, interfaces) {
+                    table.add(0, prefix, own);
+                }
+                continue;
+            }
             if Some(route.device) == self.facts.tun_index {
                 for (net, id) in self.through_tunnel(route.prefix) {
                     table.add(0, net, Candidate { egress: Egress::Bond(id), ..candidate.clone() });
                 }
                 continue;
             }
-            let Some(egress) = egress(route.device).filter(|egress| !self.is_rogue(route, *egress)) else {
+            let egress = self.egress_of(route, interfaces);
+            let Some(egress) = egress.filter(|egress| !self.is_rogue(route, *egress)) else {
                 continue;
             };
             let candidate = Candidate { egress, ..candidate };
@@ -312,6 +316,31 @@ impl Builder<'_> {
         if let Some((tenant, prefix, candidate)) = several {
             table.add(tenant, prefix, candidate);
         }
+    }
+
+    /// Route to the host for its own addresses beside those of these interfaces: addresses of its other devices, networks that `ip
+    /// route add local` gives it.
+    fn own_elsewhere(&self, route: &KernelRoute, interfaces: &[InterfaceSpec]) -> Option<(IpNet, Candidate)> {
+        let device = self.facts.devices.iter().find(|device| device.index == route.device)?;
+        let known = || interfaces.iter().any(|interface| interface.device == device.name);
+        let address = route.prefix.addr();
+        let of_one_link = address.is_loopback() || is_link_local(address);
+        let elsewhere = Some(device.index) != self.facts.tun_index && !known() && !of_one_link;
+        elsewhere.then(|| (route.prefix, Candidate::new(Rank::Own, Egress::Host, None)))
+    }
+
+    /// By what packets leave that take a route of the kernel's. `None`: the route does not count.
+    fn egress_of(&self, route: &KernelRoute, interfaces: &[InterfaceSpec]) -> Option<Egress> {
+        let device = self.facts.devices.iter().find(|device| device.index == route.device)?;
+        if let Some(place) = interfaces.iter().position(|interface| interface.device == device.name) {
+            return u16::try_from(place).ok().map(|place| Egress::Interface(InterfaceId(place)));
+        }
+        // Where the configuration has the way out, the default route of a network for management is none.
+        let other_way_out =
+            route.table == MAIN_TABLE && route.prefix.prefix_len() == 0 && has_way_out(self.config);
+        let carries_tunnel = self.config.wans.iter().any(|wan| wan.interface.covers(&device.name));
+        let counts = !device.loopback && !is_link_local(route.prefix.addr());
+        (counts && !other_way_out && !carries_tunnel).then_some(Egress::Kernel)
     }
 
     /// Whether a default route is what a host of a network inside claims by a router advertisement or DHCP: the way out is
@@ -587,11 +616,23 @@ fn leads_out(config: &Config, interface: &Interface) -> bool {
     })
 }
 
+/// Whether an address means something on one link only.
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local() || address.is_multicast(),
+    }
+}
+
+/// Whether the configuration says where the way out is.
+fn has_way_out(config: &Config) -> bool {
+    let interfaces = &config.services.interfaces;
+    !config.wans.is_empty() || interfaces.iter().any(|interface| leads_out(config, interface))
+}
+
 /// Whether an interface leads inside: others are said to lead out, and this one is not.
 pub(crate) fn is_inside(config: &Config, interface: &Interface) -> bool {
-    let out = |interface: &Interface| leads_out(config, interface);
-    let somewhere = !config.wans.is_empty() || config.services.interfaces.iter().any(out);
-    somewhere && !out(interface)
+    has_way_out(config) && !leads_out(config, interface)
 }
 
 /// A tenant's number: its place in the configuration, after the shared one.

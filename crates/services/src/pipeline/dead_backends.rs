@@ -108,6 +108,6 @@ pub(super) const fn ingress_of(egress: Egress) -> Option<Ingress> {
         Egress::Interface(id) => Some(Ingress::Interface(id)),
         Egress::Bond(id) => Some(Ingress::Bond(id)),
         Egress::Host => Some(Ingress::Host),
-        Egress::Core(_) | Egress::Unit(_) => None,
+        Egress::Kernel | Egress::Core(_) | Egress::Unit(_) => None,
     }
 }

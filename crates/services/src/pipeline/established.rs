@@ -361,7 +361,12 @@ impl Services {
             }
             Some(_) | None => {}
         }
-        routing.egress(&leaving, &query)
+        let target = routing.egress(&leaving, &query)?;
+        // The answers to what the kernel passes on do not come by here: nothing would translate them back.
+        if table.is_translated(id) && target.0 == Egress::Kernel {
+            return Err(DropReason::NoRoute);
+        }
+        Ok(target)
     }
 }
 

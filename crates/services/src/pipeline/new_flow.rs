@@ -249,8 +249,8 @@ impl Services {
         let to_gateway = !policy.rules.is_empty() && policy.is_addressed(key);
         let question = Question { key, tenant: *tenant, ingress: *ingress, egress, to_gateway };
         let verdict = policy.verdict(&question);
-        // The host's own firewall decides what the host gets; our rules only about what begins something.
-        let native = egress == Egress::Host && is_native(policy, *ingress);
+        // The host's own firewall decides what the host gets or passes on; our rules only about what begins something.
+        let native = matches!(egress, Egress::Host | Egress::Kernel) && is_native(policy, *ingress);
         // What answers the host passes whatever the default is: nothing was decided.
         if native && (verdict.rule.is_none() || !opens(policy, packet, frame))
             || verdict.rule.is_none() && answers_host(policy, packet, frame, egress)
@@ -281,16 +281,22 @@ impl Services {
             self.give_to_host(frame, header);
             return Ok(());
         }
-        if packet.ingress != Ingress::Host {
-            return Err(DropReason::IcmpInvalid);
-        }
         let query = RouteQuery {
             tenant: packet.tenant,
             ingress: Some(packet.ingress),
             key: packet.key.with_destination(header.dst, packet.key.dst_port),
             before: None,
         };
-        let route = policy.route(&query)?;
+        let route = policy.route(&query);
+        if packet.ingress != Ingress::Host {
+            let by_kernel = route.is_ok_and(|route| route.egress == Egress::Kernel);
+            if by_kernel && check_source(policy, packet).is_ok() {
+                self.give_to_host(frame, header);
+                return Ok(());
+            }
+            return Err(DropReason::IcmpInvalid);
+        }
+        let route = route?;
         let hop = (route.egress, route.via.unwrap_or(header.dst), header.dst.is_ipv4());
         established::address(frame, &self.routing.unnumbered(hop));
         self.went_on(header);
@@ -552,10 +558,14 @@ fn leave_by(
     let query = RouteQuery { tenant, ingress: Some(ingress), key: resolution.to, before: None };
     let route = policy.route(&query)?;
     // Back to where it came from, or from the host to the host: it would go round in circles.
-    let circles = resolution.flags & flags::DEST_NAT == 0
+    let translated = resolution.flags & flags::DEST_NAT != 0;
+    let circles = !translated
         && !matches!(ingress, Ingress::Interface(_))
-        && route.egress == Egress::from(ingress);
-    if circles || to_many && !matches!(route.egress, Egress::Bond(_)) {
+        && (route.egress == Egress::from(ingress)
+            || (ingress, route.egress) == (Ingress::Host, Egress::Kernel));
+    // The answers to what the kernel passes on do not come by here: nothing would translate them back.
+    let lost = translated && route.egress == Egress::Kernel;
+    if circles || lost || to_many && !matches!(route.egress, Egress::Bond(_)) {
         return Err(DropReason::NoRoute);
     }
     let beside = route.egress.interface().filter(|_| route.via.is_none());
@@ -629,14 +639,19 @@ fn is_to_many(dst: IpAddr) -> bool {
     dst.is_multicast() || dst == IpAddr::V4(std::net::Ipv4Addr::BROADCAST)
 }
 
-/// Whether the kernel's stack has to filter a packet by itself. Of what interfaces bring only TCP connections get a flow,
-/// since the host's answers do not come by here; of what bonds bring everything that may be answered.
+/// Whether the kernel's stack has to filter a packet by itself: what it passes on, and what is for the host. Of what interfaces
+/// bring only TCP connections to the host get a flow, since the kernel's answers do not come by here; of what bonds bring everything
+/// that may be answered.
 fn passes_without_flow(
     policy: &Policy,
     packet: &PacketContext,
     frame: &Frame<'_>,
     resolution: &Resolution,
 ) -> bool {
+    if resolution.egress == Egress::Kernel {
+        // Its answers to interfaces do not come by here; those to peers do.
+        return packet.ingress.interface().is_some();
+    }
     if resolution.egress != Egress::Host || resolution.flags & flags::DEST_NAT != 0 {
         return false;
     }
@@ -661,7 +676,7 @@ fn is_native(policy: &Policy, ingress: Ingress) -> bool {
 /// Whether a packet may be an answer to the host, whose own questions never come by here. Those to peers do: their
 /// answers are of known flows.
 fn answers_host(policy: &Policy, packet: &PacketContext, frame: &Frame<'_>, egress: Egress) -> bool {
-    egress == Egress::Host
+    matches!(egress, Egress::Host | Egress::Kernel)
         && !matches!(packet.ingress, Ingress::Bond(_))
         && policy.server_or_forward(&packet.key).is_none()
         && !opens(policy, packet, frame)

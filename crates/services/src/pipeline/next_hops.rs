@@ -111,7 +111,7 @@ impl Hops {
     pub fn number(&mut self, key: HopKey, policy: &Policy, neighbors: &Neighbors) -> u16 {
         let (egress, address, _) = key;
         let key = match egress {
-            Egress::Host => return HOST,
+            Egress::Host | Egress::Kernel => return HOST,
             Egress::Interface(_) => key,
             // A bond has one peer, whatever the destination.
             Egress::Bond(_) | Egress::Core(_) | Egress::Unit(_) => {

@@ -111,6 +111,7 @@ fn name_of_egress(egress: Egress) -> String {
     match egress {
         Egress::Interface(id) => format!("interface {id}"),
         Egress::Host => "the gateway itself".to_owned(),
+        Egress::Kernel => "another device of the host".to_owned(),
         Egress::Bond(id) => format!("bond {id}"),
         Egress::Core(id) => format!("core {id}"),
         Egress::Unit(id) => format!("unit {id}"),

@@ -343,7 +343,7 @@ fn egress_value(egress: Egress) -> Option<u16> {
         Egress::Interface(id) => Ingress::Interface(id),
         Egress::Host => Ingress::Host,
         Egress::Bond(id) => Ingress::Bond(id),
-        Egress::Core(_) | Egress::Unit(_) => return None,
+        Egress::Kernel | Egress::Core(_) | Egress::Unit(_) => return None,
     };
     Some(same.compact())
 }

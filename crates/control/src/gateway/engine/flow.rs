@@ -43,6 +43,7 @@ pub(super) fn decides(
     let (verdict, reason) = match way.map(|(egress, _)| egress) {
         None => ("drop", "no-route"),
         Some(Egress::Host) => ("to the gateway", ""),
+        Some(Egress::Kernel) => ("to the kernel, which passes it on", ""),
         Some(Egress::Bond(_)) => ("into the tunnel", ""),
         Some(_) => ("forward", ""),
     };

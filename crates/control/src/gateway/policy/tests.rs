@@ -17,12 +17,13 @@ pub(crate) fn facts() -> HostFacts {
         mac: [2, 0, 0, 0, 0, index as u8],
         mtu: 1500,
         up: true,
+        loopback: name == "lo",
         addresses: addresses.iter().map(|net| net.parse().unwrap()).collect(),
         vrf: None,
     };
     let route = |prefix: &str, via: Option<&str>, device, metric| KernelRoute {
         table: 254,
-        kind: linux::netlink::RouteKind::Unicast,
+        kind: RouteKind::Unicast,
         protocol: 4,
         place: 0,
         weight: 1,
@@ -107,6 +108,65 @@ fn routes_are_those_of_the_gateways_own_devices() {
         "{:?}",
         spec.interfaces
     );
+}
+
+/// Over other devices the kernel passes packets on itself; addresses on them are the host's. What leads nowhere else does not count.
+#[test]
+fn routes_over_other_devices_are_the_kernels() {
+    let mut facts = facts();
+    let device = |index, name: &str| DeviceFacts { index, name: name.to_owned(), ..facts.devices[3].clone() };
+    let (vpn, management, wan) = (device(20, "tun7"), device(21, "eth9"), device(22, "wwan0"));
+    let like = facts.routes[2].clone();
+    let route =
+        |prefix: &str, device| KernelRoute { prefix: prefix.parse().unwrap(), device, ..like.clone() };
+    let local =
+        |prefix: &str, device| KernelRoute { kind: RouteKind::Local, table: 255, ..route(prefix, device) };
+    facts.devices.extend([vpn, management, wan]);
+    facts.routes.extend([
+        route("10.8.0.0/24", 20),
+        route("10.8.0.2/32", 20),
+        route("0.0.0.0/0", 21),
+        route("172.16.0.0/24", 22),
+        route("fe80::/64", 20),
+        route("127.0.0.0/8", 1),
+        KernelRoute { table: 100, ..route("0.0.0.0/0", 20) },
+        local("10.8.0.1/32", 20),
+        local("192.0.2.0/28", 1),
+        local("127.0.0.0/8", 1),
+        local("fe80::7/128", 20),
+        local("203.0.113.1/32", 2),
+        local("10.77.0.1/32", 9),
+    ]);
+    let with = |rest: &str, facts: &HostFacts| {
+        let text = format!("{BASE}{rest}");
+        let spec = gateway_spec(&config("listen = 4600", &text), facts, &Overrides::default());
+        routes(&spec)
+            .into_iter()
+            .filter(|line| !line.ends_with("wan") && !line.ends_with("lan"))
+            .collect::<Vec<_>>()
+    };
+    let rest = "[[wan]]\ninterface = \"wwan0\"\n[[nat]]\nout = \"wan\"\n";
+    let expected = [
+        "0 10.0.0.254/32 host",
+        "0 10.6.0.0/16 nobody",
+        "0 10.8.0.0/24 Kernel",
+        "0 10.8.0.1/32 host",
+        "0 10.8.0.2/32 Kernel",
+        "0 10.77.0.1/32 host",
+        "0 192.0.2.0/28 host",
+        "0 203.0.113.1/32 host",
+        "0 203.0.113.10/32 host",
+        "0 fe80::2/128 host",
+        "0 0.0.0.0/0 Kernel",
+    ];
+    let mut found = with(rest, &facts);
+    let mut sorted = expected.to_vec();
+    sorted.sort_unstable();
+    found.sort_unstable();
+    assert_eq!(found, sorted, "the default route is of table 100");
+    // Nothing says where the way out is: it is the host's.
+    facts.routes.retain(|route| route.prefix.prefix_len() > 0 || route.device == 21);
+    assert!(with("", &facts).contains(&"0 0.0.0.0/0 Kernel".to_owned()));
 }
 
 #[test]

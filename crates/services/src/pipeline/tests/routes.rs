@@ -3,11 +3,13 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use packet::DropReason;
-use packet::attachment::Ingress;
+use packet::attachment::{Egress, Ingress};
 
 use super::world::*;
 use crate::pipeline::{Neighbors, Outcome};
-use crate::spec::{GatewaySpec, NatMode, RouteAction, RouteSpec, TCP, UDP};
+use crate::spec::{
+    ForwardSpec, GatewaySpec, NatMode, RouteAction, RouteSpec, RuleAction, RuleSpec, SideSpec, TCP, UDP,
+};
 
 /// Type and code of an ICMP message of either version.
 fn kind(packet: &[u8]) -> (u8, u8) {
@@ -48,6 +50,50 @@ fn what_no_route_takes_on_is_answered() {
         world.dropped(LAN, &tcp("10.0.0.5:1000", "198.51.100.7:80", SYN, 1, 0, b""), DropReason::NoRoute);
     assert_eq!(kind(&left[0].packet), (3, 0));
     assert_eq!(left[0].by(), LAN);
+}
+
+/// Packets that the kernel passes on by a device of its own go to it as they are, without a flow: the other direction does not come by here. A
+/// rule about addresses holds for what begins something, the default does not.
+#[test]
+fn what_the_kernel_passes_on_is_handed_to_it() {
+    let kernel = RouteSpec { egress: Egress::Kernel, ..route("10.8.0.0/24", HOST, None) };
+    let mut spec = native(two_interfaces());
+    spec.default_action = RuleAction::Drop;
+    spec.nats.push(nat(NatMode::AddressAndPort, &["203.0.113.1"]));
+    spec.routes.push(kernel.clone());
+    let closed = SideSpec { prefixes: vec!["10.8.0.9/32".parse().unwrap()], ..SideSpec::default() };
+    spec.rules = vec![RuleSpec { action: RuleAction::Drop, to: closed, ..RuleSpec::default() }];
+    let mut world = World::new(2, spec.clone());
+    let answer = tcp("10.0.0.5:80", "10.8.0.2:1000", SYN | ACK, 1, 1, b"");
+    let packets = [
+        udp("10.0.0.5:1000", "10.8.0.2:53", b"x"),
+        tcp("10.0.0.5:1000", "10.8.0.2:80", SYN, 1, 0, b""),
+        answer.clone(),
+        tcp("10.0.0.5:80", "10.8.0.9:1000", ACK, 1, 1, b"data"),
+        echo("10.0.0.5", "10.8.0.2", 0, 7),
+        icmp_error("10.0.0.5", "10.8.0.2".parse().unwrap(), 3, 3, &udp("10.8.0.2:1000", "10.0.0.5:9", b"x")),
+    ];
+    for packet in &packets {
+        let left = world.one(LAN, packet);
+        assert_eq!(left.outcome, Outcome::DeviceIngress(LAN_ID));
+        assert_eq!(left.packet, *packet, "unchanged");
+    }
+    assert_eq!(world.flows(), 0);
+    world.dropped(LAN, &tcp("10.0.0.5:1000", "10.8.0.9:80", SYN, 1, 0, b""), DropReason::RuleDrop);
+    // Addressed to a mapping or forward it would come back untranslated.
+    let mut forwarding = spec;
+    forwarding.forwards.push(ForwardSpec {
+        protocol: UDP,
+        listen: "203.0.113.1:53".parse().unwrap(),
+        to: "10.8.0.2:53".parse().unwrap(),
+        ports: 1,
+        tenant: 0,
+        proxy_protocol: false,
+    });
+    forwarding.rules.clear();
+    forwarding.default_action = RuleAction::Allow;
+    world.reload(forwarding);
+    world.dropped(WAN, &udp("198.51.100.7:1000", "203.0.113.1:53", b"x"), DropReason::NoRoute);
 }
 
 /// A flow whose route goes is told so, and goes on when the route comes again.
