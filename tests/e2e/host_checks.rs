@@ -12,7 +12,7 @@ use crate::scene::*;
 /// A shell command in a node, to its end.
 fn shell(place: &Node, text: &str) -> String {
     let mut command = Command::new("sh");
-    command.args(["-c", text]);
+    command.args(["-c", &format!("PATH=$PATH:/usr/sbin:/sbin; {text}")]);
     place.output(command).unwrap()
 }
 
@@ -81,9 +81,23 @@ fn forwarding_that_is_off_and_a_firewall_that_drops_are_told_and_the_remedies_wo
         assert!(passes());
         gateway.wait("no obstacle", PATIENCE, |report| report.warnings.is_empty());
 
+        // The same in the tables of `iptables-legacy`, which nftables does not show.
+        shell(a, "nft delete table ip filter");
         shell(
             a,
-            "nft delete table ip filter; nft 'table inet fw { chain forward { type filter hook forward priority 0; \
+            "iptables-legacy -P FORWARD DROP; iptables-legacy -N DOCKER-USER; iptables-legacy -A FORWARD -j DOCKER-USER",
+        );
+        assert!(!passes());
+        let told = gateway.wait("the firewall", PATIENCE, |report| !report.warnings.is_empty()).warnings;
+        assert!(told[0].contains("iptables-legacy") && told[0].contains("Docker sets this"), "{told:?}");
+        shell(a, remedy(&told[0], "iptables-legacy -I", "\n"));
+        assert!(passes(), "{told:?}");
+        gateway.wait("no obstacle", PATIENCE, |report| report.warnings.is_empty());
+        shell(a, "iptables-legacy -F; iptables-legacy -P FORWARD ACCEPT");
+
+        shell(
+            a,
+            "nft 'table inet fw { chain forward { type filter hook forward priority 0; \
                   ct state established accept; counter reject; }; }'",
         );
         assert!(!passes());

@@ -52,10 +52,11 @@ pub(crate) struct Surroundings {
 impl Surroundings {
     /// Reads what the kernel tells now.
     pub(crate) fn read(config: &Config, netlink: &Netlink) -> Self {
-        let chains = dropping_chains().unwrap_or_else(|error| {
+        let mut chains = dropping_chains().unwrap_or_else(|error| {
             tracing::debug!(%error, "the firewall's chains cannot be read");
             Vec::new()
         });
+        chains.extend(linux::iptables_legacy::dropping_chains());
         let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u32>().ok();
         let forwards = ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"];
         let mut routes = netlink.routes(None).unwrap_or_default();
@@ -75,6 +76,7 @@ impl Surroundings {
 pub(crate) fn obstacles(config: &Config, view: &HostView, around: &Surroundings) -> Vec<Obstacle> {
     let mut list = Vec::new();
     clock(around, &mut list);
+    beside_interfaces(config, view, around, &mut list);
     if config.peers.is_empty() {
         return list;
     }
@@ -153,8 +155,7 @@ fn forwarding(config: &Config, around: &Surroundings, lans: &Lans<'_>, ipv4: boo
         return;
     }
     if around.forwards[usize::from(!ipv4)] == Some(false) {
-        let key = if ipv4 { "net.ipv4.ip_forward" } else { "net.ipv6.conf.all.forwarding" };
-        let version = if ipv4 { "IPv4" } else { "IPv6" };
+        let (version, key) = forwarding_key(ipv4);
         list.push((
             "tun",
             format!(
@@ -169,18 +170,19 @@ fn forwarding(config: &Config, around: &Surroundings, lans: &Lans<'_>, ipv4: boo
         // Who wrote a rule with the name of the tunnel or of the inner interface has thought of it.
         let mentioned = |name: &str| chain.mentions(format!("{name}\0").as_bytes());
         let names = lans.names(ipv4, |link| !mentioned(&link.name));
-        if names.is_empty() || mentioned(tun) || !said.insert((chain.table.clone(), chain.name.clone())) {
+        if names.is_empty()
+            || mentioned(tun)
+            || !said.insert((chain.legacy, chain.table.clone(), chain.name.clone()))
+        {
             continue;
         }
         let docker = if chain.has_chain("DOCKER-USER") { " (Docker sets this)" } else { "" };
         list.push((
             "tun",
             format!(
-                "the firewall drops what the kernel forwards (chain {} of table {} {}{docker}) and no rule names {tun}: nothing \
-                 passes between {} and {tun}; {}",
-                chain.name,
-                chain.family,
-                chain.table,
+                "the firewall drops what the kernel forwards ({}{docker}) and no rule names {tun}: nothing passes between {} \
+                 and {tun}; {}",
+                place(chain),
                 in_words(&names),
                 accept_forwarded(chain, tun, ipv4)
             ),
@@ -188,10 +190,96 @@ fn forwarding(config: &Config, around: &Surroundings, lans: &Lans<'_>, ipv4: boo
     }
 }
 
+/// Where a chain stands, in words.
+fn place(chain: &BaseChain) -> String {
+    let legacy = if chain.legacy { ", iptables-legacy" } else { "" };
+    format!("chain {} of table {} {}{legacy}", chain.name, chain.family, chain.table)
+}
+
+/// The program that changes a chain of iptables. What `iptables` stands for where both kinds are there is not known here.
+const fn iptables(chain: &BaseChain, ipv4: bool) -> &'static str {
+    match (ipv4, chain.legacy) {
+        (true, false) => "iptables",
+        (false, false) => "ip6tables",
+        (true, true) => "iptables-legacy",
+        (false, true) => "ip6tables-legacy",
+    }
+}
+
+/// The host's own stack beside `[[interface]]`: it passes packets on between them and its other devices, if it forwards; and its
+/// firewall does not see what passes from one to another.
+fn beside_interfaces(config: &Config, view: &HostView, around: &Surroundings, list: &mut Vec<Obstacle>) {
+    let ours = &config.services.interfaces;
+    if ours.is_empty() {
+        return;
+    }
+    let interfaces: BTreeSet<&str> = ours.iter().map(|interface| interface.device.as_str()).collect();
+    let is_ours = |link: &Link| {
+        link.name == config.tun.name
+            || interfaces.contains(link.name.as_str())
+            || config.wans.iter().any(|wan| wan.interface.covers(&link.name))
+    };
+    for ipv4 in [true, false] {
+        let has_network = |link: &Link| {
+            view.addresses.iter().any(|address| {
+                address.index == link.index && !address.link_local && address.net.addr().is_ipv4() == ipv4
+            })
+        };
+        let leads = |link: &&Link| link.up && !link.loopback && leads_further(link) && !is_ours(link);
+        let others: BTreeSet<&str> = view
+            .links
+            .iter()
+            .filter(leads)
+            .filter(|link| has_network(link))
+            .map(|l| l.name.as_str())
+            .collect();
+        if !others.is_empty() && around.forwards[usize::from(!ipv4)] == Some(false) {
+            let (version, key) = forwarding_key(ipv4);
+            list.push((
+                "interface",
+                format!(
+                    "the kernel does not forward {version} ({key} = 0): nothing passes between {} and {}; sysctl -w {key}=1, and \
+                     the same line in /etc/sysctl.d/ to keep it; or make an [[interface]] of it",
+                    in_words(&interfaces),
+                    in_words(&others)
+                ),
+            ));
+        }
+    }
+    for chain in around.chains.iter().filter(|chain| chain.hook == Hook::Forward) {
+        // Who wrote a rule with the name of an interface has thought of it.
+        if !interfaces.iter().any(|name| chain.mentions(format!("{name}\0").as_bytes())) {
+            list.push((
+                "rule",
+                format!(
+                    "the host's firewall drops what the kernel forwards ({}); it does not see what passes between {}, about which \
+                     [[rule]] and default-action decide",
+                    place(chain),
+                    in_words(&interfaces)
+                ),
+            ));
+        }
+    }
+}
+
+/// Whether a device is there to lead to others: a bridge of containers or virtual machines, a tunnel.
+fn leads_further(link: &Link) -> bool {
+    link.point_to_point
+        || matches!(
+            link.kind.as_deref(),
+            Some("bridge" | "wireguard" | "tun" | "gre" | "sit" | "ipip" | "xfrm")
+        )
+}
+
+/// A version of IP, and the setting by which the kernel forwards it.
+const fn forwarding_key(ipv4: bool) -> (&'static str, &'static str) {
+    if ipv4 { ("IPv4", "net.ipv4.ip_forward") } else { ("IPv6", "net.ipv6.conf.all.forwarding") }
+}
+
 /// Command that lets a chain pass what goes into the tunnel and comes out of it.
 fn accept_forwarded(chain: &BaseChain, tun: &str, ipv4: bool) -> String {
     if (chain.table.as_str(), chain.name.as_str()) == ("filter", "FORWARD") && chain.family != "inet" {
-        let program = if ipv4 { "iptables" } else { "ip6tables" };
+        let program = iptables(chain, ipv4);
         let user = if chain.has_chain("DOCKER-USER") { "DOCKER-USER" } else { "FORWARD" };
         return format!("{program} -I {user} -i {tun} -j ACCEPT; {program} -I {user} -o {tun} -j ACCEPT");
     }
@@ -215,7 +303,7 @@ fn listening(config: &Config, around: &Surroundings, list: &mut Vec<Obstacle>) {
         let named = chain.mentions(&port.to_be_bytes()) || chain.mentions(&port.to_ne_bytes());
         if !named {
             let command = if (chain.table.as_str(), chain.name.as_str()) == ("filter", "INPUT") {
-                let program = if chain.family == "ip6" { "ip6tables" } else { "iptables" };
+                let program = iptables(chain, chain.family != "ip6");
                 format!("{program} -I INPUT -p udp --dport {port} -j ACCEPT")
             } else {
                 let (family, table, name) = (chain.family, &chain.table, &chain.name);
@@ -224,9 +312,9 @@ fn listening(config: &Config, around: &Surroundings, list: &mut Vec<Obstacle>) {
             list.push((
                 "node.listen",
                 format!(
-                    "the firewall drops what comes in (chain {} of table {} {}) and no rule names UDP port {port}: peers that \
-                     dial may get no answer; {command}",
-                    chain.name, chain.family, chain.table
+                    "the firewall drops what comes in ({}) and no rule names UDP port {port}: peers that dial may get no \
+                     answer; {command}",
+                    place(chain)
                 ),
             ));
         }

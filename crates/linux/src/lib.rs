@@ -15,7 +15,8 @@
 //! 8. [`packet_ring`] and [`packet_sender`]: the frames of a plain interface, one ring per core, super-packets
 //!    whole. [`ingress_guard`]: the kernel's own stack does not see them. [`raw_ip`]: packets to neighbors
 //!    that the kernel has to find first.
-//! 9. [`packet_socket`]: raw Ethernet frames of one interface, for the link emulator.
+//! 9. [`iptables_legacy`]: chains of the host's firewall that netlink does not show.
+//! 10. [`packet_socket`]: raw Ethernet frames of one interface, for the link emulator.
 //!
 //! [`memory`] is the allocator of the product: huge pages for large tables.
 //!
@@ -30,6 +31,7 @@ mod error;
 pub mod ethtool;
 pub mod event;
 pub mod ingress_guard;
+pub mod iptables_legacy;
 pub mod memory;
 pub mod netlink;
 pub mod netns;

@@ -42,6 +42,7 @@ fn chain(table: &str, name: &str, hook: Hook, rules: &[u8]) -> BaseChain {
         hook,
         rules: rules.to_vec(),
         chains,
+        legacy: false,
     }
 }
 
@@ -71,6 +72,47 @@ fn forwarding_that_is_off_is_told_where_the_kernel_has_an_inner_network() {
     outside.routes = vec![route(3, "0.0.0.0/0", Some("192.168.10.254"), 0)];
     assert_eq!(told("", &outside, &off), [""; 0], "the host's own uplink is no inner network");
     assert_eq!(told("[[interface]]\nname = \"lan\"\n", &view(), &off), [""; 0]);
+}
+
+/// Packets between `[[interface]]` and other devices, which the kernel passes on, and those that its firewall does not see.
+#[test]
+fn what_the_host_forwards_beside_interfaces_is_told() {
+    let of = |view: &HostView, around: &Surroundings| {
+        let config =
+            config("", "[[interface]]\nname = \"lan\"\n[[interface]]\nname = \"wan\"\ndevice = \"wan0\"\n");
+        let list = obstacles(&config, view, around);
+        list.into_iter().map(|(key, message)| format!("{key}: {message}")).collect::<Vec<_>>()
+    };
+    let off = Surroundings { forwards: [Some(false), Some(false)], ..fine() };
+    assert_eq!(of(&view(), &off), [""; 0]);
+    let mut containers = view();
+    containers.links.push(Link { kind: Some("bridge".to_owned()), ..link(7, "docker0") });
+    containers.links.push(link(8, "management"));
+    containers.addresses.extend([address(7, "172.17.0.1/16"), address(8, "10.9.0.1/24")]);
+    let list = of(&containers, &off);
+    assert_eq!(list.len(), 1, "{list:?}");
+    assert!(list[0].contains("between lan, wan0 and docker0; sysctl -w net.ipv4.ip_forward=1"), "{list:?}");
+    assert_eq!(of(&containers, &fine()), [""; 0]);
+
+    let ufw = |rules: &[u8]| {
+        of(
+            &view(),
+            &Surroundings { chains: vec![chain("filter", "FORWARD", Hook::Forward, rules)], ..fine() },
+        )
+    };
+    assert!(ufw(b"")[0].contains("does not see what passes between lan, wan0"), "{:?}", ufw(b""));
+    assert_eq!(ufw(b"..wan0\0"), [""; 0], "who wrote that has thought of it");
+}
+
+/// Chains of `iptables-legacy` are mended by its own program.
+#[test]
+fn legacy_chains_are_told_with_their_program() {
+    let legacy = BaseChain { legacy: true, ..chain("filter", "FORWARD", Hook::Forward, b"..docker0\0..") };
+    let both = vec![chain("filter", "FORWARD", Hook::Forward, b""), legacy];
+    let list = told("", &view(), &Surroundings { chains: both, ..fine() });
+    assert_eq!(list.len(), 2, "{list:?}");
+    assert!(list[1].contains("iptables-legacy -I DOCKER-USER -i ana0 -j ACCEPT"), "{list:?}");
+    assert!(list[1].contains("chain FORWARD of table ip filter, iptables-legacy"), "{list:?}");
 }
 
 #[test]

@@ -45,6 +45,8 @@ pub struct BaseChain {
     pub rules: Vec<u8>,
     /// All chains of its table.
     pub chains: Vec<String>,
+    /// Of `iptables-legacy`, which has chains of its own beside these ([`crate::iptables_legacy`]).
+    pub legacy: bool,
 }
 
 impl BaseChain {
@@ -113,6 +115,7 @@ pub fn dropping_chains() -> Result<Vec<BaseChain>> {
                 hook,
                 rules,
                 chains: chains.iter().filter(same).map(|other| other.name.clone()).collect(),
+                legacy: false,
             });
         }
     }
