@@ -52,6 +52,66 @@ fn t1_an_ipv4_endpoint_is_reached_through_nat64() {
     });
 }
 
+/// A router of a link that says what stands in a file: when it is asked, and when the file changes.
+const ROUTER: &str = r#"
+import os, select, socket, struct, sys
+link = socket.if_nametoindex("wan0")
+router = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+router.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+group = socket.inet_pton(socket.AF_INET6, "ff02::2") + struct.pack("@I", link)
+router.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group)
+told = None
+while True:
+    said = open(sys.argv[1]).read()
+    asked = select.select([router], [], [], 0.05)[0] and router.recv(2000)[0] == 133
+    if asked or told not in (None, said):
+        router.sendto(bytes.fromhex("86000000400007080000000000000000" + said), ("ff02::1", 0, 0, link))
+        print("asked" if asked else "told", flush=True)
+    told = said
+"#;
+
+/// Row T1: routers advertise the prefix of the NAT64 (RFC 8781), no name server shows it, and the kernel ignores advertisements as
+/// with systemd-networkd. Options of a wrong length say nothing; a lifetime of zero ends it.
+#[test]
+fn t1_routers_tell_the_prefix_of_a_nat64() {
+    isolated(|| {
+        let scene = Scene::new(&[link(100.0, 1.0).ipv6_only()]);
+        let (a, b) = (scene.a(), scene.b());
+        let translated: Ipv6Addr = "2001:db8:64::198.51.100.2".parse().unwrap();
+        shell(b, &format!("ip -6 addr add {translated}/128 dev lo"));
+        let hub_wan = scene.testbed.addresses(Site::B, 0).ipv6.unwrap();
+        shell(a, &format!("ip -6 route add 2001:db8:64::/96 via {hub_wan} dev wan0"));
+        // Type 38, length, scaled lifetime (1,800 s) and code 0 (/96), the first 96 bits.
+        let option = |length: &str, lifetime: &str| format!("26{length}{lifetime}20010db8006400000000000000");
+        let whole = |length: &str, lifetime: &str| option(length, lifetime)[..32].to_owned();
+        let advertised = scene.directory.write("advertised", whole("01", "0708")).unwrap();
+        let script = scene.directory.write("router.py", ROUTER).unwrap();
+        let mut router = Command::new("python3");
+        router.arg(script).arg(&advertised);
+        let log = scene.directory.path().join("router.log");
+        let router = b.start(router, Some(&log)).unwrap();
+        let (branch, hub) = scene.pair();
+        let numeric = scene.endpoint(Site::B, 0);
+        let text = branch.text(&scene.directory).replace(&numeric, "198.51.100.2:4600");
+        let _hub = scene.start(b, &hub);
+        let mut branch = Gateway::start(a, &scene.directory, "branch", &text);
+        branch.wait("its WAN is up", PATIENCE, |report| report.wans[0].state == "up");
+        wait_for("the router is asked", PATIENCE, || router.last_lines(9).contains("asked"));
+        std::thread::sleep(Duration::from_millis(600));
+        assert_eq!(paths_up(&branch.status().unwrap()), 0, "the option was too short");
+
+        std::fs::write(&advertised, whole("02", "0708")).unwrap();
+        let report = branch.wait("joined", PATIENCE, |report| paths_up(report) == 1);
+        let up = report.status.peers[0].paths.iter().find(|path| path.state == "up").unwrap();
+        assert_eq!(up.remote, format!("[{translated}]:4600"));
+        echo(a, b, HUB_IP);
+        assert!(branch.log().contains("2001:db8:64::/96"), "{}", branch.log());
+
+        std::fs::write(&advertised, whole("02", "0000")).unwrap();
+        branch.wait("the translator is not used any more", PATIENCE, |report| paths_up(report) == 0);
+    });
+}
+
 /// Rows T1, N1: the LAN goes out of the tunnel's own WAN by NAT, beside the tunnel that the branch dials over it. Both carry data
 /// at the same time.
 #[test]

@@ -1,11 +1,15 @@
 //! IPv4 endpoints in networks that have IPv6 only: the prefix of the network's NAT64, and addresses behind it.
 //!
-//! The name `ipv4only.arpa` has two well-known IPv4 addresses and no others. A name server with DNS64 makes IPv6 addresses of
+//! Routers advertise the prefix (RFC 8781, [`Routers`]); where they do not, the name service shows it. The name `ipv4only.arpa` has two well-known IPv4 addresses and no others. A name server with DNS64 makes IPv6 addresses of
 //! them, which show the prefix (RFC 7050 §3): the IPv4 address stands where RFC 6052 §2.2 puts it for one of six prefix lengths.
+
+mod advertised;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::wans::LiveWan;
+
+pub(crate) use advertised::Routers;
 
 /// Name whose IPv6 addresses show the prefix.
 pub(crate) const NAME: &str = "ipv4only.arpa";
@@ -28,6 +32,13 @@ const PREFIXES_MAX: usize = 2;
 pub(crate) struct Nat64Prefix {
     prefix: [u8; 16],
     places: [usize; 4],
+}
+
+impl std::fmt::Display for Nat64Prefix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let length = LAYOUTS.iter().find(|(_, places)| *places == self.places).map_or(0, |layout| layout.0);
+        write!(f, "{}/{length}", Ipv6Addr::from(self.prefix))
+    }
 }
 
 impl Nat64Prefix {
@@ -66,9 +77,9 @@ pub(crate) fn prefixes(addresses: &[IpAddr]) -> Vec<Nat64Prefix> {
     list
 }
 
-/// Whether some WAN works with IPv6 alone.
-pub(crate) fn is_needed(wans: &[LiveWan]) -> bool {
-    wans.iter().any(|live| live.wan.up && live.wan.addresses.iter().all(IpAddr::is_ipv6))
+/// Whether a WAN works with IPv6 alone.
+pub(crate) fn needs(live: &LiveWan) -> bool {
+    live.wan.up && live.wan.addresses.iter().all(IpAddr::is_ipv6)
 }
 
 #[cfg(test)]

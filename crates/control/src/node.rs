@@ -69,6 +69,8 @@ pub(crate) struct Node {
     registry: WanRegistry,
     lives: Vec<LiveWan>,
     resolver: Resolver,
+    /// Routers that advertise the prefix of a NAT64.
+    routers: nat64::Routers,
     /// Name servers are reached outside the tunnel now.
     outside: Vec<IpAddr>,
     looked_up_at: Instant,
@@ -133,8 +135,7 @@ impl Node {
         if let Some(arrivals) = arrivals {
             engine.expect(arrivals);
         }
-        let shared = shared_devices::open(&config, host.netlink()).map_err(StartError::Start)?;
-        engine.share_devices(shared);
+        engine.share_devices(shared_devices::open(&config, host.netlink()).map_err(StartError::Start)?);
         let cluster = start_cluster(&config, &engine, &events)?;
         let mut node = Self {
             port_blocks: config.cluster.as_ref().map(|_| BTreeSet::new()),
@@ -148,6 +149,7 @@ impl Node {
             registry: WanRegistry::default(),
             lives: Vec::new(),
             resolver: Resolver::default(),
+            routers: nat64::Routers::default(),
             outside: Vec::new(),
             looked_up_at: Instant::now(),
             state,
@@ -336,7 +338,10 @@ impl Node {
 
     /// Addresses to dial, names replaced by what they stand for.
     fn endpoints(&self, endpoints: &[Endpoint]) -> Vec<SocketAddr> {
-        let prefixes = nat64::prefixes(&self.resolver.addresses(nat64::NAME));
+        let mut prefixes = self.routers.prefixes();
+        if prefixes.is_empty() {
+            prefixes = nat64::prefixes(&self.resolver.addresses(nat64::NAME));
+        }
         let mut list: Vec<SocketAddr> = Vec::new();
         for endpoint in endpoints {
             let addresses: Vec<_> = match endpoint {
@@ -386,22 +391,44 @@ impl Node {
     fn set_names(&mut self) {
         let endpoints = self.config.peers.iter().flat_map(|peer| &peer.endpoints);
         let mut names: Vec<String> = Vec::new();
-        let mut literal = false;
         for endpoint in endpoints {
-            match endpoint {
-                Endpoint::Name { host, .. } => names.push(host.clone()),
-                Endpoint::Address(address) => literal |= address.ip().to_canonical().is_ipv4(),
+            if let Endpoint::Name { host, .. } = endpoint {
+                names.push(host.clone());
             }
         }
-        if literal && nat64::is_needed(&self.lives) {
+        if !self.translated_wans().is_empty() && self.routers.prefixes().is_empty() {
             names.push(nat64::NAME.to_owned());
         }
         self.resolver.set_names(names.iter().map(String::as_str));
     }
 
+    /// WANs that reach IPv4 endpoints only through a translator of their network; none if there are no such endpoints.
+    fn translated_wans(&self) -> Vec<&LiveWan> {
+        let literal = |endpoint: &Endpoint| match endpoint {
+            Endpoint::Address(address) => address.ip().to_canonical().is_ipv4(),
+            Endpoint::Name { .. } => false,
+        };
+        if !self.config.peers.iter().flat_map(|peer| &peer.endpoints).any(literal) {
+            return Vec::new();
+        }
+        self.lives.iter().filter(|live| nat64::needs(live)).collect()
+    }
+
+    /// Takes what routers advertise about a translator.
+    fn look_at_routers(&mut self, now: Instant) {
+        let interfaces: Vec<u32> = self.translated_wans().iter().filter_map(|live| live.index).collect();
+        if self.routers.look(&interfaces, now) {
+            let prefixes: Vec<String> = self.routers.prefixes().iter().map(ToString::to_string).collect();
+            tracing::info!(?prefixes, "prefix of a NAT64 as routers advertise it (RFC 8781)");
+            self.set_names();
+            self.tell_engine(self.lives.iter().map(|live| live.wan.clone()).collect());
+        }
+    }
+
     /// Starts the look-ups that are due. Returns when the next one is.
     pub(crate) fn look_up(&mut self) -> Option<Instant> {
         let now = Instant::now();
+        self.look_at_routers(now);
         for host in self.resolver.due(now) {
             let asked = self.events.try_clone().and_then(|events| {
                 peer_names::ask(host.clone(), move |host, answer| {
@@ -412,7 +439,7 @@ impl Node {
                 self.resolver.answer(&host, Err(error.to_string()), now);
             }
         }
-        self.resolver.next()
+        [self.resolver.next(), self.routers.next(now)].into_iter().flatten().min()
     }
 
     /// Takes the answer to a look-up.

@@ -15,7 +15,8 @@
 //! 8. [`packet_ring`] and [`packet_sender`]: the frames of a plain interface, one ring per core, super-packets
 //!    whole. [`ingress_guard`]: the kernel's own stack does not see them. [`raw_ip`]: packets to neighbors
 //!    that the kernel has to find first.
-//! 9. [`iptables_legacy`]: chains of the host's firewall that netlink does not show.
+//! 9. [`iptables_legacy`]: chains of the host's firewall that netlink does not show. [`router_discovery`]: router
+//!    advertisements as they come in.
 //! 10. [`packet_socket`]: raw Ethernet frames of one interface, for the link emulator.
 //!
 //! [`memory`] is the allocator of the product: huge pages for large tables.
@@ -40,6 +41,7 @@ pub mod packet_sender;
 pub mod packet_socket;
 pub mod process;
 pub mod raw_ip;
+pub mod router_discovery;
 mod sys;
 pub mod testing;
 pub mod tun;
