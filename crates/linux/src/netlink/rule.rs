@@ -175,7 +175,7 @@ pub struct PolicyRule {
 }
 
 impl PolicyRule {
-    fn from_message(message: &RuleMessage) -> Option<PolicyRule> {
+    pub(super) fn from_message(message: &RuleMessage) -> Option<PolicyRule> {
         let spec = RuleSpec::of_any_action(message)?;
         let (mut action, mut special) = (None, message.header.tos != 0);
         let (mut protocol, mut src_ports, mut dst_ports) = (None, None, None);

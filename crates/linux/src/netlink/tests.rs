@@ -3,6 +3,8 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
 
 use super::*;
 use crate::testing::isolated;
@@ -538,4 +540,70 @@ fn routes_and_rules_of_all_kinds_are_read() {
         assert_eq!(rule(104).action, PolicyAction::Nop);
         assert_eq!(rule(32_766).action, PolicyAction::Table(MAIN_TABLE));
     });
+}
+
+/// An attribute of a message: type, then bytes, padded.
+fn attribute(kind: u16, bytes: &[u8]) -> Vec<u8> {
+    let mut out = u16::try_from(bytes.len() + 4).unwrap().to_ne_bytes().to_vec();
+    out.extend_from_slice(&kind.to_ne_bytes());
+    out.extend_from_slice(bytes);
+    out.resize(out.len().next_multiple_of(4), 0);
+    out
+}
+
+/// A message as the kernel sends it: type, fixed part, attributes.
+fn message(kind: u16, head: &[u8], attributes: &[Vec<u8>]) -> RouteNetlinkMessage {
+    let body = [head, &attributes.concat()].concat();
+    let mut bytes = u32::try_from(body.len() + 16).unwrap().to_ne_bytes().to_vec();
+    bytes.extend_from_slice(&kind.to_ne_bytes());
+    bytes.extend_from_slice(&[0; 10]);
+    bytes.extend_from_slice(&body);
+    match NetlinkMessage::<RouteNetlinkMessage>::deserialize(&bytes).unwrap().payload {
+        NetlinkPayload::InnerMessage(message) => message,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// VRFs as kernels with `CONFIG_NET_VRF` tell of them (linux/if_link.h, linux/fib_rules.h): the device with its table, a member, the rule
+/// `from all lookup [l3mdev-table]`. Kernels without it have no such devices, so that only messages can be shown.
+#[test]
+fn messages_about_vrfs_are_read() {
+    let link = |index: i32, attributes: &[Vec<u8>]| {
+        // ifinfomsg: Ethernet, up and running with a carrier.
+        let head =
+            [&[0, 0, 1, 0][..], &index.to_ne_bytes(), &0x1_1043_u32.to_ne_bytes(), &0_u32.to_ne_bytes()]
+                .concat();
+        let read = message(16, &head, attributes);
+        let RouteNetlinkMessage::NewLink(read) = read else { panic!("{read:?}") };
+        Link::from_message(&read)
+    };
+    let table = attribute(1, &10_u32.to_ne_bytes());
+    let info = [attribute(1, b"vrf\0"), attribute(2, &table)].concat();
+    let vrf =
+        link(5, &[attribute(3, b"red\0"), attribute(4, &65_575_u32.to_ne_bytes()), attribute(18, &info)]);
+    assert_eq!((vrf.name.as_str(), vrf.kind.as_deref(), vrf.vrf_table), ("red", Some("vrf"), Some(10)));
+    assert!(vrf.up && vrf.carrier && vrf.controller.is_none());
+    let slave = [attribute(1, b"veth\0"), attribute(4, b"vrf\0"), attribute(5, &table)].concat();
+    let member =
+        link(6, &[attribute(3, b"eth1\0"), attribute(10, &5_u32.to_ne_bytes()), attribute(18, &slave)]);
+    assert_eq!((member.controller, member.vrf_table, member.kind.as_deref()), (Some(5), None, Some("veth")));
+
+    // fib_rule_hdr: family, lengths, tos, table 0, action 1 (look into a table).
+    let rule = |family: u8| {
+        let attributes = [
+            attribute(15, &0_u32.to_ne_bytes()),
+            attribute(14, &u32::MAX.to_ne_bytes()),
+            attribute(21, &[2]),
+            attribute(6, &1_000_u32.to_ne_bytes()),
+            attribute(19, &[1]),
+        ];
+        let read = message(32, &[family, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0], &attributes);
+        let RouteNetlinkMessage::NewRule(read) = read else { panic!("{read:?}") };
+        PolicyRule::from_message(&read).unwrap()
+    };
+    for (number, family) in [(2, Family::V4), (10, Family::V6)] {
+        let read = rule(number);
+        assert_eq!((read.action, read.spec.priority, read.spec.family), (PolicyAction::Vrf, 1_000, family));
+        assert!(!read.special && read.spec.suppress_prefix_length.is_none());
+    }
 }
