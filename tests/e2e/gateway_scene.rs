@@ -95,6 +95,13 @@ impl std::ops::DerefMut for Running {
     }
 }
 
+impl Running {
+    /// One that is up.
+    pub fn of(gateway: Gateway) -> Self {
+        Self(gateway)
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         if std::thread::panicking() {

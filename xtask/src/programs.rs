@@ -32,9 +32,20 @@ pub const PROGRAMS: &[Needed] = &[
     needed("ssh", "openssh-client", "sessions that must outlive changes"),
     needed("ssh-keygen", "openssh-client", "keys for those sessions"),
     needed("sshd", "openssh-server", "the server of those sessions"),
-    needed("dnsmasq", "dnsmasq-base", "a name server behind the gateway"),
+    needed("dnsmasq", "dnsmasq-base", "name servers and DHCP servers around the gateway"),
+    needed("dhclient", "isc-dhcp-client", "the lease of an uplink, and of a host behind the gateway"),
+    needed("ufw", "ufw", "a host's firewall beside the gateway"),
+    needed("iptables-legacy", "iptables", "a host's firewall of the older kind"),
+    needed("unbound", "unbound", "a resolver on the gateway"),
+    needed("radvd", "radvd", "router advertisements on the gateway"),
+    needed("keepalived", "keepalived", "VRRP on the gateway"),
+    needed("swanctl", "strongswan-swanctl", "IPsec of the host, and of a client behind it"),
+    needed("charon", "strongswan-charon", "the daemon of that"),
+    needed("plugins/libstrongswan-kernel-libipsec.so", "libcharon-extra-plugins", "ESP in that daemon"),
+    needed("ethtool", "ethtool", "offloads of devices in the tests' namespaces"),
     needed("iperf3", "iperf3", "TCP and UDP streams of a foreign program"),
     needed("nft", "nftables", "the kernel's own filter, for comparison and where BPF is not allowed"),
+    needed("unshare", "util-linux", "daemons with files of their own"),
     needed("tcpdump", "tcpdump", "what other tools see of the datapath"),
     needed("tshark", "tshark", "datagrams between units and of the tunnel, as the dissector shows them"),
     needed("jq", "jq", "queries of the NAT log as the documentation has them"),
@@ -42,14 +53,15 @@ pub const PROGRAMS: &[Needed] = &[
     needed("sysctl", "procps", "settings of the kernel in the tests' namespaces"),
 ];
 
-/// Programs of the list that are not in `PATH` nor where administrators' programs are.
+/// Programs of the list that are not in `PATH` nor where administrators' and IPsec's programs are.
 pub fn missing() -> Vec<&'static Needed> {
     PROGRAMS.iter().filter(|needed| !is_installed(needed.program)).collect()
 }
 
 fn is_installed(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(Into::into));
+    let folders =
+        std::env::split_paths(&path).chain(["/usr/sbin", "/sbin", "/usr/lib/ipsec"].map(Into::into));
     folders.into_iter().any(|folder| folder.join(program).is_file())
 }
 

@@ -1,0 +1,197 @@
+//! Traffic of a household through the router of `docs/nat.md`: telephones, multicast of the host, links that carry less than they say.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use linux::testing::isolated;
+use testbed::topology::Node;
+
+use crate::gateway_scene::*;
+use crate::host_daemons::{Site, documented};
+use crate::scene::*;
+
+const FAR: &str = "198.51.100.7";
+
+fn udp(place: &Node, local: &str) -> UdpSocket {
+    let socket = place.run(|| UdpSocket::bind(local)).unwrap().unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+    socket
+}
+
+/// Sends and receives a datagram of 172 bytes (RTP with 20 ms of sound) each 20 ms; how many came from `peer`, which is learnt from the
+/// first if it is not known: a provider answers to where it hears a telephone from.
+fn talk(socket: &UdpSocket, mut peer: Option<SocketAddr>, datagrams: u32) -> (u32, Option<SocketAddr>) {
+    let (begin, mut buffer, mut heard) = (Instant::now(), [0; 2_048], 0);
+    let end = begin + Duration::from_millis(u64::from(datagrams) * 20 + 500);
+    let mut sent = 0;
+    while Instant::now() < end {
+        if sent < datagrams && begin.elapsed() >= Duration::from_millis(20) * sent {
+            if let Some(peer) = peer {
+                socket.send_to(&[7; 172], peer).unwrap();
+            }
+            sent += 1;
+        }
+        if let Ok((172, from)) = socket.recv_from(&mut buffer) {
+            heard += u32::from(*peer.get_or_insert(from) == from);
+        }
+    }
+    (heard, peer)
+}
+
+/// Row C2: a telephone registers from port 5060 and is called on that way half a minute later; RTP and RTCP run in both directions at
+/// once, of two telephones with the same ports, and nothing is lost.
+#[test]
+fn c2_telephones_behind_the_nat_talk() {
+    isolated(|| {
+        let site = Site::new();
+        shell(&site.client, "ip addr add 192.168.10.6/24 dev eth0");
+        let (config, _) = documented();
+        let gateway = site.start(&config);
+        let registrar = udp(&site.provider, &format!("{FAR}:5060"));
+        let phones = ["192.168.10.5", "192.168.10.6"];
+        let mut contacts = Vec::new();
+        let signalling = phones.map(|address| udp(&site.client, &format!("{address}:5060")));
+        for phone in &signalling {
+            phone.send_to(b"REGISTER sip:example.net SIP/2.0", format!("{FAR}:5060")).unwrap();
+            let (mut buffer, mut from) = ([0; 256], None);
+            wait_for("the registration", PATIENCE, || {
+                from = registrar.recv_from(&mut buffer).ok().map(|(_, from)| from);
+                from.is_some()
+            });
+            contacts.extend(from);
+        }
+        assert_ne!(contacts[0], contacts[1]);
+        // The provider calls both, by the way that they opened.
+        for (phone, contact) in signalling.iter().zip(&contacts) {
+            registrar.send_to(b"INVITE", contact).unwrap();
+            let mut buffer = [0; 64];
+            wait_for("the call", PATIENCE, || {
+                phone.recv(&mut buffer).is_ok_and(|bytes| &buffer[..bytes] == b"INVITE")
+            });
+        }
+        // Sound (even ports) and its reports (odd ones), both ways.
+        let streams: Vec<_> = [(0, 16_384), (0, 16_385), (1, 16_384), (1, 16_385)]
+            .into_iter()
+            .enumerate()
+            .map(|(number, (phone, port))| {
+                let near = udp(&site.client, &format!("{}:{port}", phones[phone]));
+                let far = udp(&site.provider, &format!("{FAR}:{}", 20_000 + number));
+                let to = far.local_addr().unwrap();
+                let heard_there = Background::start(move |_| talk(&far, None, 100));
+                let heard_here = Background::start(move |_| talk(&near, Some(to), 100));
+                (heard_here, heard_there)
+            })
+            .collect();
+        let mut sources = Vec::new();
+        for (here, there) in streams {
+            let ((heard_here, _), (heard_there, from)) = (here.finish(), there.finish());
+            assert_eq!(heard_there, 100);
+            assert!(heard_here >= 97, "{heard_here}: the first datagrams told whom to answer");
+            sources.extend(from);
+        }
+        assert!(sources.iter().all(|source| source.ip().to_string() == "203.0.113.1"), "{sources:?}");
+        no_reply_went_astray(&gateway);
+    });
+}
+
+/// Row R7: IGMP, MLD and multicast are the host's: a program that joins a group on the LAN is reported there and gets what is sent to it;
+/// what it sends comes out; nothing of that is forwarded.
+#[test]
+fn r7_multicast_of_the_host_works() {
+    isolated(|| {
+        let site = Site::new();
+        let (config, _) = documented();
+        let _gateway = site.start(&config);
+        let mut command = Command::new("tcpdump");
+        command.args(["-n", "-l", "-i", "eth0", "igmp or icmp6 or net 239.0.0.0/8 or net ff00::/8"]);
+        let log = |name: &str| site.directory.path().join(name);
+        let inside = site.client.start(command, Some(&log("inside.txt"))).unwrap();
+        let mut command = Command::new("tcpdump");
+        command.args(["-n", "-l", "-i", "eth0", "net 239.0.0.0/8 or udp port 5000"]);
+        let outside = site.provider.start(command, Some(&log("outside.txt"))).unwrap();
+        for program in [&inside, &outside] {
+            wait_for("tcpdump listens", PATIENCE, || program.last_lines(10).contains("listening on"));
+        }
+        let (group4, group6) = (Ipv4Addr::new(239, 1, 2, 3), "ff15::77".parse::<Ipv6Addr>().unwrap());
+        let (lan, eth0) = (site.gateway.interface("eth1").unwrap(), site.client.interface("eth0").unwrap());
+        let (ours4, ours6) = (udp(&site.gateway, "0.0.0.0:5000"), udp(&site.gateway, "[::]:5001"));
+        ours4.join_multicast_v4(&group4, &"192.168.10.1".parse().unwrap()).unwrap();
+        ours6.join_multicast_v6(&group6, lan).unwrap();
+        wait_for("the groups are reported", PATIENCE, || {
+            let text = inside.last_lines(100);
+            text.contains("igmp v3 report") && text.contains("multicast listener report")
+        });
+        let sender = udp(&site.client, "192.168.10.5:0");
+        sender.set_multicast_ttl_v4(8).unwrap();
+        shell(&site.client, "ip route add 239.0.0.0/8 dev eth0");
+        let sender6 = udp(&site.client, "[::]:0");
+        let hears = |socket: &UdpSocket| socket.recv(&mut [0; 64]).is_ok();
+        wait_for("a datagram to the group", PATIENCE, || {
+            sender.send_to(b"x", (group4, 5_000)).unwrap();
+            hears(&ours4)
+        });
+        let scoped = std::net::SocketAddrV6::new(group6, 5_001, 0, eth0);
+        wait_for("a datagram to the IPv6 group", PATIENCE, || {
+            sender6.send_to(b"x", scoped).unwrap();
+            hears(&ours6)
+        });
+        // mDNS of the host, as avahi sends it.
+        shell(&site.gateway, "ip route add 239.0.0.0/8 dev eth1");
+        udp(&site.gateway, "192.168.10.1:0").send_to(b"hello", (group4, 5_002)).unwrap();
+        wait_for("what the host sends", PATIENCE, || inside.last_lines(100).contains("> 239.1.2.3.5002"));
+        assert!(!outside.last_lines(50).contains("239.1.2.3"), "{}", outside.last_lines(50));
+    });
+}
+
+/// So many bytes over TCP from a server at [`FAR`] that knows nothing of the path; how long they took.
+fn download(site: &Site, server: &Node, port: u16, bytes: usize) -> std::io::Result<Duration> {
+    let listener = server.run(|| TcpListener::bind((FAR, port))).unwrap()?;
+    let sent = Background::start(move |_| -> std::io::Result<()> {
+        let (mut stream, _) = listener.accept()?;
+        stream.set_write_timeout(Some(Duration::from_secs(10)))?;
+        stream.write_all(&vec![7; bytes])
+    });
+    let begin = Instant::now();
+    let to = (FAR.parse::<std::net::IpAddr>().unwrap(), port).into();
+    let mut stream = site.client.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(5))).unwrap()?;
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    let mut received = Vec::new();
+    stream.read_to_end(&mut received)?;
+    sent.finish()?;
+    assert!(received.len() == bytes && received.iter().all(|byte| *byte == 7), "{} bytes", received.len());
+    Ok(begin.elapsed())
+}
+
+/// Row C2: a link of 1,492 bytes (PPPoE) whose concentrator drops larger packets without a word to the server; the same with a policer that
+/// drops what is above 8 Mbit/s. Full segments fit, so that nothing stalls.
+#[test]
+fn c2_downloads_over_a_pppoe_link_without_icmp() {
+    isolated(|| {
+        let site = Site::new();
+        let (config, _) = documented();
+        let server = Node::create("the server").unwrap();
+        site.provider.connect("eth1", &[], &server, "eth0", &[]).unwrap();
+        shell(
+            &site.provider,
+            &format!(
+                "sysctl -q -w net.ipv4.ip_forward=1; ip addr del {FAR}/32 dev lo; ip addr add 198.51.100.1/24 dev eth1; ip link set eth0 mtu 1492
+                 nft 'table inet silent {{ chain out {{ type filter hook output priority 0; meta l4proto icmp drop; }}; }}'"
+            ),
+        );
+        shell(&server, &format!("ip addr add {FAR}/24 dev eth0; ip route add default via 198.51.100.1"));
+        shell(&site.gateway, "ip link set eth0 mtu 1492");
+        let gateway = site.start(&config);
+        let quick = download(&site, &server, 80, 2_000_000).unwrap();
+        assert!(quick < Duration::from_secs(5), "{quick:?}");
+        shell(
+            &site.provider,
+            "nft 'table inet police { chain f { type filter hook forward priority 0; tcp sport 81 limit rate over 1000 kbytes/second \
+             burst 30 kbytes drop; }; }'",
+        );
+        let policed = download(&site, &server, 81, 4_000_000).unwrap();
+        assert!(policed > Duration::from_millis(1_500) && policed < Duration::from_secs(12), "{policed:?}");
+        no_reply_went_astray(&gateway);
+    });
+}
