@@ -540,9 +540,12 @@ fn server_nat(spec: &GatewaySpec, out: InterfaceId, server: &ServerSpec) -> NatS
     let of_host = |address: &IpAddr| {
         spec.interfaces.iter().flat_map(|interface| &interface.addresses).any(|net| net.addr() == *address)
     };
+    let others: Vec<_> = addresses.iter().filter_map(|address| spec.host.others_ports.get(address)).collect();
+    reserved.extend(others.iter().copied().flatten());
     if server.source != NatMode::PortOnly && addresses.iter().any(of_host) {
-        // The host connects from this address too, and its answers must not look like the clients'.
-        reserved.push(spec.host.ports);
+        // The host connects from this address too, and its answers must not look like the clients'. Where other machines have it
+        // leases say whose ports are whose, and a range that the host takes would be a part of somebody's.
+        reserved.extend(others.is_empty().then_some(spec.host.ports));
         let shared = |held: &&SocketAddr| held.ip().is_unspecified() || addresses.contains(&held.ip());
         let held = spec.host.held_ports.iter().filter(shared);
         reserved.extend(held.map(|held| (held.port(), held.port())));

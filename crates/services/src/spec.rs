@@ -4,6 +4,7 @@
 //! Control fills it from the configuration; each module compiles its own part. Numbers are places in the lists
 //! of [`GatewaySpec`] unless a field says otherwise.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
@@ -62,6 +63,8 @@ pub struct HostSpec {
     pub ports: (u16, u16),
     /// Other ports that its programs hold: by their local address, which may be unspecified.
     pub held_ports: Vec<SocketAddr>,
+    /// Addresses that other machines have too (row D2), with first and last of the ports that are theirs.
+    pub others_ports: BTreeMap<IpAddr, Vec<(u16, u16)>>,
 }
 
 impl HostSpec {

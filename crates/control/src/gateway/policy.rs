@@ -12,7 +12,7 @@
 //! * **Replies to the host's own connections** come through the datapath, which has no flow for them because the
 //!   requests left natively: it is told the ports that the host uses, so that a default action that drops spares them.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
@@ -129,6 +129,7 @@ pub fn gateway_spec(config: &Config, facts: &HostFacts, overrides: &Overrides) -
                 .iter()
                 .map(|(address, port)| SocketAddr::new(*address, *port))
                 .collect(),
+            others_ports: builder.others_ports(&interfaces),
         },
         interfaces,
     }
@@ -553,19 +554,33 @@ impl Builder<'_> {
         if all.is_empty() {
             all.extend(of_interface.into_iter().flat_map(|out| out.usable_addresses(true)));
         }
-        let none = BTreeSet::new();
-        let blocks = self.facts.port_blocks.as_ref().unwrap_or(&none);
-        let leased = |block: u8| {
-            let at = |address: &IpAddr| {
-                blocks.iter().any(|lease| lease.block == block && lease.address == *address)
-            };
-            !all.is_empty() && all.iter().all(at)
-        };
-        for block in (0..64u8).filter(|block| !leased(*block)) {
-            let first = u16::from(block) * LEASE_PORTS;
-            reserved.push((first, first + (LEASE_PORTS - 1)));
+        if all.is_empty() {
+            reserved.push((0, u16::MAX));
         }
+        reserved.extend(all.iter().flat_map(|address| self.not_leased(address)));
         reserved
+    }
+
+    /// Ports of an address that this machine has not by lease.
+    fn not_leased(&self, address: &IpAddr) -> Vec<(u16, u16)> {
+        let leased = |block: u8| {
+            let blocks = self.facts.port_blocks.iter().flatten();
+            blocks.into_iter().any(|lease| lease.block == block && lease.address == *address)
+        };
+        let range = |block: u8| {
+            let first = u16::from(block) * LEASE_PORTS;
+            (first, first + (LEASE_PORTS - 1))
+        };
+        (0..64u8).filter(|block| !leased(*block)).map(range).collect()
+    }
+
+    /// Addresses of shared interfaces, with the ports that other machines have.
+    fn others_ports(&self, interfaces: &[InterfaceSpec]) -> BTreeMap<IpAddr, Vec<(u16, u16)>> {
+        let in_cluster = self.config.cluster.is_some();
+        let pairs = self.services.interfaces.iter().zip(interfaces);
+        let shared = pairs.filter(|(interface, _)| in_cluster && interface.shared.is_some());
+        let addresses = shared.flat_map(|(_, spec)| spec.addresses.iter().map(|net| net.addr()));
+        addresses.map(|address| (address, self.not_leased(&address))).collect()
     }
 
     /// Ports that a NAT with these addresses must leave alone: the host's own and those that services listen on.

@@ -310,3 +310,23 @@ fn the_tun_interface_has_an_address_for_the_hosts_packets() {
     assert_eq!(of(&format!("[tun]\naddress = \"10.77.0.1/24\"\n{interface}")), ["10.77.0.1/24"]);
     assert_eq!(of(""), Vec::<String>::new());
 }
+
+/// Where machines share an interface its ports are whose the manager's leases say, for whatever takes ports of its addresses.
+#[test]
+fn ports_of_a_shared_address_are_those_that_are_leased() {
+    let text = "[tun]\naddress = \"10.77.0.1/24\"\n[cluster]\nrole = \"dataplane\"\nnode-id = 11\nmanager = \"10.77.0.9\"\n\
+                [[interface]]\nname = \"wan\"\ndevice = \"eth0\"\nshared = 1\nmac = \"02:00:00:00:02:01\"\n\
+                [[interface]]\nname = \"lan\"\ndevice = \"eth1\"\naddress = \"10.0.0.254/24\"\n";
+    let config = config("listen = 4600", text);
+    let mut facts = facts();
+    let address: IpAddr = "203.0.113.1".parse().unwrap();
+    facts.port_blocks = Some([1, 40].map(|block| steering::units::Lease { address, block, node: 11 }).into());
+    let host = gateway_spec(&config, &facts, &Overrides::default()).host;
+    let free = |at: &str, port: u16| {
+        let others = host.others_ports.get(&at.parse::<IpAddr>().unwrap())?;
+        Some(others.iter().all(|(first, last)| !(*first..=*last).contains(&port)))
+    };
+    assert_eq!([1_024, 2_047, 40_960, 41_983].map(|port| free("203.0.113.1", port)), [Some(true); 4]);
+    assert_eq!([1_023, 2_048, 40_959, 41_984].map(|port| free("203.0.113.1", port)), [Some(false); 4]);
+    assert_eq!(free("10.0.0.254", 1_024), None, "that is this machine's alone");
+}

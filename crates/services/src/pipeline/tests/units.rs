@@ -1,6 +1,7 @@
 //! Several machines behind the same interfaces: flows stay where they began, whatever the buckets do.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use packet::DropReason;
@@ -20,6 +21,8 @@ use crate::steer;
 /// Buckets: few, so that each has flows.
 const BUCKETS: usize = 64;
 const OUTSIDE: &str = "203.0.113.1";
+/// The gateway's address towards backends.
+const INSIDE: &str = "10.0.0.1";
 /// Node ids of the units that there are, and of the dispatcher.
 const NODES: [u16; 5] = [3, 4, 5, 6, 7];
 const DISPATCHER: u16 = 1;
@@ -40,21 +43,28 @@ impl Cluster {
         let leases: Vec<Lease> = (0u8..)
             .zip(NODES)
             .flat_map(|(place, node)| {
-                let blocks = [1 + 2 * place, 2 + 2 * place];
-                blocks.map(|block| Lease { address: OUTSIDE.parse().unwrap(), block, node })
+                // Of the inside those from which the host connects.
+                let blocks = [(OUTSIDE, 1 + 2 * place), (OUTSIDE, 2 + 2 * place), (INSIDE, 40 + place)];
+                blocks.map(|(address, block)| Lease { address: address.parse().unwrap(), block, node })
             })
             .collect();
         let world = |node: u16| {
             let mut spec = spec.clone();
+            // All ports but those that the unit has by lease.
+            let others = |address: &str| -> Vec<(u16, u16)> {
+                let address: IpAddr = address.parse().unwrap();
+                let held = leases.iter().filter(|lease| lease.node == node && lease.address == address);
+                let own: Vec<u8> = held.map(|lease| lease.block).collect();
+                let range = |block: u8| {
+                    (u16::from(block) * LEASE_PORTS, u16::from(block) * LEASE_PORTS + (LEASE_PORTS - 1))
+                };
+                (0..64u8).filter(|block| !own.contains(block)).map(range).collect()
+            };
             for nat in &mut spec.nats {
-                // All ports but those that the unit has by lease.
-                let own = |block: u8| leases.iter().any(|lease| lease.node == node && lease.block == block);
-                let others = (0..64u8).filter(|block| !own(*block)).map(|block| {
-                    let first = u16::from(block) * LEASE_PORTS;
-                    (first, first + (LEASE_PORTS - 1))
-                });
-                nat.reserved = others.collect();
+                nat.reserved = others(OUTSIDE);
             }
+            spec.host.ports = (32_768, 60_999);
+            spec.host.others_ports = [INSIDE, OUTSIDE].map(|at| (at.parse().unwrap(), others(at))).into();
             World::new(1, spec)
         };
         let mut cluster = Self {
@@ -213,12 +223,14 @@ fn from_inside(protocol: u8, port: u16) -> FlowKey {
     key(protocol, &format!("10.0.0.{}:{port}", 2 + port % 50), "198.51.100.9:443")
 }
 
-/// A firewall, an address translation, a virtual server whose backends see their clients.
+/// A firewall, an address translation, a virtual server whose backends see their clients, and one whose backends see the gateway.
 fn services() -> Vec<(GatewaySpec, packet::attachment::Ingress)> {
     let mut translated = two_interfaces();
     translated.nats.push(nat(NatMode::AddressAndPort, &[]));
     translated.nats[0].addresses = vec![OUTSIDE.parse().unwrap()];
-    vec![(two_interfaces(), LAN), (translated, LAN), (farm(NatMode::None, DeliveryMode::Nat), WAN)]
+    let seen = farm(NatMode::None, DeliveryMode::Nat);
+    let hidden = farm(NatMode::AddressAndPort, DeliveryMode::Nat);
+    vec![(two_interfaces(), LAN), (translated, LAN), (seen, WAN), (hidden, WAN)]
 }
 
 fn request(ingress: packet::attachment::Ingress, protocol: u8, port: u16) -> FlowKey {
