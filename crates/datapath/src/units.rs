@@ -179,7 +179,7 @@ impl Cluster {
     /// Passes a broadcast on to the next data plane (row D8); none after the last.
     ///
     /// # Errors
-    /// [`DropReason::UnitUnknown`], and [`DropReason::UnitLimit`] when it was passed on too often.
+    /// [`DropReason::UnitUnknown`], and [`DropReason::BusTtlExpired`] when it was passed on too often.
     pub(crate) fn broadcast(
         &self,
         interface: InterfaceId,
@@ -191,7 +191,9 @@ impl Cluster {
         let ifid = snapshot.ifid(interface).ok_or(DropReason::UnitUnknown)?;
         let Some(unit) = snapshot.next_in_chain() else { return Ok(()) };
         let visit = match came {
-            Some(came) => UnitVisit { ttl: came.ttl.checked_sub(1).ok_or(DropReason::UnitLimit)?, ..came },
+            Some(came) => {
+                UnitVisit { ttl: came.ttl.checked_sub(1).ok_or(DropReason::BusTtlExpired)?, ..came }
+            }
             None => UnitVisit { ttl: u8::MAX, ..visit_of(snapshot) },
         };
         let word = Word { unit, ifid, handoff: Some(Handoff::Broadcast), hook: Hook::BeforeServices, visit };

@@ -68,7 +68,7 @@ drop_reasons! {
     BusVersion "bus-version" "A datagram of another unit in a version or type that is not spoken here.",
     BusUnknownHandoff "bus-unknown-handoff" "A datagram of another unit whose handoff or hook is unknown here.",
     BusMalformed "bus-malformed" "A datagram of another unit whose fields contradict each other.",
-    BusTtlExpired "bus-ttl-expired" "A packet that was sent on between units too often.",
+    BusTtlExpired "bus-ttl-expired" "A packet that was sent on between the units of a cluster too often.",
     // the packet itself
     IpMalformed "ip-malformed" "An IP packet whose header, lengths or extension headers are wrong.",
     SourceNotAllowed "source-not-allowed" "A packet whose source address its peer may not use.",
@@ -104,7 +104,6 @@ drop_reasons! {
     FragmentOverlap "fragment-overlap" "A fragment that overlaps or contradicts another one of its packet.",
     FragmentInvalid "fragment-invalid" "A fragment too small, too far out or of a length that cannot be.",
     UnitUnknown "unit-unknown" "A packet for or from a unit or shared interface of a cluster that is not known here.",
-    UnitLimit "unit-limit" "A packet that was sent on between the units of a cluster too often.",
     EraUnknown "era-unknown" "A packet of a bucket table that this unit of a cluster does not have.",
     PuntLimit "punt-limit" "A packet that was handed on between cores too often.",
     // limits

@@ -43,7 +43,7 @@ impl Services {
     /// Whether a packet of no flow of this unit goes to another one: then its outcome says so.
     ///
     /// # Errors
-    /// [`DropReason::UnitLimit`], [`DropReason::EraUnknown`].
+    /// [`DropReason::BusTtlExpired`], [`DropReason::EraUnknown`].
     pub(super) fn goes_to_unit(&mut self, key: &FlowKey, frame: &mut Frame<'_>) -> Result<bool, DropReason> {
         let (Some(units), Some(visit)) = (&self.routing.units, frame.visit) else { return Ok(false) };
         let key = steer::unit_key(&self.routing.policy, key);
@@ -55,7 +55,7 @@ impl Services {
                 self.counters.sent_to_units += 1;
                 Ok(true)
             }
-            Answer::TooOften => Err(DropReason::UnitLimit),
+            Answer::TooOften => Err(DropReason::BusTtlExpired),
             Answer::EraUnknown => Err(DropReason::EraUnknown),
         }
     }
