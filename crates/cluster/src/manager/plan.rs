@@ -1,6 +1,6 @@
 //! The next era: which units take part, who owns which bucket, who has which ports. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -33,7 +33,7 @@ pub enum Waits {
     NoPorts {
         /// The unit.
         node: u16,
-        /// The outside address.
+        /// An outside address; there is none either at the others.
         address: IpAddr,
         /// Blocks that nobody has and that are not free yet.
         quarantined: usize,
@@ -153,40 +153,59 @@ pub(super) fn end_blocks(state: &mut State, node: u16, clean: bool) {
     }
 }
 
-/// Gives every data plane its blocks of each outside address, the lowest that are free.
+/// Blocks of each outside address that only a unit gets that has none of any: units to come find ports.
+const BLOCKS_KEPT: usize = BLOCKS_USABLE / 4;
+
+/// Gives every data plane its blocks of each outside address, the lowest that are free, and first to those that have fewest.
+/// Where units are more than an address has blocks, some have blocks of other addresses only; none at all is an error.
 pub(super) fn lease(state: &mut State, blocks_per_unit: usize) -> Result<(), Waits> {
-    let active = |state: &State| -> Vec<u16> {
-        let owns = state.units.iter().filter(|(_, unit)| unit.standing == Standing::Active);
-        owns.filter(|(_, unit)| unit.role.owns_flows()).map(|(node, _)| *node).collect()
-    };
-    let units = active(state);
+    let owns = state.units.iter().filter(|(_, unit)| unit.standing == Standing::Active);
+    let units = owns.filter(|(_, unit)| unit.role.owns_flows()).map(|(node, _)| *node);
+    let mut totals: BTreeMap<u16, usize> = units.map(|node| (node, 0)).collect();
+    count_blocks(&mut totals, state.blocks.iter());
     for address in state.outside.clone() {
         let here = || state.blocks.iter().filter(|block| block.address == address);
         let taken: BTreeSet<u8> = here().map(|block| block.block).collect();
-        let quarantined = here().filter(|block| block.node.is_none()).count();
-        let mut held: BTreeMap<u16, usize> = units.iter().map(|node| (*node, 0)).collect();
-        for node in here().filter_map(|block| block.node) {
-            if let Some(count) = held.get_mut(&node) {
-                *count += 1;
-            }
-        }
-        let mut free = (1..BLOCKS).filter(|block| !taken.contains(block));
+        let mut held: BTreeMap<u16, usize> = totals.keys().map(|node| (*node, 0)).collect();
+        count_blocks(&mut held, here());
+        let mut free: VecDeque<u8> = (1..BLOCKS).filter(|block| !taken.contains(block)).collect();
+        let mut order: Vec<u16> = totals.keys().copied().collect();
+        order.sort_by_key(|node| totals.get(node).copied());
         let mut given = Vec::new();
         // In turns, so that what is left when blocks are few is shared.
         for turn in 1..=blocks_per_unit.min(BLOCKS_USABLE) {
-            for (node, count) in held.iter_mut().filter(|(_, count)| **count < turn) {
-                if let Some(block) = free.next() {
+            for node in &order {
+                let (Some(count), Some(total)) = (held.get_mut(node), totals.get_mut(node)) else { continue };
+                if *count >= turn || (*total > 0 && free.len() <= BLOCKS_KEPT) {
+                    continue;
+                }
+                if let Some(block) = free.pop_front() {
                     given.push(Block { address, block, node: Some(*node) });
                     *count += 1;
-                } else if *count == 0 {
-                    return Err(Waits::NoPorts { node: *node, address, quarantined });
+                    *total += 1;
                 }
             }
         }
         state.blocks.extend(given);
     }
     state.blocks.sort_unstable();
-    Ok(())
+    let without = totals.iter().find(|(_, total)| **total == 0).map(|(node, _)| *node);
+    match (without, state.outside.first()) {
+        (Some(node), Some(&address)) => {
+            let quarantined = state.blocks.iter().filter(|block| block.node.is_none()).count();
+            Err(Waits::NoPorts { node, address, quarantined })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Adds the blocks that units have.
+fn count_blocks<'a>(counts: &mut BTreeMap<u16, usize>, blocks: impl Iterator<Item = &'a Block>) {
+    for node in blocks.filter_map(|block| block.node) {
+        if let Some(count) = counts.get_mut(&node) {
+            *count += 1;
+        }
+    }
 }
 
 /// Shares of those who may be in a table.

@@ -78,16 +78,46 @@ fn a_unit_for_which_no_ports_are_left_waits() {
     cluster.restart();
     cluster.step(Step::Weight { node: 1, weight: 2 }).unwrap();
     cluster.pass(2_000);
+    assert_eq!(cluster.manager.state().blocks.len(), 48, "a quarter is for units to come");
+    let come = 3..=17;
+    come.clone().for_each(|node| cluster.start(node, Role::DataPlane, 7));
+    cluster.command(Command::Change(come.map(|node| add(node, Role::DataPlane)).collect())).unwrap().unwrap();
+    cluster.pass(2_000);
     assert_eq!(cluster.manager.state().blocks.len(), 63, "all but the first");
-    cluster.start(3, Role::DataPlane, 7);
-    cluster.step(add(3, Role::DataPlane)).unwrap();
+    cluster.start(18, Role::DataPlane, 7);
+    cluster.step(add(18, Role::DataPlane)).unwrap();
     cluster.pass(500);
     let waits = cluster.manager.status().waits.unwrap();
-    assert_eq!(waits, "no block of ports of 192.0.2.1 is left for unit 3; 0 of a dead unit are not free yet");
+    assert_eq!(
+        waits,
+        "no block of ports of 192.0.2.1 is left for unit 18; 0 of a dead unit are not free yet"
+    );
     cluster.step(Step::Drain { node: 2, remove: true }).unwrap();
     cluster.pass(6_000);
     assert_eq!(cluster.standing(2), Standing::Free);
-    assert_eq!(cluster.standing(3), Standing::Active);
+    assert_eq!(cluster.standing(18), Standing::Active);
+}
+
+#[test]
+fn more_units_than_an_address_has_blocks_share_several_addresses() {
+    let mut state = State::new(KEY);
+    state.outside = (1..=16u8).map(|last| IpAddr::from([192, 0, 2, last])).collect();
+    for node in 1..=250 {
+        let unit = UnitRecord {
+            address: address(node),
+            role: Role::DataPlane,
+            weight: 1,
+            share_permille: 1_000,
+            standing: Standing::Active,
+            joined: 0,
+            instance: 0,
+            forget: false,
+        };
+        state.units.insert(node, unit);
+        plan::lease(&mut state, 4).unwrap();
+    }
+    let count = |node| state.blocks.iter().filter(|block| block.node == Some(node)).count();
+    assert!((1..=250).all(|node| count(node) > 0));
 }
 
 proptest! {
