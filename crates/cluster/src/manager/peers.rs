@@ -251,8 +251,10 @@ impl Manager {
         self.timers.last_tick_ns = now_ns;
         if pause > STALL_NS {
             for peer in self.peers.values_mut() {
-                peer.heard_ns = peer.heard_ns.saturating_add(pause);
-                peer.asked_ns = peer.asked_ns.saturating_add(pause);
+                // What waited meanwhile was taken first: nobody is heard of in the future because of that.
+                for time_ns in [&mut peer.heard_ns, &mut peer.asked_ns] {
+                    *time_ns = time_ns.saturating_add(pause).min(now_ns.max(*time_ns));
+                }
             }
             return;
         }

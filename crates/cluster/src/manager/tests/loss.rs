@@ -246,3 +246,21 @@ fn a_second_hello_under_another_id_is_refused() {
     cluster.run();
     assert_eq!(cluster.units[&1].refused, [Refusal::Identity]);
 }
+
+/// While the manager stands still words of units wait; they are looked at before time passes.
+#[test]
+fn a_unit_that_dies_after_the_manager_stood_still_is_missed_as_soon_as_ever() {
+    let mut cluster = Cluster::with(2);
+    cluster.now_ms += 60_000;
+    for node in [1, 2, 100] {
+        let now_ns = cluster.now_ns();
+        let actions = cluster.units.get_mut(&node).unwrap().unit.tick(now_ns);
+        assert!(!actions.is_empty());
+        cluster.act(node, actions);
+    }
+    cluster.pass(100);
+    assert!(!cluster.said("lost"), "{:?}", cluster.events);
+    cluster.units.get_mut(&2).unwrap().stalled = true;
+    cluster.pass(500);
+    assert_eq!(cluster.standing(2), Standing::Lost, "{:?}", cluster.events);
+}
