@@ -134,12 +134,18 @@ impl Link {
         }
         let mut complained = false;
         while !stop.load(Relaxed) {
+            let mut pause = CONNECT_PAUSE;
             match TcpStream::connect_timeout(&self.settings.manager, CONNECT_PATIENCE) {
                 Ok(stream) => {
                     complained = false;
+                    let began = Instant::now();
                     tracing::info!(manager = %self.settings.manager, "connected to the cluster's manager");
                     let ended = self.talk(stream, stop);
                     self.unit.disconnected();
+                    if began.elapsed() > CONNECT_PATIENCE {
+                        // Silence of twice the pause is death.
+                        pause = Duration::ZERO;
+                    }
                     lock(&self.status).connected = false;
                     if let Err(error) = ended
                         && !stop.load(Relaxed)
@@ -154,7 +160,7 @@ impl Link {
                 Err(_) => {}
             }
             self.follow_cores(&mut None).ok();
-            std::thread::sleep(CONNECT_PAUSE);
+            std::thread::sleep(pause);
         }
     }
 
@@ -239,7 +245,7 @@ impl Link {
         }
         let actions = self.unit.report(&Figures {
             live: &figures.live,
-            in_use: figures.flows,
+            in_use: figures.live.iter().map(|live| u64::from(*live)).sum(),
             load_percent: figures.load_percent,
             second_hops: figures.second_hops,
             packets: figures.packets,

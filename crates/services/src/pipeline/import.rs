@@ -178,7 +178,7 @@ impl Services {
             self.give_source_back(now_ns, arrival);
             return Err(Refusal::Limit);
         };
-        self.flows.note_unit_bucket(self.routing.units.as_ref(), &original, 1);
+        self.flows.note_unit_bucket(self.routing.units.as_ref(), (&original, &record), 1);
         // A flow that begins has no answer yet; this one may have.
         self.flows.embryonic.changed(true, is_embryonic(&record));
         self.rule_counters.count_flow(policy, &record, &original.0, true);

@@ -378,7 +378,7 @@ impl Services {
         let reply = (removed.reply, removed.tenants[1]);
         self.counters.flows_closed += 1;
         self.flows.ended(self.routing.live_buckets(&original, &reply), record);
-        self.flows.note_unit_bucket(self.routing.units.as_ref(), &original, -1);
+        self.flows.note_unit_bucket(self.routing.units.as_ref(), (&original, record), -1);
         self.rule_counters.count_flow(policy, record, &original.0, false);
         if record.flags & flags::PROXY_PROTOCOL != 0 {
             self.shifts.forget(&original.0, original.1);

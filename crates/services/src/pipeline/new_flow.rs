@@ -471,7 +471,7 @@ impl Services {
             self.routing.number((resolution.egress, resolution.neighbor, ipv4))
         };
         let id = self.flows.insert(hashes, buckets, original, reply, record)?;
-        self.flows.note_unit_bucket(self.routing.units.as_ref(), original, 1);
+        self.flows.note_unit_bucket(self.routing.units.as_ref(), (original, &record), 1);
         Ok(id)
     }
 }

@@ -6,13 +6,14 @@
 
 use std::sync::Arc;
 
-use packet::attachment::Egress;
+use packet::attachment::{Egress, Ingress};
 use packet::{DropReason, FlowKey};
 use steering::owner_chain::Digest;
 use steering::units::{Answer, Units};
 
 use super::flows::{Expiry, Flows, TenantKey};
 use super::{Frame, Outcome, Services};
+use crate::flow::Record;
 use crate::steer;
 
 /// Entries that are looked at together when all flows are counted.
@@ -92,23 +93,33 @@ impl Flows {
             let (ids, next) = self.table.scan(place, SCAN_ENTRIES);
             for id in ids {
                 let (original, _) = self.table.keys(id);
-                count(&mut self.live_by_unit_bucket, units, &original, 1);
+                let record = *self.table.record(id);
+                count(&mut self.live_by_unit_bucket, units, (&original, &record), 1);
             }
             cursor = next;
         }
     }
 
     /// A flow that began with this key has begun (`change` 1) or ended (−1).
-    pub(super) fn note_unit_bucket(&mut self, units: Option<&Arc<Units>>, original: &TenantKey, change: i32) {
+    pub(super) fn note_unit_bucket(
+        &mut self,
+        units: Option<&Arc<Units>>,
+        flow: (&TenantKey, &Record),
+        change: i32,
+    ) {
         if let Some(units) = units {
-            count(&mut self.live_by_unit_bucket, units, original, change);
+            count(&mut self.live_by_unit_bucket, units, flow, change);
         }
     }
 }
 
 /// A flow counts in the bucket of its request: its replies come by the same, or by a leased port, or by the key that
-/// [`steer::unit_key`] makes of them.
-fn count(live: &mut [u32], units: &Units, original: &TenantKey, change: i32) {
+/// [`steer::unit_key`] makes of them. The host's own connections are not the cluster's: they end with the machine, and it
+/// may leave while it talks to the manager.
+fn count(live: &mut [u32], units: &Units, (original, record): (&TenantKey, &Record), change: i32) {
+    if record.ingress() == Ingress::Host {
+        return;
+    }
     if let Some(live) = live.get_mut(units.bucket(&original.0)) {
         *live = live.wrapping_add_signed(change);
     }
