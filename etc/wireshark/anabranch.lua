@@ -27,6 +27,7 @@ local t = {
     last_part = ProtoField.uint8("anabranch.last_part", "Last part", base.DEC),
     listener_index = ProtoField.uint32("anabranch.listener_index", "Listener's index", base.HEX),
     is_challenge = ProtoField.bool("anabranch.challenge", "Freshness challenge"),
+    is_gone = ProtoField.bool("anabranch.no_session", "No session"),
     clear_bytes = ProtoField.uint16("anabranch.clear_bytes", "Length of the clear part", base.DEC),
     frames = ProtoField.bytes("anabranch.frames", "Frames"),
     sealed = ProtoField.bytes("anabranch.sealed", "Sealed"),
@@ -47,6 +48,7 @@ local function tunnel_counter(tvb, tree, kind)
         if kind == 2 then tree:add(t.listener_index, tvb(12, 4)) end
     elseif kind == 3 then
         tree:add(t.is_challenge, tvb(8, 8), tvb(12, 4):uint() == 1)
+        tree:add(t.is_gone, tvb(8, 8), tvb(12, 4):uint() == 2)
     else
         tree:add(t.counter, tvb(8, 8))
     end
@@ -99,7 +101,7 @@ local TYPES = { [0] = "dispatched", [1] = "handed on" }
 local HANDOFFS = {
     [0] = "dispatch", [1] = "punt", [2] = "unclaimed", [3] = "broadcast", [4] = "reply", [5] = "resolve", [6] = "trace",
 }
-local HOOKS = { [0] = "before services", [1] = "after fragment rendezvous" }
+local HOOKS = { [0] = "before services", [1] = "after fragment rendezvous", [2] = "own sockets", [3] = "bond" }
 local L1_BYTES, FIXED_BYTES, FRAGMENT_HEAD_BYTES, ETHERNET_BYTES = 6, 14, 8, 14
 local OPTION_WORDS_MAX, ROUTE_WORDS_MAX = 5, 4
 

@@ -164,6 +164,7 @@ impl Site {
             private_key: PrivateKey::new(key),
             ownership: Arc::new(ArcSwap::from_pointee(ownership)),
             node_id: 0,
+            hub_key: None,
             index_key: bytes(random),
             boot_id: random.u64(..),
             seed: bytes(random),

@@ -137,6 +137,7 @@ impl World {
                 endpoints,
                 allowed_ips: vec![site_prefix(other)],
                 wans: None,
+                hub: false,
                 paths_per_pair: 1,
                 sockets_per_path: 4,
                 encryption: tunnel::Encryption::On,

@@ -37,6 +37,7 @@ mod host_checks;
 mod host_daemons;
 mod host_networks;
 mod host_traffic;
+mod hubs;
 mod mtu;
 mod names;
 mod operator;

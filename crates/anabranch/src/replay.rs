@@ -205,6 +205,7 @@ fn cores(count: u8, spec: GatewaySpec) -> anyhow::Result<Cores> {
         private_key: tunnel::PrivateKey::new([7; 32]),
         ownership: Arc::new(ArcSwap::new(Arc::clone(&ownership))),
         node_id: 0,
+        hub_key: None,
         index_key: [0; 16],
         boot_id: 0,
         seed: [0; 32],

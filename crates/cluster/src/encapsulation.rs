@@ -33,6 +33,9 @@ use packet::{DropReason, array_at, put_u16, put_u32, u16_at};
 /// UDP port that units listen on for each other; 4600 is the tunnel's.
 pub const BUS_PORT: u16 = 4_602;
 
+/// Number in place of a shared interface's (IFID) of what peers of a hub send and get.
+pub const HUB_INTERFACE: u8 = 255;
+
 /// Version in the two highest bits of L1. Everything else is dropped.
 pub const BUS_VERSION: u8 = 1;
 
@@ -163,6 +166,10 @@ pub enum Hook {
         /// Destination port.
         dst_port: u16,
     },
+    /// 2: at the unit's own sockets: a datagram of a bond that ends there.
+    Host,
+    /// 3: after all services: the packet goes into the bond of its destination.
+    Bond,
 }
 
 impl Hook {
@@ -172,12 +179,14 @@ impl Hook {
         match self {
             Self::BeforeServices => 0,
             Self::AfterRendezvous { .. } => 1,
+            Self::Host => 2,
+            Self::Bond => 3,
         }
     }
 
     const fn option_words(self) -> usize {
         match self {
-            Self::BeforeServices => 0,
+            Self::BeforeServices | Self::Host | Self::Bond => 0,
             Self::AfterRendezvous { .. } => 1,
         }
     }
@@ -407,6 +416,8 @@ impl Encapsulation {
                 let (src_port, dst_port) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
                 Hook::AfterRendezvous { src_port, dst_port }
             }
+            2 => Hook::Host,
+            3 => Hook::Bond,
             _ => return Err(DropReason::BusUnknownHandoff),
         };
         let is_v6 = second & NEXT_HOP_V6 != 0;

@@ -36,6 +36,8 @@ pub struct Snapshot {
     pub order: Vec<u16>,
     /// Shared interfaces.
     pub shared: Vec<SharedInterface>,
+    /// UDP port at the shared addresses at which the units are one hub for bonds of others (row R6); `None`: they are none.
+    pub hub_port: Option<u16>,
 }
 
 impl Snapshot {
@@ -124,6 +126,7 @@ mod tests {
             ],
             order: vec![7, 5],
             shared: vec![shared(1, 4, &[2]), shared(0, 3, &[])],
+            hub_port: None,
         }
     }
 

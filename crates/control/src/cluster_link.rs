@@ -226,6 +226,7 @@ impl Link {
     }
 
     fn report(&mut self, to: &mut Option<&mut TcpStream>) -> io::Result<()> {
+        self.engine.move_bonds();
         let now = Instant::now();
         if now < self.report_due {
             return Ok(());
@@ -360,5 +361,6 @@ fn snapshot(told: &Told, settings: &Cluster, interfaces: &[SharedInterface]) -> 
         members,
         order,
         shared: shared.collect(),
+        hub_port: settings.hub_port,
     }
 }

@@ -15,9 +15,9 @@
 //! |---|---|---|
 //! | `[node]` | name, private-key, private-key-file, listen, cores, rekey-after-seconds, state-dir, log-file, control-socket | `read::node` |
 //! | `[tun]` | name, address, mtu, route, table | `read::tun` |
-//! | `[cluster]` | role, node-id, weight, bus, manager | `cluster::cluster` |
+//! | `[cluster]` | role, node-id, weight, bus, manager, hub, hub-key, hub-key-file | `cluster::cluster` |
 //! | `[[wan]]` | interface, match, tier, rate-max, receive-rate-max, address-family, gateway | `read::wan` |
-//! | `[[peer]]` | name, public-key, preshared-key, preshared-key-file, endpoints, allowed-ips, wans, paths-per-wan-pair, sockets-per-path, encryption, allow-cleartext, policy, flow, tenant | `read::peer` |
+//! | `[[peer]]` | name, public-key, preshared-key, preshared-key-file, hub, endpoints, allowed-ips, wans, paths-per-wan-pair, sockets-per-path, encryption, allow-cleartext, policy, flow, tenant | `read::peer` |
 //! | `[gateway]` | default-action, host, distribution, core-rebalance, log-file, keep-flows-seconds, timeouts | `services::read::gateway` |
 //! | `[gateway]` | flows-max, embryonic-max, fragment-bytes-max, fragments-per-source-max, errors-per-second-max | `services::read::limits` |
 //! | `[gateway]` | fragments, up-to-bytes, up-to-fragments, load-below-percent | `services::read::fragments` |
@@ -239,6 +239,8 @@ pub struct Peer {
     pub public_key: [u8; 32],
     /// Optional preshared key.
     pub preshared_key: Option<PrivateKey>,
+    /// It dials the hub that this machine is a unit of, and knows it by the hub's key.
+    pub hub: bool,
     /// Where to dial; empty = the peer dials us.
     pub endpoints: Vec<Endpoint>,
     /// Inner prefixes behind this peer, without host bits.

@@ -317,6 +317,7 @@ impl Node {
             endpoints: endpoints.clone(),
             allowed_ips: peer.allowed_ips.clone(),
             wans: wans.clone(),
+            hub: peer.hub,
             paths_per_pair: peer.paths_per_wan_pair,
             sockets_per_path: peer.sockets_per_path,
             encryption: peer.encryption,
@@ -606,6 +607,7 @@ fn settings(config: &Config, cpus: Vec<usize>, numbers: Numbers) -> Settings {
     Settings {
         name: config.node.name.clone(),
         private_key: config.node.private_key.clone(),
+        hub_key: config.cluster.as_ref().and_then(|cluster| cluster.hub_key.clone()),
         cpus,
         listen_port: config.node.listen,
         tun_name: config.tun.name.clone(),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use cluster::snapshot::Snapshot;
 use packet::attachment::{Egress, Ingress, InterfaceId};
+use packet::vnet::VirtioNetHeader;
 use packet::{Coalescer, DropCounters, DropReason, FlowKey, PacketBuf, PacketPool};
 use services::Services;
 use services::fragment::{FragmentLimits, Released, Rendezvous};
@@ -133,13 +134,14 @@ impl Datapath {
 
     fn follow_cluster(&mut self, snapshot: Option<&Arc<Snapshot>>, policy: &Policy) {
         self.services.follow_units(snapshot.map(|snapshot| &snapshot.units));
-        self.cluster.follow(snapshot, policy);
+        self.cluster.follow(snapshot, policy, self.tunnel.node());
     }
 
     /// Starts a round.
     pub fn begin(&mut self, now: Time) {
         if self.tunnel.begin(now) {
             self.bonds.follow(&self.tunnel);
+            self.cluster.follow_bonds(self.tunnel.node());
         }
     }
 
@@ -256,7 +258,13 @@ impl Datapath {
                     out.device_ingress(interface, &frame.offload, frame.bytes);
                 }
             }
-            Err(reason) => drops.add(reason),
+            Err(reason) => {
+                drops.add(reason);
+                let answer = cluster.no_session(now.ns(), reason, frame.bytes);
+                if let (Some(mut answer), Some(interface)) = (answer, frame.ingress.interface()) {
+                    out.interface(interface, &VirtioNetHeader::default(), answer.frame());
+                }
+            }
         }
     }
 

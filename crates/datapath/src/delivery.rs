@@ -4,7 +4,7 @@
 //! such packets wait in [`ToBonds`] until it is done.
 
 use cluster::encapsulation::{Handoff, Hook};
-use packet::attachment::{BondId, Egress, Ingress};
+use packet::attachment::{BondId, Egress, Ingress, InterfaceId};
 use packet::buffer::PACKET_BYTES_MAX;
 use packet::vnet::VirtioNetHeader;
 use packet::{Coalescer, DropReason, FlowKey, IpHeader, PacketBuf, PacketPool};
@@ -16,7 +16,7 @@ use tunnel::forwarder::{Output as TunnelOutput, Target};
 use crate::handed::Handed;
 use crate::ports::{Output, leave};
 use crate::to_bond::BondIds;
-use crate::units::{Arrived, Cluster};
+use crate::units::{Arrived, Cluster, Inner};
 
 /// Packets for bonds that wait until the tunnel is done with what it received; at most [`ToBonds::WAITING_MAX`].
 #[derive(Debug, Default)]
@@ -88,7 +88,10 @@ impl<O: Output> Decision<'_, O> {
     /// One packet or super-packet from a bond.
     fn decide(&mut self, now_ns: u64, packet: &mut PacketBuf) {
         if self.cluster.is_member() {
-            match self.cluster.arrived(packet.ingress, packet.packet()) {
+            let policy = self.services.as_deref().map(Services::policy);
+            let arrived =
+                policy.and_then(|policy| self.cluster.arrived(policy, packet.ingress, packet.packet()));
+            match arrived {
                 Some(Ok(arrived)) => return self.of_unit(now_ns, packet, &arrived),
                 Some(Err(reason)) => return self.out.dropped(reason),
                 None => {}
@@ -100,7 +103,18 @@ impl<O: Output> Decision<'_, O> {
             self.out.host(&offload, packet.with_room(ETHERNET_BYTES));
             return;
         };
+        let inner = {
+            let bytes = packet.with_room(ETHERNET_BYTES);
+            let mut send = wait(self.to_bonds, self.out);
+            self.cluster.dispatch_inner(services.policy(), ingress, (&offload, bytes), self.pool, &mut send)
+        };
+        let visit = match inner {
+            Ok(Inner::Own(visit)) => visit,
+            Ok(Inner::Sent) => return,
+            Err(reason) => return self.out.dropped(reason),
+        };
         let mut frame = Frame::new(ingress, offload, packet.with_room(ETHERNET_BYTES));
+        frame.visit = visit;
         let mut emit = Emit {
             out: &mut *self.out,
             to_bonds: &mut *self.to_bonds,
@@ -108,10 +122,15 @@ impl<O: Output> Decision<'_, O> {
             cluster: self.cluster,
         };
         services.packet(now_ns, &mut frame, &mut emit);
-        if matches!(frame.outcome, Outcome::Forward(Egress::Interface(_))) && emit.for_cluster(&frame, None) {
+        let (outcome, offload, flow) = (frame.outcome, frame.offload, frame.flow);
+        let elsewhere = match outcome {
+            Outcome::Forward(Egress::Interface(_) | Egress::Unit(_)) => true,
+            Outcome::Forward(Egress::Bond(bond)) => emit.cluster.is_hub_bond(bond),
+            _ => false,
+        };
+        if elsewhere && emit.for_cluster(&frame, None) {
             return;
         }
-        let (outcome, offload, flow) = (frame.outcome, frame.offload, frame.flow);
         if let Outcome::Forward(Egress::Bond(bond)) = outcome {
             // The buffer itself goes there: nothing is copied.
             let key = flow.map(|(id, direction)| services.flows().leaves_as(id, direction));
@@ -130,24 +149,72 @@ impl<O: Output> Decision<'_, O> {
     /// A frame that another unit sent here.
     fn of_unit(&mut self, now_ns: u64, packet: &mut PacketBuf, arrived: &Arrived) {
         let Some(frame) = packet.packet_mut().get_mut(arrived.frame.clone()) else { return };
-        match arrived.handoff {
-            Handoff::Reply if self.cluster.dispatches(arrived.interface) => {
-                self.out.interface(arrived.interface, &arrived.offload, frame);
+        let interface = arrived.ingress.interface();
+        match (arrived.handoff, interface) {
+            (Handoff::Reply, Some(interface)) if self.cluster.dispatches(interface) => {
+                self.out.interface(interface, &arrived.offload, frame);
             }
-            Handoff::Broadcast if self.cluster.owns_flows() => {
-                self.out.shared_device(arrived.interface, frame);
+            (Handoff::Broadcast, Some(interface)) if self.cluster.owns_flows() => {
+                self.out.shared_device(interface, frame);
                 let came = (&*frame, Some(arrived.visit));
-                let (interface, pool) = (arrived.interface, &mut *self.pool);
+                let pool = &mut *self.pool;
                 let passed =
                     self.cluster.broadcast(interface, came, pool, &mut wait(self.to_bonds, self.out));
                 if let Err(reason) = passed {
                     self.out.dropped(reason);
                 }
             }
-            Handoff::Dispatch | Handoff::Punt | Handoff::Unclaimed if self.cluster.owns_flows() => {
-                self.serve(now_ns, frame, arrived);
+            (Handoff::Dispatch | Handoff::Punt | Handoff::Unclaimed, interface)
+                if self.cluster.owns_flows() =>
+            {
+                match (arrived.hook, interface) {
+                    (Hook::Host, Some(interface)) => self.deliver_to_host(now_ns, frame, interface, arrived),
+                    (Hook::Host, None) => self.out.dropped(DropReason::BusUnknownHandoff),
+                    (Hook::Bond, _) => self.deliver_to_hub_bond(frame, arrived),
+                    (Hook::BeforeServices | Hook::AfterRendezvous { .. }, _) => {
+                        self.serve(now_ns, frame, arrived);
+                    }
+                }
             }
             _ => self.out.dropped(DropReason::BusUnknownHandoff),
+        }
+    }
+
+    /// A datagram for this unit's own sockets, or for those of the unit that has to answer it.
+    fn deliver_to_host(&mut self, now_ns: u64, frame: &[u8], interface: InterfaceId, arrived: &Arrived) {
+        let passed = match self.cluster.ifid_of(arrived.ingress) {
+            Some(ifid) => {
+                let mut send = wait(self.to_bonds, self.out);
+                self.cluster.pass_datagram(now_ns, (ifid, arrived.visit), frame, self.pool, &mut send)
+            }
+            None => Err(DropReason::UnitUnknown),
+        };
+        match passed {
+            Ok(true) => {}
+            Ok(false) => self.out.shared_device(interface, frame),
+            Err(reason) => self.out.dropped(reason),
+        }
+    }
+
+    /// A packet for a peer of the hub, from the unit that has its flow.
+    fn deliver_to_hub_bond(&mut self, frame: &[u8], arrived: &Arrived) {
+        let Some(services) = self.services.as_deref() else { return self.out.dropped(DropReason::NoRoute) };
+        let policy = services.policy();
+        let way = {
+            let mut send = wait(self.to_bonds, self.out);
+            let what = (arrived.visit, &arrived.offload, frame);
+            self.cluster.deliver_to_hub_bond(policy, what, self.pool, &mut send)
+        };
+        match way {
+            Ok(Some(bond)) => {
+                let packet = frame.get(ETHERNET_BYTES..).unwrap_or_default();
+                let copy = self.pool.copy(packet, &arrived.offload, Ingress::Host);
+                if !copy.is_some_and(|copy| self.to_bonds.push(bond, None, copy)) {
+                    self.out.dropped(DropReason::QueueFull);
+                }
+            }
+            Ok(None) => {}
+            Err(reason) => self.out.dropped(reason),
         }
     }
 
@@ -156,8 +223,7 @@ impl<O: Output> Decision<'_, O> {
         let Some(services) = self.services.as_deref_mut() else {
             return self.out.dropped(DropReason::NoRoute);
         };
-        let ingress = Ingress::Interface(arrived.interface);
-        let mut frame = Frame::new(ingress, arrived.offload, bytes);
+        let mut frame = Frame::new(arrived.ingress, arrived.offload, bytes);
         frame.visit = Some(arrived.visit);
         let mut emit = Emit {
             out: &mut *self.out,
@@ -170,6 +236,7 @@ impl<O: Output> Decision<'_, O> {
             Hook::AfterRendezvous { src_port, dst_port } => {
                 services.piece_of_unit(now_ns, &mut frame, (src_port, dst_port), &mut emit);
             }
+            Hook::Host | Hook::Bond => {}
         }
         let key = frame.flow.map(|(id, direction)| services.flows().leaves_as(id, direction));
         let (key_of, pool) = (key.as_ref(), &mut *self.pool);
@@ -214,6 +281,14 @@ struct Emit<'a, O: Output> {
 }
 
 impl<O: Output> Emit<'_, O> {
+    fn push(&mut self, bond: BondId, key: Option<&FlowKey>, offload: &VirtioNetHeader, bytes: &[u8]) {
+        let packet = bytes.get(ETHERNET_BYTES..).unwrap_or_default();
+        let copy = self.pool.copy(packet, offload, Ingress::Host);
+        if !copy.is_some_and(|copy| self.to_bonds.push(bond, key.copied(), copy)) {
+            self.out.dropped(DropReason::QueueFull);
+        }
+    }
+
     /// Whether the frame was for another unit, or a shared interface of others.
     fn for_cluster(&mut self, frame: &Frame<'_>, key: Option<&FlowKey>) -> bool {
         let result = self.cluster.leave(frame, key, self.pool, &mut wait(self.to_bonds, self.out));
@@ -230,19 +305,23 @@ impl<O: Output> Emit<'_, O> {
 
 impl<O: Output> services::pipeline::Output for Emit<'_, O> {
     fn emit(&mut self, outcome: Outcome, key: Option<&FlowKey>, offload: &VirtioNetHeader, bytes: &mut [u8]) {
-        let Outcome::Forward(Egress::Bond(bond)) = outcome else {
+        let local = match outcome {
+            Outcome::Forward(Egress::Bond(bond)) if !self.cluster.is_hub_bond(bond) => Some(bond),
+            _ => None,
+        };
+        let Some(bond) = local else {
             let mut frame = Frame::new(Ingress::Host, *offload, bytes);
             frame.outcome = outcome;
-            if !self.for_cluster(&frame, key) {
-                leave(self.out, outcome, offload, bytes);
+            if self.for_cluster(&frame, key) {
+                return;
+            }
+            match outcome {
+                Outcome::Forward(Egress::Bond(bond)) => self.push(bond, key, offload, bytes),
+                _ => leave(self.out, outcome, offload, bytes),
             }
             return;
         };
-        let packet = bytes.get(ETHERNET_BYTES..).unwrap_or_default();
-        let copy = self.pool.copy(packet, offload, Ingress::Host);
-        if !copy.is_some_and(|copy| self.to_bonds.push(bond, key.copied(), copy)) {
-            self.out.dropped(DropReason::QueueFull);
-        }
+        self.push(bond, key, offload, bytes);
     }
 
     fn to_unit(&mut self, _: u16, frame: &Frame<'_>) {

@@ -16,7 +16,7 @@
 //!   packet, without them the host and the bonds are joined directly.
 //! * [`delivery`]: what a bond delivered is merged to super-packets and decided at once, while it is in the cache.
 //! * [`to_bond`]: what was decided for a bond.
-//! * [`units`]: what goes to other machines of a cluster and comes from them.
+//! * [`units`]: what goes to other machines of a cluster and comes from them; `hub`: bonds that end at any of them.
 //! * [`handed`]: what goes from one core to another.
 //! * [`memory`]: ports in memory; [`capture`]: recorded packets through the cores of a node.
 //!
@@ -32,6 +32,7 @@ pub mod capture;
 pub mod datapath;
 pub mod delivery;
 pub mod handed;
+mod hub;
 pub mod memory;
 pub mod ports;
 pub mod to_bond;

@@ -89,16 +89,21 @@ impl<O: Output> Emit<'_, O> {
 impl<O: Output> services::pipeline::Output for Emit<'_, O> {
     fn emit(&mut self, outcome: Outcome, key: Option<&FlowKey>, offload: &VirtioNetHeader, bytes: &mut [u8]) {
         match outcome {
-            Outcome::Forward(Egress::Bond(bond)) => {
+            Outcome::Forward(Egress::Bond(bond)) if !self.cluster.is_hub_bond(bond) => {
                 let packet = bytes.get_mut(ETHERNET_BYTES..).unwrap_or_default();
                 send(self.tunnel, self.now, (bond, key), (offload, packet), self.drops, self.out);
             }
-            Outcome::Forward(Egress::Interface(_)) if self.cluster.is_member() => {
+            Outcome::Forward(Egress::Interface(_) | Egress::Bond(_)) if self.cluster.is_member() => {
                 let mut frame = Frame::new(Ingress::Host, *offload, bytes);
                 frame.outcome = outcome;
-                if !self.for_cluster(&frame, key) {
-                    leave(self.out, outcome, offload, bytes);
+                if self.for_cluster(&frame, key) {
+                    return;
                 }
+                let Outcome::Forward(Egress::Bond(bond)) = outcome else {
+                    return leave(self.out, outcome, offload, bytes);
+                };
+                let packet = bytes.get_mut(ETHERNET_BYTES..).unwrap_or_default();
+                send(self.tunnel, self.now, (bond, key), (offload, packet), self.drops, self.out);
             }
             outcome => leave(self.out, outcome, offload, bytes),
         }

@@ -16,17 +16,21 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use cluster::encapsulation::outer::{OUTER_BYTES_MAX, Outer, OuterChecksum, entropy_port, parse_outer};
-use cluster::encapsulation::{ENCAPSULATION_BYTES_MAX, Encapsulation, Handoff, Hook};
+use cluster::encapsulation::{ENCAPSULATION_BYTES_MAX, Encapsulation, HUB_INTERFACE, Handoff, Hook};
 use cluster::message::Member;
 use cluster::snapshot::Snapshot;
 use packet::attachment::{Arrival, BondId, Egress, Ingress, InterfaceId, UnitVisit};
 use packet::segment::{Segmenter, complete_checksum};
 use packet::vnet::{GSO_NONE, VirtioNetHeader};
-use packet::{DropReason, FlowKey, PacketBuf, PacketPool};
+use packet::{DropReason, FlowKey, IpHeader, PacketBuf, PacketPool};
 use services::pipeline::{ETHERNET_BYTES, Frame, Outcome};
 use services::policy::Policy;
 use services::steer;
 use steering::owner_chain::TTL_START;
+use steering::units::Target;
+use tunnel::node::Node;
+
+use crate::hub::{Hub, NoSession, Way};
 
 /// The cluster as one core goes by it.
 #[derive(Default)]
@@ -34,14 +38,16 @@ pub struct Cluster {
     snapshot: Option<Arc<Snapshot>>,
     /// Bond to each member, by its place in the snapshot.
     bonds: Vec<Option<BondId>>,
+    /// The hub that the units are, if they are one.
+    pub(crate) hub: Option<Hub>,
 }
 
 /// A frame from another unit.
 pub(crate) struct Arrived {
     /// Why it was sent here.
     pub handoff: Handoff,
-    /// The shared interface.
-    pub interface: InterfaceId,
+    /// The shared interface, or the peer of the hub that sent it.
+    pub ingress: Ingress,
     /// Where its processing resumes.
     pub hook: Hook,
     /// Visit at this unit.
@@ -50,6 +56,14 @@ pub(crate) struct Arrived {
     pub frame: Range<usize>,
     /// Its offload header; offsets count from the IP header.
     pub offload: VirtioNetHeader,
+}
+
+/// An inner packet of a hub's peer.
+pub(crate) enum Inner {
+    /// This unit's own, with its visit if a peer of the hub sent it.
+    Own(Option<UnitVisit>),
+    /// Another unit gets it.
+    Sent,
 }
 
 /// Words to a unit besides the frame.
@@ -64,7 +78,10 @@ struct Word {
 
 impl Cluster {
     /// Goes by another snapshot, or by other routes to the members.
-    pub fn follow(&mut self, snapshot: Option<&Arc<Snapshot>>, policy: &Policy) {
+    pub fn follow(&mut self, snapshot: Option<&Arc<Snapshot>>, policy: &Policy, node: &Arc<Node>) {
+        let hub =
+            snapshot.and_then(|snapshot| Some(Hub::of(snapshot, node)?.after(self.hub.as_ref(), snapshot)));
+        self.hub = hub;
         self.snapshot = snapshot.cloned();
         let members = self.snapshot.iter().flat_map(|snapshot| &snapshot.members);
         let bond = |member: &Member| match policy.fib.lookup(0, member.address)?.egress {
@@ -72,6 +89,13 @@ impl Cluster {
             _ => None,
         };
         self.bonds = members.map(bond).collect();
+    }
+
+    /// Follows the tunnel's list of bonds.
+    pub fn follow_bonds(&mut self, node: &Arc<Node>) {
+        if let Some(snapshot) = &self.snapshot {
+            self.hub = Hub::of(snapshot, node).map(|hub| hub.after(self.hub.as_ref(), snapshot));
+        }
     }
 
     /// Whether frames of an interface are given to data planes.
@@ -116,6 +140,10 @@ impl Cluster {
         if policy.is_own(key.dst) && !shared.addresses.contains(&key.dst) {
             return Ok(false);
         }
+        if let Some(hub) = self.hub.as_ref().filter(|hub| hub.is_datagram(&key, shared)) {
+            self.dispatch_datagrams(snapshot, hub, (shared.ifid, &key), frame, pool, send)?;
+            return Ok(true);
+        }
         let key = steer::unit_key(policy, &key);
         let target = snapshot.units.dispatch(&key);
         let word = Word {
@@ -129,6 +157,122 @@ impl Cluster {
         Ok(true)
     }
 
+    /// Datagrams of a peer of the hub, each to the unit of its session.
+    fn dispatch_datagrams(
+        &self,
+        snapshot: &Snapshot,
+        hub: &Hub,
+        (ifid, key): (u8, &FlowKey),
+        frame: &Frame<'_>,
+        pool: &mut PacketPool,
+        send: &mut impl FnMut(BondId, Option<&FlowKey>, PacketBuf) -> Option<PacketBuf>,
+    ) -> Result<(), DropReason> {
+        let mut one = |bytes: &[u8], pool: &mut PacketPool| {
+            let unit = hub.unit_of(snapshot, key, bytes)?;
+            let word = Word { unit, ifid, handoff: None, hook: Hook::Host, visit: visit_of(snapshot) };
+            self.send(snapshot, &word, (&VirtioNetHeader::default(), bytes), Some(key), pool, send)
+        };
+        if frame.offload.gso_type == GSO_NONE && !frame.offload.needs_csum() {
+            return one(frame.bytes, pool);
+        }
+        // Of a peer's last and its next session together, perhaps.
+        let mut datagrams = Vec::new();
+        for_each_segment(&frame.offload, frame.bytes, pool, &mut |segment| {
+            datagrams.push(segment);
+            None
+        })?;
+        let mut result = Ok(());
+        for datagram in datagrams {
+            result = result.and(one(datagram.packet(), pool));
+            pool.recycle(datagram);
+        }
+        result
+    }
+
+    /// Answer to a datagram that a dispatcher could not give to its unit, if it is of the hub's peers.
+    pub(crate) fn no_session(&self, now_ns: u64, reason: DropReason, frame: &[u8]) -> Option<NoSession> {
+        let (snapshot, hub) = (self.snapshot.as_ref()?, self.hub.as_ref()?);
+        let key = FlowKey::of(frame.get(ETHERNET_BYTES..)?).ok()?;
+        let ours = snapshot.shared.iter().any(|shared| hub.is_datagram(&key, shared));
+        if reason == DropReason::UnitUnknown && ours { hub.no_session(now_ns, frame) } else { None }
+    }
+
+    /// Passes a datagram on to the unit that has to answer it; `false`: it is for this one.
+    ///
+    /// # Errors
+    /// [`DropReason::UnitUnknown`].
+    pub(crate) fn pass_datagram(
+        &self,
+        now_ns: u64,
+        (ifid, visit): (u8, UnitVisit),
+        frame: &[u8],
+        pool: &mut PacketPool,
+        send: &mut impl FnMut(BondId, Option<&FlowKey>, PacketBuf) -> Option<PacketBuf>,
+    ) -> Result<bool, DropReason> {
+        let (Some(snapshot), Some(hub)) = (&self.snapshot, &self.hub) else { return Ok(false) };
+        let Some(unit) = hub.answerer(now_ns, snapshot, &visit, frame) else { return Ok(false) };
+        let visit = UnitVisit { ttl: visit.ttl - 1, ..visit };
+        let word = Word { unit, ifid, handoff: None, hook: Hook::Host, visit };
+        self.send(snapshot, &word, (&VirtioNetHeader::default(), frame), None, pool, send)?;
+        Ok(true)
+    }
+
+    /// Way of a packet that another unit sent here for the bond of its destination.
+    ///
+    /// # Errors
+    /// As [`Hub::way`].
+    pub(crate) fn deliver_to_hub_bond(
+        &self,
+        policy: &Policy,
+        (visit, offload, frame): (UnitVisit, &VirtioNetHeader, &[u8]),
+        pool: &mut PacketPool,
+        send: &mut impl FnMut(BondId, Option<&FlowKey>, PacketBuf) -> Option<PacketBuf>,
+    ) -> Result<Option<BondId>, DropReason> {
+        let (Some(snapshot), Some(hub)) = (&self.snapshot, &self.hub) else {
+            return Err(DropReason::NoRoute);
+        };
+        let key = FlowKey::of(frame.get(ETHERNET_BYTES..).unwrap_or_default())?;
+        let bond = hub.bond_of(policy, key.dst).ok_or(DropReason::NoRoute)?;
+        match hub.way(snapshot, bond, Some(visit))? {
+            Way::Here(bond) => Ok(Some(bond)),
+            Way::Unit(target) => {
+                let Target { unit, visit } = target;
+                let word = Word { unit, ifid: HUB_INTERFACE, handoff: None, hook: Hook::Bond, visit };
+                self.send(snapshot, &word, (offload, frame), Some(&key), pool, send)?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Gives an inner packet of a hub's peer to the unit of its flow; the visit of one that is this unit's own, if it came from
+    /// such a peer.
+    ///
+    /// # Errors
+    /// Of packets that cannot be read, and of units that are not there.
+    pub(crate) fn dispatch_inner(
+        &self,
+        policy: &Policy,
+        ingress: Ingress,
+        (offload, frame): (&VirtioNetHeader, &mut [u8]),
+        pool: &mut PacketPool,
+        send: &mut impl FnMut(BondId, Option<&FlowKey>, PacketBuf) -> Option<PacketBuf>,
+    ) -> Result<Inner, DropReason> {
+        let (Some(snapshot), Some(hub)) = (&self.snapshot, &self.hub) else { return Ok(Inner::Own(None)) };
+        let packet = frame.get(ETHERNET_BYTES..).unwrap_or_default();
+        let Some(target) = hub.dispatch(snapshot, policy, ingress, packet)? else {
+            return Ok(Inner::Own(None));
+        };
+        let Target { unit, visit } = target;
+        if unit == snapshot.units.node {
+            return Ok(Inner::Own(Some(visit)));
+        }
+        let key = FlowKey::of(packet)?;
+        frame.iter_mut().take(ETHERNET_BYTES).for_each(|byte| *byte = 0);
+        let word = Word { unit, ifid: HUB_INTERFACE, handoff: None, hook: Hook::BeforeServices, visit };
+        self.send(snapshot, &word, (offload, frame), Some(&key), pool, send)?;
+        Ok(Inner::Sent)
+    }
+
     /// Sends a frame of this unit to where its outcome says, if that is another unit or a shared interface of others. `key`:
     /// its flow as it leaves. `None`: neither.
     pub(crate) fn leave(
@@ -140,8 +284,8 @@ impl Cluster {
     ) -> Option<Result<(), DropReason>> {
         let snapshot = self.snapshot.as_ref().filter(|snapshot| snapshot.role.owns_flows())?;
         let word = match (frame.outcome, frame.visit, frame.ingress) {
-            (Outcome::Forward(Egress::Unit(unit)), Some(visit), Ingress::Interface(interface)) => {
-                let ifid = snapshot.ifid(interface)?;
+            (Outcome::Forward(Egress::Unit(unit)), Some(visit), ingress) => {
+                let ifid = self.ifid(snapshot, ingress)?;
                 let hook = frame.ports.map_or(Hook::BeforeServices, |(src_port, dst_port)| {
                     Hook::AfterRendezvous { src_port, dst_port }
                 });
@@ -154,9 +298,39 @@ impl Cluster {
                     None => return Some(Err(DropReason::UnitUnknown)),
                 }
             }
+            (Outcome::Forward(Egress::Bond(bond)), ..) => {
+                let hub = self.hub.as_ref().filter(|hub| hub.has(bond))?;
+                match hub.way(snapshot, bond, None) {
+                    Ok(Way::Here(_)) => return None,
+                    Ok(Way::Unit(Target { unit, visit })) => {
+                        Word { unit, ifid: HUB_INTERFACE, handoff: None, hook: Hook::Bond, visit }
+                    }
+                    Err(reason) => return Some(Err(reason)),
+                }
+            }
             _ => return None,
         };
         Some(self.send(snapshot, &word, (&frame.offload, frame.bytes), key, pool, send))
+    }
+
+    /// Number of what a packet came in by, in the encapsulation.
+    pub(crate) fn ifid(&self, snapshot: &Snapshot, ingress: Ingress) -> Option<u8> {
+        match ingress {
+            Ingress::Interface(interface) => snapshot.ifid(interface),
+            Ingress::Bond(bond) => self.hub.as_ref()?.has(bond).then_some(HUB_INTERFACE),
+            Ingress::Host => None,
+        }
+    }
+
+    /// The same of a frame that came from another unit.
+    pub(crate) fn ifid_of(&self, ingress: Ingress) -> Option<u8> {
+        self.ifid(self.snapshot.as_ref()?, ingress)
+    }
+
+    /// Whether a bond is one of the hub's peers, whose session may be at another unit.
+    #[inline]
+    pub(crate) fn is_hub_bond(&self, bond: BondId) -> bool {
+        self.hub.as_ref().is_some_and(|hub| hub.has(bond))
     }
 
     /// Sends a frame of the host by a shared interface that other machines have.
@@ -202,7 +376,12 @@ impl Cluster {
 
     /// A packet that a bond delivered, if another unit encapsulated it; the reason why it is of no use.
     #[inline]
-    pub(crate) fn arrived(&self, ingress: Ingress, packet: &[u8]) -> Option<Result<Arrived, DropReason>> {
+    pub(crate) fn arrived(
+        &self,
+        policy: &Policy,
+        ingress: Ingress,
+        packet: &[u8],
+    ) -> Option<Result<Arrived, DropReason>> {
         let snapshot = self.snapshot.as_ref()?;
         let Ingress::Bond(bond) = ingress else { return None };
         let (outer, payload) = match parse_outer(packet).transpose()? {
@@ -217,7 +396,7 @@ impl Cluster {
             if head.target != snapshot.units.node {
                 return Err(DropReason::UnitUnknown);
             }
-            let interface = snapshot.interface(head.interface).ok_or(DropReason::UnitUnknown)?;
+            let ingress = self.ingress_of(snapshot, policy, &head, frame).ok_or(DropReason::UnitUnknown)?;
             let visit = head.visit().unwrap_or(UnitVisit {
                 arrival: Arrival::Outside,
                 ttl: head.ttl,
@@ -231,9 +410,29 @@ impl Cluster {
                 return Err(DropReason::BusMalformed);
             }
             let offload = head.offload.unwrap_or_default();
-            Ok(Arrived { handoff: head.handoff, hook: head.hook, interface, visit, frame, offload })
+            Ok(Arrived { handoff: head.handoff, hook: head.hook, ingress, visit, frame, offload })
         };
         Some(read())
+    }
+
+    /// By what a frame from another unit had come in there.
+    fn ingress_of(
+        &self,
+        snapshot: &Snapshot,
+        policy: &Policy,
+        head: &Encapsulation,
+        frame: &[u8],
+    ) -> Option<Ingress> {
+        if head.interface != HUB_INTERFACE {
+            return snapshot.interface(head.interface).map(Ingress::Interface);
+        }
+        let hub = self.hub.as_ref()?;
+        if head.hook == Hook::Bond {
+            return Some(Ingress::Host);
+        }
+        // The unit that opened it saw that its source is the peer's.
+        let header = IpHeader::parse(frame.get(ETHERNET_BYTES..)?).ok()?;
+        hub.bond_of(policy, header.src).map(Ingress::Bond)
     }
 
     /// Encapsulates a frame for the bond to a unit, whole with its offload header; only where that would be longer than an IP

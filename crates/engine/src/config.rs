@@ -10,6 +10,8 @@ pub struct Settings {
     pub name: String,
     /// X25519 private key, 32 bytes.
     pub private_key: tunnel::PrivateKey,
+    /// Private key of the hub that this node is a unit of ([`tunnel::config::NodeConfig::hub_key`]).
+    pub hub_key: Option<tunnel::PrivateKey>,
     /// CPU number of each worker; the index in this list is the core id. 1–128 entries.
     pub cpus: Vec<usize>,
     /// UDP port that peers dial; `None` on a node that only dials.

@@ -369,6 +369,7 @@ fn node_config(settings: &Settings, ownership: Arc<ArcSwap<Ownership>>) -> Resul
     Ok(NodeConfig {
         private_key: settings.private_key.clone(),
         node_id: 0,
+        hub_key: settings.hub_key.clone(),
         ownership,
         index_key,
         boot_id: u64::from_be_bytes(boot_id),

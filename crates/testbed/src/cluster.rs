@@ -9,6 +9,8 @@
 //! Each machine is a node with a gateway of its own in it. Node ids: the manager 1, dispatchers from 2 on, data planes from
 //! [`FIRST_DATA_PLANE`] on; the address inside the bonds is 10.9.0.ID.
 
+mod edge;
+
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -19,6 +21,8 @@ use ipnet::{IpNet, Ipv4Net};
 
 use crate::program::{Program, ScratchDir};
 use crate::topology::Node;
+
+pub use edge::{EDGE, Edge};
 
 /// Node id of the manager.
 pub const MANAGER: u16 = 1;

@@ -17,6 +17,8 @@ pub struct NodeConfig {
     pub private_key: PrivateKey,
     /// Node number within a cluster, below 4,096; 0 when alone.
     pub node_id: u16,
+    /// X25519 private key of the hub that this node is a unit of: peers of the hub know it by this one.
+    pub hub_key: Option<PrivateKey>,
     /// Who owns a flow on this node; peers are told hash key and table. Whoever changes it swaps the pointer.
     pub ownership: Arc<ArcSwap<Ownership>>,
     /// Key of the receiver-index permutation.
@@ -67,6 +69,8 @@ pub struct Peer {
     pub public_key: [u8; 32],
     /// Optional preshared key.
     pub preshared_key: Option<PrivateKey>,
+    /// It is a peer of the hub that this node is a unit of, and dials that ([`NodeConfig::hub_key`]).
+    pub hub: bool,
     /// Resolved remote addresses to dial; empty = the peer dials us.
     pub endpoints: Vec<SocketAddr>,
     /// Inner prefixes that belong to this peer (as WireGuard's AllowedIPs).

@@ -21,6 +21,9 @@ pub const WIRE_VERSION: u8 = 1;
 /// "Receiving core not told" (rows T5 at first, T7, T8). Also used by handshake datagrams.
 pub const NOT_TOLD: u8 = 255;
 
+/// Counter of a Cookie reply that says that nobody has the session.
+pub const NO_SESSION: u64 = 2;
+
 /// Kind of a datagram: the low four bits of the first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -82,6 +85,21 @@ pub struct Header {
 }
 
 impl Header {
+    /// Answer to a datagram of a session that nobody has: a Cookie reply with nothing but a header, counter
+    /// [`NO_SESSION`] and the index as it came.
+    #[must_use]
+    pub const fn no_session(&self) -> Self {
+        let Self { path, receiver_index, .. } = *self;
+        Self {
+            kind: Kind::Cookie,
+            receiving_core: NOT_TOLD,
+            sending_core: 0,
+            path,
+            receiver_index,
+            counter: NO_SESSION,
+        }
+    }
+
     /// Reads the header at the start of `datagram`. What stands behind it is not looked at.
     ///
     /// # Errors

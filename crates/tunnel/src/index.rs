@@ -34,6 +34,16 @@ impl IndexCipher {
         Self { key: [all as u64, (all >> 64) as u64] }
     }
 
+    /// The permutation of a cluster, from the key by which its units are chosen: all units have it, and no peer.
+    #[must_use]
+    pub fn of_cluster(key: &[u8]) -> Self {
+        let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+        context.update(b"anabranch receiver index");
+        context.update(key);
+        let digest = context.finish();
+        Self::new(digest.as_ref().first_chunk().copied().unwrap_or_default())
+    }
+
     /// The index of a local number at a node. Higher bits than [`NODES_MAX`] and [`LOCALS_MAX`] allow are cut off.
     #[must_use]
     pub fn index(&self, node: u16, local: u32) -> u32 {

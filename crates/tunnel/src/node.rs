@@ -1,7 +1,7 @@
 //! The node: what all cores share. Identity, bonds, sessions by receiver index, handshakes.
 //!
 //! Cores read immutable tables through one atomic load a batch; changes build a new table. What changes by events is in
-//! parts: `handshakes`, the `sessions` that they leave behind, `paths`.
+//! parts: `handshakes`, the `sessions` that they leave behind, `paths`; `hub`: what units of one hub share.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -28,8 +28,11 @@ use crate::session::{REKEY_AFTER_MS, Session};
 use crate::time::Time;
 
 mod handshakes;
+mod hub;
 mod paths;
 mod sessions;
+
+pub use hub::{HubBond, flow_key_of};
 
 /// State shared by all cores of a node.
 pub struct Node {
@@ -43,6 +46,7 @@ pub struct Node {
     /// How busy each core is, 0–255.
     load: Vec<AtomicU8>,
     identity: Identity,
+    hub: Option<hub::Hub>,
     index_cipher: IndexCipher,
     node_id: u16,
     boot_id: u64,
@@ -111,6 +115,7 @@ impl Node {
             sessions: ArcSwap::default(),
             load: (0..cores).map(|_| AtomicU8::new(0)).collect(),
             identity,
+            hub: config.hub_key.map(|key| hub::Hub::new(key, config.seed)),
             index_cipher: IndexCipher::new(config.index_key),
             node_id: config.node_id,
             boot_id: config.boot_id,
@@ -246,7 +251,7 @@ impl Node {
     }
 
     /// Something changed: the timers are due now.
-    pub(crate) fn poll_soon(&self, now: Time) {
+    pub fn poll_soon(&self, now: Time) {
         self.poll_at_ns.fetch_min(now.ns(), Relaxed);
     }
 
@@ -282,6 +287,7 @@ impl Node {
                 next = next.min(life.next_attempt);
             }
             self.expire_sessions(now, bond, &mut life);
+            self.end_moved(bond, &mut life);
         }
         next
     }

@@ -143,7 +143,7 @@ fn what_contradicts_itself_is_refused() {
     assert_eq!(changed(&|bytes| bytes[12] = 0x99), malformed, "more recorded than there is room for");
     assert_eq!(changed(&|bytes| bytes[10] = 0), Some(DropReason::BusTtlExpired));
     assert_eq!(changed(&|bytes| bytes[11] = 0x71), unknown, "HANDOFF TYPE 7");
-    assert_eq!(changed(&|bytes| bytes[11] = 0x12), unknown, "HOOK 2");
+    assert_eq!(changed(&|bytes| bytes[11] = 0x14), unknown, "HOOK 4");
     assert_eq!(changed(&|bytes| bytes[13] = 0x01), malformed, "IPv6, but no next hop");
     assert_eq!(changed(&|bytes| bytes[13] = 0x80), malformed, "a reserved bit");
     assert_eq!(changed(&|bytes| bytes.truncate(bytes.len() - 1)), too_short, "no Ethernet header");
@@ -191,6 +191,8 @@ fn any_encapsulation() -> impl Strategy<Value = Encapsulation> {
     ];
     let hook = prop_oneof![
         Just(Hook::BeforeServices),
+        Just(Hook::Host),
+        Just(Hook::Bond),
         any::<(u16, u16)>().prop_map(|(src_port, dst_port)| Hook::AfterRendezvous { src_port, dst_port }),
     ];
     let route = proptest::option::of(proptest::collection::vec(any::<u16>(), 0..=ROUTE_IDS_MAX));
@@ -285,6 +287,8 @@ fn examples() -> Vec<(&'static str, Vec<u8>)> {
     add("dispatch-tagged", Encapsulation { vlan: Some(100), odd_era: true, ..plain() }, &[]);
     add("dispatch-ports", Encapsulation { hook: ports, ..plain() }, &[]);
     add("dispatch-route", Encapsulation { route, ..plain() }, &[]);
+    add("dispatch-host", Encapsulation { hook: Hook::Host, ..plain() }, &[]);
+    add("dispatch-bond", Encapsulation { hook: Hook::Bond, interface: 255, ..plain() }, &[]);
     add("punt", Encapsulation { target: 7, handoff: Handoff::Punt, ttl: 7, ..plain() }, &[]);
     add("punt-route", Encapsulation { target: 7, handoff: Handoff::Punt, ttl: 7, route, ..plain() }, &[2]);
     add("unclaimed", Encapsulation { handoff: Handoff::Unclaimed, ttl: 6, ..plain() }, &[]);

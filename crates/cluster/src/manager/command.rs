@@ -7,6 +7,7 @@ use steering::units::NODES_MAX;
 
 use super::state::{BLOCKS, Standing, State};
 use crate::codec::is_name;
+use crate::encapsulation::HUB_INTERFACE;
 use crate::message::{INTERFACE_ADDRESSES_MAX, INTERFACES_MAX, Role, SharedInterface};
 
 /// Largest weight: with 4,096 units and 65,536 buckets every sum still fits.
@@ -273,6 +274,9 @@ fn check_configuration(interfaces: &[SharedInterface], outside: &[IpAddr]) -> Re
         }
         if interfaces.iter().take(place).any(|other| other.id == *id || other.name == *name) {
             return invalid(format!("interface `{name}` or its number {id} stands twice"));
+        }
+        if *id == HUB_INTERFACE {
+            return invalid(format!("interface `{name}`: number {id} stands for peers of a hub"));
         }
         if mac[0] & 1 == 1 || mac == &[0; 6] {
             return invalid(format!("interface `{name}`: the MAC address is not one station's"));

@@ -8,11 +8,14 @@ use ipnet::IpNet;
 use cluster::message::Role;
 use steering::units::NODES_MAX;
 
+use tunnel::PrivateKey;
+
 use super::problem::Problems;
-use super::read::Table;
+use super::read::{Table, secret};
 use super::section::Section;
 use super::services::Interface;
 use super::values::ValueError;
+use super::{Peer, Surroundings, Tun};
 
 /// Port at which the manager listens for units unless told otherwise.
 pub const MANAGER_PORT: u16 = 4_601;
@@ -30,15 +33,28 @@ pub struct Cluster {
     pub bus: IpAddr,
     /// The manager's address there.
     pub manager: SocketAddr,
+    /// UDP port at the shared addresses at which the cluster is one hub for bonds of others; `None`: it is none.
+    pub hub_port: Option<u16>,
+    /// The hub's private key, at a data plane.
+    pub hub_key: Option<PrivateKey>,
+}
+
+/// Other parts of the configuration that the section is compared with.
+pub(super) struct Around<'a> {
+    pub tun: &'a Tun,
+    pub interfaces: &'a [Interface],
+    pub listen: Option<u16>,
+    pub surroundings: &'a Surroundings<'a>,
 }
 
 /// Reads it; `None` without the section, or when something that is needed is missing.
 pub(super) fn cluster(
     table: Option<Table<'_>>,
-    addresses: &[IpNet],
-    interfaces: &[Interface],
+    around: &Around<'_>,
     problems: &mut Problems<'_>,
 ) -> Option<Cluster> {
+    let Around { tun, interfaces, .. } = *around;
+    let addresses = &tun.addresses;
     let given = table.is_some();
     let mut section = Section::new("cluster", table, problems);
     let role = section.choice("role", &[("dispatcher", Role::Dispatcher), ("dataplane", Role::DataPlane)]);
@@ -61,6 +77,7 @@ pub(super) fn cluster(
     if given && bus.is_none() {
         section.missing("bus", "this machine has no address inside the tunnel; set tun.address");
     }
+    let (hub_port, hub_key) = hub(&mut section, role.as_ref().map(|role| role.value), around);
     section.finish();
     check_interfaces(given.then(|| role.as_ref().map(|role| role.value)), interfaces, &at, problems);
     Some(Cluster {
@@ -69,7 +86,60 @@ pub(super) fn cluster(
         weight: weight.unwrap_or(1),
         bus: bus?,
         manager: manager?.value,
+        hub_port,
+        hub_key,
     })
+}
+
+/// The hub's port and key.
+fn hub(
+    section: &mut Section<'_, '_, '_>,
+    role: Option<Role>,
+    around: &Around<'_>,
+) -> (Option<u16>, Option<PrivateKey>) {
+    let hub = section.flag("hub");
+    let key = secret(section, "hub-key", "hub-key-file", around.surroundings).into_option();
+    let Some(hub) = hub.filter(|hub| hub.value) else {
+        if key.is_some() {
+            section.missing("hub", "there is a hub's key; add hub = true, or remove the key");
+        }
+        return (None, None);
+    };
+    if around.listen.is_none() {
+        let message =
+            "peers dial the hub at the port of [node]; write listen = 4600 there, the same on all machines";
+        section.error(&hub.at, "hub", message);
+    }
+    if role == Some(Role::DataPlane) && key.is_none() {
+        section.missing(
+            "hub-key-file",
+            "a data plane needs the hub's key; name the file, the same on all of them",
+        );
+    }
+    (around.listen, key)
+}
+
+/// Peers of the hub.
+pub(super) fn check_peers(
+    cluster: Option<&Cluster>,
+    peers: &[Peer],
+    places: &super::cross::Places,
+    problems: &mut Problems<'_>,
+) {
+    let is_hub = cluster.is_some_and(|cluster| cluster.hub_key.is_some());
+    for (peer, place) in peers.iter().zip(&places.peers).filter(|(peer, _)| peer.hub) {
+        if !is_hub {
+            let message = format!(
+                "\"{}\" cannot dial the hub here; add hub = true and hub-key-file to [cluster]",
+                peer.name
+            );
+            problems.error(&place.section, "peer.hub", message);
+        }
+        if !peer.endpoints.is_empty() {
+            let message = format!("\"{}\" dials the hub; remove its endpoints", peer.name);
+            problems.error(&place.section, "peer.endpoints", message);
+        }
+    }
 }
 
 fn required(section: &mut Section<'_, '_, '_>, key: &'static str, given: bool, message: &str) {

@@ -100,7 +100,10 @@ pub(super) fn config(
     cross::check(node.as_ref(), &tun, &wans, &mut peers, &places, problems);
     cross::shared_devices(&wans, &peers, &services, &places, problems);
     let table = one_table(root, "cluster", problems);
-    let cluster = super::cluster::cluster(table, &tun.addresses, &services.interfaces, problems);
+    let listen = node.as_ref().and_then(|node| node.listen);
+    let around = super::cluster::Around { tun: &tun, interfaces: &services.interfaces, listen, surroundings };
+    let cluster = super::cluster::cluster(table, &around, problems);
+    super::cluster::check_peers(cluster.as_ref(), &peers, &places, problems);
     let path = PathBuf::from(surroundings.file);
     let mut config = Config { path, node: node?, tun, wans, peers, bonds: Vec::new(), services, cluster };
     config.number_bonds(Vec::new());
@@ -246,14 +249,14 @@ fn private_key(
     (key.into_option(), false)
 }
 
-enum Secret {
+pub(super) enum Secret {
     Absent,
     Wrong,
     Key(PrivateKey),
 }
 
 impl Secret {
-    fn into_option(self) -> Option<PrivateKey> {
+    pub(super) fn into_option(self) -> Option<PrivateKey> {
         match self {
             Self::Key(key) => Some(key),
             Self::Absent | Self::Wrong => None,
@@ -262,7 +265,7 @@ impl Secret {
 }
 
 /// A secret key, inline or in a file.
-fn secret(
+pub(super) fn secret(
     section: &mut Section<'_, '_, '_>,
     inline: &'static str,
     in_file: &'static str,
@@ -462,6 +465,7 @@ fn peer(
     });
     let preshared_key =
         secret(&mut section, "preshared-key", "preshared-key-file", surroundings).into_option();
+    let hub = section.flag("hub");
     let endpoints = section.list("endpoints", "\"198.18.0.2:4600\"", values::endpoint).unwrap_or_default();
     if let Some(extra) = endpoints.get(ENDPOINTS_MAX) {
         let message = format!("more than {ENDPOINTS_MAX} endpoints; remove some");
@@ -495,6 +499,7 @@ fn peer(
         name: name.value,
         public_key: public_key.value,
         preshared_key,
+        hub: hub.as_ref().is_some_and(|hub| hub.value),
         endpoints: places.endpoints.iter().map(|endpoint| endpoint.value.clone()).collect(),
         allowed_ips: Vec::new(),
         tenant: tenant.map(|tenant| tenant.value),

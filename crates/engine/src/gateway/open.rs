@@ -86,12 +86,16 @@ pub(super) fn follow(shared: &Shared, settings: &GatewaySettings, listen_port: O
     let wanted = settings.spec.interfaces.len();
     let places = opened.ports.len().max(wanted);
     opened.ports.resize_with(places, || None);
-    let share = kernel_share(&settings.spec, listen_port);
+    let usual = kernel_share(&settings.spec, listen_port);
+    let of_hub = KernelShare { udp_ports: Vec::new(), ..usual.clone() };
+    let hubs = hub_devices(shared);
     opened.errors.clear();
     for place in 0..places {
         let interface = settings.spec.interfaces.get(place);
         let index = settings.devices.get(place).copied().flatten();
         let id = InterfaceId(place as u16);
+        let is_hub = interface.is_some_and(|interface| hubs.contains(&interface.device));
+        let share = if is_hub { of_hub.clone() } else { usual.clone() };
         let Some(slot) = opened.ports.get_mut(place) else { continue };
         let stays = slot.as_ref().is_some_and(|port| {
             let same = interface.is_some_and(|interface| {
@@ -119,6 +123,13 @@ pub(super) fn follow(shared: &Shared, settings: &GatewaySettings, listen_port: O
         }
     }
     opened.ports.truncate(wanted.max(1));
+}
+
+/// Devices at which the tunnel's port is that of the data planes.
+fn hub_devices(shared: &Shared) -> Vec<String> {
+    let devices = lock(&shared.cluster.devices);
+    let hubs = devices.iter().filter(|(_, device)| matches!(device, SharedDevice::Real { hub: true }));
+    hubs.map(|(name, _)| name.clone()).collect()
 }
 
 /// Interfaces that the kernel does not spread by the bucket table are read by the cores that work: a core that hangs is
@@ -221,7 +232,7 @@ fn open_rings(shared: &Shared, id: InterfaceId, port: &OpenPort) -> Result<(), l
 /// Source of what else passes at an interface that other machines share; one core sees to it.
 fn shared_source(port: &OpenPort, core: usize) -> Result<Option<SharedSource>, linux::Error> {
     Ok(match &port.shared {
-        Some(SharedDevice::Real) if core == 0 => {
+        Some(SharedDevice::Real { .. }) if core == 0 => {
             Some(SharedSource::Neighbors(PacketSocket::open_neighbor_discovery(&port.device)?))
         }
         Some(SharedDevice::Tap(tap)) if core == 0 => Some(SharedSource::Host(Arc::clone(tap))),

@@ -11,6 +11,7 @@ use cluster::snapshot::Snapshot;
 
 use linux::packet_socket::PacketSocket;
 use linux::tun::Tap;
+use tunnel::index::IndexCipher;
 
 /// A source of frames beside those of the rings.
 #[derive(Debug)]
@@ -44,7 +45,10 @@ impl AsFd for SharedSource {
 #[derive(Clone, Debug)]
 pub enum SharedDevice {
     /// A dispatcher has the interface.
-    Real,
+    Real {
+        /// Datagrams to the tunnel's port are the data planes': the cluster is a hub.
+        hub: bool,
+    },
     /// A data plane has a device that stands for it.
     Tap(Arc<Tap>),
 }
@@ -98,6 +102,11 @@ impl ClusterHandle {
 
     /// Puts a snapshot in force; [`ClusterHandle::taken`] tells when all cores work by it. `None`: this machine leaves.
     pub fn apply(&self, snapshot: Option<Arc<Snapshot>>) {
+        // Before the cores: a peer that a dispatcher brings here gets an index that leads here again.
+        let place = snapshot.as_ref().filter(|snapshot| snapshot.role.owns_flows());
+        let place =
+            place.map(|snapshot| (snapshot.units.node, IndexCipher::of_cluster(snapshot.units.hasher.key())));
+        self.0.node.join_hub(place);
         self.0.gateway.cluster.snapshot.store(snapshot);
         self.0.gateway.changed();
         self.0.wake_all();
@@ -141,9 +150,31 @@ impl ClusterHandle {
             figures.second_hops += report.counters.sent_to_units;
             figures.packets += report.counters.rx_packets;
         }
+        self.count_bonds(&mut figures);
         let loads = self.0.node.loads();
         let busiest = loads.into_iter().max().unwrap_or(0);
         figures.load_percent = (u16::from(busiest) * 100 / 255) as u8;
         figures
+    }
+
+    /// A session with a peer of the hub counts as a flow: until it ends packets for the peer have to find their way here.
+    fn count_bonds(&self, figures: &mut ClusterFigures) {
+        let Some(snapshot) = self.0.gateway.cluster.snapshot.load_full() else { return };
+        for bond in self.0.node.hub_bonds().iter().filter(|bond| bond.in_session) {
+            if let Some(live) = figures.live.get_mut(snapshot.units.bucket(&bond.flow_key())) {
+                *live = live.saturating_add(1);
+            }
+            figures.flows += 1;
+        }
+    }
+
+    /// Bonds of the hub's peers that belong to other units by the table in force move there.
+    pub fn move_bonds(&self) {
+        let Some(snapshot) = self.0.gateway.cluster.snapshot.load_full() else { return };
+        let units = &snapshot.units;
+        let table = units.table_in_force();
+        self.0
+            .node
+            .move_hub_bonds(|key| table.owner(units.bucket(&tunnel::node::flow_key_of(key))) == units.node);
     }
 }

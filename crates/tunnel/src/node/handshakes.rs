@@ -9,9 +9,9 @@ use packet::drop_reason::DropReason;
 use super::{ControlState, Node, Source, lifecycle, new_bond};
 use crate::bond::{Bond, Bonds};
 use crate::handshake::{Initiator, Opened, open_initiation};
-use crate::header::{Header, Kind};
+use crate::header::{HEADER_BYTES, Header, Kind, NO_SESSION};
 use crate::hello::Capabilities;
-use crate::index::LOCALS_MAX;
+use crate::index::{IndexCipher, LOCALS_MAX};
 use crate::keys::PrivateKey;
 use crate::lifecycle::{Action, Attempt, Lifecycle};
 use crate::mac::Admission;
@@ -77,10 +77,14 @@ impl Node {
     }
 
     pub(super) fn next_index(&self, control: &mut ControlState) -> u32 {
+        self.next_index_of(control, self.node_id, &self.index_cipher)
+    }
+
+    pub(super) fn next_index_of(&self, control: &mut ControlState, node: u16, cipher: &IndexCipher) -> u32 {
         let sessions = self.sessions.load();
         loop {
             control.next_local = (control.next_local + 1) % LOCALS_MAX;
-            let index = self.index_cipher.index(self.node_id, control.next_local);
+            let index = cipher.index(node, control.next_local);
             if !sessions.contains_key(&index) {
                 return index;
             }
@@ -114,7 +118,8 @@ impl Node {
         datagram: &[u8],
         actions: &mut Vec<Action>,
     ) -> Result<(), DropReason> {
-        match self.control().guard.admit(now, source.remote, datagram) {
+        let (admission, identity, of_hub) = self.admit_initiation(now, source, datagram);
+        match admission {
             Admission::Process => {}
             Admission::Reply(reply) => {
                 let (bond, path) = source.socket.map_or((None, 0), |(bond, path)| (Some(bond), path));
@@ -123,9 +128,9 @@ impl Node {
             }
             Admission::Drop(reason) => return Err(reason),
         }
-        let opened = open_initiation(&self.identity, datagram)?;
+        let opened = open_initiation(identity, datagram)?;
         let bonds = self.bonds.load_full();
-        let Some(bond) = bonds.iter().find(|bond| bond.peer.load().public_key == opened.remote_static) else {
+        let Some(bond) = bonds.iter().find(|bond| self.dialled_right(bond, &opened, of_hub)) else {
             return Err(DropReason::HandshakeUnknownPeer);
         };
         if bond.dialer {
@@ -216,7 +221,7 @@ impl Node {
     ) -> Result<(), DropReason> {
         let path = opened.path;
         let peer = bond.peer.load();
-        let local_index = self.next_index(&mut self.control());
+        let local_index = self.index_for(&mut self.control(), peer.hub)?;
         let psk = peer.preshared_key.as_ref().map(PrivateKey::bytes);
         let (bytes, established) = opened.respond(psk, &self.hello(&peer, None), local_index, None)?;
         // Receive keys stand before the reply leaves; sending starts with the first datagram under them.
@@ -253,6 +258,30 @@ impl Node {
         Err(DropReason::UnknownIndex)
     }
 
+    /// Who received a datagram of ours has no session for it: a new one is made at once. The index is known to those alone who see
+    /// our datagrams, and a session asks for the next once: whoever forges this costs one handshake.
+    fn on_no_session(
+        &self,
+        now: Time,
+        bond: &Bond,
+        header: &Header,
+        datagram: &[u8],
+    ) -> Result<(), DropReason> {
+        let session = bond.current.load_full();
+        let session = session.filter(|session| session.remote_index == header.receiver_index && bond.dialer);
+        let session = session.ok_or(DropReason::UnknownIndex)?;
+        if datagram.len() != HEADER_BYTES {
+            return Err(DropReason::HandshakeMalformed);
+        }
+        if !session.is_spent() {
+            tracing::info!(peer = bond.peer.load().name, "the peer has no session any more");
+            session.spend();
+            lifecycle(bond).next_attempt = now;
+            self.poll_soon(now);
+        }
+        Ok(())
+    }
+
     pub(super) fn on_cookie(
         &self,
         now: Time,
@@ -263,6 +292,9 @@ impl Node {
         let bonds = self.bonds.load_full();
         let (slot, path) = source.socket.ok_or(DropReason::UnknownIndex)?;
         let bond = bonds.get(slot).ok_or(DropReason::UnknownIndex)?;
+        if header.counter == NO_SESSION {
+            return self.on_no_session(now, bond, header, datagram);
+        }
         let mut life = lifecycle(bond);
         if !life.attempts.iter().any(|attempt| attempt.local_index == header.receiver_index) {
             return Err(DropReason::UnknownIndex);

@@ -202,7 +202,7 @@ fn interface(
     let mtu = section.number("mtu", 576..=65_535).and_then(|mtu| u16::try_from(mtu.value).ok());
     let outside = section.flag("outside").map(|outside| outside.value);
     let loose_tcp = section.choice("tcp", &[("strict", false), ("loose", true)]).is_some_and(|tcp| tcp.value);
-    let shared = section.number("shared", 0..=255).and_then(|ifid| u8::try_from(ifid.value).ok());
+    let shared = section.number("shared", 0..=254).and_then(|ifid| u8::try_from(ifid.value).ok());
     let dispatchers = section.numbers("dispatchers", 0..=4_095);
     let mac = section.parsed("mac", "\"02:00:5e:00:01:01\"", values::mac);
     let device_given = section.value("device").is_some();
