@@ -45,6 +45,7 @@ mod paths;
 mod program;
 mod reload;
 mod scene;
+mod takeover;
 mod tunnel_cores;
 mod wans;
 mod web;

@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::EXIT_NOT_RUNNING;
+use crate::dispatcher_commands;
 use crate::output::{complain, print, print_json};
 
 /// Pause between two looks at a change.
@@ -32,6 +33,7 @@ Examples:
   anabranch cluster drain 11 --remove
   anabranch cluster change 'add 12' 'drain 11' 'weight 13 2'      all with one era
   anabranch cluster config shared.json
+  anabranch cluster health                                        this machine, without a manager
 
 Changes wait until they are in force, and say what they wait for; --no-wait returns when they are stored.
 A manager with TLS is reached with curl: curl --cacert ca.pem -H \"Authorization: Bearer $(cat token)\" https://…/v1/cluster")]
@@ -103,6 +105,12 @@ enum Command {
     Plan,
     /// Lines of the manager's log
     Events,
+    /// Whether this machine can do its part; for keepalived, BIRD and the like
+    Health(dispatcher_commands::HealthArgs),
+    /// This dispatcher takes over the addresses that another one may have
+    Takeover(dispatcher_commands::TakeoverArgs),
+    /// It lets go of them
+    Release(dispatcher_commands::TakeoverArgs),
     /// Show the shared interfaces and outside addresses, or replace them by those of a JSON file
     Config {
         /// The file
@@ -127,6 +135,13 @@ impl From<Role> for Duty {
 
 /// Runs it.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    // What this machine itself knows needs no manager.
+    match &args.command {
+        Command::Health(args) => return dispatcher_commands::health(args),
+        Command::Takeover(args) => return Ok(dispatcher_commands::takeover(args, true)),
+        Command::Release(args) => return Ok(dispatcher_commands::takeover(args, false)),
+        _ => {}
+    }
     let token = match &args.token_file {
         Some(path) => std::fs::read_to_string(path)
             .with_context(|| format!("{}: cannot be read", path.display()))?
@@ -179,7 +194,7 @@ fn steps(command: &Command) -> anyhow::Result<Vec<ChangeStep>> {
         Command::Remove { node, force } => vec![ChangeStep::Remove { node: *node, force: *force }],
         Command::Weight { node, weight } => vec![ChangeStep::Weight { node: *node, weight: *weight }],
         Command::Change { steps } => steps.iter().map(|text| step(text)).collect::<anyhow::Result<_>>()?,
-        Command::Status | Command::Plan | Command::Events | Command::Config { .. } => Vec::new(),
+        _ => Vec::new(),
     })
 }
 

@@ -5,6 +5,7 @@ mod bench;
 mod check;
 mod cluster_commands;
 mod demo;
+mod dispatcher_commands;
 mod explain;
 mod genkey;
 mod group;

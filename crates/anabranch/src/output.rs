@@ -37,6 +37,11 @@ pub(crate) struct RunningNode {
 }
 
 impl RunningNode {
+    /// The control socket that was named.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        self.socket.as_deref()
+    }
+
     /// Asks the node. `Err` is the exit code when there is no answer, which has been said then.
     pub(crate) fn call(&self, request: Request) -> Result<(PathBuf, Response), ExitCode> {
         let answer = find(self.socket.as_deref()).and_then(|path| {

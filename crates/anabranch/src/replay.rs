@@ -94,6 +94,7 @@ fn no_host() -> HostFacts {
         held_ports: BTreeSet::new(),
         port_blocks: None,
         lingering: BTreeSet::new(),
+        takes_over: false,
     }
 }
 

@@ -19,7 +19,7 @@ use steering::units::Lease;
 
 use crate::config::cluster::Cluster;
 use crate::events::{EventSender, NodeEvent};
-use crate::status::ClusterStatus;
+use crate::status::{ClusterStatus, DataPlaneReport};
 
 /// Between two tries to connect, and for one try.
 const CONNECT_PAUSE: Duration = Duration::from_millis(200);
@@ -306,6 +306,13 @@ impl Link {
             status.buckets = eras.newest().count(self.settings.node);
             status.port_blocks = told.blocks.len();
             status.members = snapshot.members.iter().map(|member| member.node).collect();
+            let planes = snapshot.members.iter().filter(|member| member.role.owns_flows());
+            let plane = |member: &::cluster::message::Member| DataPlaneReport {
+                node: member.node,
+                address: member.address,
+                reachable: member.node == self.settings.node,
+            };
+            status.data_planes = planes.map(plane).collect();
         }
         // First the policy: a core that works by the snapshot has to have its ports.
         self.tell_blocks(Some(Arc::clone(&told.blocks)));

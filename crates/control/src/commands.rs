@@ -132,7 +132,9 @@ impl Commands<'_> {
                 self.engine.set_core(*core, *enabled)?;
                 Ok(Response::done())
             }
-            Request::Status | Request::Reload | Request::Stop => Err(CommandError::NotForGateway),
+            Request::Status | Request::Reload | Request::Stop | Request::Takeover { .. } => {
+                Err(CommandError::NotForGateway)
+            }
         }
     }
 

@@ -323,6 +323,7 @@ impl Loop {
                             Err(problems) => Response::error(problems.join("\n")),
                         },
                         Request::Stop => Response::done(),
+                        Request::Takeover { take } => self.node.take_over(*take),
                         other => self.node.answer(other),
                     };
                     let _ = reply.try_send(response);

@@ -125,6 +125,8 @@ pub struct HostFacts {
     pub lingering: BTreeSet<IpAddr>,
     /// Blocks of ports that this machine of a cluster may translate sources to; `None`: it is alone and may use all.
     pub port_blocks: Option<BTreeSet<Lease>>,
+    /// This dispatcher was told to take over the interfaces that others may have.
+    pub takes_over: bool,
 }
 
 /// Network device.
@@ -217,6 +219,7 @@ impl HostFacts {
             held_ports: BTreeSet::new(),
             port_blocks: None,
             lingering: BTreeSet::new(),
+            takes_over: false,
         }
     }
 

@@ -43,6 +43,7 @@ pub mod reload;
 pub mod route_plan;
 mod shared_devices;
 pub mod status;
+mod takeover;
 pub mod timestamp_floor;
 pub mod wans;
 mod warn_once;

@@ -32,7 +32,8 @@ use crate::reload::{self, ReloadReport};
 use crate::route_plan::{HostPlan, Numbers, RouteInputs};
 use crate::shared_devices;
 use crate::status::read_tunnel::{self, BusyShares};
-use crate::status::{NameReport, Report, WanReport};
+use crate::status::{ClusterStatus, NameReport, Report, WanReport};
+use crate::takeover::Takeover;
 use crate::timestamp_floor::TimestampFloor;
 use crate::wans::{self, LiveWan, WanRegistry};
 
@@ -85,6 +86,8 @@ pub(crate) struct Node {
     held_ports: HeldPorts,
     /// Connection to the manager of the cluster, if this machine is of one.
     cluster: Option<ClusterLink>,
+    /// Interfaces that another dispatcher may have.
+    takeover: Takeover,
     /// Ports that the manager leases to this machine.
     port_blocks: Option<BTreeSet<Lease>>,
     supervisor: GatewaySupervisor,
@@ -135,11 +138,14 @@ impl Node {
         if let Some(arrivals) = arrivals {
             engine.expect(arrivals);
         }
-        engine.share_devices(shared_devices::open(&config, host.netlink()).map_err(StartError::Start)?);
-        let cluster = start_cluster(&config, &engine, &events)?;
+        let shared = shared_devices::open(&config, host.netlink()).map_err(StartError::Start)?;
+        engine.share_devices(shared);
+        let takeover = Takeover::open(&config, control_socket);
+        let cluster = start_cluster(&config, &engine, &events, &takeover)?;
         let mut node = Self {
             port_blocks: config.cluster.as_ref().map(|_| BTreeSet::new()),
             cluster,
+            takeover,
             config,
             generation: 1,
             engine,
@@ -237,6 +243,8 @@ impl Node {
         let ephemeral = read_ephemeral_ports();
         let mut facts = HostFacts::new(view, Some(self.tun_index), ephemeral);
         facts.port_blocks.clone_from(&self.port_blocks);
+        facts.takes_over = self.takeover.is_wanted();
+        self.takeover.follow(&self.config, &facts, self.host.netlink());
         if self.config.services.gives_ports() {
             self.held_ports.look(ephemeral);
             facts.held_ports.clone_from(self.held_ports.known());
@@ -263,6 +271,19 @@ impl Node {
         tracing::info!(blocks = blocks.len(), "ports of this machine");
         self.port_blocks = Some(blocks);
         self.refresh();
+    }
+
+    /// Takes over the interfaces that another dispatcher may have, or lets go of them.
+    pub(crate) fn take_over(&mut self, take: bool) -> Response {
+        match self.takeover.want(&self.config, take) {
+            Ok(()) => {
+                self.refresh();
+                // Once more with the addresses that are there now, or are not: nobody waits for the kernel's word.
+                self.refresh();
+                Response::done()
+            }
+            Err(error) => Response::error(error),
+        }
     }
 
     /// Answers a request about services.
@@ -565,8 +586,26 @@ impl Node {
             gateway: self
                 .supervisor
                 .status(&self.config.services, &EngineHandle::new(&self.engine, &self.handle_state)),
-            cluster: self.cluster.as_ref().map(ClusterLink::status),
+            cluster: self.cluster_status(),
         }
+    }
+
+    /// Part of this machine in the cluster, with what only the tunnel and the host know.
+    fn cluster_status(&self) -> Option<ClusterStatus> {
+        let mut status = self.cluster.as_ref()?.status();
+        status.interfaces = self.takeover.report(&self.config);
+        let bonds = self.engine.bonds();
+        for plane in status.data_planes.iter_mut().filter(|plane| plane.node != status.node) {
+            let peer = self
+                .config
+                .peers
+                .iter()
+                .find(|peer| peer.allowed_ips.iter().any(|net| net.contains(&plane.address)));
+            plane.reachable = peer.is_some_and(|peer| {
+                bonds.iter().any(|bond| bond.peer.load().name == peer.name && read_tunnel::is_up(bond))
+            });
+        }
+        Some(status)
     }
 
     /// Ends in order: peers are told while the WANs still have their routes, then everything is taken back.
@@ -578,6 +617,7 @@ impl Node {
             mut supervisor,
             handle_state,
             cluster,
+            takeover,
             config,
             flows_file,
             ..
@@ -595,6 +635,7 @@ impl Node {
         } else {
             supervisor.clear(host.netlink());
         }
+        takeover.end(host.netlink());
         host.clear();
         if let Some(state) = &mut state {
             state.finish(used_ns);
@@ -703,6 +744,7 @@ fn start_cluster(
     config: &Config,
     engine: &Engine,
     events: &EventSender,
+    takeover: &Takeover,
 ) -> Result<Option<ClusterLink>, StartError> {
     let Some(settings) = &config.cluster else { return Ok(None) };
     let interfaces = (0..).map(InterfaceId).zip(&config.services.interfaces);
@@ -712,6 +754,7 @@ fn start_cluster(
             interface: id,
             addresses: Vec::new(),
             dispatchers: interface.dispatchers.clone(),
+            holding: takeover.holding(id.index()),
         })
     });
     let failed = |error: io::Error| StartError::Start(format!("cannot start the cluster's thread: {error}"));

@@ -71,6 +71,11 @@ pub enum Request {
         /// Change.
         wish: BackendWish,
     },
+    /// Take over the interfaces that another dispatcher of the cluster may have (rows R9, R10), or let go of them.
+    Takeover {
+        /// Take them over.
+        take: bool,
+    },
     /// Take a core out of work, or put it back (row C7).
     Core {
         /// Core id.

@@ -22,7 +22,7 @@ pub(crate) fn open(config: &Config, netlink: &Netlink) -> Result<BTreeMap<String
     let Some(cluster) = &config.cluster else { return Ok(BTreeMap::new()) };
     let mut devices = BTreeMap::new();
     for interface in config.services.interfaces.iter().filter(|interface| interface.shared.is_some()) {
-        let real = SharedDevice::Real { hub: cluster.hub_port.is_some() };
+        let real = SharedDevice::Real { hub: cluster.hub_port.is_some(), takeover: interface.takeover };
         let device = if cluster.role.owns_flows() { tap(interface, netlink)? } else { real };
         devices.insert(interface.device.clone(), device);
     }

@@ -152,9 +152,16 @@ impl<O: Output> Decision<'_, O> {
         let interface = arrived.ingress.interface();
         match (arrived.handoff, interface) {
             (Handoff::Reply, Some(interface)) if self.cluster.dispatches(interface) => {
+                if !self.cluster.is_active(interface) {
+                    let (frame, pool) = (&*frame, &mut *self.pool);
+                    let mut wait = wait(self.to_bonds, self.out);
+                    let passed = self.cluster.pass_on(arrived, frame, pool, &mut wait);
+                    return passed.unwrap_or_else(|reason| self.out.dropped(reason));
+                }
                 self.out.interface(interface, &arrived.offload, frame);
             }
             (Handoff::Broadcast, Some(interface)) if self.cluster.owns_flows() => {
+                self.cluster.hear(arrived);
                 self.out.shared_device(interface, frame);
                 let came = (&*frame, Some(arrived.visit));
                 let pool = &mut *self.pool;
@@ -167,6 +174,9 @@ impl<O: Output> Decision<'_, O> {
             (Handoff::Dispatch | Handoff::Punt | Handoff::Unclaimed, interface)
                 if self.cluster.owns_flows() =>
             {
+                if arrived.handoff == Handoff::Dispatch {
+                    self.cluster.hear(arrived);
+                }
                 match (arrived.hook, interface) {
                     (Hook::Host, Some(interface)) => self.deliver_to_host(now_ns, frame, interface, arrived),
                     (Hook::Host, None) => self.out.dropped(DropReason::BusUnknownHandoff),

@@ -140,6 +140,9 @@ impl Cluster {
         if policy.is_own(key.dst) && !shared.addresses.contains(&key.dst) {
             return Ok(false);
         }
+        if !shared.holding.is_active() {
+            return Err(DropReason::UnitStandby);
+        }
         if let Some(hub) = self.hub.as_ref().filter(|hub| hub.is_datagram(&key, shared)) {
             self.dispatch_datagrams(snapshot, hub, (shared.ifid, &key), frame, pool, send)?;
             return Ok(true);
@@ -363,6 +366,10 @@ impl Cluster {
     ) -> Result<(), DropReason> {
         let snapshot = self.snapshot.as_ref().ok_or(DropReason::UnitUnknown)?;
         let ifid = snapshot.ifid(interface).ok_or(DropReason::UnitUnknown)?;
+        if came.is_none() && !snapshot.is_active(ifid) {
+            // Whoever has the interface heard it too.
+            return Ok(());
+        }
         let Some(unit) = snapshot.next_in_chain() else { return Ok(()) };
         let visit = match came {
             Some(came) => {
@@ -372,6 +379,46 @@ impl Cluster {
         };
         let word = Word { unit, ifid, handoff: Some(Handoff::Broadcast), hook: Hook::BeforeServices, visit };
         self.send(snapshot, &word, (&VirtioNetHeader::default(), frame), None, pool, send)
+    }
+
+    /// Whether this dispatcher has a shared interface now.
+    #[inline]
+    pub(crate) fn is_active(&self, interface: InterfaceId) -> bool {
+        let shared = self.shared(interface);
+        shared.is_some_and(|shared| shared.holding.is_active())
+    }
+
+    /// A frame of a shared interface came from a dispatcher: it has it now.
+    #[inline]
+    pub(crate) fn hear(&self, arrived: &Arrived) {
+        if let Some(shared) = arrived.ingress.interface().and_then(|interface| self.shared(interface)) {
+            shared.holding.hear(arrived.visit.dispatcher);
+        }
+    }
+
+    fn shared(&self, interface: InterfaceId) -> Option<&cluster::snapshot::SharedInterface> {
+        self.snapshot.as_ref()?.shared.iter().find(|shared| shared.interface == interface)
+    }
+
+    /// Sends a frame that was to leave by a shared interface, which this dispatcher does not have now, to the next one that may.
+    ///
+    /// # Errors
+    /// [`DropReason::UnitStandby`] when there is none, or it has gone round.
+    pub(crate) fn pass_on(
+        &self,
+        arrived: &Arrived,
+        frame: &[u8],
+        pool: &mut PacketPool,
+        send: &mut impl FnMut(BondId, Option<&FlowKey>, PacketBuf) -> Option<PacketBuf>,
+    ) -> Result<(), DropReason> {
+        let snapshot = self.snapshot.as_ref().ok_or(DropReason::UnitUnknown)?;
+        let ifid = arrived.ingress.interface().and_then(|interface| snapshot.ifid(interface));
+        let ifid = ifid.ok_or(DropReason::UnitUnknown)?;
+        let unit = snapshot.other_dispatcher(ifid).ok_or(DropReason::UnitStandby)?;
+        let ttl = arrived.visit.ttl.checked_sub(1).filter(|ttl| *ttl > 0).ok_or(DropReason::UnitStandby)?;
+        let visit = UnitVisit { ttl, ..arrived.visit };
+        let word = Word { unit, ifid, handoff: Some(Handoff::Reply), hook: Hook::BeforeServices, visit };
+        self.send(snapshot, &word, (&arrived.offload, frame), None, pool, send)
     }
 
     /// A packet that a bond delivered, if another unit encapsulated it; the reason why it is of no use.
@@ -480,8 +527,13 @@ impl Cluster {
 
 /// The word of an answer: by the dispatcher that took the flow in, or another one.
 fn answer(snapshot: &Snapshot, ifid: u8, came: Option<UnitVisit>, key: Option<&FlowKey>) -> Option<Word> {
-    let hash = key.map_or(0, |key| snapshot.units.hasher.hash(key, 0));
-    let unit = snapshot.dispatcher(ifid, came.map(|visit| visit.dispatcher), hash)?;
+    let unit = match (came, key) {
+        (None, None) => snapshot.dispatcher_now(ifid),
+        _ => {
+            let hash = key.map_or(0, |key| snapshot.units.hasher.hash(key, 0));
+            snapshot.dispatcher(ifid, came.map(|visit| visit.dispatcher), hash)
+        }
+    }?;
     let visit = UnitVisit { ttl: TTL_START, ..came.unwrap_or_else(|| visit_of(snapshot)) };
     let visit = UnitVisit { dispatcher: unit, ..visit };
     Some(Word { unit, ifid, handoff: Some(Handoff::Reply), hook: Hook::BeforeServices, visit })

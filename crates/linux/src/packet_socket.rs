@@ -83,9 +83,10 @@ impl PacketSocket {
     }
 
     /// Opens the interface for what neighbors say to each other: ARP and IPv6 neighbor discovery (ICMPv6 133–137), to this
-    /// host or to all. The kernel's own stack gets it too. Needs CAP_NET_RAW.
+    /// host, to all, or to another hardware address: answers to what was sent with a shared one. The kernel's own stack gets
+    /// what is for it too. Needs CAP_NET_RAW.
     pub fn open_neighbor_discovery(interface: &str) -> Result<PacketSocket> {
-        let socket = Self::open(interface, false, false)?;
+        let socket = Self::open(interface, false, true)?;
         set_option(
             &socket.fd,
             libc::SOL_SOCKET,

@@ -104,6 +104,7 @@ drop_reasons! {
     FragmentOverlap "fragment-overlap" "A fragment that overlaps or contradicts another one of its packet.",
     FragmentInvalid "fragment-invalid" "A fragment too small, too far out or of a length that cannot be.",
     UnitUnknown "unit-unknown" "A packet for or from a unit or shared interface of a cluster that is not known here.",
+    UnitStandby "unit-standby" "A packet at a shared interface of a cluster that another dispatcher has now.",
     EraUnknown "era-unknown" "A packet of a bucket table that this unit of a cluster does not have.",
     PuntLimit "punt-limit" "A packet that was handed on between cores too often.",
     // limits

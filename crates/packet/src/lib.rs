@@ -17,6 +17,7 @@
 //! Byte order: packets are in network byte order as on the wire; every field of a parsed header is in host
 //! order. Lengths are in bytes.
 
+pub mod announce;
 pub mod attachment;
 pub mod buffer;
 pub mod checksum;

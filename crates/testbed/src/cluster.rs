@@ -72,6 +72,15 @@ pub struct Machine {
     program: Option<Program>,
 }
 
+/// Way of two dispatchers that have both interfaces, on one network each with the client and the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pair {
+    /// One of them has the shared addresses (`takeover = true`).
+    Takeover,
+    /// Both take in what is routed to them, at addresses of their own: [`own_address`]. Client and server have no routes yet.
+    Routed,
+}
+
 /// Number and services of the machines.
 #[derive(Clone, Copy, Debug)]
 pub struct ClusterSpec<'a> {
@@ -85,6 +94,13 @@ pub struct ClusterSpec<'a> {
     pub services: &'a str,
 }
 
+/// A dispatcher's own address beside a shared one, of a [`Pair::Routed`].
+#[must_use]
+pub const fn own_address(shared: Ipv4Addr, id: u16) -> Ipv4Addr {
+    let [first, second, third, _] = shared.octets();
+    Ipv4Addr::new(first, second, third, 250 + id as u8)
+}
+
 /// The network with all machines. Everything is gone when it is dropped.
 pub struct ClusterBed {
     // Dropped in this order: first the programs, then the network, then their files.
@@ -94,6 +110,9 @@ pub struct ClusterBed {
     /// The server behind `wan`.
     pub server: Node,
     _bus: Node,
+    /// The switches in front of a pair of dispatchers.
+    switches: Vec<Node>,
+    pair: Option<Pair>,
     directory: ScratchDir,
     program: PathBuf,
 }
@@ -123,6 +142,19 @@ impl ClusterBed {
     /// # Errors
     /// What the system refuses.
     pub fn new(spec: &ClusterSpec<'_>) -> anyhow::Result<Self> {
+        Self::build(spec, None)
+    }
+
+    /// The same with two dispatchers that both have `lan` and `wan`.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub fn with_pair(spec: &ClusterSpec<'_>, pair: Pair) -> anyhow::Result<Self> {
+        ensure!(spec.dispatchers == 2, "a pair has two dispatchers");
+        Self::build(spec, Some(pair))
+    }
+
+    fn build(spec: &ClusterSpec<'_>, pair: Option<Pair>) -> anyhow::Result<Self> {
         ensure!((1..=2).contains(&spec.dispatchers), "one or two dispatchers");
         ensure!((1..=DATA_PLANES_MAX).contains(&spec.data_planes), "1 to {DATA_PLANES_MAX} data planes");
         let directory = ScratchDir::new("cluster")?;
@@ -141,10 +173,15 @@ impl ClusterBed {
             client: Node::create("client")?,
             server: Node::create("server")?,
             _bus: bus,
+            switches: Vec::new(),
+            pair,
             directory,
             program: spec.program.to_owned(),
         };
-        bed.connect_ends(spec.dispatchers)?;
+        match pair {
+            None => bed.connect_ends(spec.dispatchers)?,
+            Some(pair) => bed.connect_pair(pair)?,
+        }
         bed.configure(spec)?;
         Ok(bed)
     }
@@ -162,6 +199,32 @@ impl ClusterBed {
             let netlink = machine.node.netlink()?;
             netlink.set_mac(machine.node.interface(interface)?, mac)?;
             end.add_route("eth0", IpNet::V4(Ipv4Net::default()), IpAddr::V4(shared))?;
+        }
+        Ok(())
+    }
+
+    /// A switch for each interface, with the end and both dispatchers.
+    fn connect_pair(&mut self, pair: Pair) -> anyhow::Result<()> {
+        for (end, address, shared, interface) in
+            [(&self.client, CLIENT, LAN, "lan"), (&self.server, SERVER, WAN, "wan")]
+        {
+            let switch = Node::create(format!("{interface}-switch"))?;
+            end.connect("eth0", &[net(address, 24)?], &switch, "end", &[])?;
+            let mut script =
+                "ip link add br0 type bridge forward_delay 0\nip link set end master br0\n".to_owned();
+            for id in [FIRST_DISPATCHER, FIRST_DISPATCHER + 1] {
+                let own = [net(own_address(shared, id), 24)?];
+                let own: &[IpNet] = if pair == Pair::Routed { &own } else { &[] };
+                self.machine(id)?.node.connect(interface, own, &switch, &format!("d{id}"), &[])?;
+                writeln!(script, "ip link set d{id} master br0")?;
+            }
+            let mut command = Command::new("sh");
+            command.args(["-e", "-c", &format!("{script}ip link set br0 up")]);
+            switch.output(command)?;
+            if pair == Pair::Takeover {
+                end.add_route("eth0", IpNet::V4(Ipv4Net::default()), IpAddr::V4(shared))?;
+            }
+            self.switches.push(switch);
         }
         Ok(())
     }
@@ -204,12 +267,25 @@ impl ClusterBed {
             let last = FIRST_DISPATCHER + spec.dispatchers - 1;
             let interfaces = [("lan", 0, LAN, LAN_MAC, FIRST_DISPATCHER), ("wan", 1, WAN, WAN_MAC, last)];
             for (name, ifid, address, mac, dispatcher) in interfaces {
-                if machine.duty == Duty::Dispatcher && id != dispatcher {
+                if machine.duty == Duty::Dispatcher && id != dispatcher && self.pair.is_none() {
                     continue;
                 }
                 let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
                 writeln!(text, "[[interface]]\nname = \"{name}\"\nshared = {ifid}\nmac = \"{mac}\"")?;
-                writeln!(text, "dispatchers = [{dispatcher}]\naddress = [\"{address}/24\"]")?;
+                let dispatches = machine.duty == Duty::Dispatcher;
+                match self.pair {
+                    None => writeln!(text, "dispatchers = [{dispatcher}]\naddress = [\"{address}/24\"]")?,
+                    Some(Pair::Routed) if dispatches => {
+                        writeln!(text, "address = [\"{}/24\"]", own_address(address, id))?;
+                    }
+                    Some(pair) => {
+                        let sixth = 1 + ifid;
+                        writeln!(text, "address = [\"{address}/24\", \"fd0{sixth}::1/64\"]")?;
+                        if dispatches && pair == Pair::Takeover {
+                            writeln!(text, "takeover = true")?;
+                        }
+                    }
+                }
             }
             if machine.duty == Duty::DataPlane {
                 writeln!(text, "{}", spec.services)?;

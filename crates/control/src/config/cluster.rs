@@ -158,8 +158,18 @@ fn check_interfaces(
 ) {
     let mut numbers: Vec<u8> = Vec::new();
     for interface in interfaces {
-        let Some(ifid) = interface.shared else { continue };
         let name = &interface.name;
+        if interface.takeover && (role != Some(Some(Role::Dispatcher)) || interface.shared.is_none()) {
+            let message =
+                format!("\"{name}\" is no shared interface of a dispatcher, so that nobody else can have it");
+            problems.error(at, "interface.takeover", message);
+        }
+        let Some(ifid) = interface.shared else { continue };
+        if interface.takeover && interface.addresses.is_empty() {
+            let message =
+                format!("\"{name}\" needs the shared addresses: whoever has them has the interface");
+            problems.error(at, "interface.takeover", message);
+        }
         if role.is_none() {
             problems.error(
                 at,

@@ -124,8 +124,11 @@ pub struct Interface {
     pub shared: Option<u8>,
     /// Node ids of the dispatchers that have a shared interface; empty: all have.
     pub dispatchers: Vec<u16>,
-    /// Hardware address of the device that stands for a shared interface at a data plane.
+    /// Hardware address of a shared interface: of the device that stands for it at a data plane, and of that of the dispatcher
+    /// that has taken it over.
     pub mac: Option<[u8; 6]>,
+    /// One of several dispatchers has it, whichever is given its addresses: by keepalived, or by `anabranch cluster takeover`.
+    pub takeover: bool,
 }
 
 /// `[[route]]`.

@@ -24,6 +24,7 @@ use crate::config::services::pools;
 use crate::config::services::{ListenHost, Services};
 use crate::files::{Durable, read_bounded, replace_file};
 use crate::host_facts::HostFacts;
+use crate::takeover;
 use crate::warn_once::WarnOnce;
 
 /// Outside addresses of pools, forwards and virtual servers which no `[[interface]]` names as its own. Of pools those that
@@ -111,6 +112,10 @@ impl AddressPlan {
             if !device.up {
                 plan.up.push(device.index);
             }
+            // Whoever gives them to a machine gives it the interface.
+            if interface.takeover && !facts.takes_over {
+                continue;
+            }
             for net in &interface.addresses {
                 plan.add(device.index, &device.name, *net);
             }
@@ -119,7 +124,11 @@ impl AddressPlan {
             let interface =
                 home_by_facts(services, facts, address).and_then(|at| services.interfaces.get(at));
             let device = interface.and_then(|interface| facts.device(&interface.device));
-            if let Some(device) = device {
+            if let (Some(interface), Some(device)) = (interface, device) {
+                let has = facts.takes_over || takeover::has_addresses(interface, device);
+                if interface.takeover && !has {
+                    continue;
+                }
                 plan.add(device.index, &device.name, IpNet::from(address));
             }
         }

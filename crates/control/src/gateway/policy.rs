@@ -196,7 +196,11 @@ impl Builder<'_> {
                 addresses: list,
                 tenant: self.tenant(interface.tenant.as_ref()),
                 mtu: interface.mtu.map_or(mtu, |wanted| wanted.min(mtu)),
-                mac: device.map_or([0; 6], |device| device.mac),
+                // One that is taken over gets the shared one: it is not opened anew for that.
+                mac: interface
+                    .mac
+                    .filter(|_| interface.takeover)
+                    .unwrap_or(device.map_or([0; 6], |device| device.mac)),
                 outside,
                 loose_tcp: interface.loose_tcp,
                 through_action: (outside && unset).then_some(RuleAction::Drop),

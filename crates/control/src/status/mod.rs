@@ -3,6 +3,8 @@
 //! [`Report`] is the whole node, [`ServicesStatus`] its gateway. `read_tunnel` reads the engine for it, [`crate::gateway::engine`] the gateway's part;
 //! `text` and `gateway_text` write tables of it.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 mod gateway;
@@ -69,6 +71,12 @@ pub struct ClusterStatus {
     pub era_in_force: u32,
     /// Node ids of all members.
     pub members: Vec<u16>,
+    /// Data planes of them.
+    #[serde(default)]
+    pub data_planes: Vec<DataPlaneReport>,
+    /// Shared interfaces of this machine.
+    #[serde(default)]
+    pub interfaces: Vec<SharedInterfaceReport>,
     /// Buckets of the newest table that belong to this machine.
     pub buckets: usize,
     /// Blocks of 1,024 ports that it has for address translation.
@@ -79,6 +87,47 @@ pub struct ClusterStatus {
     pub packets: u64,
     /// Of them, those that went on to another data plane, which has their flow.
     pub second_hops: u64,
+}
+
+/// A data plane as another machine of its cluster sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataPlaneReport {
+    /// Node id.
+    pub node: u16,
+    /// Its address inside the bonds.
+    pub address: IpAddr,
+    /// The bond to it is up, or it is this machine.
+    pub reachable: bool,
+}
+
+/// A shared interface at one machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedInterfaceReport {
+    /// Its name.
+    pub name: String,
+    /// This machine has it; `false`: it stands by.
+    pub active: bool,
+}
+
+impl ClusterStatus {
+    /// Whether this machine can do its part: whoever decides which dispatcher has an address asks this. It does not ask for
+    /// the manager: without it everything goes on.
+    ///
+    /// # Errors
+    /// The reason why not.
+    pub fn health(&self) -> Result<(), String> {
+        if !self.member {
+            return Err("this machine does not take part in the cluster".into());
+        }
+        if self.data_planes.iter().any(|plane| plane.reachable) {
+            return Ok(());
+        }
+        let nodes: Vec<String> = self.data_planes.iter().map(|plane| plane.node.to_string()).collect();
+        Err(match nodes.is_empty() {
+            true => "the cluster has no data plane".into(),
+            false => format!("no data plane can be reached: the bonds to {} are down", nodes.join(", ")),
+        })
+    }
 }
 
 /// One WAN.

@@ -51,6 +51,12 @@ fn cluster_text(cluster: &ClusterStatus, out: &mut String) {
         format!(", era {} prepared", cluster.newest_era)
     };
     let _ = writeln!(out, "  era {}{change}, members {}", cluster.era_in_force, members.join(" "));
+    if let Err(why) = cluster.health() {
+        let _ = writeln!(out, "  not fit: {why}");
+    }
+    for interface in cluster.interfaces.iter().filter(|interface| !interface.active) {
+        let _ = writeln!(out, "  {}: another dispatcher has it, this one stands by", interface.name);
+    }
     let _ = writeln!(
         out,
         "  {}, {}, {}, {}, {} sent on to another data plane",

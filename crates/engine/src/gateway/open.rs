@@ -42,6 +42,9 @@ struct OpenPort {
     readers: Readers,
     share: KernelShare,
     guard: IngressGuard,
+    /// At a dispatcher that can be taken over: a table that outlives a process that is killed. Until its addresses are elsewhere the kernel would answer
+    /// and reset the flows of all data planes.
+    outliving: Option<IngressGuard>,
     /// Tells the kernel which core owns a packet; without the privilege rings do that work.
     program: Option<SteeringProgram>,
     /// Whether other machines share it.
@@ -111,6 +114,10 @@ pub(super) fn follow(shared: &Shared, settings: &GatewaySettings, listen_port: O
         if let Some(port) = slot {
             if port.share != share && port.guard.set_kernel_share(&share).is_ok() {
                 port.share = share.clone();
+                let outliving = port.outliving.as_ref();
+                if let Some(Err(error)) = outliving.map(|table| table.set_kernel_share(&share)) {
+                    tracing::warn!(device = port.device, %error, "the kernel's share after a crash is an old one");
+                }
             }
             continue;
         }
@@ -162,6 +169,14 @@ fn open(
             None
         }
     };
+    let device = lock(&shared.cluster.devices).get(&interface.device).cloned();
+    let guard = IngressGuard::attach(&interface.device, share)?;
+    let outliving = match (&device, guard.kind()) {
+        (Some(SharedDevice::Real { takeover: true }), GuardKind::Program) => {
+            outliving(&interface.device, share)
+        }
+        _ => None,
+    };
     let port = OpenPort {
         index,
         device: interface.device.clone(),
@@ -169,13 +184,26 @@ fn open(
         tenant: interface.tenant,
         readers,
         share: share.clone(),
-        guard: IngressGuard::attach(&interface.device, share)?,
+        guard,
+        outliving,
         program,
         opening: 0,
-        shared: lock(&shared.cluster.devices).get(&interface.device).cloned(),
+        shared: device,
     };
     open_rings(shared, id, &port)?;
     Ok(port)
+}
+
+/// The guard that a killed process leaves behind, and the next start replaces.
+fn outliving(device: &str, share: &KernelShare) -> Option<IngressGuard> {
+    match IngressGuard::attach_table(device, share) {
+        Ok(guard) => Some(guard),
+        Err(error) => {
+            let told = "if this process is killed the kernel may reset flows until another dispatcher has the addresses";
+            tracing::warn!(device, %error, "no table behind the guard; {told}");
+            None
+        }
+    }
 }
 
 /// A ring for each core that reads the interface, and what each core that works needs to send.

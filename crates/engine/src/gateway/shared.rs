@@ -48,6 +48,8 @@ pub enum SharedDevice {
     Real {
         /// Datagrams to the tunnel's port are the data planes': the cluster is a hub.
         hub: bool,
+        /// Whichever of several dispatchers is given its addresses has it: nothing there is for this host.
+        takeover: bool,
     },
     /// A data plane has a device that stands for it.
     Tap(Arc<Tap>),

@@ -204,6 +204,7 @@ fn interface(
     let loose_tcp = section.choice("tcp", &[("strict", false), ("loose", true)]).is_some_and(|tcp| tcp.value);
     let shared = section.number("shared", 0..=254).and_then(|ifid| u8::try_from(ifid.value).ok());
     let dispatchers = section.numbers("dispatchers", 0..=4_095);
+    let takeover = section.flag("takeover").is_some_and(|takeover| takeover.value);
     let mac = section.parsed("mac", "\"02:00:5e:00:01:01\"", values::mac);
     let device_given = section.value("device").is_some();
     let name = match (name, section.at.clone()) {
@@ -238,6 +239,7 @@ fn interface(
         shared,
         dispatchers: dispatchers.iter().filter_map(|node| u16::try_from(node.value).ok()).collect(),
         mac: mac.map(|mac| mac.value),
+        takeover,
     };
     Some((interface, InterfacePlaces { name: name.at, device: device.at, addresses }))
 }

@@ -53,6 +53,7 @@ pub(crate) fn facts() -> HostFacts {
         held_ports: BTreeSet::new(),
         port_blocks: None,
         lingering: BTreeSet::new(),
+        takes_over: false,
     }
 }
 
