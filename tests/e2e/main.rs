@@ -38,6 +38,7 @@ mod host_daemons;
 mod host_networks;
 mod host_traffic;
 mod hubs;
+mod managers;
 mod mtu;
 mod names;
 mod operator;

@@ -50,6 +50,7 @@ pub const PROGRAMS: &[Needed] = &[
     needed("tshark", "tshark", "datagrams between units and of the tunnel, as the dissector shows them"),
     needed("jq", "jq", "queries of the NAT log as the documentation has them"),
     needed("keepalived", "keepalived", "a dispatcher's addresses that another one takes over"),
+    needed("etcd", "etcd-server", "the store of several managers"),
     needed("bird", "bird2", "dispatchers and routers that speak BGP"),
     needed("birdc", "bird2", "switches what BIRD announces"),
     needed("setpriv", "util-linux", "a gateway without some of its rights"),

@@ -198,6 +198,8 @@ pub enum Refusal {
     NewerEra,
     /// It said what cannot be said then.
     Protocol,
+    /// Another manager leads.
+    NotLeading,
 }
 
 impl Refusal {
@@ -212,6 +214,7 @@ impl Refusal {
             Self::Role => "the unit is enrolled with another role",
             Self::NewerEra => "the unit holds an era that the manager has not made: its store is an old copy",
             Self::Protocol => "the message does not belong here",
+            Self::NotLeading => "another manager leads this cluster",
         }
     }
 }
@@ -255,6 +258,11 @@ pub enum Message {
         era: u32,
         /// The entries.
         entries: Vec<Retired>,
+    },
+    /// Manager: the term in which it leads, before anything else that it says. Units turn away managers of an older one.
+    Term {
+        /// Grows with every manager that begins to lead.
+        term: u64,
     },
     /// Manager: no.
     Refused(Refusal),

@@ -139,6 +139,8 @@ pub struct Unit {
     heartbeat_due_ns: u64,
     load_percent: u8,
     ignored: u64,
+    /// Newest term of a manager that was heard.
+    term: u64,
 }
 
 impl Unit {
@@ -157,6 +159,7 @@ impl Unit {
             heartbeat_due_ns: 0,
             load_percent: 0,
             ignored: 0,
+            term: 0,
         }
     }
 
@@ -206,6 +209,15 @@ impl Unit {
                     Some(whole) => self.adopt(whole),
                     None => self.leave(),
                 }
+            }
+            Message::Term { term } if term < self.term => {
+                // It was cut off, or stopped for a while: what it wants is out of date.
+                self.link = Link::Down;
+                vec![Action::Refused(Refusal::NotLeading)]
+            }
+            Message::Term { term } => {
+                self.term = term;
+                Vec::new()
             }
             Message::Refused(reason) => {
                 self.link = Link::Down;

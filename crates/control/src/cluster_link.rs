@@ -64,7 +64,7 @@ impl ClusterLink {
         let status = Arc::new(Mutex::new(ClusterStatus {
             role: if settings.role.owns_flows() { "dataplane" } else { "dispatcher" }.to_owned(),
             node: settings.node,
-            manager: settings.manager.to_string(),
+            manager: settings.managers.first().map(ToString::to_string).unwrap_or_default(),
             ..ClusterStatus::default()
         }));
         let link = Link {
@@ -133,43 +133,50 @@ impl Link {
             tracing::debug!(%error, "priority stays");
         }
         let mut complained = false;
+        let managers = self.settings.managers.clone();
+        // The one that led last, then the others in turn.
+        let mut turn = 0;
         while !stop.load(Relaxed) {
+            let Some(manager) = managers.get(turn % managers.len().max(1)) else { return };
+            lock(&self.status).manager = manager.to_string();
             let mut pause = CONNECT_PAUSE;
-            match TcpStream::connect_timeout(&self.settings.manager, CONNECT_PATIENCE) {
+            match TcpStream::connect_timeout(manager, CONNECT_PATIENCE) {
                 Ok(stream) => {
-                    complained = false;
                     let began = Instant::now();
-                    tracing::info!(manager = %self.settings.manager, "connected to the cluster's manager");
-                    let ended = self.talk(stream, stop);
+                    let ended = self.talk(stream, *manager, stop);
+                    complained &= !self.unit.is_connected();
                     self.unit.disconnected();
                     if began.elapsed() > CONNECT_PATIENCE {
-                        // Silence of twice the pause is death.
+                        // Silence of twice the pause is death, and the one that led until now probably leads still.
                         pause = Duration::ZERO;
+                        turn = turn.wrapping_sub(1);
                     }
                     lock(&self.status).connected = false;
                     if let Err(error) = ended
                         && !stop.load(Relaxed)
+                        && !std::mem::replace(&mut complained, true)
                     {
-                        tracing::warn!(%error, "no manager; the cluster goes on as it is");
+                        tracing::warn!(%manager, %error, "no manager; the cluster goes on as it is");
                     }
                 }
                 Err(error) if !complained => {
                     complained = true;
-                    tracing::info!(manager = %self.settings.manager, %error, "the cluster's manager cannot be reached yet");
+                    tracing::info!(%manager, %error, "the cluster's manager cannot be reached yet");
                 }
                 Err(_) => {}
             }
+            turn = turn.wrapping_add(1);
             self.follow_cores(&mut None).ok();
             std::thread::sleep(pause);
         }
     }
 
     /// One connection, until it ends.
-    fn talk(&mut self, mut stream: TcpStream, stop: &AtomicBool) -> io::Result<()> {
+    fn talk(&mut self, mut stream: TcpStream, manager: SocketAddr, stop: &AtomicBool) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let beats = UdpSocket::bind(SocketAddr::new(stream.local_addr()?.ip(), 0))?;
         beats.set_nonblocking(true)?;
-        beats.connect(self.settings.manager)?;
+        beats.connect(manager)?;
         self.beats = Some(beats);
         stream.set_write_timeout(Some(WRITE_PATIENCE))?;
         let mut frames = Frames::default();
@@ -199,7 +206,10 @@ impl Link {
             while let Some(message) = frames.take().map_err(io::Error::other)? {
                 let actions = self.unit.receive(self.now_ns(), message);
                 self.act(actions, &mut to)?;
-                lock(&self.status).connected = self.unit.is_connected();
+                let connected = self.unit.is_connected();
+                if connected && !std::mem::replace(&mut lock(&self.status).connected, true) {
+                    tracing::info!(%manager, "connected to the cluster's manager");
+                }
             }
             self.follow_cores(&mut to)?;
             let actions = self.unit.tick(self.now_ns());

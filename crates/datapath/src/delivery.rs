@@ -154,8 +154,8 @@ impl<O: Output> Decision<'_, O> {
             (Handoff::Reply, Some(interface)) if self.cluster.dispatches(interface) => {
                 if !self.cluster.is_active(interface) {
                     let (frame, pool) = (&*frame, &mut *self.pool);
-                    let mut wait = wait(self.to_bonds, self.out);
-                    let passed = self.cluster.pass_on(arrived, frame, pool, &mut wait);
+                    let passed =
+                        self.cluster.pass_on(arrived, frame, pool, &mut wait(self.to_bonds, self.out));
                     return passed.unwrap_or_else(|reason| self.out.dropped(reason));
                 }
                 self.out.interface(interface, &arrived.offload, frame);

@@ -5,6 +5,11 @@ pub fn monotonic_ns() -> u64 {
     nanoseconds(rustix::time::clock_gettime(rustix::time::ClockId::Monotonic))
 }
 
+/// Nanoseconds since the machine was started, the time for which it slept included. Never jumps.
+pub fn boottime_ns() -> u64 {
+    nanoseconds(rustix::time::clock_gettime(rustix::time::ClockId::Boottime))
+}
+
 /// Nanoseconds since 1970 of the wall clock; may jump, and may be close to 0 on a router without a battery.
 /// 0 when the clock stands before 1970.
 pub fn realtime_ns() -> u64 {

@@ -2,21 +2,27 @@
 //!
 //! A plain thread, because writing the store blocks. Events carry the time at which they came, so that a slow disk makes
 //! no unit look silent: what waits is looked at before time passes.
+//!
+//! While another manager leads this one has no state machine: it turns units and operators away, and asks the store again and
+//! again. When it does not lead any more it lets go of everything at once, and begins anew.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use cluster::manager::{Command, CommandError, Manager, Output, State, Status};
-use cluster::message::Message;
+use anyhow::Context as _;
+use cluster::manager::{Command, CommandError, Manager, Output, Settings, State, Status};
+use cluster::message::{Message, Refusal};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::api::types::EventLine;
-use crate::store::Store;
+use crate::store::{SaveError, Store};
 
 /// Time between two ticks.
 const TICK: Duration = Duration::from_millis(20);
+/// Time between two campaigns.
+const CAMPAIGN_PAUSE: Duration = Duration::from_millis(250);
 /// Lines of the log that are kept.
 const LINES_MAX: usize = 1_000;
 /// Events that wait at most.
@@ -55,8 +61,8 @@ pub enum Event {
     },
     /// Somebody wants something.
     Command(Command, oneshot::Sender<Result<u64, CommandError>>),
-    /// Somebody wants to know the state.
-    Status(oneshot::Sender<Box<View>>),
+    /// Somebody wants to know the state; the error says who leads.
+    Status(oneshot::Sender<Result<Box<View>, String>>),
     /// The process ends.
     Stop,
 }
@@ -92,7 +98,9 @@ impl Clock {
 
 /// The owner of the state machine.
 pub struct Actor {
-    manager: Manager,
+    settings: Settings,
+    /// While this manager leads.
+    leading: Option<Leading>,
     store: Box<dyn Store>,
     clock: Clock,
     units: HashMap<u64, mpsc::Sender<Message>>,
@@ -103,12 +111,19 @@ pub struct Actor {
     lines: VecDeque<EventLine>,
 }
 
+/// A manager that acts.
+struct Leading {
+    manager: Manager,
+    term: u64,
+}
+
 impl Actor {
-    /// One that has heard nothing yet.
+    /// One that does not lead yet.
     #[must_use]
-    pub fn new(manager: Manager, store: Box<dyn Store>, clock: Clock) -> Self {
+    pub fn new(settings: Settings, store: Box<dyn Store>, clock: Clock) -> Self {
         Self {
-            manager,
+            settings,
+            leading: None,
             store,
             clock,
             units: HashMap::new(),
@@ -122,7 +137,21 @@ impl Actor {
     /// Works until it is told to stop.
     pub fn run(mut self, events: &Receiver<Event>) {
         let mut due = Instant::now();
+        let mut campaign_due = Instant::now();
+        let mut complained = false;
         loop {
+            if self.leading.is_none() && Instant::now() >= campaign_due {
+                let result = self.campaign();
+                match &result {
+                    Err(error) if !complained => tracing::warn!("cannot lead: {error:#}; trying again"),
+                    _ => {}
+                }
+                complained = result.is_err();
+                campaign_due = Instant::now() + CAMPAIGN_PAUSE;
+            }
+            if self.leading.is_some() && !self.store.leads() {
+                self.step_down("its lease has ended");
+            }
             let wait = due.saturating_duration_since(Instant::now());
             match events.recv_timeout(wait) {
                 Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return,
@@ -138,53 +167,121 @@ impl Actor {
             }
             if Instant::now() >= due {
                 due = Instant::now() + TICK;
-                self.manager.tick(self.clock.now_ns());
+                if let Some(leading) = &mut self.leading {
+                    leading.manager.tick(self.clock.now_ns());
+                }
                 self.carry_out();
             }
         }
     }
 
+    /// Tries to lead: the state is read after the term is had, so that nobody else writes it meanwhile.
+    fn campaign(&mut self) -> anyhow::Result<()> {
+        let before = self.store.leader().map(str::to_owned);
+        let Some(term) = self.store.campaign()? else {
+            if let Some(leader) = self.store.leader().filter(|leader| before.as_deref() != Some(*leader)) {
+                tracing::info!(leader, "another manager leads");
+            }
+            return Ok(());
+        };
+        let now_ns = self.clock.now_ns();
+        let manager = match self.store.load()? {
+            Some(bytes) => {
+                let state = State::decode(&bytes).context("the store holds no state of a cluster")?;
+                Manager::resume(self.settings.clone(), state, now_ns)
+            }
+            None => {
+                let mut key = [0; steering::toeplitz::KEY_BYTES];
+                getrandom::fill(&mut key).map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
+                Manager::new(self.settings.clone(), key, now_ns)
+            }
+        };
+        self.leading = Some(Leading { manager, term });
+        self.line(None, format!("this manager leads, term {term}"));
+        Ok(())
+    }
+
+    /// Lets go of everything: units connect to the next leader, and who waits for an answer is told.
+    fn step_down(&mut self, why: &str) {
+        if self.leading.take().is_none() {
+            return;
+        }
+        self.line(None, format!("this manager does not lead any more: {why}"));
+        self.units.clear();
+        self.connections.clear();
+        for (_, answer) in self.requests.drain() {
+            let _ = answer.send(Err(CommandError::NotLeading(self.store.leader().map(str::to_owned))));
+        }
+    }
+
     fn event(&mut self, event: Event) {
+        if !self.store.leads() {
+            self.step_down("its lease has ended");
+        }
+        let Some(Leading { manager, term }) = &mut self.leading else {
+            return self.turn_away(event);
+        };
         match event {
             Event::Connected { connection, address, to } => {
+                // The first word of a connection finds room.
+                let _ = to.try_send(Message::Term { term: *term });
                 self.units.insert(connection, to);
                 self.connections.insert(address, connection);
-                self.manager.connected(connection, address);
+                manager.connected(connection, address);
             }
             Event::Disconnected(connection) => {
                 self.units.remove(&connection);
                 self.connections.retain(|_, known| *known != connection);
-                self.manager.disconnected(connection);
+                manager.disconnected(connection);
             }
             Event::Beat { address, at_ns, message } => {
                 if let Some(connection) = self.connections.get(&address) {
-                    self.manager.receive(at_ns, *connection, message);
+                    manager.receive(at_ns, *connection, message);
                 }
             }
             Event::Received { connection, at_ns, message } => {
-                self.manager.receive(at_ns, connection, message);
+                manager.receive(at_ns, connection, message);
             }
             Event::Command(command, answer) => {
                 let request = self.next_request;
                 self.next_request += 1;
                 self.requests.insert(request, answer);
-                self.manager.command(self.clock.now_ns(), request, command);
+                manager.command(self.clock.now_ns(), request, command);
             }
             Event::Status(answer) => {
-                let (status, state) = (self.manager.status(), self.manager.state().clone());
+                let (status, state) = (manager.status(), manager.state().clone());
                 let events = self.lines.iter().cloned().collect();
                 // Nobody waits any more: nothing is lost.
-                let _ = answer.send(Box::new(View { status, state, events }));
+                let _ = answer.send(Ok(Box::new(View { status, state, events })));
             }
             Event::Stop => {}
         }
         self.carry_out();
     }
 
+    /// While another manager leads.
+    fn turn_away(&mut self, event: Event) {
+        let leader = self.store.leader().map(str::to_owned);
+        match event {
+            Event::Connected { to, .. } => {
+                // Dropped afterwards, it ends when this is sent.
+                let _ = to.try_send(Message::Refused(Refusal::NotLeading));
+            }
+            Event::Command(_, answer) => {
+                let _ = answer.send(Err(CommandError::NotLeading(leader)));
+            }
+            Event::Status(answer) => {
+                let _ = answer.send(Err(CommandError::NotLeading(leader).to_string()));
+            }
+            Event::Disconnected(_) | Event::Beat { .. } | Event::Received { .. } | Event::Stop => {}
+        }
+    }
+
     /// Does what the state machine wants, in order, and what follows from it.
     fn carry_out(&mut self) {
         loop {
-            let outputs = self.manager.outputs();
+            let Some(leading) = &mut self.leading else { return };
+            let outputs = leading.manager.outputs();
             if outputs.is_empty() {
                 return;
             }
@@ -195,12 +292,15 @@ impl Actor {
     }
 
     fn output(&mut self, output: Output) {
+        // What was wanted before it stepped down is nobody's wish any more.
+        let Some(Leading { manager, .. }) = &mut self.leading else { return };
         match output {
             Output::Persist { number, state } => match self.store.save(&state) {
-                Ok(()) => self.manager.persisted(self.clock.now_ns(), number),
+                Ok(()) => manager.persisted(self.clock.now_ns(), number),
+                Err(SaveError::Lost) => self.step_down("another one has written"),
                 Err(error) => {
                     tracing::error!(%error, "the store cannot be written");
-                    self.manager.persist_failed(self.clock.now_ns(), number, &format!("{error:#}"));
+                    manager.persist_failed(self.clock.now_ns(), number, &error.to_string());
                 }
             },
             Output::Send { connection, message } => {
@@ -208,7 +308,7 @@ impl Actor {
                 let full = self.units.get(&connection).is_some_and(|to| to.try_send(message).is_err());
                 if full {
                     self.units.remove(&connection);
-                    self.manager.disconnected(connection);
+                    manager.disconnected(connection);
                 }
             }
             Output::Close { connection } => drop(self.units.remove(&connection)),
@@ -217,16 +317,18 @@ impl Actor {
                     let _ = answer.send(result);
                 }
             }
-            Output::Event(event) => {
-                tracing::info!(node = event.node, "{}", event.text);
-                let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-                let at_unix_ms = u64::try_from(unix_ms).unwrap_or(u64::MAX);
-                if self.lines.len() == LINES_MAX {
-                    self.lines.pop_front();
-                }
-                self.lines.push_back(EventLine { at_unix_ms, node: event.node, text: event.text });
-            }
+            Output::Event(event) => self.line(event.node, event.text),
         }
+    }
+
+    fn line(&mut self, node: Option<u16>, text: String) {
+        tracing::info!(node, "{text}");
+        let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let at_unix_ms = u64::try_from(unix_ms).unwrap_or(u64::MAX);
+        if self.lines.len() == LINES_MAX {
+            self.lines.pop_front();
+        }
+        self.lines.push_back(EventLine { at_unix_ms, node, text });
     }
 }
 

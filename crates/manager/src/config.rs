@@ -6,6 +6,10 @@
 //! api = "127.0.0.1:8470"              # REST; beyond loopback only with TLS
 //! token-file = "manager.token"        # who may use REST; made at the first start
 //! store = "/var/lib/anabranch/cluster.redb"
+//! # etcd = ["http://127.0.0.1:2379"]  # in place of store: several managers, one of which leads
+//! # etcd-prefix = "/anabranch"        # in front of its keys
+//! # lease-seconds = 5                 # another manager leads so long after this one was cut off
+//! # name = "10.9.0.1"                # how others call this manager; its bus address unless set
 //! # tls-certificate = "manager.pem"   # with tls-key
 //! # tls-key = "manager.key"
 //! drain-ms = 1000                     # between an era in force and the next
@@ -24,8 +28,12 @@ use cluster::manager::Settings;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use crate::etcd::EtcdSettings;
+
 /// Where REST listens unless told otherwise.
 const API: &str = "127.0.0.1:8470";
+/// Time of a leader's lease unless told otherwise, seconds.
+const LEASE_S: u64 = 5;
 /// A larger file is no configuration.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// Nanoseconds of a millisecond.
@@ -44,7 +52,12 @@ struct Section {
     bus: SocketAddr,
     api: Option<SocketAddr>,
     token_file: PathBuf,
-    store: PathBuf,
+    store: Option<PathBuf>,
+    #[serde(default)]
+    etcd: Vec<String>,
+    etcd_prefix: Option<String>,
+    lease_seconds: Option<u64>,
+    name: Option<String>,
     tls_certificate: Option<PathBuf>,
     tls_key: Option<PathBuf>,
     drain_ms: Option<u64>,
@@ -57,6 +70,15 @@ struct Section {
     pool: Vec<String>,
 }
 
+/// Kind and place of the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreSettings {
+    /// A file of this machine: one manager.
+    File(PathBuf),
+    /// etcd: several managers.
+    Etcd(EtcdSettings),
+}
+
 /// Configuration of a manager.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -67,7 +89,7 @@ pub struct Config {
     /// The file with the token; made when it is not there.
     pub token_file: PathBuf,
     /// The store.
-    pub store: PathBuf,
+    pub store: StoreSettings,
     /// Certificate chain and private key, PEM.
     pub tls: Option<(PathBuf, PathBuf)>,
     /// Times and sizes.
@@ -93,6 +115,7 @@ impl Config {
     /// As [`Config::load`].
     pub fn parse(text: &str, folder: &Path) -> anyhow::Result<Self> {
         let File { manager } = toml::from_str(text)?;
+        let store = store(&manager, folder)?;
         let api = match manager.api {
             Some(api) => api,
             None => API.parse()?,
@@ -137,15 +160,38 @@ impl Config {
             })?;
             settings.pool.push((net.addr(), net.prefix_len()));
         }
-        Ok(Self {
-            bus: manager.bus,
-            api,
-            token_file: folder.join(manager.token_file),
-            store: folder.join(manager.store),
-            tls,
-            settings,
-        })
+        Ok(Self { bus: manager.bus, api, token_file: folder.join(manager.token_file), store, tls, settings })
     }
+}
+
+/// The store that a file names.
+fn store(manager: &Section, folder: &Path) -> anyhow::Result<StoreSettings> {
+    if let (Some(path), []) = (&manager.store, &manager.etcd[..]) {
+        return Ok(StoreSettings::File(folder.join(path)));
+    }
+    ensure!(
+        manager.store.is_none() && !manager.etcd.is_empty(),
+        "manager: name either store = \"cluster.redb\", for one manager, or etcd = [\"http://127.0.0.1:2379\"], for several"
+    );
+    let endpoint = |text: &String| {
+        let text = text.trim_end_matches('/');
+        let host = text.strip_prefix("http://").filter(|host| !host.is_empty() && !host.contains('/'));
+        ensure!(
+            host.is_some(),
+            "manager.etcd: \"{text}\" is no address; write for example \"http://127.0.0.1:2379\""
+        );
+        Ok(text.to_owned())
+    };
+    let lease_s = manager.lease_seconds.unwrap_or(LEASE_S);
+    ensure!((2..=60).contains(&lease_s), "manager.lease-seconds: {lease_s} is not within 2 to 60");
+    let prefix = manager.etcd_prefix.as_deref().unwrap_or("/anabranch").trim_end_matches('/').to_owned();
+    ensure!(!prefix.is_empty(), "manager.etcd-prefix: empty; write for example \"/anabranch\"");
+    Ok(StoreSettings::Etcd(EtcdSettings {
+        endpoints: manager.etcd.iter().map(endpoint).collect::<anyhow::Result<_>>()?,
+        prefix,
+        lease_s,
+        name: manager.name.clone().unwrap_or_else(|| manager.bus.to_string()),
+    }))
 }
 
 #[cfg(test)]
@@ -163,7 +209,10 @@ mod tests {
     #[test]
     fn paths_are_relative_to_the_file_and_the_rest_has_defaults() {
         let config = Config::parse(LEAST, Path::new("/etc/x")).unwrap();
-        assert_eq!((config.token_file, config.store), ("/etc/x/t".into(), "/etc/x/s".into()));
+        assert_eq!(
+            (config.token_file, config.store),
+            ("/etc/x/t".into(), StoreSettings::File("/etc/x/s".into()))
+        );
         assert_eq!((config.api, config.settings), (API.parse().unwrap(), Settings::default()));
     }
 
@@ -174,6 +223,22 @@ mod tests {
         assert!(error("dead-after-ms = 60\n").contains("not within 200 to 60000"));
         assert!(error("blocks-per-unit = 64\n").contains("1 to 63"));
         assert!(error("colour = 1\n").contains("unknown field `colour`"));
+        assert!(error("etcd = [\"http://a:1\"]\n").contains("either store"));
+        let etcd = |rest: &str| {
+            Config::parse(
+                &format!("[manager]\nbus = \"10.9.0.1:4601\"\ntoken-file = \"t\"\n{rest}"),
+                Path::new("/etc/x"),
+            )
+        };
+        assert!(format!("{:#}", etcd("").unwrap_err()).contains("either store"));
+        assert!(format!("{:#}", etcd("etcd = [\"a:2379\"]\n").unwrap_err()).contains("is no address"));
+        let StoreSettings::Etcd(settings) = etcd("etcd = [\"http://a:2379/\"]\n").unwrap().store else {
+            panic!()
+        };
+        assert_eq!(
+            (settings.endpoints, settings.name),
+            (vec!["http://a:2379".to_owned()], "10.9.0.1:4601".to_owned())
+        );
         assert!(error("pool = [\"10.0.0.0/33\"]\n").contains("pool"));
     }
 }

@@ -5,7 +5,7 @@
 //! 1. [`config`]: where it listens and where it stores.
 //! 2. [`api`]: REST, through which operators say what they want.
 //! 3. [`actor`]: the thread that owns [`cluster::manager::Manager`], stores its state and then carries out what it says.
-//! 4. [`store`]: the bytes on the disk.
+//! 4. [`store`]: the bytes on the disk, or in [`etcd`] for several managers of which one leads.
 //! 5. [`units`]: the connections over which units are told.
 //!
 //! [`run`] joins them.
@@ -13,6 +13,7 @@
 pub mod actor;
 pub mod api;
 pub mod config;
+pub mod etcd;
 pub mod store;
 pub mod units;
 
@@ -23,11 +24,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use cluster::manager::{Manager, State};
+use cluster::manager::State;
 use tokio::net::{TcpListener, UdpSocket};
 
 use actor::{Actor, Clock, Event, Events};
-use config::Config;
+use config::{Config, StoreSettings};
+use etcd::EtcdStore;
 use store::{FileStore, Store};
 
 /// The address inside the tunnel may come a moment after the start.
@@ -41,22 +43,21 @@ const TOKEN_BYTES: usize = 24;
 /// What it cannot have: the store, an address, a certificate.
 pub fn run(config: &Config, ready: impl FnOnce(SocketAddr)) -> anyhow::Result<()> {
     let token = token(&config.token_file)?;
-    let mut store = FileStore::open(&config.store)?;
-    let clock = Clock::start();
-    let manager = match store.load()? {
-        Some(bytes) => {
-            let state = State::decode(&bytes)
-                .with_context(|| format!("{} holds no state of a cluster", config.store.display()))?;
-            Manager::resume(config.settings.clone(), state, clock.now_ns())
+    let store: Box<dyn Store> = match &config.store {
+        StoreSettings::File(path) => {
+            let mut store = FileStore::open(path)?;
+            // Nobody else can mend it: better no start than one without the cluster.
+            if let Some(bytes) = store.load()? {
+                State::decode(&bytes)
+                    .with_context(|| format!("{} holds no state of a cluster", path.display()))?;
+            }
+            Box::new(store)
         }
-        None => {
-            let mut key = [0; steering::toeplitz::KEY_BYTES];
-            getrandom::fill(&mut key).map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
-            Manager::new(config.settings.clone(), key, clock.now_ns())
-        }
+        StoreSettings::Etcd(settings) => Box::new(EtcdStore::new(settings.clone())),
     };
+    let clock = Clock::start();
     let (sender, receiver) = std::sync::mpsc::sync_channel(actor::EVENTS_MAX);
-    let actor = Actor::new(manager, Box::new(store), clock);
+    let actor = Actor::new(config.settings.clone(), store, clock);
     let thread =
         std::thread::Builder::new().name("manager".to_owned()).spawn(move || actor.run(&receiver))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

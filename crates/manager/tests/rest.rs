@@ -180,7 +180,9 @@ fn wrong_requests_are_told_what_is_wrong() {
 fn a_unit_joins_and_lives_by_its_heartbeats() {
     let manager = start("");
     // Nobody enrolled it.
-    assert_eq!(manager.unit(3, Role::DataPlane).receive(), Message::Refused(Refusal::Unknown));
+    let mut stranger = manager.unit(3, Role::DataPlane);
+    assert_eq!(stranger.receive(), Message::Term { term: 1 });
+    assert_eq!(stranger.receive(), Message::Refused(Refusal::Unknown));
     let body = "{\"node\": 3, \"address\": \"127.0.0.1\", \"role\": \"dataplane\"}";
     assert_eq!(manager.post("/v1/units", body).0, 202);
     let mut unit = manager.unit(3, Role::DataPlane);

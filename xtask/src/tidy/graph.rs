@@ -24,7 +24,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("services", &["packet", "steering"]),
     ("cluster", &["packet", "steering"]),
     // The manager of a cluster: a process of its own, the only one with a runtime.
-    ("manager", &["packet", "steering", "cluster"]),
+    ("manager", &["packet", "steering", "cluster", "linux"]),
     ("datapath", &["packet", "steering", "tunnel", "services", "cluster"]),
     ("sim", &["packet", "steering", "tunnel", "services", "cluster", "datapath"]),
     // The steering programs compute `steering`'s hash in the kernel.

@@ -99,6 +99,9 @@ pub enum CommandError {
     /// Too many wait.
     #[error("{ACCEPTED_MAX} commands wait already")]
     Busy,
+    /// Another manager leads; its name, if that is known.
+    #[error("another manager leads{}", .0.as_ref().map_or_else(String::new, |leader| format!(": {leader}")))]
+    NotLeading(Option<String>),
     /// It could not be stored.
     #[error("the change was not stored: {0}")]
     Store(String),

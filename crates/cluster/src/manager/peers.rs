@@ -42,6 +42,7 @@ impl Manager {
             | Message::Prepare(_)
             | Message::Commit { .. }
             | Message::Retire { .. }
+            | Message::Term { .. }
             | Message::Refused(_)
             | Message::Goodbye => self.refuse(connection, node, Refusal::Protocol),
         }

@@ -68,6 +68,7 @@ fn examples() -> Vec<(&'static str, Message)> {
         ("retire", Message::Retire { era: 1, entries: retired }),
         ("refused", Message::Refused(Refusal::Identity)),
         ("goodbye", Message::Goodbye),
+        ("term", Message::Term { term: 0x0102 }),
     ]
 }
 
@@ -389,7 +390,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_read_or_refused_and_written_back_as_they_were(frame in proptest::collection::vec(any::<u8>(), 0..200), kind in 1..22u8) {
+    fn any_bytes_are_read_or_refused_and_written_back_as_they_were(frame in proptest::collection::vec(any::<u8>(), 0..200), kind in 1..23u8) {
         let frame = [&[VERSION, kind][..], &frame].concat();
         if let Ok(message) = Message::decode(&frame) {
             let bytes = bytes(&message);

@@ -24,6 +24,7 @@ mod kind {
     pub const RETIRE: u8 = 19;
     pub const REFUSED: u8 = 20;
     pub const GOODBYE: u8 = 21;
+    pub const TERM: u8 = 22;
 }
 
 /// Blocks of ports of one address.
@@ -81,6 +82,10 @@ pub(super) fn put(out: &mut Writer<'_>, message: &Message) {
             out.u8(refusal_number(*reason));
         }
         Message::Goodbye => out.u8(kind::GOODBYE),
+        Message::Term { term } => {
+            out.u8(kind::TERM);
+            out.u64(*term);
+        }
     }
 }
 
@@ -116,6 +121,7 @@ pub(super) fn take(kind: u8, from: &mut Reader<'_>) -> Result<Option<Message>, C
         }
         kind::REFUSED => Message::Refused(take_refusal(from)?),
         kind::GOODBYE => Message::Goodbye,
+        kind::TERM => Message::Term { term: from.u64("term")? },
         _ => return Ok(None),
     }))
 }
@@ -347,12 +353,20 @@ fn refusal_number(reason: Refusal) -> u8 {
         Refusal::Role => 3,
         Refusal::NewerEra => 4,
         Refusal::Protocol => 5,
+        Refusal::NotLeading => 6,
     }
 }
 
 fn take_refusal(from: &mut Reader<'_>) -> Result<Refusal, CodecError> {
     let number = from.u8("reason")?;
-    let all = [Refusal::Unknown, Refusal::Identity, Refusal::Role, Refusal::NewerEra, Refusal::Protocol];
+    let all = [
+        Refusal::Unknown,
+        Refusal::Identity,
+        Refusal::Role,
+        Refusal::NewerEra,
+        Refusal::Protocol,
+        Refusal::NotLeading,
+    ];
     let reason = all.into_iter().find(|reason| refusal_number(*reason) == number);
     reason.ok_or(CodecError::Value("reason", number.into()))
 }

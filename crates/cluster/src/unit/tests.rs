@@ -144,6 +144,7 @@ fn every_message_in_every_state() {
         ),
         ("free", &greeted, welcome(None), &[], 0),
         ("refused", &greeted, Message::Refused(Refusal::Unknown), &["refused Unknown"], 0),
+        ("a term", &greeted, Message::Term { term: 0 }, &[], 0),
         ("the era again", &member, prepare(first(), &[]), &["Committed 0"], 1),
         ("a later era", &member, prepare(era(2), &[]), &["hello Some(0)"], 0),
         (
@@ -311,4 +312,20 @@ fn a_unit_is_drained_when_it_owns_nothing_and_nothing_is_left() {
     assert!(report(&mut unit, &[0, 0, 1, 0, 0, 0, 0, 0], 1).unwrap().starts_with("report"), "a flow");
     assert!(report(&mut unit, &[0; 8], 2).unwrap().starts_with("report"), "a bond");
     assert_eq!(report(&mut unit, &[0; 8], 0).unwrap(), "drained 1");
+}
+
+/// A manager that was cut off while another one led says nothing to a unit that has heard that one.
+#[test]
+fn managers_of_an_older_term_are_turned_away() {
+    let mut unit = Unit::new(Identity { node: NODE, role: Role::Both, weight: 1, instance: 1 });
+    let mut talk = |term| {
+        unit.connected();
+        let actions = unit.receive(0, Message::Term { term });
+        let refused = matches!(actions[..], [Action::Refused(Refusal::NotLeading)]);
+        let heard = unit.receive(0, Message::Goodbye);
+        assert!(heard.is_empty());
+        unit.disconnected();
+        refused
+    };
+    assert_eq!([5, 5, 7, 5, 6, 7, 8].map(&mut talk), [false, false, false, true, true, false, false]);
 }

@@ -31,8 +31,8 @@ pub struct Cluster {
     pub weight: u32,
     /// Its address inside the bonds to the other machines.
     pub bus: IpAddr,
-    /// The manager's address there.
-    pub manager: SocketAddr,
+    /// The managers' addresses there; one of them leads.
+    pub managers: Vec<SocketAddr>,
     /// UDP port at the shared addresses at which the cluster is one hub for bonds of others; `None`: it is none.
     pub hub_port: Option<u16>,
     /// The hub's private key, at a data plane.
@@ -61,12 +61,24 @@ pub(super) fn cluster(
     let node = section.number("node-id", 0..=u64::from(NODES_MAX) - 1);
     let weight = section.number("weight", 1..=1_000_000).and_then(|weight| u32::try_from(weight.value).ok());
     let bus = section.parsed("bus", "\"10.9.0.3\"", address);
-    let manager = section.parsed("manager", "\"10.9.0.1:4601\"", manager);
+    let managers = section.list("manager", "\"10.9.0.1:4601\"", manager);
     let at = section.at.clone();
     if given {
         required(&mut section, "role", role.is_some(), "write role = \"dispatcher\" or \"dataplane\"");
         required(&mut section, "node-id", node.is_some(), "give each machine its own number, from 0 to 4095");
-        required(&mut section, "manager", manager.is_some(), "name the manager's address inside the tunnel");
+        required(
+            &mut section,
+            "manager",
+            managers.as_ref().is_some_and(|managers| !managers.is_empty()),
+            "name the manager's address inside the tunnel",
+        );
+    }
+    let none = section
+        .value("manager")
+        .and_then(|value| value.get_ref().as_array())
+        .is_some_and(|list| list.is_empty());
+    if none {
+        section.missing("manager", "name the manager's address inside the tunnel");
     }
     let own = |bus: IpAddr| addresses.iter().any(|net| net.addr() == bus);
     if let Some(bus) = bus.as_ref().filter(|bus| !own(bus.value)) {
@@ -85,7 +97,7 @@ pub(super) fn cluster(
         node: u16::try_from(node?.value).ok()?,
         weight: weight.unwrap_or(1),
         bus: bus?,
-        manager: manager?.value,
+        managers: managers?.into_iter().map(|manager| manager.value).collect(),
         hub_port,
         hub_key,
     })

@@ -698,6 +698,15 @@ fn a_cluster_names_its_faults() {
             "[cluster]\nrole = \"dispatcher\"\n[[interface]]\nname = \"a\"\nshared = 1\n[[interface]]\nname = \"b\"\nshared = 1\n",
             "error: interface.shared: number 1 stands twice; each has its own",
         ),
+        (
+            "[[interface]]\nname = \"a\"\ntakeover = true\n",
+            "error: interface.takeover: \"a\" is no shared interface of a dispatcher, so that nobody else can have it",
+        ),
+        (
+            "[cluster]\nrole = \"dispatcher\"\n[[interface]]\nname = \"a\"\nshared = 1\ntakeover = true\n",
+            "error: interface.takeover: \"a\" needs the shared addresses: whoever has them has the interface",
+        ),
+        ("[cluster]\nmanager = []\n", "error: cluster.manager: name the manager's address inside the tunnel"),
     ];
     for (text, wanted) in cases {
         let said = cluster_said(text);
@@ -710,5 +719,5 @@ fn a_cluster_has_defaults() {
     let text = "[tun]\naddress = [\"10.9.0.3/24\"]\n[cluster]\nrole = \"dataplane\"\nnode-id = 3\nmanager = \"10.9.0.1\"\n";
     let cluster = config("", text).cluster.unwrap();
     assert_eq!((cluster.node, cluster.weight, cluster.bus), (3, 1, "10.9.0.3".parse().unwrap()));
-    assert_eq!(cluster.manager, "10.9.0.1:4601".parse().unwrap());
+    assert_eq!(cluster.managers, ["10.9.0.1:4601".parse().unwrap()]);
 }

@@ -135,7 +135,7 @@ pub(super) fn follow(shared: &Shared, settings: &GatewaySettings, listen_port: O
 /// Devices at which the tunnel's port is that of the data planes.
 fn hub_devices(shared: &Shared) -> Vec<String> {
     let devices = lock(&shared.cluster.devices);
-    let hubs = devices.iter().filter(|(_, device)| matches!(device, SharedDevice::Real { hub: true }));
+    let hubs = devices.iter().filter(|(_, device)| matches!(device, SharedDevice::Real { hub: true, .. }));
     hubs.map(|(name, _)| name.clone()).collect()
 }
 
@@ -172,7 +172,7 @@ fn open(
     let device = lock(&shared.cluster.devices).get(&interface.device).cloned();
     let guard = IngressGuard::attach(&interface.device, share)?;
     let outliving = match (&device, guard.kind()) {
-        (Some(SharedDevice::Real { takeover: true }), GuardKind::Program) => {
+        (Some(SharedDevice::Real { takeover: true, .. }), GuardKind::Program) => {
             outliving(&interface.device, share)
         }
         _ => None,

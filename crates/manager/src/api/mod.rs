@@ -120,7 +120,9 @@ impl Api {
     async fn view(&self) -> Result<Box<View>, Response> {
         let (answer, view) = oneshot::channel();
         self.events.send(Event::Status(answer)).await;
-        view.await.map_err(|_| problem(StatusCode::SERVICE_UNAVAILABLE, "the manager is going down"))
+        let gone = || problem(StatusCode::SERVICE_UNAVAILABLE, "the manager is going down");
+        let view = view.await.map_err(|_| gone())?;
+        view.map_err(|leader| problem(StatusCode::SERVICE_UNAVAILABLE, &leader))
     }
 
     /// Has a command stored; it is carried out afterwards.
@@ -135,6 +137,7 @@ impl Api {
                     CommandError::Unknown(_) => StatusCode::NOT_FOUND,
                     CommandError::Conflict(_) => StatusCode::CONFLICT,
                     CommandError::Busy => StatusCode::TOO_MANY_REQUESTS,
+                    CommandError::NotLeading(_) => StatusCode::SERVICE_UNAVAILABLE,
                     CommandError::Store(_) => StatusCode::INSUFFICIENT_STORAGE,
                 };
                 problem(status, &error.to_string())
