@@ -64,6 +64,8 @@ pub struct Settings {
     pub pool: Vec<(IpAddr, u8)>,
     /// Shares follow the load that units report.
     pub follow_load: bool,
+    /// Time between two samples of the load; a unit has to be the most loaded in three of them.
+    pub load_sample_ns: u64,
 }
 
 impl Default for Settings {
@@ -80,6 +82,7 @@ impl Default for Settings {
             blocks_per_unit: 4,
             pool: Vec::new(),
             follow_load: false,
+            load_sample_ns: 10_000 * MS,
         }
     }
 }
@@ -239,8 +242,10 @@ struct Due {
     plan: bool,
     /// Reports came.
     retire: bool,
-    /// All units are silent; that was told.
+    /// Somebody would be lost without whom no data plane is left; that was told.
     all_silent_told: bool,
+    /// Nobody who owns flows is heard.
+    hears_nobody: bool,
 }
 
 /// The manager of a cluster.

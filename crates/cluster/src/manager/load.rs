@@ -10,9 +10,6 @@ use super::plan;
 use super::state::{Standing, State};
 use super::{MS, Manager, Stage};
 
-/// Time between two samples of the load.
-const SAMPLE_NS: u64 = 10_000 * MS;
-
 /// Time between two changes for the load.
 const PAUSE_NS: u64 = 60_000 * MS;
 
@@ -37,7 +34,7 @@ impl Manager {
         if now_ns < self.timers.load_due_ns {
             return;
         }
-        self.timers.load_due_ns = now_ns.saturating_add(SAMPLE_NS);
+        self.timers.load_due_ns = now_ns.saturating_add(self.settings.load_sample_ns);
         let Some((node, spread)) = self.most_loaded() else { return };
         if spread < SPREAD_PERCENT {
             self.hottest = (node, 0);

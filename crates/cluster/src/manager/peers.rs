@@ -262,6 +262,9 @@ impl Manager {
         self.watch_instances(now_ns);
         let silent: Vec<u16> =
             self.state.participants().filter(|node| self.is_silent(*node, now_ns)).collect();
+        if self.waits_for_owners(now_ns, &silent) {
+            return;
+        }
         let slow: Vec<u16> = self.slow(now_ns);
         let mut left_alone = false;
         for (nodes, why) in [(silent, "silent"), (slow, "did not acknowledge the era in time")] {
@@ -277,6 +280,35 @@ impl Manager {
             self.event(None, "no data plane would be left: the last table stays in force".into());
         }
         self.due.all_silent_told = left_alone;
+    }
+
+    /// Whether anybody who owns flows is connected and not silent.
+    fn hears_an_owner(&self, now_ns: u64) -> bool {
+        self.state.units.iter().any(|(node, unit)| {
+            let owner = unit.standing == Standing::Active && unit.role.owns_flows();
+            let connected = self.peers.get(node).is_some_and(|peer| peer.connection.is_some());
+            owner && connected && !self.is_silent(*node, now_ns)
+        })
+    }
+
+    /// Whether nobody who owns flows is heard: it may be the manager that is cut off, or was stopped, and nobody is lost. Who
+    /// comes back first says nothing about the others: from then on they have as long as after a start of the manager.
+    fn waits_for_owners(&mut self, now_ns: u64, silent: &[u16]) -> bool {
+        let hears = self.hears_an_owner(now_ns);
+        let waited = std::mem::replace(&mut self.due.hears_nobody, !silent.is_empty() && !hears);
+        if self.due.hears_nobody && !waited {
+            self.event(None, "no data plane would be left: the last table stays in force".into());
+        }
+        if !waited || !hears {
+            return self.due.hears_nobody;
+        }
+        let grace_ns = self.settings.start_grace_ns.saturating_sub(self.settings.dead_after_ns);
+        for node in silent {
+            if let Some(peer) = self.peers.get_mut(node) {
+                peer.heard_ns = peer.heard_ns.max(now_ns.saturating_add(grace_ns));
+            }
+        }
+        true
     }
 
     fn is_silent(&self, node: u16, now_ns: u64) -> bool {

@@ -153,3 +153,24 @@ fn an_old_copy_of_the_store_is_noticed() {
     cluster.pass(3_000);
     assert_eq!(cluster.in_force(), [Some(1); 3], "traffic goes on by the last snapshot");
 }
+
+/// The manager's machine was cut off, or its process stopped: those who come back do so one after the other.
+#[test]
+fn a_manager_that_heard_nobody_waits_for_all_when_the_first_is_back() {
+    let mut cluster = Cluster::with(3);
+    for node in [1, 2, 3, 100] {
+        cluster.disconnect(node);
+    }
+    cluster.pass(20_000);
+    cluster.connect(1);
+    cluster.pass(600);
+    cluster.connect(2);
+    cluster.connect(100);
+    cluster.pass(200);
+    let standing = |cluster: &Cluster| [1, 2, 3, 100].map(|node| cluster.standing(node));
+    assert_eq!(standing(&cluster), [Standing::Active; 4], "{:?}", cluster.events);
+    assert_eq!([1, 2, 100].map(|node| cluster.units[&node].forgot), [0; 3]);
+    // Who does not come in the time that there is after a start, a second here, is lost.
+    cluster.pass(600);
+    assert_eq!(standing(&cluster), [Standing::Active, Standing::Active, Standing::Lost, Standing::Active]);
+}
