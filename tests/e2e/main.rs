@@ -45,6 +45,7 @@ mod operator;
 mod paths;
 mod program;
 mod reload;
+mod scaling;
 mod scene;
 mod takeover;
 mod tunnel_cores;

@@ -50,8 +50,8 @@ impl Managers {
         for place in 0..2 {
             let text = format!(
                 "[manager]\nbus = \"10.9.0.1:{}\"\napi = \"127.0.0.1:{}\"\ntoken-file = \"token\"\n\
-                 etcd = [\"http://127.0.0.1:{}\"]\nlease-seconds = 2\nname = \"manager{place}\"\ndrain-ms = 200\n\
-                 blocks-per-unit = 12\ndead-after-ms = 3000\n",
+                 drain-ms = 200\nblocks-per-unit = 12\ndead-after-ms = 3000\n[etcd]\n\
+                 endpoints = [\"http://127.0.0.1:{}\"]\nlease-seconds = 3\nname = \"manager{place}\"\n",
                 BUS[place], API[place], ETCD[place]
             );
             std::fs::write(file(&format!("manager{place}.toml")), text).unwrap();
@@ -60,7 +60,7 @@ impl Managers {
         let mut command = Command::new("etcd");
         command.arg("--data-dir").arg(file("etcd")).args(["--listen-client-urls", &urls]);
         command.args(["--advertise-client-urls", &urls, "--auto-compaction-mode", "revision"]);
-        command.args(["--auto-compaction-retention", "100"]);
+        command.args(["--auto-compaction-retention", "100", "--unsafe-no-fsync"]);
         let etcd = bed.machine(MANAGER).unwrap().node.start(command, Some(&file("etcd.log"))).unwrap();
         bed.start().unwrap();
         let mut managers = Self { managers: [None, None], _etcd: etcd, bed };
@@ -122,6 +122,16 @@ impl Managers {
         })
     }
 
+    /// Gives the cluster its interfaces and units.
+    fn join(&self, leader: usize, config: &str) {
+        self.ask(leader, &["config", config, "--no-wait"]).unwrap();
+        let units = [2, 3].map(|node| (node, "dispatcher")).into_iter();
+        for (node, role) in units.chain([11, 12, 13].map(|node| (node, "dataplane"))) {
+            let (id, address) = (node.to_string(), bed::bus_address(node).to_string());
+            self.ask(leader, &["add", &id, "--address", &address, "--role", role, "--no-wait"]).unwrap();
+        }
+    }
+
     fn signal(&self, place: usize, signal: rustix::process::Signal) {
         self.managers[place].as_ref().unwrap().signal(signal).unwrap();
     }
@@ -165,21 +175,7 @@ fn d1_d10_of_several_managers_one_leads_and_whatever_happens_to_it_changes_are_d
     assert!(refused.contains(&format!("another manager leads: manager{leader}")), "{refused}");
     let config = all.bed.directory().join("shared.json");
     std::fs::write(&config, shared().to_string()).unwrap();
-    all.ask(leader, &["config", config.to_str().unwrap(), "--no-wait"]).unwrap();
-    for (node, role) in
-        [(2, "dispatcher"), (3, "dispatcher"), (11, "dataplane"), (12, "dataplane"), (13, "dataplane")]
-    {
-        let (id, address) = (node.to_string(), bed::bus_address(node).to_string());
-        all.ask(leader, &["add", &id, "--address", &address, "--role", role, "--weight", "1", "--no-wait"])
-            .or_else(|error| {
-                if role == "dispatcher" {
-                    all.ask(leader, &["add", &id, "--address", &address, "--role", role, "--no-wait"])
-                } else {
-                    Err(error)
-                }
-            })
-            .unwrap();
-    }
+    all.join(leader, config.to_str().unwrap());
     let mut era = all.settled(leader);
     let to = SocketAddr::new(bed::SERVER.into(), PORT);
     let servers = vec![server::start(Some(&all.bed.server), to).unwrap()];
@@ -219,6 +215,10 @@ fn d1_d10_of_several_managers_one_leads_and_whatever_happens_to_it_changes_are_d
         let said = all.ask(new, &["plan"]).err()?;
         said.contains(&format!("another manager leads: manager{leader}")).then_some(())
     });
+
+    // A command finds the one that leads.
+    let other = format!("http://127.0.0.1:{}", API[1 - leader]);
+    all.ask(leader, &["--api", &other, "weight", "12", "4"]).unwrap();
 
     // None of them: traffic does not mind, and the first that is back goes on.
     era = all.settled(leader);

@@ -152,7 +152,7 @@ fn assert_whole(report: &Report) {
     assert!(report.connections > 400 && report.longest_gap_ms < 3_000.0, "{report:#?}");
 }
 
-/// What somebody hears of ARP and neighbor discovery, as text.
+/// Words of ARP and neighbor discovery that somebody hears, as text.
 struct Listener {
     program: Program,
     log: std::path::PathBuf,

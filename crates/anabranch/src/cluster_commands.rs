@@ -38,9 +38,9 @@ Examples:
 Changes wait until they are in force, and say what they wait for; --no-wait returns when they are stored.
 A manager with TLS is reached with curl: curl --cacert ca.pem -H \"Authorization: Bearer $(cat token)\" https://…/v1/cluster")]
 pub(crate) struct Args {
-    /// The manager
+    /// The manager; given several times, the one of them that leads
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8470", global = true)]
-    api: String,
+    api: Vec<String>,
     /// File with the manager's token
     #[arg(long, value_name = "PATH", env = "ANABRANCH_TOKEN_FILE", global = true)]
     token_file: Option<PathBuf>,
@@ -149,7 +149,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             .to_owned(),
         None => bail!("name the manager's token with --token-file or ANABRANCH_TOKEN_FILE"),
     };
-    let client = Client::new(&args.api, &token);
+    let api = leading(&args.api, &token);
+    let client = Client::new(api, &token);
     let result = match &args.command {
         Command::Status => status(args, &client),
         Command::Plan => client.get::<Plan>("/v1/plan").and_then(|plan| Ok(print_json(&plan)?)),
@@ -171,7 +172,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match result {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(CallError::Unreachable(error)) => {
-            complain(&format!("anabranch: no manager at {}: {error}", args.api));
+            complain(&format!("anabranch: no manager at {api}: {error}"));
             Ok(ExitCode::from(EXIT_NOT_RUNNING))
         }
         Err(CallError::Other(error)) => {
@@ -179,6 +180,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::FAILURE)
         }
     }
+}
+
+/// The first manager that answers for the cluster; the first one, which says why not, if none does.
+fn leading<'a>(apis: &'a [String], token: &str) -> &'a str {
+    let leads = |api: &&String| Client::new(api, token).get::<Plan>("/v1/plan").is_ok();
+    let found = if apis.len() > 1 { apis.iter().find(leads) } else { None };
+    found.or(apis.first()).map_or("", String::as_str)
 }
 
 /// Steps that a command stands for.

@@ -28,7 +28,24 @@ The file, every key:
   blocks-per-unit = 4                       blocks of 1,024 ports of each outside address
   quarantine-seconds = 240                  before ports of a lost unit are used again
   follow-load = false                       shares follow the load
+  load-sample-seconds = 10                  who is the most loaded in three samples gives something away
   pool = [\"10.9.0.0/24\"]                    units from here may connect without being enrolled
+  [etcd]                                    in place of store: several managers, one of which leads
+  endpoints = [\"http://127.0.0.1:2379\"]
+  prefix = \"/anabranch\"                    in front of its keys
+  lease-seconds = 5                         another one leads so long after a leader was cut off
+  name = \"manager1\"                        how others call it; its bus address by default
+  [scaling]                                 data planes that hooks start and stop
+  pool = [21, 22]                           their node ids
+  start = \"/etc/anabranch/unit\"             gets \"start\" and the node id
+  stop = \"/etc/anabranch/unit\"              gets \"stop\" and the node id
+  above-percent = 70                        mean load above which one is started
+  below-percent = 30                        and below which one is drained and stopped
+  for-seconds = 30                          the load has to be there for so long
+  pause-seconds = 120                       after a change
+  start-within-seconds = 120                who does not come is given up
+  least = 1                                 data planes in all
+  most = 8
 
 Runs until Ctrl-C or SIGTERM. Traffic does not need it: without a manager everything goes on as it is.
 Exit code 0: ended in order. 1: the configuration is wrong. 4: it cannot start.")]

@@ -6,7 +6,8 @@
 //! 2. [`message`]: what manager and units say to each other, byte by byte.
 //! 3. [`mod@unit`]: a unit's side: it takes tables, publishes what its cores work by, and acknowledges.
 //! 4. [`manager`]: the manager's side: who takes part, the next table, and how it comes into force.
-//! 5. [`snapshot`]: the members, as the cores of one of them go by them.
+//! 5. [`scale`]: how many data planes there should be.
+//! 6. [`snapshot`]: the members, as the cores of one of them go by them.
 //!
 //! Who owns a packet is [`steering::units`].
 
@@ -14,5 +15,6 @@ mod codec;
 pub mod encapsulation;
 pub mod manager;
 pub mod message;
+pub mod scale;
 pub mod snapshot;
 pub mod unit;

@@ -30,6 +30,8 @@ const WAIT: Duration = Duration::from_millis(2);
 const IDLE_WAIT: Duration = Duration::from_millis(20);
 /// The policy follows the manager's word within this time.
 const POLICY_PATIENCE: Duration = Duration::from_secs(1);
+/// A manager that says nothing for so long is gone, or stopped: it says something every second.
+const SILENCE_MAX: Duration = Duration::from_secs(5);
 /// A manager that does not take what is sent for so long is gone.
 const WRITE_PATIENCE: Duration = Duration::from_secs(1);
 /// Figures are told this often …
@@ -185,6 +187,7 @@ impl Link {
         let mut to = Some(&mut stream);
         self.act(actions, &mut to)?;
         let mut wait = Duration::ZERO;
+        let mut heard = Instant::now();
         while !stop.load(Relaxed) {
             let next = if self.taken == self.published { IDLE_WAIT } else { WAIT };
             if next != wait {
@@ -193,13 +196,17 @@ impl Link {
             }
             match stream.read(&mut buffer) {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-                Ok(bytes) => frames.push(buffer.get(..bytes).unwrap_or_default()),
+                Ok(bytes) => {
+                    heard = Instant::now();
+                    frames.push(buffer.get(..bytes).unwrap_or_default());
+                }
                 // A process that was stopped and goes on is interrupted here: that is no reason to connect anew.
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
-                    ) => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => heard = Instant::now(),
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    if heard.elapsed() > SILENCE_MAX {
+                        return Err(io::Error::new(ErrorKind::TimedOut, "the manager is silent"));
+                    }
+                }
                 Err(error) => return Err(error),
             }
             let mut to = Some(&mut stream);

@@ -108,8 +108,8 @@ impl Node {
         control_socket: &Path,
         events: EventSender,
     ) -> Result<Self, StartError> {
-        let for_supervisor = events.try_clone().map_err(|error| StartError::Start(error.to_string()))?;
-        let supervisor = GatewaySupervisor::new(&config, control_socket, for_supervisor);
+        let copy = events.try_clone().map_err(|error| StartError::Start(error.to_string()))?;
+        let supervisor = GatewaySupervisor::new(&config, control_socket, copy);
         let numbers = Numbers::of(&config.tun.name);
         let tun = Tun::create(&config.tun.name, cpus.len()).map_err(|error| tun_error(&error))?;
         let tun_index = tun.index();
@@ -138,10 +138,8 @@ impl Node {
         if let Some(arrivals) = arrivals {
             engine.expect(arrivals);
         }
-        let shared = shared_devices::open(&config, host.netlink()).map_err(StartError::Start)?;
-        engine.share_devices(shared);
-        let takeover = Takeover::open(&config, control_socket);
-        let cluster = start_cluster(&config, &engine, &events, &takeover)?;
+        engine.share_devices(shared_devices::open(&config, host.netlink()).map_err(StartError::Start)?);
+        let (takeover, cluster) = join_cluster(&config, &engine, &events, control_socket)?;
         let mut node = Self {
             port_blocks: config.cluster.as_ref().map(|_| BTreeSet::new()),
             cluster,
@@ -737,6 +735,18 @@ fn missing_defaults(config: &Config, view: &HostView) -> Vec<(&'static str, Stri
         }
     }
     list
+}
+
+/// Part of this machine in its cluster: the interfaces that it may have, and the connection to the manager.
+fn join_cluster(
+    config: &Config,
+    engine: &Engine,
+    events: &EventSender,
+    control_socket: &Path,
+) -> Result<(Takeover, Option<ClusterLink>), StartError> {
+    let takeover = Takeover::open(config, control_socket);
+    let cluster = start_cluster(config, engine, events, &takeover)?;
+    Ok((takeover, cluster))
 }
 
 /// Connects this machine to its cluster.

@@ -14,13 +14,20 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use cluster::manager::{Command, CommandError, Manager, Output, Settings, State, Status};
 use cluster::message::{Message, Refusal};
+use cluster::scale::{Scaler, Want};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::api::types::EventLine;
+use crate::config::{Config, Scaling};
+use crate::hooks;
 use crate::store::{SaveError, Store};
 
 /// Time between two ticks.
 const TICK: Duration = Duration::from_millis(20);
+/// Time between two signs of life to the units.
+const SIGN_EVERY: Duration = Duration::from_secs(1);
+/// Time between two looks at how many data planes there are.
+const SCALE_EVERY: Duration = Duration::from_secs(1);
 /// Time between two campaigns.
 const CAMPAIGN_PAUSE: Duration = Duration::from_millis(250);
 /// Lines of the log that are kept.
@@ -63,6 +70,13 @@ pub enum Event {
     Command(Command, oneshot::Sender<Result<u64, CommandError>>),
     /// Somebody wants to know the state; the error says who leads.
     Status(oneshot::Sender<Result<Box<View>, String>>),
+    /// A hook that starts or stops a machine has ended.
+    Hook {
+        /// The unit.
+        node: u16,
+        /// Why it did not do its work.
+        result: Result<(), String>,
+    },
     /// The process ends.
     Stop,
 }
@@ -99,6 +113,9 @@ impl Clock {
 /// The owner of the state machine.
 pub struct Actor {
     settings: Settings,
+    scaling: Option<Scaling>,
+    /// Hooks report here.
+    events: SyncSender<Event>,
     /// While this manager leads.
     leading: Option<Leading>,
     store: Box<dyn Store>,
@@ -115,14 +132,19 @@ pub struct Actor {
 struct Leading {
     manager: Manager,
     term: u64,
+    /// How many data planes there should be, if that is this program's to decide.
+    scaler: Option<Scaler>,
+    scale_due: Instant,
 }
 
 impl Actor {
     /// One that does not lead yet.
     #[must_use]
-    pub fn new(settings: Settings, store: Box<dyn Store>, clock: Clock) -> Self {
+    pub fn new(config: &Config, store: Box<dyn Store>, clock: Clock, events: SyncSender<Event>) -> Self {
         Self {
-            settings,
+            settings: config.settings.clone(),
+            scaling: config.scaling.clone(),
+            events,
             leading: None,
             store,
             clock,
@@ -138,6 +160,7 @@ impl Actor {
     pub fn run(mut self, events: &Receiver<Event>) {
         let mut due = Instant::now();
         let mut campaign_due = Instant::now();
+        let mut sign_due = Instant::now();
         let mut complained = false;
         loop {
             if self.leading.is_none() && Instant::now() >= campaign_due {
@@ -171,6 +194,11 @@ impl Actor {
                     leading.manager.tick(self.clock.now_ns());
                 }
                 self.carry_out();
+                self.scale();
+                if Instant::now() >= sign_due {
+                    sign_due = Instant::now() + SIGN_EVERY;
+                    self.give_sign();
+                }
             }
         }
     }
@@ -196,9 +224,60 @@ impl Actor {
                 Manager::new(self.settings.clone(), key, now_ns)
             }
         };
-        self.leading = Some(Leading { manager, term });
+        let scaler = self.scaling.as_ref().map(|scaling| Scaler::new(scaling.policy.clone()));
+        self.leading = Some(Leading { manager, term, scaler, scale_due: Instant::now() });
         self.line(None, format!("this manager leads, term {term}"));
         Ok(())
+    }
+
+    /// Tells all units that this manager leads: those that hear nothing look for another one.
+    fn give_sign(&self) {
+        let Some(leading) = &self.leading else { return };
+        for to in self.units.values() {
+            // One that does not read is found out by what it has to read.
+            let _ = to.try_send(Message::Term { term: leading.term });
+        }
+    }
+
+    /// Looks at whether there are enough data planes, and too many.
+    fn scale(&mut self) {
+        let (Some(Leading { manager, scaler: Some(scaler), scale_due, .. }), Some(scaling)) =
+            (&mut self.leading, &self.scaling)
+        else {
+            return;
+        };
+        let now = Instant::now();
+        if now < *scale_due {
+            return;
+        }
+        *scale_due = now + SCALE_EVERY;
+        let now_ns = self.clock.now_ns();
+        let wants = scaler.look(now_ns, &manager.seen());
+        let mut lines = Vec::new();
+        for want in wants {
+            match want {
+                Want::Start(node) => {
+                    lines.push((node, "is started by the hook".to_owned()));
+                    hooks::run(&scaling.start, "start", node, self.events.clone());
+                }
+                Want::Stop(node) => {
+                    lines.push((node, "is stopped by the hook".to_owned()));
+                    hooks::run(&scaling.stop, "stop", node, self.events.clone());
+                }
+                Want::Command(command, why) => {
+                    if let Command::Change(steps) = &command {
+                        lines.extend(steps.iter().map(|step| (step.node(), format!("by policy: {why}"))));
+                    }
+                    let request = self.next_request;
+                    self.next_request += 1;
+                    manager.command(now_ns, request, command);
+                }
+            }
+        }
+        for (node, text) in lines {
+            self.line(Some(node), text);
+        }
+        self.carry_out();
     }
 
     /// Lets go of everything: units connect to the next leader, and who waits for an answer is told.
@@ -218,7 +297,7 @@ impl Actor {
         if !self.store.leads() {
             self.step_down("its lease has ended");
         }
-        let Some(Leading { manager, term }) = &mut self.leading else {
+        let Some(Leading { manager, term, scaler, .. }) = &mut self.leading else {
             return self.turn_away(event);
         };
         match event {
@@ -254,6 +333,14 @@ impl Actor {
                 // Nobody waits any more: nothing is lost.
                 let _ = answer.send(Ok(Box::new(View { status, state, events })));
             }
+            Event::Hook { node, result } => {
+                if let (Err(_), Some(scaler)) = (&result, scaler) {
+                    scaler.hook_failed(self.clock.now_ns(), node);
+                }
+                if let Err(why) = result {
+                    self.line(Some(node), why);
+                }
+            }
             Event::Stop => {}
         }
         self.carry_out();
@@ -273,7 +360,11 @@ impl Actor {
             Event::Status(answer) => {
                 let _ = answer.send(Err(CommandError::NotLeading(leader).to_string()));
             }
-            Event::Disconnected(_) | Event::Beat { .. } | Event::Received { .. } | Event::Stop => {}
+            Event::Disconnected(_)
+            | Event::Beat { .. }
+            | Event::Received { .. }
+            | Event::Hook { .. }
+            | Event::Stop => {}
         }
     }
 
@@ -313,8 +404,13 @@ impl Actor {
             }
             Output::Close { connection } => drop(self.units.remove(&connection)),
             Output::Answer { request, result } => {
-                if let Some(answer) = self.requests.remove(&request) {
-                    let _ = answer.send(result);
+                match (self.requests.remove(&request), result) {
+                    (Some(answer), result) => drop(answer.send(result)),
+                    // Nobody's but the policy's.
+                    (None, Err(error)) => {
+                        self.line(None, format!("the policy's change was not accepted: {error}"))
+                    }
+                    (None, Ok(_)) => {}
                 }
             }
             Output::Event(event) => self.line(event.node, event.text),

@@ -6,10 +6,6 @@
 //! api = "127.0.0.1:8470"              # REST; beyond loopback only with TLS
 //! token-file = "manager.token"        # who may use REST; made at the first start
 //! store = "/var/lib/anabranch/cluster.redb"
-//! # etcd = ["http://127.0.0.1:2379"]  # in place of store: several managers, one of which leads
-//! # etcd-prefix = "/anabranch"        # in front of its keys
-//! # lease-seconds = 5                 # another manager leads so long after this one was cut off
-//! # name = "10.9.0.1"                # how others call this manager; its bus address unless set
 //! # tls-certificate = "manager.pem"   # with tls-key
 //! # tls-key = "manager.key"
 //! drain-ms = 1000                     # between an era in force and the next
@@ -17,7 +13,26 @@
 //! blocks-per-unit = 4                 # blocks of 1,024 ports of each outside address
 //! quarantine-seconds = 240            # before ports of a lost unit are used again
 //! follow-load = false                 # shares follow the load that units report
+//! load-sample-seconds = 10            # a unit has to be the most loaded in three samples
 //! pool = ["10.9.0.0/24"]              # units from here may connect without being enrolled; they are free until added
+//!
+//! [etcd]                              # in place of store: several managers, one of which leads
+//! endpoints = ["http://127.0.0.1:2379"]
+//! prefix = "/anabranch"               # in front of its keys
+//! lease-seconds = 5                   # another manager leads so long after this one was cut off
+//! name = "manager1"                   # how others call this manager; its bus address unless set
+//!
+//! [scaling]                           # data planes that are started and stopped by hooks
+//! pool = [21, 22]                     # their node ids, in the order in which they are started
+//! start = "/etc/anabranch/unit"       # shell command; gets "start" and the node id
+//! stop = "/etc/anabranch/unit"        # the same with "stop"
+//! above-percent = 70                  # mean load of the data planes above which one is started …
+//! below-percent = 30                  # … and below which one is drained and stopped
+//! for-seconds = 30                    # the load has to be there for so long
+//! pause-seconds = 120                 # after a change
+//! start-within-seconds = 120          # who does not come in this time is given up, and the next is tried
+//! least = 1                           # data planes in all
+//! most = 8
 //! ```
 
 use std::net::SocketAddr;
@@ -25,6 +40,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
 use cluster::manager::Settings;
+use cluster::scale::ScaleSettings;
 use ipnet::IpNet;
 use serde::Deserialize;
 
@@ -44,6 +60,32 @@ const MS: u64 = 1_000_000;
 #[serde(deny_unknown_fields)]
 struct File {
     manager: Section,
+    etcd: Option<EtcdSection>,
+    scaling: Option<ScalingSection>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct EtcdSection {
+    endpoints: Vec<String>,
+    prefix: Option<String>,
+    lease_seconds: Option<u64>,
+    name: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct ScalingSection {
+    pool: Vec<u16>,
+    start: String,
+    stop: String,
+    above_percent: Option<u8>,
+    below_percent: Option<u8>,
+    for_seconds: Option<u64>,
+    pause_seconds: Option<u64>,
+    start_within_seconds: Option<u64>,
+    least: Option<usize>,
+    most: Option<usize>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -53,11 +95,6 @@ struct Section {
     api: Option<SocketAddr>,
     token_file: PathBuf,
     store: Option<PathBuf>,
-    #[serde(default)]
-    etcd: Vec<String>,
-    etcd_prefix: Option<String>,
-    lease_seconds: Option<u64>,
-    name: Option<String>,
     tls_certificate: Option<PathBuf>,
     tls_key: Option<PathBuf>,
     drain_ms: Option<u64>,
@@ -66,8 +103,20 @@ struct Section {
     quarantine_seconds: Option<u64>,
     #[serde(default)]
     follow_load: bool,
+    load_sample_seconds: Option<u64>,
     #[serde(default)]
     pool: Vec<String>,
+}
+
+/// `[scaling]`: data planes that are started and stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scaling {
+    /// When and which.
+    pub policy: ScaleSettings,
+    /// Shell command that starts a machine; it gets `start` and the node id.
+    pub start: String,
+    /// Shell command that stops one; it gets `stop` and the node id.
+    pub stop: String,
 }
 
 /// Kind and place of the store.
@@ -94,6 +143,8 @@ pub struct Config {
     pub tls: Option<(PathBuf, PathBuf)>,
     /// Times and sizes.
     pub settings: Settings,
+    /// Data planes that are started and stopped by hooks.
+    pub scaling: Option<Scaling>,
 }
 
 impl Config {
@@ -114,8 +165,9 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn parse(text: &str, folder: &Path) -> anyhow::Result<Self> {
-        let File { manager } = toml::from_str(text)?;
-        let store = store(&manager, folder)?;
+        let File { manager, etcd, scaling } = toml::from_str(text)?;
+        let scaling = scaling.map(scaling_of).transpose()?;
+        let store = store(&manager, etcd, folder)?;
         let api = match manager.api {
             Some(api) => api,
             None => API.parse()?,
@@ -154,43 +206,92 @@ impl Config {
             settings.quarantine_ns = seconds * 1_000 * MS;
         }
         settings.follow_load = manager.follow_load;
+        if let Some(seconds) = manager.load_sample_seconds {
+            ensure!(
+                (1..=3_600).contains(&seconds),
+                "manager.load-sample-seconds: {seconds} is not within 1 to 3600"
+            );
+            settings.load_sample_ns = seconds * 1_000 * MS;
+        }
         for text in &manager.pool {
             let net: IpNet = text.parse().map_err(|_| {
                 anyhow::anyhow!("manager.pool: \"{text}\" is no network; write for example \"10.9.0.0/24\"")
             })?;
             settings.pool.push((net.addr(), net.prefix_len()));
         }
-        Ok(Self { bus: manager.bus, api, token_file: folder.join(manager.token_file), store, tls, settings })
+        let token_file = folder.join(manager.token_file);
+        Ok(Self { bus: manager.bus, api, token_file, store, tls, settings, scaling })
     }
 }
 
-/// The store that a file names.
-fn store(manager: &Section, folder: &Path) -> anyhow::Result<StoreSettings> {
-    if let (Some(path), []) = (&manager.store, &manager.etcd[..]) {
-        return Ok(StoreSettings::File(folder.join(path)));
-    }
+/// The policy of `[scaling]`.
+fn scaling_of(section: ScalingSection) -> anyhow::Result<Scaling> {
+    let (above, below) = (section.above_percent.unwrap_or(70), section.below_percent.unwrap_or(30));
     ensure!(
-        manager.store.is_none() && !manager.etcd.is_empty(),
-        "manager: name either store = \"cluster.redb\", for one manager, or etcd = [\"http://127.0.0.1:2379\"], for several"
+        above <= 100 && below < above,
+        "scaling: below-percent {below} has to be less than above-percent {above}, and that at most 100"
     );
+    ensure!(
+        !section.pool.is_empty(),
+        "scaling.pool: name the node ids that may be started and stopped, such as [21, 22]"
+    );
+    let wrong = section.pool.iter().find(|node| **node >= steering::units::NODES_MAX);
+    if let Some(node) = wrong {
+        bail!("scaling.pool: {node} is no node id; 0 to {} are possible", steering::units::NODES_MAX - 1);
+    }
+    let seconds = |key: &str, given: Option<u64>, usual: u64| {
+        let seconds = given.unwrap_or(usual);
+        ensure!(seconds <= 86_400, "scaling.{key}: {seconds} is more than a day");
+        Ok(seconds * 1_000 * MS)
+    };
+    let (least, most) =
+        (section.least.unwrap_or(1), section.most.unwrap_or(usize::from(steering::units::NODES_MAX)));
+    ensure!(least <= most, "scaling: least {least} is more than most {most}");
+    Ok(Scaling {
+        policy: ScaleSettings {
+            pool: section.pool,
+            above_percent: above,
+            below_percent: below,
+            for_ns: seconds("for-seconds", section.for_seconds, 30)?,
+            pause_ns: seconds("pause-seconds", section.pause_seconds, 120)?,
+            start_within_ns: seconds("start-within-seconds", section.start_within_seconds, 120)?,
+            least,
+            most,
+        },
+        start: section.start,
+        stop: section.stop,
+    })
+}
+
+/// The store that a file names.
+fn store(manager: &Section, etcd: Option<EtcdSection>, folder: &Path) -> anyhow::Result<StoreSettings> {
+    let etcd = match (&manager.store, etcd) {
+        (Some(path), None) => return Ok(StoreSettings::File(folder.join(path))),
+        (None, Some(etcd)) => etcd,
+        _ => bail!(
+            "manager: name either store = \"cluster.redb\", for one manager, or [etcd] with endpoints = \
+             [\"http://127.0.0.1:2379\"], for several"
+        ),
+    };
+    ensure!(!etcd.endpoints.is_empty(), "etcd.endpoints: name one, for example \"http://127.0.0.1:2379\"");
     let endpoint = |text: &String| {
         let text = text.trim_end_matches('/');
         let host = text.strip_prefix("http://").filter(|host| !host.is_empty() && !host.contains('/'));
         ensure!(
             host.is_some(),
-            "manager.etcd: \"{text}\" is no address; write for example \"http://127.0.0.1:2379\""
+            "etcd.endpoints: \"{text}\" is no address; write for example \"http://127.0.0.1:2379\""
         );
         Ok(text.to_owned())
     };
-    let lease_s = manager.lease_seconds.unwrap_or(LEASE_S);
-    ensure!((2..=60).contains(&lease_s), "manager.lease-seconds: {lease_s} is not within 2 to 60");
-    let prefix = manager.etcd_prefix.as_deref().unwrap_or("/anabranch").trim_end_matches('/').to_owned();
-    ensure!(!prefix.is_empty(), "manager.etcd-prefix: empty; write for example \"/anabranch\"");
+    let lease_s = etcd.lease_seconds.unwrap_or(LEASE_S);
+    ensure!((2..=60).contains(&lease_s), "etcd.lease-seconds: {lease_s} is not within 2 to 60");
+    let prefix = etcd.prefix.as_deref().unwrap_or("/anabranch").trim_end_matches('/').to_owned();
+    ensure!(!prefix.is_empty(), "etcd.prefix: empty; write for example \"/anabranch\"");
     Ok(StoreSettings::Etcd(EtcdSettings {
-        endpoints: manager.etcd.iter().map(endpoint).collect::<anyhow::Result<_>>()?,
+        endpoints: etcd.endpoints.iter().map(endpoint).collect::<anyhow::Result<_>>()?,
         prefix,
         lease_s,
-        name: manager.name.clone().unwrap_or_else(|| manager.bus.to_string()),
+        name: etcd.name.unwrap_or_else(|| manager.bus.to_string()),
     }))
 }
 
@@ -223,7 +324,15 @@ mod tests {
         assert!(error("dead-after-ms = 60\n").contains("not within 200 to 60000"));
         assert!(error("blocks-per-unit = 64\n").contains("1 to 63"));
         assert!(error("colour = 1\n").contains("unknown field `colour`"));
-        assert!(error("etcd = [\"http://a:1\"]\n").contains("either store"));
+        let scaling = |rest: &str| error(&format!("[scaling]\nstart = \"a\"\nstop = \"b\"\n{rest}"));
+        assert!(scaling("pool = []\n").contains("name the node ids"));
+        assert!(scaling("pool = [4096]\n").contains("0 to 4095"));
+        assert!(
+            scaling("pool = [1]\nabove-percent = 20\n")
+                .contains("below-percent 30 has to be less than above-percent 20")
+        );
+        assert!(scaling("pool = [1]\nleast = 3\nmost = 2\n").contains("least 3 is more than most 2"));
+        assert!(error("[etcd]\nendpoints = [\"http://a:1\"]\n").contains("either store"));
         let etcd = |rest: &str| {
             Config::parse(
                 &format!("[manager]\nbus = \"10.9.0.1:4601\"\ntoken-file = \"t\"\n{rest}"),
@@ -231,8 +340,12 @@ mod tests {
             )
         };
         assert!(format!("{:#}", etcd("").unwrap_err()).contains("either store"));
-        assert!(format!("{:#}", etcd("etcd = [\"a:2379\"]\n").unwrap_err()).contains("is no address"));
-        let StoreSettings::Etcd(settings) = etcd("etcd = [\"http://a:2379/\"]\n").unwrap().store else {
+        assert!(
+            format!("{:#}", etcd("[etcd]\nendpoints = [\"a:2379\"]\n").unwrap_err())
+                .contains("is no address")
+        );
+        let StoreSettings::Etcd(settings) = etcd("[etcd]\nendpoints = [\"http://a:2379/\"]\n").unwrap().store
+        else {
             panic!()
         };
         assert_eq!(

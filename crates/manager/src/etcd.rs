@@ -39,7 +39,7 @@ pub struct EtcdSettings {
     pub prefix: String,
     /// Time of the lease, seconds; etcd gives at least two.
     pub lease_s: u64,
-    /// What others are told about this manager.
+    /// Name of this manager, as others are told it.
     pub name: String,
 }
 
@@ -143,7 +143,12 @@ impl Store for EtcdStore {
         });
         let put = json!({ "request_put": { "key": self.key("state"), "value": BASE64.encode(state) } });
         let request = json!({ "compare": [mine], "success": [put] });
-        let answer = self.client.call("/v3/kv/txn", &request).map_err(SaveError::Failed)?;
+        let answer = match self.client.call("/v3/kv/txn", &request) {
+            Ok(answer) => answer,
+            // It may have been written all the same: the answer was lost, or it was the last one that found room.
+            Err(_) if self.load().is_ok_and(|stored| stored.as_deref() == Some(state)) => return Ok(()),
+            Err(error) => return Err(SaveError::Failed(error)),
+        };
         if answer["succeeded"] == true {
             return Ok(());
         }

@@ -7,6 +7,7 @@
 //! 3. [`actor`]: the thread that owns [`cluster::manager::Manager`], stores its state and then carries out what it says.
 //! 4. [`store`]: the bytes on the disk, or in [`etcd`] for several managers of which one leads.
 //! 5. [`units`]: the connections over which units are told.
+//! 6. `hooks`: programs that start and stop machines.
 //!
 //! [`run`] joins them.
 
@@ -14,6 +15,7 @@ pub mod actor;
 pub mod api;
 pub mod config;
 pub mod etcd;
+mod hooks;
 pub mod store;
 pub mod units;
 
@@ -57,7 +59,7 @@ pub fn run(config: &Config, ready: impl FnOnce(SocketAddr)) -> anyhow::Result<()
     };
     let clock = Clock::start();
     let (sender, receiver) = std::sync::mpsc::sync_channel(actor::EVENTS_MAX);
-    let actor = Actor::new(config.settings.clone(), store, clock);
+    let actor = Actor::new(config, store, clock, sender.clone());
     let thread =
         std::thread::Builder::new().name("manager".to_owned()).spawn(move || actor.run(&receiver))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

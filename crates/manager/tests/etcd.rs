@@ -130,6 +130,6 @@ fn d10_a_full_etcd_refuses_a_write_and_says_why() {
         })
         .unwrap();
     assert!(error.contains("space exceeded"), "{error}");
-    assert_eq!(store.load().unwrap(), Some(vec![last; 300_000]), "the one before is kept");
+    assert!(store.load().unwrap() == Some(vec![last; 300_000]), "the one before is kept");
     assert!(store.leads());
 }

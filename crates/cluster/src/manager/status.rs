@@ -4,9 +4,11 @@ use std::net::IpAddr;
 
 use steering::table::{BucketTable, CHAIN_MAX};
 
-use super::Manager;
+use super::command::{Command, Step};
 use super::state::Standing;
+use super::{Manager, Stage};
 use crate::message::Role;
+use crate::scale::{Seen, SeenUnit};
 
 /// State of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +89,32 @@ impl Manager {
             quarantined: self.state.blocks.iter().filter(|block| block.node.is_none()).count(),
             units: self.state.units.keys().filter_map(|node| self.unit_status(*node)).collect(),
         }
+    }
+
+    /// The data planes, for the policy of how many there should be.
+    #[must_use]
+    pub fn seen(&self) -> Seen {
+        let waiting = |node: u16| {
+            let steps = self.state.accepted.iter().flat_map(|accepted| match &accepted.command {
+                Command::Change(steps) => &steps[..],
+                Command::Configure { .. } => &[],
+            });
+            steps.into_iter().any(|step| matches!(step, Step::Add { node: added, .. } if *added == node))
+        };
+        let planes = self.state.units.iter().filter(|(_, unit)| unit.role.owns_flows());
+        let seen = planes.map(|(node, unit)| {
+            let peer = self.peers.get(node);
+            let figures = peer.map(|peer| &peer.figures);
+            SeenUnit {
+                node: *node,
+                standing: unit.standing,
+                connected: peer.is_some_and(|peer| peer.connection.is_some()),
+                load_percent: figures.map_or(0, |figures| figures.load_percent),
+                live: figures.map_or(0, |figures| figures.live.iter().map(|live| u64::from(*live)).sum()),
+                is_awaited: waiting(*node),
+            }
+        });
+        Seen { units: seen.collect(), is_idle: self.stage == Stage::Idle && self.saving.is_none() }
     }
 
     fn unit_status(&self, node: u16) -> Option<UnitStatus> {
