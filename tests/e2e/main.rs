@@ -22,6 +22,7 @@ mod gateway_failures;
 mod gateway_floods;
 mod gateway_forward;
 mod gateway_fragments;
+mod gateway_health;
 mod gateway_host;
 mod gateway_nat;
 mod gateway_raw;

@@ -43,6 +43,8 @@ pub const PROGRAMS: &[Needed] = &[
     needed("charon", "strongswan-charon", "the daemon of that"),
     needed("plugins/libstrongswan-kernel-libipsec.so", "libcharon-extra-plugins", "ESP in that daemon"),
     needed("ethtool", "ethtool", "offloads of devices in the tests' namespaces"),
+    needed("nginx", "nginx-light", "a server with TLS and the PROXY protocol behind the gateway"),
+    needed("openssl", "openssl", "certificates of that server"),
     needed("iperf3", "iperf3", "TCP and UDP streams of a foreign program"),
     needed("nft", "nftables", "the kernel's own filter, for comparison and where BPF is not allowed"),
     needed("unshare", "util-linux", "daemons with files of their own"),

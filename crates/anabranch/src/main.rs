@@ -9,6 +9,7 @@ mod dispatcher_commands;
 mod explain;
 mod genkey;
 mod group;
+mod health_command;
 mod lease;
 mod logging;
 mod manager_command;
@@ -102,6 +103,9 @@ enum Command {
     Reload(reload::Args),
     /// Stop the running gateway in an orderly way
     Stop(stop::Args),
+    /// Check backends for a running gateway, which starts this itself
+    #[command(hide = true)]
+    Health(health_command::Args),
     /// Begin and answer connections that are checked byte by byte
     #[command(hide = true)]
     Traffic(traffic::Args),
@@ -128,6 +132,7 @@ fn main() -> ExitCode {
         Command::Core(args) => backend::run_core(args),
         Command::Reload(args) => reload::run(&args),
         Command::Stop(args) => stop::run(&args),
+        Command::Health(args) => health_command::run(&args),
         Command::Traffic(args) => logging::to_stderr(log, "warn").and_then(|()| traffic::run(args)),
     };
     result.unwrap_or_else(|error| {

@@ -18,7 +18,7 @@
 //! | `[cluster]` | role, node-id, weight, bus, manager, hub, hub-key, hub-key-file | `cluster::cluster` |
 //! | `[[wan]]` | interface, match, tier, rate-max, receive-rate-max, address-family, gateway | `read::wan` |
 //! | `[[peer]]` | name, public-key, preshared-key, preshared-key-file, hub, endpoints, allowed-ips, wans, paths-per-wan-pair, sockets-per-path, encryption, allow-cleartext, policy, flow, tenant | `read::peer` |
-//! | `[gateway]` | default-action, host, distribution, core-rebalance, log-file, keep-flows-seconds, timeouts | `services::read::gateway` |
+//! | `[gateway]` | default-action, host, distribution, core-rebalance, log-file, health-user, keep-flows-seconds, timeouts | `services::read::gateway` |
 //! | `[gateway]` | flows-max, embryonic-max, fragment-bytes-max, fragments-per-source-max, errors-per-second-max | `services::read::limits` |
 //! | `[gateway]` | fragments, up-to-bytes, up-to-fragments, load-below-percent | `services::read::fragments` |
 //! | `[gateway.timeouts]` | tcp-established-seconds, tcp-transitory-seconds, tcp-closed-seconds, udp-seconds, udp-unreplied-seconds, icmp-seconds, other-seconds, fragments-seconds | `services::read::timeouts` |
@@ -32,7 +32,7 @@
 //! | `[[virtual-server]]` | name, listen, backends, method, delivery, source, source-addresses, connections-max, slow-start-seconds, proxy-protocol, affinity, reset-on-down | `services::balance::server` |
 //! | `[[virtual-server]]` | health | `services::health::health` |
 //! | `[[virtual-server]]` backends | address, weight, connections-max | `services::balance::backends` |
-//! | `[[virtual-server]]` health | tcp, http, status, host, body, udp, dns, command, port, source, proxy-protocol, interval-ms, timeout-ms, fall, rise | `services::health::health` |
+//! | `[[virtual-server]]` health | tcp, tls, http, https, status, host, body, sni, ca-file, udp, dns, command, port, source, proxy-protocol, interval-ms, timeout-ms, fall, rise | `services::health::health` |
 //! | `[[lease]]` | name, tenant, from, address, first-port, ports | `services::balance::lease` |
 
 use std::collections::BTreeSet;

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::mpsc::SyncSender;
 
+use health::HealthChange;
 use linux::event::EventFd;
 use steering::units::Lease;
 
-use crate::health::HealthChange;
 use crate::peer_names::Answer;
 use crate::protocol::{Request, Response};
 

@@ -256,7 +256,7 @@ impl Node {
     }
 
     /// A monitor has a verdict about a backend.
-    pub(crate) fn health(&self, change: &crate::health::HealthChange) {
+    pub(crate) fn health(&self, change: &health::HealthChange) {
         self.supervisor.health(
             &self.config.services,
             change,

@@ -3,7 +3,7 @@
 //! Nothing above this crate contains `unsafe` for the sake of Linux, and nothing in this crate knows
 //! what a tunnel is. A guided tour, in the order a gateway uses the parts:
 //!
-//! 1. [`process`]: an instance lock, resource limits; [`affinity`]: which CPUs we may use and pinning.
+//! 1. [`process`]: an instance lock, resource limits; [`privileges`]: rights given up; [`affinity`]: which CPUs we may use and pinning.
 //! 2. [`netns`]: network namespaces, entering a user namespace as an ordinary user, programs inside.
 //! 3. [`netlink`]: links, addresses, routes, rules, neighbors, and a [`netlink::Monitor`] which tells
 //!    when an interface comes, goes, loses its carrier or changes its address. [`ethtool`]: offloads.
@@ -39,6 +39,7 @@ pub mod netns;
 pub mod packet_ring;
 pub mod packet_sender;
 pub mod packet_socket;
+pub mod privileges;
 pub mod process;
 pub mod raw_ip;
 pub mod router_discovery;

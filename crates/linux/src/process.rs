@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -61,6 +62,11 @@ impl InstanceLock {
     }
 }
 
+/// Whether this descriptor is a socket.
+pub fn is_socket(descriptor: impl AsFd) -> bool {
+    rustix::net::sockopt::socket_type(descriptor).is_ok()
+}
+
 /// Raises the limit of open files as far as this process may, up to `wanted`; returns the limit now in force.
 pub fn raise_open_files(wanted: u64) -> Result<u64> {
     raise(Resource::Nofile, wanted, "raise the limit of open files")
@@ -117,6 +123,13 @@ mod tests {
         let error = InstanceLock::acquire(Path::new("/nonexistent/a.lock")).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         assert!(error.to_string().contains("/nonexistent/a.lock"));
+    }
+
+    #[test]
+    fn a_socket_is_told_from_a_file() {
+        let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(is_socket(&socket));
+        assert!(!is_socket(File::open("/dev/null").unwrap()));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! packet ← steering ← {tunnel, services, cluster} ← datapath ← engine ← control ← anabranch
-//! linux  ← engine, control, testbed;   testbed ← anabranch;   sim: all up to datapath;   sim ← testbed
+//! linux  ← engine, health ← control;   linux  ← testbed;   testbed ← anabranch;   sim: all up to datapath;   sim ← testbed
 //! ```
 
 use std::path::Path;
@@ -32,12 +32,17 @@ const ALLOWED: &[(&str, &[&str])] = &[
     // The emulator runs the simulator's model of a link in real time.
     ("testbed", &["linux", "packet", "sim"]),
     ("engine", &["packet", "steering", "tunnel", "services", "cluster", "datapath", "linux"]),
-    ("control", &["packet", "steering", "tunnel", "services", "cluster", "datapath", "linux", "engine"]),
+    // Checks of backends: a process of its own.
+    ("health", &["packet", "steering", "services", "linux"]),
+    (
+        "control",
+        &["packet", "steering", "tunnel", "services", "cluster", "datapath", "linux", "engine", "health"],
+    ),
     (
         "anabranch",
         &[
             "packet", "steering", "tunnel", "services", "cluster", "manager", "datapath", "linux", "engine",
-            "control", "testbed",
+            "control", "health", "testbed",
         ],
     ),
     // Tests and measurements of the real program.
@@ -53,6 +58,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "datapath",
             "linux",
             "engine",
+            "health",
             "control",
             "testbed",
             "anabranch",
@@ -70,6 +76,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "datapath",
             "linux",
             "engine",
+            "health",
             "control",
             "testbed",
             "anabranch",
@@ -83,7 +90,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
 const FOREIGN: &[(&str, &[&str], &str)] = &[
     ("tokio", &["manager"], "only `manager` may have a runtime"),
     ("libc", &["linux", "engine", "testbed", "anabranch"], "system calls belong to `linux`"),
-    ("rustix", &["linux", "engine", "control", "testbed", "anabranch", "tests", "bench"], "no I/O here"),
+    (
+        "rustix",
+        &["linux", "engine", "control", "health", "testbed", "anabranch", "tests", "bench"],
+        "no I/O here",
+    ),
     ("socket2", &["linux", "testbed"], "sockets belong to `linux`"),
     ("netlink-packet-route", &["linux"], "netlink belongs to `linux`"),
     ("clap", &["anabranch"], "only the program has a command line"),

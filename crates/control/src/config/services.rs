@@ -7,14 +7,14 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use ::health::HealthSpec;
 use ipnet::IpNet;
+use linux::privileges::User;
 use services::fragment::Variant;
 use services::spec::{
     Affinity, BalanceMethod, DeliveryMode, HostMode, Limits, Mapping, NatMode, PortChoice, ResetOnDown,
     RuleAction, Timeouts,
 };
-
-use crate::health::HealthSpec;
 
 mod balance;
 pub(super) mod check;
@@ -368,6 +368,8 @@ pub struct Settings {
     pub core_rebalance: bool,
     /// JSON lines: who had which outside address and port, and when.
     pub log_file: Option<PathBuf>,
+    /// Whose rights health checks have.
+    pub health_user: User,
     /// How long flows wait for the next run after a clean end, s; 0: they end with this one.
     pub keep_flows_s: u16,
 }
@@ -383,6 +385,7 @@ impl Default for Settings {
             distribution: Distribution::default(),
             core_rebalance: true,
             log_file: None,
+            health_user: User { uid: 65_534, gid: 65_534 },
             keep_flows_s: 10,
         }
     }

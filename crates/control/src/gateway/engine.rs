@@ -238,6 +238,7 @@ impl EngineHandle<'_> {
             virtual_servers: self.servers(&names),
             leases: Vec::new(),
             groups: Vec::new(),
+            health_checks: None,
             drops,
             handed_off_packets: sum(&|report| report.counters.handed_out),
             replies_on_wrong_core_packets: sum(&|report| report.counters.replies_on_wrong_core),

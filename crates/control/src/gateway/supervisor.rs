@@ -1,14 +1,16 @@
 //! Keeps the gateway in line with the configuration, the host and the operators' commands: addresses on devices, the
 //! engine's policy, checks of backends, the NAT log.
 //!
-//! One order everywhere: addresses on the devices first, then the engine, then the monitors. Nothing here is per packet.
+//! One order everywhere: addresses on the devices first, then the engine, then the checks. Nothing here is per packet.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use health::{HealthChange, HealthTarget};
 use linux::netlink::Netlink;
+use linux::privileges::User;
 use services::spec::GatewaySpec;
 
 use super::addresses::{AddressPlan, Addresses};
@@ -20,7 +22,7 @@ use super::policy::{self, Desired};
 use crate::config::Config;
 use crate::config::services::Services;
 use crate::events::{EventSender, NodeEvent};
-use crate::health::{HealthChange, HealthTarget, Monitors};
+use crate::health_process::HealthHelper;
 use crate::host_facts::HostFacts;
 use crate::status::ServicesStatus;
 use crate::warn_once::WarnOnce;
@@ -48,10 +50,10 @@ pub(crate) struct GatewaySupervisor {
     closed: BTreeMap<String, String>,
     /// Time of the next try after a failure, and the pause before it, which doubles.
     retry: Option<(Instant, Duration)>,
-    monitors: Option<Monitors>,
-    /// Targets that they were given last.
-    monitored: Vec<HealthTarget>,
-    /// Numbers for the monitors: a backend keeps its own as long as the program runs.
+    checks: Option<HealthHelper>,
+    /// Targets and user that it was given last.
+    checked: (Vec<HealthTarget>, User),
+    /// Numbers for the checks: a backend keeps its own as long as the program runs.
     health_ids: BTreeMap<(String, SocketAddr), u16>,
     log: Option<NatLog>,
     warnings: WarnOnce,
@@ -77,8 +79,8 @@ impl GatewaySupervisor {
             failed: None,
             closed: BTreeMap::new(),
             retry: None,
-            monitors: None,
-            monitored: Vec::new(),
+            checks: None,
+            checked: (Vec::new(), config.services.settings.health_user),
             health_ids: BTreeMap::new(),
             log: None,
             warnings: WarnOnce::default(),
@@ -114,7 +116,7 @@ impl GatewaySupervisor {
         said
     }
 
-    /// The host has changed, or the configuration: brings devices, engine and monitors into line. What fails is tried
+    /// The host has changed, or the configuration: brings devices, engine and checks into line. What fails is tried
     /// again ([`Self::tick`]).
     pub(crate) fn refresh(
         &mut self,
@@ -227,7 +229,7 @@ impl GatewaySupervisor {
         self.retry = Some((Instant::now() + pause, pause));
     }
 
-    /// Tells the monitors which backends there are.
+    /// Tells the checks which backends there are.
     fn monitor(&mut self, services: &Services) {
         let mut targets = Vec::new();
         for server in &services.servers {
@@ -252,32 +254,32 @@ impl GatewaySupervisor {
                 });
             }
         }
-        if let Some(monitors) = &self.monitors {
-            if targets != self.monitored {
-                self.monitored.clone_from(&targets);
-                monitors.update(targets);
+        let user = services.settings.health_user;
+        let wanted = (targets, user);
+        if let Some(checks) = &self.checks {
+            if wanted != self.checked {
+                self.checked.clone_from(&wanted);
+                checks.update(wanted.0, user);
             }
             return;
         }
-        if targets.is_empty() {
+        if wanted.0.is_empty() {
             return;
         }
-        self.monitored.clone_from(&targets);
+        self.checked.clone_from(&wanted);
         let started = self.events.try_clone().and_then(|events| {
-            Monitors::start(
-                targets,
-                Box::new(move |change| {
-                    events.send(NodeEvent::Health(change));
-                }),
-            )
+            let on_change = move |change| {
+                events.send(NodeEvent::Health(change));
+            };
+            HealthHelper::start(wanted.0, user, Box::new(on_change))
         });
         match started {
-            Ok(monitors) => self.monitors = Some(monitors),
+            Ok(checks) => self.checks = Some(checks),
             Err(error) => tracing::error!(%error, "backends are not checked"),
         }
     }
 
-    /// A monitor has a verdict.
+    /// The checks have a verdict.
     pub(crate) fn health(&self, services: &Services, change: &HealthChange, handle: &EngineHandle<'_>) {
         let found = self.health_ids.iter().find(|(_, id)| **id == change.id);
         let Some(((name, address), _)) = found else { return };
@@ -336,17 +338,17 @@ impl GatewaySupervisor {
         let mut status = handle.status();
         status.leases = self.overrides.list_leases(services);
         status.groups = self.overrides.list_groups(services, None).unwrap_or_default();
-        if let Some(monitors) = &self.monitors {
-            let known = monitors.statuses();
+        if let Some(checks) = &self.checks {
+            let (process, reasons) = checks.view();
+            status.health_checks = Some(process);
             for server in &mut status.virtual_servers {
                 for backend in &mut server.backends {
-                    let failed = known.iter().find(|known| {
-                        known.server == server.name
-                            && known.address.to_string() == backend.address
-                            && !known.up
-                    });
-                    if let Some(failed) = failed {
-                        backend.reason.clone_from(&failed.error);
+                    let id =
+                        backend.address.parse().ok().and_then(|address| {
+                            self.health_ids.get(&(server.name.clone(), address)).copied()
+                        });
+                    if let Some(reason) = id.and_then(|id| reasons.get(&id)) {
+                        backend.reason.clone_from(reason);
                     }
                 }
             }
@@ -372,9 +374,9 @@ impl GatewaySupervisor {
         self.lease_file.store(&self.overrides)
     }
 
-    /// The end begins: monitors stop, the last events are written.
+    /// The end begins: checks stop, the last events are written.
     pub(crate) fn end(&mut self, handle: &EngineHandle<'_>) {
-        self.monitors = None;
+        self.checks = None;
         self.write_log(handle);
         if let Some(log) = &mut self.log {
             log.end(linux::clock::realtime_ns(), nat_log::ENDED);

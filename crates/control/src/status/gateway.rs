@@ -38,8 +38,26 @@ pub struct ServicesStatus {
     pub lost_nat_events: u64,
     /// Raised by every change of the policy.
     pub policy_era: u32,
+    /// The process that checks backends; `None`: nothing was to be checked yet.
+    pub health_checks: Option<HealthProcessStatus>,
     /// Flows of the run before, if it handed some over.
     pub taken_over: Option<TakenOverStatus>,
+}
+
+/// The process that checks backends.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HealthProcessStatus {
+    /// Whether it runs. Without it verdicts stay as they are.
+    pub running: bool,
+    /// Its process id; 0 when it does not run.
+    pub process: u32,
+    /// How often it ended, or did not start, and was started again.
+    pub restarts: u64,
+    /// Why it ended last.
+    pub last_end: String,
+    /// Rights that it could not give up, and why; empty as a rule.
+    pub kept_rights: String,
 }
 
 /// Flows that the run before handed over at its end.

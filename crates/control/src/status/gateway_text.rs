@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use super::table::{Table, bytes, count, duration};
 use super::{
-    Explanation, FlowList, FlowReport, GroupReport, InterfaceStatus, LeaseReport, NicHashStatus,
-    NicPrediction, ServerStatus, ServicesStatus,
+    Explanation, FlowList, FlowReport, GroupReport, HealthProcessStatus, InterfaceStatus, LeaseReport,
+    NicHashStatus, NicPrediction, ServerStatus, ServicesStatus,
 };
 use crate::config::services::values::protocol_text;
 
@@ -20,6 +20,9 @@ pub fn services(status: &ServicesStatus) -> String {
     forwards(status, &mut out);
     for server in &status.virtual_servers {
         virtual_server(server, &mut out);
+    }
+    if let Some(process) = &status.health_checks {
+        health_checks(process, &mut out);
     }
     if !status.groups.is_empty() {
         let _ = write!(out, "\n{}", groups(&status.groups));
@@ -46,6 +49,21 @@ pub fn services(status: &ServicesStatus) -> String {
         let _ = writeln!(out, "gateway dropped: {}", list.join(", "));
     }
     out
+}
+
+/// Nothing while all is well.
+fn health_checks(status: &HealthProcessStatus, out: &mut String) {
+    let HealthProcessStatus { running, process, restarts, last_end, kept_rights } = status;
+    if *restarts > 0 {
+        let state = match running {
+            true => format!("by process {process}"),
+            false => "stopped, verdicts stay as they are".to_owned(),
+        };
+        let _ = writeln!(out, "\nhealth checks: {state}; {restarts} ends of the process, the last: {last_end}");
+    }
+    if !kept_rights.is_empty() {
+        let _ = writeln!(out, "\nhealth checks have more rights than they should: {kept_rights}");
+    }
 }
 
 fn or_dash(text: &str) -> String {

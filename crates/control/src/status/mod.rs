@@ -16,8 +16,8 @@ mod tunnel;
 
 pub use gateway::{
     BackendStatus, CoreServices, Explanation, FlowList, FlowReport, ForwardStatus, GroupReport,
-    InterfaceStatus, LeaseReport, NatStatus, NicHashStatus, NicPrediction, RuleStatus, ServerStatus,
-    ServicesStatus, TakenOverStatus,
+    HealthProcessStatus, InterfaceStatus, LeaseReport, NatStatus, NicHashStatus, NicPrediction, RuleStatus,
+    ServerStatus, ServicesStatus, TakenOverStatus,
 };
 pub use gateway_text::{explanation, flows, groups, leases};
 pub use text::text;

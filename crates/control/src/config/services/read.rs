@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use ipnet::IpNet;
+use linux::privileges::User;
 use services::fragment::Variant;
 use services::spec::{HostMode, Limits, RuleAction, TCP, Timeouts, UDP};
 use toml::de::{DeTable, DeValue};
@@ -437,6 +438,9 @@ fn gateway(
     if let Some(rebalance) = section.flag("core-rebalance") {
         settings.core_rebalance = rebalance.value;
     }
+    let user = |name: &str| User::find(name).map_err(|error| error.to_string().into());
+    let named = section.parsed("health-user", "\"nobody\"", user).map(|at| at.value);
+    settings.health_user = named.or_else(|| User::find("nobody").ok()).unwrap_or(settings.health_user);
     settings.keep_flows_s = section.number_or("keep-flows-seconds", 0..=60, settings.keep_flows_s);
     let log_file = |text: &str| absolute_or_in(surroundings, text);
     settings.log_file =

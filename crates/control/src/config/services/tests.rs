@@ -1,11 +1,11 @@
 //! Golden tests: sections and, word for word, what is said about them.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use ::health::{DnsCheck, HealthKind, HealthSpec, HttpCheck, UdpCheck};
 use proptest::prelude::*;
 
 use super::super::tests::{golden, load};
 use super::*;
-use crate::health::{DnsCheck, HealthKind, HealthSpec, HttpCheck, UdpCheck};
 
 const LAN: &str = "[[interface]]\nname = \"lan\"\naddress = \"10.0.0.254/24\"\n";
 const WAN: &str = "[[interface]]\nname = \"wan\"\naddress = [\"203.0.113.1/24\"]\n";
@@ -89,6 +89,7 @@ fn everything_else() {
         host: Some("w".to_owned()),
         statuses: vec![200, 201, 204],
         body: None,
+        tls: None,
     };
     let health = server.health.as_ref().unwrap();
     assert_eq!((&health.kind, health.timeout_ms, health.fall), (&HealthKind::Http(http), 500, 1));
@@ -429,6 +430,18 @@ fn health_of_a_virtual_server() {
     assert_eq!(health(udp, "", "dns = \"www.example.net\"").kind, HealthKind::Dns(name));
     let ping = UdpCheck { send: "ping".to_owned(), body: Some("pong".to_owned()) };
     assert_eq!(health(udp, "", "udp = \"ping\", body = \"pong\"").kind, HealthKind::Udp(ping));
+    let asked = |check: &str| match health(tcp, proxied, check) {
+        HealthSpec { kind, proxy_protocol: true, .. } => kind.tls().unwrap().sni.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(asked("https = \"/\""), None);
+    assert_eq!(asked("tls = true, sni = \"a.example\"").as_deref(), Some("a.example"));
+    assert_eq!(asked("https = \"/\", host = \"a.example:8443\"").as_deref(), Some("a.example"));
+    assert_eq!(asked("https = \"/\", host = \"10.0.0.1\""), None);
+    assert_eq!(
+        asked("https = \"/\", host = \"a.example\", sni = \"b.example\"").as_deref(),
+        Some("b.example")
+    );
     let wrong = |line: &str, message: &str| {
         let text = format!(
             "{WAN}[[virtual-server]]\nlisten = \"{tcp}\"\nbackends = [\"10.0.0.1:80\"]\nhealth = {{ {line} }}\n"
@@ -450,8 +463,31 @@ fn health_of_a_virtual_server() {
     );
     wrong(
         "udp = \"x\", proxy-protocol = true",
-        "site.toml:7:40: error: virtual-server.health.proxy-protocol: the PROXY protocol belongs to a check by TCP or HTTP; \
+        "site.toml:7:40: error: virtual-server.health.proxy-protocol: the PROXY protocol belongs to a check over TCP; \
          remove it",
+    );
+    let file = std::env::temp_dir().join(format!("anabranch-authorities-{}", std::process::id()));
+    std::fs::write(&file, "nothing").unwrap();
+    wrong(
+        &format!("https = \"/\", ca-file = \"{}\"", file.display()),
+        &format!(
+            "site.toml:7:35: error: virtual-server.health.ca-file: {}: no certificate in it; write a PEM file with the \
+             certificates of those who sign",
+            file.display()
+        ),
+    );
+    std::fs::remove_file(&file).unwrap();
+    wrong(
+        "tls = true, ca-file = \"/nonexistent/ca.pem\"",
+        "site.toml:7:34: error: virtual-server.health.ca-file: /nonexistent/ca.pem: No such file or directory (os error 2)",
+    );
+    wrong(
+        "http = \"/\", sni = \"a.example\"",
+        "site.toml:7:10: error: virtual-server.health: sni and ca-file belong to a check by TLS; write https = \"/health\"",
+    );
+    wrong(
+        "tls = true, sni = \"10.0.0.1\"",
+        "site.toml:7:30: error: virtual-server.health.sni: sni must be a host name, as www.example.net",
     );
 }
 
@@ -464,7 +500,7 @@ fn virtual_servers_and_leases() {
             "site.toml:4:1: error: virtual-server.backends: missing; write for example backends = [\"10.0.0.1:80\", \
              \"10.0.0.2:80\"]",
             "site.toml:6:10: error: virtual-server.health: nothing says how; write health = { tcp = true }, \
-             { http = \"/health\" }, { dns = \"www.example.net\" }, { udp = \"ping\" } or { command = [\"/usr/bin/check\"] }",
+             { http = \"/health\" }, { https = \"/health\" }, { tls = true }, { dns = \"www.example.net\" }, { udp = \"ping\" } or { command = [\"/usr/bin/check\"] }",
         ],
     );
     golden(
@@ -514,12 +550,22 @@ fn the_gateway_section() {
             "site.toml:5:13: error: gateway.fragments: \"sometimes\" is not one of \"as-needed\", \"assemble\", \"bridge\"",
             "site.toml:6:1: error: gateway.log: unknown key; known here: default-action, flows-max, embryonic-max, \
              fragment-bytes-max, fragments-per-source-max, errors-per-second-max, fragments, host, distribution, \
-             core-rebalance, keep-flows-seconds, log-file, timeouts",
+             core-rebalance, health-user, keep-flows-seconds, log-file, timeouts",
             "site.toml:8:15: warning: gateway.timeouts.udp-seconds: RFC 4787 asks for 120 s or more; shorter ones break \
              quiet connections",
             "site.toml:9:1: error: gateway.timeouts.udp: unknown key; known here: tcp-established-seconds, \
              tcp-transitory-seconds, tcp-closed-seconds, udp-seconds, udp-unreplied-seconds, icmp-seconds, \
              other-seconds, fragments-seconds",
+        ],
+    );
+    let user =
+        |name: &str| services(&format!("{LAN}[gateway]\nhealth-user = \"{name}\"\n")).settings.health_user;
+    assert_eq!((user("root").uid, user("990:991").gid), (0, 991));
+    golden(
+        &format!("{LAN}[gateway]\nhealth-user = \"no-such-user\"\n"),
+        &[
+            "site.toml:5:15: error: gateway.health-user: there is no user \"no-such-user\" in /etc/passwd; write a name from \
+           there, or numbers as 65534:65534",
         ],
     );
     golden(

@@ -28,6 +28,11 @@ impl RiseFall {
         Self { up: true, checked: false, against: 0, unanswered: 0, silent: false }
     }
 
+    /// With a verdict from before, which `fall` or `rise` further checks change.
+    pub const fn resumed(up: bool, silent: bool) -> Self {
+        Self { up, checked: true, against: 0, unanswered: 0, silent: !up && silent }
+    }
+
     /// Whether it counts as up.
     pub const fn is_up(&self) -> bool {
         self.up
@@ -85,5 +90,18 @@ mod tests {
             let take = |it| state.take(it == '+', it != 's', 2, 2).map(|news| (news.up, news.silent));
             assert_eq!(outcomes.chars().map(take).collect::<Vec<_>>(), reported, "{outcomes}");
         }
+    }
+
+    /// A verdict from before is neither told again nor changed by a single check.
+    #[test]
+    fn a_verdict_from_before_holds() {
+        let reported = |state: RiseFall, outcomes: &str| -> Vec<Option<UpAndSilent>> {
+            let mut state = state;
+            let take = |it| state.take(it == '+', it != 's', 2, 2).map(|news| (news.up, news.silent));
+            outcomes.chars().map(take).collect()
+        };
+        assert_eq!(reported(RiseFall::resumed(true, false), "+--"), [None, None, Some((false, false))]);
+        assert_eq!(reported(RiseFall::resumed(false, false), "-++"), [None, None, Some((true, false))]);
+        assert_eq!(reported(RiseFall::resumed(false, true), "ss-"), [None, None, None]);
     }
 }

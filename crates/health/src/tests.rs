@@ -13,7 +13,10 @@ use std::time::{Duration, Instant};
 use super::datagram::{DnsCheck, Question, UdpCheck};
 use super::http::{Answer, HttpCheck, Malformed};
 use super::rise_fall::RiseFall;
-use super::{HealthChange, HealthKind, HealthSpec, HealthTarget, MonitorStatus, Monitors};
+use super::{
+    HealthChange, HealthKind, HealthNews, HealthSpec, HealthTarget, Known, KnownTarget, MonitorStatus,
+    Monitors, TlsCheck,
+};
 
 /// Far more than any of this takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -36,8 +39,17 @@ fn target(id: u16, address: SocketAddr, kind: HealthKind) -> HealthTarget {
 
 fn start(targets: Vec<HealthTarget>) -> (Monitors, mpsc::Receiver<HealthChange>) {
     let (sender, receiver) = mpsc::channel();
-    let sink = move |change| drop(sender.send(change));
-    (Monitors::start(targets, Box::new(sink)).unwrap(), receiver)
+    let sink = move |news| {
+        if let HealthNews::Change(change) = news {
+            drop(sender.send(change));
+        }
+    };
+    (Monitors::start(fresh(targets), Box::new(sink)).unwrap(), receiver)
+}
+
+/// Nobody knows them.
+fn fresh(targets: Vec<HealthTarget>) -> Vec<KnownTarget> {
+    targets.into_iter().map(|target| (target, None)).collect()
 }
 
 fn next(changes: &mpsc::Receiver<HealthChange>) -> HealthChange {
@@ -556,7 +568,12 @@ fn http_requests() {
     assert!(first.ends_with("Connection: close\r\n\r\n"), "{first}");
     assert!(text(&check, "10.0.0.1:8080").contains("\r\nHost: 10.0.0.1:8080\r\n"));
     assert!(text(&check, "[2001:db8::1]:8080").contains("\r\nHost: [2001:db8::1]:8080\r\n"));
-    let named = HttpCheck { host: Some("www.example.com".to_owned()), ..check };
+    let tls = |sni: Option<&str>| Some(TlsCheck { sni: sni.map(str::to_owned), authorities: None });
+    let https = |sni| HttpCheck { tls: tls(sni), ..check.clone() };
+    assert!(text(&https(None), "10.0.0.1:443").contains("\r\nHost: 10.0.0.1\r\n"));
+    assert!(text(&https(None), "10.0.0.1:80").contains("\r\nHost: 10.0.0.1:80\r\n"));
+    assert!(text(&https(Some("a.example")), "10.0.0.1:80").contains("\r\nHost: a.example\r\n"));
+    let named = HttpCheck { host: Some("www.example.com".to_owned()), ..https(Some("a.example")) };
     assert!(text(&named, "10.0.0.1:80").contains("\r\nHost: www.example.com\r\n"));
     let evil = HttpCheck { host: Some("a\r\nX: y".to_owned()), ..HttpCheck::new("/ b\r\n\r\nGET /c") };
     assert_eq!(text(&evil, "10.0.0.1:80").matches("\r\n").count(), 6, "no line more than meant");
@@ -585,6 +602,7 @@ fn problems_of_a_spec() {
             host: host.map(str::to_owned),
             statuses: statuses.to_vec(),
             body: None,
+            tls: None,
         }
         .problem()
     };
@@ -728,7 +746,7 @@ fn targets_can_be_replaced() {
     news.sort_unstable();
     assert_eq!(news, [(1, true), (2, false)]);
     let before = status(&monitors, 1).unwrap().checks;
-    monitors.update(vec![tcp(1, alive), tcp(3, dead)]);
+    monitors.update(fresh(vec![tcp(1, alive), tcp(3, dead)]));
     let freed = next(&changes);
     assert_eq!((freed.id, freed.up, freed.reason.as_str()), (2, true, "no longer monitored"));
     let added = next(&changes);
@@ -736,7 +754,7 @@ fn targets_can_be_replaced() {
     assert!(status(&monitors, 1).unwrap().checks >= before, "a target that stays goes on");
     assert_eq!(monitors.statuses().iter().map(|status| status.id).collect::<Vec<_>>(), [1, 3]);
     // The same id elsewhere is another target.
-    monitors.update(vec![tcp(3, alive)]);
+    monitors.update(fresh(vec![tcp(3, alive)]));
     assert!(next(&changes).reason.contains("no longer"));
     let moved = next(&changes);
     assert_eq!((moved.id, moved.up), (3, true));
@@ -744,12 +762,74 @@ fn targets_can_be_replaced() {
     let check = HealthKind::Http(HttpCheck::new("/"));
     let mut changed = target(3, alive, check);
     changed.spec.timeout_ms = 50;
-    monitors.update(vec![changed]);
+    monitors.update(fresh(vec![changed]));
     assert!(!next(&changes).up, "it takes connections but does not answer");
     assert_eq!(status(&monitors, 3).unwrap().kind, "http");
-    monitors.update(Vec::new());
+    monitors.update(fresh(Vec::new()));
     assert!(next(&changes).up);
     wait_until("no targets", || monitors.statuses().is_empty());
+}
+
+/// What an earlier process knew holds until checks in a row say otherwise, and is not told again.
+#[test]
+fn a_verdict_from_before_is_kept() {
+    let (alive, dead) = (address(8), address(9));
+    let _listener = TcpListener::bind(alive).unwrap();
+    let (sender, news) = mpsc::channel();
+    let known = |up| Some(Known { up, silent: false });
+    let targets = vec![
+        (target(1, alive, HealthKind::Tcp), known(true)),
+        (target(2, alive, HealthKind::Tcp), known(false)),
+        (target(3, dead, HealthKind::Tcp), known(false)),
+    ];
+    let monitors = Monitors::start(targets, Box::new(move |news| drop(sender.send(news)))).unwrap();
+    let mut seen = Vec::new();
+    while seen.len() < 2 {
+        seen.push(news.recv_timeout(PATIENCE).unwrap());
+    }
+    wait_until("some checks more", || [1, 2, 3].iter().all(|id| status(&monitors, *id).unwrap().checks > 6));
+    seen.extend(news.try_iter());
+    seen.sort_by_key(|news| match news {
+        HealthNews::Change(change) => change.id,
+        HealthNews::Reason { id, .. } | HealthNews::NotChecked { id, .. } => *id,
+    });
+    let [HealthNews::Change(came_up), HealthNews::Reason { id: 3, reason }] = &seen[..] else {
+        panic!("{seen:?}")
+    };
+    assert!(came_up.id == 2 && came_up.up && reason.contains("refused"), "{seen:?}");
+}
+
+/// Not the target's fault, and no end of checking.
+#[test]
+fn a_file_of_authorities_that_is_gone_is_no_failure() {
+    let listener = TcpListener::bind(address(10)).unwrap();
+    let tls = TlsCheck { sni: None, authorities: Some("/nonexistent/ca.pem".into()) };
+    let (sender, news) = mpsc::channel();
+    let targets = fresh(vec![target(1, listener.local_addr().unwrap(), HealthKind::Tls(tls))]);
+    let _monitors = Monitors::start(targets, Box::new(move |news| drop(sender.send(news)))).unwrap();
+    for _ in 0..3 {
+        let HealthNews::NotChecked { id: 1, error } = news.recv_timeout(PATIENCE).unwrap() else { panic!() };
+        assert!(error.starts_with("/nonexistent/ca.pem: "), "{error}");
+    }
+}
+
+/// A server that talks something else, or sends without end, is told from one that speaks TLS.
+#[test]
+fn who_speaks_no_tls_is_found_out() {
+    for (answer, reason) in [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), "TLS: "),
+        (vec![0x16; 1 << 20], "TLS: "),
+        (Vec::new(), "the connection ended before an answer"),
+    ] {
+        let (address, _ends) =
+            serve_answers(vec![String::from_utf8_lossy(&answer).into_owned()], 1 << 20, Duration::ZERO);
+        let tls = TlsCheck { sni: None, authorities: None };
+        let mut target = target(1, address, HealthKind::Tls(tls));
+        target.spec.timeout_ms = 600_000;
+        let (_monitors, changes) = start(vec![target]);
+        let down = next(&changes);
+        assert!(!down.up && down.reason.contains(reason), "{down:?}");
+    }
 }
 
 /// A thousand targets on one thread: half of them answer.

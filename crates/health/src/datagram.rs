@@ -1,5 +1,7 @@
 //! Checks of services that speak UDP: one datagram, and what its answer has to be. DNS (RFC 1035) is one of them.
 
+use serde::{Deserialize, Serialize};
+
 use super::check::Failure;
 
 /// Type A, class IN (RFC 1035 §3.2).
@@ -9,7 +11,7 @@ const NAME_BYTES_MAX: usize = 253;
 const LABEL_BYTES_MAX: usize = 63;
 
 /// A datagram that is answered.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UdpCheck {
     /// Its payload.
     pub send: String,
@@ -18,7 +20,7 @@ pub struct UdpCheck {
 }
 
 /// A name server that knows this name.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DnsCheck {
     /// The name, with or without its final dot; `.` is the root.
     pub name: String,

@@ -1,4 +1,8 @@
-//! Health monitors of virtual servers' backends (row C6).
+//! Health checks of virtual servers' backends (row C6), and the process that makes them.
+//!
+//! The forwarding process makes no checks itself: TLS, HTTP and other people's commands belong to a process with fewer
+//! rights, whose end loses no packet. [`helper`] is that process (`anabranch health`); its parent sends it what to check and
+//! gets verdicts back, one JSON line each, over a socket pair ([`protocol`]).
 //!
 //! [`Monitors`] is one thread with non-blocking sockets. Each target is checked again and again: `fall` failures in a
 //! row mean down, `rise` successes in a row mean up again, and every change goes to the sink. Checks leave from the
@@ -6,14 +10,14 @@
 //!
 //! * **At the start** a target counts as up, so that a start refuses nobody; its very first check decides at once, in
 //!   either direction and without `fall` or `rise`, and is always reported. Checks are spread: first ones within
-//!   a second, later ones by a tenth of their interval.
+//!   a second, later ones by a tenth of their interval. A target with a verdict from before ([`Known`]) keeps it.
 //! * **What counts.** A refused connection, silence until `timeout_ms`, a wrong answer, a command that does not end with
 //!   0. What fails on this machine for lack of descriptors, memory or ports says nothing about the target and is not
 //!   counted.
 //! * **A target that is no longer monitored** was down: it is reported up, since nobody would find out that it is.
 //!
-//! `rise_fall` counts, `http` and `datagram` make requests and read answers; all are pure. `check` is one check under way,
-//! `run` the thread.
+//! `rise_fall` counts, `http` and `datagram` make requests and read answers; all are pure. `tls` wraps a connection,
+//! `check` is one check under way, `run` the thread.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -24,18 +28,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use linux::event::EventFd;
+use serde::{Deserialize, Serialize};
 
 mod check;
 mod datagram;
+pub mod helper;
 mod http;
+pub mod protocol;
 mod rise_fall;
 mod run;
+mod tls;
 
 #[cfg(test)]
 mod tests;
 
 pub use datagram::{DnsCheck, UdpCheck};
 pub use http::HttpCheck;
+pub use tls::{TlsCheck, authorities};
 
 /// Longest time between two checks, and longest time for one, ms.
 pub const TIME_MS_MAX: u32 = 600_000;
@@ -44,10 +53,12 @@ pub const TIME_MS_MAX: u32 = 600_000;
 pub const INTERVAL_MS_MIN: u32 = 50;
 
 /// How a backend is checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HealthKind {
     /// A TCP connection is accepted. It is ended in order.
     Tcp,
+    /// A TLS handshake (RFC 8446, 5246) succeeds. The connection is ended in order.
+    Tls(TlsCheck),
     /// An HTTP/1.1 `GET` is answered with the right status, and perhaps the right content.
     Http(HttpCheck),
     /// A datagram is answered.
@@ -66,11 +77,23 @@ pub enum HealthKind {
 }
 
 impl HealthKind {
+    /// How its connection is encrypted, if it is.
+    #[must_use]
+    pub const fn tls(&self) -> Option<&TlsCheck> {
+        match self {
+            HealthKind::Tls(tls) => Some(tls),
+            HealthKind::Http(http) => http.tls.as_ref(),
+            HealthKind::Tcp | HealthKind::Udp(_) | HealthKind::Dns(_) | HealthKind::Command { .. } => None,
+        }
+    }
+
     /// As an operator names it.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
             HealthKind::Tcp => "tcp",
+            HealthKind::Tls(_) => "tls",
+            HealthKind::Http(HttpCheck { tls: Some(_), .. }) => "https",
             HealthKind::Http(_) => "http",
             HealthKind::Udp(_) => "udp",
             HealthKind::Dns(_) => "dns",
@@ -80,7 +103,7 @@ impl HealthKind {
 }
 
 /// How and how often.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthSpec {
     /// How.
     pub kind: HealthKind,
@@ -130,6 +153,7 @@ impl HealthSpec {
         }
         match &self.kind {
             HealthKind::Tcp | HealthKind::Udp(_) => None,
+            HealthKind::Tls(tls) => tls.problem(),
             HealthKind::Http(http) => http.problem(),
             HealthKind::Dns(dns) => dns.problem(),
             HealthKind::Command { program, .. } if !program.is_absolute() => {
@@ -141,7 +165,7 @@ impl HealthSpec {
 }
 
 /// Backend that is checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthTarget {
     /// Its number among the targets, unique: the backend's id.
     pub id: u16,
@@ -161,8 +185,41 @@ impl HealthTarget {
     }
 }
 
+/// Verdict of an earlier process about a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Known {
+    /// As [`HealthChange::up`].
+    pub up: bool,
+    /// As [`HealthChange::silent`].
+    pub silent: bool,
+}
+
+/// A target, and the verdict of an earlier process about it.
+pub type KnownTarget = (HealthTarget, Option<Known>);
+
+/// What the monitors have to say.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HealthNews {
+    /// A verdict.
+    Change(HealthChange),
+    /// Another cause for a target's being down.
+    Reason {
+        /// [`HealthTarget::id`].
+        id: u16,
+        /// For people.
+        reason: String,
+    },
+    /// This machine could not check; that says nothing about the target.
+    NotChecked {
+        /// [`HealthTarget::id`].
+        id: u16,
+        /// For people.
+        error: String,
+    },
+}
+
 /// News about a target, for the sink.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthChange {
     /// [`HealthTarget::id`].
     pub id: u16,
@@ -175,7 +232,7 @@ pub struct HealthChange {
 }
 
 /// State of a target.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MonitorStatus {
     /// [`HealthTarget::id`].
     pub id: u16,
@@ -183,7 +240,7 @@ pub struct MonitorStatus {
     pub server: String,
     /// [`HealthTarget::address`].
     pub address: SocketAddr,
-    /// `tcp`, `http`, `udp`, `dns` or `command`.
+    /// `tcp`, `tls`, `http`, `https`, `udp`, `dns` or `command`.
     pub kind: &'static str,
     /// Whether it is up; true before the first check.
     pub up: bool,
@@ -200,7 +257,7 @@ pub struct MonitorStatus {
 }
 
 /// The sink: called by the monitors' thread, in the order of the news. It must not block.
-pub type OnChange = Box<dyn Fn(HealthChange) + Send>;
+pub type OnNews = Box<dyn Fn(HealthNews) + Send>;
 
 /// The thread that checks. Dropping it ends the thread, and commands that still run are killed.
 pub struct Monitors {
@@ -213,30 +270,30 @@ struct MonitorState {
     stop: AtomicBool,
     wake: EventFd,
     /// New targets, until the thread takes them.
-    targets: Mutex<Option<Vec<HealthTarget>>>,
+    targets: Mutex<Option<Vec<KnownTarget>>>,
     statuses: Mutex<BTreeMap<u16, MonitorStatus>>,
 }
 
 impl Monitors {
-    /// Begins to check.
+    /// Begins to check, with the verdicts that are known already.
     ///
     /// # Errors
     /// When the kernel gives no thread or descriptor.
-    pub fn start(targets: Vec<HealthTarget>, on_change: OnChange) -> io::Result<Monitors> {
+    pub fn start(targets: Vec<KnownTarget>, on_news: OnNews) -> io::Result<Monitors> {
         let shared = Arc::new(MonitorState {
             stop: AtomicBool::new(false),
             wake: EventFd::new()?,
             targets: Mutex::new(Some(targets)),
             statuses: Mutex::default(),
         });
-        let runner = run::Runner::new(Arc::clone(&shared), on_change)?;
+        let runner = run::Runner::new(Arc::clone(&shared), on_news)?;
         let thread = std::thread::Builder::new().name("health".to_owned()).spawn(move || runner.run())?;
         Ok(Monitors { shared, thread: Some(thread) })
     }
 
     /// Replaces the targets. One whose id and address stay keeps its state and counts; of several with one id the
-    /// last is taken.
-    pub fn update(&self, targets: Vec<HealthTarget>) {
+    /// last is taken. What is known counts for new ones only.
+    pub fn update(&self, targets: Vec<KnownTarget>) {
         *lock(&self.shared.targets) = Some(targets);
         self.shared.wake();
     }

@@ -5,6 +5,9 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 
 use httparse::{EMPTY_HEADER, Header, Response, Status};
+use serde::{Deserialize, Serialize};
+
+use super::tls::TlsCheck;
 
 /// Heads, those of interim answers (1xx) included, have at most so many bytes.
 const HEAD_BYTES_MAX: usize = 16 << 10;
@@ -19,23 +22,25 @@ const CONTENT_BYTES_MAX: usize = 64 << 10;
 const CHUNK_LINE_BYTES_MAX: usize = 1 << 10;
 
 /// Request and the statuses that mean success.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HttpCheck {
     /// Path and query, beginning with `/`.
     pub path: String,
-    /// The `Host` header; `None`: the address and port that are checked.
+    /// The `Host` header; `None`: the name that TLS asks for, else the address and port that are checked.
     pub host: Option<String>,
     /// Statuses that mean success; empty: 200 to 399.
     pub statuses: Vec<u16>,
     /// Text that the answer's content has within its first `CONTENT_BYTES_MAX` bytes; `None`: whatever it has.
     pub body: Option<String>,
+    /// Over TLS (HTTPS, RFC 9110 §4.2.2); `None`: in the clear.
+    pub tls: Option<TlsCheck>,
 }
 
 impl HttpCheck {
     /// `GET path`, any status from 200 to 399.
     #[must_use]
     pub fn new(path: &str) -> Self {
-        Self { path: path.to_owned(), host: None, statuses: Vec::new(), body: None }
+        Self { path: path.to_owned(), host: None, statuses: Vec::new(), body: None, tls: None }
     }
 
     /// First mistake in it, for whoever reads the configuration.
@@ -53,15 +58,18 @@ impl HttpCheck {
         if self.statuses.iter().any(|status| !(200..=599).contains(status)) {
             return Some("a status must be 200 to 599".to_owned());
         }
-        None
+        self.tls.as_ref().and_then(TlsCheck::problem)
     }
 
     /// Bytes of the request. Characters that would end a header are left out.
     pub fn request(&self, address: SocketAddr) -> Vec<u8> {
         let plain = |text: &str| text.chars().filter(char::is_ascii_graphic).collect::<String>();
-        let host = match &self.host {
+        let asked = self.tls.as_ref().and_then(|tls| tls.sni.as_ref());
+        let host = match self.host.as_ref().or(asked) {
             Some(host) => plain(host),
-            None if address.port() == 80 && address.is_ipv4() => address.ip().to_string(),
+            None if address.port() == if self.tls.is_some() { 443 } else { 80 } && address.is_ipv4() => {
+                address.ip().to_string()
+            }
             None => address.to_string(),
         };
         let mut text = format!("GET {} HTTP/1.1\r\nHost: {host}\r\n", plain(&self.path));

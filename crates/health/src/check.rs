@@ -13,6 +13,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use super::datagram::{self, Question};
 use super::http::{Answer, HttpCheck, Malformed};
+use super::tls::{Received, Session, TlsConfigs};
 use super::{HealthKind, HealthTarget};
 
 /// Bytes read at once.
@@ -44,6 +45,9 @@ pub enum Failure {
     /// An answer, of HTTP or a datagram, without the text that it must have.
     #[error("the answer does not contain {0:?}")]
     Body(String),
+    /// The handshake, or what came encrypted.
+    #[error("TLS: {0}")]
+    Tls(String),
     /// An error code of a name server (RFC 1035 §4.1.1).
     #[error("DNS error code {0}")]
     Dns(u8),
@@ -79,8 +83,8 @@ impl Failure {
 /// A check under way.
 #[derive(Debug)]
 pub enum Check {
-    /// TCP and HTTP.
-    Exchange(Exchange),
+    /// TCP, TLS and HTTP.
+    Exchange(Box<Exchange>),
     /// A datagram and its answer.
     Datagram(Datagram),
     /// A command.
@@ -89,10 +93,10 @@ pub enum Check {
 
 impl Check {
     /// Begins a check. `Err` when it is over already.
-    pub fn begin(target: &HealthTarget) -> Result<(Check, Interest), Step> {
+    pub fn begin(target: &HealthTarget, configs: &mut TlsConfigs) -> Result<(Check, Interest), Step> {
         match &target.spec.kind {
-            HealthKind::Tcp => Exchange::begin(target, None),
-            HealthKind::Http(http) => Exchange::begin(target, Some(http)),
+            HealthKind::Tcp | HealthKind::Tls(_) => Exchange::begin(target, None, configs),
+            HealthKind::Http(http) => Exchange::begin(target, Some(http), configs),
             HealthKind::Udp(udp) => Datagram::begin(target, Question::Udp(udp.clone())),
             HealthKind::Dns(dns) => {
                 Datagram::begin(target, Question::Dns(dns.clone(), datagram::random_id()))
@@ -161,29 +165,49 @@ pub struct Exchange {
     socket: OwnedFd,
     connected: bool,
     http: Option<HttpCheck>,
-    request: Vec<u8>,
+    /// What is sent in the clear, before anything is encrypted.
+    plain: Vec<u8>,
     sent: usize,
+    tls: Option<Box<Session>>,
+    /// What is sent encrypted, once the handshake is complete.
+    request: Option<Vec<u8>>,
     answer: Answer,
 }
 
 impl Exchange {
-    fn begin(target: &HealthTarget, http: Option<&HttpCheck>) -> Result<(Check, Interest), Step> {
+    fn begin(
+        target: &HealthTarget,
+        http: Option<&HttpCheck>,
+        configs: &mut TlsConfigs,
+    ) -> Result<(Check, Interest), Step> {
         let address = target.checked_address();
+        let tls = match target.spec.kind.tls() {
+            None => None,
+            Some(tls) => {
+                let config = configs.of(tls, http.is_some()).map_err(Step::NotChecked)?;
+                Some(Box::new(Session::new(tls, address, config).map_err(Step::NotChecked)?))
+            }
+        };
         let socket = socket(target, SocketType::STREAM)?;
-        let mut request =
+        let mut plain =
             if target.spec.proxy_protocol { services::proxy_protocol::LOCAL.to_vec() } else { Vec::new() };
-        request.extend(http.map(|http| http.request(address)).unwrap_or_default());
+        let mut request = http.map(|http| http.request(address));
+        if tls.is_none() {
+            plain.extend(request.take().unwrap_or_default());
+        }
         let wants_content = http.is_some_and(|http| http.body.is_some());
         let exchange = Exchange {
             socket,
             connected: false,
             http: http.cloned(),
-            request,
+            plain,
             sent: 0,
+            tls,
+            request,
             answer: if wants_content { Answer::with_content() } else { Answer::default() },
         };
         match rustix::net::connect(&exchange.socket, &address) {
-            Ok(()) | Err(Errno::INPROGRESS) => Ok((Check::Exchange(exchange), Interest::Write)),
+            Ok(()) | Err(Errno::INPROGRESS) => Ok((Check::Exchange(Box::new(exchange)), Interest::Write)),
             Err(errno) => Err(failed(errno)),
         }
     }
@@ -195,13 +219,21 @@ impl Exchange {
                 Ok(Err(errno)) | Err(errno) => return failed(errno),
             }
         }
-        while let Some(rest) = self.request.get(self.sent..).filter(|rest| !rest.is_empty()) {
+        while let Some(rest) = self.plain.get(self.sent..).filter(|rest| !rest.is_empty()) {
             match rustix::net::send(&self.socket, rest, SendFlags::NOSIGNAL) {
                 Ok(bytes) => self.sent += bytes,
                 Err(Errno::AGAIN) => return Step::Wait(Interest::Write),
                 Err(Errno::INTR) => {}
                 Err(errno) => return failed(errno),
             }
+        }
+        if let Some(mut tls) = self.tls.take() {
+            let step = self.advance_encrypted(&mut tls);
+            if matches!(step, Step::Done(_)) {
+                tls.end(&mut Line(&self.socket));
+            }
+            self.tls = Some(tls);
+            return step;
         }
         if self.http.is_none() {
             return Step::Done(Ok(()));
@@ -211,13 +243,8 @@ impl Exchange {
             match rustix::net::recv(&self.socket, &mut buffer, RecvFlags::empty()) {
                 Ok((0, _)) => return Step::Done(self.outcome().unwrap_or(Err(Failure::Ended))),
                 Ok((bytes, _)) => {
-                    if let Err(malformed) = self.answer.receive(buffer.get(..bytes).unwrap_or_default()) {
-                        return Step::Done(Err(malformed.into()));
-                    }
-                    // Known before, but read to its end: who closes earlier resets the server's connection.
-                    if self.answer.is_complete()
-                        && let Some(outcome) = self.outcome()
-                    {
+                    let bytes = buffer.get(..bytes).unwrap_or_default();
+                    if let Some(outcome) = decided(&mut self.answer, self.http.as_ref(), bytes) {
                         return Step::Done(outcome);
                     }
                 }
@@ -228,14 +255,90 @@ impl Exchange {
         }
     }
 
-    /// Whether the answer is right, as far as it was read, once its status is known.
+    /// Handshake, request and answer; how much is read in all is limited by [`Session::receive`].
+    fn advance_encrypted(&mut self, tls: &mut Session) -> Step {
+        loop {
+            match tls.flush(&mut Line(&self.socket)) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Step::Wait(Interest::Write);
+                }
+                Err(error) => return Step::Done(self.outcome().unwrap_or(Err(Failure::System(error)))),
+            }
+            if tls.is_ready() {
+                if self.http.is_none() {
+                    return Step::Done(Ok(()));
+                }
+                if let Some(request) = self.request.take() {
+                    match tls.put(&request) {
+                        Ok(()) => continue,
+                        Err(error) => return Step::NotChecked(error),
+                    }
+                }
+            }
+            let mut done = None;
+            let Self { socket, answer, http, .. } = self;
+            let received = tls.receive(&mut Line(socket), &mut |bytes| {
+                if done.is_none() {
+                    done = decided(answer, http.as_ref(), bytes);
+                }
+            });
+            if let Some(outcome) = done {
+                return Step::Done(outcome);
+            }
+            match received {
+                Ok(Received::Some) => {}
+                Ok(Received::End) => return Step::Done(self.outcome().unwrap_or(Err(Failure::Ended))),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => return Step::Wait(Interest::Read),
+                    io::ErrorKind::Interrupted => {}
+                    io::ErrorKind::InvalidData => return Step::Done(Err(Failure::Tls(error.to_string()))),
+                    _ => return Step::Done(self.outcome().unwrap_or(Err(Failure::System(error)))),
+                },
+            }
+        }
+    }
+
     fn outcome(&self) -> Option<Result<(), Failure>> {
-        let (http, status) = (self.http.as_ref()?, self.answer.status()?);
-        Some(match &http.body {
-            _ if !http.accepts(status) => Err(Failure::Status(status)),
-            Some(body) if !self.answer.contains(body) => Err(Failure::Body(body.clone())),
-            _ => Ok(()),
-        })
+        outcome(&self.answer, self.http.as_ref())
+    }
+}
+
+/// Takes bytes of the answer; the outcome when they decide.
+fn decided(answer: &mut Answer, http: Option<&HttpCheck>, bytes: &[u8]) -> Option<Result<(), Failure>> {
+    if let Err(malformed) = answer.receive(bytes) {
+        return Some(Err(malformed.into()));
+    }
+    // Known before, but read to its end: who closes earlier resets the server's connection.
+    if answer.is_complete() { outcome(answer, http) } else { None }
+}
+
+/// Whether the answer is right, as far as it was read, once its status is known.
+fn outcome(answer: &Answer, http: Option<&HttpCheck>) -> Option<Result<(), Failure>> {
+    let (http, status) = (http?, answer.status()?);
+    Some(match &http.body {
+        _ if !http.accepts(status) => Err(Failure::Status(status)),
+        Some(body) if !answer.contains(body) => Err(Failure::Body(body.clone())),
+        _ => Ok(()),
+    })
+}
+
+/// A socket as `rustls` reads and writes it.
+struct Line<'a>(&'a OwnedFd);
+
+impl io::Read for Line<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(rustix::net::recv(self.0, buffer, RecvFlags::empty())?.0)
+    }
+}
+
+impl io::Write for Line<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(rustix::net::send(self.0, bytes, SendFlags::NOSIGNAL)?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -346,6 +449,7 @@ impl Script {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .process_group(0);
+        linux::netns::prepare_command(&mut command);
         let mut child =
             command.spawn().map_err(|error| match error.raw_os_error().map(Errno::from_raw_os_error) {
                 Some(errno) => failed(errno),

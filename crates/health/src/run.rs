@@ -11,7 +11,10 @@ use linux::event::{Epoll, Interest, Ready};
 
 use super::check::{Check, Closing, Failure, Step};
 use super::rise_fall::{News, RiseFall};
-use super::{HealthChange, HealthTarget, MonitorState, MonitorStatus, OnChange, lock};
+use super::tls::TlsConfigs;
+use super::{
+    HealthChange, HealthNews, HealthTarget, Known, KnownTarget, MonitorState, MonitorStatus, OnNews, lock,
+};
 
 /// Token of the wake-up; ids of targets are smaller.
 const WAKE: u64 = u64::MAX;
@@ -51,7 +54,7 @@ struct Monitor {
 /// All of them.
 pub struct Runner {
     shared: Arc<MonitorState>,
-    on_change: OnChange,
+    on_news: OnNews,
     epoll: Epoll,
     monitors: BTreeMap<u16, Monitor>,
     /// By [`Monitor::next`].
@@ -63,19 +66,20 @@ pub struct Runner {
     killed: Vec<Child>,
     /// Connections of checks that are done, and when they are closed; oldest first.
     closing: VecDeque<(Instant, Closing)>,
+    tls: TlsConfigs,
     random: u64,
 }
 
 impl Runner {
     /// Does nothing yet.
-    pub fn new(shared: Arc<MonitorState>, on_change: OnChange) -> io::Result<Runner> {
+    pub fn new(shared: Arc<MonitorState>, on_news: OnNews) -> io::Result<Runner> {
         let epoll = Epoll::new()?;
         epoll.add(&shared.wake, WAKE, Interest::Read)?;
         let mut seed = [0; 8];
         getrandom::fill(&mut seed).map_err(|error| io::Error::other(error.to_string()))?;
         Ok(Runner {
             shared,
-            on_change,
+            on_news,
             epoll,
             monitors: BTreeMap::new(),
             queue: BTreeSet::new(),
@@ -83,6 +87,7 @@ impl Runner {
             scripts: 0,
             killed: Vec::new(),
             closing: VecDeque::new(),
+            tls: TlsConfigs::default(),
             random: u64::from_le_bytes(seed) | 1,
         })
     }
@@ -160,7 +165,7 @@ impl Runner {
             return;
         }
         monitor.began = now;
-        match Check::begin(&monitor.target) {
+        match Check::begin(&monitor.target, &mut self.tls) {
             Ok((check, interest)) => {
                 if let Err(error) = self.epoll.add(&check, u64::from(id), interest) {
                     self.killed.extend(check.cancel());
@@ -234,8 +239,7 @@ impl Runner {
 
     /// This machine could not check: that says nothing about the target.
     fn not_checked(&mut self, id: u16, error: &io::Error) {
-        let Some(monitor) = self.monitors.get(&id) else { return };
-        tracing::warn!(server = monitor.target.server, address = %monitor.target.address, %error, "health not checked");
+        (self.on_news)(HealthNews::NotChecked { id, error: error.to_string() });
         self.schedule_next(id);
     }
 
@@ -246,23 +250,22 @@ impl Runner {
         let answered = outcome.as_ref().map_or_else(Failure::is_answer, |()| true);
         let news = monitor.state.take(outcome.is_ok(), answered, spec.fall, spec.rise);
         let reason = outcome.err().map(|failure| failure.to_string());
+        let mut reason_is_new = false;
         if let Some(status) = lock(&self.shared.statuses).get_mut(&id) {
+            let error = reason.clone().unwrap_or_default();
+            reason_is_new = reason.is_some() && status.error != error;
             status.up = monitor.state.is_up();
             status.checked = monitor.state.is_checked();
             status.checks += 1;
             status.failures += u64::from(reason.is_some());
             status.took_us = u64::try_from(monitor.began.elapsed().as_micros()).unwrap_or(u64::MAX);
-            status.error = reason.clone().unwrap_or_default();
+            status.error = error;
         }
         if let Some(News { up, silent }) = news {
-            let (server, address) = (monitor.target.server.as_str(), monitor.target.address);
-            let kind = spec.kind.name();
-            match &reason {
-                None => tracing::info!(server, %address, kind, "backend is up"),
-                Some(reason) => tracing::warn!(server, %address, kind, reason, "backend is down"),
-            }
-            let reason = reason.unwrap_or_else(|| format!("{kind} check succeeded"));
-            (self.on_change)(HealthChange { id, up, silent, reason });
+            let reason = reason.unwrap_or_else(|| format!("{} check succeeded", spec.kind.name()));
+            (self.on_news)(HealthNews::Change(HealthChange { id, up, silent, reason }));
+        } else if let Some(reason) = reason.filter(|_| reason_is_new && !monitor.state.is_up()) {
+            (self.on_news)(HealthNews::Reason { id, reason });
         }
         self.schedule_next(id);
     }
@@ -285,27 +288,29 @@ impl Runner {
     }
 
     /// New targets.
-    fn replace(&mut self, targets: Vec<HealthTarget>) {
-        let mut wanted: BTreeMap<u16, HealthTarget> =
-            targets.into_iter().map(|target| (target.id, target)).collect();
+    fn replace(&mut self, targets: Vec<KnownTarget>) {
+        self.tls.clear();
+        let mut wanted: BTreeMap<u16, KnownTarget> =
+            targets.into_iter().map(|target| (target.0.id, target)).collect();
         let ids: Vec<u16> = self.monitors.keys().copied().collect();
         for id in ids {
             let stays = self
                 .monitors
                 .get(&id)
                 .zip(wanted.get(&id))
-                .is_some_and(|(monitor, target)| monitor.target.address == target.address);
+                .is_some_and(|(monitor, (target, _))| monitor.target.address == target.address);
             if !stays {
                 self.forget(id);
-            } else if let Some(target) = wanted.remove(&id) {
+            } else if let Some((target, _)) = wanted.remove(&id) {
                 self.change(id, target);
             }
         }
         let now = Instant::now();
-        for (id, target) in wanted {
+        for (id, (target, known)) in wanted {
             let at = now + self.random(SPREAD.min(ms(target.spec.interval_ms)));
-            lock(&self.shared.statuses).insert(id, fresh(&target));
-            let monitor = Monitor { target, state: RiseFall::new(), check: None, began: now, next: at };
+            lock(&self.shared.statuses).insert(id, fresh(&target, known));
+            let state = known.map_or(RiseFall::new(), |known| RiseFall::resumed(known.up, known.silent));
+            let monitor = Monitor { target, state, check: None, began: now, next: at };
             self.monitors.insert(id, monitor);
             self.queue.insert((at, id));
         }
@@ -333,12 +338,12 @@ impl Runner {
         let Some(monitor) = self.monitors.remove(&id) else { return };
         self.queue.remove(&(monitor.next, id));
         if !monitor.state.is_up() {
-            (self.on_change)(HealthChange {
+            (self.on_news)(HealthNews::Change(HealthChange {
                 id,
                 up: true,
                 silent: false,
                 reason: "no longer monitored".to_owned(),
-            });
+            }));
         }
     }
 
@@ -353,14 +358,14 @@ impl Runner {
     }
 }
 
-fn fresh(target: &HealthTarget) -> MonitorStatus {
+fn fresh(target: &HealthTarget, known: Option<Known>) -> MonitorStatus {
     MonitorStatus {
         id: target.id,
         server: target.server.clone(),
         address: target.address,
         kind: target.spec.kind.name(),
-        up: true,
-        checked: false,
+        up: known.is_none_or(|known| known.up),
+        checked: known.is_some(),
         checks: 0,
         failures: 0,
         took_us: 0,
