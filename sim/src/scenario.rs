@@ -138,6 +138,7 @@ fn virtual_server() -> ServerSpec {
         address: SocketAddr::from(([10, 1, 2, last], Gateways::BACKEND_PORT)),
         weight: 1,
         connections_max: 0,
+        drain_s: 0,
     };
     ServerSpec {
         name: "echo".to_owned(),

@@ -220,6 +220,36 @@ fn c6_drain_keeps_what_lives() {
     });
 }
 
+/// Row C6: a backend drains for its time, `backend drain` says what is left, and then both ends of what is left learn at once
+/// that it is over.
+#[test]
+fn c6_drain_has_its_time() {
+    isolated(|| {
+        let farm = Farm::new();
+        let gateway = farm.start("method = \"round-robin\"\ndrain-seconds = 4\n");
+        let mut talks: Vec<Talk> = (0..12).map(|_| Talk::open(farm.lans.host(1), LISTEN).unwrap()).collect();
+        let (code, text) = gateway.command(&["backend", "drain", "web", "10.1.3.2:80"]);
+        let on_it = talks.iter().filter(|talk| talk.answer.name == "backend3").count();
+        let expected =
+            format!("10.1.3.2:80 of web drains: {on_it} live connections; what is left is reset in ");
+        assert!(code == 0 && text.starts_with(&expected), "{text}");
+        for talk in &mut talks {
+            talk.echo(5_000).unwrap();
+        }
+        assert!(gateway.command(&["status"]).1.contains("the rest ends in "));
+        wait_for("the end of the rest", PATIENCE, || backend(&gateway, 1).live_connections == 0);
+        for talk in &mut talks {
+            let ended = talk.answer.name == "backend3";
+            let error = talk.echo(5_000).err().map(|error| error.kind());
+            assert_eq!(error, ended.then_some(std::io::ErrorKind::ConnectionReset), "{}", talk.answer.name);
+        }
+        let at_backend = shell(farm.lans.host(3), "ss -Htn state established");
+        assert_eq!(at_backend.trim(), "", "the backend was told too");
+        let (_, text) = gateway.command(&["backend", "drain", "web", "10.1.3.2:80"]);
+        assert!(text.contains("0 live connections; nothing is left"), "{text}");
+    });
+}
+
 /// Rows C2, C3, C4, C6: what backends see. With the client's own address the reply's tuple differs from the request's, arrives
 /// at another core about every second time, and is handed to its owner.
 #[test]

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use control::protocol::BackendWish;
 use control::protocol::Request;
 
-use crate::output::RunningNode;
+use crate::output::{RunningNode, print};
 
 /// Arguments of `backend`.
 #[derive(clap::Args)]
@@ -15,7 +15,8 @@ Examples:
   anabranch backend enable web 10.0.0.1:80
   anabranch backend weight web 10.0.0.1:80 3
 
-Holds until the program ends, over reloads as well. \"anabranch status\" shows when the last connection is gone.")]
+Holds until the program ends, over reloads as well. \"drain\" says how many connections are left and how long
+they may last (drain-seconds of the server or backend), each time it is called; so does \"anabranch status\".")]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,
@@ -54,8 +55,16 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Enable(which) => (which, BackendWish::Enable),
         Command::Weight { which, weight } => (which, BackendWish::Weight(weight)),
     };
+    let server = which.server.clone();
     let request = Request::Backend { server: which.server, backend: which.backend, wish };
-    Ok(which.target.ask(request).map_or_else(|code| code, |_| ExitCode::SUCCESS))
+    let response = match which.target.ask(request) {
+        Ok(response) => response,
+        Err(code) => return Ok(code),
+    };
+    if let Some(backend) = response.backend.filter(|_| wish == BackendWish::Drain) {
+        print(&control::status::draining(&server, &backend))?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Arguments of `core`.

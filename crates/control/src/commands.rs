@@ -124,9 +124,13 @@ impl Commands<'_> {
                 Ok(Response { groups: Some(groups), ..Response::done() })
             }
             Request::Backend { server, backend, wish } => {
-                overrides.change_backend(services, server, backend, *wish)?;
+                let address = overrides.change_backend(services, server, backend, *wish)?.to_string();
                 self.apply()?;
-                Ok(Response::done())
+                let servers = self.engine.status().virtual_servers;
+                let mut of_server = servers.into_iter().filter(|known| known.name == *server);
+                let mut all = of_server.next().map(|known| known.backends).unwrap_or_default().into_iter();
+                let backend = all.find(|known| known.address == address);
+                Ok(Response { backend, ..Response::done() })
             }
             Request::Core { core, enabled } => {
                 self.engine.set_core(*core, *enabled)?;

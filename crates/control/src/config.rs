@@ -29,9 +29,9 @@
 //! | `[[rule]]` | name, action, from, to, protocol, port, source-port, tenant | `services::read::rule` |
 //! | `[[nat]]` | out, mode, addresses, from, tenants, mapping, ports, port-choice, tables, flows-per-client-max, ports-per-client, assemble-fragments | `services::balance::nat` |
 //! | `[[forward]]` | listen, to, tenant, proxy-protocol | `services::balance::forward` |
-//! | `[[virtual-server]]` | name, listen, backends, method, delivery, source, source-addresses, connections-max, slow-start-seconds, proxy-protocol, affinity, reset-on-down | `services::balance::server` |
+//! | `[[virtual-server]]` | name, listen, backends, method, delivery, source, source-addresses, connections-max, slow-start-seconds, drain-seconds, proxy-protocol, affinity, reset-on-down | `services::balance::server` |
 //! | `[[virtual-server]]` | health | `services::health::health` |
-//! | `[[virtual-server]]` backends | address, weight, connections-max | `services::balance::backends` |
+//! | `[[virtual-server]]` backends | address, weight, connections-max, drain-seconds | `services::balance::backends` |
 //! | `[[virtual-server]]` health | tcp, tls, http, https, status, host, body, sni, ca-file, udp, dns, command, port, source, proxy-protocol, interval-ms, timeout-ms, fall, rise | `services::health::health` |
 //! | `[[lease]]` | name, tenant, from, address, first-port, ports | `services::balance::lease` |
 

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::reload::ReloadReport;
-use crate::status::{Explanation, FlowList, GroupReport, LeaseReport, Report};
+use crate::status::{BackendStatus, Explanation, FlowList, GroupReport, LeaseReport, Report};
 
 pub(crate) mod flow_filter;
 
@@ -117,6 +117,9 @@ pub struct Response {
     /// Answer to `group-change`: how many prefixes changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed: Option<usize>,
+    /// Answer to `backend`: its state with the change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<BackendStatus>,
 }
 
 impl Response {

@@ -523,6 +523,8 @@ pub struct BackendSpec {
     pub connections_max: u32,
 }
 
+    /// Once it drains, connections may last so long, s; 0 = as long as they like.
+    pub drain_s: u32,
 /// How long a silent flow is kept, s. The defaults are the RFCs' (4787, 5382, 5508) or above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {

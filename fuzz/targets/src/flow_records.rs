@@ -89,7 +89,12 @@ fn gateway() -> Option<(Policy, Ownership)> {
         name: "web".to_owned(),
         protocol: TCP,
         listen: "203.0.113.10:80".parse().ok()?,
-        backends: vec![BackendSpec { address: "10.0.0.11:80".parse().ok()?, weight: 1, connections_max: 0 }],
+        backends: vec![BackendSpec {
+            address: "10.0.0.11:80".parse().ok()?,
+            weight: 1,
+            connections_max: 0,
+            drain_s: 0,
+        }],
         method: BalanceMethod::Maglev,
         delivery: DeliveryMode::Nat,
         source: NatMode::AddressAndPort,

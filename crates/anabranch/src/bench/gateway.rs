@@ -568,6 +568,7 @@ fn server() -> ServerSpec {
         address: (Ipv4Addr::new(10, 0, 0, last), 53).into(),
         weight: 1,
         connections_max: 0,
+        drain_s: 0,
     };
     ServerSpec {
         name: "dns".to_owned(),

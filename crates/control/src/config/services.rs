@@ -312,6 +312,8 @@ pub struct Backend {
     pub weight: u16,
     /// Live connections at most; 0 = no limit.
     pub connections_max: u32,
+    /// Once it drains, connections may last so long, s; 0 = as long as they like.
+    pub drain_s: u32,
 }
 
 /// `[[lease]]`: a port range of one outside address for one user (row R1).

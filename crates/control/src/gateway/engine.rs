@@ -593,6 +593,7 @@ impl EngineHandle<'_> {
                 over_connections: u64::from(backend.over),
                 total_connections: backend.total,
                 state_age_seconds: ages.seconds(now, backend.id),
+                drain_seconds_left: backend.drain_left_s,
             });
             ServerStatus {
                 listen: format!("{protocol} {}", server.listen),

@@ -200,14 +200,14 @@ impl Overrides {
         }
     }
 
-    /// Drains a backend, enables it, or changes its weight.
+    /// Drains a backend, enables it, or changes its weight; returns its address.
     pub fn change_backend(
         &mut self,
         services: &Services,
         server: &str,
         backend: &str,
         wish: BackendWish,
-    ) -> Result<(), OverrideError> {
+    ) -> Result<SocketAddr, OverrideError> {
         let names = services.servers.iter().map(|server| server.name.as_str());
         let found = services.servers.iter().find(|known| known.name == server);
         let found = found.ok_or_else(|| unknown("virtual server", server, names))?;
@@ -227,7 +227,7 @@ impl Overrides {
             BackendWish::Weight(weight) if weight <= 1_000 => change.weight = Some(weight),
             BackendWish::Weight(weight) => return Err(OverrideError::Weight(weight)),
         }
-        Ok(())
+        Ok(known.address)
     }
 
     /// Leases that were taken by command.

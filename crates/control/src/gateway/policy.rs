@@ -460,6 +460,7 @@ impl Builder<'_> {
                     address: backend.address,
                     weight: self.overrides.weight(&server.name, backend),
                     connections_max: backend.connections_max,
+                    drain_s: backend.drain_s,
                 })
                 .collect(),
             method: server.method,

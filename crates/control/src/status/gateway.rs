@@ -274,6 +274,8 @@ pub struct BackendStatus {
     pub total_connections: u64,
     /// How long it is in this state, whole seconds, to a second.
     pub state_age_seconds: u64,
+    /// It drains, and its connections may still last so long; without it as long as they like.
+    pub drain_seconds_left: Option<u32>,
 }
 
 /// A port range of one outside address that belongs to one user (row R1).

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use super::table::{Table, bytes, count, duration};
 use super::{
-    Explanation, FlowList, FlowReport, GroupReport, HealthProcessStatus, InterfaceStatus, LeaseReport,
-    NicHashStatus, NicPrediction, ServerStatus, ServicesStatus,
+    BackendStatus, Explanation, FlowList, FlowReport, GroupReport, HealthProcessStatus, InterfaceStatus,
+    LeaseReport, NicHashStatus, NicPrediction, ServerStatus, ServicesStatus,
 };
 use crate::config::services::values::protocol_text;
 
@@ -59,7 +59,8 @@ fn health_checks(status: &HealthProcessStatus, out: &mut String) {
             true => format!("by process {process}"),
             false => "stopped, verdicts stay as they are".to_owned(),
         };
-        let _ = writeln!(out, "\nhealth checks: {state}; {restarts} ends of the process, the last: {last_end}");
+        let _ =
+            writeln!(out, "\nhealth checks: {state}; {restarts} ends of the process, the last: {last_end}");
     }
     if !kept_rights.is_empty() {
         let _ = writeln!(out, "\nhealth checks have more rights than they should: {kept_rights}");
@@ -229,10 +230,31 @@ fn virtual_server(server: &ServerStatus, out: &mut String) {
             backend.weight.to_string(),
             backend.live_connections.to_string(),
             backend.total_connections.to_string(),
-            backend.reason.clone(),
+            backend_reason(backend),
         ]);
     }
     table.write("", out);
+}
+
+/// Why it is down, or when it is drained.
+fn backend_reason(backend: &BackendStatus) -> String {
+    match backend.drain_seconds_left.filter(|_| backend.reason.is_empty()) {
+        Some(0) => "time is over".to_owned(),
+        Some(left) => format!("the rest ends in {}", duration(f64::from(left))),
+        None => backend.reason.clone(),
+    }
+}
+
+/// `anabranch backend drain`.
+#[must_use]
+pub fn draining(server: &str, backend: &BackendStatus) -> String {
+    let live = count(backend.live_connections, "live connection");
+    let end = match (backend.live_connections, backend.drain_seconds_left) {
+        (0, _) => "nothing is left".to_owned(),
+        (_, None) => "they go on until they end (drain-seconds limits that)".to_owned(),
+        (_, Some(left)) => format!("what is left is reset in {}", duration(f64::from(left))),
+    };
+    format!("{} of {server} drains: {live}; {end}\n", backend.address)
 }
 
 /// `anabranch group list`.

@@ -19,7 +19,7 @@ pub use gateway::{
     HealthProcessStatus, InterfaceStatus, LeaseReport, NatStatus, NicHashStatus, NicPrediction, RuleStatus,
     ServerStatus, ServicesStatus, TakenOverStatus,
 };
-pub use gateway_text::{explanation, flows, groups, leases};
+pub use gateway_text::{draining, explanation, flows, groups, leases};
 pub use text::text;
 pub use tunnel::{CoreStatus, PathStatus, PeerStatus, TunnelStatus};
 

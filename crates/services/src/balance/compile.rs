@@ -63,6 +63,8 @@ pub struct ServerBackend {
     /// Configured.
     pub weight: u16,
     pub connections_max: u32,
+    /// Once it drains, connections may last so long, s; 0 = as long as they like.
+    pub drain_s: u32,
 }
 
 impl ServerBackend {
@@ -230,7 +232,7 @@ impl<'a> Compiler<'a> {
             past: old.map(|old| old.pasts(present)).unwrap_or_default(),
         };
         self.put(entry);
-        Some(ServerBackend { state, weight, connections_max })
+        Some(ServerBackend { state, weight, connections_max, drain_s: spec.drain_s })
     }
 
     fn put(&mut self, entry: Backend) {

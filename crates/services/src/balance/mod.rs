@@ -87,7 +87,7 @@ pub struct Pick {
 /// Consequence of a backend's health for its flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// None: it is up.
+    /// None: it is up, and does not drain or has time to.
     Stay,
     /// Flows that another backend can serve as well go there: UDP, and connections that are still being opened.
     Move,
@@ -121,7 +121,7 @@ pub struct Balancer {
     key: u64,
     /// Last time that control told, ns.
     now_ns: AtomicU64,
-    /// How often a backend went down or fell silent, over all reloads.
+    /// How often a backend went down, fell silent, or had drained as long as it may, over all reloads.
     deaths: Arc<AtomicU64>,
 }
 
@@ -300,7 +300,7 @@ impl Balancer {
         }
     }
 
-    /// How often a backend went down or fell silent. Who sees it change goes through the flows that it has by then: none
+    /// How often a backend went down, fell silent, or had drained as long as it may. Who sees it change goes through the flows that it has by then: none
     /// that is opened later goes to a backend of that time ([`Balancer::fate`]).
     #[inline]
     #[must_use]
@@ -311,9 +311,13 @@ impl Balancer {
     /// Fate of the flows of a backend.
     #[must_use]
     pub fn fate(&self, backend: u16) -> Fate {
-        let Some(entry) = self.backend(backend).filter(|entry| !entry.state.is_up()) else {
+        let Some(entry) = self.backend(backend) else { return Fate::Stay };
+        if entry.state.is_drained_out() {
+            return Fate::Reset;
+        }
+        if entry.state.is_up() {
             return Fate::Stay;
-        };
+        }
         let home = entry.home.and_then(|home| self.servers.get(usize::from(home)));
         match home.map_or(ResetOnDown::Silent, |home| home.reset_on_down) {
             ResetOnDown::Always => Fate::Reset,
@@ -333,7 +337,7 @@ impl Balancer {
         self.change(backend, |entry| entry.state.set_draining(draining))
     }
 
-    /// Control calls this about every second: slow starts go on, large tables of hashing methods follow health and
+    /// Control calls this about every second: slow starts and drains go on, large tables of hashing methods follow health and
     /// weights, and so do tables that missed a change because a reload came in between.
     pub fn tick(&self, now_ns: u64) {
         self.now_ns.fetch_max(now_ns, Ordering::Relaxed);
@@ -373,6 +377,9 @@ impl Balancer {
     #[must_use]
     pub fn backend_ref(&self, backend: u16) -> Option<BackendRef<'_>> {
         let entry = self.backend(backend)?;
+            if server.follow_drains(now_ns) {
+                self.deaths.fetch_add(1, Ordering::Release);
+            }
         Some(BackendRef { id: backend, server: &entry.state.server.name, address: entry.state.address })
     }
 

@@ -15,6 +15,9 @@ const FULL: u64 = 0;
 const WAITING: u64 = u64::MAX;
 
 /// [`BackendState::override_`]: none.
+/// [`BackendState::drains_since_ns`]: it takes connections.
+const NOT_DRAINING: u64 = 0;
+
 const NO_OVERRIDE: u32 = u32::MAX;
 
 /// Live and total connections.
@@ -138,6 +141,10 @@ pub struct BackendState {
     started_ns: AtomicU64,
     /// A weight set while running in the low half, the configured one that it replaces in the high half.
     override_: AtomicU32,
+    /// When it began to drain, or [`NOT_DRAINING`].
+    drains_since_ns: AtomicU64,
+    /// It drains, and its time is over.
+    drained_out: AtomicBool,
     failures: AtomicU64,
 }
 
@@ -156,6 +163,8 @@ impl BackendState {
             override_: AtomicU32::new(NO_OVERRIDE),
             failures: AtomicU64::new(0),
         }
+            drains_since_ns: AtomicU64::new(NOT_DRAINING),
+            drained_out: AtomicBool::new(false),
     }
 
     /// Whether monitors call it up.
@@ -187,6 +196,35 @@ impl BackendState {
     pub fn weight(&self, configured: u16) -> u16 {
         match self.override_.load(Relaxed) {
             NO_OVERRIDE => configured,
+    /// Whether it drains and its connections have had their time.
+    pub fn is_drained_out(&self) -> bool {
+        self.drained_out.load(Relaxed)
+    }
+
+    /// How long its connections may still last, ns; `None`: as long as they like, or it does not drain.
+    pub fn drain_left_ns(&self, configured: u16, drain_s: u32, now_ns: u64) -> Option<u64> {
+        if drain_s == 0 || !self.is_draining(configured) {
+            return None;
+        }
+        let since = self.drains_since_ns.load(Relaxed);
+        let passed_ns = if since == NOT_DRAINING { 0 } else { now_ns.saturating_sub(since) };
+        Some((u64::from(drain_s) * 1_000_000_000).saturating_sub(passed_ns))
+    }
+
+    /// Notes when draining begins and ends; returns whether its connections' time is over now.
+    pub fn follow_drain(&self, configured: u16, drain_s: u32, now_ns: u64) -> bool {
+        if !self.is_draining(configured) {
+            self.drains_since_ns.store(NOT_DRAINING, Relaxed);
+            self.drained_out.store(false, Relaxed);
+            return false;
+        }
+        if self.drains_since_ns.load(Relaxed) == NOT_DRAINING {
+            self.drains_since_ns.store(now_ns.max(1), Relaxed);
+        }
+        let is_over = self.drain_left_ns(configured, drain_s, now_ns) == Some(0);
+        !self.drained_out.swap(is_over, Relaxed) && is_over
+    }
+
             pair if pair >> 16 == u32::from(configured) => (pair & 0xffff) as u16,
             _ => configured,
         }

@@ -45,6 +45,8 @@ pub struct BackendStatus {
     pub up: bool,
     /// No new connections by the operator's wish.
     pub draining: bool,
+    /// How long its connections may still last, s, rounded up; `None`: it does not drain, or there is no limit.
+    pub drain_left_s: Option<u32>,
     /// Live connections.
     pub live: u32,
     /// Connections that are over and still remembered for what comes late.
@@ -66,6 +68,8 @@ pub fn of(server: &Server, now_ns: u64) -> ServerStatus {
         effective_weight: f64::from(tenths) / f64::from(TENTHS),
         up: backend.state.is_up(),
         draining: backend.state.is_draining(backend.weight),
+        drain_left_s: (backend.state.drain_left_ns(backend.weight, backend.drain_s, now_ns))
+            .map(|left_ns| left_ns.div_ceil(1_000_000_000) as u32),
         live: backend.state.count.live(),
         over: backend.state.count.held().saturating_sub(backend.state.count.live()),
         total: backend.state.count.total(),

@@ -200,6 +200,12 @@ impl Server {
         }
     }
 
+    /// Notes which backends drain; whether the connections of one have had their time now.
+    pub fn follow_drains(&self, now_ns: u64) -> bool {
+        let follow = |it: &ServerBackend| it.state.follow_drain(it.weight, it.drain_s, now_ns);
+        self.backends.iter().map(follow).fold(false, |any, over| any | over)
+    }
+
     /// The place of a backend that takes connections, by its id.
     pub fn place_of(&self, id: u16) -> Option<u16> {
         let place = self.backends.iter().position(|backend| backend.state.id == id)?;

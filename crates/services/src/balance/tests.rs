@@ -9,7 +9,7 @@ use packet::drop_reason::DropReason;
 use packet::flow::FlowKey;
 use proptest::prelude::*;
 
-use super::{Balancer, Pick, ServerStatus};
+use super::{Balancer, Fate, Pick, ServerStatus};
 use crate::spec::{
     Affinity, BackendSpec, BalanceMethod, DeliveryMode, NatMode, ResetOnDown, ServerSpec, TCP, UDP,
 };
@@ -17,7 +17,7 @@ use crate::spec::{
 pub const SECOND_NS: u64 = 1_000_000_000;
 
 pub fn backend(address: &str, weight: u16) -> BackendSpec {
-    BackendSpec { address: address.parse().unwrap(), weight, connections_max: 0 }
+    BackendSpec { address: address.parse().unwrap(), weight, connections_max: 0, drain_s: 0 }
 }
 
 /// A server "web" on 203.0.113.10:80 with backends 10.0.0.1:8080 … of these weights.
@@ -251,6 +251,42 @@ fn draining_and_weights_while_running() {
             !balancer.set_weight(77, 1) && !balancer.drain(77, true) && !balancer.set_health(77, true, 0)
         );
     }
+}
+
+/// The time begins with draining, by command or by weight 0, is over once, and begins anew when draining does.
+#[test]
+fn draining_has_its_time() {
+    let mut spec = server(BalanceMethod::RoundRobin, &[1, 1]);
+    spec.backends[0].drain_s = 5;
+    let balancer = Balancer::compile(std::slice::from_ref(&spec), None);
+    let left = |balancer: &Balancer| status(balancer).backends[0].drain_left_s;
+    let fates = |balancer: &Balancer| [balancer.fate(0), balancer.fate(1)];
+    balancer.tick(SECOND_NS);
+    assert_eq!((left(&balancer), balancer.deaths()), (None, 0));
+    for (id, draining) in [(0, true), (1, true), (1, false)] {
+        balancer.drain(id, draining);
+    }
+    balancer.tick(10 * SECOND_NS);
+    balancer.tick(13 * SECOND_NS);
+    assert_eq!((left(&balancer), fates(&balancer)), (Some(2), [Fate::Stay; 2]));
+    // A reload does not begin it anew.
+    let reloaded = Balancer::compile(std::slice::from_ref(&spec), Some(&balancer));
+    reloaded.tick(14 * SECOND_NS);
+    assert_eq!((left(&reloaded), reloaded.deaths()), (Some(1), 0));
+    reloaded.tick(15 * SECOND_NS);
+    reloaded.tick(16 * SECOND_NS);
+    assert_eq!((left(&reloaded), reloaded.deaths()), (Some(0), 1), "told once");
+    assert_eq!(fates(&reloaded), [Fate::Reset, Fate::Stay]);
+    reloaded.drain(0, false);
+    reloaded.tick(17 * SECOND_NS);
+    assert_eq!((left(&reloaded), fates(&reloaded)), (None, [Fate::Stay; 2]));
+    spec.backends[0].weight = 0;
+    let weightless = Balancer::compile(&[spec], Some(&reloaded));
+    weightless.tick(20 * SECOND_NS);
+    weightless.tick(24 * SECOND_NS);
+    assert_eq!((left(&weightless), weightless.fate(0)), (Some(1), Fate::Stay));
+    weightless.tick(25 * SECOND_NS);
+    assert_eq!((weightless.fate(0), weightless.deaths()), (Fate::Reset, 2));
 }
 
 #[test]

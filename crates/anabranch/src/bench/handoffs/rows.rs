@@ -151,7 +151,7 @@ fn servers() -> anyhow::Result<Vec<ServerSpec>> {
                     IpAddr::V4(_) => Ipv4Addr::new(10, 0, 1, last).into(),
                     IpAddr::V6(_) => std::net::Ipv6Addr::from(0xfd << 120 | u128::from(last)).into(),
                 };
-                BackendSpec { address: SocketAddr::new(ip, port), weight: 1, connections_max: 0 }
+                BackendSpec { address: SocketAddr::new(ip, port), weight: 1, connections_max: 0, drain_s: 0 }
             };
             servers.push(ServerSpec {
                 name: format!("{address} {port}"),

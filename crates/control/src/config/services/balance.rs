@@ -337,6 +337,9 @@ fn backends(section: &mut Section<'_, '_, '_>) -> Vec<At<Backend>> {
     };
     let DeValue::Array(items) = value.get_ref() else {
         let found = kind(value.get_ref());
+/// Longest time that a backend drains; a day is more than any maintenance waits.
+const DRAIN_SECONDS: std::ops::RangeInclusive<u64> = 0..=86_400;
+
         section.error(&value.span(), KEY, format!("{found} found, a list is needed; {RIGHT}"));
         return Vec::new();
     };
@@ -348,18 +351,21 @@ fn backends(section: &mut Section<'_, '_, '_>) -> Vec<At<Backend>> {
         let at = item.span();
         match item.get_ref() {
             DeValue::String(text) => match values::backend(text) {
-                Ok(address) => list.push(At::new(Backend { address, weight: 1, connections_max: 0 }, at)),
+                Ok(address) => {
+                    list.push(At::new(Backend { address, weight: 1, connections_max: 0, drain_s }, at));
+                }
                 Err(mistake) => section.error(&at, KEY, mistake.to_string()),
             },
             DeValue::Table(table) => {
                 let mut inner =
+    let drain_s = section.number_or("drain-seconds", DRAIN_SECONDS, 0);
                     Section::new("virtual-server.backends", Some((table, at.clone())), section.problems);
                 let address = inner.required("address", "\"10.0.0.1:80\"", values::backend);
                 let weight = inner.number_or("weight", 0..=1_000, 1);
                 let connections_max = inner.number_or("connections-max", 0..=100_000_000, 0);
                 inner.finish();
-                if let Some(address) = address {
-                    list.push(At::new(Backend { address: address.value, weight, connections_max }, at));
+                if let Some(address) = address.map(|address| address.value) {
+                    list.push(At::new(Backend { address, weight, connections_max, drain_s }, at));
                 }
             }
             other => section.error(&at, KEY, format!("{} found, an address is needed; {RIGHT}", kind(other))),
@@ -367,6 +373,7 @@ fn backends(section: &mut Section<'_, '_, '_>) -> Vec<At<Backend>> {
     }
     section.at_most(KEY, &list, BACKENDS_MAX);
     list
+                let drain_s = inner.number_or("drain-seconds", DRAIN_SECONDS, drain_s);
 }
 
 pub(super) fn lease(

@@ -59,7 +59,7 @@ fn everything_else() {
          port = [80, \"90-99\"]\ntenant = \"red\"\n\
          [[forward]]\nlisten = \"tcp+udp wan:53\"\nto = \"10.0.0.5\"\ntenant = \"red\"\n\
          [[virtual-server]]\nname = \"web\"\nlisten = \"tcp 203.0.113.10:80\"\ndelivery = \"direct-return\"\n\
-         backends = [{{ address = \"10.0.0.1:80\", weight = 5, connections-max = 9 }}]\nmethod = \"source-address\"\n\
+         backends = [{{ address = \"10.0.0.1:80\", weight = 5, connections-max = 9, drain-seconds = 60 }}]\nmethod = \"source-address\"\n\
          reset-on-down = \"never\"\nhealth = {{ http = \"/up\", status = [\"200-201\", 204], host = \"w\", interval-ms = 500, fall = 1 }}\n\
          [[nat]]\nout = \"wan\"\nfrom = [\"10.0.0.0/8\", \"bots\"]\ntenants = \"red\"\nmapping = \"endpoint-independent\"\n\
          ports = \"2048-4095\"\ntables = 256\nflows-per-client-max = 7\nports-per-client = 1024\n\
@@ -82,7 +82,7 @@ fn everything_else() {
     assert_eq!(server.reset_on_down, ResetOnDown::Never);
     assert_eq!(
         server.backends[0],
-        Backend { address: "10.0.0.1:80".parse().unwrap(), weight: 5, connections_max: 9 }
+        Backend { address: "10.0.0.1:80".parse().unwrap(), weight: 5, connections_max: 9, drain_s: 60 }
     );
     let http = HttpCheck {
         path: "/up".to_owned(),

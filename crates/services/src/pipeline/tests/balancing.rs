@@ -17,6 +17,7 @@ pub fn farm(source: NatMode, delivery: DeliveryMode) -> GatewaySpec {
         address: format!("10.0.0.{last}:80").parse().unwrap(),
         weight: 1,
         connections_max: 0,
+        drain_s: 0,
     };
     spec.servers.push(ServerSpec {
         name: "web".to_owned(),

@@ -134,6 +134,29 @@ fn what_becomes_of_live_connections_is_an_option() {
     assert_eq!(world.end_dead().len(), 2);
 }
 
+/// A backend that drains keeps its connections for its time; then they end as those of a dead one, whatever
+/// `reset_on_down` says.
+#[test]
+fn what_drained_long_enough_is_reset_at_both_ends() {
+    let mut spec = farm(NatMode::AddressAndPort, DeliveryMode::Nat);
+    spec.servers[0].reset_on_down = ResetOnDown::Never;
+    spec.servers[0].backends.iter_mut().for_each(|backend| backend.drain_s = 30);
+    let mut world = World::new(2, spec);
+    let client = key(TCP, "198.51.100.7:5000", "203.0.113.10:80");
+    let inside = connect(&mut world, &client);
+    let id = world.policy.balancer.backends().find(|it| it.address.ip() == inside.dst).unwrap().id;
+    world.policy.balancer.drain(id, true);
+    let begun = world.now_ns;
+    world.policy.balancer.tick(begun);
+    world.policy.balancer.tick(begun + 29_999_999_999);
+    assert!(world.end_dead().is_empty());
+    assert_eq!(world.one(WAN, &tcp_of(&client, ACK, 1_006, 7_001, b"x")).key(), inside);
+    world.policy.balancer.tick(begun + 30_000_000_000);
+    let told: Vec<_> = world.end_dead().iter().map(segment).collect();
+    assert_eq!(told, [(client.reversed(), RST, 7_001), (inside, RST, 1_007)]);
+    assert_eq!(world.flows(), 0);
+}
+
 #[test]
 fn others_are_not_touched_and_many_are_found() {
     let mut world = World::new(4, farm(NatMode::AddressAndPort, DeliveryMode::Nat));
