@@ -186,6 +186,9 @@ fn c6_health_by_http_and_by_command() {
             flag.display()
         );
         std::fs::write(&flag, "").unwrap();
+        // The command is another user's.
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+        std::fs::set_permissions(farm.lans.scene.directory.path(), open).unwrap();
         assert_eq!(farm.lans.reload(&gateway, &section(&command)).0, 0);
         wait_for("the command finds them up", PATIENCE, up);
         std::fs::remove_file(&flag).unwrap();
