@@ -465,6 +465,8 @@ pub enum Affinity {
     None,
     /// All flows of one address go to one backend, as long as it takes new ones.
     SourceAddress,
+    /// A QUIC connection stays with its backend when its client's address or port changes, as long as the backend is up.
+    QuicConnectionId,
 }
 
 /// Live TCP connections to a backend that goes down: whether both ends get a RST.
@@ -521,10 +523,10 @@ pub struct BackendSpec {
     pub weight: u16,
     /// Live connections at most; 0 = no limit.
     pub connections_max: u32,
-}
-
     /// Once it drains, connections may last so long, s; 0 = as long as they like.
     pub drain_s: u32,
+}
+
 /// How long a silent flow is kept, s. The defaults are the RFCs' (4787, 5382, 5508) or above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {

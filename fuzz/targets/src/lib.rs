@@ -10,6 +10,7 @@
 //!    to a genuine handshake.
 //! 3. [`frames()`]: what stands in a data datagram, pieces put together included; [`table()`]: bucket tables in it.
 //! 4. [`packet()`]: inner packets and super-packets, from the TUN device or from a peer.
+//!    [`quic_header()`]: connection ids of QUIC.
 //! 5. [`fragments()`]: packets in pieces, from any interface of the gateway.
 //! 6. [`nat_rewrite()`]: packets that the gateway translates; [`tcp_track()`]: segments of connections that it follows.
 //! 7. [`encapsulation()`]: datagrams between the units of a cluster; [`reassembly()`]: frames that they carry in fragments.
@@ -28,6 +29,7 @@ mod fragments;
 mod frames;
 mod handshake;
 mod packet;
+mod quic;
 pub mod seeds;
 pub mod track;
 pub mod translate;
@@ -40,6 +42,7 @@ pub use fragments::{fragments, steps as fragment_steps};
 pub use frames::{frames, table};
 pub use handshake::{handshake, tampering};
 pub use packet::packet;
+pub use quic::quic_header;
 pub use track::tcp_track;
 pub use translate::nat_rewrite;
 pub use units::{encapsulation, reassembly, steps as reassembly_steps};
@@ -63,6 +66,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("header", header),
     ("nat_rewrite", nat_rewrite),
     ("packet", packet),
+    ("quic_header", quic_header),
     ("reassembly", reassembly),
     ("table", table),
     ("tampering", tampering),

@@ -15,7 +15,9 @@
 //!   try the next hashes of the same client, so that it is diverted to the same other backend each time. Live
 //!   connections stay where they are in all three cases, unless their backend is down: [`Balancer::fate`].
 //! * **Affinity.** Where it is asked for, a client's address leads to the backend that it had last (`clients`), before any
-//!   method is asked, as long as that backend takes connections.
+//!   method is asked, as long as that backend takes connections. A QUIC connection is known by its id (`connection_ids`), and stays
+//!   where it is as long as its backend is up.
+//! * **Drain time.** With `drain_s`, connections that a draining backend has after that time end like those of a dead one.
 //! * **Nobody left.** When all backends are down, new connections are refused ([`DropReason::NoBackend`]), not sent
 //!   to a dead one: clients that are told go elsewhere at once. When those that are up are full, it is
 //!   [`DropReason::ServerFull`].
@@ -34,10 +36,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use packet::drop_reason::DropReason;
 use packet::flow::FlowKey;
 
-use crate::spec::{Affinity, BalanceMethod, DeliveryMode, NatMode, ResetOnDown, ServerSpec};
+use crate::spec::{Affinity, BalanceMethod, DeliveryMode, NatMode, ResetOnDown, ServerSpec, UDP};
 
 mod clients;
 mod compile;
+mod connection_ids;
 pub mod maglev;
 mod state;
 mod status;
@@ -167,6 +170,36 @@ impl Balancer {
             (Ok(_), _) => {}
         }
         picked
+    }
+
+    /// The backend of the QUIC connection that a client's datagram belongs to, for a new flow from an address that the
+    /// connection did not have before; `None`: it is no known one, or its backend is down. The connection lives already, so that
+    /// neither draining nor a limit keeps it away.
+    #[must_use]
+    pub fn quic_backend(&self, server: u16, datagram: &[u8], now_ns: u64) -> Option<Pick> {
+        let server = self.servers.get(usize::from(server))?;
+        if server.affinity != Affinity::QuicConnectionId {
+            return None;
+        }
+        let id = server.state.connection_ids.backend_of(self.key, datagram, now_ns)?;
+        let place = server.backends.iter().position(|backend| backend.state.id == id)?;
+        let state = &server.backends.get(place)?.state;
+        let serves = state.is_up() && !state.is_drained_out();
+        u16::try_from(place).ok().filter(|_| serves).and_then(|place| server.pick_at(place))
+    }
+
+    /// Whether flows of this server are looked at for connection ids.
+    #[must_use]
+    pub fn learns_connection_ids(&self, server: u16) -> bool {
+        let server = self.servers.get(usize::from(server));
+        server.is_some_and(|it| it.affinity == Affinity::QuicConnectionId && it.protocol == UDP)
+    }
+
+    /// A backend answers with this datagram. Returns whether later ones are to be looked at too.
+    #[cold]
+    pub fn learn_connection_id(&self, backend: u16, datagram: &[u8], now_ns: u64) -> bool {
+        let Some(entry) = self.backend(backend).filter(|entry| entry.home.is_some()) else { return false };
+        entry.state.server.connection_ids.learn(self.key, backend, datagram, now_ns)
     }
 
     /// As [`Balancer::pick`], for a look that is not about a connection: nothing is counted. With round robin a turn is
@@ -344,6 +377,9 @@ impl Balancer {
         for server in &self.servers {
             server.start_waiting(now_ns);
             server.refresh(now_ns);
+            if server.follow_drains(now_ns) {
+                self.deaths.fetch_add(1, Ordering::Release);
+            }
         }
     }
 
@@ -377,9 +413,6 @@ impl Balancer {
     #[must_use]
     pub fn backend_ref(&self, backend: u16) -> Option<BackendRef<'_>> {
         let entry = self.backend(backend)?;
-            if server.follow_drains(now_ns) {
-                self.deaths.fetch_add(1, Ordering::Release);
-            }
         Some(BackendRef { id: backend, server: &entry.state.server.name, address: entry.state.address })
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::clients::Clients;
+use super::connection_ids::ConnectionIds;
 
 /// Weights are counted in tenths, so that a slow start has ten steps even for a weight of 1.
 pub const TENTHS: u32 = 10;
@@ -14,10 +15,10 @@ const FULL: u64 = 0;
 /// [`BackendState::started_ns`]: begins its slow start with the next tick.
 const WAITING: u64 = u64::MAX;
 
-/// [`BackendState::override_`]: none.
 /// [`BackendState::drains_since_ns`]: it takes connections.
 const NOT_DRAINING: u64 = 0;
 
+/// [`BackendState::override_`]: none.
 const NO_OVERRIDE: u32 = u32::MAX;
 
 /// Live and total connections.
@@ -106,6 +107,8 @@ pub struct ServerState {
     pub refused: AtomicU64,
     /// Backends of clients, for affinity.
     pub clients: Clients,
+    /// Backends of QUIC connections, likewise.
+    pub connection_ids: ConnectionIds,
 }
 
 impl ServerState {
@@ -117,6 +120,7 @@ impl ServerState {
             turn: AtomicU32::new(0),
             refused: AtomicU64::new(0),
             clients: Clients::default(),
+            connection_ids: ConnectionIds::default(),
         }
     }
 }
@@ -137,14 +141,14 @@ pub struct BackendState {
     /// It is down and does not answer at all.
     silent: AtomicBool,
     draining: AtomicBool,
-    /// When it came up (then it starts slowly), or [`FULL`] or [`WAITING`].
-    started_ns: AtomicU64,
-    /// A weight set while running in the low half, the configured one that it replaces in the high half.
-    override_: AtomicU32,
     /// When it began to drain, or [`NOT_DRAINING`].
     drains_since_ns: AtomicU64,
     /// It drains, and its time is over.
     drained_out: AtomicBool,
+    /// When it came up (then it starts slowly), or [`FULL`] or [`WAITING`].
+    started_ns: AtomicU64,
+    /// A weight set while running in the low half, the configured one that it replaces in the high half.
+    override_: AtomicU32,
     failures: AtomicU64,
 }
 
@@ -159,12 +163,12 @@ impl BackendState {
             up: AtomicBool::new(true),
             silent: AtomicBool::new(false),
             draining: AtomicBool::new(false),
+            drains_since_ns: AtomicU64::new(NOT_DRAINING),
+            drained_out: AtomicBool::new(false),
             started_ns: AtomicU64::new(if slowly { WAITING } else { FULL }),
             override_: AtomicU32::new(NO_OVERRIDE),
             failures: AtomicU64::new(0),
         }
-            drains_since_ns: AtomicU64::new(NOT_DRAINING),
-            drained_out: AtomicBool::new(false),
     }
 
     /// Whether monitors call it up.
@@ -192,10 +196,6 @@ impl BackendState {
         self.draining.load(Relaxed) || self.weight(configured) == 0
     }
 
-    /// The weight set while running, as long as it replaces this configured one; else the configured one.
-    pub fn weight(&self, configured: u16) -> u16 {
-        match self.override_.load(Relaxed) {
-            NO_OVERRIDE => configured,
     /// Whether it drains and its connections have had their time.
     pub fn is_drained_out(&self) -> bool {
         self.drained_out.load(Relaxed)
@@ -225,6 +225,10 @@ impl BackendState {
         !self.drained_out.swap(is_over, Relaxed) && is_over
     }
 
+    /// The weight set while running, as long as it replaces this configured one; else the configured one.
+    pub fn weight(&self, configured: u16) -> u16 {
+        match self.override_.load(Relaxed) {
+            NO_OVERRIDE => configured,
             pair if pair >> 16 == u32::from(configured) => (pair & 0xffff) as u16,
             _ => configured,
         }

@@ -43,6 +43,8 @@ pub mod flags {
     pub const PROXY_PROTOCOL: u16 = 1 << 7;
     /// The flow was picked up in mid-stream: TCP windows are not known.
     pub const MID_STREAM: u16 = 1 << 8;
+    /// Answers are looked at for QUIC's connection ids, until the handshake is over.
+    pub const LEARNS_IDS: u16 = 1 << 9;
     /// The outside port is the client's own and stands in no port table, where another remote's flow has its place.
     pub const OWN_PORT: u16 = 1 << 12;
 }

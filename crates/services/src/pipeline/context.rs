@@ -4,7 +4,10 @@ use packet::icmp::Kind;
 use packet::{DropReason, FlowKey, Ingress, IpHeader};
 
 use super::{Frame, Origin};
+use crate::spec::UDP;
 use crate::tcp::Segment;
+
+const UDP_HEADER_BYTES: usize = 8;
 
 /// Facts about one packet on its way through the services.
 #[derive(Clone, Copy)]
@@ -56,6 +59,15 @@ impl PacketContext {
             return None;
         }
         Kind::of(&self.header, self.header.payload(frame.packet()))
+    }
+
+    /// Payload of the UDP datagram as far as it is in this packet; empty where there is none.
+    #[inline]
+    pub fn datagram<'a>(&self, frame: &'a Frame<'_>) -> &'a [u8] {
+        if self.header.protocol != UDP || self.is_later_fragment() {
+            return &[];
+        }
+        self.header.payload(frame.packet()).get(UDP_HEADER_BYTES..).unwrap_or_default()
     }
 
     /// The TCP segment.

@@ -65,6 +65,9 @@ impl Services {
                 }
             }
         }
+        if flow.record.flags & flags::LEARNS_IDS != 0 && direction == Direction::Reply {
+            learn_id(&self.routing.policy, packet, frame, flow.record);
+        }
         flow.count(packet.header.total_bytes as u32);
         flow.record.seen = tick_of(packet.now_ns);
         if direction == Direction::Reply || tcp::is_answered_unseen(flow.record) {
@@ -367,6 +370,16 @@ impl Services {
             return Err(DropReason::NoRoute);
         }
         Ok(target)
+    }
+}
+
+/// A backend's answer may have the id that clients will use.
+#[cold]
+fn learn_id(policy: &Policy, packet: &PacketContext, frame: &Frame<'_>, record: &mut Record) {
+    let Some(backend) = record.backend.checked_sub(1) else { return };
+    let datagram = packet.datagram(frame);
+    if !policy.balancer.learn_connection_id(backend, datagram, packet.now_ns) {
+        record.flags &= !flags::LEARNS_IDS;
     }
 }
 

@@ -85,7 +85,8 @@ impl Services {
             core: self.routing.core,
             original: side(&original)?,
             reply: side(&reply)?,
-            flags: record.flags,
+            // What was learnt is not handed over, so nothing more is.
+            flags: record.flags & !flags::LEARNS_IDS,
             ingress: place(policy, record.ingress())?,
             idle_ms: u32::try_from(since_ms(now_ns, record.seen)).unwrap_or(u32::MAX),
             tcp: (record.protocol == TCP).then_some(TcpState {

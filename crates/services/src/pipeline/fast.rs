@@ -68,7 +68,8 @@ impl Services {
         let Some(mut flow) = self.flows.table.for_packet(id, direction) else { return false };
         let record = &mut *flow.record;
         let Some(hop) = self.routing.hops.get(record.next_hop[direction as usize]) else { return false };
-        let decided = record.era == self.routing.era && record.flags & flags::PROXY_PROTOCOL == 0;
+        let decided =
+            record.era == self.routing.era && record.flags & (flags::PROXY_PROTOCOL | flags::LEARNS_IDS) == 0;
         let answered = record.flags & flags::REPLIED != 0
             || (direction == Direction::Original && !tcp::is_answered_unseen(record));
         let fits = frame.offload.gso_size == 0 && head.total_bytes <= usize::from(hop.mtu);

@@ -157,7 +157,7 @@ impl Services {
             Hairpin::HandedOver => return Ok(None),
             Hairpin::Begin(interface) => Some(interface),
         };
-        let resolution = match self.resolve(&policy, packet, around) {
+        let resolution = match self.resolve(&policy, packet, frame, around) {
             Ok(resolution) => resolution,
             Err(reason) => {
                 self.not_resolved(&policy, packet, frame, reason, out)?;
@@ -308,6 +308,7 @@ impl Services {
         &mut self,
         policy: &Policy,
         packet: &PacketContext,
+        frame: &Frame<'_>,
         around: Option<InterfaceId>,
     ) -> Result<Resolution, DropReason> {
         let PacketContext { key, tenant, .. } = packet;
@@ -327,8 +328,14 @@ impl Services {
         let mut tenant_out = *tenant;
         match policy.server_or_forward(key) {
             Some(Service::Server(server)) => {
-                let random = (self.random.word() >> 32) as u32;
-                let pick = policy.balancer.pick(server, key, packet.now_ns, random)?;
+                let known = policy.balancer.quic_backend(server, packet.datagram(frame), packet.now_ns);
+                let pick = match known {
+                    Some(pick) => pick,
+                    None => {
+                        let random = (self.random.word() >> 32) as u32;
+                        policy.balancer.pick(server, key, packet.now_ns, random)?
+                    }
+                };
                 resolution.server = Some(server);
                 resolution.backend = Some(pick.backend);
                 if pick.delivery == DeliveryMode::DirectReturn {
@@ -340,6 +347,8 @@ impl Services {
                     resolution.neighbor = pick.address.ip();
                     return Ok(resolution);
                 }
+                resolution.flags |=
+                    if policy.balancer.learns_connection_ids(server) { flags::LEARNS_IDS } else { 0 };
                 resolution.source = Some(pick.source);
                 resolution.flags |= if pick.proxy_protocol { flags::PROXY_PROTOCOL } else { 0 };
                 resolution.set_destination(pick.address);

@@ -16,6 +16,7 @@ mod mappings;
 mod moving;
 mod peers;
 mod proxy_sequence;
+mod quic;
 mod refusals;
 mod routes;
 mod translation;

@@ -221,8 +221,11 @@ const METHODS: [(&str, BalanceMethod); 4] = [
 const DELIVERIES: [(&str, DeliveryMode); 2] =
     [("nat", DeliveryMode::Nat), ("direct-return", DeliveryMode::DirectReturn)];
 
-const AFFINITIES: [(&str, Affinity); 2] =
-    [("none", Affinity::None), ("source-address", Affinity::SourceAddress)];
+const AFFINITIES: [(&str, Affinity); 3] = [
+    ("none", Affinity::None),
+    ("source-address", Affinity::SourceAddress),
+    ("quic-connection-id", Affinity::QuicConnectionId),
+];
 
 const RESETS: [(&str, ResetOnDown); 3] =
     [("silent", ResetOnDown::Silent), ("always", ResetOnDown::Always), ("never", ResetOnDown::Never)];
@@ -268,6 +271,7 @@ pub(super) fn server(table: Table<'_>, problems: &mut Problems<'_>) -> Option<(V
             let message = "the PROXY protocol needs TCP and delivery = \"nat\"; remove it";
             section.error(&proxy.at, "proxy-protocol", message);
         }
+        check_affinity(&mut section, affinity.as_ref(), !tcp && !direct);
     }
     section.finish();
     let listen = listen?;
@@ -291,6 +295,14 @@ pub(super) fn server(table: Table<'_>, problems: &mut Problems<'_>) -> Option<(V
         health,
     };
     Some((server, ServerPlaces { name: name.at, listen: listen.at }))
+}
+
+/// `answers`: the server is one of UDP whose backends answer through the gateway.
+fn check_affinity(section: &mut Section<'_, '_, '_>, affinity: Option<&At<Affinity>>, answers: bool) {
+    if let Some(affinity) = affinity.filter(|it| it.value == Affinity::QuicConnectionId && !answers) {
+        let message = "QUIC needs UDP, and ids are learnt from answers, with delivery = \"nat\"; remove it";
+        section.error(&affinity.at, "affinity", message);
+    }
 }
 
 fn check_backends(
@@ -327,6 +339,9 @@ fn check_backends(
     }
 }
 
+/// Longest time that a backend drains; a day is more than any maintenance waits.
+const DRAIN_SECONDS: std::ops::RangeInclusive<u64> = 0..=86_400;
+
 /// A list of addresses, of tables, or of both.
 fn backends(section: &mut Section<'_, '_, '_>) -> Vec<At<Backend>> {
     const KEY: &str = "backends";
@@ -337,15 +352,13 @@ fn backends(section: &mut Section<'_, '_, '_>) -> Vec<At<Backend>> {
     };
     let DeValue::Array(items) = value.get_ref() else {
         let found = kind(value.get_ref());
-/// Longest time that a backend drains; a day is more than any maintenance waits.
-const DRAIN_SECONDS: std::ops::RangeInclusive<u64> = 0..=86_400;
-
         section.error(&value.span(), KEY, format!("{found} found, a list is needed; {RIGHT}"));
         return Vec::new();
     };
     if items.is_empty() {
         section.error(&value.span(), KEY, format!("none: nobody could be served; {RIGHT}"));
     }
+    let drain_s = section.number_or("drain-seconds", DRAIN_SECONDS, 0);
     let mut list = Vec::with_capacity(items.len());
     for item in items.iter() {
         let at = item.span();
@@ -358,11 +371,11 @@ const DRAIN_SECONDS: std::ops::RangeInclusive<u64> = 0..=86_400;
             },
             DeValue::Table(table) => {
                 let mut inner =
-    let drain_s = section.number_or("drain-seconds", DRAIN_SECONDS, 0);
                     Section::new("virtual-server.backends", Some((table, at.clone())), section.problems);
                 let address = inner.required("address", "\"10.0.0.1:80\"", values::backend);
                 let weight = inner.number_or("weight", 0..=1_000, 1);
                 let connections_max = inner.number_or("connections-max", 0..=100_000_000, 0);
+                let drain_s = inner.number_or("drain-seconds", DRAIN_SECONDS, drain_s);
                 inner.finish();
                 if let Some(address) = address.map(|address| address.value) {
                     list.push(At::new(Backend { address, weight, connections_max, drain_s }, at));
@@ -373,7 +386,6 @@ const DRAIN_SECONDS: std::ops::RangeInclusive<u64> = 0..=86_400;
     }
     section.at_most(KEY, &list, BACKENDS_MAX);
     list
-                let drain_s = inner.number_or("drain-seconds", DRAIN_SECONDS, drain_s);
 }
 
 pub(super) fn lease(

@@ -430,18 +430,6 @@ fn health_of_a_virtual_server() {
     assert_eq!(health(udp, "", "dns = \"www.example.net\"").kind, HealthKind::Dns(name));
     let ping = UdpCheck { send: "ping".to_owned(), body: Some("pong".to_owned()) };
     assert_eq!(health(udp, "", "udp = \"ping\", body = \"pong\"").kind, HealthKind::Udp(ping));
-    let asked = |check: &str| match health(tcp, proxied, check) {
-        HealthSpec { kind, proxy_protocol: true, .. } => kind.tls().unwrap().sni.clone(),
-        other => panic!("{other:?}"),
-    };
-    assert_eq!(asked("https = \"/\""), None);
-    assert_eq!(asked("tls = true, sni = \"a.example\"").as_deref(), Some("a.example"));
-    assert_eq!(asked("https = \"/\", host = \"a.example:8443\"").as_deref(), Some("a.example"));
-    assert_eq!(asked("https = \"/\", host = \"10.0.0.1\""), None);
-    assert_eq!(
-        asked("https = \"/\", host = \"a.example\", sni = \"b.example\"").as_deref(),
-        Some("b.example")
-    );
     let wrong = |line: &str, message: &str| {
         let text = format!(
             "{WAN}[[virtual-server]]\nlisten = \"{tcp}\"\nbackends = [\"10.0.0.1:80\"]\nhealth = {{ {line} }}\n"
@@ -466,6 +454,29 @@ fn health_of_a_virtual_server() {
         "site.toml:7:40: error: virtual-server.health.proxy-protocol: the PROXY protocol belongs to a check over TCP; \
          remove it",
     );
+}
+
+#[test]
+fn health_over_tls() {
+    let server = |health: &str| {
+        format!(
+            "{WAN}[[virtual-server]]\nlisten = \"tcp 203.0.113.9:80\"\nbackends = [\"10.0.0.1:80\"]\n\
+             health = {{ {health} }}\nproxy-protocol = true\n"
+        )
+    };
+    let asked = |check: &str| match services(&server(check)).servers[0].health.clone().unwrap() {
+        HealthSpec { kind, proxy_protocol: true, .. } => kind.tls().unwrap().sni.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(asked("https = \"/\""), None);
+    assert_eq!(asked("tls = true, sni = \"a.example\"").as_deref(), Some("a.example"));
+    assert_eq!(asked("https = \"/\", host = \"a.example:8443\"").as_deref(), Some("a.example"));
+    assert_eq!(asked("https = \"/\", host = \"10.0.0.1\""), None);
+    assert_eq!(
+        asked("https = \"/\", host = \"a.example\", sni = \"b.example\"").as_deref(),
+        Some("b.example")
+    );
+    let wrong = |line: &str, message: &str| golden(&server(line), &[message]);
     let file = std::env::temp_dir().join(format!("anabranch-authorities-{}", std::process::id()));
     std::fs::write(&file, "nothing").unwrap();
     wrong(
@@ -489,6 +500,22 @@ fn health_of_a_virtual_server() {
         "tls = true, sni = \"10.0.0.1\"",
         "site.toml:7:30: error: virtual-server.health.sni: sni must be a host name, as www.example.net",
     );
+}
+
+/// Row C6: QUIC is known by its ids where answers come by.
+#[test]
+fn affinity_of_quic() {
+    let server = |more: &str| {
+        format!(
+            "{WAN}[[virtual-server]]\nbackends = [\"10.0.0.1:443\"]\naffinity = \"quic-connection-id\"\n{more}\n"
+        )
+    };
+    let of = services(&server("listen = \"udp 203.0.113.9:443\"")).servers[0].affinity;
+    assert_eq!(of, Affinity::QuicConnectionId);
+    let message = "site.toml:6:12: error: virtual-server.affinity: QUIC needs UDP, and ids are learnt from answers, with \
+                   delivery = \"nat\"; remove it";
+    golden(&server("listen = \"tcp 203.0.113.9:443\""), &[message]);
+    golden(&server("listen = \"udp 203.0.113.9:443\"\ndelivery = \"direct-return\""), &[message]);
 }
 
 #[test]
