@@ -25,6 +25,7 @@ mod gateway_fragments;
 mod gateway_health;
 mod gateway_host;
 mod gateway_nat;
+mod gateway_quic;
 mod gateway_raw;
 mod gateway_reload;
 mod gateway_restart;
