@@ -11,6 +11,7 @@
 //! * [`cable`], [`nat`] and [`link`]: what is between two WANs. The model of a link is the test bed's, too.
 //! * [`world`]: routes datagrams and frames, wakes cores, counts what must never happen.
 //! * [`scenario`]: the usual topologies in one call.
+//! * [`scale`]: apart from all that, a cluster of hundreds of units with millions of flows, by the product's decisions alone.
 //!
 //! A failed test prints its seed; `SIM_SEED=<number>` runs every test with that one.
 
@@ -22,6 +23,7 @@ pub mod inner;
 pub mod link;
 mod log;
 pub mod nat;
+pub mod scale;
 pub mod scenario;
 pub mod site;
 pub mod world;
