@@ -1,7 +1,7 @@
 //! A day of a cluster of 250 units with ten million flows, by the product's own decisions.
 //!
 //! ```text
-//! cargo run --release -p sim --example scale                          the day of docs/scaling.md; writes its picture and prints its tables
+//! cargo run --release -p sim --example scale                          a day: prints tables; --svg FILE writes a picture (docs/scaling.md)
 //! cargo run --release -p sim --example scale -- --flows 200000 --seconds 3600 --events 30 --seed 7
 //! cargo run --release -p sim --example scale -- --without-chains     earlier owners are not asked: flows break
 //! ```

@@ -77,7 +77,7 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    /// The one of `docs/scaling.md`.
+    /// A day; `docs/scaling.md` has a sixth of it.
     pub const DAY: Self = Self {
         seed: 1,
         planes: 242,
