@@ -24,9 +24,9 @@ fn udp(place: &Node, local: &str) -> UdpSocket {
 /// first if it is not known: a provider answers to where it hears a telephone from.
 fn talk(socket: &UdpSocket, mut peer: Option<SocketAddr>, datagrams: u32) -> (u32, Option<SocketAddr>) {
     let (begin, mut buffer, mut heard) = (Instant::now(), [0; 2_048], 0);
-    let end = begin + Duration::from_millis(u64::from(datagrams) * 20 + 500);
+    let end = begin + Duration::from_millis(u64::from(datagrams) * 20 + 2_000);
     let mut sent = 0;
-    while Instant::now() < end {
+    while Instant::now() < end && (sent < datagrams || heard < datagrams) {
         if sent < datagrams && begin.elapsed() >= Duration::from_millis(20) * sent {
             if let Some(peer) = peer {
                 socket.send_to(&[7; 172], peer).unwrap();

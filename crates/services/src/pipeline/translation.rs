@@ -2,7 +2,7 @@
 //!
 //! Addresses, routes and NAT rules change while flows live. A flow whose packets would leave with a source that is not one of
 //! where they leave, or untranslated where a new flow would be translated, gets no answers any more; its own packets
-//! would keep it alive for ever. So it ends with its next packet, and both ends learn it: TCP by a RST to the client,
+//! would keep it alive for ever. So does one whose port a program of the host has opened. So it ends with its next packet, and both ends learn it: TCP by a RST to the client,
 //! everything else by beginning anew with the right source.
 
 use packet::attachment::Egress;
@@ -19,7 +19,7 @@ use crate::nat::NatClient;
 use crate::policy::Policy;
 use crate::rewrite;
 use crate::rewrite::bytes::{put, put_u16};
-use crate::spec::{InterfaceSpec, NatMode, TCP};
+use crate::spec::{InterfaceSpec, NatMode, TCP, UDP};
 use crate::tcp::{ACK, RST, SYN};
 
 /// Longest IP header that is repeated in a RST, bytes.
@@ -42,6 +42,15 @@ pub(super) fn holds(
         let listens = is_ours(original.dst) || policy.server_or_forward(original).is_some();
         // A port alone may be the gateway's, the address the client's own.
         return listens && (!has_source || reply.dst == original.src || is_ours(reply.dst));
+    }
+    // A program of the host has opened the port since, and the answers to it would come here; with a new port both get theirs. The
+    // mapping of an endpoint keeps its port, whoever its flows are with.
+    if has_source
+        && original.protocol == UDP
+        && record.flags & flags::MAPPED == 0
+        && policy.spec.host.is_held(reply.dst, reply.dst_port)
+    {
+        return false;
     }
     // A reload breaks no flow: whatever became of its rule, answers to an address of the interface still arrive, and an
     // address that was taken from the configuration stays for the flows that have it.

@@ -277,6 +277,33 @@ fn a_flow_ends_when_its_address_is_gone() {
     assert_eq!(world.one(LAN, &tcp_of(&tcp_key, SYN, 900, 0, b"")).key().src, new);
 }
 
+/// A program of the host opens the port that a flow has, as its IKE opens 500 after a client's: UDP goes on from another port with the
+/// client's next packet, or makes way with the answer that may be the host's. Others stay.
+#[test]
+fn a_flow_leaves_a_port_that_the_host_opens() {
+    let mut spec = native(two_interfaces());
+    spec.nats.push(nat(NatMode::AddressAndPort, &["203.0.113.1"]));
+    let mut world = World::new(2, spec.clone());
+    let asks = ["198.51.100.7:500", "198.51.100.8:500"].map(|far| key(UDP, "10.0.0.5:500", far));
+    let outside = asks.map(|ask| world.one(LAN, &udp_of(&ask, b"x")).key());
+    let tcp_key = key(TCP, "10.0.0.5:1000", "198.51.100.7:80");
+    let connection = world.one(LAN, &tcp_of(&tcp_key, SYN, 100, 0, b"")).key();
+    let ports = outside.iter().chain([&connection]).map(|key| key.src_port);
+    let held: std::collections::BTreeSet<_> =
+        ports.map(|port| std::net::SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), port)).collect();
+    spec.host.held_ports = held.into_iter().collect();
+    spec.nats[0].reserved = spec.host.held_ports.iter().map(|held| (held.port(), held.port())).collect();
+    world.reload(spec);
+    let moved = world.one(LAN, &udp_of(&asks[0], b"y")).key();
+    assert_eq!((moved.src, moved.dst), (outside[0].src, outside[0].dst));
+    assert_ne!(moved.src_port, outside[0].src_port);
+    assert_eq!(world.one(WAN, &udp_of(&moved.reversed(), b"z")).key(), asks[0].reversed());
+    let answer = udp_of(&outside[1].reversed(), b"z");
+    world.dropped(WAN, &answer, DropReason::NatGone);
+    assert_eq!(world.one(WAN, &answer).outcome, Outcome::DeviceIngress(WAN_ID));
+    assert_eq!(world.one(LAN, &tcp_of(&tcp_key, SYN, 100, 0, b"")).key(), connection);
+}
+
 /// An endpoint-independent mapping goes with its address.
 #[test]
 fn a_mapping_ends_when_its_address_is_gone() {
