@@ -493,7 +493,7 @@ impl World {
                 }
             }
             Output::Answer { result, .. } => self.report.faults.refused += u64::from(result.is_err()),
-            Output::Event(event) => self.report.note_event(self.now_ns, event),
+            Output::Event(event) => self.report.note_event(self.now_ns, &event),
         }
     }
 

@@ -55,7 +55,7 @@ pub(crate) struct HealthHelper {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What the thread and the handle share.
+/// State shared by the thread and its handle.
 struct Shared {
     stop: AtomicBool,
     wake: EventFd,
@@ -63,7 +63,7 @@ struct Shared {
     view: Mutex<View>,
 }
 
-/// What others see.
+/// State as others see it.
 #[derive(Default)]
 struct View {
     status: HealthProcessStatus,
@@ -83,8 +83,8 @@ impl HealthHelper {
             wanted: Mutex::new(Some((targets, user))),
             view: Mutex::default(),
         });
-        let keeper = Keeper::new(Arc::clone(&shared), user, on_change)?;
-        let thread = std::thread::Builder::new().name("health".to_owned()).spawn(move || keeper.run())?;
+        let watcher = Watcher::new(Arc::clone(&shared), user, on_change)?;
+        let thread = std::thread::Builder::new().name("health".to_owned()).spawn(move || watcher.run())?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
@@ -130,7 +130,7 @@ struct Helper {
 }
 
 /// The thread's state.
-struct Keeper {
+struct Watcher {
     shared: Arc<Shared>,
     on_change: OnChange,
     epoll: Epoll,
@@ -138,7 +138,7 @@ struct Keeper {
     targets: BTreeMap<u16, HealthTarget>,
     /// Last verdicts.
     known: BTreeMap<u16, Known>,
-    /// What was said last about targets that could not be checked.
+    /// Reasons that were given last for targets that could not be checked.
     not_checked: BTreeMap<u16, String>,
     helper: Option<Helper>,
     /// When the next one may start, and the pause after its end.
@@ -148,7 +148,7 @@ struct Keeper {
     ending: Vec<Child>,
 }
 
-impl Keeper {
+impl Watcher {
     fn new(shared: Arc<Shared>, user: User, on_change: OnChange) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         epoll.add(&shared.wake, TOKEN_WAKE, Interest::Read)?;
@@ -282,7 +282,7 @@ impl Keeper {
         }
     }
 
-    /// What the process says.
+    /// Messages of the process.
     fn receive(&mut self) {
         let Some(helper) = &mut self.helper else { return };
         let mut buffer = vec![0; 64 << 10];

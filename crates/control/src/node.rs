@@ -135,9 +135,7 @@ impl Node {
         };
         let engine = Engine::start(settings, Snapshot::default(), tun)
             .map_err(|error| StartError::Start(error.to_string()))?;
-        if let Some(arrivals) = arrivals {
-            engine.expect(arrivals);
-        }
+        arrivals.into_iter().for_each(|arrivals| engine.expect(arrivals));
         engine.share_devices(shared_devices::open(&config, host.netlink()).map_err(StartError::Start)?);
         let (takeover, cluster) = join_cluster(&config, &engine, &events, control_socket)?;
         let mut node = Self {

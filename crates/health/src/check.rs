@@ -165,11 +165,11 @@ pub struct Exchange {
     socket: OwnedFd,
     connected: bool,
     http: Option<HttpCheck>,
-    /// What is sent in the clear, before anything is encrypted.
+    /// Bytes sent in the clear, before anything is encrypted.
     plain: Vec<u8>,
     sent: usize,
     tls: Option<Box<Session>>,
-    /// What is sent encrypted, once the handshake is complete.
+    /// Bytes sent encrypted, once the handshake is complete.
     request: Option<Vec<u8>>,
     answer: Answer,
 }

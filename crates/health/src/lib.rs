@@ -197,7 +197,7 @@ pub struct Known {
 /// A target, and the verdict of an earlier process about it.
 pub type KnownTarget = (HealthTarget, Option<Known>);
 
-/// What the monitors have to say.
+/// News of the monitors.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HealthNews {
     /// A verdict.

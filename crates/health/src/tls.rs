@@ -193,7 +193,7 @@ pub struct Session {
     received_bytes: usize,
 }
 
-/// What came of a look at the socket.
+/// Result of a look at the socket.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Received {
     /// Something, perhaps nothing in the clear.

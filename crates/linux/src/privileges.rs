@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn users_are_found_by_name_or_number() {
-        let users = "root:x:0:0:root:/root:/bin/bash\nbroken\nchecker:x:990:991::/:/bin/false\n";
+        let users = "root:x:0:0:root:/:/bin/bash\nbroken\nchecker:x:990:991::/:/bin/false\n";
         assert_eq!(find("checker", users), Some(User { uid: 990, gid: 991 }));
         assert_eq!(find("root", users), Some(User { uid: 0, gid: 0 }));
         assert_eq!(find("nobody", users), Some(User { uid: NOBODY, gid: NOBODY }));

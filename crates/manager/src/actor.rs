@@ -6,7 +6,7 @@
 //! While another manager leads this one has no state machine: it turns units and operators away, and asks the store again and
 //! again. When it does not lead any more it lets go of everything at once, and begins anew.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -120,10 +120,10 @@ pub struct Actor {
     leading: Option<Leading>,
     store: Box<dyn Store>,
     clock: Clock,
-    units: HashMap<u64, mpsc::Sender<Message>>,
+    units: BTreeMap<u64, mpsc::Sender<Message>>,
     /// The newest connection of each address.
     connections: HashMap<IpAddr, u64>,
-    requests: HashMap<u64, oneshot::Sender<Result<u64, CommandError>>>,
+    requests: BTreeMap<u64, oneshot::Sender<Result<u64, CommandError>>>,
     next_request: u64,
     lines: VecDeque<EventLine>,
 }
@@ -148,9 +148,9 @@ impl Actor {
             leading: None,
             store,
             clock,
-            units: HashMap::new(),
+            units: BTreeMap::new(),
             connections: HashMap::new(),
-            requests: HashMap::new(),
+            requests: BTreeMap::new(),
             next_request: 0,
             lines: VecDeque::new(),
         }
@@ -288,7 +288,7 @@ impl Actor {
         self.line(None, format!("this manager does not lead any more: {why}"));
         self.units.clear();
         self.connections.clear();
-        for (_, answer) in self.requests.drain() {
+        for answer in std::mem::take(&mut self.requests).into_values() {
             let _ = answer.send(Err(CommandError::NotLeading(self.store.leader().map(str::to_owned))));
         }
     }
@@ -408,7 +408,7 @@ impl Actor {
                     (Some(answer), result) => drop(answer.send(result)),
                     // Nobody's but the policy's.
                     (None, Err(error)) => {
-                        self.line(None, format!("the policy's change was not accepted: {error}"))
+                        self.line(None, format!("the policy's change was not accepted: {error}"));
                     }
                     (None, Ok(_)) => {}
                 }

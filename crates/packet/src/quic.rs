@@ -23,7 +23,7 @@ const VERSION_2: u32 = 0x6b33_43cf;
 pub enum Packet<'a> {
     /// With both connection ids.
     Long(LongHeader<'a>),
-    /// What is behind the first byte: the destination's connection id, of a length that it does not tell, and the rest.
+    /// Bytes behind the first one: the destination's connection id, of a length that it does not tell, and the rest.
     Short(&'a [u8]),
 }
 
@@ -36,7 +36,7 @@ pub struct LongHeader<'a> {
     pub destination: &'a [u8],
     /// Connection id that the sender wants to be written to with.
     pub source: &'a [u8],
-    /// What is behind the ids.
+    /// Bytes behind the ids.
     pub rest: &'a [u8],
 }
 

@@ -185,8 +185,7 @@ impl World {
     }
 
     /// A packet reaches a unit.
-    pub(super) fn packet(&mut self, flight: Flight) {
-        let Flight { slot, generation, core, target } = flight;
+    pub(super) fn packet(&mut self, Flight { slot, generation, core, target }: Flight) {
         if self.flows.generation(slot) != generation {
             return;
         }

@@ -117,7 +117,7 @@ impl Report {
         }
     }
 
-    pub(super) fn note_event(&mut self, now_ns: u64, event: Event) {
+    pub(super) fn note_event(&mut self, now_ns: u64, event: &Event) {
         if let Some(moved) = event.text.strip_suffix(" buckets move").and_then(|text| text.rsplit(' ').next())
         {
             self.planned_ns = now_ns;

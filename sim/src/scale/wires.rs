@@ -74,10 +74,11 @@ impl Wires {
 
     /// Everything under way but processes that will start.
     pub fn take_rest(&mut self) -> Vec<Happening> {
-        let rest = self.queue.extract_if(.., |_, happening| !matches!(happening, Happening::Start { .. }));
-        let rest = rest.map(|(_, happening)| happening).collect();
-        self.messages = 0;
-        rest
+        let (starts, rest): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.queue)
+            .into_iter()
+            .partition(|(_, happening)| matches!(happening, Happening::Start { .. }));
+        (self.queue, self.messages) = (starts, 0);
+        rest.into_values().collect()
     }
 
     pub fn next_ns(&self) -> u64 {

@@ -23,7 +23,7 @@ use crate::nic_hash;
 use crate::protocol::FlowFilter;
 use crate::status::{
     BackendStatus, CoreServices, Explanation, FlowList, FlowReport, ForwardStatus, InterfaceStatus,
-    NatStatus, RuleStatus, ServerStatus, ServicesStatus, TakenOverStatus,
+    NatStatus, RuleStatus, ServerStatus, ServicesStatus, TakenOverStatus, UnmetOfNat,
 };
 
 mod flow;
@@ -242,8 +242,10 @@ impl EngineHandle<'_> {
             drops,
             handed_off_packets: sum(&|report| report.counters.handed_out),
             replies_on_wrong_core_packets: sum(&|report| report.counters.replies_on_wrong_core),
-            low_ports_lost_flows: sum(&|report| report.counters.low_ports_lost),
-            lost_nat_events: self.engine.lost_nat_events(),
+            unmet: UnmetOfNat {
+                low_ports_lost_flows: sum(&|report| report.counters.low_ports_lost),
+                lost_nat_events: self.engine.lost_nat_events(),
+            },
             policy_era: names.policy.era,
             taken_over: self.taken_over(),
         }

@@ -32,16 +32,25 @@ pub struct ServicesStatus {
     pub handed_off_packets: u64,
     /// Replies of translated flows (rows C2, C3) that arrived at another core than the request's; must stay 0.
     pub replies_on_wrong_core_packets: u64,
-    /// Flows from a port below 1,024 that got one above, since none was free.
-    pub low_ports_lost_flows: u64,
-    /// Lines that are missing in the log of address translation, for lack of room.
-    pub lost_nat_events: u64,
+    /// Wishes of address translation that could not be met.
+    #[serde(flatten)]
+    pub unmet: UnmetOfNat,
     /// Raised by every change of the policy.
     pub policy_era: u32,
     /// The process that checks backends; `None`: nothing was to be checked yet.
     pub health_checks: Option<HealthProcessStatus>,
     /// Flows of the run before, if it handed some over.
     pub taken_over: Option<TakenOverStatus>,
+}
+
+/// Wishes of address translation that could not be met.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UnmetOfNat {
+    /// Flows from a port below 1,024 that got one above, since none was free.
+    pub low_ports_lost_flows: u64,
+    /// Lines that are missing in its log, for lack of room.
+    pub lost_nat_events: u64,
 }
 
 /// The process that checks backends.

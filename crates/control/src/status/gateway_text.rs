@@ -36,8 +36,8 @@ pub fn services(status: &ServicesStatus) -> String {
         count(status.handed_off_packets, "packet"),
         count(status.replies_on_wrong_core_packets, "packet")
     );
-    if status.lost_nat_events > 0 {
-        let _ = writeln!(out, "lost from the NAT log: {}", count(status.lost_nat_events, "event"));
+    if status.unmet.lost_nat_events > 0 {
+        let _ = writeln!(out, "lost from the NAT log: {}", count(status.unmet.lost_nat_events, "event"));
     }
     if let Some(taken) = &status.taken_over {
         let _ = writeln!(out, "{}", crate::handover::text(taken));

@@ -17,7 +17,7 @@ mod tunnel;
 pub use gateway::{
     BackendStatus, CoreServices, Explanation, FlowList, FlowReport, ForwardStatus, GroupReport,
     HealthProcessStatus, InterfaceStatus, LeaseReport, NatStatus, NicHashStatus, NicPrediction, RuleStatus,
-    ServerStatus, ServicesStatus, TakenOverStatus,
+    ServerStatus, ServicesStatus, TakenOverStatus, UnmetOfNat,
 };
 pub use gateway_text::{draining, explanation, flows, groups, leases};
 pub use text::text;

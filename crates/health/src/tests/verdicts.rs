@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// What an earlier process knew holds until checks in a row say otherwise, and is not told again.
+/// Verdicts of an earlier process hold until checks in a row say otherwise, and are not told again.
 #[test]
 fn a_verdict_from_before_is_kept() {
     let (alive, dead) = (address(8), address(9));

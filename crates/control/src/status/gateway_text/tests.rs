@@ -78,7 +78,10 @@ gateway dropped: rule-drop 7
 ";
     let text = services(&status());
     assert_eq!(text, expected, "\n{text}");
-    let lost = services(&ServicesStatus { lost_nat_events: 3, ..status() });
+    let lost = services(&ServicesStatus {
+        unmet: UnmetOfNat { lost_nat_events: 3, ..UnmetOfNat::default() },
+        ..status()
+    });
     assert!(lost.contains("\nlost from the NAT log: 3 events\n"), "{lost}");
     let mut failed = status();
     failed.interfaces[0].reason = "no nft".to_owned();

@@ -65,7 +65,7 @@ fn a_connection_keeps_its_backend_over_another_address() {
     }
 }
 
-/// What a client says teaches nothing: only a backend's answer does, and not one that repeats the client's choice.
+/// A client's word teaches nothing: only a backend's answer does, and not one that repeats the client's choice.
 #[test]
 fn clients_cannot_teach() {
     let mut world = World::new(1, quic_farm(NatMode::AddressAndPort));
