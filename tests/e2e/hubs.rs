@@ -30,8 +30,13 @@ impl Hub {
         // A drained unit is empty soon after its last connection.
         let services = "[gateway.timeouts]\ntcp-closed-seconds = 1\ntcp-transitory-seconds = 5\nudp-seconds = 5\n\
                         udp-unreplied-seconds = 5\nicmp-seconds = 5\n[[nat]]\nout = \"wan\"";
-        let spec =
-            ClusterSpec { program: Path::new(PROGRAM), dispatchers: 1, data_planes: DATA_PLANES, services };
+        let spec = ClusterSpec {
+            program: Path::new(PROGRAM),
+            dispatchers: 1,
+            data_planes: DATA_PLANES,
+            services,
+            dispatcher_services: "",
+        };
         let mut bed = ClusterBed::new(&spec).unwrap();
         bed.make_hub().unwrap();
         bed.start().unwrap();
@@ -144,7 +149,7 @@ fn interface(id: u8, name: &str, mac: [u8; 6], address: std::net::Ipv4Addr, outs
 }
 
 fn traffic(hub: &Hub, port: u16, long: usize) -> Churn {
-    let to = SocketAddr::new(bed::SERVER.into(), port);
+    let to = SocketAddr::new(bed::SERVERS[0].into(), port);
     let servers = vec![server::start(Some(&hub.bed.server), to).unwrap()];
     let options = client::Options { short_per_second: 20, long, udp: 10, ..client::Options::new(to, 7) };
     Churn { client: client::start(Some(&hub.bed.client), options).unwrap(), servers }
@@ -192,7 +197,7 @@ fn r6_a_dead_unit_costs_the_peer_one_handshake() {
         let from = hub.settled();
         let ping = |hub: &Hub| {
             let mut command = Command::new("ping");
-            command.args(["-n", "-c", "1", "-W", "1", "-I", &EDGE.to_string(), &bed::SERVER.to_string()]);
+            command.args(["-n", "-c", "1", "-W", "1", "-I", &EDGE.to_string(), &bed::SERVERS[0].to_string()]);
             hub.bed.client.output(command).is_ok()
         };
         hub.until(10, "a packet passes", || ping(&hub).then_some(()));

@@ -357,7 +357,7 @@ fn status(args: &Args, client: &Client) -> Result<(), CallError> {
 }
 
 fn text(report: &ClusterReport) -> String {
-    let ClusterReport { plan, chains, quarantined_blocks, units } = report;
+    let ClusterReport { plan, chains, flows_by_chain: _, flows_by_place, quarantined_blocks, units } = report;
     let mut out = String::new();
     let era = plan.era.map_or_else(|| "none yet".to_owned(), |era| era.to_string());
     let _ = write!(out, "era {era}, {}", plan.stage);
@@ -373,6 +373,8 @@ fn text(report: &ClusterReport) -> String {
     }
     let lengths = (0..).zip(chains).map(|(length, buckets)| format!("{length}: {buckets}"));
     let _ = writeln!(out, "buckets by length of their chain: {}", lengths.collect::<Vec<_>>().join(", "));
+    let places = (0..).zip(flows_by_place).map(|(place, flows)| format!("{place}: {flows}"));
+    let _ = writeln!(out, "flows by their unit's place in it: {}", places.collect::<Vec<_>>().join(", "));
     if *quarantined_blocks > 0 {
         let _ = writeln!(out, "{quarantined_blocks} port blocks of lost units are not used yet");
     }

@@ -17,6 +17,7 @@ mod output;
 mod pubkey;
 mod reload;
 mod replay;
+mod scale;
 mod status;
 mod stop;
 mod traffic;

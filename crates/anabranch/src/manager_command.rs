@@ -29,6 +29,7 @@ The file, every key:
   quarantine-seconds = 240                  before ports of a lost unit are used again
   follow-load = false                       shares follow the load
   load-sample-seconds = 10                  who is the most loaded in three samples gives something away
+  chains = \"counted\"                        for comparisons: newest:N, clock:MS, rendezvous; connections break
   pool = [\"10.9.0.0/24\"]                    units from here may connect without being enrolled
   [etcd]                                    in place of store: several managers, one of which leads
   endpoints = [\"http://127.0.0.1:2379\"]

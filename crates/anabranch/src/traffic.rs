@@ -67,6 +67,9 @@ struct ChurnArgs {
     /// Mean life time of a long connection, s [default: the whole run]
     #[arg(long, value_name = "SECONDS")]
     long_life: Option<f64>,
+    /// Pauses between the data of a long connection are so many times as long as 100 to 500 ms
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pauses: u32,
     /// UDP associations at all times
     #[arg(long, value_name = "N", default_value_t = 0)]
     udp: usize,
@@ -119,6 +122,7 @@ fn options(args: ChurnArgs) -> anyhow::Result<client::Options> {
         short_open_max: args.short_open_max,
         long: args.long,
         long_life: life(args.long_life)?,
+        pauses: args.pauses,
         udp: args.udp,
         udp_interval: Duration::from_millis(args.udp_interval),
         udp_life: life(args.udp_life)?,

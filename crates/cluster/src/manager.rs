@@ -23,6 +23,7 @@ use steering::toeplitz::KEY_BYTES;
 
 use crate::message::{Message, Phase, Role};
 
+mod chains;
 mod command;
 mod load;
 mod peers;
@@ -34,6 +35,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
+pub use chains::Chains;
 pub use command::{ACCEPTED_MAX, Command, CommandError, OUTSIDE_MAX, STEPS_MAX, Step, WEIGHT_MAX};
 pub use plan::Waits;
 pub use state::{Accepted, BLOCKS, Block, Change, Standing, State, UnitRecord};
@@ -66,6 +68,8 @@ pub struct Settings {
     pub follow_load: bool,
     /// Time between two samples of the load; a unit has to be the most loaded in three of them.
     pub load_sample_ns: u64,
+    /// How long buckets remember earlier owners.
+    pub chains: Chains,
 }
 
 impl Default for Settings {
@@ -83,6 +87,7 @@ impl Default for Settings {
             pool: Vec::new(),
             follow_load: false,
             load_sample_ns: 10_000 * MS,
+            chains: Chains::default(),
         }
     }
 }
@@ -263,6 +268,8 @@ pub struct Manager {
     queued: VecDeque<(u64, Command)>,
     /// Why the next era waits.
     waits: Option<Waits>,
+    /// When earlier owners came into chains.
+    entered: chains::Entered,
     /// When blocks of lost units are free again.
     quarantine: BTreeMap<(IpAddr, u8), u64>,
     timers: Timers,
@@ -303,6 +310,7 @@ impl Manager {
             saves: 0,
             queued: VecDeque::new(),
             waits: None,
+            entered: chains::Entered::default(),
             quarantine: BTreeMap::new(),
             timers,
             due,

@@ -258,11 +258,11 @@ impl Actor {
             match want {
                 Want::Start(node) => {
                     lines.push((node, "is started by the hook".to_owned()));
-                    hooks::run(&scaling.start, "start", node, self.events.clone());
+                    hooks::run(&scaling.start, "start", node, &self.events);
                 }
                 Want::Stop(node) => {
                     lines.push((node, "is stopped by the hook".to_owned()));
-                    hooks::run(&scaling.stop, "stop", node, self.events.clone());
+                    hooks::run(&scaling.stop, "stop", node, &self.events);
                 }
                 Want::Command(command, why) => {
                     if let Command::Change(steps) = &command {

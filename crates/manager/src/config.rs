@@ -14,6 +14,7 @@
 //! quarantine-seconds = 240            # before ports of a lost unit are used again
 //! follow-load = false                 # shares follow the load that units report
 //! load-sample-seconds = 10            # a unit has to be the most loaded in three samples
+//! # chains = "counted"                # for comparisons: "newest:1", "clock:MS", "rendezvous"; connections break
 //! pool = ["10.9.0.0/24"]              # units from here may connect without being enrolled; they are free until added
 //!
 //! [etcd]                              # in place of store: several managers, one of which leads
@@ -104,6 +105,7 @@ struct Section {
     #[serde(default)]
     follow_load: bool,
     load_sample_seconds: Option<u64>,
+    chains: Option<String>,
     #[serde(default)]
     pool: Vec<String>,
 }
@@ -212,6 +214,9 @@ impl Config {
                 "manager.load-sample-seconds: {seconds} is not within 1 to 3600"
             );
             settings.load_sample_ns = seconds * 1_000 * MS;
+        }
+        if let Some(chains) = manager.chains {
+            settings.chains = chains.parse().map_err(|wrong| anyhow::anyhow!("manager.chains: {wrong}"))?;
         }
         for text in &manager.pool {
             let net: IpNet = text.parse().map_err(|_| {
@@ -352,6 +357,7 @@ mod tests {
             (settings.endpoints, settings.name),
             (vec!["http://a:2379".to_owned()], "10.9.0.1:4601".to_owned())
         );
+        assert!(error("chains = \"newest:9\"\n").contains("manager.chains"));
         assert!(error("pool = [\"10.0.0.0/33\"]\n").contains("pool"));
     }
 }

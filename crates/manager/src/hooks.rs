@@ -16,7 +16,7 @@ const WORDS_BYTES_MAX: u64 = 2_000;
 
 /// Runs `hook` by a shell with `start` or `stop` and the node id as its arguments, which are in `ANABRANCH_ACTION` and
 /// `ANABRANCH_NODE` too. An [`Event::Hook`] tells how it ended.
-pub fn run(hook: &str, action: &'static str, node: u16, events: SyncSender<Event>) {
+pub fn run(hook: &str, action: &'static str, node: u16, events: &SyncSender<Event>) {
     let hook = hook.to_owned();
     let told = events.clone();
     let work = move || {

@@ -102,6 +102,9 @@ async fn serve(
     };
     ready(address);
     tracing::info!(bus = %config.bus, api = %address, "manager");
+    if !config.settings.chains.keeps_flows() {
+        tracing::warn!(chains = %config.settings.chains, "connections break at changes: only \"counted\" keeps all of them");
+    }
     let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {

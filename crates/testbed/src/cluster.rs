@@ -2,7 +2,7 @@
 //! the shared interface `lan` and a server behind the shared interface `wan`.
 //!
 //! ```text
-//!  client 10.1.0.2 ── lan 10.1.0.1 [dispatcher(s)] wan 10.2.0.1 ── 10.2.0.2 server
+//!  client 10.1.0.2–4 ── lan 10.1.0.1 [dispatcher(s)] wan 10.2.0.1 ── 10.2.0.2–5 server
 //!                                   ║ bonds ║
 //!                       [manager]  [data plane] [data plane] …
 //! ```
@@ -30,10 +30,16 @@ pub const MANAGER: u16 = 1;
 pub const FIRST_DISPATCHER: u16 = 2;
 /// Node id of the first data plane.
 pub const FIRST_DATA_PLANE: u16 = 11;
-/// The client's and the server's address.
-pub const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
-/// The server's address.
-pub const SERVER: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 2);
+/// The client's addresses.
+pub const CLIENTS: [Ipv4Addr; 3] =
+    [Ipv4Addr::new(10, 1, 0, 2), Ipv4Addr::new(10, 1, 0, 3), Ipv4Addr::new(10, 1, 0, 4)];
+/// The server's addresses.
+pub const SERVERS: [Ipv4Addr; 4] = [
+    Ipv4Addr::new(10, 2, 0, 2),
+    Ipv4Addr::new(10, 2, 0, 3),
+    Ipv4Addr::new(10, 2, 0, 4),
+    Ipv4Addr::new(10, 2, 0, 5),
+];
 /// The shared address of `lan`.
 pub const LAN: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
 /// The shared address of `wan`, which sources are translated to.
@@ -90,8 +96,10 @@ pub struct ClusterSpec<'a> {
     pub dispatchers: u16,
     /// Data planes, at most [`DATA_PLANES_MAX`]; they need not all take part.
     pub data_planes: u16,
-    /// Sections of the configuration that all dispatchers and data planes have, such as `[[nat]]`.
+    /// Sections of the configuration that all data planes have, such as `[[nat]]`.
     pub services: &'a str,
+    /// Those that dispatchers have: virtual servers whose backends see their clients' own addresses.
+    pub dispatcher_services: &'a str,
 }
 
 /// A dispatcher's own address beside a shared one, of a [`Pair::Routed`].
@@ -190,12 +198,14 @@ impl ClusterBed {
     fn connect_ends(&self, dispatchers: u16) -> anyhow::Result<()> {
         let last = FIRST_DISPATCHER + dispatchers - 1;
         let ends = [
-            (&self.client, CLIENT, FIRST_DISPATCHER, "lan", LAN, LAN_MAC),
-            (&self.server, SERVER, last, "wan", WAN, WAN_MAC),
+            (&self.client, &CLIENTS[..], FIRST_DISPATCHER, "lan", LAN, LAN_MAC),
+            (&self.server, &SERVERS[..], last, "wan", WAN, WAN_MAC),
         ];
-        for (end, address, dispatcher, interface, shared, mac) in ends {
+        for (end, addresses, dispatcher, interface, shared, mac) in ends {
             let machine = self.machine(dispatcher)?;
-            end.connect("eth0", &[net(address, 24)?], &machine.node, interface, &[net(shared, 24)?])?;
+            let own =
+                addresses.iter().map(|address| net(*address, 24)).collect::<anyhow::Result<Vec<_>>>()?;
+            end.connect("eth0", &own, &machine.node, interface, &[net(shared, 24)?])?;
             let netlink = machine.node.netlink()?;
             netlink.set_mac(machine.node.interface(interface)?, mac)?;
             end.add_route("eth0", IpNet::V4(Ipv4Net::default()), IpAddr::V4(shared))?;
@@ -287,9 +297,11 @@ impl ClusterBed {
                     }
                 }
             }
-            if machine.duty == Duty::DataPlane {
-                writeln!(text, "{}", spec.services)?;
-            }
+            let services = match machine.duty {
+                Duty::DataPlane => spec.services,
+                _ => spec.dispatcher_services,
+            };
+            writeln!(text, "{services}")?;
         }
         for (peer, key) in keys.iter().filter(|(peer, _)| *peer != id) {
             let (carrier, bus) = (carrier_address(*peer), bus_address(*peer));
@@ -385,6 +397,17 @@ impl ClusterBed {
             program.stop()?;
         }
         Ok(())
+    }
+
+    /// Takes the CPU away from the gateway of a machine for so long.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn pause(&self, id: u16, time: std::time::Duration) -> anyhow::Result<()> {
+        let program = self.machine(id)?.program.as_ref().context("its gateway does not run")?;
+        program.signal(rustix::process::Signal::STOP)?;
+        std::thread::sleep(time);
+        program.signal(rustix::process::Signal::CONT)
     }
 
     /// Fails when a gateway that was started has ended, with its last words.

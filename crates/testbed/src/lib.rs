@@ -8,13 +8,14 @@
 //! 3. [`emulator`] stands in the middle of each cable and carries the frames in real time.
 //! 4. [`link`] is the model that tells when a packet arrives, or that it does not, repeatably for a seed.
 //!
-//! [`cluster`] is another network: machines that share their interfaces.
+//! [`cluster`] is another network: machines that share their interfaces; [`hash_balancer`] is what that is measured against.
 //!
 //! Everything is gone when the [`topology::Testbed`] is dropped, and when the process ends in any other way. [`stop`]
 //! ends what runs after a Ctrl-C.
 
 pub mod cluster;
 pub mod emulator;
+pub mod hash_balancer;
 pub use sim::link;
 pub mod program;
 pub mod stop;

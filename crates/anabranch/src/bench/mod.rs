@@ -1,4 +1,4 @@
-//! `anabranch bench`: in-process measurements of the engine, without any interface.
+//! `anabranch bench`: measurements. All but `scale` and `crash` are in-process, without any interface.
 
 mod dispatch;
 mod distribution;
@@ -10,6 +10,8 @@ mod seal;
 use std::process::ExitCode;
 
 use clap::{Args as ClapArgs, Subcommand};
+
+use crate::scale;
 
 /// Measurement.
 #[derive(ClapArgs)]
@@ -25,6 +27,10 @@ pub struct Args {
 enum Measurement {
     /// Firewall, NAT and virtual servers over packets in memory
     Gateway(gateway::Args),
+    /// Real connections through a cluster whose units come and go
+    Scale(scale::Args),
+    /// A data plane of a cluster that stops for a moment, and one that dies, under connections
+    Crash(scale::crash::Args),
     /// A cluster's dispatcher over packets in memory, and its tables
     Dispatch(dispatch::Args),
     /// Schemes of giving packets to cores, compared over packets in memory
@@ -38,10 +44,12 @@ enum Measurement {
 /// Runs it.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match &args.measurement {
+        Measurement::Crash(args) => scale::crash::run(args),
         Measurement::Dispatch(args) => dispatch::run(args),
         Measurement::Distribution(args) => distribution::run(args),
         Measurement::Gateway(args) => gateway::run(args),
         Measurement::Handoffs(args) => handoffs::run(args),
+        Measurement::Scale(args) => scale::run(args),
         Measurement::Seal(args) => seal::run(args),
     }
 }

@@ -9,7 +9,7 @@
 
 mod cluster;
 mod gateway;
-mod progress;
+pub(crate) mod progress;
 mod report;
 mod run;
 mod sites;
@@ -130,7 +130,7 @@ fn perform(seconds: u64, json: bool, stop: &Stop, progress: &mut Progress) -> an
 }
 
 /// Ctrl-C, SIGTERM and a closed terminal raise the flag; whoever runs looks at it several times a second.
-fn stop_on_signals() -> anyhow::Result<Stop> {
+pub(crate) fn stop_on_signals() -> anyhow::Result<Stop> {
     let signals =
         Signals::new(&[Signal::Interrupt, Signal::Terminate, Signal::HangUp]).context("receive signals")?;
     let epoll = Epoll::new().context("wait for signals")?;

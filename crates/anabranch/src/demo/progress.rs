@@ -10,19 +10,19 @@ use indicatif::{ProgressBar, ProgressStyle};
 const TICKS_PER_SECOND: f64 = 20.0;
 
 /// Shows one step or phase at a time.
-pub(super) struct Progress {
+pub(crate) struct Progress {
     terminal: bool,
     bar: Option<ProgressBar>,
     name: String,
 }
 
 impl Progress {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { terminal: std::io::stderr().is_terminal(), bar: None, name: String::new() }
     }
 
     /// A line that stays.
-    pub(super) fn note(&self, text: impl Display) {
+    pub(crate) fn note(&self, text: impl Display) {
         match &self.bar {
             Some(bar) => bar.suspend(|| line(&text)),
             None => line(&text),
@@ -30,7 +30,7 @@ impl Progress {
     }
 
     /// A step of unknown length begins.
-    pub(super) fn step(&mut self, name: &str) {
+    pub(crate) fn step(&mut self, name: &str) {
         self.end();
         name.clone_into(&mut self.name);
         if !self.terminal {
@@ -46,7 +46,7 @@ impl Progress {
     }
 
     /// A phase of known length begins.
-    pub(super) fn phase(&mut self, name: &str, seconds: f64) {
+    pub(crate) fn phase(&mut self, name: &str, seconds: f64) {
         self.end();
         name.clone_into(&mut self.name);
         if !self.terminal {
@@ -61,7 +61,7 @@ impl Progress {
     }
 
     /// How far the phase is, and what to say about it.
-    pub(super) fn tick(&self, elapsed: Duration, text: impl Display) {
+    pub(crate) fn tick(&self, elapsed: Duration, text: impl Display) {
         if let Some(bar) = &self.bar {
             bar.set_position((elapsed.as_secs_f64() * TICKS_PER_SECOND) as u64);
             bar.set_message(text.to_string());
@@ -69,14 +69,14 @@ impl Progress {
     }
 
     /// Text about the present step.
-    pub(super) fn message(&self, text: impl Display) {
+    pub(crate) fn message(&self, text: impl Display) {
         if let Some(bar) = &self.bar {
             bar.set_message(text.to_string());
         }
     }
 
     /// The present step or phase is over; its result stays on the screen.
-    pub(super) fn done(&mut self, text: impl Display) {
+    pub(crate) fn done(&mut self, text: impl Display) {
         let name = std::mem::take(&mut self.name);
         match self.bar.take() {
             Some(bar) => {
@@ -88,7 +88,7 @@ impl Progress {
     }
 
     /// Takes away whatever moves.
-    pub(super) fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }

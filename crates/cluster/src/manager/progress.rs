@@ -7,7 +7,7 @@ use steering::table::BucketTable;
 use super::command::{Command, Step, check};
 use super::plan::{self, Present, Waits};
 use super::state::{Accepted, Change, Standing, State, UnitRecord};
-use super::{Manager, Output, Stage, Then};
+use super::{Chains, Manager, Output, Stage, Then};
 use crate::message::{Message, Phase, Role};
 
 /// An era that can begin.
@@ -143,7 +143,10 @@ impl Manager {
             return None;
         }
         match plan::table_without_dead(&state, live) {
-            Ok(table) => Some(Next { state, table: Some(table), text: "units were lost".into() }),
+            Ok(table) => {
+                let table = self.settings.chains.shape(table, &plan::shares(&state));
+                Some(Next { state, table: Some(table), text: "units were lost".into() })
+            }
             Err(waits) => {
                 self.waits = Some(waits);
                 None
@@ -207,17 +210,12 @@ impl Manager {
         let table = if (same || nobody) && !state.fence {
             None
         } else {
-            Some(plan::table(&state, self.settings.buckets, live)?)
+            let table = plan::table(&state, self.settings.buckets, live)?;
+            Some(self.settings.chains.shape(table, &plan::shares(&state)))
         };
         state.fence = false;
-        let numbers: Vec<String> =
-            commands.iter().filter(|one| one.number > 0).map(|one| one.number.to_string()).collect();
-        let text = match numbers.len() {
-            0 => "a unit is back, or drained".to_owned(),
-            1 => format!("command {}", numbers[0]),
-            _ => format!("commands {}", numbers.join(", ")),
-        };
-        Ok(Next { state, table, text })
+        let text: Vec<String> = commands.iter().map(reason).collect();
+        Ok(Next { state, table, text: text.join(", ") })
     }
 
     /// Changes that nobody has to ask for: units that are back, and those that are drained and leave then. Number 0.
@@ -340,6 +338,9 @@ impl Manager {
         let before = self.state.clone();
         if let Some(change) = self.state.change.take() {
             self.event(None, format!("era {} is in force", change.table.era()));
+            if matches!(self.settings.chains, Chains::Clock { .. }) {
+                self.entered.note(&change.table, now_ns);
+            }
             self.state.table = Some(change.table);
         }
         self.peers.values_mut().for_each(|peer| peer.anew = false);
@@ -372,5 +373,17 @@ impl Manager {
         let told = self.peers.get(&node).and_then(|peer| peer.drained) == Some(table.era());
         let named = |bucket| table.owner(bucket) == node || table.chain(bucket).contains(&node);
         told && !(0..table.buckets()).any(named)
+    }
+}
+
+/// Reason of an era, for the log.
+fn reason(accepted: &Accepted) -> String {
+    match (&accepted.command, accepted.number) {
+        (Command::Change(steps), 0) => match &steps[..] {
+            [Step::Remove { node, .. }] => format!("unit {node} is drained and leaves"),
+            [step, ..] => format!("unit {} is back", step.node()),
+            [] => String::new(),
+        },
+        (_, number) => format!("command {number}"),
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{MS, Manager};
+use super::{Chains, MS, Manager};
 use crate::message::{Message, Retired};
 
 /// Pause between two messages about ended entries.
@@ -26,8 +26,12 @@ impl Manager {
             for unit in table.chain(bucket).to_vec() {
                 let figures = self.peers.get(&unit).map(|peer| &peer.figures);
                 let told = figures.filter(|figures| figures.in_force == Some(era));
-                if told.and_then(|figures| figures.live.get(bucket)) == Some(&0) && table.retire(bucket, unit)
-                {
+                let empty = told.and_then(|figures| figures.live.get(bucket)) == Some(&0);
+                let over = match self.settings.chains {
+                    Chains::Clock { ns } => self.entered.is_over(bucket, unit, now_ns, ns),
+                    _ => false,
+                };
+                if (empty || over) && table.retire(bucket, unit) {
                     ended.entry(unit).or_default().push(bucket as u32);
                 }
             }

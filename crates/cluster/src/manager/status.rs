@@ -27,6 +27,10 @@ pub struct Status {
     pub accepted: Vec<u64>,
     /// Buckets by the length of their chain, from 0 to 4.
     pub chains: [usize; CHAIN_MAX + 1],
+    /// Live flows by the length of their bucket's chain, from 0 to 4.
+    pub flows_by_chain: [u64; CHAIN_MAX + 1],
+    /// Live flows by their unit's place: 0 the owner of the bucket, 1 to 4 its place in the chain.
+    pub flows_by_place: [u64; CHAIN_MAX + 1],
     /// Blocks of ports that nobody has and that are not free yet.
     pub quarantined: usize,
     /// Units by node id.
@@ -78,6 +82,7 @@ impl Manager {
                 *count += 1;
             }
         }
+        let (flows_by_chain, flows_by_place) = self.flows_in_chains();
         Status {
             in_force: self.state.table.as_ref().map(BucketTable::era),
             next: self.state.change.as_ref().map(|change| change.table.era()),
@@ -86,6 +91,8 @@ impl Manager {
             waits: self.waits.as_ref().map(ToString::to_string),
             accepted: self.state.accepted.iter().map(|accepted| accepted.number).collect(),
             chains,
+            flows_by_chain,
+            flows_by_place,
             quarantined: self.state.blocks.iter().filter(|block| block.node.is_none()).count(),
             units: self.state.units.keys().filter_map(|node| self.unit_status(*node)).collect(),
         }
@@ -115,6 +122,28 @@ impl Manager {
             }
         });
         Seen { units: seen.collect(), is_idle: self.stage == Stage::Idle && self.saving.is_none() }
+    }
+
+    /// Live flows that units told, by the length of the chain and by the place in it of the unit that has them.
+    fn flows_in_chains(&self) -> ([u64; CHAIN_MAX + 1], [u64; CHAIN_MAX + 1]) {
+        let (mut by_chain, mut by_place) = ([0; CHAIN_MAX + 1], [0; CHAIN_MAX + 1]);
+        let Some(table) = self.state.newest() else { return (by_chain, by_place) };
+        for (node, peer) in &self.peers {
+            let told = peer.figures.live.iter().enumerate().filter(|(_, flows)| **flows > 0);
+            for (bucket, flows) in told {
+                let chain = table.chain(bucket);
+                let place = if table.owner(bucket) == *node {
+                    Some(0)
+                } else {
+                    chain.iter().position(|unit| unit == node).map(|place| place + 1)
+                };
+                if let (Some(place), Some(count)) = (place, by_chain.get_mut(chain.len())) {
+                    *count += u64::from(*flows);
+                    by_place[place] += u64::from(*flows);
+                }
+            }
+        }
+        (by_chain, by_place)
     }
 
     fn unit_status(&self, node: u16) -> Option<UnitStatus> {

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod chains;
 mod commands;
 mod harness;
 mod leases;

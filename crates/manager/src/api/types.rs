@@ -284,6 +284,10 @@ pub struct ClusterReport {
     pub plan: Plan,
     /// Buckets by the length of their chain, from 0 to 4.
     pub chains: Vec<usize>,
+    /// Live flows by the length of their bucket's chain, from 0 to 4.
+    pub flows_by_chain: Vec<u64>,
+    /// Live flows by their unit's place: 0 the owner of the bucket, 1 to 4 its place in the chain.
+    pub flows_by_place: Vec<u64>,
     /// Blocks of ports of lost units that nobody may use yet.
     pub quarantined_blocks: usize,
     /// Units, by node id.
@@ -327,6 +331,8 @@ impl ClusterReport {
                 accepted: status.accepted.clone(),
             },
             chains: status.chains.to_vec(),
+            flows_by_chain: status.flows_by_chain.to_vec(),
+            flows_by_place: status.flows_by_place.to_vec(),
             quarantined_blocks: status.quarantined,
             units: status.units.iter().map(unit).collect(),
         }

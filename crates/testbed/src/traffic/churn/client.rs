@@ -36,6 +36,8 @@ const MAKE_UP_NS: u64 = 50_000_000;
 const PORT_MIN: u16 = 10_000;
 /// Ports that are tried for one connection.
 const PORT_TRIES: usize = 4_096;
+/// Most times that pauses can be as long.
+const PAUSES_MAX: u32 = 20;
 /// Room for what one call reads.
 const BUFFER_BYTES: usize = 128 * 1024;
 
@@ -55,6 +57,8 @@ pub struct Options {
     pub long: usize,
     /// Mean of their exponential life times; they stay for the whole run without one.
     pub long_life: Option<Duration>,
+    /// Their pauses are so many times as long as 100 to 500 ms, 1–20.
+    pub pauses: u32,
     /// UDP associations at all times, 0–100,000.
     pub udp: usize,
     /// Pause between two datagrams of an association, 1 ms–1 s.
@@ -76,6 +80,7 @@ impl Options {
             short_open_max: 5_000,
             long: 0,
             long_life: None,
+            pauses: 1,
             udp: 0,
             udp_interval: Duration::from_millis(200),
             udp_life: None,
@@ -87,6 +92,9 @@ impl Options {
         const MANY: usize = 100_000;
         if self.short_per_second as usize > MANY || self.long > MANY || self.udp > MANY {
             bail!("at most {MANY} short connections a second, long connections and associations");
+        }
+        if !(1..=PAUSES_MAX).contains(&self.pauses) {
+            bail!("pauses must be 1 to {PAUSES_MAX} times as long, not {}", self.pauses);
         }
         if !(Duration::from_millis(1)..=Duration::from_secs(1)).contains(&self.udp_interval) {
             bail!("the pause between datagrams must be 1 ms to 1 s, not {:?}", self.udp_interval);
@@ -203,7 +211,7 @@ impl Connection {
         let (there, back) = (chunk(Way::ToServer), chunk(Way::ToClient));
         self.chunks += 1;
         self.is_last = is_last;
-        self.due_ns = now_ns + u64::from(there.pause_ms.unwrap_or(0)) * 1_000_000;
+        self.due_ns = now_ns + self.hello.pause_ns(there.pause_ms.unwrap_or(0));
         (there, back)
     }
 
@@ -344,7 +352,7 @@ impl Run {
     fn open(&mut self, kind: Kind, now: u64) {
         let ends = if self.random.u8(..4) == 0 { Ends::ClientFirst } else { Ends::ServerFirst };
         let seed = self.random.u64(..);
-        let bytes = if kind == Kind::Short { request_bytes(&mut self.random) } else { 0 };
+        let bytes = if kind == Kind::Short { request_bytes(&mut self.random) } else { self.options.pauses };
         let hello = Hello { kind, ends, id: self.next_id(), seed, bytes };
         let life_end_ns = life_end_ns(now, self.options.long_life, &mut self.random);
         let fd = match self.socket() {

@@ -359,8 +359,8 @@ impl Run {
             return Ok(());
         }
         connection.chunk += 1;
-        if let Some(pause_ms) = connection.pause_ms.take() {
-            connection.owed_ns = connection.moved_ns + u64::from(pause_ms) * 1_000_000;
+        if let (Some(pause_ms), Some(hello)) = (connection.pause_ms.take(), connection.hello) {
+            connection.owed_ns = connection.moved_ns + hello.pause_ns(pause_ms);
             connection.state = State::Head;
             return Ok(());
         }

@@ -4,7 +4,7 @@
 //! churn KIND ENDS ID SEED BYTES CHECKSUM\n       KIND S or L, ENDS c or s, the others in hexadecimal
 //! ```
 //! The line of a short connection is followed by BYTES of request, which the server answers with data derived from them. On a
-//! long one chunks follow, and each is answered by a chunk: number (32 bits), length (16), pause until the next (16), data.
+//! long one BYTES says how many times as long its pauses are (0: once); chunks follow, and each is answered by a chunk: number (32 bits), length (16), pause until the next (16), data.
 
 use std::io::{IoSlice, Write};
 use std::os::fd::AsFd;
@@ -68,7 +68,7 @@ pub(super) struct Hello {
     pub(super) id: u64,
     /// All data of the connection comes from it.
     pub(super) seed: u64,
-    /// Length of the request; 0 for a long connection.
+    /// Length of the request; of a long connection how many times as long its pauses are, 0: once.
     pub(super) bytes: u32,
 }
 
@@ -97,6 +97,11 @@ impl Hello {
         let (id, seed, bytes) = (hex(10, 16)?, hex(27, 16)?, hex(44, 8)?);
         let hello = Hello { kind, ends, id, seed, bytes: u32::try_from(bytes).ok()? };
         (hello.encode() == *line && bytes <= BODY_BYTES_MAX as u64).then_some(hello)
+    }
+
+    /// A pause of a long connection, ns.
+    pub(super) fn pause_ns(&self, pause_ms: u16) -> u64 {
+        u64::from(pause_ms) * u64::from(self.bytes.max(1)) * 1_000_000
     }
 
     /// The request of a short connection.
