@@ -35,6 +35,7 @@ impl Managers {
             dispatchers: 2,
             data_planes: 3,
             services: "[[nat]]\nout = \"wan\"",
+            dispatcher_services: "",
         };
         let mut bed = ClusterBed::new(&spec).unwrap();
         let file = |name: &str| bed.directory().join(name);
@@ -177,7 +178,7 @@ fn d1_d10_of_several_managers_one_leads_and_whatever_happens_to_it_changes_are_d
     std::fs::write(&config, shared().to_string()).unwrap();
     all.join(leader, config.to_str().unwrap());
     let mut era = all.settled(leader);
-    let to = SocketAddr::new(bed::SERVER.into(), PORT);
+    let to = SocketAddr::new(bed::SERVERS[0].into(), PORT);
     let servers = vec![server::start(Some(&all.bed.server), to).unwrap()];
     let options = client::Options { short_per_second: 60, long: 200, udp: 20, ..client::Options::new(to, 5) };
     let traffic = Churn { client: client::start(Some(&all.bed.client), options).unwrap(), servers };

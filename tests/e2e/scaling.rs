@@ -24,7 +24,13 @@ struct Cluster {
 impl Cluster {
     fn start() -> Self {
         let services = "[[nat]]\nout = \"wan\"";
-        let spec = ClusterSpec { program: Path::new(PROGRAM), dispatchers: 1, data_planes: 3, services };
+        let spec = ClusterSpec {
+            program: Path::new(PROGRAM),
+            dispatchers: 1,
+            data_planes: 3,
+            services,
+            dispatcher_services: "",
+        };
         let mut bed = ClusterBed::new(&spec).unwrap();
         for machine in [MANAGER, bed::FIRST_DISPATCHER, 11, 12] {
             bed.start_one(machine).unwrap();
@@ -128,7 +134,7 @@ fn d7_d12_load_moves_shares_and_starts_and_stops_a_machine() {
     let _server = cluster.bed.server.start(server, Some(&log)).unwrap();
     std::thread::sleep(Duration::from_millis(500));
     let mut client = Command::new("iperf3");
-    client.args(["-c", &bed::SERVER.to_string(), "-t", "25", "-P", "4", "-b", "100M"]);
+    client.args(["-c", &bed::SERVERS[0].to_string(), "-t", "25", "-P", "4", "-b", "100M"]);
     let log = cluster.bed.directory().join("client.log");
     let mut client = cluster.bed.client.start(client, Some(&log)).unwrap();
     cluster.until("13 is started for the load", |cluster| cluster.noted("start 13"));

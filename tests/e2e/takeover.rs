@@ -30,7 +30,13 @@ struct Cluster {
 impl Cluster {
     fn start(pair: Pair) -> Self {
         let services = "[[nat]]\nout = \"wan\"";
-        let spec = ClusterSpec { program: Path::new(PROGRAM), dispatchers: 2, data_planes: 2, services };
+        let spec = ClusterSpec {
+            program: Path::new(PROGRAM),
+            dispatchers: 2,
+            data_planes: 2,
+            services,
+            dispatcher_services: "",
+        };
         let mut bed = ClusterBed::with_pair(&spec, pair).unwrap();
         bed.start().unwrap();
         let file = |name: &str| bed.directory().join(name);
@@ -121,7 +127,7 @@ impl Cluster {
 
     /// Long and short connections through address translation, and UDP.
     fn traffic(&self) -> Churn {
-        let to = SocketAddr::new(bed::SERVER.into(), PORT);
+        let to = SocketAddr::new(bed::SERVERS[0].into(), PORT);
         let servers = vec![server::start(Some(&self.bed.server), to).unwrap()];
         let options =
             client::Options { short_per_second: 60, long: 200, udp: 20, ..client::Options::new(to, 3) };
@@ -235,7 +241,7 @@ fn r9_r10_keepalived_gives_a_dead_dispatchers_addresses_to_the_other_and_no_conn
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!((cluster.is_active(FIRST), cluster.is_active(SECOND)), (Some(false), Some(true)));
     let report = traffic.finish().unwrap();
-    println!("taken over after {} ms, longest gap {:.0} ms", took.as_millis(), report.longest_gap_ms);
+    eprintln!("taken over after {} ms, longest gap {:.0} ms", took.as_millis(), report.longest_gap_ms);
     assert_whole(&report);
     let [client, server] = listeners.map(Listener::finish);
     assert_announced(&client, bed::LAN_MAC, bed::LAN.into());
@@ -356,6 +362,6 @@ fn r10_bird_withdraws_what_a_dead_dispatcher_announced_and_no_connection_breaks(
     let took = cluster.wait_for(SECOND, "to be the way", |cluster| ways_by(cluster, SECOND));
     std::thread::sleep(Duration::from_secs(4));
     let report = traffic.finish().unwrap();
-    println!("the other way after {} ms, longest gap {:.0} ms", took.as_millis(), report.longest_gap_ms);
+    eprintln!("the other way after {} ms, longest gap {:.0} ms", took.as_millis(), report.longest_gap_ms);
     assert_whole(&report);
 }

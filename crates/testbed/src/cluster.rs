@@ -216,7 +216,7 @@ impl ClusterBed {
     /// A switch for each interface, with the end and both dispatchers.
     fn connect_pair(&mut self, pair: Pair) -> anyhow::Result<()> {
         for (end, address, shared, interface) in
-            [(&self.client, CLIENT, LAN, "lan"), (&self.server, SERVER, WAN, "wan")]
+            [(&self.client, CLIENTS[0], LAN, "lan"), (&self.server, SERVERS[0], WAN, "wan")]
         {
             let switch = Node::create(format!("{interface}-switch"))?;
             end.connect("eth0", &[net(address, 24)?], &switch, "end", &[])?;
