@@ -13,6 +13,7 @@
 
 mod codec;
 pub mod encapsulation;
+pub mod hardware_address;
 pub mod manager;
 pub mod message;
 pub mod scale;

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use cluster::hardware_address;
 use cluster::manager::{Standing, Status, Step};
 use cluster::message::{Role, SharedInterface};
 use ipnet::IpNet;
@@ -184,21 +185,12 @@ impl Interface {
     /// # Errors
     /// Of a hardware address that is none.
     pub fn shared(&self) -> Result<SharedInterface, String> {
-        let bad = || {
+        let mac = hardware_address::parse(&self.mac).map_err(|error| {
             format!(
-                "interface {}: \"{}\" is no hardware address such as 02:00:5e:00:01:01",
+                "interface {}: \"{}\" is {error}; one interface has an address such as 02:00:5e:00:01:01",
                 self.name, self.mac
             )
-        };
-        let mut mac = [0; 6];
-        let mut parts = self.mac.split(':');
-        for byte in &mut mac {
-            let part = parts.next().filter(|part| part.len() == 2).ok_or_else(bad)?;
-            *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
-        }
-        if parts.next().is_some() {
-            return Err(bad());
-        }
+        })?;
         let mut addresses = Vec::with_capacity(self.addresses.len());
         for text in &self.addresses {
             let net: IpNet = text.parse().map_err(|_| {

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use cluster::hardware_address::{self, HardwareAddressError};
 use ipnet::IpNet;
 use packet::flow::{protocol_name, protocol_number};
 use services::spec::{TCP, UDP};
@@ -32,21 +33,17 @@ pub fn word(text: &str) -> Result<String, ValueError> {
 
 /// A hardware address: `02:00:5e:00:01:01`, of one interface and not of a group.
 pub fn mac(text: &str) -> Result<[u8; 6], ValueError> {
-    let fail =
-        || format!("\"{}\" is no hardware address; write for example \"02:00:5e:00:01:01\"", shown(text));
-    let mut bytes = [0; 6];
-    let mut parts = text.split(':');
-    for byte in &mut bytes {
-        let part = parts.next().filter(|part| part.len() == 2).ok_or_else(fail)?;
-        *byte = u8::from_str_radix(part, 16).map_err(|_| fail())?;
-    }
-    if parts.next().is_some() || bytes == [0; 6] {
-        return Err(fail().into());
-    }
-    if bytes[0] & 1 == 1 {
-        return Err(format!("{text} is the address of a group; one interface has an even first byte").into());
-    }
-    Ok(bytes)
+    hardware_address::parse(text).map_err(|error| {
+        let message = match error {
+            HardwareAddressError::NotOne => {
+                format!("\"{}\" is {error}; write for example \"02:00:5e:00:01:01\"", shown(text))
+            }
+            HardwareAddressError::Group => {
+                format!("{text} is {error}; one interface has an even first byte")
+            }
+        };
+        message.into()
+    })
 }
 
 /// Where a server listens, as text: `tcp 203.0.113.10:80`.
