@@ -12,7 +12,7 @@ use super::lease::{AddressBlocks, AutomaticWish, Snapshot};
 use super::limits::{Automatic, ClientKey};
 use super::log::{NatEvent, NatEventKind};
 use super::mapping::{InsideKey, MappingWish, OutsideKey, mapping_core};
-use super::policy::Rule;
+use super::policy::{Preference, Rule};
 use super::pools::{Ask, Chosen, Like, PoolKey, Reach};
 use super::port_set::{ALL_BLOCKS, Blocks, block_of};
 use super::{BindRequest, Binding, Followed, Nat, is_translated, remote};
@@ -66,18 +66,24 @@ impl Candidates<'_> {
 
 impl Rule {
     /// The sets of ports that a flow may get one of, in order: who uses a port below 1,024 gets such a one while there are
-    /// any, since servers may want it (RFC 4787 REQ-3 a).
-    fn sets_for(&self, request: &BindRequest) -> [Option<usize>; 2] {
-        let low = uses_low_port(&request.client).then_some(self.low_ports).flatten();
-        [low, Some(self.ports)]
+    /// any, since servers may want it (RFC 4787 REQ-3 a); then even or odd ones, if that is wanted (REQ-4).
+    fn sets_for(&self, request: &BindRequest) -> [Option<usize>; 3] {
+        let client = &request.client;
+        let low = uses_low_port(client).then_some(self.low_ports).flatten();
+        let same = match self.preference {
+            Preference::Parity([even, _]) if client.src_port & 1 == 0 => Some(even),
+            Preference::Parity([_, odd]) => Some(odd),
+            Preference::Any | Preference::Own => None,
+        };
+        [low, same.filter(|_| !is_icmp(client.protocol)), Some(self.ports)]
     }
 
     /// The client's port, where it shall have the same outside.
     fn like(&self, request: &BindRequest) -> Option<Like> {
-        let wanted = self.preserves || uses_low_port(&request.client);
+        let wanted = self.preserves() || uses_low_port(&request.client);
         let port = request.client.src_port;
         let has_port = !is_icmp(request.client.protocol) && port != 0;
-        (wanted && has_port).then_some(Like { port, set: self.own_ports, beside_tables: self.preserves })
+        (wanted && has_port).then_some(Like { port, set: self.own_ports, beside_tables: self.preserves() })
     }
 }
 

@@ -60,8 +60,7 @@ pub(crate) struct Rule {
     pub(crate) low_ports: Option<usize>,
     /// Place of all that a client may keep, if it is its own.
     pub(crate) own_ports: usize,
-    /// Clients keep their ports where they are free.
-    pub(crate) preserves: bool,
+    pub(crate) preference: Preference,
     /// A power of two, 1–256.
     pub(crate) tables: u16,
     pub(crate) flows_per_client_max: u32,
@@ -69,7 +68,23 @@ pub(crate) struct Rule {
     pub(crate) blocks_per_client: u32,
 }
 
+/// Ports that a rule's clients get rather than others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Preference {
+    /// None.
+    Any,
+    /// Such as their own is: places of the even and the odd ones of its ports.
+    Parity([usize; 2]),
+    /// Their own.
+    Own,
+}
+
 impl Rule {
+    /// Whether clients keep their ports where they are free.
+    pub(crate) fn preserves(&self) -> bool {
+        self.preference == Preference::Own
+    }
+
     /// Whether anything has to be remembered of its clients: a limit, blocks, or which address of several they use.
     pub(crate) fn tracks_clients(&self, like: IpAddr) -> bool {
         self.flows_per_client_max > 0
@@ -241,6 +256,14 @@ impl NatPolicy {
             _ => Vec::new(),
         };
         let sets = RulePorts::of(nat, |port_range| self.without_forwards(port_range, nat, &all));
+        let preference = match nat.port_choice {
+            PortChoice::Random => Preference::Any,
+            PortChoice::Parity => {
+                let halves = [false, true].map(|odd| sets.ports.of_parity(odd));
+                Preference::Parity(halves.map(|half| self.place_of(half)))
+            }
+            PortChoice::Preserve => Preference::Own,
+        };
         let [ports, own_ports] = [sets.ports, sets.own].map(|set| self.place_of(set));
         let low_ports = sets.low.map(|set| self.place_of(set));
         let mut addresses = [Vec::new(), Vec::new()];
@@ -263,7 +286,7 @@ impl NatPolicy {
             ports,
             low_ports,
             own_ports,
-            preserves: nat.port_choice == PortChoice::Preserve,
+            preference,
             tables: nat.tables.clamp(1, TABLES_MAX).next_power_of_two(),
             flows_per_client_max: nat.flows_per_client_max,
             blocks_per_client: u32::from(nat.ports_per_client).div_ceil(super::port_set::BLOCK_PORTS),
@@ -446,7 +469,7 @@ impl NatPolicy {
         client: IpAddr,
         place: impl Fn(usize) -> usize,
     ) -> Option<IpAddr> {
-        let rule = self.rule(rule).filter(|rule| rule.preserves && !rule.independent)?;
+        let rule = self.rule(rule).filter(|rule| rule.preserves() && !rule.independent)?;
         match rule.mode {
             NatMode::None => None,
             NatMode::PortOnly => Some(client),

@@ -62,6 +62,13 @@ impl PortSet {
         self.word(usize::from(port >> 6)) >> (port & 63) & 1 == 1
     }
 
+    /// The even ones, or the odd ones.
+    #[must_use]
+    pub fn of_parity(&self, odd: bool) -> Self {
+        let half = if odd { 0xaaaa_aaaa_aaaa_aaaa } else { 0x5555_5555_5555_5555 };
+        Self { words: self.words.iter().map(|word| word & half).collect() }
+    }
+
     /// How many ports are in, 0–65,536.
     #[must_use]
     pub fn len(&self) -> u32 {

@@ -53,7 +53,7 @@ pub struct EarlierMapping {
 impl Rule {
     /// Whether a flow of this client may have this outside port.
     fn allows(&self, policy: &NatPolicy, client: &FlowKey, port: u16) -> bool {
-        let own = self.preserves || uses_low_port(client);
+        let own = self.preserves() || uses_low_port(client);
         let sets = [Some(self.ports), self.low_ports, own.then_some(self.own_ports)];
         sets.into_iter().flatten().filter_map(|set| policy.port_set(set)).any(|set| set.contains(port))
     }

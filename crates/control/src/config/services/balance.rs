@@ -30,8 +30,8 @@ const MAPPINGS: [(&str, Mapping); 2] = [
     ("endpoint-independent", Mapping::EndpointIndependent),
 ];
 
-const PORT_CHOICES: [(&str, PortChoice); 2] =
-    [("random", PortChoice::Random), ("preserve", PortChoice::Preserve)];
+const PORT_CHOICES: [(&str, PortChoice); 3] =
+    [("random", PortChoice::Random), ("parity", PortChoice::Parity), ("preserve", PortChoice::Preserve)];
 
 /// Of a NAT.
 pub(in super::super) struct NatPlaces {

@@ -262,7 +262,7 @@ fn nats_and_forwards() {
             "site.toml:9:20: error: nat.ports-per-client: ports = \"0-1000\" has no whole block of 1024 ports (such as \
              1024-2047) for a client",
             "site.toml:10:10: error: nat.tables: 65 found, 64 or 256 is needed",
-            "site.toml:11:15: error: nat.port-choice: \"same\" is not one of \"random\", \"preserve\"",
+            "site.toml:11:15: error: nat.port-choice: \"same\" is not one of \"random\", \"parity\", \"preserve\"",
         ],
     );
     golden(

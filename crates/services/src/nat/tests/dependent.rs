@@ -494,6 +494,40 @@ fn ports_that_were_chosen_by_the_operator() {
     }
 }
 
+/// Even stays even and odd stays odd on every core while there are such ports; any other is better than none (RFC 4787 REQ-4).
+#[test]
+fn parity_is_kept_while_it_can_be() {
+    let spec = || NatSpec { port_choice: PortChoice::Parity, ..nat(&["192.0.2.1"]) };
+    for mapping in [Mapping::EndpointDependent, Mapping::EndpointIndependent] {
+        let policy = Arc::new(NatPolicy::compile(&[NatSpec { mapping, ..spec() }], &[], &[], &[]));
+        for core in 0..3 {
+            let mut gateway = Gateway::new(core, 3, &policy);
+            for port in 20_000..20_400 {
+                let client = key(17, &format!("10.0.0.5:{port}"), "198.51.100.1:5004");
+                let binding = gateway.bind(client).unwrap();
+                assert_eq!(
+                    binding.port % 2,
+                    port % 2,
+                    "{mapping:?} core {core}: {port} became {}",
+                    binding.port
+                );
+                assert!(!binding.replies_elsewhere || mapping == Mapping::EndpointIndependent);
+            }
+        }
+    }
+    let mut gateway = Gateway::of(&[NatSpec { ports: (5_000, 5_009), tables: 1, ..spec() }]);
+    let even = |place: u16| key(17, &format!("10.0.0.5:{}", 20_000 + 2 * place), "198.51.100.1:5004");
+    let given: Vec<u16> = (0..10).map(|place| gateway.bind(even(place)).unwrap().port).collect();
+    assert!(
+        given[..5].iter().all(|port| port % 2 == 0) && given[5..].iter().all(|port| port % 2 == 1),
+        "{given:?}"
+    );
+    assert_eq!(gateway.bind(even(10)), Err(DropReason::NatPortsExhausted));
+    // A query of ICMP has no parity to keep, a port below 1,024 its own rule.
+    let mut gateway = Gateway::of(&[spec()]);
+    assert!(gateway.bind(key(17, "10.0.0.5:501", "198.51.100.1:53")).unwrap().port < 1_024);
+}
+
 /// A client keeps its port for every remote, also where the tables have that place for another one; a second client gets
 /// another port, and two flows never have the same replies.
 #[test]
