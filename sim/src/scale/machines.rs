@@ -123,8 +123,11 @@ impl Machine {
         }
         let mut units = Arc::clone(&snapshot.units);
         if without_chains {
-            for unit in 0..NOBODY / 16 {
-                Arc::make_mut(&mut units).eras.newest_mut().forget(unit);
+            let table = Arc::make_mut(&mut units).eras.newest_mut();
+            for bucket in 0..table.buckets() {
+                for unit in table.chain(bucket).to_vec() {
+                    table.retire(bucket, unit);
+                }
             }
         }
         core.seen.note(&units);
