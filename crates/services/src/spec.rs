@@ -349,6 +349,9 @@ pub enum PortChoice {
     Random,
     /// The client's own port while it is free, by the core that the replies come to then.
     Preserve,
+    /// At random among those that are even or odd as the client's, while there are any (RFC 4787 REQ-4): old RTP applications
+    /// take the next port for RTCP.
+    Parity,
 }
 
 /// `[[nat]]`.
@@ -381,9 +384,6 @@ pub struct NatSpec {
     pub tables: u16,
     /// Live flows of one client address at most.
     pub flows_per_client_max: u32,
-    /// At random among those that are even or odd as the client's, while there are any (RFC 4787 REQ-4): old RTP applications
-    /// take the next port for RTCP.
-    Parity,
     /// Ports that one client address may use, in whole blocks of 1,024, leased when its first flow comes; 0 = no
     /// blocks. With blocks the log needs one line per block instead of one per flow (RFC 6888 §4).
     pub ports_per_client: u16,
