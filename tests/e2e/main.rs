@@ -47,7 +47,6 @@ mod operator;
 mod paths;
 mod program;
 mod reload;
-mod scaling;
 mod scene;
 mod takeover;
 mod tunnel_cores;

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use super::*;
-use crate::status::{BackendStatus, CoreServices, NatStatus, RuleStatus};
+use crate::status::{BackendStatus, CoreServices, NatStatus, RuleStatus, UnmetOfNat};
 
 fn status() -> ServicesStatus {
     ServicesStatus {
