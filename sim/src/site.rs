@@ -10,7 +10,7 @@ use datapath::memory::MemoryPorts;
 use packet::attachment::{Egress, InterfaceId};
 use packet::drop_reason::{DropCounters, DropReason};
 use services::pipeline::Counters;
-use services::spec::{InterfaceSpec, RouteSpec};
+use services::spec::{InterfaceSpec, LinkSpec, RouteSpec};
 use steering::ownership::Ownership;
 use steering::table::BucketTable;
 use tunnel::PrivateKey;
@@ -261,7 +261,7 @@ impl Site {
             addresses: vec![address],
             tenant: 0,
             mtu: 1_500,
-            mac: [2, 0, 0, 0, 1, number as u8],
+            link: LinkSpec::ethernet([2, 0, 0, 0, 1, number as u8]),
             outside: false,
             through_action: None,
             loose_tcp: false,
@@ -278,7 +278,7 @@ impl Site {
 
     /// Hardware address of an interface.
     pub(crate) fn mac(&self, interface: InterfaceId) -> Option<[u8; 6]> {
-        self.control.spec.interfaces.get(interface.index()).map(|interface| interface.mac)
+        self.control.spec.interfaces.get(interface.index()).map(|interface| interface.link.mac())
     }
 
     /// Services' counters of one core.

@@ -26,7 +26,7 @@ use pcap_file::{DataLink, PcapError};
 use services::pipeline::{ETHERNET_BYTES, Neighbors};
 use services::policy::Policy;
 use services::random::Random;
-use services::spec::GatewaySpec;
+use services::spec::{GatewaySpec, LinkSpec};
 use steering::ownership::Ownership;
 use tunnel::config::NodeConfig;
 use tunnel::node::Node;
@@ -119,7 +119,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let mut spec = control::gateway::policy::gateway_spec(&config, &no_host(), &Overrides::default());
     for (place, interface) in (1u8..).zip(&mut spec.interfaces) {
-        interface.mac = [2, 0, 0, 0, 0, place];
+        interface.link = LinkSpec::ethernet([2, 0, 0, 0, 0, place]);
     }
     if spec.interfaces.is_empty() {
         output::complain(&format!("{}: no [[interface]]: nothing to replay through", args.config.display()));

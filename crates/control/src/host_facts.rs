@@ -8,7 +8,9 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
+use linux::link_layer::LinkLayer;
 use linux::netlink::{Address, Link, MAIN_TABLE, Netlink, PolicyRule, Route, RouteKind};
+use services::spec::LinkSpec;
 use steering::units::Lease;
 
 use crate::host_ports::HeldPort;
@@ -136,8 +138,11 @@ pub struct DeviceFacts {
     pub index: u32,
     /// Name.
     pub name: String,
-    /// Hardware address; zeros where there is none.
-    pub mac: [u8; 6],
+    /// Header of its packets; `None`: loopback, and what else cannot carry packets of others.
+    pub link: Option<LinkSpec>,
+    /// Index of the device below, of a macvlan that is the host's own: VRRP daemons make one for each virtual router (RFC 5798
+    /// §7.3).
+    pub lies_on: Option<u32>,
     /// Largest IP packet, bytes.
     pub mtu: u32,
     /// Switched on, with carrier.
@@ -180,7 +185,14 @@ impl HostFacts {
         let device = |link: &Link| DeviceFacts {
             index: link.index,
             name: link.name.clone(),
-            mac: link.mac.unwrap_or_default(),
+            link: link.layer.map(|layer| match layer {
+                LinkLayer::Ethernet => LinkSpec::ethernet(link.mac.unwrap_or_default()),
+                LinkLayer::None => LinkSpec::PointToPoint,
+            }),
+            // One in a bridge is for others.
+            lies_on: link
+                .lower
+                .filter(|_| link.kind.as_deref() == Some("macvlan") && link.controller.is_none()),
             mtu: link.mtu,
             up: link.up && link.carrier,
             loopback: link.loopback,

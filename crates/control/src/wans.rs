@@ -203,6 +203,8 @@ pub(crate) mod tests {
             carrier: true,
             mtu: 1500,
             mac: None,
+            layer: (name != "lo").then_some(linux::link_layer::LinkLayer::Ethernet),
+            lower: None,
             loopback: name == "lo",
             point_to_point: name.starts_with("ppp"),
             tx_queue_len: 1000,

@@ -18,7 +18,7 @@ use packet::{DropReason, PacketBuf, checksum};
 use services::pipeline::{ETHERNET_BYTES, Frame, Neighbors, Outcome};
 use services::policy::Policy;
 use services::random::Random;
-use services::spec::{GatewaySpec, InterfaceSpec, PeerSpec, RouteSpec};
+use services::spec::{GatewaySpec, InterfaceSpec, LinkSpec, PeerSpec, RouteSpec};
 use steering::ownership::Ownership;
 use tunnel::config::{NodeConfig, Peer, Snapshot, Wan};
 use tunnel::forwarder::Target;
@@ -221,7 +221,7 @@ fn hub_spec() -> GatewaySpec {
         addresses: vec![address.parse().unwrap()],
         tenant: 0,
         mtu: 1500,
-        mac: [2, 0, 0, 0, 0, last],
+        link: LinkSpec::ethernet([2, 0, 0, 0, 0, last]),
         outside: false,
         through_action: None,
         loose_tcp: false,

@@ -34,14 +34,16 @@ pub(crate) struct DeviceIngress {
 }
 
 impl DeviceIngress {
-    /// Writes the Ethernet header as the frame had it: the host's own filters may look at its source. A packet that was put
-    /// together here, or comes from another core without one, gets one without source.
+    /// Writes the Ethernet header as the frame had it: the host's own filters may look at its source, and it may be for a device
+    /// on top of this one (macvlan). A packet that was put together here, or comes from another core without one, gets one without
+    /// source.
     fn write_header(&self, bytes: &mut [u8]) {
         let Some((header, packet)) = bytes.split_first_chunk_mut::<ETHERNET_BYTES>() else { return };
         let ether_type =
             if packet.first().is_some_and(|byte| byte >> 4 == 6) { ETHER_TYPE_IPV6 } else { ETHER_TYPE_IPV4 };
         let [kind @ .., high, low] = header;
-        if kind[..6] != self.mac || [*high, *low] != ether_type {
+        let addressed = kind.iter().take(6).any(|byte| *byte != 0) && kind[0] & 1 == 0;
+        if !addressed || [*high, *low] != ether_type {
             kind[..6].copy_from_slice(&self.mac);
             kind[6..].fill(0);
             [*high, *low] = ether_type;
@@ -117,7 +119,7 @@ impl Output for LinuxOutput {
     }
 
     fn interface(&mut self, interface: InterfaceId, offload: &VirtioNetHeader, bytes: &mut [u8]) {
-        let vnet = to_ethernet(offload).to_bytes();
+        let vnet = offload.with_front(ETHERNET_BYTES as u16).to_bytes();
         self.interfaces.send(interface, &[SendFrame { vnet, parts: [bytes, &[], &[]] }]);
     }
 
@@ -195,7 +197,10 @@ impl InterfaceOutputs {
             to = Some(id);
             let merged = if batches.is_empty() { None } else { batches.at(place) };
             let (offload, bytes) = merged.unwrap_or((&frame.offload, &*frame.bytes));
-            list.push(SendFrame { vnet: to_ethernet(offload).to_bytes(), parts: [bytes, &[], &[]] });
+            list.push(SendFrame {
+                vnet: offload.with_front(ETHERNET_BYTES as u16).to_bytes(),
+                parts: [bytes, &[], &[]],
+            });
         }
         if let Some(id) = to {
             self.send(id, &list);
@@ -226,9 +231,10 @@ impl InterfaceOutputs {
             return false;
         };
         back.write_header(bytes);
-        let sent = back
-            .sender
-            .send_many(&[SendFrame { vnet: to_ethernet(offload).to_bytes(), parts: [bytes, &[], &[]] }]);
+        let sent = back.sender.send_many(&[SendFrame {
+            vnet: offload.with_front(ETHERNET_BYTES as u16).to_bytes(),
+            parts: [bytes, &[], &[]],
+        }]);
         self.drops.add_n(DropReason::QueueFull, sent.full as u64);
         self.drops.add_n(DropReason::SendError, sent.refused as u64);
         if let Some(error) = sent.error {
@@ -263,15 +269,5 @@ impl InterfaceOutputs {
                 self.drops.add(DropReason::NoNeighbor);
             }
         }
-    }
-}
-
-/// Offsets that count from the IP header, as counted from the Ethernet header.
-fn to_ethernet(vnet: &VirtioNetHeader) -> VirtioNetHeader {
-    const BYTES: u16 = ETHERNET_BYTES as u16;
-    VirtioNetHeader {
-        hdr_len: if vnet.gso_type == GSO_NONE { 0 } else { vnet.hdr_len.saturating_add(BYTES) },
-        csum_start: if vnet.needs_csum() { vnet.csum_start.saturating_add(BYTES) } else { 0 },
-        ..*vnet
     }
 }

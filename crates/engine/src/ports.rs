@@ -314,7 +314,7 @@ impl InterfaceInput {
                 .map(|received| {
                     packets += 1;
                     bytes += received.frame.len().saturating_sub(ETHERNET_BYTES) as u64;
-                    Frame::new(ingress, from_ethernet(received.vnet), received.frame)
+                    Frame::new(ingress, received.vnet.without_front(ETHERNET_BYTES as u16), received.frame)
                 })
                 .collect();
             act(&mut frames);
@@ -362,16 +362,6 @@ impl Traffic {
     }
 }
 
-/// Offsets that count from the Ethernet header, as counted from the IP header.
-fn from_ethernet(vnet: VirtioNetHeader) -> VirtioNetHeader {
-    const BYTES: u16 = ETHERNET_BYTES as u16;
-    VirtioNetHeader {
-        hdr_len: vnet.hdr_len.saturating_sub(BYTES),
-        csum_start: vnet.csum_start.saturating_sub(BYTES),
-        ..vnet
-    }
-}
-
 /// Packets that a super-packet of `bytes` stands for.
 pub(crate) fn segments(offload: &VirtioNetHeader, bytes: usize) -> u64 {
     let payload = bytes.saturating_sub(usize::from(offload.hdr_len));
@@ -405,12 +395,5 @@ mod tests {
             traffic.note(now_ns, 1, 60_000);
         }
         assert!(!traffic.is_hot(now_ns + 10_000), "super-packets are worth being woken for");
-    }
-
-    #[test]
-    fn offsets_of_a_frame_count_from_its_ip_header() {
-        let vnet = VirtioNetHeader { hdr_len: 54, csum_start: 34, csum_offset: 16, ..Default::default() };
-        let inner = from_ethernet(vnet);
-        assert_eq!((inner.hdr_len, inner.csum_start, inner.csum_offset), (40, 20, 16));
     }
 }

@@ -23,5 +23,6 @@ mod steering;
 pub use self::device_ingress::INGRESS_MARK;
 pub use self::loopback::LoopbackRedirect;
 pub use self::reuseport::{Instruction, attach_reuseport, reuseport_program};
-pub use self::share::{ADDRESSES_MAX, KernelShare, UDP_PORTS_MAX};
+pub(crate) use self::share::nft_ether_type;
+pub use self::share::{ADDRESSES_MAX, KernelShare, MACS_MAX, UDP_PORTS_MAX};
 pub use self::steering::{SteeringProgram, TABLE_BUCKETS_MAX};

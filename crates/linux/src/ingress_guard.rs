@@ -14,8 +14,9 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 
-use crate::bpf::{KernelShare, device_ingress, kernel};
+use crate::bpf::{KernelShare, device_ingress, kernel, nft_ether_type};
 use crate::error::Context;
+use crate::link_layer::LinkLayer;
 use crate::netns::prepare_command;
 use crate::sys::interface_index;
 use crate::{Error, Result};
@@ -41,6 +42,7 @@ enum Hold {
 #[derive(Debug)]
 pub struct IngressGuard {
     interface: String,
+    layer: LinkLayer,
     hold: Hold,
 }
 
@@ -64,7 +66,8 @@ impl IngressGuard {
     pub fn attach_program(interface: &str, share: &KernelShare) -> Result<IngressGuard> {
         let what = format!("attach a program to the ingress of {interface}");
         let index = interface_index(interface).context(&what)?;
-        let program = share.load_guard()?;
+        let layer = LinkLayer::of(interface).context(&what)?;
+        let program = share.load_guard(layer)?;
         let back = device_ingress::load()?;
         let link = kernel::attach_ingress(index, &program).context(&what)?;
         let back = kernel::attach_egress(index, &back)
@@ -72,18 +75,18 @@ impl IngressGuard {
         // What a killed process left behind would drop by its own, older rules; what a stopped one did has done its work.
         let tables = [table_name(interface), hold_name(interface)];
         let _ = nft(&tables.map(|table| remove_table(&table)).concat());
-        Ok(IngressGuard { interface: interface.to_owned(), hold: Hold::Program(link, back) })
+        Ok(IngressGuard { interface: interface.to_owned(), layer, hold: Hold::Program(link, back) })
     }
 
     /// Only with `nft`.
     pub fn attach_table(interface: &str, share: &KernelShare) -> Result<IngressGuard> {
         let what = format!("guard {interface} with an nft table");
-        interface_index(interface).context(&what)?;
-        share.filter()?;
+        let layer = LinkLayer::of(interface).context(&what)?;
+        share.filter(layer)?;
         let table = table_name(interface);
-        let script = make_table(&table, interface, share) + &remove_table(&hold_name(interface));
+        let script = make_table(&table, interface, layer, share) + &remove_table(&hold_name(interface));
         nft(&script).context(&what)?;
-        Ok(IngressGuard { interface: interface.to_owned(), hold: Hold::Table(table) })
+        Ok(IngressGuard { interface: interface.to_owned(), layer, hold: Hold::Table(table) })
     }
 
     /// Its parts.
@@ -100,12 +103,12 @@ impl IngressGuard {
         let what = format!("change the guard of {}", self.interface);
         match &self.hold {
             Hold::Program(link, _) => {
-                let program = share.load_guard()?;
+                let program = share.load_guard(self.layer)?;
                 kernel::replace_program(link, &program).context(what)
             }
             Hold::Table(table) => {
-                share.filter()?;
-                nft(&make_table(table, &self.interface, share)).context(what)
+                share.filter(self.layer)?;
+                nft(&make_table(table, &self.interface, self.layer, share)).context(what)
             }
         }
     }
@@ -152,15 +155,17 @@ fn hold_name(interface: &str) -> String {
 
 fn make_hold(interface: &str, share: &KernelShare, held: &HeldPorts, seconds: u16) -> String {
     let table = hold_name(interface);
-    let mut rules = vec!["ether type != @held accept".to_owned()];
-    rules.extend(share.nft_rules());
+    let layer = LinkLayer::of(interface).unwrap_or_default();
+    let kind = nft_ether_type(layer);
+    let mut rules = vec![format!("{kind} != @held accept")];
+    rules.extend(share.nft_rules(layer));
     for (family, ipv4) in [("ip", true), ("ip6", false)] {
         let own: Vec<String> =
             held.own.iter().filter(|own| own.is_ipv4() == ipv4).map(ToString::to_string).collect();
         let through = if own.is_empty() {
-            format!("ether type {family} drop")
+            format!("{kind} {family} drop")
         } else {
-            format!("ether type {family} {family} daddr != {{ {} }} drop", own.join(", "))
+            format!("{kind} {family} {family} daddr != {{ {} }} drop", own.join(", "))
         };
         rules.push(through);
     }
@@ -172,7 +177,7 @@ fn make_hold(interface: &str, share: &KernelShare, held: &HeldPorts, seconds: u1
         }
         let family = if address.is_ipv4() { "ip" } else { "ip6" };
         rules.push(format!(
-            "ether type {family} {family} daddr {address} meta l4proto {{ tcp, udp, sctp }} th dport {{ {} }} drop",
+            "{kind} {family} {family} daddr {address} meta l4proto {{ tcp, udp, sctp }} th dport {{ {} }} drop",
             ranges.join(", ")
         ));
     }
@@ -198,8 +203,8 @@ fn remove_table(table: &str) -> String {
 }
 
 /// One transaction: the old table goes and the new one comes at once.
-fn make_table(table: &str, interface: &str, share: &KernelShare) -> String {
-    let rules: String = share.nft_rules().iter().map(|rule| format!("    {rule}\n")).collect();
+fn make_table(table: &str, interface: &str, layer: LinkLayer, share: &KernelShare) -> String {
+    let rules: String = share.nft_rules(layer).iter().map(|rule| format!("    {rule}\n")).collect();
     format!(
         "{}table netdev {table} {{\n  chain ingress {{\n    type filter hook ingress device \"{interface}\" \
          priority -500; policy drop;\n{rules}  }}\n}}\n",

@@ -14,7 +14,7 @@
 //! 7. [`event`] and [`clock`]: what a worker sleeps on (epoll, eventfd, timerfd, signalfd) and its time.
 //! 8. [`packet_ring`] and [`packet_sender`]: the frames of a plain interface, one ring per core, super-packets
 //!    whole. [`ingress_guard`]: the kernel's own stack does not see them. [`raw_ip`]: packets to neighbors
-//!    that the kernel has to find first.
+//!    that the kernel has to find first. [`link_layer`]: which devices have an Ethernet header, and which none.
 //! 9. [`iptables_legacy`]: chains of the host's firewall that netlink does not show. [`router_discovery`]: router
 //!    advertisements as they come in.
 //! 10. [`packet_socket`]: raw Ethernet frames of one interface, for the link emulator.
@@ -33,6 +33,7 @@ pub mod ethtool;
 pub mod event;
 pub mod ingress_guard;
 pub mod iptables_legacy;
+pub mod link_layer;
 pub mod memory;
 pub mod netlink;
 pub mod netns;

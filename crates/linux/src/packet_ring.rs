@@ -4,6 +4,7 @@
 //! filter of a [`KernelShare`]. Super-packets (GRO, TSO) stay whole: what does not fit a slot waits in the
 //! socket's queue (`PACKET_COPY_THRESH`) and is fetched with one system call per batch. In front of each frame
 //! stands what the kernel knows of it: [`VirtioNetHeader`], whose positions count from the Ethernet header.
+//! Packets of a device without link-layer header get an Ethernet header that names nobody.
 //! The rings of an interface form a fanout group in core order. Why so: `docs/decisions/0006-packet-io.md`.
 
 mod memory;
@@ -17,7 +18,8 @@ use packet::vnet::VirtioNetHeader;
 use self::memory::{Geometry, Memory};
 use crate::bpf::{Instruction, KernelShare, SteeringProgram};
 use crate::error::Context;
-use crate::sys::{check, check_size, interface_index, interface_name, owned, set_option};
+use crate::link_layer::{self, LinkLayer};
+use crate::sys::{check, check_size, interface_index, owned, set_option};
 use crate::{Error, Result};
 
 /// Frames of one batch at most.
@@ -36,7 +38,11 @@ const SLOT_BYTES_MIN: usize = 2048;
 /// A slot that holds the largest super-packet.
 pub const SLOT_BYTES_SUPER: usize = (SLOT_HEAD_BYTES + LARGE_BYTES).next_multiple_of(64);
 /// The largest frame with its virtio header: a super-packet of 64 KiB behind an Ethernet header.
-const LARGE_BYTES: usize = (VNET_BYTES + 14 + (64 << 10)).next_multiple_of(64);
+const LARGE_BYTES: usize = (VNET_BYTES + ETHERNET_BYTES + (64 << 10)).next_multiple_of(64);
+/// Bytes of an Ethernet header.
+const ETHERNET_BYTES: usize = 14;
+/// The made-up Ethernet header is so much longer than the virtio header that it overwrites.
+const HEADER_ROOM: usize = ETHERNET_BYTES - VNET_BYTES;
 /// Super-packets that may wait in the socket's queue, in bytes of kernel memory.
 const QUEUE_BYTES: usize = 32 << 20;
 
@@ -113,16 +119,16 @@ impl Default for PacketRingOptions<'_> {
 pub struct Received<'a> {
     /// Offload metadata of the kernel: segmentation, partial checksum. Positions count from the start of `frame`.
     pub vnet: VirtioNetHeader,
-    /// The frame from its Ethernet header; writable in place.
+    /// The frame from its Ethernet header, which has zeros for addresses where the device knows none; writable in place.
     pub frame: &'a mut [u8],
 }
 
 /// Where a frame of the batch lies.
 #[derive(Clone, Copy, Debug)]
 enum Place {
-    /// In the ring: offset of the virtio header, bytes with it.
+    /// In the ring: offset of the virtio header, bytes with it. Before it there are at least [`HEADER_ROOM`] bytes.
     Slot(usize, usize),
-    /// In a buffer for super-packets: its number, bytes with the virtio header.
+    /// In a buffer for super-packets: its number, bytes with the virtio header, which is behind [`HEADER_ROOM`] bytes where that is needed.
     Large(usize, usize),
 }
 
@@ -131,6 +137,7 @@ enum Place {
 pub struct PacketRing {
     fd: OwnedFd,
     index: u32,
+    layer: LinkLayer,
     memory: Memory,
     /// The next slot to look at.
     head: usize,
@@ -144,13 +151,14 @@ pub struct PacketRing {
 }
 
 impl PacketRing {
-    /// Opens a ring on this Ethernet interface of the calling thread's namespace. Needs CAP_NET_RAW.
+    /// Opens a ring on this interface of the calling thread's namespace. Needs CAP_NET_RAW.
     pub fn open(interface: &str, options: &PacketRingOptions<'_>) -> Result<PacketRing> {
         let what = format!("open a packet ring on {interface}");
         let index = interface_index(interface).context(&what)?;
-        let mtu_bytes = ethernet_mtu(interface).context(&what)?;
+        let layer = LinkLayer::of(interface).context(&what)?;
+        let mtu_bytes = link_layer::mtu(interface).context(&what)?;
         let fd = open_socket().context(&what)?;
-        let filter = options.kernel.filter()?;
+        let filter = options.kernel.filter(layer)?;
         // Nothing comes in before the socket is where it belongs.
         attach_filter(&fd, &[NOTHING]).context(&what)?;
         prepare(&fd).context(&what)?;
@@ -166,6 +174,7 @@ impl PacketRing {
         Ok(PacketRing {
             fd,
             index,
+            layer,
             memory,
             head: 0,
             held: 0,
@@ -188,7 +197,7 @@ impl PacketRing {
 
     /// Says anew what is left to the kernel, from the next frame on.
     pub fn set_kernel_share(&self, kernel: &KernelShare) -> Result<()> {
-        attach_filter(&self.fd, &kernel.filter()?).context("change the filter of a packet ring")
+        self.filter()?.set_kernel_share(kernel)
     }
 
     /// Fetches up to `frames_max` (at most [`BATCH_MAX`]) frames that have arrived, in their order, and returns
@@ -209,8 +218,8 @@ impl PacketRing {
             } else if slot.kept_bytes < slot.frame_bytes {
                 // The queue for super-packets was full.
                 self.cut += 1;
-            } else if let Some(start) = slot.frame_at.checked_sub(VNET_BYTES) {
-                self.places.push(Place::Slot(start, VNET_BYTES + slot.kept_bytes));
+            } else if let Some(room) = slot.frame_at.checked_sub(VNET_BYTES + HEADER_ROOM) {
+                self.places.push(Place::Slot(room + HEADER_ROOM, VNET_BYTES + slot.kept_bytes));
             }
         }
         if large > 0 {
@@ -233,19 +242,23 @@ impl PacketRing {
     pub fn frames(&mut self) -> impl ExactSizeIterator<Item = Received<'_>> {
         let ring = self.memory.start();
         let large = self.large.as_mut_ptr();
+        let room = header_room(self.layer);
         self.places.iter().map(move |place| {
             let (start, bytes) = match *place {
-                // SAFETY: `Memory::arrived` has checked that the frame lies in its slot, which is ours while
-                // the batch is held.
-                Place::Slot(at, bytes) => (unsafe { ring.add(at) }, bytes),
+                // SAFETY: `Memory::arrived` has checked that the frame lies in its slot with room before it, which is
+                // ours while the batch is held.
+                Place::Slot(at, bytes) => (unsafe { ring.add(at - room) }, bytes),
                 // SAFETY: the buffer of this number exists, and the length was checked against it.
                 Place::Large(number, bytes) => (unsafe { large.add(number * LARGE_BYTES) }, bytes),
             };
             // SAFETY: slots and buffers of a batch are distinct, each is handed out once, and nobody else
             // writes there while `self` is borrowed.
-            let whole = unsafe { std::slice::from_raw_parts_mut(start, bytes) };
-            let (head, frame) = whole.split_at_mut(VNET_BYTES);
-            Received { vnet: VirtioNetHeader::parse(head).unwrap_or_default(), frame }
+            let whole = unsafe { std::slice::from_raw_parts_mut(start, room + bytes) };
+            if room == 0 {
+                let (head, frame) = whole.split_at_mut(VNET_BYTES);
+                return Received { vnet: VirtioNetHeader::parse(head).unwrap_or_default(), frame };
+            }
+            make_up_header(whole)
         })
     }
 
@@ -262,6 +275,12 @@ impl PacketRing {
             self.memory.give_back((self.head + slots - back) % slots);
         }
         self.held = 0;
+    }
+
+    /// Another handle of the ring's filter, for who does not have the ring.
+    pub fn filter(&self) -> Result<RingFilter> {
+        let fd = self.fd.try_clone().context("share the filter of a packet ring")?;
+        Ok(RingFilter { fd, layer: self.layer })
     }
 
     /// Frames the kernel dropped because the ring was full, since it was opened (`PACKET_STATISTICS`).
@@ -294,10 +313,12 @@ impl PacketRing {
     fn fetch_large(&mut self, count: usize) -> io::Result<()> {
         let mut iovecs = [const { MaybeUninit::<libc::iovec>::uninit() }; BATCH_MAX];
         let mut messages = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; BATCH_MAX];
+        let room = header_room(self.layer);
         let buffers = self.large.chunks_exact_mut(LARGE_BYTES);
         for ((message, iovec), buffer) in messages.iter_mut().zip(&mut iovecs).zip(buffers).take(count) {
+            let buffer = buffer.get_mut(room..).unwrap_or_default();
             let iovec =
-                iovec.write(libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: LARGE_BYTES });
+                iovec.write(libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() });
             // SAFETY: an all-zero mmsghdr is valid.
             let mut empty: libc::mmsghdr = unsafe { zeroed() };
             empty.msg_hdr.msg_iov = iovec;
@@ -332,11 +353,25 @@ impl PacketRing {
             Place::Large(number, bytes) => messages.get(number).is_some_and(|message| {
                 // SAFETY: the first `count` messages were initialised, and numbers are below `count`.
                 let length = unsafe { message.assume_init_ref() }.msg_len as usize;
-                number < received && length == bytes && bytes <= LARGE_BYTES
+                number < received && length == bytes && room + bytes <= LARGE_BYTES
             }),
         });
         self.cut += (before - self.places.len()) as u64;
         Ok(())
+    }
+}
+
+/// The filter of a [`PacketRing`], which may be in another thread. The socket stays open as long as this is there.
+#[derive(Debug)]
+pub struct RingFilter {
+    fd: OwnedFd,
+    layer: LinkLayer,
+}
+
+impl RingFilter {
+    /// As [`PacketRing::set_kernel_share`].
+    pub fn set_kernel_share(&self, kernel: &KernelShare) -> Result<()> {
+        attach_filter(&self.fd, &kernel.filter(self.layer)?).context("change the filter of a packet ring")
     }
 }
 
@@ -346,14 +381,42 @@ impl AsFd for PacketRing {
     }
 }
 
+/// Bytes before the virtio header that the made-up Ethernet header of a device's packets needs.
+fn header_room(layer: LinkLayer) -> usize {
+    match layer {
+        LinkLayer::Ethernet => 0,
+        LinkLayer::None => HEADER_ROOM,
+    }
+}
+
+/// Writes an Ethernet header without addresses in front of an IP packet, where room and virtio header are.
+fn make_up_header(whole: &mut [u8]) -> Received<'_> {
+    let vnet = whole.get(HEADER_ROOM..).unwrap_or_default();
+    let vnet = VirtioNetHeader::parse(vnet).unwrap_or_default();
+    let is_ipv6 = whole.get(ETHERNET_BYTES).is_some_and(|byte| byte >> 4 == 6);
+    if let Some(header) = whole.first_chunk_mut::<ETHERNET_BYTES>() {
+        *header = [0; ETHERNET_BYTES];
+        let [.., high, low] = header;
+        let kind = if is_ipv6 { libc::ETH_P_IPV6 } else { libc::ETH_P_IP };
+        [*high, *low] = (kind as u16).to_be_bytes();
+    }
+    Received { vnet: vnet.with_front(ETHERNET_BYTES as u16), frame: whole }
+}
+
 /// A filter that lets nothing in.
 const NOTHING: Instruction = Instruction { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: 0 };
 
-/// A packet socket that is bound to nothing yet (protocol 0).
-pub(crate) fn open_socket() -> io::Result<OwnedFd> {
-    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+/// A packet socket that is bound to nothing yet (protocol 0), without virtio headers. `SOCK_RAW`: link-layer headers are the
+/// caller's; `SOCK_DGRAM`: the kernel's.
+pub(crate) fn open_plain_socket(kind: libc::c_int) -> io::Result<OwnedFd> {
+    let kind = kind | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: no pointers are passed.
-    let fd = owned(unsafe { libc::socket(libc::AF_PACKET, kind, 0) })?;
+    owned(unsafe { libc::socket(libc::AF_PACKET, kind, 0) })
+}
+
+/// A packet socket that is bound to nothing yet, with a virtio header in front of each frame.
+pub(crate) fn open_socket() -> io::Result<OwnedFd> {
+    let fd = open_plain_socket(libc::SOCK_RAW)?;
     const ON: libc::c_int = 1;
     set_option(&fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, &ON)?;
     Ok(fd)
@@ -417,27 +480,6 @@ fn program_of(code: &[Instruction]) -> libc::sock_fprog {
 
 fn attach_filter(fd: &OwnedFd, code: &[Instruction]) -> io::Result<()> {
     set_option(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program_of(code))
-}
-
-/// The MTU of an interface, which must be an Ethernet one.
-fn ethernet_mtu(interface: &str) -> io::Result<usize> {
-    let socket = open_socket()?;
-    let mut request = libc::ifreq {
-        ifr_name: interface_name(interface)?,
-        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_mtu: 0 },
-    };
-    // SAFETY: a complete ifreq that lives for the call.
-    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR as _, &raw mut request) })?;
-    // SAFETY: the kernel has filled in this member.
-    let family = unsafe { request.ifr_ifru.ifru_hwaddr }.sa_family;
-    if family != libc::ARPHRD_ETHER {
-        let text = format!("its frames are not Ethernet frames (type {family})");
-        return Err(io::Error::new(io::ErrorKind::Unsupported, text));
-    }
-    // SAFETY: a complete ifreq that lives for the call.
-    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFMTU as _, &raw mut request) })?;
-    // SAFETY: the kernel has filled in this member.
-    Ok(usize::try_from(unsafe { request.ifr_ifru.ifru_mtu }).unwrap_or(1500).min(64 << 10))
 }
 
 /// Opens one ring per core on an interface as a group, in core order. As [`PacketRing::open`]; `options.group`

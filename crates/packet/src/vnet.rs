@@ -87,6 +87,26 @@ impl VirtioNetHeader {
         }
     }
 
+    /// The same header with its positions counted from `bytes` earlier: from a link-layer header in front of the packet.
+    #[inline]
+    #[must_use]
+    pub const fn with_front(self, bytes: u16) -> Self {
+        let hdr_len = if self.gso_type == GSO_NONE { 0 } else { self.hdr_len.saturating_add(bytes) };
+        let csum_start = if self.needs_csum() { self.csum_start.saturating_add(bytes) } else { 0 };
+        Self { hdr_len, csum_start, ..self }
+    }
+
+    /// The same header with its positions counted from `bytes` later: from the IP header behind a link-layer header.
+    #[inline]
+    #[must_use]
+    pub const fn without_front(self, bytes: u16) -> Self {
+        Self {
+            hdr_len: self.hdr_len.saturating_sub(bytes),
+            csum_start: self.csum_start.saturating_sub(bytes),
+            ..self
+        }
+    }
+
     /// The checksum is partial.
     #[inline]
     #[must_use]

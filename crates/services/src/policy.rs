@@ -358,14 +358,16 @@ impl Policy {
             IpAddr::V4(v4) => v4.is_link_local(),
             IpAddr::V6(v6) => v6.is_unicast_link_local(),
         };
+        let has = |interface: &InterfaceSpec| interface.addresses.iter().any(|net| net.contains(&source));
         let neighbor_at = |route: &Route| {
-            route.via.is_none() && route.egress.interface().is_some_and(|interface| interface != at)
+            let other = route.egress.interface().filter(|interface| *interface != at);
+            // A point-to-point link needs no router's address: only what is in its own network is a neighbour there.
+            let near = |interface: &InterfaceSpec| interface.link != LinkSpec::PointToPoint || has(interface);
+            route.via.is_none() && other.and_then(|id| self.interface(id)).is_some_and(near)
         };
         !link_local
             && self.fib.lookup(self.tenant_of(Ingress::Interface(at)), source).filter(neighbor_at).is_some()
-            && !self
-                .interface(at)
-                .is_some_and(|interface| interface.addresses.iter().any(|net| net.contains(&source)))
+            && !self.interface(at).is_some_and(has)
     }
 
     /// Whether an address is the broadcast address of one of an interface's networks. Networks of one or two addresses

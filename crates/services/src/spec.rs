@@ -99,6 +99,37 @@ pub enum HostMode {
     Datapath,
 }
 
+/// Link of an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkSpec {
+    /// Ethernet: the device's own hardware address, and those of devices that the host has on top of it (macvlan, VRRP).
+    Ethernet {
+        /// Source of what leaves.
+        mac: [u8; 6],
+        /// Others that frames for this gateway may be sent to.
+        more: Vec<[u8; 6]>,
+    },
+    /// No header, and one other end that takes everything (PPP, TUN, WireGuard).
+    PointToPoint,
+}
+
+impl LinkSpec {
+    /// An Ethernet link with this hardware address.
+    #[must_use]
+    pub const fn ethernet(mac: [u8; 6]) -> Self {
+        Self::Ethernet { mac, more: Vec::new() }
+    }
+
+    /// The hardware address, zeros where there is none.
+    #[must_use]
+    pub const fn mac(&self) -> [u8; 6] {
+        match self {
+            Self::Ethernet { mac, .. } => *mac,
+            Self::PointToPoint => [0; 6],
+        }
+    }
+}
+
 /// One plain interface.
 #[derive(Clone, Debug, PartialEq)]
 pub struct InterfaceSpec {
@@ -112,8 +143,8 @@ pub struct InterfaceSpec {
     pub tenant: u16,
     /// Largest IP packet, bytes.
     pub mtu: u16,
-    /// The device's hardware address.
-    pub mac: [u8; 6],
+    /// Header in front of its packets.
+    pub link: LinkSpec,
     /// Whether strangers are there.
     pub outside: bool,
     /// Action for a new flow that no rule matches, that comes in here and passes through: not to this gateway or a service of it.
@@ -347,6 +378,9 @@ pub enum PortChoice {
     /// At random (RFC 6056), by the core that the client's packets come to.
     #[default]
     Random,
+    /// At random among those that are even or odd as the client's, while there are any (RFC 4787 REQ-4): old RTP applications
+    /// take the next port for RTCP.
+    Parity,
     /// The client's own port while it is free, by the core that the replies come to then.
     Preserve,
     /// At random among those that are even or odd as the client's, while there are any (RFC 4787 REQ-4): old RTP applications

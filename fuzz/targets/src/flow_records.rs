@@ -9,8 +9,8 @@ use services::pipeline::Neighbors;
 use services::policy::Policy;
 use services::random::Random;
 use services::spec::{
-    Affinity, BackendSpec, BalanceMethod, DeliveryMode, ForwardSpec, GatewaySpec, InterfaceSpec, Mapping,
-    NatMode, NatSpec, PortChoice, ResetOnDown, RouteSpec, RuleAction, ServerSpec, TCP,
+    Affinity, BackendSpec, BalanceMethod, DeliveryMode, ForwardSpec, GatewaySpec, InterfaceSpec, LinkSpec,
+    Mapping, NatMode, NatSpec, PortChoice, ResetOnDown, RouteSpec, RuleAction, ServerSpec, TCP,
 };
 use steering::ownership::Ownership;
 
@@ -57,7 +57,7 @@ fn gateway() -> Option<(Policy, Ownership)> {
         addresses: addresses.iter().filter_map(|address| address.parse().ok()).collect(),
         tenant: 0,
         mtu: 1500,
-        mac: [2, 0, 0, 0, 0, last],
+        link: LinkSpec::ethernet([2, 0, 0, 0, 0, last]),
         outside: false,
         through_action: None,
         loose_tcp: false,

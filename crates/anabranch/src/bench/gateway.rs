@@ -21,8 +21,8 @@ use services::pipeline::{ETHERNET_BYTES, Frame, Handed, Neighbors, Outcome, Outp
 use services::policy::Policy;
 use services::random::Random;
 use services::spec::{
-    Affinity, BackendSpec, BalanceMethod, DeliveryMode, GatewaySpec, InterfaceSpec, Limits, Mapping, NatMode,
-    NatSpec, PortChoice, ResetOnDown, RouteSpec, ServerSpec, UDP,
+    Affinity, BackendSpec, BalanceMethod, DeliveryMode, GatewaySpec, InterfaceSpec, Limits, LinkSpec,
+    Mapping, NatMode, NatSpec, PortChoice, ResetOnDown, RouteSpec, ServerSpec, UDP,
 };
 use steering::ownership::Ownership;
 
@@ -508,7 +508,7 @@ pub(super) fn spec(kind: Kind) -> anyhow::Result<GatewaySpec> {
             addresses: vec![addresses[0].parse()?, addresses[1].parse()?],
             tenant: 0,
             mtu: 1500,
-            mac: [2, 0, 0, 0, 0, last],
+            link: LinkSpec::ethernet([2, 0, 0, 0, 0, last]),
             outside: false,
             through_action: None,
             loose_tcp: false,

@@ -112,6 +112,8 @@ pub struct Interface {
     pub device: String,
     /// Addresses that the gateway gives it, besides those it has.
     pub addresses: Vec<IpNet>,
+    /// Addresses that another program (VRRP) moves between machines: used while they are here, never added.
+    pub virtual_addresses: Vec<IpAddr>,
     /// Tenant of what comes in here; `None` = the shared one.
     pub tenant: Option<String>,
     /// Largest IP packet, bytes; the device's by default.

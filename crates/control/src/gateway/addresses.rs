@@ -27,8 +27,8 @@ use crate::host_facts::HostFacts;
 use crate::takeover;
 use crate::warn_once::WarnOnce;
 
-/// Outside addresses of pools, forwards and virtual servers which no `[[interface]]` names as its own. Of pools those that
-/// can be used, see [`pools::unusable`].
+/// Outside addresses of pools, forwards and virtual servers which no `[[interface]]` names as its own or as one that another
+/// program adds. Of pools those that can be used, see [`pools::unusable`].
 #[must_use]
 pub fn extra(services: &Services, facts: &HostFacts) -> BTreeSet<IpAddr> {
     let unusable = pools::unusable(services, Some(facts));
@@ -41,11 +41,10 @@ pub fn extra(services: &Services, facts: &HostFacts) -> BTreeSet<IpAddr> {
     });
     let leases = services.leases.iter().map(|lease| lease.address);
     let own = |address: &IpAddr| {
-        services
-            .interfaces
-            .iter()
-            .flat_map(|interface| &interface.addresses)
-            .any(|net| net.addr() == *address)
+        services.interfaces.iter().any(|interface| {
+            interface.virtual_addresses.contains(address)
+                || interface.addresses.iter().any(|net| net.addr() == *address)
+        })
     };
     pools
         .chain(sources)

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use services::spec::{GatewaySpec, NatMode};
 
 use crate::config::services::Services;
-use crate::config::services::pools::unusable;
+use crate::config::services::pools::{Unusable, unusable};
 use crate::config::services::values::listen_text;
 use crate::host_facts::HostFacts;
 
@@ -16,7 +16,9 @@ use crate::host_facts::HostFacts;
 pub fn left_out(services: &Services, facts: &HostFacts) -> Vec<String> {
     let known = unusable(services, None);
     let found = unusable(services, Some(facts));
-    let new = found.iter().filter(|(address, _)| !known.contains_key(address));
+    // An address that moves between machines is missing on all but one of them.
+    let new =
+        found.iter().filter(|(address, why)| !known.contains_key(address) && **why != Unusable::Elsewhere);
     new.map(|(address, why)| format!("{address} of a pool {why}: it is left out; remove it from the pool"))
         .collect()
 }

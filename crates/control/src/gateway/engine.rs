@@ -15,7 +15,7 @@ use packet::icmp::is_icmp;
 use services::nat::NatEvent;
 use services::policy::Policy;
 use services::route::RouteQuery;
-use services::spec::{LeaseSpec, Mapping, NatMode, RuleAction, TCP};
+use services::spec::{LeaseSpec, LinkSpec, Mapping, NatMode, RuleAction, TCP};
 
 use super::policy::{Desired, DeviceState};
 use crate::config::services::Distribution;
@@ -113,6 +113,12 @@ impl Names {
 
     fn interface(&self, id: InterfaceId) -> String {
         self.policy.interface(id).map(|interface| interface.name.clone()).unwrap_or_default()
+    }
+
+    /// Whether packets leave there without a neighbor being looked for.
+    fn is_point_to_point(&self, egress: Option<Egress>) -> bool {
+        let interface = egress.and_then(Egress::interface).and_then(|id| self.policy.interface(id));
+        interface.is_some_and(|interface| interface.link == LinkSpec::PointToPoint)
     }
 
     /// Kernel device where a packet comes in, if it comes in by an interface.
@@ -682,7 +688,7 @@ impl EngineHandle<'_> {
                 .map(|found| route_text(&found))
                 .unwrap_or_default(),
             out: told.egress.map(|egress| names.egress(egress)).unwrap_or_default(),
-            next_hop: told.next_hop,
+            next_hop: told.next_hop.filter(|_| !names.is_point_to_point(told.egress)),
             next_hop_mac: mac.map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":")),
             reply_core: cores.of_replies.map(usize::from),
             notes,

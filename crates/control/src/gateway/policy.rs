@@ -20,7 +20,8 @@ use linux::netlink::RouteKind;
 use packet::attachment::{BondId, Egress, InterfaceId};
 use services::spec::{
     Attachment, BackendSpec, ForwardSpec, GatewaySpec, GroupSpec, HostSpec, InterfaceSpec, LeaseSpec, Limits,
-    MAIN_TABLE, NatMode, NatSpec, PeerSpec, RouteAction, RuleAction, RuleSpec, ServerSpec, SideSpec,
+    LinkSpec, MAIN_TABLE, NatMode, NatSpec, PeerSpec, RouteAction, RuleAction, RuleSpec, ServerSpec,
+    SideSpec,
 };
 
 use steering::units::LEASE_PORTS;
@@ -180,7 +181,8 @@ impl Builder<'_> {
         let interface = |interface: &Interface| {
             let device = self.facts.device(&interface.device);
             let mut list = interface.addresses.clone();
-            for net in device.into_iter().flat_map(|device| &device.addresses) {
+            let tops = device.map(|device| self.on_top(device)).unwrap_or_default();
+            for net in device.iter().chain(&tops).flat_map(|device| &device.addresses) {
                 let is_extra = net.prefix_len() == net.max_prefix_len()
                     && (extra.contains(&net.addr()) || self.facts.lingering.contains(&net.addr()));
                 if !is_extra && !list.iter().any(|known| known.addr() == net.addr()) {
@@ -196,17 +198,25 @@ impl Builder<'_> {
                 addresses: list,
                 tenant: self.tenant(interface.tenant.as_ref()),
                 mtu: interface.mtu.map_or(mtu, |wanted| wanted.min(mtu)),
-                // One that is taken over gets the shared one: it is not opened anew for that.
-                mac: interface
-                    .mac
-                    .filter(|_| interface.takeover)
-                    .unwrap_or(device.map_or([0; 6], |device| device.mac)),
+                // One that is taken over gets the shared address: it is not opened anew for that.
+                link: match (interface.mac.filter(|_| interface.takeover), link_of(device, &tops)) {
+                    (Some(mac), LinkSpec::Ethernet { more, .. }) => LinkSpec::Ethernet { mac, more },
+                    (_, link) => link,
+                },
                 outside,
                 loose_tcp: interface.loose_tcp,
                 through_action: (outside && unset).then_some(RuleAction::Drop),
             }
         };
         self.services.interfaces.iter().map(interface).collect()
+    }
+
+    /// Devices of the host on top of one, with hardware addresses of their own, that are no interfaces of ours.
+    fn on_top(&self, device: &DeviceFacts) -> Vec<&DeviceFacts> {
+        let ours =
+            |top: &DeviceFacts| self.services.interfaces.iter().any(|interface| interface.device == top.name);
+        let tops = self.facts.devices.iter().filter(|top| top.lies_on == Some(device.index) && top.up);
+        tops.filter(|top| !ours(top)).collect()
     }
 
     /// Whether strangers are behind an interface, as far as the configuration and the host tell: a NAT, a default route or a WAN
@@ -336,7 +346,11 @@ impl Builder<'_> {
 
     /// By what packets leave that take a route of the kernel's. `None`: the route does not count.
     fn egress_of(&self, route: &KernelRoute, interfaces: &[InterfaceSpec]) -> Option<Egress> {
-        let device = self.facts.devices.iter().find(|device| device.index == route.device)?;
+        let devices = &self.facts.devices;
+        let device = devices.iter().find(|device| device.index == route.device)?;
+        let below = devices.iter().find(|below| Some(below.index) == device.lies_on);
+        let below = below.filter(|below| self.on_top(below).iter().any(|top| top.index == device.index));
+        let device = below.unwrap_or(device);
         if let Some(place) = interfaces.iter().position(|interface| interface.device == device.name) {
             return u16::try_from(place).ok().map(|place| Egress::Interface(InterfaceId(place)));
         }
@@ -625,6 +639,18 @@ impl Builder<'_> {
             ports: lease.ports,
         };
         self.services.leases.iter().chain(self.overrides.leases()).map(lease).collect()
+    }
+}
+
+/// Link of an interface, whose device may be missing, with the devices on top of it.
+fn link_of(device: Option<&DeviceFacts>, tops: &[&DeviceFacts]) -> LinkSpec {
+    match device.and_then(|device| device.link.clone()) {
+        Some(LinkSpec::Ethernet { mac, .. }) => {
+            let more = tops.iter().filter_map(|top| top.link.as_ref()).map(LinkSpec::mac).collect();
+            LinkSpec::Ethernet { mac, more }
+        }
+        Some(LinkSpec::PointToPoint) => LinkSpec::PointToPoint,
+        None => LinkSpec::ethernet([0; 6]),
     }
 }
 

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use linux::bpf::{KernelShare, SteeringProgram};
+use linux::bpf::{KernelShare, MACS_MAX, SteeringProgram};
 use linux::ingress_guard::{GuardKind, IngressGuard};
-use linux::packet_ring::{Fanout, PacketRing, PacketRingOptions};
+use linux::packet_ring::{Fanout, PacketRing, PacketRingOptions, RingFilter};
 use linux::packet_sender::PacketSender;
 use linux::packet_socket::PacketSocket;
 use linux::raw_ip::RawIpSender;
 use packet::attachment::InterfaceId;
-use services::spec::{GatewaySpec, InterfaceSpec};
+use services::spec::{GatewaySpec, InterfaceSpec, LinkSpec};
 use steering::ownership::Ownership;
 
 use crate::output::DeviceIngress;
@@ -37,7 +37,8 @@ pub(crate) struct Opened {
 struct OpenPort {
     index: u32,
     device: String,
-    mac: [u8; 6],
+    /// Hardware address; `None` without link-layer header.
+    mac: Option<[u8; 6]>,
     tenant: u16,
     readers: Readers,
     share: KernelShare,
@@ -45,12 +46,46 @@ struct OpenPort {
     /// At a dispatcher that can be taken over: a table that outlives a process that is killed. Until its addresses are elsewhere the kernel would answer
     /// and reset the flows of all data planes.
     outliving: Option<IngressGuard>,
+    /// Filters of the rings in use, which are the workers'.
+    filters: Vec<RingFilter>,
     /// Tells the kernel which core owns a packet; without the privilege rings do that work.
     program: Option<SteeringProgram>,
     /// Whether other machines share it.
     shared: Option<SharedDevice>,
     /// How often its rings were opened anew, for a fanout group of their own each time.
     opening: u16,
+}
+
+impl OpenPort {
+    /// Says anew what is left to the kernel, to the rings first: what both have for a moment is better than what nobody has.
+    fn set_kernel_share(&mut self, share: &KernelShare) -> Result<(), linux::Error> {
+        if self.share == *share {
+            return Ok(());
+        }
+        self.filters.iter().try_for_each(|filter| filter.set_kernel_share(share))?;
+        self.guard.set_kernel_share(share)?;
+        self.share = share.clone();
+        if let Some(Err(error)) = self.outliving.as_ref().map(|table| table.set_kernel_share(share)) {
+            tracing::warn!(device = self.device, %error, "the kernel's share after a crash is an old one");
+        }
+        Ok(())
+    }
+}
+
+/// Hardware address of an interface.
+fn mac_of(interface: &InterfaceSpec) -> Option<[u8; 6]> {
+    match &interface.link {
+        LinkSpec::Ethernet { mac, .. } => Some(*mac),
+        LinkSpec::PointToPoint => None,
+    }
+}
+
+/// Hardware addresses of devices on top of an interface.
+fn macs_on_top(interface: Option<&InterfaceSpec>) -> Vec<[u8; 6]> {
+    match interface.map(|interface| &interface.link) {
+        Some(LinkSpec::Ethernet { more, .. }) => more.iter().copied().take(MACS_MAX).collect(),
+        Some(LinkSpec::PointToPoint) | None => Vec::new(),
+    }
 }
 
 impl Opened {
@@ -98,11 +133,13 @@ pub(super) fn follow(shared: &Shared, settings: &GatewaySettings, listen_port: O
         let index = settings.devices.get(place).copied().flatten();
         let id = InterfaceId(place as u16);
         let is_hub = interface.is_some_and(|interface| hubs.contains(&interface.device));
-        let share = if is_hub { of_hub.clone() } else { usual.clone() };
+        let common = if is_hub { &of_hub } else { &usual };
+        let share = KernelShare { macs: macs_on_top(interface), ..common.clone() };
         let Some(slot) = opened.ports.get_mut(place) else { continue };
         let stays = slot.as_ref().is_some_and(|port| {
             let same = interface.is_some_and(|interface| {
-                (&interface.device, interface.tenant, interface.mac) == (&port.device, port.tenant, port.mac)
+                (&interface.device, interface.tenant, mac_of(interface))
+                    == (&port.device, port.tenant, port.mac)
             });
             same && Some(port.index) == index && port.readers == settings.readers
         });
@@ -112,12 +149,8 @@ pub(super) fn follow(shared: &Shared, settings: &GatewaySettings, listen_port: O
             }
         }
         if let Some(port) = slot {
-            if port.share != share && port.guard.set_kernel_share(&share).is_ok() {
-                port.share = share.clone();
-                let outliving = port.outliving.as_ref();
-                if let Some(Err(error)) = outliving.map(|table| table.set_kernel_share(&share)) {
-                    tracing::warn!(device = port.device, %error, "the kernel's share after a crash is an old one");
-                }
+            if let Err(error) = port.set_kernel_share(&share) {
+                opened.errors.insert(id, error.to_string());
             }
             continue;
         }
@@ -146,8 +179,11 @@ pub(crate) fn follow_cores(shared: &Shared) {
     for (id, port) in (0..).zip(&mut opened.ports) {
         let Some(port) = port.as_mut().filter(|port| port.program.is_none()) else { continue };
         port.opening = port.opening.wrapping_add(1);
-        if let Err(error) = open_rings(shared, InterfaceId(id), port) {
-            tracing::error!(device = port.device, %error, "a core that hangs still gets packets");
+        match open_rings(shared, InterfaceId(id), port) {
+            Ok(filters) => port.filters = filters,
+            Err(error) => {
+                tracing::error!(device = port.device, %error, "a core that hangs still gets packets");
+            }
         }
     }
 }
@@ -177,20 +213,21 @@ fn open(
         }
         _ => None,
     };
-    let port = OpenPort {
+    let mut port = OpenPort {
         index,
         device: interface.device.clone(),
-        mac: interface.mac,
+        mac: mac_of(interface),
         tenant: interface.tenant,
         readers,
         share: share.clone(),
         guard,
         outliving,
+        filters: Vec::new(),
         program,
         opening: 0,
         shared: device,
     };
-    open_rings(shared, id, &port)?;
+    port.filters = open_rings(shared, id, &port)?;
     Ok(port)
 }
 
@@ -207,7 +244,7 @@ fn outliving(device: &str, share: &KernelShare) -> Option<IngressGuard> {
 }
 
 /// A ring for each core that reads the interface, and what each core that works needs to send.
-fn open_rings(shared: &Shared, id: InterfaceId, port: &OpenPort) -> Result<(), linux::Error> {
+fn open_rings(shared: &Shared, id: InterfaceId, port: &OpenPort) -> Result<Vec<RingFilter>, linux::Error> {
     let cores = shared.reports.len();
     let ownership = shared.ownership.load();
     let works = |core: usize| ownership.is_alive(core as u8);
@@ -231,16 +268,22 @@ fn open_rings(shared: &Shared, id: InterfaceId, port: &OpenPort) -> Result<(), l
         ..PacketRingOptions::default()
     };
     let mut interfaces = Vec::with_capacity(cores);
+    let mut filters = Vec::with_capacity(cores);
     for core in 0..cores {
         let back = match port.guard.kind() {
             GuardKind::Program => {
-                Some(DeviceIngress { sender: PacketSender::open_to_ingress(&port.device)?, mac: port.mac })
+                let sender = PacketSender::open_to_ingress(&port.device)?;
+                Some(DeviceIngress { sender, mac: port.mac.unwrap_or_default() })
             }
             GuardKind::Table => None,
         };
+        let ring = if reads(core) { Some(PacketRing::open(&port.device, &options)?) } else { None };
+        if let Some(ring) = &ring {
+            filters.push(ring.filter()?);
+        }
         interfaces.push(Interface {
             id,
-            ring: if reads(core) { Some(PacketRing::open(&port.device, &options)?) } else { None },
+            ring,
             sender: PacketSender::open(&port.device, false)?,
             raw: RawIpSender::open(&port.device)?,
             back,
@@ -254,7 +297,7 @@ fn open_rings(shared: &Shared, id: InterfaceId, port: &OpenPort) -> Result<(), l
     for (core, interface) in interfaces.into_iter().enumerate() {
         shared.send(core, Command::Open(Box::new(interface)));
     }
-    Ok(())
+    Ok(filters)
 }
 
 /// Source of what else passes at an interface that other machines share; one core sees to it.
@@ -280,5 +323,6 @@ pub(super) fn kernel_share(spec: &GatewaySpec, listen_port: Option<u16>) -> Kern
         udp_ports: listen_port.into_iter().collect(),
         addresses: (own.len() <= linux::bpf::ADDRESSES_MAX).then_some(own),
         link_local: true,
+        macs: Vec::new(),
     }
 }

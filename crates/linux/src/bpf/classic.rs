@@ -26,6 +26,8 @@ pub(super) const MARK: u32 = PROPERTIES + 20;
 pub(super) const VLAN_TAG: u32 = PROPERTIES + 44;
 /// The value of [`PACKET_TYPE`] for frames to this host (`PACKET_HOST`).
 pub(super) const TO_US: u32 = 0;
+/// Its value for frames to another hardware address (`PACKET_OTHERHOST`).
+pub(super) const TO_OTHERS: u32 = 3;
 
 /// Offset of the mark in `struct __sk_buff`.
 pub(super) const PACKET_MARK: i16 = 8;

@@ -8,17 +8,22 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 
 use super::assembler::{Assembler, If, Op, R0, R1, Size};
-use super::classic::{self, Classic, MARK, PACKET_MARK, PACKET_TYPE, Place, TO_US, VLAN_TAG, Width};
+use super::classic::{
+    self, Classic, MARK, PACKET_MARK, PACKET_TYPE, Place, TO_OTHERS, TO_US, VLAN_TAG, Width,
+};
 use super::device_ingress::INGRESS_MARK;
 use super::kernel;
 use super::reuseport::Instruction;
 use crate::error::Context;
+use crate::link_layer::LinkLayer;
 use crate::{Error, Result};
 
 /// UDP ports that a [`KernelShare`] may name.
 pub const UDP_PORTS_MAX: usize = 64;
 /// Addresses that a [`KernelShare`] may name.
 pub const ADDRESSES_MAX: usize = 256;
+/// Hardware addresses that a [`KernelShare`] may name.
+pub const MACS_MAX: usize = 64;
 
 /// Result of the classic program for the datapath's frames: all bytes of them.
 const TAKE: u32 = u32::MAX;
@@ -26,10 +31,14 @@ const TAKE: u32 = u32::MAX;
 const TCX_NEXT: i32 = -1;
 const TCX_DROP: i32 = 2;
 
-/// Positions from the start of the Ethernet frame.
+/// Positions from the start of an Ethernet frame.
 const ETHER_TYPE: u32 = 12;
-const IP: u32 = 14;
-const UDP_V6: u32 = IP + 40;
+const IP_OF_ETHERNET: u32 = 14;
+/// From the start of an IPv6 header to what follows it.
+const IPV6_BYTES: u32 = 40;
+/// First byte of IPv4 destinations that are multicast or broadcast (RFC 5771), and of IPv6 ones (RFC 4291 §2.7).
+const GROUP_V4: u32 = 224;
+const GROUP_V6: u32 = 0xff;
 
 const DHCP_SERVER: u32 = 67;
 const DHCP_CLIENT: u32 = 68;
@@ -40,7 +49,8 @@ const DISCOVERY: (u32, u32) = (133, 137);
 
 /// The traffic of an interface that stays with the kernel, besides what always does: what the datapath itself gives back to the
 /// interface ([`INGRESS_MARK`]), everything but IP, frames of a VLAN (a tag with a priority only names none), broadcast and multicast frames, neighbor discovery (ICMPv6 133–137 with hop limit
-/// 255), and answers of a DHCP server (UDP 67 to 68).
+/// 255), and answers of a DHCP server (UDP 67 to 68). Where there is no link-layer header, packets to multicast and broadcast
+/// addresses are what such frames are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KernelShare {
     /// UDP to these ports, not fragmented or the first fragment, without IPv6 extension headers: the tunnel's
@@ -52,11 +62,14 @@ pub struct KernelShare {
     /// IPv6 to link-local addresses (fe80::/10), which are never routed and belong to the device: routing
     /// daemons, DHCPv6.
     pub link_local: bool,
+    /// Further hardware addresses whose frames are the datapath's as those to the device's own are: of devices that the host has
+    /// on top of it (macvlan, VRRP). At most [`MACS_MAX`].
+    pub macs: Vec<[u8; 6]>,
 }
 
 impl KernelShare {
-    /// The program as a classic socket filter on Ethernet frames: 0 for what stays with the kernel.
-    pub(crate) fn filter(&self) -> Result<Vec<Instruction>> {
+    /// The program as a classic socket filter on packets of such a device: 0 for what stays with the kernel.
+    pub(crate) fn filter(&self, layer: LinkLayer) -> Result<Vec<Instruction>> {
         const WHAT: &str = "say which frames stay with the kernel";
         let fail = |text: &str| {
             let error = std::io::Error::new(std::io::ErrorKind::InvalidInput, text.to_owned());
@@ -68,11 +81,14 @@ impl KernelShare {
         if self.addresses.as_ref().is_some_and(|list| list.len() > ADDRESSES_MAX) {
             return Err(fail("more than 256 addresses"));
         }
-        self.write().ok_or_else(|| fail("the program cannot be written"))
+        if self.macs.len() > MACS_MAX {
+            return Err(fail("more than 64 hardware addresses"));
+        }
+        self.write(layer).ok_or_else(|| fail("the program cannot be written"))
     }
 
     /// Loads the program for an interface. `PermissionDenied` without CAP_BPF and CAP_NET_ADMIN.
-    pub(crate) fn load_guard(&self) -> Result<OwnedFd> {
+    pub(crate) fn load_guard(&self, layer: LinkLayer) -> Result<OwnedFd> {
         const WHAT: &str = "load the program that keeps the kernel's stack from the datapath's frames";
         let verdict = |result| if result == TAKE { TCX_DROP } else { TCX_NEXT };
         // The mark has done its work: the host's own programs and rules see none.
@@ -86,29 +102,48 @@ impl KernelShare {
             asm.exit();
             asm.place(begin);
         };
-        let code = classic::translate(&self.filter()?, unmark, verdict)
+        let code = classic::translate(&self.filter(layer)?, unmark, verdict)
             .ok_or_else(|| Error::new(WHAT, std::io::ErrorKind::InvalidData.into()))?;
         kernel::load_classifier(&code).context(WHAT)
     }
 
-    fn write(&self) -> Option<Vec<Instruction>> {
+    fn write(&self, layer: LinkLayer) -> Option<Vec<Instruction>> {
         let mut asm = Classic::default();
         let (kernel, take, v4, v6) = (asm.ahead(), asm.ahead(), asm.ahead(), asm.ahead());
-        asm.load(Width::Word, PACKET_TYPE);
-        asm.unless_equal(TO_US, kernel);
+        self.write_receiver(&mut asm, layer, kernel);
         asm.load(Width::Word, MARK);
         asm.if_equal(INGRESS_MARK, kernel);
-        asm.load(Width::Word, VLAN_TAG);
-        asm.and(0x0fff);
-        asm.unless_equal(0, kernel);
-        asm.load(Width::Half, ETHER_TYPE);
-        asm.if_equal(libc::ETH_P_IP as u32, v4);
-        asm.if_equal(libc::ETH_P_IPV6 as u32, v6);
+        let ip = match layer {
+            LinkLayer::Ethernet => {
+                asm.load(Width::Word, VLAN_TAG);
+                asm.and(0x0fff);
+                asm.unless_equal(0, kernel);
+                asm.load(Width::Half, ETHER_TYPE);
+                asm.if_equal(libc::ETH_P_IP as u32, v4);
+                asm.if_equal(libc::ETH_P_IPV6 as u32, v6);
+                IP_OF_ETHERNET
+            }
+            LinkLayer::None => {
+                asm.load(Width::Byte, 0);
+                asm.and(0xf0);
+                asm.if_equal(0x40, v4);
+                asm.if_equal(0x60, v6);
+                0
+            }
+        };
         asm.jump(kernel);
         asm.place(v4);
-        self.write_v4(&mut asm, kernel, take);
+        if layer == LinkLayer::None {
+            asm.load(Width::Byte, ip + 16);
+            asm.if_above(GROUP_V4 - 1, kernel);
+        }
+        self.write_v4(&mut asm, ip, kernel, take);
         asm.place(v6);
-        self.write_v6(&mut asm, kernel, take);
+        if layer == LinkLayer::None {
+            asm.load(Width::Byte, ip + 24);
+            asm.if_equal(GROUP_V6, kernel);
+        }
+        self.write_v6(&mut asm, ip, kernel, take);
         asm.place(kernel);
         asm.end(0);
         asm.place(take);
@@ -116,52 +151,74 @@ impl KernelShare {
         asm.finish()
     }
 
-    fn write_v4(&self, asm: &mut Classic, kernel: Place, take: Place) {
-        asm.load(Width::Byte, IP + 9);
+    /// Leaves frames to others to the kernel.
+    fn write_receiver(&self, asm: &mut Classic, layer: LinkLayer, kernel: Place) {
+        asm.load(Width::Word, PACKET_TYPE);
+        if layer == LinkLayer::None || self.macs.is_empty() {
+            asm.unless_equal(TO_US, kernel);
+            return;
+        }
+        let ours = asm.ahead();
+        asm.if_equal(TO_US, ours);
+        asm.unless_equal(TO_OTHERS, kernel);
+        for [first @ .., five, six] in &self.macs {
+            let next = asm.ahead();
+            asm.load(Width::Word, 0);
+            asm.unless_equal(u32::from_be_bytes(*first), next);
+            asm.load(Width::Half, 4);
+            asm.if_equal(u32::from(u16::from_be_bytes([*five, *six])), ours);
+            asm.place(next);
+        }
+        asm.jump(kernel);
+        asm.place(ours);
+    }
+
+    fn write_v4(&self, asm: &mut Classic, ip: u32, kernel: Place, take: Place) {
+        asm.load(Width::Byte, ip + 9);
         asm.unless_equal(u32::from(packet::ip::PROTOCOL_UDP), take);
         // Later fragments have no ports.
-        asm.load(Width::Half, IP + 6);
+        asm.load(Width::Half, ip + 6);
         asm.and(0x1fff);
         asm.unless_equal(0, take);
-        asm.load(Width::Byte, IP);
+        asm.load(Width::Byte, ip);
         asm.and(0x0f);
         asm.shift_left(2);
         asm.x_from_a();
         let ports = asm.ahead();
-        asm.load_at_x(Width::Half, IP + 2);
+        asm.load_at_x(Width::Half, ip + 2);
         asm.unless_equal(DHCP_CLIENT, ports);
-        asm.load_at_x(Width::Half, IP);
+        asm.load_at_x(Width::Half, ip);
         asm.if_equal(DHCP_SERVER, kernel);
         asm.place(ports);
         if let Some(list) = &self.addresses {
             let ours = asm.ahead();
-            asm.load(Width::Word, IP + 16);
+            asm.load(Width::Word, ip + 16);
             for address in v4_of(list) {
                 asm.if_equal(address.to_bits(), ours);
             }
             asm.jump(take);
             asm.place(ours);
         }
-        asm.load_at_x(Width::Half, IP + 2);
+        asm.load_at_x(Width::Half, ip + 2);
         self.write_ports(asm, kernel, take);
     }
 
-    fn write_v6(&self, asm: &mut Classic, kernel: Place, take: Place) {
+    fn write_v6(&self, asm: &mut Classic, ip: u32, kernel: Place, take: Place) {
         let (icmp, udp) = (asm.ahead(), asm.ahead());
         if self.link_local {
-            asm.load(Width::Half, IP + 24);
+            asm.load(Width::Half, ip + 24);
             asm.and(0xffc0);
             asm.if_equal(0xfe80, kernel);
         }
-        asm.load(Width::Byte, IP + 6);
+        asm.load(Width::Byte, ip + 6);
         asm.if_equal(u32::from(packet::ip::PROTOCOL_UDP), udp);
         asm.if_equal(u32::from(packet::ip::PROTOCOL_ICMPV6), icmp);
         asm.jump(take);
 
         asm.place(icmp);
-        asm.load(Width::Byte, IP + 7);
+        asm.load(Width::Byte, ip + 7);
         asm.unless_equal(HOP_LIMIT_FRESH, take);
-        asm.load(Width::Byte, UDP_V6);
+        asm.load(Width::Byte, ip + IPV6_BYTES);
         asm.if_above(DISCOVERY.1, take);
         asm.if_above(DISCOVERY.0 - 1, kernel);
         asm.jump(take);
@@ -173,7 +230,7 @@ impl KernelShare {
                 let next = asm.ahead();
                 let bits = address.to_bits();
                 for word in 0..4u32 {
-                    asm.load(Width::Word, IP + 24 + 4 * word);
+                    asm.load(Width::Word, ip + 24 + 4 * word);
                     asm.unless_equal((bits >> (96 - 32 * word)) as u32, next);
                 }
                 asm.jump(ours);
@@ -182,7 +239,7 @@ impl KernelShare {
             asm.jump(take);
             asm.place(ours);
         }
-        asm.load(Width::Half, UDP_V6 + 2);
+        asm.load(Width::Half, ip + IPV6_BYTES + 2);
         self.write_ports(asm, kernel, take);
     }
 
@@ -193,20 +250,37 @@ impl KernelShare {
         asm.jump(take);
     }
 
-    /// The same as rules of `nft` for the ingress hook, one a line, behind which everything is dropped.
-    pub(crate) fn nft_rules(&self) -> Vec<String> {
-        let mut rules = vec![
-            "meta pkttype != host accept".to_owned(),
-            "ether type 8021q vlan id 0 vlan type { ip, ip6 } drop".to_owned(),
-            "ether type { 8021q, 8021ad } accept".to_owned(),
-            "ether type != { ip, ip6 } accept".to_owned(),
-            "ether type ip ip frag-off & 0x1fff == 0 udp sport 67 udp dport 68 accept".to_owned(),
-        ];
-        if self.link_local {
-            rules.push("ether type ip6 ip6 daddr fe80::/10 accept".to_owned());
+    /// Rules of `nft` that leave frames to others to the kernel.
+    fn nft_receiver(&self, layer: LinkLayer) -> Vec<String> {
+        if layer == LinkLayer::None || self.macs.is_empty() {
+            return vec!["meta pkttype != host accept".to_owned()];
         }
-        rules
-            .push("ether type ip6 ip6 nexthdr icmpv6 ip6 hoplimit 255 icmpv6 type 133-137 accept".to_owned());
+        let mac = |mac: &[u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
+        let macs: Vec<String> = self.macs.iter().map(mac).collect();
+        vec![
+            "meta pkttype != { host, other } accept".to_owned(),
+            format!("meta pkttype other ether daddr != {{ {} }} accept", macs.join(", ")),
+        ]
+    }
+
+    /// The same as rules of `nft` for the ingress hook, one a line, behind which everything is dropped.
+    pub(crate) fn nft_rules(&self, layer: LinkLayer) -> Vec<String> {
+        let kind = nft_ether_type(layer);
+        let mut rules = self.nft_receiver(layer);
+        if layer == LinkLayer::Ethernet {
+            rules.push("ether type 8021q vlan id 0 vlan type { ip, ip6 } drop".to_owned());
+            rules.push("ether type { 8021q, 8021ad } accept".to_owned());
+        }
+        rules.push(format!("{kind} != {{ ip, ip6 }} accept"));
+        if layer == LinkLayer::None {
+            rules.push(format!("{kind} ip ip daddr >= 224.0.0.0 accept"));
+            rules.push(format!("{kind} ip6 ip6 daddr ff00::/8 accept"));
+        }
+        rules.push(format!("{kind} ip ip frag-off & 0x1fff == 0 udp sport 67 udp dport 68 accept"));
+        if self.link_local {
+            rules.push(format!("{kind} ip6 ip6 daddr fe80::/10 accept"));
+        }
+        rules.push(format!("{kind} ip6 ip6 nexthdr icmpv6 ip6 hoplimit 255 icmpv6 type 133-137 accept"));
         let list = |items: Vec<String>| items.join(", ");
         let ports = list(self.udp_ports.iter().map(u16::to_string).collect());
         if ports.is_empty() {
@@ -225,14 +299,22 @@ impl KernelShare {
         };
         if let Some(daddr) = v4 {
             let rule = format!(
-                "ether type ip {daddr}ip frag-off & 0x1fff == 0 ip protocol udp udp dport {{ {ports} }} accept"
+                "{kind} ip {daddr}ip frag-off & 0x1fff == 0 ip protocol udp udp dport {{ {ports} }} accept"
             );
             rules.push(rule);
         }
         if let Some(daddr) = v6 {
-            rules.push(format!("ether type ip6 {daddr}ip6 nexthdr udp udp dport {{ {ports} }} accept"));
+            rules.push(format!("{kind} ip6 {daddr}ip6 nexthdr udp udp dport {{ {ports} }} accept"));
         }
         rules
+    }
+}
+
+/// Words of nft for the protocol behind the link-layer header.
+pub(crate) fn nft_ether_type(layer: LinkLayer) -> &'static str {
+    match layer {
+        LinkLayer::Ethernet => "ether type",
+        LinkLayer::None => "meta protocol",
     }
 }
 

@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::link_layer::LinkLayer;
 use crate::netlink::{NeighborState, Netlink};
 use crate::netns::{Namespace, set_sysctl};
 use crate::packet_ring::{PacketRing, PacketRingOptions};
@@ -12,10 +13,13 @@ use crate::packet_socket::PacketSocket;
 use crate::testing::isolated;
 
 const HERE: [u8; 6] = [2, 0, 0, 0, 0, 2];
+/// Of virtual routers (RFC 5798 §7.3).
+const OF_ROUTER: [u8; 6] = [0, 0, 0x5e, 0, 1, 51];
+const OTHER_OF_ROUTER: [u8; 6] = [0, 0, 0x5e, 0, 1, 0xf0];
 
 /// Whether this test may make such a guard: an ordinary user's namespace cannot load programs.
 fn allowed(kind: GuardKind) -> bool {
-    let may = kind == GuardKind::Table || KernelShare::default().load_guard().is_ok();
+    let may = kind == GuardKind::Table || KernelShare::default().load_guard(LinkLayer::Ethernet).is_ok();
     assert!(may || std::env::var_os(crate::testing::INSIDE).is_some(), "root may load programs");
     may
 }
@@ -32,7 +36,12 @@ fn attach(kind: GuardKind, interface: &str, share: &KernelShare) -> IngressGuard
 
 fn share() -> KernelShare {
     let ours = ["10.4.0.1", "fd04::1"].map(|text| text.parse().unwrap());
-    KernelShare { udp_ports: vec![4600, 4601], addresses: Some(ours.to_vec()), link_local: true }
+    KernelShare {
+        udp_ports: vec![4600, 4601],
+        addresses: Some(ours.to_vec()),
+        link_local: true,
+        macs: vec![OF_ROUTER, OTHER_OF_ROUTER],
+    }
 }
 
 /// One frame of the table below.
@@ -96,6 +105,11 @@ fn cases() -> Vec<Case> {
             true,
         ),
         case("to another host", ethernet([2, 9, 9, 9, 9, 9], 0x0800, &v4(6, 0, 0, US, &ports(1, 9))), true),
+        case("virtual router", ethernet(OF_ROUTER, 0x0800, &v4(6, 0, 0, US, &ports(1, 9))), false),
+        case("another one", ethernet(OTHER_OF_ROUTER, 0x0800, &v4(17, 0, 0, OTHER, &ports(1, 9))), false),
+        case("its tunnel", ethernet(OF_ROUTER, 0x0800, &v4(17, 0, 0, US, &ports(1, 4600))), true),
+        case("a third one", ethernet([0, 0, 0x5e, 0, 1, 52], 0x0800, &v4(6, 0, 0, US, &ports(1, 9))), true),
+        case("ARP to a virtual router", ethernet(OF_ROUTER, 0x0806, &[0; 28]), true),
         ip("TCP", v4(6, 0, 0, US, &ports(1000, 80)), false),
         ip("TCP to the tunnel's port number", v4(6, 0, 0, US, &ports(1000, 4600)), false),
         ip("ping", v4(1, 0, 0, US, &[8, 0, 0, 0, 0, 1, 0, 1]), false),
@@ -226,6 +240,8 @@ fn changing(kind: GuardKind) {
     }
     let many = KernelShare { udp_ports: (0..65).collect(), ..share() };
     assert!(guard.set_kernel_share(&many).unwrap_err().to_string().contains("64 UDP ports"));
+    let many = KernelShare { macs: vec![HERE; 65], ..share() };
+    assert!(guard.set_kernel_share(&many).unwrap_err().to_string().contains("64 hardware addresses"));
     // As many as there may be.
     let addresses = (0..128u32)
         .flat_map(|number| {
@@ -233,8 +249,12 @@ fn changing(kind: GuardKind) {
             [std::net::Ipv4Addr::from_bits(number).into(), v6.into()]
         })
         .collect();
-    let largest =
-        KernelShare { udp_ports: (4537..4601).collect(), addresses: Some(addresses), link_local: true };
+    let largest = KernelShare {
+        udp_ports: (4537..4601).collect(),
+        addresses: Some(addresses),
+        link_local: true,
+        macs: (0..64).map(|last| [2, 0, 0, 0, 1, last]).collect(),
+    };
     guard.set_kernel_share(&largest).unwrap();
     left.send(&frame).unwrap();
     assert_eq!(passed_in_the_end(2), 2, "the address is not among them");

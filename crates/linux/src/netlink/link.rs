@@ -10,6 +10,7 @@ use netlink_packet_route::link::{
 use super::{Existing, Netlink};
 use crate::Result;
 use crate::error::Context;
+use crate::link_layer::LinkLayer;
 use crate::sys::interface_name;
 
 /// An interface as it is right now.
@@ -29,6 +30,10 @@ pub struct Link {
     pub mtu: u32,
     /// Hardware address of Ethernet-like interfaces.
     pub mac: Option<[u8; 6]>,
+    /// Header of its packets; `None`: loopback, and what else cannot carry packets of others.
+    pub layer: Option<LinkLayer>,
+    /// Number of the interface that it lies on (macvlan, VLAN), or that is its other end (veth), if that is in this namespace.
+    pub lower: Option<u32>,
     /// The loopback interface.
     pub loopback: bool,
     /// Has one peer and no neighbors to resolve (TUN, PPP).
@@ -46,6 +51,7 @@ pub struct Link {
 impl Link {
     pub(super) fn from_message(message: &LinkMessage) -> Link {
         let flags = message.header.flags;
+        let point_to_point = flags.contains(LinkFlags::Pointopoint);
         let mut link = Link {
             index: message.header.index,
             name: String::new(),
@@ -54,18 +60,23 @@ impl Link {
             carrier: flags.contains(LinkFlags::LowerUp),
             mtu: 0,
             mac: None,
+            layer: LinkLayer::of_type(message.header.link_layer_type.into(), point_to_point),
+            lower: None,
             loopback: flags.contains(LinkFlags::Loopback),
-            point_to_point: flags.contains(LinkFlags::Pointopoint),
+            point_to_point,
             tx_queue_len: 0,
             gso_max_bytes: 0,
             controller: None,
             vrf_table: None,
         };
+        let mut elsewhere = false;
         for attribute in &message.attributes {
             match attribute {
+                LinkAttribute::LinkNetNsId(_) => elsewhere = true,
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
                 LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().ok(),
+                LinkAttribute::Link(index) => link.lower = (*index > 0).then_some(*index),
                 LinkAttribute::TxQueueLen(packets) => link.tx_queue_len = *packets,
                 LinkAttribute::GsoMaxSize(bytes) => link.gso_max_bytes = *bytes,
                 LinkAttribute::Controller(index) => link.controller = (*index > 0).then_some(*index),
@@ -79,6 +90,7 @@ impl Link {
                 _ => {}
             }
         }
+        link.lower = link.lower.filter(|_| !elsewhere);
         link
     }
 }

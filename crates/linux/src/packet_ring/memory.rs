@@ -43,8 +43,8 @@ impl Geometry {
 /// A slot that the kernel has filled.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Arrived {
-    /// Offset of the Ethernet header in the memory; at least as far from its slot's start as a virtio header
-    /// is long.
+    /// Offset of the frame in the memory; at least as far from its slot's start as a virtio header is long, and
+    /// [`super::HEADER_ROOM`].
     pub frame_at: usize,
     /// Bytes of the frame in the slot.
     pub kept_bytes: usize,
@@ -123,7 +123,7 @@ impl Memory {
         let (mac, kept, frame) = unsafe { ((*header).tp_mac, (*header).tp_snaplen, (*header).tp_len) };
         let (mac, kept) = (usize::from(mac), kept as usize);
         // The kernel keeps to its slot; a slice must not depend on it.
-        let fits = mac >= size_of::<libc::tpacket2_hdr>() + super::VNET_BYTES
+        let fits = mac >= size_of::<libc::tpacket2_hdr>() + super::VNET_BYTES + super::HEADER_ROOM
             && mac.saturating_add(kept) <= self.geometry.slot_bytes;
         Some(Arrived {
             frame_at: self.geometry.offset(slot) + mac,

@@ -310,7 +310,7 @@ fn the_kernel_wakes_a_sleeper_and_what_goes_wrong_is_said() {
         let error = PacketRing::open("nowhere", &PacketRingOptions::default()).unwrap_err();
         assert!(error.to_string().contains("nowhere"), "{error}");
         let error = PacketRing::open("lo", &PacketRingOptions::default()).unwrap_err();
-        assert!(error.to_string().contains("not Ethernet"), "{error}");
+        assert!(error.to_string().contains("neither Ethernet nor none"), "{error}");
         assert!(open_group("right", 2, &PacketRingOptions::default()).is_err());
 
         let mut ring = PacketRing::open("right", &PacketRingOptions::default()).unwrap();

@@ -111,3 +111,50 @@ fn a_device_that_is_down_or_gone_is_an_error() {
         assert_eq!(sender.send_many(&frame).refused, 1);
     });
 }
+
+/// A device that writes a header of its own (PPP) gets packets that are ready, and as many as a super-packet has.
+#[test]
+fn whole_packets_leave_by_a_device_that_writes_its_header() {
+    isolated(|| {
+        let mut tun = crate::tun::Tun::create("tun7", 1).unwrap();
+        let queue = tun.take_queues().remove(0);
+        Netlink::open().unwrap().set_up(tun.index(), true).unwrap();
+        let sender = PacketSender::open_as("tun7", Form::WholePackets, false).unwrap();
+        let mut frame = vec![0; 12];
+        frame.extend([0x08, 0, 0x45, 0, 0, 0, 0, 7, 0x40, 0, 64, 17, 0, 0, 10, 4, 0, 1, 10, 4, 0, 2]);
+        let payload: Vec<u8> = (0..2_500).map(|number| number as u8).collect();
+        frame.extend([0, 7, 0, 9]);
+        frame.extend((8 + payload.len() as u16).to_be_bytes());
+        frame.extend([0, 0]);
+        frame.extend(&payload);
+        let bytes = (frame.len() - 14) as u16;
+        frame[16..18].copy_from_slice(&bytes.to_be_bytes());
+        let vnet = VirtioNetHeader {
+            flags: packet::vnet::NEEDS_CSUM,
+            gso_type: packet::vnet::GSO_UDP_L4,
+            hdr_len: 42,
+            gso_size: 1_000,
+            csum_start: 34,
+            csum_offset: 6,
+        };
+        let send = |vnet: VirtioNetHeader, frame: &[u8]| {
+            sender.send_many(&[SendFrame { vnet: vnet.to_bytes(), parts: [frame, &[], &[]] }])
+        };
+        let sent = send(vnet, &frame);
+        assert_eq!((sent.sent, sent.full, sent.refused), (1, 0, 0), "{:?}", sent.error);
+        let mut got = Vec::new();
+        let mut buffer = [0; 2_000];
+        for expected in [1_000, 1_000, 500] {
+            let read = queue.read(&mut buffer).unwrap();
+            let whole = VirtioNetHeader::parse(&buffer).unwrap();
+            assert_eq!((whole.gso_type, whole.flags & packet::vnet::NEEDS_CSUM), (GSO_NONE, 0));
+            assert_eq!(read, 10 + 28 + expected);
+            got.extend_from_slice(&buffer[38..read]);
+        }
+        assert_eq!(got, payload);
+        let plain = send(VirtioNetHeader::default(), &frame[..14 + 60]);
+        assert_eq!(plain.sent, 1, "{:?}", plain.error);
+        assert_eq!(queue.read(&mut buffer).unwrap(), 10 + 60);
+        assert_eq!(send(VirtioNetHeader::default(), &frame).refused, 1, "longer than the MTU");
+    });
+}

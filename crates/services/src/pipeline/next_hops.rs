@@ -9,6 +9,7 @@ use packet::attachment::{Egress, InterfaceId};
 
 use super::{ETHERNET_BYTES, Outcome};
 use crate::policy::Policy;
+use crate::spec::LinkSpec;
 
 /// Hardware addresses that control has learned from the kernel: one snapshot for all cores.
 #[derive(Clone, Debug, Default)]
@@ -53,19 +54,25 @@ impl Hop {
             let (outcome, ethernet) = (Outcome::Forward(egress), [0; ETHERNET_BYTES]);
             return Self { outcome, ethernet, mtu: u16::MAX, failed: false };
         };
-        let mac = neighbors.known.get(&(id, address)).copied();
         let interface = policy.interface(id);
-        let own = interface.map(|interface| interface.mac);
+        let alone = is_point_to_point(policy, id);
+        let mac = neighbors.known.get(&(id, address)).copied().filter(|_| !alone);
+        let own = interface.map(|interface| interface.link.mac());
         let mut ethernet = [0; ETHERNET_BYTES];
         ethernet[..6].copy_from_slice(&mac.unwrap_or_default());
         ethernet[6..12].copy_from_slice(&own.unwrap_or_default());
         let kind: u16 = if ipv4 { 0x0800 } else { 0x86dd };
         ethernet[12..].copy_from_slice(&kind.to_be_bytes());
-        let known = mac.is_some() && own.is_some();
+        let known = alone || (mac.is_some() && own.is_some());
         let outcome = if known { Outcome::Forward(egress) } else { Outcome::Resolve(id, address) };
         let failed = !known && neighbors.failed.contains(&(id, address));
         Self { outcome, ethernet, mtu: interface.map_or(1500, |interface| interface.mtu), failed }
     }
+}
+
+/// Whether an interface has one other end, which needs no hardware address.
+fn is_point_to_point(policy: &Policy, id: InterfaceId) -> bool {
+    policy.interface(id).is_some_and(|interface| interface.link == LinkSpec::PointToPoint)
 }
 
 /// Where a packet of a flow goes.
@@ -112,6 +119,10 @@ impl Hops {
         let (egress, address, _) = key;
         let key = match egress {
             Egress::Host | Egress::Kernel => return HOST,
+            // So has such a link.
+            Egress::Interface(id) if is_point_to_point(policy, id) => {
+                (egress, IpAddr::V4(Ipv4Addr::UNSPECIFIED), key.2)
+            }
             Egress::Interface(_) => key,
             // A bond has one peer, whatever the destination.
             Egress::Bond(_) | Egress::Core(_) | Egress::Unit(_) => {
@@ -121,7 +132,9 @@ impl Hops {
         if let Some(place) = self.places.get(&key) {
             return *place;
         }
-        let resolved = egress.interface().is_none_or(|id| neighbors.known.contains_key(&(id, address)));
+        let resolved = egress
+            .interface()
+            .is_none_or(|id| is_point_to_point(policy, id) || neighbors.known.contains_key(&(id, address)));
         if self.list.len() >= HOPS_MAX || !resolved {
             return UNSET;
         }

@@ -8,6 +8,7 @@ use packet::vnet::VirtioNetHeader;
 use super::context::PacketContext;
 use super::{ETHERNET_BYTES, Frame, Output, Services};
 use crate::icmp::{self, ANSWER_BYTES_MAX};
+use crate::spec::LinkSpec;
 
 impl Services {
     /// Tells the sender of a packet that `neighbor` is on its own network, if both are.
@@ -38,6 +39,8 @@ impl Services {
     fn gateway_of(&self, packet: &PacketContext, neighbor: IpAddr) -> Option<IpAddr> {
         let src = packet.header.src;
         let interface = self.routing.policy.interface(packet.ingress.interface()?)?;
+        // On a point-to-point link nobody reaches anybody but us.
+        let LinkSpec::Ethernet { .. } = interface.link else { return None };
         let nets = || interface.addresses.iter();
         let shared = |net: &&ipnet::IpNet| net.contains(&src) && net.contains(&neighbor);
         match neighbor {

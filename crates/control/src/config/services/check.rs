@@ -70,6 +70,15 @@ fn interfaces(all: &Services, tun: &Tun, places: &Places, problems: &mut Problem
                     format!("{} belongs to interface \"{other}\" already; remove one", given.value.addr());
                 problems.error(&given.at, "interface.address", message);
             }
+            if let Some(moving) =
+                place.virtual_addresses.iter().find(|moving| moving.value == given.value.addr())
+            {
+                let message = format!(
+                    "{} is added by address = already; write it here only if another program adds it",
+                    moving.value
+                );
+                problems.error(&moving.at, "interface.virtual-address", message);
+            }
             if let Some(why) = pools::of_nobody(given.value, given.value.addr()) {
                 let message = format!("{} {why}; write the address of one host", given.value.addr());
                 problems.warning(&given.at, "interface.address", message);

@@ -20,6 +20,8 @@ pub enum Unusable {
     Broadcast(IpNet),
     /// The next router towards this prefix has it.
     NextRouter(IpNet),
+    /// It is one of `virtual-address`, and another machine has it now.
+    Elsewhere,
 }
 
 impl std::fmt::Display for Unusable {
@@ -28,6 +30,7 @@ impl std::fmt::Display for Unusable {
             Self::Network(net) => write!(f, "is the network address of {net}"),
             Self::Broadcast(net) => write!(f, "is the broadcast address of {net}"),
             Self::NextRouter(net) => write!(f, "belongs to the next router towards {net}"),
+            Self::Elsewhere => write!(f, "is not on this machine now"),
         }
     }
 }
@@ -71,6 +74,14 @@ pub fn unusable(services: &Services, facts: Option<&HostFacts>) -> BTreeMap<IpAd
                 found.insert(edge, why);
             }
         }
+    }
+    let is_here = |address: &IpAddr| {
+        let mut devices = facts.into_iter().flat_map(|facts| &facts.devices);
+        devices.any(|device| device.addresses.iter().any(|net| net.addr() == *address))
+    };
+    let moving = services.interfaces.iter().flat_map(|interface| &interface.virtual_addresses);
+    for address in moving.filter(|address| facts.is_some() && pools.contains(address) && !is_here(address)) {
+        found.insert(*address, Unusable::Elsewhere);
     }
     let configured = services.routes.iter().filter_map(|route| Some((route.to, route.via?)));
     let of_kernel = facts.into_iter().flat_map(|facts| &facts.routes);

@@ -1,6 +1,7 @@
 //! From TOML tables to the types of [`super`]: interfaces, tenants, routes, groups, rules, `[gateway]`.
 //! `balance` has the sections about translation.
 
+use std::net::IpAddr;
 use std::ops::Range;
 use std::path::Path;
 
@@ -127,6 +128,7 @@ pub(in super::super) struct InterfacePlaces {
     pub(in super::super) name: Range<usize>,
     pub(in super::super) device: Range<usize>,
     pub(in super::super) addresses: Vec<At<IpNet>>,
+    pub(in super::super) virtual_addresses: Vec<At<IpAddr>>,
 }
 
 /// Of a route.
@@ -199,6 +201,9 @@ fn interface(
     let addresses =
         section.list("address", "\"10.0.0.1/24\"", general::interface_address).unwrap_or_default();
     section.at_most("address", &addresses, LIST_MAX);
+    let virtual_addresses =
+        section.list("virtual-address", "\"10.0.0.100\"", values::host_address).unwrap_or_default();
+    section.at_most("virtual-address", &virtual_addresses, LIST_MAX);
     let tenant = section.parsed("tenant", "\"red\"", |text| names.tenant(text));
     let mtu = section.number("mtu", 576..=65_535).and_then(|mtu| u16::try_from(mtu.value).ok());
     let outside = section.flag("outside").map(|outside| outside.value);
@@ -233,6 +238,7 @@ fn interface(
         name: name.value,
         device: device.value,
         addresses: addresses.iter().map(|address| address.value).collect(),
+        virtual_addresses: virtual_addresses.iter().map(|address| address.value).collect(),
         tenant: tenant.map(|tenant| tenant.value),
         mtu,
         outside,
@@ -242,7 +248,8 @@ fn interface(
         mac: mac.map(|mac| mac.value),
         takeover,
     };
-    Some((interface, InterfacePlaces { name: name.at, device: device.at, addresses }))
+    let places = InterfacePlaces { name: name.at, device: device.at, addresses, virtual_addresses };
+    Some((interface, places))
 }
 
 fn tenant(table: Table<'_>, problems: &mut Problems<'_>) -> Option<(String, Range<usize>)> {

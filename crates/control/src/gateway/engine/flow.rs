@@ -51,7 +51,8 @@ pub(super) fn decides(
     reason.clone_into(&mut explanation.drop_reason);
     explanation.out = way.map(|(egress, _)| names.egress(egress)).unwrap_or_default();
     let hop = way.and_then(|(egress, neighbor)| Some((egress.interface()?, neighbor)));
-    explanation.next_hop = hop.map(|(_, neighbor)| neighbor);
+    let egress = way.map(|(egress, _)| egress);
+    explanation.next_hop = hop.map(|(_, neighbor)| neighbor).filter(|_| !names.is_point_to_point(egress));
     let mac = hop.and_then(|hop| neighbors.known.get(&hop));
     explanation.next_hop_mac = mac.map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"));
     let routes = [original.1, reply.1].map(|tenant| {

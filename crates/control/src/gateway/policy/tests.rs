@@ -14,7 +14,8 @@ pub(crate) fn facts() -> HostFacts {
     let device = |index, name: &str, addresses: &[&str]| DeviceFacts {
         index,
         name: name.to_owned(),
-        mac: [2, 0, 0, 0, 0, index as u8],
+        link: Some(LinkSpec::ethernet([2, 0, 0, 0, 0, index as u8])),
+        lies_on: None,
         mtu: 1500,
         up: true,
         loopback: name == "lo",
@@ -103,7 +104,7 @@ fn routes_are_those_of_the_gateways_own_devices() {
             "0 fe80::2/128 host",
         ]
     );
-    assert_eq!(spec.interfaces[0].mac, [2, 0, 0, 0, 0, 2]);
+    assert_eq!(spec.interfaces[0].link, LinkSpec::ethernet([2, 0, 0, 0, 0, 2]));
     assert!(
         !spec.interfaces[0].addresses.contains(&"203.0.113.10/32".parse().unwrap()),
         "{:?}",
@@ -330,4 +331,63 @@ fn ports_of_a_shared_address_are_those_that_are_leased() {
     assert_eq!([1_024, 2_047, 40_960, 41_983].map(|port| free("203.0.113.1", port)), [Some(true); 4]);
     assert_eq!([1_023, 2_048, 40_959, 41_984].map(|port| free("203.0.113.1", port)), [Some(false); 4]);
     assert_eq!(free("10.0.0.254", 1_024), None, "that is this machine's alone");
+}
+
+/// A macvlan of the host on top of an interface's device is a part of the interface: its hardware address, its addresses, routes
+/// over it. One that is an interface itself, or is off, is not.
+#[test]
+fn devices_on_top_of_an_interface_belong_to_it() {
+    let mut with = facts();
+    let top = |index, address: &str| DeviceFacts {
+        index,
+        name: format!("vrrp.{index}"),
+        link: Some(LinkSpec::ethernet([0, 0, 0x5e, 0, 1, index as u8])),
+        lies_on: Some(2),
+        addresses: vec![address.parse().unwrap()],
+        ..with.devices[1].clone()
+    };
+    let (first, off, ours) =
+        (top(51, "203.0.113.51/24"), top(52, "203.0.113.52/24"), top(53, "203.0.113.53/24"));
+    with.devices.extend([first, DeviceFacts { up: false, ..off }, ours]);
+    with.routes.push(KernelRoute {
+        prefix: "192.0.2.0/24".parse().unwrap(),
+        via: None,
+        device: 51,
+        ..with.routes[0].clone()
+    });
+    let text = format!("{BASE}[[interface]]\nname = \"vrrp.53\"\n");
+    let spec = gateway_spec(&config("", &text), &with, &Overrides::default());
+    let LinkSpec::Ethernet { mac, more } = &spec.interfaces[0].link else { panic!("{:?}", spec.interfaces) };
+    assert_eq!((mac[5], more.as_slice()), (2, &[[0, 0, 0x5e, 0, 1, 51]][..]));
+    let has = |address: &str| spec.interfaces[0].addresses.iter().any(|net| net.to_string() == address);
+    assert!(has("203.0.113.51/24") && !has("203.0.113.52/24") && !has("203.0.113.53/24"));
+    let lines = routes(&spec);
+    for line in ["0 203.0.113.51/32 host", "0 192.0.2.0/24 wan"] {
+        assert!(lines.iter().any(|known| known == line), "{line}: {lines:?}");
+    }
+    assert!(!lines.iter().any(|line| line.contains("113.52")), "{lines:?}");
+}
+
+/// An address that another program moves is used while it is here, and is never ours to add.
+#[test]
+fn virtual_addresses_are_left_to_who_moves_them() {
+    let text = BASE
+        .replace("device = \"eth0\"\n", "device = \"eth0\"\nvirtual-address = [\"203.0.113.40\"]\n")
+        + "[[nat]]\nout = \"wan\"\naddresses = [\"203.0.113.40\"]\n\
+           [[virtual-server]]\nlisten = \"tcp 203.0.113.40:80\"\nbackends = [\"10.0.0.1:80\"]\n";
+    let config = config("", &text);
+    let planned = |facts: &HostFacts| {
+        let plan = addresses::AddressPlan::new(&config.services, facts);
+        plan.addresses.iter().any(|entry| entry.net.addr().to_string() == "203.0.113.40")
+    };
+    let pool =
+        |facts: &HostFacts| gateway_spec(&config, facts, &Overrides::default()).nats[0].addresses.clone();
+    let mut facts = facts();
+    let own: Vec<IpAddr> = vec!["203.0.113.1".parse().unwrap(), "203.0.113.10".parse().unwrap()];
+    assert_eq!((planned(&facts), pool(&facts)), (false, own), "another machine has it");
+    facts.devices[1].addresses.push("203.0.113.40/24".parse().unwrap());
+    assert_eq!((planned(&facts), pool(&facts)), (false, vec!["203.0.113.40".parse().unwrap()]));
+    let spec = gateway_spec(&config, &facts, &Overrides::default());
+    assert!(routes(&spec).contains(&"0 203.0.113.40/32 host".to_owned()), "{:?}", routes(&spec));
+    assert!(super::super::contradictions::left_out(&config.services, &facts).is_empty());
 }

@@ -2,6 +2,7 @@
 
 use super::super::tests::{client, ip, key, nat};
 use super::*;
+use crate::spec::LinkSpec;
 
 fn forward(protocol: u8, listen: &str, to: &str) -> ForwardSpec {
     ForwardSpec {
@@ -21,7 +22,7 @@ fn interface(addresses: &[&str]) -> InterfaceSpec {
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
         tenant: 0,
         mtu: 1500,
-        mac: [2, 0, 0, 0, 0, 1],
+        link: LinkSpec::ethernet([2, 0, 0, 0, 0, 1]),
         outside: false,
         through_action: None,
         loose_tcp: false,

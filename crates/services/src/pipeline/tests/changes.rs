@@ -9,7 +9,8 @@ use super::balancing::farm;
 use super::world::*;
 use crate::pipeline::Outcome;
 use crate::spec::{
-    DeliveryMode, ForwardSpec, GatewaySpec, InterfaceSpec, NatMode, RouteSpec, RuleAction, RuleSpec, TCP, UDP,
+    DeliveryMode, ForwardSpec, GatewaySpec, InterfaceSpec, LinkSpec, NatMode, RouteSpec, RuleAction,
+    RuleSpec, TCP, UDP,
 };
 
 fn route(tenant: u16, prefix: &str, to: Ingress, via: Option<&str>) -> RouteSpec {
@@ -24,7 +25,7 @@ fn interface(name: &str, address: &str, tenant: u16) -> InterfaceSpec {
         addresses: vec![address.parse().unwrap()],
         tenant,
         mtu: 1500,
-        mac: [2, 0, 0, 0, 0, 9],
+        link: LinkSpec::ethernet([2, 0, 0, 0, 0, 9]),
         outside: false,
         through_action: None,
         loose_tcp: false,

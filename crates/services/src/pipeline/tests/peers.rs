@@ -6,7 +6,8 @@ use packet::{DropReason, FlowKey};
 use super::world::*;
 use crate::pipeline::{Outcome, explain};
 use crate::spec::{
-    Attachment, GatewaySpec, InterfaceSpec, NatMode, PeerSpec, RouteSpec, RuleAction, RuleSpec, TCP, UDP,
+    Attachment, GatewaySpec, InterfaceSpec, LinkSpec, NatMode, PeerSpec, RouteSpec, RuleAction, RuleSpec,
+    TCP, UDP,
 };
 
 const BRANCH_ID: BondId = BondId(4);
@@ -281,7 +282,7 @@ fn replies_leave_by_the_uplink_that_the_question_came_by() {
         addresses: vec!["198.18.0.1/24".parse().unwrap()],
         tenant: 0,
         mtu: 1500,
-        mac: [2, 0, 0, 0, 0, 9],
+        link: LinkSpec::ethernet([2, 0, 0, 0, 0, 9]),
         outside: false,
         through_action: None,
         loose_tcp: false,

@@ -16,8 +16,8 @@ use crate::pipeline::{Counters, ETHERNET_BYTES, Frame, Handed, Neighbors, Outcom
 use crate::policy::Policy;
 use crate::random::Random;
 use crate::spec::{
-    Attachment, GatewaySpec, HostMode, HostSpec, InterfaceSpec, Mapping, NatMode, NatSpec, RouteSpec,
-    SideSpec, TCP, UDP,
+    Attachment, GatewaySpec, HostMode, HostSpec, InterfaceSpec, LinkSpec, Mapping, NatMode, NatSpec,
+    RouteSpec, SideSpec, TCP, UDP,
 };
 use steering::ownership::Ownership;
 
@@ -314,7 +314,7 @@ pub fn two_interfaces() -> GatewaySpec {
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
         tenant: 0,
         mtu: 1500,
-        mac: [2, 0, 0, 0, 0, last],
+        link: LinkSpec::ethernet([2, 0, 0, 0, 0, last]),
         outside: false,
         through_action: None,
         loose_tcp: false,
