@@ -8,6 +8,8 @@
 //!
 //! It ends with 1 if a flow broke.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "it prints a report")]
+
 use std::process::ExitCode;
 
 use sim::scale::{Scenario, run};

@@ -126,6 +126,25 @@ fn check_and_up_name_file_line_key_and_what_is_right() {
     assert!(text(&output.stderr).starts_with("/nonexistent.toml: error: cannot read the configuration"));
 }
 
+/// A configuration that is right in itself, and that a start on this host refuses.
+#[test]
+fn check_refuses_what_up_would_refuse() {
+    let directory = ScratchDir::new("anabranch-cli").unwrap();
+    let cases = [
+        (GOOD.replace("[tun]", "cores = [1000]\n[tun]"), "node.cores: CPU 1000 is not available"),
+        (GOOD.replace("[tun]", "[tun]\nname = \"lo\""), "tun.name: \"lo\" is a network device of this host"),
+    ];
+    for (number, (config, said)) in cases.iter().enumerate() {
+        let file = site(&directory, &format!("{number}.toml"), config);
+        let output = anabranch(&["check", &file], "");
+        assert_eq!((code(&output), output.stdout.is_empty()), (1, true), "{said}");
+        assert!(text(&output.stderr).contains(&format!("{file}: error: {said}")), "{}", text(&output.stderr));
+        let socket = directory.path().join("gw.sock");
+        let output = anabranch(&["up", &file, "--socket", socket.to_str().unwrap()], "");
+        assert_eq!(code(&output), 4, "{said}: {}", text(&output.stderr));
+    }
+}
+
 #[test]
 fn nothing_runs_here() {
     let directory = ScratchDir::new("anabranch-cli").unwrap();

@@ -15,7 +15,7 @@ Example:
   anabranch check site.toml
 
 Errors and warnings go to standard error, one a line, as FILE:LINE:COLUMN: error: KEY: what is wrong; what is right.
-Exit code 0: the gateway would start with it (there may be warnings). 1: there are errors.")]
+Exit code 0: the gateway would start with it on this host (there may be warnings). 1: there are errors.")]
 pub(crate) struct Args {
     /// Configuration file
     #[arg(value_name = "CONFIG")]
@@ -31,6 +31,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let Some(config) = loaded.config else { return Ok(ExitCode::from(EXIT_CONFIGURATION)) };
     for warning in control::host_warnings(&config) {
         complain(&warning);
+    }
+    let refusals = control::refusals(&config);
+    for refusal in &refusals {
+        complain(refusal);
+    }
+    if !refusals.is_empty() {
+        return Ok(ExitCode::from(EXIT_CONFIGURATION));
     }
     print(&format!("{}: OK: {}\n", args.config.display(), summary(&config)))?;
     Ok(ExitCode::SUCCESS)

@@ -163,7 +163,7 @@ fn serve(socket: &Path, events: &EventSender) -> Result<Server, StartError> {
 }
 
 /// CPU of each worker.
-fn cpus(cores: &Cores, allowed: &[usize]) -> Result<Vec<usize>, String> {
+pub(crate) fn cpus(cores: &Cores, allowed: &[usize]) -> Result<Vec<usize>, String> {
     const CORES_MAX: usize = 128;
     match cores {
         Cores::All => Ok(allowed.iter().copied().take(CORES_MAX).collect()),

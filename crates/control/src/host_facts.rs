@@ -155,6 +155,14 @@ pub struct DeviceFacts {
     pub vrf: Option<(String, u32)>,
 }
 
+impl DeviceFacts {
+    /// Its hardware address; zeros without one.
+    #[must_use]
+    pub fn mac(&self) -> [u8; 6] {
+        self.link.as_ref().map_or([0; 6], LinkSpec::mac)
+    }
+}
+
 /// Route of the kernel; one of several ways is listed behind the first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelRoute {

@@ -39,6 +39,7 @@ pub mod nic_hash;
 mod node;
 pub mod peer_names;
 pub mod protocol;
+mod refusals;
 pub mod reload;
 pub mod route_plan;
 mod shared_devices;
@@ -49,3 +50,4 @@ pub mod wans;
 mod warn_once;
 
 pub use node::{StartError, host_warnings};
+pub use refusals::refusals;

@@ -691,7 +691,7 @@ fn obstacle_texts(config: &Config, netlink: &linux::netlink::Netlink) -> Vec<Str
     found.into_iter().map(|(_, message)| message).collect()
 }
 
-fn problem(config: &Config, severity: Severity, key: &str, message: String) -> Problem {
+pub(crate) fn problem(config: &Config, severity: Severity, key: &str, message: String) -> Problem {
     let file = config.path.display().to_string();
     Problem { file, line: 0, column: 0, severity, key: key.to_owned(), message }
 }

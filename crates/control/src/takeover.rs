@@ -91,7 +91,7 @@ impl Takeover {
             if holding.set_active(has) {
                 if has {
                     tracing::info!(interface = interface.name, "this dispatcher has the interface now");
-                    let mac = interface.mac.unwrap_or(device.mac);
+                    let mac = interface.mac.unwrap_or(device.mac());
                     announce(interface, device, mac, &holding);
                 } else {
                     tracing::info!(interface = interface.name, "this dispatcher stands by");
@@ -113,8 +113,8 @@ impl Takeover {
         let Some(shared) = interface.mac else { return false };
         let own = self.before.get(&device.name).copied();
         let (mac, own) = match (has, own) {
-            (true, own) if device.mac != shared => (shared, Some(own.unwrap_or(device.mac))),
-            (false, Some(own)) if device.mac == shared => (own, None),
+            (true, own) if device.mac() != shared => (shared, Some(own.unwrap_or(device.mac()))),
+            (false, Some(own)) if device.mac() == shared => (own, None),
             _ => return false,
         };
         // First the file: who finds it after a crash finds the truth.

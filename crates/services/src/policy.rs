@@ -18,8 +18,8 @@ use crate::nat::{NatClient, NatEvent, NatPolicy};
 use crate::route::{Fib, Route, RouteQuery, SHARED_TENANT};
 use crate::rules::{Question, RuleSet, Verdict, carry_hits, places_before};
 use crate::spec::{
-    ForwardSpec, GatewaySpec, HostMode, InterfaceSpec, Limits, Mapping, NatMode, NatSpec, PORTS_DEFAULT,
-    PeerSpec, PortChoice, RouteAction, RouteSpec, RuleAction, ServerSpec, TCP, Timeouts, UDP,
+    ForwardSpec, GatewaySpec, HostMode, InterfaceSpec, Limits, LinkSpec, Mapping, NatMode, NatSpec,
+    PORTS_DEFAULT, PeerSpec, PortChoice, RouteAction, RouteSpec, RuleAction, ServerSpec, TCP, Timeouts, UDP,
 };
 use kept::KeptTargets;
 

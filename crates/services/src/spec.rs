@@ -383,9 +383,6 @@ pub enum PortChoice {
     Parity,
     /// The client's own port while it is free, by the core that the replies come to then.
     Preserve,
-    /// At random among those that are even or odd as the client's, while there are any (RFC 4787 REQ-4): old RTP applications
-    /// take the next port for RTCP.
-    Parity,
 }
 
 /// `[[nat]]`.
