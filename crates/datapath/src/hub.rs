@@ -316,6 +316,7 @@ mod tests {
                 interface: InterfaceId(0),
                 addresses: vec!["10.1.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
                 dispatchers: Vec::new(),
+                holding: Arc::new(cluster::snapshot::Holding::new(true)),
             }],
             hub_port: Some(4_600),
         }
