@@ -68,8 +68,20 @@ fn an_interface_that_fails_is_alone_with_it() {
     isolated(|| {
         let lans = Lans::new(2);
         lans.scene.expect_error("interface strange does not work");
-        // A TUN device has a carrier while somebody has it open.
-        let _held = lans.gateway().run(|| linux::tun::Tun::create("tun9", 1)).unwrap().unwrap();
+        // A device whose packets nobody here can read: TUNSETIFF, then TUNSETLINK with X.25. It has a carrier while it is open.
+        let mut holder = Command::new("python3");
+        holder.args([
+            "-c",
+            "import fcntl, struct, time
+tun = open('/dev/net/tun', 'r+b', buffering=0)
+fcntl.ioctl(tun, 0x400454ca, struct.pack('16sH22s', b'tun9', 0x1001, b''))
+fcntl.ioctl(tun, 0x400454cd, 271)
+time.sleep(120)",
+        ]);
+        let _holder = lans.gateway().start(holder, None).unwrap();
+        wait_for("the device", PATIENCE, || {
+            try_shell(lans.gateway(), "ip link show tun9 | grep x25").is_ok()
+        });
         shell(lans.gateway(), "ip link set tun9 up");
         let text = lans.text(&format!(
             "{ALLOW}[[interface]]\nname = \"strange\"\ndevice = \"tun9\"\n[[nat]]\nout = \"lan2\"\n"
@@ -80,7 +92,7 @@ fn an_interface_that_fails_is_alone_with_it() {
             let count = |state| all.map_or(0, |all| all.iter().filter(|one| one.state == state).count());
             (count("up"), count("failed")) == (2, 1)
         });
-        assert!(interface(&gateway, "strange").reason.contains("not Ethernet"));
+        assert!(interface(&gateway, "strange").reason.contains("neither Ethernet nor none"));
         let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
         assert_eq!(ask_tcp(lans.host(1), "10.1.2.2:80").name, "server");
         // The policy is in force: commands work.

@@ -23,7 +23,7 @@
 //! | `[gateway]` | fragments, up-to-bytes, up-to-fragments, load-below-percent | `services::read::fragments` |
 //! | `[gateway.timeouts]` | tcp-established-seconds, tcp-transitory-seconds, tcp-closed-seconds, udp-seconds, udp-unreplied-seconds, icmp-seconds, other-seconds, fragments-seconds | `services::read::timeouts` |
 //! | `[[tenant]]` | name | `services::read::tenant` |
-//! | `[[interface]]` | name, device, address, virtual-address, tenant, mtu, outside, tcp, shared, dispatchers, mac | `services::read::interface` |
+//! | `[[interface]]` | name, device, address, virtual-address, tenant, mtu, outside, tcp, shared, takeover, dispatchers, mac | `services::read::interface` |
 //! | `[[route]]` | to, via, interface, tenant | `services::read::route` |
 //! | `[[group]]` | name, members, file | `services::read::group` |
 //! | `[[rule]]` | name, action, from, to, protocol, port, source-port, tenant | `services::read::rule` |

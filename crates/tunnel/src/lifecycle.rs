@@ -318,7 +318,7 @@ impl PathLife {
         if usize::from(self.mtu.passes()) < self.path.datagram_bytes() {
             self.path.set_datagram_bytes(self.mtu.passes());
         }
-        if self.mtu.nothing_passes() {
+        if self.mtu.nothing_passes() && self.path.heard_at() > self.mtu.began() {
             self.enter(now, PathState::Down, "loses all but small datagrams");
         }
     }

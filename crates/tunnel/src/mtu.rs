@@ -22,6 +22,7 @@ const RAISE_AFTER_MS: u64 = 600_000;
 #[derive(Debug)]
 pub struct MtuSearch {
     stage: Stage,
+    began: Time,
     /// Largest size that passed; 0 = none yet.
     passes: u16,
     limit: u16,
@@ -56,6 +57,7 @@ impl MtuSearch {
         let limit = limit.max(LEAST_DATAGRAM_BYTES);
         Self {
             stage: Stage::First,
+            began: now,
             passes: 0,
             limit,
             fails: limit + 1,
@@ -85,6 +87,11 @@ impl MtuSearch {
     /// Whether not even datagrams of the least size pass.
     pub fn nothing_passes(&self) -> bool {
         self.stage == Stage::Nothing
+    }
+
+    /// When it began: who was not heard since is silent, whatever the size.
+    pub fn began(&self) -> Time {
+        self.began
     }
 
     /// Begins anew, for a path that came back or whose interface changed.

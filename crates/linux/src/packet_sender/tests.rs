@@ -116,6 +116,7 @@ fn a_device_that_is_down_or_gone_is_an_error() {
 #[test]
 fn whole_packets_leave_by_a_device_that_writes_its_header() {
     isolated(|| {
+        set_sysctl("net.ipv6.conf.default.disable_ipv6", "1").unwrap();
         let mut tun = crate::tun::Tun::create("tun7", 1).unwrap();
         let queue = tun.take_queues().remove(0);
         Netlink::open().unwrap().set_up(tun.index(), true).unwrap();
