@@ -158,7 +158,7 @@ impl Store for EtcdStore {
 }
 
 impl Drop for Lead {
-    /// The lease ends by itself, or by [`EtcdStore::resign`].
+    /// The lease ends by itself.
     fn drop(&mut self) {
         self.stop.store(true, Relaxed);
         if let Some(thread) = self.thread.take() {
