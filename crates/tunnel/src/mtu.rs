@@ -193,7 +193,6 @@ impl MtuSearch {
             return self.passes();
         }
         if self.stage == Stage::Confirm && size == self.passes {
-            self.stage = Stage::Search;
             self.narrow_found(now);
         } else if size > self.passes {
             self.passes = size;
