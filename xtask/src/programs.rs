@@ -52,6 +52,7 @@ pub const PROGRAMS: &[Needed] = &[
     needed("iperf3", "iperf3", "TCP and UDP streams of a foreign program"),
     needed("nft", "nftables", "the kernel's own filter, for comparison and where BPF is not allowed"),
     needed("unshare", "util-linux", "daemons with files of their own"),
+    needed("python3", "python3", "devices and routers that behave as the tests need"),
     needed("tcpdump", "tcpdump", "what other tools see of the datapath"),
     needed("tshark", "tshark", "datagrams between units and of the tunnel, as the dissector shows them"),
     needed("jq", "jq", "queries of the NAT log as the documentation has them"),
