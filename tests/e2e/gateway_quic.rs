@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::ops::RangeFrom;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -142,8 +143,8 @@ struct Client {
 }
 
 impl Client {
-    fn connect(place: &Node, to: &str, config: ClientConfig) -> Self {
-        let mut quic = Quic::new(socket(place), None);
+    fn connect(socket: UdpSocket, to: &str, config: ClientConfig) -> Self {
+        let mut quic = Quic::new(socket, None);
         let to = to.parse().unwrap();
         let (handle, connection) = quic.endpoint.connect(Instant::now(), config, to, "good.test").unwrap();
         quic.connections.insert(handle.0, connection);
@@ -172,8 +173,9 @@ impl Client {
     }
 }
 
-fn socket(place: &Node) -> UdpSocket {
-    place.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))).unwrap().unwrap()
+/// A socket with a port that none had before it: the gateway still knows the flows of those, and where they go.
+fn socket(place: &Node, ports: &mut RangeFrom<u16>) -> UdpSocket {
+    place.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, ports.next().unwrap()))).unwrap().unwrap()
 }
 
 fn pattern(at: usize) -> u8 {
@@ -215,13 +217,14 @@ fn c6_quic_connections_outlive_a_nat_that_forgets() {
             )
         };
         let gateway = lans.start(&section(""));
-        let rebinds = |moves: usize| {
+        let mut ports = 20_000..;
+        let mut rebinds = |moves: usize| {
             // Nothing of one connection is known to the next, which may get another backend.
             let config = ClientConfig::with_root_certificates(Arc::clone(&roots)).unwrap();
-            let mut client = Client::connect(lans.host(1), "10.1.1.10:443", config);
+            let mut client = Client::connect(socket(lans.host(1), &mut ports), "10.1.1.10:443", config);
             assert!(client.reach(10_000), "before it moves: {:?}", client.quic.lost);
             (1..=moves).all(|number| {
-                let socket = socket(lans.host(1));
+                let socket = socket(lans.host(1), &mut ports);
                 socket.set_read_timeout(Some(STEP)).unwrap();
                 client.quic.socket = socket;
                 client.reach(10_000 + number * 20_000)
