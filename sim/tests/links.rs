@@ -180,6 +180,23 @@ fn a_link_that_begins_to_drop_what_is_large_is_left() {
     assert!(world.run_until_true(3_000, |world| world.sites[1].paths_up(0) == 2), "it works again");
 }
 
+/// Small packets share datagrams, and each is charged for its own bytes only.
+#[test]
+fn small_packets_fill_a_slow_link() {
+    let link = Shape::new(2.0, 10.0);
+    let mut world = pair(sim::seed(131), (1, 1), std::slice::from_ref(&link));
+    join(&mut world, 1, 10_000);
+    let start = world.now;
+    // Packets of a game or of telephones, more than the link takes.
+    let flow = world.udp(0, 1, UdpSpec::mbps(60, 4.0, start, start.plus_ms(12_000)));
+    world.run_ms(4_000);
+    let before = world.udp_stats(flow).received;
+    world.run_ms(8_000);
+    let mbps = (world.udp_stats(flow).received - before) as f64 * 60.0 * 8.0 / 8.0 / 1e6;
+    eprintln!("{mbps:.2} Mbit/s of packets with 60 bytes over a link of 2 Mbit/s");
+    assert!(mbps > 1.35, "{mbps}");
+}
+
 #[test]
 fn any_number_of_cores_talks_to_any_other() {
     for (number, cores) in [(1, 1), (1, 4), (2, 3), (3, 2), (8, 3), (5, 8)].into_iter().enumerate() {

@@ -13,10 +13,20 @@ use crate::time::Time;
 
 /// Packets at most this long are written so that others may follow in the same datagram.
 const AGGREGATE_BYTES: usize = 640;
+/// Largest head of such a packet: with length and order.
+const AGGREGATE_HEAD_BYTES: usize = 10;
 /// A remainder smaller than this is not worth a piece.
 const PIECE_MIN_BYTES: usize = 160;
 
 impl Transmit {
+    /// Bytes on the wire that a packet of `length` adds to the open datagram of path `at`; `None`: it begins another.
+    pub(super) fn joining_bytes(&self, now: Time, at: usize, length: usize, flow: Flow) -> Option<u64> {
+        let tx = self.paths.get(at).filter(|_| length <= AGGREGATE_BYTES)?;
+        let log = if flow.sparse && now < self.ordered_until { &tx.express } else { &tx.log };
+        let bytes = length + AGGREGATE_HEAD_BYTES;
+        (log.open_room(flow.core) >= bytes).then_some(bytes as u64)
+    }
+
     /// Writes one segment into the log of path `at`. False when the log has no room.
     pub(super) fn append(
         &mut self,

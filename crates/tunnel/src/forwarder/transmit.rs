@@ -489,8 +489,8 @@ impl Transmit {
         out: &mut impl Output,
     ) -> bool {
         let segments = segmenter.segments();
-        let per_segment =
-            segmenter.header_bytes() + segmenter.segment_payload().min(segmenter.payload_bytes()) + 42;
+        let length = segmenter.header_bytes() + segmenter.segment_payload().min(segmenter.payload_bytes());
+        let per_segment = length + 42;
         while *next < segments {
             let run = self.run_length(per_segment).min(segments - *next);
             let bytes = wire_bytes(run, run * per_segment);
@@ -511,6 +511,8 @@ impl Transmit {
                 // What waits there leaves first; booking now would only push the path's time ahead for nothing.
                 return false;
             }
+            let joining = if run == 1 { self.joining_bytes(now, at, length, flow) } else { None };
+            let bytes = joining.unwrap_or(bytes);
             let depart = self.paths[at].path.book(now, bytes);
             if let Some(view) = self.views.iter_mut().find(|view| view.id == id) {
                 view.tx_free = depart.plus_ns(bytes.saturating_mul(1_000_000_000) / view.rate.max(1));

@@ -73,7 +73,10 @@ impl RateController {
             self.startup.least_loss = self.startup.least_loss.min(recent.loss());
         }
         let overflow = recent.lost >= 8.0 && recent.loss() > 0.05 + 2.0 * self.startup.least_loss;
-        if entry.queue_us > limit_us || overflow {
+        // Of a source that sends much less than it may, a late report tells of a busy host.
+        let filled = recent.limited > 0 || recent.sent() > 0.5 * self.capacity;
+        let queue = entry.queue_us > limit_us && (filled || self.chokes(&recent, entry.level_us));
+        if queue || overflow {
             // One late report can be a busy host, two are a queue. Meanwhile: back to where there was none.
             self.startup.strikes += 1;
             if self.startup.strikes >= 2 || entry.queue_us > 8.0 * limit_us {
@@ -203,7 +206,7 @@ impl RateController {
         }
         // What is lost at random was carried, too.
         let carried = sum.delivered() / (1.0 - sum.loss().min(self.losses.random()).min(0.5));
-        let tolerance = (2.0 * self.seen.jitter.us() / sum.arrival_us).max(0.02);
+        let tolerance = self.slope_tolerance(&sum);
         let slope = sum.slope();
         // A source that sends nearly the rate may fill the link's queue just as well: bring that queue to
         // our side.
@@ -211,12 +214,7 @@ impl RateController {
         let limited = sum.sent() > if sum.limited > 0 { 0.5 } else { 0.8 } * self.capacity;
         // Sending less than the link takes, what arrives says nothing about it.
         let filled = sum.sent() > if sum.limited > 0 { 0.98 } else { 0.8 } * self.capacity;
-        // Unless the queue rises all the same, beyond what any busy host does to a delay: the link takes even less.
-        let choked = slope > tolerance
-            && queue_us > CHOKED_US.max(8.0 * self.seen.jitter.us())
-            && sum.arrival_us > CHOKED_US
-            && sum.delivered() < 0.9 * sum.sent();
-        if (limited && slope.abs() > tolerance) || choked {
+        if (limited && slope.abs() > tolerance) || self.chokes(&sum, queue_us) {
             self.capacity += (carried - self.capacity) * 0.7;
         } else if limited && (carried > self.capacity || (queue_us > target_us && filled)) {
             self.capacity += (carried - self.capacity) / 8.0;
@@ -225,6 +223,19 @@ impl RateController {
             // Everything arrives and the queue may be noise: never fall below what was carried just now.
             self.capacity = self.capacity.max(0.97 * self.seen.floor.get(entry.at));
         }
+    }
+
+    /// How fast a queue may seem to rise by noise alone.
+    fn slope_tolerance(&self, sum: &Sum) -> f64 {
+        (2.0 * self.seen.jitter.us() / sum.arrival_us).max(0.02)
+    }
+
+    /// However little is sent, the queue rises, beyond what any busy host does to a delay: the link takes even less.
+    fn chokes(&self, sum: &Sum, queue_us: f64) -> bool {
+        sum.slope() > self.slope_tolerance(sum)
+            && queue_us > CHOKED_US.max(8.0 * self.seen.jitter.us())
+            && sum.arrival_us > CHOKED_US
+            && sum.delivered() < 0.9 * sum.sent()
     }
 
     /// Less than the capacity is sent and yet the delay stays: it is not our queue.

@@ -216,6 +216,38 @@ fn a_trickle_between_busy_hosts() {
     }
 }
 
+/// The same while nothing has shown the limit yet.
+#[test]
+fn a_trickle_before_any_limit() {
+    for (trickle, burst) in [(2.0, 13), (20.0, 30), (0.5, 1)] {
+        let mut sim = Sim::new(Spec::new(mbit(100_000.0), 50), mbit(10.0));
+        sim.run(2 * SECOND, &mut Bursts::new(mbit(3_000.0), 43));
+        assert_eq!(sim.control.phase(), Phase::Startup);
+        let found = sim.control.rate();
+        sim.link.spec.receiver = Stalls::new(30_000.0, 20_000.0, 3);
+        sim.sender = Stalls::new(30_000.0, 20_000.0, 4);
+        let mut source = Bursts::new(mbit(trickle), burst);
+        for _ in 0..800 {
+            sim.measure(10, &mut source);
+            assert!(sim.control.capacity() > found / 2, "{trickle}: {} of {found}", sim.control.capacity());
+        }
+    }
+}
+
+/// A slow link that a source fills before the start rate is reached: long before it drops anything.
+#[test]
+fn a_slow_link_below_the_start_rate() {
+    for (rate, offered) in [(0.5, 2.0), (1.0, 3.0), (0.064, 1.0)] {
+        let mut spec = Spec::new(mbit(rate), 20_000);
+        spec.queue_us = 4_000_000;
+        let mut sim = Sim::new(spec, mbit(20.0));
+        let mut source = Bursts::new(mbit(offered), 1);
+        sim.run(3 * SECOND, &mut source);
+        let found = sim.control.rate() as f64;
+        assert!(found < 1.5 * mbit(rate), "{rate}: {found}");
+    }
+}
+
 /// A source that does not fill the link, and a link that takes even less from one moment on.
 #[test]
 fn a_link_that_chokes_a_trickle() {
