@@ -161,7 +161,14 @@ pub struct Feedbacked {
     pub lost: u32,
     /// Receiver clock when the newest datagram arrived, µs, wraps.
     pub arrival_us: u32,
-    /// Relative one-way delay of the newest datagram, µs.
+    /// Times of the newest datagram; `None`: it is not known any more when it left.
+    pub times: Option<Times>,
+}
+
+/// Times of a datagram that arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Times {
+    /// Relative one-way delay, µs.
     pub owd_us: i64,
     /// Round-trip time without the report's holding time, µs.
     pub rtt_us: u32,
@@ -466,6 +473,7 @@ impl Path {
             f.bytes.saturating_add(entry.bytes + u64::from(entry.received) * u64::from(WIRE_OVERHEAD_BYTES));
         f.received = f.received.saturating_add(entry.received);
         f.lost = f.lost.saturating_add(entry.lost);
+        let Some(times) = entry.times else { return };
         let elapsed_us = now.since(f.sampled_at) / 1_000;
         if elapsed_us < 8_000 {
             return;
@@ -482,8 +490,8 @@ impl Path {
             delivered_bytes: f.bytes,
             interval_us,
             // Delay and arrival are of one and the same datagram, the newest: the controller sets them against each other.
-            owd_us: entry.owd_us,
-            rtt_us: entry.rtt_us,
+            owd_us: times.owd_us,
+            rtt_us: times.rtt_us,
             lost: f.lost,
             received: f.received,
             limited: self.limited.swap(false, Relaxed),

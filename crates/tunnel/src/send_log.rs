@@ -101,7 +101,8 @@ impl SendLog {
     }
 
     /// Makes the ring about `capacity` bytes large (at least four of the largest datagrams) and sets the bytes
-    /// before the frames. A ring that holds waiting datagrams, or has the right size within a factor of two, stays.
+    /// before the frames. A ring that has the right size within a factor of two stays, and one that holds waiting datagrams
+    /// only grows.
     pub fn ensure(&mut self, capacity: usize, front: usize) {
         let capacity = capacity.max(4 * DATAGRAM_BYTES_MAX);
         let fits = self.ring.len() >= capacity / 2 && self.ring.len() <= capacity * 8;
@@ -113,7 +114,26 @@ impl SendLog {
             if !fits {
                 self.ring = vec![0; capacity].into_boxed_slice();
             }
+        } else if self.ring.len() < capacity / 2 {
+            self.grow(capacity);
         }
+    }
+
+    /// Moves everything to a larger ring: under load something always waits, and what the rate needs may be many times what it
+    /// needed at first.
+    fn grow(&mut self, capacity: usize) {
+        let mut ring = vec![0; capacity].into_boxed_slice();
+        let mut at = 0;
+        let last = self.entries.len().saturating_sub(1);
+        for (number, entry) in self.entries.iter_mut().enumerate() {
+            let open = self.open.as_ref().filter(|_| number == last);
+            let bytes = open.map_or(entry.bytes, |open| open.used);
+            ring[at..at + bytes].copy_from_slice(&self.ring[entry.start..entry.start + bytes]);
+            entry.start = at;
+            at += if open.is_some() { 0 } else { bytes };
+        }
+        self.write = at;
+        self.ring = ring;
     }
 
     /// Whether `bytes` more will fit beside what waits for departure. To be asked before a path is booked.
@@ -420,6 +440,45 @@ mod tests {
         log.advance(payload);
         log.close();
         true
+    }
+
+    #[test]
+    fn a_ring_grows_while_datagrams_wait() {
+        let mut log = log_of(64 << 10);
+        // Around the end of the ring once, so that the oldest ones stand behind the newest.
+        for n in 0..60u8 {
+            assert!(put(&mut log, n, Time::ZERO, 1_000), "{n}");
+            while log.due(Time::ZERO).is_some() {}
+            log.mark_sent(u64::from(n), Time::from_ms(1), u64::from(n), 1);
+        }
+        for _ in 60..64 {
+            assert!(put(&mut log, 7, Time::from_ms(9), 1_000));
+        }
+        assert!(log.open(7, Time::from_ms(9), 1_472));
+        log.open_slice()[..100].fill(64);
+        log.advance(100);
+        assert!(!log.can_take(400_000));
+        log.ensure(1 << 20, HEADER_BYTES);
+        assert!(log.can_take(400_000));
+        log.open_slice()[..100].fill(65);
+        log.advance(100);
+        log.close();
+        let kept = (0..65u64).filter(|n| log.entry(*n).is_some()).collect::<Vec<_>>();
+        assert!(kept.len() > 30 && kept.last() == Some(&64));
+        for n in kept {
+            let payload = &log.datagram_mut(n)[HEADER_BYTES..];
+            let expected = match n {
+                64 => [[64; 100], [65; 100]].concat(),
+                60.. => vec![7; 1_000],
+                _ => vec![n as u8; 1_000],
+            };
+            assert_eq!(&payload[..expected.len()], expected, "{n}");
+        }
+        // What waits leaves in one run, as before.
+        assert_eq!(log.due(Time::from_ms(9)).map(|run| (run.first, run.count)), Some((60, 5)));
+        for n in 65..600u64 {
+            assert!(put(&mut log, 7, Time::ZERO, 1_000), "{n}");
+        }
     }
 
     #[test]

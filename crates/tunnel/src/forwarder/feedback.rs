@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::transmit::{Repeat, Transmit};
 use crate::frame::{Nack, Report};
-use crate::path::{Feedbacked, LEAST_DATAGRAM_BYTES};
+use crate::path::{Feedbacked, LEAST_DATAGRAM_BYTES, Times};
 use crate::time::Time;
 
 /// Cumulative numbers of the last report of one lane.
@@ -50,8 +50,7 @@ impl Transmit {
                 received: u32::try_from(entry.packets.saturating_sub(last.packets)).unwrap_or(u32::MAX),
                 lost: entry.lost.wrapping_sub(last.lost).min(1 << 20),
                 arrival_us: entry.arrival_us,
-                owd_us: 0,
-                rtt_us: 0,
+                times: None,
             };
             *last = Reported {
                 highest: entry.highest.max(last.highest),
@@ -66,14 +65,14 @@ impl Transmit {
             lane.outstanding_since = outstanding.into_iter().flatten().min();
             tx.progress_at = now;
             tx.path.note_confirmed(now);
-            if let Some(sent_at) = sent_at {
+            let times = sent_at.map(|sent_at| {
                 let rtt_us = now.since(sent_at).saturating_sub(u64::from(entry.hold_us) * 1_000) / 1_000;
                 let owd_us = self.bond.relative_delay_us(sent_at.us(), entry.arrival_us);
-                tx.path.feedback(
-                    now,
-                    &Feedbacked { owd_us, rtt_us: u32::try_from(rtt_us).unwrap_or(u32::MAX), ..feedback },
-                );
-                offset_us = Some(owd_us - i64::from(tx.path.rtt_us() / 2));
+                Times { owd_us, rtt_us: u32::try_from(rtt_us).unwrap_or(u32::MAX) }
+            });
+            tx.path.feedback(now, &Feedbacked { times, ..feedback });
+            if let Some(times) = times {
+                offset_us = Some(times.owd_us - i64::from(tx.path.rtt_us() / 2));
             }
         }
         // Paths that carried nothing yet must not look quicker, or slower, than they are.

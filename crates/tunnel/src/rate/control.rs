@@ -74,7 +74,7 @@ impl RateController {
         }
         let overflow = recent.lost >= 8.0 && recent.loss() > 0.05 + 2.0 * self.startup.least_loss;
         // Of a source that sends much less than it may, a late report tells of a busy host.
-        let filled = recent.limited > 0 || recent.sent() > 0.5 * self.capacity;
+        let filled = recent.sent() > if recent.limited > 0 { 0.25 } else { 0.5 } * self.capacity;
         let queue = entry.queue_us > limit_us && (filled || self.chokes(&recent, entry.level_us));
         if queue || overflow {
             // One late report can be a busy host, two are a queue. Meanwhile: back to where there was none.
@@ -106,7 +106,9 @@ impl RateController {
     }
 
     fn end_startup(&mut self, entry: &Entry, limit_us: f64) {
-        let busy = self.seen.window.sum(60_000.0, |entry| entry.queue_us > limit_us);
+        // What arrived while next to nothing was sent is no capacity.
+        let least = 0.1 * self.rate.min(entry.sent());
+        let busy = self.seen.window.sum(60_000.0, |entry| entry.queue_us > limit_us && entry.sent() > least);
         let measured = if busy.count > 0 { busy.arrived() } else { self.recent().arrived() };
         self.capacity = measured.min(self.rate);
         self.phase = Phase::Steady;

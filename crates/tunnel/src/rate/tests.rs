@@ -241,10 +241,13 @@ fn a_slow_link_below_the_start_rate() {
         let mut spec = Spec::new(mbit(rate), 20_000);
         spec.queue_us = 4_000_000;
         let mut sim = Sim::new(spec, mbit(20.0));
-        let mut source = Bursts::new(mbit(offered), 1);
-        sim.run(3 * SECOND, &mut source);
+        sim.run(3 * SECOND, &mut Bursts::new(mbit(offered), 1));
         let found = sim.control.rate() as f64;
         assert!(found < 1.5 * mbit(rate), "{rate}: {found}");
+        let mut sim = Sim::new(sim.link.spec.clone(), mbit(20.0));
+        sim.run(8 * SECOND, &mut Greedy);
+        let found = sim.control.rate() as f64;
+        assert!(found < 1.5 * mbit(rate), "{rate}, greedy: {found}");
     }
 }
 
