@@ -3,7 +3,7 @@
 
 use sim::inner::tcp::TcpSpec;
 use sim::inner::udp::UdpSpec;
-use sim::link::Shape;
+use sim::link::{QueueLimit, Shape};
 use sim::scenario::{pair, star, to_hub};
 use sim::world::World;
 use tunnel::time::Time;
@@ -178,6 +178,19 @@ fn a_link_that_begins_to_drop_what_is_large_is_left() {
     assert_eq!(world.sites[1].paths_up(0), 1, "small answers do not bring it back");
     mtu(1_500)(&mut world);
     assert!(world.run_until_true(3_000, |world| world.sites[1].paths_up(0) == 2), "it works again");
+}
+
+/// A modem of 64 kbit/s with a queue of a second beside a line of 20 Mbit/s: never slower than that line alone.
+#[test]
+fn a_very_slow_link_beside_a_fast_one() {
+    let modem = Shape::new(0.064, 20.0).queue(QueueLimit::Ms(1_000));
+    for seed in 230..234 {
+        let line = Shape::new(20.0, 10.0);
+        let (alone, _) = bulk(seed, std::slice::from_ref(&line), |_| ());
+        let (rate, gap_ms) = bulk(seed, &[line, modem.clone()], |_| ());
+        eprintln!("{seed}: {rate:.0} B/s of {alone:.0}, {gap_ms} ms");
+        assert!(rate > 0.95 * alone && gap_ms < 500, "{seed}: {rate} of {alone} B/s, {gap_ms} ms");
+    }
 }
 
 /// Small packets share datagrams, and each is charged for its own bytes only.

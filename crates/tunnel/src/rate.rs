@@ -119,7 +119,9 @@ struct Probe {
 /// The rates a controller keeps within, bytes per second.
 #[derive(Debug)]
 struct Limits {
-    /// Where it starts.
+    /// Where it starts while nothing is known.
+    first: f64,
+    /// Where it starts after a pause, at least: a link that was slow is not flooded.
     start: f64,
     min: f64,
     max: f64,
@@ -194,7 +196,7 @@ impl RateController {
         let max = max.map_or(f64::INFINITY, |max| max as f64).max(min);
         let start = (start_bytes_per_s as f64).clamp(min, max);
         Self {
-            limits: Limits { start, min, max },
+            limits: Limits { first: start, start, min, max },
             rate: start,
             capacity: start,
             phase: Phase::Startup,
@@ -272,15 +274,19 @@ impl RateController {
     /// Changes the operator's limit.
     pub fn set_max(&mut self, max: Option<u64>) {
         self.limits.max = max.map_or(f64::INFINITY, |max| max as f64).max(self.limits.min);
+        self.limits.first = self.limits.first.min(self.limits.max);
         self.limits.start = self.limits.start.min(self.limits.max);
         self.capacity = self.capacity.min(self.limits.max);
         self.rate = self.rate.min(self.limits.max);
     }
 
     /// The path was idle for long or came back after an outage: what was known of it may be wrong. Starts
-    /// again with half its rate
-    /// (at least the start rate) and a fresh base delay.
+    /// again with half its rate, but at least with what a slow link was found to take, or the start rate, and a fresh base delay.
     pub fn restart(&mut self, now: Time) {
+        if self.phase != Phase::Startup {
+            self.limits.start =
+                (self.rate / 2.0).clamp(self.limits.min, self.limits.first.max(self.limits.min));
+        }
         let rate = (self.rate / 2.0).max(self.limits.start);
         let mut fresh = Self::new(1, 1, None);
         std::mem::swap(&mut fresh.limits, &mut self.limits);
@@ -296,8 +302,9 @@ impl RateController {
         self.rtt.add(sample.rtt_us);
         self.seen.lag_us = u64::from(sample.rtt_us);
         let entry = self.seen.entry(&sample, self.capacity);
+        // A link that loses most of what it gets has no gaps of the source's, however seldom something arrives.
         let source_gap = entry.send_us > 250_000.0f64.max(6.0 * PACKET_BYTES / self.rate * 1e6);
-        if source_gap {
+        if source_gap && entry.lost < entry.received {
             // Mostly silence: says something about the delay, nothing about the rate.
             self.seen.window.clear();
             self.seen.jitter.interrupt();

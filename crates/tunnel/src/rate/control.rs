@@ -72,7 +72,9 @@ impl RateController {
         if recent.received + recent.lost >= 30.0 {
             self.startup.least_loss = self.startup.least_loss.min(recent.loss());
         }
-        let overflow = recent.lost >= 8.0 && recent.loss() > 0.05 + 2.0 * self.startup.least_loss;
+        // Before enough has come to tell what is lost at any rate, only a loss beyond that of every link counts.
+        let usual = (0.05 + 2.0 * self.startup.least_loss).min(0.5);
+        let overflow = entry.lost > 0.0 && recent.lost >= 8.0 && recent.loss() > usual;
         // Of a source that sends much less than it may, a late report tells of a busy host.
         let filled = recent.sent() > if recent.limited > 0 { 0.25 } else { 0.5 } * self.capacity;
         let queue = entry.queue_us > limit_us && (filled || self.chokes(&recent, entry.level_us));

@@ -400,6 +400,40 @@ fn a_return_starts_with_half() {
     assert!(share(&sim, &stats, mbit(100.0)) > 0.95);
 }
 
+/// A link that is known to be slow is not flooded when it comes back, also when its full queue hides the base delay.
+#[test]
+fn a_slow_link_returns() {
+    let mut spec = Spec::new(mbit(0.064), 20_000);
+    spec.queue_us = 1_000_000;
+    let mut sim = Sim::new(spec, mbit(20.0));
+    sim.run(10 * SECOND, &mut Greedy);
+    for _ in 0..3 {
+        sim.control.restart(Time::from_ns(sim.now));
+        assert!((sim.control.rate() as f64) < mbit(0.1), "{}", sim.control.rate());
+        let stats = sim.measure(6_000, &mut Greedy);
+        assert!(stats.lost < 60, "{} packets lost, {} bytes came", stats.lost, stats.bytes);
+    }
+}
+
+/// Most of what is sent is lost and the rest comes now and then: no pauses of the source.
+#[test]
+fn a_flooded_slow_link_is_noticed() {
+    let mut control = RateController::new(2_500_000, 2_000, None);
+    for n in 1..20 {
+        control.on_sample(&Sample {
+            now: Time::from_ms(500 * n),
+            delivered_bytes: 4 * 1_500,
+            interval_us: 500_000,
+            owd_us: 1_000_000,
+            rtt_us: 1_020_000,
+            lost: 10,
+            received: 4,
+            limited: n % 4 == 0,
+        });
+    }
+    assert!(control.rate() < 30_000, "{}", control.rate());
+}
+
 proptest::proptest! {
     /// Whatever a peer reports: no panic, and the rate stays within its limits.
     #[test]
