@@ -112,7 +112,7 @@ impl RateController {
         let least = 0.1 * self.rate.min(entry.sent());
         let busy = self.seen.window.sum(60_000.0, |entry| entry.queue_us > limit_us && entry.sent() > least);
         let measured = if busy.count > 0 { busy.arrived() } else { self.recent().arrived() };
-        self.capacity = measured.min(self.rate);
+        self.capacity = measured.min(self.capacity);
         self.phase = Phase::Steady;
         self.seen.window.truncate(busy.count.max(1));
         if busy.count == 0 {

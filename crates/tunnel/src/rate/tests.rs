@@ -107,6 +107,7 @@ fn noisy_links() {
         (100.0, 30_000, Noise::Radio(3_000.0), 0.95, 14.0),
         (50.0, 30_000, Noise::Radio(10_000.0), 0.78, 30.0),
     ] {
+        let mut sum = 0.0;
         for seed in 1..4 {
             let mut spec = Spec::new(mbit(rate), owd_us);
             (spec.noise, spec.seed) = (noise, seed);
@@ -114,9 +115,12 @@ fn noisy_links() {
             sim.run(4 * SECOND, &mut Greedy);
             let stats = sim.measure(15_000, &mut Greedy);
             show(&format!("{rate} Mbit/s, {noise:?}, seed {seed}"), &sim, &stats, mbit(rate));
-            assert!(share(&sim, &stats, mbit(rate)) > least, "{rate} {noise:?}");
+            // A single run's share moves by two or three percent with every change of the law.
+            assert!(share(&sim, &stats, mbit(rate)) > least - 0.03, "{rate} {noise:?}");
             assert!(stats.queue_ms() < queue_ms, "{rate} {noise:?}: {}", stats.queue_ms());
+            sum += share(&sim, &stats, mbit(rate));
         }
+        assert!(sum / 3.0 > least, "{rate} {noise:?}: {}", sum / 3.0);
     }
 }
 
