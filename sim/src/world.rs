@@ -143,6 +143,7 @@ impl World {
                 encryption: tunnel::Encryption::On,
                 policy: steering::policy::Policy::Hash,
                 flow: tunnel::FlowDefinition::FiveTuple,
+                steering: tunnel::mode::Steering::default(),
             };
             self.sites[own].snapshot.peers.push(peer);
         }

@@ -199,6 +199,7 @@ fn initiation(hub: &[u8; 32], number: u32) -> Vec<u8> {
         policy: Default::default(),
         flow: Default::default(),
         tenant: 0,
+        tunnel_core: None,
         flow_hash_key: [1; 40],
         table: cores,
     };
@@ -211,6 +212,7 @@ fn initiation(hub: &[u8; 32], number: u32) -> Vec<u8> {
         boot_id: 1,
         encryption: Default::default(),
         steering: Default::default(),
+        accepted: tunnel::mode::ModeSet::CORE_ID,
         processor,
     };
     Initiator::start(&Identity::from_private(key), hub, None, &hello, number, 0, None).unwrap().1

@@ -50,6 +50,7 @@ mod paths;
 mod program;
 mod reload;
 mod scene;
+mod steering;
 mod takeover;
 mod tunnel_cores;
 mod wans;

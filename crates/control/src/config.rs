@@ -17,7 +17,7 @@
 //! | `[tun]` | name, address, mtu, route, table | `read::tun` |
 //! | `[cluster]` | role, node-id, weight, bus, manager, hub, hub-key, hub-key-file | `cluster::cluster` |
 //! | `[[wan]]` | interface, match, tier, rate-max, receive-rate-max, address-family, gateway | `read::wan` |
-//! | `[[peer]]` | name, public-key, preshared-key, preshared-key-file, hub, endpoints, allowed-ips, wans, paths-per-wan-pair, sockets-per-path, encryption, allow-cleartext, policy, flow, tenant | `read::peer` |
+//! | `[[peer]]` | name, public-key, preshared-key, preshared-key-file, hub, endpoints, allowed-ips, wans, paths-per-wan-pair, sockets-per-path, encryption, allow-cleartext, policy, flow, steering, accept-steering, tunnel-core, peer-tunnel-core, tenant | `read::peer` |
 //! | `[gateway]` | default-action, host, distribution, core-rebalance, log-file, health-user, keep-flows-seconds, timeouts | `services::read::gateway` |
 //! | `[gateway]` | flows-max, embryonic-max, fragment-bytes-max, fragments-per-source-max, errors-per-second-max | `services::read::limits` |
 //! | `[gateway]` | fragments, up-to-bytes, up-to-fragments, load-below-percent | `services::read::fragments` |
@@ -46,6 +46,7 @@ use ipnet::IpNet;
 use packet::attachment::BondId;
 use steering::policy::Policy;
 use toml::de::DeTable;
+use tunnel::mode::Steering;
 use tunnel::{Encryption, FlowDefinition, PrivateKey};
 
 use crate::key::{self, KeyFile};
@@ -259,6 +260,8 @@ pub struct Peer {
     pub policy: Policy,
     /// Definition of a flow (row T2).
     pub flow: FlowDefinition,
+    /// How cores are addressed (rows T4–T9).
+    pub steering: Steering,
 }
 
 /// A configuration that was read: what came out, and what is to be said about it.

@@ -340,6 +340,7 @@ impl Node {
             encryption: peer.encryption,
             policy: peer.policy,
             flow: peer.flow,
+            steering: peer.steering,
         });
         let snapshot = Snapshot { wans: told.wans.clone(), peers: peers.collect() };
         self.told = told;

@@ -122,6 +122,11 @@ fn compare_peer(old: &Peer, new: &Peer, applied: &mut Vec<String>) {
     say("encryption", &format!("{:?}", old.encryption), &format!("{:?}", new.encryption));
     say("policy", old.policy.name(), new.policy.name());
     say("flow", &format!("{:?}", old.flow), &format!("{:?}", new.flow));
+    let core = |core: Option<u8>| core.map_or_else(|| "any".to_owned(), |core| core.to_string());
+    say("steering", old.steering.receive.name(), new.steering.receive.name());
+    say("accept-steering", &old.steering.accept.to_string(), &new.steering.accept.to_string());
+    say("tunnel-core", &core(old.steering.tunnel_core), &core(new.steering.tunnel_core));
+    say("peer-tunnel-core", &core(old.steering.peer_tunnel_core), &core(new.steering.peer_tunnel_core));
     if old.preshared_key != new.preshared_key {
         applied.push(format!("{peer}: preshared-key: another key"));
     }

@@ -211,6 +211,7 @@ fn peer(id: BondId, site: &Site, dial: bool, allowed: &[&str]) -> Peer {
         encryption: Default::default(),
         policy: Default::default(),
         flow: Default::default(),
+        steering: Default::default(),
     }
 }
 

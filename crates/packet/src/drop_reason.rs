@@ -58,6 +58,7 @@ drop_reasons! {
     HandshakeReplayed "handshake-replayed" "A handshake whose timestamp is not newer than the last one of its peer.",
     HandshakeRate "handshake-rate" "A handshake beyond the rate that its source or this node allows.",
     HandshakeMalformed "handshake-malformed" "A handshake message whose layout or payload cannot be read.",
+    HandshakeSteering "handshake-steering" "A handshake of a peer that wants, or does not accept, another way to address cores than this side.",
     HandshakeFailed "handshake-failed" "A handshake message that fails its cryptography.",
     // frames in an opened datagram
     FrameMalformed "frame-malformed" "An inner frame whose lengths or fields are wrong.",

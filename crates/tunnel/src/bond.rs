@@ -16,6 +16,7 @@ use crate::config::Peer;
 use crate::hello::ProcessorInfo;
 use crate::keys::FlowDefinition;
 use crate::lifecycle::Lifecycle;
+use crate::mode::{Refusal, SteeringMode};
 use crate::path::Path;
 use crate::session::Session;
 use crate::time::Time;
@@ -79,6 +80,8 @@ pub struct Bond {
     pub current: ArcSwapOption<Session>,
     /// The peer's processor information; `None` before the first handshake.
     pub cores: ArcSwapOption<PeerCores>,
+    /// Why the last handshake gave no session, if that was for the sides' wishes.
+    pub refused: ArcSwapOption<Refusal>,
     /// Secret seed for choices that strangers must not guess.
     pub(crate) seed: u64,
     /// Raised when the peer restarted: order state begins anew.
@@ -102,6 +105,7 @@ impl Bond {
             paths: ArcSwap::default(),
             current: ArcSwapOption::empty(),
             cores: ArcSwapOption::empty(),
+            refused: ArcSwapOption::empty(),
             seed,
             restarts: AtomicU32::new(0),
             clock_reference: AtomicU64::new(0),
@@ -141,6 +145,22 @@ impl Bond {
             }
         }
         i64::from(difference.wrapping_sub(reference as u32).cast_signed())
+    }
+
+    /// The peer's core for the whole tunnel (row T6): as configured here, else as the peer tells, as far as it may be
+    /// used.
+    pub(crate) fn tunnel_core_of(&self, info: &ProcessorInfo) -> u8 {
+        let configured = self.peer.load().steering.peer_tunnel_core;
+        let mut wanted = [configured, info.tunnel_core].into_iter().flatten();
+        let usable = wanted.find(|core| info.usable.contains(*core));
+        usable.or_else(|| info.usable.iter().next()).unwrap_or(0)
+    }
+
+    /// The peer's core that all packets of `session` go to; `None` where each flow has one.
+    pub fn tunnel_core(&self, session: &Session) -> Option<u8> {
+        let cores = self.cores.load();
+        let info = cores.as_ref().map(|cores| &cores.info)?;
+        (session.sends == SteeringMode::PerTunnel).then(|| self.tunnel_core_of(info))
     }
 
     /// Forgets the clock reference: the peer restarted with another clock.

@@ -10,6 +10,7 @@ use steering::ownership::Ownership;
 use steering::policy::Policy;
 
 use crate::keys::{Encryption, FlowDefinition, PrivateKey};
+use crate::mode::Steering;
 
 /// Fixed for the life of a [`crate::node::Node`]. Everything random is passed in, so a run can be replayed.
 pub struct NodeConfig {
@@ -87,6 +88,8 @@ pub struct Peer {
     pub policy: Policy,
     /// Definition of a flow (row T2).
     pub flow: FlowDefinition,
+    /// How cores are addressed (rows T4–T9).
+    pub steering: Steering,
 }
 
 impl Peer {

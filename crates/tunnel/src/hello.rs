@@ -17,6 +17,7 @@
 //! | 7 | processor info | the fields below; duty |
 //! | 8 | boot id | 64 bits; duty |
 //! | 9 | freshness | 16 bytes, answers a challenge; in an Initiation only |
+//! | 10 | accepted steering modes | 8 bits, bit n for mode n; default core-id alone |
 //!
 //! | type | processor field | value; M = ceil(cores / 8) bytes, core c is bit c mod 8 of byte c / 8 |
 //! |---|---|---|
@@ -30,6 +31,7 @@
 //! | 8 | bucket table | era, buckets and owners as `steering::table` encodes them; duty |
 //! | 9 | flow definition | 8 bits (row T2) |
 //! | 10 | tenant | 16 bits, default 0: what the peer's flows are hashed with (row R11) |
+//! | 11 | tunnel core | 8 bits: the core for the whole tunnel (row T6); in mode per-tunnel |
 
 use packet::drop_reason::DropReason;
 use steering::cores::CoreSet;
@@ -37,6 +39,7 @@ use steering::policy::{CLASSES_MAX, Policy, RemoteCores};
 use steering::table::BucketTable;
 
 use crate::keys::{Encryption, FlowDefinition};
+use crate::mode::{ModeSet, SteeringMode};
 
 /// Longest encoded [`Hello`], bytes. With it every handshake message fits 1,232 bytes, the UDP payload that
 /// IPv6's minimum MTU carries.
@@ -84,6 +87,8 @@ pub struct ProcessorInfo {
     pub flow: FlowDefinition,
     /// Tenant of the peer that is told: its flows are hashed with it.
     pub tenant: u16,
+    /// Core for the whole tunnel, below `cores`; told in mode per-tunnel (row T6).
+    pub tunnel_core: Option<u8>,
     /// Toeplitz key of our flow hash. Secret between the two sides.
     pub flow_hash_key: [u8; 40],
     /// Which core owns which bucket; carries the era. Owners are below `cores`.
@@ -99,6 +104,7 @@ impl std::fmt::Debug for ProcessorInfo {
             .field("preferred", &self.preferred)
             .field("policy", &self.policy)
             .field("flow", &self.flow)
+            .field("tunnel_core", &self.tunnel_core)
             .field("era", &self.table.era())
             .finish_non_exhaustive()
     }
@@ -123,6 +129,9 @@ impl ProcessorInfo {
         put(&mut out, 9, &[self.flow.number()]);
         if self.tenant > 0 {
             put(&mut out, 10, &self.tenant.to_be_bytes());
+        }
+        if let Some(core) = self.tunnel_core {
+            put(&mut out, 11, &[core]);
         }
         within(out, PROCESSOR_INFO_BYTES_MAX)
     }
@@ -159,6 +168,7 @@ impl ProcessorInfo {
                 .unwrap_or_default(),
             flow,
             tenant: fields.number::<2>(10)?.map_or(0, |tenant| tenant as u16),
+            tunnel_core: fields.number::<1>(11)?.map(|core| core as u8),
             flow_hash_key,
             table: fields
                 .get(8)
@@ -182,6 +192,7 @@ impl ProcessorInfo {
     fn is_sound(&self) -> bool {
         let owners = self.table.owners();
         !self.usable.is_empty()
+            && self.tunnel_core.is_none_or(|core| core < self.cores)
             && (self.load.is_empty() || self.load.len() == usize::from(self.cores))
             && owners.iter().all(|owner| *owner < u16::from(self.cores))
     }
@@ -222,47 +233,6 @@ impl Capabilities {
     }
 }
 
-/// How datagrams find the receiving core (rows T5–T9).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum SteeringMode {
-    /// The sender names the core in the header.
-    #[default]
-    CoreId = 0,
-    /// The receiver assigns cores to flows as they appear.
-    ReceiverAssigned = 1,
-    /// A set of cores per path.
-    PerTunnel = 2,
-    /// The core is named in the sealed part.
-    SealedCoreId = 3,
-    /// The receiver decides alone.
-    ReceiverDecides = 4,
-    /// A clear 64-bit session-ID per flow.
-    SessionId = 5,
-}
-
-impl SteeringMode {
-    /// The number on the wire.
-    #[must_use]
-    pub const fn number(self) -> u8 {
-        self as u8
-    }
-
-    /// The mode with this number.
-    #[must_use]
-    pub const fn from_number(number: u8) -> Option<Self> {
-        Some(match number {
-            0 => Self::CoreId,
-            1 => Self::ReceiverAssigned,
-            2 => Self::PerTunnel,
-            3 => Self::SealedCoreId,
-            4 => Self::ReceiverDecides,
-            5 => Self::SessionId,
-            _ => return None,
-        })
-    }
-}
-
 /// Bytes of the token of a freshness challenge.
 pub const FRESHNESS_BYTES: usize = 16;
 
@@ -286,6 +256,8 @@ pub struct Hello {
     pub encryption: Encryption,
     /// How it wants its cores addressed.
     pub steering: SteeringMode,
+    /// How it is willing to address the cores of the other side.
+    pub accepted: ModeSet,
     /// Its cores.
     pub processor: ProcessorInfo,
 }
@@ -305,6 +277,7 @@ impl Hello {
         }
         put(&mut out, 5, &[self.encryption.number()]);
         put(&mut out, 6, &[self.steering.number()]);
+        put(&mut out, 10, &[self.accepted.0]);
         put(&mut out, 7, &self.processor.encode()?);
         put(&mut out, 8, &self.boot_id.to_be_bytes());
         if let Some(freshness) = &self.freshness {
@@ -344,6 +317,7 @@ impl Hello {
             boot_id: fields.number::<8>(8)?.ok_or(MALFORMED)?,
             encryption,
             steering,
+            accepted: fields.number::<1>(10)?.map_or(ModeSet::CORE_ID, |set| ModeSet(set as u8)),
             processor: ProcessorInfo::decode(fields.get(7).ok_or(MALFORMED)?)?,
         })
     }

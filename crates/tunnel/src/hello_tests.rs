@@ -18,6 +18,7 @@ pub(crate) fn hello(cores: u8) -> Hello {
         boot_id: 0x0b00_0000_0000_0b1d,
         encryption: Encryption::On,
         steering: SteeringMode::CoreId,
+        accepted: ModeSet::CORE_ID,
         processor: ProcessorInfo {
             cores,
             usable: CoreSet::first(u16::from(cores)),
@@ -27,6 +28,7 @@ pub(crate) fn hello(cores: u8) -> Hello {
             policy: Policy::Hash,
             flow: FlowDefinition::FiveTuple,
             tenant: 0,
+            tunnel_core: None,
             flow_hash_key: [0x6b; 40],
             table: table(128, cores),
         },
@@ -58,6 +60,7 @@ fn any_hello() -> impl Strategy<Value = Hello> {
                     boot_id: u64::from(words[0]) << 32 | u64::from(words[1]),
                     encryption: Encryption::from_number(bytes[1] % 3).unwrap(),
                     steering: SteeringMode::from_number(bytes[2] % 6).unwrap(),
+                    accepted: ModeSet(bytes[2]),
                     processor: ProcessorInfo {
                         cores,
                         usable,
@@ -67,6 +70,7 @@ fn any_hello() -> impl Strategy<Value = Hello> {
                         policy: Policy::from_u8(bytes[3] % 4).unwrap(),
                         flow: FlowDefinition::from_number(bytes[0] % 4).unwrap(),
                         tenant: words[0] as u16,
+                        tunnel_core: (bytes[2] < cores).then_some(bytes[2]),
                         flow_hash_key,
                         table: BucketTable::from_owners(words[2], owners).unwrap(),
                     },
@@ -93,7 +97,7 @@ proptest! {
     }
 
     #[test]
-    fn unknown_fields_are_skipped(hello in any_hello(), kind in 10u8..=255, value in proptest::collection::vec(any::<u8>(), 0..20), first: bool) {
+    fn unknown_fields_are_skipped(hello in any_hello(), kind in 11u8..=255, value in proptest::collection::vec(any::<u8>(), 0..20), first: bool) {
         let Ok(bytes) = hello.encode() else { return Ok(()) };
         let mut field = Vec::new();
         put(&mut field, kind, &value);
@@ -135,61 +139,21 @@ fn every_truncation_is_refused() {
 #[test]
 fn layout_is_as_documented() {
     let bytes = Hello { timestamp_ns: Some(0x0102), ..hello(2) }.encode().unwrap();
-    let expected = [
-        1,
-        0,
-        2,
-        0,
-        1, // version
-        2,
-        0,
-        4,
-        0,
-        0,
-        0,
-        6, // capabilities
-        3,
-        0,
-        1,
-        crate::aead::Aead::offered(),
-        4,
-        0,
-        8,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        1,
-        2, // timestamp
-        5,
-        0,
-        1,
-        2, // encryption
-        6,
-        0,
-        1,
-        0, // steering
-        7,
-        0,
-        73, // processor info
-        1,
-        0,
-        1,
-        2, // cores
-        2,
-        0,
-        1,
-        0b11, // usable
-        6,
-        0,
-        1,
-        0, // policy
-        7,
-        0,
-        40,
+    let fields: [&[u8]; 12] = [
+        &[1, 0, 2, 0, 1],       // version
+        &[2, 0, 4, 0, 0, 0, 6], // capabilities
+        &[3, 0, 1, crate::aead::Aead::offered()],
+        &[4, 0, 8, 0, 0, 0, 0, 0, 0, 1, 2], // timestamp
+        &[5, 0, 1, 2],                      // encryption
+        &[6, 0, 1, 0],                      // steering
+        &[10, 0, 1, 1],                     // accepted modes
+        &[7, 0, 73],                        // processor info
+        &[1, 0, 1, 2],                      // cores
+        &[2, 0, 1, 0b11],                   // usable
+        &[6, 0, 1, 0],                      // policy
+        &[7, 0, 40],                        // flow hash key
     ];
+    let expected = fields.concat();
     assert_eq!(bytes[..expected.len()], expected);
     let behind_key = &bytes[expected.len() + 40..];
     // Bucket table: format 1, run-length coded, era 0, 2^7 buckets, 64 of core 0, 64 of core 1. Flow definition.
@@ -249,7 +213,7 @@ fn with_processor_field(kind: u8, value: Option<&[u8]>) -> Result<ProcessorInfo,
 fn impossible_processor_infos_are_refused() {
     let big = table(2048, 4).encode();
     let foreign_owner = table(128, 5).encode();
-    let bad: [(u8, Option<&[u8]>); 20] = [
+    let bad: [(u8, Option<&[u8]>); 22] = [
         (1, None),
         (1, Some(&[0])),
         (1, Some(&[255])),
@@ -270,6 +234,8 @@ fn impossible_processor_infos_are_refused() {
         (8, Some(&big)),
         (8, Some(&foreign_owner)),
         (9, Some(&[4])),
+        (11, Some(&[4])),
+        (11, Some(&[1, 1])),
     ];
     for (kind, value) in bad {
         assert_eq!(with_processor_field(kind, value), Err(MALFORMED), "field {kind} = {value:?}");
@@ -281,6 +247,7 @@ fn optional_processor_fields_have_defaults() {
     for kind in [2, 3, 4, 5, 6, 9] {
         assert_eq!(with_processor_field(kind, None), Ok(hello(4).processor), "without field {kind}");
     }
+    assert_eq!(with_processor_field(11, Some(&[3])).map(|info| info.tunnel_core), Ok(Some(3)));
     assert_eq!(with_processor_field(200, Some(&[1, 2, 3])), Ok(hello(4).processor), "an unknown field");
     // A policy of a newer version.
     assert_eq!(with_processor_field(6, Some(&[77])).map(|info| info.policy), Ok(Policy::Hash));

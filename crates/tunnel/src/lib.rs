@@ -5,7 +5,7 @@
 //!
 //! * Who we are and whom we know: [`keys`], [`config`], [`node`] (shared by all cores), [`bond`], [`path`].
 //! * How a session comes to be: [`mac`] guards, [`handshake`] with its [`hello`] makes the keys, [`session`] holds
-//!   them, [`index`] names it; [`lifecycle`] joins paths by challenge, watches and revives them, [`mtu`] measures them, and
+//!   them, [`index`] names it; [`mode`] says how cores are addressed; [`lifecycle`] joins paths by challenge, watches and revives them, [`mtu`] measures them, and
 //!   `advertise` tells the peer what changes about our cores, [`path_limits`] what our WANs ask for.
 //! * Sending, on one core ([`forwarder`]): [`queue`] (FQ-CoDel) → [`schedule`] (earliest arrival) → [`frame`]s in a datagram
 //!   of the path's [`send_log`] → [`header`] and [`aead`] → out. [`rate`] says how fast.
@@ -29,6 +29,7 @@ pub mod index;
 pub mod keys;
 pub mod lifecycle;
 pub mod mac;
+pub mod mode;
 pub mod mtu;
 pub mod node;
 pub mod order;

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use arc_swap::ArcSwap;
 use packet::drop_reason::DropReason;
 use ring::digest;
+use steering::cores::CoreSet;
 use steering::ownership::Ownership;
 
 use crate::advertise;
@@ -19,10 +20,11 @@ use crate::bond::{Bond, Bonds, PeerCores};
 use crate::config::{NodeConfig, Peer, Snapshot, Wan};
 use crate::frame::{CloseReason, Frame};
 use crate::handshake::{Identity, Timestamps};
-use crate::hello::{Capabilities, Hello, PROTOCOL_VERSION, ProcessorInfo, SteeringMode};
+use crate::hello::{Capabilities, Hello, PROTOCOL_VERSION, ProcessorInfo};
 use crate::index::IndexCipher;
 use crate::lifecycle::{Action, Lifecycle, encode};
 use crate::mac::{Guard, GuardLimits};
+use crate::mode::SteeringMode;
 use crate::path::{Path, Route};
 use crate::session::{REKEY_AFTER_MS, Session};
 use crate::time::Time;
@@ -160,7 +162,8 @@ impl Node {
             freshness: None,
             boot_id: self.boot_id,
             encryption: peer.encryption,
-            steering: SteeringMode::CoreId,
+            steering: peer.steering.receive,
+            accepted: peer.steering.accept,
             processor: self.processor_info(peer),
         }
     }
@@ -168,9 +171,13 @@ impl Node {
     /// Processor information for a peer (row T3).
     pub(crate) fn processor_info(&self, peer: &Peer) -> ProcessorInfo {
         let ownership = self.ownership.load();
+        let usable = ownership.usable();
         ProcessorInfo {
             cores: self.cores,
-            usable: ownership.usable(),
+            tunnel_core: (peer.steering.receive == SteeringMode::PerTunnel)
+                .then(|| tunnel_core(peer, &usable))
+                .flatten(),
+            usable,
             load: self.load.iter().map(|load| load.load(Relaxed)).collect(),
             reserved: Vec::new(),
             preferred: Vec::new(),
@@ -221,7 +228,11 @@ impl Node {
             // peer there. A peer that changes between dialling and listening is a new bond.
             match known.and_then(|slot| bonds.get(slot)?.as_ref()).filter(|bond| bond.dialer == dialer) {
                 Some(bond) => {
-                    bond.peer.store(Arc::new(peer.clone()));
+                    let old = bond.peer.swap(Arc::new(peer.clone()));
+                    // What a session was agreed on holds as long as it does: another wish needs another one.
+                    if old.steering != peer.steering {
+                        bond.current.load().iter().for_each(|session| session.spend());
+                    }
                 }
                 None => {
                     if let Some(bond) = known.and_then(|slot| bonds.get_mut(slot)?.take()) {
@@ -394,6 +405,13 @@ impl Node {
             }
         }
     }
+}
+
+/// Our core for the whole tunnel (row T6): as configured, else one of the usable ones, each bond in turn.
+fn tunnel_core(peer: &Peer, usable: &CoreSet) -> Option<u8> {
+    let configured = peer.steering.tunnel_core.filter(|core| usable.contains(*core));
+    let turn = usize::from(peer.id.0) % usable.iter().count().max(1);
+    configured.or_else(|| usable.iter().nth(turn))
 }
 
 fn lifecycle(bond: &Bond) -> MutexGuard<'_, Lifecycle> {

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use crate::aead::{Aead, LaneKey};
 use crate::keys::Encryption;
+use crate::mode::SteeringMode;
 use crate::time::Time;
 
 /// A session is renewed after this long, unless the node is told to do it sooner.
@@ -32,6 +33,10 @@ pub struct Session {
     pub aead: Aead,
     /// How inner packets are protected: the stricter of both sides' wishes (row T11).
     pub encryption: Encryption,
+    /// How the peer addresses our cores: as we wanted (rows T4–T9).
+    pub receives: SteeringMode,
+    /// How we address the peer's cores: as it wanted.
+    pub sends: SteeringMode,
     /// Cores of the peer: valid sending cores are below it.
     pub peer_cores: u8,
     /// When it was established.
@@ -60,6 +65,10 @@ pub struct Epoch<'a> {
     pub aead: Aead,
     /// Agreed protection of inner packets.
     pub encryption: Encryption,
+    /// How the peer addresses our cores.
+    pub receives: SteeringMode,
+    /// How we address the peer's cores.
+    pub sends: SteeringMode,
     /// Key for what we send.
     pub send_key: &'a [u8; 32],
     /// Key for what we receive.
@@ -87,6 +96,8 @@ impl Session {
             remote_index: epoch.remote_index,
             aead: epoch.aead,
             encryption: epoch.encryption,
+            receives: epoch.receives,
+            sends: epoch.sends,
             peer_cores: epoch.peer_cores,
             established: now,
             rekey_after_ms: epoch.rekey_after_ms,

@@ -53,6 +53,7 @@ fn peer(public_key: [u8; 32], hub: bool, endpoints: &[SocketAddr]) -> Peer {
         encryption: Default::default(),
         policy: Default::default(),
         flow: Default::default(),
+        steering: Default::default(),
     }
 }
 

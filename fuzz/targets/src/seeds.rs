@@ -4,6 +4,7 @@ use steering::cores::CoreSet;
 use steering::table::{BucketTable, Unit};
 use tunnel::handshake::Identity;
 use tunnel::hello::{Capabilities, Hello, ProcessorInfo};
+use tunnel::mode::ModeSet;
 
 /// A private key as a key file has it.
 pub const PRIVATE_KEY: &str = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=\n";
@@ -47,6 +48,7 @@ pub fn processor() -> ProcessorInfo {
         tenant: 0,
         flow_hash_key: [0x5a; 40],
         table: table(4),
+        tunnel_core: Some(2),
     }
 }
 
@@ -62,6 +64,7 @@ pub fn hello(timestamp_ns: Option<u64>) -> Hello {
         boot_id: 0xb007,
         encryption: Default::default(),
         steering: Default::default(),
+        accepted: ModeSet::built(),
         processor: processor(),
     }
 }

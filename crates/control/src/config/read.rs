@@ -8,6 +8,7 @@ use packet::attachment::BondId;
 use steering::policy::Policy;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
+use tunnel::mode::{ModeSet, Steering, SteeringMode};
 use tunnel::{Encryption, FlowDefinition, PrivateKey};
 
 use super::problem::{Problems, suggestion};
@@ -482,6 +483,7 @@ fn peer(
         Policy::ALL.iter().map(|policy| (policy.name(), *policy)).collect();
     let policy = section.choice("policy", &policies).map_or_else(Policy::default, |policy| policy.value);
     let flow = section.choice("flow", &FLOWS).map_or_else(FlowDefinition::default, |flow| flow.value);
+    let steering = steering(&mut section);
     let at = section.at.clone();
     section.finish();
     let (name, public_key) = (name?, public_key?);
@@ -509,6 +511,7 @@ fn peer(
         encryption,
         policy,
         flow,
+        steering,
     };
     Some((peer, places))
 }
@@ -519,6 +522,26 @@ const FLOWS: [(&str, FlowDefinition); 4] = [
     ("2-tuple", FlowDefinition::TwoTuple),
     ("5-tuple-dscp", FlowDefinition::FiveTupleDscp),
 ];
+
+/// How cores are addressed, in both directions.
+fn steering(section: &mut Section<'_, '_, '_>) -> Steering {
+    let modes = SteeringMode::BUILT.map(|mode| (mode.name(), mode));
+    let receive = section.choice("steering", &modes).map_or_else(SteeringMode::default, |mode| mode.value);
+    let accept = section.list("accept-steering", "\"core-id\"", |name| {
+        modes.iter().find(|(known, _)| *known == name).map(|(_, mode)| *mode).ok_or_else(|| {
+            let names = modes.map(|(name, _)| format!("\"{name}\"")).join(" or ");
+            format!("must be {names}").into()
+        })
+    });
+    let core = |number: At<u64>| u8::try_from(number.value).ok();
+    Steering {
+        receive,
+        accept: accept
+            .map_or_else(ModeSet::built, |modes| modes.into_iter().map(|mode| mode.value).collect()),
+        tunnel_core: section.number("tunnel-core", 0..=127).and_then(core),
+        peer_tunnel_core: section.number("peer-tunnel-core", 0..=253).and_then(core),
+    }
+}
 
 /// Cleartext needs a second word, so that nobody switches encryption off by a slip.
 fn encryption(section: &mut Section<'_, '_, '_>) -> Encryption {

@@ -129,6 +129,7 @@ fn defaults() {
     let peer = &config.peers[0];
     assert_eq!((peer.paths_per_wan_pair, peer.sockets_per_path, &peer.wans), (1, 4, &None));
     assert_eq!((peer.encryption, peer.policy), (Encryption::On, Policy::Hash));
+    assert_eq!(peer.steering, Steering::default());
     assert!(!config.has_default_route());
 }
 
@@ -455,6 +456,17 @@ fn other_keys_of_a_peer() {
         &[
             "site.toml:10:14: warning: peer.encryption: inner packets of this peer are encrypted ONLY IN PART; \
          anybody on the way can read the rest",
+        ],
+    );
+    golden_peer(
+        &format!(
+            "{identity}steering = \"per-tunel\"\naccept-steering = [\"core-id\", \"core\"]\ntunnel-core = 200"
+        ),
+        &[
+            "site.toml:10:12: error: peer.steering: \"per-tunel\" is not one of \"core-id\", \"per-tunnel\"; did you \
+         mean \"per-tunnel\"?",
+            "site.toml:11:31: error: peer.accept-steering: must be \"core-id\" or \"per-tunnel\"",
+            "site.toml:12:15: error: peer.tunnel-core: 200 found, a whole number from 0 to 127 is needed",
         ],
     );
     golden_peer(

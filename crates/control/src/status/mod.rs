@@ -21,7 +21,7 @@ pub use gateway::{
 };
 pub use gateway_text::{draining, explanation, flows, groups, leases};
 pub use text::text;
-pub use tunnel::{CoreStatus, PathStatus, PeerStatus, TunnelStatus};
+pub use tunnel::{CoreStatus, PathStatus, PeerStatus, PeerSteering, TunnelStatus};
 
 /// Everything about a running gateway; the JSON of `anabranch status --json`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

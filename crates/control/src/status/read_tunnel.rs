@@ -11,7 +11,7 @@ use tunnel::bond::Bond;
 use tunnel::path::Path;
 use tunnel::time::Time;
 
-use super::{CoreStatus, PathStatus, PeerStatus, TunnelStatus};
+use super::{CoreStatus, PathStatus, PeerStatus, PeerSteering, TunnelStatus};
 
 /// Busy times of the last reading, for shares of the time since.
 #[derive(Default)]
@@ -102,6 +102,7 @@ fn peer_status(bond: &Bond, wans: &[Wan], now: Time) -> PeerStatus {
     let sent: u64 = paths.iter().map(|path| path.traffic.tx_bytes.load(Relaxed)).sum();
     let usable = paths.iter().filter(|path| path.usable());
     let fastest_us = usable.map(|path| path.delay_us()).min().unwrap_or(0);
+    let refused = bond.refused.load_full().map(|refusal| refusal.to_string());
     let reason = match (up, session.is_some(), paths.is_empty()) {
         (true, ..) => "",
         (_, true, _) => "no path answers",
@@ -113,7 +114,7 @@ fn peer_status(bond: &Bond, wans: &[Wan], now: Time) -> PeerStatus {
         name: peer.name.clone(),
         public_key: crate::key::encode(&peer.public_key),
         state: if up { "up" } else { "connecting" }.to_owned(),
-        reason: reason.to_owned(),
+        reason: refused.unwrap_or_else(|| reason.to_owned()),
         role: if bond.dialer { "dialer" } else { "listener" }.to_owned(),
         session_age_seconds: session.as_ref().map_or(0.0, |s| now.since(s.established) as f64 / 1e9),
         handshakes: bond.totals.handshakes.load(Relaxed),
@@ -122,6 +123,11 @@ fn peer_status(bond: &Bond, wans: &[Wan], now: Time) -> PeerStatus {
             Encryption::On => s.aead.name().to_owned(),
             Encryption::Partial => format!("{} (payload only)", s.aead.name()),
             Encryption::Off => "off".to_owned(),
+        }),
+        steering: session.as_ref().map_or_else(PeerSteering::default, |session| PeerSteering {
+            received: session.receives.to_string(),
+            sent: session.sends.to_string(),
+            remote_core: bond.tunnel_core(session),
         }),
         held_packets: u64::try_from(bond.totals.held_packets.load(Relaxed)).unwrap_or(0),
         declared_lost: bond.totals.declared_lost.load(Relaxed),

@@ -3,7 +3,9 @@
 use std::fmt::Write as _;
 
 use super::table::{Table, bytes, count, duration};
-use super::{ClusterStatus, CoreStatus, PathStatus, PeerStatus, Report, TunnelStatus, gateway_text};
+use super::{
+    ClusterStatus, CoreStatus, PathStatus, PeerStatus, PeerSteering, Report, TunnelStatus, gateway_text,
+};
 
 /// The report as text for people.
 #[must_use]
@@ -94,6 +96,11 @@ fn peer_text(peer: &PeerStatus, out: &mut String) {
     let mut facts = vec![peer.role.clone()];
     if !peer.encryption.is_empty() {
         facts.push(peer.encryption.clone());
+    }
+    let PeerSteering { received, sent, remote_core } = &peer.steering;
+    if !sent.is_empty() && (sent != "core-id" || received != "core-id") {
+        let core = remote_core.map_or_else(String::new, |core| format!(" {core}"));
+        facts.push(format!("sends {sent}{core}, receives {received}"));
     }
     if peer.remote_cores > 0 {
         facts.push(count(u64::from(peer.remote_cores), "remote core"));

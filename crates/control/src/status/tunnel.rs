@@ -83,6 +83,9 @@ pub struct PeerStatus {
     pub remote_cores: u8,
     /// "aes-256-gcm" or "chacha20-poly1305", with "partial" or "off" where configured.
     pub encryption: String,
+    /// How cores are addressed.
+    #[serde(default)]
+    pub steering: PeerSteering,
     /// Inner packets held for order right now.
     pub held_packets: u64,
     /// Packets declared lost by the receiver's order logic.
@@ -93,6 +96,18 @@ pub struct PeerStatus {
     pub queue_bytes: u64,
     /// One entry a path.
     pub paths: Vec<PathStatus>,
+}
+
+/// How two sides address each other's cores; empty without a session.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerSteering {
+    /// How the peer addresses our cores: "core-id", "per-tunnel", ….
+    pub received: String,
+    /// How we address the peer's cores.
+    pub sent: String,
+    /// The peer's core that all packets go to, in mode per-tunnel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote_core: Option<u8>,
 }
 
 /// Path to a peer.

@@ -1,6 +1,7 @@
 //! The peer's core that a flow's packets are sent to (rows T3, T4), and how a flow changes it in order.
 //!
-//! The peer tells its cores, its bucket table and the policy; [`ReceivingCores::of_flow`] follows them. When what it
+//! The peer tells how it wants its cores addressed ([`crate::mode`]), its cores, its bucket table and the policy;
+//! [`ReceivingCores::of_flow`] follows them. When what it
 //! tells names another core for a flow, that core must not get the flow's packets before the old one has had the
 //! earlier ones: they would leave the peer twice, late or out of order. So a flow that moves *waits*, in the queue,
 //! until the old core has reported everything that was sent to it before, and then moves. That takes a round trip and
@@ -20,6 +21,8 @@ use steering::policy::{CoreChooser, Policy};
 use crate::bond::{Bond, PeerCores};
 use crate::hello::ProcessorInfo;
 use crate::keys::FlowDefinition;
+use crate::mode::SteeringMode;
+use crate::session::Session;
 use crate::time::Time;
 
 /// Flows wait at most this long for their old core.
@@ -46,6 +49,10 @@ pub(super) enum Destination {
 pub(super) struct ReceivingCores {
     /// Processor information in force.
     told: Option<Arc<PeerCores>>,
+    /// How the session addresses the peer's cores.
+    mode: SteeringMode,
+    /// The core that all packets go to, in mode per-tunnel (row T6).
+    tunnel_core: u8,
     /// The peer's restarts when it was told.
     restarts: u32,
     /// For the policies that are not a pure function of the hash.
@@ -87,7 +94,15 @@ impl ReceivingCores {
     /// `seed` is the bond's: each core draws other cores from it.
     pub fn new(core: u8, seed: u64) -> Self {
         let random = fastrand::Rng::with_seed(seed.wrapping_add(u64::from(core)));
-        Self { told: None, restarts: 0, chooser: None, random, change: None }
+        Self {
+            told: None,
+            mode: SteeringMode::default(),
+            tunnel_core: 0,
+            restarts: 0,
+            chooser: None,
+            random,
+            change: None,
+        }
     }
 
     /// Processor information in force.
@@ -102,7 +117,7 @@ impl ReceivingCores {
 
     /// Takes over what the peer told last. True when flows begin to wait: what was handed to the old cores until now
     /// must be confirmed first.
-    pub fn follow(&mut self, now: Time, bond: &Bond, in_session: bool) -> bool {
+    pub fn follow(&mut self, now: Time, bond: &Bond, session: Option<&Session>) -> bool {
         let latest = bond.cores.load();
         let Some(latest) = &*latest else {
             self.told = None;
@@ -110,18 +125,28 @@ impl ReceivingCores {
             return false;
         };
         let restarts = bond.restarts.load(Relaxed);
-        if restarts != self.restarts || !in_session || self.told.is_none() {
-            // Nothing that is under way will be delivered by the peer as it is now.
+        let mode = session.map_or_else(SteeringMode::default, |session| session.sends);
+        if restarts != self.restarts || session.is_none() || mode != self.mode || self.told.is_none() {
+            // Nothing that is under way will be delivered by the peer as it is now. Or the rule is another: what went
+            // before, in another session, is not reported in this one.
             self.restarts = restarts;
-            self.take_over(Arc::clone(latest));
+            self.mode = mode;
+            self.take_over(bond, Arc::clone(latest));
             return false;
         }
         if self.change.is_some() {
             return false;
         }
         let Some(told) = self.told.as_ref().filter(|told| !Arc::ptr_eq(told, latest)) else { return false };
-        let Some((moves, from)) = moves(&told.info, &latest.info) else {
-            self.take_over(Arc::clone(latest));
+        let leaves = match self.mode {
+            SteeringMode::PerTunnel => {
+                let from: CoreSet = [self.tunnel_core].into_iter().collect();
+                (bond.tunnel_core_of(&latest.info) != self.tunnel_core).then_some((Moves::From(from), from))
+            }
+            _ => moves(&told.info, &latest.info),
+        };
+        let Some((moves, from)) = leaves else {
+            self.take_over(bond, Arc::clone(latest));
             return false;
         };
         let old = from.iter().map(|core| OldCore { core, confirmed: false, not_before: now }).collect();
@@ -145,7 +170,7 @@ impl ReceivingCores {
     }
 
     /// Lets flows move whose old core has `confirmed` everything, is `silent`, or took too long. True if any did.
-    pub fn advance(&mut self, now: Time, confirmed: &[u8], silent: &[u8]) -> bool {
+    pub fn advance(&mut self, now: Time, bond: &Bond, confirmed: &[u8], silent: &[u8]) -> bool {
         let Some(change) = &mut self.change else { return false };
         let before = change.old.len();
         let over = now >= change.ends;
@@ -161,7 +186,7 @@ impl ReceivingCores {
         if left == 0
             && let Some(change) = self.change.take()
         {
-            self.take_over(change.next);
+            self.take_over(bond, change.next);
             return true;
         }
         moved
@@ -191,7 +216,10 @@ impl ReceivingCores {
     /// The core for the next packet of the flow with this hash.
     pub fn of_flow(&mut self, now: Time, hash: u32) -> Destination {
         let Some(told) = &self.told else { return Destination::Unknown };
-        let by_table = told.core_of_hash(hash);
+        let by_table = match self.mode {
+            SteeringMode::PerTunnel => self.tunnel_core,
+            _ => told.core_of_hash(hash),
+        };
         let Some(change) = &self.change else {
             return Destination::Core(self.chosen(now, hash).unwrap_or(by_table));
         };
@@ -219,15 +247,16 @@ impl ReceivingCores {
         chooser.choose(&told.info.table, hash, 0, self.random.u32(..), now_s)
     }
 
-    fn take_over(&mut self, told: Arc<PeerCores>) {
+    fn take_over(&mut self, bond: &Bond, told: Arc<PeerCores>) {
         self.change = None;
+        self.tunnel_core = bond.tunnel_core_of(&told.info);
         if self.told.as_ref().is_some_and(|known| Arc::ptr_eq(known, &told)) {
             return;
         }
         let (policy, remote) = (told.info.policy, told.info.remote_cores());
         self.told = Some(told);
         match &mut self.chooser {
-            _ if policy == Policy::Hash => self.chooser = None,
+            _ if policy == Policy::Hash || self.mode == SteeringMode::PerTunnel => self.chooser = None,
             Some(chooser) if chooser.policy() == policy => chooser.update(&remote),
             chooser => {
                 *chooser = Some(Box::new(CoreChooser::new(policy, &remote, CHOOSER_FLOWS, CHOOSER_IDLE_S)));

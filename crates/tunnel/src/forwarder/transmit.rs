@@ -267,7 +267,7 @@ impl Transmit {
         }
         drop(current);
         self.refresh_paths(now);
-        if self.receiving.follow(now, &self.bond, self.session.is_some()) {
+        if self.receiving.follow(now, &self.bond, self.session.as_deref()) {
             self.paths.iter_mut().for_each(PathTx::mark);
             // The new cores learn the timing of the paths while the flows wait.
             for core in self.receiving.next_cores().iter() {
@@ -369,7 +369,7 @@ impl Transmit {
             waiting.iter().copied().filter(done).collect(),
             waiting.iter().copied().filter(|core| self.is_silent(now, *core)).collect(),
         );
-        let moved = self.receiving.advance(now, &confirmed, &silent);
+        let moved = self.receiving.advance(now, &self.bond, &confirmed, &silent);
         if moved && let Some(queue) = &mut self.queue {
             queue.unpark_all(now);
         }

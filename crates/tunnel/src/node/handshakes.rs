@@ -8,7 +8,7 @@ use packet::drop_reason::DropReason;
 
 use super::{ControlState, Node, Source, lifecycle, new_bond};
 use crate::bond::{Bond, Bonds};
-use crate::handshake::{Initiator, Opened, open_initiation};
+use crate::handshake::{Established, Initiator, Opened, open_initiation};
 use crate::header::{HEADER_BYTES, Header, Kind, NO_SESSION};
 use crate::hello::Capabilities;
 use crate::index::{IndexCipher, LOCALS_MAX};
@@ -224,6 +224,11 @@ impl Node {
         let local_index = self.index_for(&mut self.control(), peer.hub)?;
         let psk = peer.preshared_key.as_ref().map(PrivateKey::bytes);
         let (bytes, established) = opened.respond(psk, &self.hello(&peer, None), local_index, None)?;
+        if let Err(reason) = agree(bond, &established) {
+            // The answer tells the peer what is wanted and accepted here: it comes to the same conclusion.
+            actions.push(Action::Datagram { bond: None, path, route: source.route(), bytes });
+            return Err(reason);
+        }
         // Receive keys stand before the reply leaves; sending starts with the first datagram under them.
         self.install(now, bond, life, &established, local_index, false);
         actions.push(Action::Datagram { bond: None, path, route: source.route(), bytes });
@@ -247,6 +252,10 @@ impl Node {
             };
             let established = life.attempts[at].initiator.finish(datagram)?;
             life.attempts.clear();
+            if let Err(reason) = agree(bond, &established) {
+                life.next_attempt = now.plus_ms(RETRY_SLOW_MS);
+                return Err(reason);
+            }
             life.tries = 0;
             self.install(now, bond, &mut life, &established, header.receiver_index, true);
             life.recycle_ids();
@@ -308,4 +317,19 @@ impl Node {
         self.poll_soon(now);
         Ok(())
     }
+}
+
+/// Whether a handshake that went well gives a session: not where one side wants what the other does not accept.
+///
+/// # Errors
+/// `HandshakeSteering`. The reason is kept for the operator, and said once, not with every attempt.
+fn agree(bond: &Bond, established: &Established) -> Result<(), DropReason> {
+    let (peer, hello) = (bond.peer.load(), &established.remote_hello);
+    let refusal = peer.steering.refusal(hello.steering, hello.accepted);
+    let before = bond.refused.swap(refusal.map(Arc::new));
+    let Some(refusal) = refusal else { return Ok(()) };
+    if before.as_deref() != Some(&refusal) {
+        tracing::warn!(peer = peer.name, "no session: {refusal}");
+    }
+    Err(DropReason::HandshakeSteering)
 }

@@ -48,6 +48,8 @@ impl Node {
                 remote_index: established.remote_index,
                 aead: established.aead,
                 encryption: peer.encryption.agree(hello.encryption),
+                receives: peer.steering.receive,
+                sends: hello.steering,
                 send_key: &established.send_key,
                 receive_key: &established.receive_key,
                 own_cores: self.cores,
