@@ -63,6 +63,7 @@ drop_reasons! {
     // frames in an opened datagram
     FrameMalformed "frame-malformed" "An inner frame whose lengths or fields are wrong.",
     FrameUnknown "frame-unknown" "An inner frame of an unknown kind.",
+    FrameBudget "frame-budget" "A control frame beyond what one datagram, or a bond within some time, may ask for; or about what was never sent.",
     CleartextRefused "cleartext-refused" "Unencrypted data where the configuration does not allow it.",
     // a datagram from another unit of the cluster
     BusTooShort "bus-too-short" "A datagram of another unit that ends before its headers or its Ethernet header do.",

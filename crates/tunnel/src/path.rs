@@ -469,8 +469,9 @@ impl Path {
     /// Takes one report entry; runs the controller when enough of them came together (10 ms).
     pub fn feedback(&self, now: Time, entry: &Feedbacked) {
         let Ok(mut f) = self.feedback.lock() else { return };
-        f.bytes =
-            f.bytes.saturating_add(entry.bytes + u64::from(entry.received) * u64::from(WIRE_OVERHEAD_BYTES));
+        let overhead = u64::from(entry.received) * u64::from(WIRE_OVERHEAD_BYTES);
+        // The peer says how much: no more than what leaves the rates below without an overflow.
+        f.bytes = f.bytes.saturating_add(entry.bytes.saturating_add(overhead)).min(1 << 40);
         f.received = f.received.saturating_add(entry.received);
         f.lost = f.lost.saturating_add(entry.lost);
         let Some(times) = entry.times else { return };

@@ -9,7 +9,11 @@
 //!    | sent, unreported … | pending … | open  |   free …
 //! ```
 
+mod lanes;
+
 use std::collections::VecDeque;
+
+use lanes::Lanes;
 
 use crate::aead::TAG_BYTES;
 use crate::header::HEADER_BYTES;
@@ -34,11 +38,9 @@ pub struct Entry {
     pub at: Time,
     /// Lane counter, valid once sent.
     pub counter: u64,
-    /// Session it was sealed under (low bits of its number), valid once sent.
-    pub session: u32,
     /// Whether it left.
     pub sent: bool,
-    /// Sent again already: never twice.
+    /// Sent again, or about to be: never twice.
     pub repeated: bool,
     /// Reported as received or given up: not outstanding.
     pub settled: bool,
@@ -71,6 +73,8 @@ pub struct SendLog {
     /// Bytes before the frames of each datagram.
     front: usize,
     open: Option<Open>,
+    lanes: Lanes,
+    steps: u64,
 }
 
 /// The datagram being filled.
@@ -90,6 +94,8 @@ impl Default for SendLog {
             waiting_bytes: 0,
             front: HEADER_BYTES,
             open: None,
+            lanes: Lanes::default(),
+            steps: 0,
         }
     }
 }
@@ -180,13 +186,13 @@ impl SendLog {
     pub fn open(&mut self, peer_core: u8, depart: Time, max_bytes: usize) -> bool {
         self.close();
         let Some(start) = self.make_room(max_bytes) else { return false };
+        self.lanes.push(peer_core, self.next_number());
         self.entries.push_back(Entry {
             start,
             bytes: self.front + TAG_BYTES,
             peer_core,
             at: depart,
             counter: 0,
-            session: 0,
             sent: false,
             repeated: false,
             settled: false,
@@ -215,7 +221,9 @@ impl SendLog {
     pub fn close(&mut self) {
         let Some(open) = self.open.take() else { return };
         if open.used == self.front {
-            self.entries.pop_back();
+            if let Some(entry) = self.entries.pop_back() {
+                self.lanes.remove(entry.peer_core, self.next_number());
+            }
             return;
         }
         if let Some(entry) = self.entries.back_mut() {
@@ -271,12 +279,11 @@ impl SendLog {
         }
     }
 
-    /// Marks an entry as sent now.
-    pub fn mark_sent(&mut self, number: u64, now: Time, counter: u64, session: u32) {
+    /// Marks an entry as sent now. Entries leave in the order of their numbers, with growing counters in each lane.
+    pub fn mark_sent(&mut self, number: u64, now: Time, counter: u64) {
         if let Some(entry) = self.entry_mut(number) {
             entry.at = now;
             entry.counter = counter;
-            entry.session = session;
             entry.sent = true;
         }
     }
@@ -284,11 +291,17 @@ impl SendLog {
     /// Gives up a run that [`Self::due`] returned and nobody sealed.
     pub fn discard(&mut self, run: &Run) {
         for number in run.first..run.first + run.count as u64 {
-            if let Some(entry) = self.entry_mut(number) {
-                entry.settled = true;
-                entry.repeated = true;
-            }
+            self.give_up(number);
         }
+    }
+
+    /// An entry will not leave from here.
+    fn give_up(&mut self, number: u64) {
+        let Some(entry) = self.entry_mut(number) else { return };
+        entry.settled = true;
+        entry.repeated = true;
+        let core = entry.peer_core;
+        self.lanes.remove(core, number);
     }
 
     /// Bytes of a whole run.
@@ -300,76 +313,115 @@ impl SendLog {
         }
     }
 
-    /// Number of the datagram with this lane counter, if it is kept and was not sent again before.
-    pub fn repeatable(&self, session: u32, peer_core: u8, counter: u64) -> Option<u64> {
-        let at = self.find(session, peer_core, counter)?;
-        (!self.entries[at].repeated).then_some(self.first + at as u64)
+    /// Entries that look-ups by counter have looked at so far: what a peer's feedback cost.
+    pub const fn steps(&self) -> u64 {
+        self.steps
     }
 
-    /// When the datagram with this lane counter left.
-    pub fn sent_at(&self, session: u32, peer_core: u8, counter: u64) -> Option<Time> {
-        self.find(session, peer_core, counter).map(|at| self.entries[at].at)
+    /// Where in its lane the first entry stands that left with this counter or a higher one.
+    fn position(&mut self, peer_core: u8, counter: u64) -> Option<usize> {
+        let lane = self.lanes.get(peer_core)?;
+        let mut steps = 0;
+        let at = lane.numbers.partition_point(|&number| {
+            steps += 1;
+            number < self.pending && self.entry(number).is_some_and(|entry| entry.counter < counter)
+        });
+        self.steps += steps;
+        Some(at)
     }
 
-    /// Sent entries are in order of departure, so within one lane counters only grow: search from the back.
-    fn find(&self, session: u32, peer_core: u8, counter: u64) -> Option<usize> {
-        let sent = usize::try_from(self.pending - self.first).ok()?.min(self.entries.len());
-        (0..sent).rev().find(|&at| {
-            let entry = &self.entries[at];
-            entry.counter == counter && entry.peer_core == peer_core && entry.session == session && entry.sent
-        })
+    /// Number and entry in this place of a lane, if it left.
+    fn sent_in(&self, peer_core: u8, at: usize) -> Option<(u64, &Entry)> {
+        let number = *self.lanes.get(peer_core)?.numbers.get(at)?;
+        let entry = self.entry(number).filter(|_| number < self.pending)?;
+        Some((number, entry))
     }
 
-    /// Settles everything of a lane up to and including `counter` (it was reported).
-    pub fn settle(&mut self, session: u32, peer_core: u8, counter: u64) {
-        let sent = usize::try_from(self.pending - self.first).unwrap_or(0).min(self.entries.len());
-        for entry in self.entries.iter_mut().take(sent).rev() {
-            let same = entry.peer_core == peer_core && entry.session == session;
-            if same && entry.counter <= counter {
-                if entry.settled {
-                    break;
+    /// Takes the datagrams of a lane with counters `first..end` for sending again, those that are kept and were not
+    /// taken before, each with its number and length. Each entry that is looked at costs one of `budget`.
+    pub fn take_repeats(
+        &mut self,
+        peer_core: u8,
+        (first, end): (u64, u64),
+        budget: &mut usize,
+        mut take: impl FnMut(u64, usize) -> bool,
+    ) {
+        let Some(mut at) = self.position(peer_core, first) else { return };
+        while *budget > 0
+            && let Some((number, entry)) = self.sent_in(peer_core, at)
+            && entry.counter < end
+        {
+            *budget -= 1;
+            at += 1;
+            let (new, bytes) = (!entry.repeated, entry.bytes);
+            self.steps += 1;
+            if new {
+                if !take(number, bytes) {
+                    return;
                 }
-                entry.settled = true;
+                if let Some(entry) = self.entry_mut(number) {
+                    entry.repeated = true;
+                }
             }
         }
     }
 
-    /// Settles everything: the session it was sealed under ended.
+    /// When the datagram with this lane counter left.
+    pub fn sent_at(&mut self, peer_core: u8, counter: u64) -> Option<Time> {
+        let at = self.position(peer_core, counter)?;
+        self.sent_in(peer_core, at).filter(|(_, entry)| entry.counter == counter).map(|(_, entry)| entry.at)
+    }
+
+    /// Settles everything of a lane up to and including `counter` (it was reported). Each entry is settled once.
+    pub fn settle(&mut self, peer_core: u8, counter: u64) {
+        let Some(lane) = self.lanes.get_mut(peer_core) else { return };
+        while let Some(number) = lane.numbers.get(lane.settled).filter(|number| **number < self.pending) {
+            let at = usize::try_from(number - self.first).unwrap_or(usize::MAX);
+            let Some(entry) = self.entries.get_mut(at).filter(|entry| entry.counter <= counter) else {
+                break;
+            };
+            entry.settled = true;
+            lane.settled += 1;
+            self.steps += 1;
+        }
+    }
+
+    /// Settles everything that left.
     pub fn settle_all(&mut self) {
         for entry in &mut self.entries {
             entry.settled |= entry.sent;
         }
+        self.lanes.settle_all(self.pending);
+    }
+
+    /// The session that everything was sealed under ended: no report or NACK speaks of it any more.
+    pub fn end_session(&mut self) {
+        self.settle_all();
+        self.lanes.forget_sent(self.pending);
     }
 
     /// When the oldest datagram for `peer_core` that left and is not settled did so.
     pub fn oldest_outstanding(&self, peer_core: u8) -> Option<Time> {
-        let sent = usize::try_from(self.pending - self.first).ok()?.min(self.entries.len());
-        // The unsettled ones of a lane are its newest: walk back to its first settled one.
-        let lane = self.entries.iter().take(sent).rev().filter(|entry| entry.peer_core == peer_core);
-        lane.take_while(|entry| !entry.settled).last().map(|entry| entry.at)
+        self.sent_in(peer_core, self.lanes.get(peer_core)?.settled).map(|(_, entry)| entry.at)
     }
 
     /// Whether a datagram for `peer_core` with a number below `below` waits or is outstanding.
     pub fn holds_for(&self, peer_core: u8, below: u64) -> bool {
-        let count = usize::try_from(below.saturating_sub(self.first)).unwrap_or(usize::MAX);
-        self.entries.iter().take(count).any(|entry| entry.peer_core == peer_core && !entry.settled)
+        let lane = self.lanes.get(peer_core);
+        lane.and_then(|lane| lane.numbers.get(lane.settled)).is_some_and(|number| *number < below)
     }
 
-    /// Numbers of all sent, unsettled, not yet repeated datagrams, oldest first.
-    pub fn outstanding(&self) -> Vec<u64> {
-        let sent = usize::try_from(self.pending - self.first).unwrap_or(0).min(self.entries.len());
-        (0..sent)
-            .filter(|&at| !self.entries[at].settled && !self.entries[at].repeated)
-            .map(|at| self.first + at as u64)
-            .collect()
-    }
-
-    /// Sealed bytes of an outstanding entry, marking it repeated.
-    pub fn repeat(&mut self, number: u64) -> &[u8] {
-        if let Some(entry) = self.entry_mut(number) {
-            entry.repeated = true;
+    /// Takes all sent, unsettled datagrams for sending again that were not taken before: their numbers, oldest first.
+    pub fn take_outstanding(&mut self) -> Vec<u64> {
+        let sent = usize::try_from(self.pending - self.first).unwrap_or(0);
+        let mut numbers = Vec::new();
+        for (entry, number) in self.entries.iter_mut().take(sent).zip(self.first..) {
+            if !entry.settled && !entry.repeated {
+                entry.repeated = true;
+                numbers.push(number);
+            }
         }
-        self.datagram_mut(number)
+        numbers
     }
 
     /// Takes the first waiting datagram out, still unsealed: its frames and its receiving core. For a
@@ -379,11 +431,7 @@ impl SendLog {
         let entry = *self.entry(self.pending)?;
         frames.clear();
         frames.extend_from_slice(&self.ring[entry.start + self.front..entry.start + entry.bytes - TAG_BYTES]);
-        let number = self.pending;
-        if let Some(entry) = self.entry_mut(number) {
-            entry.settled = true;
-            entry.repeated = true;
-        }
+        self.give_up(self.pending);
         self.pending += 1;
         self.waiting_bytes -= entry.bytes;
         Some(entry.peer_core)
@@ -394,6 +442,7 @@ impl SendLog {
         while self.first < self.pending && self.entries.pop_front().is_some() {
             self.first += 1;
         }
+        self.lanes.forget_sent(self.pending);
     }
 
     /// Finds `bytes` contiguous free bytes, forgetting the oldest datagrams that left.
@@ -414,6 +463,7 @@ impl SendLog {
             if !oldest.sent && !oldest.settled {
                 return None;
             }
+            self.lanes.remove(oldest.peer_core, self.first);
             self.entries.pop_front();
             self.first += 1;
             self.pending = self.pending.max(self.first);
@@ -442,6 +492,16 @@ mod tests {
         true
     }
 
+    /// Numbers and lengths of what can be sent again of a lane.
+    fn repeats(log: &mut SendLog, core: u8, first: u64, end: u64) -> Vec<(u64, usize)> {
+        let mut taken = Vec::new();
+        log.take_repeats(core, (first, end), &mut usize::MAX.clone(), |number, bytes| {
+            taken.push((number, bytes));
+            true
+        });
+        taken
+    }
+
     #[test]
     fn a_ring_grows_while_datagrams_wait() {
         let mut log = log_of(64 << 10);
@@ -449,7 +509,7 @@ mod tests {
         for n in 0..60u8 {
             assert!(put(&mut log, n, Time::ZERO, 1_000), "{n}");
             while log.due(Time::ZERO).is_some() {}
-            log.mark_sent(u64::from(n), Time::from_ms(1), u64::from(n), 1);
+            log.mark_sent(u64::from(n), Time::from_ms(1), u64::from(n));
         }
         for _ in 60..64 {
             assert!(put(&mut log, 7, Time::from_ms(9), 1_000));
@@ -520,13 +580,15 @@ mod tests {
         for counter in 0..10_000 {
             assert!(put(&mut log, 0, Time::ZERO, 1400));
             let run = log.due(Time::ZERO).unwrap();
-            log.mark_sent(run.first, Time::from_us(counter), counter, 7);
+            log.mark_sent(run.first, Time::from_us(counter), counter);
         }
-        assert_eq!(log.sent_at(7, 0, 9_999), Some(Time::from_us(9_999)));
-        assert!(log.sent_at(7, 0, 1).is_none());
-        let number = log.repeatable(7, 0, 9_990).unwrap();
-        assert_eq!(log.repeat(number).len(), 1432);
-        assert!(log.repeatable(7, 0, 9_990).is_none());
+        assert_eq!(log.sent_at(0, 9_999), Some(Time::from_us(9_999)));
+        assert!(log.sent_at(0, 1).is_none());
+        let taken = repeats(&mut log, 0, 9_990, 9_991);
+        assert_eq!(taken, [(9_990, 1432)]);
+        assert_eq!(log.datagram_mut(9_990).len(), 1432);
+        assert!(repeats(&mut log, 0, 9_990, 9_991).is_empty());
+        assert_eq!(repeats(&mut log, 0, 9_989, u64::MAX).len(), 10, "each but the one that was taken");
     }
 
     #[test]
@@ -550,7 +612,7 @@ mod tests {
             let run = log.due(Time::ZERO).unwrap();
             log.discard(&run);
         }
-        assert!(log.outstanding().is_empty());
+        assert!(log.take_outstanding().is_empty());
     }
 
     #[test]
@@ -559,12 +621,13 @@ mod tests {
         for counter in 0..5 {
             assert!(put(&mut log, 0, Time::ZERO, 100));
             let run = log.due(Time::ZERO).unwrap();
-            log.mark_sent(run.first, Time::from_ms(counter), counter, 1);
+            log.mark_sent(run.first, Time::from_ms(counter), counter);
         }
-        log.settle(1, 0, 2);
+        log.settle(0, 2);
         assert_eq!(log.oldest_outstanding(0), Some(Time::from_ms(3)));
-        assert_eq!(log.outstanding().len(), 2);
         assert!(!log.holds_for(0, 3) && log.holds_for(0, 4));
+        assert_eq!(log.take_outstanding(), [3, 4]);
+        assert!(log.take_outstanding().is_empty(), "each is taken once");
     }
 
     #[test]
@@ -573,14 +636,59 @@ mod tests {
         for counter in 0..6 {
             assert!(put(&mut log, (counter % 2) as u8, Time::ZERO, 100));
             let run = log.due(Time::ZERO).unwrap();
-            log.mark_sent(run.first, Time::from_ms(counter), counter / 2, 1);
+            log.mark_sent(run.first, Time::from_ms(counter), counter / 2);
         }
-        log.settle(1, 1, 2);
+        log.settle(1, 2);
         assert_eq!(log.oldest_outstanding(0), Some(Time::ZERO));
         assert_eq!(log.oldest_outstanding(1), None);
         assert!(log.holds_for(0, 1) && !log.holds_for(1, 6));
         assert!(put(&mut log, 1, Time::from_ms(9), 100));
         assert!(log.holds_for(1, 7), "what has not left yet counts as well");
+    }
+
+    /// A log of `count` small datagrams that left, core 0 and core 1 by turns.
+    fn full_log(count: u64) -> SendLog {
+        let mut log = log_of(8 << 20);
+        for number in 0..count {
+            assert!(put(&mut log, (number % 2) as u8, Time::ZERO, 10));
+            let run = log.due(Time::ZERO).unwrap();
+            log.mark_sent(run.first, Time::from_us(number), number / 2);
+        }
+        log
+    }
+
+    #[test]
+    fn what_a_peer_names_is_found_without_a_walk() {
+        let mut log = full_log(100_000);
+        // The oldest, the newest, one in between, and one that never left.
+        for (counter, at) in [(0, Some(1)), (49_999, Some(99_999)), (20_000, Some(40_001)), (1 << 60, None)] {
+            let before = log.steps();
+            assert_eq!(log.sent_at(1, counter), at.map(Time::from_us));
+            assert!(repeats(&mut log, 1, counter, counter + 1).len() == usize::from(at.is_some()));
+            assert!(log.steps() - before < 40, "{} steps", log.steps() - before);
+        }
+        let before = log.steps();
+        let mut budget = 64;
+        log.take_repeats(1, (0, u64::MAX), &mut budget, |_, _| true);
+        assert!(budget == 0 && log.steps() - before < 64 + 20);
+        let before = log.steps();
+        for _ in 0..3 {
+            log.settle(1, u64::MAX);
+        }
+        assert_eq!(log.steps() - before, 50_000, "each is settled once");
+        assert_eq!((log.oldest_outstanding(0), log.oldest_outstanding(1)), (Some(Time::ZERO), None));
+    }
+
+    #[test]
+    fn counters_of_an_ended_session_are_not_found_and_what_waits_stays() {
+        let mut log = full_log(10);
+        assert!(put(&mut log, 1, Time::ZERO, 10));
+        log.end_session();
+        assert!(log.sent_at(1, 3).is_none() && repeats(&mut log, 0, 0, 10).is_empty());
+        assert!(log.take_outstanding().is_empty() && log.holds_for(1, 11) && !log.holds_for(0, 11));
+        let run = log.due(Time::ZERO).unwrap();
+        log.mark_sent(run.first, Time::from_ms(1), 0);
+        assert_eq!(log.sent_at(1, 0), Some(Time::from_ms(1)));
     }
 
     #[test]

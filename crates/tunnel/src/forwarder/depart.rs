@@ -86,7 +86,7 @@ impl Transmit {
                         counter: lane.take_counter(),
                     };
                     seal(key, &header, log.datagram_mut(number), encryption);
-                    log.mark_sent(number, now, header.counter, session.number);
+                    log.mark_sent(number, now, header.counter);
                 }
                 lane.outstanding_since.get_or_insert(now);
                 self.sealed += run.count as u64;

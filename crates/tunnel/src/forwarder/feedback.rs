@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
+use super::budget::Budget;
 use super::transmit::{Repeat, Transmit};
 use crate::frame::{Nack, Report};
 use crate::path::{Feedbacked, LEAST_DATAGRAM_BYTES, Times};
@@ -17,38 +18,51 @@ pub(super) struct Reported {
     any: bool,
 }
 
-/// Most datagrams repeated for one NACK: a burst beyond that is congestion, and repeats would feed it.
-const REPEATS_MAX: usize = 128;
-
 /// A repeat waits for room on a path at most about this long.
 const REPEAT_SLACK_US: u64 = 20_000;
-/// Most counters looked up for one NACK, found or not.
-const LOOKED_UP_MAX: usize = 512;
 /// Most datagrams that may wait to be sent again.
 const REPEATS_WAITING_MAX: usize = 8_192;
+/// Most bytes a datagram can have: more than that times its datagrams no report can mean.
+const DATAGRAM_BYTES_MAX: u64 = 65_535;
+/// Most datagrams that one report may newly confirm, or call lost.
+const REPORTED_MAX: u64 = 1 << 20;
 
 impl Transmit {
     /// The peer's core `peer_core` reported, in session `session`.
-    pub fn on_report(&mut self, now: Time, session: u32, peer_core: u8, report: &Report<'_>) {
+    pub fn on_report(
+        &mut self,
+        now: Time,
+        session: u32,
+        peer_core: u8,
+        report: &Report<'_>,
+        budget: &mut Budget,
+    ) {
         if self.session.as_ref().is_none_or(|current| current.number != session) {
             return;
         }
         let mut offset_us = None;
         for entry in report.entries() {
+            if !budget.take_entry() {
+                break;
+            }
             let Some(tx) = self.paths.iter_mut().find(|tx| tx.path.id == entry.path) else { continue };
             let Some(lane) = self.lanes.get_mut(entry.path, peer_core) else { continue };
+            if !lane.has_sent(entry.highest) {
+                budget.refuse();
+                continue;
+            }
             let last = &mut lane.reported;
             if last.any && entry.highest <= last.highest && entry.packets <= last.packets {
                 continue;
             }
-            let sent_at = tx
-                .log
-                .sent_at(session, peer_core, entry.highest)
-                .or_else(|| tx.express.sent_at(session, peer_core, entry.highest));
+            let [log, express] = [&mut tx.log, &mut tx.express];
+            let sent_at =
+                log.sent_at(peer_core, entry.highest).or_else(|| express.sent_at(peer_core, entry.highest));
+            let received = entry.packets.saturating_sub(last.packets).min(REPORTED_MAX);
             let feedback = Feedbacked {
-                bytes: entry.bytes.saturating_sub(last.bytes),
-                received: u32::try_from(entry.packets.saturating_sub(last.packets)).unwrap_or(u32::MAX),
-                lost: entry.lost.wrapping_sub(last.lost).min(1 << 20),
+                bytes: entry.bytes.saturating_sub(last.bytes).min(received * DATAGRAM_BYTES_MAX),
+                received: received as u32,
+                lost: entry.lost.wrapping_sub(last.lost).min(REPORTED_MAX as u32),
                 arrival_us: entry.arrival_us,
                 times: None,
             };
@@ -59,8 +73,8 @@ impl Transmit {
                 lost: entry.lost,
                 any: true,
             };
-            tx.log.settle(session, peer_core, entry.highest);
-            tx.express.settle(session, peer_core, entry.highest);
+            tx.log.settle(peer_core, entry.highest);
+            tx.express.settle(peer_core, entry.highest);
             let outstanding = [&tx.log, &tx.express].map(|log| log.oldest_outstanding(peer_core));
             lane.outstanding_since = outstanding.into_iter().flatten().min();
             tx.progress_at = now;
@@ -84,36 +98,39 @@ impl Transmit {
     }
 
     /// The peer misses datagrams of one of our lanes.
-    pub fn on_nack(&mut self, now: Time, session: u32, peer_core: u8, nack: &Nack<'_>) {
+    pub fn on_nack(&mut self, now: Time, session: u32, peer_core: u8, nack: &Nack<'_>, budget: &mut Budget) {
         if nack.sending_core != self.core
             || self.session.as_ref().is_none_or(|current| current.number != session)
         {
             return;
         }
-        let Some(tx) = self.paths.iter().find(|tx| tx.path.id == nack.path) else { return };
+        let Some(tx) = self.paths.iter_mut().find(|tx| tx.path.id == nack.path) else { return };
+        let Some(lane) = self.lanes.get(nack.path, peer_core) else { return };
         let rtt_us = u64::from(tx.path.rtt_us());
         self.receiving.note_repeat(peer_core, now.plus_us(rtt_us + rtt_us / 2 + REPEAT_SLACK_US));
-        let (mut repeats, mut looked_up) = (0, 0);
         for range in nack.ranges() {
-            for counter in range.first..range.first + u64::from(range.count) {
-                looked_up += 1;
-                if looked_up > LOOKED_UP_MAX {
-                    return;
-                }
-                if repeats == REPEATS_MAX || self.repeats.len() >= REPEATS_WAITING_MAX {
-                    return;
-                }
-                for express in [false, true] {
-                    let log = if express { &tx.express } else { &tx.log };
-                    if let Some(number) = log.repeatable(session, peer_core, counter) {
-                        if log.entry(number).is_some_and(|e| e.bytes > usize::from(LEAST_DATAGRAM_BYTES)) {
-                            tx.path.note_large_lost();
-                        }
-                        self.repeats.push_back(Repeat { path: nack.path, express, number });
-                        repeats += 1;
-                        break;
+            if !budget.take_range() {
+                return;
+            }
+            let end = range.first + u64::from(range.count);
+            if !lane.has_sent(end - 1) {
+                budget.refuse();
+                continue;
+            }
+            for express in [false, true] {
+                let log = if express { &mut tx.express } else { &mut tx.log };
+                let (path, repeats, left) = (&tx.path, &mut self.repeats, &mut budget.repeats);
+                log.take_repeats(peer_core, (range.first, end), &mut budget.looked_up, |number, bytes| {
+                    if *left == 0 || repeats.len() >= REPEATS_WAITING_MAX {
+                        return false;
                     }
-                }
+                    *left -= 1;
+                    if bytes > usize::from(LEAST_DATAGRAM_BYTES) {
+                        path.note_large_lost();
+                    }
+                    repeats.push_back(Repeat { path: nack.path, express, number });
+                    true
+                });
             }
         }
     }

@@ -8,6 +8,7 @@
 //!
 //! Datagrams and packets leave through the caller's [`Output`]. Nothing here blocks, reads a clock or does I/O.
 
+mod budget;
 mod build;
 mod depart;
 mod feedback;
@@ -172,6 +173,13 @@ impl Forwarder {
     /// The node that all cores share.
     pub fn node(&self) -> &Arc<Node> {
         &self.node
+    }
+
+    /// Entries of send logs that the peers' feedback has made this core look at so far: what it cost.
+    #[must_use]
+    pub fn feedback_steps(&self) -> u64 {
+        let paths = self.bonds.iter().flatten().flat_map(|bond| &bond.tx.paths);
+        paths.map(|tx| tx.log.steps() + tx.express.steps()).sum()
     }
 
     /// Starts a round: follows configuration changes. Whether there are other bonds than before.

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use packet::drop_reason::{DropCounters, DropReason};
 
 use super::Output;
+use super::budget::Budget;
 use super::lane::{Place, RxLane};
 use super::transmit::Transmit;
 use crate::aead::TAG_BYTES;
@@ -318,25 +319,27 @@ impl Receive {
         over: u8,
         plaintext: &[u8],
     ) -> (bool, Result<(), DropReason>) {
-        let (mut at, mut data) = (0, false);
-        loop {
+        let (mut at, mut data, mut budget) = (0, false, Budget::default());
+        let result = loop {
             let frame = match frame::parse(plaintext, at) {
                 Ok(Some((frame, next))) => {
                     at = next;
                     frame
                 }
-                Ok(None) => return (data, Ok(())),
-                Err(reason) => return (data, Err(reason)),
+                Ok(None) => break Ok(()),
+                Err(reason) => break Err(reason),
             };
             let carries = matches!(frame, Frame::Packet { .. } | Frame::Piece { .. });
             data |= carries;
             if header.kind == Kind::Clear && !carries {
-                return (data, Err(DropReason::CleartextRefused));
+                break Err(DropReason::CleartextRefused);
             }
-            if let Err(reason) = self.frame(cx, session, header, over, frame) {
-                return (data, Err(reason));
+            if let Err(reason) = self.frame(cx, session, header, over, frame, &mut budget) {
+                break Err(reason);
             }
-        }
+        };
+        cx.drops.add_n(DropReason::FrameBudget, budget.refused());
+        (data, result)
     }
 
     fn frame<O: Output>(
@@ -346,6 +349,7 @@ impl Receive {
         header: &Header,
         over: u8,
         frame: Frame<'_>,
+        budget: &mut Budget,
     ) -> Result<(), DropReason> {
         match frame {
             Frame::Packet { head, body, .. } => {
@@ -366,8 +370,10 @@ impl Receive {
                     release(sequence, cx, &self.bond, &mut self.pool);
                 }
             }
-            Frame::Report(report) => cx.tx.on_report(cx.now, session.number, header.sending_core, &report),
-            Frame::Nack(nack) => cx.tx.on_nack(cx.now, session.number, header.sending_core, &nack),
+            Frame::Report(report) => {
+                cx.tx.on_report(cx.now, session.number, header.sending_core, &report, budget);
+            }
+            Frame::Nack(nack) => cx.tx.on_nack(cx.now, session.number, header.sending_core, &nack, budget),
             Frame::Extension { kind: PATH_TIMING, body } => self.path_timing(cx, header.sending_core, body),
             Frame::ProcessorInfo(bytes) => {
                 cx.node.on_processor_info(&self.bond, header.path, bytes, cx.actions)?;

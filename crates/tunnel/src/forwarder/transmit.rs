@@ -259,8 +259,8 @@ impl Transmit {
             self.repeats.clear();
             for path in &mut self.paths {
                 // Reports speak of lanes of the session they come in: nothing of the old one is outstanding.
-                path.log.settle_all();
-                path.express.settle_all();
+                path.log.end_session();
+                path.express.end_session();
                 path.progress_at = now;
                 path.announced = None;
             }
@@ -580,8 +580,7 @@ impl Transmit {
                 continue;
             };
             let log = if repeat.express { &mut self.paths[from].express } else { &mut self.paths[from].log };
-            let Some(entry) = log.entry(repeat.number).copied().filter(|entry| entry.sent && !entry.repeated)
-            else {
+            let Some(entry) = log.entry(repeat.number).copied().filter(|entry| entry.sent) else {
                 self.repeats.pop_front();
                 continue;
             };
@@ -605,7 +604,7 @@ impl Transmit {
             }
             let target = self.paths[to].target(&self.bond, entry.peer_core);
             let log = if repeat.express { &mut self.paths[from].express } else { &mut self.paths[from].log };
-            out.transmit(&target, entry.bytes, log.repeat(repeat.number));
+            out.transmit(&target, entry.bytes, log.datagram_mut(repeat.number));
             self.paths[to].path.traffic.retransmitted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             self.repeats.pop_front();
         }

@@ -15,6 +15,11 @@ pub(super) struct TxLane {
 }
 
 impl TxLane {
+    /// Whether a datagram with this counter left.
+    pub fn has_sent(&self, counter: u64) -> bool {
+        counter < self.next
+    }
+
     /// The counter for the next datagram.
     pub fn take_counter(&mut self) -> u64 {
         let counter = self.next;
@@ -46,9 +51,14 @@ impl TxLanes {
         self.paths.get_mut(usize::from(path))?.as_mut()?.get_mut(usize::from(core))
     }
 
+    /// The lane, if anything was ever sent on its path.
+    pub fn get(&self, path: u8, core: u8) -> Option<&TxLane> {
+        self.paths.get(usize::from(path))?.as_ref()?.get(usize::from(core))
+    }
+
     /// When the oldest unconfirmed datagram of a lane left.
     pub fn outstanding_since(&self, path: u8, core: u8) -> Option<Time> {
-        self.paths.get(usize::from(path))?.as_ref()?.get(usize::from(core))?.outstanding_since
+        self.get(path, core)?.outstanding_since
     }
 
     /// The peer's cores with unconfirmed datagrams on a path, each with when the oldest left.

@@ -57,8 +57,8 @@ impl Transmit {
         // What was for a core that flows leave is in the other log now.
         self.paths[to].mark();
         for express in [true, false] {
-            let log = if express { &self.paths[at].express } else { &self.paths[at].log };
-            for number in log.outstanding() {
+            let log = if express { &mut self.paths[at].express } else { &mut self.paths[at].log };
+            for number in log.take_outstanding() {
                 self.repeats.push_back(Repeat { path: id, express, number });
             }
         }

@@ -1,0 +1,84 @@
+//! Limits of what an authenticated peer may make a node do: every datagram has a bounded cost, however it is made.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod pair;
+
+use packet::DropReason;
+use pair::Pair;
+use tunnel::frame::{NackRange, ReportEntry, nack_bytes, report_bytes, write_nack, write_report};
+
+/// A pair whose listener has sent much that the dialer has not reported.
+fn with_full_logs() -> Pair {
+    let mut pair = Pair::joined(1, 1);
+    pair.run_ms(500);
+    // Not so long that the silence of the peer is noticed.
+    for step in 0..400 {
+        pair.listener.send(pair.now, 1, 650, step % 64 + 1_000);
+        if step % 8 == 0 {
+            pair.now = pair.now.plus_ms(1);
+            pair.listener.round(pair.now);
+        }
+    }
+    assert!(pair.listener.out.sent.len() > 150, "{}", pair.listener.out.sent.len());
+    pair
+}
+
+/// Lets the dialer say something; what the listener looked at for it, and what it refused.
+fn cost(pair: &mut Pair, frames: Vec<u8>) -> (u64, u64) {
+    let before = (pair.listener.cores[0].feedback_steps(), pair.listener.drops(DropReason::FrameBudget));
+    pair.listener.out.sent.clear();
+    pair.dialer.say(pair.now, 0, 0, frames);
+    assert_eq!(pair.dialer.out.sent.len(), 1);
+    pair.deliver();
+    let after = (pair.listener.cores[0].feedback_steps(), pair.listener.drops(DropReason::FrameBudget));
+    (after.0 - before.0, after.1 - before.1)
+}
+
+fn nack(ranges: &[NackRange]) -> Vec<u8> {
+    let mut frame = vec![0; nack_bytes(ranges.len())];
+    write_nack(&mut frame, 0, 0, 0, ranges).unwrap();
+    frame
+}
+
+fn report(highest: u64, packets: u64) -> Vec<u8> {
+    let entry = ReportEntry { highest, packets, bytes: u64::MAX, ..ReportEntry::default() };
+    let mut frame = vec![0; report_bytes(1)];
+    write_report(&mut frame, 0, &[entry]).unwrap();
+    frame
+}
+
+#[test]
+fn nacks_of_one_datagram_cost_a_bounded_number_of_look_ups() {
+    let mut pair = with_full_logs();
+    let honest = cost(&mut pair, nack(&[NackRange { first: 40, count: 3 }]));
+    assert!(honest.0 > 0 && honest.0 < 100 && honest.1 == 0, "{honest:?}");
+    // As many ranges as a datagram holds, each over everything that was sent or over nothing that was.
+    for (first, count) in [(0, 140), (100, 1), (1 << 40, u16::MAX), (0, u16::MAX)] {
+        let frame = nack(&[NackRange { first, count }; 64]);
+        let (steps, refused) = cost(&mut pair, frame.repeat(2));
+        assert!(steps < 64 * 30 + 512, "{steps} steps for {first}+{count}");
+        assert!(refused > 0, "what is over the budget is counted");
+    }
+}
+
+#[test]
+fn the_same_datagram_is_sent_again_once() {
+    let mut pair = with_full_logs();
+    let frame = nack(&[NackRange { first: 100, count: 20 }; 4]);
+    cost(&mut pair, frame);
+    let before = pair.listener.out.sent.len();
+    pair.listener.round(pair.now);
+    assert!(pair.listener.out.sent.len() <= before + 20);
+}
+
+#[test]
+fn reports_of_one_datagram_cost_a_bounded_number_of_look_ups() {
+    let mut pair = with_full_logs();
+    let frames: Vec<u8> = (0..90).flat_map(|at| report(50 + at / 30, 10_000 + at)).collect();
+    let (steps, refused) = cost(&mut pair, frames);
+    // Each entry that left is settled once.
+    assert!(steps < 64 * 40 + 300, "{steps} steps");
+    assert_eq!(refused, 90 - 64);
+    let (steps, refused) = cost(&mut pair, report(u64::MAX, u64::MAX));
+    assert_eq!((steps, refused), (0, 1), "nothing with this counter was ever sent");
+}
