@@ -115,6 +115,7 @@ drop_reasons! {
     ReassemblyFull "reassembly-full" "No room to reassemble one more packet from pieces.",
     ReassemblyTimeout "reassembly-timeout" "A piece whose other pieces did not arrive in time.",
     PieceOverlap "piece-overlap" "A piece that overlaps or contradicts another one of its packet.",
+    PeerMemory "peer-memory" "A datagram of a lane for which its peer, or all peers together, may not make this node keep more.",
     ReorderFull "reorder-full" "No room to hold one more packet until its predecessor arrives.",
     RingFull "ring-full" "The ring to the core that owns the flow is full.",
     // output

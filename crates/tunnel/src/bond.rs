@@ -17,6 +17,7 @@ use crate::hello::ProcessorInfo;
 use crate::keys::FlowDefinition;
 use crate::lifecycle::Lifecycle;
 use crate::mode::{Refusal, SteeringMode};
+use crate::memory::BondMemory;
 use crate::path::Path;
 use crate::session::Session;
 use crate::time::Time;
@@ -88,6 +89,8 @@ pub struct Bond {
     pub restarts: AtomicU32,
     /// Clock offset reference for relative one-way delays: bit 32 = set, low 32 bits the first difference.
     clock_reference: AtomicU64,
+    /// Memory that the peer makes us use.
+    pub memory: Arc<BondMemory>,
     /// Totals.
     pub totals: BondTotals,
     /// When each of the peer's cores last sent anything, ns.
@@ -97,7 +100,14 @@ pub struct Bond {
 }
 
 impl Bond {
-    pub(crate) fn new(slot: usize, peer: Peer, dialer: bool, seed: u64, lifecycle: Lifecycle) -> Self {
+    pub(crate) fn new(
+        slot: usize,
+        peer: Peer,
+        dialer: bool,
+        seed: u64,
+        memory: BondMemory,
+        lifecycle: Lifecycle,
+    ) -> Self {
         Self {
             slot,
             peer: ArcSwap::from_pointee(peer),
@@ -109,6 +119,7 @@ impl Bond {
             seed,
             restarts: AtomicU32::new(0),
             clock_reference: AtomicU64::new(0),
+            memory: Arc::new(memory),
             totals: BondTotals::default(),
             cores_heard_at: (0..=u8::MAX).map(|_| AtomicU64::new(0)).collect(),
             lifecycle: Mutex::new(lifecycle),

@@ -254,11 +254,12 @@ fn keys_of_small_order_are_refused() {
 #[test]
 fn the_largest_hello_fits_one_datagram() {
     let pair = pair();
-    let mut large = Hello { timestamp_ns: Some(u64::MAX), ..hello(254) };
-    large.processor.load = vec![1; 254];
-    let owners = (0..512u16).map(|bucket| bucket * 37 % 254).collect();
+    let mut large = Hello { timestamp_ns: Some(u64::MAX), ..hello(128) };
+    large.processor.load = vec![1; 128];
+    large.processor.reserved = vec![(0, steering::cores::CoreSet::first(128)); 8];
+    let owners = (0..512u16).map(|bucket| bucket * 37 % 128).collect();
     large.processor.table = steering::table::BucketTable::from_owners(1, owners).unwrap();
-    assert!(large.encode().unwrap().len() > HELLO_BYTES_MAX - 150, "nearly at the limit");
+    assert!(large.encode().unwrap().len() > HELLO_BYTES_MAX - 300, "nearly at the limit");
     let (mut initiator, initiation) =
         Initiator::start(&pair.dialer, &pair.listener.public(), None, &large, 1, 0, None).unwrap();
     let opened = open_initiation(&pair.listener, &initiation).unwrap();

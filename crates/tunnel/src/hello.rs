@@ -21,7 +21,7 @@
 //!
 //! | type | processor field | value; M = ceil(cores / 8) bytes, core c is bit c mod 8 of byte c / 8 |
 //! |---|---|---|
-//! | 1 | cores | 8 bits, 1–254; duty, first |
+//! | 1 | cores | 8 bits, 1–128; duty, first |
 //! | 2 | usable | M; default all |
 //! | 3 | load | one byte per core, 0 idle – 255 full |
 //! | 4 | reserved | (class:8, M) … |
@@ -51,8 +51,8 @@ pub const PROCESSOR_INFO_BYTES_MAX: usize = 940;
 /// Version of the protocol inside the handshake.
 pub const PROTOCOL_VERSION: u16 = 1;
 
-/// Most cores a side can have: 255 means "not told" on the wire.
-pub const CORES_MAX: u8 = 254;
+/// Most cores a side can have: keys, lanes and windows are made for each core that a peer says it has.
+pub const CORES_MAX: u8 = steering::ownership::CORES_MAX;
 
 /// Most buckets of a core table that is told to a peer (128 by default).
 pub const BUCKETS_MAX: usize = 1 << 10;

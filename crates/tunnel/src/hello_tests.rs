@@ -181,15 +181,18 @@ fn the_largest_usual_hello_fits() {
 
 #[test]
 fn too_much_is_an_error_of_the_sender() {
-    let mut hello = hello(254);
-    let owners = (0..1024u16).map(|bucket| bucket * 37 % 254).collect();
+    let mut hello = hello(128);
+    let owners = (0..1024u16).map(|bucket| bucket * 37 % 128).collect();
     hello.processor.table = BucketTable::from_owners(1, owners).unwrap();
     let error = hello.encode().unwrap_err();
     assert!(error.needed > error.limit && error.limit == PROCESSOR_INFO_BYTES_MAX);
-    let mut classes = self::hello(254);
-    classes.processor.load = vec![0; 254];
-    classes.processor.reserved = vec![(0, CoreSet::first(254)); 16];
-    classes.processor.preferred = vec![(0, CoreSet::first(254)); 16];
+    let mut classes = self::hello(128);
+    classes.processor.load = vec![0; 128];
+    let owners = (0..512u16).map(|bucket| bucket * 37 % 128).collect();
+    classes.processor.table = BucketTable::from_owners(1, owners).unwrap();
+    assert!(classes.encode().is_ok());
+    classes.processor.reserved = vec![(0, CoreSet::first(128)); 16];
+    classes.processor.preferred = vec![(0, CoreSet::first(128)); 16];
     assert!(classes.encode().is_err());
 }
 

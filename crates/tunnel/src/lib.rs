@@ -11,6 +11,8 @@
 //!   of the path's [`send_log`] → [`header`] and [`aead`] → out. [`rate`] says how fast.
 //! * Receiving, on the core the header names: [`replay`] → [`aead`] → [`frame`] → [`reassemble`] → [`order`] → out.
 //!
+//! Memory that a peer makes us keep is counted, per bond and per node: [`memory`].
+//!
 //! A *lane* is the header bytes (path, sending core, receiving core) as sent: counter, replay window and statistics
 //! of a lane belong to one core at each end, so no packet ever takes a lock.
 //!
@@ -30,6 +32,7 @@ pub mod keys;
 pub mod lifecycle;
 pub mod mac;
 pub mod mode;
+pub mod memory;
 pub mod mtu;
 pub mod node;
 pub mod order;

@@ -25,6 +25,7 @@ use crate::index::IndexCipher;
 use crate::lifecycle::{Action, Lifecycle, encode};
 use crate::mac::{Guard, GuardLimits};
 use crate::mode::SteeringMode;
+use crate::memory::{BondMemory, NodeMemory};
 use crate::path::{Path, Route};
 use crate::session::{REKEY_AFTER_MS, Session};
 use crate::time::Time;
@@ -68,6 +69,8 @@ struct ControlState {
     seed: [u8; 32],
     tokens: u64,
     wans: Vec<Wan>,
+    /// Memory that all peers make us use.
+    memory: Arc<NodeMemory>,
     /// Peers with endpoints that dial us too and have the lower key.
     yielded: Vec<[u8; 32]>,
 }
@@ -132,6 +135,7 @@ impl Node {
                 seed: config.seed,
                 tokens: 0,
                 wans: Vec::new(),
+                memory: Arc::default(),
                 yielded: Vec::new(),
             }),
         }
@@ -240,7 +244,7 @@ impl Node {
                     }
                     let slot = bonds.len();
                     let seed = self.control().token();
-                    bonds.push(Some(new_bond(slot, peer, dialer, seed)));
+                    bonds.push(Some(self.new_bond(slot, peer, dialer, seed)));
                 }
             }
         }
@@ -254,6 +258,17 @@ impl Node {
                 self.limit_paths(bond, &snapshot.wans, actions);
             }
         }
+    }
+
+    fn new_bond(&self, slot: usize, peer: &Peer, dialer: bool, seed: u64) -> Arc<Bond> {
+        let memory = BondMemory::new(Arc::clone(&self.control().memory), self.cores);
+        Arc::new(Bond::new(slot, peer.clone(), dialer, seed, memory, Lifecycle::new(&peer.public_key)))
+    }
+
+    /// Bytes that the peers make this node keep, all together: packets in pieces and held for order, lanes.
+    #[must_use]
+    pub fn peer_bytes(&self) -> usize {
+        self.control().memory.bytes()
     }
 
     /// When the timers of the bonds are due.
@@ -416,8 +431,4 @@ fn tunnel_core(peer: &Peer, usable: &CoreSet) -> Option<u8> {
 
 fn lifecycle(bond: &Bond) -> MutexGuard<'_, Lifecycle> {
     bond.lifecycle.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-fn new_bond(slot: usize, peer: &Peer, dialer: bool, seed: u64) -> Arc<Bond> {
-    Arc::new(Bond::new(slot, peer.clone(), dialer, seed, Lifecycle::new(&peer.public_key)))
 }

@@ -239,6 +239,14 @@ impl<P> Orderer<P> {
         Ok(())
     }
 
+    /// A packet for which [`Orderer::admit`] has just said `Hold` is written out at once: there is no memory to keep it.
+    /// It counts as delivered and as overflow.
+    pub fn pass(&mut self, order: Order) {
+        let stamp = self.unwrap_stamp(order.stamp);
+        self.stats.overflowed += 1;
+        self.delivered(stamp);
+    }
+
     /// A marker has arrived over `path`: all packets up to and including `stamp` that took the path were
     /// sent before it. To be told for each piece of a packet, too, with the stamp before the piece's.
     pub fn marker(&mut self, now: Time, path: u8, stamp: u32) {

@@ -5,7 +5,10 @@ mod pair;
 
 use packet::DropReason;
 use pair::Pair;
-use tunnel::frame::{NackRange, ReportEntry, nack_bytes, report_bytes, write_nack, write_report};
+use tunnel::frame::{
+    Frame, NackRange, PacketHead, PieceHead, ReportEntry, nack_bytes, report_bytes, write_nack, write_report,
+};
+use tunnel::order::Order;
 
 /// A pair whose listener has sent much that the dialer has not reported.
 fn with_full_logs() -> Pair {
@@ -81,4 +84,63 @@ fn reports_of_one_datagram_cost_a_bounded_number_of_look_ups() {
     assert_eq!(refused, 90 - 64);
     let (steps, refused) = cost(&mut pair, report(u64::MAX, u64::MAX));
     assert_eq!((steps, refused), (0, 1), "nothing with this counter was ever sent");
+}
+
+fn written(frame: &Frame<'_>) -> Vec<u8> {
+    let mut bytes = vec![0; frame.encoded_len()];
+    frame.write(&mut bytes, 0).unwrap();
+    bytes
+}
+
+/// Every core of the dialer says `frames(n)` for n = 0, 1, 2 … to every core of the listener.
+fn flood(pair: &mut Pair, datagrams: u32, frames: impl Fn(u32) -> Vec<u8>) {
+    for at in 0..datagrams {
+        let core = at as usize % pair.dialer.cores.len();
+        pair.dialer.say(pair.now, core, 0, frames(at));
+        if at % 64 == 0 {
+            pair.deliver();
+        }
+    }
+    pair.deliver();
+}
+
+#[test]
+fn pieces_of_packets_that_never_become_whole_take_bounded_memory() {
+    let mut pair = Pair::joined(8, 4);
+    let before = pair.listener.node.peer_bytes();
+    // A peer that says of each few bytes that they are the end of 64 KB.
+    flood(&mut pair, 4_000, |at| {
+        let piece = |n: u32| {
+            let order = Order { stamp: 40 * at + n, back: 0, same_path: false };
+            let head = PieceHead { order, total: u16::MAX, offset: 60_000, ..PieceHead::default() };
+            written(&Frame::Piece { head: PieceHead { bytes: Some(20), ..head }, start: 0, body: &[7; 20] })
+        };
+        (0..40).flat_map(piece).collect()
+    });
+    let kept = pair.listener.node.peer_bytes() - before;
+    assert!(kept > 0 && kept < 2 << 20, "{kept} bytes for 3 MB that came");
+    // One that sends all but the last byte of its packets.
+    flood(&mut pair, 40_000, |at| {
+        let order = Order { stamp: 1_000_000 + at / 40, back: 0, same_path: false };
+        let offset = (at % 40) as u16 * 1_300;
+        let head = PieceHead { order, total: 60_000, offset, bytes: Some(1_300), ..PieceHead::default() };
+        written(&Frame::Piece { head, start: 0, body: &[7; 1_300] })
+    });
+    assert!(pair.listener.node.peer_bytes() <= 16 << 20, "{}", pair.listener.node.peer_bytes());
+    pair.run_ms(1_100);
+    assert!(pair.listener.node.peer_bytes() <= before + (256 << 10), "it is given back");
+}
+
+#[test]
+fn packets_that_wait_for_order_take_bounded_memory() {
+    let mut pair = Pair::joined(8, 4);
+    let body = pair::udp(1, 2, 1_350, 9);
+    // Each waits for one that never comes.
+    flood(&mut pair, 60_000, |at| {
+        let order = Order { stamp: 2 * (at / 8) + 2, back: 1, same_path: false };
+        let head = PacketHead { order: Some(order), ..PacketHead::default() };
+        written(&Frame::Packet { head, start: 0, body: &body })
+    });
+    assert!(pair.listener.node.peer_bytes() <= 16 << 20, "{}", pair.listener.node.peer_bytes());
+    assert!(pair.listener.out.delivered.len() > 10_000, "what finds no place is not lost");
 }

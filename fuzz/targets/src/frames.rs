@@ -1,14 +1,19 @@
 //! Plaintext of data datagrams, and the tables in it.
 
+use std::sync::Arc;
+
 use steering::table::{BUCKETS_MAX, BucketTable};
 use tunnel::frame::{Frame, Frames};
 use tunnel::hello::ProcessorInfo;
+use tunnel::memory::{BondMemory, NodeMemory, Share};
 use tunnel::reassemble::{BYTES_MAX, PACKETS_MAX, Reassembler, TIMEOUT_MS};
 use tunnel::time::Time;
 
 /// Every frame that is read can be written and is then read as the same frame; pieces are put together within bounds.
 pub fn frames(data: &[u8]) {
-    let mut pieces = Reassembler::new(PACKETS_MAX, BYTES_MAX, TIMEOUT_MS);
+    let memory = Arc::new(BondMemory::new(Arc::<NodeMemory>::default(), 1));
+    let share = Share::new(Arc::clone(&memory));
+    let mut pieces = Reassembler::new(PACKETS_MAX, BYTES_MAX, TIMEOUT_MS, share);
     let mut now = Time::ZERO;
     for frame in Frames::new(data) {
         let Ok(frame) = frame else { return };
@@ -17,10 +22,13 @@ pub fn frames(data: &[u8]) {
             Frame::Packet { start, body, .. } => assert_eq!(&data[start..start + body.len()], body),
             Frame::Piece { head, start, body } => {
                 assert_eq!(&data[start..start + body.len()], body);
-                if let Ok(Some(whole)) = pieces.push(now, &head, body) {
+                if let Ok(Some(whole)) = pieces.push(now, 0, &head, body) {
                     assert_eq!(whole.bytes.len(), usize::from(head.total));
                 }
                 assert!(pieces.len() <= PACKETS_MAX);
+                // A place, and the bytes that came; counted in grains.
+                let most = pieces.len() * 2_048 + data.len() + (96 << 10);
+                assert!(memory.bytes() <= most, "{} bytes are kept", memory.bytes());
             }
             Frame::Report(report) => assert_eq!(report.entries().count(), report.len()),
             Frame::Nack(nack) => drop(nack.ranges().map(|range| range.count).max()),

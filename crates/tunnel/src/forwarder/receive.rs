@@ -17,6 +17,7 @@ use crate::frame::{self, Frame, NackRange, PacketHead, ReportEntry};
 use crate::header::{HEADER_BYTES, Header, Kind, NOT_TOLD};
 use crate::keys::Encryption;
 use crate::lifecycle::Action;
+use crate::memory::Share;
 use crate::node::{Node, Source};
 use crate::order::{Admit, Order, Orderer, PathTiming};
 use crate::path::{Path, PathState};
@@ -30,6 +31,15 @@ const SESSIONS_KEPT: usize = 3;
 const WINDOW_BITS: usize = 8_192;
 /// Packets one (peer core → this core) may hold for order.
 const HELD_MAX: usize = 4_096;
+/// Memory of a lane: itself, its replay window, its gaps …
+const LANE_BYTES: usize = 3_072;
+/// … and its place in the list of a session.
+const LANE_PLACE_BYTES: usize = size_of::<Option<Box<RxLane>>>();
+/// Memory of a held packet besides its bytes.
+const HELD_BYTES: usize = 128;
+/// Buffers of held packets kept for the next ones, and the largest that is.
+const POOL_MAX: usize = 256;
+const POOL_BYTES_MAX: usize = 2_048;
 /// A peer that uses a path which is gone is told so again after this many datagrams.
 const TOLD_EVERY: u64 = 32;
 /// Pause between two reports to one core.
@@ -47,12 +57,12 @@ struct RxSession {
     session: Arc<Session>,
     /// By path × peer cores + sending core.
     lanes: Vec<Option<Box<RxLane>>>,
+    memory: Share,
 }
 
 /// Order of what one core of the peer sends to this core.
 struct Sequence {
     orderer: Orderer<HeldPacket>,
-    reassembler: Reassembler,
     lost_published: u64,
     held_published: i64,
 }
@@ -65,12 +75,14 @@ pub(super) struct Receive {
     /// Sessions up to this number that are not in the list are not taken up again.
     forgotten: u32,
     sequences: Vec<Option<Box<Sequence>>>,
+    reassembler: Reassembler,
+    /// Packets held for order.
+    held: HeldMemory,
     restarts: u32,
     /// Inner source address that was found to belong to this peer last.
     source: Option<IpAddr>,
     reported_at: Time,
     report_turn: usize,
-    pool: Vec<Vec<u8>>,
     gaps: bool,
     whole: Vec<u8>,
 }
@@ -110,8 +122,11 @@ pub(super) struct Due {
 
 impl Receive {
     pub fn new(core: u8, bond: Arc<Bond>) -> Self {
+        let share = || Share::new(Arc::clone(&bond.memory));
         Self {
             core,
+            reassembler: Reassembler::within(share()),
+            held: HeldMemory { share: share(), pool: Vec::new() },
             bond,
             sessions: Vec::new(),
             forgotten: 0,
@@ -120,7 +135,6 @@ impl Receive {
             source: None,
             reported_at: Time::ZERO,
             report_turn: 0,
-            pool: Vec::new(),
             gaps: false,
             whole: Vec::new(),
         }
@@ -175,11 +189,7 @@ impl Receive {
             Err(DropReason::NoPath) if self.bond.dialer => None,
             found => Some(found?),
         };
-        let lanes = &mut self.sessions[at].lanes;
-        if lanes.len() <= lane_id {
-            lanes.resize_with(lane_id + 1, || None);
-        }
-        let lane = lanes[lane_id].get_or_insert_with(|| Box::new(RxLane::new(WINDOW_BITS)));
+        let lane = self.sessions[at].lane(lane_id).ok_or(DropReason::PeerMemory)?;
         let place = lane.commit(cx.now, header.counter, bytes, || {
             let paths = cx.tx.paths.iter().filter(|tx| tx.path.usable()).map(|tx| tx.path.rtt_us());
             paths.filter(|rtt_us| *rtt_us > 0).min().unwrap_or(0)
@@ -275,7 +285,8 @@ impl Receive {
                 return None;
             }
         }
-        self.sessions.push(RxSession { session: Arc::clone(session), lanes: Vec::new() });
+        let memory = Share::new(Arc::clone(&self.bond.memory));
+        self.sessions.push(RxSession { session: Arc::clone(session), lanes: Vec::new(), memory });
         Some(self.sessions.len() - 1)
     }
 
@@ -308,6 +319,8 @@ impl Receive {
                 self.bond.totals.held_packets.fetch_sub(sequence.held_published, Relaxed);
             }
             self.sequences.clear();
+            self.held.share.clear();
+            self.reassembler.clear();
         }
     }
 
@@ -367,7 +380,7 @@ impl Receive {
             Frame::Marker { stamp } => {
                 if let Some(sequence) = sequence(&mut self.sequences, header.sending_core, false) {
                     sequence.orderer.marker(cx.now, header.path, stamp);
-                    release(sequence, cx, &self.bond, &mut self.pool);
+                    release(sequence, cx, &self.bond, &mut self.held);
                 }
             }
             Frame::Report(report) => {
@@ -415,7 +428,7 @@ impl Receive {
         // All stamps of this path below the piece's have left before it.
         sequence.orderer.marker(cx.now, over, head.order.stamp.wrapping_sub(1));
         let mut whole = std::mem::take(&mut self.whole);
-        match sequence.reassembler.push(cx.now, head, body) {
+        match self.reassembler.push(cx.now, header.sending_core, head, body) {
             Ok(Some(Whole { bytes, .. })) => {
                 whole.clear();
                 whole.extend_from_slice(bytes);
@@ -452,18 +465,23 @@ impl Receive {
             // Its successors must not wait for a packet that came and was refused.
             _ if refused.is_some() => {}
             Admit::Deliver | Admit::Late => cx.out.deliver(self.bond.slot, body, partial, group),
-            Admit::Hold => {
-                let mut bytes = self.pool.pop().unwrap_or_default();
-                bytes.clear();
-                bytes.extend_from_slice(body);
-                let held = HeldPacket { bytes, partial, group };
-                if let Err(held) = sequence.orderer.hold(cx.now, over, order, held) {
-                    cx.drops.add(DropReason::ReorderFull);
-                    cx.out.deliver(self.bond.slot, &held.bytes, held.partial, false);
+            Admit::Hold => match self.held.keep(body) {
+                Some(bytes) => {
+                    let held = HeldPacket { bytes, partial, group };
+                    if let Err(held) = sequence.orderer.hold(cx.now, over, order, held) {
+                        cx.drops.add(DropReason::ReorderFull);
+                        cx.out.deliver(self.bond.slot, &held.bytes, held.partial, false);
+                        self.held.recycle(held.bytes);
+                    }
                 }
-            }
+                None => {
+                    sequence.orderer.pass(order);
+                    cx.drops.add(DropReason::ReorderFull);
+                    cx.out.deliver(self.bond.slot, body, partial, false);
+                }
+            },
         }
-        release(sequence, cx, &self.bond, &mut self.pool);
+        release(sequence, cx, &self.bond, &mut self.held);
     }
 
     /// The inner source must belong to this peer (WireGuard's cryptokey routing), for every packet.
@@ -513,9 +531,10 @@ impl Receive {
     /// Deadlines of held packets; returns the next one.
     pub fn tick<O: Output>(&mut self, cx: &mut Context<'_, O>) -> Time {
         let mut next = Time::MAX;
+        cx.drops.add_n(DropReason::ReassemblyTimeout, self.reassembler.expire(cx.now) as u64);
+        next = next.min(self.reassembler.next_deadline().unwrap_or(next));
         for sequence in self.sequences.iter_mut().flatten() {
-            cx.drops.add_n(DropReason::ReassemblyTimeout, sequence.reassembler.expire(cx.now) as u64);
-            release(sequence, cx, &self.bond, &mut self.pool);
+            release(sequence, cx, &self.bond, &mut self.held);
             if let Some(deadline) = sequence.orderer.next_deadline() {
                 next = next.min(deadline);
             }
@@ -637,7 +656,6 @@ fn sequence(sequences: &mut Vec<Option<Box<Sequence>>>, core: u8, make: bool) ->
     if make && sequences[core].is_none() {
         sequences[core] = Some(Box::new(Sequence {
             orderer: Orderer::new(HELD_MAX),
-            reassembler: Reassembler::default(),
             lost_published: 0,
             held_published: 0,
         }));
@@ -650,13 +668,55 @@ fn release<O: Output>(
     sequence: &mut Sequence,
     cx: &mut Context<'_, O>,
     bond: &Bond,
-    pool: &mut Vec<Vec<u8>>,
+    memory: &mut HeldMemory,
 ) {
     while let Some(held) = sequence.orderer.pop_ready(cx.now) {
         cx.out.deliver(bond.slot, &held.bytes, held.partial, held.group);
-        if pool.len() < 256 {
-            pool.push(held.bytes);
+        memory.recycle(held.bytes);
+    }
+}
+
+/// Memory of the packets that wait for their turn.
+struct HeldMemory {
+    share: Share,
+    /// Buffers for the next ones.
+    pool: Vec<Vec<u8>>,
+}
+
+impl HeldMemory {
+    /// A copy of a packet, if there is memory for it.
+    fn keep(&mut self, packet: &[u8]) -> Option<Vec<u8>> {
+        if !self.share.take(HELD_BYTES + packet.len()) {
+            return None;
         }
+        let mut bytes = self.pool.pop().unwrap_or_default();
+        bytes.clear();
+        bytes.extend_from_slice(packet);
+        Some(bytes)
+    }
+
+    /// A packet has left; its buffer serves for the next.
+    fn recycle(&mut self, bytes: Vec<u8>) {
+        self.share.give_back(HELD_BYTES + bytes.len());
+        if self.pool.len() < POOL_MAX && bytes.capacity() <= POOL_BYTES_MAX {
+            self.pool.push(bytes);
+        }
+    }
+}
+
+impl RxSession {
+    /// A lane, made by its first authenticated datagram. `None` when the peer's memory is used up.
+    fn lane(&mut self, id: usize) -> Option<&mut RxLane> {
+        let places = (id + 1).saturating_sub(self.lanes.len());
+        let new = places > 0 || self.lanes[id].is_none();
+        if new {
+            if !self.memory.take(LANE_BYTES + places * LANE_PLACE_BYTES) {
+                return None;
+            }
+            self.lanes.reserve_exact(places);
+            self.lanes.resize_with(self.lanes.len() + places, || None);
+        }
+        Some(self.lanes[id].get_or_insert_with(|| Box::new(RxLane::new(WINDOW_BITS))))
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use packet::drop_reason::DropReason;
 
-use super::{ControlState, Node, Source, lifecycle, new_bond};
+use super::{ControlState, Node, Source, lifecycle};
 use crate::bond::{Bond, Bonds};
 use crate::handshake::{Established, Initiator, Opened, open_initiation};
 use crate::header::{HEADER_BYTES, Header, Kind, NO_SESSION};
@@ -204,7 +204,7 @@ impl Node {
             let mut list = bonds.list.clone();
             list[bond.slot] = None;
             let slot = list.len();
-            list.push(Some(new_bond(slot, &peer, false, seed)));
+            list.push(Some(self.new_bond(slot, &peer, false, seed)));
             Bonds::new(list)
         });
         self.poll_soon(now);

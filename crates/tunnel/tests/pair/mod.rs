@@ -147,9 +147,9 @@ impl Side {
     }
 
     /// Says these frames to a peer, sealed, in one datagram over a path.
-    pub fn say(&mut self, now: Time, bond: usize, path: u8, frames: Vec<u8>) {
-        let action = Action::Frames { bond, path, route: None, frames, pad_to: 0 };
-        self.cores[0].run(now, vec![action], &mut self.out);
+    pub fn say(&mut self, now: Time, core: usize, path: u8, frames: Vec<u8>) {
+        let action = Action::Frames { bond: 0, path, route: None, frames, pad_to: 0 };
+        self.cores[core].run(now, vec![action], &mut self.out);
     }
 
     /// Sends an inner packet of `bytes` bytes to 10.77.`to`.1.
