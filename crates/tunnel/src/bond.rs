@@ -12,6 +12,7 @@ use packet::flow::FlowKey;
 use prefix_trie::PrefixMap;
 use steering::symmetric::FlowHasher;
 
+use crate::allowance::Allowances;
 use crate::config::Peer;
 use crate::hello::ProcessorInfo;
 use crate::keys::FlowDefinition;
@@ -91,6 +92,8 @@ pub struct Bond {
     clock_reference: AtomicU64,
     /// Memory that the peer makes us use.
     pub memory: Arc<BondMemory>,
+    /// Limits of how often the peer makes us do something.
+    pub(crate) allowances: Allowances,
     /// Totals.
     pub totals: BondTotals,
     /// When each of the peer's cores last sent anything, ns.
@@ -120,6 +123,7 @@ impl Bond {
             restarts: AtomicU32::new(0),
             clock_reference: AtomicU64::new(0),
             memory: Arc::new(memory),
+            allowances: Allowances::default(),
             totals: BondTotals::default(),
             cores_heard_at: (0..=u8::MAX).map(|_| AtomicU64::new(0)).collect(),
             lifecycle: Mutex::new(lifecycle),

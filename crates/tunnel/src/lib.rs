@@ -20,6 +20,7 @@
 
 mod advertise;
 pub mod aead;
+mod allowance;
 pub mod bond;
 pub mod config;
 pub mod forwarder;

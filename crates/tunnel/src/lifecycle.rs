@@ -45,6 +45,8 @@ const PONGS_TO_RETURN: u32 = 3;
 /// A listener forgets a path that was down for this long.
 const FORGET_AFTER_MS: u64 = 120_000;
 
+/// Challenges that an address gets for each time that something came from it: as many as RFC 9000 §8.1 allows.
+const ASKS_UNHEARD_MAX: u32 = 3;
 /// Something the calling core must send.
 #[derive(Debug)]
 pub enum Action {
@@ -95,6 +97,24 @@ pub(crate) struct WanUnder {
     pub rate_max: Option<u64>,
 }
 
+/// An address that the peer may have moved to.
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    route: Route,
+    /// To be echoed from there.
+    token: u64,
+    /// Challenges since something came from there.
+    unheard: u32,
+}
+
+/// Challenges that were sent in the present state.
+#[derive(Clone, Copy, Debug, Default)]
+struct Asks {
+    count: u32,
+    /// Those since something came over the path.
+    unheard: u32,
+}
+
 /// Life of one path.
 pub(crate) struct PathLife {
     pub path: Arc<Path>,
@@ -104,14 +124,13 @@ pub(crate) struct PathLife {
     wan: WanUnder,
     mtu: MtuSearch,
     token: u64,
-    /// An address the peer may have moved to, with the token it must echo.
-    candidate: Option<(Route, u64)>,
+    candidate: Option<Candidate>,
     /// When it moved to another address last.
     moved_at: Time,
     asked_at: Time,
     /// When the first challenge of this round left: its answer may answer any of them.
     first_asked_at: Time,
-    asks: u32,
+    asks: Asks,
     ping_id: u32,
     ping_at: Time,
     /// When the last pings left, by the low bits of their id: an answer may take longer than the next ping.
@@ -169,7 +188,7 @@ impl PathLife {
             moved_at: Time::ZERO,
             asked_at: Time::ZERO,
             first_asked_at: Time::ZERO,
-            asks: 0,
+            asks: Asks::default(),
             ping_id: 0,
             ping_at: Time::ZERO,
             pinged_at: [Time::ZERO; PINGS_REMEMBERED],
@@ -183,7 +202,7 @@ impl PathLife {
         let Some(old) = self.path.set_state(state, reason) else { return false };
         self.state_since = now;
         self.pongs = 0;
-        self.asks = 0;
+        self.asks = Asks::default();
         if state == PathState::Up && old != PathState::Up {
             self.path.restart(now);
             // Also after mere suspicion: pings pass where large datagrams vanish, if the MTU shrank (RFC 8899 §4.3).
@@ -251,12 +270,18 @@ impl PathLife {
         }
         match self.path.state() {
             PathState::Probing => {
-                let every_ms = if self.asks < 20 { CHALLENGE_MS } else { 1_000 };
-                if now.since(self.asked_at) >= every_ms * 1_000_000 || self.asks == 0 {
-                    if self.asks == 0 {
+                let every_ms = if self.asks.count < 20 { CHALLENGE_MS } else { 1_000 };
+                if self.path.heard_at() > self.asked_at {
+                    self.asks.unheard = 0;
+                }
+                // A dialer's address is of its configuration; a listener's came with a datagram.
+                let may = self.origin.is_some() || self.asks.unheard < ASKS_UNHEARD_MAX;
+                if may && (now.since(self.asked_at) >= every_ms * 1_000_000 || self.asks.count == 0) {
+                    if self.asks.count == 0 {
                         self.first_asked_at = now;
                     }
-                    self.asks += 1;
+                    self.asks.count += 1;
+                    self.asks.unheard += 1;
                     self.asked_at = now;
                     actions.push(self.frames(
                         bond,
@@ -280,12 +305,15 @@ impl PathLife {
                 }
             }
         }
-        if let Some((route, token)) = self.candidate
+        if let Some(candidate) = &mut self.candidate
+            && candidate.unheard < ASKS_UNHEARD_MAX
             && now.since(self.asked_at) >= CHALLENGE_MS * 1_000_000
         {
+            let Candidate { route, token, .. } = *candidate;
+            candidate.unheard += 1;
             self.asked_at = now;
-            self.asks += 1;
-            if self.asks > 20 {
+            self.asks.count += 1;
+            if self.asks.count > 20 {
                 self.candidate = None;
             }
             actions.push(Action::Frames {
@@ -446,6 +474,15 @@ impl Lifecycle {
         }
     }
 
+    /// Tells a peer that uses a path which is gone, over one that works; it is told again while it goes on.
+    pub fn tell_removed(&self, bond: usize, id: u8, actions: &mut Vec<Action>) {
+        let usable = self.paths.iter().filter(|life| life.path.usable());
+        if let Some(life) = usable.min_by_key(|life| (!life.path.carries(), life.path.delay_us())) {
+            let frame = Frame::PathState { path: id, state: PeerPathState::Removed };
+            actions.push(life.frames(bond, encode(&frame)));
+        }
+    }
+
     /// A core found that nothing comes back for what it sent on this path.
     pub fn suspect(&mut self, now: Time, bond: usize, id: u8, actions: &mut Vec<Action>) {
         if let Some(life) = self.paths.iter_mut().find(|life| life.path.id == id)
@@ -472,7 +509,7 @@ impl Lifecycle {
     /// First datagrams under a new session: challenges where a path is not proven, a ping elsewhere.
     pub fn greet(&mut self, now: Time, bond: &Bond, actions: &mut Vec<Action>) {
         for life in self.paths.iter_mut().filter(|life| life.wan.up) {
-            life.asks = 0;
+            life.asks = Asks::default();
             life.ping_at = Time::ZERO;
             if life.path.state() != PathState::Probing {
                 life.ping(now, 0, bond.slot, actions);
@@ -485,7 +522,7 @@ impl Lifecycle {
     pub fn challenge_all(&mut self, now: Time) {
         for life in self.paths.iter_mut().filter(|life| life.wan.up) {
             life.enter(now, PathState::Probing, "peer restarted");
-            life.asks = 0;
+            life.asks = Asks::default();
         }
     }
 
@@ -631,34 +668,17 @@ impl Lifecycle {
         usable.into_iter().skip(one).take(1).collect()
     }
 
-    /// A control frame arrived on `path` from `source`.
-    pub fn on_control(
-        &mut self,
-        now: Time,
-        bond: &Bond,
-        id: u8,
-        source: Route,
-        frame: &Frame<'_>,
-        actions: &mut Vec<Action>,
-    ) {
+    /// A control frame arrived on path `id`; the answer is added to `answers`.
+    pub fn on_control(&mut self, now: Time, bond: &Bond, id: u8, frame: &Frame<'_>, answers: &mut Vec<u8>) {
         if let Frame::PathState { path, state } = *frame {
             self.on_path_state(now, bond, path, state);
             return;
         }
-        let dialer = bond.dialer;
         let Some(life) = self.paths.iter_mut().find(|life| life.path.id == id) else { return };
-        let route = if dialer { None } else { Some(source) };
-        let answer = |frame: Frame<'_>| Action::Frames {
-            bond: bond.slot,
-            path: id,
-            route,
-            frames: encode(&frame),
-            pad_to: 0,
-        };
         match *frame {
-            Frame::Challenge { token, .. } => actions.push(answer(Frame::Response { token })),
-            Frame::Ping { id } => actions.push(answer(Frame::Pong { id })),
-            Frame::Probe { id, size } => actions.push(answer(Frame::ProbeAck { id, size })),
+            Frame::Challenge { token, .. } => answers.extend(encode(&Frame::Response { token })),
+            Frame::Ping { id } => answers.extend(encode(&Frame::Pong { id })),
+            Frame::Probe { id, size } => answers.extend(encode(&Frame::ProbeAck { id, size })),
             Frame::Response { token } => life.on_response(now, u64::from_be_bytes(token)),
             Frame::Pong { id } => life.on_pong(now, id),
             Frame::ProbeAck { size, .. } => {
@@ -694,18 +714,22 @@ impl Lifecycle {
         {
             // Nothing is proven yet that a new address could put at risk: its challenge goes there from now on.
             life.path.set_route(source);
-            life.asks = 0;
+            life.asks = Asks::default();
             return;
         }
-        if let Some(life) = self.paths.iter_mut().find(|life| life.path.id == id)
-            && !life.path.heard_within(now, life.stays_ns(now))
-            // Each of the peer's sockets may show another port: what moved is the address.
-            && life.candidate.is_none_or(|(route, _)| {
-                route.wan != source.wan || route.remote.ip() != source.remote.ip()
-            })
-        {
-            life.candidate = Some((source, token));
-            life.asks = 0;
+        let Some(life) = self.paths.iter_mut().find(|life| life.path.id == id) else { return };
+        if life.path.heard_within(now, life.stays_ns(now)) {
+            return;
+        }
+        // Each of the peer's sockets may show another port: what moved is the address.
+        let same = |known: &&mut Candidate| {
+            known.route.wan == source.wan && known.route.remote.ip() == source.remote.ip()
+        };
+        if let Some(known) = life.candidate.as_mut().filter(same) {
+            known.unheard = 0;
+        } else {
+            life.candidate = Some(Candidate { route: source, token, unheard: 0 });
+            life.asks = Asks::default();
             life.asked_at = Time::ZERO;
         }
     }
@@ -726,7 +750,7 @@ pub(crate) fn encode(frame: &Frame<'_>) -> Vec<u8> {
 
 impl PathLife {
     fn on_response(&mut self, now: Time, token: u64) {
-        if let Some((route, expected)) = self.candidate
+        if let Some(Candidate { route, token: expected, .. }) = self.candidate
             && token == expected
         {
             self.path.set_route(route);
@@ -738,7 +762,7 @@ impl PathLife {
         if token == self.token && self.path.state() == PathState::Probing {
             // Rather too long than too short: a path whose round trip is underestimated looks dead at once.
             // After many unanswered ones only the last can be meant.
-            let asked_at = if self.asks > 20 { self.asked_at } else { self.first_asked_at };
+            let asked_at = if self.asks.count > 20 { self.asked_at } else { self.first_asked_at };
             self.path.note_ping_rtt(rtt_us(now.since(asked_at)));
             self.enter(now, PathState::Up, "answered its challenge");
         }

@@ -159,12 +159,13 @@ impl Default for GuardLimits {
 
 /// A token bucket in eight bytes: the moment when it will be full again.
 #[derive(Clone, Copy, Debug, Default)]
-struct Bucket {
+pub(crate) struct Bucket {
     full_at: Time,
 }
 
 impl Bucket {
-    fn take(&mut self, now: Time, per_second: u32, burst: u32) -> bool {
+    /// Takes one of `burst` tokens that come back at `per_second`, if there is one.
+    pub(crate) fn take(&mut self, now: Time, per_second: u32, burst: u32) -> bool {
         let interval_ns = 1_000_000_000 / u64::from(per_second.max(1));
         let missing_ns = self.full_at.since(now);
         if missing_ns.saturating_add(interval_ns) > interval_ns.saturating_mul(u64::from(burst.max(1))) {

@@ -33,6 +33,7 @@ use crate::time::Time;
 mod handshakes;
 mod hub;
 mod paths;
+mod polls;
 mod sessions;
 
 pub use hub::{HubBond, flow_key_of};
@@ -56,8 +57,8 @@ pub struct Node {
     wall_clock_ns: u64,
     rekey_after_ms: u64,
     timestamp_ns: AtomicU64,
-    /// When [`Node::poll`] is due, ns. Whoever changes a life cycle brings it forward.
-    poll_at_ns: AtomicU64,
+    /// When the timers of each bond are due. Whoever changes a life cycle brings its bond forward.
+    polls: polls::Polls,
     control: Mutex<ControlState>,
 }
 
@@ -127,7 +128,7 @@ impl Node {
             wall_clock_ns: config.wall_clock_ns,
             rekey_after_ms: config.rekey_after_ms.min(REKEY_AFTER_MS),
             timestamp_ns: AtomicU64::new(config.timestamp_floor_ns),
-            poll_at_ns: AtomicU64::new(0),
+            polls: polls::Polls::default(),
             control: Mutex::new(ControlState {
                 guard,
                 timestamps: Timestamps::new(config.timestamp_floor_ns),
@@ -273,52 +274,59 @@ impl Node {
 
     /// When the timers of the bonds are due.
     pub fn next_poll(&self) -> Time {
-        Time::from_ns(self.poll_at_ns.load(Relaxed))
+        self.polls.next()
     }
 
-    /// Something changed: the timers are due now.
+    /// Bonds whose timers ran so far, each time counted.
+    pub fn polled(&self) -> u64 {
+        self.polls.polled()
+    }
+
+    /// Something changed for all bonds: their timers are due now.
     pub fn poll_soon(&self, now: Time) {
-        self.poll_at_ns.fetch_min(now.ns(), Relaxed);
+        self.polls.all_soon(now);
     }
 
-    /// Runs the timers of all bonds if they are due and no other core does; true if it did.
+    /// Something changed for a bond: its timers are due now, the others' are not.
+    pub fn poll_bond_soon(&self, now: Time, bond: &Bond) {
+        self.polls.set(bond.slot, now);
+    }
+
+    /// Runs the timers of the bonds for which they are due, if no other core does; true if it did.
     pub fn poll_if_due(&self, now: Time, actions: &mut Vec<Action>) -> bool {
-        let at = self.poll_at_ns.load(Relaxed);
-        // Whoever moves the time forward does the work.
-        let claimed = at <= now.ns()
-            && self.poll_at_ns.compare_exchange(at, now.plus_ms(1_000).ns(), Relaxed, Relaxed).is_ok();
-        if claimed {
-            let next = self.poll(now, actions);
-            self.poll_at_ns.fetch_min(next.ns(), Relaxed);
+        if self.polls.next() > now {
+            return false;
         }
-        claimed
+        let bonds = self.bonds.load_full();
+        let due = self.polls.take_due(now, bonds.list.len());
+        for bond in due.iter().filter_map(|slot| bonds.get(*slot)) {
+            let next = self.poll(now, bond, actions);
+            self.polls.set(bond.slot, next);
+        }
+        !due.is_empty()
     }
 
-    fn poll(&self, now: Time, actions: &mut Vec<Action>) -> Time {
-        let mut next = now.plus_ms(1_000);
-        let bonds = self.bonds.load_full();
-        for bond in bonds.iter() {
-            let mut life = lifecycle(bond);
-            next = next.min(life.poll_paths(now, bond, actions));
-            if bond.current.load().is_some() {
-                let (ownership, peer) = (self.ownership.load_full(), bond.peer.load_full());
-                let info = || self.processor_info(&peer);
-                next = next.min(life.advertise(now, bond.slot, &ownership, &peer, info, actions));
-                next = next.min(life.tell_limits(now, bond.slot, actions));
-            }
-            if life.wants_handshake(now, bond) {
-                self.start_handshake(now, bond, &mut life, actions);
-            }
-            if bond.dialer && life.next_attempt > now && (bond.current.load().is_none()) {
-                next = next.min(life.next_attempt);
-            }
-            self.expire_sessions(now, bond, &mut life);
-            self.end_moved(bond, &mut life);
+    fn poll(&self, now: Time, bond: &Bond, actions: &mut Vec<Action>) -> Time {
+        let mut life = lifecycle(bond);
+        let mut next = now.plus_ms(1_000).min(life.poll_paths(now, bond, actions));
+        if bond.current.load().is_some() {
+            let (ownership, peer) = (self.ownership.load_full(), bond.peer.load_full());
+            let info = || self.processor_info(&peer);
+            next = next.min(life.advertise(now, bond.slot, &ownership, &peer, info, actions));
+            next = next.min(life.tell_limits(now, bond.slot, actions));
         }
+        if life.wants_handshake(now, bond) {
+            self.start_handshake(now, bond, &mut life, actions);
+        }
+        if bond.dialer && life.next_attempt > now && (bond.current.load().is_none()) {
+            next = next.min(life.next_attempt);
+        }
+        self.expire_sessions(now, bond, &mut life);
+        self.end_moved(bond, &mut life);
         next
     }
 
-    /// Handles an authenticated control frame.
+    /// Handles an authenticated control frame; frames that answer it are added to `answers`.
     pub fn on_control(
         &self,
         now: Time,
@@ -326,7 +334,7 @@ impl Node {
         path: u8,
         source: &Source,
         frame: &Frame<'_>,
-        actions: &mut Vec<Action>,
+        answers: &mut Vec<u8>,
     ) {
         if matches!(frame, Frame::Close { .. }) {
             self.closed(now, bond);
@@ -341,10 +349,29 @@ impl Node {
         if shows_address && bond.path(path).is_some_and(|path| elsewhere(&path)) {
             self.on_moved(now, bond, path, source);
         }
-        lifecycle(bond).on_control(now, bond, path, source.route(), frame, actions);
-        if !matches!(frame, Frame::Ping { .. } | Frame::Pong { .. }) {
-            self.poll_soon(now);
+        lifecycle(bond).on_control(now, bond, path, frame, answers);
+        if matches!(frame, Frame::Response { .. } | Frame::ProbeAck { .. } | Frame::PathState { .. }) {
+            self.poll_bond_soon(now, bond);
         }
+    }
+
+    /// Sends the answers to one datagram back to where it came from, all in one: that is no larger than the questions were.
+    /// False when the peer has asked too much lately: nothing is sent.
+    pub fn answer(
+        &self,
+        now: Time,
+        bond: &Bond,
+        path: u8,
+        source: &Source,
+        frames: Vec<u8>,
+        actions: &mut Vec<Action>,
+    ) -> bool {
+        let may = bond.allowances.may_answer(now);
+        if may {
+            let route = (!bond.dialer).then(|| source.route());
+            actions.push(Action::Frames { bond: bond.slot, path, route, frames, pad_to: 0 });
+        }
+        may
     }
 
     /// Takes over processor information the peer sent inside the session (row T3).
@@ -353,14 +380,24 @@ impl Node {
     /// `HandshakeMalformed`.
     pub fn on_processor_info(
         &self,
+        now: Time,
         bond: &Bond,
-        path: u8,
         body: &[u8],
-        actions: &mut Vec<Action>,
+        answers: &mut Vec<u8>,
     ) -> Result<(), DropReason> {
         let info = ProcessorInfo::decode(body)?;
         let _order = lifecycle(bond);
-        let takes = bond.cores.load().as_ref().is_some_and(|known| {
+        let known = bond.cores.load();
+        // What says nothing new changes nothing: whoever repeats it makes no core look at its flows again.
+        if known.as_ref().is_some_and(|known| known.info == info) {
+            answers.extend(advertise::seen(body));
+            return Ok(());
+        }
+        if !bond.allowances.may_change_cores(now) {
+            // Not confirmed either: an honest peer says it again.
+            return Err(DropReason::FrameBudget);
+        }
+        let takes = known.as_ref().is_some_and(|known| {
             // One that was overtaken on its way must not bring an old table back; a restart begins with a handshake.
             let age = info.table.era().wrapping_sub(known.info.table.era()).cast_signed();
             // More cores than the session has keys for need a new handshake; owners must exist either way.
@@ -369,8 +406,7 @@ impl Node {
         if takes {
             bond.cores.store(Some(Arc::new(PeerCores::new(info))));
         }
-        let frames = advertise::seen(body);
-        actions.push(Action::Frames { bond: bond.slot, path, route: None, frames, pad_to: 0 });
+        answers.extend(advertise::seen(body));
         Ok(())
     }
 
@@ -387,15 +423,13 @@ impl Node {
         &self,
         now: Time,
         bond: &Bond,
-        path: u8,
         body: &[u8],
-        actions: &mut Vec<Action>,
+        answers: &mut Vec<u8>,
     ) -> Result<(), DropReason> {
         let mut life = lifecycle(bond);
-        let frames = life.limits.on_limits(body).ok_or(DropReason::FrameMalformed)?;
+        answers.extend(life.limits.on_limits(body).ok_or(DropReason::FrameMalformed)?);
         life.apply_limits();
-        actions.push(Action::Frames { bond: bond.slot, path, route: None, frames, pad_to: 0 });
-        self.poll_soon(now);
+        self.poll_bond_soon(now, bond);
         Ok(())
     }
 

@@ -111,14 +111,14 @@ fn pieces_of_packets_that_never_become_whole_take_bounded_memory() {
     // A peer that says of each few bytes that they are the end of 64 KB.
     flood(&mut pair, 4_000, |at| {
         let piece = |n: u32| {
-            let order = Order { stamp: 40 * at + n, back: 0, same_path: false };
+            let order = Order { stamp: 16 * at + n, back: 0, same_path: false };
             let head = PieceHead { order, total: u16::MAX, offset: 60_000, ..PieceHead::default() };
             written(&Frame::Piece { head: PieceHead { bytes: Some(20), ..head }, start: 0, body: &[7; 20] })
         };
-        (0..40).flat_map(piece).collect()
+        (0..16).flat_map(piece).collect()
     });
     let kept = pair.listener.node.peer_bytes() - before;
-    assert!(kept > 0 && kept < 2 << 20, "{kept} bytes for 3 MB that came");
+    assert!(kept > 0 && kept < 2 << 20, "{kept} bytes for 1.3 MB that came");
     // One that sends all but the last byte of its packets.
     flood(&mut pair, 40_000, |at| {
         let order = Order { stamp: 1_000_000 + at / 40, back: 0, same_path: false };
@@ -143,4 +143,112 @@ fn packets_that_wait_for_order_take_bounded_memory() {
     });
     assert!(pair.listener.node.peer_bytes() <= 16 << 20, "{}", pair.listener.node.peer_bytes());
     assert!(pair.listener.out.delivered.len() > 10_000, "what finds no place is not lost");
+}
+
+/// Datagrams that the listener sends in answer to one with these frames, and the bytes of both.
+fn answers(pair: &mut Pair, frames: Vec<u8>) -> (usize, usize, usize) {
+    pair.deliver();
+    pair.dialer.say(pair.now, 0, 0, frames);
+    let asked: usize = pair.dialer.out.sent.iter().map(|sent| sent.bytes.len()).sum();
+    for sent in std::mem::take(&mut pair.dialer.out.sent) {
+        let from = std::net::SocketAddr::from(([192, 0, 2, 1], 40_000));
+        pair.listener.receive(pair.now, from, None, &mut sent.bytes.clone());
+    }
+    let sent = std::mem::take(&mut pair.listener.out.sent);
+    (sent.len(), sent.iter().map(|sent| sent.bytes.len()).sum(), asked)
+}
+
+#[test]
+fn a_datagram_full_of_questions_gets_one_small_answer() {
+    let mut pair = Pair::joined(1, 1);
+    pair.run_ms(100);
+    let question = |id: u32| {
+        let token = u64::from(id).to_be_bytes();
+        let asked =
+            [Frame::Ping { id }, Frame::Challenge { token, path: 0 }, Frame::Probe { id, size: 1_000 }];
+        asked.iter().flat_map(written).collect::<Vec<u8>>()
+    };
+    let refused = pair.listener.drops(DropReason::FrameBudget);
+    for count in [1, 50] {
+        let frames = (0..count).flat_map(question).collect();
+        let (datagrams, bytes, asked) = answers(&mut pair, frames);
+        assert!(datagrams == 1 && bytes <= asked, "{datagrams} datagrams, {bytes} bytes for {asked}");
+    }
+    assert_eq!(pair.listener.drops(DropReason::FrameBudget) - refused, 3 * 49);
+    // One after the other: only so many in a time.
+    let mut answered = 0;
+    for id in 0..20_000 {
+        pair.now = pair.now.plus_us(10);
+        answered += answers(&mut pair, question(id)).0;
+    }
+    assert!((400..1_000).contains(&answered), "{answered} answers in 0.2 s");
+}
+
+#[test]
+fn news_that_are_none_change_nothing_and_control_frames_wake_one_bond() {
+    let mut pair = Pair::joined(1, 1);
+    pair.run_ms(100);
+    // 500 other peers, with nothing to do.
+    let others = (0..500u16).map(|at| {
+        let mut other = pair::peer(&pair.listener, &[]);
+        other.id = packet::attachment::BondId(1_000 + at);
+        other.name = format!("other-{at}");
+        let mut key = [7; 32];
+        key[..2].copy_from_slice(&at.to_be_bytes());
+        other.public_key = tunnel::PrivateKey::new(key).public();
+        other.allowed_ips = Vec::new();
+        other
+    });
+    let mut peers = vec![pair::peer(&pair.dialer, &[])];
+    peers.extend(others);
+    let now = pair.now;
+    pair.listener.apply(now, peers);
+    pair.run_ms(10);
+    let bonds = pair.listener.node.bonds.load_full();
+    let bond = bonds.iter().find(|bond| bond.peer.load().name == "peer-1").unwrap();
+    let told = bond.cores.load_full().unwrap();
+    let polled = pair.listener.node.polled();
+    let info = written(&Frame::ProcessorInfo(&told.info.encode().unwrap()));
+    let state = tunnel::frame::PeerPathState::Up;
+    for _ in 0..20 {
+        let frames = [&info[..], &written(&Frame::PathState { path: 0, state })].concat();
+        pair.dialer.say(pair.now, 0, 0, frames);
+        pair.run_ms(1);
+    }
+    assert!(std::sync::Arc::ptr_eq(&told, &bond.cores.load_full().unwrap()), "nothing was rebuilt");
+    let polled = pair.listener.node.polled() - polled;
+    assert!(polled < 100, "timers of {polled} bonds ran");
+    // News that are news each time: a few of them are taken.
+    let mut taken = 0;
+    for load in 0..200u8 {
+        let before = bond.cores.load_full().unwrap();
+        let mut changed = told.info.clone();
+        changed.load = vec![load];
+        pair.dialer.say(pair.now, 0, 0, written(&Frame::ProcessorInfo(&changed.encode().unwrap())));
+        pair.deliver();
+        taken += usize::from(!std::sync::Arc::ptr_eq(&before, &bond.cores.load_full().unwrap()));
+    }
+    assert!((1..=25).contains(&taken), "{taken} changes of the cores at once");
+}
+
+#[test]
+fn an_address_that_says_nothing_more_gets_three_challenges() {
+    let mut pair = Pair::joined(1, 1);
+    pair.run_ms(100);
+    // A datagram of a path that the listener does not know, from wherever the peer likes.
+    pair.dialer.say(pair.now, 0, 0, vec![0]);
+    let mut datagram = pair.dialer.out.sent.pop_back().unwrap().bytes;
+    pair.dialer.out.sent.clear();
+    let victim = std::net::SocketAddr::from(([198, 51, 100, 9], 53));
+    // Its path is the known one, which has been silent for long enough to have moved.
+    pair.now = pair.now.plus_ms(3_100);
+    pair.listener.receive(pair.now, victim, None, &mut datagram);
+    let mut challenges = 0;
+    for _ in 0..30_000 {
+        pair.now = pair.now.plus_ms(1);
+        pair.listener.round(pair.now);
+        let sent = std::mem::take(&mut pair.listener.out.sent);
+        challenges += sent.iter().filter(|sent| sent.target.route.remote == victim).count();
+    }
+    assert_eq!(challenges, 3);
 }

@@ -1,12 +1,17 @@
 //! Limits of the work that one datagram of a peer may cause. Nothing an honest peer sends comes near them; what is beyond is not done,
 //! and counted.
 
-use crate::frame::{ENTRIES_MAX, RANGES_MAX};
+use crate::frame::extension::{PATH_LIMITS, PATH_TIMING};
+use crate::frame::{ENTRIES_MAX, Frame, RANGES_MAX};
 
 /// Most datagrams looked at for the NACKs of one datagram, to be sent again or not.
 const LOOKED_UP_MAX: usize = 512;
 /// Most datagrams repeated for one datagram: a burst beyond that is congestion, and repeats would feed it.
 const REPEATS_MAX: usize = 128;
+
+/// Most control frames acted upon, and most pieces: a packet in pieces is longer than a datagram, so that it holds few of them.
+const CONTROL_MAX: usize = 64;
+const PIECES_MAX: usize = 16;
 
 /// Work that is left for the rest of a datagram.
 #[derive(Debug)]
@@ -19,6 +24,12 @@ pub(super) struct Budget {
     pub looked_up: usize,
     /// Datagrams to send again.
     pub repeats: usize,
+    control: usize,
+    pieces: usize,
+    /// Kinds of frames that count once, a bit each.
+    seen: u8,
+    /// Frames that answer the datagram.
+    pub answers: Vec<u8>,
     refused: u64,
 }
 
@@ -29,12 +40,37 @@ impl Default for Budget {
             ranges: RANGES_MAX,
             looked_up: LOOKED_UP_MAX,
             repeats: REPEATS_MAX,
+            control: CONTROL_MAX,
+            pieces: PIECES_MAX,
+            seen: 0,
+            answers: Vec::new(),
             refused: 0,
         }
     }
 }
 
 impl Budget {
+    /// Whether a frame may be acted upon: questions and news once of each kind.
+    pub fn allows(&mut self, frame: &Frame<'_>) -> bool {
+        let once = match frame {
+            Frame::Packet { .. } | Frame::Report(_) | Frame::Nack(_) => return true,
+            Frame::Piece { .. } => return Self::take(&mut self.pieces, &mut self.refused),
+            Frame::Challenge { .. } => 1,
+            Frame::Ping { .. } => 1 << 1,
+            Frame::Probe { .. } => 1 << 2,
+            Frame::ProcessorInfo(_) => 1 << 3,
+            Frame::Extension { kind: PATH_LIMITS, .. } => 1 << 4,
+            Frame::Extension { kind: PATH_TIMING, .. } => 1 << 5,
+            _ => 0,
+        };
+        if self.seen & once != 0 {
+            self.refused += 1;
+            return false;
+        }
+        self.seen |= once;
+        Self::take(&mut self.control, &mut self.refused)
+    }
+
     /// Whether one more entry of a report may be acted upon.
     pub fn take_entry(&mut self) -> bool {
         Self::take(&mut self.entries, &mut self.refused)

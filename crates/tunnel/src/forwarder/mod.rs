@@ -12,6 +12,7 @@ mod budget;
 mod build;
 mod depart;
 mod feedback;
+mod held;
 mod lane;
 mod receive;
 mod receiving_core;
@@ -465,7 +466,7 @@ impl CoreBond {
             }
         }
         if self.tx.doubts_size() {
-            node.poll_soon(now);
+            node.poll_bond_soon(now, &self.tx.bond);
         }
         self.tx.leave_dead_paths(now);
         self.tx.tick_stampers(now);

@@ -8,10 +8,11 @@ use packet::drop_reason::{DropCounters, DropReason};
 
 use super::Output;
 use super::budget::Budget;
+use super::held::HeldMemory;
 use super::lane::{Place, RxLane};
 use super::transmit::Transmit;
 use crate::aead::TAG_BYTES;
-use crate::bond::Bond;
+use crate::bond::{Bond, PATHS_MAX};
 use crate::frame::extension::{PATH_LIMITS, PATH_LIMITS_SEEN, PATH_TIMING, PROCESSOR_INFO_SEEN, REKEY};
 use crate::frame::{self, Frame, NackRange, PacketHead, ReportEntry};
 use crate::header::{HEADER_BYTES, Header, Kind, NOT_TOLD};
@@ -35,11 +36,6 @@ const HELD_MAX: usize = 4_096;
 const LANE_BYTES: usize = 3_072;
 /// … and its place in the list of a session.
 const LANE_PLACE_BYTES: usize = size_of::<Option<Box<RxLane>>>();
-/// Memory of a held packet besides its bytes.
-const HELD_BYTES: usize = 128;
-/// Buffers of held packets kept for the next ones, and the largest that is.
-const POOL_MAX: usize = 256;
-const POOL_BYTES_MAX: usize = 2_048;
 /// A peer that uses a path which is gone is told so again after this many datagrams.
 const TOLD_EVERY: u64 = 32;
 /// Pause between two reports to one core.
@@ -126,7 +122,7 @@ impl Receive {
         Self {
             core,
             reassembler: Reassembler::within(share()),
-            held: HeldMemory { share: share(), pool: Vec::new() },
+            held: HeldMemory::new(share()),
             bond,
             sessions: Vec::new(),
             forgotten: 0,
@@ -319,7 +315,7 @@ impl Receive {
                 self.bond.totals.held_packets.fetch_sub(sequence.held_published, Relaxed);
             }
             self.sequences.clear();
-            self.held.share.clear();
+            self.held.clear();
             self.reassembler.clear();
         }
     }
@@ -347,10 +343,19 @@ impl Receive {
             if header.kind == Kind::Clear && !carries {
                 break Err(DropReason::CleartextRefused);
             }
+            if !budget.allows(&frame) {
+                continue;
+            }
             if let Err(reason) = self.frame(cx, session, header, over, frame, &mut budget) {
                 break Err(reason);
             }
         };
+        let answers = std::mem::take(&mut budget.answers);
+        if !answers.is_empty()
+            && !cx.node.answer(cx.now, &self.bond, header.path, cx.source, answers, cx.actions)
+        {
+            budget.refuse();
+        }
         cx.drops.add_n(DropReason::FrameBudget, budget.refused());
         (data, result)
     }
@@ -389,14 +394,14 @@ impl Receive {
             Frame::Nack(nack) => cx.tx.on_nack(cx.now, session.number, header.sending_core, &nack, budget),
             Frame::Extension { kind: PATH_TIMING, body } => self.path_timing(cx, header.sending_core, body),
             Frame::ProcessorInfo(bytes) => {
-                cx.node.on_processor_info(&self.bond, header.path, bytes, cx.actions)?;
+                cx.node.on_processor_info(cx.now, &self.bond, bytes, &mut budget.answers)?;
             }
             Frame::Extension { kind: REKEY, .. } => session.spend(),
             Frame::Extension { kind: PROCESSOR_INFO_SEEN, body } => {
                 cx.node.on_processor_info_seen(&self.bond, body);
             }
             Frame::Extension { kind: PATH_LIMITS, body } => {
-                cx.node.on_path_limits(cx.now, &self.bond, header.path, body, cx.actions)?;
+                cx.node.on_path_limits(cx.now, &self.bond, body, &mut budget.answers)?;
             }
             Frame::Extension { kind: PATH_LIMITS_SEEN, body } => {
                 cx.node.on_path_limits_seen(&self.bond, body);
@@ -411,7 +416,9 @@ impl Receive {
                     .load()
                     .as_ref()
                     .is_some_and(|current| current.number > session.number) => {}
-            frame => cx.node.on_control(cx.now, &self.bond, header.path, cx.source, &frame, cx.actions),
+            frame => {
+                cx.node.on_control(cx.now, &self.bond, header.path, cx.source, &frame, &mut budget.answers);
+            }
         }
         Ok(())
     }
@@ -507,6 +514,7 @@ impl Receive {
     fn path_timing<O: Output>(&mut self, cx: &mut Context<'_, O>, sending_core: u8, body: &[u8]) {
         let timing: Vec<PathTiming> = body
             .chunks_exact(9)
+            .take(PATHS_MAX)
             .map(|entry| PathTiming {
                 path: entry[0],
                 delay_us: i64::from(i32::from_be_bytes([entry[1], entry[2], entry[3], entry[4]])),
@@ -673,34 +681,6 @@ fn release<O: Output>(
     while let Some(held) = sequence.orderer.pop_ready(cx.now) {
         cx.out.deliver(bond.slot, &held.bytes, held.partial, held.group);
         memory.recycle(held.bytes);
-    }
-}
-
-/// Memory of the packets that wait for their turn.
-struct HeldMemory {
-    share: Share,
-    /// Buffers for the next ones.
-    pool: Vec<Vec<u8>>,
-}
-
-impl HeldMemory {
-    /// A copy of a packet, if there is memory for it.
-    fn keep(&mut self, packet: &[u8]) -> Option<Vec<u8>> {
-        if !self.share.take(HELD_BYTES + packet.len()) {
-            return None;
-        }
-        let mut bytes = self.pool.pop().unwrap_or_default();
-        bytes.clear();
-        bytes.extend_from_slice(packet);
-        Some(bytes)
-    }
-
-    /// A packet has left; its buffer serves for the next.
-    fn recycle(&mut self, bytes: Vec<u8>) {
-        self.share.give_back(HELD_BYTES + bytes.len());
-        if self.pool.len() < POOL_MAX && bytes.capacity() <= POOL_BYTES_MAX {
-            self.pool.push(bytes);
-        }
     }
 }
 

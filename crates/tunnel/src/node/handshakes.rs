@@ -261,7 +261,7 @@ impl Node {
             life.recycle_ids();
             // The first datagram confirms the keys to the peer; challenges do that where a path is new.
             life.greet(now, bond, actions);
-            self.poll_soon(now);
+            self.poll_bond_soon(now, bond);
             return Ok(());
         }
         Err(DropReason::UnknownIndex)
@@ -286,7 +286,7 @@ impl Node {
             tracing::info!(peer = bond.peer.load().name, "the peer has no session any more");
             session.spend();
             lifecycle(bond).next_attempt = now;
-            self.poll_soon(now);
+            self.poll_bond_soon(now, bond);
         }
         Ok(())
     }
@@ -314,7 +314,7 @@ impl Node {
             life.cookie_path = path;
         }
         life.next_attempt = now;
-        self.poll_soon(now);
+        self.poll_bond_soon(now, bond);
         Ok(())
     }
 }

@@ -33,12 +33,12 @@ impl Node {
         let mtu_limit = datagram_limit(mtu, &source.remote);
         let under = WanUnder { up: true, addresses: Vec::new(), mtu_limit, limits, rate_max };
         life.add_path(bond, path, None, under, token, now);
-        self.poll_soon(now);
+        self.poll_bond_soon(now, bond);
     }
 
     /// The peer still uses a path that we took away.
     pub fn tell_removed(&self, bond: &Bond, id: u8, actions: &mut Vec<Action>) {
-        lifecycle(bond).tell_state(bond.slot, id, PeerPathState::Removed, actions);
+        lifecycle(bond).tell_removed(bond.slot, id, actions);
     }
 
     /// An authenticated datagram of a known path came from elsewhere.
@@ -46,7 +46,7 @@ impl Node {
         if !bond.peer.load().may_use(source.wan) {
             return;
         }
-        self.poll_soon(now);
+        self.poll_bond_soon(now, bond);
         let token = self.control().token();
         lifecycle(bond).on_moved(now, id, source.route(), token);
     }
@@ -54,13 +54,13 @@ impl Node {
     /// A core found a path dead: nothing came back for what it sent.
     pub fn suspect(&self, now: Time, bond: &Bond, id: u8, actions: &mut Vec<Action>) {
         lifecycle(bond).suspect(now, bond.slot, id, actions);
-        self.poll_soon(now);
+        self.poll_bond_soon(now, bond);
     }
 
     /// Small datagrams pass on this path, large ones do not come back as reports.
     pub fn black_hole(&self, now: Time, bond: &Bond, id: u8) {
         lifecycle(bond).black_hole(now, id);
-        self.poll_soon(now);
+        self.poll_bond_soon(now, bond);
     }
 
     /// Dialer: one path per WAN × endpoint × number (row T1), kept as long as its origin exists.

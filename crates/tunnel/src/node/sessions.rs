@@ -119,7 +119,7 @@ impl Node {
         bond.current.store(None);
         life.next_attempt = now.plus_ms(RETRY_FAST_MS);
         life.close_paths(now, bond);
-        self.poll_soon(now);
+        self.poll_bond_soon(now, bond);
         tracing::info!(peer = bond.peer.load().name, "peer closed the session");
     }
 
