@@ -12,10 +12,10 @@ use steering::ownership::Ownership;
 use crate::advertise::Advertiser;
 use crate::bond::{Bond, PATHS_MAX};
 use crate::config::Peer;
+use crate::cookies::Cookies;
 use crate::frame::{Frame, PeerPathState};
 use crate::handshake::{Initiator, PeerGate};
 use crate::hello::ProcessorInfo;
-use crate::mac::CookieStore;
 use crate::mtu::MtuSearch;
 use crate::path::{LEAST_DATAGRAM_BYTES, Path, PathState, Route};
 use crate::path_limits::{LimitsExchange, PathLimits};
@@ -150,10 +150,7 @@ pub(crate) struct Lifecycle {
     pub attempts: VecDeque<Attempt>,
     pub next_attempt: Time,
     pub tries: u32,
-    /// Cookies the peer gave us; one store will do, cookies are asked for under load only.
-    pub cookie: CookieStore,
-    /// Path the last cookie came for: a cookie is good for one source address.
-    pub cookie_path: u8,
+    pub cookies: Cookies,
     /// Newest last.
     pub sessions: Vec<Arc<Session>>,
     pub next_number: u32,
@@ -371,8 +368,7 @@ impl Lifecycle {
             attempts: VecDeque::new(),
             next_attempt: Time::ZERO,
             tries: 0,
-            cookie: CookieStore::new(remote_public),
-            cookie_path: 0,
+            cookies: Cookies::new(remote_public),
             sessions: Vec::new(),
             next_number: 1,
             gate: PeerGate::default(),

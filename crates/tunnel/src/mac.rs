@@ -118,6 +118,13 @@ fn split(message: &[u8]) -> Result<Split<'_>, DropReason> {
     if body.len() < HEADER_BYTES { Err(DropReason::TooShort) } else { Ok((body, mac1, mac2)) }
 }
 
+/// Sets mac2 of a whole message.
+pub fn put_mac2(message: &mut [u8], cookie: &Cookie) {
+    if let Some((body, mac2)) = message.split_last_chunk_mut::<MAC_BYTES>() {
+        *mac2 = keyed_128(&cookie.0, &[body]);
+    }
+}
+
 /// Proof that its holder receives at one address and port; good for about two minutes.
 #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
 pub struct Cookie([u8; MAC_BYTES]);

@@ -24,8 +24,8 @@ use crate::hello::{Capabilities, Hello, PROTOCOL_VERSION, ProcessorInfo};
 use crate::index::IndexCipher;
 use crate::lifecycle::{Action, Lifecycle, encode};
 use crate::mac::{Guard, GuardLimits};
-use crate::mode::SteeringMode;
 use crate::memory::{BondMemory, NodeMemory};
+use crate::mode::SteeringMode;
 use crate::path::{Path, Route};
 use crate::session::{REKEY_AFTER_MS, Session};
 use crate::time::Time;
@@ -233,11 +233,12 @@ impl Node {
             // peer there. A peer that changes between dialling and listening is a new bond.
             match known.and_then(|slot| bonds.get(slot)?.as_ref()).filter(|bond| bond.dialer == dialer) {
                 Some(bond) => {
-                    let old = bond.peer.swap(Arc::new(peer.clone()));
+                    let before = bond.peer.swap(Arc::new(peer.clone()));
                     // What a session was agreed on holds as long as it does: another wish needs another one.
-                    if old.steering != peer.steering {
+                    if before.steering != peer.steering {
                         bond.current.load().iter().for_each(|session| session.spend());
                     }
+                    rekey_for(now, bond, &before, peer);
                 }
                 None => {
                     if let Some(bond) = known.and_then(|slot| bonds.get_mut(slot)?.take()) {
@@ -461,6 +462,25 @@ fn tunnel_core(peer: &Peer, usable: &CoreSet) -> Option<u8> {
     let configured = peer.steering.tunnel_core.filter(|core| usable.contains(*core));
     let turn = usize::from(peer.id.0) % usable.iter().count().max(1);
     configured.or_else(|| usable.iter().nth(turn))
+}
+
+/// New keys at once where a configuration changes what they were made with.
+fn rekey_for(now: Time, bond: &Bond, before: &Peer, peer: &Peer) {
+    let changed = before.preshared_key != peer.preshared_key || before.encryption != peer.encryption;
+    if !changed {
+        return;
+    }
+    let mut life = lifecycle(bond);
+    for session in &life.sessions {
+        if session.encryption < peer.encryption {
+            session.raise();
+        } else {
+            session.spend();
+        }
+    }
+    // Responses to what was asked with the old ones would make the old session again.
+    life.attempts.clear();
+    life.next_attempt = now;
 }
 
 fn lifecycle(bond: &Bond) -> MutexGuard<'_, Lifecycle> {

@@ -47,6 +47,8 @@ pub struct Session {
     confirmed: AtomicBool,
     /// Some core used up its packets: renew now.
     spent: AtomicBool,
+    /// The configuration wants more encryption than was agreed on.
+    raised: AtomicBool,
     seal: Vec<LaneKey>,
     open: Vec<LaneKey>,
 }
@@ -103,6 +105,7 @@ impl Session {
             rekey_after_ms: epoch.rekey_after_ms,
             confirmed: AtomicBool::new(epoch.initiator),
             spent: AtomicBool::new(false),
+            raised: AtomicBool::new(false),
             seal: keys(epoch.send_key, epoch.own_cores),
             open: keys(epoch.receive_key, epoch.peer_cores),
         }
@@ -126,6 +129,18 @@ impl Session {
     /// Whether the peer proved that it holds the keys.
     pub fn is_confirmed(&self) -> bool {
         self.confirmed.load(Relaxed)
+    }
+
+    /// The configuration wants more encryption than was agreed on: from now on nothing is sent in the clear, and nothing that
+    /// came so is taken, while new keys are asked for.
+    pub fn raise(&self) {
+        self.raised.store(true, Relaxed);
+        self.spend();
+    }
+
+    /// Whether nothing in the clear is sent or taken any more.
+    pub fn is_raised(&self) -> bool {
+        self.raised.load(Relaxed)
     }
 
     /// Asks for new keys.

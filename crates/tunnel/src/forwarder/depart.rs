@@ -64,6 +64,7 @@ impl Transmit {
         let Some(session) = self.session.clone() else { return };
         let Some(key) = session.seal_key(self.core) else { return };
         let encryption = self.encryption();
+        let raised = session.is_raised();
         let tx = &mut self.paths[at];
         let lanes = self.lanes.of_path(tx.path.id, session.peer_cores);
         let (mut datagrams, mut bytes) = (0, 0);
@@ -78,14 +79,14 @@ impl Transmit {
                 };
                 for number in run.first..run.first + run.count as u64 {
                     let header = Header {
-                        kind: data_kind(encryption),
+                        kind: data_kind(encryption, raised),
                         receiving_core: run.peer_core,
                         sending_core: self.core,
                         path: tx.path.id,
                         receiver_index: session.remote_index,
                         counter: lane.take_counter(),
                     };
-                    seal(key, &header, log.datagram_mut(number), encryption);
+                    seal(key, &header, log.datagram_mut(number), encryption, raised);
                     log.mark_sent(number, now, header.counter);
                 }
                 lane.outstanding_since.get_or_insert(now);
@@ -154,14 +155,22 @@ impl Transmit {
     }
 }
 
-/// Seals one datagram in place, header included.
-fn seal(key: &crate::aead::LaneKey, header: &Header, datagram: &mut [u8], encryption: Encryption) {
+/// Seals one datagram in place, header included. `raised`: nothing stays readable, the layout is as was agreed on.
+fn seal(
+    key: &crate::aead::LaneKey,
+    header: &Header,
+    datagram: &mut [u8],
+    encryption: Encryption,
+    raised: bool,
+) {
     header.write(datagram);
     match encryption {
         Encryption::On => key.seal(header, datagram),
+        Encryption::Off if raised => key.seal(header, datagram),
         Encryption::Partial => {
             let plaintext = datagram.len() - HEADER_BYTES - TAG_BYTES - crate::aead::CLEAR_LENGTH_BYTES;
-            key.seal_partial(header, plaintext.min(PARTIAL_CLEAR_BYTES) as u16, datagram);
+            let clear = if raised { 0 } else { plaintext.min(PARTIAL_CLEAR_BYTES) };
+            key.seal_partial(header, clear as u16, datagram);
         }
         Encryption::Off => {
             // The tag's room stays, zeroed: datagram sizes do not depend on the mode.
@@ -172,9 +181,10 @@ fn seal(key: &crate::aead::LaneKey, header: &Header, datagram: &mut [u8], encryp
 }
 
 /// Kind of a datagram of inner packets.
-const fn data_kind(encryption: Encryption) -> Kind {
+const fn data_kind(encryption: Encryption, raised: bool) -> Kind {
     match encryption {
         Encryption::On => Kind::Data,
+        Encryption::Off if raised => Kind::Data,
         Encryption::Partial => Kind::Partial,
         Encryption::Off => Kind::Clear,
     }

@@ -479,6 +479,7 @@ impl CoreBond {
         self.tx.ask_silent_cores(now, out);
         self.tx.keep_alive(now, KEEPALIVE_NS, out);
         self.rx.publish();
+        self.rx.forget_expired(now);
     }
 
     fn send_timing(&mut self, now: Time, over: Option<u8>, out: &mut impl Output) {

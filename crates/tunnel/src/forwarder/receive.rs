@@ -305,6 +305,18 @@ impl Receive {
         cx.tx.paths.iter().position(|tx| tx.path.id == id).ok_or(DropReason::NoPath)
     }
 
+    /// Drops keys and windows of sessions whose time is over: a core on which nothing arrives must not keep them.
+    pub fn forget_expired(&mut self, now: Time) {
+        let forgotten = &mut self.forgotten;
+        self.sessions.retain(|known| {
+            let expired = known.session.expired(now);
+            if expired {
+                *forgotten = (*forgotten).max(known.session.number);
+            }
+            !expired
+        });
+    }
+
     /// A peer that restarted numbers its stamps anew.
     fn follow_restart(&mut self) {
         let restarts = self.bond.restarts.load(Relaxed);
@@ -748,10 +760,10 @@ fn open<'a>(session: &Session, header: &Header, datagram: &'a mut [u8]) -> Resul
     let key = session.open_key(header.sending_core).ok_or(DropReason::CoreOutOfRange)?;
     match header.kind {
         Kind::Data => key.open(header, datagram).map(|plaintext| &*plaintext),
-        Kind::Partial if session.encryption == Encryption::Partial => {
+        Kind::Partial if session.encryption == Encryption::Partial && !session.is_raised() => {
             key.open_partial(header, datagram).map(|plaintext| &*plaintext)
         }
-        Kind::Clear if session.encryption == Encryption::Off => {
+        Kind::Clear if session.encryption == Encryption::Off && !session.is_raised() => {
             let end = datagram
                 .len()
                 .checked_sub(TAG_BYTES)

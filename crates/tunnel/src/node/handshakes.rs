@@ -41,29 +41,18 @@ impl Node {
         life.tries += 1;
         life.next_attempt = now.plus_ms(if life.tries < FAST_TRIES { RETRY_FAST_MS } else { RETRY_SLOW_MS });
         let mut hello = self.hello(&peer, Some(timestamp));
-        hello.freshness = life.cookie.take_challenge();
-        let cookie = life.cookie.cookie(now);
-        let paths = match cookie {
-            // A cookie is bound to the source address it was given for.
-            Some(_) => life
-                .paths
-                .iter()
-                .filter(|l| l.path.id == life.cookie_path)
-                .map(|l| Arc::clone(&l.path))
-                .collect(),
-            None => life.handshake_paths(),
-        };
+        hello.freshness = life.cookies.take_challenge();
+        let paths = life.handshake_paths();
         let psk = peer.preshared_key.as_ref().map(PrivateKey::bytes);
         let first = paths.first().map_or(0, |path| path.id);
-        match Initiator::start(&self.identity, &peer.public_key, psk, &hello, local_index, first, cookie) {
+        match Initiator::start(&self.identity, &peer.public_key, psk, &hello, local_index, first, None) {
             Ok((initiator, bytes)) => {
-                life.cookie.sent(&bytes);
                 life.attempts.push_back(Attempt { initiator, local_index });
                 if life.attempts.len() > ATTEMPTS_KEPT {
                     life.attempts.pop_front();
                 }
                 for path in paths {
-                    let bytes = bytes.clone();
+                    let bytes = life.cookies.for_path(now, path.id, &bytes);
                     actions.push(Action::Datagram {
                         bond: Some(bond.slot),
                         path: path.id,
@@ -133,16 +122,12 @@ impl Node {
         let Some(bond) = bonds.iter().find(|bond| self.dialled_right(bond, &opened, of_hub)) else {
             return Err(DropReason::HandshakeUnknownPeer);
         };
-        if bond.dialer {
-            // Both have endpoints: the lower public key dials, or two dialers would race for path ids.
-            if self.identity.public() > opened.remote_static {
-                self.yield_dialing(now, bond);
-            }
-            return Err(DropReason::HandshakeUnknownPeer);
-        }
         if !bond.peer.load().may_use(source.wan) {
             // The same message comes over the bond's own WANs as well.
             return Err(DropReason::NoPath);
+        }
+        if bond.dialer {
+            return self.on_rival(now, bond, source, opened, datagram, actions);
         }
         let mut life = lifecycle(bond);
         match life.gate.accept(now, opened.timestamp_ns) {
@@ -190,8 +175,35 @@ impl Node {
         }
     }
 
-    /// The peer dials us as well and has the lower key: from now on we listen for it. Its next try is answered.
-    pub(super) fn yield_dialing(&self, now: Time, bond: &Bond) {
+    /// Both have endpoints and dial: the one with the lower public key goes on, or two dialers would race for path ids. The other
+    /// gives its sessions up and listens, but for nobody's recording: the peer first proves that it dials now.
+    fn on_rival(
+        &self,
+        now: Time,
+        bond: &Bond,
+        source: &Source,
+        opened: Opened,
+        datagram: &[u8],
+        actions: &mut Vec<Action>,
+    ) -> Result<(), DropReason> {
+        if self.identity.public() <= opened.remote_static {
+            return Err(DropReason::HandshakeUnknownPeer);
+        }
+        {
+            let mut life = lifecycle(bond);
+            if !life.gate.accept_fresh(now, opened.hello.freshness.as_ref()) {
+                self.challenge_freshness(now, &mut life, source, &opened, datagram, actions);
+                return Err(DropReason::HandshakeReplayed);
+            }
+        }
+        let listening = self.yield_dialing(now, bond).ok_or(DropReason::HandshakeUnknownPeer)?;
+        let mut life = lifecycle(&listening);
+        life.gate.accept(now, opened.timestamp_ns)?;
+        self.respond(now, &listening, &mut life, source, opened, actions)
+    }
+
+    /// The peer dials us as well and has the lower key: from now on we listen for it, in a bond of its own.
+    fn yield_dialing(&self, now: Time, bond: &Bond) -> Option<Arc<Bond>> {
         let peer = bond.peer.load_full();
         let seed = {
             let mut control = self.control();
@@ -208,6 +220,8 @@ impl Node {
             Bonds::new(list)
         });
         self.poll_soon(now);
+        let bonds = self.bonds.load();
+        bonds.iter().find(|bond| bond.peer.load().public_key == peer.public_key).cloned()
     }
 
     pub(super) fn respond(
@@ -308,13 +322,10 @@ impl Node {
         if !life.attempts.iter().any(|attempt| attempt.local_index == header.receiver_index) {
             return Err(DropReason::UnknownIndex);
         }
-        life.cookie.accept(now, datagram)?;
-        // A freshness challenge is bound to no address.
-        if !life.cookie.is_challenged() {
-            life.cookie_path = path;
+        if life.cookies.accept(now, path, datagram)? {
+            life.next_attempt = now;
+            self.poll_bond_soon(now, bond);
         }
-        life.next_attempt = now;
-        self.poll_bond_soon(now, bond);
         Ok(())
     }
 }
