@@ -252,3 +252,32 @@ fn an_address_that_says_nothing_more_gets_three_challenges() {
     }
     assert_eq!(challenges, 3);
 }
+
+#[test]
+fn lanes_on_which_nothing_happens_cost_nothing() {
+    // So many lanes at a core of the listener, and the lanes it looks at in a second in which a ping a millisecond comes.
+    let cost = |cores: u8| {
+        let mut pair = Pair::joined(cores, 1);
+        pair.run_ms(300);
+        for core in 0..usize::from(cores) {
+            for _ in 0..4 {
+                let body = pair::udp(1, 2, 100, 9);
+                let head = PacketHead::default();
+                pair.dialer.say(pair.now, core, 0, written(&Frame::Packet { head, start: 0, body: &body }));
+            }
+            pair.run_ms(1);
+        }
+        pair.run_ms(300);
+        let before = pair.listener.cores[0].lane_steps();
+        for id in 0..1_000 {
+            pair.dialer.say(pair.now, 0, 0, written(&Frame::Ping { id }));
+            pair.now = pair.now.plus_ms(1);
+            pair.deliver();
+            pair.listener.round(pair.now);
+            pair.listener.out.sent.clear();
+        }
+        pair.listener.cores[0].lane_steps() - before
+    };
+    let (few, many) = (cost(2), cost(128));
+    assert!(few > 0 && many <= few + few / 10, "{many} lanes looked at where {few} were with two");
+}

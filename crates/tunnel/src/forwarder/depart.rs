@@ -72,7 +72,7 @@ impl Transmit {
             loop {
                 let log = if express { &mut tx.express } else { &mut tx.log };
                 let Some(run) = log.due(now.plus_ns(DEPART_SLACK_NS)) else { break };
-                let Some(lane) = lanes.get_mut(usize::from(run.peer_core)) else {
+                let Some(lane) = lanes.lane_mut(run.peer_core) else {
                     // The peer came back with fewer cores: nobody there can open these.
                     log.discard(&run);
                     continue;
@@ -89,7 +89,7 @@ impl Transmit {
                     seal(key, &header, log.datagram_mut(number), encryption, raised);
                     log.mark_sent(number, now, header.counter);
                 }
-                lane.outstanding_since.get_or_insert(now);
+                lanes.note_outstanding(run.peer_core, now);
                 self.sealed += run.count as u64;
                 let sent = log.run_bytes(&run).len();
                 datagrams += run.count as u64;
@@ -127,7 +127,7 @@ impl Transmit {
         };
         let peer_core = if peer_core < session.peer_cores { peer_core } else { 0 };
         let lanes = self.lanes.of_path(id, session.peer_cores);
-        let Some(counter) = lanes.get_mut(usize::from(peer_core)).map(TxLane::take_counter) else { return };
+        let Some(counter) = lanes.lane_mut(peer_core).map(TxLane::take_counter) else { return };
         self.sealed += 1;
         let length = (HEADER_BYTES + frames.len() + TAG_BYTES).max(pad_to);
         self.scratch.clear();

@@ -76,7 +76,7 @@ impl Transmit {
             tx.log.settle(peer_core, entry.highest);
             tx.express.settle(peer_core, entry.highest);
             let outstanding = [&tx.log, &tx.express].map(|log| log.oldest_outstanding(peer_core));
-            lane.outstanding_since = outstanding.into_iter().flatten().min();
+            self.lanes.set_outstanding(entry.path, peer_core, outstanding.into_iter().flatten().min());
             tx.progress_at = now;
             tx.path.note_confirmed(now);
             let times = sent_at.map(|sent_at| {

@@ -48,13 +48,20 @@ pub(super) struct RxLane {
     /// Counters were asked for that were only late: a count of newer ones proves nothing here.
     reorders: bool,
     gaps: VecDeque<Gap>,
-    reported: u64,
-    /// The last report was sent a second time: a lost one must not look like a dead path.
-    echoed: bool,
+    told: Told,
+    /// It is among those of its session that have something to tell, or miss something.
+    pub listed: bool,
     /// Part that was added to the path's shared counters so far.
     published: (u64, u64),
     /// Last `now` stored in the path.
     pub heard: Time,
+}
+
+/// Reports that were sent.
+struct Told {
+    packets: u64,
+    /// The last one was sent a second time: a lost one must not look like a dead path.
+    echoed: bool,
 }
 
 /// How a datagram stands in its lane.
@@ -83,8 +90,8 @@ impl RxLane {
             reorder_ns: REORDER_NS,
             reorders: false,
             gaps: VecDeque::new(),
-            reported: 0,
-            echoed: true,
+            told: Told { packets: 0, echoed: true },
+            listed: false,
             published: (0, 0),
             heard: Time::ZERO,
         }
@@ -232,13 +239,12 @@ impl RxLane {
 
     /// Whether something arrived since the last report, or that report has not been repeated yet.
     pub fn unreported(&self) -> bool {
-        self.data_packets != self.reported || !self.echoed
+        self.data_packets != self.told.packets || !self.told.echoed
     }
 
     /// The lane's line in a report that leaves now.
     pub fn report(&mut self, now: Time, path: u8) -> ReportEntry {
-        self.echoed = self.reported == self.data_packets;
-        self.reported = self.data_packets;
+        self.told = Told { packets: self.data_packets, echoed: self.told.packets == self.data_packets };
         ReportEntry {
             path,
             highest: self.data_highest,

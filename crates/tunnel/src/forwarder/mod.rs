@@ -8,6 +8,7 @@
 //!
 //! Datagrams and packets leave through the caller's [`Output`]. Nothing here blocks, reads a clock or does I/O.
 
+mod arrival;
 mod budget;
 mod build;
 mod depart;
@@ -181,6 +182,12 @@ impl Forwarder {
     pub fn feedback_steps(&self) -> u64 {
         let paths = self.bonds.iter().flatten().flat_map(|bond| &bond.tx.paths);
         paths.map(|tx| tx.log.steps() + tx.express.steps()).sum()
+    }
+
+    /// Lanes that timers and reports have looked at so far: idle ones are left alone.
+    #[must_use]
+    pub fn lane_steps(&self) -> u64 {
+        self.bonds.iter().flatten().map(|bond| bond.rx.steps()).sum()
     }
 
     /// Starts a round: follows configuration changes. Whether there are other bonds than before.
@@ -478,7 +485,8 @@ impl CoreBond {
         }
         self.tx.ask_silent_cores(now, out);
         self.tx.keep_alive(now, KEEPALIVE_NS, out);
-        self.rx.publish();
+        let current = self.tx.session.as_ref().map_or(0, |session| session.number);
+        self.rx.publish(current);
         self.rx.forget_expired(now);
     }
 

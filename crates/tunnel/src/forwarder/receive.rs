@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use packet::drop_reason::{DropCounters, DropReason};
 
 use super::Output;
+use super::arrival::note_arrival;
 use super::budget::Budget;
 use super::held::HeldMemory;
 use super::lane::{Place, RxLane};
@@ -53,6 +54,8 @@ struct RxSession {
     session: Arc<Session>,
     /// By path × peer cores + sending core.
     lanes: Vec<Option<Box<RxLane>>>,
+    /// Lanes with something to tell or missing: the others cost nothing.
+    listed: Vec<u32>,
     memory: Share,
 }
 
@@ -81,6 +84,8 @@ pub(super) struct Receive {
     report_turn: usize,
     gaps: bool,
     whole: Vec<u8>,
+    /// Lanes that timers and reports have looked at so far.
+    steps: u64,
 }
 
 /// An inner packet that has arrived, besides its bytes.
@@ -133,6 +138,7 @@ impl Receive {
             report_turn: 0,
             gaps: false,
             whole: Vec::new(),
+            steps: 0,
         }
     }
 
@@ -191,14 +197,19 @@ impl Receive {
             paths.filter(|rtt_us| *rtt_us > 0).min().unwrap_or(0)
         })?;
         self.gaps |= lane.has_gaps();
-        if path_at.is_none() && lane.packets % TOLD_EVERY == 1 {
+        let (unlisted, packets) = (!std::mem::replace(&mut lane.listed, true), lane.packets);
+        if unlisted {
+            self.sessions[at].listed.push(lane_id as u32);
+        }
+        if path_at.is_none() && packets % TOLD_EVERY == 1 {
             cx.node.tell_removed(&self.bond, header.path, cx.actions);
         }
         match place {
             // Unauthenticated datagrams (row T11 "off") say nothing about where the peer is.
             Place::Newest if header.kind == Kind::Clear => {}
             Place::Newest => {
-                if lane.heard != cx.now {
+                let lane = self.sessions[at].lanes[lane_id].as_deref_mut();
+                if let Some(lane) = lane.filter(|lane| lane.heard != cx.now) {
                     lane.heard = cx.now;
                     self.bond.note_core_heard(cx.now, header.sending_core);
                     if let Some(path_at) = path_at {
@@ -282,7 +293,12 @@ impl Receive {
             }
         }
         let memory = Share::new(Arc::clone(&self.bond.memory));
-        self.sessions.push(RxSession { session: Arc::clone(session), lanes: Vec::new(), memory });
+        self.sessions.push(RxSession {
+            session: Arc::clone(session),
+            lanes: Vec::new(),
+            listed: Vec::new(),
+            memory,
+        });
         Some(self.sessions.len() - 1)
     }
 
@@ -569,31 +585,34 @@ impl Receive {
         if !report && !self.gaps {
             return due;
         }
-        let asked = self.gaps;
-        self.gaps = false;
-        for known in self.sessions.iter_mut().filter(|known| known.session.number == current) {
+        let asked = std::mem::take(&mut self.gaps);
+        let Self { sessions, bond, steps, gaps, .. } = self;
+        for known in sessions.iter_mut().filter(|known| known.session.number == current) {
             let cores = usize::from(known.session.peer_cores).max(1);
-            for (id, lane) in known.lanes.iter_mut().enumerate() {
-                let Some(lane) = lane else { continue };
-                let (path, core) = ((id / cores) as u8, (id % cores) as u8);
+            let (lanes, mut full) = (&mut known.lanes, 0);
+            known.listed.retain(|&id| {
+                let Some(Some(lane)) = lanes.get_mut(id as usize) else { return false };
+                *steps += 1;
+                let (path, core) = ((id as usize / cores) as u8, (id as usize % cores) as u8);
                 if asked && lane.has_gaps() {
                     let missing = lane.missing(now);
                     if !missing.is_empty() {
                         due.nacks.push((path, core, missing));
                     }
-                    self.gaps |= lane.has_gaps();
                 }
-                if report && lane.unreported() {
-                    let entry = lane.report(now, path);
-                    match due.reports.iter_mut().find(|(to, _)| *to == core) {
-                        Some((_, entries)) if entries.len() < frame::ENTRIES_MAX.min(28) => {
-                            entries.push(entry);
-                        }
-                        Some(_) => {}
-                        None => due.reports.push((core, vec![entry])),
-                    }
+                *gaps |= lane.has_gaps();
+                if report && lane.unreported() && !due.add(core, || lane.report(now, path)) {
+                    full += 1;
                 }
-            }
+                lane.listed = lane.has_gaps() || lane.unreported();
+                if !lane.listed {
+                    publish_lane(bond, lane, path);
+                }
+                lane.listed
+            });
+            // Whoever found no room in this report is in the next.
+            let first = known.listed.len().saturating_sub(full);
+            known.listed.rotate_left(first);
         }
         if report {
             self.reported_at = now;
@@ -628,26 +647,35 @@ impl Receive {
 
     /// Whether a report may be due, and when.
     pub fn next_report(&self) -> Time {
-        let any =
-            self.sessions.iter().flat_map(|known| known.lanes.iter().flatten()).any(|lane| lane.unreported());
+        let unreported = |known: &RxSession| {
+            known
+                .listed
+                .iter()
+                .any(|id| known.lanes[*id as usize].as_ref().is_some_and(|lane| lane.unreported()))
+        };
+        let any = self.sessions.iter().any(unreported);
         if any { self.reported_at.plus_ns(REPORT_NS) } else { Time::MAX }
     }
 
-    /// Adds this core's numbers to the shared ones.
-    pub fn publish(&mut self) {
-        for known in &mut self.sessions {
+    /// Lanes that timers and reports have looked at so far.
+    pub const fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Adds this core's numbers to the shared ones. `current`: the session we send with.
+    pub fn publish(&mut self, current: u32) {
+        let Self { sessions, bond, steps, .. } = self;
+        for known in sessions.iter_mut() {
             let cores = usize::from(known.session.peer_cores).max(1);
-            for (id, lane) in known.lanes.iter_mut().enumerate() {
-                let Some(lane) = lane else { continue };
-                let (datagrams, bytes) = lane.take_traffic();
-                if datagrams > 0
-                    && let Some(path) =
-                        self.bond.paths.load().iter().find(|path| usize::from(path.id) == id / cores)
-                {
-                    path.traffic.rx_datagrams.fetch_add(datagrams, Relaxed);
-                    path.traffic.rx_bytes.fetch_add(bytes, Relaxed);
-                }
-            }
+            let (lanes, of_current) = (&mut known.lanes, known.session.number == current);
+            known.listed.retain(|&id| {
+                let Some(Some(lane)) = lanes.get_mut(id as usize) else { return false };
+                *steps += 1;
+                publish_lane(bond, lane, (id as usize / cores) as u8);
+                // Nobody is told about lanes of another session.
+                lane.listed = of_current;
+                of_current
+            });
         }
         self.publish_totals();
     }
@@ -696,6 +724,29 @@ fn release<O: Output>(
     }
 }
 
+/// Adds a lane's traffic to that of its path.
+fn publish_lane(bond: &Bond, lane: &mut RxLane, path: u8) {
+    let (datagrams, bytes) = lane.take_traffic();
+    if datagrams > 0
+        && let Some(path) = bond.paths.load().iter().find(|known| known.id == path)
+    {
+        path.traffic.rx_datagrams.fetch_add(datagrams, Relaxed);
+        path.traffic.rx_bytes.fetch_add(bytes, Relaxed);
+    }
+}
+
+impl Due {
+    /// Adds an entry to the report for a core of the peer; false if that has no room.
+    fn add(&mut self, core: u8, entry: impl FnOnce() -> ReportEntry) -> bool {
+        match self.reports.iter_mut().find(|(to, _)| *to == core) {
+            Some((_, entries)) if entries.len() < frame::ENTRIES_MAX.min(28) => entries.push(entry()),
+            Some(_) => return false,
+            None => self.reports.push((core, vec![entry()])),
+        }
+        true
+    }
+}
+
 impl RxSession {
     /// A lane, made by its first authenticated datagram. `None` when the peer's memory is used up.
     fn lane(&mut self, id: usize) -> Option<&mut RxLane> {
@@ -712,48 +763,10 @@ impl RxSession {
     }
 }
 
-/// Whose old address was heard so lately has not moved: a NAT may show each of a peer's sockets with an address of its own.
-const STAYS_NS: u64 = 5_000_000;
 /// A path takes a part of the reports that is at most this much slower than the quickest, µs, …
 const REPORT_SPREAD_US: i64 = 15_000;
 /// … and has at least this rate, bytes per second (1 Mbit/s): reports are some 50 kbit/s.
 const REPORT_RATE_MIN: u64 = 125_000;
-
-/// The newest datagram of a lane tells that the path lives and, to a listener, where the peer is.
-fn note_arrival<O: Output>(cx: &mut Context<'_, O>, bond: &Bond, path_at: usize, header: &Header) {
-    let (now, source) = (cx.now, *cx.source);
-    let route = cx.tx.paths[path_at].path.route();
-    if bond.dialer {
-        // A repeat came over another path's socket: it says nothing about this one.
-        if source.socket.is_none_or(|(_, path)| path == header.path) {
-            cx.tx.paths[path_at].path.note_heard(now);
-        }
-        return;
-    }
-    let known_elsewhere = |tx: &super::transmit::PathTx| {
-        tx.path.id != header.path
-            && tx.path.route().remote.ip() == source.remote.ip()
-            && tx.path.route().wan == source.wan
-    };
-    if route.remote.ip() == source.remote.ip() && route.wan == source.wan {
-        let tx = &mut cx.tx.paths[path_at];
-        tx.path.note_heard(now);
-        let core = usize::from(header.sending_core);
-        if tx.tuples.len() <= core {
-            tx.tuples.resize(core + 1, None);
-        }
-        if route.remote != source.remote && !tx.path.usable() {
-            // A NAT gave the path another port while it was away: whatever was learned before is stale.
-            tx.path.set_route(crate::path::Route { remote: source.remote, ..route });
-        }
-        tx.tuples[core] = Some((tx.path.route_version(), source.remote));
-        tx.newest_tuple = tx.tuples[core];
-    } else if !cx.tx.paths[path_at].path.heard_within(now, STAYS_NS)
-        && !cx.tx.paths.iter().any(known_elsewhere)
-    {
-        cx.node.on_moved(now, bond, header.path, &source);
-    }
-}
 
 /// Decrypts in place, by the kind of the datagram and what the session allows.
 fn open<'a>(session: &Session, header: &Header, datagram: &'a mut [u8]) -> Result<&'a [u8], DropReason> {

@@ -11,7 +11,7 @@ pub(super) struct TxLane {
     /// Cumulative numbers of the last report.
     pub reported: Reported,
     /// When the oldest datagram with inner packets left that no report has confirmed; `None` = nothing is outstanding.
-    pub outstanding_since: Option<Time>,
+    outstanding_since: Option<Time>,
 }
 
 impl TxLane {
@@ -28,32 +28,66 @@ impl TxLane {
     }
 }
 
+/// The lanes of a path to each of the peer's cores.
+#[derive(Debug)]
+pub(super) struct PathLanes {
+    lanes: Box<[TxLane]>,
+    /// Those with something outstanding, a bit each: idle ones cost nothing. A peer has 128 cores at most.
+    outstanding: u128,
+}
+
+impl PathLanes {
+    fn new(cores: u8) -> Self {
+        Self { lanes: vec![TxLane::default(); usize::from(cores)].into_boxed_slice(), outstanding: 0 }
+    }
+
+    /// The lane to a core of the peer, if it has that core.
+    pub fn lane_mut(&mut self, core: u8) -> Option<&mut TxLane> {
+        self.lanes.get_mut(usize::from(core))
+    }
+
+    /// A datagram with inner packets left for a core.
+    pub fn note_outstanding(&mut self, core: u8, now: Time) {
+        let since = self.lanes.get(usize::from(core)).and_then(|lane| lane.outstanding_since);
+        self.set_outstanding(core, Some(since.unwrap_or(now)));
+    }
+
+    fn set_outstanding(&mut self, core: u8, since: Option<Time>) {
+        let Some(lane) = self.lanes.get_mut(usize::from(core)) else { return };
+        lane.outstanding_since = since;
+        let bit = 1u128.checked_shl(core.into()).unwrap_or(0);
+        self.outstanding = if since.is_some() { self.outstanding | bit } else { self.outstanding & !bit };
+    }
+}
+
+const _: () = assert!(crate::hello::CORES_MAX as u32 <= u128::BITS);
+
 /// All lanes that one core sends on within one session. They outlive their path's entry in the list of paths: a path
 /// that comes back under its id goes on counting where it was, or nonces would repeat.
 #[derive(Debug, Default)]
 pub(super) struct TxLanes {
-    /// By path id, then by the peer's core.
-    paths: Vec<Option<Box<[TxLane]>>>,
+    /// By path id.
+    paths: Vec<Option<PathLanes>>,
 }
 
 impl TxLanes {
     /// The lanes of a path to each of the peer's `cores` cores.
-    pub fn of_path(&mut self, path: u8, cores: u8) -> &mut [TxLane] {
+    pub fn of_path(&mut self, path: u8, cores: u8) -> &mut PathLanes {
         let path = usize::from(path);
         if self.paths.len() <= path {
             self.paths.resize_with(path + 1, || None);
         }
-        self.paths[path].get_or_insert_with(|| vec![TxLane::default(); usize::from(cores)].into_boxed_slice())
+        self.paths[path].get_or_insert_with(|| PathLanes::new(cores))
     }
 
     /// The lane, if anything was ever sent on its path.
     pub fn get_mut(&mut self, path: u8, core: u8) -> Option<&mut TxLane> {
-        self.paths.get_mut(usize::from(path))?.as_mut()?.get_mut(usize::from(core))
+        self.paths.get_mut(usize::from(path))?.as_mut()?.lane_mut(core)
     }
 
     /// The lane, if anything was ever sent on its path.
     pub fn get(&self, path: u8, core: u8) -> Option<&TxLane> {
-        self.paths.get(usize::from(path))?.as_ref()?.get(usize::from(core))
+        self.paths.get(usize::from(path))?.as_ref()?.lanes.get(usize::from(core))
     }
 
     /// When the oldest unconfirmed datagram of a lane left.
@@ -63,14 +97,28 @@ impl TxLanes {
 
     /// The peer's cores with unconfirmed datagrams on a path, each with when the oldest left.
     pub fn outstanding(&self, path: u8) -> impl Iterator<Item = (u8, Time)> + '_ {
-        let lanes = self.paths.get(usize::from(path)).and_then(Option::as_deref).unwrap_or_default();
-        lanes.iter().enumerate().filter_map(|(core, lane)| Some((core as u8, lane.outstanding_since?)))
+        let lanes = self.paths.get(usize::from(path)).and_then(Option::as_ref);
+        let mut left = lanes.map_or(0, |lanes| lanes.outstanding);
+        std::iter::from_fn(move || {
+            let core = left.trailing_zeros() as u8;
+            left &= left.checked_sub(1)?;
+            let since = lanes?.lanes.get(usize::from(core))?.outstanding_since?;
+            Some((core, since))
+        })
+    }
+
+    /// Notes when the oldest unconfirmed datagram of a lane left.
+    pub fn set_outstanding(&mut self, path: u8, core: u8, since: Option<Time>) {
+        if let Some(Some(lanes)) = self.paths.get_mut(usize::from(path)) {
+            lanes.set_outstanding(core, since);
+        }
     }
 
     /// Nothing that left over this path will be confirmed any more.
     pub fn settle_path(&mut self, path: u8) {
-        for lane in self.paths.get_mut(usize::from(path)).and_then(Option::as_deref_mut).unwrap_or_default() {
-            lane.outstanding_since = None;
+        if let Some(Some(lanes)) = self.paths.get_mut(usize::from(path)) {
+            lanes.lanes.iter_mut().for_each(|lane| lane.outstanding_since = None);
+            lanes.outstanding = 0;
         }
     }
 
