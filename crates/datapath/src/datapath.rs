@@ -12,6 +12,7 @@ use packet::vnet::VirtioNetHeader;
 use packet::{Coalescer, DropCounters, DropReason, FlowKey, PacketBuf, PacketPool};
 use services::Services;
 use services::fragment::{FragmentLimits, Released, Rendezvous};
+use services::hash::SecretState;
 use services::pipeline::{ETHERNET_BYTES, Frame, Neighbors, Outcome};
 use services::policy::Policy;
 use services::random::Random;
@@ -75,7 +76,7 @@ impl Datapath {
         let mut datapath = Self {
             id,
             tunnel: Tunnel::new(id, node),
-            rendezvous: Rendezvous::new(limits, random.word()),
+            rendezvous: Rendezvous::new(limits, SecretState::draw(&mut random)),
             services: Services::new(id, random, &policy, &ownership, neighbors),
             serving,
             ownership,

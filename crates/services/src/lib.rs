@@ -17,12 +17,13 @@
 //! [`handover`] carries flows to another process: at a restart of the program none breaks.
 //!
 //! [`spec`] is what the operator wants, in plain data; [`policy`] is its compiled form, replaced as a whole. [`random`] is
-//! where everything comes from that nobody may foretell.
+//! where everything comes from that nobody may foretell, [`hash`] keeps strangers from choosing what meets in a table.
 
 pub mod balance;
 pub mod flow;
 pub mod fragment;
 pub mod handover;
+pub mod hash;
 pub mod icmp;
 pub mod nat;
 pub mod pipeline;

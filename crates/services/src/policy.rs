@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use foldhash::fast::FixedState;
+use crate::hash::ConfigState;
 use hashbrown::HashSet;
 use ipnet::IpNet;
 use packet::DropReason;
@@ -112,7 +112,7 @@ pub struct Policy {
     /// Facts of NAT and services on which the owner of a packet depends.
     pub owners: OwnerFacts,
     /// Own addresses.
-    own: HashSet<IpAddr, FixedState>,
+    own: HashSet<IpAddr, ConfigState>,
     /// Inside endpoint → listen addresses whose flows keep the client's tuple (row C4).
     kept: KeptTargets,
     /// How many NAT rules there are: the operator's, then those that serve virtual servers.
@@ -491,9 +491,9 @@ impl Policy {
 }
 
 /// Addresses of the gateway itself: those of its interfaces, and those that are routed to the host.
-fn own_addresses(spec: &GatewaySpec) -> HashSet<IpAddr, FixedState> {
+fn own_addresses(spec: &GatewaySpec) -> HashSet<IpAddr, ConfigState> {
     let of_interfaces = spec.interfaces.iter().flat_map(|interface| &interface.addresses);
-    let mut own: HashSet<IpAddr, FixedState> = of_interfaces.map(IpNet::addr).collect();
+    let mut own: HashSet<IpAddr, ConfigState> = of_interfaces.map(IpNet::addr).collect();
     let to_host = |route: &&RouteSpec| {
         let one = route.prefix.prefix_len() == route.prefix.max_prefix_len();
         one && route.egress == Egress::Host && route.action == RouteAction::Forward

@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::hash::BuildHasher as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use foldhash::fast::FixedState;
+use crate::hash::ConfigState;
 use ipnet::IpNet;
 use packet::DropReason;
 use packet::attachment::{Egress, Ingress};
@@ -130,7 +130,7 @@ impl Entry {
             Self::Ways(ways) => {
                 let before = query.before.and_then(|egress| self.ways().find(|route| route.egress == egress));
                 let sum = ways.last().map_or(0, |(_, sum)| *sum);
-                let hash = FixedState::with_seed(0).hash_one(query.key);
+                let hash = ConfigState::with_seed(0).hash_one(query.key);
                 let at = (u64::from(sum) * (hash >> 32)) >> 32;
                 let by_hash = || ways.iter().find(|(_, sum)| u64::from(*sum) > at).map(|(route, _)| *route);
                 before.or_else(by_hash).ok_or(DropReason::NoRoute)

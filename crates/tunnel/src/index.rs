@@ -7,6 +7,8 @@
 //! P is a Feistel network of eight rounds over 16-bit halves with SipHash-2-4 as round function. It hides
 //! structure; it does not authenticate anything (the AEAD does).
 
+use std::hash::{BuildHasher, Hasher};
+
 /// Nodes that fit: 0..4096.
 pub const NODES_MAX: u16 = 1 << 12;
 /// Local numbers that fit: 0..2^20.
@@ -68,6 +70,42 @@ impl IndexCipher {
 
     fn round(&self, round: u64, half: u16) -> u16 {
         siphash_2_4(self.key, round << 16 | u64::from(half)) as u16
+    }
+}
+
+/// Hash of a table whose keys are indices that [`IndexCipher::index`] made: they are as good as random already, and nobody
+/// else can choose any. Datagrams only look up.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct IndexState;
+
+impl BuildHasher for IndexState {
+    type Hasher = IndexHasher;
+
+    #[inline]
+    fn build_hasher(&self) -> IndexHasher {
+        IndexHasher(0)
+    }
+}
+
+/// Repeats the index in both halves: tables take the place from the lower bits and a tag from the upper ones.
+#[derive(Clone, Copy, Debug)]
+pub struct IndexHasher(u64);
+
+impl Hasher for IndexHasher {
+    #[inline]
+    fn write_u32(&mut self, index: u32) {
+        self.0 = u64::from(index) << 32 | u64::from(index.rotate_left(16));
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    #[inline]
+    fn finish(&self) -> u64 {
+        self.0
     }
 }
 

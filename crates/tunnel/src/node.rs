@@ -21,7 +21,7 @@ use crate::config::{NodeConfig, Peer, Snapshot, Wan};
 use crate::frame::{CloseReason, Frame};
 use crate::handshake::{Identity, Timestamps};
 use crate::hello::{Capabilities, Hello, PROTOCOL_VERSION, ProcessorInfo};
-use crate::index::IndexCipher;
+use crate::index::{IndexCipher, IndexState};
 use crate::lifecycle::{Action, Lifecycle, encode};
 use crate::mac::{Guard, GuardLimits};
 use crate::memory::{BondMemory, NodeMemory};
@@ -46,7 +46,7 @@ pub struct Node {
     pub ownership: Arc<ArcSwap<Ownership>>,
     /// All bonds.
     pub bonds: ArcSwap<Bonds>,
-    sessions: ArcSwap<HashMap<u32, Arc<Session>, foldhash::fast::FixedState>>,
+    sessions: ArcSwap<HashMap<u32, Arc<Session>, IndexState>>,
     /// How busy each core is, 0–255.
     load: Vec<AtomicU8>,
     identity: Identity,

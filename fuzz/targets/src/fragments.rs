@@ -8,6 +8,7 @@ use services::fragment::{
     Action, FRAGMENTS_PER_PACKET_MAX, FragmentLimits, FragmentTable, Outcome, Released, Rendezvous, Told,
     fragment_out,
 };
+use services::hash::SecretState;
 
 use self::steps::{BRIDGE, MORE, RAW, SIX, STEP_BYTES, TIGHT};
 
@@ -211,8 +212,8 @@ impl Halves {
         let packets_per_source_max = if tight { 2 } else { 1_000 };
         let limits = FragmentLimits { bytes_max, packets_per_source_max, timeout_ns: TIMEOUT_NS };
         Halves {
-            rendezvous: Rendezvous::new(limits, 1),
-            table: FragmentTable::new(limits, 2),
+            rendezvous: Rendezvous::new(limits, SecretState::of_number(1)),
+            table: FragmentTable::new(limits, SecretState::of_number(2)),
             bytes_max,
             action: if flags & BRIDGE != 0 { Action::Bridge } else { Action::Assemble },
             tight,

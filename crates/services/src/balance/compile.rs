@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
+use crate::hash::ConfigState;
 use arc_swap::ArcSwap;
-use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
 use super::state::{BackendState, ServerState, TENTHS};
@@ -34,7 +34,7 @@ impl Endpoint {
 }
 
 /// Looked up, never gone through.
-pub type Index<V> = HashMap<Endpoint, V, FixedState>;
+pub type Index<V> = HashMap<Endpoint, V, ConfigState>;
 
 /// A virtual server.
 #[derive(Debug)]

@@ -271,6 +271,7 @@ fn hashes_spread_over_all_bits() {
             *ones += (hash >> bit & 1) as u32;
         }
     }
+    // The lower half repeats the upper one.
     assert!(ones.iter().all(|ones| (9_500..10_500).contains(ones)), "{ones:?}");
     let other = FlowTable::new(&mut Random::of_number(6), 1);
     assert_ne!(table.hash(&numbered(false, 1), 0), other.hash(&numbered(false, 1), 0));

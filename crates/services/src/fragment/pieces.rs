@@ -2,7 +2,7 @@
 
 use std::hash::BuildHasher;
 
-use foldhash::quality::FixedState;
+use crate::hash::ConfigState;
 use packet::ip::{
     FRAGMENT_HEADER_BYTES, IPV6_HEADER_BYTES, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_SCTP, PROTOCOL_TCP,
     PROTOCOL_UDP, PROTOCOL_UDP_LITE,
@@ -47,7 +47,7 @@ impl Extent {
         if payload.is_empty() || !fits || (fragment.more && !payload.len().is_multiple_of(8)) {
             return Err(DropReason::FragmentInvalid);
         }
-        let digest = FixedState::with_seed(0).hash_one(payload) as u32;
+        let digest = ConfigState::with_seed(0).hash_one(payload) as u32;
         let to = u16::try_from(to).map_err(|_| DropReason::FragmentInvalid)?;
         Ok(Extent { from: fragment.offset, to, last: !fragment.more, digest })
     }

@@ -7,6 +7,7 @@ use packet::{DropCounters, DropReason, FlowKey, IpHeader};
 use super::pieces::{Extent, Fit, flow_of_first};
 use super::store::{FragmentStats, Store};
 use super::{FragmentLimits, Measure, PacketId, u16_at};
+use crate::hash::SecretState;
 
 /// A fragment whose flow is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,10 +40,10 @@ pub struct Rendezvous {
 }
 
 impl Rendezvous {
-    /// An empty one. `seed`: random, so that nobody can choose what shares a place in its hash tables.
+    /// An empty one. `hash`: secret, so that nobody can choose what shares a place in its hash tables.
     #[must_use]
-    pub fn new(limits: FragmentLimits, seed: u64) -> Self {
-        Self { store: Store::new(limits, seed) }
+    pub fn new(limits: FragmentLimits, hash: SecretState) -> Self {
+        Self { store: Store::new(limits, hash) }
     }
 
     /// Takes a fragment. What can go on goes to `out`: held fragments in the order in which they came, then this one.

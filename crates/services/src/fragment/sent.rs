@@ -3,7 +3,7 @@
 use std::hash::BuildHasher;
 use std::net::IpAddr;
 
-use foldhash::quality::FixedState;
+use crate::hash::SecretState;
 use packet::{FlowKey, IpHeader};
 
 /// Packets that are remembered; a newer one takes the place of an older one of the same hash.
@@ -42,14 +42,14 @@ struct Sent {
 #[derive(Debug)]
 pub struct SentFragments {
     places: Vec<Option<Sent>>,
-    hasher: FixedState,
+    hasher: SecretState,
 }
 
 impl SentFragments {
-    /// None yet; memory is taken with the first. `seed`: random, so that nobody can choose whose place is taken.
+    /// None yet; memory is taken with the first. `hasher`: secret, so that nobody can choose whose place is taken.
     #[must_use]
-    pub fn new(seed: u64) -> Self {
-        Self { places: Vec::new(), hasher: FixedState::with_seed(seed) }
+    pub fn new(hasher: SecretState) -> Self {
+        Self { places: Vec::new(), hasher }
     }
 
     fn place(&self, id: &SentId) -> usize {
@@ -72,5 +72,18 @@ impl SentFragments {
     pub fn find(&self, now_ns: u64, id: &SentId) -> Option<(FlowKey, u16)> {
         let sent = self.places.get(self.place(id))?.filter(|sent| sent.id == *id)?;
         (now_ns.saturating_sub(sent.at_ns) <= KEPT_NS).then_some((sent.key, sent.tenant))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hash::testing::assert_spreads;
+
+    #[test]
+    fn packets_that_a_stranger_chooses_do_not_take_one_place() {
+        let sent = SentFragments::new(SecretState::of_number(1));
+        let dst = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+        assert_spreads(&sent.hasher, |src| SentId { src, dst, id: 1, protocol: 17 });
     }
 }

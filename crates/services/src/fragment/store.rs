@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
 
-use foldhash::quality::FixedState;
+use crate::hash::SecretState;
 use hashbrown::HashMap;
 use packet::{DropCounters, DropReason};
 
@@ -74,8 +74,8 @@ pub(super) struct Entry<T> {
 pub(super) struct Store<T> {
     /// By age: serials only grow.
     entries: BTreeMap<u64, Entry<T>>,
-    serials: HashMap<PacketId, u64, FixedState>,
-    sources: HashMap<Source, Share, FixedState>,
+    serials: HashMap<PacketId, u64, SecretState>,
+    sources: HashMap<Source, Share, SecretState>,
     /// Sources by what they have, the greediest last.
     ranking: BTreeSet<(usize, Source)>,
     next_serial: u64,
@@ -96,11 +96,11 @@ impl<T> Store<T> {
             + size_of::<(usize, Source)>()
             + 2 * size_of::<u64>());
 
-    pub fn new(limits: FragmentLimits, seed: u64) -> Self {
+    pub fn new(limits: FragmentLimits, hash: SecretState) -> Self {
         Self {
             entries: BTreeMap::new(),
-            serials: HashMap::with_hasher(FixedState::with_seed(seed)),
-            sources: HashMap::with_hasher(FixedState::with_seed(!seed)),
+            serials: HashMap::with_hasher(hash.clone()),
+            sources: HashMap::with_hasher(hash),
             ranking: BTreeSet::new(),
             next_serial: 0,
             bytes: 0,
@@ -345,5 +345,21 @@ impl<T> Store<T> {
             assert!(serials.len() <= usize::from(self.limits.packets_per_source_max));
             assert!(bytes <= self.limits.bytes_max / SOURCE_SHARE);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hash::testing::assert_spreads;
+
+    #[test]
+    fn packets_that_a_stranger_chooses_do_not_meet() {
+        let limits = FragmentLimits { bytes_max: 1 << 20, packets_per_source_max: 16, timeout_ns: 1 };
+        let store = Store::<()>::new(limits, SecretState::of_number(1));
+        let (dst, ingress) = (IpAddr::from([203, 0, 113, 1]), packet::Ingress::Host);
+        let id = |src| PacketId { src, dst, id: 1, tenant: 0, ingress, protocol: 17 };
+        assert_spreads(store.serials.hasher(), id);
+        assert_spreads(store.sources.hasher(), |prefix| Source { tenant: 0, prefix });
     }
 }

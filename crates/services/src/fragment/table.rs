@@ -9,6 +9,7 @@ use packet::{DropCounters, DropReason, FlowKey, IpHeader, checksum};
 use super::pieces::{Extent, Fit, LENGTH_MAX, Pieces};
 use super::store::{FragmentStats, Store};
 use super::{Action, FragmentLimits, PacketId, put_u16};
+use crate::hash::SecretState;
 
 /// Message about a packet in pieces, from the core of the addresses to the owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,10 +60,10 @@ pub struct FragmentTable {
 }
 
 impl FragmentTable {
-    /// An empty table. `seed`: random, so that nobody can choose what shares a place in its hash tables.
+    /// An empty table. `hash`: secret, so that nobody can choose what shares a place in its hash tables.
     #[must_use]
-    pub fn new(limits: FragmentLimits, seed: u64) -> Self {
-        Self { store: Store::new(limits, seed), whole: Vec::new() }
+    pub fn new(limits: FragmentLimits, hash: SecretState) -> Self {
+        Self { store: Store::new(limits, hash), whole: Vec::new() }
     }
 
     /// Remembers what to do with a packet. A packet is told once; if it is told again the identification was used

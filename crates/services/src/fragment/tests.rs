@@ -16,6 +16,7 @@ use packet::{DropReason, IpHeader};
 use packet::attachment::InterfaceId;
 
 use super::*;
+use crate::hash::SecretState;
 
 const SECOND: u64 = 1_000_000_000;
 const TIMEOUT: u64 = 15 * SECOND;
@@ -196,7 +197,7 @@ fn take(table: &mut FragmentTable, now: u64, packet: &[u8]) -> Result<Did, DropR
 
 /// A table that was told what to do with the packet of this fragment.
 fn told(action: Action, fragment: &[u8]) -> FragmentTable {
-    let mut table = FragmentTable::new(ROOMY, 1);
+    let mut table = FragmentTable::new(ROOMY, SecretState::of_number(1));
     table.tell(0, &tell(action, fragment)).unwrap();
     table
 }

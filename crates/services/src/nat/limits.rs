@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::net::IpAddr;
 
-use foldhash::fast::FixedState;
+use crate::hash::SecretState;
 use hashbrown::HashMap;
 
 use super::port_set::{Blocks, block_of};
@@ -63,15 +63,15 @@ impl Client {
 /// The clients of one core.
 #[derive(Debug)]
 pub(crate) struct Clients {
-    known: HashMap<ClientKey, Client, FixedState>,
+    known: HashMap<ClientKey, Client, SecretState>,
     /// When each became idle; oldest first.
     idle: VecDeque<(u64, ClientKey)>,
     max: usize,
 }
 
 impl Clients {
-    pub(crate) fn new(seed: u64, max: usize) -> Self {
-        Self { known: HashMap::with_hasher(FixedState::with_seed(seed)), idle: VecDeque::new(), max }
+    pub(crate) fn new(hash: SecretState, max: usize) -> Self {
+        Self { known: HashMap::with_hasher(hash), idle: VecDeque::new(), max }
     }
 
     pub(crate) fn len(&self) -> usize {

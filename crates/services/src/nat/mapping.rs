@@ -12,7 +12,7 @@
 use std::collections::VecDeque;
 use std::net::IpAddr;
 
-use foldhash::fast::FixedState;
+use crate::hash::SecretState;
 use hashbrown::HashMap;
 
 use super::port_set::{Blocks, PortSet, WORDS};
@@ -103,10 +103,10 @@ pub(crate) struct MappingWish<'a> {
 pub(crate) struct Mappings {
     entries: Vec<Option<MappingEntry>>,
     vacant: Vec<u32>,
-    by_inside: HashMap<InsideKey, u32, FixedState>,
-    by_outside: HashMap<OutsideKey, u32, FixedState>,
+    by_inside: HashMap<InsideKey, u32, SecretState>,
+    by_outside: HashMap<OutsideKey, u32, SecretState>,
     /// By tenant, protocol and address.
-    used: HashMap<(u16, u8, IpAddr), Used, FixedState>,
+    used: HashMap<(u16, u8, IpAddr), Used, SecretState>,
     idle: VecDeque<(u64, u32)>,
     own: Vec<u64>,
     /// Mappings by [`MappingEntry::home`].
@@ -115,14 +115,13 @@ pub(crate) struct Mappings {
 }
 
 impl Mappings {
-    pub(crate) fn new(core: u8, cores: u8, seed: u64, max: usize) -> Self {
-        let hasher = || FixedState::with_seed(seed);
+    pub(crate) fn new(core: u8, cores: u8, hash: SecretState, max: usize) -> Self {
         Self {
             entries: Vec::new(),
             vacant: Vec::new(),
-            by_inside: HashMap::with_hasher(hasher()),
-            by_outside: HashMap::with_hasher(hasher()),
-            used: HashMap::with_hasher(hasher()),
+            by_inside: HashMap::with_hasher(hash.clone()),
+            by_outside: HashMap::with_hasher(hash.clone()),
+            used: HashMap::with_hasher(hash.clone()),
             idle: VecDeque::new(),
             own: own_words(core, cores),
             homes: Vec::new(),

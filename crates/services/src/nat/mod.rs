@@ -23,6 +23,7 @@ use steering::symmetric::FlowHasher;
 use steering::table::BucketTable;
 
 use crate::flow::{Record, flags};
+use crate::hash::SecretState;
 use crate::random::Random;
 use crate::spec::NatMode;
 
@@ -174,8 +175,8 @@ impl Nat {
             followed: None,
             generation: 0,
             pools: Pools::new(core, cores, random),
-            clients: Clients::new(random.word(), CLIENTS_MAX),
-            mappings: Mappings::new(core, cores, random.word(), MAPPINGS_MAX),
+            clients: Clients::new(SecretState::draw(random), CLIENTS_MAX),
+            mappings: Mappings::new(core, cores, SecretState::draw(random), MAPPINGS_MAX),
             mapping_words: 0,
             events: EventQueue::default(),
         }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use foldhash::fast::FixedState;
+use crate::hash::ConfigState;
 use hashbrown::HashMap;
 use ipnet::IpNet;
 use packet::attachment::{BondId, Egress, Ingress, InterfaceId};
@@ -164,12 +164,12 @@ struct Outside {
 pub struct NatPolicy {
     rules: Vec<Rule>,
     port_sets: Vec<PortSet>,
-    outside: HashMap<IpAddr, Outside, FixedState>,
+    outside: HashMap<IpAddr, Outside, ConfigState>,
     forwards: Vec<ForwardSpec>,
     /// Forwards of one port, by protocol and endpoint.
-    by_listen: HashMap<(u8, SocketAddr), u16, FixedState>,
+    by_listen: HashMap<(u8, SocketAddr), u16, ConfigState>,
     /// Forwards of several ports, by protocol and address.
-    ranges: HashMap<(u8, IpAddr), Vec<u16>, FixedState>,
+    ranges: HashMap<(u8, IpAddr), Vec<u16>, ConfigState>,
     lease_specs: Vec<LeaseSpec>,
     leases: Arc<Leases>,
 }

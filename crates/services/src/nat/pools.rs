@@ -19,7 +19,6 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use packet::flow::FlowKey;
 use std::hash::BuildHasher;
@@ -31,6 +30,7 @@ use super::mapping::mapping_core;
 use super::policy::TABLES_MAX;
 use super::port_set::{Blocks, PortSet, block_of};
 use super::ports::{PlaceState, PortTable, Verdict, Wish};
+use crate::hash::SecretState;
 use crate::random::Random;
 
 /// Other tables that are tried when the home table is exhausted.
@@ -146,13 +146,13 @@ impl Reach {
 pub(crate) struct Pools {
     core: u8,
     cores: u8,
-    numbers: FixedState,
+    numbers: SecretState,
     maps: Option<[ClassMap; 4]>,
     masks: Vec<MaskSet>,
     /// The allowed ports of a set that are this core's by [`mapping_core`], for the address asked last.
     own_mask: Option<(IpAddr, usize, PortSlot, Arc<ClassMask>)>,
     own: OwnBuckets,
-    by_key: HashMap<(PoolKey, u16), usize, FixedState>,
+    by_key: HashMap<(PoolKey, u16), usize, SecretState>,
     pools: Vec<Pool>,
     /// The time, s.
     now_s: u32,
@@ -171,12 +171,12 @@ impl Pools {
         Self {
             core,
             cores,
-            numbers: FixedState::with_seed(random.word()),
+            numbers: SecretState::draw(random),
             maps: None,
             masks: Vec::new(),
             own_mask: None,
             own: OwnBuckets::default(),
-            by_key: HashMap::with_hasher(FixedState::with_seed(random.word())),
+            by_key: HashMap::with_hasher(SecretState::draw(random)),
             pools: Vec::new(),
             now_s: 0,
             sweep: (0, 0),
@@ -584,5 +584,18 @@ fn rearrange(pools: &mut [Pool], old: &[ClassMap; 4], new: &[ClassMap; 4]) {
                 table.rearrange(old, new);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hash::testing::assert_spreads;
+
+    #[test]
+    fn remotes_that_a_stranger_chooses_do_not_meet() {
+        let pools = Pools::new(0, 1, &mut Random::of_number(1));
+        assert_spreads(&pools.numbers, |remote| (remote, 443_u16, 6_u8));
+        assert_spreads(pools.by_key.hasher(), |address| (PoolKey::Address(address), 0_u16));
     }
 }

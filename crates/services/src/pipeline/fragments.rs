@@ -13,6 +13,7 @@ use crate::fragment::{
     self, Action, Facts, FragmentLimits, FragmentTable, Measure, PacketId, Rendezvous, SentFragments, SentId,
     Told,
 };
+use crate::hash::SecretState;
 use crate::icmp::Limiter;
 use crate::nat::NatClient;
 use crate::policy::{Policy, Service};
@@ -42,11 +43,11 @@ impl Fragments {
     pub fn new(policy: &Policy, random: &mut Random) -> Self {
         let limits = limits(policy);
         Self {
-            rendezvous: Rendezvous::new(limits, random.word()),
-            table: FragmentTable::new(limits, random.word()),
+            rendezvous: Rendezvous::new(limits, SecretState::draw(random)),
+            table: FragmentTable::new(limits, SecretState::draw(random)),
             load_percent: 0,
             assembled_id: None,
-            sent: SentFragments::new(random.word()),
+            sent: SentFragments::new(SecretState::draw(random)),
             questions: Limiter::new(policy.limits().errors_per_s_max),
             scratch: Vec::new(),
         }

@@ -19,6 +19,7 @@ use packet::flow::FlowKey;
 use packet::{DropCounters, DropReason};
 
 use crate::flow::{Direction, FlowId, FlowTable, Hint, Removed, flags};
+use crate::hash::SecretState;
 use crate::icmp::Limiter;
 use crate::nat::{Nat, NatEvent};
 use crate::policy::Policy;
@@ -130,7 +131,7 @@ impl Services {
             flows: Flows::new(&mut random, limits.flows_max, ownership.table.buckets()),
             nat: Nat::new(id, ownership.cores, &mut random),
             fragments: Fragments::new(policy, &mut random),
-            shifts: proxy_sequence::Shifts::new(random.word()),
+            shifts: proxy_sequence::Shifts::new(SecretState::draw(&mut random)),
             dead_backends: DeadBackends::new(policy.balancer.deaths()),
             limiter: Limiter::new(limits.errors_per_s_max),
             random,

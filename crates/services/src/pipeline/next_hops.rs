@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use packet::attachment::{Egress, InterfaceId};
 
 use super::{ETHERNET_BYTES, Outcome};
+use crate::hash::SecretState;
 use crate::policy::Policy;
 use crate::spec::LinkSpec;
 
@@ -92,15 +92,15 @@ pub struct Hops {
     list: Vec<Hop>,
     /// Where each of them leads, by place.
     keys: Vec<HopKey>,
-    places: HashMap<HopKey, u16, FixedState>,
+    places: HashMap<HopKey, u16, SecretState>,
     version: Option<u64>,
 }
 
 impl Hops {
-    /// None yet. `seed`: secret, so that nobody can choose addresses that share a place.
+    /// None yet. `hash`: secret, so that nobody can choose addresses that share a place.
     #[must_use]
-    pub fn new(seed: u64) -> Self {
-        let places = HashMap::with_hasher(FixedState::with_seed(seed));
+    pub fn new(hash: SecretState) -> Self {
+        let places = HashMap::with_hasher(hash);
         Self { list: Vec::new(), keys: Vec::new(), places, version: None }
     }
 
@@ -179,5 +179,17 @@ impl Hops {
         for (hop, key) in self.list.iter_mut().zip(&self.keys) {
             *hop = Hop::new(*key, policy, neighbors);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hash::testing::assert_spreads;
+
+    #[test]
+    fn neighbors_that_a_stranger_chooses_do_not_meet() {
+        let hops = Hops::new(SecretState::of_number(1));
+        assert_spreads(hops.places.hasher(), |address| -> HopKey { (Egress::Host, address, false) });
     }
 }

@@ -3,7 +3,6 @@
 //! The header leaves in a small segment of its own, in front of the segment that starts at the client's first byte. So
 //! a super-packet stays whole, nothing becomes longer than its sender made it, and partial checksums stay partial.
 
-use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use packet::vnet::{GSO_NONE, VirtioNetHeader};
 use packet::{DropReason, FlowKey, checksum};
@@ -12,17 +11,18 @@ use super::context::PacketContext;
 use super::flows::is_embryonic;
 use super::{Direction, ETHERNET_BYTES, Frame, Outcome, Output, Services, established};
 use crate::flow::{FlowId, flags};
+use crate::hash::SecretState;
 use crate::proxy_protocol::{self, Header, Shift};
 use crate::tcp::{self, SYN, Segment, Verdict};
 
 /// Shifts of flows with [`flags::PROXY_PROTOCOL`], by key and tenant of their original direction. There are never more
 /// than flows: an entry comes and goes with its flow.
-pub(super) struct Shifts(HashMap<(FlowKey, u16), Shift, FixedState>);
+pub(super) struct Shifts(HashMap<(FlowKey, u16), Shift, SecretState>);
 
 impl Shifts {
-    /// Empty; `seed` is secret.
-    pub fn new(seed: u64) -> Self {
-        Self(HashMap::with_hasher(FixedState::with_seed(seed)))
+    /// Empty; `hash` is secret.
+    pub fn new(hash: SecretState) -> Self {
+        Self(HashMap::with_hasher(hash))
     }
 
     /// Forgets an ended flow.
@@ -184,4 +184,18 @@ impl Services {
 /// Whether a SYN carries data, which a header could not be put in front of (RFC 7413: it is sent again without).
 pub(super) fn has_early_data(record_flags: u16, segment: &Segment) -> bool {
     record_flags & flags::PROXY_PROTOCOL != 0 && segment.has(SYN) && segment.payload_bytes > 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hash::testing::assert_spreads;
+
+    #[test]
+    fn connections_that_a_stranger_chooses_do_not_meet() {
+        let shifts = Shifts::new(SecretState::of_number(1));
+        let dst = std::net::Ipv4Addr::LOCALHOST.into();
+        let key = |src| FlowKey { src, dst, src_port: 1, dst_port: 443, protocol: 6 };
+        assert_spreads(shifts.0.hasher(), |src| (key(src), 0_u16));
+    }
 }

@@ -12,6 +12,7 @@ use steering::units::{EraSeen, Units};
 use super::Outcome;
 use super::flows::TenantKey;
 use super::next_hops::{self, Hop, HopKey, Hops, Neighbors, Way};
+use crate::hash::SecretState;
 use crate::policy::{Policy, Tenants};
 use crate::random::Random;
 use crate::route::RouteQuery;
@@ -53,7 +54,7 @@ impl Routing {
             policy: Arc::new(Arc::clone(policy)),
             era: 1,
             ownership: Arc::clone(ownership),
-            hops: Hops::new(random.word()),
+            hops: Hops::new(SecretState::draw(random)),
             tenants: policy.tenants().clone(),
             neighbors,
             units: None,

@@ -21,7 +21,7 @@ use super::bits::{Bits, Dense, Pair};
 pub(super) type SetId = u32;
 
 /// Fixed: the order of the hash is never seen, and what is hashed is the operator's.
-type Hasher = foldhash::fast::FixedState;
+type Hasher = crate::hash::ConfigState;
 
 /// Classes that nothing uses any more, beyond the number of prefixes, before all are made anew.
 const UNUSED_CLASSES: usize = 1_024;

@@ -29,7 +29,7 @@ fn meet_unchecked(rendezvous: &mut Rendezvous, packet: &[u8]) -> usize {
 #[test]
 fn one_source_takes_nothing_from_others() {
     for recipe in [V4, V6] {
-        let mut rendezvous = Rendezvous::new(SMALL, 3);
+        let mut rendezvous = Rendezvous::new(SMALL, SecretState::of_number(3));
         let mut id = 0;
         for _ in 0..5 {
             let out = honest(&mut rendezvous, &recipe, |rendezvous| {
@@ -49,7 +49,7 @@ fn one_source_takes_nothing_from_others() {
 /// A /64 is one source: its addresses cost nothing.
 #[test]
 fn addresses_of_one_prefix_are_one_source() {
-    let mut rendezvous = Rendezvous::new(SMALL, 3);
+    let mut rendezvous = Rendezvous::new(SMALL, SecretState::of_number(3));
     for host in 0..200u8 {
         let mut fragment = V6.fragment(8, true, &[0; 8]);
         fragment[20] = host;
@@ -61,7 +61,7 @@ fn addresses_of_one_prefix_are_one_source() {
 /// One source may not fill the memory with few large packets either.
 #[test]
 fn bytes_of_one_source() {
-    let mut rendezvous = Rendezvous::new(SMALL, 3);
+    let mut rendezvous = Rendezvous::new(SMALL, SecretState::of_number(3));
     for id in 0..16 {
         let evil = Recipe { id, ..V4 };
         for at in 1..40 {
@@ -76,7 +76,7 @@ fn bytes_of_one_source() {
 /// Very many sources: the oldest goes, so what is complete soon gets through.
 #[test]
 fn many_sources() {
-    let mut rendezvous = Rendezvous::new(SMALL, 3);
+    let mut rendezvous = Rendezvous::new(SMALL, SecretState::of_number(3));
     let mut from = 1_000;
     for _ in 0..5 {
         let out = honest(&mut rendezvous, &V4, |rendezvous| {
@@ -95,7 +95,7 @@ fn many_sources() {
 /// Some sources that together fill everything: each keeps to an equal share, and a small one is not the victim.
 #[test]
 fn some_greedy_sources() {
-    let mut rendezvous = Rendezvous::new(SMALL, 3);
+    let mut rendezvous = Rendezvous::new(SMALL, SecretState::of_number(3));
     let mut id = 0;
     for _ in 0..5 {
         let out = honest(&mut rendezvous, &V4, |rendezvous| {
@@ -116,7 +116,7 @@ fn some_greedy_sources() {
 #[test]
 fn one_greedy_source_among_small_ones() {
     let limits = FragmentLimits { packets_per_source_max: 1_000, ..SMALL };
-    let mut rendezvous = Rendezvous::new(limits, 3);
+    let mut rendezvous = Rendezvous::new(limits, SecretState::of_number(3));
     let held = |from, id| Recipe { from, id, ..V4 }.fragment(8, true, &[0; 2_000]);
     let mut small = 1_000;
     while rendezvous.stats().evicted == 0 {
@@ -140,7 +140,7 @@ fn one_greedy_source_among_small_ones() {
 /// The same limits at the owner, with packets that are assembled.
 #[test]
 fn at_the_owner() {
-    let mut table = FragmentTable::new(SMALL, 3);
+    let mut table = FragmentTable::new(SMALL, SecretState::of_number(3));
     let mine = V4.cut(&udp(4_000), 1_000);
     table.tell(0, &tell(Action::Assemble, &mine[0])).unwrap();
     let mut did = Ok(Did::Held);
@@ -163,12 +163,13 @@ fn no_room_at_all() {
         FragmentLimits { bytes_max: 1_000, ..SMALL },
         FragmentLimits { packets_per_source_max: 0, ..SMALL },
     ] {
-        let mut rendezvous = Rendezvous::new(limits, 3);
+        let mut rendezvous = Rendezvous::new(limits, SecretState::of_number(3));
         assert_eq!(meet(&mut rendezvous, 0, &V4.fragment(8, true, &[0; 8])), Err(DropReason::FragmentsFull));
         assert_eq!((rendezvous.bytes(), rendezvous.packets()), (0, 0));
     }
     // Room for a packet, not for all of it: the rest of it is refused.
-    let mut rendezvous = Rendezvous::new(FragmentLimits { bytes_max: 8_000, ..SMALL }, 3);
+    let mut rendezvous =
+        Rendezvous::new(FragmentLimits { bytes_max: 8_000, ..SMALL }, SecretState::of_number(3));
     let large = V4.fragment(8, true, &[0; 1_600]);
     assert_eq!(meet(&mut rendezvous, 0, &large), Err(DropReason::FragmentsFull));
     assert_eq!(meet(&mut rendezvous, 0, &V4.fragment(0, true, &udp(8))), Err(DropReason::FragmentsFull));
@@ -176,7 +177,7 @@ fn no_room_at_all() {
 
 #[test]
 fn smaller_limits_at_once() {
-    let mut rendezvous = Rendezvous::new(SMALL, 3);
+    let mut rendezvous = Rendezvous::new(SMALL, SecretState::of_number(3));
     for from in 0..100 {
         meet_unchecked(&mut rendezvous, &Recipe { from, ..V4 }.fragment(8, true, &[0; 80]));
     }

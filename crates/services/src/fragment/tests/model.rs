@@ -13,7 +13,11 @@ pub struct Pair {
 
 impl Pair {
     pub fn new(limits: FragmentLimits, action: Action) -> Pair {
-        Pair { rendezvous: Rendezvous::new(limits, 5), table: FragmentTable::new(limits, 6), action }
+        Pair {
+            rendezvous: Rendezvous::new(limits, SecretState::of_number(5)),
+            table: FragmentTable::new(limits, SecretState::of_number(6)),
+            action,
+        }
     }
 
     /// Whole packets, or bridged fragments, that come out.
@@ -154,7 +158,7 @@ proptest! {
         steps in prop::collection::vec((0u32..12, 0u32..4, 0usize..40, 1usize..90, any::<bool>()), 1..400),
     ) {
         let limits = FragmentLimits { bytes_max: 60_000, packets_per_source_max: 3, timeout_ns: 50 };
-        let mut rendezvous = Rendezvous::new(limits, 5);
+        let mut rendezvous = Rendezvous::new(limits, SecretState::of_number(5));
         let (mut taken, mut out) = (0, 0);
         for (now, (from, id, offset, units, more)) in steps.into_iter().enumerate() {
             let fragment = Recipe { from, id, ..V4 }.fragment(offset * 8, more || offset == 0, &vec![0; units * 8]);

@@ -3,7 +3,7 @@ use packet::FlowKey;
 use packet::ip::{PROTOCOL_DESTINATION_OPTIONS, PROTOCOL_ICMP, PROTOCOL_TCP};
 
 fn fresh() -> Rendezvous {
-    Rendezvous::new(ROOMY, 7)
+    Rendezvous::new(ROOMY, SecretState::of_number(7))
 }
 
 /// Row C5: in every order of arrival the fragments go on in that order, all with the key of the whole packet.

@@ -8,7 +8,7 @@ fn key(last: u8) -> ClientKey {
 
 #[test]
 fn idle_clients_make_room_and_busy_ones_do_not() {
-    let mut clients = Clients::new(1, 2);
+    let mut clients = Clients::new(SecretState::of_number(1), 2);
     clients.enter(0, key(1)).unwrap();
     clients.enter(0, key(2)).unwrap();
     assert!(clients.enter(0, key(3)).is_none());
@@ -49,4 +49,10 @@ fn cores_share_a_limit() {
     assert_eq!(share_of_core(1, 8), 1);
     assert_eq!(share_of_core(3, 2), 3, "never more than all");
     assert!((1..=128).all(|cores| u64::from(share_of_core(5000, cores)) * u64::from(cores) >= 5000));
+}
+
+#[test]
+fn clients_that_a_stranger_chooses_do_not_meet() {
+    let clients = Clients::new(SecretState::of_number(1), 2);
+    crate::hash::testing::assert_spreads(clients.known.hasher(), |address| -> ClientKey { (0, address) });
 }

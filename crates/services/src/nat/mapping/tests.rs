@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::super::port_set::ALL_BLOCKS;
 use super::super::tests::Random;
 use super::*;
+use crate::hash::testing::assert_spreads;
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -45,7 +46,7 @@ fn own_words_agree_with_the_function_for_all() {
 #[test]
 fn all_own_ports_are_given() {
     let (address, core, cores) = (ip("192.0.2.1"), 2, 4);
-    let mut mappings = Mappings::new(core, cores, 9, 1 << 20);
+    let mut mappings = Mappings::new(core, cores, SecretState::of_number(9), 1 << 20);
     let allowed = PortSet::new((1024, 9000), &[(5000, 5100)]);
     let mut random = Random(3);
     let mut given = BTreeSet::new();
@@ -83,7 +84,7 @@ fn all_own_ports_are_given() {
 
 #[test]
 fn a_mapping_outlives_its_last_flow_by_its_time() {
-    let mut mappings = Mappings::new(0, 1, 9, 2);
+    let mut mappings = Mappings::new(0, 1, SecretState::of_number(9), 2);
     let inside = (7, 17, ip("10.0.0.1"), 1000, ip("192.0.2.1"));
     let outside = (0, 17, ip("192.0.2.1"), 5000);
     mappings.insert(inside, outside, false);
@@ -109,4 +110,13 @@ fn a_mapping_outlives_its_last_flow_by_its_time() {
     let allowed = PortSet::new((1, 65_535), &[]);
     let wish = MappingWish { allowed: &allowed, allowed_id: 1, blocks: ALL_BLOCKS, like: None, random: 5 };
     assert_eq!(mappings.free_port((0, 17, ip("192.0.2.1")), &wish, &mut 0), None);
+}
+
+#[test]
+fn mappings_that_a_stranger_chooses_do_not_meet() {
+    let mappings = Mappings::new(0, 1, SecretState::of_number(9), 2);
+    let inside = |address| -> InsideKey { (0, 17, address, 1, IpAddr::from([203, 0, 113, 1])) };
+    assert_spreads(mappings.by_inside.hasher(), inside);
+    assert_spreads(mappings.by_outside.hasher(), |address| -> OutsideKey { (0, 17, address, 1) });
+    assert_spreads(mappings.used.hasher(), |address| (0_u16, 17_u8, address));
 }
