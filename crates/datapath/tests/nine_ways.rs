@@ -259,16 +259,6 @@ impl World {
             hub: Site::new(1, Some(hub_spec())),
             branches: [Site::new(11, None), Site::new(12, None)],
         };
-        let wan = |site: &Site| Wan {
-            id: 0,
-            interface: String::new(),
-            up: true,
-            addresses: vec![site.address.ip()],
-            mtu: 1500,
-            rate_max_bps: None,
-            receive_rate_max_bps: None,
-            tier: 0,
-        };
         let peers = vec![
             peer(LEFT, &world.branches[0], false, &["10.1.0.0/16"]),
             peer(RIGHT, &world.branches[1], false, &["10.2.0.0/16"]),
@@ -348,6 +338,20 @@ impl World {
             .iter()
             .map(|(_, segment, range)| (*segment, out.bytes[range.clone()].to_vec()))
             .collect()
+    }
+}
+
+/// The link of a site.
+fn wan(site: &Site) -> Wan {
+    Wan {
+        id: 0,
+        interface: String::new(),
+        up: true,
+        addresses: vec![site.address.ip()],
+        mtu: 1500,
+        rate_max_bps: None,
+        receive_rate_max_bps: None,
+        tier: 0,
     }
 }
 
@@ -464,4 +468,49 @@ fn batch(world: &mut World, ingress: Ingress, egress: Egress, packet: &[u8]) -> 
     }
     assert!(out.drops.is_empty(), "{:?}", out.drops);
     allocations
+}
+
+/// Whatever a peer may use as a source, what no router passes on is not taken out of its bond.
+#[test]
+fn martians_do_not_come_out_of_a_bond() {
+    let mut world = World::new();
+    let [left, right] = &world.branches;
+    let allowed = ["0.0.0.0/0", "10.2.0.0/16"];
+    let peers = vec![peer(LEFT, left, false, &allowed[..1]), peer(RIGHT, right, false, &allowed[1..])];
+    let snapshot = Snapshot { wans: vec![wan(&world.hub)], peers };
+    let mut actions = Vec::new();
+    world.hub.datapath.node().apply(world.now, &snapshot, &mut actions);
+    let Site { datapath, out, .. } = &mut world.hub;
+    datapath.run(world.now, actions, out);
+    for (src, dst, refused) in [
+        ("172.16.0.9:1", "10.0.0.5:53", None),
+        ("127.0.0.1:1", "10.0.0.5:53", Some(DropReason::MartianLoopback)),
+        ("0.0.0.9:1", "10.0.0.5:53", Some(DropReason::MartianThisNetwork)),
+        ("240.0.0.9:1", "10.0.0.5:53", Some(DropReason::MartianReserved)),
+        ("169.254.0.9:1", "10.0.0.5:53", Some(DropReason::MartianLinkLocal)),
+        ("224.0.0.9:1", "10.0.0.5:53", Some(DropReason::MartianMulticast)),
+        ("172.16.0.9:1", "127.0.0.1:53", Some(DropReason::MartianLoopback)),
+        ("172.16.0.9:1", "169.254.169.254:53", Some(DropReason::MartianLinkLocal)),
+        ("172.16.0.9:1", "10.0.0.5:54", None),
+    ] {
+        let incoming = world.sent_by_left(&[udp(src, dst)]);
+        assert!(!incoming.is_empty(), "{src} {dst}: its branch does not send it");
+        let source = from_branch(world.branches[0].address);
+        let Site { datapath, out, .. } = &mut world.hub;
+        out.clear();
+        // Already where the tunnel ends: a node may have no services.
+        let count = |datapath: &Datapath| refused.map(|reason| datapath.tunnel_drops().get(reason));
+        let before = count(datapath);
+        datapath.begin(world.now);
+        for (segment, mut bytes) in incoming {
+            datapath.datagrams(world.now, &source, &mut bytes, segment, out);
+        }
+        datapath.flush(world.now, out);
+        let (_, host, interfaces) = out.left();
+        assert_eq!(host + interfaces > 0, refused.is_none(), "{src} → {dst}");
+        assert_eq!(count(datapath), before.map(|before| before + 1), "{src} → {dst}");
+        for _ in 0..30 {
+            world.step();
+        }
+    }
 }

@@ -10,6 +10,10 @@ pub const HEADER_BYTES: usize = 8;
 /// Offset of a query's identifier.
 pub const ID_OFFSET: usize = 4;
 
+/// Type of an ICMP source quench.
+const SOURCE_QUENCH: u8 = 4;
+/// Type of an ICMP redirect.
+const REDIRECT_V4: u8 = 5;
 /// Type of an ICMPv6 redirect (RFC 4861 §4.5): no error, and yet never answered.
 const REDIRECT_V6: u8 = 137;
 
@@ -80,6 +84,14 @@ pub fn is_echo_request(header: &IpHeader, upper: &[u8]) -> bool {
     header.protocol == protocol_of(header.version) && upper.first() == Some(&echo_request)
 }
 
+/// Whether a packet is a redirect or a source quench: the one is for neighbors only (RFC 1812 §5.2.7.2, RFC 4861 §8), the other
+/// for nobody any more (RFC 6633 §4). `upper`: its upper layer.
+#[must_use]
+pub fn is_never_forwarded(header: &IpHeader, upper: &[u8]) -> bool {
+    let kinds: &[u8] = if header.version == 4 { &[SOURCE_QUENCH, REDIRECT_V4] } else { &[REDIRECT_V6] };
+    header.protocol == protocol_of(header.version) && upper.first().is_some_and(|kind| kinds.contains(kind))
+}
+
 /// Whether a packet is a message that no error may answer (RFC 1122 §3.2.2, RFC 4443 §2.4 e): an error or a redirect.
 /// One that is cut may be such.
 #[must_use]
@@ -143,6 +155,17 @@ mod tests {
             assert_eq!(Kind::of(&other, &[error]), None);
             assert!(!is_echo_request(&other, &[echo]) && !is_unanswerable(&other, &[]));
         }
+    }
+
+    #[test]
+    fn redirects_and_quenches_stay_where_they_are() {
+        let kept = |version, protocol| {
+            let header = header(version, protocol);
+            (0..=255u8).filter(|kind| is_never_forwarded(&header, &[*kind])).collect::<Vec<_>>()
+        };
+        assert_eq!(kept(4, PROTOCOL_ICMP), [4, 5]);
+        assert_eq!(kept(6, PROTOCOL_ICMPV6), [137]);
+        assert_eq!(kept(4, 17), []);
     }
 
     #[test]

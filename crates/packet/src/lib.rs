@@ -6,7 +6,7 @@
 //! 1. A TUN read yields a [`vnet`] header and one packet, perhaps a *super-packet* of up to 64 KB whose
 //!    segmentation and checksum the kernel left to us.
 //! 2. [`ip`] reads the IPv4 or IPv6 header (all lengths checked, extension headers walked), [`icmp`] tells kinds of
-//!    ICMP messages, [`quic`] the clear part of QUIC's, and [`flow`] makes the [`FlowKey`] that the steering crate hashes to an owner.
+//!    ICMP messages, [`martian`] what no router passes on, [`quic`] the clear part of QUIC's, and [`flow`] makes the [`FlowKey`] that the steering crate hashes to an owner.
 //! 3. [`segment`] writes one segment after the other of the super-packet straight into the datagrams that
 //!    carry them. Transport checksums stay partial: the tunnel's AEAD vouches for the bytes.
 //! 4. At the far end [`coalesce`] merges the segments again into one super-packet, ready for a TUN write.
@@ -26,6 +26,7 @@ pub mod drop_reason;
 pub mod flow;
 pub mod icmp;
 pub mod ip;
+pub mod martian;
 mod mss;
 pub mod prefetch;
 pub mod quic;

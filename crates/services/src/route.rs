@@ -253,6 +253,18 @@ impl Fib {
     /// one before a shared one.
     #[must_use]
     pub fn lookup_by(&self, tenant: u16, dst: IpAddr, egress: Egress) -> Option<Route> {
+        self.longest_by(tenant, dst, egress).map(|(_, route)| route)
+    }
+
+    /// Whether `egress` is one of the ways to an address, used or not: a route leads there that is as near as the one of the
+    /// main table (RFC 3704 §2.3, "feasible path"). A default route is none to what has a route of its own.
+    #[must_use]
+    pub fn leads_by(&self, tenant: u16, dst: IpAddr, egress: Egress) -> bool {
+        let best = self.in_table(MAIN_TABLE, tenant, dst).map_or(0, |(_, prefix, _)| prefix.prefix_len());
+        self.longest_by(tenant, dst, egress).is_some_and(|(prefix, _)| prefix.prefix_len() >= best)
+    }
+
+    fn longest_by(&self, tenant: u16, dst: IpAddr, egress: Egress) -> Option<(IpNet, Route)> {
         let net = IpNet::from(dst);
         let longest = |tenant: u16| {
             let hidden = self.hidden.get(&(tenant, egress)).and_then(|table| table.get_lpm(&net));
@@ -261,7 +273,7 @@ impl Fib {
                 entry.ways().filter(|route| route.egress == egress).map(move |route| (prefix, route))
             });
             let used = used.chain(hidden.map(|(prefix, route)| (prefix, *route)));
-            used.max_by_key(|(prefix, _)| prefix.prefix_len()).map(|(_, route)| route)
+            used.max_by_key(|(prefix, _)| prefix.prefix_len())
         };
         longest(tenant).or_else(|| longest(SHARED_TENANT))
     }

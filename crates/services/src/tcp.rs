@@ -503,6 +503,18 @@ fn one_way(record: &mut Record, state: State, direction: Direction, segment: &Se
     Verdict::Accept
 }
 
+/// Whether an ICMP error may quote a segment with this sequence number of a direction: one that was sent, and of which nobody
+/// may know yet that it arrived (RFC 5927 §4.1). Who cannot see the connection does not know such a number.
+#[must_use]
+pub fn may_be_under_way(record: &Record, direction: Direction, seq: u32) -> bool {
+    let behind = record.tcp_end[direction as usize].wrapping_sub(seq);
+    if record.flags & (flags::ONE_WAY | flags::MID_STREAM) != 0 {
+        // Of a direction that does not come by only acknowledgments are known.
+        return (behind as i32).unsigned_abs() <= u32::from(u16::MAX) << SCALE_MAX;
+    }
+    behind <= window(record, direction).max(ACK_WINDOW_BYTES_MIN)
+}
+
 /// Whether a flow of which one direction comes by is as good as answered: TCP when its client acknowledged more than at
 /// first, everything else with its second packet.
 #[inline]

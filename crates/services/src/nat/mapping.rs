@@ -121,7 +121,7 @@ impl Mappings {
             vacant: Vec::new(),
             by_inside: HashMap::with_hasher(hash.clone()),
             by_outside: HashMap::with_hasher(hash.clone()),
-            used: HashMap::with_hasher(hash.clone()),
+            used: HashMap::with_hasher(hash),
             idle: VecDeque::new(),
             own: own_words(core, cores),
             homes: Vec::new(),

@@ -2,15 +2,16 @@
 
 use std::net::IpAddr;
 
-use packet::DropReason;
 use packet::attachment::{Egress, Ingress};
 use packet::flow::FlowKey;
-use packet::icmp::Kind;
+use packet::icmp::{self, Kind};
 use packet::ip::IpHeader;
 use packet::segment::mss_clamp_known;
+use packet::{DropReason, martian, u32_at};
 
 use super::answers::Answer;
 use super::context::PacketContext;
+use super::dead_backends::ingress_of;
 use super::flows::{is_embryonic, tick_of};
 use super::next_hops::{self, Hop, Way};
 use super::{Direction, Frame, Origin, Outcome, Output, Services};
@@ -35,6 +36,7 @@ impl Services {
         if packet.icmp(frame) == Some(Kind::Error) {
             return self.established_error(packet, frame, (id, direction), out);
         }
+        self.check_ingress(packet, (id, direction))?;
         let flow = self.flows.table.for_packet(id, direction);
         let mut flow = flow.ok_or(DropReason::NotNew)?;
         if flow.record.era != self.routing.era {
@@ -85,6 +87,53 @@ impl Services {
             Some(hop) => self.forward_to(packet, frame, to.as_ref(), &hop, out),
             None => self.forward(packet, frame, (id, direction), out),
         }
+    }
+
+    /// Checks that a packet of a known flow came in where its direction does, or by another way that a route to its sender leads
+    /// by: an answer may take another link than the question ("feasible path", RFC 3704 §2.3).
+    fn check_ingress(
+        &self,
+        packet: &PacketContext,
+        (id, direction): (FlowId, Direction),
+    ) -> Result<(), DropReason> {
+        // What a bond brings is from an address that its peer may use; the host's kernel knows its own.
+        let Ingress::Interface(interface) = packet.ingress else { return Ok(()) };
+        let record = self.flows.table.record(id);
+        let expected = match direction {
+            Direction::Original => Some(record.ingress()),
+            Direction::Reply => {
+                self.target(id, Direction::Original).ok().and_then(|(egress, _)| ingress_of(egress))
+            }
+        };
+        let source = packet.header.src;
+        let policy = &self.routing.policy;
+        if expected == Some(packet.ingress) || packet.origin == Origin::Hairpin {
+            return Ok(());
+        }
+        let is_loose = || policy.interface(interface).is_some_and(|interface| interface.loose_tcp);
+        let leads = || policy.fib.leads_by(packet.tenant, source, Egress::Interface(interface));
+        if !policy.is_own(source) && (leads() || is_loose()) { Ok(()) } else { Err(DropReason::WrongIngress) }
+    }
+
+    /// Checks an ICMP error about a known flow that travels in this direction.
+    fn check_error(
+        &self,
+        packet: &PacketContext,
+        frame: &Frame<'_>,
+        flow: (FlowId, Direction),
+    ) -> Result<(), DropReason> {
+        let message = packet.header.payload(frame.packet());
+        if icmp::is_never_forwarded(&packet.header, message) {
+            return Err(DropReason::IcmpNotForwarded);
+        }
+        self.check_ingress(packet, flow)?;
+        let policy = &self.routing.policy;
+        let source = packet.header.src;
+        let from_us = policy.is_own(source) || policy.nat.is_outside(source);
+        if packet.ingress == Ingress::Host || packet.origin == Origin::Hairpin {
+            return Ok(());
+        }
+        if from_us { Err(DropReason::BadSource) } else { martian::of_source(source).map_or(Ok(()), Err) }
     }
 
     /// A SYN of a new connection between the ports of one that is over: decided anew.
@@ -238,6 +287,7 @@ impl Services {
         (id, direction): (FlowId, Direction),
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
+        self.check_error(packet, frame, (id, direction))?;
         if self.flows.table.record(id).era != self.routing.era && !self.decide_again(packet.now_ns, id)? {
             return Err(DropReason::NatGone);
         }
@@ -249,6 +299,14 @@ impl Services {
         }
         let translated = self.translation(id, direction);
         self.unshift_quote(packet, frame, (id, direction));
+        let record = self.flows.table.record(id);
+        // An error travels against the packet that it is about.
+        if record.protocol == TCP
+            && let Some(seq) = quoted_sequence(header.payload(frame.packet()))?
+            && !tcp::may_be_under_way(record, direction.flipped(), seq)
+        {
+            return Err(DropReason::IcmpInvalid);
+        }
         let bytes = frame.packet_mut();
         if routed {
             rewrite::decrement_ttl(bytes)?;
@@ -371,6 +429,21 @@ impl Services {
         }
         Ok(target)
     }
+}
+
+/// Sequence number of the TCP segment that an ICMP error quotes.
+///
+/// # Errors
+/// [`DropReason::IcmpInvalid`]: less than 8 bytes of the segment are there (RFC 792).
+fn quoted_sequence(message: &[u8]) -> Result<Option<u32>, DropReason> {
+    let quote = message.get(icmp::HEADER_BYTES..).unwrap_or_default();
+    let inner = IpHeader::parse_quoted(quote).map_err(|_| DropReason::IcmpInvalid)?;
+    if inner.fragment.is_some_and(|fragment| fragment.offset > 0) {
+        // There is no number; that the fragment was sent is known.
+        return Ok(None);
+    }
+    let inner = inner.of_first_fragment(quote).ok_or(DropReason::IcmpInvalid)?;
+    u32_at(quote, inner.header_bytes + 4).map(Some).ok_or(DropReason::IcmpInvalid)
 }
 
 /// A backend's answer may have the id that clients will use.

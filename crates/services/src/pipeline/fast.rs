@@ -6,6 +6,7 @@ use packet::attachment::Ingress;
 use packet::ip::{IPV4_HEADER_BYTES, IPV6_HEADER_BYTES};
 
 use super::flows::{is_embryonic, tick_of};
+use super::next_hops::NOWHERE;
 use super::{ETHERNET_BYTES, Frame, Look, Services, established};
 use crate::flow::{Direction, flags};
 use crate::rewrite;
@@ -72,8 +73,16 @@ impl Services {
             record.era == self.routing.era && record.flags & (flags::PROXY_PROTOCOL | flags::LEARNS_IDS) == 0;
         let answered = record.flags & flags::REPLIED != 0
             || (direction == Direction::Original && !tcp::is_answered_unseen(record));
+        // Both directions come in where the other one leaves; the first packet's ingress is noted.
+        let came = match direction {
+            Direction::Original => record.in_port,
+            Direction::Reply => {
+                let other = self.routing.hops.get(record.next_hop[Direction::Original as usize]);
+                other.map_or(NOWHERE, |hop| hop.back)
+            }
+        };
         let fits = frame.offload.gso_size == 0 && head.total_bytes <= usize::from(hop.mtu);
-        if !(decided && answered && fits && head.ttl > 1 && !hop.failed) {
+        if !(decided && answered && came == frame.ingress.compact() && fits && head.ttl > 1 && !hop.failed) {
             return false;
         }
         if head.protocol == TCP {

@@ -3,10 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use packet::DropReason;
 use packet::attachment::{Egress, Ingress, InterfaceId};
 use packet::flow::FlowKey;
 use packet::icmp::{self, Kind};
+use packet::{DropReason, martian};
 use steering::ownership::OwnerChain;
 
 use super::answers::Answer;
@@ -151,7 +151,7 @@ impl Services {
             self.unknown_error(&policy, packet, frame)?;
             return Ok(None);
         }
-        check_source(&policy, packet)?;
+        check_addresses(&policy, packet, frame)?;
         let around = match self.hairpin(packet, frame, out) {
             Hairpin::No => None,
             Hairpin::HandedOver => return Ok(None),
@@ -281,6 +281,10 @@ impl Services {
             self.give_to_host(frame, header);
             return Ok(());
         }
+        if icmp::is_never_forwarded(header, header.payload(frame.packet())) {
+            return Err(DropReason::IcmpNotForwarded);
+        }
+        check_addresses(policy, packet, frame)?;
         let query = RouteQuery {
             tenant: packet.tenant,
             ingress: Some(packet.ingress),
@@ -290,7 +294,7 @@ impl Services {
         let route = policy.route(&query);
         if packet.ingress != Ingress::Host {
             let by_kernel = route.is_ok_and(|route| route.egress == Egress::Kernel);
-            if by_kernel && check_source(policy, packet).is_ok() {
+            if by_kernel {
                 self.give_to_host(frame, header);
                 return Ok(());
             }
@@ -626,22 +630,24 @@ fn source_rule(policy: &Policy, packet: &PacketContext, resolution: &Resolution)
     (resolution.egress != Egress::from(ingress)).then_some(rule)
 }
 
-/// Sources that nobody may use.
-fn check_source(policy: &Policy, packet: &PacketContext) -> Result<(), DropReason> {
-    let PacketContext { key, ingress, origin, .. } = *packet;
-    let bad = match key.src {
-        IpAddr::V4(src) => {
-            src.is_loopback() || src.is_multicast() || src.is_broadcast() || src.is_unspecified()
-        }
-        IpAddr::V6(src) => src.is_loopback() || src.is_multicast() || src.is_unspecified(),
+/// Addresses that nobody may use here, and sources that cannot come in there. Of an ICMP error its own addresses count, not
+/// those of its key.
+fn check_addresses(policy: &Policy, packet: &PacketContext, frame: &Frame<'_>) -> Result<(), DropReason> {
+    let PacketContext { key, ingress, origin, header, .. } = packet;
+    let Some(interface) = ingress.interface() else {
+        return martian::check_link(header, frame.packet());
     };
-    let to_many = ingress.interface().is_some() && is_to_many(key.dst);
-    let bad = bad || ingress.interface().is_some_and(|interface| policy.is_broadcast(interface, key.src));
-    let strange = origin != Origin::Hairpin
-        && ingress
-            .interface()
-            .is_some_and(|interface| policy.is_own(key.src) || policy.is_elsewhere(interface, key.src));
-    if bad || to_many || strange { Err(DropReason::BadSource) } else { Ok(()) }
+    // What a neighbor says to the host by a link-local address is between the two.
+    let to_host = policy.is_own(header.dst) && policy.server_or_forward(key).is_none();
+    match martian::check(header, frame.packet()) {
+        Err(DropReason::MartianLinkLocal) if to_host => {}
+        checked => checked?,
+    }
+    let strange = || policy.is_own(header.src) || policy.is_elsewhere(interface, header.src);
+    let bad = is_to_many(header.dst)
+        || policy.is_broadcast(interface, header.src)
+        || *origin != Origin::Hairpin && strange();
+    if bad { Err(DropReason::BadSource) } else { Ok(()) }
 }
 
 fn is_to_many(dst: IpAddr) -> bool {

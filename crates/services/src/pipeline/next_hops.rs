@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use hashbrown::HashMap;
-use packet::attachment::{Egress, InterfaceId};
+use packet::attachment::{Egress, Ingress, InterfaceId};
 
+use super::dead_backends::ingress_of;
 use super::{ETHERNET_BYTES, Outcome};
 use crate::hash::SecretState;
 use crate::policy::Policy;
@@ -43,16 +44,22 @@ pub struct Hop {
     pub mtu: u16,
     /// Nobody answers there.
     pub failed: bool,
+    /// By what its answers come in, as [`Ingress::compact`] says it; [`NOWHERE`]: they do not come by here.
+    pub back: u16,
 }
+
+/// No ingress has this number: see [`Hop::back`].
+pub const NOWHERE: u16 = u16::MAX;
 
 /// Place where packets of a next hop go: by what they leave, the neighbor, and whether they are IPv4.
 pub type HopKey = (Egress, IpAddr, bool);
 
 impl Hop {
     fn new((egress, address, ipv4): HopKey, policy: &Policy, neighbors: &Neighbors) -> Self {
+        let back = ingress_of(egress).map_or(NOWHERE, Ingress::compact);
         let Egress::Interface(id) = egress else {
             let (outcome, ethernet) = (Outcome::Forward(egress), [0; ETHERNET_BYTES]);
-            return Self { outcome, ethernet, mtu: u16::MAX, failed: false };
+            return Self { outcome, ethernet, mtu: u16::MAX, failed: false, back };
         };
         let interface = policy.interface(id);
         let alone = is_point_to_point(policy, id);
@@ -66,7 +73,7 @@ impl Hop {
         let known = alone || (mac.is_some() && own.is_some());
         let outcome = if known { Outcome::Forward(egress) } else { Outcome::Resolve(id, address) };
         let failed = !known && neighbors.failed.contains(&(id, address));
-        Self { outcome, ethernet, mtu: interface.map_or(1500, |interface| interface.mtu), failed }
+        Self { outcome, ethernet, mtu: interface.map_or(1500, |interface| interface.mtu), failed, back }
     }
 }
 

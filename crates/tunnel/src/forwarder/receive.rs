@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use packet::drop_reason::{DropCounters, DropReason};
+use packet::ip::is_extension;
+use packet::{IpHeader, array_at, martian};
 
 use super::Output;
 use super::arrival::note_arrival;
@@ -519,17 +521,21 @@ impl Receive {
         release(sequence, cx, &self.bond, &mut self.held);
     }
 
-    /// The inner source must belong to this peer (WireGuard's cryptokey routing), for every packet.
+    /// The inner source must belong to this peer (WireGuard's cryptokey routing), for every packet, whatever else is allowed; and
+    /// neither address may be one that no router passes on.
     fn check_source(&mut self, node: &Node, packet: &[u8]) -> Result<(), DropReason> {
-        let source = source_address(packet).ok_or(DropReason::IpMalformed)?;
-        if self.source == Some(source) {
+        let (source, destination) = addresses(packet).ok_or(DropReason::IpMalformed)?;
+        if self.source == Some(source) && !has_options(packet) && martian::of_address(destination).is_none() {
             return Ok(());
         }
+        let header = IpHeader::parse_quoted(packet)?;
+        martian::check_link(&header, packet)?;
         let tenant = self.bond.peer.load().tenant;
         if node.bonds.load().allowed_ips.owner_in(tenant, source) != Some(self.bond.slot) {
             return Err(DropReason::SourceNotAllowed);
         }
-        self.source = Some(source);
+        // A link-local source may send to neighbors only: each packet is looked at.
+        self.source = martian::of_source(source).is_none().then_some(source);
         Ok(())
     }
 
@@ -789,11 +795,19 @@ fn open<'a>(session: &Session, header: &Header, datagram: &'a mut [u8]) -> Resul
     }
 }
 
-/// Source address of an IP packet; `None` when it is too short to have one.
-fn source_address(packet: &[u8]) -> Option<IpAddr> {
+/// Source and destination of an IP packet; `None` when it is too short to have them.
+fn addresses(packet: &[u8]) -> Option<(IpAddr, IpAddr)> {
     match packet.first()? >> 4 {
-        4 if packet.len() >= 20 => Some(IpAddr::from(<[u8; 4]>::try_from(packet.get(12..16)?).ok()?)),
-        6 => Some(IpAddr::from(<[u8; 16]>::try_from(packet.get(8..24)?).ok()?)),
+        4 => Some((IpAddr::from(array_at::<4>(packet, 12)?), IpAddr::from(array_at::<4>(packet, 16)?))),
+        6 => Some((IpAddr::from(array_at::<16>(packet, 8)?), IpAddr::from(array_at::<16>(packet, 24)?))),
         _ => None,
+    }
+}
+
+/// Whether there is more in front of the upper layer than the fixed header of its version: where a sender may choose routers.
+fn has_options(packet: &[u8]) -> bool {
+    match packet.first() {
+        Some(first) if first >> 4 == 6 => packet.get(6).is_none_or(|next| is_extension(*next)),
+        first => first != Some(&0x45),
     }
 }

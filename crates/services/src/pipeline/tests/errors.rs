@@ -4,6 +4,8 @@ use packet::DropReason;
 use packet::attachment::{Ingress, InterfaceId};
 use packet::checksum;
 
+use crate::spec::RouteSpec;
+
 use super::world::*;
 
 fn with_ttl(mut packet: Vec<u8>, ttl: u8) -> Vec<u8> {
@@ -154,6 +156,95 @@ fn no_directed_broadcast_is_passed_on_or_answered() {
     assert_eq!(world.flows(), 1);
 }
 
+/// Row C2: whoever chooses the routers of a packet is not served, nor is what the choice would be about.
+#[test]
+fn source_routed_packets_go_nowhere() {
+    let mut world = masquerade(1);
+    let mut packet = udp("10.0.0.9:5000", "198.51.100.7:53", b"x");
+    packet.splice(20..20, [131, 7, 4, 203, 0, 113, 99, 0]);
+    packet[0] = 0x47;
+    let bytes = packet.len() as u16;
+    packet[2..4].copy_from_slice(&bytes.to_be_bytes());
+    world.dropped(LAN, &packet, DropReason::SourceRouted);
+    assert_eq!(world.flows(), 0);
+}
+
+/// What a neighbor says to the host by its link-local address is between the two; nothing of it is passed on.
+#[test]
+fn link_local_sources_reach_the_host_only() {
+    let mut world = masquerade(1);
+    let left = world.one(LAN, &udp("169.254.7.7:5000", "10.0.0.1:9999", b"x"));
+    assert_eq!(left.by(), HOST);
+    world.dropped(LAN, &udp("169.254.7.7:5000", "198.51.100.7:53", b"x"), DropReason::MartianLinkLocal);
+}
+
+/// A flow that is known already takes nothing from where its ends are not.
+#[test]
+fn a_known_flow_comes_in_by_its_interfaces() {
+    for is_tcp in [false, true] {
+        let mut world = masquerade(1);
+        let question = match is_tcp {
+            false => udp("10.0.0.9:5000", "198.51.100.7:53", b"x"),
+            true => tcp("10.0.0.9:5000", "198.51.100.7:80", SYN, 1, 0, b""),
+        };
+        let to = format!("203.0.113.1:{}", world.one(LAN, &question).key().src_port);
+        let answer = match is_tcp {
+            false => udp("198.51.100.7:53", &to, b"y"),
+            true => tcp("198.51.100.7:80", &to, SYN | ACK, 100, 2, b""),
+        };
+        // From inside, as if the server were there; and from outside, as if the client were.
+        world.dropped(LAN, &answer, DropReason::WrongIngress);
+        assert_eq!(world.one(WAN, &answer).by(), LAN);
+        world.dropped(WAN, &question, DropReason::WrongIngress);
+        world.dropped(LAN, &answer, DropReason::WrongIngress);
+        assert_eq!(world.one(LAN, &question).by(), WAN);
+    }
+}
+
+/// The answer may come by another link than the question left by, if a route leads there too (RFC 3704 §2.3).
+#[test]
+fn an_answer_may_come_by_another_link_that_has_a_route() {
+    let mut spec = two_interfaces();
+    let mut third = spec.interfaces[WAN_ID.index()].clone();
+    third.addresses = vec!["192.0.2.1/24".parse().unwrap()];
+    spec.interfaces.push(third);
+    let question = udp("10.0.0.9:5000", "198.51.100.7:53", b"x");
+    let answer = udp("198.51.100.7:53", "10.0.0.9:5000", b"y");
+    let mut world = World::new(1, spec.clone());
+    assert_eq!(world.one(LAN, &question).by(), WAN);
+    world.dropped(THIRD, &answer, DropReason::WrongIngress);
+    // A worse one of the same prefix stands before the one that is used.
+    spec.routes.insert(0, RouteSpec::new(0, "0.0.0.0/0".parse().unwrap(), THIRD.into(), None));
+    let mut world = World::new(1, spec);
+    assert_eq!(world.one(LAN, &question).by(), WAN);
+    assert_eq!(world.one(THIRD, &answer).by(), LAN);
+}
+
+/// Errors too come by a way of the flow, from nobody who cannot be, and quote what is under way (RFC 5927).
+#[test]
+fn errors_about_a_known_flow_are_looked_at() {
+    let mut world = masquerade(1);
+    let left = world.one(LAN, &tcp("10.0.0.9:5000", "198.51.100.7:80", SYN, 1_000, 0, b""));
+    let outside = format!("203.0.113.1:{}", left.key().src_port);
+    let to = "203.0.113.1".parse().unwrap();
+    let quote = |seq| tcp(&outside, "198.51.100.7:80", ACK, seq, 0, b"data");
+    let about = |from: &str, kind, seq| icmp_error(from, to, kind, 4, &quote(seq));
+    assert_eq!(world.one(WAN, &about("192.0.2.9", 3, 1_000)).by(), LAN);
+    for seq in [0x4000_0000, 1_002, 0_u32.wrapping_sub(90_000)] {
+        world.dropped(WAN, &about("192.0.2.9", 3, seq), DropReason::IcmpInvalid);
+    }
+    let mut short = about("192.0.2.9", 3, 1_000);
+    short.truncate(20 + 8 + 20 + 4);
+    short[2..4].copy_from_slice(&52_u16.to_be_bytes());
+    world.dropped(WAN, &short, DropReason::IcmpInvalid);
+    world.dropped(LAN, &about("192.0.2.9", 3, 1_000), DropReason::WrongIngress);
+    world.dropped(WAN, &about("203.0.113.1", 3, 1_000), DropReason::BadSource);
+    world.dropped(WAN, &about("127.0.0.1", 3, 1_000), DropReason::MartianLoopback);
+    for kind in [4, 5] {
+        world.dropped(WAN, &about("192.0.2.9", kind, 1_000), DropReason::IcmpNotForwarded);
+    }
+}
+
 #[test]
 fn errors_about_nothing_known_are_dropped() {
     let mut world = masquerade(2);
@@ -165,8 +256,19 @@ fn errors_about_nothing_known_are_dropped() {
 #[test]
 fn sources_that_cannot_be() {
     let mut world = masquerade(1);
-    for source in ["127.0.0.1:5", "224.0.0.1:5", "0.0.0.0:5", "10.0.0.1:5", "203.0.113.1:5"] {
-        world.dropped(LAN, &udp(source, "198.51.100.7:53", b"x"), DropReason::BadSource);
+    for (source, reason) in [
+        ("127.0.0.1:5", DropReason::MartianLoopback),
+        ("224.0.0.1:5", DropReason::MartianMulticast),
+        ("0.0.0.0:5", DropReason::MartianThisNetwork),
+        ("169.254.3.4:5", DropReason::MartianLinkLocal),
+        ("250.0.0.1:5", DropReason::MartianReserved),
+        ("10.0.0.1:5", DropReason::BadSource),
+        ("203.0.113.1:5", DropReason::BadSource),
+    ] {
+        world.dropped(LAN, &udp(source, "198.51.100.7:53", b"x"), reason);
+        if reason != DropReason::BadSource && reason != DropReason::MartianMulticast {
+            world.dropped(LAN, &udp("10.0.0.9:5", source, b"x"), reason);
+        }
     }
     world.dropped(LAN, &udp("10.0.0.9:5", "224.0.0.5:53", b"x"), DropReason::BadSource);
     assert_eq!(world.flows(), 0);
