@@ -155,6 +155,16 @@ fn the_unit_is_one_that_systemd_252_takes() {
     let value = |key: &str| unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
     assert_eq!(value("Type"), Some("notify"), "notify-reload came with systemd 253");
     assert_eq!(value("ExecReload"), Some("/bin/kill -HUP $MAINPID"));
+    for (key, set) in [
+        ("NoNewPrivileges", "yes"),
+        ("LimitCORE", "0"),
+        ("ProtectSystem", "strict"),
+        ("MemoryDenyWriteExecute", "yes"),
+        ("RestrictAddressFamilies", "AF_UNIX AF_INET AF_INET6 AF_NETLINK AF_PACKET"),
+        ("SystemCallFilter", "@system-service bpf perf_event_open"),
+    ] {
+        assert_eq!(value(key), Some(set), "{key}");
+    }
     let directory = testbed::program::ScratchDir::new("anabranch-unit").unwrap();
     let unit = unit.replace("/usr/bin/anabranch", env!("CARGO_BIN_EXE_anabranch"));
     directory.write("anabranch@.service", &unit).unwrap();

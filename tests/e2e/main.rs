@@ -25,6 +25,7 @@ mod gateway_forward;
 mod gateway_fragments;
 mod gateway_health;
 mod gateway_host;
+mod gateway_moments;
 mod gateway_nat;
 mod gateway_quic;
 mod gateway_raw;

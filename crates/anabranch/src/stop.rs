@@ -14,7 +14,8 @@ use crate::output::{RunningNode, complain, exists};
 Example:
   anabranch stop
 
-Returns when the gateway has told its peers and taken its routes back.")]
+Returns when the gateway has told its peers and taken its routes back. If it died, what keeps the kernel from
+forwarding between its interfaces is removed.")]
 pub(crate) struct Args {
     #[command(flatten)]
     target: RunningNode,
@@ -25,8 +26,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     const PATIENCE: Duration = Duration::from_secs(15);
     let (path, response) = match args.target.call(Request::Stop) {
         Ok(answer) => answer,
-        Err(code) => return Ok(code),
+        Err(code) => return Ok(after_a_death().unwrap_or(code)),
     };
+    if let Some(warning) = &response.warning {
+        complain(&format!("anabranch: warning: {warning}"));
+    }
     if !response.ok {
         complain(&format!("anabranch: {}", response.error.as_deref().unwrap_or("refused")));
         return Ok(ExitCode::from(EXIT_NOT_RUNNING));
@@ -41,4 +45,22 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Removes what a gateway that died left behind. `None`: there is nothing, or it cannot be removed, which was said then.
+fn after_a_death() -> Option<ExitCode> {
+    match linux::forward_guard::remove_orphans() {
+        Ok(tables) if tables.is_empty() => None,
+        Ok(tables) => {
+            let list = tables.join(", ");
+            complain(&format!(
+                "anabranch: it had died; removed nft table {list}: the kernel may forward again"
+            ));
+            Some(ExitCode::SUCCESS)
+        }
+        Err(error) => {
+            tracing::debug!(%error, "tables of a gateway that died");
+            None
+        }
+    }
 }

@@ -65,6 +65,10 @@ pub fn run(config: Config, options: Options) -> Result<(), StartError> {
     let allowed = linux::affinity::allowed_cpus().map_err(|error| StartError::Start(error.to_string()))?;
     let cpus = cpus(&config.node.cores, &allowed).map_err(StartError::Start)?;
     check_port(&config)?;
+    // Before another thread exists; who has the port is told by what is given up here.
+    for failed in linux::privileges::keep_needed() {
+        tracing::warn!(failed, "a right is kept that is not needed");
+    }
     if let Err(error) = linux::process::raise_open_files(OPEN_FILES) {
         tracing::debug!(%error, "open files");
     }
@@ -81,6 +85,10 @@ pub fn run(config: Config, options: Options) -> Result<(), StartError> {
     let node_events = events.try_clone().map_err(failed("cannot copy a descriptor"))?;
     let mut node = Node::start(config, cpus, host, &socket, node_events)?;
     node.refresh();
+    // The own one has been replaced by now, so that forwarding was closed all the time.
+    for table in linux::forward_guard::remove_orphans().unwrap_or_default() {
+        tracing::warn!(table, "removed what a process that died left behind");
+    }
     notify(&[NotifyState::Ready]);
     tracing::info!(socket = %socket.display(), "up");
     let mut running = Loop {
@@ -208,6 +216,7 @@ impl Loop {
         epoll.add(&self.monitor, TOKEN_MONITOR, Interest::Read)?;
         epoll.add(&self.events.wake, TOKEN_EVENTS, Interest::Read)?;
         let watchdog = sd_notify::watchdog_enabled().map(|period| period / 2);
+        let mut pulse = Pulse::new(Instant::now());
         let mut next_tick = Instant::now() + TICK;
         let mut ready: Vec<Ready> = Vec::new();
         loop {
@@ -215,7 +224,10 @@ impl Loop {
             let deadline = [self.due, next_look_up].into_iter().flatten().fold(next_tick, Instant::min);
             let mut timeout = deadline.saturating_duration_since(Instant::now());
             if let Some(period) = watchdog {
-                notify(&[NotifyState::Watchdog]);
+                // Else the service manager ends the process and starts another.
+                if pulse.is_well(self.node.heartbeat(), Instant::now()) {
+                    notify(&[NotifyState::Watchdog]);
+                }
                 timeout = timeout.min(period);
             }
             epoll.wait(&mut ready, Some(timeout))?;
@@ -322,7 +334,9 @@ impl Loop {
                             Ok(report) => Response { ok: true, reload: Some(report), ..Response::default() },
                             Err(problems) => Response::error(problems.join("\n")),
                         },
-                        Request::Stop => Response::done(),
+                        Request::Stop => {
+                            Response { warning: self.node.opens_forwarding(), ..Response::done() }
+                        }
                         Request::Takeover { take } => self.node.take_over(*take),
                         other => self.node.answer(other),
                     };
@@ -368,6 +382,29 @@ impl Loop {
     }
 }
 
+/// Whether all threads of the engine move.
+struct Pulse {
+    rounds: u64,
+    moved: Instant,
+}
+
+impl Pulse {
+    /// The control thread's rounds take 25 ms; a machine that is busy or asleep for a moment is no reason to end.
+    const STILL_MAX: Duration = Duration::from_secs(5);
+
+    fn new(now: Instant) -> Self {
+        Self { rounds: 0, moved: now }
+    }
+
+    /// `rounds` of the control thread until now, and cores that hang.
+    fn is_well(&mut self, (rounds, hung): (u64, Vec<u8>), now: Instant) -> bool {
+        if rounds != self.rounds {
+            *self = Self { rounds, moved: now };
+        }
+        hung.is_empty() && now.duration_since(self.moved) < Self::STILL_MAX
+    }
+}
+
 /// Whether a route comes and goes with an address, of which the kernel tells as well.
 fn is_part_of_address(route: &Route, tun: u32) -> bool {
     let spec = &route.spec;
@@ -378,6 +415,19 @@ fn is_part_of_address(route: &Route, tun: u32) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
+
+    #[test]
+    fn the_watchdog_is_fed_while_all_threads_move() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut pulse = Pulse::new(start);
+        assert!(pulse.is_well((1, vec![]), at(1)));
+        assert!(pulse.is_well((1, vec![]), at(5)));
+        assert!(!pulse.is_well((1, vec![]), at(6)), "the control thread hangs");
+        assert!(pulse.is_well((2, vec![]), at(7)));
+        assert!(!pulse.is_well((3, vec![1]), at(8)), "a worker hangs");
+        assert!(pulse.is_well((4, vec![]), at(9)));
+    }
 
     #[test]
     fn cpus_of_the_workers() {

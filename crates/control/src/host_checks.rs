@@ -57,19 +57,40 @@ impl Surroundings {
             Vec::new()
         });
         chains.extend(linux::iptables_legacy::dropping_chains());
-        let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u32>().ok();
-        let forwards = ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"];
         let mut routes = netlink.routes(None).unwrap_or_default();
         routes.retain(|route| !route.is_ours() && !route.dead && route.spec.kind == RouteKind::Unicast);
         Self {
             chains,
-            forwards: forwards.map(|path| number(path).map(|value| value != 0)),
+            forwards: kernel_forwards(),
             rp_filter: read_rp_filter("all").max(read_rp_filter("default")).unwrap_or(0),
             routes,
             port: config.node.listen.and_then(PortHolder::of_udp),
             clock_ns: linux::clock::realtime_ns(),
         }
     }
+}
+
+/// Whether the kernel forwards IPv4 and IPv6; `None`: not known.
+pub(crate) fn kernel_forwards() -> [Option<bool>; 2] {
+    let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u32>().ok();
+    let paths = ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"];
+    paths.map(|path| number(path).map(|value| value != 0))
+}
+
+/// Warning about an orderly end: the kernel forwards between the interfaces then, by none of our rules.
+pub(crate) fn opens_forwarding(config: &Config) -> Option<String> {
+    let names: Vec<&str> =
+        config.services.interfaces.iter().map(|interface| interface.device.as_str()).collect();
+    let keys = ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"];
+    let open = keys.into_iter().zip(kernel_forwards()).filter(|(_, forwards)| *forwards == Some(true));
+    let commands: Vec<String> = open.map(|(key, _)| format!("{key}=0")).collect();
+    (names.len() > 1 && !commands.is_empty()).then(|| {
+        format!(
+            "from now on the kernel forwards between {}, without our rules and untranslated; sysctl -w {} ends that",
+            names.join(", "),
+            commands.join(" ")
+        )
+    })
 }
 
 /// Obstacles for a configuration on a host.

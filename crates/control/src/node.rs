@@ -580,6 +580,7 @@ impl Node {
             wans: wans.collect(),
             names: names.collect(),
             warnings: self.watch.texts().to_vec(),
+            forward_guard: self.engine.forward_guard(),
             gateway: self
                 .supervisor
                 .status(&self.config.services, &EngineHandle::new(&self.engine, &self.handle_state)),
@@ -605,8 +606,21 @@ impl Node {
         Some(status)
     }
 
+    /// Heartbeat of the engine: [`engine::Engine::heartbeat`].
+    pub(crate) fn heartbeat(&self) -> (u64, Vec<u8>) {
+        self.engine.heartbeat()
+    }
+
+    /// Warning about an orderly end: [`host_checks::opens_forwarding`].
+    pub(crate) fn opens_forwarding(&self) -> Option<String> {
+        host_checks::opens_forwarding(&self.config)
+    }
+
     /// Ends in order: peers are told while the WANs still have their routes, then everything is taken back.
     pub(crate) fn stop(self) {
+        if let Some(warning) = self.opens_forwarding() {
+            tracing::warn!("{warning}");
+        }
         let Self {
             mut engine,
             mut host,

@@ -40,6 +40,7 @@ impl ControlThread {
         let mut round = 0u64;
         while !engine.stop.load(Relaxed) {
             round += 1;
+            engine.control_rounds.store(round, Relaxed);
             self.cores.look(&engine);
             if round.is_multiple_of(VOTE_ROUNDS) {
                 self.cores.balance(&engine);

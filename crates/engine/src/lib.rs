@@ -38,7 +38,7 @@ mod worker;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -100,6 +100,8 @@ pub struct Shared {
     pub(crate) counters: Vec<Arc<Counters>>,
     pub(crate) config: ArcSwap<WorkerConfig>,
     pub(crate) stop: AtomicBool,
+    /// Rounds of the control thread: its heartbeat.
+    pub(crate) control_rounds: AtomicU64,
     /// Kernel's thread id of each worker; 0 before it runs.
     pub(crate) threads: Vec<AtomicU32>,
     pub(crate) mark: u32,
@@ -160,6 +162,7 @@ impl Engine {
                 per_path: HashMap::new(),
             }),
             stop: AtomicBool::new(false),
+            control_rounds: AtomicU64::new(0),
             threads: (0..cores).map(|_| AtomicU32::new(0)).collect(),
             mark: settings.mark,
             gateway: Arc::new(
@@ -188,11 +191,30 @@ impl Engine {
             let thread = engine.spawn_worker(id, start)?;
             engine.threads.push(thread);
         }
-        let control = control_thread::ControlThread::new(shared);
-        engine
-            .threads
-            .push(std::thread::Builder::new().name("control".to_owned()).spawn(move || control.run())?);
+        engine.threads.push(engine.spawn_control()?);
         Ok(engine)
+    }
+
+    /// Starts the control thread. Without it nobody would find a core that hangs, or a neighbor.
+    fn spawn_control(&self) -> Result<JoinHandle<()>, EngineError> {
+        let shared = Arc::clone(&self.shared);
+        let control = control_thread::ControlThread::new(Arc::clone(&shared));
+        let thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
+            let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || control.run()));
+            if ended.is_err() {
+                tracing::error!("the control thread ended; stopping at once");
+                std::process::abort();
+            }
+        })?;
+        Ok(thread)
+    }
+
+    /// Heartbeat of the control thread, which stands still when that hangs, and the cores that it knows to hang.
+    #[must_use]
+    pub fn heartbeat(&self) -> (u64, Vec<u8>) {
+        let states = gateway::lock(&self.shared.gateway.cores).states();
+        let hung = (0u8..).zip(states).filter(|(_, state)| *state == gateway::CoreState::Stuck);
+        (self.shared.control_rounds.load(Relaxed), hung.map(|(core, _)| core).collect())
     }
 
     /// Starts the thread of one core, on its CPU.

@@ -13,7 +13,8 @@
 //!    which makes a TUN device pick its queue by our own flow hash.
 //! 7. [`event`] and [`clock`]: what a worker sleeps on (epoll, eventfd, timerfd, signalfd) and its time.
 //! 8. [`packet_ring`] and [`packet_sender`]: the frames of a plain interface, one ring per core, super-packets
-//!    whole. [`ingress_guard`]: the kernel's own stack does not see them. [`raw_ip`]: packets to neighbors
+//!    whole. [`ingress_guard`]: the kernel's own stack does not see them, and [`forward_guard`]: it does not
+//!    forward them when the process has died. [`raw_ip`]: packets to neighbors
 //!    that the kernel has to find first. [`link_layer`]: which devices have an Ethernet header, and which none.
 //! 9. [`iptables_legacy`]: chains of the host's firewall that netlink does not show. [`router_discovery`]: router
 //!    advertisements as they come in.
@@ -31,6 +32,7 @@ pub mod clock;
 mod error;
 pub mod ethtool;
 pub mod event;
+pub mod forward_guard;
 pub mod ingress_guard;
 pub mod iptables_legacy;
 pub mod link_layer;

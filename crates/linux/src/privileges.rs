@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 
-use rustix::process::{Gid, Uid};
+use rustix::process::{DumpableBehavior, Gid, Resource, Rlimit, Uid};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 /// Number of `nobody` and `nogroup` where no file says otherwise.
@@ -73,6 +73,55 @@ pub fn give_up(user: &User) -> Vec<String> {
     let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
     note("capabilities", rustix::thread::set_capabilities(None, sets));
     kept
+}
+
+/// Capabilities that a node keeps: devices, routes and packets of the network; BPF programs, whose arithmetic with pointers the
+/// kernel refuses without PERFMON; files and sockets of others than
+/// root; limits and priorities; a port below 1,024; becoming the user of health checks.
+pub const NEEDED: CapabilitySet = CapabilitySet::NET_ADMIN
+    .union(CapabilitySet::NET_RAW)
+    .union(CapabilitySet::BPF)
+    .union(CapabilitySet::PERFMON)
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::SYS_RESOURCE)
+    .union(CapabilitySet::SYS_NICE)
+    .union(CapabilitySet::NET_BIND_SERVICE)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETGID);
+
+/// Gives up all capabilities but [`NEEDED`], for programs that are started too, and the gain of others by them; memory is not
+/// shown to other processes of the user and never written to a core file: keys are in it. Call it before another thread exists.
+/// Returns what could not be done, in words.
+pub fn keep_needed() -> Vec<String> {
+    let mut failed = Vec::new();
+    let mut note = |what: &str, result: rustix::io::Result<()>| {
+        if let Err(error) = result {
+            failed.push(format!("{what}: {error}"));
+        }
+    };
+    for capability in CapabilitySet::all().difference(NEEDED).iter() {
+        // The kernel may not know it, or this process may not change the set: then it has none to give up either.
+        let is_there = rustix::thread::capability_is_in_bounding_set(capability) == Ok(true);
+        if is_there && rustix::thread::remove_capability_from_bounding_set(capability).is_err() {
+            break;
+        }
+    }
+    match rustix::thread::capabilities(None) {
+        Ok(sets) => {
+            let kept = CapabilitySets {
+                effective: sets.effective.intersection(NEEDED),
+                permitted: sets.permitted.intersection(NEEDED),
+                inheritable: CapabilitySet::empty(),
+            };
+            note("capabilities", rustix::thread::set_capabilities(None, kept));
+        }
+        Err(error) => note("capabilities", Err(error)),
+    }
+    note("new rights by programs", rustix::thread::set_no_new_privs(true));
+    note("hidden memory", rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable));
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    note("no core files", rustix::process::setrlimit(Resource::Core, none));
+    failed
 }
 
 #[cfg(test)]

@@ -61,8 +61,8 @@ pub(crate) mod testing {
     /// So many of them.
     pub(crate) const KEYS: u64 = 50_000;
 
-    /// What foldhash 0.2 adds to bytes 8 to 15 of an IPv6 address before it multiplies by them: when they are equal, nothing
-    /// before them counts.
+    /// Constant that foldhash 0.2 adds to bytes 8 to 15 of an IPv6 address before it multiplies by them: when they are equal,
+    /// nothing before them counts.
     const FOLDHASH_CONSTANT: u64 = 0xc0ac_29b7_c97c_50dd;
 
     /// One of [`KEYS`] addresses, each in a prefix of its own.

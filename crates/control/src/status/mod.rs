@@ -44,6 +44,9 @@ pub struct Report {
     /// Obstacles on the host, each with the command that mends it.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// Table of `nft` that keeps the kernel from forwarding between the interfaces when the process has died.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forward_guard: Option<String>,
     /// Everything that is not the tunnel; not there without `[[interface]]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<ServicesStatus>,

@@ -24,6 +24,10 @@ pub fn text(report: &Report) -> String {
     for warning in &report.warnings {
         let _ = writeln!(out, "warning: {warning}");
     }
+    if let Some(table) = &report.forward_guard {
+        let _ =
+            writeln!(out, "if it dies the kernel forwards nothing between the interfaces: nft table {table}");
+    }
     wans(report, &mut out);
     for peer in &status.peers {
         peer_text(peer, &mut out);
@@ -305,6 +309,7 @@ mod tests {
         };
         Report {
             warnings: vec!["the kernel does not forward; sysctl -w net.ipv4.ip_forward=1".to_owned()],
+            forward_guard: Some("inet anabranch_closed-ana0".to_owned()),
             status,
             tun: "ana0".to_owned(),
             listen: Some(4600),
@@ -323,6 +328,7 @@ mod tests {
         let expected = "\
 branch: anabranch 0.1.0 on ana0, up 1 h 2 min, listening on UDP 4600
 warning: the kernel does not forward; sysctl -w net.ipv4.ip_forward=1
+if it dies the kernel forwards nothing between the interfaces: nft table inet anabranch_closed-ana0
 
 WAN    state       tier  MTU   addresses
 wan0   up          0     1500  192.0.2.5, 2001:db8::5

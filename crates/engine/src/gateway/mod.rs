@@ -408,7 +408,8 @@ impl crate::Engine {
 
     /// Opens the interfaces of the settings in force that are not open.
     pub fn open_interfaces(&self, settings: &GatewaySettings) {
-        open::follow(&self.shared.gateway, settings, self.settings.listen_port);
+        let own = &self.settings;
+        open::follow(&self.shared.gateway, settings, own.listen_port, &own.tun_name);
         self.shared.wake_all();
     }
 
@@ -421,6 +422,12 @@ impl crate::Engine {
     #[must_use]
     pub fn cluster_handle(&self) -> ClusterHandle {
         ClusterHandle::new(Arc::clone(&self.shared))
+    }
+
+    /// Table of `nft` that keeps the kernel from forwarding between the interfaces when this process has died.
+    #[must_use]
+    pub fn forward_guard(&self) -> Option<String> {
+        lock(&self.shared.gateway.opened).forward_guard()
     }
 
     /// Interfaces that could not be opened, and why.

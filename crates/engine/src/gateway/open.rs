@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use linux::bpf::{KernelShare, MACS_MAX, SteeringProgram};
+use linux::forward_guard::ForwardGuard;
 use linux::ingress_guard::{GuardKind, IngressGuard};
 use linux::packet_ring::{Fanout, PacketRing, PacketRingOptions, RingFilter};
 use linux::packet_sender::PacketSender;
@@ -29,6 +30,8 @@ const GROUP_STEP: u16 = 0x3d09;
 #[derive(Default)]
 pub(crate) struct Opened {
     ports: Vec<Option<OpenPort>>,
+    /// Outlives a process that is killed.
+    closed: Option<ForwardGuard>,
     /// Why others are not.
     pub errors: BTreeMap<InterfaceId, String>,
 }
@@ -105,9 +108,27 @@ impl Opened {
         self.ports.iter().flatten().map(|port| port.device.clone()).collect()
     }
 
-    /// Closes everything.
+    /// Closes everything, and leaves nothing behind.
     pub fn clear(&mut self) {
         self.ports.clear();
+        if let Some(Err(error)) = self.closed.take().map(|mut guard| guard.remove()) {
+            tracing::warn!(%error, "the kernel does not forward between the interfaces");
+        }
+    }
+
+    /// Table that keeps the kernel from forwarding between the interfaces when this process has died.
+    pub fn forward_guard(&self) -> Option<String> {
+        self.closed.as_ref()?.name()
+    }
+
+    /// Before an interface is opened: what its guard takes from the kernel must not come back when nobody forwards.
+    fn close_forwarding(&mut self, settings: &GatewaySettings, tun: &str) {
+        let devices: Vec<String> =
+            settings.spec.interfaces.iter().map(|interface| interface.device.clone()).collect();
+        let guard = self.closed.get_or_insert_with(|| ForwardGuard::new(tun));
+        if let Err(error) = guard.set(&devices) {
+            tracing::warn!(%error, "if this process dies the kernel may forward between the interfaces");
+        }
     }
 
     /// (index, place) of the open interfaces.
@@ -118,9 +139,10 @@ impl Opened {
 }
 
 /// Brings what is open in line with what is wanted; what cannot be opened is noted.
-pub(super) fn follow(shared: &Shared, settings: &GatewaySettings, listen_port: Option<u16>) {
+pub(super) fn follow(shared: &Shared, settings: &GatewaySettings, listen_port: Option<u16>, tun: &str) {
     let mut opened = lock(&shared.opened);
     let opened = &mut *opened;
+    opened.close_forwarding(settings, tun);
     let wanted = settings.spec.interfaces.len();
     let places = opened.ports.len().max(wanted);
     opened.ports.resize_with(places, || None);

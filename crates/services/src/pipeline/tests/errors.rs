@@ -169,7 +169,7 @@ fn source_routed_packets_go_nowhere() {
     assert_eq!(world.flows(), 0);
 }
 
-/// What a neighbor says to the host by its link-local address is between the two; nothing of it is passed on.
+/// A neighbor talks to the host by link-local addresses; nothing of that is passed on.
 #[test]
 fn link_local_sources_reach_the_host_only() {
     let mut world = masquerade(1);

@@ -1,0 +1,177 @@
+//! Keeps the kernel from forwarding between interfaces that a datapath forwards between, also when the process has died.
+//!
+//! While it lives the kernel never does: [`crate::ingress_guard`] takes their packets away before. When it ends without
+//! taking leave, that is gone, and a host with `ip_forward = 1` would pass on everything, by no rule and untranslated. So
+//! there is a table of `nft` at the forward hook, which needs no process. What comes in for the host, what it sends, and
+//! what it passes on to its other devices never meets it; multicast and what IPsec has unwrapped are the host's too.
+//!
+//! Tables carry the name of the process's TUN device, which lives as long as the process: that of a device that is not
+//! there was left behind.
+
+use std::io::{self, Write as _};
+use std::process::{Command, Stdio};
+
+use crate::Result;
+use crate::error::Context;
+use crate::netns::prepare_command;
+use crate::sys::interface_index;
+
+/// Begin of the tables' names.
+const PREFIX: &str = "anabranch_closed-";
+
+/// The guard of one process. Dropping it leaves the table where it is.
+#[derive(Debug)]
+pub struct ForwardGuard {
+    table: String,
+    devices: Vec<String>,
+}
+
+impl ForwardGuard {
+    /// That of the process with this TUN device; it does nothing yet.
+    #[must_use]
+    pub fn new(tun: &str) -> Self {
+        Self { table: table_of(tun), devices: Vec::new() }
+    }
+
+    /// The table that is in force, as `nft` names it; `None`: there is none.
+    #[must_use]
+    pub fn name(&self) -> Option<String> {
+        (!self.devices.is_empty()).then(|| format!("inet {}", self.table))
+    }
+
+    /// Closes forwarding between these devices, whether or not they are there, and no others, in one transaction.
+    ///
+    /// # Errors
+    /// Without CAP_NET_ADMIN or the program `nft`; what was in force stays.
+    pub fn set(&mut self, devices: &[String]) -> Result<()> {
+        if self.devices == devices {
+            return Ok(());
+        }
+        let what = format!("close forwarding between {} for when this process dies", devices.join(", "));
+        if devices.is_empty() {
+            nft(&["-f", "-"], &remove(&self.table)).context(what)?;
+        } else {
+            // Kernels without IPsec do not know what it has unwrapped.
+            let tried = nft(&["-f", "-"], &make(&self.table, devices, true));
+            tried.or_else(|_| nft(&["-f", "-"], &make(&self.table, devices, false))).context(what)?;
+        }
+        self.devices = devices.to_vec();
+        Ok(())
+    }
+
+    /// Opens it again.
+    ///
+    /// # Errors
+    /// As [`Self::set`].
+    pub fn remove(&mut self) -> Result<()> {
+        self.set(&[])
+    }
+}
+
+/// Removes the table of a TUN device, whoever made it, if there is one.
+///
+/// # Errors
+/// As [`ForwardGuard::set`].
+pub fn remove_of(tun: &str) -> Result<()> {
+    let table = table_of(tun);
+    let what = format!("remove the table {table}");
+    let tables = tables().context(&what)?;
+    if tables.contains(&table) { nft(&["-f", "-"], &remove(&table)).map(drop).context(what) } else { Ok(()) }
+}
+
+/// Removes the tables of processes that died; their names.
+///
+/// # Errors
+/// As [`ForwardGuard::set`].
+pub fn remove_orphans() -> Result<Vec<String>> {
+    const WHAT: &str = "remove tables of a process that died";
+    let mut orphans = tables().context(WHAT)?;
+    orphans.retain(|table| table.strip_prefix(PREFIX).is_some_and(|tun| interface_index(tun).is_err()));
+    for table in &orphans {
+        nft(&["-f", "-"], &remove(table)).context(WHAT)?;
+    }
+    Ok(orphans)
+}
+
+/// Names of nft are letters, digits and a few signs.
+fn table_of(tun: &str) -> String {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '-' | '_' | '.');
+    let name: String = tun.chars().map(|letter| if plain(letter) { letter } else { '_' }).collect();
+    format!("{PREFIX}{name}")
+}
+
+fn tables() -> io::Result<Vec<String>> {
+    let text = nft(&["list", "tables", "inet"], "")?;
+    let names = text.lines().filter_map(|line| line.strip_prefix("table inet "));
+    Ok(names.filter(|name| name.starts_with(PREFIX)).map(str::to_owned).collect())
+}
+
+/// Deleting needs the table to be there; declaring it makes it so.
+fn remove(table: &str) -> String {
+    format!("table inet {table} {{ }}\ndelete table inet {table}\n")
+}
+
+fn make(table: &str, devices: &[String], ipsec: bool) -> String {
+    let names: Vec<String> = devices.iter().map(|device| format!("\"{device}\"")).collect();
+    let ipsec = if ipsec { "    meta secpath exists accept\n" } else { "" };
+    format!(
+        "{}table inet {table} {{\n  set interfaces {{ type ifname; elements = {{ {} }} }}\n  chain forward {{\n    \
+         type filter hook forward priority -10; policy accept;\n    ip daddr 224.0.0.0/4 accept\n    \
+         ip6 daddr ff00::/8 accept\n{ipsec}    iifname @interfaces oifname @interfaces drop\n  }}\n}}\n",
+        remove(table),
+        names.join(", ")
+    )
+}
+
+/// Lets `nft` do all of this or nothing; what it says.
+fn nft(arguments: &[&str], script: &str) -> io::Result<String> {
+    let mut command = Command::new("nft");
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    prepare_command(&mut command);
+    let mut child = command.spawn().map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => io::Error::new(error.kind(), "the program nft is not installed"),
+        _ => error,
+    })?;
+    // The end of its input must come before its answer.
+    if let Some(mut input) = child.stdin.take() {
+        input.write_all(script.as_bytes())?;
+    }
+    let output = child.wait_with_output()?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    Err(io::Error::other(format!("nft: {}", text.lines().next().unwrap_or("it failed").trim())))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::testing::isolated;
+
+    #[test]
+    fn the_table_follows_and_is_found_again_by_whoever_comes_next() {
+        isolated(|| {
+            let devices = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+            let mut guard = ForwardGuard::new("ana7");
+            assert_eq!(guard.name(), None);
+            guard.set(&devices(&["eth0", "eth1"])).unwrap();
+            guard.set(&devices(&["eth0", "lan.7"])).unwrap();
+            assert_eq!(guard.name().as_deref(), Some("inet anabranch_closed-ana7"));
+            let text = nft(&["list", "table", "inet", "anabranch_closed-ana7"], "").unwrap();
+            assert!(text.contains("\"lan.7\"") && !text.contains("eth1"), "{text}");
+            // Its process ends.
+            drop(guard);
+            assert_eq!(tables().unwrap(), ["anabranch_closed-ana7"]);
+            // That of a process that lives has its device.
+            let mut alive = ForwardGuard::new("lo");
+            alive.set(&devices(&["eth0"])).unwrap();
+            assert_eq!(remove_orphans().unwrap(), ["anabranch_closed-ana7"]);
+            assert_eq!(tables().unwrap(), ["anabranch_closed-lo"]);
+            alive.remove().unwrap();
+            remove_of("lo").unwrap();
+            assert_eq!(tables().unwrap(), Vec::<String>::new());
+        });
+    }
+}
