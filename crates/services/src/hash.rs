@@ -4,7 +4,7 @@
 //!   keys that meet in one place. A fast hash with a secret *seed* does not keep that promise: foldhash multiplies by
 //!   constants that are the same everywhere, and 8 bytes of an IPv6 address that equal such a constant make the product 0,
 //!   whatever the seed. `testing` has these addresses.
-//! * Keys that only the configuration brings, looked up by packets: [`ConfigState`]. Who looks up cannot add anything, so
+//! * Keys that only the configuration brings, looked up by packets: `ConfigState`. Who looks up cannot add anything, so
 //!   the longest search is that of the configuration.
 //! * The flow table, looked up for every packet: a hash of its own with a proof, in the `hash` module of [`crate::flow`].
 

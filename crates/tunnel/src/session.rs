@@ -43,14 +43,20 @@ pub struct Session {
     pub established: Time,
     /// It is renewed after this long.
     rekey_after_ms: u64,
+    life: Life,
+    seal: Vec<LaneKey>,
+    open: Vec<LaneKey>,
+}
+
+/// Events in the life of a session.
+#[derive(Debug, Default)]
+struct Life {
     /// The peer proved that it holds the keys.
     confirmed: AtomicBool,
     /// Some core used up its packets: renew now.
     spent: AtomicBool,
     /// The configuration wants more encryption than was agreed on.
     raised: AtomicBool,
-    seal: Vec<LaneKey>,
-    open: Vec<LaneKey>,
 }
 
 /// The two direction keys of the handshake and what goes with them.
@@ -103,9 +109,7 @@ impl Session {
             peer_cores: epoch.peer_cores,
             established: now,
             rekey_after_ms: epoch.rekey_after_ms,
-            confirmed: AtomicBool::new(epoch.initiator),
-            spent: AtomicBool::new(false),
-            raised: AtomicBool::new(false),
+            life: Life { confirmed: AtomicBool::new(epoch.initiator), ..Life::default() },
             seal: keys(epoch.send_key, epoch.own_cores),
             open: keys(epoch.receive_key, epoch.peer_cores),
         }
@@ -123,39 +127,39 @@ impl Session {
 
     /// Notes the first authenticated datagram; true for the call that confirmed it.
     pub fn confirm(&self) -> bool {
-        !self.confirmed.load(Relaxed) && !self.confirmed.swap(true, Relaxed)
+        !self.life.confirmed.load(Relaxed) && !self.life.confirmed.swap(true, Relaxed)
     }
 
     /// Whether the peer proved that it holds the keys.
     pub fn is_confirmed(&self) -> bool {
-        self.confirmed.load(Relaxed)
+        self.life.confirmed.load(Relaxed)
     }
 
     /// The configuration wants more encryption than was agreed on: from now on nothing is sent in the clear, and nothing that
     /// came so is taken, while new keys are asked for.
     pub fn raise(&self) {
-        self.raised.store(true, Relaxed);
+        self.life.raised.store(true, Relaxed);
         self.spend();
     }
 
     /// Whether nothing in the clear is sent or taken any more.
     pub fn is_raised(&self) -> bool {
-        self.raised.load(Relaxed)
+        self.life.raised.load(Relaxed)
     }
 
     /// Asks for new keys.
     pub fn spend(&self) {
-        self.spent.store(true, Relaxed);
+        self.life.spent.store(true, Relaxed);
     }
 
     /// Whether some core used up its packets.
     pub fn is_spent(&self) -> bool {
-        self.spent.load(Relaxed)
+        self.life.spent.load(Relaxed)
     }
 
     /// Whether it is time for new keys.
     pub fn wants_rekey(&self, now: Time) -> bool {
-        self.spent.load(Relaxed) || now.since(self.established) >= self.rekey_after_ms * 1_000_000
+        self.life.spent.load(Relaxed) || now.since(self.established) >= self.rekey_after_ms * 1_000_000
     }
 
     /// Whether it must not be used any more.

@@ -10,8 +10,8 @@
 //!
 //! For any two different flow keys the pair of their hashes takes each of the 2^64 values with the same probability over
 //! the keys (Lemire and Kaser, "Strongly universal string hashing is fast", 2014, theorem 1): let them differ in character
-//! i, by d with 0 < |d| < 2^32 = 2^t·odd, t < 32. Whatever the other keys are, k[i]·d takes every multiple of 2^t equally
-//! often, so its upper 64 - t ≥ 33 bits are uniform; k[0] makes one of the hashes uniform besides. So n flow keys chosen
+//! i, by d with 0 < |d| < 2^32 = 2^t·odd, t < 32. Whatever the other keys are, `k[i]`·d takes every multiple of 2^t equally
+//! often, so its upper 64 - t ≥ 33 bits are uniform; `k[0]` makes one of the hashes uniform besides. So n flow keys chosen
 //! by whoever does not know the keys have n²/2^33 pairs with the same hash on average, and meet in a bucket no more often
 //! than random ones. What is computed from the 32 bits is a permutation of them, so that keys in an arithmetic progression
 //! do not stand in one either.
@@ -27,7 +27,7 @@ const CHARACTERS: usize = 10;
 #[derive(Clone)]
 pub(super) struct Hasher {
     keys: [u64; CHARACTERS],
-    /// k[0] of IPv4 and of IPv6.
+    /// `k[0]` of IPv4 and of IPv6.
     starts: [u64; 2],
 }
 

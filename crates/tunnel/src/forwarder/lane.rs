@@ -48,18 +48,18 @@ pub(super) struct RxLane {
     /// Counters were asked for that were only late: a count of newer ones proves nothing here.
     reorders: bool,
     gaps: VecDeque<Gap>,
-    told: Told,
-    /// It is among those of its session that have something to tell, or miss something.
-    pub listed: bool,
+    pub told: Told,
     /// Part that was added to the path's shared counters so far.
     published: (u64, u64),
     /// Last `now` stored in the path.
     pub heard: Time,
 }
 
-/// Reports that were sent.
-struct Told {
+/// Reports that were sent, and whether there will be more.
+pub(super) struct Told {
     packets: u64,
+    /// The lane is among those of its session that have something to tell, or miss something.
+    pub listed: bool,
     /// The last one was sent a second time: a lost one must not look like a dead path.
     echoed: bool,
 }
@@ -90,8 +90,7 @@ impl RxLane {
             reorder_ns: REORDER_NS,
             reorders: false,
             gaps: VecDeque::new(),
-            told: Told { packets: 0, echoed: true },
-            listed: false,
+            told: Told { packets: 0, listed: false, echoed: true },
             published: (0, 0),
             heard: Time::ZERO,
         }
@@ -244,7 +243,8 @@ impl RxLane {
 
     /// The lane's line in a report that leaves now.
     pub fn report(&mut self, now: Time, path: u8) -> ReportEntry {
-        self.told = Told { packets: self.data_packets, echoed: self.told.packets == self.data_packets };
+        self.told.echoed = self.told.packets == self.data_packets;
+        self.told.packets = self.data_packets;
         ReportEntry {
             path,
             highest: self.data_highest,

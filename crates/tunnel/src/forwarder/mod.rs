@@ -12,6 +12,7 @@ mod arrival;
 mod budget;
 mod build;
 mod depart;
+mod due;
 mod feedback;
 mod held;
 mod lane;

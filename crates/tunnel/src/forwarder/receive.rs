@@ -11,13 +11,14 @@ use packet::{IpHeader, array_at, martian};
 use super::Output;
 use super::arrival::note_arrival;
 use super::budget::Budget;
+use super::due::Due;
 use super::held::HeldMemory;
 use super::lane::{Place, RxLane};
 use super::transmit::Transmit;
 use crate::aead::TAG_BYTES;
 use crate::bond::{Bond, PATHS_MAX};
 use crate::frame::extension::{PATH_LIMITS, PATH_LIMITS_SEEN, PATH_TIMING, PROCESSOR_INFO_SEEN, REKEY};
-use crate::frame::{self, Frame, NackRange, PacketHead, ReportEntry};
+use crate::frame::{self, Frame, PacketHead};
 use crate::header::{HEADER_BYTES, Header, Kind, NOT_TOLD};
 use crate::keys::Encryption;
 use crate::lifecycle::Action;
@@ -116,13 +117,6 @@ pub(super) struct Context<'a, O: Output> {
     pub drops: &'a mut DropCounters,
 }
 
-/// Reports and NACKs that are due.
-pub(super) struct Due {
-    pub reports: Vec<(u8, Vec<ReportEntry>)>,
-    /// Path and sending core of the lane, and what it misses.
-    pub nacks: Vec<(u8, u8, Vec<NackRange>)>,
-}
-
 impl Receive {
     pub fn new(core: u8, bond: Arc<Bond>) -> Self {
         let share = || Share::new(Arc::clone(&bond.memory));
@@ -199,7 +193,7 @@ impl Receive {
             paths.filter(|rtt_us| *rtt_us > 0).min().unwrap_or(0)
         })?;
         self.gaps |= lane.has_gaps();
-        let (unlisted, packets) = (!std::mem::replace(&mut lane.listed, true), lane.packets);
+        let (unlisted, packets) = (!std::mem::replace(&mut lane.told.listed, true), lane.packets);
         if unlisted {
             self.sessions[at].listed.push(lane_id as u32);
         }
@@ -610,11 +604,11 @@ impl Receive {
                 if report && lane.unreported() && !due.add(core, || lane.report(now, path)) {
                     full += 1;
                 }
-                lane.listed = lane.has_gaps() || lane.unreported();
-                if !lane.listed {
+                lane.told.listed = lane.has_gaps() || lane.unreported();
+                if !lane.told.listed {
                     publish_lane(bond, lane, path);
                 }
-                lane.listed
+                lane.told.listed
             });
             // Whoever found no room in this report is in the next.
             let first = known.listed.len().saturating_sub(full);
@@ -679,7 +673,7 @@ impl Receive {
                 *steps += 1;
                 publish_lane(bond, lane, (id as usize / cores) as u8);
                 // Nobody is told about lanes of another session.
-                lane.listed = of_current;
+                lane.told.listed = of_current;
                 of_current
             });
         }
@@ -738,18 +732,6 @@ fn publish_lane(bond: &Bond, lane: &mut RxLane, path: u8) {
     {
         path.traffic.rx_datagrams.fetch_add(datagrams, Relaxed);
         path.traffic.rx_bytes.fetch_add(bytes, Relaxed);
-    }
-}
-
-impl Due {
-    /// Adds an entry to the report for a core of the peer; false if that has no room.
-    fn add(&mut self, core: u8, entry: impl FnOnce() -> ReportEntry) -> bool {
-        match self.reports.iter_mut().find(|(to, _)| *to == core) {
-            Some((_, entries)) if entries.len() < frame::ENTRIES_MAX.min(28) => entries.push(entry()),
-            Some(_) => return false,
-            None => self.reports.push((core, vec![entry()])),
-        }
-        true
     }
 }
 
