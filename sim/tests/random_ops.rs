@@ -14,6 +14,8 @@ use sim::link::Shape;
 use sim::scenario::to_hub;
 use sim::site::LISTEN_PORT;
 use sim::world::World;
+use steering::policy::Policy;
+use tunnel::mode::SteeringMode;
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -33,6 +35,7 @@ enum Op {
     RemoveWan { link: usize },
     Reload { site: usize },
     SpendKey { site: usize },
+    Steering { site: usize, mode: u8 },
     Garbage { site: usize, count: u8 },
     Replay { count: u8 },
 }
@@ -57,9 +60,18 @@ fn op() -> impl Strategy<Value = Op> {
         1 => link.prop_map(|link| Op::RemoveWan { link }),
         1 => (0..2usize).prop_map(|site| Op::Reload { site }),
         2 => (0..2usize).prop_map(|site| Op::SpendKey { site }),
+        2 => (0..2usize, 0..6u8).prop_map(|(site, mode)| Op::Steering { site, mode }),
         2 => (0..2usize, any::<u8>()).prop_map(|(site, count)| Op::Garbage { site, count }),
         2 => any::<u8>().prop_map(|count| Op::Replay { count }),
     ]
+}
+
+/// How a site's peers shall address its cores, and how they are chosen.
+fn steer(snapshot: &mut tunnel::config::Snapshot, mode: u8, policy: u8) {
+    for peer in &mut snapshot.peers {
+        peer.steering.receive = SteeringMode::from_number(mode % 6).unwrap();
+        peer.policy = Policy::from_u8(policy % 4).unwrap();
+    }
 }
 
 struct Run {
@@ -89,6 +101,9 @@ impl Run {
         let mut world = to_hub(seed, cores, &links);
         for cable in 0..2 {
             world.nat(cable);
+        }
+        for site in &mut world.sites {
+            steer(&mut site.snapshot, random.u8(..6), random.u8(..4));
         }
         world.capture(true);
         world.start();
@@ -158,6 +173,10 @@ impl Run {
                 if let Some(session) = &*world.sites[site].bond(0).unwrap().current.load() {
                     session.spend();
                 }
+            }
+            Op::Steering { site, mode } => {
+                steer(&mut world.sites[site].snapshot, mode, mode);
+                world.reload(site);
             }
             Op::Garbage { site, count } => self.garbage(site, count),
             Op::Replay { count } => self.replay(count),

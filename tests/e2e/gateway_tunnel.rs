@@ -55,6 +55,46 @@ fn c2_t13_tunnel_clients_go_through_the_hubs_nat() {
     });
 }
 
+/// Rows C2, T5, T6, T7, T8, T9: however the hub is told the core, flows of a tunnel client go on through its NAT and its virtual server, and
+/// the replies come back: one record for each flow, at one core.
+#[test]
+fn c2_t5_t9_every_steering_mode_goes_on_through_the_hubs_services() {
+    isolated(|| {
+        let mut scene = Scene::new(&[link(80.0, 2.0), link(40.0, 4.0)]);
+        let server = scene.testbed.add_host(Site::B).unwrap().node;
+        shell(&server, "ip route del default && ip -6 route del default");
+        let endpoints: Vec<String> = (0..2).map(|number| scene.endpoint(Site::B, number)).collect();
+        let _mirror = Mirror::start(&server, "server", "0.0.0.0:80");
+        let hub_ip: std::net::IpAddr = "10.2.1.1".parse().unwrap();
+        for mode in ["receiver-assigned", "per-tunnel", "sealed-core-id", "receiver-decides", "session-id"] {
+            let steering = format!("steering = \"{mode}\"");
+            let branch = Config::new("branch", BRANCH_IP).node_line("cores = 2").wan("wan0").wan("wan1");
+            let hub = Config::new("hub", HUB_IP).node_line("listen = 4600\ncores = 2");
+            let allowed = format!("{}, \"10.2.1.0/24\", \"10.9.9.9/32\"", hub.own_nets());
+            let branch = branch.peer(&hub, &endpoints, &allowed, &steering);
+            let hub = hub.peer(&branch, &[], &branch.own_nets(), &steering).section(
+                "[gateway]\ndefault-action = \"allow\"\n[[interface]]\nname = \"lan1\"\n\
+                 [[nat]]\nout = \"lan1\"\n\
+                 [[virtual-server]]\nname = \"web\"\nlisten = \"tcp 10.9.9.9:8080\"\n\
+                 backends = [\"10.2.1.2:80\"]\n",
+            );
+            let (_branch, mut hub) = scene.join(&branch, &hub, 2);
+            ready(&mut hub);
+            let a = scene.a();
+            for _ in 0..6 {
+                assert_eq!(ask_tcp(a, "10.2.1.2:80").source.ip(), hub_ip, "{mode}");
+                assert_eq!(ask_udp(a, "10.2.1.2:80").source.ip(), hub_ip, "{mode}");
+                ask_tcp(a, "10.9.9.9:8080");
+            }
+            assert_eq!(UdpClient::new(a, "0.0.0.0:0").ask("10.2.1.2:80", 8_000).source.ip(), hub_ip);
+            Talk::open(a, "10.2.1.2:80").unwrap().echo(3_000_000).unwrap();
+            Talk::open(a, "10.9.9.9:8080").unwrap().echo(3_000_000).unwrap();
+            no_reply_went_astray(&hub);
+            assert_eq!(drops(&hub, &["core-out-of-range", "auth-failed", "frame-unknown"]), 0, "{mode}");
+        }
+    });
+}
+
 /// Rows C2, T1: the hub's rules and NAT change by reload while a tunnel client's connections run; none breaks, and the session
 /// of the tunnel is not made anew.
 #[test]

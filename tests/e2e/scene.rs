@@ -80,6 +80,11 @@ impl Scene {
         (branch, hub)
     }
 
+    /// Links between the sites.
+    pub fn links(&self) -> usize {
+        self.links
+    }
+
     /// Starts a gateway.
     pub fn start(&self, place: &Node, config: &Config) -> Gateway {
         Gateway::start(place, &self.directory, &config.name, &config.text(&self.directory))

@@ -25,13 +25,14 @@ use tunnel::time::Time;
 
 use crate::delivery::{Decision, Delivery, ToBonds};
 use crate::handed::Handed;
+use crate::place::Placer;
 use crate::ports::{Output, leave};
 use crate::to_bond::{self, BondIds, Emit, Transmit, send_to};
 use crate::units::Cluster;
 
 /// A packet that another core gets is copied to a buffer of its size up to here; a longer one goes in the buffer that it
 /// was read into.
-const COPY_BYTES_MAX: usize = 1_856;
+pub(crate) const COPY_BYTES_MAX: usize = 1_856;
 
 /// Snapshots that control has published: taken over between rounds.
 #[derive(Clone)]
@@ -62,8 +63,9 @@ pub struct Datapath {
     to_bonds: ToBonds,
     bonds: BondIds,
     cluster: Cluster,
-    /// Fragments of the host, where no services are in force.
+    /// Fragments, where no services are in force.
     rendezvous: Rendezvous,
+    placer: Placer,
     drops: DropCounters,
 }
 
@@ -77,6 +79,7 @@ impl Datapath {
             id,
             tunnel: Tunnel::new(id, node),
             rendezvous: Rendezvous::new(limits, SecretState::draw(&mut random)),
+            placer: Placer::new(random.word()),
             services: Services::new(id, random, &policy, &ownership, neighbors),
             serving,
             ownership,
@@ -374,7 +377,10 @@ impl Datapath {
         let inner = Decision {
             out,
             services: self.serving.then_some(&mut self.services),
-            hasher: &self.ownership.hasher,
+            id: self.id,
+            ownership: &self.ownership,
+            placer: &mut self.placer,
+            rendezvous: &mut self.rendezvous,
             bonds: &self.bonds,
             cluster: &self.cluster,
             to_bonds: &mut self.to_bonds,
@@ -400,6 +406,17 @@ impl Datapath {
             Handed::Datagram(source, mut packet) => {
                 let stride = packet.len();
                 self.own_datagrams(now, &source, Some(packet.packet_mut()), stride, out);
+                packet
+            }
+            Handed::Bond(mut packet) => {
+                self.delivery(now, out).1.inner.decide(now.ns(), &mut packet);
+                packet
+            }
+            Handed::Place(mut packet, step) => {
+                let mut inner = self.delivery(now, out).1.inner;
+                if inner.stays_at_place(now.ns(), &mut packet, step) {
+                    inner.decide(now.ns(), &mut packet);
+                }
                 packet
             }
             Handed::Service(mut handed) => {
@@ -433,11 +450,24 @@ impl Datapath {
         let services_due = if unfinished { now } else { services_due };
         self.rendezvous.tick(now.ns());
         self.flush(now, out);
+        self.placer.follow(now.ns(), &self.ownership, self.tunnel.node());
+        self.tell_assignments(now, out);
         let (tunnel, mut delivery) = self.delivery(now, out);
         let next = tunnel.finish(now, &mut delivery).min(services_due);
         delivery.flush();
         // What the tunnel's timers delivered for a bond may have had to queue there.
         if self.send_waiting(now, out) { now } else { next }
+    }
+
+    /// Tells the peers which cores their flows were given (row T5).
+    fn tell_assignments(&mut self, now: Time, out: &mut impl Output) {
+        let told = self.placer.take_told();
+        for same in told.chunk_by(|a, b| (a.bond, a.peer_core) == (b.bond, b.peer_core)) {
+            let Some(first) = same.first() else { continue };
+            let assigned: Vec<(u32, u8)> = same.iter().map(|told| (told.hash, told.core)).collect();
+            let tunnel = &mut self.tunnel;
+            tunnel.tell_assignments(now, first.bond, first.peer_core, &assigned, &mut Transmit(out));
+        }
     }
 
     /// Sends packets that were delivered for other bonds; whether there was anything.

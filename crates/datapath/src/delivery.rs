@@ -9,11 +9,14 @@ use packet::buffer::PACKET_BYTES_MAX;
 use packet::vnet::VirtioNetHeader;
 use packet::{Coalescer, DropReason, FlowKey, IpHeader, PacketBuf, PacketPool};
 use services::Services;
+use services::fragment::Rendezvous;
 use services::pipeline::{ETHERNET_BYTES, Frame, Outcome};
+use steering::ownership::Ownership;
 use steering::symmetric::{FlowHasher, MIX_MULTIPLIER};
-use tunnel::forwarder::{Output as TunnelOutput, Target};
+use tunnel::forwarder::{Delivered, Output as TunnelOutput, Target};
 
 use crate::handed::Handed;
+use crate::place::Placer;
 use crate::ports::{Output, leave};
 use crate::to_bond::BondIds;
 use crate::units::{Arrived, Cluster, Inner};
@@ -49,7 +52,11 @@ pub(crate) struct Decision<'a, O: Output> {
     pub out: &'a mut O,
     /// Without services the host gets everything.
     pub services: Option<&'a mut Services>,
-    pub hasher: &'a FlowHasher,
+    /// This core.
+    pub id: u8,
+    pub ownership: &'a Ownership,
+    pub placer: &'a mut Placer,
+    pub rendezvous: &'a mut Rendezvous,
     pub bonds: &'a BondIds,
     pub cluster: &'a Cluster,
     pub to_bonds: &'a mut ToBonds,
@@ -61,11 +68,13 @@ impl<O: Output> TunnelOutput for Delivery<'_, O> {
         self.inner.out.transmit(target, segment, datagrams);
     }
 
-    fn deliver(&mut self, bond: usize, packet: &[u8], partial: bool, may_merge: bool) {
+    fn deliver(&mut self, bond: usize, packet: &[u8], how: Delivered) {
         let Self { now_ns, merge, inner } = self;
+        let Delivered { partial, may_merge, placement } = how;
         let ingress = inner.bonds.ingress(bond);
         // Datagrams between units are taken apart one by one.
         let may_merge = may_merge && !inner.cluster.is_member();
+        merge.set_placement(placement);
         // Partial checksums were vouched for by the peer's kernel and the AEAD: merging hides nothing.
         let fits = merge.push(ingress, packet, partial, may_merge || partial, &mut |packet| {
             inner.decide(*now_ns, packet);
@@ -86,7 +95,10 @@ impl<O: Output> Delivery<'_, O> {
 
 impl<O: Output> Decision<'_, O> {
     /// One packet or super-packet from a bond.
-    fn decide(&mut self, now_ns: u64, packet: &mut PacketBuf) {
+    pub(crate) fn decide(&mut self, now_ns: u64, packet: &mut PacketBuf) {
+        if !self.stays(now_ns, packet) {
+            return;
+        }
         if self.cluster.is_member() {
             let policy = self.services.as_deref().map(Services::policy);
             let arrived =
@@ -97,7 +109,7 @@ impl<O: Output> Decision<'_, O> {
                 None => {}
             }
         }
-        note_flows(self.hasher, packet.packet(), |flow| self.out.processed(flow));
+        note_flows(&self.ownership.hasher, packet.packet(), |flow| self.out.processed(flow));
         let (offload, ingress) = (packet.offload, packet.ingress);
         let Some(services) = self.services.as_deref_mut() else {
             self.out.host(&offload, packet.with_room(ETHERNET_BYTES));

@@ -11,6 +11,19 @@ pub enum Handed {
     Host(PacketBuf, Option<FlowKey>),
     /// One datagram of the tunnel: for the receiving core that it names.
     Datagram(Source, PacketBuf),
+    /// A packet that came by a bond: for this core to decide.
+    Bond(PacketBuf),
+    /// A packet that came by a bond which named no core: for the core that chooses one for its flow.
+    Place(PacketBuf, PlaceStep),
     /// A packet that services have looked at: for the next core of its owner chain.
     Service(services::pipeline::Handed),
+}
+
+/// Task of a flow's meeting place with a packet ([`Handed::Place`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlaceStep {
+    /// It is a fragment, this the hash of its addresses: wait for the one that has the ports.
+    Meet(u32),
+    /// Choose the core of the flow, or session-ID, with this hash.
+    Choose(u32),
 }

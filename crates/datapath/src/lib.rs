@@ -15,6 +15,7 @@
 //! * [`mod@datapath`]: the [`Datapath`] of one core and the *single* routing decision: with services in force they decide every
 //!   packet, without them the host and the bonds are joined directly.
 //! * [`delivery`]: what a bond delivered is merged to super-packets and decided at once, while it is in the cache.
+//! * `place`: which core a bond's packet is for, where the peer named none.
 //! * [`to_bond`]: what was decided for a bond.
 //! * [`units`]: what goes to other machines of a cluster and comes from them; `hub`: bonds that end at any of them.
 //! * [`handed`]: what goes from one core to another.
@@ -34,6 +35,7 @@ pub mod delivery;
 pub mod handed;
 mod hub;
 pub mod memory;
+mod place;
 pub mod ports;
 pub mod to_bond;
 pub mod units;

@@ -1,10 +1,14 @@
 //! Packets that were decided for a bond: classified once more, as they leave, and given to the tunnel of this core.
 
+use std::collections::BTreeMap;
+
 use packet::attachment::{BondId, Egress, Ingress};
 use packet::vnet::VirtioNetHeader;
 use packet::{DropCounters, FlowKey, PacketBuf, PacketPool};
 use services::pipeline::{ETHERNET_BYTES, Frame, Outcome};
-use tunnel::forwarder::{Forwarder as Tunnel, Output as TunnelOutput, Target};
+use steering::policy::Policy;
+use tunnel::FlowDefinition;
+use tunnel::forwarder::{Delivered, Forwarder as Tunnel, Output as TunnelOutput, Target};
 use tunnel::time::Time;
 
 use crate::handed::Handed;
@@ -56,7 +60,7 @@ impl<O: Output> TunnelOutput for Transmit<'_, O> {
         self.0.transmit(target, segment, datagrams);
     }
 
-    fn deliver(&mut self, _bond: usize, _packet: &[u8], _partial: bool, _may_merge: bool) {
+    fn deliver(&mut self, _bond: usize, _packet: &[u8], _how: Delivered) {
         self.0.dropped(packet::DropReason::NoRoute);
     }
 }
@@ -126,18 +130,41 @@ impl<O: Output> services::pipeline::Output for Emit<'_, O> {
 
 /// Bonds as the tunnel numbers them, by slot, and as everybody else does.
 #[derive(Debug, Default)]
-pub struct BondIds(Vec<BondId>);
+pub struct BondIds {
+    slots: Vec<BondId>,
+    rules: BTreeMap<BondId, FlowRules>,
+}
+
+/// By what the flows of a bond are told apart and given cores.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct FlowRules {
+    pub policy: Policy,
+    pub flow: FlowDefinition,
+    pub tenant: u16,
+}
 
 impl BondIds {
     /// Follows the tunnel's list.
     pub fn follow(&mut self, tunnel: &Tunnel) {
-        self.0.clear();
-        self.0.extend(tunnel.bond_ids());
+        self.slots.clear();
+        self.slots.extend(tunnel.bond_ids());
+        self.rules.clear();
+        for bond in tunnel.node().bonds.load().iter() {
+            let peer = bond.peer.load();
+            let rules = FlowRules { policy: peer.policy, flow: peer.flow, tenant: peer.tenant };
+            self.rules.insert(peer.id, rules);
+        }
+    }
+
+    /// How flows that come in by a bond are told apart and given cores.
+    pub(crate) fn rules(&self, ingress: Ingress) -> FlowRules {
+        let bond = if let Ingress::Bond(bond) = ingress { self.rules.get(&bond) } else { None };
+        bond.copied().unwrap_or_default()
     }
 
     /// By what something came in that the bond in a slot delivered.
     #[must_use]
     pub fn ingress(&self, slot: usize) -> Ingress {
-        Ingress::Bond(self.0.get(slot).copied().unwrap_or(BondId(BondId::MAX)))
+        Ingress::Bond(self.slots.get(slot).copied().unwrap_or(BondId(BondId::MAX)))
     }
 }

@@ -121,6 +121,23 @@ impl Ingress {
     }
 }
 
+/// Which core of this node processes a packet that came by a bond, as far as its datagram told (rows T5–T9).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Placement {
+    /// The one that got it: the peer named it, or it was chosen already.
+    #[default]
+    Here,
+    /// This one: the peer named it in the sealed part.
+    Core(u8),
+    /// The one that this node chooses for the flow. `tell`: the peer's core that wants to know.
+    ByFlow {
+        /// The peer's core that sent it.
+        tell: Option<u8>,
+    },
+    /// The one that this node chooses for the session-ID.
+    BySession(u64),
+}
+
 /// Egress of a packet that was decided: what becomes of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Egress {

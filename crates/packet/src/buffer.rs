@@ -4,7 +4,7 @@
 //! a receive batch are worked on there, as slices; a packet gets a buffer of its own where it has to outlive the batch:
 //! merged super-packets, hand-overs to another core, packets from one bond to another.
 
-use crate::attachment::{Ingress, UnitVisit};
+use crate::attachment::{Ingress, Placement, UnitVisit};
 use crate::vnet::{VNET_HEADER_BYTES, VirtioNetHeader};
 
 /// Bytes free in front of the packet: Ethernet with VLAN tag (18), or Ethernet (14) behind the cluster's headers (34), UDP over
@@ -30,6 +30,8 @@ pub struct PacketBuf {
     pub offload: VirtioNetHeader,
     /// By what it came in.
     pub ingress: Ingress,
+    /// Which core processes it, if it came by a bond.
+    pub placement: Placement,
     /// Visit of a packet that another unit of a cluster sent here.
     pub visit: Option<UnitVisit>,
 }
@@ -45,6 +47,7 @@ impl PacketBuf {
             len: 0,
             offload: VirtioNetHeader::default(),
             ingress: Ingress::Host,
+            placement: Placement::Here,
             visit: None,
         }
     }
@@ -61,6 +64,7 @@ impl PacketBuf {
         self.start = HEADROOM_BYTES;
         self.len = 0;
         self.offload = VirtioNetHeader::default();
+        self.placement = Placement::Here;
         self.visit = None;
     }
 

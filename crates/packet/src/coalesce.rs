@@ -8,7 +8,7 @@
 //!
 //! Merge only packets that were authenticated: the kernel is told that the checksums are right.
 
-use crate::attachment::Ingress;
+use crate::attachment::{Ingress, Placement};
 use crate::buffer::{PACKET_BYTES_MAX, PacketBuf};
 use crate::checksum;
 use crate::ip::{IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, IpHeader, PROTOCOL_TCP, PROTOCOL_UDP};
@@ -29,6 +29,8 @@ pub struct Coalescer {
     /// The packet so far. Its IP and transport headers stay those of the first segment until it is emitted.
     buffer: PacketBuf,
     held: Option<Held>,
+    /// Of the packets that are pushed.
+    placement: Placement,
     merge_udp: bool,
 }
 
@@ -75,13 +77,24 @@ impl Coalescer {
     /// Holds nothing, merges TCP and UDP.
     #[must_use]
     pub fn new() -> Coalescer {
-        Coalescer { buffer: PacketBuf::with_capacity(PACKET_BYTES_MAX), held: None, merge_udp: true }
+        Coalescer {
+            buffer: PacketBuf::with_capacity(PACKET_BYTES_MAX),
+            held: None,
+            placement: Placement::Here,
+            merge_udp: true,
+        }
     }
 
     /// Whether UDP is merged. Switch it off where the TUN device does not know `VIRTIO_NET_HDR_GSO_UDP_L4`
     /// (before Linux 6.2).
     pub fn set_merge_udp(&mut self, merge: bool) {
         self.merge_udp = merge;
+    }
+
+    /// Which core processes the packets that are pushed from now on; those of different cores are not merged.
+    #[inline]
+    pub fn set_placement(&mut self, placement: Placement) {
+        self.placement = placement;
     }
 
     /// Nothing is held.
@@ -110,12 +123,13 @@ impl Coalescer {
         }
         let Some(shape) = self.shape(packet) else {
             self.flush(emit);
-            self.buffer.ingress = ingress;
+            self.mark(ingress);
             self.emit_alone(packet, checksum_partial, emit);
             return true;
         };
         let mut trusted = checksum_partial;
-        if may_merge && self.buffer.ingress == ingress && self.fits(packet, &shape) && self.trust_held() {
+        let same = self.buffer.ingress == ingress && self.buffer.placement == self.placement;
+        if may_merge && same && self.fits(packet, &shape) && self.trust_held() {
             trusted = trusted || verify(packet, &shape);
             if trusted {
                 self.append(packet, &shape, emit);
@@ -123,12 +137,18 @@ impl Coalescer {
             }
         }
         self.flush(emit);
-        self.buffer.ingress = ingress;
+        self.mark(ingress);
         self.hold(packet, shape, checksum_partial, trusted);
         if shape.flags & (TCP_FIN | TCP_PSH) != 0 {
             self.flush(emit);
         }
         true
+    }
+
+    #[inline]
+    fn mark(&mut self, ingress: Ingress) {
+        self.buffer.ingress = ingress;
+        self.buffer.placement = self.placement;
     }
 
     /// Emits what is held.

@@ -52,7 +52,7 @@ pub mod owner_chain;
 pub mod ownership;
 pub mod policy;
 pub mod port_solver;
-mod registry;
+pub mod registry;
 pub mod symmetric;
 pub mod table;
 pub mod toeplitz;

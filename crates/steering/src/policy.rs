@@ -201,7 +201,7 @@ impl CoreChooser {
         now_s: u32,
     ) -> Option<u8> {
         // With the hash policy the register holds only what the receiver has assigned or an earlier policy left.
-        if self.policy == Policy::Hash && self.registry.len() == 0 {
+        if self.policy == Policy::Hash && self.registry.is_empty() {
             return self.by_hash(table, hash, class);
         }
         self.registry.sweep(now_s, 1);

@@ -30,7 +30,7 @@ struct Set {
 
 /// State of a flow in the register.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Found {
+pub enum Found {
     /// It has this core.
     Core(u8),
     /// Not registered; there is room.
@@ -42,8 +42,9 @@ pub(crate) enum Found {
     },
 }
 
+/// Flows and their cores.
 #[derive(Clone, Debug)]
-pub(crate) struct Registry {
+pub struct Registry {
     sets: Vec<Set>,
     idle_s: u32,
     /// Registered flows by core; includes idle ones until their slot is taken or swept.
@@ -55,26 +56,38 @@ pub(crate) struct Registry {
 impl Registry {
     /// Room for at least `flows` (rounded up to a power of two, at least 4); a flow is forgotten after `idle_s`
     /// seconds of silence.
-    pub(crate) fn new(flows: usize, idle_s: u32) -> Self {
+    #[must_use]
+    pub fn new(flows: usize, idle_s: u32) -> Self {
         let sets = flows.div_ceil(WAYS).max(1).checked_next_power_of_two().unwrap_or(1);
         Self { sets: vec![Set::default(); sets], idle_s, by_core: Box::new([0; 256]), sweep_at: 0 }
     }
 
     /// Flows registered now, idle ones included until they are swept.
-    pub(crate) fn len(&self) -> usize {
+    #[must_use]
+    pub fn len(&self) -> usize {
         self.by_core.iter().map(|&flows| flows as usize).sum()
     }
 
-    pub(crate) fn capacity(&self) -> usize {
+    /// Whether no flow is registered.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Most flows it holds.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
         self.sets.len() * WAYS
     }
 
-    pub(crate) fn flows_on(&self, core: u8) -> u32 {
+    /// Registered flows of a core.
+    #[must_use]
+    pub fn flows_on(&self, core: u8) -> u32 {
         self.by_core[usize::from(core)]
     }
 
     /// Looks a flow up and, if it is there, notes that it is alive.
-    pub(crate) fn find(&mut self, hash: u32, class: u8, now_s: u32) -> Found {
+    pub fn find(&mut self, hash: u32, class: u8, now_s: u32) -> Found {
         let idle_s = self.idle_s;
         let index = self.index(hash);
         let Some(set) = self.sets.get_mut(index) else { return Found::Crowded { room: false } };
@@ -99,7 +112,7 @@ impl Registry {
     }
 
     /// Registers a flow, or changes its core; false without room.
-    pub(crate) fn put(&mut self, hash: u32, class: u8, core: u8, now_s: u32) -> bool {
+    pub fn put(&mut self, hash: u32, class: u8, core: u8, now_s: u32) -> bool {
         let idle_s = self.idle_s;
         let index = self.index(hash);
         let Some(set) = self.sets.get_mut(index) else { return false };
@@ -119,7 +132,7 @@ impl Registry {
     }
 
     /// Frees the slots of idle flows in the next `sets` sets, so that counts follow the living.
-    pub(crate) fn sweep(&mut self, now_s: u32, sets: usize) {
+    pub fn sweep(&mut self, now_s: u32, sets: usize) {
         for _ in 0..sets.min(self.sets.len()) {
             let Some(set) = self.sets.get_mut(self.sweep_at) else { return };
             for slot in &mut set.slots {

@@ -24,7 +24,7 @@ mod tests;
 
 pub use control::{
     CloseReason, ENTRIES_MAX, Nack, NackRange, PeerPathState, RANGES_MAX, REPORT_ENTRY_BYTES, Report,
-    ReportEntry, nack_bytes, report_bytes, write_nack, write_report,
+    ReportEntry, nack_bytes, of_lane_not_told, report_bytes, write_nack, write_report,
 };
 
 use crate::order::Order;
@@ -85,6 +85,10 @@ pub mod extension {
     pub const PATH_LIMITS: u8 = 131;
     /// The sender has the path limits with this number. Body: 4 bytes.
     pub const PATH_LIMITS_SEEN: u8 = 132;
+    /// The receiving core of the packets in this datagram (row T7). Body: 1 byte. First in the datagram.
+    pub const SEALED_CORE: u8 = 133;
+    /// The session-ID of the packets in this datagram (row T9). Body: 8 bytes. First in the datagram, never sealed.
+    pub const SESSION_ID: u8 = 134;
 }
 
 /// Flag bits of kinds 1–3.

@@ -110,7 +110,7 @@ impl Hasher for IndexHasher {
 }
 
 /// SipHash-2-4 of the eight little-endian bytes of `message`.
-fn siphash_2_4(key: [u64; 2], message: u64) -> u64 {
+pub(crate) fn siphash_2_4(key: [u64; 2], message: u64) -> u64 {
     let mut v = [
         key[0] ^ 0x736f_6d65_7073_6575,
         key[1] ^ 0x646f_7261_6e64_6f6d,

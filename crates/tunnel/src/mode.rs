@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use crate::frame::{Frame, extension};
+
 /// How datagrams find the receiving core (rows T4–T9).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -37,7 +39,7 @@ impl SteeringMode {
     ];
 
     /// Modes that this version can be addressed in and address in.
-    pub const BUILT: [Self; 2] = [Self::CoreId, Self::PerTunnel];
+    pub const BUILT: [Self; 6] = Self::ALL;
 
     /// The number on the wire.
     #[must_use]
@@ -49,6 +51,22 @@ impl SteeringMode {
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|mode| mode.number() == number)
+    }
+
+    /// Whether datagrams with inner packets may name no receiving core in their header.
+    #[must_use]
+    pub const fn may_name_none(self) -> bool {
+        !matches!(self, Self::CoreId | Self::PerTunnel)
+    }
+
+    /// Bytes of the label in front of a datagram's packets.
+    #[must_use]
+    pub(crate) const fn label_bytes(self) -> usize {
+        match self {
+            Self::SealedCoreId => Label::Core(0).encoded_len(),
+            Self::SessionId => Label::Session(0).encoded_len(),
+            _ => 0,
+        }
     }
 
     /// The name in configuration and reports.
@@ -68,6 +86,62 @@ impl SteeringMode {
 impl fmt::Display for SteeringMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+/// Word about the core of its packets in a datagram whose header names none: an extension frame in front of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Label {
+    /// Nothing.
+    #[default]
+    None,
+    /// The core; sealed (row T7).
+    Core(u8),
+    /// Their session-ID; clear (row T9).
+    Session(u64),
+}
+
+impl Label {
+    /// Bytes of the frame.
+    #[must_use]
+    pub const fn encoded_len(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Core(_) => 5,
+            Self::Session(_) => SESSION_LABEL_BYTES,
+        }
+    }
+
+    /// Writes the frame at the beginning of `out`, which has room for it; returns its length.
+    pub fn write(&self, out: &mut [u8]) -> usize {
+        let written = match self {
+            Self::None => Some(0),
+            Self::Core(core) => {
+                Frame::Extension { kind: extension::SEALED_CORE, body: &[*core] }.write(out, 0)
+            }
+            Self::Session(id) => {
+                Frame::Extension { kind: extension::SESSION_ID, body: &id.to_be_bytes() }.write(out, 0)
+            }
+        };
+        written.unwrap_or(0)
+    }
+}
+
+/// Bytes of the frame with a session-ID.
+pub const SESSION_LABEL_BYTES: usize = 12;
+
+/// Where a datagram goes: the receiving core that its header names ([`crate::header::NOT_TOLD`]: none), and its label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heading {
+    /// Receiving core in the header.
+    pub peer_core: u8,
+    /// Label in front of the packets.
+    pub label: Label,
+}
+
+impl From<u8> for Heading {
+    fn from(peer_core: u8) -> Self {
+        Self { peer_core, label: Label::None }
     }
 }
 

@@ -17,6 +17,7 @@ use lanes::Lanes;
 
 use crate::aead::TAG_BYTES;
 use crate::header::HEADER_BYTES;
+use crate::mode::{Heading, Label};
 use crate::time::Time;
 
 /// Most datagrams of one GSO send, the kernel's `UDP_MAX_SEGMENTS`.
@@ -34,6 +35,8 @@ pub struct Entry {
     pub bytes: usize,
     /// Receiving core of its lane.
     pub peer_core: u8,
+    /// Label in front of its packets.
+    pub label: Label,
     /// When it may leave, and after that when it left.
     pub at: Time,
     /// Lane counter, valid once sent.
@@ -172,18 +175,33 @@ impl SendLog {
         self.entries.get_mut(usize::try_from(number.checked_sub(self.first)?).ok()?)
     }
 
-    /// Room left in the open datagram for frames, if it goes to `peer_core`.
-    pub fn open_room(&self, peer_core: u8) -> usize {
+    /// Room left in the open datagram for frames, if it has this heading.
+    pub fn open_room(&self, heading: impl Into<Heading>) -> usize {
+        let Heading { peer_core, label } = heading.into();
         match (&self.open, self.entries.back()) {
-            (Some(open), Some(entry)) if entry.peer_core == peer_core => open.room - open.used,
+            (Some(open), Some(entry)) if entry.peer_core == peer_core && entry.label == label => {
+                open.room - open.used
+            }
             _ => 0,
         }
     }
 
-    /// Starts a datagram of at most `max_bytes` for `peer_core`. False when the ring is full of
+    /// As [`Self::open`], with the heading's label in front of the frames.
+    #[must_use]
+    pub fn open_labelled(&mut self, heading: Heading, depart: Time, max_bytes: usize) -> bool {
+        let opened = self.open(heading, depart, max_bytes);
+        if opened && heading.label != Label::None {
+            let written = heading.label.write(self.open_slice());
+            self.advance(written);
+        }
+        opened
+    }
+
+    /// Starts a datagram of at most `max_bytes` with this heading. False when the ring is full of
     /// datagrams that have not left yet.
     #[must_use]
-    pub fn open(&mut self, peer_core: u8, depart: Time, max_bytes: usize) -> bool {
+    pub fn open(&mut self, heading: impl Into<Heading>, depart: Time, max_bytes: usize) -> bool {
+        let Heading { peer_core, label } = heading.into();
         self.close();
         let Some(start) = self.make_room(max_bytes) else { return false };
         self.lanes.push(peer_core, self.next_number());
@@ -191,6 +209,7 @@ impl SendLog {
             start,
             bytes: self.front + TAG_BYTES,
             peer_core,
+            label,
             at: depart,
             counter: 0,
             sent: false,
@@ -424,9 +443,9 @@ impl SendLog {
         numbers
     }
 
-    /// Takes the first waiting datagram out, still unsealed: its frames and its receiving core. For a
+    /// Takes the first waiting datagram out, still unsealed: its frames, label included, and its heading. For a
     /// path that died before it could leave.
-    pub fn withdraw(&mut self, frames: &mut Vec<u8>) -> Option<u8> {
+    pub fn withdraw(&mut self, frames: &mut Vec<u8>) -> Option<Heading> {
         self.close();
         let entry = *self.entry(self.pending)?;
         frames.clear();
@@ -434,7 +453,7 @@ impl SendLog {
         self.give_up(self.pending);
         self.pending += 1;
         self.waiting_bytes -= entry.bytes;
-        Some(entry.peer_core)
+        Some(Heading { peer_core: entry.peer_core, label: entry.label })
     }
 
     /// Forgets everything that has left: its keys are gone.
@@ -696,7 +715,7 @@ mod tests {
         let mut log = log_of(1 << 20);
         assert!(put(&mut log, 3, Time::from_ms(9), 5));
         let mut frames = Vec::new();
-        assert_eq!(log.withdraw(&mut frames), Some(3));
+        assert_eq!(log.withdraw(&mut frames), Some(3.into()));
         assert_eq!(frames, [3; 5]);
         assert!(!log.has_pending());
     }

@@ -6,6 +6,7 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use crate::aead::{Aead, LaneKey};
+use crate::header::NOT_TOLD;
 use crate::keys::Encryption;
 use crate::mode::SteeringMode;
 use crate::time::Time;
@@ -113,6 +114,22 @@ impl Session {
             seal: keys(epoch.send_key, epoch.own_cores),
             open: keys(epoch.receive_key, epoch.peer_cores),
         }
+    }
+
+    /// The peer's core that reads what our core `own` sends to `core`: where none is named, that which stands for our core.
+    pub const fn reader(&self, own: u8, core: u8) -> u8 {
+        if core == NOT_TOLD && self.peer_cores > 0 { own % self.peer_cores } else { core }
+    }
+
+    /// Our cores.
+    pub fn own_cores(&self) -> u8 {
+        u8::try_from(self.seal.len()).unwrap_or(u8::MAX)
+    }
+
+    /// Whether the peer's datagrams may have a clear part: with partial encryption, or with a session-ID there.
+    pub fn may_be_partial(&self) -> bool {
+        self.encryption == Encryption::Partial
+            || (self.encryption == Encryption::On && self.receives == SteeringMode::SessionId)
     }
 
     /// Key for datagrams that our core `core` sends.

@@ -463,9 +463,11 @@ fn other_keys_of_a_peer() {
             "{identity}steering = \"per-tunel\"\naccept-steering = [\"core-id\", \"core\"]\ntunnel-core = 200"
         ),
         &[
-            "site.toml:10:12: error: peer.steering: \"per-tunel\" is not one of \"core-id\", \"per-tunnel\"; did you \
+            "site.toml:10:12: error: peer.steering: \"per-tunel\" is not one of \"core-id\", \"receiver-assigned\", \"per-tunnel\", \
+         \"sealed-core-id\", \"receiver-decides\", \"session-id\"; did you \
          mean \"per-tunnel\"?",
-            "site.toml:11:31: error: peer.accept-steering: must be \"core-id\" or \"per-tunnel\"",
+            "site.toml:11:31: error: peer.accept-steering: must be \"core-id\" or \"receiver-assigned\" or \
+         \"per-tunnel\" or \"sealed-core-id\" or \"receiver-decides\" or \"session-id\"",
             "site.toml:12:15: error: peer.tunnel-core: 200 found, a whole number from 0 to 127 is needed",
         ],
     );

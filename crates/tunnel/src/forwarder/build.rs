@@ -6,6 +6,7 @@ use super::transmit::{Flow, Transmit};
 use crate::aead::TAG_BYTES;
 use crate::frame::{PacketHead, PieceHead};
 use crate::header::HEADER_BYTES;
+use crate::mode::Heading;
 use crate::order::{FLOW_BUCKETS, Order, Stamper};
 use crate::path::Path;
 use crate::send_log::SendLog;
@@ -24,7 +25,7 @@ impl Transmit {
         let tx = self.paths.get(at).filter(|_| length <= AGGREGATE_BYTES)?;
         let log = if flow.sparse && now < self.ordered_until { &tx.express } else { &tx.log };
         let bytes = length + AGGREGATE_HEAD_BYTES;
-        (log.open_room(flow.core) >= bytes).then_some(bytes as u64)
+        (log.open_room(flow.heading) >= bytes).then_some(bytes as u64)
     }
 
     /// Writes one segment into the log of path `at`. False when the log has no room.
@@ -38,7 +39,8 @@ impl Transmit {
         flow: Flow,
     ) -> bool {
         let multi = now < self.ordered_until;
-        let peer_core = flow.core;
+        let Flow { hash, heading, .. } = flow;
+        let (peer_core, label) = (heading.peer_core, heading.label.encoded_len());
         let payload = segmenter.segment_payload();
         let length =
             segmenter.header_bytes() + payload.min(segmenter.payload_bytes().saturating_sub(index * payload));
@@ -57,14 +59,16 @@ impl Transmit {
         if small {
             head.bytes = Some(length as u16);
         }
-        let fits_alone = front + head.encoded_len() + length + TAG_BYTES <= datagram_bytes;
+        let fits_alone = front + label + head.encoded_len() + length + TAG_BYTES <= datagram_bytes;
         if fits_alone {
             let need = head.encoded_len() + length;
-            if (!small || log.open_room(peer_core) < need) && !log.open(peer_core, depart, datagram_bytes) {
+            if (!small || log.open_room(heading) < need)
+                && !log.open_labelled(heading, depart, datagram_bytes)
+            {
                 return false;
             }
             if ordered {
-                head.order = Some(stamp(&mut self.stampers, peer_core, flow.hash, tx.path.id));
+                head.order = Some(stamp(&mut self.stampers, peer_core, hash, tx.path.id));
                 tx.ordered_at = now;
             }
             let out = log.open_slice();
@@ -78,9 +82,9 @@ impl Transmit {
         }
         self.scratch.resize(length, 0);
         let written = segmenter.write_segment(index, &mut self.scratch);
-        let order = stamp(&mut self.stampers, peer_core, flow.hash, tx.path.id);
+        let order = stamp(&mut self.stampers, peer_core, hash, tx.path.id);
         let piece = PieceHead { order, partial: head.partial, total: written as u16, ..PieceHead::default() };
-        append_pieces(log, piece, &self.scratch[..written], peer_core, depart, datagram_bytes)
+        append_pieces(log, piece, &self.scratch[..written], heading, depart, datagram_bytes)
     }
 }
 
@@ -114,7 +118,7 @@ fn append_pieces(
     log: &mut SendLog,
     mut head: PieceHead,
     packet: &[u8],
-    peer_core: u8,
+    heading: Heading,
     depart: Time,
     datagram_bytes: usize,
 ) -> bool {
@@ -122,13 +126,13 @@ fn append_pieces(
     let head_bytes = head.encoded_len();
     let mut offset = 0;
     while offset < packet.len() {
-        let room = log.open_room(peer_core);
+        let room = log.open_room(heading);
         if room < head_bytes + PIECE_MIN_BYTES.min(packet.len() - offset)
-            && !log.open(peer_core, depart, datagram_bytes)
+            && !log.open_labelled(heading, depart, datagram_bytes)
         {
             return false;
         }
-        let take = (log.open_room(peer_core) - head_bytes).min(packet.len() - offset);
+        let take = (log.open_room(heading) - head_bytes).min(packet.len() - offset);
         head.offset = offset as u16;
         head.bytes = Some(take as u16);
         let out = log.open_slice();

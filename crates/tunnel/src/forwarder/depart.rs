@@ -6,8 +6,9 @@ use super::Output;
 use super::transmit::Transmit;
 use super::tx_lane::TxLane;
 use crate::aead::TAG_BYTES;
-use crate::header::{HEADER_BYTES, Header, Kind};
+use crate::header::{HEADER_BYTES, Header, Kind, NOT_TOLD};
 use crate::keys::Encryption;
+use crate::mode::{SESSION_LABEL_BYTES, SteeringMode};
 use crate::path::Route;
 use crate::session::{REJECT_AFTER_PACKETS, REKEY_AFTER_PACKETS, Session};
 use crate::time::Time;
@@ -63,8 +64,8 @@ impl Transmit {
     pub(super) fn flush_path(&mut self, now: Time, at: usize, out: &mut impl Output) {
         let Some(session) = self.session.clone() else { return };
         let Some(key) = session.seal_key(self.core) else { return };
-        let encryption = self.encryption();
-        let raised = session.is_raised();
+        let cover = self.cover();
+        let own_core = self.core;
         let tx = &mut self.paths[at];
         let lanes = self.lanes.of_path(tx.path.id, session.peer_cores);
         let (mut datagrams, mut bytes) = (0, 0);
@@ -79,14 +80,14 @@ impl Transmit {
                 };
                 for number in run.first..run.first + run.count as u64 {
                     let header = Header {
-                        kind: data_kind(encryption, raised),
+                        kind: cover.kind(),
                         receiving_core: run.peer_core,
-                        sending_core: self.core,
+                        sending_core: own_core,
                         path: tx.path.id,
                         receiver_index: session.remote_index,
                         counter: lane.take_counter(),
                     };
-                    seal(key, &header, log.datagram_mut(number), encryption, raised);
+                    seal(key, &header, log.datagram_mut(number), cover);
                     log.mark_sent(number, now, header.counter);
                 }
                 lanes.note_outstanding(run.peer_core, now);
@@ -94,7 +95,7 @@ impl Transmit {
                 let sent = log.run_bytes(&run).len();
                 datagrams += run.count as u64;
                 bytes += sent as u64;
-                let target = tx.target(&self.bond, run.peer_core);
+                let target = tx.target(&self.bond, session.reader(own_core, run.peer_core));
                 let log = if express { &tx.express } else { &tx.log };
                 out.transmit(&target, run.segment, log.run_bytes(&run));
             }
@@ -125,7 +126,12 @@ impl Transmit {
         else {
             return;
         };
-        let peer_core = if peer_core < session.peer_cores { peer_core } else { 0 };
+        let peer_core = match peer_core {
+            // What belongs to that lane means nothing to another core.
+            NOT_TOLD if !session.sends.may_name_none() => return,
+            core if core < session.peer_cores || core == NOT_TOLD => core,
+            _ => 0,
+        };
         let lanes = self.lanes.of_path(id, session.peer_cores);
         let Some(counter) = lanes.lane_mut(peer_core).map(TxLane::take_counter) else { return };
         self.sealed += 1;
@@ -144,7 +150,7 @@ impl Transmit {
         header.write(&mut self.scratch);
         key.seal(&header, &mut self.scratch);
         let tx = &mut self.paths[at];
-        let mut target = tx.target(&self.bond, peer_core);
+        let mut target = tx.target(&self.bond, session.reader(self.core, peer_core));
         if let Some(route) = route {
             target.route = route;
         }
@@ -155,37 +161,66 @@ impl Transmit {
     }
 }
 
-/// Seals one datagram in place, header included. `raised`: nothing stays readable, the layout is as was agreed on.
-fn seal(
-    key: &crate::aead::LaneKey,
-    header: &Header,
-    datagram: &mut [u8],
-    encryption: Encryption,
-    raised: bool,
-) {
-    header.write(datagram);
-    match encryption {
-        Encryption::On => key.seal(header, datagram),
-        Encryption::Off if raised => key.seal(header, datagram),
-        Encryption::Partial => {
-            let plaintext = datagram.len() - HEADER_BYTES - TAG_BYTES - crate::aead::CLEAR_LENGTH_BYTES;
-            let clear = if raised { 0 } else { plaintext.min(PARTIAL_CLEAR_BYTES) };
-            key.seal_partial(header, clear as u16, datagram);
+/// How much of a datagram of inner packets is sealed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cover {
+    /// All of it.
+    Whole,
+    /// All but so many bytes at its front, which are authenticated.
+    Behind(usize),
+    /// Nothing.
+    Nothing,
+}
+
+impl Cover {
+    /// By what both sides agreed on: a session-ID stays readable.
+    pub fn of(session: &Session) -> Self {
+        let label = match session.sends {
+            SteeringMode::SessionId => SESSION_LABEL_BYTES,
+            _ => 0,
+        };
+        match session.encryption {
+            Encryption::On if label == 0 => Self::Whole,
+            Encryption::On => Self::Behind(label),
+            // Nothing stays readable, the layout is as was agreed on.
+            Encryption::Partial if session.is_raised() => Self::Behind(label),
+            Encryption::Off if session.is_raised() => Self::Whole,
+            Encryption::Partial => Self::Behind(PARTIAL_CLEAR_BYTES + label),
+            Encryption::Off => Self::Nothing,
         }
-        Encryption::Off => {
-            // The tag's room stays, zeroed: datagram sizes do not depend on the mode.
-            let at = datagram.len() - TAG_BYTES;
-            datagram[at..].fill(0);
+    }
+
+    /// Bytes that it adds to a datagram.
+    pub const fn overhead(self) -> usize {
+        match self {
+            Self::Behind(_) => crate::aead::CLEAR_LENGTH_BYTES,
+            Self::Whole | Self::Nothing => 0,
+        }
+    }
+
+    /// Kind of a datagram.
+    const fn kind(self) -> Kind {
+        match self {
+            Self::Whole => Kind::Data,
+            Self::Behind(_) => Kind::Partial,
+            Self::Nothing => Kind::Clear,
         }
     }
 }
 
-/// Kind of a datagram of inner packets.
-const fn data_kind(encryption: Encryption, raised: bool) -> Kind {
-    match encryption {
-        Encryption::On => Kind::Data,
-        Encryption::Off if raised => Kind::Data,
-        Encryption::Partial => Kind::Partial,
-        Encryption::Off => Kind::Clear,
+/// Seals one datagram in place, header included.
+fn seal(key: &crate::aead::LaneKey, header: &Header, datagram: &mut [u8], cover: Cover) {
+    header.write(datagram);
+    match cover {
+        Cover::Whole => key.seal(header, datagram),
+        Cover::Behind(clear) => {
+            let plaintext = datagram.len() - HEADER_BYTES - TAG_BYTES - crate::aead::CLEAR_LENGTH_BYTES;
+            key.seal_partial(header, plaintext.min(clear) as u16, datagram);
+        }
+        Cover::Nothing => {
+            // The tag's room stays, zeroed: datagram sizes do not depend on the mode.
+            let at = datagram.len() - TAG_BYTES;
+            datagram[at..].fill(0);
+        }
     }
 }

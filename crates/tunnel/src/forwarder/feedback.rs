@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::budget::Budget;
 use super::transmit::{Repeat, Transmit};
 use crate::frame::{Nack, Report};
+use crate::header::NOT_TOLD;
 use crate::path::{Feedbacked, LEAST_DATAGRAM_BYTES, Times};
 use crate::time::Time;
 
@@ -40,6 +41,7 @@ impl Transmit {
         if self.session.as_ref().is_none_or(|current| current.number != session) {
             return;
         }
+        let peer_core = if report.not_told { NOT_TOLD } else { peer_core };
         let mut offset_us = None;
         for entry in report.entries() {
             if !budget.take_entry() {
@@ -104,6 +106,7 @@ impl Transmit {
         {
             return;
         }
+        let peer_core = if nack.not_told { NOT_TOLD } else { peer_core };
         let Some(tx) = self.paths.iter_mut().find(|tx| tx.path.id == nack.path) else { return };
         let Some(lane) = self.lanes.get(nack.path, peer_core) else { return };
         let rtt_us = u64::from(tx.path.rtt_us());

@@ -9,6 +9,7 @@
 //! Datagrams and packets leave through the caller's [`Output`]. Nothing here blocks, reads a clock or does I/O.
 
 mod arrival;
+mod assigned;
 mod budget;
 mod build;
 mod depart;
@@ -16,15 +17,17 @@ mod due;
 mod feedback;
 mod held;
 mod lane;
+mod placement;
 mod receive;
 mod receiving_core;
+mod rx_session;
 mod transmit;
 mod tx_lane;
 mod upkeep;
 
 use std::sync::Arc;
 
-use packet::attachment::BondId;
+use packet::attachment::{BondId, Placement};
 use packet::drop_reason::{DropCounters, DropReason};
 use packet::flow::FlowKey;
 use packet::ip::IpHeader;
@@ -33,7 +36,7 @@ use packet::vnet::VirtioNetHeader;
 use steering::ownership::Ownership;
 
 use crate::bond::{Bond, reduce};
-use crate::frame::{self, write_nack, write_report};
+use crate::frame::{self, of_lane_not_told, write_nack, write_report};
 use crate::header::{Header, NOT_TOLD};
 use crate::lifecycle::{Action, encode};
 use crate::node::{Node, Source};
@@ -50,6 +53,8 @@ const TIMING_NS: u64 = 100_000_000;
 const KEEPALIVE_NS: u64 = 10_000_000_000;
 /// A TCP SYN is not longer than this: two headers of 60 bytes, or IPv6 and TCP with all options.
 const SYN_BYTES_MAX: usize = 120;
+/// Most assignments in one datagram: 700 bytes.
+const ASSIGNMENTS_MAX: usize = 100;
 /// Slow work (suspects, counters) is done this often.
 const SLOW_NS: u64 = 5_000_000;
 
@@ -101,9 +106,19 @@ impl Classified {
 pub trait Output {
     /// Datagrams of `segment` bytes each, the last possibly shorter, all to one target.
     fn transmit(&mut self, target: &Target, segment: usize, datagrams: &[u8]);
-    /// An inner packet for this host. `partial`: its layer 4 checksum is the pseudo-header sum only.
-    /// `may_merge`: the sender says that it continues the super-packet of its predecessor.
-    fn deliver(&mut self, bond: usize, packet: &[u8], partial: bool, may_merge: bool);
+    /// An inner packet for this host.
+    fn deliver(&mut self, bond: usize, packet: &[u8], how: Delivered);
+}
+
+/// Facts about an inner packet that is delivered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Delivered {
+    /// Its layer 4 checksum is the pseudo-header sum only.
+    pub partial: bool,
+    /// The sender says that it continues the super-packet of its predecessor.
+    pub may_merge: bool,
+    /// Which core processes it.
+    pub placement: Placement,
 }
 
 /// One core's share of one bond.
@@ -135,7 +150,7 @@ pub struct Forwarder {
     wake_up: Time,
 }
 
-/// The core that must process a datagram: the receiving core it names, or, where none is named, the one that
+/// The core that must open a datagram: the receiving core it names, or, where none is named, the one that
 /// its sending core maps to. `None` for handshakes, which any core takes.
 pub fn owner_core(header: &Header, cores: u8) -> Option<u8> {
     if header.kind.is_handshake() {
@@ -275,7 +290,7 @@ impl Forwarder {
         let reduced = reduce(flow, current.tx.receiving.flow_definition(), header.dscp);
         let pure_ack = flow.protocol == 6 && segmenter.payload_bytes() == 0;
         let sparse = current.tx.is_sparse(now, *hash, bytes.len(), pure_ack);
-        let meta = Meta { flow: reduced, hash: None, sparse, ecn_capable: header.ecn != 0 };
+        let meta = Meta { flow: reduced, hash: None, session_id: 0, sparse, ecn_capable: header.ecn != 0 };
         current.touched = true;
         let packet = OfferedPacket { offload, bytes, segmenter };
         current.tx.offer(now, packet, meta, out, &mut self.drops);
@@ -398,6 +413,28 @@ impl Forwarder {
         }
     }
 
+    /// Tells a peer's core which of our cores its flows were given (row T5): hash under our key and core.
+    pub fn tell_assignments(
+        &mut self,
+        now: Time,
+        bond: BondId,
+        peer_core: u8,
+        assigned: &[(u32, u8)],
+        out: &mut impl Output,
+    ) {
+        let slot = self.list.slot(bond);
+        let Some(current) = slot.and_then(|slot| self.bonds.get_mut(slot)?.as_mut()) else { return };
+        let Some(path) = current.tx.fastest_path() else { return };
+        for part in assigned.chunks(ASSIGNMENTS_MAX) {
+            let frames: Vec<u8> = part
+                .iter()
+                .flat_map(|(hash, core)| encode(&frame::Frame::Assignment { hash: *hash, core: *core }))
+                .collect();
+            current.touched = true;
+            current.tx.send_control(now, &ControlDatagram::new(path, peer_core, &frames), out);
+        }
+    }
+
     /// Tells all peers that this node stops. For the first core, as its last act.
     pub fn close(&mut self, now: Time, out: &mut impl Output) {
         self.node.close_all(&mut self.actions);
@@ -511,19 +548,25 @@ impl CoreBond {
     fn answer(&mut self, now: Time, out: &mut impl Output) {
         let Some(current) = self.tx.session.as_ref().map(|session| session.number) else { return };
         let due = self.rx.due(now, current);
-        for (path, core, ranges) in due.nacks {
+        for (path, (core, told), ranges) in due.nacks {
             let mut frames = vec![0; frame::nack_bytes(ranges.len())];
             if write_nack(&mut frames, 0, path, core, &ranges).is_some()
                 && let Some(over) = self.tx.fastest_path()
             {
+                if !told {
+                    of_lane_not_told(&mut frames);
+                }
                 self.tx.send_control(now, &ControlDatagram::new(over, core, &frames), out);
             }
         }
-        for (core, entries) in due.reports {
+        for ((core, told), entries) in due.reports {
             let mut frames = vec![0; frame::report_bytes(entries.len())];
             if write_report(&mut frames, 0, &entries).is_some()
                 && let Some(over) = self.rx.report_path(&self.tx)
             {
+                if !told {
+                    of_lane_not_told(&mut frames);
+                }
                 self.tx.send_control(now, &ControlDatagram::new(over, core, &frames), out);
             }
         }

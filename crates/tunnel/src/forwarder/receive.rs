@@ -4,20 +4,25 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use packet::attachment::Placement;
 use packet::drop_reason::{DropCounters, DropReason};
 use packet::ip::is_extension;
 use packet::{IpHeader, array_at, martian};
 
-use super::Output;
 use super::arrival::note_arrival;
 use super::budget::Budget;
 use super::due::Due;
 use super::held::HeldMemory;
 use super::lane::{Place, RxLane};
+use super::placement::{labelled, placement_of};
+use super::rx_session::{RxSession, lane_id_of, lane_of};
 use super::transmit::Transmit;
+use super::{Delivered, Output};
 use crate::aead::TAG_BYTES;
 use crate::bond::{Bond, PATHS_MAX};
-use crate::frame::extension::{PATH_LIMITS, PATH_LIMITS_SEEN, PATH_TIMING, PROCESSOR_INFO_SEEN, REKEY};
+use crate::frame::extension::{
+    PATH_LIMITS, PATH_LIMITS_SEEN, PATH_TIMING, PROCESSOR_INFO_SEEN, REKEY, SEALED_CORE, SESSION_ID,
+};
 use crate::frame::{self, Frame, PacketHead};
 use crate::header::{HEADER_BYTES, Header, Kind, NOT_TOLD};
 use crate::keys::Encryption;
@@ -32,14 +37,8 @@ use crate::time::Time;
 
 /// Sessions a core keeps lanes for.
 const SESSIONS_KEPT: usize = 3;
-/// Replay window of a lane, counters.
-const WINDOW_BITS: usize = 8_192;
 /// Packets one (peer core → this core) may hold for order.
 const HELD_MAX: usize = 4_096;
-/// Memory of a lane: itself, its replay window, its gaps …
-const LANE_BYTES: usize = 3_072;
-/// … and its place in the list of a session.
-const LANE_PLACE_BYTES: usize = size_of::<Option<Box<RxLane>>>();
 /// A peer that uses a path which is gone is told so again after this many datagrams.
 const TOLD_EVERY: u64 = 32;
 /// Pause between two reports to one core.
@@ -48,18 +47,7 @@ const REPORT_NS: u64 = 10_000_000;
 /// A packet held for order.
 pub(super) struct HeldPacket {
     bytes: Vec<u8>,
-    partial: bool,
-    group: bool,
-}
-
-/// Lanes of one session.
-struct RxSession {
-    session: Arc<Session>,
-    /// By path × peer cores + sending core.
-    lanes: Vec<Option<Box<RxLane>>>,
-    /// Lanes with something to tell or missing: the others cost nothing.
-    listed: Vec<u32>,
-    memory: Share,
+    how: Delivered,
 }
 
 /// Order of what one core of the peer sends to this core.
@@ -76,6 +64,7 @@ pub(super) struct Receive {
     sessions: Vec<RxSession>,
     /// Sessions up to this number that are not in the list are not taken up again.
     forgotten: u32,
+    /// By sending core × 2, and 1 more where the header names a receiving core.
     sequences: Vec<Option<Box<Sequence>>>,
     reassembler: Reassembler,
     /// Packets held for order.
@@ -94,16 +83,14 @@ pub(super) struct Receive {
 /// An inner packet that has arrived, besides its bytes.
 #[derive(Clone, Copy, Debug)]
 struct Arrival {
-    /// Core of the peer that sent it.
-    sending_core: u8,
+    /// Its order's place in [`Receive::sequences`].
+    sequence: usize,
     /// Path whose progress it shows; [`NOT_TOLD`] for none.
     over: u8,
     /// Its place in the order, if it has one.
     order: Option<Order>,
-    /// Its layer 4 checksum is the pseudo-header sum only.
-    partial: bool,
-    /// It continues the super-packet of its predecessor.
-    group: bool,
+    /// Everything else.
+    how: Delivered,
 }
 
 /// Surroundings of a datagram that is processed.
@@ -254,7 +241,7 @@ impl Receive {
             }
         };
         let Some(carrier) = carrier else { return };
-        let lane_id = usize::from(carrier) * usize::from(peer_cores) + usize::from(header.sending_core);
+        let lane_id = lane_id_of(peer_cores, carrier, header);
         if let Some(Some(lane)) = self.sessions[at].lanes.get_mut(lane_id) {
             lane.packets += 1;
             lane.bytes += bytes as u64;
@@ -263,13 +250,17 @@ impl Receive {
 
     /// The lane of a datagram within its session, if core and path make sense.
     fn lane_id(&self, session: &Session, header: &Header) -> Result<usize, DropReason> {
-        if header.receiving_core != self.core
-            || header.sending_core >= session.peer_cores
-            || header.path == NOT_TOLD
-        {
+        // A lane has one reader, named or not, and that one alone has its replay window.
+        let reads = match header.receiving_core {
+            NOT_TOLD if session.receives.may_name_none() => {
+                super::owner_core(header, session.own_cores()) == Some(self.core)
+            }
+            core => core == self.core,
+        };
+        if !reads || header.sending_core >= session.peer_cores || header.path == NOT_TOLD {
             return Err(DropReason::CoreOutOfRange);
         }
-        Ok(usize::from(header.path) * usize::from(session.peer_cores) + usize::from(header.sending_core))
+        Ok(lane_id_of(session.peer_cores, header.path, header))
     }
 
     /// Where the lanes of a session are. `None` for one that was pushed out by newer ones: its windows are gone, so
@@ -353,6 +344,7 @@ impl Receive {
         plaintext: &[u8],
     ) -> (bool, Result<(), DropReason>) {
         let (mut at, mut data, mut budget) = (0, false, Budget::default());
+        let mut placement = placement_of(session, header);
         let result = loop {
             let frame = match frame::parse(plaintext, at) {
                 Ok(Some((frame, next))) => {
@@ -362,6 +354,13 @@ impl Receive {
                 Ok(None) => break Ok(()),
                 Err(reason) => break Err(reason),
             };
+            if let Frame::Extension { kind: SEALED_CORE | SESSION_ID, body } = frame {
+                match labelled(session, header, &frame, body) {
+                    Some(label) => placement = label,
+                    None => cx.drops.add(DropReason::FrameUnknown),
+                }
+                continue;
+            }
             let carries = matches!(frame, Frame::Packet { .. } | Frame::Piece { .. });
             data |= carries;
             if header.kind == Kind::Clear && !carries {
@@ -370,7 +369,7 @@ impl Receive {
             if !budget.allows(&frame) {
                 continue;
             }
-            if let Err(reason) = self.frame(cx, session, header, over, frame, &mut budget) {
+            if let Err(reason) = self.frame(cx, session, header, (over, placement), frame, &mut budget) {
                 break Err(reason);
             }
         };
@@ -389,7 +388,7 @@ impl Receive {
         cx: &mut Context<'_, O>,
         session: &Session,
         header: &Header,
-        over: u8,
+        (over, placement): (u8, Placement),
         frame: Frame<'_>,
         budget: &mut Budget,
     ) -> Result<(), DropReason> {
@@ -399,15 +398,12 @@ impl Receive {
                     return Err(DropReason::FrameUnknown);
                 }
                 let PacketHead { order, partial, group, .. } = head;
-                self.packet(
-                    cx,
-                    Arrival { sending_core: header.sending_core, over, order, partial, group },
-                    body,
-                );
+                let how = Delivered { partial, may_merge: group, placement };
+                self.packet(cx, Arrival { sequence: sequence_of(header), over, order, how }, body);
             }
-            Frame::Piece { head, body, .. } => self.piece(cx, header, over, &head, body),
+            Frame::Piece { head, body, .. } => self.piece(cx, header, (over, placement), &head, body),
             Frame::Marker { stamp } => {
-                if let Some(sequence) = sequence(&mut self.sequences, header.sending_core, false) {
+                if let Some(sequence) = sequence(&mut self.sequences, sequence_of(header), false) {
                     sequence.orderer.marker(cx.now, header.path, stamp);
                     release(sequence, cx, &self.bond, &mut self.held);
                 }
@@ -416,7 +412,7 @@ impl Receive {
                 cx.tx.on_report(cx.now, session.number, header.sending_core, &report, budget);
             }
             Frame::Nack(nack) => cx.tx.on_nack(cx.now, session.number, header.sending_core, &nack, budget),
-            Frame::Extension { kind: PATH_TIMING, body } => self.path_timing(cx, header.sending_core, body),
+            Frame::Extension { kind: PATH_TIMING, body } => self.path_timing(cx, sequence_of(header), body),
             Frame::ProcessorInfo(bytes) => {
                 cx.node.on_processor_info(cx.now, &self.bond, bytes, &mut budget.answers)?;
             }
@@ -431,7 +427,8 @@ impl Receive {
                 cx.node.on_path_limits_seen(&self.bond, body);
             }
             Frame::Extension { .. } => cx.drops.add(DropReason::FrameUnknown),
-            Frame::Assignment { .. } | Frame::Barrier { .. } => cx.drops.add(DropReason::FrameUnknown),
+            Frame::Assignment { hash, core } => cx.tx.on_assignment(cx.now, session.number, hash, core),
+            Frame::Barrier { .. } => cx.drops.add(DropReason::FrameUnknown),
             // A goodbye of an earlier epoch that was long under way says nothing about this one.
             Frame::Close { .. }
                 if self
@@ -451,11 +448,11 @@ impl Receive {
         &mut self,
         cx: &mut Context<'_, O>,
         header: &Header,
-        over: u8,
+        (over, placement): (u8, Placement),
         head: &frame::PieceHead,
         body: &[u8],
     ) {
-        let Some(sequence) = sequence(&mut self.sequences, header.sending_core, true) else { return };
+        let Some(sequence) = sequence(&mut self.sequences, sequence_of(header), true) else { return };
         // All stamps of this path below the piece's have left before it.
         sequence.orderer.marker(cx.now, over, head.order.stamp.wrapping_sub(1));
         let mut whole = std::mem::take(&mut self.whole);
@@ -465,11 +462,10 @@ impl Receive {
                 whole.extend_from_slice(bytes);
                 // Its pieces may have taken several paths: it says nothing about how far one has come.
                 let arrival = Arrival {
-                    sending_core: header.sending_core,
+                    sequence: sequence_of(header),
                     over: NOT_TOLD,
                     order: Some(head.order),
-                    partial: head.partial,
-                    group: head.group,
+                    how: Delivered { partial: head.partial, may_merge: head.group, placement },
                 };
                 self.packet(cx, arrival, &whole);
             }
@@ -480,35 +476,36 @@ impl Receive {
     }
 
     fn packet<O: Output>(&mut self, cx: &mut Context<'_, O>, arrival: Arrival, body: &[u8]) {
-        let Arrival { sending_core, over, order, partial, group } = arrival;
+        let Arrival { sequence: place, over, order, how } = arrival;
         let refused = self.check_source(cx.node, body).err();
         if let Some(reason) = refused {
             cx.drops.add(reason);
         }
         let Some(order) = order else {
             if refused.is_none() {
-                cx.out.deliver(self.bond.slot, body, partial, group);
+                cx.out.deliver(self.bond.slot, body, how);
             }
             return;
         };
-        let Some(sequence) = sequence(&mut self.sequences, sending_core, true) else { return };
+        let Some(sequence) = sequence(&mut self.sequences, place, true) else { return };
         match sequence.orderer.admit(cx.now, over, order) {
             // Its successors must not wait for a packet that came and was refused.
             _ if refused.is_some() => {}
-            Admit::Deliver | Admit::Late => cx.out.deliver(self.bond.slot, body, partial, group),
+            Admit::Deliver | Admit::Late => cx.out.deliver(self.bond.slot, body, how),
             Admit::Hold => match self.held.keep(body) {
                 Some(bytes) => {
-                    let held = HeldPacket { bytes, partial, group };
+                    let held = HeldPacket { bytes, how };
                     if let Err(held) = sequence.orderer.hold(cx.now, over, order, held) {
                         cx.drops.add(DropReason::ReorderFull);
-                        cx.out.deliver(self.bond.slot, &held.bytes, held.partial, false);
+                        let how = Delivered { may_merge: false, ..held.how };
+                        cx.out.deliver(self.bond.slot, &held.bytes, how);
                         self.held.recycle(held.bytes);
                     }
                 }
                 None => {
                     sequence.orderer.pass(order);
                     cx.drops.add(DropReason::ReorderFull);
-                    cx.out.deliver(self.bond.slot, body, partial, false);
+                    cx.out.deliver(self.bond.slot, body, Delivered { may_merge: false, ..how });
                 }
             },
         }
@@ -539,7 +536,7 @@ impl Receive {
     }
 
     /// The sender told the relative delays of its paths.
-    fn path_timing<O: Output>(&mut self, cx: &mut Context<'_, O>, sending_core: u8, body: &[u8]) {
+    fn path_timing<O: Output>(&mut self, cx: &mut Context<'_, O>, place: usize, body: &[u8]) {
         let timing: Vec<PathTiming> = body
             .chunks_exact(9)
             .take(PATHS_MAX)
@@ -559,7 +556,7 @@ impl Receive {
             .filter(|rtt| *rtt > 0)
             .min();
         let recovery_us = rtt_us.map(|rtt| rtt + rtt / 2 + 20_000);
-        if let Some(sequence) = sequence(&mut self.sequences, sending_core, true) {
+        if let Some(sequence) = sequence(&mut self.sequences, place, true) {
             sequence.orderer.set_paths(&timing, recovery_us);
         }
     }
@@ -593,15 +590,15 @@ impl Receive {
             known.listed.retain(|&id| {
                 let Some(Some(lane)) = lanes.get_mut(id as usize) else { return false };
                 *steps += 1;
-                let (path, core) = ((id as usize / cores) as u8, (id as usize % cores) as u8);
+                let (path, end) = lane_of(id as usize, cores);
                 if asked && lane.has_gaps() {
                     let missing = lane.missing(now);
                     if !missing.is_empty() {
-                        due.nacks.push((path, core, missing));
+                        due.nacks.push((path, end, missing));
                     }
                 }
                 *gaps |= lane.has_gaps();
-                if report && lane.unreported() && !due.add(core, || lane.report(now, path)) {
+                if report && lane.unreported() && !due.add(end, || lane.report(now, path)) {
                     full += 1;
                 }
                 lane.told.listed = lane.has_gaps() || lane.unreported();
@@ -671,7 +668,7 @@ impl Receive {
             known.listed.retain(|&id| {
                 let Some(Some(lane)) = lanes.get_mut(id as usize) else { return false };
                 *steps += 1;
-                publish_lane(bond, lane, (id as usize / cores) as u8);
+                publish_lane(bond, lane, lane_of(id as usize, cores).0);
                 // Nobody is told about lanes of another session.
                 lane.told.listed = of_current;
                 of_current
@@ -692,9 +689,13 @@ impl Receive {
     }
 }
 
-/// Order state of one sending core, made when it is first needed.
-fn sequence(sequences: &mut Vec<Option<Box<Sequence>>>, core: u8, make: bool) -> Option<&mut Sequence> {
-    let core = usize::from(core);
+/// Place of a datagram's order among the sequences.
+fn sequence_of(header: &Header) -> usize {
+    2 * usize::from(header.sending_core) + usize::from(header.receiving_core != NOT_TOLD)
+}
+
+/// Order state of one lane over all paths, made when it is first needed.
+fn sequence(sequences: &mut Vec<Option<Box<Sequence>>>, core: usize, make: bool) -> Option<&mut Sequence> {
     if sequences.len() <= core {
         if !make {
             return None;
@@ -719,7 +720,7 @@ fn release<O: Output>(
     memory: &mut HeldMemory,
 ) {
     while let Some(held) = sequence.orderer.pop_ready(cx.now) {
-        cx.out.deliver(bond.slot, &held.bytes, held.partial, held.group);
+        cx.out.deliver(bond.slot, &held.bytes, held.how);
         memory.recycle(held.bytes);
     }
 }
@@ -735,22 +736,6 @@ fn publish_lane(bond: &Bond, lane: &mut RxLane, path: u8) {
     }
 }
 
-impl RxSession {
-    /// A lane, made by its first authenticated datagram. `None` when the peer's memory is used up.
-    fn lane(&mut self, id: usize) -> Option<&mut RxLane> {
-        let places = (id + 1).saturating_sub(self.lanes.len());
-        let new = places > 0 || self.lanes[id].is_none();
-        if new {
-            if !self.memory.take(LANE_BYTES + places * LANE_PLACE_BYTES) {
-                return None;
-            }
-            self.lanes.reserve_exact(places);
-            self.lanes.resize_with(self.lanes.len() + places, || None);
-        }
-        Some(self.lanes[id].get_or_insert_with(|| Box::new(RxLane::new(WINDOW_BITS))))
-    }
-}
-
 /// A path takes a part of the reports that is at most this much slower than the quickest, µs, …
 const REPORT_SPREAD_US: i64 = 15_000;
 /// … and has at least this rate, bytes per second (1 Mbit/s): reports are some 50 kbit/s.
@@ -761,7 +746,7 @@ fn open<'a>(session: &Session, header: &Header, datagram: &'a mut [u8]) -> Resul
     let key = session.open_key(header.sending_core).ok_or(DropReason::CoreOutOfRange)?;
     match header.kind {
         Kind::Data => key.open(header, datagram).map(|plaintext| &*plaintext),
-        Kind::Partial if session.encryption == Encryption::Partial && !session.is_raised() => {
+        Kind::Partial if session.may_be_partial() && !session.is_raised() => {
             key.open_partial(header, datagram).map(|plaintext| &*plaintext)
         }
         Kind::Clear if session.encryption == Encryption::Off && !session.is_raised() => {

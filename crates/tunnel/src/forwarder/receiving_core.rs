@@ -18,10 +18,13 @@ use packet::flow::FlowKey;
 use steering::cores::CoreSet;
 use steering::policy::{CoreChooser, Policy};
 
+use super::assigned::{Assignments, seconds};
 use crate::bond::{Bond, PeerCores};
+use crate::header::NOT_TOLD;
 use crate::hello::ProcessorInfo;
+use crate::index::siphash_2_4;
 use crate::keys::FlowDefinition;
-use crate::mode::SteeringMode;
+use crate::mode::{Heading, Label, SteeringMode};
 use crate::session::Session;
 use crate::time::Time;
 
@@ -37,8 +40,8 @@ const CHOOSER_IDLE_S: u32 = 60;
 /// Where a flow's packets go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Destination {
-    /// To this core of the peer.
-    Core(u8),
+    /// To this core of the peer, or to none that is named, with this label.
+    To(Heading),
     /// The flow moves and must wait.
     Waits,
     /// The peer has not told about its cores.
@@ -59,6 +62,8 @@ pub(super) struct ReceivingCores {
     chooser: Option<Box<CoreChooser>>,
     random: fastrand::Rng,
     change: Option<Change>,
+    /// Cores that the peer gave to flows, in mode receiver-assigned (row T5).
+    pub assignments: Assignments,
 }
 
 /// Newer processor information, while flows wait for it to come into force.
@@ -102,6 +107,7 @@ impl ReceivingCores {
             chooser: None,
             random,
             change: None,
+            assignments: Assignments::default(),
         }
     }
 
@@ -129,6 +135,9 @@ impl ReceivingCores {
         if restarts != self.restarts || session.is_none() || mode != self.mode || self.told.is_none() {
             // Nothing that is under way will be delivered by the peer as it is now. Or the rule is another: what went
             // before, in another session, is not reported in this one.
+            if restarts != self.restarts || mode != self.mode {
+                self.assignments.clear();
+            }
             self.restarts = restarts;
             self.mode = mode;
             self.take_over(bond, Arc::clone(latest));
@@ -143,6 +152,13 @@ impl ReceivingCores {
                 let from: CoreSet = [self.tunnel_core].into_iter().collect();
                 (bond.tunnel_core_of(&latest.info) != self.tunnel_core).then_some((Moves::From(from), from))
             }
+            // Flows of a core that may not be used any more go without one, until they are given another.
+            SteeringMode::ReceiverAssigned => {
+                let from = told.info.usable.without(&latest.info.usable);
+                (!from.is_empty()).then_some((Moves::From(from), from))
+            }
+            // The header names none: nothing changes its lane.
+            SteeringMode::SealedCoreId | SteeringMode::ReceiverDecides | SteeringMode::SessionId => None,
             _ => moves(&told.info, &latest.info),
         };
         let Some((moves, from)) = leaves else {
@@ -213,15 +229,62 @@ impl ReceivingCores {
         self.told.as_ref().map(|told| told.core_of(flow).0)
     }
 
-    /// The core for the next packet of the flow with this hash.
-    pub fn of_flow(&mut self, now: Time, hash: u32) -> Destination {
+    /// Session-ID of a flow (row T9): a hash under a secret that differs between bonds and process starts.
+    pub fn session_id(&self, bond: &Bond, flow: &FlowKey) -> u64 {
+        if self.mode == SteeringMode::SessionId { session_id(bond.seed, flow) } else { 0 }
+    }
+
+    /// Where the next packet of a flow goes, by its hash and its session-ID.
+    pub fn of_flow(&mut self, now: Time, hash: u32, session_id: u64) -> Destination {
+        let label = match self.mode {
+            SteeringMode::CoreId | SteeringMode::PerTunnel => return self.named(now, hash),
+            SteeringMode::ReceiverAssigned => return self.assigned(now, hash),
+            SteeringMode::SealedCoreId => match self.named(now, hash) {
+                Destination::To(heading) => Label::Core(heading.peer_core),
+                other => return other,
+            },
+            _ if self.told.is_none() => return Destination::Unknown,
+            SteeringMode::ReceiverDecides => Label::None,
+            SteeringMode::SessionId => Label::Session(session_id),
+        };
+        Destination::To(Heading { peer_core: NOT_TOLD, label })
+    }
+
+    /// The core that the peer gave the flow; without one the header names none (row T5).
+    fn assigned(&mut self, now: Time, hash: u32) -> Destination {
+        let Some(told) = &self.told else { return Destination::Unknown };
+        let leaving = match &self.change {
+            Some(Change { moves: Moves::From(leaving), .. }) => *leaving,
+            Some(_) => return Destination::Waits,
+            None => CoreSet::EMPTY,
+        };
+        match self.assignments.core_of(seconds(now), hash, &told.info.usable) {
+            Err(()) => Destination::Waits,
+            Ok(Some(core)) if leaving.contains(core) => Destination::Waits,
+            Ok(core) => Destination::To(core.unwrap_or(NOT_TOLD).into()),
+        }
+    }
+
+    /// Lets flows that the peer gave cores wait. True if some do now.
+    pub fn begin_assigned(&mut self, now: Time) -> bool {
+        let Some(told) = &self.told else { return false };
+        self.assignments.begin(now, &told.info.usable)
+    }
+
+    /// Lets them go there. True if they do.
+    pub fn end_assigned(&mut self, now: Time, confirmed: bool) -> bool {
+        self.assignments.end(now, confirmed)
+    }
+
+    /// The core for the next packet of the flow with this hash, as the header names it.
+    fn named(&mut self, now: Time, hash: u32) -> Destination {
         let Some(told) = &self.told else { return Destination::Unknown };
         let by_table = match self.mode {
             SteeringMode::PerTunnel => self.tunnel_core,
             _ => told.core_of_hash(hash),
         };
         let Some(change) = &self.change else {
-            return Destination::Core(self.chosen(now, hash).unwrap_or(by_table));
+            return Destination::To(self.chosen(now, hash).unwrap_or(by_table).into());
         };
         match change.moves {
             Moves::All => Destination::Waits,
@@ -230,12 +293,12 @@ impl ReceivingCores {
                 if next != by_table && change.old.iter().any(|old| old.core == by_table) {
                     Destination::Waits
                 } else {
-                    Destination::Core(next)
+                    Destination::To(next.into())
                 }
             }
             Moves::From(leaving) => {
                 let core = self.chosen(now, hash).unwrap_or(by_table);
-                if leaving.contains(core) { Destination::Waits } else { Destination::Core(core) }
+                if leaving.contains(core) { Destination::Waits } else { Destination::To(core.into()) }
             }
         }
     }
@@ -243,8 +306,7 @@ impl ReceivingCores {
     /// The core by the policies that remember flows.
     fn chosen(&mut self, now: Time, hash: u32) -> Option<u8> {
         let (chooser, told) = (self.chooser.as_mut()?, self.told.as_ref()?);
-        let now_s = u32::try_from(now.ms() / 1_000).unwrap_or(u32::MAX);
-        chooser.choose(&told.info.table, hash, 0, self.random.u32(..), now_s)
+        chooser.choose(&told.info.table, hash, 0, self.random.u32(..), seconds(now))
     }
 
     fn take_over(&mut self, bond: &Bond, told: Arc<PeerCores>) {
@@ -253,16 +315,33 @@ impl ReceivingCores {
         if self.told.as_ref().is_some_and(|known| Arc::ptr_eq(known, &told)) {
             return;
         }
+        let chooses = matches!(self.mode, SteeringMode::CoreId | SteeringMode::SealedCoreId);
         let (policy, remote) = (told.info.policy, told.info.remote_cores());
         self.told = Some(told);
         match &mut self.chooser {
-            _ if policy == Policy::Hash || self.mode == SteeringMode::PerTunnel => self.chooser = None,
+            _ if policy == Policy::Hash || !chooses => self.chooser = None,
             Some(chooser) if chooser.policy() == policy => chooser.update(&remote),
             chooser => {
                 *chooser = Some(Box::new(CoreChooser::new(policy, &remote, CHOOSER_FLOWS, CHOOSER_IDLE_S)));
             }
         }
     }
+}
+
+/// A 64-bit hash of a flow under a key: equal for two flows only by chance.
+fn session_id(seed: u64, flow: &FlowKey) -> u64 {
+    let words = |address: std::net::IpAddr| {
+        let bits = match address {
+            std::net::IpAddr::V4(address) => u128::from(address.to_bits()),
+            std::net::IpAddr::V6(address) => address.to_bits(),
+        };
+        [bits as u64, (bits >> 64) as u64]
+    };
+    let ports = u64::from(flow.src_port) << 32 | u64::from(flow.dst_port) << 16 | u64::from(flow.protocol);
+    let [a, b] = words(flow.src);
+    let [c, d] = words(flow.dst);
+    let key = [seed, seed.rotate_left(32) ^ 0x7365_7373_696f_6e73];
+    [a, b, c, d].into_iter().fold(siphash_2_4(key, ports), |hash, word| siphash_2_4(key, hash ^ word))
 }
 
 /// Which flows move, and from which cores, when the peer tells `new` after `old`; `None` when none does.

@@ -15,6 +15,7 @@ use packet::segment::{SegmentKind, Segmenter};
 use packet::vnet::VirtioNetHeader;
 
 use super::build::{log_capacity, stamper};
+use super::depart::Cover;
 use super::receiving_core::{Destination, ReceivingCores};
 use super::tx_lane::TxLanes;
 use super::{Output, Target};
@@ -22,7 +23,7 @@ use crate::aead::TAG_BYTES;
 use crate::bond::Bond;
 use crate::frame::PacketHead;
 use crate::header::HEADER_BYTES;
-use crate::keys::Encryption;
+use crate::mode::Heading;
 use crate::order::{FLOW_BUCKETS, Order, Stamper};
 use crate::path::{Path, WIRE_OVERHEAD_BYTES};
 use crate::queue::{CodelVerdict, FqCodel, Item};
@@ -48,6 +49,8 @@ pub(super) struct Meta {
     pub flow: FlowKey,
     /// Hash under the peer's key; `None` until the peer told about its cores.
     pub hash: Option<u32>,
+    /// Session-ID of the flow, where the session has some (row T9).
+    pub session_id: u64,
     /// Sparse flows may overtake.
     pub sparse: bool,
     /// Congestion can be marked instead of dropped.
@@ -59,8 +62,8 @@ pub(super) struct Meta {
 pub(super) struct Flow {
     /// Hash under the peer's key.
     pub hash: u32,
-    /// Receiving core.
-    pub core: u8,
+    /// Receiving core and label.
+    pub heading: Heading,
     /// Sparse flows may overtake.
     pub sparse: bool,
 }
@@ -110,6 +113,8 @@ pub(super) struct PathTx {
     pub progress_at: Time,
     /// When flows began to move: the numbers that the next datagrams of both logs had.
     moved_from: [u64; 2],
+    /// The same when flows that the peer gave cores began to wait.
+    assigned_from: [u64; 2],
     /// Marker bookkeeping: last ordered datagram.
     pub ordered_at: Time,
     /// Last keepalive of each of our tuples.
@@ -130,6 +135,7 @@ impl PathTx {
             express: SendLog::new(),
             progress_at: now,
             moved_from: [0; 2],
+            assigned_from: [0; 2],
             ordered_at: Time::ZERO,
             announced: None,
             in_use: false,
@@ -141,6 +147,17 @@ impl PathTx {
     /// Flows begin to move: what both logs hold now goes before them.
     pub fn mark(&mut self) {
         self.moved_from = [self.log.next_number(), self.express.next_number()];
+    }
+
+    /// As [`Self::mark`], for flows that the peer gave cores.
+    pub fn mark_assigned(&mut self) {
+        self.assigned_from = [self.log.next_number(), self.express.next_number()];
+    }
+
+    /// Whether anything from before that waits or is outstanding for a core.
+    fn holds_assigned(&self, core: u8) -> bool {
+        let [log, express] = self.assigned_from;
+        self.log.holds_for(core, log) || self.express.holds_for(core, express)
     }
 
     /// Whether anything from before that waits or is outstanding for a core.
@@ -156,7 +173,7 @@ impl PathTx {
         }
     }
 
-    /// Where datagrams for `peer_core` go: the learned tuple of the current route, else the route.
+    /// Where datagrams that `peer_core` reads go: the learned tuple of the current route, else the route.
     pub fn target(&self, bond: &Bond, peer_core: u8) -> Target {
         let mut route = self.path.route();
         if let Some(Some((version, remote))) = self.tuples.get(usize::from(peer_core))
@@ -320,11 +337,12 @@ impl Transmit {
         if segmenter.kind() == SegmentKind::Tcp && segmenter.segment_payload() > capacity {
             segmenter.set_segment_payload(capacity);
         }
-        let meta = Meta { hash: self.receiving.hash(&meta.flow), ..meta };
+        let session_id = self.receiving.session_id(&self.bond, &meta.flow);
+        let meta = Meta { hash: self.receiving.hash(&meta.flow), session_id, ..meta };
         if self.repeats.is_empty() && self.queue.as_ref().is_none_or(|queue| queue.is_empty()) {
             self.refresh_views(now);
-            if let (Some(hash), Some(Destination::Core(core))) = (meta.hash, self.destination(now, meta))
-                && self.place(now, &segmenter, &mut next, Flow { hash, core, sparse: meta.sparse }, out)
+            if let (Some(hash), Some(Destination::To(heading))) = (meta.hash, self.destination(now, meta))
+                && self.place(now, &segmenter, &mut next, Flow { hash, heading, sparse: meta.sparse }, out)
             {
                 return;
             }
@@ -344,8 +362,15 @@ impl Transmit {
         });
     }
 
+    /// The peer gave the flow with this hash to a core (row T5).
+    pub fn on_assignment(&mut self, now: Time, session: u32, hash: u32, core: u8) {
+        if self.session.as_ref().is_some_and(|current| current.number == session) {
+            self.receiving.assignments.note(now, hash, core);
+        }
+    }
+
     fn destination(&mut self, now: Time, meta: Meta) -> Option<Destination> {
-        meta.hash.map(|hash| self.receiving.of_flow(now, hash))
+        meta.hash.map(|hash| self.receiving.of_flow(now, hash, meta.session_id))
     }
 
     /// The peer's core that the next control frame on a path goes to: one after the other, so that one which hangs does
@@ -360,6 +385,7 @@ impl Transmit {
 
     /// Lets flows move to other receiving cores whose old ones have had all that was sent to them.
     fn move_flows(&mut self, now: Time) {
+        self.settle_assignments(now);
         if !self.receiving.is_changing() {
             return;
         }
@@ -376,6 +402,22 @@ impl Transmit {
         self.wake = self.wake.min(self.receiving.next());
     }
 
+    /// Lets flows that the peer gave a core go there, once everything that named none is confirmed (row T5).
+    fn settle_assignments(&mut self, now: Time) {
+        if let Some(waiting) = self.receiving.assignments.waiting() {
+            let held = waiting.iter().any(|core| self.paths.iter().any(|tx| tx.holds_assigned(core)));
+            if self.receiving.end_assigned(now, !held)
+                && let Some(queue) = &mut self.queue
+            {
+                queue.unpark_all(now);
+            }
+        }
+        if self.receiving.begin_assigned(now) {
+            self.paths.iter_mut().for_each(PathTx::mark_assigned);
+        }
+        self.wake = self.wake.min(self.receiving.assignments.next());
+    }
+
     /// Largest inner packet that fits a datagram of the smallest path in use; `None` while that is not measured.
     /// Segments of that size fill their datagrams; larger ones would each leave a remainder. A path that is much smaller
     /// than another takes pieces: it must not make all packets small.
@@ -388,7 +430,7 @@ impl Transmit {
             return None;
         }
         let head = PacketHead { order: Some(Order::default()), ..PacketHead::default() }.encoded_len();
-        u16::try_from(datagram.saturating_sub(HEADER_BYTES + TAG_BYTES + head + self.clear_overhead())).ok()
+        u16::try_from(datagram.saturating_sub(self.overhead() + head)).ok()
     }
 
     /// Payload bytes of one segment so that a whole datagram fits the largest usable path.
@@ -396,17 +438,22 @@ impl Transmit {
         let usable = self.paths.iter().filter(|tx| tx.path.carries()).map(|tx| tx.path.datagram_bytes());
         let datagram = usable.max().unwrap_or(usize::from(crate::path::BASE_DATAGRAM_BYTES));
         let head = PacketHead { order: Some(Order::default()), ..PacketHead::default() }.encoded_len();
-        datagram
-            .saturating_sub(HEADER_BYTES + TAG_BYTES + head + inner_header + self.clear_overhead())
-            .max(256)
+        datagram.saturating_sub(self.overhead() + head + inner_header).max(256)
     }
 
-    pub(super) fn encryption(&self) -> Encryption {
-        self.session.as_ref().map_or(Encryption::On, |session| session.encryption)
+    /// How much of a datagram of inner packets is sealed.
+    pub(super) fn cover(&self) -> Cover {
+        self.session.as_ref().map_or(Cover::Whole, |session| Cover::of(session))
     }
 
     pub(super) fn clear_overhead(&self) -> usize {
-        if self.encryption() == Encryption::Partial { crate::aead::CLEAR_LENGTH_BYTES } else { 0 }
+        self.cover().overhead()
+    }
+
+    /// Bytes of a datagram with one packet besides the packet and its frame's head.
+    fn overhead(&self) -> usize {
+        let label = self.session.as_ref().map_or(0, |session| session.sends.label_bytes());
+        HEADER_BYTES + TAG_BYTES + self.clear_overhead() + label
     }
 
     fn refresh_views(&mut self, now: Time) {
@@ -446,9 +493,10 @@ impl Transmit {
             let before = next;
             let meta = &mut head.item.meta;
             meta.hash = meta.hash.or_else(|| self.receiving.hash(&meta.flow));
-            let destination = meta.hash.map(|hash| (hash, self.receiving.of_flow(now, hash)));
+            let destination =
+                meta.hash.map(|hash| (hash, self.receiving.of_flow(now, hash, meta.session_id)));
             let flow = match destination {
-                Some((hash, Destination::Core(core))) => Flow { hash, core, sparse: meta.sparse },
+                Some((hash, Destination::To(heading))) => Flow { hash, heading, sparse: meta.sparse },
                 Some((_, Destination::Waits)) => {
                     queue.park();
                     continue;
@@ -602,7 +650,9 @@ impl Transmit {
             if let Some(view) = self.views.iter_mut().find(|view| view.id == id) {
                 *view = self.paths[to].path.view(now);
             }
-            let target = self.paths[to].target(&self.bond, entry.peer_core);
+            let reader =
+                self.session.as_ref().map_or(0, |session| session.reader(self.core, entry.peer_core));
+            let target = self.paths[to].target(&self.bond, reader);
             let log = if repeat.express { &mut self.paths[from].express } else { &mut self.paths[from].log };
             out.transmit(&target, entry.bytes, log.datagram_mut(repeat.number));
             self.paths[to].path.traffic.retransmitted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);

@@ -1,6 +1,7 @@
 //! Sending side of lanes: the next counter, and what the peer has confirmed.
 
 use super::feedback::Reported;
+use crate::header::NOT_TOLD;
 use crate::time::Time;
 
 /// One lane as its sending core sees it.
@@ -31,29 +32,34 @@ impl TxLane {
 /// The lanes of a path to each of the peer's cores.
 #[derive(Debug)]
 pub(super) struct PathLanes {
+    /// By the peer's core; the last is the lane that names none.
     lanes: Box<[TxLane]>,
-    /// Those with something outstanding, a bit each: idle ones cost nothing. A peer has 128 cores at most.
+    /// Those that name a core and have something outstanding, a bit each: idle ones cost nothing. A peer has 128 cores at most.
     outstanding: u128,
 }
 
 impl PathLanes {
     fn new(cores: u8) -> Self {
-        Self { lanes: vec![TxLane::default(); usize::from(cores)].into_boxed_slice(), outstanding: 0 }
+        Self { lanes: vec![TxLane::default(); usize::from(cores) + 1].into_boxed_slice(), outstanding: 0 }
     }
 
-    /// The lane to a core of the peer, if it has that core.
+    /// The lane to a core of the peer, if it has that core, or the one that names none.
     pub fn lane_mut(&mut self, core: u8) -> Option<&mut TxLane> {
-        self.lanes.get_mut(usize::from(core))
+        self.lanes.get_mut(place(core, self.lanes.len())?)
+    }
+
+    fn lane(&self, core: u8) -> Option<&TxLane> {
+        self.lanes.get(place(core, self.lanes.len())?)
     }
 
     /// A datagram with inner packets left for a core.
     pub fn note_outstanding(&mut self, core: u8, now: Time) {
-        let since = self.lanes.get(usize::from(core)).and_then(|lane| lane.outstanding_since);
+        let since = self.lane(core).and_then(|lane| lane.outstanding_since);
         self.set_outstanding(core, Some(since.unwrap_or(now)));
     }
 
     fn set_outstanding(&mut self, core: u8, since: Option<Time>) {
-        let Some(lane) = self.lanes.get_mut(usize::from(core)) else { return };
+        let Some(lane) = self.lane_mut(core) else { return };
         lane.outstanding_since = since;
         let bit = 1u128.checked_shl(core.into()).unwrap_or(0);
         self.outstanding = if since.is_some() { self.outstanding | bit } else { self.outstanding & !bit };
@@ -87,7 +93,7 @@ impl TxLanes {
 
     /// The lane, if anything was ever sent on its path.
     pub fn get(&self, path: u8, core: u8) -> Option<&TxLane> {
-        self.paths.get(usize::from(path))?.as_ref()?.lanes.get(usize::from(core))
+        self.paths.get(usize::from(path))?.as_ref()?.lane(core)
     }
 
     /// When the oldest unconfirmed datagram of a lane left.
@@ -105,6 +111,7 @@ impl TxLanes {
             let since = lanes?.lanes.get(usize::from(core))?.outstanding_since?;
             Some((core, since))
         })
+        .chain(lanes.and_then(|lanes| Some((NOT_TOLD, lanes.lane(NOT_TOLD)?.outstanding_since?))))
     }
 
     /// Notes when the oldest unconfirmed datagram of a lane left.
@@ -126,4 +133,10 @@ impl TxLanes {
     pub fn clear(&mut self) {
         self.paths.clear();
     }
+}
+
+/// Where the lane for a core stands among the `lanes` of a path.
+fn place(core: u8, lanes: usize) -> Option<usize> {
+    let last = lanes.checked_sub(1)?;
+    if core == NOT_TOLD { Some(last) } else { Some(usize::from(core)).filter(|core| *core < last) }
 }

@@ -6,7 +6,7 @@ use super::depart::ControlDatagram;
 use super::transmit::{PathTx, Repeat, Transmit, wire_bytes};
 use crate::aead::TAG_BYTES;
 use crate::frame::Frame;
-use crate::header::HEADER_BYTES;
+use crate::header::{HEADER_BYTES, NOT_TOLD};
 use crate::order::SETTLE_US_DEFAULT;
 use crate::path::PathState;
 use crate::time::Time;
@@ -40,14 +40,14 @@ impl Transmit {
         };
         let front = HEADER_BYTES + self.clear_overhead();
         let mut frames = std::mem::take(&mut self.scratch);
-        while let Some(peer_core) = self.paths[at].log.withdraw(&mut frames) {
+        while let Some(heading) = self.paths[at].log.withdraw(&mut frames) {
             let bytes = wire_bytes(1, frames.len() + HEADER_BYTES + TAG_BYTES);
             let depart = self.paths[to].path.book(now, bytes);
             let tx = &mut self.paths[to];
             tx.log.ensure(log_capacity(&tx.path, false), front);
             let size = frames.len() + front + TAG_BYTES;
             // A datagram built for a larger path cannot leave here; its flow's own recovery replaces it.
-            if size <= tx.path.datagram_bytes() && tx.log.open(peer_core, depart, size) {
+            if size <= tx.path.datagram_bytes() && tx.log.open(heading, depart, size) {
                 tx.log.open_slice()[..frames.len()].copy_from_slice(&frames);
                 tx.log.advance(frames.len());
                 tx.log.close();
@@ -56,6 +56,7 @@ impl Transmit {
         self.scratch = frames;
         // What was for a core that flows leave is in the other log now.
         self.paths[to].mark();
+        self.paths[to].mark_assigned();
         for express in [true, false] {
             let log = if express { &mut self.paths[at].express } else { &mut self.paths[at].log };
             for number in log.take_outstanding() {
@@ -102,7 +103,8 @@ impl Transmit {
     /// Whether a core of the peer gives no sign of life: datagrams for it are overdue on a path over which later ones
     /// for other cores were confirmed, and nothing comes from it at all.
     pub fn is_silent(&self, now: Time, core: u8) -> bool {
-        if now.since(self.bond.core_heard_at(core)) < CORE_HEARD_NS {
+        let reader = self.session.as_ref().map_or(core, |session| session.reader(self.core, core));
+        if now.since(self.bond.core_heard_at(reader)) < CORE_HEARD_NS {
             return false;
         }
         self.paths.iter().any(|tx| {
@@ -116,18 +118,19 @@ impl Transmit {
     /// Asks cores of the peer that are silent for a sign of life: one that answers shows that a path does not deliver
     /// what is large, or does not deliver to this core.
     pub fn ask_silent_cores(&mut self, now: Time, out: &mut impl Output) {
-        let Some(cores) = self.session.as_ref().map(|session| session.peer_cores) else { return };
+        let Some(session) = self.session.clone() else { return };
         if now < self.asked_at.plus_ns(ASK_NS) || !self.busy() {
             return;
         }
-        for core in (0..cores).filter(|core| self.is_silent(now, *core)).collect::<Vec<_>>() {
+        let lanes = (0..session.peer_cores).chain([NOT_TOLD]);
+        for core in lanes.filter(|core| self.is_silent(now, *core)).collect::<Vec<_>>() {
             self.asked_at = now;
             let frames = crate::lifecycle::encode(&Frame::Ping { id: ASK_ID });
             for at in 0..self.paths.len() {
                 let id = self.paths[at].path.id;
                 if self.paths[at].path.usable() && self.lanes.outstanding_since(id, core).is_some() {
                     // A NAT may have forgotten this core's socket only.
-                    self.paths[at].use_newest_tuple(core);
+                    self.paths[at].use_newest_tuple(session.reader(self.core, core));
                     self.send_control(now, &ControlDatagram::new(id, core, &frames), out);
                 }
             }

@@ -34,6 +34,8 @@ pub struct ReportEntry {
 /// Arrivals, path by path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Report<'a> {
+    /// It speaks of lanes without a receiving core.
+    pub not_told: bool,
     entries: &'a [u8],
 }
 
@@ -86,6 +88,8 @@ pub struct Nack<'a> {
     pub path: u8,
     /// Sending core of the lane.
     pub sending_core: u8,
+    /// The lane is the one without a receiving core.
+    pub not_told: bool,
     ranges: &'a [u8],
 }
 
@@ -169,7 +173,8 @@ pub(super) fn parse<'a>(kind: u8, flags: u8, get: &mut Get<'a>) -> Result<Frame<
         let bytes = usize::from(get.u16()?);
         return Ok(Frame::Extension { kind, body: get.take(bytes)? });
     }
-    if flags != 0 {
+    let not_told = matches!(kind, kind::REPORT | kind::NACK) && flags == LANE_NOT_TOLD;
+    if flags != 0 && !not_told {
         return Err(DropReason::FrameUnknown);
     }
     Ok(match kind {
@@ -178,9 +183,9 @@ pub(super) fn parse<'a>(kind: u8, flags: u8, get: &mut Get<'a>) -> Result<Frame<
             if count == 0 || count > ENTRIES_MAX {
                 return Err(DropReason::FrameMalformed);
             }
-            Frame::Report(Report { entries: get.take(count * REPORT_ENTRY_BYTES)? })
+            Frame::Report(Report { not_told, entries: get.take(count * REPORT_ENTRY_BYTES)? })
         }
-        kind::NACK => nack(get)?,
+        kind::NACK => nack(not_told, get)?,
         kind::CHALLENGE => Frame::Challenge { token: get.array()?, path: get.u8()? },
         kind::RESPONSE => Frame::Response { token: get.array()? },
         kind::PING => Frame::Ping { id: get.u32()? },
@@ -210,19 +215,33 @@ pub(super) fn parse<'a>(kind: u8, flags: u8, get: &mut Get<'a>) -> Result<Frame<
     })
 }
 
-fn nack<'a>(get: &mut Get<'a>) -> Result<Frame<'a>, DropReason> {
+fn nack<'a>(not_told: bool, get: &mut Get<'a>) -> Result<Frame<'a>, DropReason> {
     let path = get.u8()?;
     let sending_core = get.u8()?;
     let count = usize::from(get.u8()?);
     if count == 0 || count > RANGES_MAX {
         return Err(DropReason::FrameMalformed);
     }
-    let nack = Nack { path, sending_core, ranges: get.take(count * RANGE_BYTES)? };
+    let nack = Nack { path, sending_core, not_told, ranges: get.take(count * RANGE_BYTES)? };
     let sound = |range: NackRange| range.count > 0 && range.first.checked_add(range.count.into()).is_some();
     if !nack.ranges().all(sound) {
         return Err(DropReason::FrameMalformed);
     }
     Ok(Frame::Nack(nack))
+}
+
+/// Flag of a report or NACK that speaks of lanes without a receiving core ([`crate::header::NOT_TOLD`]).
+const LANE_NOT_TOLD: u8 = 0x01;
+
+const fn lane_flag(not_told: bool) -> u8 {
+    if not_told { LANE_NOT_TOLD } else { 0 }
+}
+
+/// Makes a report or NACK that was written at the start of `frame` speak of lanes without a receiving core.
+pub fn of_lane_not_told(frame: &mut [u8]) {
+    if let Some(flags) = frame.get_mut(1) {
+        *flags = LANE_NOT_TOLD;
+    }
 }
 
 /// Bytes of a report frame with that many entries.
@@ -323,12 +342,12 @@ impl Frame<'_> {
                 return Some(end);
             }
             Self::Report(report) => {
-                put.bytes(&[kind::REPORT, 0, u8::try_from(report.len()).ok()?])?;
+                put.bytes(&[kind::REPORT, lane_flag(report.not_told), u8::try_from(report.len()).ok()?])?;
                 put.bytes(report.entries)?;
             }
             Self::Nack(nack) => {
                 let count = u8::try_from(nack.ranges.len() / RANGE_BYTES).ok()?;
-                put.bytes(&[kind::NACK, 0, nack.path, nack.sending_core, count])?;
+                put.bytes(&[kind::NACK, lane_flag(nack.not_told), nack.path, nack.sending_core, count])?;
                 put.bytes(nack.ranges)?;
             }
             Self::Extension { kind, body } => {

@@ -10,6 +10,7 @@ enum Drawn {
     Packet(PacketHead, Vec<u8>),
     Piece(PieceHead, Vec<u8>),
     Report(Vec<ReportEntry>),
+    NotTold(Vec<ReportEntry>),
     Nack(u8, u8, Vec<NackRange>),
     ProcessorInfo(Vec<u8>),
     Extension(u8, Vec<u8>),
@@ -22,6 +23,11 @@ impl Drawn {
             Self::Packet(head, body) => Frame::Packet { head: *head, start: 0, body }.write(out, at),
             Self::Piece(head, body) => Frame::Piece { head: *head, start: 0, body }.write(out, at),
             Self::Report(entries) => write_report(out, at, entries),
+            Self::NotTold(entries) => {
+                let end = write_report(out, at, entries)?;
+                of_lane_not_told(&mut out[at..]);
+                Some(end)
+            }
             Self::Nack(path, core, ranges) => write_nack(out, at, *path, *core, ranges),
             Self::ProcessorInfo(body) => Frame::ProcessorInfo(body).write(out, at),
             Self::Extension(kind, body) => Frame::Extension { kind: *kind, body }.write(out, at),
@@ -35,8 +41,11 @@ impl Drawn {
             (Self::Piece(a, x), Frame::Piece { head: b, body: y, .. }) => assert_eq!((*a, &x[..]), (b, y)),
             (Self::Report(entries), Frame::Report(report)) => {
                 assert_eq!(report.len(), entries.len());
-                assert!(!report.is_empty());
+                assert!(!report.is_empty() && !report.not_told);
                 assert!(report.entries().eq(entries.iter().copied()));
+            }
+            (Self::NotTold(entries), Frame::Report(report)) => {
+                assert!(report.not_told && report.entries().eq(entries.iter().copied()));
             }
             (Self::Nack(path, core, ranges), Frame::Nack(nack)) => {
                 assert_eq!((*path, *core), (nack.path, nack.sending_core));
@@ -270,6 +279,7 @@ fn examples() -> Vec<(&'static str, Vec<u8>)> {
         lost: 10,
     };
     add("report", Drawn::Report(vec![entry]));
+    add("report-not-told", Drawn::NotTold(vec![entry]));
     let ranges = vec![NackRange { first: 999_000, count: 3 }, NackRange { first: 999_010, count: 1 }];
     add("nack", Drawn::Nack(2, 1, ranges));
     let token = [0xde, 0xad, 0xbe, 0xef, 0x00, 0x11, 0x22, 0x33];
@@ -297,6 +307,13 @@ fn examples() -> Vec<(&'static str, Vec<u8>)> {
     let entries = [(1, limits(1, None)), (2, limits(0, Some(20_000_000)))];
     out.push(("path-limits", extension(131, &crate::path_limits::write(0x0001_e240, &entries))));
     out.push(("path-limits-seen", extension(132, &0x0001_e240u32.to_be_bytes())));
+    let label = |label: crate::mode::Label| {
+        let mut bytes = vec![0; label.encoded_len()];
+        assert_eq!(label.write(&mut bytes), bytes.len());
+        bytes
+    };
+    out.push(("sealed-core", label(crate::mode::Label::Core(3))));
+    out.push(("session-id", label(crate::mode::Label::Session(0xa3b8_f20a_88c2_3eb0))));
     let body = vec![0x45, 0x00, 0x00, 0x1c];
     // A whole plaintext: a packet, the first piece of the next one, a marker, padding.
     let mut bytes = vec![0; 64];

@@ -11,7 +11,7 @@ use packet::vnet::VirtioNetHeader;
 use steering::ownership::Ownership;
 use tunnel::PrivateKey;
 use tunnel::config::{NodeConfig, Peer, Snapshot, Wan};
-use tunnel::forwarder::{Forwarder, Output, Target, owner_core};
+use tunnel::forwarder::{Delivered, Forwarder, Output, Target, owner_core};
 use tunnel::header::Header;
 use tunnel::lifecycle::Action;
 use tunnel::node::{Node, Source};
@@ -37,7 +37,7 @@ impl Output for Collected {
         self.sent.extend(datagrams.chunks(segment).map(sent));
     }
 
-    fn deliver(&mut self, _: usize, packet: &[u8], _: bool, _: bool) {
+    fn deliver(&mut self, _: usize, packet: &[u8], _: Delivered) {
         self.delivered.push(packet.to_vec());
     }
 }
