@@ -49,7 +49,8 @@ fn server_v4(seed: u64) -> Ipv4Addr {
         let address = Ipv4Addr::from((bits >> 32) as u32);
         let [first, second, third, _] = address.octets();
         let ours = [first, second, third] == [203, 0, 113];
-        if (1..224).contains(&first) && first != 10 && first != 127 && !ours {
+        let link_local = [first, second] == [169, 254];
+        if (1..224).contains(&first) && first != 10 && first != 127 && !link_local && !ours {
             return address;
         }
         bits = mix(bits);
