@@ -13,7 +13,7 @@ use steering::units::{Answer, Units};
 
 use super::flows::{Expiry, Flows, TenantKey};
 use super::{Frame, Outcome, Services};
-use crate::flow::Record;
+use crate::flow::{Record, flags};
 use crate::steer;
 
 /// Entries that are looked at together when all flows are counted.
@@ -115,9 +115,14 @@ impl Flows {
 
 /// A flow counts in the bucket of its request: its replies come by the same, or by a leased port, or by the key that
 /// [`steer::unit_key`] makes of them. The host's own connections are not the cluster's: they end with the machine, and it
-/// may leave while it talks to the manager.
+/// may leave while it talks to the manager, whoever of the two was heard first.
 fn count(live: &mut [u32], units: &Units, (original, record): (&TenantKey, &Record), change: i32) {
-    if record.ingress() == Ingress::Host {
+    let of_host = match record.ingress() {
+        Ingress::Host => true,
+        Ingress::Bond(_) => record.flags & flags::LOCAL != 0,
+        Ingress::Interface(_) => false,
+    };
+    if of_host {
         return;
     }
     if let Some(live) = live.get_mut(units.bucket(&original.0)) {

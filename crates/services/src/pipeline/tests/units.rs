@@ -14,6 +14,7 @@ use steering::table::{BucketTable, Unit};
 use steering::units::{LEASE_PORTS, Lease, Leases, Units};
 
 use super::balancing::farm;
+use super::peers::{BRANCH, two_branches};
 use super::world::*;
 use crate::spec::{DeliveryMode, GatewaySpec, NatMode, TCP, UDP};
 use crate::steer;
@@ -370,5 +371,26 @@ proptest! {
             }
         }
         flows.iter().for_each(|flow| flow.check(&mut cluster));
+    }
+}
+
+/// Rows D6, R9: a unit leaves while it talks to its manager through a bond of its own, whichever direction of that
+/// connection the services saw first; a peer's connection to what is behind it is waited for.
+#[test]
+fn connections_of_the_host_itself_do_not_keep_a_unit() {
+    let bus = BRANCH;
+    for (src, dst, live) in [("10.8.0.1:4601", "203.0.113.1:40000", 0), ("10.8.0.5:4000", "10.0.0.7:80", 1)] {
+        let mut cluster = Cluster::new(&two_branches(), &[3]);
+        let world = cluster.units.get_mut(&3).unwrap();
+        let said = key(TCP, src, dst);
+        let (word, answer) = (tcp_of(&said, ACK, 7, 8, b"hello"), tcp_of(&said.reversed(), ACK, 8, 12, b""));
+        assert_ne!(world.one(bus, &word).by(), bus);
+        let back = if live == 0 { HOST } else { LAN };
+        assert_eq!(world.one(back, &answer).by(), bus);
+        assert_eq!(world.flows(), 1);
+        assert_eq!(world.cores[0].live_by_unit_bucket().iter().sum::<u32>(), live);
+        world.wait(20_000);
+        assert_eq!(world.flows(), 0);
+        assert_eq!(world.cores[0].live_by_unit_bucket().iter().sum::<u32>(), 0);
     }
 }
