@@ -47,6 +47,7 @@ pub mod process;
 pub mod raw_ip;
 pub mod router_discovery;
 mod sys;
+pub mod tcp;
 pub mod testing;
 pub mod tun;
 pub mod udp;

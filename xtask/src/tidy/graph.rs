@@ -34,15 +34,20 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("engine", &["packet", "steering", "tunnel", "services", "cluster", "datapath", "linux"]),
     // Checks of backends: a process of its own.
     ("health", &["packet", "steering", "services", "linux"]),
+    // Datagrams over TCP: a process of its own.
+    ("tls-path", &["linux"]),
     (
         "control",
-        &["packet", "steering", "tunnel", "services", "cluster", "datapath", "linux", "engine", "health"],
+        &[
+            "packet", "steering", "tunnel", "services", "cluster", "datapath", "linux", "engine", "health",
+            "tls-path",
+        ],
     ),
     (
         "anabranch",
         &[
             "packet", "steering", "tunnel", "services", "cluster", "manager", "datapath", "linux", "engine",
-            "control", "health", "testbed",
+            "control", "health", "tls-path", "testbed",
         ],
     ),
     // Tests and measurements of the real program.
@@ -92,7 +97,7 @@ const FOREIGN: &[(&str, &[&str], &str)] = &[
     ("libc", &["linux", "engine", "testbed", "anabranch"], "system calls belong to `linux`"),
     (
         "rustix",
-        &["linux", "engine", "control", "health", "testbed", "anabranch", "tests", "bench"],
+        &["linux", "engine", "control", "health", "tls-path", "testbed", "anabranch", "tests", "bench"],
         "no I/O here",
     ),
     ("socket2", &["linux", "testbed"], "sockets belong to `linux`"),
