@@ -107,6 +107,7 @@ impl World {
             rate_max_bps: None,
             receive_rate_max_bps: None,
             tier: 0,
+            relays: None,
         });
         id
     }

@@ -53,6 +53,7 @@ mod reload;
 mod scene;
 mod steering;
 mod takeover;
+mod tls_path;
 mod tunnel_cores;
 mod wans;
 mod web;

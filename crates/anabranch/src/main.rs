@@ -20,6 +20,7 @@ mod replay;
 mod scale;
 mod status;
 mod stop;
+mod tls_path_command;
 mod traffic;
 mod up;
 
@@ -107,6 +108,9 @@ enum Command {
     /// Check backends for a running gateway, which starts this itself
     #[command(hide = true)]
     Health(health_command::Args),
+    /// Carry datagrams over TCP and TLS for a running node, which starts this itself
+    #[command(hide = true)]
+    TlsPath(tls_path_command::Args),
     /// Begin and answer connections that are checked byte by byte
     #[command(hide = true)]
     Traffic(traffic::Args),
@@ -134,6 +138,7 @@ fn main() -> ExitCode {
         Command::Reload(args) => reload::run(&args),
         Command::Stop(args) => stop::run(&args),
         Command::Health(args) => health_command::run(&args),
+        Command::TlsPath(args) => tls_path_command::run(&args),
         Command::Traffic(args) => logging::to_stderr(log, "warn").and_then(|()| traffic::run(args)),
     };
     result.unwrap_or_else(|error| {

@@ -13,11 +13,11 @@
 //!
 //! | section | keys | reader |
 //! |---|---|---|
-//! | `[node]` | name, private-key, private-key-file, listen, cores, rekey-after-seconds, state-dir, log-file, control-socket | `read::node` |
+//! | `[node]` | name, private-key, private-key-file, listen, listen-tls, cores, rekey-after-seconds, state-dir, log-file, control-socket | `read::node` |
 //! | `[tun]` | name, address, mtu, route, table | `read::tun` |
 //! | `[cluster]` | role, node-id, weight, bus, manager, hub, hub-key, hub-key-file | `cluster::cluster` |
 //! | `[[wan]]` | interface, match, tier, rate-max, receive-rate-max, address-family, gateway | `read::wan` |
-//! | `[[peer]]` | name, public-key, preshared-key, preshared-key-file, hub, endpoints, allowed-ips, wans, paths-per-wan-pair, sockets-per-path, encryption, allow-cleartext, policy, flow, steering, accept-steering, tunnel-core, peer-tunnel-core, tenant | `read::peer` |
+//! | `[[peer]]` | name, public-key, preshared-key, preshared-key-file, hub, endpoints, tls-port, allowed-ips, wans, paths-per-wan-pair, sockets-per-path, encryption, allow-cleartext, policy, flow, steering, accept-steering, tunnel-core, peer-tunnel-core, tenant | `read::peer` |
 //! | `[gateway]` | default-action, host, distribution, core-rebalance, log-file, health-user, keep-flows-seconds, timeouts | `services::read::gateway` |
 //! | `[gateway]` | flows-max, embryonic-max, fragment-bytes-max, fragments-per-source-max, errors-per-second-max | `services::read::limits` |
 //! | `[gateway]` | fragments, up-to-bytes, up-to-fragments, load-below-percent | `services::read::fragments` |
@@ -113,6 +113,8 @@ pub struct Node {
     pub key_was_made: bool,
     /// UDP port that peers dial.
     pub listen: Option<u16>,
+    /// TCP port on which peers connect whose network blocks UDP.
+    pub listen_tls: Option<u16>,
     /// Cores that work.
     pub cores: Cores,
     /// Sessions get new keys after this long, 5–120 s.
@@ -229,6 +231,17 @@ impl Family {
     }
 }
 
+/// Paths of one bond.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerPaths {
+    /// Paths per WAN pair (row T1), 1–8.
+    pub per_wan_pair: u8,
+    /// UDP sockets per path at most, 1–64.
+    pub sockets: u8,
+    /// TCP port of its endpoints that is tried where UDP does not get through; `None` = never.
+    pub tls_port: Option<u16>,
+}
+
 /// `[[peer]]`: the other end of one bond.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Peer {
@@ -250,10 +263,8 @@ pub struct Peer {
     pub tenant: Option<String>,
     /// WANs this bond may use (row T1), by interface name or pattern; `None` = all.
     pub wans: Option<Vec<String>>,
-    /// Paths per WAN pair (row T1), 1–8.
-    pub paths_per_wan_pair: u8,
-    /// UDP sockets per path at most, 1–64.
-    pub sockets_per_path: u8,
+    /// Paths to it.
+    pub paths: PeerPaths,
     /// Encryption of inner packets (row T11).
     pub encryption: Encryption,
     /// How a sending core chooses the receiving core (row T4).

@@ -46,6 +46,7 @@ mod shared_devices;
 pub mod status;
 mod takeover;
 pub mod timestamp_floor;
+mod tls_paths;
 pub mod wans;
 mod warn_once;
 

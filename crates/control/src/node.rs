@@ -1,5 +1,7 @@
 //! Running node: engine, TUN interface, routes, WANs, names. [`crate::event_loop`] tells it what happened.
 
+mod dialing;
+
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -35,6 +37,7 @@ use crate::status::read_tunnel::{self, BusyShares};
 use crate::status::{ClusterStatus, NameReport, Report, WanReport};
 use crate::takeover::Takeover;
 use crate::timestamp_floor::TimestampFloor;
+use crate::tls_paths::{self, TlsPaths};
 use crate::wans::{self, LiveWan, WanRegistry};
 
 /// Reason why a node did not start.
@@ -97,6 +100,8 @@ pub(crate) struct Node {
     watch: HostWatch,
     /// The file in which flows wait for the next run.
     flows_file: PathBuf,
+    /// Paths over TCP where UDP does not get through.
+    tls_paths: TlsPaths,
 }
 
 impl Node {
@@ -139,6 +144,7 @@ impl Node {
         engine.share_devices(shared_devices::open(&config, host.netlink()).map_err(StartError::Start)?);
         let (takeover, cluster) = join_cluster(&config, &engine, &events, control_socket)?;
         let mut node = Self {
+            tls_paths: TlsPaths::new(&config, numbers.mark(), &events).map_err(StartError::Start)?,
             port_blocks: config.cluster.as_ref().map(|_| BTreeSet::new()),
             cluster,
             takeover,
@@ -312,15 +318,19 @@ impl Node {
     }
 
     /// Tells the engine the present WANs and endpoints, unless it knows them already.
-    fn tell_engine(&mut self, wans: Vec<Wan>) {
+    fn tell_engine(&mut self, mut wans: Vec<Wan>) {
         let peers: Vec<_> = self
             .config
             .peers
             .iter()
             .map(|peer| {
-                (self.endpoints(&peer.endpoints), wans::ids_for_peer(peer.wans.as_deref(), &self.lives))
+                let mut endpoints = self.endpoints(&peer.endpoints);
+                endpoints.extend(self.tls_paths.endpoints(peer.id));
+                let wans = wans::ids_for_peer(peer.wans.as_deref(), &self.lives);
+                (endpoints, wans.map(tls_paths::with_relays))
             })
             .collect();
+        wans.extend(self.tls_paths.wans(&wans));
         let told = Told { generation: self.generation, wans, peers };
         if told == self.told && !self.incomplete {
             return;
@@ -335,8 +345,8 @@ impl Node {
             allowed_ips: peer.allowed_ips.clone(),
             wans: wans.clone(),
             hub: peer.hub,
-            paths_per_pair: peer.paths_per_wan_pair,
-            sockets_per_path: peer.sockets_per_path,
+            paths_per_pair: peer.paths.per_wan_pair,
+            sockets_per_path: peer.paths.sockets,
             encryption: peer.encryption,
             policy: peer.policy,
             flow: peer.flow,
@@ -353,37 +363,6 @@ impl Node {
                 self.incomplete = true;
             }
         }
-    }
-
-    /// Addresses to dial, names replaced by what they stand for.
-    fn endpoints(&self, endpoints: &[Endpoint]) -> Vec<SocketAddr> {
-        let mut prefixes = self.routers.prefixes();
-        if prefixes.is_empty() {
-            prefixes = nat64::prefixes(&self.resolver.addresses(nat64::NAME));
-        }
-        let mut list: Vec<SocketAddr> = Vec::new();
-        for endpoint in endpoints {
-            let addresses: Vec<_> = match endpoint {
-                Endpoint::Address(address) => {
-                    let translated = |prefix: &nat64::Nat64Prefix| match address.ip().to_canonical() {
-                        IpAddr::V4(ipv4) => {
-                            Some(SocketAddr::new(prefix.address(ipv4).into(), address.port()))
-                        }
-                        IpAddr::V6(_) => None,
-                    };
-                    [*address].into_iter().chain(prefixes.iter().filter_map(translated)).collect()
-                }
-                Endpoint::Name { host, port } => {
-                    self.resolver.addresses(host).into_iter().map(|ip| SocketAddr::new(ip, *port)).collect()
-                }
-            };
-            for address in addresses {
-                if !list.contains(&address) && list.len() < ENDPOINTS_MAX {
-                    list.push(address);
-                }
-            }
-        }
-        list
     }
 
     /// Reverse-path filters of the interfaces that carry the tunnel.
@@ -475,6 +454,7 @@ impl Node {
             state.keep(self.engine.timestamp_floor_ns());
         }
         self.watch_host(false);
+        self.look_at_lines();
         let handle = EngineHandle::new(&self.engine, &self.handle_state);
         let again = self.supervisor.tick(self.host.netlink(), &handle) || self.incomplete;
         let gives_ports = self.config.services.gives_ports();

@@ -50,6 +50,7 @@ fn keep_fixed(old: &Config, merged: &mut Config, restart: &mut Vec<String>) {
     }
     fixed(restart, "node.name", &old.node.name, &mut merged.node.name);
     fixed(restart, "node.listen", &old.node.listen, &mut merged.node.listen);
+    fixed(restart, "node.listen-tls", &old.node.listen_tls, &mut merged.node.listen_tls);
     fixed(restart, "node.cores", &old.node.cores, &mut merged.node.cores);
     let rekey = &mut merged.node.rekey_after_seconds;
     fixed(restart, "node.rekey-after-seconds", &old.node.rekey_after_seconds, rekey);
@@ -117,8 +118,10 @@ fn compare_peer(old: &Peer, new: &Peer, applied: &mut Vec<String>) {
     say("tenant", &tenant(old), &tenant(new));
     let wans = |peer: &Peer| peer.wans.as_deref().map_or_else(|| "all".to_owned(), list);
     say("wans", &wans(old), &wans(new));
-    say("paths-per-wan-pair", &old.paths_per_wan_pair.to_string(), &new.paths_per_wan_pair.to_string());
-    say("sockets-per-path", &old.sockets_per_path.to_string(), &new.sockets_per_path.to_string());
+    say("paths-per-wan-pair", &old.paths.per_wan_pair.to_string(), &new.paths.per_wan_pair.to_string());
+    let port = |port: Option<u16>| port.map_or_else(|| "0".to_owned(), |port| port.to_string());
+    say("tls-port", &port(old.paths.tls_port), &port(new.paths.tls_port));
+    say("sockets-per-path", &old.paths.sockets.to_string(), &new.paths.sockets.to_string());
     say("encryption", &format!("{:?}", old.encryption), &format!("{:?}", new.encryption));
     say("policy", old.policy.name(), new.policy.name());
     say("flow", &format!("{:?}", old.flow), &format!("{:?}", new.flow));

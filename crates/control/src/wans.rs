@@ -119,6 +119,7 @@ impl WanRegistry {
             rate_max_bps: section.rate_max_bps,
             receive_rate_max_bps: section.receive_rate_max_bps,
             tier: section.tier,
+            relays: None,
         };
         let point_to_point = link.is_some_and(|link| link.point_to_point);
         Some(LiveWan { wan, index, section: Some(number), point_to_point, replaced, state })
@@ -171,6 +172,7 @@ fn unbound(tun_name: &str, view: &HostView) -> LiveWan {
         rate_max_bps: None,
         receive_rate_max_bps: None,
         tier: 0,
+        relays: None,
     };
     LiveWan { wan, index: None, section: None, point_to_point: false, replaced: false, state }
 }

@@ -352,6 +352,7 @@ fn wan(site: &Site) -> Wan {
         rate_max_bps: None,
         receive_rate_max_bps: None,
         tier: 0,
+        relays: None,
     }
 }
 

@@ -272,7 +272,9 @@ impl Engine {
         let Some(port) = self.settings.listen_port else { return (Vec::new(), Ok(())) };
         let config = self.shared.config.load();
         let (mut groups, mut result) = (Vec::new(), Ok(()));
-        for wan in wans.iter().filter(|wan| wan.up || wan.interface.is_empty()) {
+        // Of what carries datagrams over TCP only the end that peers connect to, by its interface.
+        let is_dialed = |wan: &Wan| wan.relays.is_some() && wan.interface.is_empty();
+        for wan in wans.iter().filter(|wan| (wan.up || wan.interface.is_empty()) && !is_dialed(wan)) {
             let was_up =
                 old.iter().any(|before| before.id == wan.id && (before.up || before.interface.is_empty()));
             let kept = config.listeners.iter().find(|group| was_up && group.wan == wan.id);

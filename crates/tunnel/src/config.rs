@@ -55,6 +55,9 @@ pub struct Wan {
     pub receive_rate_max_bps: Option<u64>,
     /// 0 is preferred; a higher tier is used only when no lower one is usable. Peers are told.
     pub tier: u8,
+    /// Addresses of this machine that carry this WAN's datagrams over TCP, each to a peer: nothing else is dialled over it, and
+    /// they are not over others. `None`: an ordinary WAN.
+    pub relays: Option<Vec<SocketAddr>>,
 }
 
 /// One peer.

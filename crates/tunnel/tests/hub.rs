@@ -67,6 +67,7 @@ fn wan() -> Wan {
         rate_max_bps: None,
         receive_rate_max_bps: None,
         tier: 0,
+        relays: None,
     }
 }
 

@@ -16,8 +16,8 @@ use super::section::{At, Section, kind, shown, whole_number};
 use super::services::read::Names;
 use super::values::{self, Endpoint, ValueError};
 use super::{
-    Config, Cores, ENDPOINTS_MAX, Family, InterfaceMatch, Node, PEERS_MAX, Peer, Routes, STATE_DIR,
-    Surroundings, Tun, WANS_MAX, Wan, cross, services,
+    Config, Cores, ENDPOINTS_MAX, Family, InterfaceMatch, Node, PEERS_MAX, Peer, PeerPaths, Routes,
+    STATE_DIR, Surroundings, Tun, WANS_MAX, Wan, cross, services,
 };
 use crate::key::{self, KeyError};
 
@@ -204,6 +204,12 @@ fn node(
     let name = section.parsed("name", "\"branch\"", values::name).map(|name| name.value);
     let (private_key, key_was_made) = private_key(&mut section, alone, surroundings);
     let listen = section.number("listen", 1..=65535).and_then(|port| u16::try_from(port.value).ok());
+    let tls = section.number("listen-tls", 1..=65535);
+    if let (Some(tls), None) = (&tls, listen) {
+        let message = "nothing comes in by TCP without listen; write listen = 4600 beside it";
+        section.error(&tls.at, "listen-tls", message);
+    }
+    let listen_tls = tls.and_then(|port| u16::try_from(port.value).ok());
     let cores = cores(&mut section);
     let rekey = section.number("rekey-after-seconds", 5..=120).and_then(|s| u8::try_from(s.value).ok());
     let path = |text: &str| absolute_or_in(surroundings, text);
@@ -216,6 +222,7 @@ fn node(
         private_key: private_key?,
         key_was_made,
         listen,
+        listen_tls,
         cores,
         rekey_after_seconds: rekey.unwrap_or(120),
         state_dir: state_dir.map_or_else(|| PathBuf::from(STATE_DIR), |path| path.value),
@@ -475,9 +482,7 @@ fn peer(
     let allowed_ips = section.list("allowed-ips", "\"10.77.0.2/32\"", values::prefix).unwrap_or_default();
     let tenant = section.parsed("tenant", "\"red\"", |text| names.tenant(text));
     let wans = section.list("wans", "\"wan0\"", values::interface_pattern);
-    let small = |number: At<u64>| u8::try_from(number.value).ok();
-    let paths_per_wan_pair = section.number("paths-per-wan-pair", 1..=8).and_then(small).unwrap_or(1);
-    let sockets_per_path = section.number("sockets-per-path", 1..=64).and_then(small).unwrap_or(4);
+    let paths = peer_paths(&mut section);
     let encryption = encryption(&mut section);
     let policies: Vec<(&'static str, Policy)> =
         Policy::ALL.iter().map(|policy| (policy.name(), *policy)).collect();
@@ -506,14 +511,26 @@ fn peer(
         allowed_ips: Vec::new(),
         tenant: tenant.map(|tenant| tenant.value),
         wans: wans.map(|wans| wans.into_iter().map(|wan| wan.value).collect()),
-        paths_per_wan_pair,
-        sockets_per_path,
+        paths,
         encryption,
         policy,
         flow,
         steering,
     };
     Some((peer, places))
+}
+
+/// Where a peer is tried over TCP.
+const TLS_PORT: u16 = 443;
+
+fn peer_paths(section: &mut Section<'_, '_, '_>) -> PeerPaths {
+    let small = |number: At<u64>| u8::try_from(number.value).ok();
+    let tls_port = section.number("tls-port", 0..=65535).and_then(|port| u16::try_from(port.value).ok());
+    PeerPaths {
+        per_wan_pair: section.number("paths-per-wan-pair", 1..=8).and_then(small).unwrap_or(1),
+        sockets: section.number("sockets-per-path", 1..=64).and_then(small).unwrap_or(4),
+        tls_port: Some(tls_port.unwrap_or(TLS_PORT)).filter(|port| *port != 0),
+    }
 }
 
 const FLOWS: [(&str, FlowDefinition); 4] = [

@@ -91,6 +91,7 @@ endpoints = ["198.18.0.2:4600", "hub.example.net:4600"]
 allowed-ips = ["10.77.0.2/32", "0.0.0.0/0"]
 wans = ["wan0", "wwan0"]
 paths-per-wan-pair = 2
+tls-port = 0
 sockets-per-path = 8
 policy = "least-loaded"
 flow = "2-tuple"
@@ -113,7 +114,7 @@ flow = "2-tuple"
     assert!(peer.preshared_key.is_some());
     assert_eq!(peer.endpoints[1], Endpoint::Name { host: "hub.example.net".to_owned(), port: 4600 });
     assert_eq!(peer.wans.as_deref().unwrap(), ["wan0", "wwan0"]);
-    assert_eq!((peer.paths_per_wan_pair, peer.sockets_per_path), (2, 8));
+    assert_eq!((peer.paths.per_wan_pair, peer.paths.sockets, peer.paths.tls_port), (2, 8, None));
     assert_eq!((peer.policy, peer.flow), (Policy::LeastLoaded, FlowDefinition::TwoTuple));
     assert!(config.has_default_route());
 }
@@ -127,7 +128,7 @@ fn defaults() {
     assert_eq!(config.node.state_dir, Path::new(STATE_DIR));
     assert_eq!(config.node.rekey_after_seconds, 120);
     let peer = &config.peers[0];
-    assert_eq!((peer.paths_per_wan_pair, peer.sockets_per_path, &peer.wans), (1, 4, &None));
+    assert_eq!((peer.paths.per_wan_pair, peer.paths.sockets, &peer.wans), (1, 4, &None));
     assert_eq!((peer.encryption, peer.policy), (Encryption::On, Policy::Hash));
     assert_eq!(peer.steering, Steering::default());
     assert!(!config.has_default_route());
@@ -204,7 +205,7 @@ fn unknown_keys() {
         &format!("{NODE}port = 1\n{TUN}{PEER}PublicKey = \"x\"\nendpoint = \"1.2.3.4:5\"\n"),
         &[
             "site.toml:4:1: error: node.port: unknown key; known here: name, private-key, private-key-file, \
-         listen, cores, rekey-after-seconds, state-dir, log-file, control-socket",
+         listen, listen-tls, cores, rekey-after-seconds, state-dir, log-file, control-socket",
             "site.toml:12:1: error: peer.PublicKey: unknown key; did you mean \"public-key\"?",
             "site.toml:13:1: error: peer.endpoint: unknown key; did you mean \"endpoints\"?",
         ],
@@ -215,6 +216,12 @@ fn unknown_keys() {
 fn node_section() {
     let golden_node =
         |node: &str, expected: &[&str]| golden(&format!("[node]\n{node}\n{TUN}{PEER}"), expected);
+    golden_node(
+        "private-key-file = \"node.key\"\nlisten-tls = 443",
+        &[
+            "site.toml:3:14: error: node.listen-tls: nothing comes in by TCP without listen; write listen = 4600 beside it",
+        ],
+    );
     golden_node(
         "",
         &[

@@ -11,6 +11,8 @@ use tunnel::bond::Bond;
 use tunnel::path::Path;
 use tunnel::time::Time;
 
+use crate::tls_paths;
+
 use super::{CoreStatus, PathStatus, PeerStatus, PeerSteering, TunnelStatus};
 
 /// Busy times of the last reading, for shares of the time since.
@@ -146,7 +148,7 @@ fn path_status(path: &Path, wans: &[Wan], sent: u64, fastest_us: i64) -> PathSta
     let tx_bytes = path.traffic.tx_bytes.load(Relaxed);
     PathStatus {
         id: path.id,
-        wan: wan.map_or_else(String::new, |wan| wan.interface.clone()),
+        wan: wan.map_or_else(String::new, |wan| tls_paths::name(wan, wans)),
         local: route.local.map_or_else(String::new, |local| local.to_string()),
         remote: route.remote.to_string(),
         state: if path.stands_by() { "standby" } else { path.state().name() }.to_owned(),

@@ -87,7 +87,7 @@ impl Node {
             life.tell_state(bond.slot, id, PeerPathState::Removed, actions);
         }
         for (wan, endpoint, nth) in wanted {
-            let up = wan.up && reaches(wan, &endpoint);
+            let up = wan.up && reaches(wans, wan, &endpoint);
             let (limits, rate_max) = limits(wan);
             let mtu_limit = datagram_limit(wan.mtu, &endpoint);
             let under = WanUnder { up, addresses: wan.addresses.clone(), mtu_limit, limits, rate_max };
@@ -143,8 +143,17 @@ fn datagram_limit(mtu: u16, remote: &SocketAddr) -> u16 {
     mtu.clamp(1_280, 9_000) - headers
 }
 
-/// A WAN can reach an endpoint: it has an address of that family (or none is known and the kernel decides).
-fn reaches(wan: &Wan, endpoint: &SocketAddr) -> bool {
-    wan.addresses.is_empty()
-        || wan.addresses.iter().any(|address| address.is_ipv4() == endpoint.ip().to_canonical().is_ipv4())
+/// A WAN can reach an endpoint: it has an address of that family (or none is known and the kernel decides). What carries
+/// datagrams of one WAN over TCP is for that one only.
+fn reaches(wans: &[Wan], wan: &Wan, endpoint: &SocketAddr) -> bool {
+    if let Some(relays) = &wan.relays {
+        return relays.contains(endpoint);
+    }
+    let is_relay = wans.iter().any(|wan| wan.relays.as_ref().is_some_and(|relays| relays.contains(endpoint)));
+    !is_relay
+        && (wan.addresses.is_empty()
+            || wan
+                .addresses
+                .iter()
+                .any(|address| address.is_ipv4() == endpoint.ip().to_canonical().is_ipv4()))
 }

@@ -99,6 +99,7 @@ pub fn wan(id: u16, address: SocketAddr) -> Wan {
         rate_max_bps: None,
         receive_rate_max_bps: None,
         tier: 0,
+        relays: None,
     }
 }
 

@@ -1,0 +1,76 @@
+//! Networks that block UDP: the bond goes over TCP and TLS by itself, and comes back.
+
+use std::process::Command;
+
+use linux::testing::isolated;
+use testbed::topology::{Node, Site};
+
+use crate::scene::*;
+
+const UDP_BLOCKED: &str = "add table inet middlebox; add chain inet middlebox in { type filter hook input priority -300; }; \
+                           add rule inet middlebox in iifname != \"lo\" udp dport 4600 drop";
+
+fn nft(place: &Node, rules: &str) {
+    let mut command = Command::new("nft");
+    command.arg(rules);
+    place.output(command).unwrap();
+}
+
+/// Paths over TCP, and over UDP, that carry.
+fn carrying(gateway: &Gateway) -> (usize, usize) {
+    let peer = peer(gateway);
+    let up = peer.paths.iter().filter(|path| path.state == "up");
+    let (tls, udp): (Vec<_>, Vec<_>) = up.partition(|path| path.wan.ends_with("(TLS)"));
+    (tls.len(), udp.len())
+}
+
+fn helpers(gateway: &Gateway) -> Vec<i32> {
+    let children = format!("/proc/{0}/task/{0}/children", gateway.program.id());
+    let children = std::fs::read_to_string(children).unwrap();
+    let ids = children.split_whitespace().map(|id| id.parse().unwrap());
+    ids.filter(|id: &i32| {
+        let words = std::fs::read_to_string(format!("/proc/{id}/cmdline")).unwrap_or_default();
+        words.contains("tls-path")
+    })
+    .collect()
+}
+
+/// Rows T1, T12: where nothing of UDP arrives, the bond joins over the hub's TCP port, carries data both ways, survives the end of
+/// the process that carries it, and goes back to UDP without a broken connection as soon as that gets through.
+#[test]
+fn t1_t12_where_udp_is_blocked_the_bond_goes_over_tls() {
+    isolated(|| {
+        let scene = Scene::new(&[link(50.0, 5.0)]);
+        let (a, b) = (scene.a(), scene.b());
+        nft(b, UDP_BLOCKED);
+        let (branch, hub) = scene.pair();
+        let hub = hub.node_line("listen-tls = 443").section("[[wan]]\ninterface = \"wan0\"\n");
+        let _hub = scene.start(b, &hub);
+        let mut branch = scene.start(a, &branch);
+        branch.wait("a path over TLS", PATIENCE, |report| paths_up(report) >= 1);
+        assert_eq!(carrying(&branch), (1, 0), "{}", branch.log());
+        let down = tcp_seconds(b, a, BRANCH_IP, 1, 4.0);
+        let up = tcp_seconds(a, b, HUB_IP, 1, 4.0);
+        let hub_address = scene.endpoint(Site::B, 0);
+        let bare = tcp_seconds(a, b, hub_address.rsplit_once(':').unwrap().0, 1, 4.0);
+        eprintln!("over TLS: {up:.1} Mbit/s up, {down:.1} down; bare TCP {bare:.1}");
+        assert!(up.min(down) > 0.6 * bare, "{up} up, {down} down, of {bare}");
+
+        let before = helpers(&branch);
+        assert_eq!(before.len(), 1);
+        let id = rustix::process::Pid::from_raw(before[0]).unwrap();
+        rustix::process::kill_process(id, rustix::process::Signal::KILL).unwrap();
+        wait_for("another process carries", PATIENCE, || {
+            helpers(&branch).iter().any(|id| !before.contains(id)) && carrying(&branch) == (1, 0)
+        });
+        wait_for("it answers", PATIENCE, || try_echo(a, b, HUB_IP).is_ok());
+
+        let flow = tcp_start(a, b, HUB_IP, 5203, 1, 25.0);
+        nft(b, "delete table inet middlebox");
+        wait_for("UDP carries alone", PATIENCE, || carrying(&branch) == (0, 1));
+        tcp_finish(flow);
+        nft(b, UDP_BLOCKED);
+        wait_for("TLS again", PATIENCE, || carrying(&branch).0 == 1);
+        wait_for("it answers", PATIENCE, || try_echo(a, b, HUB_IP).is_ok());
+    });
+}
