@@ -273,7 +273,7 @@ fn the_largest_hello_fits_one_datagram() {
 fn a_dialer_gets_through_a_loaded_guard() {
     let pair = pair();
     let limits = GuardLimits { free_per_second: 1, free_burst: 1, ..GuardLimits::default() };
-    let mut guard = Guard::new(&pair.listener.public(), [9; 32], limits);
+    let guard = Guard::new(&pair.listener.public(), [9; 32], limits);
     let (now, from) = (Time::from_ms(3), "203.0.113.5:4711".parse().unwrap());
     let (_, first) = pair.start(None, 1);
     assert_eq!(guard.admit(now, from, &first), Admission::Process);

@@ -23,6 +23,8 @@
 //! The scheme is WireGuard's; the one-time key from a 24-byte nonce stands where it has XChaCha20.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use blake2::digest::consts::{U16, U32};
 use blake2::digest::{FixedOutput, KeyInit, Update};
@@ -204,12 +206,17 @@ pub enum Admission {
     Drop(DropReason),
 }
 
-/// The guard of one receiving key. Memory is fixed (16 KiB) whoever sends; it belongs to one core.
+/// The guard of one receiving key. Memory is fixed (16 KiB) whoever sends. All cores share it: MACs and cookies are computed
+/// without a lock, which is held to take a token only.
 pub struct Guard {
     keys: MacKeys,
     seed: [u8; 32],
-    replies: u64,
+    replies: AtomicU64,
     limits: GuardLimits,
+    buckets: Mutex<Buckets>,
+}
+
+struct Buckets {
     free: Bucket,
     total: Bucket,
     sources: Box<[[Source; SOURCE_WAYS]; SOURCE_SETS]>,
@@ -239,20 +246,26 @@ impl Guard {
         Self {
             keys: MacKeys::new(own_public),
             seed,
-            replies: 0,
+            replies: AtomicU64::new(0),
             limits,
-            free: Bucket::default(),
-            total: Bucket::default(),
-            sources: Box::new([[Source::default(); SOURCE_WAYS]; SOURCE_SETS]),
+            buckets: Mutex::new(Buckets {
+                free: Bucket::default(),
+                total: Bucket::default(),
+                sources: Box::new([[Source::default(); SOURCE_WAYS]; SOURCE_SETS]),
+            }),
         }
     }
 
+    fn buckets(&self) -> MutexGuard<'_, Buckets> {
+        self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Judges an Initiation or Response from `source` before anything expensive happens.
-    pub fn admit(&mut self, now: Time, source: SocketAddr, message: &[u8]) -> Admission {
+    pub fn admit(&self, now: Time, source: SocketAddr, message: &[u8]) -> Admission {
         if let Err(reason) = self.keys.verify_mac1(message) {
             return Admission::Drop(reason);
         }
-        if self.free.take(now, self.limits.free_per_second, self.limits.free_burst) {
+        if self.buckets().free.take(now, self.limits.free_per_second, self.limits.free_burst) {
             return Admission::Process;
         }
         if !self.verify_mac2(now, source, message) {
@@ -261,8 +274,12 @@ impl Guard {
                 Err(reason) => Admission::Drop(reason),
             };
         }
+        let hash = self.hash_of(source.ip());
+        let mut buckets = self.buckets();
         // The source's share first, so that one source cannot use up the total.
-        if self.take_source(now, source.ip()) && self.total.take(now, self.limits.total_per_second, 50) {
+        if buckets.take_source(now, &hash, &self.limits)
+            && buckets.total.take(now, self.limits.total_per_second, 50)
+        {
             Admission::Process
         } else {
             Admission::Drop(DropReason::HandshakeRate)
@@ -272,7 +289,7 @@ impl Guard {
     /// Whether the next message would need a valid mac2.
     #[must_use]
     pub fn under_load(&self, now: Time) -> bool {
-        let mut free = self.free;
+        let mut free = self.buckets().free;
         !free.take(now, self.limits.free_per_second, self.limits.free_burst)
     }
 
@@ -305,7 +322,7 @@ impl Guard {
     /// # Errors
     /// As [`Header::parse`]; `HandshakeMalformed` for kinds that are no handshake message.
     pub fn cookie_reply(
-        &mut self,
+        &self,
         now: Time,
         source: SocketAddr,
         message: &[u8],
@@ -320,7 +337,7 @@ impl Guard {
     /// # Errors
     /// As [`Self::cookie_reply`].
     pub fn freshness_challenge(
-        &mut self,
+        &self,
         message: &[u8],
         token: &[u8; MAC_BYTES],
     ) -> Result<[u8; COOKIE_REPLY_BYTES], DropReason> {
@@ -328,7 +345,7 @@ impl Guard {
     }
 
     fn reply(
-        &mut self,
+        &self,
         message: &[u8],
         value: &[u8; MAC_BYTES],
         counter: u64,
@@ -355,8 +372,8 @@ impl Guard {
         let mut reply = [0; COOKIE_REPLY_BYTES];
         header.write(&mut reply);
         // Never repeats under one seed, and tells nothing about the count.
-        let nonce = keyed_256(&self.seed, &[b"cookie nonce", &self.replies.to_be_bytes()]);
-        self.replies += 1;
+        let number = self.replies.fetch_add(1, Relaxed);
+        let nonce = keyed_256(&self.seed, &[b"cookie nonce", &number.to_be_bytes()]);
         reply[HEADER_BYTES..COOKIE_AT].copy_from_slice(&nonce[..COOKIE_NONCE_BYTES]);
         reply[COOKIE_AT..COOKIE_AT + MAC_BYTES].copy_from_slice(value);
         let (front, sealed) = reply.split_at_mut(COOKIE_AT);
@@ -368,15 +385,21 @@ impl Guard {
         Ok(reply)
     }
 
-    /// One token of this source. A source not in its set takes the place that has been quiet for longest.
-    fn take_source(&mut self, now: Time, ip: IpAddr) -> bool {
+    /// Names a source in the table: IPv4 address or IPv6 /64.
+    fn hash_of(&self, ip: IpAddr) -> [u8; MAC_BYTES] {
         let mut prefix = address_bytes(ip);
         if let IpAddr::V6(v6) = ip
             && v6.to_ipv4_mapped().is_none()
         {
             prefix[8..].fill(0);
         }
-        let hash = keyed_128(&self.seed, &[b"source", &prefix]);
+        keyed_128(&self.seed, &[b"source", &prefix])
+    }
+}
+
+impl Buckets {
+    /// One token of the source with this hash. A source not in its set takes the place that has been quiet for longest.
+    fn take_source(&mut self, now: Time, hash: &[u8; MAC_BYTES], limits: &GuardLimits) -> bool {
         let fingerprint = u64::from_be_bytes(std::array::from_fn(|at| hash[at])) | 1;
         let set = &mut self.sources[usize::from(hash[15]) % SOURCE_SETS];
         let at = set.iter().position(|place| place.fingerprint == fingerprint).unwrap_or_else(|| {
@@ -384,7 +407,7 @@ impl Guard {
             set[oldest] = Source { fingerprint, bucket: Bucket::default() };
             oldest
         });
-        set[at].bucket.take(now, self.limits.source_per_second, self.limits.source_burst)
+        set[at].bucket.take(now, limits.source_per_second, limits.source_burst)
     }
 }
 

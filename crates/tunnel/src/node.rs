@@ -23,7 +23,6 @@ use crate::handshake::{Identity, Timestamps};
 use crate::hello::{Capabilities, Hello, PROTOCOL_VERSION, ProcessorInfo};
 use crate::index::{IndexCipher, IndexState};
 use crate::lifecycle::{Action, Lifecycle, encode};
-use crate::mac::{Guard, GuardLimits};
 use crate::memory::{BondMemory, NodeMemory};
 use crate::mode::SteeringMode;
 use crate::path::{Path, Route};
@@ -49,7 +48,7 @@ pub struct Node {
     sessions: ArcSwap<HashMap<u32, Arc<Session>, IndexState>>,
     /// How busy each core is, 0–255.
     load: Vec<AtomicU8>,
-    identity: Identity,
+    own: hub::Entrance,
     hub: Option<hub::Hub>,
     index_cipher: IndexCipher,
     node_id: u16,
@@ -64,7 +63,6 @@ pub struct Node {
 
 /// State that only handshakes and configuration changes touch.
 struct ControlState {
-    guard: Guard,
     timestamps: Timestamps,
     next_local: u32,
     seed: [u8; 32],
@@ -113,14 +111,13 @@ impl Node {
     pub fn new(config: NodeConfig) -> Self {
         let cores = config.ownership.load().cores;
         let identity = Identity::new(config.private_key);
-        let guard = Guard::new(&identity.public(), config.seed, GuardLimits::default());
         Self {
             cores,
             ownership: config.ownership,
             bonds: ArcSwap::default(),
             sessions: ArcSwap::default(),
             load: (0..cores).map(|_| AtomicU8::new(0)).collect(),
-            identity,
+            own: hub::Entrance::new(identity, config.seed),
             hub: config.hub_key.map(|key| hub::Hub::new(key, config.seed)),
             index_cipher: IndexCipher::new(config.index_key),
             node_id: config.node_id,
@@ -130,7 +127,6 @@ impl Node {
             timestamp_ns: AtomicU64::new(config.timestamp_floor_ns),
             polls: polls::Polls::default(),
             control: Mutex::new(ControlState {
-                guard,
                 timestamps: Timestamps::new(config.timestamp_floor_ns),
                 next_local: 0,
                 seed: config.seed,
@@ -144,7 +140,7 @@ impl Node {
 
     /// Our public key.
     pub fn public_key(&self) -> [u8; 32] {
-        self.identity.public()
+        self.own.identity.public()
     }
 
     /// Highest handshake timestamp used: persist it, a later run must start above it.

@@ -166,7 +166,7 @@ fn forged_cookie_replies_on_one_link_do_not_delay_the_others() {
     net.sides[0].apply(now, vec![dials]);
     // Who sits on the first link answers each Initiation within a millisecond, and lets nothing through. The other link
     // takes 300 ms each way.
-    let mut forger = Guard::new(&listener, [5; 32], GuardLimits::default());
+    let forger = Guard::new(&listener, [5; 32], GuardLimits::default());
     net.delay_ms = 300..301;
     let start = net.now;
     let mut forged = 0;

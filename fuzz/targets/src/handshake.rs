@@ -66,7 +66,7 @@ fn one(scene: &Scene, datagram: &[u8]) {
 fn guarded(scene: &Scene, datagram: &[u8]) {
     let source = SocketAddr::from(([192, 0, 2, 1], 4600));
     let limits = GuardLimits { free_per_second: 1, free_burst: 1, ..GuardLimits::default() };
-    let mut guard = Guard::new(&scene.listener.public(), [7; 32], limits);
+    let guard = Guard::new(&scene.listener.public(), [7; 32], limits);
     let mut store = CookieStore::new(&scene.listener.public());
     let now = Time::from_ns(1_000_000_000);
     for _ in 0..3 {

@@ -45,7 +45,7 @@ impl Node {
         let paths = life.handshake_paths();
         let psk = peer.preshared_key.as_ref().map(PrivateKey::bytes);
         let first = paths.first().map_or(0, |path| path.id);
-        match Initiator::start(&self.identity, &peer.public_key, psk, &hello, local_index, first, None) {
+        match Initiator::start(&self.own.identity, &peer.public_key, psk, &hello, local_index, first, None) {
             Ok((initiator, bytes)) => {
                 life.attempts.push_back(Attempt { initiator, local_index });
                 if life.attempts.len() > ATTEMPTS_KEPT {
@@ -168,7 +168,7 @@ impl Node {
             (u128::from(high) << 64 | u128::from(low)).to_be_bytes()
         };
         if let Some(token) = life.gate.challenge(now, random)
-            && let Ok(reply) = control.guard.freshness_challenge(datagram, &token)
+            && let Ok(reply) = self.own.guard.freshness_challenge(datagram, &token)
         {
             let (bond, path) = source.socket.map_or((None, 0), |(bond, path)| (Some(bond), path));
             actions.push(Action::Datagram { bond, path, route: source.route(), bytes: reply.to_vec() });
@@ -186,7 +186,7 @@ impl Node {
         datagram: &[u8],
         actions: &mut Vec<Action>,
     ) -> Result<(), DropReason> {
-        if self.identity.public() <= opened.remote_static {
+        if self.own.identity.public() <= opened.remote_static {
             return Err(DropReason::HandshakeUnknownPeer);
         }
         {

@@ -6,7 +6,7 @@
 //! stays until nothing comes by it any more: the peer has a way at every moment.
 
 use std::net::Ipv6Addr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use packet::attachment::BondId;
@@ -23,10 +23,23 @@ use crate::mac::{Admission, Guard, GuardLimits};
 use crate::node::Source;
 use crate::time::Time;
 
+/// One of the keys that peers know us by, with the guard in front of it.
+pub(super) struct Entrance {
+    pub identity: Identity,
+    pub guard: Guard,
+}
+
+impl Entrance {
+    /// `seed`: its own for each entrance.
+    pub fn new(identity: Identity, seed: [u8; 32]) -> Self {
+        let guard = Guard::new(&identity.public(), seed, GuardLimits::default());
+        Self { identity, guard }
+    }
+}
+
 /// Identity of the hub that this node is a unit of.
 pub(super) struct Hub {
-    identity: Identity,
-    guard: Mutex<Guard>,
+    entrance: Entrance,
     /// Number of this unit, and the permutation of the cluster; `None`: it takes no part in one.
     place: ArcSwapOption<(u16, IndexCipher)>,
 }
@@ -69,12 +82,7 @@ impl Hub {
         own.update(&seed);
         let mut guard_seed = [0; 32];
         guard_seed.copy_from_slice(own.finish().as_ref());
-        let guard = Mutex::new(Guard::new(&identity.public(), guard_seed, GuardLimits::default()));
-        Self { identity, guard, place: ArcSwapOption::empty() }
-    }
-
-    fn guard(&self) -> MutexGuard<'_, Guard> {
-        self.guard.lock().unwrap_or_else(PoisonError::into_inner)
+        Self { entrance: Entrance::new(identity, guard_seed), place: ArcSwapOption::empty() }
     }
 }
 
@@ -89,7 +97,7 @@ impl Node {
     /// Public key of the hub that this node is a unit of.
     #[must_use]
     pub fn hub_public_key(&self) -> Option<[u8; 32]> {
-        self.hub.as_ref().map(|hub| hub.identity.public())
+        self.hub.as_ref().map(|hub| hub.entrance.identity.public())
     }
 
     /// The peer of the hub that made an Initiation. Costs two Diffie-Hellman operations: the caller keeps a budget.
@@ -98,7 +106,7 @@ impl Node {
     /// As [`open_initiation`]; `HandshakeUnknownPeer`.
     pub fn hub_initiator(&self, datagram: &[u8]) -> Result<[u8; 32], DropReason> {
         let hub = self.hub.as_ref().ok_or(DropReason::HandshakeUnknownPeer)?;
-        let key = open_initiation(&hub.identity, datagram)?.remote_static;
+        let key = open_initiation(&hub.entrance.identity, datagram)?.remote_static;
         let known =
             self.bonds.load().iter().any(|bond| is_of_hub(bond, true) && bond.peer.load().public_key == key);
         if known { Ok(key) } else { Err(DropReason::HandshakeUnknownPeer) }
@@ -157,12 +165,12 @@ impl Node {
         source: &Source,
         datagram: &[u8],
     ) -> (Admission, &Identity, bool) {
-        let own = self.control().guard.admit(now, source.remote, datagram);
+        let own = self.own.guard.admit(now, source.remote, datagram);
         match (own, &self.hub) {
             (Admission::Drop(DropReason::HandshakeMac), Some(hub)) => {
-                (hub.guard().admit(now, source.remote, datagram), &hub.identity, true)
+                (hub.entrance.guard.admit(now, source.remote, datagram), &hub.entrance.identity, true)
             }
-            (own, _) => (own, &self.identity, false),
+            (own, _) => (own, &self.own.identity, false),
         }
     }
 

@@ -174,7 +174,7 @@ fn handshakes() {
         Initiator::start(&dialer, &listener.public(), None, &hello, seeds::DIALER_INDEX, 2, None).unwrap();
     let opened = open_initiation(&listener, &initiation).unwrap();
     let (response, _) = opened.respond(None, &seeds::hello(None), seeds::LISTENER_INDEX, None).unwrap();
-    let mut guard = Guard::new(&listener.public(), [7; 32], GuardLimits::default());
+    let guard = Guard::new(&listener.public(), [7; 32], GuardLimits::default());
     let source = ([192, 0, 2, 1], 4600).into();
     let reply = guard.cookie_reply(Time::ZERO, source, &initiation).unwrap();
     save("handshake", "initiation", &initiation);
