@@ -13,7 +13,7 @@
 use steering::port_solver::{PortSlot, ReplyPorts};
 use steering::symmetric::{FlowHasher, core_bits};
 
-use super::port_set::{PortSet, WORDS};
+use super::port_set::{Blocks, PortSet, WORDS, block_of};
 
 /// Classes of ports: as many as core buckets.
 pub(crate) const CLASSES: usize = 128;
@@ -90,19 +90,27 @@ impl PartialEq for ClassMap {
 #[derive(Debug, Default)]
 pub(crate) struct ClassMask {
     words: Vec<u64>,
+    blocks: Blocks,
 }
 
 impl ClassMask {
     /// The set, rearranged.
     pub(crate) fn new(map: &ClassMap, ports: &PortSet) -> Self {
-        let mut words = vec![0u64; WORDS];
+        let (mut words, mut blocks) = (vec![0u64; WORDS], 0);
         for port in ports.iter() {
+            blocks |= 1 << block_of(port);
             let place = map.place(port);
             if let Some(word) = words.get_mut(usize::from(place >> 6)) {
                 *word |= 1 << (place & 63);
             }
         }
-        Self { words }
+        Self { words, blocks }
+    }
+
+    /// Blocks of which some port is in the set.
+    #[inline]
+    pub(crate) fn blocks(&self) -> Blocks {
+        self.blocks
     }
 
     /// The ports of word `word` (class × 8 + eight blocks).

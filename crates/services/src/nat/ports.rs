@@ -248,10 +248,10 @@ impl PortTable {
         words: &mut u64,
         accept: &mut dyn FnMut(u16) -> Verdict,
     ) -> Result<Option<u16>, Stopped> {
-        let first = (wish.random >> 7) as usize;
-        let turn = (wish.random >> 10 & 63) as u32;
+        let block = any_block(wish.blocks & wish.mask.blocks(), wish.random);
+        let turn = (block & 7) << 3 | (wish.random >> 7 & 7) as u32;
         for step in 0..CLASS_WORDS {
-            let of_class = first.wrapping_add(step) % CLASS_WORDS;
+            let of_class = (block as usize / 8 + step) % CLASS_WORDS;
             let blocks = (wish.blocks >> (8 * of_class)) as u8;
             if blocks == 0 {
                 continue;
@@ -381,6 +381,23 @@ pub(crate) struct Given {
 
 /// The caller wants no more candidates.
 struct Stopped;
+
+/// One of the blocks that may be used, each as likely as the others: one behind a gap would stand out.
+#[inline]
+fn any_block(blocks: Blocks, random: u64) -> u32 {
+    // Most address pools have nearly all.
+    for bits in [random >> 10, random >> 22] {
+        let block = (bits & 63) as u32;
+        if blocks >> block & 1 == 1 {
+            return block;
+        }
+    }
+    let mut left = blocks;
+    for _ in 0..(random >> 34) % u64::from(blocks.count_ones().max(1)) {
+        left &= left - 1;
+    }
+    left.trailing_zeros() & 63
+}
 
 #[cfg(test)]
 mod tests;

@@ -393,3 +393,37 @@ fn a_forgotten_connection_is_reset_inside() {
         []
     );
 }
+
+/// Row C2: whoever has seen some of a gateway's ports, one after the other, can neither say the next one nor where it is not:
+/// ports, their low bits and the steps between them are spread as random numbers are, on each core.
+#[test]
+fn ports_are_spread_as_random_numbers() {
+    const BINS: usize = 64;
+    for cores in [1, 2, 5] {
+        let mut world = masquerade(cores);
+        let mut counts = [[0_u32; BINS]; 3];
+        let (mut before, mut flows) = (0_u16, 0);
+        for number in 0..16_384_u32 {
+            let remote = std::net::Ipv4Addr::from_bits(0xc633_6400 + number);
+            let left = world.one(LAN, &udp("10.0.0.9:5000", &format!("{remote}:53"), b"x"));
+            let port = left.key().src_port;
+            // By the upper bits as far as the range is whole, by the lower ones, by the step from the one before.
+            if port >= 1_024 {
+                counts[0][usize::from(port >> 10)] += 1;
+                counts[1][usize::from(port & 63)] += 1;
+                counts[2][usize::from(port.wrapping_sub(before) >> 10)] += 1;
+                flows += 1;
+            }
+            before = port;
+        }
+        for (what, counts) in counts.iter().enumerate() {
+            // The lowest of the 64 upper bins is outside the range.
+            let bins = if what == 0 { BINS - 1 } else { BINS };
+            let expected = f64::from(flows) / bins as f64;
+            let squares = counts[BINS - bins..].iter().map(|count| (f64::from(*count) - expected).powi(2));
+            let chi = squares.sum::<f64>() / expected;
+            // 63 degrees of freedom: above 130 in one of 10^6 cases.
+            assert!(chi < 130.0, "{cores} cores, {what}: {chi:.0}, {counts:?}");
+        }
+    }
+}
