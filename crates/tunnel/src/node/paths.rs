@@ -16,14 +16,15 @@ impl Node {
     /// A listener met a path id it does not know, in an authenticated datagram: the dialer opened a path.
     /// It must come in over a WAN of the bond.
     pub fn on_new_path(&self, now: Time, bond: &Bond, id: u8, source: &Source) {
-        if !bond.peer.load().may_use(source.wan) {
-            return;
-        }
         let (token, wan) = {
             let mut control = self.control();
             (control.token(), control.wans.iter().find(|wan| wan.id == source.wan).cloned())
         };
         let mut life = lifecycle(bond);
+        // Behind the lock: whoever changes the peer's WANs looks through the paths afterwards, and finds this one or stops it.
+        if !bond.peer.load().may_use(source.wan) {
+            return;
+        }
         if bond.dialer || life.paths.len() >= PATHS_MAX || life.paths.iter().any(|l| l.path.id == id) {
             return;
         }
@@ -43,12 +44,12 @@ impl Node {
 
     /// An authenticated datagram of a known path came from elsewhere.
     pub fn on_moved(&self, now: Time, bond: &Bond, id: u8, source: &Source) {
-        if !bond.peer.load().may_use(source.wan) {
-            return;
-        }
-        self.poll_bond_soon(now, bond);
         let token = self.control().token();
-        lifecycle(bond).on_moved(now, id, source.route(), token);
+        let mut life = lifecycle(bond);
+        if bond.peer.load().may_use(source.wan) {
+            life.on_moved(now, id, source.route(), token);
+            self.poll_bond_soon(now, bond);
+        }
     }
 
     /// A core found a path dead: nothing came back for what it sent.
