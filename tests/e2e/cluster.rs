@@ -4,11 +4,14 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use crate::scene::alone;
+
 /// Thousands of real connections through address translation, every byte checked at both ends, while data planes come, drain and
 /// change their share, several at once now and then: none breaks, no UDP association is lost, and flows stay where they began
 /// although their buckets have moved.
 #[test]
 fn d1_d2_d3_d4_d5_d6_d8_d9_d10_connections_go_on_while_units_come_and_go() {
+    let _alone = alone();
     let output = Command::new(env!("CARGO_BIN_EXE_anabranch"))
         .args(["demo", "--cluster", "--seconds", "15", "--json"])
         .output()

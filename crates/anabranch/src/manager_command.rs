@@ -29,6 +29,7 @@ The file, every key:
   quarantine-seconds = 240                  before ports of a lost unit are used again
   follow-load = false                       shares follow the load
   load-sample-seconds = 10                  who is the most loaded in three samples gives something away
+  load-pause-seconds = 60                   between two moves of buckets for the load
   chains = \"counted\"                        for comparisons: newest:N, clock:MS, rendezvous; connections break
   pool = [\"10.9.0.0/24\"]                    units from here may connect without being enrolled
   [etcd]                                    in place of store: several managers, one of which leads
@@ -37,7 +38,7 @@ The file, every key:
   lease-seconds = 5                         another one leads so long after a leader was cut off
   name = \"manager1\"                        how others call it; its bus address by default
   [scaling]                                 data planes that hooks start and stop
-  pool = [21, 22]                           their node ids
+  pool = [{ node = 21, address = \"10.9.0.21\" }]   or node ids of units that are enrolled, such as 22
   start = \"/etc/anabranch/unit\"             gets \"start\" and the node id
   stop = \"/etc/anabranch/unit\"              gets \"stop\" and the node id
   above-percent = 70                        mean load above which one is started

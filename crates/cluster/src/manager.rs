@@ -66,8 +66,10 @@ pub struct Settings {
     pub pool: Vec<(IpAddr, u8)>,
     /// Shares follow the load that units report.
     pub follow_load: bool,
-    /// Time between two samples of the load; a unit has to be the most loaded in three of them.
+    /// Time between two samples of the load; three of them have to speak for a change.
     pub load_sample_ns: u64,
+    /// Least time between two changes for the load.
+    pub load_pause_ns: u64,
     /// How long buckets remember earlier owners.
     pub chains: Chains,
 }
@@ -87,6 +89,7 @@ impl Default for Settings {
             pool: Vec::new(),
             follow_load: false,
             load_sample_ns: 10_000 * MS,
+            load_pause_ns: 60_000 * MS,
             chains: Chains::default(),
         }
     }
@@ -274,8 +277,8 @@ pub struct Manager {
     quarantine: BTreeMap<(IpAddr, u8), u64>,
     timers: Timers,
     due: Due,
-    /// How often the same unit was the most loaded, and which.
-    hottest: (u16, u32),
+    /// Change of a share that the last samples spoke for, and how many of them.
+    wished: Option<(load::Wish, u32)>,
     outputs: Vec<Output>,
 }
 
@@ -314,7 +317,7 @@ impl Manager {
             quarantine: BTreeMap::new(),
             timers,
             due,
-            hottest: (0, 0),
+            wished: None,
             outputs: Vec::new(),
         }
     }

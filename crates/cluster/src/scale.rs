@@ -8,10 +8,12 @@
 //! Hysteresis: the mean load has to be beyond a mark for a while without a break; after each change nothing is begun until it is
 //! done and a pause is over; and nobody is stopped if the others would then be near the upper mark.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use crate::manager::{Command, Standing, Step};
+use crate::message::Role;
 
 /// Distance of the load that is expected after a unit was stopped from the mark above which one is started, percent.
 const MARGIN_PERCENT: u32 = 10;
@@ -19,8 +21,8 @@ const MARGIN_PERCENT: u32 = 10;
 /// Policy of an operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScaleSettings {
-    /// Node ids that may be started and stopped, in the order in which they are started.
-    pub pool: Vec<u16>,
+    /// Units that may be started and stopped, in the order in which they are started.
+    pub pool: Vec<PoolUnit>,
     /// Mean load of the data planes above which one is started, percent.
     pub above_percent: u8,
     /// Mean load below which one is stopped, percent.
@@ -37,11 +39,22 @@ pub struct ScaleSettings {
     pub start_within_ns: u64,
 }
 
+/// A data plane that may be started and stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolUnit {
+    /// Its node id.
+    pub node: u16,
+    /// Its bus address: so it needs not be enrolled before it is started. `None`: the manager has to know it already.
+    pub address: Option<IpAddr>,
+}
+
 /// A data plane as the manager sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SeenUnit {
     /// Node id.
     pub node: u16,
+    /// Its bus address.
+    pub address: IpAddr,
     /// Its standing.
     pub standing: Standing,
     /// It has a connection to the manager.
@@ -88,6 +101,10 @@ pub struct Scaler {
     stopped: BTreeMap<u16, u64>,
     /// When a unit that was started in vain may be tried again.
     failed_until_ns: BTreeMap<u16, u64>,
+    /// Units whose start hook failed: they are given up at the next look.
+    failed: BTreeSet<u16>,
+    /// Addresses of the pool's units as they were last known: one that was given up is not enrolled any more.
+    addresses: BTreeMap<u16, IpAddr>,
 }
 
 impl Scaler {
@@ -102,14 +119,16 @@ impl Scaler {
             started: BTreeMap::new(),
             stopped: BTreeMap::new(),
             failed_until_ns: BTreeMap::new(),
+            failed: BTreeSet::new(),
+            addresses: BTreeMap::new(),
         }
     }
 
-    /// A hook failed: it is run again, a start on another unit first.
-    pub fn hook_failed(&mut self, now_ns: u64, node: u16) {
+    /// A hook failed: one that stops is run again, one that starts for another unit.
+    pub fn hook_failed(&mut self, node: u16) {
         self.stopped.remove(&node);
-        if self.started.remove(&node).is_some() {
-            self.failed_until_ns.insert(node, now_ns.saturating_add(self.settings.pause_ns));
+        if self.started.contains_key(&node) {
+            self.failed.insert(node);
         }
     }
 
@@ -126,8 +145,10 @@ impl Scaler {
     /// Units of the pool that are on their way up or down.
     fn tend_pool(&mut self, now_ns: u64, seen: &Seen) -> Vec<Want> {
         let mut wants = Vec::new();
-        for node in self.settings.pool.clone() {
+        for PoolUnit { node, .. } in self.settings.pool.clone() {
             let unit = seen.units.iter().find(|unit| unit.node == node);
+            self.addresses.extend(unit.map(|unit| (node, unit.address)));
+            let failed = self.failed.remove(&node);
             let connected = unit.is_some_and(|unit| unit.connected);
             let awaited = unit.is_some_and(|unit| unit.is_awaited);
             if awaited && !connected {
@@ -136,7 +157,9 @@ impl Scaler {
                         self.started.insert(node, now_ns);
                         wants.push(Want::Start(node));
                     }
-                    Some(since_ns) if now_ns.saturating_sub(*since_ns) >= self.settings.start_within_ns => {
+                    Some(since_ns)
+                        if failed || now_ns.saturating_sub(*since_ns) >= self.settings.start_within_ns =>
+                    {
                         self.started.remove(&node);
                         self.failed_until_ns.insert(node, now_ns.saturating_add(self.settings.pause_ns));
                         let remove = Command::Change(vec![Step::Remove { node, force: true }]);
@@ -206,20 +229,28 @@ impl Scaler {
         Some(Want::Command(Command::Change(vec![step]), why))
     }
 
-    /// The first of the pool that takes no part. It has to be enrolled: the manager knows its address.
+    /// The first of the pool that takes no part, and whose address is known.
     fn next_to_start(&self, now_ns: u64, seen: &Seen) -> Option<Step> {
-        let free = |node: &&u16| {
-            let may = self.failed_until_ns.get(*node).is_none_or(|until_ns| now_ns >= *until_ns);
-            may && seen.units.iter().any(|unit| unit.node == **node && unit.standing == Standing::Free)
-        };
-        let node = *self.settings.pool.iter().find(free)?;
-        Some(Step::Add { node, enrol: None, weight: None })
+        let may = |node| self.failed_until_ns.get(&node).is_none_or(|until_ns| now_ns >= *until_ns);
+        self.settings.pool.iter().filter(|unit| may(unit.node)).find_map(|pool| {
+            let enrol = match seen.units.iter().find(|unit| unit.node == pool.node) {
+                Some(unit) if unit.standing == Standing::Free => None,
+                Some(_) => return None,
+                None => {
+                    let known = self.addresses.get(&pool.node).copied();
+                    Some((pool.address.or(known)?, Role::DataPlane))
+                }
+            };
+            Some(Step::Add { node: pool.node, enrol, weight: None })
+        })
     }
 
     /// Of the pool the one with the fewest flows: they take the least time to end.
     fn next_to_stop(&self, seen: &Seen) -> Option<Step> {
-        let of_pool =
-            |unit: &&SeenUnit| unit.standing == Standing::Active && self.settings.pool.contains(&unit.node);
+        let of_pool = |unit: &&SeenUnit| {
+            let pool = self.settings.pool.iter().any(|pool| pool.node == unit.node);
+            unit.standing == Standing::Active && pool
+        };
         let unit =
             seen.units.iter().filter(of_pool).min_by_key(|unit| (unit.live, std::cmp::Reverse(unit.node)))?;
         Some(Step::Drain { node: unit.node, remove: true })

@@ -96,6 +96,8 @@ pub struct Snapshot {
     pub shared: Vec<SharedInterface>,
     /// UDP port at the shared addresses at which the units are one hub for bonds of others (row R6); `None`: they are none.
     pub hub_port: Option<u16>,
+    /// A dispatcher answers frames that do not fit one datagram with "too big"; else the bond takes them in pieces (row D11).
+    pub answers_too_big: bool,
 }
 
 impl Snapshot {
@@ -219,6 +221,7 @@ mod tests {
             order: vec![7, 5],
             shared: vec![shared(1, 4, &[2]), shared(0, 3, &[])],
             hub_port: None,
+            answers_too_big: true,
         }
     }
 

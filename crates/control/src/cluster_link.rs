@@ -386,5 +386,6 @@ fn snapshot(told: &Told, settings: &Cluster, interfaces: &[SharedInterface]) -> 
         order,
         shared: shared.collect(),
         hub_port: settings.hub_port,
+        answers_too_big: settings.answers_too_big,
     }
 }

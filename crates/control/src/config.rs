@@ -15,7 +15,7 @@
 //! |---|---|---|
 //! | `[node]` | name, private-key, private-key-file, listen, listen-tls, cores, rekey-after-seconds, state-dir, log-file, control-socket | `read::node` |
 //! | `[tun]` | name, address, mtu, route, table | `read::tun` |
-//! | `[cluster]` | role, node-id, weight, bus, manager, hub, hub-key, hub-key-file | `cluster::cluster` |
+//! | `[cluster]` | role, node-id, weight, bus, manager, hub, hub-key, hub-key-file, path-mtu | `cluster::cluster` |
 //! | `[[wan]]` | interface, match, tier, rate-max, receive-rate-max, address-family, gateway | `read::wan` |
 //! | `[[peer]]` | name, public-key, preshared-key, preshared-key-file, hub, endpoints, tls-port, allowed-ips, wans, paths-per-wan-pair, sockets-per-path, encryption, allow-cleartext, policy, flow, steering, accept-steering, tunnel-core, peer-tunnel-core, tenant | `read::peer` |
 //! | `[gateway]` | default-action, host, distribution, core-rebalance, log-file, health-user, keep-flows-seconds, timeouts | `services::read::gateway` |

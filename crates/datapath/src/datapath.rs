@@ -147,6 +147,7 @@ impl Datapath {
             self.bonds.follow(&self.tunnel);
             self.cluster.follow_bonds(self.tunnel.node());
         }
+        self.cluster.follow_paths(now.ns(), &self.tunnel);
     }
 
     /// A packet or super-packet of the host. The buffer may be another one afterwards.
@@ -260,6 +261,13 @@ impl Datapath {
             Ok(false) => {
                 if let Some(interface) = frame.ingress.interface() {
                     out.device_ingress(interface, &frame.offload, frame.bytes);
+                }
+            }
+            Err(DropReason::TooBig) => {
+                drops.add(DropReason::TooBig);
+                let answer = cluster.too_big(now.ns(), frame);
+                if let (Some(mut answer), Some(interface)) = (answer, frame.ingress.interface()) {
+                    out.interface(interface, &VirtioNetHeader::default(), answer.frame());
                 }
             }
             Err(reason) => {

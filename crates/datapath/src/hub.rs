@@ -319,6 +319,7 @@ mod tests {
                 holding: Arc::new(cluster::snapshot::Holding::new(true)),
             }],
             hub_port: Some(4_600),
+            answers_too_big: true,
         }
     }
 

@@ -35,6 +35,7 @@ pub mod delivery;
 pub mod handed;
 mod hub;
 pub mod memory;
+mod path_mtu;
 mod place;
 pub mod ports;
 pub mod to_bond;

@@ -28,9 +28,11 @@ use services::policy::Policy;
 use services::steer;
 use steering::owner_chain::TTL_START;
 use steering::units::Target;
+use tunnel::forwarder::Forwarder as Tunnel;
 use tunnel::node::Node;
 
 use crate::hub::{Hub, NoSession, Way};
+use crate::path_mtu::{PathMtu, TooBig};
 
 /// The cluster as one core goes by it.
 #[derive(Default)]
@@ -40,6 +42,7 @@ pub struct Cluster {
     bonds: Vec<Option<BondId>>,
     /// The hub that the units are, if they are one.
     pub(crate) hub: Option<Hub>,
+    path_mtu: PathMtu,
 }
 
 /// A frame from another unit.
@@ -89,6 +92,26 @@ impl Cluster {
             _ => None,
         };
         self.bonds = members.map(bond).collect();
+        self.path_mtu.forget();
+    }
+
+    /// Looks at how large packets to the other units may be, if this machine has to know.
+    #[inline]
+    pub fn follow_paths(&mut self, now_ns: u64, tunnel: &Tunnel) {
+        let Some(snapshot) = &self.snapshot else { return };
+        if snapshot.answers_too_big && snapshot.role.dispatches() {
+            self.path_mtu.follow(now_ns, snapshot, &self.bonds, tunnel);
+        }
+    }
+
+    /// Answer to a frame that [`Cluster::dispatch`] found too big for the bond to its data plane.
+    pub(crate) fn too_big(&mut self, now_ns: u64, frame: &mut Frame<'_>) -> Option<TooBig> {
+        let snapshot = self.snapshot.as_ref()?;
+        let interface = frame.ingress.interface()?;
+        let shared = snapshot.shared.iter().find(|shared| shared.interface == interface)?;
+        let packet = frame.bytes.get_mut(ETHERNET_BYTES..)?;
+        let mtu = self.path_mtu.exceeded(&frame.offload, packet)?;
+        self.path_mtu.answer(now_ns, shared, mtu, frame.bytes)
     }
 
     /// Follows the tunnel's list of bonds.
@@ -149,6 +172,12 @@ impl Cluster {
         }
         let key = steer::unit_key(policy, &key);
         let target = snapshot.units.dispatch(&key);
+        if snapshot.answers_too_big {
+            let packet = frame.bytes.get_mut(ETHERNET_BYTES..).ok_or(DropReason::TooShort)?;
+            if self.path_mtu.exceeded(&frame.offload, packet).is_some() {
+                return Err(DropReason::TooBig);
+            }
+        }
         let word = Word {
             unit: target.unit,
             ifid: shared.ifid,

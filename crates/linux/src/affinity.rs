@@ -83,6 +83,8 @@ pub struct ThreadView {
     pub runnable: bool,
     /// CPU time that it has had, ns.
     pub ran_ns: u64,
+    /// Time in which it could have run and another thread had the CPU, or the limit of its control group was reached, ns.
+    pub waited_ns: u64,
 }
 
 /// Looks at a thread of this process by its kernel id. `None`: there is no such thread, or no `/proc`.
@@ -91,8 +93,10 @@ pub fn thread_view(id: u32) -> Option<ThreadView> {
     // The name is in parentheses and may have any character: the state is behind the last one (proc_pid_stat(5)).
     let stat = read("stat")?;
     let state = stat.rsplit_once(')')?.1.trim_start().chars().next()?;
-    let ran_ns = read("schedstat")?.split_ascii_whitespace().next()?.parse().ok()?;
-    Some(ThreadView { runnable: state == 'R', ran_ns })
+    let times = read("schedstat")?;
+    let mut times = times.split_ascii_whitespace().map(|time| time.parse().ok());
+    let (ran_ns, waited_ns) = (times.next()??, times.next()??);
+    Some(ThreadView { runnable: state == 'R', ran_ns, waited_ns })
 }
 
 #[cfg(test)]

@@ -258,11 +258,11 @@ impl Actor {
             match want {
                 Want::Start(node) => {
                     lines.push((node, "is started by the hook".to_owned()));
-                    hooks::run(&scaling.start, "start", node, &self.events);
+                    hooks::run(&scaling.start, &scaling.folder, "start", node, &self.events);
                 }
                 Want::Stop(node) => {
                     lines.push((node, "is stopped by the hook".to_owned()));
-                    hooks::run(&scaling.stop, "stop", node, &self.events);
+                    hooks::run(&scaling.stop, &scaling.folder, "stop", node, &self.events);
                 }
                 Want::Command(command, why) => {
                     if let Command::Change(steps) = &command {
@@ -335,7 +335,7 @@ impl Actor {
             }
             Event::Hook { node, result } => {
                 if let (Err(_), Some(scaler)) = (&result, scaler) {
-                    scaler.hook_failed(self.clock.now_ns(), node);
+                    scaler.hook_failed(node);
                 }
                 if let Err(why) = result {
                     self.line(Some(node), why);

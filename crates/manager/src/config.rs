@@ -14,6 +14,7 @@
 //! quarantine-seconds = 240            # before ports of a lost unit are used again
 //! follow-load = false                 # shares follow the load that units report
 //! load-sample-seconds = 10            # a unit has to be the most loaded in three samples
+//! load-pause-seconds = 60             # after buckets were moved for the load
 //! # chains = "counted"                # for comparisons: "newest:1", "clock:MS", "rendezvous"; connections break
 //! pool = ["10.9.0.0/24"]              # units from here may connect without being enrolled; they are free until added
 //!
@@ -24,8 +25,8 @@
 //! name = "manager1"                   # how others call this manager; its bus address unless set
 //!
 //! [scaling]                           # data planes that are started and stopped by hooks
-//! pool = [21, 22]                     # their node ids, in the order in which they are started
-//! start = "/etc/anabranch/unit"       # shell command; gets "start" and the node id
+//! pool = [{ node = 21, address = "10.9.0.21" }, 22]   # in the order in which they are started; an address enrols
+//! start = "/etc/anabranch/unit"       # shell command, run in this file's folder; gets "start" and the node id
 //! stop = "/etc/anabranch/unit"        # the same with "stop"
 //! above-percent = 70                  # mean load of the data planes above which one is started …
 //! below-percent = 30                  # … and below which one is drained and stopped
@@ -36,12 +37,12 @@
 //! most = 8
 //! ```
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
 use cluster::manager::Settings;
-use cluster::scale::ScaleSettings;
+use cluster::scale::{PoolUnit, ScaleSettings};
 use ipnet::IpNet;
 use serde::Deserialize;
 
@@ -77,7 +78,7 @@ struct EtcdSection {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct ScalingSection {
-    pool: Vec<u16>,
+    pool: Vec<PoolEntry>,
     start: String,
     stop: String,
     above_percent: Option<u8>,
@@ -87,6 +88,18 @@ struct ScalingSection {
     start_within_seconds: Option<u64>,
     least: Option<usize>,
     most: Option<usize>,
+}
+
+/// A node id, or that and a bus address.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "a node id such as 21, or { node = 21, address = \"10.9.0.21\" }")]
+enum PoolEntry {
+    Node(u16),
+    #[serde(rename_all = "kebab-case")]
+    Unit {
+        node: u16,
+        address: IpAddr,
+    },
 }
 
 #[derive(Debug, Deserialize)]
@@ -105,6 +118,7 @@ struct Section {
     #[serde(default)]
     follow_load: bool,
     load_sample_seconds: Option<u64>,
+    load_pause_seconds: Option<u64>,
     chains: Option<String>,
     #[serde(default)]
     pool: Vec<String>,
@@ -119,6 +133,8 @@ pub struct Scaling {
     pub start: String,
     /// Shell command that stops one; it gets `stop` and the node id.
     pub stop: String,
+    /// Where they are run: the configuration's folder.
+    pub folder: PathBuf,
 }
 
 /// Kind and place of the store.
@@ -168,7 +184,7 @@ impl Config {
     /// As [`Config::load`].
     pub fn parse(text: &str, folder: &Path) -> anyhow::Result<Self> {
         let File { manager, etcd, scaling } = toml::from_str(text)?;
-        let scaling = scaling.map(scaling_of).transpose()?;
+        let scaling = scaling.map(|section| scaling_of(section, folder)).transpose()?;
         let store = store(&manager, etcd, folder)?;
         let api = match manager.api {
             Some(api) => api,
@@ -208,12 +224,13 @@ impl Config {
             settings.quarantine_ns = seconds * 1_000 * MS;
         }
         settings.follow_load = manager.follow_load;
-        if let Some(seconds) = manager.load_sample_seconds {
-            ensure!(
-                (1..=3_600).contains(&seconds),
-                "manager.load-sample-seconds: {seconds} is not within 1 to 3600"
-            );
-            settings.load_sample_ns = seconds * 1_000 * MS;
+        for (key, given, time_ns) in [
+            ("load-sample-seconds", manager.load_sample_seconds, &mut settings.load_sample_ns),
+            ("load-pause-seconds", manager.load_pause_seconds, &mut settings.load_pause_ns),
+        ] {
+            let Some(seconds) = given else { continue };
+            ensure!((1..=3_600).contains(&seconds), "manager.{key}: {seconds} is not within 1 to 3600");
+            *time_ns = seconds * 1_000 * MS;
         }
         if let Some(chains) = manager.chains {
             settings.chains = chains.parse().map_err(|wrong| anyhow::anyhow!("manager.chains: {wrong}"))?;
@@ -230,7 +247,7 @@ impl Config {
 }
 
 /// The policy of `[scaling]`.
-fn scaling_of(section: ScalingSection) -> anyhow::Result<Scaling> {
+fn scaling_of(section: ScalingSection, folder: &Path) -> anyhow::Result<Scaling> {
     let (above, below) = (section.above_percent.unwrap_or(70), section.below_percent.unwrap_or(30));
     ensure!(
         above <= 100 && below < above,
@@ -240,8 +257,13 @@ fn scaling_of(section: ScalingSection) -> anyhow::Result<Scaling> {
         !section.pool.is_empty(),
         "scaling.pool: name the node ids that may be started and stopped, such as [21, 22]"
     );
-    let wrong = section.pool.iter().find(|node| **node >= steering::units::NODES_MAX);
-    if let Some(node) = wrong {
+    let unit = |entry: PoolEntry| match entry {
+        PoolEntry::Node(node) => PoolUnit { node, address: None },
+        PoolEntry::Unit { node, address } => PoolUnit { node, address: Some(address) },
+    };
+    let pool: Vec<PoolUnit> = section.pool.into_iter().map(unit).collect();
+    let wrong = pool.iter().find(|unit| unit.node >= steering::units::NODES_MAX);
+    if let Some(PoolUnit { node, .. }) = wrong {
         bail!("scaling.pool: {node} is no node id; 0 to {} are possible", steering::units::NODES_MAX - 1);
     }
     let seconds = |key: &str, given: Option<u64>, usual: u64| {
@@ -254,7 +276,7 @@ fn scaling_of(section: ScalingSection) -> anyhow::Result<Scaling> {
     ensure!(least <= most, "scaling: least {least} is more than most {most}");
     Ok(Scaling {
         policy: ScaleSettings {
-            pool: section.pool,
+            pool,
             above_percent: above,
             below_percent: below,
             for_ns: seconds("for-seconds", section.for_seconds, 30)?,
@@ -265,6 +287,7 @@ fn scaling_of(section: ScalingSection) -> anyhow::Result<Scaling> {
         },
         start: section.start,
         stop: section.stop,
+        folder: if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder.to_owned() },
     })
 }
 
@@ -337,6 +360,13 @@ mod tests {
                 .contains("below-percent 30 has to be less than above-percent 20")
         );
         assert!(scaling("pool = [1]\nleast = 3\nmost = 2\n").contains("least 3 is more than most 2"));
+        let text = format!(
+            "{LEAST}[scaling]\nstart = \"a\"\nstop = \"b\"\npool = [7, {{ node = 8, address = \"10.9.0.8\" }}]\n"
+        );
+        let pool = Config::parse(&text, Path::new("/etc/x")).unwrap().scaling.unwrap().policy.pool;
+        let eighth = PoolUnit { node: 8, address: Some("10.9.0.8".parse().unwrap()) };
+        assert_eq!(pool, [PoolUnit { node: 7, address: None }, eighth]);
+        assert!(scaling("pool = [{ node = 8 }]\n").contains("a node id such as 21, or"));
         assert!(error("[etcd]\nendpoints = [\"http://a:1\"]\n").contains("either store"));
         let etcd = |rest: &str| {
             Config::parse(

@@ -1,6 +1,7 @@
 //! Hooks that start and stop machines (row D12): programs of the operator, each run in a thread of its own.
 
 use std::io::Read as _;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
@@ -14,13 +15,13 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Words of a hook that are told.
 const WORDS_BYTES_MAX: u64 = 2_000;
 
-/// Runs `hook` by a shell with `start` or `stop` and the node id as its arguments, which are in `ANABRANCH_ACTION` and
+/// Runs `hook` in `folder` by a shell with `start` or `stop` and the node id as its arguments, which are in `ANABRANCH_ACTION` and
 /// `ANABRANCH_NODE` too. An [`Event::Hook`] tells how it ended.
-pub fn run(hook: &str, action: &'static str, node: u16, events: &SyncSender<Event>) {
-    let hook = hook.to_owned();
+pub fn run(hook: &str, folder: &Path, action: &'static str, node: u16, events: &SyncSender<Event>) {
+    let (hook, folder) = (hook.to_owned(), folder.to_owned());
     let told = events.clone();
     let work = move || {
-        let result = carry_out(&hook, action, node).map_err(|why| format!("{action} hook: {why}"));
+        let result = carry_out(&hook, &folder, action, node).map_err(|why| format!("{action} hook: {why}"));
         // The manager may have ended.
         let _ = told.send(Event::Hook { node, result });
     };
@@ -31,11 +32,11 @@ pub fn run(hook: &str, action: &'static str, node: u16, events: &SyncSender<Even
     }
 }
 
-fn carry_out(hook: &str, action: &str, node: u16) -> Result<(), String> {
+fn carry_out(hook: &str, folder: &Path, action: &str, node: u16) -> Result<(), String> {
     let node = node.to_string();
     let mut command = Command::new("sh");
     command.args(["-c", &format!("{hook} \"$@\""), hook, action, &node]);
-    command.env("ANABRANCH_ACTION", action).env("ANABRANCH_NODE", &node);
+    command.current_dir(folder).env("ANABRANCH_ACTION", action).env("ANABRANCH_NODE", &node);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|error| format!("sh: {error}"))?;
     let words = child.stderr.take();
@@ -79,10 +80,16 @@ mod tests {
     #[test]
     fn a_hook_gets_its_arguments_and_its_words_are_told_when_it_fails() {
         assert_eq!(
-            carry_out("test start,7 = \"$ANABRANCH_ACTION,$ANABRANCH_NODE\" &&: ", "start", 7),
+            carry_out(
+                "test start,7,/ = \"$ANABRANCH_ACTION,$ANABRANCH_NODE,$PWD\" &&: ",
+                Path::new("/"),
+                "start",
+                7
+            ),
             Ok(())
         );
-        let said = carry_out("f() { echo \"no $1 of $2\" >&2; exit 3; }; f", "stop", 12).unwrap_err();
+        let hook = "f() { echo \"no $1 of $2\" >&2; exit 3; }; f";
+        let said = carry_out(hook, Path::new("/"), "stop", 12).unwrap_err();
         assert!(said.contains("exit status: 3") && said.contains("no stop of 12"), "{said}");
     }
 }

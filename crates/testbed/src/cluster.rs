@@ -117,7 +117,7 @@ pub struct ClusterBed {
     pub client: Node,
     /// The server behind `wan`.
     pub server: Node,
-    _bus: Node,
+    bus: Node,
     /// The switches in front of a pair of dispatchers.
     switches: Vec<Node>,
     pair: Option<Pair>,
@@ -180,7 +180,7 @@ impl ClusterBed {
             machines,
             client: Node::create("client")?,
             server: Node::create("server")?,
-            _bus: bus,
+            bus,
             switches: Vec::new(),
             pair,
             directory,
@@ -397,6 +397,26 @@ impl ClusterBed {
             program.stop()?;
         }
         Ok(())
+    }
+
+    /// Sets the MTU of the network between the machines, which they do not know of: a router there tells them, or drops.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub fn set_bus_mtu(&self, mtu_bytes: u32) -> anyhow::Result<()> {
+        let netlink = self.bus.netlink()?;
+        for machine in &self.machines {
+            netlink.set_mtu(self.bus.interface(&format!("m{}", machine.id))?, mtu_bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Process id of the gateway of a machine.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn process(&self, id: u16) -> anyhow::Result<u32> {
+        Ok(self.machine(id)?.program.as_ref().context("its gateway does not run")?.id())
     }
 
     /// Takes the CPU away from the gateway of a machine for so long.

@@ -1,19 +1,17 @@
 //! Shares that follow the load, with hysteresis (row D7), and the quarantine of ports.
 //!
 //! Shares that follow every report oscillate. So a unit gives something away only if it was the most loaded, and by far, in
-//! several samples one after the other; then at most one bucket in a hundred moves, of those without earlier owners, and
-//! nothing more for a minute.
+//! several samples one after the other; and it gets something back only if it was no more loaded than the others in as many.
+//! Between both marks nothing happens. At most one bucket in a hundred moves at once, of those without earlier owners, and
+//! nothing more for a while.
 
 use steering::table::BucketTable;
 
 use super::plan;
-use super::state::{Standing, State};
-use super::{MS, Manager, Stage};
+use super::state::{SHARE_NORMAL, Standing, State};
+use super::{Manager, Stage};
 
-/// Time between two changes for the load.
-const PAUSE_NS: u64 = 60_000 * MS;
-
-/// Samples in which the same unit has to be the most loaded.
+/// Samples in which the same has to be wished.
 const SAMPLES: u32 = 3;
 
 /// Least difference of load between the most and the least loaded unit, in percent.
@@ -22,65 +20,91 @@ const SPREAD_PERCENT: u8 = 20;
 /// Buckets of a hundred that may move at once.
 const MOVED_PERCENT: usize = 1;
 
-/// Factors for the share of the most loaded unit, in thousandths: the first that moves little enough is taken.
+/// Factors for a share, in thousandths: the first that moves little enough is taken. A share that grows is divided by it.
 const FACTORS: [u32; 5] = [950, 975, 988, 994, 997];
 
 /// Least share.
 const SHARE_MIN: u16 = 250;
 
+/// A change of one unit's share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wish {
+    /// It is loaded far more than others.
+    Less(u16),
+    /// It had given something away, and is loaded no more than the others.
+    More(u16),
+}
+
 impl Manager {
-    /// Takes a sample, and moves a few buckets away from a unit that has had too much to do for long.
+    /// Takes a sample, and moves a few buckets away from a unit that has had too much to do for long, or back to one that had.
     pub(super) fn follow_load(&mut self, now_ns: u64) {
         if now_ns < self.timers.load_due_ns {
             return;
         }
         self.timers.load_due_ns = now_ns.saturating_add(self.settings.load_sample_ns);
-        let Some((node, spread)) = self.most_loaded() else { return };
-        if spread < SPREAD_PERCENT {
-            self.hottest = (node, 0);
+        let Some(wish) = self.wish() else {
+            self.wished = None;
             return;
-        }
-        let (hottest, samples) = self.hottest;
-        self.hottest = (node, if hottest == node { samples + 1 } else { 1 });
-        let rested =
-            self.timers.load_moved_ns == 0 || now_ns.saturating_sub(self.timers.load_moved_ns) >= PAUSE_NS;
+        };
+        let samples = self.wished.filter(|(before, _)| *before == wish).map_or(1, |(_, samples)| samples + 1);
+        self.wished = Some((wish, samples));
+        let rested = self.timers.load_moved_ns == 0
+            || now_ns.saturating_sub(self.timers.load_moved_ns) >= self.settings.load_pause_ns;
         let quiet = self.stage == Stage::Idle && self.saving.is_none() && self.state.accepted.is_empty();
-        if self.hottest.1 < SAMPLES || !rested || !quiet || self.state.fence {
+        if samples < SAMPLES || !rested || !quiet || self.state.fence {
             return;
         }
-        let Some((state, table)) = self.lighter(node) else { return };
+        let Some((state, table)) = self.fulfilled(wish) else { return };
         self.timers.load_moved_ns = now_ns.max(1);
-        self.hottest = (node, 0);
-        self.start_for_load(node, state, table);
+        self.wished = None;
+        let why = match wish {
+            Wish::Less(node) => format!("unit {node} is loaded more than others"),
+            Wish::More(node) => format!("unit {node} is not loaded more than others any more"),
+        };
+        self.start_for_load(why, state, table);
     }
 
-    /// The unit with the highest load, and how much more that is than the lowest.
-    fn most_loaded(&self) -> Option<(u16, u8)> {
+    /// Change of a share that the loads speak for.
+    fn wish(&self) -> Option<Wish> {
         let loads = self
             .state
             .units
             .iter()
             .filter(|(_, unit)| unit.standing == Standing::Active && unit.role.owns_flows());
-        let loads: Vec<(u8, u16)> = loads
-            .filter_map(|(node, _)| {
+        let loads: Vec<(u8, u16, u16)> = loads
+            .filter_map(|(node, unit)| {
                 let peer = self.peers.get(node).filter(|peer| peer.figures.in_force.is_some())?;
-                Some((peer.figures.load_percent, *node))
+                Some((peer.figures.load_percent, *node, unit.share_permille))
             })
             .collect();
-        let (most, node) = loads.iter().max()?;
-        let (least, _) = loads.iter().min()?;
-        Some((*node, most - least))
+        let (most, node, _) = *loads.iter().max()?;
+        let (least, ..) = *loads.iter().min()?;
+        if most - least >= SPREAD_PERCENT {
+            return Some(Wish::Less(node));
+        }
+        let sum: u32 = loads.iter().map(|(load, ..)| u32::from(*load)).sum();
+        let others = u32::try_from(loads.len()).ok()?.checked_sub(1).filter(|others| *others > 0)?;
+        let no_more = |(load, ..): &&(u8, u16, u16)| u32::from(*load) * others <= sum - u32::from(*load);
+        let lessened = loads.iter().filter(|(_, _, share)| *share < SHARE_NORMAL).filter(no_more);
+        lessened.min_by_key(|(_, node, share)| (*share, *node)).map(|(_, node, _)| Wish::More(*node))
     }
 
-    /// The state and table in which `node` has a little less.
-    fn lighter(&self, node: u16) -> Option<(State, BucketTable)> {
+    /// The state and table in which a unit has a little less, or more.
+    fn fulfilled(&self, wish: Wish) -> Option<(State, BucketTable)> {
         let old = self.state.table.as_ref()?;
         let live = self.live_by_owner();
         FACTORS.into_iter().find_map(|factor| {
             let mut state = self.state.clone();
+            let (Wish::Less(node) | Wish::More(node)) = wish;
             let unit = state.units.get_mut(&node)?;
-            let share = u32::from(unit.share_permille) * factor / 1_000;
-            unit.share_permille = u16::try_from(share).ok().filter(|share| *share >= SHARE_MIN)?;
+            let share = u32::from(unit.share_permille);
+            unit.share_permille = match wish {
+                Wish::Less(_) => {
+                    u16::try_from(share * factor / 1_000).ok().filter(|share| *share >= SHARE_MIN)?
+                }
+                // Rounded up, so that it comes to the end.
+                Wish::More(_) => u16::try_from((share * 1_000).div_ceil(factor)).ok()?.min(SHARE_NORMAL),
+            };
             let table = plan::table(&state, self.settings.buckets, &live).ok()?;
             let moves: Vec<(usize, u16, u16)> = old.moves(&table).collect();
             let few = !moves.is_empty() && moves.len() * 100 <= old.buckets() * MOVED_PERCENT;

@@ -126,9 +126,9 @@ impl Manager {
         self.save(Then::Prepare, before);
     }
 
-    /// Begins the era in which `node` owns less.
-    pub(super) fn start_for_load(&mut self, node: u16, state: State, table: BucketTable) {
-        self.start(Next { state, table: Some(table), text: format!("the load of unit {node}") });
+    /// Begins the era in which a unit owns less, or more, for this reason.
+    pub(super) fn start_for_load(&mut self, why: String, state: State, table: BucketTable) {
+        self.start(Next { state, table: Some(table), text: why });
     }
 
     /// The era that leaves out who was lost. It does not wait for anything else.

@@ -114,6 +114,7 @@ impl Manager {
             let figures = peer.map(|peer| &peer.figures);
             SeenUnit {
                 node: *node,
+                address: unit.address,
                 standing: unit.standing,
                 connected: peer.is_some_and(|peer| peer.connection.is_some()),
                 load_percent: figures.map_or(0, |figures| figures.load_percent),

@@ -1,12 +1,14 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::net::IpAddr;
+
 use super::*;
 
 const S: u64 = 1_000_000_000;
 
 fn settings() -> ScaleSettings {
     ScaleSettings {
-        pool: vec![12, 13],
+        pool: [12, 13].map(|node| PoolUnit { node, address: None }).to_vec(),
         above_percent: 70,
         below_percent: 30,
         for_ns: 10 * S,
@@ -28,6 +30,7 @@ impl World {
     fn new() -> Self {
         let unit = |node, standing| SeenUnit {
             node,
+            address: IpAddr::from([10, 9, 0, node as u8]),
             standing,
             connected: standing == Standing::Active,
             load_percent: 50,
@@ -55,6 +58,9 @@ impl World {
                     Want::Start(node) => format!("start {node}"),
                     Want::Stop(node) => format!("stop {node}"),
                     Want::Command(Command::Change(steps), _) => match steps[..] {
+                        [Step::Add { node, enrol: Some((address, Role::DataPlane)), .. }] => {
+                            format!("add {node} at {address}")
+                        }
                         [Step::Add { node, .. }] => {
                             self.unit(node).is_awaited = true;
                             format!("add {node}")
@@ -145,9 +151,12 @@ fn a_unit_that_does_not_come_is_given_up_and_another_one_is_tried() {
     assert_eq!(world.seconds(12), ["add 12", "start 12"]);
     assert_eq!(world.seconds(20), ["remove 12", "stop 12"]);
     assert_eq!(world.seconds(45), ["add 13", "start 13"]);
-    // A hook that fails says so at once.
-    world.scaler.hook_failed(world.now_ns, 13);
-    assert_eq!(world.seconds(1), ["start 13"]);
+    // A hook that fails says so at once, and is not run again and again.
+    world.scaler.hook_failed(13);
+    assert_eq!(world.seconds(1), ["remove 13", "stop 13"]);
+    // The manager has forgotten 12; the policy has not.
+    world.seen.units.retain(|unit| unit.node != 12);
+    assert_eq!(world.seconds(61), ["add 12 at 10.9.0.12"]);
 }
 
 #[test]

@@ -37,6 +37,9 @@ pub struct Cluster {
     pub hub_port: Option<u16>,
     /// The hub's private key, at a data plane.
     pub hub_key: Option<PrivateKey>,
+    /// A dispatcher answers packets that do not fit a datagram to their data plane with "too big" (`path-mtu = "discover"`); else they
+    /// go in several.
+    pub answers_too_big: bool,
 }
 
 /// Other parts of the configuration that the section is compared with.
@@ -89,6 +92,7 @@ pub(super) fn cluster(
     if given && bus.is_none() {
         section.missing("bus", "this machine has no address inside the tunnel; set tun.address");
     }
+    let path_mtu = section.choice("path-mtu", &[("discover", true), ("fragment", false)]);
     let (hub_port, hub_key) = hub(&mut section, role.as_ref().map(|role| role.value), around);
     section.finish();
     check_interfaces(given.then(|| role.as_ref().map(|role| role.value)), interfaces, &at, problems);
@@ -100,6 +104,7 @@ pub(super) fn cluster(
         managers: managers?.into_iter().map(|manager| manager.value).collect(),
         hub_port,
         hub_key,
+        answers_too_big: path_mtu.is_none_or(|path_mtu| path_mtu.value),
     })
 }
 

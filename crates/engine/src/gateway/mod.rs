@@ -40,6 +40,7 @@ use crate::handover::{ImportBatch, Progress};
 
 pub(crate) mod gso_batch;
 pub(crate) mod hold;
+mod load;
 pub(crate) mod open;
 pub(crate) mod shared;
 

@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwapOption;
 use cluster::snapshot::Snapshot;
 
+use super::load::{CoreTimes, LoadMeter};
 use linux::packet_socket::PacketSocket;
 use linux::tun::Tap;
 use tunnel::index::IndexCipher;
+
+use crate::counters::Counters;
 
 /// A source of frames beside those of the rings.
 #[derive(Debug)]
@@ -63,6 +66,7 @@ pub(crate) struct ClusterShared {
     pub taken: Vec<AtomicU64>,
     /// Interfaces that other machines share, by device.
     pub devices: Mutex<BTreeMap<String, SharedDevice>>,
+    load: LoadMeter,
 }
 
 impl ClusterShared {
@@ -72,6 +76,7 @@ impl ClusterShared {
             snapshot: ArcSwapOption::empty(),
             taken: (0..cores).map(|_| AtomicU64::new(0)).collect(),
             devices: Mutex::default(),
+            load: LoadMeter::default(),
         }
     }
 }
@@ -93,7 +98,7 @@ pub struct ClusterFigures {
     pub second_hops: u64,
     /// Packets that came in.
     pub packets: u64,
-    /// Load of the busiest core, percent.
+    /// Load of the busiest core over the last few seconds, percent: it worked, or waited for a CPU.
     pub load_percent: u8,
 }
 
@@ -153,10 +158,19 @@ impl ClusterHandle {
             figures.packets += report.counters.rx_packets;
         }
         self.count_bonds(&mut figures);
-        let loads = self.0.node.loads();
-        let busiest = loads.into_iter().max().unwrap_or(0);
-        figures.load_percent = (u16::from(busiest) * 100 / 255) as u8;
+        figures.load_percent =
+            self.0.gateway.cluster.load.percent(linux::clock::monotonic_ns(), &self.core_times());
         figures
+    }
+
+    /// Times of all workers, those that hang included.
+    fn core_times(&self) -> Vec<CoreTimes> {
+        let of = |(counters, thread): (&Arc<Counters>, &AtomicU32)| {
+            let runnable_ns = linux::affinity::thread_view(thread.load(Relaxed))
+                .map_or(0, |view| view.ran_ns.saturating_add(view.waited_ns));
+            CoreTimes { busy_ns: counters.busy_ns.get(), runnable_ns }
+        };
+        self.0.counters.iter().zip(&self.0.threads).map(of).collect()
     }
 
     /// A session with a peer of the hub counts as a flow: until it ends packets for the peer have to find their way here.

@@ -250,6 +250,12 @@ impl Forwarder {
         Ok(Classified { header, flow, hash, owner, bond: None })
     }
 
+    /// Largest inner packet that fits one datagram to a bond's peer, by what this core knows; `None` while that is not measured.
+    #[must_use]
+    pub fn packet_capacity(&self, bond: BondId) -> Option<u16> {
+        self.bonds.get(self.list.slot(bond)?)?.as_ref()?.tx.packet_capacity()
+    }
+
     /// An inner packet or super-packet read from TUN, which this core owns.
     pub fn packet(
         &mut self,

@@ -331,5 +331,18 @@ fn shares_follow_the_load_slowly() {
     load(&mut cluster, 90, 30_000);
     assert_eq!(first.moves(cluster.table()).count(), 0, "once a minute");
     load(&mut cluster, 90, 60_000);
-    assert!(first.moves(cluster.table()).count() > 0);
+    let less = cluster.table().count(2);
+    assert!(less < first.count(2));
+    // Between both marks it keeps what it has.
+    load(&mut cluster, 40, 200_000);
+    assert_eq!(cluster.table().count(2), less);
+    // It has no more to do than the others: little by little it gets everything back.
+    load(&mut cluster, 30, 50_000);
+    let more = cluster.table().count(2);
+    assert!(less < more && more - less <= 40, "{less} {more}");
+    load(&mut cluster, 30, 300_000);
+    assert_eq!(cluster.table().count(2), before.count(2));
+    let settled = cluster.table().clone();
+    load(&mut cluster, 30, 200_000);
+    assert_eq!(settled.moves(cluster.table()).count(), 0);
 }
