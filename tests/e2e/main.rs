@@ -12,6 +12,7 @@ mod cluster;
 mod cluster_load;
 mod cluster_mtu;
 mod cluster_scene;
+mod cluster_trace;
 mod cores;
 mod demo;
 mod demo_user;

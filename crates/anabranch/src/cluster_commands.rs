@@ -34,6 +34,7 @@ Examples:
   anabranch cluster change 'add 12' 'drain 11' 'weight 13 2'      all with one era
   anabranch cluster config shared.json
   anabranch cluster health                                        this machine, without a manager
+  anabranch cluster trace 'tcp 10.1.0.2:40000 > 10.2.0.2:443'      which data planes see it; on a dispatcher, without a manager
 
 Changes wait until they are in force, and say what they wait for; --no-wait returns when they are stored.
 A manager with TLS is reached with curl: curl --cacert ca.pem -H \"Authorization: Bearer $(cat token)\" https://…/v1/cluster")]
@@ -109,6 +110,8 @@ enum Command {
     Health(dispatcher_commands::HealthArgs),
     /// This dispatcher takes over the addresses that another one may have
     Takeover(dispatcher_commands::TakeoverArgs),
+    /// Way of a flow's packets through the cluster, from this dispatcher on
+    Trace(dispatcher_commands::TraceArgs),
     /// It lets go of them
     Release(dispatcher_commands::TakeoverArgs),
     /// Show the shared interfaces and outside addresses, or replace them by those of a JSON file
@@ -138,6 +141,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     // What this machine itself knows needs no manager.
     match &args.command {
         Command::Health(args) => return dispatcher_commands::health(args),
+        Command::Trace(trace) => return dispatcher_commands::trace(trace, args.json),
         Command::Takeover(args) => return Ok(dispatcher_commands::takeover(args, true)),
         Command::Release(args) => return Ok(dispatcher_commands::takeover(args, false)),
         _ => {}

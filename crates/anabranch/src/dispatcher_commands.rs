@@ -8,7 +8,7 @@ use std::time::Duration;
 use control::protocol::{Request, Response};
 
 use crate::EXIT_CONFIGURATION;
-use crate::output::{RunningNode, complain, print};
+use crate::output::{RunningNode, complain, print, print_json};
 
 /// Arguments of `health`.
 #[derive(clap::Args)]
@@ -139,4 +139,41 @@ pub(crate) fn takeover(args: &TakeoverArgs, take: bool) -> ExitCode {
         Ok(_) => ExitCode::SUCCESS,
         Err(code) => code,
     }
+}
+
+/// Arguments of `trace`.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  anabranch cluster trace 'tcp 10.1.0.2:40000 > 10.2.0.2:443'          on the dispatcher that takes the packet in
+  anabranch cluster trace 'udp 10.2.0.2:53 > 10.2.0.1:61000' --interface wan --json
+
+A packet of this flow goes the way of its packets and asks: each data plane hands it on as it would hand on those, and the one that
+would process them answers. Nothing is processed, and no flow begins.
+Exit code 1: no answer. 3: no gateway runs.")]
+pub(crate) struct TraceArgs {
+    /// The packet: 'PROTOCOL SOURCE > DESTINATION'
+    #[arg(value_name = "PACKET")]
+    packet: String,
+    /// Shared interface that it comes in at [default: where its source is]
+    #[arg(long, value_name = "NAME")]
+    interface: Option<String>,
+    #[command(flatten)]
+    target: RunningNode,
+}
+
+/// Asks for the way of a flow's packets.
+pub(crate) fn trace(args: &TraceArgs, json: bool) -> anyhow::Result<ExitCode> {
+    let request = Request::Trace { packet: args.packet.clone(), interface: args.interface.clone() };
+    let response = match args.target.ask(request) {
+        Ok(response) => response,
+        Err(code) => return Ok(code),
+    };
+    let trace = response.trace.unwrap_or_default();
+    if json {
+        print_json(&trace)?;
+    } else {
+        print(&trace.text())?;
+    }
+    Ok(ExitCode::SUCCESS)
 }

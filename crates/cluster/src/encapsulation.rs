@@ -22,6 +22,7 @@ pub mod fragment;
 pub mod outer;
 #[cfg(test)]
 mod tests;
+pub mod trace;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

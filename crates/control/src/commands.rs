@@ -54,6 +54,9 @@ pub(crate) enum CommandError {
         /// Destination with a port.
         dst: SocketAddr,
     },
+    /// Nobody answers a question for the way.
+    #[error("{0}")]
+    Trace(&'static str),
     /// `--interface` names no peer, or "tunnel" where there are several.
     #[error("\"{name}\" is not one peer; there are {known}")]
     NoPeer {
@@ -105,6 +108,7 @@ impl Commands<'_> {
                 Ok(Response { flows: Some(flows), ..Response::done() })
             }
             Request::Explain { packet, interface } => self.explain(packet, interface.as_deref()),
+            Request::Trace { packet, interface } => self.trace(packet, interface.as_deref()),
             Request::LeaseTake(wish) => self.take_lease(wish),
             Request::LeaseReturn { name } => {
                 overrides.return_lease(services, name)?;
@@ -167,6 +171,22 @@ impl Commands<'_> {
         peer.map(|peer| Ingress::Bond(peer.id)).ok_or_else(unknown)
     }
 
+    /// The interface of this name.
+    fn interface_of(&self, name: &str) -> Result<InterfaceId, CommandError> {
+        let interfaces = self.gateway.policy().map(|policy| policy.interfaces.as_slice()).unwrap_or_default();
+        let place = interfaces.iter().position(|interface| interface.name == name);
+        let id = place.and_then(|place| u16::try_from(place).ok()).map(InterfaceId);
+        let names: Vec<&str> = interfaces.iter().map(|interface| interface.name.as_str()).collect();
+        id.ok_or_else(|| CommandError::NoInterface { name: name.to_owned(), known: names.join(", ") })
+    }
+
+    fn trace(&self, packet: &str, interface: Option<&str>) -> Result<Response, CommandError> {
+        let key = packet_of(packet)?;
+        let interface = interface.map(|name| self.interface_of(name)).transpose()?;
+        let trace = self.engine.trace(&key, interface).map_err(CommandError::Trace)?;
+        Ok(Response { trace: Some(trace), ..Response::done() })
+    }
+
     fn explain(&self, packet: &str, interface: Option<&str>) -> Result<Response, CommandError> {
         let key = packet_of(packet)?;
         let ingress = match interface {
@@ -174,15 +194,7 @@ impl Commands<'_> {
             Some("gateway") => Some(Ingress::Host),
             Some("tunnel") => Some(self.bond_of(None)?),
             Some(name) if name.starts_with("peer:") => Some(self.bond_of(name.strip_prefix("peer:"))?),
-            Some(name) => {
-                let interfaces =
-                    self.gateway.policy().map(|policy| policy.interfaces.as_slice()).unwrap_or_default();
-                let place = interfaces.iter().position(|interface| interface.name == name);
-                let id = place.and_then(|place| u16::try_from(place).ok()).map(InterfaceId);
-                let names: Vec<&str> = interfaces.iter().map(|interface| interface.name.as_str()).collect();
-                let unknown = || CommandError::NoInterface { name: name.to_owned(), known: names.join(", ") };
-                Some(id.map(Ingress::Interface).ok_or_else(unknown)?)
-            }
+            Some(name) => Some(Ingress::Interface(self.interface_of(name)?)),
         };
         let explanation = self.engine.explain(&key, ingress)?;
         Ok(Response { explanation: Some(Box::new(explanation)), ..Response::done() })

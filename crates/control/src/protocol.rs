@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::reload::ReloadReport;
-use crate::status::{BackendStatus, Explanation, FlowList, GroupReport, LeaseReport, Report};
+use crate::status::{BackendStatus, Explanation, FlowList, GroupReport, LeaseReport, Report, TraceReport};
 
 pub(crate) mod flow_filter;
 
@@ -35,6 +35,14 @@ pub enum Request {
         /// `tcp 10.0.0.5:1234 > 1.2.3.4:443`.
         packet: String,
         /// Interface it comes in at; the one its source is routed to by default.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        interface: Option<String>,
+    },
+    /// Way of a flow's packets through the cluster, asked by a packet from this dispatcher.
+    Trace {
+        /// As of `explain`.
+        packet: String,
+        /// Likewise.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         interface: Option<String>,
     },
@@ -108,6 +116,9 @@ pub struct Response {
     /// Answer to `explain`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub explanation: Option<Box<Explanation>>,
+    /// Answer to `trace`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<TraceReport>,
     /// Answer to `lease-take` (one entry) and `lease-list`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leases: Option<Vec<LeaseReport>>,

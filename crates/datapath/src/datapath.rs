@@ -28,6 +28,7 @@ use crate::handed::Handed;
 use crate::place::Placer;
 use crate::ports::{Output, leave};
 use crate::to_bond::{self, BondIds, Emit, Transmit, send_to};
+use crate::trace::Traced;
 use crate::units::Cluster;
 
 /// A packet that another core gets is copied to a buffer of its size up to here; a longer one goes in the buffer that it
@@ -278,6 +279,28 @@ impl Datapath {
                 }
             }
         }
+    }
+
+    /// Asks for the way of a flow's packets that come in by an interface which this dispatcher has;
+    /// [`Datapath::take_traced`] of some core has the answer.
+    pub fn ask_way(
+        &mut self,
+        now: Time,
+        (key, id): (&FlowKey, u32),
+        interface: InterfaceId,
+        out: &mut impl Output,
+    ) {
+        let Self { tunnel, services, drops, pool, cluster, .. } = self;
+        let mut send = send_to(tunnel, now, out);
+        if let Err(reason) = cluster.ask_way((services.policy(), key, id), interface, pool, &mut send) {
+            drops.add(reason);
+        }
+    }
+
+    /// Takes the answers that came.
+    #[must_use]
+    pub fn take_traced(&self) -> Vec<Traced> {
+        std::mem::take(&mut *self.cluster.traced.borrow_mut())
     }
 
     /// Frame of neighbors at a shared interface: from a dispatcher to every data plane in turn (row D8); or a

@@ -160,6 +160,14 @@ impl<O: Output> Decision<'_, O> {
 impl<O: Output> Decision<'_, O> {
     /// A frame that another unit sent here.
     fn of_unit(&mut self, now_ns: u64, packet: &mut PacketBuf, arrived: &Arrived) {
+        if arrived.handoff == Handoff::Trace {
+            let (services, pool) = (self.services.as_deref(), &mut *self.pool);
+            let (who, ingress) = ((services, self.id), arrived.ingress);
+            let mut send = wait(self.to_bonds, self.out);
+            let passed = self.cluster.traced(who, ingress, packet.packet(), pool, &mut send);
+            drop(send);
+            return passed.unwrap_or_else(|reason| self.out.dropped(reason));
+        }
         let Some(frame) = packet.packet_mut().get_mut(arrived.frame.clone()) else { return };
         let interface = arrived.ingress.interface();
         match (arrived.handoff, interface) {

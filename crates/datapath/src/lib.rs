@@ -39,6 +39,7 @@ mod path_mtu;
 mod place;
 pub mod ports;
 pub mod to_bond;
+pub mod trace;
 pub mod units;
 pub mod worker;
 

@@ -12,6 +12,7 @@
 //! back; a data plane takes a frame as if it had come in by the interface itself (`Arrived`), and what its services decide for
 //! the interface goes to a dispatcher (`Cluster::leave`).
 
+use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -33,16 +34,19 @@ use tunnel::node::Node;
 
 use crate::hub::{Hub, NoSession, Way};
 use crate::path_mtu::{PathMtu, TooBig};
+use crate::trace::Traced;
 
 /// The cluster as one core goes by it.
 #[derive(Default)]
 pub struct Cluster {
-    snapshot: Option<Arc<Snapshot>>,
+    pub(crate) snapshot: Option<Arc<Snapshot>>,
     /// Bond to each member, by its place in the snapshot.
     bonds: Vec<Option<BondId>>,
     /// The hub that the units are, if they are one.
     pub(crate) hub: Option<Hub>,
     path_mtu: PathMtu,
+    /// Answers to questions for the way, until they are taken.
+    pub(crate) traced: RefCell<Vec<Traced>>,
 }
 
 /// A frame from another unit.
@@ -522,14 +526,27 @@ impl Cluster {
         pool: &mut PacketPool,
         send: &mut impl FnMut(BondId, Option<&FlowKey>, PacketBuf) -> Option<PacketBuf>,
     ) -> Result<(), DropReason> {
-        let place = snapshot.members.binary_search_by_key(&word.unit, |member| member.node);
+        let mut head =
+            Encapsulation { hook: word.hook, ..Encapsulation::of_visit(word.unit, word.ifid, &word.visit) };
+        head.handoff = word.handoff.unwrap_or(head.handoff);
+        self.encapsulate(snapshot, head, (offload, bytes), key, pool, send)
+    }
+
+    /// The same with these headers.
+    pub(crate) fn encapsulate(
+        &self,
+        snapshot: &Snapshot,
+        head: Encapsulation,
+        (offload, bytes): (&VirtioNetHeader, &[u8]),
+        key: Option<&FlowKey>,
+        pool: &mut PacketPool,
+        send: &mut impl FnMut(BondId, Option<&FlowKey>, PacketBuf) -> Option<PacketBuf>,
+    ) -> Result<(), DropReason> {
+        let place = snapshot.members.binary_search_by_key(&head.target, |member| member.node);
         let place = place.map_err(|_| DropReason::UnitUnknown)?;
         let bond = self.bonds.get(place).copied().flatten().ok_or(DropReason::UnitUnknown)?;
         let to = snapshot.members.get(place).ok_or(DropReason::UnitUnknown)?.address;
         let from = snapshot.own().ok_or(DropReason::UnitUnknown)?.address;
-        let mut head =
-            Encapsulation { hook: word.hook, ..Encapsulation::of_visit(word.unit, word.ifid, &word.visit) };
-        head.handoff = word.handoff.unwrap_or(head.handoff);
         let mut each = |mut frame: PacketBuf, offload: Option<VirtioNetHeader>| {
             let head = Encapsulation { offload, ..head };
             let source_port = entropy_port(frame.packet());

@@ -232,6 +232,10 @@ impl Worker {
                 Command::Close(id) => self.close(id),
                 Command::Flows(query) => self.answer(now.ns(), &query),
                 Command::ForgetFlows => self.round.datapath.services.forget_flows(now.ns()),
+                Command::Trace(key, interface, id) => {
+                    let datapath::Worker { datapath, ports } = &mut self.round;
+                    datapath.ask_way(now, (&key, id), interface, ports.out());
+                }
                 Command::Import(batch) => {
                     // The policy that it is for may be younger than this round.
                     self.follow();
@@ -323,6 +327,7 @@ impl Worker {
         let mut drops = self.round.datapath.tunnel_drops();
         drops.merge(&self.round.ports.out().drops);
         counters.set_drops(&drops);
+        self.shared.gateway.cluster.keep_traced(self.round.datapath.take_traced());
         self.report();
     }
 

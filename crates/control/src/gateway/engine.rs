@@ -23,7 +23,7 @@ use crate::nic_hash;
 use crate::protocol::FlowFilter;
 use crate::status::{
     BackendStatus, CoreServices, Explanation, FlowList, FlowReport, ForwardStatus, InterfaceStatus,
-    NatStatus, RuleStatus, ServerStatus, ServicesStatus, TakenOverStatus, UnmetOfNat,
+    NatStatus, RuleStatus, ServerStatus, ServicesStatus, TakenOverStatus, TraceReport, UnmetOfNat,
 };
 
 mod flow;
@@ -336,6 +336,29 @@ impl EngineHandle<'_> {
             flow::decides(&mut explanation, key, &entry, report, &names, &self.engine.neighbors());
         }
         Ok(explanation)
+    }
+
+    /// Way of a packet with this key through the cluster, from this dispatcher on; `None`: it comes in by the interface to which its
+    /// source is routed.
+    pub fn trace(&self, key: &FlowKey, interface: Option<InterfaceId>) -> Result<TraceReport, &'static str> {
+        let policy = self.engine.policy();
+        let routed = || policy.fib.lookup(0, key.src)?.egress.interface();
+        let interface =
+            interface.or_else(routed).ok_or("no interface leads to its source; name one with --interface")?;
+        let traced = self.engine.cluster_handle().trace(key, interface).ok_or(
+            "no answer within a second: the interface is not shared or another dispatcher has it, or its data plane is not there",
+        )?;
+        let (dispatcher, way) = traced.route.split_first().ok_or("an answer without a way")?;
+        Ok(TraceReport {
+            dispatcher: *dispatcher,
+            way: way.to_vec(),
+            punts: way.len().saturating_sub(1),
+            unit: way.last().copied().unwrap_or_default(),
+            core: traced.trace.core,
+            bucket: traced.trace.bucket,
+            era: traced.trace.era,
+            verdict: traced.trace.verdict.name().to_owned(),
+        })
     }
 
     /// Tells whether a backend passes its health checks; places as in the spec of the last [`Self::apply`]. All backends

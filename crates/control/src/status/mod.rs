@@ -55,6 +55,45 @@ pub struct Report {
     pub cluster: Option<ClusterStatus>,
 }
 
+/// Way of a flow's packets through a cluster. Field names are JSON keys, and are kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceReport {
+    /// Dispatcher that takes them in.
+    pub dispatcher: u16,
+    /// Data planes that they come to, in this order; the first seven, when there are more.
+    pub way: Vec<u16>,
+    /// How often they are handed on from one data plane to another.
+    pub punts: usize,
+    /// The data plane that answered; the last of the way, unless that is too long.
+    pub unit: u16,
+    /// Its core.
+    pub core: u8,
+    /// Bucket of the flow.
+    pub bucket: u16,
+    /// Era in force at that unit.
+    pub era: u32,
+    /// "has-flow", "would-begin", "handed-on-too-often" or "era-unknown".
+    pub verdict: String,
+}
+
+impl TraceReport {
+    /// For people.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let way: Vec<String> = self.way.iter().map(|unit| format!(" > unit {unit}")).collect();
+        let verdict = match self.verdict.as_str() {
+            "has-flow" => "has the flow".to_owned(),
+            "would-begin" => "would begin it: nobody has it".to_owned(),
+            other => format!("drops it: {other}"),
+        };
+        let Self { dispatcher, unit, core, bucket, era, punts, .. } = self;
+        format!(
+            "dispatcher {dispatcher}{}\nunit {unit} {verdict} (core {core}, bucket {bucket}, era {era}, handed on {punts} times)\n",
+            way.concat()
+        )
+    }
+}
+
 /// Part of this machine in a cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterStatus {

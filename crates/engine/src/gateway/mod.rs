@@ -197,6 +197,8 @@ pub(crate) enum Command {
     Flows(FlowQuery),
     /// All flows are other machines' by now.
     ForgetFlows,
+    /// Somebody wants to know the way of a flow's packets that come in by an interface; the number of the question.
+    Trace(FlowKey, InterfaceId, u32),
     /// Flows of the process before.
     Import(Box<ImportBatch>),
     /// At the end: where the records of all flows go.
@@ -209,7 +211,11 @@ impl Command {
         match self {
             Command::Open(interface) => Some(interface.id),
             Command::Close(id) => Some(*id),
-            Command::Flows(_) | Command::ForgetFlows | Command::Import(_) | Command::Export(_) => None,
+            Command::Flows(_)
+            | Command::ForgetFlows
+            | Command::Trace(..)
+            | Command::Import(_)
+            | Command::Export(_) => None,
         }
     }
 }

@@ -6,8 +6,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
+use std::time::{Duration, Instant};
+
 use arc_swap::ArcSwapOption;
 use cluster::snapshot::Snapshot;
+use datapath::trace::Traced;
+use packet::FlowKey;
+use packet::attachment::InterfaceId;
 
 use super::load::{CoreTimes, LoadMeter};
 use linux::packet_socket::PacketSocket;
@@ -67,7 +72,17 @@ pub(crate) struct ClusterShared {
     /// Interfaces that other machines share, by device.
     pub devices: Mutex<BTreeMap<String, SharedDevice>>,
     load: LoadMeter,
+    /// Answers to questions for the way, of all cores.
+    traced: Mutex<Vec<Traced>>,
+    /// Number of the next question.
+    next_trace: AtomicU32,
 }
+
+/// Answers that wait for who asked, at most.
+const TRACED_MAX: usize = 256;
+/// A question that was not answered is asked again after so long, so often.
+const TRACE_PATIENCE: Duration = Duration::from_millis(300);
+const TRACE_TRIES: usize = 3;
 
 impl ClusterShared {
     /// No other machine yet.
@@ -77,7 +92,20 @@ impl ClusterShared {
             taken: (0..cores).map(|_| AtomicU64::new(0)).collect(),
             devices: Mutex::default(),
             load: LoadMeter::default(),
+            traced: Mutex::default(),
+            next_trace: AtomicU32::new(0),
         }
+    }
+
+    /// Keeps answers for who asked.
+    pub fn keep_traced(&self, mut answers: Vec<Traced>) {
+        if answers.is_empty() {
+            return;
+        }
+        let mut all = super::lock(&self.traced);
+        all.append(&mut answers);
+        let excess = all.len().saturating_sub(TRACED_MAX);
+        all.drain(..excess);
     }
 }
 
@@ -126,6 +154,28 @@ impl ClusterHandle {
         let cores = (0u8..).zip(&self.0.gateway.cluster.taken);
         let working = cores.filter(|(core, _)| ownership.is_alive(*core));
         working.map(|(_, taken)| taken.load(Relaxed)).min().unwrap_or(0)
+    }
+
+    /// Way of a flow's packets that come in by an interface which this dispatcher has. Blocks, a second at most. `None`: no
+    /// answer came.
+    #[must_use]
+    pub fn trace(&self, key: &FlowKey, interface: InterfaceId) -> Option<Traced> {
+        let cluster = &self.0.gateway.cluster;
+        let core = (0..=u8::MAX).find(|core| self.0.gateway.ownership.load().is_alive(*core))?;
+        for _ in 0..TRACE_TRIES {
+            let id = cluster.next_trace.fetch_add(1, Relaxed);
+            self.0.gateway.send(core.into(), super::Command::Trace(*key, interface, id));
+            self.0.wake_all();
+            let began = Instant::now();
+            while began.elapsed() < TRACE_PATIENCE {
+                std::thread::sleep(Duration::from_millis(5));
+                let mut answers = super::lock(&cluster.traced);
+                if let Some(place) = answers.iter().position(|answer| answer.trace.id == id) {
+                    return Some(answers.remove(place));
+                }
+            }
+        }
+        None
     }
 
     /// All flows end without a word: others have them by now.

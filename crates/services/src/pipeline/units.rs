@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use packet::attachment::{Egress, Ingress};
+use packet::attachment::{Egress, Ingress, UnitVisit};
 use packet::{DropReason, FlowKey};
 use steering::owner_chain::Digest;
 use steering::units::{Answer, Units};
@@ -59,6 +59,17 @@ impl Services {
             Answer::TooOften => Err(DropReason::BusTtlExpired),
             Answer::EraUnknown => Err(DropReason::EraUnknown),
         }
+    }
+
+    /// Fate of a packet that another unit sent here; nothing changes. `None`: its flow is of this core.
+    #[must_use]
+    pub fn would(&self, key: &FlowKey, ingress: Ingress, visit: &UnitVisit) -> Option<Answer> {
+        let units = self.routing.units.as_ref()?;
+        if self.flows.find(key, self.routing.tenants.of(ingress)).is_some() {
+            return None;
+        }
+        let key = steer::unit_key(&self.routing.policy, key);
+        Some(units.ask(&key, visit, Digest::Unknown, &mut self.routing.era_seen.clone()))
     }
 
     /// Ends all flows without a word to anybody: they are other units' by now.
