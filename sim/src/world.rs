@@ -108,6 +108,7 @@ impl World {
             receive_rate_max_bps: None,
             tier: 0,
             relays: None,
+            properties: Default::default(),
         });
         id
     }

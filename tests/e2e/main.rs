@@ -7,6 +7,7 @@
 
 mod bad_input;
 mod capture;
+mod classes;
 mod cli;
 mod cluster;
 mod cluster_load;
@@ -57,7 +58,9 @@ mod reload;
 mod scene;
 mod steering;
 mod takeover;
+mod talk;
 mod tls_path;
 mod tunnel_cores;
+mod wan_properties;
 mod wans;
 mod web;

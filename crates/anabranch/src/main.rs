@@ -3,6 +3,7 @@
 mod backend;
 mod bench;
 mod check;
+mod class;
 mod cluster_commands;
 mod demo;
 mod dispatcher_commands;
@@ -89,6 +90,8 @@ enum Command {
     Status(status::Args),
     /// Show where a packet would go, and why
     Explain(explain::Args),
+    /// Tell which traffic class a flow is of, and why
+    Class(class::Args),
     /// Take, return and list ranges of outside ports
     Lease(lease::Args),
     /// Run the manager of a cluster
@@ -129,6 +132,7 @@ fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Explain(args) => explain::run(args),
+        Command::Class(args) => class::run(args),
         Command::Lease(args) => lease::run(args),
         Command::Manager(args) => manager_command::run(&args, log),
         Command::Cluster(args) => cluster_commands::run(&args),

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use packet::attachment::{Ingress, InterfaceId};
 use packet::flow::FlowKey;
 
-use crate::config::Config;
+use crate::config::{Config, classes};
 use crate::gateway::engine::{EngineHandle, EngineRefusal, ExplainError, FLOWS_MAX};
 use crate::gateway::overrides::OverrideError;
 use crate::gateway::supervisor::GatewaySupervisor;
@@ -65,6 +65,12 @@ pub(crate) enum CommandError {
         /// The peers, as they are to be written.
         known: String,
     },
+    /// No peer has the destination.
+    #[error("no peer has {address} among its allowed-ips")]
+    NoPeerFor {
+        /// The destination.
+        address: IpAddr,
+    },
     /// A packet to explain comes in nowhere.
     #[error("no interface is named \"{name}\"; there are {known}")]
     NoInterface {
@@ -97,7 +103,7 @@ impl Commands<'_> {
     fn carry_out(&mut self, request: &Request) -> Result<Response, CommandError> {
         let services = &self.config.services;
         // Cores there are in any case.
-        let needs_services = !matches!(request, Request::Core { .. });
+        let needs_services = !matches!(request, Request::Core { .. } | Request::Class { .. });
         if needs_services && services.is_empty() && self.gateway.policy().is_none() {
             return Err(CommandError::NoGateway);
         }
@@ -106,6 +112,12 @@ impl Commands<'_> {
             Request::Flows { filter, limit } => {
                 let flows = self.engine.flows(filter, (*limit).min(FLOWS_MAX));
                 Ok(Response { flows: Some(flows), ..Response::done() })
+            }
+            Request::Class { packet, dscp } => {
+                let flow = packet_of(packet)?;
+                let class = classes::of_flow(self.config, &flow, *dscp);
+                let class = class.ok_or(CommandError::NoPeerFor { address: flow.dst })?;
+                Ok(Response { class: Some(class), ..Response::done() })
             }
             Request::Explain { packet, interface } => self.explain(packet, interface.as_deref()),
             Request::Trace { packet, interface } => self.trace(packet, interface.as_deref()),

@@ -17,6 +17,8 @@
 //! | `[tun]` | name, address, mtu, route, table | `read::tun` |
 //! | `[cluster]` | role, node-id, weight, bus, manager, hub, hub-key, hub-key-file, path-mtu | `cluster::cluster` |
 //! | `[[wan]]` | interface, match, tier, rate-max, receive-rate-max, address-family, gateway | `read::wan` |
+//! | `[[wan]]` | cost, direction, latency-max, loss-max, quota, quota-day, schedule | `properties::properties` |
+//! | `[[class]]` | name, class, by-mark, from, to, protocol, port, dscp, tenant, peer, wan | `classes::class` |
 //! | `[[peer]]` | name, public-key, preshared-key, preshared-key-file, hub, endpoints, tls-port, allowed-ips, wans, paths-per-wan-pair, sockets-per-path, encryption, allow-cleartext, policy, flow, steering, accept-steering, tunnel-core, peer-tunnel-core, tenant | `read::peer` |
 //! | `[gateway]` | default-action, host, distribution, core-rebalance, log-file, health-user, keep-flows-seconds, timeouts | `services::read::gateway` |
 //! | `[gateway]` | flows-max, embryonic-max, fragment-bytes-max, fragments-per-source-max, errors-per-second-max | `services::read::limits` |
@@ -46,14 +48,17 @@ use ipnet::IpNet;
 use packet::attachment::BondId;
 use steering::policy::Policy;
 use toml::de::DeTable;
+use tunnel::config::WanProperties;
 use tunnel::mode::Steering;
 use tunnel::{Encryption, FlowDefinition, PrivateKey};
 
 use crate::key::{self, KeyFile};
 
+pub mod classes;
 pub mod cluster;
 mod cross;
 mod problem;
+pub mod properties;
 mod read;
 mod section;
 pub mod services;
@@ -61,8 +66,10 @@ pub mod services;
 pub(crate) mod tests;
 pub mod values;
 
+use classes::TrafficClass;
 use problem::Problems;
 pub use problem::{Problem, Severity};
+use properties::{Quota, Schedule};
 use services::Services;
 pub use values::Endpoint;
 
@@ -96,6 +103,8 @@ pub struct Config {
     pub peers: Vec<Peer>,
     /// Public keys by the number of their bond, also of peers that are gone: [`crate::reload`] carries them on.
     pub bonds: Vec<[u8; 32]>,
+    /// `[[class]]` in file order: the first that matches a flow decides.
+    pub classes: Vec<TrafficClass>,
     /// `[[interface]]` and all that belongs to it.
     pub services: Services,
     /// `[cluster]`: the machines that share interfaces with this one.
@@ -177,6 +186,12 @@ pub struct Wan {
     pub family: Family,
     /// Gateways by family, where the main routing table does not know them.
     pub gateways: Vec<IpAddr>,
+    /// Its worth.
+    pub properties: WanProperties,
+    /// Most that it carries in a month.
+    pub quota: Option<Quota>,
+    /// When it may be used.
+    pub schedule: Schedule,
 }
 
 /// Names one interface or many.

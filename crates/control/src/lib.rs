@@ -47,6 +47,7 @@ pub mod status;
 mod takeover;
 pub mod timestamp_floor;
 mod tls_paths;
+mod wan_use;
 pub mod wans;
 mod warn_once;
 

@@ -17,7 +17,7 @@ use steering::units::Lease;
 
 use crate::cluster_link::ClusterLink;
 use crate::commands::Commands;
-use crate::config::{Config, Endpoint, InterfaceMatch, Problem, Severity};
+use crate::config::{Config, Endpoint, InterfaceMatch, Problem, Severity, classes};
 use crate::events::{EventSender, NodeEvent};
 use crate::gateway::engine::{EngineHandle, HandleState};
 use crate::gateway::policy;
@@ -38,6 +38,7 @@ use crate::status::{ClusterStatus, NameReport, Report, WanReport};
 use crate::takeover::Takeover;
 use crate::timestamp_floor::TimestampFloor;
 use crate::tls_paths::{self, TlsPaths};
+use crate::wan_use::WanUse;
 use crate::wans::{self, LiveWan, WanRegistry};
 
 /// Reason why a node did not start.
@@ -102,6 +103,8 @@ pub(crate) struct Node {
     flows_file: PathBuf,
     /// Paths over TCP where UDP does not get through.
     tls_paths: TlsPaths,
+    /// Quotas and schedules of WANs.
+    wan_use: WanUse,
 }
 
 impl Node {
@@ -126,9 +129,7 @@ impl Node {
         let floor = state.as_mut().map_or(0, TimestampFloor::load);
         let wall_clock_ns = linux::clock::realtime_ns();
         // Reserve what the first handshakes will use before they leave.
-        if let Some(state) = &mut state {
-            state.keep(floor.max(wall_clock_ns));
-        }
+        state.iter_mut().for_each(|state| state.keep(floor.max(wall_clock_ns)));
         let flows_file = handover::path(control_socket);
         // Flows of a cluster are on other machines by now.
         let arrivals = handover::take(&flows_file).filter(|_| keeps_flows(&config));
@@ -145,6 +146,7 @@ impl Node {
         let (takeover, cluster) = join_cluster(&config, &engine, &events, control_socket)?;
         let mut node = Self {
             tls_paths: TlsPaths::new(&config, numbers.mark(), &events).map_err(StartError::Start)?,
+            wan_use: WanUse::load(&config.node.state_dir, &config.tun.name),
             port_blocks: config.cluster.as_ref().map(|_| BTreeSet::new()),
             cluster,
             takeover,
@@ -203,6 +205,7 @@ impl Node {
         self.last_read = start.elapsed();
         let before = std::mem::take(&mut self.lives);
         self.lives = self.registry.observe(&self.config.wans, &self.config.tun.name, &view);
+        self.wan_use.apply(&self.config.wans, &mut self.lives);
         self.tell_states(&before);
         // A network with IPv6 alone: IPv4 endpoints are behind its translator, if it has one.
         self.set_names();
@@ -352,7 +355,8 @@ impl Node {
             flow: peer.flow,
             steering: peer.steering,
         });
-        let snapshot = Snapshot { wans: told.wans.clone(), peers: peers.collect() };
+        let classes = classes::of_peers(&self.config, &self.lives);
+        let snapshot = Snapshot { wans: told.wans.clone(), peers: peers.collect(), classes };
         self.told = told;
         match self.engine.apply(snapshot) {
             Ok(()) => self.incomplete = false,
@@ -457,8 +461,9 @@ impl Node {
         self.look_at_lines();
         let handle = EngineHandle::new(&self.engine, &self.handle_state);
         let again = self.supervisor.tick(self.host.netlink(), &handle) || self.incomplete;
-        let gives_ports = self.config.services.gives_ports();
-        let again = gives_ports && self.held_ports.look(read_ephemeral_ports()) || again;
+        let again = self.wan_use.tick(&self.config.wans, &self.lives, &self.engine.bonds()) || again;
+        let again =
+            self.config.services.gives_ports() && self.held_ports.look(read_ephemeral_ports()) || again;
         if self.resolver.is_empty() {
             return again;
         }
@@ -539,6 +544,7 @@ impl Node {
             addresses: live.wan.addresses.iter().map(ToString::to_string).collect(),
             tier: live.wan.tier,
             mtu: live.wan.mtu,
+            quota_used: self.wan_use.used(&live.wan.interface),
         });
         let mut hosts: Vec<&str> = Vec::new();
         for endpoint in self.config.peers.iter().flat_map(|peer| &peer.endpoints) {
@@ -611,8 +617,10 @@ impl Node {
             takeover,
             config,
             flows_file,
+            mut wan_use,
             ..
         } = self;
+        wan_use.finish();
         drop(cluster);
         let used_ns = engine.timestamp_floor_ns();
         supervisor.end(&EngineHandle::new(&engine, &handle_state));

@@ -46,6 +46,14 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         interface: Option<String>,
     },
+    /// Class of a flow by the configuration (row T12).
+    Class {
+        /// `tcp 10.0.0.5:1234 > 1.2.3.4:443`.
+        packet: String,
+        /// Its mark, 0–63.
+        #[serde(default)]
+        dscp: u8,
+    },
     /// Take a range of ports (row R1).
     LeaseTake(LeaseWish),
     /// Give it back.
@@ -119,6 +127,9 @@ pub struct Response {
     /// Answer to `trace`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<TraceReport>,
+    /// Answer to `class`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<FlowClass>,
     /// Answer to `lease-take` (one entry) and `lease-list`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leases: Option<Vec<LeaseReport>>,
@@ -145,6 +156,18 @@ impl Response {
     pub fn done() -> Self {
         Self { ok: true, ..Self::default() }
     }
+}
+
+/// Class of a flow, and why.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowClass {
+    /// Peer to which it is sent.
+    pub peer: String,
+    /// "bulk", "interactive", "critical", "pinned" or "cheap".
+    pub class: String,
+    /// The `[[class]]` that decides; none: bulk, or interactive if it has the shape of real-time media.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
 }
 
 /// Change of a backend.

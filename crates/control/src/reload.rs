@@ -5,6 +5,7 @@ use std::fmt::Debug;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::classes::TrafficClass;
 use crate::config::{Config, Peer, Wan};
 
 mod services;
@@ -33,6 +34,7 @@ pub fn merge(old: &Config, new: &Config) -> (Config, ReloadReport) {
     note(applied, "tun.route", &format!("{:?}", old.tun.routes), &format!("{:?}", new.tun.routes));
     compare_wans(&old.wans, &new.wans, applied);
     compare_peers(&old.peers, &merged.peers, applied);
+    compare_classes(&old.classes, &new.classes, applied);
     services::merge(&old.services, &mut merged.services, &mut report);
     (merged, report)
 }
@@ -91,6 +93,21 @@ fn compare_wans(old: &[Wan], new: &[Wan], applied: &mut Vec<String>) {
         }
     }
     applied.extend(before.keys().filter(|n| !after.contains_key(*n)).map(|n| format!("wan {n}: removed")));
+}
+
+/// Classes have an order: one that moves changes what others get.
+fn compare_classes(old: &[TrafficClass], new: &[TrafficClass], applied: &mut Vec<String>) {
+    let named =
+        |classes: &[TrafficClass]| classes.iter().map(|class| class.rule.name.clone()).collect::<Vec<_>>();
+    let (before, after) = (named(old), named(new));
+    if before != after {
+        applied.push(format!("classes: {} → {}", list(&before), list(&after)));
+    }
+    for (earlier, later) in old.iter().zip(new).filter(|(old, new)| old.rule.name == new.rule.name) {
+        if earlier != later {
+            applied.push(format!("class {}: changed", later.rule.name));
+        }
+    }
 }
 
 /// Peers are the same peer when the key is the same.

@@ -185,6 +185,7 @@ pub(crate) fn accepting_wan() -> Wan {
         rate_max_bps: None,
         receive_rate_max_bps: None,
         tier: 0,
+        properties: Default::default(),
         relays: Some(Vec::new()),
     }
 }

@@ -6,6 +6,7 @@
 
 use engine::config::Wan;
 use linux::netlink::Link;
+use tunnel::config::WanProperties;
 
 use crate::config;
 use crate::host_facts::{HostView, WAN_ADDRESSES_MAX};
@@ -120,6 +121,7 @@ impl WanRegistry {
             receive_rate_max_bps: section.receive_rate_max_bps,
             tier: section.tier,
             relays: None,
+            properties: section.properties,
         };
         let point_to_point = link.is_some_and(|link| link.point_to_point);
         Some(LiveWan { wan, index, section: Some(number), point_to_point, replaced, state })
@@ -173,6 +175,7 @@ fn unbound(tun_name: &str, view: &HostView) -> LiveWan {
         receive_rate_max_bps: None,
         tier: 0,
         relays: None,
+        properties: WanProperties::default(),
     };
     LiveWan { wan, index: None, section: None, point_to_point: false, replaced: false, state }
 }
@@ -243,6 +246,9 @@ pub(crate) mod tests {
             receive_rate_max_bps: None,
             family: Family::Any,
             gateways: Vec::new(),
+            properties: WanProperties::default(),
+            quota: None,
+            schedule: Default::default(),
         }
     }
 

@@ -265,13 +265,17 @@ impl World {
         ];
         let (now, hub) = (world.now, &mut world.hub);
         let mut actions = Vec::new();
-        let snapshot = Snapshot { wans: vec![wan(hub)], peers };
+        let snapshot = Snapshot { wans: vec![wan(hub)], peers, ..Snapshot::default() };
         hub.datapath.node().apply(now, &snapshot, &mut actions);
         hub.datapath.run(now, actions, &mut hub.out);
         for branch in &mut world.branches {
             let mut actions = Vec::new();
             let peers = vec![peer(BondId(0), hub, true, &["0.0.0.0/0"])];
-            branch.datapath.node().apply(now, &Snapshot { wans: vec![wan(branch)], peers }, &mut actions);
+            branch.datapath.node().apply(
+                now,
+                &Snapshot { wans: vec![wan(branch)], peers, ..Snapshot::default() },
+                &mut actions,
+            );
             branch.datapath.run(now, actions, &mut branch.out);
         }
         for _ in 0..4_000 {
@@ -353,6 +357,7 @@ fn wan(site: &Site) -> Wan {
         receive_rate_max_bps: None,
         tier: 0,
         relays: None,
+        properties: Default::default(),
     }
 }
 
@@ -478,7 +483,7 @@ fn martians_do_not_come_out_of_a_bond() {
     let [left, right] = &world.branches;
     let allowed = ["0.0.0.0/0", "10.2.0.0/16"];
     let peers = vec![peer(LEFT, left, false, &allowed[..1]), peer(RIGHT, right, false, &allowed[1..])];
-    let snapshot = Snapshot { wans: vec![wan(&world.hub)], peers };
+    let snapshot = Snapshot { wans: vec![wan(&world.hub)], peers, ..Snapshot::default() };
     let mut actions = Vec::new();
     world.hub.datapath.node().apply(world.now, &snapshot, &mut actions);
     let Site { datapath, out, .. } = &mut world.hub;

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicI64, AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
+};
 use std::sync::{Arc, Mutex};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -13,6 +15,7 @@ use prefix_trie::PrefixMap;
 use steering::symmetric::FlowHasher;
 
 use crate::allowance::Allowances;
+use crate::class::Classes;
 use crate::config::Peer;
 use crate::hello::ProcessorInfo;
 use crate::keys::FlowDefinition;
@@ -60,12 +63,51 @@ pub struct BondTotals {
     pub handshakes: AtomicU64,
     /// Datagrams that arrived after a NACK or a path's death, over another path.
     pub recovered: AtomicU64,
+    /// Copies of class `critical` that came before their originals, or instead of them (row R3).
+    pub copies_used: AtomicU64,
+    /// Datagrams that had come already, as copy or original, and were not forwarded again.
+    pub copies_suppressed: AtomicU64,
     /// Packets the order logic gave up.
     pub declared_lost: AtomicU64,
     /// Packets held for order now, all cores.
     pub held_packets: AtomicI64,
     /// Bytes waiting to be sent now, all cores.
     pub queue_bytes: AtomicI64,
+}
+
+/// Times of the peer.
+struct Clocks {
+    /// Clock offset reference for relative one-way delays: bit 32 = set, low 32 bits the first difference.
+    reference: AtomicU64,
+    /// When each of the peer's cores last sent anything, ns.
+    cores_heard_at: Box<[AtomicU64]>,
+}
+
+/// Classes of a bond's flows, replaced by reload.
+#[derive(Default)]
+pub(crate) struct BondClasses {
+    era: AtomicU32,
+    rules: ArcSwap<Classes>,
+}
+
+impl BondClasses {
+    /// Takes over other rules.
+    pub fn set(&self, rules: Arc<Classes>) {
+        if **self.rules.load() != *rules {
+            self.rules.store(rules);
+            self.era.fetch_add(1, Release);
+        }
+    }
+
+    /// Raised with the rules; never 0.
+    pub fn era(&self) -> u32 {
+        self.era.load(Acquire).wrapping_add(1).max(1)
+    }
+
+    /// The rules in force.
+    pub fn rules(&self) -> Arc<Classes> {
+        self.rules.load_full()
+    }
 }
 
 /// One peer's bond, shared by all cores.
@@ -88,16 +130,15 @@ pub struct Bond {
     pub(crate) seed: u64,
     /// Raised when the peer restarted: order state begins anew.
     pub restarts: AtomicU32,
-    /// Clock offset reference for relative one-way delays: bit 32 = set, low 32 bits the first difference.
-    clock_reference: AtomicU64,
+    /// Classes of the flows that are sent to the peer.
+    pub(crate) classes: BondClasses,
+    clocks: Clocks,
     /// Memory that the peer makes us use.
     pub memory: Arc<BondMemory>,
     /// Limits of how often the peer makes us do something.
     pub(crate) allowances: Allowances,
     /// Totals.
     pub totals: BondTotals,
-    /// When each of the peer's cores last sent anything, ns.
-    cores_heard_at: Box<[AtomicU64]>,
     /// Handshake, path life cycle. Taken some times a second, never per packet.
     pub(crate) lifecycle: Mutex<Lifecycle>,
 }
@@ -121,11 +162,14 @@ impl Bond {
             refused: ArcSwapOption::empty(),
             seed,
             restarts: AtomicU32::new(0),
-            clock_reference: AtomicU64::new(0),
+            classes: BondClasses::default(),
+            clocks: Clocks {
+                reference: AtomicU64::new(0),
+                cores_heard_at: (0..=u8::MAX).map(|_| AtomicU64::new(0)).collect(),
+            },
             memory: Arc::new(memory),
             allowances: Allowances::default(),
             totals: BondTotals::default(),
-            cores_heard_at: (0..=u8::MAX).map(|_| AtomicU64::new(0)).collect(),
             lifecycle: Mutex::new(lifecycle),
         }
     }
@@ -137,14 +181,16 @@ impl Bond {
 
     /// Notes an authenticated datagram that the peer's core `core` sent.
     pub fn note_core_heard(&self, now: Time, core: u8) {
-        if let Some(heard_at) = self.cores_heard_at.get(usize::from(core)) {
+        if let Some(heard_at) = self.clocks.cores_heard_at.get(usize::from(core)) {
             heard_at.store(now.ns(), Relaxed);
         }
     }
 
     /// When the peer's core `core` last gave a sign of life.
     pub fn core_heard_at(&self, core: u8) -> Time {
-        Time::from_ns(self.cores_heard_at.get(usize::from(core)).map_or(0, |heard_at| heard_at.load(Relaxed)))
+        Time::from_ns(
+            self.clocks.cores_heard_at.get(usize::from(core)).map_or(0, |heard_at| heard_at.load(Relaxed)),
+        )
     }
 
     /// Relative one-way delay, µs: receiver's clock at arrival less our clock at departure, as a signed
@@ -152,10 +198,10 @@ impl Bond {
     pub fn relative_delay_us(&self, sent_us: u64, arrival_us: u32) -> i64 {
         const SET: u64 = 1 << 32;
         let difference = arrival_us.wrapping_sub(sent_us as u32);
-        let mut reference = self.clock_reference.load(Relaxed);
+        let mut reference = self.clocks.reference.load(Relaxed);
         if reference & SET == 0 {
             reference = SET | u64::from(difference);
-            if let Err(first) = self.clock_reference.compare_exchange(0, reference, Relaxed, Relaxed) {
+            if let Err(first) = self.clocks.reference.compare_exchange(0, reference, Relaxed, Relaxed) {
                 reference = first;
             }
         }
@@ -180,7 +226,7 @@ impl Bond {
 
     /// Forgets the clock reference: the peer restarted with another clock.
     pub(crate) fn reset_clock(&self) {
-        self.clock_reference.store(0, Relaxed);
+        self.clocks.reference.store(0, Relaxed);
     }
 }
 

@@ -1,5 +1,6 @@
 //! Configuration of the node: itself once, WANs and peers again whenever they change.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -9,6 +10,7 @@ use packet::attachment::BondId;
 use steering::ownership::Ownership;
 use steering::policy::Policy;
 
+use crate::class::Classes;
 use crate::keys::{Encryption, FlowDefinition, PrivateKey};
 use crate::mode::Steering;
 
@@ -58,6 +60,35 @@ pub struct Wan {
     /// Addresses of this machine that carry this WAN's datagrams over TCP, each to a peer: nothing else is dialled over it, and
     /// they are not over others. `None`: an ordinary WAN.
     pub relays: Option<Vec<SocketAddr>>,
+    /// Its worth besides that.
+    pub properties: WanProperties,
+}
+
+/// Worth of a WAN, besides its tier (row T12).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WanProperties {
+    /// Cost in any unit, for comparison: class `cheap` keeps to the lowest. Peers are told.
+    pub cost: u16,
+    /// Bytes over it are counted and paid for: class `cheap` leaves it alone while there is another. Peers are told.
+    pub metered: bool,
+    /// Directions in which it carries data. Peers are told.
+    pub direction: Direction,
+    /// A path with a longer round trip, µs, without the queue of our own making, is used only while there is no other.
+    pub latency_max_us: Option<u32>,
+    /// The same for a path that loses more of 10,000 datagrams.
+    pub loss_max: Option<u16>,
+}
+
+/// Directions in which a WAN carries data, seen from where it is; the small datagrams that keep it alive go both ways.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Direction {
+    /// Both.
+    #[default]
+    Both,
+    /// Peers send nothing over it.
+    Send,
+    /// This node sends nothing over it.
+    Receive,
 }
 
 /// One peer.
@@ -109,4 +140,6 @@ pub struct Snapshot {
     pub wans: Vec<Wan>,
     /// Peers.
     pub peers: Vec<Peer>,
+    /// Classes of the flows that are sent to them (row T12), by bond.
+    pub classes: BTreeMap<BondId, Arc<Classes>>,
 }

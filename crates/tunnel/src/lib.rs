@@ -3,10 +3,11 @@
 //! Sans-IO: nothing here reads a clock, opens a socket or starts a thread. Every call takes `now`; what must be
 //! sent or delivered goes to the caller's [`forwarder::Output`]. The modules, in the order data flows:
 //!
-//! * Who we are and whom we know: [`keys`], [`config`], [`node`] (shared by all cores), [`bond`], [`path`].
+//! * Who we are and whom we know: [`keys`], [`config`], [`node`] (shared by all cores), [`bond`], [`path`]; what flows want of
+//!   the paths: [`class`].
 //! * How a session comes to be: [`mac`] guards, [`handshake`] with its [`hello`] makes the keys, [`session`] holds
 //!   them, [`index`] names it; [`mode`] says how cores are addressed; [`lifecycle`] joins paths by challenge, watches and revives them, [`mtu`] measures them, and
-//!   `advertise` tells the peer what changes about our cores, [`path_limits`] what our WANs ask for.
+//!   `advertise` tells the peer what changes about our cores, [`path_limits`] what our WANs ask for; `strain` finds paths beyond their limits.
 //! * Sending, on one core ([`forwarder`]): [`queue`] (FQ-CoDel) → [`schedule`] (earliest arrival) → [`frame`]s in a datagram
 //!   of the path's [`send_log`] → [`header`] and [`aead`] → out. [`rate`] says how fast.
 //! * Receiving, on the core the header names: [`replay`] → [`aead`] → [`frame`] → [`reassemble`] → [`order`] → out.
@@ -22,6 +23,7 @@ mod advertise;
 pub mod aead;
 mod allowance;
 pub mod bond;
+pub mod class;
 pub mod config;
 mod cookies;
 pub mod forwarder;
@@ -47,6 +49,7 @@ pub mod replay;
 pub mod schedule;
 pub mod send_log;
 pub mod session;
+mod strain;
 pub mod time;
 
 pub use keys::{Encryption, FlowDefinition, PrivateKey};

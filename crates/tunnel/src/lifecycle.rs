@@ -17,9 +17,10 @@ use crate::frame::{Frame, PeerPathState};
 use crate::handshake::{Initiator, PeerGate};
 use crate::hello::ProcessorInfo;
 use crate::mtu::MtuSearch;
-use crate::path::{LEAST_DATAGRAM_BYTES, Path, PathState, Route};
+use crate::path::{LEAST_DATAGRAM_BYTES, METERED_PRICE, Path, PathState, Route};
 use crate::path_limits::{LimitsExchange, PathLimits};
 use crate::session::Session;
+use crate::strain::{Bounds, Strain};
 use crate::time::Time;
 
 /// An unanswered challenge is repeated after this long, at first.
@@ -93,8 +94,8 @@ pub(crate) struct WanUnder {
     pub mtu_limit: u16,
     /// Limits that the peer is told.
     pub limits: PathLimits,
-    /// Most that we send over it, bytes per second.
-    pub rate_max: Option<u64>,
+    /// Limits that only we keep to.
+    pub bounds: Bounds,
 }
 
 /// An address that the peer may have moved to.
@@ -115,6 +116,15 @@ struct Asks {
     unheard: u32,
 }
 
+/// Pings of one path.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pings {
+    id: u32,
+    at: Time,
+    /// When the last ones left, by the low bits of their id: an answer may take longer than the next ping.
+    left_at: [Time; PINGS_REMEMBERED],
+}
+
 /// Life of one path.
 pub(crate) struct PathLife {
     pub path: Arc<Path>,
@@ -122,6 +132,7 @@ pub(crate) struct PathLife {
     pub origin: Option<(u16, SocketAddr, u8)>,
     /// The WAN under it.
     wan: WanUnder,
+    strain: Strain,
     mtu: MtuSearch,
     token: u64,
     candidate: Option<Candidate>,
@@ -131,10 +142,7 @@ pub(crate) struct PathLife {
     /// When the first challenge of this round left: its answer may answer any of them.
     first_asked_at: Time,
     asks: Asks,
-    ping_id: u32,
-    ping_at: Time,
-    /// When the last pings left, by the low bits of their id: an answer may take longer than the next ping.
-    pinged_at: [Time; PINGS_REMEMBERED],
+    pings: Pings,
     pongs: u32,
     state_since: Time,
 }
@@ -163,8 +171,8 @@ pub(crate) struct Lifecycle {
     pub advertiser: Advertiser,
     /// Limits of paths that both sides tell each other.
     pub limits: LimitsExchange,
-    /// Paths that were up when [`Lifecycle::choose_paths`] last chose, with their tiers.
-    up: Vec<(u8, u8)>,
+    /// Paths that were up when [`Lifecycle::choose_paths`] last chose, with their tiers, and whether we may send over them.
+    up: Vec<(u8, u8, bool)>,
 }
 
 impl PathLife {
@@ -180,15 +188,14 @@ impl PathLife {
             origin,
             mtu: MtuSearch::new(wan.mtu_limit, now),
             wan,
+            strain: Strain::default(),
             token,
             candidate: None,
             moved_at: Time::ZERO,
             asked_at: Time::ZERO,
             first_asked_at: Time::ZERO,
             asks: Asks::default(),
-            ping_id: 0,
-            ping_at: Time::ZERO,
-            pinged_at: [Time::ZERO; PINGS_REMEMBERED],
+            pings: Pings::default(),
             pongs: 0,
             state_since: now,
         }
@@ -216,16 +223,26 @@ impl PathLife {
     }
 
     /// Sets the limits of the WAN under a listener's path.
-    pub fn limit(&mut self, (limits, rate_max): (PathLimits, Option<u64>)) {
-        (self.wan.limits, self.wan.rate_max) = (limits, rate_max);
+    pub fn limit(&mut self, (limits, bounds): (PathLimits, Bounds)) {
+        (self.wan.limits, self.wan.bounds) = (limits, bounds);
+    }
+
+    /// Limits that the peer is told: of a path beyond its bounds the last tier.
+    fn told_limits(&self) -> PathLimits {
+        PathLimits { tier: self.strain.tier(self.wan.limits.tier), ..self.wan.limits }
     }
 
     /// Keeps to the stricter of both ends' wishes.
     fn apply_limits(&self, exchange: &LimitsExchange) {
         let peer = exchange.of_peer(self.path.id);
-        let rates = [self.wan.rate_max, peer.receive_bps.map(|bps| bps / 8)];
+        let rates = [self.wan.bounds.rate_max, peer.receive_bps.map(|bps| bps / 8)];
         let rate_max = rates.into_iter().flatten().min();
-        self.path.set_limits(self.wan.limits.tier.max(peer.tier), rate_max);
+        let own = self.told_limits();
+        self.path.set_limits(own.tier.max(peer.tier), rate_max);
+        let metered = own.metered || peer.metered;
+        self.path
+            .set_price(u32::from(own.cost) + u32::from(peer.cost) + if metered { METERED_PRICE } else { 0 });
+        self.path.set_may_send(!self.wan.bounds.may_not_send && !peer.closed);
     }
 
     fn measure_mtu(&mut self, now: Time) {
@@ -244,13 +261,13 @@ impl PathLife {
         let pad_to = if proving { u64::from(LEAST_DATAGRAM_BYTES) } else { 0 };
         // Half of a slow path at most.
         let every_ms = every_ms.max(2 * pad_to * 1_000 / self.path.rate().max(1));
-        if now.since(self.ping_at) < every_ms * 1_000_000 {
+        if now.since(self.pings.at) < every_ms * 1_000_000 {
             return;
         }
-        self.ping_id = self.ping_id.wrapping_add(1);
-        self.ping_at = now;
-        self.pinged_at[self.ping_id as usize % PINGS_REMEMBERED] = now;
-        let frames = encode(&Frame::Ping { id: self.ping_id });
+        self.pings.id = self.pings.id.wrapping_add(1);
+        self.pings.at = now;
+        self.pings.left_at[self.pings.id as usize % PINGS_REMEMBERED] = now;
+        let frames = encode(&Frame::Ping { id: self.pings.id });
         actions.push(Action::Frames {
             bond,
             path: self.path.id,
@@ -441,7 +458,7 @@ impl Lifecycle {
         if old == *wan {
             return;
         }
-        life.ping_at = Time::ZERO;
+        life.pings.at = Time::ZERO;
         life.apply_limits(&self.limits);
         if old.mtu_limit != wan.mtu_limit {
             life.measure_mtu(now);
@@ -485,7 +502,7 @@ impl Lifecycle {
             && life.path.state() == PathState::Up
         {
             life.enter(now, PathState::Suspect, "no reports");
-            life.ping_at = Time::ZERO;
+            life.pings.at = Time::ZERO;
             life.ping(now, 0, bond, actions);
             // Silence is mostly the same both ways: the peer need not find out by itself.
             self.tell_state(bond, id, PeerPathState::Suspect, actions);
@@ -506,7 +523,7 @@ impl Lifecycle {
     pub fn greet(&mut self, now: Time, bond: &Bond, actions: &mut Vec<Action>) {
         for life in self.paths.iter_mut().filter(|life| life.wan.up) {
             life.asks = Asks::default();
-            life.ping_at = Time::ZERO;
+            life.pings.at = Time::ZERO;
             if life.path.state() != PathState::Probing {
                 life.ping(now, 0, bond.slot, actions);
             }
@@ -529,6 +546,9 @@ impl Lifecycle {
         for life in &mut self.paths {
             if has_session || !life.wan.up {
                 life.poll(now, bond.slot, actions);
+            }
+            if life.strain.look(now, &life.path, &life.wan.bounds) {
+                life.apply_limits(&self.limits);
             }
             next = next.min(life.next_poll(now));
         }
@@ -562,14 +582,20 @@ impl Lifecycle {
     /// using several of them adds nothing but contention. So a set is chosen that covers every local WAN and
     /// every remote address once, the quickest first, and what neither adds a WAN nor an address stays on standby.
     ///
-    /// The permutations of each tier are chosen for themselves, and those of the lowest tier alone carry packets.
+    /// The permutations of each tier are chosen for themselves, and those of the lowest tier alone carry packets. Paths that we
+    /// may not send over are not among them.
     fn choose_paths(&mut self) {
         let mut up: Vec<_> =
             self.paths.iter().filter(|life| life.path.usable()).map(|life| &life.path).collect();
-        let ids: Vec<(u8, u8)> = up.iter().map(|path| (path.id, path.tier())).collect();
+        let ids: Vec<(u8, u8, bool)> =
+            up.iter().map(|path| (path.id, path.tier(), path.may_send())).collect();
         if ids == self.up {
             return;
         }
+        // Rather against the direction of a WAN than not at all.
+        let any_sends = up.iter().any(|path| path.may_send());
+        let barred = |path: &Path| any_sends && !path.may_send();
+        up.retain(|path| !barred(path));
         // Delays within some milliseconds are equal, so that noise does not decide and both ends pair alike.
         up.sort_by_key(|path| (path.rtt_us() / 8_000, path.id));
         let pair = |path: &Path| (path.tier(), path.route().wan, path.route().remote.ip());
@@ -587,7 +613,7 @@ impl Lifecycle {
         }
         let lowest = up.iter().map(|path| path.tier()).min();
         for path in self.paths.iter().map(|life| &life.path) {
-            path.choose(chosen.contains(&pair(path)));
+            path.choose(chosen.contains(&pair(path)) && !barred(path));
             path.prefer(lowest.is_none_or(|lowest| path.tier() <= lowest));
         }
         self.up = ids;
@@ -602,7 +628,7 @@ impl Lifecycle {
 
     /// Limits of our WANs for the peer, over the quickest path, then over one after the other; returns when to come back.
     pub fn tell_limits(&mut self, now: Time, bond: usize, actions: &mut Vec<Action>) -> Time {
-        let limits = self.paths.iter().map(|life| (life.path.id, life.wan.limits));
+        let limits = self.paths.iter().map(|life| (life.path.id, life.told_limits()));
         let wanted: Vec<_> = limits.filter(|(_, limits)| *limits != PathLimits::default()).collect();
         let mut over: Vec<_> = self.paths.iter().filter(|life| life.wan.up).map(|life| &life.path).collect();
         if over.is_empty() {
@@ -766,9 +792,9 @@ impl PathLife {
 
     fn on_pong(&mut self, now: Time, id: u32) {
         // Replays do not come this far; a late answer to one of the last pings counts as well.
-        if self.ping_id.wrapping_sub(id) < PINGS_REMEMBERED as u32 {
+        if self.pings.id.wrapping_sub(id) < PINGS_REMEMBERED as u32 {
             self.pongs += 1;
-            self.path.note_ping_rtt(rtt_us(now.since(self.pinged_at[id as usize % PINGS_REMEMBERED])));
+            self.path.note_ping_rtt(rtt_us(now.since(self.pings.left_at[id as usize % PINGS_REMEMBERED])));
         }
     }
 }

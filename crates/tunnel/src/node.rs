@@ -250,6 +250,8 @@ impl Node {
         let bonds = Arc::new(Bonds::new(bonds));
         self.bonds.store(Arc::clone(&bonds));
         for bond in bonds.iter() {
+            let id = bond.peer.load().id;
+            bond.classes.set(snapshot.classes.get(&id).map(Arc::clone).unwrap_or_default());
             if bond.dialer {
                 self.update_paths(now, bond, &snapshot.wans, actions);
             } else {

@@ -12,6 +12,7 @@ use std::sync::atomic::{
 
 use arc_swap::ArcSwap;
 
+use crate::class::CLASSES;
 use crate::rate::{RateController, Sample};
 use crate::schedule::{PathView, TxFree};
 use crate::time::Time;
@@ -33,6 +34,9 @@ const MANY_LARGE_LOST: u32 = 8;
 const START_RATE: u64 = 2_500_000;
 /// The controller never goes below this, bytes per second (16 kbit/s).
 const MIN_RATE: u64 = 2_000;
+
+/// More than all costs of both ends: the price of a path over a metered WAN.
+pub const METERED_PRICE: u32 = 1 << 20;
 
 /// A standing queue not seen again for this long is gone.
 const QUEUE_STALE_NS: u64 = 200_000_000;
@@ -113,6 +117,9 @@ pub struct Path {
     /// Of the lowest tier that works.
     preferred: AtomicBool,
     tier: AtomicU8,
+    /// We may send data over it.
+    may_send: AtomicBool,
+    price: AtomicU32,
     rate: AtomicU64,
     tx_free: TxFree,
     delay_us: AtomicI64,
@@ -148,6 +155,19 @@ pub struct Traffic {
     pub rx_bytes: AtomicU64,
     /// Datagrams sent again for another path.
     pub retransmitted: AtomicU64,
+    /// Copies of other paths' datagrams, of class `critical`.
+    pub copies: AtomicU64,
+    /// By [`crate::class::Class`], what was sent first over this path.
+    pub classes: [ClassTraffic; CLASSES],
+}
+
+/// Counters of one class on one path.
+#[derive(Default)]
+pub struct ClassTraffic {
+    /// Inner packets.
+    pub packets: AtomicU64,
+    /// Bytes on the wire for them.
+    pub bytes: AtomicU64,
 }
 
 /// News of one report entry about a path.
@@ -188,6 +208,8 @@ impl Path {
             chosen: AtomicBool::new(false),
             preferred: AtomicBool::new(true),
             tier: AtomicU8::new(tier),
+            may_send: AtomicBool::new(true),
+            price: AtomicU32::new(0),
             rate: AtomicU64::new(rate),
             tx_free: TxFree::new(),
             delay_us: AtomicI64::new(0),
@@ -298,6 +320,16 @@ impl Path {
         self.preferred.store(preferred, Relaxed);
     }
 
+    /// Whether we may send data over it, by the directions of both ends' WANs.
+    pub fn may_send(&self) -> bool {
+        self.may_send.load(Relaxed)
+    }
+
+    /// Price, for comparison: both ends' costs, and more than all of them if one of them is metered.
+    pub fn price(&self) -> u32 {
+        self.price.load(Relaxed)
+    }
+
     /// Preference tier, the higher of both ends' wishes.
     pub fn tier(&self) -> u8 {
         self.tier.load(Relaxed)
@@ -323,6 +355,16 @@ impl Path {
             feedback.controller.set_max(rate_max);
             self.rate.store(feedback.controller.rate(), Relaxed);
         }
+    }
+
+    /// Says what it costs.
+    pub fn set_price(&self, price: u32) {
+        self.price.store(price, Relaxed);
+    }
+
+    /// Says whether we may send data over it.
+    pub fn set_may_send(&self, may_send: bool) {
+        self.may_send.store(may_send, Relaxed);
     }
 
     /// View of the path for the scheduler.

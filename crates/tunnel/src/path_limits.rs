@@ -1,7 +1,7 @@
-//! Limits of paths that one end tells the other: preference tier and the most that may be sent to it.
+//! Limits of paths that one end tells the other: preference tier, the most that may be sent to it, cost and direction.
 //!
 //! A WAN is configured where it is, but what goes over it is chosen by whoever sends. So each end tells the other the
-//! tier of the WAN under each path, and how much may come in over it, in a path-limits frame
+//! tier of the WAN under each path, how much may come in over it and what it costs, in a path-limits frame
 //! ([`extension::PATH_LIMITS`]), and both keep to the stricter of the two ends' wishes. The frame names the paths that
 //! have limits and is repeated until the peer confirms it ([`extension::PATH_LIMITS_SEEN`]). Who has no limits and never
 //! had any sends nothing.
@@ -14,7 +14,13 @@ use crate::time::Time;
 /// Bytes of number and entry length in front of the entries.
 const HEAD_BYTES: usize = 5;
 /// Bytes of one entry as this version writes it; a later one may add to its end.
-const ENTRY_BYTES: usize = 10;
+const ENTRY_BYTES: usize = 13;
+/// Bytes of one entry at least: an earlier version's end with the rate.
+const ENTRY_BYTES_MIN: usize = 10;
+/// Flag of an entry: nothing may be sent to this end over the path.
+const CLOSED: u8 = 1;
+/// Flag of an entry: the WAN is metered.
+const METERED: u8 = 2;
 /// A frame that is not confirmed is sent again after this long, then after twice as long …
 const REPEAT_NS: u64 = 20_000_000;
 /// … up to this.
@@ -27,6 +33,12 @@ pub struct PathLimits {
     pub tier: u8,
     /// Most that may be sent to this end over the path, bits per second.
     pub receive_bps: Option<u64>,
+    /// No data may be sent to this end over the path.
+    pub closed: bool,
+    /// The WAN is metered.
+    pub metered: bool,
+    /// Its cost, for comparison.
+    pub cost: u16,
 }
 
 /// Paths with their limits, as a frame names them.
@@ -121,6 +133,9 @@ pub(crate) fn write(number: u32, entries: &[(u8, PathLimits)]) -> Vec<u8> {
     for (path, limits) in entries.iter().take(PATHS_MAX) {
         body.extend([*path, limits.tier]);
         body.extend(limits.receive_bps.unwrap_or(0).to_be_bytes());
+        let closed = if limits.closed { CLOSED } else { 0 };
+        body.push(closed | if limits.metered { METERED } else { 0 });
+        body.extend(limits.cost.to_be_bytes());
     }
     body
 }
@@ -130,13 +145,16 @@ fn read(body: &[u8]) -> Option<(u32, Entries)> {
     let (head, rest) = body.split_first_chunk::<HEAD_BYTES>()?;
     let [a, b, c, d, entry_bytes] = *head;
     let entry_bytes = usize::from(entry_bytes);
-    if entry_bytes < ENTRY_BYTES {
+    if entry_bytes < ENTRY_BYTES_MIN {
         return None;
     }
     let entry = |bytes: &[u8]| {
-        let [path, tier, rate @ ..] = *bytes.first_chunk::<ENTRY_BYTES>()?;
+        let (&[path, tier, rate @ ..], rest) = bytes.split_first_chunk::<ENTRY_BYTES_MIN>()?;
         let receive_bps = Some(u64::from_be_bytes(rate)).filter(|bps| *bps > 0);
-        Some((path, PathLimits { tier, receive_bps }))
+        // What an earlier version did not write is 0.
+        let [flags, cost @ ..] = rest.first_chunk::<3>().copied().unwrap_or_default();
+        let (closed, metered) = (flags & CLOSED != 0, flags & METERED != 0);
+        Some((path, PathLimits { tier, receive_bps, closed, metered, cost: u16::from_be_bytes(cost) }))
     };
     let entries = rest.chunks_exact(entry_bytes).take(PATHS_MAX).filter_map(entry).collect();
     Some((u32::from_be_bytes([a, b, c, d]), entries))
@@ -147,8 +165,10 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
-    const BACKUP: PathLimits = PathLimits { tier: 1, receive_bps: None };
-    const CAPPED: PathLimits = PathLimits { tier: 0, receive_bps: Some(8_000_000) };
+    const NONE: PathLimits =
+        PathLimits { tier: 0, receive_bps: None, closed: false, metered: false, cost: 0 };
+    const BACKUP: PathLimits = PathLimits { tier: 1, metered: true, cost: 0x1234, ..NONE };
+    const CAPPED: PathLimits = PathLimits { receive_bps: Some(8_000_000), closed: true, ..NONE };
 
     fn body(frame: &[u8]) -> &[u8] {
         &frame[4..]
@@ -206,8 +226,11 @@ mod tests {
             .extend([7, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0xaa, 0xbb, 8, 1, 0, 0, 0, 0, 0, 0, 0, 9, 0xcc, 0xdd, 1]);
         let (number, entries) = read(&longer).unwrap();
         assert_eq!(number, 1);
-        let capped = PathLimits { tier: 1, receive_bps: Some(9) };
-        assert_eq!(entries, [(7, PathLimits { tier: 2, receive_bps: None }), (8, capped)]);
+        let capped = PathLimits { tier: 1, receive_bps: Some(9), ..NONE };
+        assert_eq!(entries, [(7, PathLimits { tier: 2, ..NONE }), (8, capped)]);
+        let longer = [&[0, 0, 0, 1, 14, 7, 2][..], &[0; 8], &[3, 1, 2, 0xcc]].concat();
+        let all = PathLimits { tier: 2, closed: true, metered: true, cost: 258, ..NONE };
+        assert_eq!(read(&longer).unwrap().1, [(7, all)]);
         assert!(read(&[0, 0, 0, 1, 9, 1, 1, 1, 1, 1, 1, 1, 1, 1]).is_none());
         assert!(read(&[0, 0, 0, 1]).is_none());
         let many = write(1, &[(1, BACKUP); 300]);

@@ -13,7 +13,8 @@
 //!    item that is only partly sent stays at its place, so that another flow's packet can get in
 //!    between the segments of a super-packet (64 KB are 26 ms on a 20 Mbit/s link).
 //! 4. A flow that must not be sent now is set aside by [`FqCodel::park`]: it keeps its packets and takes more, and
-//!    takes part again after [`FqCodel::unpark_all`].
+//!    takes part again after [`FqCodel::unpark_all`]; one that only this round cannot serve by [`FqCodel::skip`], until
+//!    [`FqCodel::resume`].
 //!
 //! All operations are O(1) except dropping over the limit, which looks at the flows that have a queue
 //! and makes room for a 64th of the limit at once. Nothing is allocated per packet: items live in a
@@ -89,6 +90,7 @@ enum Place {
     New,
     Old,
     Parked,
+    Skipped,
 }
 
 /// A singly linked list of flows; the links are in [`Flow::next`].
@@ -239,6 +241,7 @@ pub struct FqCodel<T> {
     new: FlowList,
     old: FlowList,
     parked: FlowList,
+    skipped: FlowList,
     shown: Option<Shown>,
     bytes: usize,
     items: usize,
@@ -262,6 +265,7 @@ impl<T: Item> FqCodel<T> {
             new: FlowList::EMPTY,
             old: FlowList::EMPTY,
             parked: FlowList::EMPTY,
+            skipped: FlowList::EMPTY,
             shown: None,
             bytes: 0,
             items: 0,
@@ -384,20 +388,45 @@ impl<T: Item> FqCodel<T> {
 
     /// Sets the flow that [`Self::head`] showed last aside: its packets wait, in order, for [`Self::unpark_all`].
     pub fn park(&mut self) {
-        let Some(shown) = self.shown.take() else { return };
+        if let Some(index) = self.take_shown(Place::Parked) {
+            self.parked.push(&mut self.flows, index);
+        }
+    }
+
+    /// Passes over the flow that [`Self::head`] showed last until [`Self::resume`]: what it needs is not free at the moment.
+    pub fn skip(&mut self) {
+        if let Some(index) = self.take_shown(Place::Skipped) {
+            self.skipped.push(&mut self.flows, index);
+        }
+    }
+
+    /// Lets flows that were passed over take part again, with the deficit they had. Unlike those set aside they waited for the queue's
+    /// own reasons: it counts for CoDel.
+    pub fn resume(&mut self) {
+        while self.skipped.head != NO_FLOW {
+            let index = self.skipped.head;
+            self.skipped.pop(&self.flows);
+            self.flows[usize::from(index)].place = Place::Old;
+            self.old.push(&mut self.flows, index);
+        }
+    }
+
+    /// Takes the flow that was shown out of its list.
+    fn take_shown(&mut self, to: Place) -> Option<u16> {
+        let shown = self.shown.take()?;
         let flow = &mut self.flows[usize::from(shown.flow)];
         let list = match flow.place {
             Place::New => &mut self.new,
             Place::Old => &mut self.old,
-            Place::Idle | Place::Parked => return,
+            Place::Idle | Place::Parked | Place::Skipped => return None,
         };
         // Only the head of a list is ever shown.
         if list.head != shown.flow {
-            return;
+            return None;
         }
-        flow.place = Place::Parked;
+        flow.place = to;
         list.pop(&self.flows);
-        self.parked.push(&mut self.flows, shown.flow);
+        Some(shown.flow)
     }
 
     /// Lets all flows that were set aside take part again. Their wait was not the queue's doing and does not count for CoDel.
@@ -470,7 +499,7 @@ impl<T: Item> FqCodel<T> {
     fn fattest(&self) -> Option<u16> {
         let mut best = None;
         let mut most = 0;
-        for start in [self.new.head, self.old.head, self.parked.head] {
+        for start in [self.new.head, self.old.head, self.parked.head, self.skipped.head] {
             let mut index = start;
             while index != NO_FLOW {
                 let flow = &self.flows[usize::from(index)];

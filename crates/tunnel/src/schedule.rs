@@ -54,6 +54,13 @@ impl PathView {
         serialise_ns(u64::from(bytes), self.rate).min(MAX_NS) as i64
     }
 
+    /// When a packet that leaves at once arrives, against the other paths, in nanoseconds.
+    pub(crate) fn arrival_ns(&self, bytes: u32) -> i64 {
+        self.delay_ns()
+            + self.unmeasured_us.clamp(-MAX_DELAY_US, MAX_DELAY_US) * 1_000
+            + self.serialise_ns(bytes)
+    }
+
     /// Relative delay with the safety margin for jitter, in nanoseconds.
     fn delay_ns(&self) -> i64 {
         let delay = self.delay_us.clamp(-MAX_DELAY_US, MAX_DELAY_US);
@@ -174,6 +181,21 @@ pub fn choose(now: Time, paths: &[PathView], bytes: u32, class: &ClassPolicy, la
     }
 }
 
+/// When the next `bytes` of a flow leave that stays on the path `own`; `paths` are all that its traffic shares it with, whose
+/// bookings may reach as far ahead as the slowest of them is slower.
+pub fn choose_on(now: Time, paths: &[PathView], own: &PathView, class: &ClassPolicy) -> Choice {
+    let usual_ns = Candidates::of(paths, class).map_or(AHEAD_US * 1_000, |set| set.ahead_ns(own));
+    let at_once = class.class == Class::Sparse;
+    let ahead_ns = usual_ns + if at_once { SPARSE_AHEAD_US * 1_000 } else { 0 };
+    if own.rate == 0 {
+        Choice::None
+    } else if own.tx_free > now.plus_ns(ahead_ns) {
+        Choice::Wait { until: Time::from_ns(own.tx_free.ns() - ahead_ns) }
+    } else {
+        Choice::Send { path: own.id, depart: if at_once { now } else { own.tx_free.max(now) } }
+    }
+}
+
 /// One path's answer to "when would it arrive?".
 #[derive(Clone, Copy)]
 struct Offer {
@@ -285,12 +307,7 @@ impl Candidates {
             let ahead_ns = self.ahead_ns(path) + SPARSE_AHEAD_US * 1_000;
             self.in_tier(path) && path.tx_free <= now.plus_ns(ahead_ns)
         };
-        let arrival = |path: &&PathView| {
-            path.delay_ns()
-                + path.unmeasured_us.clamp(-MAX_DELAY_US, MAX_DELAY_US) * 1_000
-                + path.serialise_ns(bytes)
-        };
-        let best = paths.iter().filter(free).min_by_key(arrival)?;
+        let best = paths.iter().filter(free).min_by_key(|path| path.arrival_ns(bytes))?;
         Some(Choice::Send { path: best.id, depart: now })
     }
 }

@@ -47,6 +47,8 @@ pub struct Entry {
     pub repeated: bool,
     /// Reported as received or given up: not outstanding.
     pub settled: bool,
+    /// It goes over a second path, too, as soon as it left.
+    pub copy: bool,
 }
 
 /// A run of datagrams ready to leave: `count` entries from `first`, contiguous in the ring.
@@ -78,6 +80,8 @@ pub struct SendLog {
     open: Option<Open>,
     lanes: Lanes,
     steps: u64,
+    /// Some datagram here went over a second path, too: the next ones are looked at.
+    copies: bool,
 }
 
 /// The datagram being filled.
@@ -99,6 +103,7 @@ impl Default for SendLog {
             open: None,
             lanes: Lanes::default(),
             steps: 0,
+            copies: false,
         }
     }
 }
@@ -215,6 +220,7 @@ impl SendLog {
             sent: false,
             repeated: false,
             settled: false,
+            copy: false,
         });
         self.write = start;
         self.open = Some(Open { used: self.front, room: max_bytes - TAG_BYTES });
@@ -321,6 +327,38 @@ impl SendLog {
         entry.repeated = true;
         let core = entry.peer_core;
         self.lanes.remove(core, number);
+    }
+
+    /// Marks what was written since the datagram with this number was opened: it goes over a second path, too.
+    pub fn copy_from(&mut self, number: u64) {
+        let from = usize::try_from(number.saturating_sub(self.first)).unwrap_or(usize::MAX);
+        for entry in self.entries.iter_mut().skip(from).filter(|entry| !entry.copy && !entry.sent) {
+            entry.copy = true;
+            self.copies = true;
+        }
+    }
+
+    /// Number of the datagram that is being filled, or else of the next.
+    pub fn open_number(&self) -> u64 {
+        self.next_number() - u64::from(self.open.is_some())
+    }
+
+    /// Whether any datagram ever was to go over a second path.
+    pub const fn has_copies(&self) -> bool {
+        self.copies
+    }
+
+    /// Those of a run that shall.
+    pub fn copies_of(&self, run: &Run) -> impl Iterator<Item = u64> + '_ {
+        let numbers = run.first..run.first + run.count as u64;
+        numbers.filter(|number| self.entry(*number).is_some_and(|entry| entry.copy))
+    }
+
+    /// A datagram left over a second path: it need not be sent again.
+    pub fn note_copied(&mut self, number: u64) {
+        if let Some(entry) = self.entry_mut(number) {
+            entry.repeated = true;
+        }
     }
 
     /// Bytes of a whole run.

@@ -68,6 +68,7 @@ fn wan() -> Wan {
         receive_rate_max_bps: None,
         tier: 0,
         relays: None,
+        properties: Default::default(),
     }
 }
 
@@ -98,9 +99,17 @@ impl Scene {
         let (edge, unit) = (node(9, false), node(number, true));
         let hub = PrivateKey::new(HUB_KEY).public();
         let dial = peer(hub, false, &[ADDRESS.parse().unwrap()]);
-        edge.apply(ms(1), &Snapshot { wans: vec![wan()], peers: vec![dial] }, &mut Vec::new());
+        edge.apply(
+            ms(1),
+            &Snapshot { wans: vec![wan()], peers: vec![dial], ..Snapshot::default() },
+            &mut Vec::new(),
+        );
         let listen = peer(edge.public_key(), true, &[]);
-        unit.apply(ms(1), &Snapshot { wans: vec![wan()], peers: vec![listen] }, &mut Vec::new());
+        unit.apply(
+            ms(1),
+            &Snapshot { wans: vec![wan()], peers: vec![listen], ..Snapshot::default() },
+            &mut Vec::new(),
+        );
         Self { edge, unit }
     }
 
@@ -188,11 +197,19 @@ fn an_initiation_is_for_one_of_the_two_keys() {
     let scene = Scene::new(5);
     scene.unit.join_hub(Some((5, IndexCipher::of_cluster(&CLUSTER_KEY))));
     let own = peer(scene.unit.public_key(), false, &[ADDRESS.parse().unwrap()]);
-    scene.edge.apply(ms(2), &Snapshot { wans: vec![wan()], peers: vec![own] }, &mut Vec::new());
+    scene.edge.apply(
+        ms(2),
+        &Snapshot { wans: vec![wan()], peers: vec![own], ..Snapshot::default() },
+        &mut Vec::new(),
+    );
     let initiation = scene.initiation(ms(600)).unwrap();
     assert_eq!(scene.answer(ms(600), &initiation), Err(DropReason::HandshakeUnknownPeer));
     let not_of_hub = peer(scene.edge.public_key(), false, &[]);
-    scene.unit.apply(ms(601), &Snapshot { wans: vec![wan()], peers: vec![not_of_hub] }, &mut Vec::new());
+    scene.unit.apply(
+        ms(601),
+        &Snapshot { wans: vec![wan()], peers: vec![not_of_hub], ..Snapshot::default() },
+        &mut Vec::new(),
+    );
     let initiation = scene.initiation(ms(1_200)).unwrap();
     assert!(scene.answer(ms(1_200), &initiation).is_ok());
 }

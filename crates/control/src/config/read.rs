@@ -11,7 +11,9 @@ use toml::de::{DeTable, DeValue};
 use tunnel::mode::{ModeSet, Steering, SteeringMode};
 use tunnel::{Encryption, FlowDefinition, PrivateKey};
 
+use super::classes::{CLASSES_MAX, class};
 use super::problem::{Problems, suggestion};
+use super::properties::properties;
 use super::section::{At, Section, kind, shown, whole_number};
 use super::services::read::Names;
 use super::values::{self, Endpoint, ValueError};
@@ -24,11 +26,12 @@ use crate::key::{self, KeyError};
 /// Words for a right key: what `genkey` writes.
 const KEY_RIGHT: &str = "44 characters of base64 as printed by \"anabranch genkey\" and \"anabranch pubkey\"";
 /// Every section, as it stands in a file.
-const SECTIONS: [(&str, &str); 15] = [
+const SECTIONS: [(&str, &str); 16] = [
     ("node", "[node]"),
     ("tun", "[tun]"),
     ("wan", "[[wan]]"),
     ("peer", "[[peer]]"),
+    ("class", "[[class]]"),
     ("gateway", "[gateway]"),
     ("interface", "[[interface]]"),
     ("tenant", "[[tenant]]"),
@@ -93,6 +96,11 @@ pub(super) fn config(
     }
     let (services, service_places) = services::read::services(root, &names, surroundings, problems);
     services::check::services(&services, &tun, &service_places, problems);
+    let sections = tables(root, "class", CLASSES_MAX, problems);
+    let classes = (1..)
+        .zip(sections)
+        .filter_map(|(number, table)| class((table, number), &names, &services.groups, &wans, problems))
+        .collect();
     if alone && root.get("interface").is_none() {
         let message = "no peers and no interfaces: nothing to do; add a [[peer]] or an [[interface]]";
         problems.whole(super::Severity::Warning, "peer", message);
@@ -106,7 +114,8 @@ pub(super) fn config(
     let cluster = super::cluster::cluster(table, &around, problems);
     super::cluster::check_peers(cluster.as_ref(), &peers, &places, problems);
     let path = PathBuf::from(surroundings.file);
-    let mut config = Config { path, node: node?, tun, wans, peers, bonds: Vec::new(), services, cluster };
+    let mut config =
+        Config { path, node: node?, tun, wans, peers, bonds: Vec::new(), classes, services, cluster };
     config.number_bonds(Vec::new());
     Some(config)
 }
@@ -440,6 +449,7 @@ fn wan(table: Table<'_>, problems: &mut Problems<'_>) -> Option<(Wan, WanPlaces)
             section.error(&gateway.at, "gateway", message);
         }
     }
+    let (properties, quota, schedule) = properties(&mut section);
     section.finish();
     let interface = interface?;
     let wan = Wan {
@@ -449,6 +459,9 @@ fn wan(table: Table<'_>, problems: &mut Problems<'_>) -> Option<(Wan, WanPlaces)
         receive_rate_max_bps: receive_rate_max.map(|rate| rate.value),
         family,
         gateways: gateways.into_iter().map(|gateway| gateway.value).collect(),
+        properties,
+        quota,
+        schedule,
     };
     Some((wan, WanPlaces { interface: interface.at }))
 }

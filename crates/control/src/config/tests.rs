@@ -175,7 +175,7 @@ fn sections() {
          for example address = [\"10.77.0.1/24\"]",
         ],
     );
-    let all = "[node], [tun], [[wan]], [[peer]], [gateway], [[interface]], [[tenant]], [[route]], [[group]], \
+    let all = "[node], [tun], [[wan]], [[peer]], [[class]], [gateway], [[interface]], [[tenant]], [[route]], [[group]], \
                [[rule]], [[nat]], [[forward]], [[virtual-server]], [[lease]], [cluster]";
     golden(
         &format!("colour = 3\n{NODE}{TUN}{PEER}[pear]\n[zone]\n"),
@@ -627,6 +627,11 @@ pub(crate) fn config(node: &str, rest: &str) -> Config {
     loaded.config.unwrap_or_else(|| panic!("{said:?}"))
 }
 
+/// Problems of a configuration: `rest` stands behind a `[node]` that listens.
+pub(crate) fn said_of(rest: &str) -> Vec<String> {
+    said(&format!("{NODE}{rest}"))
+}
+
 /// The table at the top of this module names every key of `etc/reference.toml`, and readers that there are.
 #[test]
 fn every_key_is_listed_with_its_reader() {
@@ -642,6 +647,8 @@ fn every_key_is_listed_with_its_reader() {
         let text = match module {
             "read" => include_str!("read.rs"),
             "cluster" => include_str!("cluster.rs"),
+            "classes" => include_str!("classes.rs"),
+            "properties" => include_str!("properties.rs"),
             "services::read" => include_str!("services/read.rs"),
             "services::balance" => include_str!("services/balance.rs"),
             "services::health" => include_str!("services/health.rs"),

@@ -21,7 +21,9 @@ pub use gateway::{
 };
 pub use gateway_text::{draining, explanation, flows, groups, leases};
 pub use text::text;
-pub use tunnel::{CoreStatus, PathStatus, PeerStatus, PeerSteering, TunnelStatus};
+pub use tunnel::{
+    ClassTrafficStatus, CoreStatus, PathStatus, PeerStatus, PeerSteering, PeerTraffic, TunnelStatus,
+};
 
 /// Everything about a running gateway; the JSON of `anabranch status --json`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -187,6 +189,13 @@ pub struct WanReport {
     pub tier: u8,
     /// MTU in bytes.
     pub mtu: u16,
+    /// Bytes of this month's quota that were used; 0 without a quota.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub quota_used: u64,
+}
+
+fn is_none(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 /// One DNS name.

@@ -1,5 +1,6 @@
 //! Reads the engine's counters and bonds into [`TunnelStatus`].
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
@@ -8,12 +9,15 @@ use engine::config::Wan;
 use engine::counters::Counters;
 use tunnel::Encryption;
 use tunnel::bond::Bond;
+use tunnel::class::Class;
 use tunnel::path::Path;
 use tunnel::time::Time;
 
 use crate::tls_paths;
 
-use super::{CoreStatus, PathStatus, PeerStatus, PeerSteering, TunnelStatus};
+use super::{
+    ClassTrafficStatus, CoreStatus, PathStatus, PeerStatus, PeerSteering, PeerTraffic, TunnelStatus,
+};
 
 /// Busy times of the last reading, for shares of the time since.
 #[derive(Default)]
@@ -134,9 +138,22 @@ fn peer_status(bond: &Bond, wans: &[Wan], now: Time) -> PeerStatus {
         held_packets: u64::try_from(bond.totals.held_packets.load(Relaxed)).unwrap_or(0),
         declared_lost: bond.totals.declared_lost.load(Relaxed),
         recovered: bond.totals.recovered.load(Relaxed),
-        queue_bytes: u64::try_from(bond.totals.queue_bytes.load(Relaxed)).unwrap_or(0),
+        traffic: PeerTraffic {
+            copies_used: bond.totals.copies_used.load(Relaxed),
+            copies_suppressed: bond.totals.copies_suppressed.load(Relaxed),
+            queue_bytes: u64::try_from(bond.totals.queue_bytes.load(Relaxed)).unwrap_or(0),
+        },
         paths: paths.iter().map(|path| path_status(path, wans, sent, fastest_us)).collect(),
     }
+}
+
+/// Classes that had traffic on a path.
+fn classes_of(path: &Path) -> BTreeMap<String, ClassTrafficStatus> {
+    let traffic = Class::ALL.iter().zip(&path.traffic.classes).map(|(class, traffic)| {
+        let (tx_packets, tx_bytes) = (traffic.packets.load(Relaxed), traffic.bytes.load(Relaxed));
+        (class.name().to_owned(), ClassTrafficStatus { tx_packets, tx_bytes })
+    });
+    traffic.filter(|(_, traffic)| traffic.tx_packets > 0).collect()
 }
 
 fn path_status(path: &Path, wans: &[Wan], sent: u64, fastest_us: i64) -> PathStatus {
@@ -170,5 +187,8 @@ fn path_status(path: &Path, wans: &[Wan], sent: u64, fastest_us: i64) -> PathSta
         } else {
             (tx_bytes as f64 * 1_000.0 / sent as f64).round() / 10.0
         },
+        tier: path.tier(),
+        tx_copies: path.traffic.copies.load(Relaxed),
+        classes: classes_of(path),
     }
 }

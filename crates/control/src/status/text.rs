@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 use super::table::{Table, bytes, count, duration};
 use super::{
-    ClusterStatus, CoreStatus, PathStatus, PeerStatus, PeerSteering, Report, TunnelStatus, gateway_text,
+    ClassTrafficStatus, ClusterStatus, CoreStatus, PathStatus, PeerStatus, PeerSteering, Report,
+    TunnelStatus, gateway_text,
 };
 
 /// The report as text for people.
@@ -79,7 +80,11 @@ fn wans(report: &Report, out: &mut String) {
     for wan in &report.wans {
         let name = if wan.interface.is_empty() { "(host routes)" } else { &wan.interface };
         let addresses = if wan.addresses.is_empty() { "-".to_owned() } else { wan.addresses.join(", ") };
-        table.row([name.to_owned(), wan.state.clone(), wan.tier.to_string(), wan.mtu.to_string(), addresses]);
+        let mut state = wan.state.clone();
+        if wan.quota_used > 0 {
+            state.push_str(&format!(", {} of its quota", bytes(wan.quota_used)));
+        }
+        table.row([name.to_owned(), state, wan.tier.to_string(), wan.mtu.to_string(), addresses]);
     }
     table.write("\n", out);
     for name in &report.names {
@@ -110,15 +115,18 @@ fn peer_text(peer: &PeerStatus, out: &mut String) {
         facts.push(count(u64::from(peer.remote_cores), "remote core"));
         facts.push(count(peer.handshakes, "handshake"));
     }
-    for (number, what) in
-        [(peer.recovered, "recovered"), (peer.declared_lost, "lost"), (peer.held_packets, "held for order")]
-    {
+    for (number, what) in [
+        (peer.recovered, "recovered"),
+        (peer.declared_lost, "lost"),
+        (peer.traffic.copies_used, "by a copy"),
+        (peer.held_packets, "held for order"),
+    ] {
         if number > 0 {
             facts.push(format!("{number} {what}"));
         }
     }
-    if peer.queue_bytes > 0 {
-        facts.push(format!("{} queued", bytes(peer.queue_bytes)));
+    if peer.traffic.queue_bytes > 0 {
+        facts.push(format!("{} queued", bytes(peer.traffic.queue_bytes)));
     }
     let _ = writeln!(out, "\npeer {}: {state} ({})", peer.name, facts.join(", "));
     let mut table = Table::new(&[
@@ -142,6 +150,28 @@ fn peer_text(peer: &PeerStatus, out: &mut String) {
         table.row(path_row(path));
     }
     table.write("", out);
+    for path in &peer.paths {
+        class_text(path, out);
+    }
+}
+
+/// Traffic of each class on a path, where it was not all bulk.
+fn class_text(path: &PathStatus, out: &mut String) {
+    if path.tx_copies == 0 && path.classes.keys().all(|class| class == "bulk") {
+        return;
+    }
+    let of_class = |(class, traffic): (&String, &ClassTrafficStatus)| {
+        format!("{class} {} ({})", count(traffic.tx_packets, "packet"), bytes(traffic.tx_bytes))
+    };
+    let mut list: Vec<String> = path.classes.iter().map(of_class).collect();
+    if path.tx_copies > 0 {
+        list.push(if path.tx_copies == 1 {
+            "1 copy".to_owned()
+        } else {
+            format!("{} copies", path.tx_copies)
+        });
+    }
+    let _ = writeln!(out, "  path {}: {}", path.id, list.join(", "));
 }
 
 fn path_row(path: &PathStatus) -> [String; 15] {
@@ -249,6 +279,7 @@ mod tests {
             addresses: addresses.iter().map(|text| (*text).to_owned()).collect(),
             tier: 0,
             mtu: 1500,
+            quota_used: 0,
         }
     }
 

@@ -92,10 +92,24 @@ pub struct PeerStatus {
     pub declared_lost: u64,
     /// Datagrams recovered by retransmission over another path.
     pub recovered: u64,
-    /// Packets waiting to be sent.
-    pub queue_bytes: u64,
+    /// Copies and what waits.
+    #[serde(flatten)]
+    pub traffic: PeerTraffic,
     /// One entry a path.
     pub paths: Vec<PathStatus>,
+}
+
+/// Copies of a peer's packets, and what waits for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerTraffic {
+    /// Copies of class `critical` that came before their originals, or instead of them.
+    #[serde(default)]
+    pub copies_used: u64,
+    /// Datagrams that were not forwarded again because they had come as copy or original already (row R3).
+    #[serde(default)]
+    pub copies_suppressed: u64,
+    /// Bytes waiting to be sent.
+    pub queue_bytes: u64,
 }
 
 /// How two sides address each other's cores; empty without a session.
@@ -151,4 +165,22 @@ pub struct PathStatus {
     pub rx_bytes: u64,
     /// Share of all bytes sent to this peer, percent.
     pub tx_share_percent: f64,
+    /// Preference, the higher of both ends'; 254: beyond the limits of its WAN, 255: also its quota is used up.
+    #[serde(default)]
+    pub tier: u8,
+    /// Datagrams sent as copies of those of other paths (class `critical`).
+    #[serde(default)]
+    pub tx_copies: u64,
+    /// Inner packets and bytes sent, by class; only classes that had any.
+    #[serde(default)]
+    pub classes: BTreeMap<String, ClassTrafficStatus>,
+}
+
+/// Traffic of one class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClassTrafficStatus {
+    /// Inner packets.
+    pub tx_packets: u64,
+    /// Bytes on the wire.
+    pub tx_bytes: u64,
 }

@@ -10,6 +10,24 @@ use crate::path::Route;
 /// Whose old address was heard so lately has not moved: a NAT may show each of a peer's sockets with an address of its own.
 const STAYS_NS: u64 = 5_000_000;
 
+/// Whether a datagram came over another path than its lane's, as repeats and copies do.
+pub(super) fn came_over_another<O: Output>(
+    cx: &Context<'_, O>,
+    path_at: Option<usize>,
+    header: &Header,
+) -> bool {
+    if let Some((_, path)) = cx.source.socket {
+        return path != header.path;
+    }
+    let comes_by = |tx: &PathTx| {
+        let route = tx.path.route();
+        route.wan == cx.source.wan && route.remote.ip() == cx.source.remote.ip()
+    };
+    let own = path_at.and_then(|at| cx.tx.paths.get(at));
+    own.is_none_or(|own| !comes_by(own))
+        && cx.tx.paths.iter().any(|tx| tx.path.id != header.path && comes_by(tx))
+}
+
 /// The newest datagram of a lane tells that the path lives and, to a listener, where the peer is.
 pub(super) fn note_arrival<O: Output>(cx: &mut Context<'_, O>, bond: &Bond, path_at: usize, header: &Header) {
     let (now, source) = (cx.now, *cx.source);

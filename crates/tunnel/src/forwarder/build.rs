@@ -4,6 +4,7 @@ use packet::segment::Segmenter;
 
 use super::transmit::{Flow, Transmit};
 use crate::aead::TAG_BYTES;
+use crate::class::Class;
 use crate::frame::{PacketHead, PieceHead};
 use crate::header::HEADER_BYTES;
 use crate::mode::Heading;
@@ -23,7 +24,7 @@ impl Transmit {
     /// Bytes on the wire that a packet of `length` adds to the open datagram of path `at`; `None`: it begins another.
     pub(super) fn joining_bytes(&self, now: Time, at: usize, length: usize, flow: Flow) -> Option<u64> {
         let tx = self.paths.get(at).filter(|_| length <= AGGREGATE_BYTES)?;
-        let log = if flow.sparse && now < self.ordered_until { &tx.express } else { &tx.log };
+        let log = if flow.treatment.express && now < self.ordered_until { &tx.express } else { &tx.log };
         let bytes = length + AGGREGATE_HEAD_BYTES;
         (log.open_room(flow.heading) >= bytes).then_some(bytes as u64)
     }
@@ -38,8 +39,27 @@ impl Transmit {
         index: usize,
         flow: Flow,
     ) -> bool {
+        let critical = flow.treatment.class == Class::Critical;
+        let first = if critical { self.paths[at].express.open_number() } else { 0 };
+        let written = self.write(now, at, depart, segmenter, index, flow);
+        if critical {
+            // Whatever shares a datagram with it goes twice as well.
+            self.paths[at].express.copy_from(first);
+        }
+        written
+    }
+
+    fn write(
+        &mut self,
+        now: Time,
+        at: usize,
+        depart: Time,
+        segmenter: &Segmenter<'_>,
+        index: usize,
+        flow: Flow,
+    ) -> bool {
         let multi = now < self.ordered_until;
-        let Flow { hash, heading, .. } = flow;
+        let Flow { hash, heading, treatment, .. } = flow;
         let (peer_core, label) = (heading.peer_core, heading.label.encoded_len());
         let payload = segmenter.segment_payload();
         let length =
@@ -47,8 +67,9 @@ impl Transmit {
         let front = HEADER_BYTES + self.clear_overhead();
         let tx = &mut self.paths[at];
         let datagram_bytes = tx.path.datagram_bytes();
-        let ordered = multi && !flow.sparse;
-        let (log, depart) = if flow.sparse && multi { (&mut tx.express, now) } else { (&mut tx.log, depart) };
+        let ordered = multi && !treatment.express;
+        let (log, depart) =
+            if treatment.express && multi { (&mut tx.express, now) } else { (&mut tx.log, depart) };
         let mut head = PacketHead {
             order: ordered.then(Order::default),
             partial: segmenter.checksum_partial(),

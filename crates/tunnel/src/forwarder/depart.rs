@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::Output;
-use super::transmit::Transmit;
+use super::transmit::{Repeat, Transmit};
 use super::tx_lane::TxLane;
 use crate::aead::TAG_BYTES;
 use crate::header::{HEADER_BYTES, Header, Kind, NOT_TOLD};
@@ -53,7 +53,7 @@ impl Transmit {
                 next = next.min(Time::from_ns(departure.ns().saturating_sub(DEPART_SLACK_NS / 2)));
             }
         }
-        let queued = self.queue.as_ref().map_or(0, |queue| queue.bytes()) as i64;
+        let queued = self.waiting_bytes() as i64;
         if queued != self.queued_published {
             self.bond.totals.queue_bytes.fetch_add(queued - self.queued_published, Relaxed);
             self.queued_published = queued;
@@ -98,6 +98,11 @@ impl Transmit {
                 let target = tx.target(&self.bond, session.reader(own_core, run.peer_core));
                 let log = if express { &tx.express } else { &tx.log };
                 out.transmit(&target, run.segment, log.run_bytes(&run));
+                if log.has_copies() {
+                    let id = tx.path.id;
+                    let wanted = log.copies_of(&run).map(|number| Repeat { path: id, express, number });
+                    self.classes.copies.extend(wanted);
+                }
             }
         }
         if datagrams > 0 {
@@ -105,6 +110,9 @@ impl Transmit {
             tx.path.traffic.tx_datagrams.fetch_add(datagrams, Relaxed);
             tx.path.traffic.tx_bytes.fetch_add(bytes, Relaxed);
             self.watch_limits(&session);
+        }
+        if !self.classes.copies.is_empty() {
+            self.send_copies(now, out);
         }
     }
 

@@ -28,15 +28,23 @@ struct Gap {
     asked: Option<Time>,
 }
 
+/// Newest datagram of a lane with inner packets, and how many there were.
+#[derive(Default)]
+struct NewestData {
+    highest: u64,
+    at: Time,
+    packets: u64,
+}
+
 /// One lane as its receiving core sees it. Made by the lane's first authenticated datagram.
 pub(super) struct RxLane {
     window: Window,
+    /// Counters that came over the lane's own path, as soon as copies came over another: its statistics are those of that path.
+    own: Option<Box<Window>>,
     highest: u64,
     /// Newest datagram with inner packets, and when it came: what reports speak of. Reports about datagrams that
     /// hold only reports would answer each other for ever.
-    data_highest: u64,
-    data_at: Time,
-    data_packets: u64,
+    data: NewestData,
     /// Datagrams and bytes received, without recovered ones.
     pub packets: u64,
     pub bytes: u64,
@@ -73,16 +81,17 @@ pub(super) enum Place {
     Late,
     /// It came because it was asked for.
     Recovered,
+    /// It came over another path before the original.
+    Copied,
 }
 
 impl RxLane {
     pub fn new(window_bits: usize) -> Self {
         Self {
             window: Window::new(window_bits),
+            own: None,
             highest: 0,
-            data_highest: 0,
-            data_at: Time::ZERO,
-            data_packets: 0,
+            data: NewestData::default(),
             packets: 0,
             bytes: 0,
             lost: 0,
@@ -98,15 +107,46 @@ impl RxLane {
 
     /// Before decryption: is the counter worth the work?
     pub fn check(&self, counter: u64) -> Result<(), DropReason> {
-        self.window.check(counter)
+        match (self.window.check(counter), &self.own) {
+            (Err(DropReason::Replayed), Some(own)) => own.check(counter),
+            (checked, _) => checked,
+        }
+    }
+
+    /// Whether [`Self::commit_copy`] may be called for a copy that nobody asked for.
+    pub fn tells_copies(&self) -> bool {
+        self.own.is_some()
+    }
+
+    /// From now on what comes over another path is told from what comes over the lane's own; takes another window's memory.
+    pub fn tell_copies(&mut self) {
+        self.own.get_or_insert_with(|| Box::new(self.window.clone()));
+    }
+
+    /// As [`Self::commit`], for a datagram that came over another path than the lane's: as a repeat, or as a copy. It says nothing
+    /// about the lane's path.
+    pub fn commit_copy(&mut self, counter: u64) -> Result<Place, DropReason> {
+        self.window.commit(counter)?;
+        let asked = |gap: &Gap| gap.asked.is_some() && (gap.first..gap.first + gap.count).contains(&counter);
+        if !self.gaps.iter().any(asked) {
+            return Ok(Place::Copied);
+        }
+        self.close_gap(counter);
+        self.note_repeat();
+        Ok(Place::Recovered)
+    }
+
+    fn note_repeat(&mut self) {
+        self.reorder_ns = (self.reorder_ns - self.reorder_ns / 64).max(REORDER_NS);
+        self.reorders &= self.reorder_ns > REORDER_NS;
     }
 
     /// A committed datagram held inner packets.
     pub fn note_data(&mut self, now: Time, counter: u64) {
-        self.data_packets += 1;
-        if counter >= self.data_highest {
-            self.data_highest = counter;
-            self.data_at = now;
+        self.data.packets += 1;
+        if counter >= self.data.highest {
+            self.data.highest = counter;
+            self.data.at = now;
         }
     }
 
@@ -120,15 +160,23 @@ impl RxLane {
         if counter > 8_192 { Err(DropReason::TooOld) } else { Ok(()) }
     }
 
-    /// After authentication: takes the counter in. `rtt_us`: round trip of the quickest path, asked for only if needed.
+    /// After authentication: takes the counter in. `rtt_us`: round trip of the quickest path, asked for only if needed. Returns also
+    /// whether a copy of it came before.
     pub fn commit(
         &mut self,
         now: Time,
         counter: u64,
         bytes: usize,
         rtt_us: impl FnOnce() -> u32,
-    ) -> Result<Place, DropReason> {
-        self.window.commit(counter)?;
+    ) -> Result<(Place, bool), DropReason> {
+        let committed = self.window.commit(counter);
+        let copied = committed == Err(DropReason::Replayed) && self.own.is_some();
+        if !copied {
+            committed?;
+        }
+        if let Some(own) = &mut self.own {
+            own.commit(counter)?;
+        }
         let place = if self.packets == 0 || counter > self.highest {
             if self.packets > 0 && counter > self.highest + 1 {
                 self.open_gap(now, self.highest + 1, counter - self.highest - 1);
@@ -145,7 +193,7 @@ impl RxLane {
             self.packets += 1;
             self.bytes += bytes as u64;
         }
-        Ok(place)
+        Ok((place, copied))
     }
 
     fn open_gap(&mut self, now: Time, first: u64, count: u64) {
@@ -164,8 +212,7 @@ impl RxLane {
     fn judge(&mut self, now: Time, gap: &Gap, rtt_us: u32) -> Place {
         let asked = gap.asked.map(|asked| now.since(asked));
         if asked.is_some_and(|since_ns| since_ns >= u64::from(rtt_us) * 500) {
-            self.reorder_ns = (self.reorder_ns - self.reorder_ns / 64).max(REORDER_NS);
-            self.reorders &= self.reorder_ns > REORDER_NS;
+            self.note_repeat();
             return Place::Recovered;
         }
         let late_ns = now.since(gap.since);
@@ -238,18 +285,18 @@ impl RxLane {
 
     /// Whether something arrived since the last report, or that report has not been repeated yet.
     pub fn unreported(&self) -> bool {
-        self.data_packets != self.told.packets || !self.told.echoed
+        self.data.packets != self.told.packets || !self.told.echoed
     }
 
     /// The lane's line in a report that leaves now.
     pub fn report(&mut self, now: Time, path: u8) -> ReportEntry {
-        self.told.echoed = self.told.packets == self.data_packets;
-        self.told.packets = self.data_packets;
+        self.told.echoed = self.told.packets == self.data.packets;
+        self.told.packets = self.data.packets;
         ReportEntry {
             path,
-            highest: self.data_highest,
-            arrival_us: self.data_at.us() as u32,
-            hold_us: u32::try_from(now.since(self.data_at) / 1_000).unwrap_or(u32::MAX),
+            highest: self.data.highest,
+            arrival_us: self.data.at.us() as u32,
+            hold_us: u32::try_from(now.since(self.data.at) / 1_000).unwrap_or(u32::MAX),
             packets: self.packets,
             bytes: self.bytes,
             lost: self.lost,
@@ -286,8 +333,8 @@ mod tests {
         assert_eq!((asked.len(), asked[0].first, asked[0].count), (1, 2, 2));
         assert!(lane.missing(Time::from_ms(5)).is_empty());
         assert_eq!(lane.report(Time::ZERO, 0).lost, 2);
-        assert_eq!(lane.commit(Time::ZERO, 3, 100, || 0).unwrap(), Place::Recovered);
-        assert_eq!(lane.commit(Time::ZERO, 2, 100, || 0).unwrap(), Place::Recovered);
+        assert_eq!(lane.commit(Time::ZERO, 3, 100, || 0).unwrap().0, Place::Recovered);
+        assert_eq!(lane.commit(Time::ZERO, 2, 100, || 0).unwrap().0, Place::Recovered);
         assert!(!lane.has_gaps());
         assert_eq!(lane.packets, 5, "recovered datagrams are not delivered by the path");
     }
@@ -313,12 +360,38 @@ mod tests {
     }
 
     #[test]
+    fn copies_over_another_path_are_taken_once_and_say_nothing_about_the_lane() {
+        let mut lane = lane(&[0, 1]);
+        lane.tell_copies();
+        assert_eq!(lane.commit_copy(2), Ok(Place::Copied));
+        assert_eq!((lane.packets, lane.report(Time::ZERO, 0).highest), (2, 0));
+        // The original counts for its path, but is not forwarded again; a third one is refused.
+        assert_eq!(lane.check(2), Ok(()));
+        assert_eq!(lane.commit(Time::ZERO, 2, 100, || 0), Ok((Place::Newest, true)));
+        assert_eq!(lane.packets, 3);
+        assert_eq!(lane.check(2), Err(DropReason::Replayed));
+        assert_eq!(lane.commit(Time::ZERO, 2, 100, || 0), Err(DropReason::Replayed));
+        assert_eq!(lane.commit_copy(2), Err(DropReason::Replayed));
+        // Where the original is lost, its path has lost it.
+        assert_eq!(lane.commit_copy(3), Ok(Place::Copied));
+        for counter in 4..8 {
+            assert_eq!(lane.commit(Time::ZERO, counter, 100, || 0), Ok((Place::Newest, false)));
+        }
+        assert_eq!(lane.missing(Time::ZERO).len(), 1);
+        assert_eq!(lane.report(Time::ZERO, 0).lost, 1);
+        // One that was asked for is recovered.
+        lane.commit(Time::ZERO, 12, 100, || 0).unwrap();
+        assert_eq!(lane.missing(Time::from_ms(9)).len(), 1);
+        assert_eq!(lane.commit_copy(9), Ok(Place::Recovered));
+    }
+
+    #[test]
     fn a_path_that_reorders_teaches_patience() {
         let rtt = || 40_000;
         let mut lane = lane(&[0, 2, 3, 4, 5]);
         assert_eq!(lane.missing(Time::ZERO).len(), 1);
         // 5 ms later, far too soon for a repeat over a round trip of 40 ms.
-        assert_eq!(lane.commit(Time::from_ms(5), 1, 100, rtt).unwrap(), Place::Late);
+        assert_eq!(lane.commit(Time::from_ms(5), 1, 100, rtt).unwrap().0, Place::Late);
         for counter in 7..20 {
             lane.commit(Time::from_ms(6), counter, 100, rtt).unwrap();
         }
@@ -327,7 +400,7 @@ mod tests {
             "neither three packets nor 2 ms prove anything here"
         );
         assert_eq!(lane.missing(Time::from_ms(13)).len(), 1);
-        assert_eq!(lane.commit(Time::from_ms(60), 6, 100, rtt).unwrap(), Place::Recovered);
+        assert_eq!(lane.commit(Time::from_ms(60), 6, 100, rtt).unwrap().0, Place::Recovered);
         assert_eq!(lane.report(Time::from_ms(60), 0).lost, 1, "one of two was only late");
     }
 }

@@ -12,11 +12,15 @@ mod arrival;
 mod assigned;
 mod budget;
 mod build;
+mod class_path;
+mod copies;
 mod depart;
 mod due;
 mod feedback;
+mod flows;
 mod held;
 mod lane;
+mod media;
 mod placement;
 mod receive;
 mod receiving_core;
@@ -295,8 +299,15 @@ impl Forwarder {
         let segmenter = Segmenter::new(offload, bytes)?;
         let reduced = reduce(flow, current.tx.receiving.flow_definition(), header.dscp);
         let pure_ack = flow.protocol == 6 && segmenter.payload_bytes() == 0;
-        let sparse = current.tx.is_sparse(now, *hash, bytes.len(), pure_ack);
-        let meta = Meta { flow: reduced, hash: None, session_id: 0, sparse, ecn_capable: header.ecn != 0 };
+        let treatment = current.tx.flows.packet(now, *hash, (flow, header), bytes, pure_ack);
+        let meta = Meta {
+            flow: reduced,
+            hash: None,
+            session_id: 0,
+            own_hash: *hash,
+            treatment,
+            ecn_capable: header.ecn != 0,
+        };
         current.touched = true;
         let packet = OfferedPacket { offload, bytes, segmenter };
         current.tx.offer(now, packet, meta, out, &mut self.drops);

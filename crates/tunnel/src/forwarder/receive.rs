@@ -60,8 +60,8 @@ struct Sequence {
 /// One core's receiving side of one bond.
 pub(super) struct Receive {
     core: u8,
-    bond: Arc<Bond>,
-    sessions: Vec<RxSession>,
+    pub(super) bond: Arc<Bond>,
+    pub(super) sessions: Vec<RxSession>,
     /// Sessions up to this number that are not in the list are not taken up again.
     forgotten: u32,
     /// By sending core × 2, and 1 more where the header names a receiving core.
@@ -72,6 +72,8 @@ pub(super) struct Receive {
     restarts: u32,
     /// Inner source address that was found to belong to this peer last.
     source: Option<IpAddr>,
+    /// Where a datagram came from last that came over its lane's own path.
+    pub(super) own_source: Option<(Source, u8)>,
     reported_at: Time,
     report_turn: usize,
     gaps: bool,
@@ -117,6 +119,7 @@ impl Receive {
             sequences: Vec::new(),
             restarts: 0,
             source: None,
+            own_source: None,
             reported_at: Time::ZERO,
             report_turn: 0,
             gaps: false,
@@ -159,7 +162,10 @@ impl Receive {
     ) -> Result<(), DropReason> {
         let lane_id = self.lane_id(session, header)?;
         let bytes = datagram.len();
-        self.check(cx, session, header, lane_id)?;
+        match self.check(cx, session, header, lane_id) {
+            Err(DropReason::Replayed) if self.is_copy(cx, header) => return Ok(()),
+            checked => checked?,
+        }
         let plaintext = open(session, header, datagram)?;
         // Only now: what is not authentic must not push a session and its replay windows out.
         let at = self.session_at(session).ok_or(DropReason::TooOld)?;
@@ -174,78 +180,45 @@ impl Receive {
             Err(DropReason::NoPath) if self.bond.dialer => None,
             found => Some(found?),
         };
+        let foreign = !self.came_by_itself(cx, path_at, header);
+        let (place, copied) = self.commit(cx, (at, lane_id), header, bytes, foreign)?;
         let lane = self.sessions[at].lane(lane_id).ok_or(DropReason::PeerMemory)?;
-        let place = lane.commit(cx.now, header.counter, bytes, || {
-            let paths = cx.tx.paths.iter().filter(|tx| tx.path.usable()).map(|tx| tx.path.rtt_us());
-            paths.filter(|rtt_us| *rtt_us > 0).min().unwrap_or(0)
-        })?;
         self.gaps |= lane.has_gaps();
         let (unlisted, packets) = (!std::mem::replace(&mut lane.told.listed, true), lane.packets);
+        // Unauthenticated datagrams (row T11 "off") say nothing about where the peer is.
+        if place == Place::Newest && header.kind != Kind::Clear && lane.heard != cx.now {
+            lane.heard = cx.now;
+            self.bond.note_core_heard(cx.now, header.sending_core);
+            if let Some(path_at) = path_at {
+                note_arrival(cx, &self.bond, path_at, header);
+            }
+        }
         if unlisted {
             self.sessions[at].listed.push(lane_id as u32);
         }
         if path_at.is_none() && packets % TOLD_EVERY == 1 {
             cx.node.tell_removed(&self.bond, header.path, cx.actions);
         }
-        match place {
-            // Unauthenticated datagrams (row T11 "off") say nothing about where the peer is.
-            Place::Newest if header.kind == Kind::Clear => {}
-            Place::Newest => {
-                let lane = self.sessions[at].lanes[lane_id].as_deref_mut();
-                if let Some(lane) = lane.filter(|lane| lane.heard != cx.now) {
-                    lane.heard = cx.now;
-                    self.bond.note_core_heard(cx.now, header.sending_core);
-                    if let Some(path_at) = path_at {
-                        note_arrival(cx, &self.bond, path_at, header);
-                    }
-                }
-            }
-            Place::Recovered => {
-                cx.tx.note_recovered(1);
-                self.note_carried(cx, at, session.peer_cores, header, bytes);
-            }
-            Place::Late => {}
+        if matches!(place, Place::Recovered | Place::Copied) {
+            self.note_repeat(cx, at, session.peer_cores, header, (place, bytes));
+        }
+        if copied {
+            // What it holds was forwarded when its copy came.
+            self.note_original(cx.now, (at, lane_id), header);
+            return Ok(());
         }
         // A repeat came over another path than its own: it does not show how far that has come.
-        let over = if place == Place::Recovered || path_at.is_none() { NOT_TOLD } else { header.path };
+        let over =
+            if foreign || place == Place::Recovered || path_at.is_none() { NOT_TOLD } else { header.path };
         let (data, result) = self.frames(cx, session, header, over, plaintext);
         if data
+            && !foreign
             && place != Place::Recovered
             && let Some(lane) = self.sessions[at].lanes[lane_id].as_deref_mut()
         {
             lane.note_data(cx.now, header.counter);
         }
         result
-    }
-
-    /// A repeat used up capacity of the path that carried it, though it belongs to another: the report says so, or the
-    /// sender would take that path for slower than it is.
-    fn note_carried<O: Output>(
-        &mut self,
-        cx: &Context<'_, O>,
-        at: usize,
-        peer_cores: u8,
-        header: &Header,
-        bytes: usize,
-    ) {
-        let carrier = match cx.source.socket {
-            Some((_, path)) => Some(path),
-            None => {
-                let same = |tx: &&super::transmit::PathTx| {
-                    let route = tx.path.route();
-                    route.wan == cx.source.wan
-                        && route.remote.ip() == cx.source.remote.ip()
-                        && tx.path.carries()
-                };
-                cx.tx.paths.iter().find(same).map(|tx| tx.path.id)
-            }
-        };
-        let Some(carrier) = carrier else { return };
-        let lane_id = lane_id_of(peer_cores, carrier, header);
-        if let Some(Some(lane)) = self.sessions[at].lanes.get_mut(lane_id) {
-            lane.packets += 1;
-            lane.bytes += bytes as u64;
-        }
     }
 
     /// The lane of a datagram within its session, if core and path make sense.

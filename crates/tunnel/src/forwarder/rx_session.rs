@@ -12,6 +12,8 @@ use crate::session::Session;
 const WINDOW_BITS: usize = 8_192;
 /// Memory of a lane: itself, its replay window, its gaps …
 const LANE_BYTES: usize = 3_072;
+/// … a second window, where copies come …
+const COPIES_BYTES: usize = WINDOW_BITS / 8 + 64;
 /// … and its place in the list of a session.
 const LANE_PLACE_BYTES: usize = size_of::<Option<Box<RxLane>>>();
 
@@ -38,6 +40,16 @@ impl RxSession {
             self.lanes.resize_with(self.lanes.len() + places, || None);
         }
         Some(self.lanes[id].get_or_insert_with(|| Box::new(RxLane::new(WINDOW_BITS))))
+    }
+
+    /// As [`Self::lane`], for one of which copies come.
+    pub fn lane_with_copies(&mut self, id: usize) -> Option<&mut RxLane> {
+        if !self.lane(id)?.tells_copies() && !self.memory.take(COPIES_BYTES) {
+            return None;
+        }
+        let lane = self.lane(id)?;
+        lane.tell_copies();
+        Some(lane)
     }
 }
 

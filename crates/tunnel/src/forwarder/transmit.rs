@@ -15,16 +15,19 @@ use packet::segment::{SegmentKind, Segmenter};
 use packet::vnet::VirtioNetHeader;
 
 use super::build::{log_capacity, stamper};
+use super::class_path::ClassQueues;
 use super::depart::Cover;
+use super::flows::{Flows, Treatment};
 use super::receiving_core::{Destination, ReceivingCores};
 use super::tx_lane::TxLanes;
 use super::{Output, Target};
 use crate::aead::TAG_BYTES;
 use crate::bond::Bond;
+use crate::class::CLASSES;
 use crate::frame::PacketHead;
 use crate::header::HEADER_BYTES;
 use crate::mode::Heading;
-use crate::order::{FLOW_BUCKETS, Order, Stamper};
+use crate::order::{Order, Stamper};
 use crate::path::{Path, WIRE_OVERHEAD_BYTES};
 use crate::queue::{CodelVerdict, FqCodel, Item};
 use crate::schedule::{Choice, ClassPolicy, PathView, choose};
@@ -38,9 +41,8 @@ const RUN_BYTES: usize = 66_000;
 /// Queue limits of one core and bond.
 const QUEUE_BYTES: usize = 8 << 20;
 const QUEUE_ITEMS: usize = 4_096;
-/// A flow is sparse while it sends less than this in a burst and 80 kB/s on average.
-const SPARSE_BURST_BYTES: u32 = 8_192;
-const SPARSE_BYTES_PER_MS: u32 = 80;
+/// The same of urgent classes: what had to wait long is worth nothing to them.
+const URGENT_BYTES: usize = 512 << 10;
 
 /// Properties of an inner packet besides its bytes.
 #[derive(Clone, Copy, Debug)]
@@ -51,8 +53,10 @@ pub(super) struct Meta {
     pub hash: Option<u32>,
     /// Session-ID of the flow, where the session has some (row T9).
     pub session_id: u64,
-    /// Sparse flows may overtake.
-    pub sparse: bool,
+    /// Hash under our own key, by which [`Flows`] knows it.
+    pub own_hash: u32,
+    /// Its class, and whether it may overtake.
+    pub treatment: Treatment,
     /// Congestion can be marked instead of dropped.
     pub ecn_capable: bool,
 }
@@ -64,8 +68,17 @@ pub(super) struct Flow {
     pub hash: u32,
     /// Receiving core and label.
     pub heading: Heading,
-    /// Sparse flows may overtake.
-    pub sparse: bool,
+    /// Hash under our own key.
+    pub own_hash: u32,
+    /// Its class, and whether it may overtake.
+    pub treatment: Treatment,
+}
+
+impl Flow {
+    /// Flow of a packet with this hash under the peer's key, which goes there.
+    pub const fn new(hash: u32, heading: Heading, meta: &Meta) -> Self {
+        Self { hash, heading, own_hash: meta.own_hash, treatment: meta.treatment }
+    }
 }
 
 /// An inner packet or super-packet that is to be sent, and its segments.
@@ -107,8 +120,10 @@ pub(super) struct PathTx {
     pub path: Arc<Path>,
     /// Paced datagrams.
     pub log: SendLog,
-    /// Datagrams of sparse flows, which leave at once.
+    /// Datagrams of sparse flows and urgent classes, which leave at once.
     pub express: SendLog,
+    /// Packets and bytes of each class since the path's counters had them.
+    pub classes: [(u64, u64); CLASSES],
     /// Last time a report confirmed anything.
     pub progress_at: Time,
     /// When flows began to move: the numbers that the next datagrams of both logs had.
@@ -133,6 +148,7 @@ impl PathTx {
             path,
             log: SendLog::new(),
             express: SendLog::new(),
+            classes: [(0, 0); CLASSES],
             progress_at: now,
             moved_from: [0; 2],
             assigned_from: [0; 2],
@@ -214,12 +230,15 @@ pub(super) struct Transmit {
     pub paths: Vec<PathTx>,
     pub queue: Option<Box<FqCodel<Waiting>>>,
     pub(super) stampers: Vec<Option<Box<Stamper>>>,
-    sparse: Option<Box<[(u32, u32)]>>,
+    /// Memory of each flow.
+    pub(super) flows: Flows,
+    /// Packets of urgent classes, and copies of datagrams that are due.
+    pub(super) classes: ClassQueues,
     /// Stamps are used while more than one path is up, and a while longer.
     pub(super) ordered_until: Time,
     pub repeats: VecDeque<Repeat>,
-    views: Vec<PathView>,
-    last_path: Option<u8>,
+    pub(super) views: Vec<PathView>,
+    pub(super) last_path: Option<u8>,
     /// When to dispatch again.
     pub wake: Time,
     pool: Vec<Vec<u8>>,
@@ -248,7 +267,8 @@ impl Transmit {
             paths: Vec::new(),
             queue: None,
             stampers: Vec::new(),
-            sparse: None,
+            flows: Flows::default(),
+            classes: ClassQueues::default(),
             ordered_until: Time::ZERO,
             repeats: VecDeque::new(),
             views: Vec::new(),
@@ -283,6 +303,7 @@ impl Transmit {
             }
         }
         drop(current);
+        self.flows.follow(&self.bond);
         self.refresh_paths(now);
         if self.receiving.follow(now, &self.bond, self.session.as_deref()) {
             self.paths.iter_mut().for_each(PathTx::mark);
@@ -307,21 +328,6 @@ impl Transmit {
         }
     }
 
-    /// Whether a flow sends little enough to overtake others: a leaky bucket per flow bucket.
-    pub fn is_sparse(&mut self, now: Time, hash: u32, bytes: usize, pure_ack: bool) -> bool {
-        let levels = self.sparse.get_or_insert_with(|| vec![(0, 0); FLOW_BUCKETS].into_boxed_slice());
-        let (level, at_ms) = &mut levels[hash as usize % FLOW_BUCKETS];
-        let now_ms = now.ms() as u32;
-        let drained = now_ms.wrapping_sub(*at_ms).saturating_mul(SPARSE_BYTES_PER_MS);
-        *level = level.saturating_sub(drained);
-        *at_ms = now_ms;
-        if !pure_ack {
-            *level =
-                level.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX)).min(4 * SPARSE_BURST_BYTES);
-        }
-        *level <= SPARSE_BURST_BYTES
-    }
-
     /// Takes one inner packet. It leaves at once when nothing waits and a path is free, else it is queued.
     pub fn offer(
         &mut self,
@@ -339,10 +345,11 @@ impl Transmit {
         }
         let session_id = self.receiving.session_id(&self.bond, &meta.flow);
         let meta = Meta { hash: self.receiving.hash(&meta.flow), session_id, ..meta };
-        if self.repeats.is_empty() && self.queue.as_ref().is_none_or(|queue| queue.is_empty()) {
+        let urgent = meta.treatment.class.is_urgent();
+        if self.may_leave_at_once(now, urgent) {
             self.refresh_views(now);
             if let (Some(hash), Some(Destination::To(heading))) = (meta.hash, self.destination(now, meta))
-                && self.place(now, &segmenter, &mut next, Flow { hash, heading, sparse: meta.sparse }, out)
+                && self.place(now, &segmenter, &mut next, Flow::new(hash, heading, &meta), out)
             {
                 return;
             }
@@ -354,7 +361,9 @@ impl Transmit {
         let left =
             segmenter.payload_bytes().saturating_sub(next * segment_payload) + segmenter.header_bytes();
         let waiting = Waiting { buffer, offload: *offload, meta, next, segment_payload, left, at: now };
-        let queue = self.queue.get_or_insert_with(|| Box::new(FqCodel::new(QUEUE_BYTES, QUEUE_ITEMS, 3_000)));
+        let (queue, most) =
+            if urgent { (&mut self.classes.urgent, URGENT_BYTES) } else { (&mut self.queue, QUEUE_BYTES) };
+        let queue = queue.get_or_insert_with(|| Box::new(FqCodel::new(most, QUEUE_ITEMS, 3_000)));
         let pool = &mut self.pool;
         queue.enqueue(now, meta.hash.unwrap_or(0), waiting, &mut |dropped: Waiting| {
             drops.add(DropReason::QueueFull);
@@ -396,8 +405,8 @@ impl Transmit {
             waiting.iter().copied().filter(|core| self.is_silent(now, *core)).collect(),
         );
         let moved = self.receiving.advance(now, &self.bond, &confirmed, &silent);
-        if moved && let Some(queue) = &mut self.queue {
-            queue.unpark_all(now);
+        if moved {
+            self.unpark_all(now);
         }
         self.wake = self.wake.min(self.receiving.next());
     }
@@ -406,10 +415,8 @@ impl Transmit {
     fn settle_assignments(&mut self, now: Time) {
         if let Some(waiting) = self.receiving.assignments.waiting() {
             let held = waiting.iter().any(|core| self.paths.iter().any(|tx| tx.holds_assigned(core)));
-            if self.receiving.end_assigned(now, !held)
-                && let Some(queue) = &mut self.queue
-            {
-                queue.unpark_all(now);
+            if self.receiving.end_assigned(now, !held) {
+                self.unpark_all(now);
             }
         }
         if self.receiving.begin_assigned(now) {
@@ -467,16 +474,37 @@ impl Transmit {
         }
     }
 
-    /// Sends what waits, as far as the paths allow: repeats first, then the queue.
+    /// Sends what waits, as far as the paths allow: urgent classes up to their share, then repeats, then the rest.
     pub fn dispatch(&mut self, now: Time, out: &mut impl Output, drops: &mut DropCounters) {
         self.wake = Time::MAX;
         self.move_flows(now);
         self.refresh_views(now);
+        if let Some(mut queue) = self.classes.urgent.take() {
+            self.serve(now, &mut queue, true, out, drops);
+            self.classes.urgent = Some(queue);
+        }
         if !self.send_repeats(now, out) {
             return;
         }
-        let Some(mut queue) = self.queue.take() else { return };
+        if let Some(mut queue) = self.queue.take() {
+            self.serve(now, &mut queue, false, out, drops);
+            self.queue = Some(queue);
+        }
+    }
+
+    /// Sends what waits in one of the queues.
+    fn serve(
+        &mut self,
+        now: Time,
+        queue: &mut FqCodel<Waiting>,
+        urgent: bool,
+        out: &mut impl Output,
+        drops: &mut DropCounters,
+    ) {
         while let Some(head) = queue.head(now) {
+            if urgent && !self.share_allows(now) {
+                break;
+            }
             let verdict = head.codel;
             let Ok(mut segmenter) = Segmenter::new(&head.item.offload, &head.item.buffer) else {
                 // It parsed when it came in, so this cannot happen; still, never loop on it.
@@ -496,7 +524,7 @@ impl Transmit {
             let destination =
                 meta.hash.map(|hash| (hash, self.receiving.of_flow(now, hash, meta.session_id)));
             let flow = match destination {
-                Some((hash, Destination::To(heading))) => Flow { hash, heading, sparse: meta.sparse },
+                Some((hash, Destination::To(heading))) => Flow::new(hash, heading, meta),
                 Some((_, Destination::Waits)) => {
                     queue.park();
                     continue;
@@ -512,6 +540,11 @@ impl Transmit {
                 CodelVerdict::Mark | CodelVerdict::Pass => self.place(now, &segmenter, &mut next, flow, out),
             };
             if next == before && !done {
+                if flow.treatment.class.is_choosy() {
+                    // Its path is booked out; others have more of them.
+                    queue.skip();
+                    continue;
+                }
                 break;
             }
             let used = (next - before) * segmenter.segment_payload() + segmenter.header_bytes();
@@ -524,7 +557,7 @@ impl Transmit {
                 recycle(&mut self.pool, item.buffer);
             }
         }
-        self.queue = Some(queue);
+        queue.resume();
     }
 
     /// Places segments from `next` on, run after run, until all are placed (true) or the paths are booked out.
@@ -542,10 +575,7 @@ impl Transmit {
         while *next < segments {
             let run = self.run_length(per_segment).min(segments - *next);
             let bytes = wire_bytes(run, run * per_segment);
-            let policy = if flow.sparse { ClassPolicy::SPARSE } else { ClassPolicy::BULK };
-            let choice =
-                choose(now, &self.views, u32::try_from(bytes).unwrap_or(u32::MAX), &policy, self.last_path);
-            let id = match choice {
+            let id = match self.choose_for(now, u32::try_from(bytes).unwrap_or(u32::MAX), flow) {
                 Choice::Send { path, .. } => path,
                 Choice::Wait { until } => {
                     self.wake = self.wake.min(until);
@@ -555,7 +585,7 @@ impl Transmit {
                 Choice::None => return false,
             };
             let Some(at) = self.paths.iter().position(|tx| tx.path.id == id) else { return false };
-            if !self.has_room(now, at, flow.sparse, bytes as usize, out) {
+            if !self.has_room(now, at, flow.treatment.express, bytes as usize, out) {
                 // What waits there leaves first; booking now would only push the path's time ahead for nothing.
                 return false;
             }
@@ -569,6 +599,7 @@ impl Transmit {
                 self.paths[at].path.note_limited();
             }
             self.last_path = Some(id);
+            self.note_class(at, flow, run, bytes);
             for index in *next..*next + run {
                 if !self.append(now, at, depart, segmenter, index, flow) {
                     // Pieces take more room than was asked for: come back when some have left.

@@ -2,6 +2,7 @@
 
 use super::Output;
 use super::build::log_capacity;
+use super::class_path::publish;
 use super::depart::ControlDatagram;
 use super::transmit::{PathTx, Repeat, Transmit, wire_bytes};
 use crate::aead::TAG_BYTES;
@@ -140,9 +141,10 @@ impl Transmit {
         }
     }
 
-    /// Moves everything away from paths that stopped being usable since the last call.
+    /// Moves everything away from paths that stopped being usable since the last call, and publishes what classes had on each.
     pub fn leave_dead_paths(&mut self, now: Time) {
         for at in 0..self.paths.len() {
+            publish(&mut self.paths[at]);
             let usable = self.paths[at].path.usable();
             if !usable && self.paths[at].in_use {
                 self.abandon(now, at);

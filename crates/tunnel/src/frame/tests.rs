@@ -303,8 +303,10 @@ fn examples() -> Vec<(&'static str, Vec<u8>)> {
     add("path-timing", Drawn::Extension(128, body));
     out.push(("processor-info-seen", crate::advertise::seen(&[0x01, 0x02, 0x03])));
     let extension = |kind: u8, body: &[u8]| crate::lifecycle::encode(&Frame::Extension { kind, body });
-    let limits = |tier: u8, receive_bps: Option<u64>| crate::path_limits::PathLimits { tier, receive_bps };
-    let entries = [(1, limits(1, None)), (2, limits(0, Some(20_000_000)))];
+    let limits = crate::path_limits::PathLimits::default();
+    let metered = crate::path_limits::PathLimits { tier: 1, metered: true, cost: 5, ..limits };
+    let capped = crate::path_limits::PathLimits { receive_bps: Some(20_000_000), closed: true, ..limits };
+    let entries = [(1, metered), (2, capped)];
     out.push(("path-limits", extension(131, &crate::path_limits::write(0x0001_e240, &entries))));
     out.push(("path-limits-seen", extension(132, &0x0001_e240u32.to_be_bytes())));
     let label = |label: crate::mode::Label| {

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use super::{Node, Source, lifecycle};
 use crate::bond::{Bond, PATHS_MAX};
-use crate::config::Wan;
+use crate::config::{Direction, Wan};
 use crate::frame::PeerPathState;
 use crate::lifecycle::{Action, WanUnder};
 use crate::path::{Path, PathState, Route};
 use crate::path_limits::PathLimits;
+use crate::strain::Bounds;
 use crate::time::Time;
 
 impl Node {
@@ -28,11 +29,11 @@ impl Node {
         if bond.dialer || life.paths.len() >= PATHS_MAX || life.paths.iter().any(|l| l.path.id == id) {
             return;
         }
-        let (limits, rate_max) = wan.as_ref().map_or_else(Default::default, limits);
+        let (limits, bounds) = wan.as_ref().map_or_else(Default::default, limits);
         let mtu = wan.map_or(1_500, |wan| wan.mtu);
-        let path = Path::new(id, source.route(), limits.tier, rate_max, now);
+        let path = Path::new(id, source.route(), limits.tier, bounds.rate_max, now);
         let mtu_limit = datagram_limit(mtu, &source.remote);
-        let under = WanUnder { up: true, addresses: Vec::new(), mtu_limit, limits, rate_max };
+        let under = WanUnder { up: true, addresses: Vec::new(), mtu_limit, limits, bounds };
         life.add_path(bond, path, None, under, token, now);
         self.poll_bond_soon(now, bond);
     }
@@ -89,9 +90,9 @@ impl Node {
         }
         for (wan, endpoint, nth) in wanted {
             let up = wan.up && reaches(wans, wan, &endpoint);
-            let (limits, rate_max) = limits(wan);
+            let (limits, bounds) = limits(wan);
             let mtu_limit = datagram_limit(wan.mtu, &endpoint);
-            let under = WanUnder { up, addresses: wan.addresses.clone(), mtu_limit, limits, rate_max };
+            let under = WanUnder { up, addresses: wan.addresses.clone(), mtu_limit, limits, bounds };
             let known = life
                 .paths
                 .iter()
@@ -101,7 +102,7 @@ impl Node {
                 life.wan_changed(now, bond.slot, path.id, &under, actions);
             } else if up && let Some(id) = life.free_id() {
                 let route = Route { wan: wan.id, local: None, remote: endpoint };
-                let path = Path::new(id, route, wan.tier, rate_max, now);
+                let path = Path::new(id, route, wan.tier, bounds.rate_max, now);
                 let token = self.control().token();
                 life.add_path(bond, path, Some((wan.id, endpoint, nth)), under, token, now);
                 life.next_attempt = life.next_attempt.min(now);
@@ -132,10 +133,23 @@ impl Node {
     }
 }
 
-/// Limits that a WAN sets for the peer, and the most that we send over it, bytes per second.
-fn limits(wan: &Wan) -> (PathLimits, Option<u64>) {
-    let limits = PathLimits { tier: wan.tier, receive_bps: wan.receive_rate_max_bps };
-    (limits, wan.rate_max_bps.map(|bps| bps / 8))
+/// Limits that a WAN sets for the peer, and those that only we keep to.
+fn limits(wan: &Wan) -> (PathLimits, Bounds) {
+    let properties = wan.properties;
+    let limits = PathLimits {
+        tier: wan.tier,
+        receive_bps: wan.receive_rate_max_bps,
+        closed: properties.direction == Direction::Send,
+        metered: properties.metered,
+        cost: properties.cost,
+    };
+    let bounds = Bounds {
+        rate_max: wan.rate_max_bps.map(|bps| bps / 8),
+        may_not_send: properties.direction == Direction::Receive,
+        latency_max_us: properties.latency_max_us,
+        loss_max: properties.loss_max,
+    };
+    (limits, bounds)
 }
 
 /// Largest UDP payload an interface MTU leaves for this address family.

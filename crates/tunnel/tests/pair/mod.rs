@@ -100,6 +100,7 @@ pub fn wan(id: u16, address: SocketAddr) -> Wan {
         receive_rate_max_bps: None,
         tier: 0,
         relays: None,
+        properties: Default::default(),
     }
 }
 
@@ -123,7 +124,11 @@ impl Side {
     /// Takes over these peers, on one WAN.
     pub fn apply(&mut self, now: Time, peers: Vec<Peer>) {
         let mut actions = Vec::new();
-        self.node.apply(now, &Snapshot { wans: vec![wan(0, self.address)], peers }, &mut actions);
+        self.node.apply(
+            now,
+            &Snapshot { wans: vec![wan(0, self.address)], peers, ..Snapshot::default() },
+            &mut actions,
+        );
         self.cores[0].run(now, actions, &mut self.out);
     }
 

@@ -57,6 +57,10 @@ impl Names {
         known(text, &self.interfaces, "interface", "an [[interface]]")
     }
 
+    pub(in super::super) fn peer(&self, text: &str) -> Result<String, ValueError> {
+        known(text, &self.peers, "peer", "a [[peer]]")
+    }
+
     pub(in super::super) fn tenant(&self, text: &str) -> Result<String, ValueError> {
         known(text, &self.tenants, "tenant", "a [[tenant]]")
     }
@@ -70,7 +74,7 @@ impl Names {
             _ => {}
         }
         if let Some(name) = text.strip_prefix(PEER) {
-            return known(name, &self.peers, "peer", "a [[peer]]").map(|name| Some(Subject::Peer(name)));
+            return self.peer(name).map(|name| Some(Subject::Peer(name)));
         }
         if let Ok(net) = general::prefix(text) {
             return Ok(Some(Subject::Prefix(net.trunc())));
@@ -353,16 +357,7 @@ fn rule(
     section.at_most("source-port", &source_ports, LIST_MAX);
     let first = ports.first().map(|at| (at, "port")).or(source_ports.first().map(|at| (at, "source-port")));
     if let Some((at, key)) = first {
-        let without = protocols.iter().find(|protocol| !WITH_PORTS.contains(protocol));
-        if let Some(without) = without {
-            let message = format!(
-                "{} has no ports; remove it from protocol, or write a rule of its own for it",
-                values::protocol_text(*without)
-            );
-            section.error(&at.at, key, message);
-        } else if protocols.is_empty() && section.value("protocol").is_none() {
-            protocols = vec![TCP, UDP];
-        }
+        protocols = protocols_with_ports(&mut section, (key, &at.at), protocols);
     }
     let tenants = plain(section.list("tenant", "\"red\"", |text| names.tenant(text)));
     let at = section.at.clone();
@@ -379,6 +374,25 @@ fn rule(
         tenants,
     };
     Some((rule, at))
+}
+
+/// The protocols of a section that has ports under `key`: TCP and UDP where none are given.
+pub(in super::super) fn protocols_with_ports(
+    section: &mut Section<'_, '_, '_>,
+    (key, at): (&'static str, &Range<usize>),
+    protocols: Vec<u8>,
+) -> Vec<u8> {
+    let without = protocols.iter().find(|protocol| !WITH_PORTS.contains(protocol));
+    if let Some(without) = without {
+        let message = format!(
+            "{} has no ports; remove it from protocol, or write a rule of its own for it",
+            values::protocol_text(*without)
+        );
+        section.error(at, key, message);
+    } else if protocols.is_empty() && section.value("protocol").is_none() {
+        return vec![TCP, UDP];
+    }
+    protocols
 }
 
 /// TCP, UDP, DCCP, SCTP, UDP-Lite.

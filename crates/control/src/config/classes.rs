@@ -1,0 +1,280 @@
+//! `[[class]]`: which flows are of which traffic class (rows T12, R13).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use packet::attachment::BondId;
+use packet::flow::FlowKey;
+use toml::de::DeValue;
+use tunnel::class::{Class, ClassRule, Classes};
+
+use super::problem::Problems;
+use super::read::Table;
+use super::section::{At, Section, kind, shown, whole_number};
+use super::services::read::{Names, protocols_with_ports};
+use super::services::{Group, LIST_MAX, values as words};
+use super::values::{self, ValueError};
+use super::{Config, Peer, Wan};
+use crate::protocol::FlowClass;
+use crate::wans::{self, LiveWan};
+
+/// Most `[[class]]` sections.
+pub const CLASSES_MAX: usize = Classes::RULES_MAX;
+
+/// One `[[class]]`: the first that matches decides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrafficClass {
+    /// Class, and the flows that get it. WANs are named by `wans`.
+    pub rule: ClassRule,
+    /// Tenants; empty = any.
+    pub tenants: Vec<String>,
+    /// Peers; empty = any.
+    pub peers: Vec<String>,
+    /// WANs of class `pinned`, by interface name or pattern; empty: the flow's first path decides.
+    pub wans: Vec<String>,
+}
+
+/// Classes of all peers' flows, by bond.
+#[must_use]
+pub fn of_peers(config: &Config, lives: &[LiveWan]) -> BTreeMap<BondId, Arc<Classes>> {
+    let of_peer = |peer: &Peer| (peer.id, Arc::new(for_peer(&config.classes, peer, lives)));
+    config.peers.iter().map(of_peer).collect()
+}
+
+/// The classes that concern what is sent to a peer.
+#[must_use]
+pub fn for_peer(classes: &[TrafficClass], peer: &Peer, lives: &[LiveWan]) -> Classes {
+    let concerns = |class: &&TrafficClass| {
+        let tenant =
+            class.tenants.is_empty() || peer.tenant.as_ref().is_some_and(|t| class.tenants.contains(t));
+        tenant && (class.peers.is_empty() || class.peers.contains(&peer.name))
+    };
+    let rule = |class: &TrafficClass| {
+        let named = (!class.wans.is_empty()).then_some(class.wans.as_slice());
+        ClassRule { wans: wans::ids_for_peer(named, lives), ..class.rule.clone() }
+    };
+    Classes::new(classes.iter().filter(concerns).map(rule).collect())
+}
+
+/// Class of a flow that is sent to the peer that has its destination; `None`: none has.
+#[must_use]
+pub fn of_flow(config: &Config, flow: &FlowKey, dscp: u8) -> Option<FlowClass> {
+    let length = |peer: &&Peer| {
+        let nets = peer.allowed_ips.iter().filter(|net| net.contains(&flow.dst));
+        nets.map(|net| net.prefix_len() + 1).max().unwrap_or(0)
+    };
+    let peer = config.peers.iter().filter(|peer| length(peer) > 0).max_by_key(length)?;
+    let classes = for_peer(&config.classes, peer, &[]);
+    let (class, number) = classes.decide(flow, dscp);
+    let by = classes.rule(number).map(|rule| rule.name.clone());
+    Some(FlowClass { peer: peer.name.clone(), class: class.name().to_owned(), by })
+}
+
+/// Reads one section. `groups` and `wan_list`: what it may name.
+pub(super) fn class(
+    (table, number): (Table<'_>, usize),
+    names: &Names,
+    groups: &[Group],
+    wan_list: &[Wan],
+    problems: &mut Problems<'_>,
+) -> Option<TrafficClass> {
+    let mut section = Section::new("class", Some(table), problems);
+    let name = section.parsed("name", "\"calls\"", values::name);
+    let choices = Class::ALL.map(|class| (class.name(), class));
+    let given = section.value("class").is_some();
+    let chosen = section.choice("class", &choices);
+    let by_mark = section.flag("by-mark");
+    let marks = by_mark.as_ref().is_some_and(|flag| flag.value);
+    match (&by_mark, given) {
+        (Some(flag), true) if flag.value => {
+            section.error(&flag.at, "by-mark", "the mark or class decides; keep one of them");
+        }
+        (_, false) if !marks => {
+            section.missing("class", "missing; write class = \"interactive\", or by-mark = true");
+        }
+        _ => {}
+    }
+    let from = section.list("from", "\"10.0.0.0/24\"", |text| nets(text, groups)).unwrap_or_default();
+    let to = section.list("to", "\"10.0.0.0/24\"", |text| nets(text, groups)).unwrap_or_default();
+    let mut protocols: Vec<u8> = section
+        .items("protocol", words::protocol)
+        .unwrap_or_default()
+        .into_iter()
+        .map(|at| at.value)
+        .collect();
+    let ports = section.items("port", words::ports).unwrap_or_default();
+    section.at_most("port", &ports, LIST_MAX);
+    if let Some(first) = ports.first() {
+        protocols = protocols_with_ports(&mut section, ("port", &first.at), protocols);
+    }
+    let dscp = section.items("dscp", dscp).unwrap_or_default();
+    let tenants = section.list("tenant", "\"red\"", |text| names.tenant(text)).unwrap_or_default();
+    let peers = section.list("peer", "\"hub\"", |text| names.peer(text)).unwrap_or_default();
+    let wans = section.list("wan", "\"lte\"", values::interface_pattern).unwrap_or_default();
+    check_wans(&mut section, &wans, wan_list, chosen.as_ref().map(|class| class.value));
+    section.finish();
+    let plain = |list: Vec<At<Vec<IpNet>>>| list.into_iter().flat_map(|at| at.value).collect();
+    Some(TrafficClass {
+        rule: ClassRule {
+            name: name.map_or_else(|| format!("class {number}"), |name| name.value),
+            class: chosen.map_or(Class::Bulk, |class| class.value),
+            by_mark: marks,
+            from: plain(from),
+            to: plain(to),
+            protocols,
+            ports: ports.into_iter().map(|at| at.value).collect(),
+            dscp: dscp.into_iter().map(|at| at.value).collect(),
+            wans: None,
+        },
+        tenants: tenants.into_iter().map(|at| at.value).collect(),
+        peers: peers.into_iter().map(|at| at.value).collect(),
+        wans: wans.into_iter().map(|at| at.value).collect(),
+    })
+}
+
+/// WANs are for class `pinned` and must exist.
+fn check_wans(section: &mut Section<'_, '_, '_>, wans: &[At<String>], list: &[Wan], class: Option<Class>) {
+    for wan in wans {
+        let known =
+            |section: &Wan| section.interface.text() == wan.value || section.interface.covers(&wan.value);
+        if !list.iter().any(known) {
+            let message = format!("\"{}\" is not in any [[wan]] section; add one", wan.value);
+            section.error(&wan.at, "wan", message);
+        } else if class != Some(Class::Pinned) {
+            let message = "only class = \"pinned\" keeps to WANs; remove it or change the class";
+            section.error(&wan.at, "wan", message);
+        }
+    }
+}
+
+/// A prefix, or the prefixes of a group.
+fn nets(text: &str, groups: &[Group]) -> Result<Vec<IpNet>, ValueError> {
+    if let Some(group) = groups.iter().find(|group| group.name == text) {
+        return Ok(group.members.clone());
+    }
+    values::prefix(text).map(|net| vec![net.trunc()]).map_err(|_| {
+        format!(
+            "\"{}\" is no prefix, and no [[group]] has that name; write for example \"10.0.0.0/24\"",
+            shown(text)
+        )
+        .into()
+    })
+}
+
+/// Names of code points (RFC 2474, 2597, 3246, 5865, 8622).
+const DSCP_NAMES: [(&str, u8); 24] = [
+    ("default", 0),
+    ("le", 1),
+    ("cs1", 8),
+    ("af11", 10),
+    ("af12", 12),
+    ("af13", 14),
+    ("cs2", 16),
+    ("af21", 18),
+    ("af22", 20),
+    ("af23", 22),
+    ("cs3", 24),
+    ("af31", 26),
+    ("af32", 28),
+    ("af33", 30),
+    ("cs4", 32),
+    ("af41", 34),
+    ("af42", 36),
+    ("af43", 38),
+    ("cs5", 40),
+    ("voice-admit", 44),
+    ("ef", 46),
+    ("cs6", 48),
+    ("cs7", 56),
+    ("cs0", 0),
+];
+
+/// A code point by name or number.
+fn dscp(value: &DeValue<'_>) -> Result<u8, ValueError> {
+    const RIGHT: &str = "write for example \"ef\", \"af41\" or a number from 0 to 63";
+    if let Some(number) = whole_number(value) {
+        let small = u8::try_from(number).ok().filter(|dscp| *dscp < 64);
+        return small.ok_or_else(|| format!("{number} is not a code point; {RIGHT}").into());
+    }
+    let DeValue::String(text) = value else { return Err(format!("{} found; {RIGHT}", kind(value)).into()) };
+    let named = DSCP_NAMES.iter().find(|(name, _)| name.eq_ignore_ascii_case(text));
+    named
+        .map(|(_, dscp)| *dscp)
+        .ok_or_else(|| format!("\"{}\" is not a code point; {RIGHT}", shown(text)).into())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::config::tests::{config, said_of};
+
+    const BASE: &str = "[[wan]]\ninterface = \"wan0\"\n[[wan]]\nmatch = \"wwan*\"\n[[tenant]]\nname = \"red\"\n[[group]]\n\
+                        name = \"phones\"\nmembers = [\"10.1.0.0/24\", \"10.2.0.0/24\"]\n[[peer]]\nname = \"hub\"\n\
+                        public-key = \"$HUB\"\nallowed-ips = [\"10.77.0.2/32\"]\n";
+
+    fn classes(text: &str) -> Vec<TrafficClass> {
+        config("listen = 4600", &format!("{BASE}{text}")).classes
+    }
+
+    #[test]
+    fn a_class_is_read_with_all_that_it_looks_at() {
+        let all = "[[class]]\nname = \"calls\"\nclass = \"pinned\"\nfrom = [\"phones\"]\nto = \"10.9.0.0/16\"\n\
+                   port = [5060, \"16384-16393\"]\ndscp = [\"EF\", 34]\npeer = \"hub\"\nwan = \"wwan*\"\n[[class]]\nby-mark = true\n\
+                   tenant = \"red\"\n";
+        let classes = classes(all);
+        let nets = |list: &[&str]| list.iter().map(|net| net.parse().unwrap()).collect::<Vec<IpNet>>();
+        let rule = ClassRule {
+            name: "calls".to_owned(),
+            class: Class::Pinned,
+            from: nets(&["10.1.0.0/24", "10.2.0.0/24"]),
+            to: nets(&["10.9.0.0/16"]),
+            protocols: vec![6, 17],
+            ports: vec![(5060, 5060), (16384, 16393)],
+            dscp: vec![46, 34],
+            ..ClassRule::default()
+        };
+        assert_eq!(classes[0].rule, rule);
+        assert_eq!(
+            (classes[0].peers.as_slice(), classes[0].wans.as_slice()),
+            (&["hub".to_owned()][..], &["wwan*".to_owned()][..])
+        );
+        assert!(
+            classes[1].rule.by_mark && classes[1].rule.name == "class 2" && classes[1].tenants == ["red"]
+        );
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let said = |text: &str| said_of(&format!("{BASE}[[class]]\n{text}"));
+        for (text, what) in [
+            ("port = 80\n", "class.class: missing"),
+            ("class = \"fast\"\n", "\"fast\" is not one of \"bulk\", \"interactive\""),
+            ("class = \"bulk\"\nby-mark = true\n", "keep one of them"),
+            ("class = \"bulk\"\nfrom = [\"printers\"]\n", "no [[group]] has that name"),
+            ("class = \"bulk\"\ndscp = 64\n", "64 is not a code point"),
+            ("class = \"bulk\"\npeer = \"nobody\"\n", "nobody"),
+            ("class = \"pinned\"\nwan = \"lte\"\n", "not in any [[wan]]"),
+            ("class = \"bulk\"\nwan = \"wan0\"\n", "only class = \"pinned\""),
+            ("class = \"bulk\"\nport = 80\nprotocol = \"icmp\"\n", "icmp has no ports"),
+        ] {
+            let problems = said(text);
+            assert!(problems.iter().any(|problem| problem.contains(what)), "{text}: {problems:?}");
+        }
+    }
+
+    #[test]
+    fn a_peer_gets_the_classes_that_concern_it() {
+        let config = config(
+            "listen = 4600",
+            &format!(
+                "{BASE}[[class]]\nclass = \"cheap\"\npeer = \"hub\"\n[[class]]\nclass = \"bulk\"\ntenant = \"red\"\n"
+            ),
+        );
+        let flow = "tcp 10.1.0.1:1 > 10.77.0.2:2".parse().unwrap();
+        let hub = for_peer(&config.classes, &config.peers[0], &[]);
+        assert_eq!(hub.decide(&flow, 0), (Class::Cheap, 0));
+        assert_eq!(hub.rule(1), None, "of another tenant");
+    }
+}

@@ -1,0 +1,311 @@
+//! Memory of the sending side for each flow: its class, the path it stays on, how much it sends.
+//!
+//! A small table in which a flow has four places by its hash; it grows only when flows that are alive would push each other
+//! out, up to [`PLACES_MAX`]. A flow that lost its place is classified again with its next packet: the rules are asked once a flow,
+//! not once a packet.
+
+use std::sync::Arc;
+
+use packet::flow::FlowKey;
+use packet::ip::{IpHeader, PROTOCOL_UDP};
+
+use super::media::Shape;
+use crate::bond::Bond;
+use crate::class::{Class, Classes, NO_RULE};
+use crate::time::Time;
+
+/// Places at first, and at most.
+const PLACES_MIN: usize = 64;
+const PLACES_MAX: usize = 4_096;
+/// Places of one flow.
+const WAYS: usize = 4;
+/// A flow that sent nothing for so long may lose its place, ms.
+const ALIVE_MS: u32 = 10_000;
+/// A flow is sparse while it sends less than this in a burst and 80 kB/s on average.
+const SPARSE_BURST_BYTES: u32 = 8_192;
+const SPARSE_BYTES_PER_MS: u32 = 80;
+/// UDP's header.
+const UDP_HEADER_BYTES: usize = 8;
+/// The flow has no path yet.
+pub(super) const NO_PATH: u8 = u8::MAX;
+
+/// A flow as it is remembered.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    hash: u32,
+    /// Era of the rules that classified it; 0: nobody is here.
+    era: u32,
+    /// Leaky bucket: bytes, and when that was right.
+    level: u32,
+    at_ms: u32,
+    shape: Shape,
+    /// Time between its last two packets, ms.
+    gap_ms: u16,
+    class: Class,
+    rule: u8,
+    dscp: u8,
+    path: u8,
+}
+
+const NOBODY: Known = Known {
+    hash: 0,
+    era: 0,
+    level: 0,
+    at_ms: 0,
+    shape: Shape::NEW,
+    gap_ms: u16::MAX,
+    class: Class::Bulk,
+    rule: NO_RULE,
+    dscp: 0,
+    path: NO_PATH,
+};
+
+/// A packet's flow, as it is to be treated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Treatment {
+    /// Class of the flow.
+    pub class: Class,
+    /// It leaves at once, past what is paced, and has no place in the order.
+    pub express: bool,
+}
+
+/// The flow's path so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stay {
+    /// [`NO_PATH`]: none yet.
+    pub path: u8,
+    /// How long before its newest packet it sent one, ms.
+    pub gap_ms: u16,
+    /// Rule that classified it.
+    pub rule: u8,
+}
+
+/// Flows of one core and bond.
+#[derive(Default)]
+pub(super) struct Flows {
+    places: Box<[Known]>,
+    classes: Arc<Classes>,
+    era: u32,
+}
+
+impl Flows {
+    /// Takes over new rules of the bond, if there are any.
+    pub fn follow(&mut self, bond: &Bond) {
+        let era = bond.classes.era();
+        if era != self.era {
+            self.era = era;
+            self.classes = bond.classes.rules();
+        }
+    }
+
+    /// The rules in force.
+    pub fn classes(&self) -> &Classes {
+        &self.classes
+    }
+
+    /// Takes one packet into account. `pure_ack`: it has no payload and does not count.
+    pub fn packet(
+        &mut self,
+        now: Time,
+        hash: u32,
+        (flow, header): (&FlowKey, &IpHeader),
+        bytes: &[u8],
+        pure_ack: bool,
+    ) -> Treatment {
+        let now_ms = now.ms() as u32;
+        let at = self.place(now_ms, hash);
+        let Self { places, classes, era } = self;
+        let known = &mut places[at];
+        if known.era != *era || (classes.look_at_marks() && known.dscp != header.dscp) {
+            let (class, rule) = classes.decide(flow, header.dscp);
+            if known.class != class || known.rule != rule {
+                known.path = NO_PATH;
+            }
+            (known.class, known.rule, known.dscp, known.era) = (class, rule, header.dscp, *era);
+        }
+        let since_ms = now_ms.wrapping_sub(known.at_ms);
+        known.gap_ms = u16::try_from(since_ms).unwrap_or(u16::MAX);
+        known.level = known.level.saturating_sub(since_ms.saturating_mul(SPARSE_BYTES_PER_MS));
+        known.at_ms = now_ms;
+        if !pure_ack {
+            let level = known.level.saturating_add(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+            known.level = level.min(4 * SPARSE_BURST_BYTES);
+        }
+        let sparse = known.level <= SPARSE_BURST_BYTES;
+        if known.rule == NO_RULE && flow.protocol == PROTOCOL_UDP {
+            let payload = header.payload(bytes).get(UDP_HEADER_BYTES..).unwrap_or_default();
+            let media = known.shape.look(payload, known.gap_ms);
+            known.class = if media { Class::Interactive } else { Class::Bulk };
+        }
+        let express = match known.class {
+            Class::Interactive | Class::Critical => true,
+            Class::Bulk | Class::Cheap => sparse,
+            // Paced with the rest of its flow: on one path, what leaves at once would overtake it.
+            Class::Pinned => false,
+        };
+        Treatment { class: known.class, express }
+    }
+
+    /// Where the flow with this hash goes so far.
+    pub fn stay(&self, hash: u32) -> Stay {
+        let found = self.find(hash).map(|at| &self.places[at]);
+        found.map_or(Stay { path: NO_PATH, gap_ms: 0, rule: NO_RULE }, |known| Stay {
+            path: known.path,
+            gap_ms: known.gap_ms,
+            rule: known.rule,
+        })
+    }
+
+    /// The flow with this hash goes over `path` from now on.
+    pub fn set_path(&mut self, hash: u32, path: u8) {
+        if let Some(at) = self.find(hash) {
+            self.places[at].path = path;
+        }
+    }
+
+    /// First of the places of a flow.
+    fn first(&self, hash: u32) -> usize {
+        // The low bits chose the core: multiplying mixes the others in.
+        let sets = self.places.len() / WAYS;
+        (hash.wrapping_mul(0x9e37_79b1) >> 12) as usize % sets.max(1) * WAYS
+    }
+
+    fn find(&self, hash: u32) -> Option<usize> {
+        let first = self.first(hash);
+        let of_flow = self.places.get(first..first + WAYS)?;
+        of_flow.iter().position(|known| known.era != 0 && known.hash == hash).map(|way| first + way)
+    }
+
+    /// The place of a flow, made if need be.
+    fn place(&mut self, now_ms: u32, hash: u32) -> usize {
+        if let Some(at) = self.find(hash) {
+            return at;
+        }
+        self.make_place(now_ms, hash)
+    }
+
+    #[cold]
+    fn make_place(&mut self, now_ms: u32, hash: u32) -> usize {
+        if self.places.is_empty() {
+            self.places = vec![NOBODY; PLACES_MIN].into_boxed_slice();
+        }
+        let age = |known: &Known| if known.era == 0 { u32::MAX } else { now_ms.wrapping_sub(known.at_ms) };
+        loop {
+            let first = self.first(hash);
+            let ways = first..first + WAYS;
+            let oldest = ways.max_by_key(|at| age(&self.places[*at])).unwrap_or(first);
+            if age(&self.places[oldest]) >= ALIVE_MS || self.places.len() >= PLACES_MAX {
+                self.places[oldest] = Known { hash, at_ms: now_ms, ..NOBODY };
+                return oldest;
+            }
+            self.grow(now_ms);
+        }
+    }
+
+    /// Doubles the table; flows that find no place in it are classified again.
+    fn grow(&mut self, now_ms: u32) {
+        let places = vec![NOBODY; self.places.len() * 2].into_boxed_slice();
+        let old = std::mem::replace(&mut self.places, places);
+        let alive = |known: &&Known| known.era != 0 && now_ms.wrapping_sub(known.at_ms) < ALIVE_MS;
+        for known in old.iter().filter(alive) {
+            let first = self.first(known.hash);
+            if let Some(free) = (first..first + WAYS).find(|at| self.places[*at].era == 0) {
+                self.places[free] = *known;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::class::ClassRule;
+
+    fn packet(dscp: u8) -> Vec<u8> {
+        let mut packet = vec![0; 60];
+        packet[..20].copy_from_slice(&[
+            0x45,
+            dscp << 2,
+            0,
+            60,
+            0,
+            0,
+            0,
+            0,
+            64,
+            6,
+            0,
+            0,
+            10,
+            1,
+            0,
+            1,
+            10,
+            2,
+            0,
+            1,
+        ]);
+        packet
+    }
+
+    fn treat(flows: &mut Flows, ms: u64, hash: u32, dscp: u8, bytes: usize) -> Treatment {
+        let mut packet = packet(dscp);
+        let header = IpHeader::parse(&packet).unwrap();
+        packet.resize(bytes, 0);
+        let flow = FlowKey::of_parsed(&header, &packet);
+        flows.packet(Time::from_ms(ms), hash, (&flow, &header), &packet, false)
+    }
+
+    fn with(rules: Vec<ClassRule>) -> Flows {
+        Flows { classes: Arc::new(Classes::new(rules)), era: 1, ..Flows::default() }
+    }
+
+    #[test]
+    fn a_flow_is_sparse_until_it_sends_much_and_again_after_a_rest() {
+        let mut flows = with(Vec::new());
+        let express = |flows: &mut Flows, ms| treat(flows, ms, 7, 0, 1_500).express;
+        assert_eq!((0..7).filter(|_| express(&mut flows, 1_000)).count(), 5);
+        assert!(!express(&mut flows, 1_010));
+        assert!(express(&mut flows, 1_500));
+    }
+
+    #[test]
+    fn the_class_is_decided_once_and_anew_when_rules_or_marks_change() {
+        let marked = ClassRule { dscp: vec![46], class: Class::Critical, ..ClassRule::default() };
+        let mut flows = with(vec![marked]);
+        assert_eq!(treat(&mut flows, 0, 7, 0, 60).class, Class::Bulk);
+        flows.set_path(7, 3);
+        assert_eq!(flows.stay(7), Stay { path: 3, gap_ms: 0, rule: NO_RULE });
+        assert_eq!(treat(&mut flows, 20, 7, 46, 60), Treatment { class: Class::Critical, express: true });
+        // Of another class it may want another path.
+        assert_eq!(flows.stay(7), Stay { path: NO_PATH, gap_ms: 20, rule: 0 });
+        flows.classes =
+            Arc::new(Classes::new(vec![ClassRule { class: Class::Pinned, ..ClassRule::default() }]));
+        assert_eq!(treat(&mut flows, 30, 7, 46, 60).class, Class::Critical, "not asked twice");
+        flows.era = 2;
+        assert_eq!(treat(&mut flows, 30, 7, 46, 60), Treatment { class: Class::Pinned, express: false });
+    }
+
+    #[test]
+    fn living_flows_keep_their_place_and_memory_has_a_limit() {
+        let mut flows = with(Vec::new());
+        let hash = |n: u32| n.wrapping_mul(0x85eb_ca6b) ^ n >> 3;
+        for n in 0..1_000 {
+            treat(&mut flows, 0, hash(n), 0, 60);
+            flows.set_path(hash(n), 5);
+        }
+        let kept = (0..1_000).filter(|n| flows.stay(hash(*n)).path == 5).count();
+        assert!(kept > 950, "{kept}");
+        for n in 0..100_000 {
+            treat(&mut flows, 1, hash(n), 0, 60);
+        }
+        assert_eq!(flows.places.len(), PLACES_MAX);
+        // A few flows after each other need no large table.
+        let mut few = with(Vec::new());
+        for n in 0..10_000 {
+            treat(&mut few, u64::from(n) * 400, hash(n), 0, 60);
+        }
+        assert!(few.places.len() <= PLACES_MAX / 8, "{}", few.places.len());
+    }
+}

@@ -1,0 +1,179 @@
+//! Worth of a WAN: direction, limits, quota, schedule (row T12). Cost is in `classes.rs`, tier in `paths.rs`.
+
+use linux::clock::{local_time, realtime_ns};
+use linux::testing::isolated;
+use testbed::emulator::Way;
+use testbed::topology::{LinkSpec, Site};
+
+use crate::scene::*;
+
+/// A branch with both WANs, the second with more lines, and a hub that knows nothing of it.
+struct Two {
+    scene: Scene,
+    text: String,
+    branch: Gateway,
+    hub: Gateway,
+}
+
+impl Two {
+    fn new(links: &[LinkSpec], lines: &str) -> Self {
+        let scene = Scene::new(links);
+        let (branch, hub) = scene.pair();
+        let text = branch.text(&scene.directory);
+        let hub = scene.start(scene.b(), &hub);
+        let branch = Gateway::start(scene.a(), &scene.directory, "branch", &with(&text, lines));
+        Self { scene, text, branch, hub }
+    }
+
+    fn join(&mut self) {
+        for gateway in [&mut self.branch, &mut self.hub] {
+            gateway.wait("two paths", PATIENCE, |report| {
+                let paths = report.status.peers[0].paths.iter();
+                let joined = paths.filter(|path| matches!(path.state.as_str(), "up" | "standby"));
+                joined.map(|path| &path.remote).collect::<std::collections::BTreeSet<_>>().len() == 2
+            });
+        }
+    }
+
+    /// Bytes that the branch and the hub have sent over the second link.
+    fn second(&self) -> (u64, u64) {
+        let address = self.scene.testbed.addresses(Site::A, 1).ipv4.unwrap().to_string();
+        let sent = |gateway: &Gateway| -> u64 {
+            let paths = peer(gateway).paths.into_iter();
+            let second = paths.filter(|path| path.wan == "wan1" || path.remote.contains(&address));
+            second.map(|path| path.tx_bytes).sum()
+        };
+        (sent(&self.branch), sent(&self.hub))
+    }
+
+    /// Bytes that an upload and then a download of two seconds each send over the second link.
+    fn transfers(&self) -> (u64, u64) {
+        let (a, b) = (self.scene.a(), self.scene.b());
+        let before = self.second();
+        tcp_seconds(a, b, HUB_IP, 2, 2.0);
+        tcp_seconds(b, a, BRANCH_IP, 2, 2.0);
+        let after = self.second();
+        (after.0 - before.0, after.1 - before.1)
+    }
+
+    fn reload(&self, lines: &str) {
+        std::fs::write(&self.branch.config, with(&self.text, lines)).unwrap();
+        assert_eq!(self.branch.command(&["reload"]).0, 0, "{}", self.branch.log());
+    }
+}
+
+fn with(text: &str, lines: &str) -> String {
+    text.replace("interface = \"wan1\"", &format!("interface = \"wan1\"\n{lines}"))
+}
+
+/// Bytes below which a link carried keepalives, reports and acknowledgements at most, and above which it carried data.
+const IDLE: u64 = 100_000;
+const BUSY: u64 = 500_000;
+
+/// Row T12: a WAN carries data in one direction only, and both sides keep to it; live.
+#[test]
+fn t12_a_wan_has_a_direction() {
+    isolated(|| {
+        let mut two = Two::new(&[link(20.0, 10.0), link(20.0, 10.0)], "direction = \"receive\"");
+        two.join();
+        let (up, down) = two.transfers();
+        assert!(up < IDLE && down > BUSY, "receive: up {up}, down {down}");
+        two.reload("direction = \"send\"");
+        wait_for("the hub knows", PATIENCE, || {
+            let report = two.hub.status().unwrap();
+            report.status.peers[0].paths.iter().any(|path| path.state == "standby")
+        });
+        wait_for("the branch sends", PATIENCE, || paths_up(&two.branch.status().unwrap()) == 2);
+        let (up, down) = two.transfers();
+        assert!(up > BUSY && down < IDLE, "send: up {up}, down {down}");
+    });
+}
+
+/// Row T12: a WAN whose round trip or loss is beyond its limit carries nothing while there is another, in both directions.
+#[test]
+fn t12_a_wan_beyond_its_latency_or_loss_is_left_alone() {
+    isolated(|| {
+        let mut two = Two::new(&[link(20.0, 10.0), link(20.0, 40.0)], "latency-max = \"60 ms\"");
+        two.join();
+        let tiers = |gateway: &Gateway| -> Vec<u8> {
+            peer(gateway).paths.iter().map(|path| path.tier).filter(|tier| *tier > 0).collect()
+        };
+        let left = || tiers(&two.branch) == [254] && tiers(&two.hub) == [254];
+        wait_for("both sides leave it", PATIENCE, left);
+        let (up, down) = two.transfers();
+        assert!(up < IDLE && down < IDLE, "slow: up {up}, down {down}");
+        two.scene.testbed.change(1, Way::Both, |shape| shape.delay_us = 5_000).unwrap();
+        wait_for("it is quick again", PATIENCE, || {
+            tiers(&two.branch).is_empty() && tiers(&two.hub).is_empty()
+        });
+        let (up, down) = two.transfers();
+        assert!(up > BUSY && down > BUSY, "quick: up {up}, down {down}");
+        // Now it loses data, and may not.
+        two.reload("loss-max = \"2 %\"");
+        two.scene.testbed.change(1, Way::AToB, |shape| shape.loss = 0.1).unwrap();
+        tcp_seconds(two.scene.a(), two.scene.b(), HUB_IP, 2, 4.0);
+        wait_for("both sides leave it", PATIENCE, left);
+        let (up, down) = two.transfers();
+        assert!(up < IDLE && down < IDLE, "lossy: up {up}, down {down}");
+    });
+}
+
+/// Row T12: a WAN whose quota is used up carries data only while no other works, also after a restart.
+#[test]
+fn t12_a_quota_is_kept_over_a_restart() {
+    isolated(|| {
+        let mut two = Two::new(&[link(20.0, 10.0), link(20.0, 10.0)], "quota = \"3 MB\"");
+        two.join();
+        tcp_seconds(two.scene.a(), two.scene.b(), HUB_IP, 2, 4.0);
+        let used_up = |gateway: &Gateway| {
+            let report = gateway.status().unwrap();
+            let wan = report.wans.iter().find(|wan| wan.interface == "wan1").cloned().unwrap();
+            wan.state == "quota used up" && wan.quota_used >= 3_000_000 && wan.tier == 255
+        };
+        wait_for("the quota is used up", PATIENCE, || used_up(&two.branch));
+        let known = |gateway: &Gateway| peer(gateway).paths.iter().any(|path| path.tier == 255);
+        wait_for("the hub knows", PATIENCE, || known(&two.hub));
+        let (up, down) = two.transfers();
+        assert!(up < IDLE && down < IDLE, "used up: up {up}, down {down}");
+        two.branch.program.stop().unwrap();
+        two.branch = Gateway::start(
+            two.scene.a(),
+            &two.scene.directory,
+            "branch",
+            &with(&two.text, "quota = \"3 MB\""),
+        );
+        two.join();
+        wait_for("it is still used up", PATIENCE, || used_up(&two.branch) && known(&two.hub));
+        let (up, down) = two.transfers();
+        assert!(up < IDLE && down < IDLE, "after a restart: up {up}, down {down}");
+        // Better than nothing.
+        two.scene.testbed.set_carrier(0, Site::A, false).unwrap();
+        wait_for("wan0 is down", PATIENCE, || paths_up(&two.branch.status().unwrap()) == 1);
+        let (up, down) = two.transfers();
+        assert!(up > BUSY && down > BUSY, "alone: up {up}, down {down}");
+    });
+}
+
+/// Row T12: outside its schedule a WAN is not used at all; within it is.
+#[test]
+fn t12_a_wan_has_a_schedule() {
+    isolated(|| {
+        let now = local_time(realtime_ns() / 1_000_000_000);
+        let hour = now.minute / 60;
+        let span = |from: u16, to: u16| format!("schedule = \"{:02}:00-{:02}:00\"", from % 24, to % 24);
+        let mut two = Two::new(&[link(20.0, 10.0), link(20.0, 10.0)], &span(hour + 4, hour + 6));
+        two.branch.wait("the other path", PATIENCE, |report| paths_up(report) == 1);
+        let state = |gateway: &Gateway| {
+            let report = gateway.status().unwrap();
+            report.wans.iter().find(|wan| wan.interface == "wan1").unwrap().state.clone()
+        };
+        assert_eq!(state(&two.branch), "outside its schedule");
+        assert_eq!(two.transfers(), (0, 0));
+        two.reload(&span(hour + 23, hour + 3));
+        two.join();
+        let (up, down) = two.transfers();
+        assert!(state(&two.branch) == "up" && up > BUSY && down > BUSY, "up {up}, down {down}");
+        two.reload(&span(hour + 4, hour + 6));
+        wait_for("it is left", PATIENCE, || paths_up(&two.branch.status().unwrap()) == 1);
+    });
+}
