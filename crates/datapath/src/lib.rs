@@ -18,6 +18,7 @@
 //! * `place`: which core a bond's packet is for, where the peer named none.
 //! * [`to_bond`]: what was decided for a bond.
 //! * [`units`]: what goes to other machines of a cluster and comes from them; `hub`: bonds that end at any of them.
+//! * [`ethernet`]: the switch between a TAP device and bonds.
 //! * [`handed`]: what goes from one core to another.
 //! * [`memory`]: ports in memory; [`capture`]: recorded packets through the cores of a node.
 //!
@@ -32,6 +33,7 @@
 pub mod capture;
 pub mod datapath;
 pub mod delivery;
+pub mod ethernet;
 pub mod handed;
 mod hub;
 pub mod memory;

@@ -118,6 +118,15 @@ drop_reasons! {
     UnitStandby "unit-standby" "A packet at a shared interface of a cluster that another dispatcher has now.",
     EraUnknown "era-unknown" "A packet of a bucket table that this unit of a cluster does not have.",
     PuntLimit "punt-limit" "A packet that was handed on between cores too often.",
+    // Ethernet frames, in the order the switch looks at them
+    EthernetMalformed "ethernet-malformed" "An Ethernet frame that is shorter than its headers, larger than the TAP device takes, or from no station.",
+    EthernetLinkLocal "ethernet-link-local" "A frame to 01:80:c2:00:00:00 to 0f (spanning tree, link aggregation, pause), which no bridge passes on.",
+    EthernetLoop "ethernet-loop" "A frame of a LAN that is joined elsewhere too: this node's TAP device stands by until that ends.",
+    EthernetMoves "ethernet-moves" "A frame of a station that moved between peers or the LAN too often: it stays where it was for now.",
+    EthernetSameSide "ethernet-same-side" "A frame to a station on the side that it came from.",
+    EthernetNoRelay "ethernet-no-relay" "A frame of a peer to a station at another peer, where frames are not passed on between peers.",
+    EthernetHops "ethernet-hops" "A frame that was passed on between peers too often.",
+    EthernetFlood "ethernet-flood" "A broadcast, multicast or a frame to an unknown station beyond the rate that its side may send of them.",
     // limits
     QueueFull "queue-full" "A queue reached its limit of bytes or packets.",
     CoDel "codel" "Dropped by CoDel to keep the queue's delay low.",

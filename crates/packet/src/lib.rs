@@ -7,6 +7,7 @@
 //!    segmentation and checksum the kernel left to us.
 //! 2. [`ip`] reads the IPv4 or IPv6 header (all lengths checked, extension headers walked), [`icmp`] tells kinds of
 //!    ICMP messages, [`martian`] what no router passes on, [`quic`] the clear part of QUIC's, and [`flow`] makes the [`FlowKey`] that the steering crate hashes to an owner.
+//!    [`ethernet`] does the same for frames of a TAP device.
 //! 3. [`segment`] writes one segment after the other of the super-packet straight into the datagrams that
 //!    carry them. Transport checksums stay partial: the tunnel's AEAD vouches for the bytes.
 //! 4. At the far end [`coalesce`] merges the segments again into one super-packet, ready for a TUN write.
@@ -23,6 +24,7 @@ pub mod buffer;
 pub mod checksum;
 pub mod coalesce;
 pub mod drop_reason;
+pub mod ethernet;
 pub mod flow;
 pub mod icmp;
 pub mod ip;

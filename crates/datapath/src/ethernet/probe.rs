@@ -1,0 +1,170 @@
+//! Protection against loops: LANs that two TAP devices are in and that are joined elsewhere too.
+//!
+//! A node says on its LAN, once a second, that it is there. Bridges and other nodes pass that on as any multicast. When a
+//! node's own word comes back to it by a *bond*, its LAN and that of another node are joined twice: a loop. Both hear each
+//! other on their LAN then, and the one with the higher number stands by: it takes no frame from its TAP device and gives it
+//! none, but these words, so that the proof goes on as long as the loop does. Three seconds without one and it works again.
+//! So two nodes of one site are a pair of which one works, too.
+//!
+//! A word is a frame of EtherType 0x88b5 (IEEE 802, local experiments) to a group address of local meaning; payload, big endian:
+//!
+//! ```text
+//! "ANABLOOP" | version 1:8 | hops:8 | number of the node:64 | proof:64
+//! ```
+//!
+//! The proof is a hash under a secret of the node's, so that nobody else can make a node believe that its own word came back.
+
+use packet::array_at;
+use packet::ethernet::{EthernetHeader, FRAME_BYTES_MIN, Mac};
+use services::hash::SecretState;
+use services::icmp::Limiter;
+use std::hash::BuildHasher as _;
+
+use super::{Port, SECOND_NS};
+
+/// Pause between two words, and shortest one when something looks like a loop.
+const PAUSE_NS: u64 = SECOND_NS;
+const PAUSE_NS_MIN: u64 = SECOND_NS / 10;
+/// A word that was heard counts for so long.
+const FRESH_NS: u64 = 3 * SECOND_NS;
+/// Words that are passed on in a second: anybody can make a frame that looks like one.
+const WORDS_PER_S: u32 = 200;
+/// Nodes that pass a word on at most.
+const HOPS: u8 = 8;
+
+const ETHER_TYPE: u16 = 0x88b5;
+const GROUP: Mac = Mac([0x03, 0x41, 0x4e, 0x41, 0x42, 0x52]);
+const MAGIC: [u8; 8] = *b"ANABLOOP";
+const HOPS_AT: usize = 14 + 9;
+const NUMBER_AT: usize = 14 + 10;
+const PROOF_AT: usize = 14 + 18;
+
+/// Way of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Word {
+    /// It is no word of a node.
+    No,
+    /// One of another node: it is passed on, whatever the state.
+    PassOn,
+    /// Our own, or one that came too far: it ends here.
+    Ends,
+}
+
+/// State of the protection at one core; the core that has all group frames hears, the others are told.
+#[derive(Debug)]
+pub(super) struct Protection {
+    number: u64,
+    secret: SecretState,
+    words: Limiter,
+    next_ns: u64,
+    said_ns: u64,
+    /// When our own word came back by a bond.
+    proof_ns: Option<u64>,
+    /// When a node with a lower number was heard on the LAN.
+    lower_ns: Option<u64>,
+    standby_until_ns: u64,
+}
+
+impl Protection {
+    pub fn new(number: u64, secret: SecretState) -> Self {
+        Self {
+            number,
+            secret,
+            words: Limiter::new(WORDS_PER_S),
+            next_ns: 0,
+            said_ns: 0,
+            proof_ns: None,
+            lower_ns: None,
+            standby_until_ns: 0,
+        }
+    }
+
+    /// Whether the TAP device stands by.
+    pub fn stands_by(&self, now_ns: u64) -> bool {
+        now_ns < self.standby_until_ns
+    }
+
+    /// Another core says until when it does.
+    pub fn stand_by_until(&mut self, until_ns: u64) {
+        self.standby_until_ns = self.standby_until_ns.max(until_ns);
+    }
+
+    /// Looks at a frame; a word that is passed on loses a hop. Also: until when the TAP device stands by, when that is news for
+    /// the other cores.
+    pub fn look(
+        &mut self,
+        now_ns: u64,
+        from: Port,
+        header: &EthernetHeader,
+        frame: &mut [u8],
+    ) -> (Word, Option<u64>) {
+        if header.ether_type != ETHER_TYPE
+            || header.payload_at != 14
+            || header.dst != GROUP
+            || array_at(frame, 14) != Some(MAGIC)
+        {
+            return (Word::No, None);
+        }
+        let (Some(number), Some(proof)) = (array_at(frame, NUMBER_AT), array_at(frame, PROOF_AT)) else {
+            return (Word::No, None);
+        };
+        let (number, proof) = (u64::from_be_bytes(number), u64::from_be_bytes(proof));
+        let own = number == self.number;
+        match from {
+            Port::Bond(_) if own && proof == self.proof() => self.proof_ns = Some(now_ns),
+            Port::Tap if number < self.number => self.lower_ns = Some(now_ns),
+            _ => {}
+        }
+        let hops = frame.get_mut(HOPS_AT);
+        let far = hops.as_ref().is_none_or(|hops| **hops <= 1);
+        let passes = !own && !far && self.words.allow(now_ns);
+        if let Some(hops) = hops {
+            *hops = hops.saturating_sub(1).min(HOPS);
+        }
+        let word = if passes { Word::PassOn } else { Word::Ends };
+        (word, self.decide(now_ns))
+    }
+
+    /// Stands by while both are fresh: the proof and somebody who works in our place.
+    fn decide(&mut self, now_ns: u64) -> Option<u64> {
+        let until = |at: Option<u64>| at.map(|at| at + FRESH_NS).filter(|until| *until > now_ns);
+        let until_ns = until(self.proof_ns)?.min(until(self.lower_ns)?);
+        (until_ns > self.standby_until_ns).then(|| {
+            self.standby_until_ns = until_ns;
+            until_ns
+        })
+    }
+
+    /// Something looks like a loop: say the next word soon.
+    pub fn hurry(&mut self) {
+        self.next_ns = self.next_ns.min(self.said_ns + PAUSE_NS_MIN);
+    }
+
+    /// When the next word is due.
+    pub fn next_ns(&self) -> u64 {
+        self.next_ns
+    }
+
+    /// Our word, if it is due.
+    pub fn say(&mut self, now_ns: u64) -> Option<Vec<u8>> {
+        if now_ns < self.next_ns {
+            return None;
+        }
+        (self.said_ns, self.next_ns) = (now_ns, now_ns + PAUSE_NS);
+        let [.., a, b, c, d, e] = self.number.to_be_bytes();
+        let mut frame = Vec::with_capacity(FRAME_BYTES_MIN);
+        frame.extend(GROUP.0);
+        frame.extend([2, a, b, c, d, e]);
+        frame.extend(ETHER_TYPE.to_be_bytes());
+        frame.extend(MAGIC);
+        frame.extend([1, HOPS]);
+        frame.extend(self.number.to_be_bytes());
+        frame.extend(self.proof().to_be_bytes());
+        frame.resize(FRAME_BYTES_MIN, 0);
+        Some(frame)
+    }
+
+    fn proof(&self) -> u64 {
+        self.secret.hash_one(self.number)
+    }
+}
