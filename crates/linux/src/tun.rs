@@ -42,7 +42,7 @@ pub enum Offload {
     None,
 }
 
-/// A TUN interface; it disappears when this and all its queues are dropped.
+/// A TUN interface, or a TAP device with queues; it disappears when this and all its queues are dropped.
 #[derive(Debug)]
 pub struct Tun {
     name: String,
@@ -59,17 +59,28 @@ impl Tun {
     /// `%d` for the next free number. Fails if an interface of this name exists: two gateways
     /// that share one TUN would each see a part of the traffic.
     pub fn create(name: &str, queues: usize) -> Result<Tun> {
-        let what = format!("create the TUN interface {name:?} with {queues} queues");
+        Self::create_as(name, queues, libc::IFF_TUN)
+    }
+
+    /// As [`Tun::create`], a TAP device: an interface of Ethernet frames and super-frames.
+    pub fn create_ethernet(name: &str, queues: usize) -> Result<Tun> {
+        Self::create_as(name, queues, libc::IFF_TAP)
+    }
+
+    fn create_as(name: &str, queues: usize, layer: libc::c_int) -> Result<Tun> {
+        let kind = if layer == libc::IFF_TAP { "TAP" } else { "TUN" };
+        let what = format!("create the {kind} interface {name:?} with {queues} queues");
         if !(1..=QUEUES_MAX).contains(&queues) {
             let error = io::Error::new(io::ErrorKind::InvalidInput, format!("1 to {QUEUES_MAX} queues"));
             return Err(Error::new(what, error));
         }
-        let (first, name) = open_queue(name, queues, true).map_err(|error| explain(&what, error))?;
+        let (first, name) =
+            open_queue(name, queues, layer | libc::IFF_TUN_EXCL).map_err(|error| explain(&what, error))?;
         let offload = set_offload(&first).context(format_args!("{what}: switch on its offloads"))?;
         let control = first.fd.try_clone().context(&what)?;
         let mut all = vec![first];
         while all.len() < queues {
-            let (queue, _) = open_queue(&name, queues, false).context(&what)?;
+            let (queue, _) = open_queue(&name, queues, layer).context(&what)?;
             all.push(queue);
         }
         let index = interface_index(&name).context(&what)?;
@@ -126,7 +137,7 @@ impl Tun {
     }
 }
 
-/// A TAP device: an Ethernet interface whose frames this process reads and writes, whole and with their checksums. It
+/// A TAP device with one queue and without offloads: an Ethernet interface whose frames this process reads and writes. It
 /// disappears when this is dropped.
 #[derive(Debug)]
 pub struct Tap {
@@ -183,13 +194,11 @@ fn explain(what: &str, error: io::Error) -> Error {
     Error::new(format!("{what}{hint}"), error)
 }
 
-fn open_queue(name: &str, queues: usize, exclusive: bool) -> io::Result<(TunQueue, String)> {
-    let mut kind = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+/// `kind`: `IFF_TUN` or `IFF_TAP`, and `IFF_TUN_EXCL` for the first queue.
+fn open_queue(name: &str, queues: usize, kind: libc::c_int) -> io::Result<(TunQueue, String)> {
+    let mut kind = kind | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     if queues > 1 {
         kind |= libc::IFF_MULTI_QUEUE;
-    }
-    if exclusive {
-        kind |= libc::IFF_TUN_EXCL;
     }
     let (fd, name) = attach(name, kind)?;
     set_int(&fd, libc::TUNSETVNETHDRSZ, VNET_HEADER_BYTES as libc::c_int)?;

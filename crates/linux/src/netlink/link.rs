@@ -4,7 +4,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, InfoVrf, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, InfoVrf, LinkAttribute,
+    LinkFlags, LinkInfo, LinkMessage,
 };
 
 use super::{Existing, Netlink};
@@ -157,6 +158,24 @@ impl Netlink {
     /// Sets the bytes of the largest super-packet the interface is given.
     pub fn set_gso_max(&self, index: u32, bytes: u32) -> Result<()> {
         self.set(index, LinkAttribute::GsoMaxSize(bytes), || format!("largest super-packet {bytes}"))
+    }
+
+    /// Puts an interface into a bridge, bond or VRF; 0: takes it out.
+    pub fn set_controller(&self, index: u32, controller: u32) -> Result<()> {
+        self.set(index, LinkAttribute::Controller(controller), || format!("controller {controller}"))
+    }
+
+    /// Has a bridge forget the stations that it learnt by this port of it.
+    pub fn forget_stations(&self, port: u32) -> Result<()> {
+        let data = InfoPortData::BridgePort(vec![InfoBridgePort::Flush]);
+        let infos = vec![LinkInfo::PortKind(InfoPortKind::Bridge), LinkInfo::PortData(data)];
+        let mut message = LinkMessage::default();
+        message.header.index = port;
+        message.attributes.push(LinkAttribute::LinkInfo(infos));
+        // Only this message has the kernel look at the data of a port.
+        self.change(RouteNetlinkMessage::NewLink(message), Existing::Needed, || {
+            format!("have the bridge forget the stations of port {port}")
+        })
     }
 
     /// Renames an interface (before Linux 6.2 it must be off).

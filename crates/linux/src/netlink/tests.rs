@@ -607,3 +607,26 @@ fn messages_about_vrfs_are_read() {
         assert!(!read.special && read.spec.suppress_prefix_length.is_none());
     }
 }
+
+/// A port of a bridge, and what the bridge has learnt there.
+#[test]
+fn a_bridge_forgets_the_stations_of_a_port() {
+    isolated(|| {
+        let run = |text: &str| {
+            let output = std::process::Command::new("sh").args(["-c", text]).output().unwrap();
+            assert!(output.status.success(), "{text}: {}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8(output.stdout).unwrap()
+        };
+        run("ip link add br0 type bridge && ip link set br0 up");
+        let (netlink, a, _) = cable();
+        netlink.set_controller(a, index(&netlink, "br0")).unwrap();
+        netlink.set_up(a, true).unwrap();
+        run("bridge fdb add 02:00:00:00:00:77 dev a master dynamic");
+        let known = || run("bridge fdb show br br0").contains("02:00:00:00:00:77");
+        assert!(known());
+        netlink.forget_stations(a).unwrap();
+        assert!(!known());
+        netlink.set_controller(a, 0).unwrap();
+        assert_eq!(netlink.link("a").unwrap().unwrap().controller, None);
+    });
+}
