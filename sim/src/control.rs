@@ -105,6 +105,7 @@ impl Control {
             ownership: self.ownership.load_full(),
             neighbors: Arc::clone(&self.neighbors),
             cluster: None,
+            lan: None,
             serving: self.serving,
         }
     }

@@ -146,6 +146,7 @@ impl World {
                 policy: steering::policy::Policy::Hash,
                 flow: tunnel::FlowDefinition::FiveTuple,
                 steering: tunnel::mode::Steering::default(),
+                ethernet: false,
             };
             self.sites[own].snapshot.peers.push(peer);
         }

@@ -21,6 +21,7 @@ mod dissector;
 mod distribution;
 mod download;
 mod encryption;
+mod ethernet;
 mod gateway_clients;
 mod gateway_cores;
 mod gateway_devices;

@@ -15,11 +15,12 @@
 //! |---|---|---|
 //! | `[node]` | name, private-key, private-key-file, listen, listen-tls, cores, rekey-after-seconds, state-dir, log-file, control-socket | `read::node` |
 //! | `[tun]` | name, address, mtu, route, table | `read::tun` |
+//! | `[tap]` | name, mtu, bridge, relay, stations-max, stations-per-peer-max, station-age-seconds, flood-per-second-max, answer-neighbors | `tap::tap` |
 //! | `[cluster]` | role, node-id, weight, bus, manager, hub, hub-key, hub-key-file, path-mtu | `cluster::cluster` |
 //! | `[[wan]]` | interface, match, tier, rate-max, receive-rate-max, address-family, gateway | `read::wan` |
 //! | `[[wan]]` | cost, direction, latency-max, loss-max, quota, quota-day, schedule | `properties::properties` |
 //! | `[[class]]` | name, class, by-mark, from, to, protocol, port, dscp, tenant, peer, wan | `classes::class` |
-//! | `[[peer]]` | name, public-key, preshared-key, preshared-key-file, hub, endpoints, tls-port, allowed-ips, wans, paths-per-wan-pair, sockets-per-path, encryption, allow-cleartext, policy, flow, steering, accept-steering, tunnel-core, peer-tunnel-core, tenant | `read::peer` |
+//! | `[[peer]]` | name, public-key, preshared-key, preshared-key-file, hub, endpoints, tls-port, allowed-ips, wans, paths-per-wan-pair, sockets-per-path, encryption, allow-cleartext, policy, flow, steering, accept-steering, tunnel-core, peer-tunnel-core, tenant, ethernet | `read::peer` |
 //! | `[gateway]` | default-action, host, distribution, core-rebalance, log-file, health-user, keep-flows-seconds, timeouts | `services::read::gateway` |
 //! | `[gateway]` | flows-max, embryonic-max, fragment-bytes-max, fragments-per-source-max, errors-per-second-max | `services::read::limits` |
 //! | `[gateway]` | fragments, up-to-bytes, up-to-fragments, load-below-percent | `services::read::fragments` |
@@ -62,6 +63,7 @@ pub mod properties;
 mod read;
 mod section;
 pub mod services;
+pub mod tap;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod values;
@@ -97,6 +99,8 @@ pub struct Config {
     pub node: Node,
     /// `[tun]`.
     pub tun: Tun,
+    /// `[tap]`: a LAN that is bridged with those of peers.
+    pub tap: Option<tap::Tap>,
     /// `[[wan]]` in file order; empty = the host's default route.
     pub wans: Vec<Wan>,
     /// `[[peer]]` in file order.
@@ -268,8 +272,8 @@ pub struct Peer {
     pub public_key: [u8; 32],
     /// Optional preshared key.
     pub preshared_key: Option<PrivateKey>,
-    /// It dials the hub that this machine is a unit of, and knows it by the hub's key.
-    pub hub: bool,
+    /// Its kind.
+    pub kind: PeerKind,
     /// Where to dial; empty = the peer dials us.
     pub endpoints: Vec<Endpoint>,
     /// Inner prefixes behind this peer, without host bits.
@@ -288,6 +292,15 @@ pub struct Peer {
     pub flow: FlowDefinition,
     /// How cores are addressed (rows T4–T9).
     pub steering: Steering,
+}
+
+/// Kind of a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PeerKind {
+    /// It dials the hub that this machine is a unit of, and knows it by the hub's key.
+    pub hub: bool,
+    /// Ethernet frames are exchanged with it (row T14).
+    pub ethernet: bool,
 }
 
 /// A configuration that was read: what came out, and what is to be said about it.

@@ -58,6 +58,11 @@ impl KernelRoutes {
         self.tun_index
     }
 
+    /// Logs a warning, unless it was logged before.
+    pub(crate) fn warn(&mut self, text: String) {
+        self.warnings.warn(text);
+    }
+
     /// Sets MTU, queue and addresses of the TUN interface and switches it on.
     pub fn set_up_tun(&mut self, index: u32, tun: &config::Tun, addresses: &[IpNet]) -> linux::Result<()> {
         self.tun_index = Some(index);

@@ -34,6 +34,7 @@ pub mod host_facts;
 pub mod host_ports;
 pub mod kernel_routes;
 pub mod key;
+mod lan;
 mod nat64;
 pub mod nic_hash;
 mod node;

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use ::cluster::snapshot::SharedInterface;
 use engine::Engine;
 use engine::config::{Peer, Settings, Snapshot, Wan};
-use linux::tun::Tun;
 use packet::attachment::InterfaceId;
 use steering::units::Lease;
 
@@ -27,6 +26,7 @@ use crate::host_checks::{self, HostWatch, Surroundings};
 use crate::host_facts::{HostFacts, HostView, read_ephemeral_ports};
 use crate::host_ports::HeldPorts;
 use crate::kernel_routes::KernelRoutes;
+use crate::lan::{self, LanDevice};
 use crate::nat64;
 use crate::peer_names::{self, Resolver};
 use crate::protocol::{Request, Response};
@@ -99,7 +99,8 @@ pub(crate) struct Node {
     handle_state: HandleState,
     busy_shares: BusyShares,
     watch: HostWatch,
-    /// The file in which flows wait for the next run.
+    lan: LanDevice,
+    /// File in which flows wait for the next run.
     flows_file: PathBuf,
     /// Paths over TCP where UDP does not get through.
     tls_paths: TlsPaths,
@@ -116,10 +117,10 @@ impl Node {
         control_socket: &Path,
         events: EventSender,
     ) -> Result<Self, StartError> {
-        let copy = events.try_clone().map_err(|error| StartError::Start(error.to_string()))?;
+        let copy = events.try_clone().map_err(refused)?;
         let supervisor = GatewaySupervisor::new(&config, control_socket, copy);
         let numbers = Numbers::of(&config.tun.name);
-        let tun = Tun::create(&config.tun.name, cpus.len()).map_err(|error| tun_error(&error))?;
+        let tun = lan::open_tun(&config.tun.name, cpus.len()).map_err(StartError::Start)?;
         let tun_index = tun.index();
         host.set_up_tun(tun_index, &config.tun, &policy::tun_addresses(&config))
             .map_err(|error| StartError::Start(format!("cannot set up {}: {error}", config.tun.name)))?;
@@ -133,14 +134,14 @@ impl Node {
         let flows_file = handover::path(control_socket);
         // Flows of a cluster are on other machines by now.
         let arrivals = handover::take(&flows_file).filter(|_| keeps_flows(&config));
+        let tap = lan::open(&config, host.netlink(), cpus.len()).map_err(StartError::Start)?;
         let settings = Settings {
             timestamp_floor_ns: floor,
             wall_clock_ns,
             placement: arrivals.as_ref().map(|arrivals| arrivals.placement.clone()),
             ..settings(&config, cpus, numbers)
         };
-        let engine = Engine::start(settings, Snapshot::default(), tun)
-            .map_err(|error| StartError::Start(error.to_string()))?;
+        let engine = Engine::start(settings, Snapshot::default(), tun, tap).map_err(refused)?;
         arrivals.into_iter().for_each(|arrivals| engine.expect(arrivals));
         engine.share_devices(shared_devices::open(&config, host.netlink()).map_err(StartError::Start)?);
         let (takeover, cluster) = join_cluster(&config, &engine, &events, control_socket)?;
@@ -172,6 +173,7 @@ impl Node {
             handle_state: HandleState::default(),
             busy_shares: BusyShares::default(),
             watch: HostWatch::default(),
+            lan: LanDevice::default(),
             flows_file,
         };
         node.set_names();
@@ -225,6 +227,7 @@ impl Node {
             outside: &self.outside,
         });
         self.host.apply(&plan);
+        self.lan.follow(&self.config, &self.engine, &view, &mut self.host);
         self.loosen_reverse_path(&view);
         self.tell_engine(self.lives.iter().map(|live| live.wan.clone()).collect());
         self.refresh_services(&view);
@@ -347,13 +350,14 @@ impl Node {
             endpoints: endpoints.clone(),
             allowed_ips: peer.allowed_ips.clone(),
             wans: wans.clone(),
-            hub: peer.hub,
+            hub: peer.kind.hub,
             paths_per_pair: peer.paths.per_wan_pair,
             sockets_per_path: peer.paths.sockets,
             encryption: peer.encryption,
             policy: peer.policy,
             flow: peer.flow,
             steering: peer.steering,
+            ethernet: peer.kind.ethernet,
         });
         let classes = classes::of_peers(&self.config, &self.lives);
         let snapshot = Snapshot { wans: told.wans.clone(), peers: peers.collect(), classes };
@@ -459,6 +463,7 @@ impl Node {
         }
         self.watch_host(false);
         self.look_at_lines();
+        self.lan.tick(&self.config, &self.engine, self.host.netlink());
         let handle = EngineHandle::new(&self.engine, &self.handle_state);
         let again = self.supervisor.tick(self.host.netlink(), &handle) || self.incomplete;
         let again = self.wan_use.tick(&self.config.wans, &self.lives, &self.engine.bonds()) || again;
@@ -571,6 +576,7 @@ impl Node {
                 .supervisor
                 .status(&self.config.services, &EngineHandle::new(&self.engine, &self.handle_state)),
             cluster: self.cluster_status(),
+            lan: lan::status(&self.config, &self.engine),
         }
     }
 
@@ -665,13 +671,8 @@ fn keeps_flows(config: &Config) -> bool {
     config.services.settings.keep_flows_s > 0 && !config.services.is_empty() && config.cluster.is_none()
 }
 
-fn tun_error(error: &linux::Error) -> StartError {
-    let hint = match error.kind() {
-        io::ErrorKind::PermissionDenied => "; run as root, or with the capability CAP_NET_ADMIN",
-        io::ErrorKind::NotFound => "; the kernel has no TUN device: load the module tun",
-        _ => "",
-    };
-    StartError::Start(format!("{error}{hint}"))
+fn refused(error: impl std::fmt::Display) -> StartError {
+    StartError::Start(error.to_string())
 }
 
 /// Warnings about a configuration from the host as it is now: interfaces that are not there (they may come later, or

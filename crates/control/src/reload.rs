@@ -6,6 +6,7 @@ use std::fmt::Debug;
 use serde::{Deserialize, Serialize};
 
 use crate::config::classes::TrafficClass;
+use crate::config::tap::Tap;
 use crate::config::{Config, Peer, Wan};
 
 mod services;
@@ -32,6 +33,7 @@ pub fn merge(old: &Config, new: &Config) -> (Config, ReloadReport) {
     let applied = &mut report.applied;
     note(applied, "tun.address", &list(&old.tun.addresses), &list(&new.tun.addresses));
     note(applied, "tun.route", &format!("{:?}", old.tun.routes), &format!("{:?}", new.tun.routes));
+    compare_taps(old.tap.as_ref(), new.tap.as_ref(), applied);
     compare_wans(&old.wans, &new.wans, applied);
     compare_peers(&old.peers, &merged.peers, applied);
     compare_classes(&old.classes, &new.classes, applied);
@@ -61,6 +63,13 @@ fn keep_fixed(old: &Config, merged: &mut Config, restart: &mut Vec<String>) {
     fixed(restart, "node.control-socket", &old.node.control_socket, &mut merged.node.control_socket);
     fixed(restart, "tun.name", &old.tun.name, &mut merged.tun.name);
     fixed(restart, "tun.mtu", &old.tun.mtu, &mut merged.tun.mtu);
+    match (&old.tap, &mut merged.tap) {
+        (Some(old), Some(new)) => {
+            fixed(restart, "tap.name", &old.name, &mut new.name);
+            fixed(restart, "tap.mtu", &old.mtu, &mut new.mtu);
+        }
+        (old, new) => fixed(restart, "tap", old, new),
+    }
     fixed(restart, "cluster", &old.cluster, &mut merged.cluster);
 }
 
@@ -80,6 +89,22 @@ fn note(list: &mut Vec<String>, key: &str, old: &str, new: &str) {
 fn list<T: ToString>(items: &[T]) -> String {
     let items: Vec<String> = items.iter().map(ToString::to_string).collect();
     if items.is_empty() { "none".to_owned() } else { items.join(", ") }
+}
+
+fn compare_taps(old: Option<&Tap>, new: Option<&Tap>, applied: &mut Vec<String>) {
+    let (Some(old), Some(new)) = (old, new) else { return };
+    let bridge = |tap: &Tap| tap.bridge.clone().unwrap_or_else(|| "none".to_owned());
+    let mut say = |key: &str, old: &str, new: &str| note(applied, &format!("tap.{key}"), old, new);
+    say("bridge", &bridge(old), &bridge(new));
+    say("relay", &old.relay.to_string(), &new.relay.to_string());
+    say("stations-max", &old.stations_max.to_string(), &new.stations_max.to_string());
+    let per_peer = |tap: &Tap| tap.stations_per_peer_max.to_string();
+    say("stations-per-peer-max", &per_peer(old), &per_peer(new));
+    let age = |tap: &Tap| tap.station_age_seconds.to_string();
+    say("station-age-seconds", &age(old), &age(new));
+    let flood = |tap: &Tap| tap.flood_per_second_max.to_string();
+    say("flood-per-second-max", &flood(old), &flood(new));
+    say("answer-neighbors", &old.answer_neighbors.to_string(), &new.answer_neighbors.to_string());
 }
 
 fn compare_wans(old: &[Wan], new: &[Wan], applied: &mut Vec<String>) {
@@ -143,6 +168,7 @@ fn compare_peer(old: &Peer, new: &Peer, applied: &mut Vec<String>) {
     say("policy", old.policy.name(), new.policy.name());
     say("flow", &format!("{:?}", old.flow), &format!("{:?}", new.flow));
     let core = |core: Option<u8>| core.map_or_else(|| "any".to_owned(), |core| core.to_string());
+    say("ethernet", &old.kind.ethernet.to_string(), &new.kind.ethernet.to_string());
     say("steering", old.steering.receive.name(), new.steering.receive.name());
     say("accept-steering", &old.steering.accept.to_string(), &new.steering.accept.to_string());
     say("tunnel-core", &core(old.steering.tunnel_core), &core(new.steering.tunnel_core));

@@ -97,7 +97,7 @@ fn note(sent: Sent, at_ns: u64, replayed: &mut Replayed) {
         Sent::Resolve(id, _, _, packet) => (Ingress::Interface(id), headerless(packet)),
         Sent::Host(_, packet) => (Ingress::Host, headerless(packet)),
         // No peer answers in a capture, so there is no session to send by, and no other unit.
-        Sent::Datagrams(..) | Sent::SharedDevice(..) => return,
+        Sent::Datagrams(..) | Sent::SharedDevice(..) | Sent::Tap(..) => return,
     };
     match attachment {
         Ingress::Host => replayed.to_host += 1,

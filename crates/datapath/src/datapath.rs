@@ -25,6 +25,7 @@ use tunnel::time::Time;
 
 use crate::delivery::{Decision, Delivery, ToBonds};
 use crate::handed::Handed;
+use crate::lan::{CoreLan, Lan};
 use crate::place::Placer;
 use crate::ports::{Output, leave};
 use crate::to_bond::{self, BondIds, Emit, Transmit, send_to};
@@ -46,35 +47,38 @@ pub struct Snapshots {
     pub neighbors: Arc<Neighbors>,
     /// Other machines that share the work.
     pub cluster: Option<Arc<Snapshot>>,
+    /// The switch between the TAP device and bonds.
+    pub lan: Option<Arc<Lan>>,
     /// Whether services decide about packets at all; they do from the first configuration of an interface on.
     pub serving: bool,
 }
 
 /// The datapath of one core.
 pub struct Datapath {
-    id: u8,
+    pub(crate) id: u8,
     /// The bonds.
     pub tunnel: Tunnel,
     /// Firewall, NAT, load balancing, routes.
     pub services: Services,
     serving: bool,
-    ownership: Arc<Ownership>,
+    pub(crate) ownership: Arc<Ownership>,
     merge: Coalescer,
-    pool: PacketPool,
+    pub(crate) pool: PacketPool,
     to_bonds: ToBonds,
     bonds: BondIds,
     cluster: Cluster,
     /// Fragments, where no services are in force.
     rendezvous: Rendezvous,
     placer: Placer,
-    drops: DropCounters,
+    pub(crate) lan: CoreLan,
+    pub(crate) drops: DropCounters,
 }
 
 impl Datapath {
     /// Core `id` of `node`. `random`: a generator of this core's own.
     #[must_use]
     pub fn new(id: u8, node: Arc<Node>, mut random: Random, snapshots: Snapshots) -> Self {
-        let Snapshots { policy, ownership, neighbors, cluster, serving } = snapshots;
+        let Snapshots { policy, ownership, neighbors, cluster, lan, serving } = snapshots;
         let limits = FragmentLimits::of(policy.limits(), policy.timeouts());
         let mut datapath = Self {
             id,
@@ -89,8 +93,10 @@ impl Datapath {
             to_bonds: ToBonds::default(),
             bonds: BondIds::default(),
             cluster: Cluster::default(),
+            lan: CoreLan::default(),
             drops: DropCounters::default(),
         };
+        datapath.lan.follow(lan.as_ref());
         datapath.follow_cluster(cluster.as_ref(), &policy);
         datapath
     }
@@ -134,6 +140,7 @@ impl Datapath {
         self.services.follow(&snapshots.policy, &snapshots.ownership, &snapshots.neighbors);
         self.ownership = Arc::clone(&snapshots.ownership);
         self.serving = snapshots.serving;
+        self.lan.follow(snapshots.lan.as_ref());
         self.follow_cluster(snapshots.cluster.as_ref(), &snapshots.policy);
     }
 
@@ -416,6 +423,7 @@ impl Datapath {
             cluster: &self.cluster,
             to_bonds: &mut self.to_bonds,
             pool: &mut self.pool,
+            lan: &mut self.lan,
         };
         (&mut self.tunnel, Delivery { now_ns: now.ns(), merge: &mut self.merge, inner })
     }
@@ -450,6 +458,14 @@ impl Datapath {
                 }
                 packet
             }
+            Handed::Frame(mut packet) => {
+                match packet.ingress {
+                    Ingress::Bond(_) => self.delivery(now, out).1.inner.decide_frame(now.ns(), &mut packet),
+                    _ => self.own_tap(now, &mut packet, out),
+                }
+                packet
+            }
+            Handed::LanNews(news) => return self.lan_news(&news),
             Handed::Service(mut handed) => {
                 let Self { tunnel, services, drops, pool, cluster, .. } = self;
                 let mut emit = Emit { now, tunnel, drops, pool, cluster, out };
@@ -460,7 +476,7 @@ impl Datapath {
         self.pool.recycle(packet);
     }
 
-    fn hand_over(&mut self, core: u8, handed: Handed, out: &mut impl Output) {
+    pub(crate) fn hand_over(&mut self, core: u8, handed: Handed, out: &mut impl Output) {
         if !out.hand_over(core, handed) {
             self.drops.add(DropReason::RingFull);
         }
@@ -480,11 +496,12 @@ impl Datapath {
         let unfinished = services.end_dead(now.ns(), &mut emit);
         let services_due = if unfinished { now } else { services_due };
         self.rendezvous.tick(now.ns());
+        let lan_due = self.tick_lan(now, out);
         self.flush(now, out);
         self.placer.follow(now.ns(), &self.ownership, self.tunnel.node());
         self.tell_assignments(now, out);
         let (tunnel, mut delivery) = self.delivery(now, out);
-        let next = tunnel.finish(now, &mut delivery).min(services_due);
+        let next = tunnel.finish(now, &mut delivery).min(services_due).min(lan_due);
         delivery.flush();
         // What the tunnel's timers delivered for a bond may have had to queue there.
         if self.send_waiting(now, out) { now } else { next }
@@ -503,8 +520,9 @@ impl Datapath {
 
     /// Sends packets that were delivered for other bonds; whether there was anything.
     fn send_waiting(&mut self, now: Time, out: &mut impl Output) -> bool {
+        let sent = self.send_frames(now, out);
         if self.to_bonds.waiting.is_empty() {
-            return false;
+            return sent;
         }
         let mut waiting = std::mem::take(&mut self.to_bonds.waiting);
         for (bond, key, mut packet) in waiting.drain(..) {

@@ -16,6 +16,7 @@ use steering::symmetric::{FlowHasher, MIX_MULTIPLIER};
 use tunnel::forwarder::{Delivered, Output as TunnelOutput, Target};
 
 use crate::handed::Handed;
+use crate::lan::CoreLan;
 use crate::place::Placer;
 use crate::ports::{Output, leave};
 use crate::to_bond::BondIds;
@@ -61,6 +62,7 @@ pub(crate) struct Decision<'a, O: Output> {
     pub cluster: &'a Cluster,
     pub to_bonds: &'a mut ToBonds,
     pub pool: &'a mut PacketPool,
+    pub lan: &'a mut CoreLan,
 }
 
 impl<O: Output> TunnelOutput for Delivery<'_, O> {
@@ -70,8 +72,11 @@ impl<O: Output> TunnelOutput for Delivery<'_, O> {
 
     fn deliver(&mut self, bond: usize, packet: &[u8], how: Delivered) {
         let Self { now_ns, merge, inner } = self;
-        let Delivered { partial, may_merge, placement } = how;
+        let Delivered { partial, may_merge, ethernet, placement } = how;
         let ingress = inner.bonds.ingress(bond);
+        if ethernet {
+            return inner.bond_frame(*now_ns, ingress, packet, how);
+        }
         // Datagrams between units are taken apart one by one.
         let may_merge = may_merge && !inner.cluster.is_member();
         merge.set_placement(placement);

@@ -3,6 +3,8 @@
 use packet::{FlowKey, PacketBuf};
 use tunnel::node::Source;
 
+use crate::ethernet::News;
+
 /// A packet on its way to another core.
 #[derive(Debug)]
 pub enum Handed {
@@ -15,6 +17,10 @@ pub enum Handed {
     Bond(PacketBuf),
     /// A packet that came by a bond which named no core: for the core that chooses one for its flow.
     Place(PacketBuf, PlaceStep),
+    /// An Ethernet frame for the core of its flow: of the TAP device, or of a bond and then behind its hops.
+    Frame(PacketBuf),
+    /// News of the switch.
+    LanNews(News),
     /// A packet that services have looked at: for the next core of its owner chain.
     Service(services::pipeline::Handed),
 }

@@ -18,7 +18,7 @@
 //! * `place`: which core a bond's packet is for, where the peer named none.
 //! * [`to_bond`]: what was decided for a bond.
 //! * [`units`]: what goes to other machines of a cluster and comes from them; `hub`: bonds that end at any of them.
-//! * [`ethernet`]: the switch between a TAP device and bonds.
+//! * [`ethernet`]: the switch between a TAP device and bonds; [`lan`]: what it is given and where its frames go.
 //! * [`handed`]: what goes from one core to another.
 //! * [`memory`]: ports in memory; [`capture`]: recorded packets through the cores of a node.
 //!
@@ -28,7 +28,7 @@
 //! `tests/nine_ways.rs` counts.
 //!
 //! Order of calls on a [`Datapath`] in one round, all with the same `now`: [`Datapath::begin`]; any number of
-//! [`Datapath::host`], [`Datapath::interface`], [`Datapath::datagrams`], [`Datapath::handed`]; [`Datapath::finish`].
+//! [`Datapath::host`], [`Datapath::tap`], [`Datapath::interface`], [`Datapath::datagrams`], [`Datapath::handed`]; [`Datapath::finish`].
 
 pub mod capture;
 pub mod datapath;
@@ -36,6 +36,7 @@ pub mod delivery;
 pub mod ethernet;
 pub mod handed;
 mod hub;
+pub mod lan;
 pub mod memory;
 mod path_mtu;
 mod place;

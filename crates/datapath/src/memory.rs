@@ -21,6 +21,8 @@ pub enum Sent {
     Datagrams(Target, usize, Vec<u8>),
     /// A packet for the host.
     Host(VirtioNetHeader, Vec<u8>),
+    /// A frame for the TAP device's LAN.
+    Tap(VirtioNetHeader, Vec<u8>),
     /// A frame by an interface, Ethernet header first.
     Interface(InterfaceId, VirtioNetHeader, Vec<u8>),
     /// A frame for the host's stack by a shared interface.
@@ -50,6 +52,10 @@ impl Output for MemoryOutput {
     fn host(&mut self, offload: &VirtioNetHeader, bytes: &mut [u8]) {
         let packet = bytes.get(services::pipeline::ETHERNET_BYTES..).unwrap_or_default();
         self.sent.push(Sent::Host(*offload, packet.to_vec()));
+    }
+
+    fn tap(&mut self, offload: &VirtioNetHeader, frame: &[u8]) {
+        self.sent.push(Sent::Tap(*offload, frame.to_vec()));
     }
 
     fn device_ingress(&mut self, _: InterfaceId, offload: &VirtioNetHeader, bytes: &mut [u8]) {
@@ -104,6 +110,7 @@ type Waiting = (InterfaceId, VirtioNetHeader, Vec<u8>);
 #[derive(Default)]
 pub struct MemoryPorts {
     host: VecDeque<PacketBuf>,
+    tap: VecDeque<PacketBuf>,
     datagrams: VecDeque<(Source, usize, Vec<u8>)>,
     frames: VecDeque<Waiting>,
     shared: VecDeque<(InterfaceId, Vec<u8>)>,
@@ -127,6 +134,14 @@ impl MemoryPorts {
         self.host.push_back(buffer);
     }
 
+    /// A frame of the TAP device's LAN; offsets count from its beginning.
+    pub fn put_tap(&mut self, offload: VirtioNetHeader, frame: &[u8]) {
+        let mut buffer = PacketBuf::with_capacity(frame.len());
+        buffer.offload = offload;
+        buffer.copy_from(frame);
+        self.tap.push_back(buffer);
+    }
+
     /// Datagrams of `stride` bytes each from one source.
     pub fn put_datagrams(&mut self, source: Source, stride: usize, bytes: Vec<u8>) {
         self.datagrams.push_back((source, stride, bytes));
@@ -147,7 +162,8 @@ impl MemoryPorts {
         let host = (!self.host.is_empty()).then_some(Ready::Host);
         // All sockets have one queue here.
         let socket = (!self.datagrams.is_empty()).then_some(Ready::Socket(0));
-        [host, socket].into_iter().flatten()
+        let tap = (!self.tap.is_empty()).then_some(Ready::Tap);
+        [host, tap, socket].into_iter().flatten()
     }
 
     /// Takes what has left since the last call; drops are counted on.
@@ -159,7 +175,11 @@ impl MemoryPorts {
     /// Whether anything waits to be pulled.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.host.is_empty() && self.datagrams.is_empty() && self.frames.is_empty() && self.handed.is_empty()
+        self.host.is_empty()
+            && self.tap.is_empty()
+            && self.datagrams.is_empty()
+            && self.frames.is_empty()
+            && self.handed.is_empty()
     }
 }
 
@@ -173,6 +193,13 @@ impl Ports for MemoryPorts {
     fn pull_host(&mut self, act: &mut impl FnMut(&mut PacketBuf, &mut MemoryOutput)) -> Pulled {
         while let Some(mut packet) = self.host.pop_front() {
             act(&mut packet, &mut self.out);
+        }
+        Pulled::All
+    }
+
+    fn pull_tap(&mut self, act: &mut impl FnMut(&mut PacketBuf, &mut MemoryOutput)) -> Pulled {
+        while let Some(mut frame) = self.tap.pop_front() {
+            act(&mut frame, &mut self.out);
         }
         Pulled::All
     }

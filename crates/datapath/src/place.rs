@@ -105,7 +105,7 @@ impl Placer {
     }
 
     /// The peer's core shall know.
-    fn tell(&mut self, now_ns: u64, told: Told) {
+    pub(crate) fn tell(&mut self, now_ns: u64, told: Told) {
         if self.told_at.is_empty() {
             self.told_at = vec![(0, 0); TOLD_FLOWS].into_boxed_slice();
         }

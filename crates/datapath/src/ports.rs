@@ -35,6 +35,9 @@ pub trait Output {
     /// Gives a packet to the host's own stack. `bytes`: [`services::pipeline::ETHERNET_BYTES`] of room, then the packet.
     fn host(&mut self, offload: &VirtioNetHeader, bytes: &mut [u8]);
 
+    /// Has the TAP device's LAN get a frame; offsets count from its beginning.
+    fn tap(&mut self, offload: &VirtioNetHeader, frame: &[u8]);
+
     /// Gives a packet to the host's own stack by the device of an interface, as if it had just come in there. `bytes`: as for
     /// [`Output::host`]; its Ethernet header where the frame still has one.
     fn device_ingress(&mut self, interface: InterfaceId, offload: &VirtioNetHeader, bytes: &mut [u8]);
@@ -83,6 +86,9 @@ pub trait Ports {
 
     /// Packets of the host. The closure may keep a buffer by leaving another of the same capacity.
     fn pull_host(&mut self, act: &mut impl FnMut(&mut PacketBuf, &mut Self::Out)) -> Pulled;
+
+    /// Frames that the TAP device's LAN sends. The closure may keep a buffer by leaving another of the same capacity.
+    fn pull_tap(&mut self, act: &mut impl FnMut(&mut PacketBuf, &mut Self::Out)) -> Pulled;
 
     /// Datagrams of one socket: source, bytes, size of each datagram but the last.
     fn pull_socket(

@@ -15,6 +15,8 @@ const HANDED_MAX: usize = 256;
 pub enum Ready {
     /// The host's queue.
     Host,
+    /// The TAP device's queue.
+    Tap,
     /// A socket of the tunnel, by the number that the ports gave it.
     Socket(u64),
     /// An interface.
@@ -50,6 +52,7 @@ impl<P: Ports> Worker<P> {
         for source in ready {
             let pulled = match *source {
                 Ready::Host => ports.pull_host(&mut |packet, out| datapath.host(now, packet, out)),
+                Ready::Tap => ports.pull_tap(&mut |packet, out| datapath.tap(now, packet, out)),
                 Ready::Socket(socket) => ports.pull_socket(socket, &mut |source, bytes, stride, out| {
                     // Delays are measured by it: what came in while this round was under way came no sooner.
                     let arrival = out.clock(now);

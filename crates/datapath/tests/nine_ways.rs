@@ -102,6 +102,8 @@ impl Output for Out {
         self.host.push(bytes.as_ptr() as usize + ETHERNET_BYTES);
     }
 
+    fn tap(&mut self, _: &VirtioNetHeader, _: &[u8]) {}
+
     fn device_ingress(&mut self, _: InterfaceId, offload: &VirtioNetHeader, bytes: &mut [u8]) {
         self.host(offload, bytes);
     }
@@ -174,6 +176,7 @@ impl Site {
             ownership,
             neighbors: Arc::new(neighbors),
             cluster: None,
+            lan: None,
             serving,
         };
         Self {
@@ -212,6 +215,7 @@ fn peer(id: BondId, site: &Site, dial: bool, allowed: &[&str]) -> Peer {
         policy: Default::default(),
         flow: Default::default(),
         steering: Default::default(),
+        ethernet: false,
     }
 }
 

@@ -79,6 +79,19 @@ pub fn split_flows(cores: &[Vec<FlowStay>]) -> u64 {
     same.filter(split).count() as u64
 }
 
+/// Frames of the TAP device.
+#[derive(Default)]
+pub struct TapCounters {
+    /// Frames read; a super-frame counts as its segments.
+    pub rx_frames: Counter,
+    /// Bytes of them.
+    pub rx_bytes: Counter,
+    /// Frames written.
+    pub tx_frames: Counter,
+    /// Bytes of them.
+    pub tx_bytes: Counter,
+}
+
 /// Counters of one worker.
 pub struct Counters {
     /// Packets read from TUN; a super-packet counts as its segments.
@@ -89,6 +102,8 @@ pub struct Counters {
     pub tun_tx_packets: Counter,
     /// Bytes of them.
     pub tun_tx_bytes: Counter,
+    /// Frames of the TAP device.
+    pub tap: TapCounters,
     /// Datagrams received.
     pub udp_rx_datagrams: Counter,
     /// Bytes of them.
@@ -132,6 +147,7 @@ impl Default for Counters {
             tun_rx_bytes: Counter::default(),
             tun_tx_packets: Counter::default(),
             tun_tx_bytes: Counter::default(),
+            tap: TapCounters::default(),
             udp_rx_datagrams: Counter::default(),
             udp_rx_bytes: Counter::default(),
             udp_tx_datagrams: Counter::default(),

@@ -10,6 +10,7 @@
 //! * `worker`: the loop around [`datapath::Worker`]'s round: wait, run it, publish, sleep. Nothing per packet is shared with
 //!   another worker.
 //! * `ports`, `output`: the round's ports: TUN queue, [`sockets`], interfaces and rings.
+//! * [`lan`]: the switch between a TAP device and bonds is put in force.
 //! * [`handover`]: flows go from one process to the next.
 //! * [`gateway`]: state of the services that workers and control share; interfaces come and go.
 //! * `control_thread` with `core_watch` and `neighbors`: cores that hang, drain or are busy; hardware addresses.
@@ -27,6 +28,7 @@ pub mod counters;
 pub mod doorbell;
 pub mod gateway;
 pub mod handover;
+pub mod lan;
 mod neighbors;
 mod output;
 mod ports;
@@ -44,7 +46,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use linux::tun::Tun;
+use linux::tun::{Tun, TunQueue};
 use linux::udp::{UdpOptions, UdpSocket};
 use steering::ownership::Ownership;
 use tunnel::bond::Bonds;
@@ -128,6 +130,8 @@ pub struct Engine {
     settings: Settings,
     threads: Vec<JoinHandle<()>>,
     tun: Tun,
+    /// Kept: with it the device would go.
+    _tap: Option<Tun>,
     snapshot: Mutex<Snapshot>,
     started: Instant,
     steering: &'static str,
@@ -135,14 +139,23 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts one worker per CPU of `settings` on a TUN device that has as many queues.
+    /// Starts one worker per CPU of `settings` on a TUN device that has as many queues, and a TAP device if there is one.
     ///
     /// # Errors
     /// [`EngineError`]; a UDP port that somebody else has is one of them.
-    pub fn start(settings: Settings, snapshot: Snapshot, mut tun: Tun) -> Result<Self, EngineError> {
+    pub fn start(
+        settings: Settings,
+        snapshot: Snapshot,
+        mut tun: Tun,
+        mut tap: Option<Tun>,
+    ) -> Result<Self, EngineError> {
         let cores = settings.cpus.len();
         let queues = tun.take_queues();
-        if queues.len() != cores || cores == 0 || cores > 128 {
+        let mut taps: Vec<Option<TunQueue>> = match &mut tap {
+            Some(tap) => tap.take_queues().into_iter().map(Some).collect(),
+            None => (0..cores).map(|_| None).collect(),
+        };
+        if queues.len() != cores || taps.len() != cores || cores == 0 || cores > 128 {
             return Err(EngineError::Queues { queues: queues.len(), cores });
         }
         let (count, earlier) = (u8::try_from(cores).unwrap_or(128), settings.placement.as_ref());
@@ -180,14 +193,16 @@ impl Engine {
             settings,
             threads: Vec::new(),
             tun,
+            _tap: tap,
             snapshot: Mutex::new(Snapshot::default()),
             started: Instant::now(),
             steering,
             handover: handover::nothing(),
         };
         engine.apply(snapshot)?;
-        for ((id, queue), rings) in (0u8..).zip(queues).zip(rings::mesh(&doorbells)) {
-            let start = worker::Start { queue, rings, merge_udp };
+        let queues = queues.into_iter().zip(taps.drain(..));
+        for ((id, (queue, tap)), rings) in (0u8..).zip(queues).zip(rings::mesh(&doorbells)) {
+            let start = worker::Start { queue, tap, rings, merge_udp };
             let thread = engine.spawn_worker(id, start)?;
             engine.threads.push(thread);
         }

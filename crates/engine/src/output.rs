@@ -1,5 +1,6 @@
 //! Where a core's packets leave: TUN queue, UDP sockets, interfaces, rings to the other cores.
 
+use std::io::IoSlice;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -76,6 +77,7 @@ impl InterfaceOutput {
 /// Everything a core sends by.
 pub(crate) struct LinuxOutput {
     pub tun: Arc<TunQueue>,
+    pub tap: Option<Arc<TunQueue>>,
     pub epoll: Arc<Epoll>,
     pub sockets: Sockets,
     pub interfaces: InterfaceOutputs,
@@ -100,6 +102,17 @@ impl Output for LinuxOutput {
         self.counters.tun_tx_packets.add(segments(offload, packet_bytes));
         self.counters.tun_tx_bytes.add(packet_bytes as u64);
         if !offload.write(bytes) || self.tun.write(bytes).is_err() {
+            self.drops.add(DropReason::TunWrite);
+        }
+    }
+
+    fn tap(&mut self, offload: &VirtioNetHeader, frame: &[u8]) {
+        self.counters.tap.tx_frames.add(1);
+        self.counters.tap.tx_bytes.add(frame.len() as u64);
+        let header = offload.to_bytes();
+        let pieces = [IoSlice::new(&header), IoSlice::new(frame)];
+        let written = self.tap.as_ref().map(|tap| tap.write_vectored(&pieces));
+        if !matches!(written, Some(Ok(_))) {
             self.drops.add(DropReason::TunWrite);
         }
     }

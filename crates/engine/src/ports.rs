@@ -1,4 +1,4 @@
-//! Where a core's packets come from: its TUN queue, its UDP sockets, its share of the interfaces, rings of the other cores.
+//! Where a core's packets come from: its queues of the TUN and TAP devices, its UDP sockets, its share of the interfaces, rings of the other cores.
 
 use std::io::{ErrorKind, IoSliceMut};
 use std::net::SocketAddr;
@@ -7,6 +7,7 @@ use std::sync::Arc;
 use datapath::{Handed, Ports, Pulled};
 use linux::event::{Epoll, Interest};
 use linux::packet_ring::PacketRing;
+use linux::tun::TunQueue;
 use linux::udp::{RecvMeta, UdpSocket};
 use packet::attachment::{Ingress, InterfaceId};
 use packet::buffer::PACKET_BYTES_MAX;
@@ -64,11 +65,11 @@ impl LinuxPorts {
         self.rings.is_empty()
     }
 
-    /// Reads one packet of the host into `host`; false when there is none, or none that can be used.
-    fn read_host(&mut self) -> Option<usize> {
+    /// Reads one packet of the host, or one frame of the TAP device, into `host`; false when there is none, or none that can be used.
+    fn read_queue(&mut self, queue: &TunQueue) -> Option<usize> {
         self.host.clear();
         let space = self.host.space_with_room(VNET_HEADER_BYTES);
-        let length = match self.out.tun.read(space) {
+        let length = match queue.read(space) {
             Ok(length) => length,
             Err(error) => {
                 if error.kind() != ErrorKind::WouldBlock && error.kind() != ErrorKind::Interrupted {
@@ -134,14 +135,34 @@ impl Ports for LinuxPorts {
 
     fn pull_host(&mut self, act: &mut impl FnMut(&mut PacketBuf, &mut LinuxOutput)) -> Pulled {
         let mut bytes = 0;
+        let tun = Arc::clone(&self.out.tun);
         for _ in 0..TUN_READS {
-            let Some(length) = self.read_host() else { return Pulled::All };
+            let Some(length) = self.read_queue(&tun) else { return Pulled::All };
             if self.host.is_empty() {
                 continue;
             }
             bytes += length;
             self.out.counters.tun_rx_packets.add(segments(&self.host.offload, self.host.len()));
             self.out.counters.tun_rx_bytes.add(self.host.len() as u64);
+            act(&mut self.host, &mut self.out);
+            if bytes >= TUN_BYTES {
+                break;
+            }
+        }
+        Pulled::Budget
+    }
+
+    fn pull_tap(&mut self, act: &mut impl FnMut(&mut PacketBuf, &mut LinuxOutput)) -> Pulled {
+        let Some(tap) = self.out.tap.clone() else { return Pulled::All };
+        let mut bytes = 0;
+        for _ in 0..TUN_READS {
+            let Some(length) = self.read_queue(&tap) else { return Pulled::All };
+            if self.host.is_empty() {
+                continue;
+            }
+            bytes += length;
+            self.out.counters.tap.rx_frames.add(segments(&self.host.offload, self.host.len()));
+            self.out.counters.tap.rx_bytes.add(self.host.len() as u64);
             act(&mut self.host, &mut self.out);
             if bytes >= TUN_BYTES {
                 break;

@@ -26,6 +26,8 @@ use crate::sockets::{Sockets, WanDevices};
 
 const TUN_TOKEN: u64 = 0;
 const BELL_TOKEN: u64 = 1;
+/// Sockets begin behind these.
+const TAP_TOKEN: u64 = INTERFACE_TOKENS - 1;
 /// A worker that looks for frames of interfaces again and again asks epoll for the rest this often.
 const LOOK_NS: u64 = 20_000;
 /// A core's load is measured over this long.
@@ -58,6 +60,8 @@ pub(crate) struct Worker {
 /// Descriptors a worker starts with.
 pub(crate) struct Start {
     pub queue: TunQueue,
+    /// Of the TAP device, if there is one.
+    pub tap: Option<TunQueue>,
     pub rings: Rings,
     pub merge_udp: bool,
 }
@@ -68,14 +72,18 @@ impl Worker {
     /// # Errors
     /// When epoll cannot be set up.
     pub fn new(id: u8, shared: Arc<Shared>, start: Start) -> std::io::Result<Self> {
-        let Start { queue, rings, merge_udp } = start;
+        let Start { queue, tap, rings, merge_udp } = start;
         let epoll = Arc::new(Epoll::new()?);
         epoll.add(&queue, TUN_TOKEN, Interest::Read)?;
+        if let Some(tap) = &tap {
+            epoll.add(tap, TAP_TOKEN, Interest::Read)?;
+        }
         epoll.add(shared.doorbells[usize::from(id)].event(), BELL_TOKEN, Interest::Read)?;
         let node = Arc::clone(&shared.node);
         let (senders, receivers) = rings.split();
         let out = LinuxOutput {
             tun: Arc::new(queue),
+            tap: tap.map(Arc::new),
             epoll: Arc::clone(&epoll),
             sockets: Sockets::new(shared.mark, node.cores),
             interfaces: InterfaceOutputs::default(),
@@ -158,6 +166,7 @@ impl Worker {
         for event in events {
             match event.token {
                 TUN_TOKEN => self.ready.push(Ready::Host),
+                TAP_TOKEN => self.ready.push(Ready::Tap),
                 BELL_TOKEN => self.answer_bell(now),
                 token if token >= SHARED_TOKENS => {
                     self.ready.push(Ready::Shared(InterfaceId((token - SHARED_TOKENS) as u16)));
@@ -360,6 +369,7 @@ impl Worker {
             },
             interfaces,
         };
+        self.shared.gateway.lan.put(self.id, self.round.datapath.lan_report(linux::clock::monotonic_ns()));
         if let Some(shared) = self.shared.gateway.reports.get(usize::from(self.id)) {
             *lock(shared) = report;
         }
@@ -432,7 +442,7 @@ impl Worker {
 }
 
 /// A generator of random numbers that is seeded by the system.
-fn random() -> std::io::Result<Random> {
+pub(crate) fn random() -> std::io::Result<Random> {
     let mut seed = [0; SEED_BYTES];
     getrandom::fill(&mut seed).map_err(std::io::Error::other)?;
     Ok(Random::new(seed))

@@ -59,6 +59,7 @@ drop_reasons! {
     HandshakeRate "handshake-rate" "A handshake beyond the rate that its source or this node allows.",
     HandshakeMalformed "handshake-malformed" "A handshake message whose layout or payload cannot be read.",
     HandshakeSteering "handshake-steering" "A handshake of a peer that wants, or does not accept, another way to address cores than this side.",
+    HandshakeEthernet "handshake-ethernet" "A handshake of a peer that carries Ethernet frames where this side does not, or the other way round.",
     HandshakeFailed "handshake-failed" "A handshake message that fails its cryptography.",
     // frames in an opened datagram
     FrameMalformed "frame-malformed" "An inner frame whose lengths or fields are wrong.",
@@ -120,6 +121,7 @@ drop_reasons! {
     PuntLimit "punt-limit" "A packet that was handed on between cores too often.",
     // Ethernet frames, in the order the switch looks at them
     EthernetMalformed "ethernet-malformed" "An Ethernet frame that is shorter than its headers, larger than the TAP device takes, or from no station.",
+    EthernetNotAllowed "ethernet-not-allowed" "An Ethernet frame of or for a peer without ethernet = true, or without a TAP device here.",
     EthernetLinkLocal "ethernet-link-local" "A frame to 01:80:c2:00:00:00 to 0f (spanning tree, link aggregation, pause), which no bridge passes on.",
     EthernetLoop "ethernet-loop" "A frame of a LAN that is joined elsewhere too: this node's TAP device stands by until that ends.",
     EthernetMoves "ethernet-moves" "A frame of a station that moved between peers or the LAN too often: it stays where it was for now.",

@@ -46,9 +46,13 @@ pub enum SegmentKind {
 /// One packet or super-packet from the TUN device, ready to be written segment by segment.
 #[derive(Clone, Debug)]
 pub struct Segmenter<'a> {
-    /// Trimmed to the length in the IP header.
+    /// Trimmed to the length in the IP header; a frame that is a `Single` is not.
     packet: &'a [u8],
     kind: SegmentKind,
+    /// It is an Ethernet frame.
+    frame: bool,
+    /// Bytes in front of the IP header; zero without an Ethernet header.
+    front: usize,
     /// IP header only; zero in `Single`.
     ip_bytes: usize,
     /// IP and transport header; zero in `Single`.
@@ -84,23 +88,64 @@ impl<'a> Segmenter<'a> {
         }
     }
 
+    /// As [`Segmenter::new`], of an Ethernet frame or super-frame. `ip_at`: where its IP packet begins, if it has one. Each
+    /// segment has all that stands in front of that.
+    ///
+    /// # Errors
+    /// [`DropReason::BadOffload`] as above. A frame whose packet cannot be read is one segment, as it is.
+    pub fn of_frame(
+        header: &VirtioNetHeader,
+        frame: &'a [u8],
+        ip_at: Option<usize>,
+    ) -> Result<Segmenter<'a>, DropReason> {
+        let front = ip_at.unwrap_or(0);
+        let packet = frame.get(front..).filter(|packet| ip_at.is_some() && IpHeader::parse(packet).is_ok());
+        let Some(packet) = packet else {
+            let plain = header.gso_type == GSO_NONE && !header.needs_csum();
+            let single = Segmenter { frame: true, front: 0, ..Self::whole(frame) };
+            return if plain { Ok(single) } else { Err(DropReason::BadOffload) };
+        };
+        let inner = Self::new(&header.without_front(front as u16), packet)?;
+        // What stands behind the packet pads a short frame; beyond that it would change the checksum.
+        let padded = inner.kind == SegmentKind::Single && !header.needs_csum();
+        let end = if padded { frame.len() } else { front + inner.packet.len() };
+        let single = inner.kind == SegmentKind::Single;
+        let whole = frame.get(..end).ok_or(DropReason::BadOffload)?;
+        Ok(Segmenter {
+            packet: whole,
+            frame: true,
+            front,
+            header_bytes: if single { 0 } else { front + inner.header_bytes },
+            segment_payload: if single { whole.len() } else { inner.segment_payload },
+            complete: inner.complete.map(|(start, offset)| (front + start, offset)),
+            ..inner
+        })
+    }
+
+    /// One segment, as it is.
+    fn whole(packet: &'a [u8]) -> Segmenter<'a> {
+        Segmenter {
+            packet,
+            kind: SegmentKind::Single,
+            frame: false,
+            front: 0,
+            ip_bytes: 0,
+            header_bytes: 0,
+            segment_payload: packet.len(),
+            version: 0,
+            checksum_partial: false,
+            complete: None,
+            ipv4_sum: 0,
+            pseudo_sum: 0,
+        }
+    }
+
     fn single(
         header: &VirtioNetHeader,
         ip: &IpHeader,
         packet: &'a [u8],
     ) -> Result<Segmenter<'a>, DropReason> {
-        let mut segmenter = Segmenter {
-            packet,
-            kind: SegmentKind::Single,
-            ip_bytes: 0,
-            header_bytes: 0,
-            segment_payload: packet.len(),
-            version: ip.version,
-            checksum_partial: false,
-            complete: None,
-            ipv4_sum: 0,
-            pseudo_sum: 0,
-        };
+        let mut segmenter = Segmenter { version: ip.version, ..Self::whole(packet) };
         if header.needs_csum() {
             let (start, offset) = (usize::from(header.csum_start), usize::from(header.csum_offset));
             // A sum that starts in the IP header would let the checksum be written over its fields.
@@ -174,6 +219,8 @@ impl<'a> Segmenter<'a> {
         Ok(Segmenter {
             packet,
             kind,
+            frame: false,
+            front: 0,
             ip_bytes: ip.header_bytes,
             header_bytes,
             segment_payload: usize::from(header.gso_size),
@@ -183,6 +230,20 @@ impl<'a> Segmenter<'a> {
             ipv4_sum,
             pseudo_sum,
         })
+    }
+
+    /// An Ethernet frame.
+    #[inline]
+    #[must_use]
+    pub const fn is_frame(&self) -> bool {
+        self.frame
+    }
+
+    /// Where the IP packet of a frame begins.
+    #[inline]
+    #[must_use]
+    pub const fn ip_at(&self) -> usize {
+        self.front
     }
 
     /// More than one segment.
@@ -206,7 +267,7 @@ impl<'a> Segmenter<'a> {
         self.segment_payload
     }
 
-    /// Bytes of IP and TCP or UDP header, repeated in every segment; zero for a `Single`, where nothing is
+    /// Bytes of IP and TCP or UDP header, and of what a frame has in front of them, repeated in every segment; zero for a `Single`, where nothing is
     /// repeated.
     #[inline]
     #[must_use]
@@ -287,7 +348,10 @@ impl<'a> Segmenter<'a> {
                     complete_at(out, start, offset);
                 }
             }
-            SegmentKind::Tcp | SegmentKind::Udp => self.rebuild(index, bytes, start, end, out_header),
+            SegmentKind::Tcp | SegmentKind::Udp => {
+                let (front, header) = (self.front, out_header.get_mut(self.front..).unwrap_or_default());
+                self.rebuild(index, bytes - front, start, end, header);
+            }
         }
         bytes
     }
@@ -338,7 +402,8 @@ pub(crate) const fn checksum_offset(protocol: u8) -> Option<usize> {
 /// Where the TCP or UDP header starts and where its checksum stands, both from the start of the packet,
 /// when the whole checksum can be computed: not in a fragment, not in a cut header.
 #[inline]
-pub(crate) fn checksum_place(ip: &IpHeader) -> Option<(usize, usize)> {
+#[must_use]
+pub fn checksum_place(ip: &IpHeader) -> Option<(usize, usize)> {
     let offset = checksum_offset(ip.protocol)?;
     let minimum = if ip.protocol == PROTOCOL_TCP { TCP_HEADER_BYTES } else { UDP_HEADER_BYTES };
     (!ip.is_fragmented() && ip.payload_bytes() >= minimum)

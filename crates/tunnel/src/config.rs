@@ -11,8 +11,9 @@ use steering::ownership::Ownership;
 use steering::policy::Policy;
 
 use crate::class::Classes;
+use crate::hello::{Capabilities, Hello};
 use crate::keys::{Encryption, FlowDefinition, PrivateKey};
-use crate::mode::Steering;
+use crate::mode::{Refusal, Steering};
 
 /// Fixed for the life of a [`crate::node::Node`]. Everything random is passed in, so a run can be replayed.
 pub struct NodeConfig {
@@ -124,9 +125,26 @@ pub struct Peer {
     pub flow: FlowDefinition,
     /// How cores are addressed (rows T4–T9).
     pub steering: Steering,
+    /// Ethernet frames are exchanged with it (row T14); both sides must want that.
+    pub ethernet: bool,
 }
 
 impl Peer {
+    /// Optional parts of the protocol that it is told of.
+    pub(crate) fn capabilities(&self) -> Capabilities {
+        if self.ethernet { Capabilities::OURS.with(Capabilities::ETHERNET) } else { Capabilities::OURS }
+    }
+
+    /// Why there is no session with a peer that says this; `None` when there is one.
+    pub(crate) fn refusal(&self, hello: &Hello) -> Option<Refusal> {
+        let theirs = hello.capabilities.contains(Capabilities::ETHERNET);
+        match (self.ethernet, theirs) {
+            (true, false) => Some(Refusal::NoEthernetThere),
+            (false, true) => Some(Refusal::NoEthernetHere),
+            _ => self.steering.refusal(hello.steering, hello.accepted),
+        }
+    }
+
     /// Whether the bond may use a WAN (row T1): a dialer makes paths over these only, a listener takes no others.
     pub fn may_use(&self, wan: u16) -> bool {
         self.wans.as_ref().is_none_or(|wans| wans.contains(&wan))

@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use packet::drop_reason::DropReason;
+
 use crate::frame::{Frame, extension};
 
 /// How datagrams find the receiving core (rows T4–T9).
@@ -228,6 +230,23 @@ pub enum Refusal {
     /// We want what the peer does not accept.
     #[error("it does not accept steering {0}, which is wanted here")]
     NotAcceptedThere(SteeringMode),
+    /// The peer carries Ethernet frames, and we do not.
+    #[error("it carries Ethernet frames, which needs [tap] and ethernet = true for this peer here")]
+    NoEthernetHere,
+    /// We carry Ethernet frames, and the peer does not.
+    #[error("it carries no Ethernet frames with this node: they need [tap] and ethernet = true there too")]
+    NoEthernetThere,
+}
+
+impl Refusal {
+    /// Drop reason of the handshake.
+    #[must_use]
+    pub const fn reason(self) -> DropReason {
+        match self {
+            Self::NotAcceptedHere(_) | Self::NotAcceptedThere(_) => DropReason::HandshakeSteering,
+            Self::NoEthernetHere | Self::NoEthernetThere => DropReason::HandshakeEthernet,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use crate::bond::{Bond, Bonds, PeerCores};
 use crate::config::{NodeConfig, Peer, Snapshot, Wan};
 use crate::frame::{CloseReason, Frame};
 use crate::handshake::{Identity, Timestamps};
-use crate::hello::{Capabilities, Hello, PROTOCOL_VERSION, ProcessorInfo};
+use crate::hello::{Hello, PROTOCOL_VERSION, ProcessorInfo};
 use crate::index::{IndexCipher, IndexState};
 use crate::lifecycle::{Action, Lifecycle, encode};
 use crate::memory::{BondMemory, NodeMemory};
@@ -157,7 +157,7 @@ impl Node {
     fn hello(&self, peer: &Peer, timestamp_ns: Option<u64>) -> Hello {
         Hello {
             version: PROTOCOL_VERSION,
-            capabilities: Capabilities::OURS,
+            capabilities: peer.capabilities(),
             aeads: Aead::offered(),
             timestamp_ns,
             freshness: None,

@@ -54,6 +54,7 @@ fn peer(public_key: [u8; 32], hub: bool, endpoints: &[SocketAddr]) -> Peer {
         policy: Default::default(),
         flow: Default::default(),
         steering: Default::default(),
+        ethernet: false,
     }
 }
 

@@ -174,8 +174,8 @@ impl World {
                 Sent::Datagrams(target, segment, bytes) => {
                     self.transmit(site, core, &target, segment, &bytes);
                 }
-                // No node of the simulation shares an interface with another.
-                Sent::SharedDevice(..) => {}
+                // No node of the simulation shares an interface with another, or has a TAP device.
+                Sent::SharedDevice(..) | Sent::Tap(..) => {}
                 Sent::Host(offload, packet) => {
                     self.log("out", [site as u64, u64::from(core), packet.len() as u64, 0]);
                     self.came(Place::Site(site), (site, core), &offload, &packet);

@@ -144,7 +144,7 @@ pub(super) fn check_peers(
     problems: &mut Problems<'_>,
 ) {
     let is_hub = cluster.is_some_and(|cluster| cluster.hub_key.is_some());
-    for (peer, place) in peers.iter().zip(&places.peers).filter(|(peer, _)| peer.hub) {
+    for (peer, place) in peers.iter().zip(&places.peers).filter(|(peer, _)| peer.kind.hub) {
         if !is_hub {
             let message = format!(
                 "\"{}\" cannot dial the hub here; add hub = true and hub-key-file to [cluster]",

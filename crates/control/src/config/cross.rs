@@ -17,6 +17,8 @@ use super::{InterfaceMatch, Node, Peer, Tun, Wan};
 pub(super) struct Places {
     /// There are no peers.
     pub(super) alone: bool,
+    /// There is a `[tap]`: the tunnel may be for frames only.
+    pub(super) has_tap: bool,
     pub(super) tun: TunPlaces,
     pub(super) wans: Vec<WanPlaces>,
     pub(super) peers: Vec<PeerPlaces>,
@@ -38,7 +40,7 @@ pub(super) fn check(
         check_peer_wans(wans, place, problems);
         check_endpoints(node, wans, peer, place, problems);
     }
-    if !places.tun.address_given && !places.alone {
+    if !places.tun.address_given && !places.alone && !places.has_tap {
         let message =
             "no address: this node itself cannot use the tunnel; for example address = [\"10.77.0.1/24\"]";
         problems.warning(&places.tun.section, "tun.address", message);
@@ -149,7 +151,7 @@ fn check_allowed_ips(tun: &Tun, peers: &mut [Peer], places: &Places, problems: &
                 list.push(net);
             }
         }
-        if place.allowed_ips.is_empty() {
+        if place.allowed_ips.is_empty() && !place.ethernet {
             let message = "none: no packet goes to or comes from this peer; for example [\"10.77.0.2/32\"]";
             problems.warning(&place.section, KEY, message);
         }

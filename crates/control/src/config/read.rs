@@ -18,7 +18,7 @@ use super::section::{At, Section, kind, shown, whole_number};
 use super::services::read::Names;
 use super::values::{self, Endpoint, ValueError};
 use super::{
-    Config, Cores, ENDPOINTS_MAX, Family, InterfaceMatch, Node, PEERS_MAX, Peer, PeerPaths, Routes,
+    Config, Cores, ENDPOINTS_MAX, Family, InterfaceMatch, Node, PEERS_MAX, Peer, PeerKind, PeerPaths, Routes,
     STATE_DIR, Surroundings, Tun, WANS_MAX, Wan, cross, services,
 };
 use crate::key::{self, KeyError};
@@ -26,9 +26,10 @@ use crate::key::{self, KeyError};
 /// Words for a right key: what `genkey` writes.
 const KEY_RIGHT: &str = "44 characters of base64 as printed by \"anabranch genkey\" and \"anabranch pubkey\"";
 /// Every section, as it stands in a file.
-const SECTIONS: [(&str, &str); 16] = [
+const SECTIONS: [(&str, &str); 17] = [
     ("node", "[node]"),
     ("tun", "[tun]"),
+    ("tap", "[tap]"),
     ("wan", "[[wan]]"),
     ("peer", "[[peer]]"),
     ("class", "[[class]]"),
@@ -53,6 +54,8 @@ pub(super) struct PeerPlaces {
     pub(super) endpoints: Vec<At<Endpoint>>,
     pub(super) allowed_ips: Vec<At<IpNet>>,
     pub(super) wans: Vec<At<String>>,
+    /// It carries frames and need not have prefixes.
+    pub(super) ethernet: bool,
 }
 
 /// Places in the `[tun]` section that later checks point at.
@@ -77,6 +80,7 @@ pub(super) fn config(
     let alone = root.get("peer").is_none();
     let node = node(one_table(root, "node", problems), alone, surroundings, problems);
     let (tun, tun_place) = tun(one_table(root, "tun", problems), problems);
+    let tap = super::tap::tap(one_table(root, "tap", problems), problems);
     let mut wans = Vec::new();
     let mut wan_places = Vec::new();
     for table in tables(root, "wan", WANS_MAX, problems) {
@@ -105,7 +109,8 @@ pub(super) fn config(
         let message = "no peers and no interfaces: nothing to do; add a [[peer]] or an [[interface]]";
         problems.whole(super::Severity::Warning, "peer", message);
     }
-    let places = cross::Places { alone, tun: tun_place, wans: wan_places, peers: peer_places };
+    let has_tap = tap.is_some();
+    let places = cross::Places { alone, has_tap, tun: tun_place, wans: wan_places, peers: peer_places };
     cross::check(node.as_ref(), &tun, &wans, &mut peers, &places, problems);
     cross::shared_devices(&wans, &peers, &services, &places, problems);
     let table = one_table(root, "cluster", problems);
@@ -114,8 +119,10 @@ pub(super) fn config(
     let cluster = super::cluster::cluster(table, &around, problems);
     super::cluster::check_peers(cluster.as_ref(), &peers, &places, problems);
     let path = PathBuf::from(surroundings.file);
+    let (tap, tap_place) = tap.unzip();
     let mut config =
-        Config { path, node: node?, tun, wans, peers, bonds: Vec::new(), classes, services, cluster };
+        Config { path, node: node?, tun, tap, wans, peers, bonds: Vec::new(), classes, services, cluster };
+    super::tap::check(&config, tap_place.as_ref(), &places.peers, problems);
     config.number_bonds(Vec::new());
     Some(config)
 }
@@ -486,7 +493,7 @@ fn peer(
     });
     let preshared_key =
         secret(&mut section, "preshared-key", "preshared-key-file", surroundings).into_option();
-    let hub = section.flag("hub");
+    let kind = peer_kind(&mut section);
     let endpoints = section.list("endpoints", "\"198.18.0.2:4600\"", values::endpoint).unwrap_or_default();
     if let Some(extra) = endpoints.get(ENDPOINTS_MAX) {
         let message = format!("more than {ENDPOINTS_MAX} endpoints; remove some");
@@ -512,6 +519,7 @@ fn peer(
         endpoints,
         allowed_ips,
         wans: wans.clone().unwrap_or_default(),
+        ethernet: kind.ethernet,
     };
     let peer = Peer {
         // Numbered when all are known.
@@ -519,7 +527,7 @@ fn peer(
         name: name.value,
         public_key: public_key.value,
         preshared_key,
-        hub: hub.as_ref().is_some_and(|hub| hub.value),
+        kind,
         endpoints: places.endpoints.iter().map(|endpoint| endpoint.value.clone()).collect(),
         allowed_ips: Vec::new(),
         tenant: tenant.map(|tenant| tenant.value),
@@ -531,6 +539,11 @@ fn peer(
         steering,
     };
     Some((peer, places))
+}
+
+fn peer_kind(section: &mut Section<'_, '_, '_>) -> PeerKind {
+    let mut flag = |key| section.flag(key).is_some_and(|flag| flag.value);
+    PeerKind { hub: flag("hub"), ethernet: flag("ethernet") }
 }
 
 /// Where a peer is tried over TCP.

@@ -59,7 +59,7 @@ fn said(text: &str) -> Vec<String> {
 }
 
 #[track_caller]
-pub(super) fn golden(text: &str, expected: &[&str]) {
+pub(crate) fn golden(text: &str, expected: &[&str]) {
     let said = said(text);
     assert_eq!(said, expected, "\n--- of ---\n{text}\n--- is said ---\n{}\n", said.join("\n"));
 }
@@ -175,7 +175,7 @@ fn sections() {
          for example address = [\"10.77.0.1/24\"]",
         ],
     );
-    let all = "[node], [tun], [[wan]], [[peer]], [[class]], [gateway], [[interface]], [[tenant]], [[route]], [[group]], \
+    let all = "[node], [tun], [tap], [[wan]], [[peer]], [[class]], [gateway], [[interface]], [[tenant]], [[route]], [[group]], \
                [[rule]], [[nat]], [[forward]], [[virtual-server]], [[lease]], [cluster]";
     golden(
         &format!("colour = 3\n{NODE}{TUN}{PEER}[pear]\n[zone]\n"),
@@ -646,6 +646,7 @@ fn every_key_is_listed_with_its_reader() {
         let (module, function) = row[2].trim_matches('`').rsplit_once("::").unwrap();
         let text = match module {
             "read" => include_str!("read.rs"),
+            "tap" => include_str!("tap.rs"),
             "cluster" => include_str!("cluster.rs"),
             "classes" => include_str!("classes.rs"),
             "properties" => include_str!("properties.rs"),

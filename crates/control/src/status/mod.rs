@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 mod gateway;
 mod gateway_text;
+mod lan;
 pub(crate) mod read_tunnel;
 mod table;
 mod text;
@@ -20,6 +21,7 @@ pub use gateway::{
     ServerStatus, ServicesStatus, TakenOverStatus, UnmetOfNat,
 };
 pub use gateway_text::{draining, explanation, flows, groups, leases};
+pub use lan::{LanFrames, LanPeer, LanStatus};
 pub use text::text;
 pub use tunnel::{
     ClassTrafficStatus, CoreStatus, PathStatus, PeerStatus, PeerSteering, PeerTraffic, TunnelStatus,
@@ -55,6 +57,9 @@ pub struct Report {
     /// Part in a cluster; not there without `[cluster]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster: Option<ClusterStatus>,
+    /// The switch between the TAP device and peers; not there without `[tap]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lan: Option<LanStatus>,
 }
 
 /// Way of a flow's packets through a cluster. Field names are JSON keys, and are kept.

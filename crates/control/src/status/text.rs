@@ -37,6 +37,9 @@ pub fn text(report: &Report) -> String {
     if let Some(cluster) = &report.cluster {
         cluster_text(cluster, &mut out);
     }
+    if let Some(lan) = &report.lan {
+        lan.write(&mut out);
+    }
     if let Some(gateway) = &report.gateway {
         out.push_str(&gateway_text::services(gateway));
     }
@@ -349,8 +352,7 @@ mod tests {
                 wan(2, "wwan0", "no carrier", &[]),
             ],
             names: vec![NameReport { host: "hub.example.net".to_owned(), ..NameReport::default() }],
-            gateway: None,
-            cluster: None,
+            ..Report::default()
         }
     }
 

@@ -3,13 +3,14 @@
 //! A node says on its LAN, once a second, that it is there. Bridges and other nodes pass that on as any multicast. When a
 //! node's own word comes back to it by a *bond*, its LAN and that of another node are joined twice: a loop. Both hear each
 //! other on their LAN then, and the one with the higher number stands by: it takes no frame from its TAP device and gives it
-//! none, but these words, so that the proof goes on as long as the loop does. Three seconds without one and it works again.
+//! none, but these words, so that the proof goes on as long as the loop does. Three seconds without one and it works again. The
+//! peers of a node that begins to stand by hear a word of that too: stations of its LAN are reached another way from now on.
 //! So two nodes of one site are a pair of which one works, too.
 //!
 //! A word is a frame of EtherType 0x88b5 (IEEE 802, local experiments) to a group address of local meaning; payload, big endian:
 //!
 //! ```text
-//! "ANABLOOP" | version 1:8 | hops:8 | number of the node:64 | proof:64
+//! "ANABLOOP" | kind:8 (1 here, 2 stands by) | hops:8 | number of the node:64 | proof:64
 //! ```
 //!
 //! The proof is a hash under a secret of the node's, so that nobody else can make a node believe that its own word came back.
@@ -35,9 +36,16 @@ const HOPS: u8 = 8;
 const ETHER_TYPE: u16 = 0x88b5;
 const GROUP: Mac = Mac([0x03, 0x41, 0x4e, 0x41, 0x42, 0x52]);
 const MAGIC: [u8; 8] = *b"ANABLOOP";
+const KIND_AT: usize = 14 + 8;
 const HOPS_AT: usize = 14 + 9;
 const NUMBER_AT: usize = 14 + 10;
 const PROOF_AT: usize = 14 + 18;
+
+/// Kinds of words.
+const HERE: u8 = 1;
+const STANDS_BY: u8 = 2;
+/// Words to the peers when a node begins to stand by: what is on its way then may teach them anew.
+const GOODBYES: u8 = 2;
 
 /// Way of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +54,8 @@ pub(super) enum Word {
     No,
     /// One of another node: it is passed on, whatever the state.
     PassOn,
+    /// A node beyond this peer stands by; for the other peers too.
+    Forget,
     /// Our own, or one that came too far: it ends here.
     Ends,
 }
@@ -63,6 +73,8 @@ pub(super) struct Protection {
     /// When a node with a lower number was heard on the LAN.
     lower_ns: Option<u64>,
     standby_until_ns: u64,
+    /// Words that the peers still get about that.
+    goodbyes: u8,
 }
 
 impl Protection {
@@ -76,6 +88,7 @@ impl Protection {
             proof_ns: None,
             lower_ns: None,
             standby_until_ns: 0,
+            goodbyes: 0,
         }
     }
 
@@ -110,7 +123,9 @@ impl Protection {
         };
         let (number, proof) = (u64::from_be_bytes(number), u64::from_be_bytes(proof));
         let own = number == self.number;
+        let goodbye = frame.get(KIND_AT) == Some(&STANDS_BY);
         match from {
+            _ if goodbye => {}
             Port::Bond(_) if own && proof == self.proof() => self.proof_ns = Some(now_ns),
             Port::Tap if number < self.number => self.lower_ns = Some(now_ns),
             _ => {}
@@ -121,7 +136,11 @@ impl Protection {
         if let Some(hops) = hops {
             *hops = hops.saturating_sub(1).min(HOPS);
         }
-        let word = if passes { Word::PassOn } else { Word::Ends };
+        let word = match (goodbye, from) {
+            (true, Port::Bond(_)) if !own => Word::Forget,
+            (false, _) if passes => Word::PassOn,
+            _ => Word::Ends,
+        };
         (word, self.decide(now_ns))
     }
 
@@ -130,6 +149,10 @@ impl Protection {
         let until = |at: Option<u64>| at.map(|at| at + FRESH_NS).filter(|until| *until > now_ns);
         let until_ns = until(self.proof_ns)?.min(until(self.lower_ns)?);
         (until_ns > self.standby_until_ns).then(|| {
+            if !self.stands_by(now_ns) {
+                self.goodbyes = GOODBYES;
+                self.hurry();
+            }
             self.standby_until_ns = until_ns;
             until_ns
         })
@@ -145,23 +168,29 @@ impl Protection {
         self.next_ns
     }
 
-    /// Our word, if it is due.
-    pub fn say(&mut self, now_ns: u64) -> Option<Vec<u8>> {
+    /// Our words, if they are due: for the LAN, and for the peers.
+    pub fn say(&mut self, now_ns: u64) -> Option<(Vec<u8>, Option<Vec<u8>>)> {
         if now_ns < self.next_ns {
             return None;
         }
         (self.said_ns, self.next_ns) = (now_ns, now_ns + PAUSE_NS);
+        let goodbye = (self.goodbyes > 0).then(|| self.word(STANDS_BY));
+        self.goodbyes = self.goodbyes.saturating_sub(1);
+        Some((self.word(HERE), goodbye))
+    }
+
+    fn word(&self, kind: u8) -> Vec<u8> {
         let [.., a, b, c, d, e] = self.number.to_be_bytes();
         let mut frame = Vec::with_capacity(FRAME_BYTES_MIN);
         frame.extend(GROUP.0);
         frame.extend([2, a, b, c, d, e]);
         frame.extend(ETHER_TYPE.to_be_bytes());
         frame.extend(MAGIC);
-        frame.extend([1, HOPS]);
+        frame.extend([kind, HOPS]);
         frame.extend(self.number.to_be_bytes());
         frame.extend(self.proof().to_be_bytes());
         frame.resize(FRAME_BYTES_MIN, 0);
-        Some(frame)
+        frame
     }
 
     fn proof(&self) -> u64 {

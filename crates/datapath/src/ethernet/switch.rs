@@ -48,6 +48,8 @@ pub struct Settings {
     pub answers: bool,
     /// Peers that Ethernet frames are exchanged with.
     pub peers: Vec<BondId>,
+    /// Those of them that are down: their stations may be elsewhere.
+    pub down: Vec<BondId>,
     /// Number of this node among all that share a LAN: the one with the lowest works.
     pub number: u64,
     /// Cores that work: each has its part of the rate for unknown stations.
@@ -91,6 +93,8 @@ pub enum News {
     Station(Station),
     /// The TAP device stands by until then, ns.
     Standby(u64),
+    /// Stations behind this peer may be elsewhere.
+    Forget(Port),
 }
 
 /// Counts of one core.
@@ -106,6 +110,8 @@ pub struct SwitchCounters {
     pub answered: u64,
     /// Stations that were not learnt for want of room.
     pub not_learned: u64,
+    /// How often stations had to be forgotten because a node began to stand by: what bridges learnt is wrong then.
+    pub forgotten: u64,
 }
 
 /// How often one side may flood.
@@ -125,6 +131,8 @@ pub struct Switch {
     budgets: BTreeMap<Port, Budget>,
     news: Vec<News>,
     swept_ns: u64,
+    /// The TAP device stood by when this core last looked.
+    was_standby: bool,
     /// Counts.
     pub counters: SwitchCounters,
 }
@@ -140,6 +148,7 @@ impl Switch {
             budgets: BTreeMap::new(),
             news: Vec::new(),
             swept_ns: 0,
+            was_standby: false,
             counters: SwitchCounters::default(),
             settings,
         };
@@ -158,10 +167,10 @@ impl Switch {
         self.stations.set_limits(settings.limits());
         self.neighbors.set_max(settings.stations_max);
         self.settings = settings;
-        let peers = &self.settings.peers;
+        let Settings { peers, down, .. } = &self.settings;
         self.stations.keep_ports(|port| match port {
             Port::Tap => true,
-            Port::Bond(bond) => peers.contains(&bond),
+            Port::Bond(bond) => peers.contains(&bond) && !down.contains(&bond),
         });
         self.set_budgets();
     }
@@ -190,10 +199,18 @@ impl Switch {
         let header = EthernetHeader::parse(frame)?;
         let (word, until_ns) = self.protection.look(now_ns, from, &header, frame);
         if let Some(until_ns) = until_ns {
+            self.counters.forgotten += u64::from(!self.was_standby);
+            self.was_standby = true;
             self.tell(News::Standby(until_ns));
         }
         match word {
             Word::PassOn => return Ok(self.everywhere(from, hops)),
+            Word::Forget => {
+                self.counters.forgotten += 1;
+                self.stations.keep_ports(|port| port != from);
+                self.tell(News::Forget(from));
+                return Ok(Verdict::Flood { tap: false, peers: self.settings.relay && hops > 1 });
+            }
             Word::Ends => return Ok(Verdict::Heard),
             Word::No => {}
         }
@@ -201,7 +218,9 @@ impl Switch {
         if stands_by && from == Port::Tap {
             return Err(DropReason::EthernetLoop);
         }
-        if frame.len() > header.payload_at + usize::from(self.settings.mtu) || !header.src.is_station() {
+        // The kernel keeps to the MTU by itself, and gives several frames in one.
+        let too_long = frame.len() > header.payload_at + usize::from(self.settings.mtu);
+        if from != Port::Tap && too_long || !header.src.is_station() {
             return Err(DropReason::EthernetMalformed);
         }
         if header.dst.is_link_local() {
@@ -214,7 +233,7 @@ impl Switch {
         }
         let group = header.dst.is_group();
         if !group && let Some(port) = self.stations.port_of(now_ns, header.vlan, header.dst) {
-            return self.to_station(from, port, hops, stands_by);
+            return self.towards(from, port, hops, stands_by);
         }
         if let Some(answer) = resolution.and_then(|asked| self.answer(now_ns, from, &header, &asked, frame)) {
             self.counters.answered += 1;
@@ -264,7 +283,7 @@ impl Switch {
         Ok(())
     }
 
-    fn to_station(&mut self, from: Port, to: Port, hops: u8, stands_by: bool) -> Result<Verdict, DropReason> {
+    fn towards(&mut self, from: Port, to: Port, hops: u8, stands_by: bool) -> Result<Verdict, DropReason> {
         match (from, to) {
             (from, to) if from == to => return Err(DropReason::EthernetSameSide),
             (_, Port::Tap) if stands_by => return Err(DropReason::EthernetLoop),
@@ -312,12 +331,14 @@ impl Switch {
         match news {
             News::Station(station) => self.stations.hear(station),
             News::Standby(until_ns) => self.protection.stand_by_until(*until_ns),
+            News::Forget(from) => self.stations.keep_ports(|port| port != *from),
         }
     }
 
-    /// Forgets what is old, a part of it at a time. `speaks`: this core has the frames that many hear; the frame that it gives
-    /// then is for the LAN.
-    pub fn tick(&mut self, now_ns: u64, speaks: bool) -> Option<Vec<u8>> {
+    /// Forgets what is old, a part of it at a time. `speaks`: this core has the frames that many hear; what it gives then is a
+    /// frame for the LAN, and perhaps one for all peers.
+    pub fn tick(&mut self, now_ns: u64, speaks: bool) -> Option<(Vec<u8>, Option<Vec<u8>>)> {
+        self.was_standby &= self.protection.stands_by(now_ns);
         if now_ns >= self.swept_ns + SECOND_NS / SWEEP_PARTS {
             self.swept_ns = now_ns;
             let part = |entries: usize| entries / (8 * SWEEP_PARTS as usize) + 1;

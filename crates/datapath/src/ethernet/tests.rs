@@ -22,6 +22,7 @@ fn settings() -> Settings {
         flood_per_s: 1_000,
         answers: true,
         peers: vec![BondId(0), BondId(1)],
+        down: Vec::new(),
         number: 7,
         cores: 2,
     }
@@ -92,7 +93,7 @@ fn t14_frames_that_no_bridge_passes_on_end() {
     for (bytes, vlan, fits) in [(1514, 0, true), (1515, 0, false), (1518, 5, true), (1519, 5, false)] {
         let mut large = frame(mac(2), mac(1), vlan);
         large.resize(bytes, 0);
-        assert_eq!(send(&mut switch, 1, Port::Tap, large) != malformed, fits, "{bytes} {vlan}");
+        assert_eq!(send(&mut switch, 1, A, large) != malformed, fits, "{bytes} {vlan}");
     }
     let stp = frame([1, 0x80, 0xc2, 0, 0, 0], mac(1), 0);
     assert_eq!(send(&mut switch, 1, A, stp), Verdict::Drop(DropReason::EthernetLinkLocal));
@@ -238,7 +239,7 @@ fn t14_of_two_nodes_in_one_lan_the_lower_number_works() {
         let now_ns = second * SECOND_NS;
         for low_speaks in [true, false] {
             let (from, to) = if low_speaks { (&mut low, &mut high) } else { (&mut high, &mut low) };
-            let mut word = from.tick(now_ns, true).unwrap();
+            let mut word = from.tick(now_ns, true).unwrap().0;
             // Over the cable to the other's LAN, from there over the bond back.
             let verdict = to.frame(now_ns, Port::Tap, HOPS, &mut word);
             assert!(passes_bond(&verdict), "{verdict:?}");
@@ -254,12 +255,47 @@ fn t14_of_two_nodes_in_one_lan_the_lower_number_works() {
     // The cable is gone: nothing is heard any more.
     assert!(high.stands_by(7 * SECOND_NS) && !high.stands_by(9 * SECOND_NS));
     // A word that anybody could make up proves nothing.
-    let mut forged = node(2).tick(10 * SECOND_NS, true).unwrap();
+    let mut forged = node(2).tick(10 * SECOND_NS, true).unwrap().0;
     forged[35] ^= 1;
-    let mut word = low.tick(10 * SECOND_NS, true).unwrap();
+    let mut word = low.tick(10 * SECOND_NS, true).unwrap().0;
     high.frame(10 * SECOND_NS, Port::Tap, HOPS, &mut word);
     high.frame(10 * SECOND_NS, A, HOPS, &mut forged);
     assert!(!high.stands_by(10 * SECOND_NS));
+}
+
+/// A node that begins to stand by says so to its peers, which reach its stations another way from then on.
+#[test]
+fn t14_stations_behind_a_node_that_stands_by_are_forgotten() {
+    let node =
+        |number, relay| Switch::new(Settings { number, relay, ..settings() }, SecretState::of_number(number));
+    let (mut low, mut high, mut hub) = (node(1, false), node(2, false), node(3, true));
+    send(&mut low, 1, A, arp(BROADCAST, 1, mac(2), 2, 1));
+    let question = || arp(BROADCAST, 1, mac(1), 1, 2);
+    assert!(matches!(send(&mut low, 1, Port::Tap, question()), Verdict::Answer(_)));
+    let now_ns = 2 * SECOND_NS;
+    let mut word = low.tick(now_ns, true).unwrap().0;
+    high.frame(now_ns, Port::Tap, HOPS, &mut word);
+    let (mut word, none) = high.tick(now_ns, true).unwrap();
+    assert_eq!(none, None);
+    high.frame(now_ns, A, HOPS, &mut word);
+    assert!(high.stands_by(now_ns));
+    let mut goodbyes = 0;
+    for second in 3..9 {
+        let Some((_, Some(mut goodbye))) = high.tick(second * SECOND_NS, true) else { continue };
+        goodbyes += 1;
+        // A hub passes it on; nobody's LAN gets it, and nobody believes it of a LAN.
+        assert_eq!(hub.frame(now_ns, A, HOPS, &mut goodbye), Verdict::Flood { tap: false, peers: true });
+        assert_eq!(low.frame(now_ns, Port::Tap, HOPS, &mut goodbye), Verdict::Heard);
+        assert_eq!(low.stations().get(&A).is_some(), goodbyes == 1);
+        assert_eq!(low.frame(now_ns, A, HOPS, &mut goodbye), Verdict::Flood { tap: false, peers: false });
+        assert_eq!(low.stations().get(&A), None);
+    }
+    assert_eq!((goodbyes, low.counters.forgotten, high.counters.forgotten), (2, 2, 1));
+    assert_eq!(send(&mut low, 9, Port::Tap, question()), FLOOD_LAN, "nobody knows where the owner is now");
+    // So it is with a peer that is down.
+    send(&mut low, 9, A, arp(BROADCAST, 1, mac(2), 2, 1));
+    low.configure(Settings { number: 1, down: vec![BondId(0)], ..settings() });
+    assert_eq!(low.stations().get(&A), None);
 }
 
 /// Any order of frames, ticks and settings keeps the limits, and nothing ever goes back where it came from.

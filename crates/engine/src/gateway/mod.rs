@@ -37,6 +37,7 @@ use steering::ownership::Ownership;
 use crate::core_watch::Permissions;
 use crate::doorbell::Version;
 use crate::handover::{ImportBatch, Progress};
+use crate::lan::LanShared;
 
 pub(crate) mod gso_batch;
 pub(crate) mod hold;
@@ -229,7 +230,9 @@ pub(crate) struct Shared {
     pub neighbors: ArcSwap<Neighbors>,
     /// Other machines that share the work.
     pub cluster: shared::ClusterShared,
-    /// Raised by each change of the four above, so that workers need only look at one number.
+    /// The switch between the TAP device and bonds.
+    pub lan: LanShared,
+    /// Raised by each change of the five above, so that workers need only look at one number.
     pub version: Version,
     /// Whether there is anything to do: at least one interface was configured once.
     pub active: AtomicBool,
@@ -266,6 +269,7 @@ impl Shared {
             tun_program: Mutex::default(),
             neighbors: ArcSwap::from_pointee(Neighbors::default()),
             cluster: shared::ClusterShared::new(cores),
+            lan: LanShared::new(cores),
             version: Version::default(),
             active: AtomicBool::new(false),
             reports: (0..cores).map(|_| Mutex::default()).collect(),
@@ -288,6 +292,7 @@ impl Shared {
             ownership: self.ownership.load_full(),
             neighbors: self.neighbors.load_full(),
             cluster: self.cluster.snapshot.load_full(),
+            lan: self.lan.published.load_full(),
             serving: self.active.load(Relaxed),
         }
     }

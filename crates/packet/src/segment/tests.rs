@@ -312,3 +312,43 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn t14_frames_keep_their_front_in_every_segment() {
+    let fronts: [&[u8]; 2] = [&[7; 14], &[9; 19]];
+    for (addresses, front) in [V4, V6].into_iter().zip(fronts) {
+        let recipe = Recipe::tcp(addresses, payload(4000)).flags(ACK | PSH);
+        let frame = [front, &recipe.build()].concat();
+        let header = super_header(&recipe, 1400).with_front(front.len() as u16);
+        let segmenter = Segmenter::of_frame(&header, &frame, Some(front.len())).unwrap();
+        assert!(segmenter.is_frame() && segmenter.is_super() && segmenter.checksum_partial());
+        assert_eq!(segmenter.header_bytes(), front.len() + recipe.header_bytes());
+        let wanted: Vec<Vec<u8>> =
+            reference_segments(&recipe, 1400).iter().map(|segment| [front, segment].concat()).collect();
+        assert_eq!(write_all(&segmenter), wanted);
+    }
+}
+
+#[test]
+fn t14_single_frames_stay_as_they_are() {
+    let recipe = Recipe::udp(V4, payload(5));
+    let mut frame = [&[7; 14][..], &recipe.build()].concat();
+    frame.resize(60, 0xaa);
+    let plain = VirtioNetHeader::default();
+    let single = Segmenter::of_frame(&plain, &frame, Some(14)).unwrap();
+    assert_eq!(
+        (write_all(&single), single.ip_at(), single.checksum_partial()),
+        (vec![frame.clone()], 14, false)
+    );
+    // A checksum that is to be completed does not cover what pads the frame.
+    let partial = VirtioNetHeader { flags: NEEDS_CSUM, csum_start: 34, csum_offset: 6, ..plain };
+    let single = Segmenter::of_frame(&partial, &frame, Some(14)).unwrap();
+    assert!(single.checksum_partial());
+    assert_eq!(write_all(&single), [frame[..47].to_vec()]);
+    // No packet: as it is, and without any offload.
+    for ip_at in [None, Some(50)] {
+        let other = Segmenter::of_frame(&plain, &frame, ip_at).unwrap();
+        assert_eq!((write_all(&other), other.ip_at()), (vec![frame.clone()], 0));
+        assert_eq!(Segmenter::of_frame(&partial, &frame, ip_at).unwrap_err(), BAD);
+    }
+}

@@ -71,6 +71,7 @@ impl Transmit {
         let (log, depart) =
             if treatment.express && multi { (&mut tx.express, now) } else { (&mut tx.log, depart) };
         let mut head = PacketHead {
+            ethernet: segmenter.is_frame(),
             order: ordered.then(Order::default),
             partial: segmenter.checksum_partial(),
             group: segmenter.is_super() && index > 0,
@@ -104,7 +105,13 @@ impl Transmit {
         self.scratch.resize(length, 0);
         let written = segmenter.write_segment(index, &mut self.scratch);
         let order = stamp(&mut self.stampers, peer_core, hash, tx.path.id);
-        let piece = PieceHead { order, partial: head.partial, total: written as u16, ..PieceHead::default() };
+        let piece = PieceHead {
+            order,
+            ethernet: head.ethernet,
+            partial: head.partial,
+            total: written as u16,
+            ..PieceHead::default()
+        };
         append_pieces(log, piece, &self.scratch[..written], heading, depart, datagram_bytes)
     }
 }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use packet::flow::FlowKey;
-use packet::ip::{IpHeader, PROTOCOL_UDP};
+use packet::ip::PROTOCOL_UDP;
 
 use super::media::Shape;
 use crate::bond::Bond;
@@ -25,7 +25,7 @@ const ALIVE_MS: u32 = 10_000;
 const SPARSE_BURST_BYTES: u32 = 8_192;
 const SPARSE_BYTES_PER_MS: u32 = 80;
 /// UDP's header.
-const UDP_HEADER_BYTES: usize = 8;
+pub(super) const UDP_HEADER_BYTES: usize = 8;
 /// The flow has no path yet.
 pub(super) const NO_PATH: u8 = u8::MAX;
 
@@ -103,38 +103,36 @@ impl Flows {
         &self.classes
     }
 
-    /// Takes one packet into account. `pure_ack`: it has no payload and does not count.
-    pub fn packet(
+    /// Takes one packet of so many bytes into account; none: it has no payload and does not count. `payload`: that of a
+    /// datagram of UDP.
+    pub fn packet<'a>(
         &mut self,
         now: Time,
         hash: u32,
-        (flow, header): (&FlowKey, &IpHeader),
-        bytes: &[u8],
-        pure_ack: bool,
+        (flow, dscp): (&FlowKey, u8),
+        bytes: usize,
+        payload: impl FnOnce() -> &'a [u8],
     ) -> Treatment {
         let now_ms = now.ms() as u32;
         let at = self.place(now_ms, hash);
         let Self { places, classes, era } = self;
         let known = &mut places[at];
-        if known.era != *era || (classes.look_at_marks() && known.dscp != header.dscp) {
-            let (class, rule) = classes.decide(flow, header.dscp);
+        if known.era != *era || (classes.look_at_marks() && known.dscp != dscp) {
+            let (class, rule) = classes.decide(flow, dscp);
             if known.class != class || known.rule != rule {
                 known.path = NO_PATH;
             }
-            (known.class, known.rule, known.dscp, known.era) = (class, rule, header.dscp, *era);
+            (known.class, known.rule, known.dscp, known.era) = (class, rule, dscp, *era);
         }
         let since_ms = now_ms.wrapping_sub(known.at_ms);
         known.gap_ms = u16::try_from(since_ms).unwrap_or(u16::MAX);
         known.level = known.level.saturating_sub(since_ms.saturating_mul(SPARSE_BYTES_PER_MS));
         known.at_ms = now_ms;
-        if !pure_ack {
-            let level = known.level.saturating_add(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
-            known.level = level.min(4 * SPARSE_BURST_BYTES);
-        }
+        let level = known.level.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
+        known.level = level.min(4 * SPARSE_BURST_BYTES);
         let sparse = known.level <= SPARSE_BURST_BYTES;
         if known.rule == NO_RULE && flow.protocol == PROTOCOL_UDP {
-            let payload = header.payload(bytes).get(UDP_HEADER_BYTES..).unwrap_or_default();
-            let media = known.shape.look(payload, known.gap_ms);
+            let media = known.shape.look(payload(), known.gap_ms);
             known.class = if media { Class::Interactive } else { Class::Bulk };
         }
         let express = match known.class {
@@ -219,6 +217,8 @@ impl Flows {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
+    use packet::ip::IpHeader;
+
     use super::*;
     use crate::class::ClassRule;
 
@@ -254,7 +254,7 @@ mod tests {
         let header = IpHeader::parse(&packet).unwrap();
         packet.resize(bytes, 0);
         let flow = FlowKey::of_parsed(&header, &packet);
-        flows.packet(Time::from_ms(ms), hash, (&flow, &header), &packet, false)
+        flows.packet(Time::from_ms(ms), hash, (&flow, header.dscp), packet.len(), || &[])
     }
 
     fn with(rules: Vec<ClassRule>) -> Flows {

@@ -16,6 +16,7 @@ mod class_path;
 mod copies;
 mod depart;
 mod due;
+pub mod ethernet;
 mod feedback;
 mod flows;
 mod held;
@@ -121,6 +122,8 @@ pub struct Delivered {
     pub partial: bool,
     /// The sender says that it continues the super-packet of its predecessor.
     pub may_merge: bool,
+    /// It is an Ethernet frame behind its hops ([`ethernet`]).
+    pub ethernet: bool,
     /// Which core processes it.
     pub placement: Placement,
 }
@@ -299,7 +302,9 @@ impl Forwarder {
         let segmenter = Segmenter::new(offload, bytes)?;
         let reduced = reduce(flow, current.tx.receiving.flow_definition(), header.dscp);
         let pure_ack = flow.protocol == 6 && segmenter.payload_bytes() == 0;
-        let treatment = current.tx.flows.packet(now, *hash, (flow, header), bytes, pure_ack);
+        let counted = if pure_ack { 0 } else { bytes.len() };
+        let payload = || header.payload(bytes).get(flows::UDP_HEADER_BYTES..).unwrap_or_default();
+        let treatment = current.tx.flows.packet(now, *hash, (flow, header.dscp), counted, payload);
         let meta = Meta {
             flow: reduced,
             hash: None,

@@ -367,11 +367,8 @@ impl Receive {
     ) -> Result<(), DropReason> {
         match frame {
             Frame::Packet { head, body, .. } => {
-                if head.ethernet {
-                    return Err(DropReason::FrameUnknown);
-                }
-                let PacketHead { order, partial, group, .. } = head;
-                let how = Delivered { partial, may_merge: group, placement };
+                let PacketHead { order, partial, group, ethernet, .. } = head;
+                let how = Delivered { partial, may_merge: group, ethernet, placement };
                 self.packet(cx, Arrival { sequence: sequence_of(header), over, order, how }, body);
             }
             Frame::Piece { head, body, .. } => self.piece(cx, header, (over, placement), &head, body),
@@ -438,7 +435,12 @@ impl Receive {
                     sequence: sequence_of(header),
                     over: NOT_TOLD,
                     order: Some(head.order),
-                    how: Delivered { partial: head.partial, may_merge: head.group, placement },
+                    how: Delivered {
+                        partial: head.partial,
+                        may_merge: head.group,
+                        ethernet: head.ethernet,
+                        placement,
+                    },
                 };
                 self.packet(cx, arrival, &whole);
             }
@@ -450,7 +452,12 @@ impl Receive {
 
     fn packet<O: Output>(&mut self, cx: &mut Context<'_, O>, arrival: Arrival, body: &[u8]) {
         let Arrival { sequence: place, over, order, how } = arrival;
-        let refused = self.check_source(cx.node, body).err();
+        let checked = if how.ethernet {
+            super::ethernet::check(&self.bond, body)
+        } else {
+            self.check_source(cx.node, body)
+        };
+        let refused = checked.err();
         if let Some(reason) = refused {
             cx.drops.add(reason);
         }

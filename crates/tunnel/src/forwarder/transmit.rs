@@ -96,6 +96,8 @@ pub(super) struct Waiting {
     buffer: Vec<u8>,
     offload: VirtioNetHeader,
     meta: Meta,
+    /// It is an Ethernet frame.
+    frame: bool,
     /// Next segment to send, and the segment payload the count refers to.
     next: usize,
     segment_payload: usize,
@@ -360,7 +362,9 @@ impl Transmit {
         let segment_payload = segmenter.segment_payload();
         let left =
             segmenter.payload_bytes().saturating_sub(next * segment_payload) + segmenter.header_bytes();
-        let waiting = Waiting { buffer, offload: *offload, meta, next, segment_payload, left, at: now };
+        let frame = segmenter.is_frame();
+        let waiting =
+            Waiting { buffer, offload: *offload, meta, frame, next, segment_payload, left, at: now };
         let (queue, most) =
             if urgent { (&mut self.classes.urgent, URGENT_BYTES) } else { (&mut self.queue, QUEUE_BYTES) };
         let queue = queue.get_or_insert_with(|| Box::new(FqCodel::new(most, QUEUE_ITEMS, 3_000)));
@@ -506,7 +510,11 @@ impl Transmit {
                 break;
             }
             let verdict = head.codel;
-            let Ok(mut segmenter) = Segmenter::new(&head.item.offload, &head.item.buffer) else {
+            let segmenter = match head.item.frame {
+                true => super::ethernet::segmenter(&head.item.offload, &head.item.buffer),
+                false => Segmenter::new(&head.item.offload, &head.item.buffer),
+            };
+            let Ok(mut segmenter) = segmenter else {
                 // It parsed when it came in, so this cannot happen; still, never loop on it.
                 drops.add(DropReason::BadOffload);
                 if let Some(item) = queue.consume(now, 1, true) {
@@ -548,8 +556,9 @@ impl Transmit {
                 break;
             }
             let used = (next - before) * segmenter.segment_payload() + segmenter.header_bytes();
+            let ip_at = segmenter.ip_at();
             if verdict == CodelVerdict::Mark {
-                packet::ip::set_ecn_ce(&mut head.item.buffer);
+                packet::ip::set_ecn_ce(head.item.buffer.get_mut(ip_at..).unwrap_or_default());
             }
             head.item.next = next;
             head.item.left = head.item.left.saturating_sub(used).max(1);

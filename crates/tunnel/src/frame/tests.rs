@@ -266,7 +266,7 @@ fn examples() -> Vec<(&'static str, Vec<u8>)> {
         bytes: Some(4),
         ..PacketHead::default()
     };
-    add("ethernet", Drawn::Packet(head, vec![0x02, 0x00, 0x5e, 0x10]));
+    add("ethernet", Drawn::Packet(head, vec![0x08, 0x02, 0x00, 0x5e]));
     let head = PieceHead { order, total: 1_500, offset: 1_400, bytes: Some(4), ..PieceHead::default() };
     add("piece", Drawn::Piece(head, vec![1, 2, 3, 4]));
     let entry = ReportEntry {

@@ -333,14 +333,14 @@ impl Node {
 /// Whether a handshake that went well gives a session: not where one side wants what the other does not accept.
 ///
 /// # Errors
-/// `HandshakeSteering`. The reason is kept for the operator, and said once, not with every attempt.
+/// `HandshakeSteering`, `HandshakeEthernet`. The reason is kept for the operator, and said once, not with every attempt.
 fn agree(bond: &Bond, established: &Established) -> Result<(), DropReason> {
     let (peer, hello) = (bond.peer.load(), &established.remote_hello);
-    let refusal = peer.steering.refusal(hello.steering, hello.accepted);
+    let refusal = peer.refusal(hello);
     let before = bond.refused.swap(refusal.map(Arc::new));
     let Some(refusal) = refusal else { return Ok(()) };
     if before.as_deref() != Some(&refusal) {
         tracing::warn!(peer = peer.name, "no session: {refusal}");
     }
-    Err(DropReason::HandshakeSteering)
+    Err(refusal.reason())
 }

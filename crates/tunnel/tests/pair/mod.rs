@@ -29,6 +29,8 @@ pub struct Sent {
 pub struct Collected {
     pub sent: VecDeque<Sent>,
     pub delivered: Vec<Vec<u8>>,
+    /// How each of them was.
+    pub how: Vec<Delivered>,
 }
 
 impl Output for Collected {
@@ -37,8 +39,9 @@ impl Output for Collected {
         self.sent.extend(datagrams.chunks(segment).map(sent));
     }
 
-    fn deliver(&mut self, _: usize, packet: &[u8], _: Delivered) {
+    fn deliver(&mut self, _: usize, packet: &[u8], how: Delivered) {
         self.delivered.push(packet.to_vec());
+        self.how.push(how);
     }
 }
 
@@ -72,6 +75,7 @@ pub fn config(number: u8, cores: u8) -> NodeConfig {
 pub fn peer(of: &Side, endpoints: &[SocketAddr]) -> Peer {
     Peer {
         steering: Default::default(),
+        ethernet: false,
         id: BondId(u16::from(of.number)),
         tenant: 0,
         name: format!("peer-{}", of.number),
@@ -193,15 +197,26 @@ pub struct Pair {
 impl Pair {
     /// Two nodes with so many cores, joined.
     pub fn joined(dialer_cores: u8, listener_cores: u8) -> Self {
+        let pair = Self::told([dialer_cores, listener_cores], [false; 2]);
+        assert!(pair.is_joined());
+        pair
+    }
+
+    /// Two nodes that were told of each other a second ago; each wants Ethernet frames or not.
+    pub fn told([dialer_cores, listener_cores]: [u8; 2], ethernet: [bool; 2]) -> Self {
         let (dialer, listener) = (Side::new(1, dialer_cores), Side::new(2, listener_cores));
         let mut pair = Self { dialer, listener, now: Time::from_ms(1_000) };
-        let listens = peer(&pair.dialer, &[]);
-        let dials = peer(&pair.listener, &[pair.listener.address]);
+        let listens = Peer { ethernet: ethernet[1], ..peer(&pair.dialer, &[]) };
+        let dials = Peer { ethernet: ethernet[0], ..peer(&pair.listener, &[pair.listener.address]) };
         pair.listener.apply(pair.now, vec![listens]);
         pair.dialer.apply(pair.now, vec![dials]);
         pair.run_ms(1_000);
-        assert!(pair.dialer.node.in_session(BondId(2)) && pair.listener.node.in_session(BondId(1)));
         pair
+    }
+
+    /// Whether both have a session.
+    pub fn is_joined(&self) -> bool {
+        self.dialer.node.in_session(BondId(2)) && self.listener.node.in_session(BondId(1))
     }
 
     /// Delivers what both put out. Datagrams of the dialer come from one socket.
