@@ -20,6 +20,7 @@
 //!    [`cluster_state()`]: the manager's stored state.
 //! 9. [`cluster_message()`]: messages between manager and units of a cluster; [`cluster_unit()`]: what a unit makes of them.
 //! 10. [`flow_record()`]: flows that another process or machine hands over.
+//! 11. [`ethernet()`]: frames at the switch between a TAP device and bonds.
 #![allow(clippy::missing_panics_doc, reason = "a panic is what the fuzzer looks for")]
 
 mod cluster;
@@ -31,6 +32,7 @@ mod handshake;
 mod packet;
 mod quic;
 pub mod seeds;
+mod switch;
 pub mod track;
 pub mod translate;
 mod units;
@@ -43,6 +45,7 @@ pub use frames::{frames, table};
 pub use handshake::{handshake, tampering};
 pub use packet::packet;
 pub use quic::quic_header;
+pub use switch::ethernet;
 pub use track::tcp_track;
 pub use translate::nat_rewrite;
 pub use units::{encapsulation, reassembly, steps as reassembly_steps};
@@ -59,6 +62,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("cluster_unit", cluster_unit),
     ("config", config),
     ("encapsulation", encapsulation),
+    ("ethernet", ethernet),
     ("flow_record", flow_record),
     ("fragments", fragments),
     ("frames", frames),

@@ -6,6 +6,7 @@
 
 mod cluster_seeds;
 mod flow_record_seeds;
+mod switch_seeds;
 
 use std::fs;
 use std::path::Path;
@@ -43,6 +44,7 @@ fn main() {
     cluster_seeds::cluster_talks();
     cluster_seeds::cluster_states();
     flow_record_seeds::flow_records();
+    switch_seeds::ethernet();
 }
 
 fn save(target: &str, name: &str, bytes: &[u8]) {
