@@ -117,8 +117,7 @@ impl Node {
         control_socket: &Path,
         events: EventSender,
     ) -> Result<Self, StartError> {
-        let copy = events.try_clone().map_err(refused)?;
-        let supervisor = GatewaySupervisor::new(&config, control_socket, copy);
+        let supervisor = GatewaySupervisor::new(&config, control_socket, events.try_clone().map_err(failed)?);
         let numbers = Numbers::of(&config.tun.name);
         let tun = lan::open_tun(&config.tun.name, cpus.len()).map_err(StartError::Start)?;
         let tun_index = tun.index();
@@ -141,7 +140,7 @@ impl Node {
             placement: arrivals.as_ref().map(|arrivals| arrivals.placement.clone()),
             ..settings(&config, cpus, numbers)
         };
-        let engine = Engine::start(settings, Snapshot::default(), tun, tap).map_err(refused)?;
+        let engine = Engine::start(settings, Snapshot::default(), tun, tap).map_err(failed)?;
         arrivals.into_iter().for_each(|arrivals| engine.expect(arrivals));
         engine.share_devices(shared_devices::open(&config, host.netlink()).map_err(StartError::Start)?);
         let (takeover, cluster) = join_cluster(&config, &engine, &events, control_socket)?;
@@ -671,7 +670,7 @@ fn keeps_flows(config: &Config) -> bool {
     config.services.settings.keep_flows_s > 0 && !config.services.is_empty() && config.cluster.is_none()
 }
 
-fn refused(error: impl std::fmt::Display) -> StartError {
+fn failed(error: impl std::fmt::Display) -> StartError {
     StartError::Start(error.to_string())
 }
 
