@@ -105,6 +105,15 @@ pub(super) struct Waiting {
     at: Time,
 }
 
+/// The segments of a frame, or of an IP packet.
+fn segments<'a>(
+    frame: bool,
+    offload: &VirtioNetHeader,
+    buffer: &'a [u8],
+) -> Result<Segmenter<'a>, DropReason> {
+    if frame { super::ethernet::segmenter(offload, buffer) } else { Segmenter::new(offload, buffer) }
+}
+
 impl Item for Waiting {
     fn bytes(&self) -> usize {
         self.left
@@ -510,11 +519,7 @@ impl Transmit {
                 break;
             }
             let verdict = head.codel;
-            let segmenter = match head.item.frame {
-                true => super::ethernet::segmenter(&head.item.offload, &head.item.buffer),
-                false => Segmenter::new(&head.item.offload, &head.item.buffer),
-            };
-            let Ok(mut segmenter) = segmenter else {
+            let Ok(mut segmenter) = segments(head.item.frame, &head.item.offload, &head.item.buffer) else {
                 // It parsed when it came in, so this cannot happen; still, never loop on it.
                 drops.add(DropReason::BadOffload);
                 if let Some(item) = queue.consume(now, 1, true) {
