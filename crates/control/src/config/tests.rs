@@ -662,11 +662,11 @@ fn every_key_is_listed_with_its_reader() {
     }
     let (mut section, mut checked) = (String::new(), 0);
     for line in include_str!("../../../../etc/reference.toml").lines() {
+        let line = line.strip_prefix("# ").unwrap_or(line);
         if let Some(heading) = line.strip_prefix('[') {
             section = heading.trim_matches(['[', ']']).to_owned();
             continue;
         }
-        let line = line.strip_prefix("# ").unwrap_or(line);
         let is_key = |text: &str| text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
         let Some((key, _)) = line.split_once(" = ").filter(|(key, _)| is_key(key)) else { continue };
         let named = |row: &Vec<&str>| {
