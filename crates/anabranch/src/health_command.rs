@@ -14,12 +14,8 @@ Example:
   ps -C anabranch -o user,pid,args         the gateway and, as another user, \"anabranch health\"")]
 pub(crate) struct Args {
     /// Whose rights checks have: a user's name, or its numbers
-    #[arg(long, value_name = "USER", default_value = "nobody", value_parser = user)]
+    #[arg(long, value_name = "USER", default_value = "nobody", value_parser = super::helper_user)]
     user: User,
-}
-
-fn user(text: &str) -> Result<User, String> {
-    User::find(text).map_err(|error| error.to_string())
 }
 
 /// Checks backends for a gateway.

@@ -151,6 +151,11 @@ fn main() -> ExitCode {
     })
 }
 
+/// Whose rights a helper process takes, as its command line says it.
+fn helper_user(text: &str) -> Result<linux::privileges::User, String> {
+    linux::privileges::User::find(text).map_err(|error| error.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;

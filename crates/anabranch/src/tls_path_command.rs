@@ -15,12 +15,8 @@ Example:
   ps -C anabranch -o user,pid,args         the node and, as another user, \"anabranch tls-path\"")]
 pub(crate) struct Args {
     /// Whose rights it has: a user's name, or its numbers
-    #[arg(long, value_name = "USER", default_value = "nobody", value_parser = user)]
+    #[arg(long, value_name = "USER", default_value = "nobody", value_parser = super::helper_user)]
     user: User,
-}
-
-fn user(text: &str) -> Result<User, String> {
-    User::find(text).map_err(|error| error.to_string())
 }
 
 /// Carries datagrams over TCP and TLS for a node.

@@ -8,12 +8,11 @@
 //! Tables carry the name of the process's TUN device, which lives as long as the process: that of a device that is not
 //! there was left behind.
 
-use std::io::{self, Write as _};
-use std::process::{Command, Stdio};
+use std::io;
 
 use crate::Result;
 use crate::error::Context;
-use crate::netns::prepare_command;
+use crate::nft::nft;
 use crate::sys::interface_index;
 
 /// Begin of the tables' names.
@@ -121,27 +120,6 @@ fn make(table: &str, devices: &[String], ipsec: bool) -> String {
         remove(table),
         names.join(", ")
     )
-}
-
-/// Lets `nft` do all of this or nothing; what it says.
-fn nft(arguments: &[&str], script: &str) -> io::Result<String> {
-    let mut command = Command::new("nft");
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    prepare_command(&mut command);
-    let mut child = command.spawn().map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => io::Error::new(error.kind(), "the program nft is not installed"),
-        _ => error,
-    })?;
-    // The end of its input must come before its answer.
-    if let Some(mut input) = child.stdin.take() {
-        input.write_all(script.as_bytes())?;
-    }
-    let output = child.wait_with_output()?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let text = String::from_utf8_lossy(&output.stderr);
-    Err(io::Error::other(format!("nft: {}", text.lines().next().unwrap_or("it failed").trim())))
 }
 
 #[cfg(test)]

@@ -9,15 +9,13 @@
 //! Between two processes [`hold_interfaces`] keeps the stack from the flows of the first one until the second one guards the
 //! interface: a table whose timed set makes it drop nothing any more when the time is over, whoever is still alive.
 
-use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
-use std::process::{Command, Stdio};
 
 use crate::bpf::{KernelShare, device_ingress, kernel, nft_ether_type};
 use crate::error::Context;
 use crate::link_layer::LinkLayer;
-use crate::netns::prepare_command;
+use crate::nft::nft;
 use crate::sys::interface_index;
 use crate::{Error, Result};
 
@@ -74,7 +72,7 @@ impl IngressGuard {
             .context(format!("attach a program to the egress of {interface}"))?;
         // What a killed process left behind would drop by its own, older rules; what a stopped one did has done its work.
         let tables = [table_name(interface), hold_name(interface)];
-        let _ = nft(&tables.map(|table| remove_table(&table)).concat());
+        let _ = nft(&["-f", "-"], &tables.map(|table| remove_table(&table)).concat());
         Ok(IngressGuard { interface: interface.to_owned(), layer, hold: Hold::Program(link, back) })
     }
 
@@ -85,7 +83,7 @@ impl IngressGuard {
         share.filter(layer)?;
         let table = table_name(interface);
         let script = make_table(&table, interface, layer, share) + &remove_table(&hold_name(interface));
-        nft(&script).context(&what)?;
+        nft(&["-f", "-"], &script).context(&what)?;
         Ok(IngressGuard { interface: interface.to_owned(), layer, hold: Hold::Table(table) })
     }
 
@@ -108,7 +106,9 @@ impl IngressGuard {
             }
             Hold::Table(table) => {
                 share.filter(self.layer)?;
-                nft(&make_table(table, &self.interface, self.layer, share)).context(what)
+                nft(&["-f", "-"], &make_table(table, &self.interface, self.layer, share))
+                    .map(drop)
+                    .context(what)
             }
         }
     }
@@ -117,7 +117,7 @@ impl IngressGuard {
 impl Drop for IngressGuard {
     fn drop(&mut self) {
         if let Hold::Table(table) = &self.hold
-            && let Err(error) = nft(&remove_table(table))
+            && let Err(error) = nft(&["-f", "-"], &remove_table(table))
         {
             tracing::warn!(%error, table, "an nft table could not be removed");
         }
@@ -145,7 +145,7 @@ pub fn hold_interfaces(
     let what = format!("hold {} with nft tables", interfaces.join(", "));
     let script: String =
         interfaces.iter().map(|interface| make_hold(interface, share, held, seconds)).collect();
-    nft(&script).context(&what)
+    nft(&["-f", "-"], &script).map(drop).context(&what)
 }
 
 /// Of another beginning than [`table_name`], whatever the interface is called.
@@ -210,27 +210,6 @@ fn make_table(table: &str, interface: &str, layer: LinkLayer, share: &KernelShar
          priority -500; policy drop;\n{rules}  }}\n}}\n",
         remove_table(table)
     )
-}
-
-/// Lets `nft` do all of this or nothing.
-fn nft(script: &str) -> io::Result<()> {
-    let mut command = Command::new("nft");
-    command.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-    prepare_command(&mut command);
-    let mut child = command.spawn().map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => io::Error::new(error.kind(), "the program nft is not installed"),
-        _ => error,
-    })?;
-    // The end of its input must come before its answer.
-    if let Some(mut input) = child.stdin.take() {
-        input.write_all(script.as_bytes())?;
-    }
-    let output = child.wait_with_output()?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let text = String::from_utf8_lossy(&output.stderr);
-    Err(io::Error::other(format!("nft: {}", text.lines().next().unwrap_or("it failed").trim())))
 }
 
 #[cfg(test)]

@@ -39,6 +39,7 @@ pub mod link_layer;
 pub mod memory;
 pub mod netlink;
 pub mod netns;
+mod nft;
 pub mod packet_ring;
 pub mod packet_sender;
 pub mod packet_socket;

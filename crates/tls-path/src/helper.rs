@@ -147,8 +147,8 @@ impl Helper {
                     self.epoll.add(&listener, TOKEN_LISTENER, Interest::Read)?;
                     self.listener = Some((listener, deliver_to));
                 }
-                (ToHelper::Dial { id, name }, Some(socket)) => {
-                    if let Err(error) = self.dial(id, name.as_deref(), TcpStream::from(socket)) {
+                (ToHelper::Dial { id }, Some(socket)) => {
+                    if let Err(error) = self.dial(id, TcpStream::from(socket)) {
                         self.tell(&FromHelper::Down { id, reason: error.to_string() });
                     }
                 }
@@ -165,8 +165,8 @@ impl Helper {
         }
     }
 
-    fn dial(&mut self, id: u32, name: Option<&str>, tcp: TcpStream) -> io::Result<()> {
-        let tls = ClientConnection::new(Arc::clone(&self.client), tls::server_name(name));
+    fn dial(&mut self, id: u32, tcp: TcpStream) -> io::Result<()> {
+        let tls = ClientConnection::new(Arc::clone(&self.client), tls::server_name());
         let connection = Connection::dialed(tcp, tls.map_err(io::Error::other)?.into())?;
         self.enter(Entry { connection, dialed: Some(id), remote: None, told_up: false })
     }

@@ -36,8 +36,6 @@ pub enum ToHelper {
     Dial {
         /// Number of the connection from now on.
         id: u32,
-        /// Name for the peer's server to be asked for (SNI); `None`: none is told.
-        name: Option<String>,
     },
     /// A connection is not needed any more.
     HangUp {

@@ -54,11 +54,9 @@ pub fn server() -> io::Result<Arc<ServerConfig>> {
     Ok(Arc::new(config))
 }
 
-/// Name that a server is asked for.
-pub fn server_name(name: Option<&str>) -> ServerName<'static> {
-    let named = name.and_then(|name| ServerName::try_from(name.to_owned()).ok());
-    // An address is not told to the server (RFC 6066 §3).
-    named.unwrap_or(ServerName::IpAddress(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST).into()))
+/// Whom a client expects: nobody by name, and an address is not told to the server (RFC 6066 §3).
+pub fn server_name() -> ServerName<'static> {
+    ServerName::IpAddress(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST).into())
 }
 
 /// Takes every certificate whose holder proves to have its key.

@@ -35,7 +35,7 @@ impl Scene {
 
     fn dial(&self, id: u32) -> u16 {
         let socket = linux::tcp::connect(self.listener, None, 0).unwrap();
-        protocol::send(&self.node, &ToHelper::Dial { id, name: None }, Some(socket.as_fd())).unwrap();
+        protocol::send(&self.node, &ToHelper::Dial { id }, Some(socket.as_fd())).unwrap();
         let up = self.hear(|said| matches!(said, FromHelper::Up { .. } | FromHelper::Down { .. }));
         let FromHelper::Up { id: of, port } = up else { panic!("{up:?}") };
         assert_eq!(of, id);

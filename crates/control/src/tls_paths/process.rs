@@ -172,7 +172,7 @@ impl TlsPaths {
             return Err(io::Error::other("the process for TLS paths does not run"));
         }
         let socket = linux::tcp::connect(remote, device, self.mark)?;
-        self.say(&ToHelper::Dial { id, name: None }, Some(socket.as_fd()));
+        self.say(&ToHelper::Dial { id }, Some(socket.as_fd()));
         Ok(())
     }
 

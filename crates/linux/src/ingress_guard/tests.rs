@@ -152,14 +152,18 @@ fn cable() -> Netlink {
         netlink.set_mac(index, mac).unwrap();
         netlink.set_up(index, true).unwrap();
     }
-    nft("table netdev after {\n chain count {\n type filter hook ingress device \"right\" priority 0;\n \
-         counter\n }\n}\n")
+    nft(
+        &["-f", "-"],
+        "table netdev after {\n chain count {\n type filter hook ingress device \"right\" priority 0;\n \
+         counter\n }\n}\n",
+    )
     .unwrap();
     netlink
 }
 
 fn passed() -> u64 {
-    let output = Command::new("nft").args(["list", "table", "netdev", "after"]).output().unwrap();
+    let output =
+        std::process::Command::new("nft").args(["list", "table", "netdev", "after"]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let words: Vec<&str> = text.split_whitespace().collect();
     let at = words.iter().position(|word| *word == "packets").unwrap();
