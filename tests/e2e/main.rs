@@ -49,6 +49,7 @@ mod host_daemons;
 mod host_networks;
 mod host_traffic;
 mod hubs;
+mod loss;
 mod managers;
 mod mtu;
 mod names;

@@ -67,6 +67,8 @@ pub struct BondTotals {
     pub copies_used: AtomicU64,
     /// Datagrams that had come already, as copy or original, and were not forwarded again.
     pub copies_suppressed: AtomicU64,
+    /// Datagrams that were lost and came back from repair symbols.
+    pub restored: AtomicU64,
     /// Packets the order logic gave up.
     pub declared_lost: AtomicU64,
     /// Packets held for order now, all cores.

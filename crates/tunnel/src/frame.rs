@@ -89,6 +89,8 @@ pub mod extension {
     pub const SEALED_CORE: u8 = 133;
     /// The session-ID of the packets in this datagram (row T9). Body: 8 bytes. First in the datagram, never sealed.
     pub const SESSION_ID: u8 = 134;
+    /// Part of a repair symbol of the lane it comes in, see [`crate::fec`]. Body: [`crate::fec::SymbolPart`].
+    pub const REPAIR: u8 = 135;
 }
 
 /// Flag bits of kinds 1–3.

@@ -216,9 +216,14 @@ impl Capabilities {
     pub const PATH_LIMITS: Self = Self(8);
     /// Answers a freshness challenge (a cookie reply with counter 1) with [`Hello::freshness`].
     pub const FRESHNESS: Self = Self(16);
+    /// Takes repair symbols (extension frame repair).
+    pub const REPAIR: Self = Self(32);
     /// Capabilities of this version.
-    pub const OURS: Self =
-        Self::RETRANSMIT.with(Self::PARTIAL_CHECKSUM).with(Self::PATH_LIMITS).with(Self::FRESHNESS);
+    pub const OURS: Self = Self::RETRANSMIT
+        .with(Self::PARTIAL_CHECKSUM)
+        .with(Self::PATH_LIMITS)
+        .with(Self::FRESHNESS)
+        .with(Self::REPAIR);
 
     /// Both sets together.
     #[must_use]

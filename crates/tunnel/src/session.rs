@@ -40,6 +40,8 @@ pub struct Session {
     pub sends: SteeringMode,
     /// Cores of the peer: valid sending cores are below it.
     pub peer_cores: u8,
+    /// The peer takes repair symbols.
+    pub takes_repair: bool,
     /// When it was established.
     pub established: Time,
     /// It is renewed after this long.
@@ -86,6 +88,8 @@ pub struct Epoch<'a> {
     pub own_cores: u8,
     /// The peer's cores.
     pub peer_cores: u8,
+    /// The peer takes repair symbols.
+    pub takes_repair: bool,
     /// Renewed after this long, ms.
     pub rekey_after_ms: u64,
     /// Whether we started the handshake: the initiator holds a confirmed session at once.
@@ -108,6 +112,7 @@ impl Session {
             receives: epoch.receives,
             sends: epoch.sends,
             peer_cores: epoch.peer_cores,
+            takes_repair: epoch.takes_repair,
             established: now,
             rekey_after_ms: epoch.rekey_after_ms,
             life: Life { confirmed: AtomicBool::new(epoch.initiator), ..Life::default() },

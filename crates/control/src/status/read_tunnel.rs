@@ -140,6 +140,7 @@ fn peer_status(bond: &Bond, wans: &[Wan], now: Time) -> PeerStatus {
         recovered: bond.totals.recovered.load(Relaxed),
         traffic: PeerTraffic {
             copies_used: bond.totals.copies_used.load(Relaxed),
+            restored: bond.totals.restored.load(Relaxed),
             copies_suppressed: bond.totals.copies_suppressed.load(Relaxed),
             queue_bytes: u64::try_from(bond.totals.queue_bytes.load(Relaxed)).unwrap_or(0),
         },

@@ -122,6 +122,7 @@ fn peer_text(peer: &PeerStatus, out: &mut String) {
         (peer.recovered, "recovered"),
         (peer.declared_lost, "lost"),
         (peer.traffic.copies_used, "by a copy"),
+        (peer.traffic.restored, "restored"),
         (peer.held_packets, "held for order"),
     ] {
         if number > 0 {

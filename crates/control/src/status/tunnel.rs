@@ -105,6 +105,9 @@ pub struct PeerTraffic {
     /// Copies of class `critical` that came before their originals, or instead of them.
     #[serde(default)]
     pub copies_used: u64,
+    /// Datagrams that were lost and came back from repair symbols.
+    #[serde(default)]
+    pub restored: u64,
     /// Datagrams that were not forwarded again because they had come as copy or original already (row R3).
     #[serde(default)]
     pub copies_suppressed: u64,

@@ -49,9 +49,12 @@ impl Transmit {
             if self.paths[at].log.has_pending() || self.paths[at].express.has_pending() {
                 self.flush_path(now, at, out);
             }
-            if let Some(departure) = self.paths[at].log.next_departure() {
+            self.repair_path(now, at, out);
+            let tx = &self.paths[at];
+            if let Some(departure) = tx.log.next_departure() {
                 next = next.min(Time::from_ns(departure.ns().saturating_sub(DEPART_SLACK_NS / 2)));
             }
+            next = tx.repair.next().map_or(next, |due| next.min(due));
         }
         let queued = self.waiting_bytes() as i64;
         if queued != self.queued_published {
@@ -89,6 +92,12 @@ impl Transmit {
                     };
                     seal(key, &header, log.datagram_mut(number), cover);
                     log.mark_sent(number, now, header.counter);
+                    if tx.repair.block > 0
+                        && let Some(symbol) =
+                            lane.cover(header.counter, log.datagram_mut(number), tx.repair.block)
+                    {
+                        tx.repair.finished.push((run.peer_core, symbol));
+                    }
                 }
                 lanes.note_outstanding(run.peer_core, now);
                 self.sealed += run.count as u64;
@@ -106,6 +115,9 @@ impl Transmit {
             }
         }
         if datagrams > 0 {
+            if tx.repair.block > 0 {
+                tx.repair.note_covered(now);
+            }
             tx.path.note_sent(now);
             tx.path.traffic.tx_datagrams.fetch_add(datagrams, Relaxed);
             tx.path.traffic.tx_bytes.fetch_add(bytes, Relaxed);

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use packet::drop_reason::DropReason;
 
+use super::repair::LaneRepair;
 use crate::frame::{NackRange, RANGES_MAX, ReportEntry};
 use crate::replay::Window;
 use crate::time::Time;
@@ -61,6 +62,8 @@ pub(super) struct RxLane {
     published: (u64, u64),
     /// Last `now` stored in the path.
     pub heard: Time,
+    /// Repair, since the first symbol came.
+    pub repair: Option<Box<LaneRepair>>,
 }
 
 /// Reports that were sent, and whether there will be more.
@@ -102,6 +105,7 @@ impl RxLane {
             told: Told { packets: 0, listed: false, echoed: true },
             published: (0, 0),
             heard: Time::ZERO,
+            repair: None,
         }
     }
 
@@ -260,16 +264,26 @@ impl RxLane {
     pub fn missing(&mut self, now: Time) -> Vec<NackRange> {
         let mut ranges = Vec::new();
         let mut lost = 0;
-        let (highest, reorder_ns, reorders) = (self.highest, self.reorder_ns, self.reorders);
+        let (span, patience_ns) = self.repair.as_ref().map_or((0, 0), |repair| repair.patience());
+        let (highest, reorders) = (self.highest, self.reorders);
+        let reorder_ns = self.reorder_ns.max(patience_ns);
+        let came = |window: &Window, counter| window.check(counter) == Err(DropReason::Replayed);
         self.gaps.retain_mut(|gap| {
             if let Some(asked) = gap.asked {
                 return now.since(asked) < GIVE_UP_NS;
             }
-            let behind = !reorders && highest >= gap.first + gap.count - 1 + REORDER_PACKETS;
+            let behind = !reorders && highest >= gap.first + gap.count - 1 + REORDER_PACKETS + span;
             if !behind && now.since(gap.since) < reorder_ns {
                 return true;
             }
             lost += gap.count;
+            if self.own.is_some() && gap.count <= RANGE_MAX {
+                // What came as a copy, or out of a symbol, is not asked for.
+                let mut missing =
+                    (gap.first..gap.first + gap.count).filter(|counter| !came(&self.window, *counter));
+                let (Some(first), last) = (missing.next(), missing.next_back()) else { return false };
+                (gap.first, gap.count) = (first, last.unwrap_or(first) + 1 - first);
+            }
             gap.asked = Some(now);
             // Of a long gap the newest part is still worth having.
             let count = gap.count.min(RANGE_MAX);
@@ -372,12 +386,12 @@ mod tests {
         assert_eq!(lane.check(2), Err(DropReason::Replayed));
         assert_eq!(lane.commit(Time::ZERO, 2, 100, || 0), Err(DropReason::Replayed));
         assert_eq!(lane.commit_copy(2), Err(DropReason::Replayed));
-        // Where the original is lost, its path has lost it.
+        // Where the original is lost, its path has lost it, and nobody asks for it.
         assert_eq!(lane.commit_copy(3), Ok(Place::Copied));
         for counter in 4..8 {
             assert_eq!(lane.commit(Time::ZERO, counter, 100, || 0), Ok((Place::Newest, false)));
         }
-        assert_eq!(lane.missing(Time::ZERO).len(), 1);
+        assert!(lane.missing(Time::ZERO).is_empty());
         assert_eq!(lane.report(Time::ZERO, 0).lost, 1);
         // One that was asked for is recovered.
         lane.commit(Time::ZERO, 12, 100, || 0).unwrap();

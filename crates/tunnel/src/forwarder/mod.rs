@@ -25,6 +25,7 @@ mod media;
 mod placement;
 mod receive;
 mod receiving_core;
+mod repair;
 mod rx_session;
 mod transmit;
 mod tx_lane;
@@ -536,6 +537,7 @@ impl CoreBond {
             node.poll_bond_soon(now, &self.tx.bond);
         }
         self.tx.leave_dead_paths(now);
+        self.tx.follow_loss(now);
         self.tx.tick_stampers(now);
         self.tx.markers(now, out);
         if now.since(self.timing_at) >= TIMING_NS && self.tx.ordering(now) {

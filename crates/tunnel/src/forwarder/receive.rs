@@ -21,7 +21,7 @@ use super::{Delivered, Output};
 use crate::aead::TAG_BYTES;
 use crate::bond::{Bond, PATHS_MAX};
 use crate::frame::extension::{
-    PATH_LIMITS, PATH_LIMITS_SEEN, PATH_TIMING, PROCESSOR_INFO_SEEN, REKEY, SEALED_CORE, SESSION_ID,
+    PATH_LIMITS, PATH_LIMITS_SEEN, PATH_TIMING, PROCESSOR_INFO_SEEN, REKEY, REPAIR, SEALED_CORE, SESSION_ID,
 };
 use crate::frame::{self, Frame, PacketHead};
 use crate::header::{HEADER_BYTES, Header, Kind, NOT_TOLD};
@@ -77,9 +77,18 @@ pub(super) struct Receive {
     reported_at: Time,
     report_turn: usize,
     gaps: bool,
-    whole: Vec<u8>,
+    pub(super) scratch: Scratch,
     /// Lanes that timers and reports have looked at so far.
     steps: u64,
+}
+
+/// Memory for what is worked on.
+#[derive(Default)]
+pub(super) struct Scratch {
+    /// A packet that was in pieces.
+    whole: Vec<u8>,
+    /// Sealed bytes of the datagram being opened, where the lane's repair needs them.
+    pub(super) sealed: Vec<u8>,
 }
 
 /// An inner packet that has arrived, besides its bytes.
@@ -123,7 +132,7 @@ impl Receive {
             reported_at: Time::ZERO,
             report_turn: 0,
             gaps: false,
-            whole: Vec::new(),
+            scratch: Scratch::default(),
             steps: 0,
         }
     }
@@ -152,7 +161,7 @@ impl Receive {
         Ok(())
     }
 
-    /// Authenticates one datagram of session `session` and acts on its frames.
+    /// Authenticates one datagram of session `session` and acts on its frames; then on those that repair symbols bring back.
     pub fn datagram<O: Output>(
         &mut self,
         cx: &mut Context<'_, O>,
@@ -160,12 +169,30 @@ impl Receive {
         header: &Header,
         datagram: &mut [u8],
     ) -> Result<(), DropReason> {
+        let result = self.receive(cx, session, header, datagram, false);
+        if !self.scratch.sealed.is_empty() {
+            self.restore(cx, session, header);
+            self.scratch.sealed.clear();
+        }
+        result
+    }
+
+    /// As [`Self::datagram`], for one datagram. `restored`: it was lost and is back from a symbol.
+    pub(super) fn receive<O: Output>(
+        &mut self,
+        cx: &mut Context<'_, O>,
+        session: &Arc<Session>,
+        header: &Header,
+        datagram: &mut [u8],
+        restored: bool,
+    ) -> Result<(), DropReason> {
         let lane_id = self.lane_id(session, header)?;
         let bytes = datagram.len();
         match self.check(cx, session, header, lane_id) {
             Err(DropReason::Replayed) if self.is_copy(cx, header) => return Ok(()),
             checked => checked?,
         }
+        let covered = self.set_aside(session, lane_id, datagram);
         let plaintext = open(session, header, datagram)?;
         // Only now: what is not authentic must not push a session and its replay windows out.
         let at = self.session_at(session).ok_or(DropReason::TooOld)?;
@@ -174,14 +201,12 @@ impl Receive {
             cx.tx.refresh(cx.now);
         }
         self.follow_restart();
-        // A dialer knows its paths: one it took away while nobody could be told is told now, and what came over it is
-        // as good as any other datagram.
-        let path_at = match self.path_at(cx, session, header.path) {
-            Err(DropReason::NoPath) if self.bond.dialer => None,
-            found => Some(found?),
-        };
-        let foreign = !self.came_by_itself(cx, path_at, header);
+        let path_at = self.path_at(cx, session, header.path)?;
+        let foreign = restored || !self.came_by_itself(cx, path_at, header);
         let (place, copied) = self.commit(cx, (at, lane_id), header, bytes, foreign)?;
+        if covered {
+            self.keep_sealed(cx.now, (at, lane_id), header.counter);
+        }
         let lane = self.sessions[at].lane(lane_id).ok_or(DropReason::PeerMemory)?;
         self.gaps |= lane.has_gaps();
         let (unlisted, packets) = (!std::mem::replace(&mut lane.told.listed, true), lane.packets);
@@ -199,7 +224,7 @@ impl Receive {
         if path_at.is_none() && packets % TOLD_EVERY == 1 {
             cx.node.tell_removed(&self.bond, header.path, cx.actions);
         }
-        if matches!(place, Place::Recovered | Place::Copied) {
+        if matches!(place, Place::Recovered | Place::Copied) && !restored {
             self.note_repeat(cx, at, session.peer_cores, header, (place, bytes));
         }
         if copied {
@@ -263,22 +288,26 @@ impl Receive {
     }
 
     /// Where the datagram's path stands in the sending side's list; a listener learns new paths here.
+    ///
+    /// A dialer knows its paths: one it took away (`None`) while nobody could be told is told now, and what came over it is
+    /// as good as any other datagram.
     fn path_at<O: Output>(
         &self,
         cx: &mut Context<'_, O>,
         session: &Session,
         id: u8,
-    ) -> Result<usize, DropReason> {
+    ) -> Result<Option<usize>, DropReason> {
         if let Some(at) = cx.tx.paths.iter().position(|tx| tx.path.id == id) {
-            return Ok(at);
+            return Ok(Some(at));
         }
+        let unknown = if self.bond.dialer { Ok(None) } else { Err(DropReason::NoPath) };
         // A late datagram of an older epoch must not bring its path ids back.
         if self.bond.current.load().as_ref().is_some_and(|current| current.number > session.number) {
-            return Err(DropReason::NoPath);
+            return unknown;
         }
         cx.node.on_new_path(cx.now, &self.bond, id, cx.source);
         cx.tx.refresh(cx.now);
-        cx.tx.paths.iter().position(|tx| tx.path.id == id).ok_or(DropReason::NoPath)
+        cx.tx.paths.iter().position(|tx| tx.path.id == id).map_or(unknown, |at| Ok(Some(at)))
     }
 
     /// Drops keys and windows of sessions whose time is over: a core on which nothing arrives must not keep them.
@@ -396,6 +425,7 @@ impl Receive {
             Frame::Extension { kind: PATH_LIMITS_SEEN, body } => {
                 cx.node.on_path_limits_seen(&self.bond, body);
             }
+            Frame::Extension { kind: REPAIR, body } => self.on_repair(cx, session, header, body, budget),
             Frame::Extension { .. } => cx.drops.add(DropReason::FrameUnknown),
             Frame::Assignment { hash, core } => cx.tx.on_assignment(cx.now, session.number, hash, core),
             Frame::Barrier { .. } => cx.drops.add(DropReason::FrameUnknown),
@@ -425,7 +455,7 @@ impl Receive {
         let Some(sequence) = sequence(&mut self.sequences, sequence_of(header), true) else { return };
         // All stamps of this path below the piece's have left before it.
         sequence.orderer.marker(cx.now, over, head.order.stamp.wrapping_sub(1));
-        let mut whole = std::mem::take(&mut self.whole);
+        let mut whole = std::mem::take(&mut self.scratch.whole);
         match self.reassembler.push(cx.now, header.sending_core, head, body) {
             Ok(Some(Whole { bytes, .. })) => {
                 whole.clear();
@@ -447,7 +477,7 @@ impl Receive {
             Ok(None) => {}
             Err(reason) => cx.drops.add(reason),
         }
-        self.whole = whole;
+        self.scratch.whole = whole;
     }
 
     fn packet<O: Output>(&mut self, cx: &mut Context<'_, O>, arrival: Arrival, body: &[u8]) {

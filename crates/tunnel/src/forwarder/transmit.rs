@@ -19,6 +19,7 @@ use super::class_path::ClassQueues;
 use super::depart::Cover;
 use super::flows::{Flows, Treatment};
 use super::receiving_core::{Destination, ReceivingCores};
+use super::repair::PathRepair;
 use super::tx_lane::TxLanes;
 use super::{Output, Target};
 use crate::aead::TAG_BYTES;
@@ -43,6 +44,9 @@ const QUEUE_BYTES: usize = 8 << 20;
 const QUEUE_ITEMS: usize = 4_096;
 /// The same of urgent classes: what had to wait long is worth nothing to them.
 const URGENT_BYTES: usize = 512 << 10;
+
+/// Stamps are used so long after there was reason for them.
+const ORDERED_MS: u64 = 1_000;
 
 /// Properties of an inner packet besides its bytes.
 #[derive(Clone, Copy, Debug)]
@@ -151,6 +155,8 @@ pub(super) struct PathTx {
     pub tuples: Vec<Option<(u32, std::net::SocketAddr)>>,
     /// The tuple learned last.
     pub newest_tuple: Option<(u32, std::net::SocketAddr)>,
+    /// Repair symbols.
+    pub repair: PathRepair,
 }
 
 impl PathTx {
@@ -168,6 +174,7 @@ impl PathTx {
             in_use: false,
             tuples: Vec::new(),
             newest_tuple: None,
+            repair: PathRepair::default(),
         }
     }
 
@@ -482,8 +489,9 @@ impl Transmit {
             return;
         }
         self.views.extend(self.paths.iter().map(|tx| tx.path.view(now)).filter(|view| view.usable));
-        if self.views.len() > 1 {
-            self.ordered_until = now.plus_ms(1_000);
+        // On one path, what is repeated comes late: TCP takes it for lost and slows down.
+        if self.views.len() > 1 || (self.views.len() == 1 && self.paths.iter().any(|tx| tx.repair.loses)) {
+            self.ordered_until = now.plus_ms(ORDERED_MS);
         }
     }
 

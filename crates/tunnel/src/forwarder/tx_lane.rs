@@ -1,6 +1,7 @@
 //! Sending side of lanes: the next counter, and what the peer has confirmed.
 
 use super::feedback::Reported;
+use crate::fec::{Encoder, Symbol};
 use crate::header::NOT_TOLD;
 use crate::time::Time;
 
@@ -13,6 +14,8 @@ pub(super) struct TxLane {
     pub reported: Reported,
     /// When the oldest datagram with inner packets left that no report has confirmed; `None` = nothing is outstanding.
     outstanding_since: Option<Time>,
+    /// Blocks for repair symbols, while the path loses.
+    encoder: Option<Box<Encoder>>,
 }
 
 impl TxLane {
@@ -26,6 +29,14 @@ impl TxLane {
         let counter = self.next;
         self.next += 1;
         counter
+    }
+
+    /// Takes a sealed datagram into the lane's block of `size`; the symbol of a block that this ends.
+    pub fn cover(&mut self, counter: u64, datagram: &[u8], size: usize) -> Option<Symbol> {
+        let encoder = self.encoder.get_or_insert_default();
+        let ended = if encoder.reaches(counter) { None } else { encoder.finish() };
+        encoder.add(counter, datagram);
+        if encoder.waiting() < size { ended } else { encoder.finish() }
     }
 }
 
@@ -126,6 +137,23 @@ impl TxLanes {
         if let Some(Some(lanes)) = self.paths.get_mut(usize::from(path)) {
             lanes.lanes.iter_mut().for_each(|lane| lane.outstanding_since = None);
             lanes.outstanding = 0;
+        }
+    }
+
+    /// Ends the blocks of a path's lanes that wait: receiving core and symbol.
+    pub fn finish_blocks(&mut self, path: u8) -> Vec<(u8, Symbol)> {
+        let lanes = self.paths.get_mut(usize::from(path)).and_then(Option::as_mut);
+        let Some(lanes) = lanes else { return Vec::new() };
+        let last = lanes.lanes.len() - 1;
+        let core = |place: usize| if place == last { NOT_TOLD } else { place as u8 };
+        let waiting = lanes.lanes.iter_mut().enumerate();
+        waiting.filter_map(|(place, lane)| Some((core(place), lane.encoder.as_mut()?.finish()?))).collect()
+    }
+
+    /// No more symbols for a path.
+    pub fn end_repair(&mut self, path: u8) {
+        if let Some(Some(lanes)) = self.paths.get_mut(usize::from(path)) {
+            lanes.lanes.iter_mut().for_each(|lane| lane.encoder = None);
         }
     }
 

@@ -54,6 +54,7 @@ impl Node {
                 receive_key: &established.receive_key,
                 own_cores: self.cores,
                 peer_cores: hello.processor.cores,
+                takes_repair: hello.capabilities.contains(Capabilities::REPAIR),
                 rekey_after_ms: self.rekey_after_ms,
                 initiator,
             },
@@ -80,12 +81,8 @@ impl Node {
         life.advertiser.restart(now);
         life.sessions.push(Arc::clone(&session));
         if life.sessions.len() > SESSIONS_KEPT {
-            // Whoever is not confirmed goes first, never the one in use: answers may have been lost on their way.
             let current = bond.current.load().as_ref().map_or(0, |current| current.number);
-            let newest = life.sessions.len() - 1;
-            let idle = life.sessions[..newest].iter().position(|s| s.number != current && !s.is_confirmed());
-            let old = life.sessions[..newest].iter().position(|s| s.number != current);
-            life.sessions.remove(idle.or(old).unwrap_or(0));
+            remove_oldest(&mut life.sessions, current);
         }
         bond.totals.handshakes.fetch_add(1, Relaxed);
         self.republish(bond, life);
@@ -153,4 +150,13 @@ impl Node {
             table
         });
     }
+}
+
+/// Makes room among the sessions of a bond. Whoever is not confirmed goes first, never the newest nor the one in use: answers may have
+/// been lost on their way.
+fn remove_oldest(sessions: &mut Vec<Arc<Session>>, current: u32) {
+    let newest = sessions.len() - 1;
+    let idle = sessions[..newest].iter().position(|s| s.number != current && !s.is_confirmed());
+    let old = sessions[..newest].iter().position(|s| s.number != current);
+    sessions.remove(idle.or(old).unwrap_or(0));
 }
