@@ -66,8 +66,6 @@ pub mod kind {
     pub const CLOSE: u8 = 15;
     /// A path went down or came up, told over the other paths.
     pub const PATH_STATE: u8 = 16;
-    /// A flow bucket leaves for another core.
-    pub const BARRIER: u8 = 17;
     /// First of the kinds that carry their length and may be stepped over by who does not know them.
     pub const EXTENSION: u8 = 128;
 }
@@ -326,13 +324,6 @@ pub enum Frame<'a> {
         path: u8,
         /// Its new state.
         state: PeerPathState,
-    },
-    /// From now on the flow bucket's packets go to another core; the old core got them up to `stamp`.
-    Barrier {
-        /// Flow bucket of the sender's stamper.
-        bucket: u16,
-        /// The bucket's last stamp towards the old core.
-        stamp: u32,
     },
     /// A frame of a kind from [`kind::EXTENSION`] on that this version does not know. Count and go on.
     Extension {

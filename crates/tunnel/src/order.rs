@@ -293,18 +293,6 @@ impl<P> Orderer<P> {
         }
     }
 
-    /// Whether the packet with this stamp and all before it in its flow bucket have left or were given
-    /// up: what a barrier waits for.
-    pub fn is_settled(&mut self, now: Time, stamp: u32) -> bool {
-        if !self.started {
-            return false;
-        }
-        let stamp = self.unwrap_stamp(stamp);
-        self.raise_lost(now);
-        // Below the floor nobody waits any more; who was released must have been taken, too.
-        self.window.has(Set::Delivered, stamp) || (stamp < self.floor && self.held.ready() == 0)
-    }
-
     /// The sender begins to count anew: whatever is held may leave, and the next stamp is taken as it comes.
     pub fn restart(&mut self) {
         self.raise(self.window.top() + 1);

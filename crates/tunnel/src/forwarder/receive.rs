@@ -428,7 +428,6 @@ impl Receive {
             Frame::Extension { kind: REPAIR, body } => self.on_repair(cx, session, header, body, budget),
             Frame::Extension { .. } => cx.drops.add(DropReason::FrameUnknown),
             Frame::Assignment { hash, core } => cx.tx.on_assignment(cx.now, session.number, hash, core),
-            Frame::Barrier { .. } => cx.drops.add(DropReason::FrameUnknown),
             // A goodbye of an earlier epoch that was long under way says nothing about this one.
             Frame::Close { .. }
                 if self

@@ -210,7 +210,6 @@ pub(super) fn parse<'a>(kind: u8, flags: u8, get: &mut Get<'a>) -> Result<Frame<
             };
             Frame::PathState { path, state }
         }
-        kind::BARRIER => Frame::Barrier { bucket: get.u16()?, stamp: get.u32()? },
         _ => return Err(DropReason::FrameUnknown),
     })
 }
@@ -312,7 +311,7 @@ impl Frame<'_> {
             Self::Challenge { .. } => 11,
             Self::Response { .. } => 10,
             Self::Ping { .. } | Self::Pong { .. } | Self::Marker { .. } => 6,
-            Self::Probe { .. } | Self::ProbeAck { .. } | Self::Barrier { .. } => 8,
+            Self::Probe { .. } | Self::ProbeAck { .. } => 8,
             Self::Assignment { .. } => 7,
             Self::ProcessorInfo(body) | Self::Extension { body, .. } => 4 + body.len(),
             Self::Close { .. } => 3,
@@ -401,11 +400,6 @@ impl Frame<'_> {
             }
             Self::Close { reason } => put.bytes(&[kind::CLOSE, 0, reason.byte()]),
             Self::PathState { path, state } => put.bytes(&[kind::PATH_STATE, 0, path, state.byte()]),
-            Self::Barrier { bucket, stamp } => {
-                put.bytes(&[kind::BARRIER, 0])?;
-                put.u16(bucket)?;
-                put.u32(stamp)
-            }
             _ => None,
         }
     }

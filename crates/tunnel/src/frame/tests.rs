@@ -120,7 +120,7 @@ fn small() -> impl Strategy<Value = Drawn> {
         Just(PeerPathState::Suspect),
         Just(PeerPathState::Removed),
     ];
-    (0..11_u8, any::<[u8; 8]>(), any::<(u32, u16, u8)>(), state).prop_map(
+    (0..10_u8, any::<[u8; 8]>(), any::<(u32, u16, u8)>(), state).prop_map(
         |(which, token, (id, size, byte), state)| {
             Drawn::Small(match which {
                 0 => Frame::Challenge { token, path: byte },
@@ -132,8 +132,7 @@ fn small() -> impl Strategy<Value = Drawn> {
                 6 => Frame::Marker { stamp: id },
                 7 => Frame::Assignment { hash: id, core: byte },
                 8 => Frame::Close { reason: CloseReason::from_byte(byte) },
-                9 => Frame::PathState { path: byte, state },
-                _ => Frame::Barrier { bucket: size, stamp: id },
+                _ => Frame::PathState { path: byte, state },
             })
         },
     )
@@ -294,7 +293,6 @@ fn examples() -> Vec<(&'static str, Vec<u8>)> {
     add("processor-info", Drawn::ProcessorInfo(vec![0x01, 0x02, 0x03]));
     add("close", Drawn::Small(Frame::Close { reason: CloseReason::Removed }));
     add("path-state", Drawn::Small(Frame::PathState { path: 1, state: PeerPathState::Down }));
-    add("barrier", Drawn::Small(Frame::Barrier { bucket: 0x0155, stamp: 0x0001_0203 }));
     add("extension", Drawn::Extension(0x90, vec![0xff, 0xfe]));
     let timing = |path: u8, delay_us: i32, jitter_us: u32| {
         [&[path][..], &delay_us.to_be_bytes(), &jitter_us.to_be_bytes()].concat()

@@ -100,13 +100,4 @@ impl Stamper {
         // An untouched table means that nothing was sent.
         (!self.buckets.is_empty()).then(|| self.next.wrapping_sub(1) as u32)
     }
-
-    /// The flow bucket leaves for another receiving core: returns the last stamp it got here (for the barrier
-    /// frame) and forgets it, so that it starts without a predecessor when it comes back.
-    pub fn barrier(&mut self, bucket: usize) -> Option<u32> {
-        let bucket = self.buckets.get_mut(bucket % FLOW_BUCKETS)?;
-        let last = (bucket.last >> 8).checked_sub(1)?;
-        *bucket = Bucket::default();
-        Some(last as u32)
-    }
 }

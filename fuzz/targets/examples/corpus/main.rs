@@ -113,7 +113,7 @@ fn frames() {
         ),
         ("ping-and-pong", &[Frame::Ping { id: 9 }, Frame::Pong { id: 9 }]),
         ("probe-and-answer", &[Frame::Probe { id: 1, size: 1472 }, Frame::ProbeAck { id: 1, size: 1472 }]),
-        ("marker-and-barrier", &[Frame::Marker { stamp: 8 }, Frame::Barrier { bucket: 1023, stamp: 8 }]),
+        ("marker", &[Frame::Marker { stamp: 8 }]),
         ("assignment", &[Frame::Assignment { hash: 0xdead_beef, core: 3 }]),
         ("processor-info", &[Frame::ProcessorInfo(&info)]),
         (

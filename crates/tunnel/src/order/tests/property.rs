@@ -226,7 +226,6 @@ proptest! {
             match what {
                 0 => orderer.marker(now, path, stamp),
                 1 => orderer.restart(),
-                2 => { let _ = orderer.is_settled(now, stamp); }
                 _ => {}
             }
             let order = Order { stamp, back, same_path };

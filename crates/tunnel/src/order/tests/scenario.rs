@@ -450,25 +450,6 @@ fn a_restart_that_is_announced_costs_nothing() {
 }
 
 #[test]
-fn a_barrier_is_told_when_a_stamp_is_settled() {
-    let mut orderer = orderer(2, None);
-    assert!(!orderer.is_settled(T, 0));
-    assert_eq!(arrive(&mut orderer, T, 0, order(0, 0)), [0]);
-    assert!(orderer.is_settled(T, 0));
-    assert_eq!(arrive(&mut orderer, T, 0, order(2, 1)), []);
-    assert!(!orderer.is_settled(T, 1), "missing");
-    assert!(!orderer.is_settled(T, 2), "held");
-    assert!(!orderer.is_settled(T, 7), "not yet seen");
-    orderer.marker(T, 0, 2);
-    orderer.marker(T, 1, 2);
-    assert!(!orderer.is_settled(T.plus_ms(1), 1));
-    assert!(!orderer.is_settled(T.plus_ms(3), 1), "lost, but who waited has not left yet");
-    assert_eq!(at(&mut orderer, T.plus_ms(3)), [2]);
-    assert!(orderer.is_settled(T.plus_ms(3), 1));
-    assert!(orderer.is_settled(T.plus_ms(3), 2));
-}
-
-#[test]
 fn released_packets_go_before_a_younger_one_of_their_flow() {
     let mut orderer = orderer(1, None);
     let held = order(1, 1);
@@ -479,7 +460,6 @@ fn released_packets_go_before_a_younger_one_of_their_flow() {
         assert_eq!(orderer.admit(T, 0, order(stamp, 0)), Admit::Deliver);
     }
     let young = order(6, 4);
-    orderer.is_settled(T, 0);
     assert_eq!(orderer.admit(T, 0, young), Admit::Hold, "1 was released but not taken");
     orderer.hold(T, 0, young, 6).unwrap();
     assert_eq!(orderer.next_deadline(), Some(Time::ZERO));
@@ -490,7 +470,6 @@ fn released_packets_go_before_a_younger_one_of_their_flow() {
 fn the_stamper_counts_distances() {
     let mut stamper = Stamper::new();
     assert_eq!(stamper.marker(), None);
-    assert_eq!(stamper.barrier(3), None);
     assert_eq!(stamper.next(3, 0), order(0, 0));
     assert_eq!(stamper.next(4, 0), order(1, 0));
     assert_eq!(stamper.next(3 + FLOW_BUCKETS, 0), Order { stamp: 2, back: 2, same_path: true });
@@ -503,9 +482,6 @@ fn the_stamper_counts_distances() {
         stamper.next(5, 0);
     }
     assert_eq!(stamper.next(3, 0), order(131_073, 0), "outside the window");
-    assert_eq!(stamper.barrier(3), Some(131_073));
-    assert_eq!(stamper.barrier(3), None);
-    assert_eq!(stamper.next(3, 0), order(131_074, 0), "starts afresh after the barrier");
 }
 
 #[test]
