@@ -1,21 +1,20 @@
 //! Forward error correction of one lane: what is lost comes back without a question to the sender.
 //!
 //! Datagrams of a lane that loses some at random are gathered into blocks. Behind each block the sender sends a repair symbol:
-//! the sum of the block's sealed datagrams and the *weighted* sum of those of the block before, in the field of 256 elements.
-//! So every datagram is in two symbols, once with weight 1 and once with a power of 2 that differs from those of its
-//! neighbors:
+//! the sum of the block's sealed datagrams and *weighted* sums of those of the two blocks before, in the field of 256 elements.
+//! So every datagram is in three symbols, with weights of which no two datagrams of a block have the same ratio:
 //!
 //! * one loss of a block is back with the block's own symbol,
-//! * two of one block are back with the next symbol, as are three with the one after that if they spread over two blocks,
-//! * a symbol that is lost itself costs nothing but that.
+//! * two of one block are back with the next symbol, three with the one after that,
+//! * and so are losses over several blocks, as soon as there are as many symbols as losses; a symbol may be lost itself.
 //!
 //! The sum is made of sealed bytes, so what comes back is the very datagram of the lane: its tag proves it, its replay window
 //! drops it if the original or a repeat came too. [`Encoder`] belongs to the sending core's lane, [`Decoder`] to the
 //! receiving core's; frames and layout stand in `docs/wire-frames.md`, "Repair".
 //!
 //! # Cost
-//! Sending: two passes over each datagram, memory of three datagrams a lane. Receiving: a copy of each datagram, and passes
-//! over two blocks when something is missing; both only on lanes for which symbols come. A peer gets [`PASSES_PER_DATAGRAM`] passes for each datagram
+//! Sending: three passes over each datagram, memory of six datagrams a lane. Receiving: a copy of each datagram, and passes
+//! over three blocks when something is missing; both only on lanes for which symbols come. A peer gets [`PASSES_PER_DATAGRAM`] passes for each datagram
 //! that arrives, [`PASSES_MAX`] at once.
 
 mod decoder;
@@ -31,8 +30,10 @@ pub use encoder::{Encoder, Symbol};
 pub const COVERED_BYTES_MAX: usize = 2_048;
 /// Most datagrams of a block.
 pub const BLOCK_MAX: usize = 32;
-/// Fewest: one part in nine is the most that is spent on repair.
-pub const BLOCK_MIN: usize = 8;
+/// Fewest: one part in six is the most that is spent on repair.
+pub const BLOCK_MIN: usize = 5;
+/// Blocks that a symbol is made of: its own and those before.
+pub const BLOCKS: usize = 3;
 /// Bytes of memory that a [`Decoder`] takes at most.
 pub const DECODER_BYTES: usize =
     decoder::KEPT * COVERED_BYTES_MAX + decoder::EQUATIONS_MAX * COVERED_BYTES_MAX;
@@ -63,11 +64,6 @@ impl Block {
         self.mask == 0
     }
 
-    /// Counters of its datagrams, rising.
-    pub fn counters(&self) -> impl Iterator<Item = u64> + '_ {
-        (0..64).filter(|bit| self.mask >> bit & 1 == 1).map(|bit| self.first.saturating_add(bit))
-    }
-
     /// Whether it is one that an encoder makes: starts at its first datagram, and is not too long.
     #[must_use]
     pub const fn is_valid(&self) -> bool {
@@ -75,19 +71,17 @@ impl Block {
     }
 }
 
-/// How many datagrams a symbol is sent for on a path that loses this share, 0–1: a fifth of a loss per block, so that few blocks have two.
+/// How many datagrams a symbol is sent for on a path that loses this share, 0–1: as many as lose a quarter of one.
 #[must_use]
 pub fn block_size(loss: f64) -> usize {
-    ((0.2 / loss.max(1e-6)) as usize).clamp(BLOCK_MIN, BLOCK_MAX)
+    ((0.25 / loss.max(1e-6)) as usize).clamp(BLOCK_MIN, BLOCK_MAX)
 }
 
 /// Part of a symbol as an extension frame's body holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SymbolPart<'a> {
-    /// See [`Symbol::newer`].
-    pub newer: Block,
-    /// See [`Symbol::older`].
-    pub older: Block,
+    /// See [`Symbol::blocks`].
+    pub blocks: [Block; BLOCKS],
     /// Where the part begins in the symbol.
     pub offset: u16,
     /// Bytes of the whole symbol.
@@ -98,14 +92,15 @@ pub struct SymbolPart<'a> {
 
 impl<'a> SymbolPart<'a> {
     /// Bytes in front of the part.
-    pub const HEAD_BYTES: usize = 36;
+    pub const HEAD_BYTES: usize = BLOCKS * 16 + 4;
 
     /// The body; all numbers in network byte order.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut body = Vec::with_capacity(Self::HEAD_BYTES + self.bytes.len());
-        for number in [self.newer.first, self.newer.mask, self.older.first, self.older.mask] {
-            body.extend(number.to_be_bytes());
+        for block in self.blocks {
+            body.extend(block.first.to_be_bytes());
+            body.extend(block.mask.to_be_bytes());
         }
         body.extend(self.offset.to_be_bytes());
         body.extend(self.total.to_be_bytes());
@@ -118,14 +113,18 @@ impl<'a> SymbolPart<'a> {
     pub fn parse(body: &'a [u8]) -> Option<Self> {
         let (head, bytes) = body.split_first_chunk::<{ SymbolPart::HEAD_BYTES }>()?;
         let number = |at: usize| packet::array_at::<8>(head, at).map(u64::from_be_bytes);
-        let newer = Block { first: number(0)?, mask: number(8)? };
-        let older = Block { first: number(16)?, mask: number(24)? };
-        let (offset, total) = (packet::u16_at(head, 32)?, packet::u16_at(head, 34)?);
+        let mut blocks = [Block::default(); BLOCKS];
+        for (at, block) in blocks.iter_mut().enumerate() {
+            *block = Block { first: number(at * 16)?, mask: number(at * 16 + 8)? };
+        }
+        let (offset, total) = (packet::u16_at(head, BLOCKS * 16)?, packet::u16_at(head, BLOCKS * 16 + 2)?);
         let inside = usize::from(offset) + bytes.len() <= usize::from(total) && !bytes.is_empty();
-        let valid = newer.is_valid()
-            && older.is_valid()
-            && !newer.is_empty()
-            && usize::from(total) <= COVERED_BYTES_MAX;
-        (inside && valid).then_some(Self { newer, older, offset, total, bytes })
+        let valid = are_valid(&blocks) && usize::from(total) <= COVERED_BYTES_MAX;
+        (inside && valid).then_some(Self { blocks, offset, total, bytes })
     }
+}
+
+/// Whether these are blocks of a symbol.
+fn are_valid(blocks: &[Block; BLOCKS]) -> bool {
+    !blocks[0].is_empty() && blocks.iter().all(Block::is_valid)
 }

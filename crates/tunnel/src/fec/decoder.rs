@@ -1,14 +1,14 @@
 //! Receiving side: keeps what arrives, and finds what is missing from the symbols.
 
-use super::{Block, COVERED_BYTES_MAX, PASSES_MAX, PASSES_PER_DATAGRAM, Symbol, field};
+use super::{BLOCKS, Block, COVERED_BYTES_MAX, PASSES_MAX, PASSES_PER_DATAGRAM, Symbol, field};
 use crate::header::HEADER_BYTES;
 
-/// Datagrams kept, by counter: two blocks with what lies between, and some that came early.
+/// Datagrams kept, by counter: three blocks with what lies between, and some that came early.
 pub(super) const KEPT: usize = 128;
 /// Most symbols that wait for what would make them useful.
-pub(super) const EQUATIONS_MAX: usize = 6;
+pub(super) const EQUATIONS_MAX: usize = 8;
 /// Most missing datagrams that symbols are solved for at once.
-const MISSING_MAX: usize = 6;
+const MISSING_MAX: usize = 9;
 
 /// A datagram that was lost and is back, or what a peer wants to pass for one: only its tag proves it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,14 +86,12 @@ impl Decoder {
 
     /// Takes a symbol in. `arrived` tells whether a counter of the lane has arrived, or is so old that it does not matter.
     pub fn take(&mut self, symbol: Symbol, arrived: impl Fn(u64) -> bool) {
-        let Symbol { newer, older, bytes } = symbol;
-        let plausible =
-            newer.is_valid() && older.is_valid() && !newer.is_empty() && bytes.len() <= COVERED_BYTES_MAX;
-        if !plausible {
+        let Symbol { blocks, bytes } = symbol;
+        if !super::are_valid(&blocks) || bytes.len() > COVERED_BYTES_MAX {
             self.refused += 1;
             return;
         }
-        let weights = weights(newer, older);
+        let weights = weights(blocks);
         let is_kept = |counter: u64| self.kept[counter as usize % KEPT].next == counter + 1;
         let (here, missing): (Vec<_>, Vec<_>) = weights.partition(|(counter, _)| is_kept(*counter));
         if missing.is_empty()
@@ -183,12 +181,14 @@ impl Decoder {
 }
 
 /// Counters of a symbol's datagrams with their weights.
-fn weights(newer: Block, older: Block) -> impl Iterator<Item = (u64, u8)> {
-    let last = older.len().saturating_sub(1);
-    let older: Vec<_> =
-        older.counters().enumerate().map(|(at, counter)| (counter, field::power(last - at))).collect();
-    let newer: Vec<_> = newer.counters().map(|counter| (counter, 1)).collect();
-    older.into_iter().chain(newer)
+fn weights(blocks: [Block; BLOCKS]) -> impl Iterator<Item = (u64, u8)> {
+    blocks.into_iter().enumerate().flat_map(|(age, block)| {
+        let last = block.len().saturating_sub(1);
+        (0..64)
+            .filter(move |bit| block.mask >> bit & 1 == 1)
+            .enumerate()
+            .map(move |(at, bit)| (block.first.saturating_add(bit), field::power(age * (last - at))))
+    })
 }
 
 impl Equation {

@@ -1,15 +1,14 @@
 //! Sending side: gathers sealed datagrams into blocks and makes their symbols.
 
-use super::{Block, COVERED_BYTES_MAX, field};
+use super::{BLOCKS, Block, COVERED_BYTES_MAX, field};
 use crate::header::HEADER_BYTES;
 
 /// Repair symbol of a block.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Symbol {
-    /// The block whose datagrams it holds with weight 1.
-    pub newer: Block,
-    /// The block before, whose datagrams it holds with weights that are powers of 2, 1 for the last; empty for the first symbol.
-    pub older: Block,
+    /// The block, and those before it, the newest first. In block n (from 0) a datagram has the weight 2 to the power of n times the number of
+    /// the block's datagrams behind it. Empty ones follow where there were no more.
+    pub blocks: [Block; BLOCKS],
     /// The sum, each datagram as its length behind the header (16 bits) and its bytes from there on, with zeros behind.
     pub bytes: Vec<u8>,
 }
@@ -17,24 +16,23 @@ pub struct Symbol {
 /// Encoder of one lane.
 #[derive(Clone, Debug, Default)]
 pub struct Encoder {
-    block: Block,
-    sum: Vec<u8>,
-    weighted: Vec<u8>,
-    older: Block,
-    older_weighted: Vec<u8>,
+    /// The block that is gathered and those before it.
+    blocks: [Block; BLOCKS],
+    /// Sums of each, with the weights of block 0, 1 and 2 of a symbol. Those that are not used any more are empty.
+    sums: [[Vec<u8>; BLOCKS]; BLOCKS],
 }
 
 impl Encoder {
     /// Datagrams since the last symbol.
     #[must_use]
     pub const fn waiting(&self) -> usize {
-        self.block.len()
+        self.blocks[0].len()
     }
 
     /// Whether a datagram with this counter can still be in the same block as those that wait.
     #[must_use]
     pub const fn reaches(&self, counter: u64) -> bool {
-        self.block.is_empty() || counter.wrapping_sub(self.block.first) < 64
+        self.blocks[0].is_empty() || counter.wrapping_sub(self.blocks[0].first) < 64
     }
 
     /// Takes in a sealed datagram, header included; counters rise. One that is too long is not covered, nor one out of the block's
@@ -47,18 +45,17 @@ impl Encoder {
         if !self.reaches(counter) {
             return;
         }
-        if self.block.is_empty() {
-            self.block.first = counter;
+        let block = &mut self.blocks[0];
+        if block.is_empty() {
+            block.first = counter;
         }
-        self.block.mask |= 1 << (counter - self.block.first);
+        block.mask |= 1 << (counter - block.first);
         let length = (sealed.len() as u16).to_be_bytes();
-        let bytes = 2 + sealed.len();
-        if self.sum.len() < bytes {
-            self.sum.resize(bytes, 0);
-            self.weighted.resize(bytes, 0);
-        }
-        field::double_all(&mut self.weighted);
-        for sum in [&mut self.sum, &mut self.weighted] {
+        for (weight, sum) in self.sums[0].iter_mut().enumerate() {
+            if sum.len() < 2 + sealed.len() {
+                sum.resize(2 + sealed.len(), 0);
+            }
+            (0..weight).for_each(|_| field::double_all(sum));
             field::add(sum, &length);
             field::add(&mut sum[2..], sealed);
         }
@@ -66,17 +63,22 @@ impl Encoder {
 
     /// Ends the block: its symbol. `None` when nothing waits.
     pub fn finish(&mut self) -> Option<Symbol> {
-        if self.block.is_empty() {
+        if self.blocks[0].is_empty() {
             return None;
         }
-        let mut bytes = std::mem::take(&mut self.sum);
-        if bytes.len() < self.older_weighted.len() {
-            bytes.resize(self.older_weighted.len(), 0);
+        let mut bytes = std::mem::take(&mut self.sums[0][0]);
+        for age in 1..BLOCKS {
+            let sum = std::mem::take(&mut self.sums[age][age]);
+            if bytes.len() < sum.len() {
+                bytes.resize(sum.len(), 0);
+            }
+            field::add(&mut bytes, &sum);
         }
-        field::add(&mut bytes, &self.older_weighted);
-        let symbol = Symbol { newer: self.block, older: self.older, bytes };
-        self.older = std::mem::take(&mut self.block);
-        self.older_weighted = std::mem::take(&mut self.weighted);
+        let symbol = Symbol { blocks: self.blocks, bytes };
+        self.blocks.rotate_right(1);
+        self.blocks[0] = Block::default();
+        self.sums.rotate_right(1);
+        self.sums[0] = Default::default();
         Some(symbol)
     }
 }

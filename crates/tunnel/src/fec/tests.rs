@@ -93,7 +93,7 @@ fn one_loss_of_a_block_is_back_with_its_symbol() {
 }
 
 #[test]
-fn two_of_a_block_are_back_with_the_next_and_three_over_two_with_the_one_after() {
+fn two_of_a_block_are_back_with_the_next_and_three_with_the_one_after() {
     let mut line = Line::new(1);
     for block in 0..20 {
         for at in 0..12 {
@@ -101,17 +101,18 @@ fn two_of_a_block_are_back_with_the_next_and_three_over_two_with_the_one_after()
                 3 => at == 2 || at == 9,
                 10 => at == 0 || at == 11,
                 11 => at == 5,
+                15 => at == 1 || at == 2 || at == 7,
                 _ => false,
             };
             line.send(1_400, lose);
         }
         line.end(false);
         match block {
-            3 | 10 | 11 => assert!(line.restored < line.lost),
+            3 | 10 | 11 | 15 | 16 => assert!(line.restored < line.lost),
             _ => assert_eq!(line.restored, line.lost, "block {block}"),
         }
     }
-    assert_eq!(line.lost, 5);
+    assert_eq!(line.lost, 8);
 }
 
 #[test]
@@ -128,7 +129,7 @@ fn a_lost_symbol_costs_nothing_but_itself() {
 
 #[test]
 fn random_losses_are_nearly_all_repaired() {
-    for (loss, least) in [(0.003, 0.995), (0.01, 0.98), (0.03, 0.93)] {
+    for (loss, least) in [(0.003, 0.999), (0.01, 0.99), (0.03, 0.98), (0.05, 0.97)] {
         let size = block_size(loss);
         let mut line = Line::new(7);
         for _ in 0..2_000 {
@@ -158,8 +159,8 @@ fn whatever_a_peer_sends_costs_a_bounded_number_of_passes() {
         }
         let block = |back: u64| Block { first: counter.saturating_sub(back), mask: 0xffff_ffff };
         for _ in 0..4 {
-            let symbol =
-                Symbol { newer: block(40), older: block(70), bytes: vec![rng.u8(..); rng.usize(0..1_400)] };
+            let blocks = [block(40), block(70), Block::default()];
+            let symbol = Symbol { blocks, bytes: vec![rng.u8(..); rng.usize(0..1_400)] };
             decoder.take(symbol, |_| false);
             let mut solved = 0;
             while decoder.solve().is_some() {
@@ -178,8 +179,7 @@ fn whatever_a_peer_sends_costs_a_bounded_number_of_passes() {
 /// The example of `docs/wire-frames.md`.
 pub(crate) fn example() -> SymbolPart<'static> {
     SymbolPart {
-        newer: Block { first: 0x0102, mask: 0b1011 },
-        older: Block { first: 0x00f0, mask: 0b1 },
+        blocks: [Block { first: 0x0102, mask: 0b1011 }, Block { first: 0x00f0, mask: 0b1 }, Block::default()],
         offset: 0x02bd,
         total: 0x02c0,
         bytes: &[0xaa, 0xbb, 0xcc],
@@ -195,7 +195,7 @@ fn parts_are_read_as_they_were_written_and_nonsense_is_refused() {
         assert_eq!(SymbolPart::parse(&body[..cut]), None, "{cut}");
     }
     // Without its first datagram, too many of them, none, beyond the symbol, and a symbol that is too long.
-    for (at, byte) in [(15, 0x0a), (8, 0xff), (15, 0x00), (33, 0xbe), (34, 0xff)] {
+    for (at, byte) in [(15, 0x0a), (8, 0xff), (15, 0x00), (49, 0xbe), (50, 0xff)] {
         let mut bad = body.clone();
         bad[at] = byte;
         if at == 8 {

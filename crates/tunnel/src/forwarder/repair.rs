@@ -127,8 +127,7 @@ impl Transmit {
             let length = total.div_ceil(total.div_ceil(room)).max(1);
             for (part, bytes) in symbol.bytes.chunks(length).enumerate() {
                 let part = SymbolPart {
-                    newer: symbol.newer,
-                    older: symbol.older,
+                    blocks: symbol.blocks,
                     offset: (part * length) as u16,
                     total: total as u16,
                     bytes,
@@ -157,10 +156,10 @@ impl LaneRepair {
     /// Puts a part to the others of its symbol; the symbol when it is whole.
     fn put(&mut self, part: &SymbolPart<'_>) -> Option<Symbol> {
         let same =
-            |symbol: &Symbol| symbol.newer == part.newer && symbol.bytes.len() == usize::from(part.offset);
+            |symbol: &Symbol| symbol.blocks == part.blocks && symbol.bytes.len() == usize::from(part.offset);
         let mut symbol = match self.partial.take().filter(same) {
             Some(symbol) => symbol,
-            None if part.offset == 0 => Symbol { newer: part.newer, older: part.older, bytes: Vec::new() },
+            None if part.offset == 0 => Symbol { blocks: part.blocks, bytes: Vec::new() },
             None => return None,
         };
         symbol.bytes.extend(part.bytes);
@@ -241,7 +240,7 @@ impl Receive {
         // What comes back is told from what was only late.
         let Some(lane) = known.lane_with_copies(lane_id) else { return budget.refuse() };
         let mut repair = lane.repair.take().unwrap_or_default();
-        repair.note(cx.now, part.newer.first);
+        repair.note(cx.now, part.blocks[0].first);
         if let Some(symbol) = repair.put(&part) {
             repair.decoder.take(symbol, |counter| lane.check(counter).is_err());
         }
