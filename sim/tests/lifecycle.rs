@@ -385,6 +385,35 @@ fn path_ids_never_run_out() {
 }
 
 #[test]
+fn a_machine_that_may_have_been_copied_seals_nothing_more_under_its_keys() {
+    for ends in [0, 1] {
+        let mut world = pair(sim::seed(70 + ends as u64), (2, 2), &two());
+        world.start();
+        joined(&mut world, 2, 1_000);
+        let number =
+            |world: &World| world.sites[ends].bond(0).unwrap().current.load().as_ref().map(|s| s.number);
+        let before = number(&world).unwrap();
+        let sent = flows(&mut world, 8_000);
+        world.run_ms(1_000);
+        let now = world.now;
+        world.sites[ends].node.end_sessions(now);
+        assert_eq!(number(&world), None);
+        let began = world.now;
+        assert!(world.run_until_true(5_000, |world| number(world).is_some_and(|number| number > before)));
+        eprintln!("site {ends}: new keys after {} ms", world.now.since(began) / 1_000_000);
+        world.run_ms(8_000);
+        world.check().unwrap();
+        for flow in sent {
+            assert!(
+                world.udp_missing(flow).len() < 400,
+                "site {ends}: {} lost",
+                world.udp_missing(flow).len()
+            );
+        }
+    }
+}
+
+#[test]
 fn a_peer_that_says_goodbye_is_believed_and_may_come_back() {
     for site in 0..2 {
         let mut world = pair(sim::seed(14), (2, 2), &two());

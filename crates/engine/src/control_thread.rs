@@ -1,10 +1,13 @@
 //! The control thread (rows C7, C9): keeps what all workers share in order. It learns neighbors from the kernel, finds cores
-//! that hang, has load votes counted and buckets moved, frees what workers have let go of.
+//! that hang, has load votes counted and buckets moved, ends the sessions of a machine that was copied, frees what workers have let go of.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use tunnel::time::Time;
+
+use crate::copy_watch::CopyWatch;
 use crate::core_watch::CoreWatch;
 use crate::neighbors::NeighborWatch;
 
@@ -23,6 +26,7 @@ pub(crate) struct ControlThread {
     engine: Arc<crate::Shared>,
     neighbors: NeighborWatch,
     cores: CoreWatch,
+    copies: CopyWatch,
 }
 
 impl ControlThread {
@@ -30,6 +34,7 @@ impl ControlThread {
         Self {
             neighbors: NeighborWatch::default(),
             cores: CoreWatch::new(engine.counters.len(), linux::clock::monotonic_ns()),
+            copies: CopyWatch::new(),
             engine,
         }
     }
@@ -42,6 +47,11 @@ impl ControlThread {
             round += 1;
             engine.control_rounds.store(round, Relaxed);
             self.cores.look(&engine);
+            if let Some(reason) = self.copies.look() {
+                tracing::warn!(reason, "all sessions end, for new keys");
+                engine.node.end_sessions(Time::from_ns(linux::clock::monotonic_ns()));
+                engine.wake_all();
+            }
             if round.is_multiple_of(VOTE_ROUNDS) {
                 self.cores.balance(&engine);
             }

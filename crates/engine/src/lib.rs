@@ -23,6 +23,7 @@
 
 pub mod config;
 mod control_thread;
+mod copy_watch;
 mod core_watch;
 pub mod counters;
 pub mod doorbell;

@@ -11,6 +11,7 @@ mod neighbor;
 pub mod nftables;
 mod route;
 mod rule;
+mod vm_generation;
 
 pub use address::Address;
 pub use link::Link;
@@ -18,6 +19,7 @@ pub use monitor::{Change, Monitor};
 pub use neighbor::{Neighbor, NeighborChange, NeighborMonitor, NeighborState};
 pub use route::{MAIN_TABLE, Route, RouteKind, RouteSpec};
 pub use rule::{Family, PolicyAction, PolicyRule, RuleSpec};
+pub use vm_generation::VmGenerationMonitor;
 
 use std::cell::Cell;
 use std::io;
@@ -183,16 +185,20 @@ fn each_decoded(bytes: &[u8], each: &mut dyn FnMut(RouteNetlinkMessage)) {
     }
 }
 
-/// Opens and binds a netlink socket that listens to these groups (a bit mask of the first 32).
+/// Opens and binds a socket to the routing tables that listens to these groups (a bit mask of the first 32).
 fn open_socket(groups: u32) -> io::Result<OwnedFd> {
-    // SAFETY: no pointers are passed.
-    let fd = owned(unsafe {
-        libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_ROUTE)
-    })?;
     const ON: libc::c_int = 1;
+    let fd = open_protocol(libc::NETLINK_ROUTE, groups)?;
     // Error texts of the kernel, and errors without a copy of the request.
     set_option(&fd, libc::SOL_NETLINK, libc::NETLINK_EXT_ACK, &ON)?;
     set_option(&fd, libc::SOL_NETLINK, libc::NETLINK_CAP_ACK, &ON)?;
+    Ok(fd)
+}
+
+/// As [`open_socket`], for any protocol of netlink.
+fn open_protocol(protocol: libc::c_int, groups: u32) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers are passed.
+    let fd = owned(unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) })?;
     // SAFETY: an all-zero sockaddr_nl is valid.
     let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
     address.nl_family = libc::AF_NETLINK as libc::sa_family_t;

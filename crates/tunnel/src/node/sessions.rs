@@ -120,6 +120,18 @@ impl Node {
         tracing::info!(peer = bond.peer.load().name, "peer closed the session");
     }
 
+    /// Ends the sessions of all bonds without a word to the peers: this machine may have been copied, and its copy would seal other
+    /// packets with the same counters. A goodbye would be one of them. New handshakes draw new keys.
+    pub fn end_sessions(&self, now: Time) {
+        for bond in self.bonds.load().iter() {
+            let mut life = lifecycle(bond);
+            self.drop_sessions(&mut life);
+            bond.current.store(None);
+            life.next_attempt = now;
+        }
+        self.poll_soon(now);
+    }
+
     pub(super) fn expire_sessions(&self, now: Time, bond: &Bond, life: &mut Lifecycle) {
         let before = life.sessions.len();
         life.sessions.retain(|session| !session.expired(now));
