@@ -128,6 +128,45 @@ fn c2_t1_reload_of_the_hubs_services_leaves_the_tunnel_alone() {
     });
 }
 
+/// Rows C2, T1: the address of the hub's WAN changes, which is an interface of its gateway as well: what comes to the port of
+/// `listen` at the new address is the tunnel's, not taken for a packet to forward.
+#[test]
+fn c2_t1_the_address_that_peers_dial_changes_on_an_interface_of_the_gateway() {
+    for host in ["native", "datapath"] {
+        isolated(|| {
+            let scene = Scene::new(&[link(80.0, 2.0)]);
+            let (a, b) = (scene.a(), scene.b());
+            let old = scene.testbed.addresses(Site::B, 0).ipv4.unwrap();
+            let [x, y, z, _] = old.octets();
+            let new = std::net::Ipv4Addr::new(x, y, z, 77);
+            let hub = Config::new("hub", HUB_IP).node_line("listen = 4600");
+            let branch = Config::new("branch", BRANCH_IP).wan("wan0");
+            let endpoints = [format!("{old}:4600"), format!("{new}:4600")];
+            let branch = branch.peer(&hub, &endpoints, &hub.own_nets(), "");
+            let hub = hub.peer(&branch, &[], &branch.own_nets(), "").section(&format!(
+                "[gateway]\nhost = \"{host}\"\ndefault-action = \"allow\"\n\
+                 [[interface]]\nname = \"wan0\"\n[[nat]]\nout = \"wan0\"\n"
+            ));
+            let (branch, mut hub) = scene.join(&branch, &hub, 1);
+            ready(&mut hub);
+            echo(a, b, HUB_IP);
+            let before = peer(&branch).handshakes;
+            let route = shell(b, "ip route show default");
+            let route = route.lines().next().unwrap_or_default().trim();
+            shell(b, &format!("ip addr del {old}/24 dev wan0 && ip addr add {new}/24 dev wan0"));
+            if !route.is_empty() {
+                shell(b, &format!("ip route replace {route}"));
+            }
+            wait_for("the bond is at the new address", PATIENCE, || {
+                let _ = try_echo(a, b, HUB_IP);
+                peer(&branch).paths.iter().any(|path| path.state == "up" && path.remote.contains(".77:"))
+            });
+            wait_for("it answers", PATIENCE, || try_echo(a, b, HUB_IP).is_ok());
+            assert!(peer(&branch).handshakes >= before, "{host}");
+        });
+    }
+}
+
 /// Rows R4, R11: two tenants with equal addresses behind two peers. Both ask the same server from the same address and port; the
 /// hub translates each by itself and answers each by the bond that it came by. A rule about one peer does not touch the other.
 #[test]

@@ -191,6 +191,10 @@ impl KernelShare {
         asm.if_equal(DHCP_SERVER, kernel);
         asm.place(ports);
         if let Some(list) = &self.addresses {
+            if v4_of(list).next().is_none() {
+                // What nothing leads to is no program to the kernel.
+                return asm.jump(take);
+            }
             let ours = asm.ahead();
             asm.load(Width::Word, ip + 16);
             for address in v4_of(list) {
@@ -225,6 +229,9 @@ impl KernelShare {
 
         asm.place(udp);
         if let Some(list) = &self.addresses {
+            if v6_of(list).next().is_none() {
+                return asm.jump(take);
+            }
             let ours = asm.ahead();
             for address in v6_of(list) {
                 let next = asm.ahead();

@@ -237,7 +237,15 @@ fn changing(kind: GuardKind) {
     left.send(&frame).unwrap();
     assert_eq!(passed_in_the_end(0), 0, "{kind:?}");
     let any = KernelShare { addresses: None, ..share() };
-    for (share, expected) in [(share(), 1), (any, 2), (KernelShare::default(), 2)] {
+    // A host without addresses for now, or with those of one family alone.
+    let of = |list: &[&str]| {
+        let list = list.iter().map(|address| address.parse().unwrap()).collect();
+        KernelShare { addresses: Some(list), ..share() }
+    };
+    let (none, v4_alone, v6_alone) = (of(&[]), of(&["10.4.0.1"]), of(&["fd04::1"]));
+    for (share, expected) in
+        [(share(), 1), (any, 2), (KernelShare::default(), 2), (none, 2), (v4_alone, 3), (v6_alone, 3)]
+    {
         guard.set_kernel_share(&share).unwrap();
         left.send(&frame).unwrap();
         assert_eq!(passed_in_the_end(expected), expected, "{kind:?} {share:?}");
@@ -261,12 +269,12 @@ fn changing(kind: GuardKind) {
     };
     guard.set_kernel_share(&largest).unwrap();
     left.send(&frame).unwrap();
-    assert_eq!(passed_in_the_end(2), 2, "the address is not among them");
+    assert_eq!(passed_in_the_end(3), 3, "the address is not among them");
     let ring = PacketRing::open("right", &PacketRingOptions::default()).unwrap();
     ring.set_kernel_share(&largest).unwrap();
     drop(guard);
     left.send(&frame).unwrap();
-    assert_eq!(passed_in_the_end(3), 3);
+    assert_eq!(passed_in_the_end(4), 4);
 }
 
 /// `gw` in this namespace with 10.4.0.1/24, its other end with .2 in another.
