@@ -93,12 +93,12 @@ fn t6_one_core_for_the_whole_tunnel_told_configured_and_taken_away() {
         }
         let before = [delivered(&branch), delivered(&hub)];
         let (there, back) =
-            (tcp_start(a, b, HUB_IP, 5203, 12, 2.0), tcp_start(b, a, BRANCH_IP, 5204, 12, 2.0));
+            (tcp_start(a, b, HUB_IP, 5203, 12, 1.0), tcp_start(b, a, BRANCH_IP, 5204, 12, 1.0));
         tcp_finish(there);
         tcp_finish(back);
         for (gateway, before) in [&branch, &hub].into_iter().zip(&before) {
             let cores = since(gateway, before);
-            assert!(cores[0] < 20 && cores[1] > 1_000, "one core for the tunnel: {cores:?}");
+            assert!(cores[0] < 20 && cores[1] > 500, "one core for the tunnel: {cores:?}");
             nothing_refused(gateway);
         }
         let options =
@@ -154,7 +154,7 @@ fn join(scene: &Scene, lines: &str) -> (Gateway, Gateway) {
 fn both_cores_of_both_sides(scene: &Scene, branch: &Gateway, hub: &Gateway) {
     let before = [delivered(branch), delivered(hub)];
     let (a, b) = (scene.a(), scene.b());
-    let (there, back) = (tcp_start(a, b, HUB_IP, 5203, 12, 1.5), tcp_start(b, a, BRANCH_IP, 5204, 12, 1.5));
+    let (there, back) = (tcp_start(a, b, HUB_IP, 5203, 12, 1.0), tcp_start(b, a, BRANCH_IP, 5204, 12, 1.0));
     tcp_finish(there);
     tcp_finish(back);
     for (gateway, before) in [branch, hub].into_iter().zip(&before) {
@@ -184,10 +184,10 @@ fn one_flow_one_core(scene: &Scene, hub: &Gateway) {
 #[track_caller]
 fn a_core_is_taken_away(scene: &Scene, hub: &Gateway) {
     let options =
-        udp::Options { flows: 40, payload_bytes: 300, ..udp::Options::new(4.0, Span::seconds(4.0)) };
+        udp::Options { flows: 40, payload_bytes: 300, ..udp::Options::new(4.0, Span::seconds(2.5)) };
     let stop = testbed::stop::Stop::new();
     let transfer = udp::start(scene.a(), scene.b(), socket(HUB_IP, 5300), options, &stop).unwrap();
-    std::thread::sleep(Duration::from_millis(1_500));
+    std::thread::sleep(Duration::from_millis(800));
     assert_eq!(hub.command(&["core", "drain", "1"]).0, 0);
     std::thread::sleep(Duration::from_millis(800));
     let before = delivered_now(hub);
@@ -196,7 +196,7 @@ fn a_core_is_taken_away(scene: &Scene, hub: &Gateway) {
     // The simulator shows that none is lost; a machine that is busy with something else may let a path fall silent meanwhile.
     assert!(report.loss_percent_from_start < 10.0, "{report:?}");
     let cores = since(hub, &before);
-    assert!(cores[0] > 500 && cores[1] < 20, "all of it moved: {cores:?}");
+    assert!(cores[0] > 300 && cores[1] < 20, "all of it moved: {cores:?}");
     assert_eq!(hub.command(&["core", "enable", "1"]).0, 0);
     nothing_refused(hub);
 }
