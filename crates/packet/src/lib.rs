@@ -6,7 +6,7 @@
 //! 1. A TUN read yields a [`vnet`] header and one packet, perhaps a *super-packet* of up to 64 KB whose
 //!    segmentation and checksum the kernel left to us.
 //! 2. [`ip`] reads the IPv4 or IPv6 header (all lengths checked, extension headers walked), [`icmp`] tells kinds of
-//!    ICMP messages, [`martian`] what no router passes on, [`quic`] the clear part of QUIC's, and [`flow`] makes the [`FlowKey`] that the steering crate hashes to an owner.
+//!    ICMP messages, [`martian`] what no router passes on, [`quic`] QUIC's clear headers and Initials, [`tls`] and [`server_name`] the server that a client asks for, and [`flow`] makes the [`FlowKey`] that the steering crate hashes to an owner.
 //!    [`ethernet`] does the same for frames of a TAP device.
 //! 3. [`segment`] writes one segment after the other of the super-packet straight into the datagrams that
 //!    carry them. Transport checksums stay partial: the tunnel's AEAD vouches for the bytes.
@@ -14,6 +14,9 @@
 //! 5. [`attachment`] names where a packet came in and where it goes; [`buffer`] is memory for one, with room around it.
 //! 6. [`checksum`] holds the arithmetic of all of that, and [`drop_reason`] names every way for a packet to
 //!    end early: one list for the whole product.
+//!
+//! The only cryptography here is that of QUIC's Initials, whose keys are public: it stands beside TLS's parser, so that tunnel and
+//! services share both.
 //!
 //! Byte order: packets are in network byte order as on the wire; every field of a parsed header is in host
 //! order. Lengths are in bytes.
@@ -33,8 +36,10 @@ mod mss;
 pub mod prefetch;
 pub mod quic;
 pub mod segment;
+pub mod server_name;
 #[cfg(test)]
 mod testing;
+pub mod tls;
 pub mod vnet;
 
 pub use attachment::{BondId, Egress, Ingress, InterfaceId};

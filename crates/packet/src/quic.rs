@@ -1,13 +1,15 @@
-//! Clear part of QUIC's packets: what all versions have in common (RFC 8999), and which kind of packet it is in version 1
-//! (RFC 9000 §17) and 2 (RFC 9369).
+//! QUIC's packets: their clear part, what all versions have in common (RFC 8999), and which kind of packet it is in version 1
+//! (RFC 9000 §17) and 2 (RFC 9369); and what a client's first ones say ([`initial`]).
 //!
 //! Connection ids tell packets of a connection from others when its addresses change. A long header says how long they
 //! are; a short header has the destination's only, and whoever did not see the connection begin has to know its length.
 
 use crate::{array_at, u32_at};
 
+pub mod initial;
+
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 /// Longest connection id of versions 1 and 2, bytes (RFC 9000 §17.2).
 pub const CONNECTION_ID_BYTES_MAX: usize = 20;
@@ -15,8 +17,8 @@ pub const CONNECTION_ID_BYTES_MAX: usize = 20;
 /// First bit of a packet with a long header (RFC 8999 §5.1).
 pub const LONG: u8 = 0x80;
 
-const VERSION_1: u32 = 1;
-const VERSION_2: u32 = 0x6b33_43cf;
+pub(crate) const VERSION_1: u32 = 1;
+pub(crate) const VERSION_2: u32 = 0x6b33_43cf;
 
 /// First packet of a datagram; several may stand in one (RFC 9000 §12.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +32,8 @@ pub enum Packet<'a> {
 /// A long header (RFC 8999 §5.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LongHeader<'a> {
+    /// Version of QUIC; 0 in a version negotiation.
+    pub version: u32,
     /// Kind of packet.
     pub kind: Kind,
     /// Connection id that the receiver chose; the client's very first one is the client's own choice.
@@ -82,7 +86,7 @@ impl<'a> Packet<'a> {
         if is_known && destination.len().max(source.len()) > CONNECTION_ID_BYTES_MAX {
             return None;
         }
-        Some(Packet::Long(LongHeader { kind, destination, source, rest }))
+        Some(Packet::Long(LongHeader { version, kind, destination, source, rest }))
     }
 }
 

@@ -297,3 +297,29 @@ pub fn any_recipe(payload_bytes_max: usize) -> impl proptest::strategy::Strategy
         },
     )
 }
+
+/// A ClientHello with `padding_bytes` in front of the name, and something behind it.
+pub fn client_hello(name: Option<&str>, padding_bytes: usize) -> Vec<u8> {
+    let sized = |bytes: &[u8]| [&(bytes.len() as u16).to_be_bytes(), bytes].concat();
+    let extension = |kind: u16, body: &[u8]| [&kind.to_be_bytes()[..], &sized(body)].concat();
+    let mut extensions = extension(21, &vec![0; padding_bytes]);
+    if let Some(name) = name {
+        extensions.extend(extension(0, &sized(&[&[0], &sized(name.as_bytes())[..]].concat())));
+    }
+    extensions.extend(extension(43, &[2, 3, 4]));
+    let mut body = vec![3, 3];
+    body.extend([7; 32]);
+    // Session id, one cipher suite, no compression.
+    body.extend([4, 1, 2, 3, 4, 0, 2, 0x13, 0x01, 1, 0]);
+    body.extend(sized(&extensions));
+    let mut message = (body.len() as u32).to_be_bytes().to_vec();
+    message[0] = 1;
+    message.extend(body);
+    message
+}
+
+/// A handshake message in TLS records of so many bytes each.
+pub fn records(message: &[u8], bytes: usize) -> Vec<u8> {
+    let record = |part: &[u8]| [&[22, 3, 1][..], &(part.len() as u16).to_be_bytes(), part].concat();
+    message.chunks(bytes).flat_map(record).collect()
+}

@@ -10,7 +10,7 @@
 //!    to a genuine handshake.
 //! 3. [`frames()`]: what stands in a data datagram, pieces put together included; [`table()`]: bucket tables in it.
 //! 4. [`packet()`]: inner packets and super-packets, from the TUN device or from a peer.
-//!    [`quic_header()`]: connection ids of QUIC.
+//!    [`quic_header()`]: connection ids of QUIC; [`server_name()`]: what TLS and QUIC say in the clear.
 //! 5. [`fragments()`]: packets in pieces, from any interface of the gateway.
 //! 6. [`nat_rewrite()`]: packets that the gateway translates; [`tcp_track()`]: segments of connections that it follows.
 //! 7. [`encapsulation()`]: datagrams between the units of a cluster; [`reassembly()`]: frames that they carry in fragments.
@@ -44,7 +44,7 @@ pub use fragments::{fragments, steps as fragment_steps};
 pub use frames::{frames, table};
 pub use handshake::{handshake, tampering};
 pub use packet::packet;
-pub use quic::quic_header;
+pub use quic::{quic_header, server_name};
 pub use switch::ethernet;
 pub use track::tcp_track;
 pub use translate::nat_rewrite;
@@ -72,6 +72,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("packet", packet),
     ("quic_header", quic_header),
     ("reassembly", reassembly),
+    ("server_name", server_name),
     ("table", table),
     ("tampering", tampering),
     ("tcp_track", tcp_track),
