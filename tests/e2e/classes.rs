@@ -8,7 +8,7 @@ use crate::scene::*;
 use crate::talk::{Heard, Talk};
 
 /// Packets of a class that were sent over a WAN of the first peer, or to an address.
-fn packets(gateway: &Gateway, class: &str, wan: &str) -> u64 {
+pub fn packets(gateway: &Gateway, class: &str, wan: &str) -> u64 {
     let of_wan = peer(gateway).paths.into_iter().filter(|path| wan.is_empty() || path.wan == wan);
     of_wan.filter_map(|path| path.classes.get(class).map(|traffic| traffic.tx_packets)).sum()
 }

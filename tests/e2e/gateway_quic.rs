@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::ops::RangeFrom;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -26,7 +27,7 @@ use crate::scene::*;
 const STEP: Duration = Duration::from_millis(5);
 
 /// One side of QUIC on a socket: the protocol is quinn's, the system calls are ours.
-struct Quic {
+pub struct Quic {
     endpoint: Endpoint,
     socket: UdpSocket,
     connections: BTreeMap<usize, Connection>,
@@ -107,7 +108,7 @@ fn read(connection: &mut Connection, stream: StreamId, take: &mut impl Extend<u8
 }
 
 /// A server that sends back what it gets, until it is dropped.
-fn server(place: &Node, config: ServerConfig) -> Background<usize> {
+pub fn server(place: &Node, config: ServerConfig) -> Background<usize> {
     let socket = place.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 443))).unwrap().unwrap();
     Background::start(move |end| {
         let mut quic = Quic::new(socket, Some(config));
@@ -134,7 +135,7 @@ fn server(place: &Node, config: ServerConfig) -> Background<usize> {
 }
 
 /// A connection that sends bytes and gets them back.
-struct Client {
+pub struct Client {
     quic: Quic,
     handle: usize,
     stream: Option<StreamId>,
@@ -143,16 +144,17 @@ struct Client {
 }
 
 impl Client {
-    fn connect(socket: UdpSocket, to: &str, config: ClientConfig) -> Self {
+    /// Asks for the server `name`.
+    pub fn connect(socket: UdpSocket, to: &str, name: &str, config: ClientConfig) -> Self {
         let mut quic = Quic::new(socket, None);
         let to = to.parse().unwrap();
-        let (handle, connection) = quic.endpoint.connect(Instant::now(), config, to, "good.test").unwrap();
+        let (handle, connection) = quic.endpoint.connect(Instant::now(), config, to, name).unwrap();
         quic.connections.insert(handle.0, connection);
         Self { quic, handle: handle.0, stream: None, sent: 0, received: Vec::new() }
     }
 
     /// Goes on until so many bytes have come back; `false`: they do not.
-    fn reach(&mut self, bytes: usize) -> bool {
+    pub fn reach(&mut self, bytes: usize) -> bool {
         let begin = Instant::now();
         while self.received.len() < bytes {
             self.quic.step();
@@ -174,12 +176,27 @@ impl Client {
 }
 
 /// A socket with a port that none had before it: the gateway still knows the flows of those, and where they go.
-fn socket(place: &Node, ports: &mut RangeFrom<u16>) -> UdpSocket {
+pub fn socket(place: &Node, ports: &mut RangeFrom<u16>) -> UdpSocket {
     place.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, ports.next().unwrap()))).unwrap().unwrap()
 }
 
 fn pattern(at: usize) -> u8 {
     (at.wrapping_mul(31) >> 3) as u8
+}
+
+/// Files of an authority, `ca.pem`, and of a server with these names, `server.key` and `server.pem`.
+pub fn certify(place: &Node, at: &Path, names: &str) {
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    shell(
+        place,
+        &format!(
+            "cd {} && openssl req -x509 {key} -keyout ca.key -out ca.pem -subj /CN=authority -days 2 2>&1 && \
+             openssl req {key} -keyout server.key -out server.csr -subj /CN=good.test 2>&1 && \
+             echo subjectAltName={names} > names && openssl x509 -req -in server.csr -CA ca.pem \
+             -CAkey ca.key -CAcreateserial -days 2 -out server.pem -extfile names 2>&1",
+            at.display()
+        ),
+    );
 }
 
 /// Row C6: the client's port changes in mid-transfer, again and again, and it does not know: the connection goes on at its
@@ -190,17 +207,7 @@ fn c6_quic_connections_outlive_a_nat_that_forgets() {
         let lans = Lans::new(4);
         let directory = ScratchDir::new("anabranch-quic").unwrap();
         let at = directory.path();
-        let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-        shell(
-            lans.gateway(),
-            &format!(
-                "cd {} && openssl req -x509 {key} -keyout ca.key -out ca.pem -subj /CN=authority -days 2 2>&1 && \
-                 openssl req {key} -keyout server.key -out server.csr -subj /CN=good.test 2>&1 && \
-                 echo subjectAltName=DNS:good.test > names && openssl x509 -req -in server.csr -CA ca.pem \
-                 -CAkey ca.key -CAcreateserial -days 2 -out server.pem -extfile names 2>&1",
-                at.display()
-            ),
-        );
+        certify(lans.gateway(), at, "DNS:good.test");
         let certificate = |name: &str| CertificateDer::from_pem_file(at.join(name)).unwrap();
         let server_config = || {
             let key = PrivateKeyDer::from_pem_file(at.join("server.key")).unwrap();
@@ -221,7 +228,8 @@ fn c6_quic_connections_outlive_a_nat_that_forgets() {
         let mut rebinds = |moves: usize| {
             // Nothing of one connection is known to the next, which may get another backend.
             let config = ClientConfig::with_root_certificates(Arc::clone(&roots)).unwrap();
-            let mut client = Client::connect(socket(lans.host(1), &mut ports), "10.1.1.10:443", config);
+            let mut client =
+                Client::connect(socket(lans.host(1), &mut ports), "10.1.1.10:443", "good.test", config);
             assert!(client.reach(10_000), "before it moves: {:?}", client.quic.lost);
             (1..=moves).all(|number| {
                 let socket = socket(lans.host(1), &mut ports);

@@ -7,6 +7,7 @@
 
 mod bad_input;
 mod capture;
+mod class_names;
 mod classes;
 mod cli;
 mod cluster;

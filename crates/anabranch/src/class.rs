@@ -12,6 +12,7 @@ use crate::output::{RunningNode, print, print_json};
 Examples:
   anabranch class 'udp 10.0.0.5:5004 > 10.9.0.7:5004'
   anabranch class 'tcp 10.0.0.5:1234 > 10.9.0.7:443' --dscp 46 --json
+  anabranch class 'tcp 10.0.0.5:1234 > 10.9.0.7:443' --server-name us02web.zoom.us
 
 Says by which [[class]] of the configuration this side sends the flow as it does, and changes nothing.
 Exit code 1: the flow is not understood, or no peer has its destination.")]
@@ -22,6 +23,9 @@ pub(crate) struct Args {
     /// DSCP of its packets, 0–63
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..64))]
     dscp: u8,
+    /// Server that its client asks for by TLS or QUIC
+    #[arg(long, value_name = "NAME")]
+    server_name: Option<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -31,7 +35,8 @@ pub(crate) struct Args {
 
 /// Asks the running gateway for a flow's class.
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let response = match args.target.ask(Request::Class { packet: args.packet, dscp: args.dscp }) {
+    let request = Request::Class { packet: args.packet, dscp: args.dscp, server_name: args.server_name };
+    let response = match args.target.ask(request) {
         Ok(response) => response,
         Err(code) => return Ok(code),
     };

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use packet::attachment::{Ingress, InterfaceId};
 use packet::flow::FlowKey;
+use packet::server_name::ServerName;
 
 use crate::config::{Config, classes};
 use crate::gateway::engine::{EngineHandle, EngineRefusal, ExplainError, FLOWS_MAX};
@@ -54,6 +55,9 @@ pub(crate) enum CommandError {
         /// Destination with a port.
         dst: SocketAddr,
     },
+    /// A server's name is none.
+    #[error("\"{0}\" is no name of a host; write for example www.example.org")]
+    ServerName(String),
     /// Nobody answers a question for the way.
     #[error("{0}")]
     Trace(&'static str),
@@ -113,9 +117,10 @@ impl Commands<'_> {
                 let flows = self.engine.flows(filter, (*limit).min(FLOWS_MAX));
                 Ok(Response { flows: Some(flows), ..Response::done() })
             }
-            Request::Class { packet, dscp } => {
+            Request::Class { packet, dscp, server_name } => {
                 let flow = packet_of(packet)?;
-                let class = classes::of_flow(self.config, &flow, *dscp);
+                let server = server_name.as_deref().map(server_of).transpose()?;
+                let class = classes::of_flow(self.config, &flow, *dscp, server.as_ref());
                 let class = class.ok_or(CommandError::NoPeerFor { address: flow.dst })?;
                 Ok(Response { class: Some(class), ..Response::done() })
             }
@@ -231,6 +236,11 @@ impl Commands<'_> {
         leases.retain(|held| held.name == lease.name);
         Ok(Response { leases: Some(leases), warning, ..Response::done() })
     }
+}
+
+/// A server as an operator writes it.
+fn server_of(text: &str) -> Result<ServerName, CommandError> {
+    ServerName::new(text.as_bytes()).ok_or_else(|| CommandError::ServerName(text.to_owned()))
 }
 
 /// A packet as an operator writes it.

@@ -53,6 +53,9 @@ pub enum Request {
         /// Its mark, 0–63.
         #[serde(default)]
         dscp: u8,
+        /// Server that its client asks for by TLS or QUIC.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        server_name: Option<String>,
     },
     /// Take a range of ports (row R1).
     LeaseTake(LeaseWish),

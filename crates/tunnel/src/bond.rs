@@ -23,6 +23,7 @@ use crate::lifecycle::Lifecycle;
 use crate::memory::BondMemory;
 use crate::mode::{Refusal, SteeringMode};
 use crate::path::Path;
+use crate::server_names::ServerNames;
 use crate::session::Session;
 use crate::time::Time;
 
@@ -90,6 +91,8 @@ struct Clocks {
 pub(crate) struct BondClasses {
     era: AtomicU32,
     rules: ArcSwap<Classes>,
+    /// Servers that clients ask for in its flows.
+    pub names: Arc<ServerNames>,
 }
 
 impl BondClasses {
@@ -208,6 +211,11 @@ impl Bond {
             }
         }
         i64::from(difference.wrapping_sub(reference as u32).cast_signed())
+    }
+
+    /// Flows whose server's name was not looked for: too many at a time.
+    pub fn server_names_missed(&self) -> u64 {
+        self.classes.names.missed.load(Relaxed)
     }
 
     /// The peer's core for the whole tunnel (row T6): as configured here, else as the peer tells, as far as it may be

@@ -8,6 +8,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use packet::flow::FlowKey;
+use packet::ip::{PROTOCOL_TCP, PROTOCOL_UDP};
+use packet::server_name::{NamePattern, ServerName};
 
 /// Wish of a flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -92,23 +94,30 @@ pub struct ClassRule {
     pub ports: Vec<(u16, u16)>,
     /// DSCP values, 0–63.
     pub dscp: Vec<u8>,
+    /// Servers that the client asks for, by TLS or QUIC.
+    pub server_names: Vec<NamePattern>,
     /// WANs for [`Class::Pinned`], by id; `None`: the flow's first path decides.
     pub wans: Option<Vec<u16>>,
 }
 
 impl ClassRule {
     /// The class that this rule gives the flow, if it matches.
-    fn class_of(&self, flow: &FlowKey, dscp: u8) -> Option<Class> {
-        let any = |list: &[u8], value: u8| list.is_empty() || list.contains(&value);
-        if !any(&self.protocols, flow.protocol) || !any(&self.dscp, dscp) {
-            return None;
-        }
-        let ends = (flow.src, (flow.dst, flow.dst_port));
-        let back = (flow.dst, (flow.src, flow.src_port));
-        if !self.joins(ends) && !self.joins(back) {
+    fn class_of(&self, flow: &FlowKey, dscp: u8, name: Option<&ServerName>) -> Option<Class> {
+        let is_named = self.server_names.is_empty()
+            || name.is_some_and(|name| self.server_names.iter().any(|pattern| pattern.matches(name)));
+        let is_marked = self.dscp.is_empty() || self.dscp.contains(&dscp);
+        if !is_named || !is_marked || !self.is_between(flow) {
             return None;
         }
         if self.by_mark { Class::of_mark(dscp) } else { Some(self.class) }
+    }
+
+    /// Whether addresses, ports and protocol of the flow match.
+    fn is_between(&self, flow: &FlowKey) -> bool {
+        let ends = (flow.src, (flow.dst, flow.dst_port));
+        let back = (flow.dst, (flow.src, flow.src_port));
+        (self.protocols.is_empty() || self.protocols.contains(&flow.protocol))
+            && (self.joins(ends) || self.joins(back))
     }
 
     fn joins(&self, (from, (to, port)): (IpAddr, (IpAddr, u16))) -> bool {
@@ -125,6 +134,7 @@ impl ClassRule {
 pub struct Classes {
     rules: Vec<ClassRule>,
     marks: bool,
+    names: bool,
 }
 
 /// No rule: the class is the default.
@@ -139,7 +149,8 @@ impl Classes {
     pub fn new(mut rules: Vec<ClassRule>) -> Self {
         rules.truncate(Self::RULES_MAX);
         let marks = rules.iter().any(|rule| rule.by_mark || !rule.dscp.is_empty());
-        Self { rules, marks }
+        let names = rules.iter().any(|rule| !rule.server_names.is_empty());
+        Self { rules, marks, names }
     }
 
     /// Whether a flow's DSCP matters, so that one that changes it is looked at again.
@@ -148,11 +159,26 @@ impl Classes {
         self.marks
     }
 
-    /// Class of a flow, and the number of the rule that gave it, or [`NO_RULE`].
+    /// Whether some rule asks for the server's name.
     #[must_use]
-    pub fn decide(&self, flow: &FlowKey, dscp: u8) -> (Class, u8) {
+    pub const fn look_at_names(&self) -> bool {
+        self.names
+    }
+
+    /// Whether the name of its server may matter for this flow.
+    #[must_use]
+    pub fn asks_for_name(&self, flow: &FlowKey) -> bool {
+        self.names
+            && matches!(flow.protocol, PROTOCOL_TCP | PROTOCOL_UDP)
+            && self.rules.iter().any(|rule| !rule.server_names.is_empty() && rule.is_between(flow))
+    }
+
+    /// Class of a flow, and the number of the rule that gave it, or [`NO_RULE`]. `name`: the server that its client asks for, once
+    /// that is known.
+    #[must_use]
+    pub fn decide(&self, flow: &FlowKey, dscp: u8, name: Option<&ServerName>) -> (Class, u8) {
         let mut matching = self.rules.iter().zip(0u8..);
-        let found = matching.find_map(|(rule, number)| Some((rule.class_of(flow, dscp)?, number)));
+        let found = matching.find_map(|(rule, number)| Some((rule.class_of(flow, dscp, name)?, number)));
         found.unwrap_or((Class::Bulk, NO_RULE))
     }
 
@@ -188,7 +214,7 @@ mod tests {
             },
             ClassRule { class: Class::Cheap, from: nets(&["10.1.0.0/24"]), ..ClassRule::default() },
         ]);
-        let decided = |text: &str| classes.decide(&flow(text), 0);
+        let decided = |text: &str| classes.decide(&flow(text), 0, None);
         assert_eq!(decided("tcp 10.1.0.9:1000 > 10.2.0.1:443"), (Class::Critical, 0));
         assert_eq!(decided("tcp 10.2.0.1:5010 > 10.1.0.9:1000"), (Class::Critical, 0));
         // The port is of the end that `to` names.
@@ -203,7 +229,7 @@ mod tests {
         let rest = ClassRule { class: Class::Pinned, dscp: vec![10], ..ClassRule::default() };
         let classes = Classes::new(vec![allowed, rest]);
         assert!(classes.look_at_marks());
-        let decided = |text: &str, dscp| classes.decide(&flow(text), dscp).0;
+        let decided = |text: &str, dscp| classes.decide(&flow(text), dscp, None).0;
         assert_eq!(decided("udp 10.1.0.9:1 > 10.2.0.1:2", 46), Class::Interactive);
         assert_eq!(decided("udp 10.2.0.1:2 > 10.1.0.9:1", 48), Class::Critical);
         assert_eq!(decided("udp 10.1.0.9:1 > 10.2.0.1:2", 8), Class::Cheap);
@@ -211,5 +237,33 @@ mod tests {
         assert_eq!(decided("udp 10.1.0.9:1 > 10.2.0.1:2", 10), Class::Pinned);
         assert_eq!(decided("udp 10.9.0.9:1 > 10.2.0.1:2", 46), Class::Bulk);
         assert!(!Classes::new(vec![ClassRule::default()]).look_at_marks());
+    }
+
+    #[test]
+    fn a_servers_name_counts_once_it_is_known() {
+        let patterns = ["*.zoom.us", "example.org"].map(|text| NamePattern::new(text).unwrap());
+        let named = ClassRule {
+            class: Class::Interactive,
+            from: nets(&["10.1.0.0/24"]),
+            server_names: patterns.to_vec(),
+            ..ClassRule::default()
+        };
+        let rest = ClassRule { class: Class::Cheap, ..ClassRule::default() };
+        let classes = Classes::new(vec![named, rest]);
+        assert!(classes.look_at_names());
+        let decided = |text: &str, name: &str| {
+            classes.decide(&flow(text), 0, ServerName::new(name.as_bytes()).as_ref())
+        };
+        let (there, back) = ("tcp 10.1.0.9:1 > 10.2.0.1:443", "udp 10.2.0.1:443 > 10.1.0.9:1");
+        for text in [there, back] {
+            assert!(classes.asks_for_name(&flow(text)));
+            assert_eq!(decided(text, ""), (Class::Cheap, 1), "not known yet");
+            assert_eq!(decided(text, "us02web.zoom.us"), (Class::Interactive, 0));
+            assert_eq!(decided(text, "Example.org"), (Class::Interactive, 0));
+            assert_eq!(decided(text, "zoom.us"), (Class::Cheap, 1));
+        }
+        for text in ["tcp 10.3.0.9:1 > 10.2.0.1:443", "icmp 10.1.0.9 > 10.2.0.1 id 7"] {
+            assert!(!classes.asks_for_name(&flow(text)), "{text}");
+        }
     }
 }

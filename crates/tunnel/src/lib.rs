@@ -4,7 +4,7 @@
 //! sent or delivered goes to the caller's [`forwarder::Output`]. The modules, in the order data flows:
 //!
 //! * Who we are and whom we know: [`keys`], [`config`], [`node`] (shared by all cores), [`bond`], [`path`]; what flows want of
-//!   the paths: [`class`].
+//!   the paths: [`class`], by the servers that they ask for too (`server_names`).
 //! * How a session comes to be: [`mac`] guards, [`handshake`] with its [`hello`] makes the keys, [`session`] holds
 //!   them, [`index`] names it; [`mode`] says how cores are addressed; [`lifecycle`] joins paths by challenge, watches and revives them, [`mtu`] measures them, and
 //!   `advertise` tells the peer what changes about our cores, [`path_limits`] what our WANs ask for; `strain` finds paths beyond their limits.
@@ -49,6 +49,7 @@ pub mod reassemble;
 pub mod replay;
 pub mod schedule;
 pub mod send_log;
+mod server_names;
 pub mod session;
 mod strain;
 pub mod time;

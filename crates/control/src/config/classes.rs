@@ -1,11 +1,14 @@
 //! `[[class]]`: which flows are of which traffic class (rows T12, R13).
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use packet::attachment::BondId;
 use packet::flow::FlowKey;
+use packet::ip::{PROTOCOL_TCP, PROTOCOL_UDP};
+use packet::server_name::{NamePattern, ServerName};
 use toml::de::DeValue;
 use tunnel::class::{Class, ClassRule, Classes};
 
@@ -57,16 +60,16 @@ pub fn for_peer(classes: &[TrafficClass], peer: &Peer, lives: &[LiveWan]) -> Cla
     Classes::new(classes.iter().filter(concerns).map(rule).collect())
 }
 
-/// Class of a flow that is sent to the peer that has its destination; `None`: none has.
+/// Class of a flow that is sent to the peer that has its destination; `None`: none has. `server`: the one that its client asks for.
 #[must_use]
-pub fn of_flow(config: &Config, flow: &FlowKey, dscp: u8) -> Option<FlowClass> {
+pub fn of_flow(config: &Config, flow: &FlowKey, dscp: u8, server: Option<&ServerName>) -> Option<FlowClass> {
     let length = |peer: &&Peer| {
         let nets = peer.allowed_ips.iter().filter(|net| net.contains(&flow.dst));
         nets.map(|net| net.prefix_len() + 1).max().unwrap_or(0)
     };
     let peer = config.peers.iter().filter(|peer| length(peer) > 0).max_by_key(length)?;
     let classes = for_peer(&config.classes, peer, &[]);
-    let (class, number) = classes.decide(flow, dscp);
+    let (class, number) = classes.decide(flow, dscp, server);
     let by = classes.rule(number).map(|rule| rule.name.clone());
     Some(FlowClass { peer: peer.name.clone(), class: class.name().to_owned(), by })
 }
@@ -109,6 +112,11 @@ pub(super) fn class(
         protocols = protocols_with_ports(&mut section, ("port", &first.at), protocols);
     }
     let dscp = section.items("dscp", dscp).unwrap_or_default();
+    let servers = section.list("server-name", "\"*.example.org\"", server_name).unwrap_or_default();
+    section.at_most("server-name", &servers, LIST_MAX);
+    if let Some(first) = servers.first() {
+        protocols = protocols_with_names(&mut section, &first.at, protocols);
+    }
     let tenants = section.list("tenant", "\"red\"", |text| names.tenant(text)).unwrap_or_default();
     let peers = section.list("peer", "\"hub\"", |text| names.peer(text)).unwrap_or_default();
     let wans = section.list("wan", "\"lte\"", values::interface_pattern).unwrap_or_default();
@@ -125,11 +133,37 @@ pub(super) fn class(
             protocols,
             ports: ports.into_iter().map(|at| at.value).collect(),
             dscp: dscp.into_iter().map(|at| at.value).collect(),
+            server_names: servers.into_iter().map(|at| at.value).collect(),
             wans: None,
         },
         tenants: tenants.into_iter().map(|at| at.value).collect(),
         peers: peers.into_iter().map(|at| at.value).collect(),
         wans: wans.into_iter().map(|at| at.value).collect(),
+    })
+}
+
+/// Protocols of flows in which clients name their servers.
+fn protocols_with_names(section: &mut Section<'_, '_, '_>, at: &Range<usize>, protocols: Vec<u8>) -> Vec<u8> {
+    let with_names = [PROTOCOL_TCP, PROTOCOL_UDP];
+    if let Some(without) = protocols.iter().find(|protocol| !with_names.contains(protocol)) {
+        let message = format!(
+            "{} has no server names, only tcp (TLS) and udp (QUIC) have; remove it from protocol",
+            words::protocol_text(*without)
+        );
+        section.error(at, "server-name", message);
+    }
+    if protocols.is_empty() { with_names.to_vec() } else { protocols }
+}
+
+/// Name of a server, or of all below one.
+fn server_name(text: &str) -> Result<NamePattern, ValueError> {
+    NamePattern::new(text).ok_or_else(|| {
+        format!(
+            "\"{}\" is no name of a host; write for example \"example.org\", or \"*.example.org\" for all below it \
+             (letters beyond a–z as xn--…)",
+            shown(text)
+        )
+        .into()
     })
 }
 
@@ -222,7 +256,7 @@ mod tests {
     fn a_class_is_read_with_all_that_it_looks_at() {
         let all = "[[class]]\nname = \"calls\"\nclass = \"pinned\"\nfrom = [\"phones\"]\nto = \"10.9.0.0/16\"\n\
                    port = [5060, \"16384-16393\"]\ndscp = [\"EF\", 34]\npeer = \"hub\"\nwan = \"wwan*\"\n[[class]]\nby-mark = true\n\
-                   tenant = \"red\"\n";
+                   tenant = \"red\"\n[[class]]\nclass = \"cheap\"\nserver-name = [\"*.Zoom.us\", \"example.org\"]\n";
         let classes = classes(all);
         let nets = |list: &[&str]| list.iter().map(|net| net.parse().unwrap()).collect::<Vec<IpNet>>();
         let rule = ClassRule {
@@ -243,6 +277,9 @@ mod tests {
         assert!(
             classes[1].rule.by_mark && classes[1].rule.name == "class 2" && classes[1].tenants == ["red"]
         );
+        let names = ["*.zoom.us", "example.org"].map(|text| NamePattern::new(text).unwrap());
+        assert_eq!(classes[2].rule.server_names, names);
+        assert_eq!(classes[2].rule.protocols, [6, 17]);
     }
 
     #[test]
@@ -257,6 +294,9 @@ mod tests {
             ("class = \"bulk\"\npeer = \"nobody\"\n", "nobody"),
             ("class = \"pinned\"\nwan = \"lte\"\n", "not in any [[wan]]"),
             ("class = \"bulk\"\nwan = \"wan0\"\n", "only class = \"pinned\""),
+            ("class = \"bulk\"\nserver-name = \"10.0.0.1\"\n", "\"10.0.0.1\" is no name of a host"),
+            ("class = \"bulk\"\nserver-name = \"*\"\n", "is no name of a host"),
+            ("class = \"bulk\"\nserver-name = \"a.org\"\nprotocol = \"esp\"\n", "has no server names"),
             ("class = \"bulk\"\nport = 80\nprotocol = \"icmp\"\n", "icmp has no ports"),
         ] {
             let problems = said(text);
@@ -274,7 +314,7 @@ mod tests {
         );
         let flow = "tcp 10.1.0.1:1 > 10.77.0.2:2".parse().unwrap();
         let hub = for_peer(&config.classes, &config.peers[0], &[]);
-        assert_eq!(hub.decide(&flow, 0), (Class::Cheap, 0));
+        assert_eq!(hub.decide(&flow, 0, None), (Class::Cheap, 0));
         assert_eq!(hub.rule(1), None, "of another tenant");
     }
 }

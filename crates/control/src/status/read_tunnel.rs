@@ -142,6 +142,7 @@ fn peer_status(bond: &Bond, wans: &[Wan], now: Time) -> PeerStatus {
             copies_used: bond.totals.copies_used.load(Relaxed),
             restored: bond.totals.restored.load(Relaxed),
             copies_suppressed: bond.totals.copies_suppressed.load(Relaxed),
+            server_names_missed: bond.server_names_missed(),
             queue_bytes: u64::try_from(bond.totals.queue_bytes.load(Relaxed)).unwrap_or(0),
         },
         paths: paths.iter().map(|path| path_status(path, wans, sent, fastest_us)).collect(),

@@ -111,6 +111,9 @@ pub struct PeerTraffic {
     /// Datagrams that were not forwarded again because they had come as copy or original already (row R3).
     #[serde(default)]
     pub copies_suppressed: u64,
+    /// Flows whose server's name was not looked for, though a class asks for it: too many at a time.
+    #[serde(default)]
+    pub server_names_missed: u64,
     /// Bytes waiting to be sent.
     pub queue_bytes: u64,
 }

@@ -65,8 +65,8 @@ impl Forwarder {
         current.tx.refresh(now);
         let segmenter = segmenter(offload, body)?;
         let hash = self.ownership.hash(&flow.key, 0);
-        // Media in frames is not looked for.
-        let treatment = current.tx.flows.packet(now, hash, (&flow.key, flow.dscp), body.len(), || &[]);
+        // Media and servers' names in frames are not looked for.
+        let treatment = current.tx.flows.packet(now, hash, (&flow.key, flow.dscp), body.len(), None);
         let reduced = reduce(&flow.key, current.tx.receiving.flow_definition(), flow.dscp);
         let meta = Meta {
             flow: reduced,

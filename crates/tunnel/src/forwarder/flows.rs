@@ -7,11 +7,14 @@
 use std::sync::Arc;
 
 use packet::flow::FlowKey;
-use packet::ip::PROTOCOL_UDP;
+use packet::ip::{IpHeader, PROTOCOL_UDP};
+use packet::server_name::{Payload, ServerName};
 
 use super::media::Shape;
+use super::names::Searches;
 use crate::bond::Bond;
 use crate::class::{Class, Classes, NO_RULE};
+use crate::server_names::ServerNames;
 use crate::time::Time;
 
 /// Places at first, and at most.
@@ -25,7 +28,9 @@ const ALIVE_MS: u32 = 10_000;
 const SPARSE_BURST_BYTES: u32 = 8_192;
 const SPARSE_BYTES_PER_MS: u32 = 80;
 /// UDP's header.
-pub(super) const UDP_HEADER_BYTES: usize = 8;
+const UDP_HEADER_BYTES: usize = 8;
+/// So many packets with a payload are looked at for the server's name, or until the other direction may have told.
+pub(super) const LOOKS: u8 = 8;
 /// The flow has no path yet.
 pub(super) const NO_PATH: u8 = u8::MAX;
 
@@ -45,6 +50,8 @@ struct Known {
     rule: u8,
     dscp: u8,
     path: u8,
+    /// Packets that are still looked at for the name of its server.
+    looks: u8,
 }
 
 const NOBODY: Known = Known {
@@ -58,7 +65,41 @@ const NOBODY: Known = Known {
     rule: NO_RULE,
     dscp: 0,
     path: NO_PATH,
+    looks: 0,
 };
+
+impl Known {
+    /// Classifies it, by the name of its server too if that is known.
+    fn classify(&mut self, classes: &Classes, flow: &FlowKey, name: Option<&ServerName>) {
+        let (class, rule) = classes.decide(flow, self.dscp, name);
+        if self.class != class || self.rule != rule {
+            // Of another class it may want another path.
+            self.path = NO_PATH;
+        }
+        self.looks = if name.is_none() && classes.asks_for_name(flow) { LOOKS } else { 0 };
+        (self.class, self.rule) = (class, rule);
+    }
+}
+
+/// An inner packet as far as it is looked into.
+#[derive(Clone, Copy)]
+pub(super) struct Inner<'a> {
+    pub header: &'a IpHeader,
+    pub bytes: &'a [u8],
+    /// Payload of each segment of a super-packet, 0 in others.
+    pub segment_bytes: u16,
+}
+
+impl<'a> Inner<'a> {
+    /// Payload of a datagram of UDP.
+    fn datagram(self) -> &'a [u8] {
+        self.header.payload(self.bytes).get(UDP_HEADER_BYTES..).unwrap_or_default()
+    }
+
+    fn payload(self) -> Option<Payload<'a>> {
+        Payload::of_packet(self.header, self.bytes, self.segment_bytes)
+    }
+}
 
 /// A packet's flow, as it is to be treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,15 +127,24 @@ pub(super) struct Flows {
     places: Box<[Known]>,
     classes: Arc<Classes>,
     era: u32,
+    /// Servers that they ask for.
+    pub names: Arc<ServerNames>,
+    pub searches: Searches,
 }
 
 impl Flows {
+    #[cfg(test)]
+    pub fn with(classes: Arc<Classes>) -> Self {
+        Self { classes, era: 1, ..Self::default() }
+    }
+
     /// Takes over new rules of the bond, if there are any.
     pub fn follow(&mut self, bond: &Bond) {
         let era = bond.classes.era();
         if era != self.era {
             self.era = era;
             self.classes = bond.classes.rules();
+            self.names = Arc::clone(&bond.classes.names);
         }
     }
 
@@ -103,27 +153,36 @@ impl Flows {
         &self.classes
     }
 
-    /// Takes one packet of so many bytes into account; none: it has no payload and does not count. `payload`: that of a
-    /// datagram of UDP.
-    pub fn packet<'a>(
+    /// Takes one packet of so many bytes into account; none: it has no payload and does not count. `inner`: the packet, if it may
+    /// be looked into.
+    pub fn packet(
         &mut self,
         now: Time,
         hash: u32,
         (flow, dscp): (&FlowKey, u8),
         bytes: usize,
-        payload: impl FnOnce() -> &'a [u8],
+        inner: Option<Inner<'_>>,
     ) -> Treatment {
         let now_ms = now.ms() as u32;
         let at = self.place(now_ms, hash);
-        let Self { places, classes, era } = self;
+        let sees_names = self.classes.look_at_names();
+        let payload = inner.filter(|_| sees_names).and_then(Inner::payload);
+        let Self { places, classes, era, names, .. } = self;
         let known = &mut places[at];
-        if known.era != *era || (classes.look_at_marks() && known.dscp != dscp) {
-            let (class, rule) = classes.decide(flow, dscp);
-            if known.class != class || known.rule != rule {
-                known.path = NO_PATH;
+        // A new connection on the ports of an old one asks for a server of its own.
+        let is_syn = matches!(payload, Some(Payload::Tcp { is_syn: true, .. }));
+        if known.era != *era || (classes.look_at_marks() && known.dscp != dscp) || is_syn {
+            if is_syn {
+                names.remove(hash);
             }
-            (known.class, known.rule, known.dscp, known.era) = (class, rule, dscp, *era);
+            let name = if sees_names { names.get(hash) } else { None };
+            (known.dscp, known.era) = (dscp, *era);
+            known.classify(classes, flow, name.as_ref());
         }
+        if let Some(payload) = payload.filter(|payload| !payload.is_empty()) {
+            self.look_for_name(now, (at, hash), flow, payload);
+        }
+        let known = &mut self.places[at];
         let since_ms = now_ms.wrapping_sub(known.at_ms);
         known.gap_ms = u16::try_from(since_ms).unwrap_or(u16::MAX);
         known.level = known.level.saturating_sub(since_ms.saturating_mul(SPARSE_BYTES_PER_MS));
@@ -132,7 +191,7 @@ impl Flows {
         known.level = level.min(4 * SPARSE_BURST_BYTES);
         let sparse = known.level <= SPARSE_BURST_BYTES;
         if known.rule == NO_RULE && flow.protocol == PROTOCOL_UDP {
-            let media = known.shape.look(payload(), known.gap_ms);
+            let media = known.shape.look(inner.map_or(&[], Inner::datagram), known.gap_ms);
             known.class = if media { Class::Interactive } else { Class::Bulk };
         }
         let express = match known.class {
@@ -142,6 +201,32 @@ impl Flows {
             Class::Pinned => false,
         };
         Treatment { class: known.class, express }
+    }
+
+    /// A flow's server is asked for here, or was in the other direction.
+    fn look_for_name(&mut self, now: Time, (at, hash): (usize, u32), flow: &FlowKey, payload: Payload<'_>) {
+        let Self { places, classes, names, searches, .. } = self;
+        let known = &mut places[at];
+        // A new connection of QUIC on the ports of an old one shows by nothing else.
+        let begins = matches!(payload, Payload::Udp { .. }) && payload.may_begin();
+        if known.looks == 0 && !(begins && classes.asks_for_name(flow)) {
+            return;
+        }
+        known.looks = known.looks.saturating_sub(1);
+        let asked = searches.look(now, hash, payload, names);
+        if let Some(name) = &asked {
+            names.put(now, hash, name);
+        }
+        if let Some(name) = asked.or_else(|| names.get(hash)) {
+            known.classify(classes, flow, Some(&name));
+        }
+    }
+
+    /// The next packets of the flow with this hash are looked at again, if there were any.
+    pub fn look_again(&mut self, hash: u32, looks: u8) {
+        if let Some(at) = self.find(hash) {
+            self.places[at].looks = looks;
+        }
     }
 
     /// Where the flow with this hash goes so far.
@@ -254,11 +339,11 @@ mod tests {
         let header = IpHeader::parse(&packet).unwrap();
         packet.resize(bytes, 0);
         let flow = FlowKey::of_parsed(&header, &packet);
-        flows.packet(Time::from_ms(ms), hash, (&flow, header.dscp), packet.len(), || &[])
+        flows.packet(Time::from_ms(ms), hash, (&flow, header.dscp), packet.len(), None)
     }
 
     fn with(rules: Vec<ClassRule>) -> Flows {
-        Flows { classes: Arc::new(Classes::new(rules)), era: 1, ..Flows::default() }
+        Flows::with(Arc::new(Classes::new(rules)))
     }
 
     #[test]

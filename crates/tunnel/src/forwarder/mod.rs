@@ -22,6 +22,7 @@ mod flows;
 mod held;
 mod lane;
 mod media;
+mod names;
 mod placement;
 mod receive;
 mod receiving_core;
@@ -50,6 +51,7 @@ use crate::path::Route;
 use crate::session::Session;
 use crate::time::Time;
 use depart::ControlDatagram;
+use flows::Inner;
 use receive::{Context, Receive};
 use transmit::{Meta, OfferedPacket, Transmit};
 
@@ -304,8 +306,8 @@ impl Forwarder {
         let reduced = reduce(flow, current.tx.receiving.flow_definition(), header.dscp);
         let pure_ack = flow.protocol == 6 && segmenter.payload_bytes() == 0;
         let counted = if pure_ack { 0 } else { bytes.len() };
-        let payload = || header.payload(bytes).get(flows::UDP_HEADER_BYTES..).unwrap_or_default();
-        let treatment = current.tx.flows.packet(now, *hash, (flow, header.dscp), counted, payload);
+        let inner = Inner { header, bytes, segment_bytes: offload.gso_size };
+        let treatment = current.tx.flows.packet(now, *hash, (flow, header.dscp), counted, Some(inner));
         let meta = Meta {
             flow: reduced,
             hash: None,

@@ -489,6 +489,8 @@ impl Receive {
         let refused = checked.err();
         if let Some(reason) = refused {
             cx.drops.add(reason);
+        } else if !how.ethernet && cx.tx.flows.classes().look_at_names() {
+            cx.tx.flows.received(cx.now, &cx.node.ownership.load(), body);
         }
         let Some(order) = order else {
             if refused.is_none() {
