@@ -124,6 +124,8 @@ fn c2_a_device_without_ethernet_header_leads_outside() {
         assert_eq!(ask_tcp(&isp, "203.0.113.9:81").name, "gateway");
         assert!(curl_for(&isp, "203.0.113.9:82", 1).is_err());
         ping(&isp, "-c 2 -s 1000 203.0.113.9");
+        // In fragments that are larger than the device's MTU.
+        ping(&isp, "-c 2 -s 4000 203.0.113.9");
         ping(place, "-c 2 -I ppp1 198.51.100.7");
         shell(place, "curl -sS --max-time 5 --interface ppp1 http://198.51.100.7/");
         Talk::open(&isp, "203.0.113.9:81").unwrap().echo(1_000_000).unwrap();

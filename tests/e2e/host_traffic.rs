@@ -96,6 +96,53 @@ fn c2_telephones_behind_the_nat_talk() {
     });
 }
 
+/// Row C2: a program of the host opens the port that a client's flow has outside, and asks the same server: both get their answers at once,
+/// UDP and TCP; the server sees two ports. The program may be bound to the device.
+#[test]
+fn c2_a_program_of_the_host_opens_a_port_of_a_flow() {
+    isolated(|| {
+        let site = Site::new();
+        let (config, _) = documented();
+        let _gateway = site.start(&config);
+        let far = udp(&site.provider, &format!("{FAR}:5300"));
+        let hears = |socket: &UdpSocket, what: &[u8]| {
+            let (mut buffer, mut from) = ([0; 64], None);
+            wait_for("a datagram", PATIENCE, || {
+                let heard = socket.recv_from(&mut buffer).ok();
+                from = heard.filter(|(bytes, _)| &buffer[..*bytes] == what).map(|(_, from)| from);
+                from.is_some()
+            });
+            from.unwrap()
+        };
+        let client = udp(&site.client, "192.168.10.5:5000");
+        client.send_to(b"client", (FAR, 5300)).unwrap();
+        let outside = hears(&far, b"client");
+        let own = udp(&site.gateway, &format!("0.0.0.0:{}", outside.port()));
+        own.send_to(b"host", (FAR, 5300)).unwrap();
+        let second = hears(&far, b"host");
+        assert_eq!(second.ip(), outside.ip());
+        assert_ne!(second.port(), outside.port());
+        far.send_to(b"to the host", second).unwrap();
+        assert_eq!(hears(&own, b"to the host"), far.local_addr().unwrap());
+        far.send_to(b"to the client", outside).unwrap();
+        hears(&client, b"to the client");
+
+        let _server = Mirror::start(&site.provider, "server", &format!("{FAR}:80"));
+        let mut talk = Talk::open(&site.client, &format!("{FAR}:80")).unwrap();
+        talk.echo(1_000).unwrap();
+        let text = shell(&site.provider, "ss -tnH state established sport = :80");
+        let port =
+            text.split_whitespace().last().and_then(|peer| peer.rsplit(':').next()).unwrap().to_owned();
+        for device in ["", "--interface eth0"] {
+            shell(
+                &site.gateway,
+                &format!("curl -sS --max-time 5 {device} --local-port {port} http://{FAR}/"),
+            );
+        }
+        talk.echo(100_000).unwrap();
+    });
+}
+
 /// Row R7: IGMP, MLD and multicast are the host's: a program that joins a group on the LAN is reported there and gets what is sent to it;
 /// what it sends comes out; nothing of that is forwarded.
 #[test]

@@ -2,14 +2,14 @@
 //! an address with the host, or the answers of strangers would be taken for those of clients.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-/// Tables of sockets under `/proc/net`.
-const TABLES: [&str; 6] = ["tcp", "tcp6", "udp", "udp6", "udplite", "udplite6"];
+use linux::socket_list::each_local_port;
+
 /// Ports that are kept track of at most.
 const HELD_MAX: usize = 65_536;
-/// Reading takes at most this part of the time: one of so many.
+/// Looking takes at most this part of the time: one of so many.
 const TIME_SHARE: u32 = 50;
 
 /// A local address of a socket (unspecified: any) and its port.
@@ -19,6 +19,8 @@ pub type HeldPort = (IpAddr, u16);
 #[derive(Debug, Default)]
 pub(crate) struct HeldPorts {
     known: BTreeSet<HeldPort>,
+    /// All that were there at the last look; `None` before the first.
+    last: Option<BTreeSet<HeldPort>>,
     next_at: Option<Instant>,
 }
 
@@ -29,44 +31,37 @@ impl HeldPorts {
     }
 
     /// Looks again, if it is time to; `ephemeral`: the range of the host's own outgoing connections, which is never given
-    /// out. Returns whether anything changed.
+    /// out. Returns whether anything changed. A port counts from the first look on that finds it again: a resolver has another
+    /// one for each question, and a change has every flow decided anew.
     pub fn look(&mut self, ephemeral: (u16, u16)) -> bool {
         let start = Instant::now();
         if self.next_at.is_some_and(|next| start < next) {
             return false;
         }
         let mut found = BTreeSet::new();
-        for table in TABLES {
-            let text = std::fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap_or_default();
-            let held = text.lines().skip(1).filter_map(local);
-            let held = held.filter(|(address, port)| {
-                !address.is_loopback() && !(ephemeral.0..=ephemeral.1).contains(port)
-            });
-            found.extend(held.take(HELD_MAX.saturating_sub(found.len())));
-        }
+        let listed = each_local_port(|address, port| {
+            let own = !address.is_loopback() && !(ephemeral.0..=ephemeral.1).contains(&port);
+            if own && found.len() < HELD_MAX {
+                found.insert((address, port));
+            }
+        });
         let took: Duration = start.elapsed();
-        self.next_at = Some(start + took * TIME_SHARE);
-        let changed = found != self.known;
-        self.known = found;
+        let first = self.next_at.replace(start + took * TIME_SHARE).is_none();
+        if let Err(error) = listed {
+            if first {
+                tracing::warn!(%error, "ports of the host's programs are not seen, and may be given to flows");
+            }
+            return false;
+        }
+        let known = match &self.last {
+            Some(last) => found.intersection(last).copied().collect(),
+            None => found.clone(),
+        };
+        self.last = Some(found);
+        let changed = known != self.known;
+        self.known = known;
         changed
     }
-}
-
-/// The local end of a line such as `  0: 0100007F:0016 00000000:0000 0A …`; `None`: no port.
-fn local(line: &str) -> Option<HeldPort> {
-    let (address, port) = line.split_whitespace().nth(1)?.split_once(':')?;
-    let port = u16::from_str_radix(port, 16).ok().filter(|port| *port != 0)?;
-    // Words in the host's order, each of the network's bytes.
-    let words: Vec<u32> = (0..address.len() / 8)
-        .filter_map(|word| u32::from_str_radix(address.get(8 * word..8 * word + 8)?, 16).ok())
-        .collect();
-    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-    let address = match bytes.len() {
-        4 => IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?)),
-        16 => IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?)).to_canonical(),
-        _ => return None,
-    };
-    Some((address, port))
 }
 
 #[cfg(test)]
@@ -74,20 +69,6 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use std::net::{TcpListener, UdpSocket};
-
-    #[test]
-    fn lines_of_the_kernel() {
-        let v4 =
-            "   0: 0100007F:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1";
-        assert_eq!(local(v4), Some(("127.0.0.1".parse().unwrap(), 22)));
-        let any = "   1: 00000000000000000000000000000000:01BB 00000000000000000000000000000000:0000 0A";
-        assert_eq!(local(any), Some(("::".parse().unwrap(), 443)));
-        let mapped = "   1: 0000000000000000FFFF0000017100CB:01BB 0000000000000000FFFF0000FE7100CB:C350 01";
-        assert_eq!(local(mapped), Some(("203.0.113.1".parse().unwrap(), 443)));
-        for wrong in ["", "0:", "0: x:y", "0: 0100007F:0000", "0: 01:0016"] {
-            assert_eq!(local(wrong), None, "{wrong}");
-        }
-    }
 
     #[test]
     fn sockets_come_and_go() {
@@ -102,6 +83,14 @@ mod tests {
         held.next_at = None;
         held.look((1, 1));
         assert!(knows(&held, ports[1]) && !knows(&held, ports[0]));
+        let late = UdpSocket::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port();
+        let stays = UdpSocket::bind("0.0.0.0:0").unwrap();
+        let port = stays.local_addr().unwrap().port();
+        for counts in [false, true] {
+            held.next_at = None;
+            held.look((1, 1));
+            assert_eq!((knows(&held, port), knows(&held, late)), (counts, false));
+        }
         held.next_at = None;
         held.look((1, 65_535));
         assert!(held.known().is_empty());

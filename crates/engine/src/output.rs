@@ -238,7 +238,7 @@ impl InterfaceOutputs {
         }
     }
 
-    /// Gives a frame back to the device it came by; `false`: there is no way.
+    /// Gives a frame back to the device it came by; `false`: there is no way, or not for one of this size.
     fn device_ingress(&mut self, id: InterfaceId, offload: &VirtioNetHeader, bytes: &mut [u8]) -> bool {
         let Some(Some(InterfaceOutput { back: Some(back), .. })) = self.list.get(id.index()) else {
             return false;
@@ -248,6 +248,10 @@ impl InterfaceOutputs {
             vnet: offload.with_front(ETHERNET_BYTES as u16).to_bytes(),
             parts: [bytes, &[], &[]],
         }]);
+        // The other end may have a larger MTU.
+        if sent.error.as_ref().and_then(std::io::Error::raw_os_error) == Some(libc::EMSGSIZE) {
+            return false;
+        }
         self.drops.add_n(DropReason::QueueFull, sent.full as u64);
         self.drops.add_n(DropReason::SendError, sent.refused as u64);
         if let Some(error) = sent.error {

@@ -10,6 +10,7 @@ use linux::event::{Epoll, Interest};
 use linux::tun::TunQueue;
 use packet::DropCounters;
 use packet::attachment::InterfaceId;
+use services::pipeline::PortCounts;
 use services::random::{Random, SEED_BYTES};
 use tunnel::time::Time;
 
@@ -94,6 +95,9 @@ impl Worker {
         };
         let mut datapath = Datapath::new(id, node, random()?, shared.gateway.snapshots());
         datapath.set_merge_udp(merge_udp);
+        if let Some(counts) = &shared.gateway.port_counts {
+            datapath.services.set_port_counts(PortCounts::new(Arc::clone(counts) as _));
+        }
         Ok(Self {
             id,
             round: datapath::Worker { datapath, ports: LinuxPorts::new(out, receivers) },

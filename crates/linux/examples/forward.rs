@@ -58,7 +58,7 @@ type Leg = (PacketRing, Option<(PacketSender, [Mac; 2])>);
 
 /// The ring, with the kernel's own stack kept away; the guard stays until the program ends.
 fn open(interface: &str) -> linux::Result<PacketRing> {
-    std::mem::forget(IngressGuard::attach_program(interface, &KernelShare::default())?);
+    std::mem::forget(IngressGuard::attach_program(interface, &KernelShare::default(), None)?);
     let mut options = PacketRingOptions::default();
     if std::env::var_os("SUPER_SLOTS").is_some() {
         options.slot_bytes = SLOT_BYTES_SUPER;

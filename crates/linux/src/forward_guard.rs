@@ -112,13 +112,18 @@ fn remove(table: &str) -> String {
 
 fn make(table: &str, devices: &[String], ipsec: bool) -> String {
     let names: Vec<String> = devices.iter().map(|device| format!("\"{device}\"")).collect();
+    // Where the kernel shows the firewall what it bridges (`bridge-nf-call-iptables`, which Docker switches on), that comes in and leaves by
+    // the bridge.
+    let same: Vec<String> = names.iter().map(|name| format!("{name} . {name}")).collect();
     let ipsec = if ipsec { "    meta secpath exists accept\n" } else { "" };
     format!(
         "{}table inet {table} {{\n  set interfaces {{ type ifname; elements = {{ {} }} }}\n  chain forward {{\n    \
          type filter hook forward priority -10; policy accept;\n    ip daddr 224.0.0.0/4 accept\n    \
-         ip6 daddr ff00::/8 accept\n{ipsec}    iifname @interfaces oifname @interfaces drop\n  }}\n}}\n",
+         ip6 daddr ff00::/8 accept\n{ipsec}    iifname . oifname {{ {} }} accept\n    \
+         iifname @interfaces oifname @interfaces drop\n  }}\n}}\n",
         remove(table),
-        names.join(", ")
+        names.join(", "),
+        same.join(", ")
     )
 }
 

@@ -12,7 +12,7 @@
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
-use crate::bpf::{KernelShare, device_ingress, kernel, nft_ether_type};
+use crate::bpf::{KernelShare, OwnPorts, device_egress, kernel, nft_ether_type};
 use crate::error::Context;
 use crate::link_layer::LinkLayer;
 use crate::nft::nft;
@@ -30,7 +30,7 @@ pub enum GuardKind {
 
 #[derive(Debug)]
 enum Hold {
-    /// The link of the guard, and that of the way back into the device.
+    /// The link of the guard, and that of the program for what leaves.
     Program(OwnedFd, #[expect(dead_code, reason = "held until the guard goes")] OwnedFd),
     Table(String),
 }
@@ -47,8 +47,9 @@ pub struct IngressGuard {
 impl IngressGuard {
     /// Guards an interface of the calling thread's namespace: with a program, or with `nft` if that is not
     /// allowed or not known to this kernel. Needs CAP_NET_ADMIN.
-    pub fn attach(interface: &str, kernel: &KernelShare) -> Result<IngressGuard> {
-        match IngressGuard::attach_program(interface, kernel) {
+    /// `own`: what becomes of the host's packets from ports that flows have; with `nft` they leave as ever.
+    pub fn attach(interface: &str, kernel: &KernelShare, own: Option<&OwnPorts>) -> Result<IngressGuard> {
+        match IngressGuard::attach_program(interface, kernel, own) {
             Ok(guard) => Ok(guard),
             Err(program) => IngressGuard::attach_table(interface, kernel).map_err(|table| {
                 let text = format!(
@@ -61,12 +62,16 @@ impl IngressGuard {
     }
 
     /// Only with a program.
-    pub fn attach_program(interface: &str, share: &KernelShare) -> Result<IngressGuard> {
+    pub fn attach_program(
+        interface: &str,
+        share: &KernelShare,
+        own: Option<&OwnPorts>,
+    ) -> Result<IngressGuard> {
         let what = format!("attach a program to the ingress of {interface}");
         let index = interface_index(interface).context(&what)?;
         let layer = LinkLayer::of(interface).context(&what)?;
         let program = share.load_guard(layer)?;
-        let back = device_ingress::load()?;
+        let back = device_egress::load(layer, own)?;
         let link = kernel::attach_ingress(index, &program).context(&what)?;
         let back = kernel::attach_egress(index, &back)
             .context(format!("attach a program to the egress of {interface}"))?;

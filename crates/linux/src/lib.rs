@@ -47,6 +47,7 @@ pub mod privileges;
 pub mod process;
 pub mod raw_ip;
 pub mod router_discovery;
+pub mod socket_list;
 mod sys;
 pub mod tcp;
 pub mod testing;

@@ -9,7 +9,7 @@ use packet::segment::{Segmenter, complete_checksum};
 use packet::vnet::{GSO_NONE, VNET_HEADER_BYTES, VirtioNetHeader};
 
 use crate::Result;
-use crate::bpf::INGRESS_MARK;
+use crate::bpf::{INGRESS_MARK, OWN_MARK};
 use crate::error::Context;
 use crate::link_layer::{self, LinkLayer};
 use crate::packet_ring::{bind, open_plain_socket, open_socket, set_buffer};
@@ -95,6 +95,12 @@ impl PacketSender {
         set_buffer(&fd, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, BUFFER_BYTES).context(&what)?;
         bind(&fd, index, 0).context(&what)?;
         Ok(PacketSender { fd, index, form })
+    }
+
+    /// Marks its frames as the datapath's own, for the program at a guarded interface ([`crate::bpf::OwnPorts`]), which takes the
+    /// mark away. Needs CAP_NET_ADMIN.
+    pub fn set_own(&self) -> Result<()> {
+        set_option(&self.fd, libc::SOL_SOCKET, libc::SO_MARK, &OWN_MARK).context("mark own frames")
     }
 
     /// Opens one whose frames come in by the interface in place of leaving by it: for the host, as if they had just been received.

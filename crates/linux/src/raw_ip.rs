@@ -10,6 +10,7 @@ use rustix::net::sockopt;
 use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType};
 
 use crate::Result;
+use crate::bpf::OWN_MARK;
 use crate::error::Context;
 use crate::sys::{check_size, interface_index, set_option};
 
@@ -53,6 +54,14 @@ impl RawIpSender {
             set_option(v6, libc::IPPROTO_IPV6, IPV6_HDRINCL, &ON).context(&what)?;
         }
         Ok(RawIpSender { v4, v6, index })
+    }
+
+    /// Marks its packets as the datapath's own, as [`crate::packet_sender::PacketSender::set_own`].
+    pub fn set_own(&self) -> Result<()> {
+        let sockets = [Some(&self.v4), self.v6.as_ref()];
+        sockets.into_iter().flatten().try_for_each(|fd| {
+            set_option(fd, libc::SOL_SOCKET, libc::SO_MARK, &OWN_MARK).context("mark own packets")
+        })
     }
 
     /// Sends an IP packet to this neighbor: a router, or the destination itself. The packet is complete (its

@@ -311,7 +311,7 @@ impl Policy {
     #[must_use]
     pub fn verdict(&self, question: &Question<'_>) -> Verdict {
         let verdict = self.rules.verdict(question);
-        let own = question.ingress == Ingress::Host && matches!(question.egress, Egress::Bond(_));
+        let own = question.ingress == Ingress::Host && self.is_asked_by_host(question);
         if (own || self.is_kernels(question)) && verdict.rule.is_none() {
             return Verdict { action: RuleAction::Allow, rule: None };
         }
@@ -319,6 +319,14 @@ impl Policy {
             Some(action) if verdict.rule.is_none() => Verdict { action, rule: None },
             _ => verdict,
         }
+    }
+
+    /// Whether a packet of the host comes by here only because we have its way: to a peer, to a virtual server or forward of ours, or
+    /// from an address that NAT shares, where its port is a flow's.
+    fn is_asked_by_host(&self, question: &Question<'_>) -> bool {
+        matches!(question.egress, Egress::Bond(_))
+            || self.nat.is_outside(question.key.src)
+            || self.server_or_forward(question.key).is_some()
     }
 
     /// Whether a packet is one of those about which the host's own firewall decides: for it, or passed on by it.

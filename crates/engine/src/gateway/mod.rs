@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::output::DeviceIngress;
 use arc_swap::ArcSwap;
 use datapath::Snapshots;
-use linux::bpf::SteeringProgram;
+use linux::bpf::{OwnPorts, PortCounts, SteeringProgram};
 use linux::packet_ring::PacketRing;
 use linux::packet_sender::PacketSender;
 use linux::raw_ip::RawIpSender;
@@ -250,6 +250,8 @@ pub(crate) struct Shared {
     pub opened: Mutex<open::Opened>,
     /// Puts what the host sends into the owner's TUN queue; without the privilege for it rings do that work.
     pub tun_program: Mutex<Option<SteeringProgram>>,
+    /// How many flows have each port, for the programs at the interfaces; `None` without the privilege for them.
+    pub port_counts: Option<Arc<PortCounts>>,
 }
 
 impl Shared {
@@ -267,6 +269,7 @@ impl Shared {
             policy: ArcSwap::from_pointee(policy),
             ownership,
             tun_program: Mutex::default(),
+            port_counts: PortCounts::new().map(Arc::new).inspect_err(no_port_counts).ok(),
             neighbors: ArcSwap::from_pointee(Neighbors::default()),
             cluster: shared::ClusterShared::new(cores),
             lan: LanShared::new(cores),
@@ -283,6 +286,11 @@ impl Shared {
             progress: Progress::default(),
             opened: Mutex::default(),
         })
+    }
+
+    /// The way of the host's packets from ports that flows have; `tun`: name of the TUN device.
+    fn own_ports(&self, tun: &str) -> Option<OwnPorts> {
+        OwnPorts::new(self.port_counts.clone()?, tun).inspect_err(no_port_counts).ok()
     }
 
     /// Everything that workers take over together.
@@ -387,6 +395,11 @@ pub(crate) fn keys() -> impl Iterator<Item = [u8; steering::toeplitz::KEY_BYTES]
         let mut key = [0; steering::toeplitz::KEY_BYTES];
         getrandom::fill(&mut key).is_ok().then_some(key)
     })
+}
+
+/// Without them programs of the host and flows may meet at a port.
+fn no_port_counts(error: &linux::Error) {
+    tracing::info!(%error, "a program of the host may meet a flow at its port until it is seen");
 }
 
 /// A lock whose holder cannot have left half a change behind.

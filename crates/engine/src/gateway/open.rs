@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use linux::bpf::{KernelShare, MACS_MAX, SteeringProgram};
+use linux::bpf::{KernelShare, MACS_MAX, OwnPorts, SteeringProgram};
 use linux::forward_guard::ForwardGuard;
 use linux::ingress_guard::{GuardKind, IngressGuard};
 use linux::packet_ring::{Fanout, PacketRing, PacketRingOptions, RingFilter};
@@ -140,6 +140,7 @@ impl Opened {
 
 /// Brings what is open in line with what is wanted; what cannot be opened is noted.
 pub(super) fn follow(shared: &Shared, settings: &GatewaySettings, listen_port: Option<u16>, tun: &str) {
+    let own_ports = shared.own_ports(tun);
     let mut opened = lock(&shared.opened);
     let opened = &mut *opened;
     opened.close_forwarding(settings, tun);
@@ -177,7 +178,7 @@ pub(super) fn follow(shared: &Shared, settings: &GatewaySettings, listen_port: O
             continue;
         }
         let (Some(interface), Some(index)) = (interface, index) else { continue };
-        match open(shared, (id, index), interface, settings.readers, &share) {
+        match open(shared, (id, index), interface, settings.readers, (&share, own_ports.as_ref())) {
             Ok(port) => *slot = Some(port),
             Err(error) => {
                 opened.errors.insert(id, error.to_string());
@@ -215,7 +216,7 @@ fn open(
     (id, index): (InterfaceId, u32),
     interface: &InterfaceSpec,
     readers: Readers,
-    share: &KernelShare,
+    (share, own_ports): (&KernelShare, Option<&OwnPorts>),
 ) -> Result<OpenPort, linux::Error> {
     let cores = shared.reports.len();
     let ownership = shared.ownership.load();
@@ -228,7 +229,7 @@ fn open(
         }
     };
     let device = lock(&shared.cluster.devices).get(&interface.device).cloned();
-    let guard = IngressGuard::attach(&interface.device, share)?;
+    let guard = IngressGuard::attach(&interface.device, share, own_ports)?;
     let outliving = match (&device, guard.kind()) {
         (Some(SharedDevice::Real { takeover: true, .. }), GuardKind::Program) => {
             outliving(&interface.device, share)
@@ -292,8 +293,11 @@ fn open_rings(shared: &Shared, id: InterfaceId, port: &OpenPort) -> Result<Vec<R
     let mut interfaces = Vec::with_capacity(cores);
     let mut filters = Vec::with_capacity(cores);
     for core in 0..cores {
+        let (sender, raw) = (PacketSender::open(&port.device, false)?, RawIpSender::open(&port.device)?);
         let back = match port.guard.kind() {
             GuardKind::Program => {
+                sender.set_own()?;
+                raw.set_own()?;
                 let sender = PacketSender::open_to_ingress(&port.device)?;
                 Some(DeviceIngress { sender, mac: port.mac.unwrap_or_default() })
             }
@@ -306,8 +310,8 @@ fn open_rings(shared: &Shared, id: InterfaceId, port: &OpenPort) -> Result<Vec<R
         interfaces.push(Interface {
             id,
             ring,
-            sender: PacketSender::open(&port.device, false)?,
-            raw: RawIpSender::open(&port.device)?,
+            sender,
+            raw,
             back,
             shared: shared_source(port, core)?,
             tap: match &port.shared {

@@ -11,6 +11,8 @@ const MAP_CREATE: libc::c_int = 0;
 const MAP_UPDATE_ELEM: libc::c_int = 2;
 const PROG_LOAD: libc::c_int = 5;
 const MAP_TYPE_ARRAY: u32 = 2;
+/// `BPF_F_MMAPABLE`.
+const MAPPABLE: u32 = 1 << 10;
 const LINK_CREATE: libc::c_int = 28;
 const LINK_UPDATE: libc::c_int = 29;
 const PROG_TYPE_SOCKET_FILTER: u32 = 1;
@@ -84,9 +86,18 @@ unsafe fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c
 
 /// An array map with one value of `bytes` bytes, all zero; a program reads it by its address.
 pub(super) fn create_value(bytes: usize) -> io::Result<OwnedFd> {
+    create_array(bytes, 0)
+}
+
+/// As [`create_value`]; this process can map it into its memory.
+pub(super) fn create_shared_value(bytes: usize) -> io::Result<OwnedFd> {
+    create_array(bytes, MAPPABLE)
+}
+
+fn create_array(bytes: usize, flags: u32) -> io::Result<OwnedFd> {
     let value_bytes = u32::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     let mut attributes =
-        CreateMap { map_type: MAP_TYPE_ARRAY, key_bytes: 4, value_bytes, entries_max: 1, flags: 0 };
+        CreateMap { map_type: MAP_TYPE_ARRAY, key_bytes: 4, value_bytes, entries_max: 1, flags };
     // SAFETY: the layout of MAP_CREATE; no pointers.
     owned(unsafe { bpf(MAP_CREATE, &mut attributes) }?)
 }

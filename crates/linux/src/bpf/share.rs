@@ -11,7 +11,7 @@ use super::assembler::{Assembler, If, Op, R0, R1, Size};
 use super::classic::{
     self, Classic, MARK, PACKET_MARK, PACKET_TYPE, Place, TO_OTHERS, TO_US, VLAN_TAG, Width,
 };
-use super::device_ingress::INGRESS_MARK;
+use super::device_egress::INGRESS_MARK;
 use super::kernel;
 use super::reuseport::Instruction;
 use crate::error::Context;

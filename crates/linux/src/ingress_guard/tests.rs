@@ -26,7 +26,7 @@ fn allowed(kind: GuardKind) -> bool {
 
 fn attach(kind: GuardKind, interface: &str, share: &KernelShare) -> IngressGuard {
     let guard = match kind {
-        GuardKind::Program => IngressGuard::attach_program(interface, share),
+        GuardKind::Program => IngressGuard::attach_program(interface, share, None),
         GuardKind::Table => IngressGuard::attach_table(interface, share),
     };
     let guard = guard.unwrap();
@@ -394,11 +394,14 @@ fn what_a_killed_process_left_behind_is_replaced() {
         let listener = TcpListener::bind("10.4.0.1:0").unwrap();
         std::mem::forget(IngressGuard::attach_table("gw", &KernelShare::default()).unwrap());
         assert_eq!(connect(&other, listener.local_addr().unwrap()), Err(ErrorKind::TimedOut));
-        for attach in [IngressGuard::attach, IngressGuard::attach_table] {
+        for attach in [
+            |name: &str, share: &KernelShare| IngressGuard::attach(name, share, None),
+            |name: &str, share: &KernelShare| IngressGuard::attach_table(name, share),
+        ] {
             drop(attach("gw", &KernelShare::default()).unwrap());
             assert_eq!(connect(&other, listener.local_addr().unwrap()), Ok(()));
         }
-        let error = IngressGuard::attach("nowhere", &KernelShare::default()).unwrap_err();
+        let error = IngressGuard::attach("nowhere", &KernelShare::default(), None).unwrap_err();
         assert!(error.to_string().contains("nowhere"), "{error}");
         assert_eq!(table_name("eth0.5@if2"), "anabranch-eth0.5_if2");
     });
@@ -438,7 +441,10 @@ fn an_interface_is_held_for_a_while_and_the_rest_of_the_host_goes_on() {
         }
         assert!(began.elapsed() >= Duration::from_secs(3));
         assert_eq!(connect(&other, address(5_000)), Err(ErrorKind::ConnectionRefused));
-        for attach in [IngressGuard::attach, IngressGuard::attach_table] {
+        for attach in [
+            |name: &str, share: &KernelShare| IngressGuard::attach(name, share, None),
+            |name: &str, share: &KernelShare| IngressGuard::attach_table(name, share),
+        ] {
             hold(60);
             drop(attach("gw", &share()).unwrap());
             let answers =

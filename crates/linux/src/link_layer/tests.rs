@@ -210,7 +210,7 @@ fn division(kind: GuardKind) {
     let options = PacketRingOptions { kernel: share.clone(), ..PacketRingOptions::default() };
     let mut ring = PacketRing::open("tun7", &options).unwrap();
     let guard = match kind {
-        GuardKind::Program => IngressGuard::attach_program("tun7", &share),
+        GuardKind::Program => IngressGuard::attach_program("tun7", &share, None),
         GuardKind::Table => IngressGuard::attach_table("tun7", &share),
     };
     if kind == GuardKind::Program && guard.is_err() {
@@ -247,11 +247,11 @@ fn a_packet_for_the_host_comes_in_again_by_the_device() {
     isolated(|| {
         let (_tun, queue) = device();
         let share = KernelShare::default();
-        if IngressGuard::attach_program("tun7", &share).is_err() {
+        if IngressGuard::attach_program("tun7", &share, None).is_err() {
             assert!(std::env::var_os(crate::testing::INSIDE).is_some(), "root may load programs");
             return;
         }
-        let _guard = IngressGuard::attach_program("tun7", &share).unwrap();
+        let _guard = IngressGuard::attach_program("tun7", &share, None).unwrap();
         let back = PacketSender::open_to_ingress("tun7").unwrap();
         let own = UdpSocket::bind("10.4.0.1:9").unwrap();
         own.set_read_timeout(Some(Duration::from_secs(5))).unwrap();

@@ -211,7 +211,8 @@ impl Services {
     /// Answers to packets that the host sent into the TUN device go back there: the device that brought it does not
     /// expect anything from one of the host's own addresses, as that of a virtual server is.
     fn give_back(&self, frame: &mut Frame<'_>, (id, direction): (FlowId, Direction)) {
-        if direction == Direction::Reply && self.flows.table.record(id).ingress() == Ingress::Host {
+        let of_host = self.flows.table.record(id).ingress() == Ingress::Host;
+        if direction == Direction::Reply && of_host && !self.is_hosts_by_device(id) {
             frame.outcome = Outcome::Forward(Egress::Host);
         }
     }

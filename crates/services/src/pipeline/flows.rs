@@ -3,6 +3,7 @@
 use packet::{DropReason, FlowKey};
 
 use super::bloom_filter::BloomFilter;
+use super::host_ports::PortCounts;
 use crate::flow::{Direction, FlowId, FlowTable, Record, Removed};
 use crate::random::Random;
 use crate::spec::{TCP, Timeouts};
@@ -35,6 +36,8 @@ pub(super) struct Flows {
     pub live: Vec<u32>,
     /// Live flows by bucket of the cluster's table; empty where there is no cluster.
     pub live_by_unit_bucket: Vec<u32>,
+    /// Flows by outside port.
+    pub ports: PortCounts,
     pace: SweepPace,
 }
 
@@ -62,6 +65,7 @@ impl Flows {
             removals: 0,
             live: vec![0; buckets],
             live_by_unit_bucket: Vec::new(),
+            ports: PortCounts::default(),
             pace: SweepPace::default(),
         }
     }
@@ -94,6 +98,7 @@ impl Flows {
         let (original, reply) = ((&original.0, original.1), (&reply.0, reply.1));
         let id = self.table.insert_unknown(hashes, original, reply, record)?;
         hashes.into_iter().for_each(|hash| self.begun.add(hash));
+        self.ports.note(original.0, reply.0, &record, true);
         self.count(buckets, u32::wrapping_add);
         self.embryonic.0 += 1;
         Ok(id)

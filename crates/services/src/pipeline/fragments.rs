@@ -94,9 +94,9 @@ fn limits(policy: &Policy) -> FragmentLimits {
     FragmentLimits::of(policy.limits(), policy.timeouts())
 }
 
-/// A packet with room for an Ethernet header in front of it.
-fn with_room(packet: &[u8]) -> Vec<u8> {
-    [&[0; ETHERNET_BYTES], packet].concat()
+/// A packet with the Ethernet header of another piece of it in front: the host may get it by its device, as it came.
+fn with_header_of(frame: &Frame<'_>, packet: &[u8]) -> Vec<u8> {
+    [frame.bytes.get(..ETHERNET_BYTES).unwrap_or(&[0; ETHERNET_BYTES]), packet].concat()
 }
 
 impl Services {
@@ -117,7 +117,7 @@ impl Services {
             packet.ingress,
             &mut |piece| {
                 let facts = Piece { key: piece.key, measure: piece.measure };
-                released.push((with_room(piece.packet), facts));
+                released.push((with_header_of(frame, piece.packet), facts));
             },
         );
         frame.outcome = Outcome::Consumed;
@@ -208,7 +208,7 @@ impl Services {
             }
             fragment::Outcome::Bridge(key) => self.bridge(&PacketContext { key, ..*packet }, frame, out),
             fragment::Outcome::Whole(whole) => {
-                let mut bytes = with_room(whole.packet);
+                let mut bytes = with_header_of(frame, whole.packet);
                 let id = whole.id;
                 let mut whole = Frame::new(packet.ingress, VirtioNetHeader::default(), &mut bytes);
                 frame.outcome = Outcome::Consumed;

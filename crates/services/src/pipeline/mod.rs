@@ -39,6 +39,7 @@ mod flows;
 mod fragments;
 mod frame;
 mod hairpin;
+mod host_ports;
 mod import;
 mod new_flow;
 mod next_hops;
@@ -54,6 +55,7 @@ mod units;
 pub use counters::{Counters, NatRefusals, RuleCounters};
 pub use explain::{Entry, Explanation, FlowCores, SourceNat, explain};
 pub use frame::{ETHERNET_BYTES, Frame, Handed, Origin, Outcome, Output, Piece};
+pub use host_ports::PortCounts;
 pub use next_hops::Neighbors;
 
 use context::PacketContext;
@@ -379,6 +381,7 @@ impl Services {
         let reply = (removed.reply, removed.tenants[1]);
         self.counters.flows_closed += 1;
         self.flows.ended(self.routing.live_buckets(&original, &reply), record);
+        self.flows.ports.note(&original.0, &reply.0, record, false);
         self.flows.note_unit_bucket(self.routing.units.as_ref(), (&original, record), -1);
         self.rule_counters.count_flow(policy, record, &original.0, false);
         if record.flags & flags::PROXY_PROTOCOL != 0 {

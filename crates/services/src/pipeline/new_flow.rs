@@ -147,8 +147,7 @@ impl Services {
         out: &mut impl Output,
     ) -> Result<Option<FlowId>, DropReason> {
         let policy = Arc::clone(&self.routing.policy);
-        if packet.icmp(frame) == Some(Kind::Error) {
-            self.unknown_error(&policy, packet, frame)?;
+        if self.is_without_flow(&policy, packet, frame)? {
             return Ok(None);
         }
         check_addresses(&policy, packet, frame)?;
@@ -207,6 +206,20 @@ impl Services {
             }
         }
         opened.map(Some)
+    }
+
+    /// Whether no flow begins with a packet, which is dealt with: an ICMP error, one of the host's own that leaves as it is.
+    fn is_without_flow(
+        &mut self,
+        policy: &Policy,
+        packet: &PacketContext,
+        frame: &mut Frame<'_>,
+    ) -> Result<bool, DropReason> {
+        if packet.icmp(frame) == Some(Kind::Error) {
+            self.unknown_error(policy, packet, frame)?;
+            return Ok(true);
+        }
+        Ok(self.goes_untranslated(policy, packet, frame))
     }
 
     /// Answers a packet of a flow that goes nowhere, if the rules do not forbid it.
@@ -500,7 +513,12 @@ fn begin_state(
     if resolution.egress == Egress::Host && matches!(packet.ingress, Ingress::Bond(_)) {
         record.flags |= flags::LOCAL;
     }
-    match packet.header.protocol {
+    let protocol = packet.header.protocol;
+    let goes_anywhere = policy.is_loose(packet.ingress, resolution.egress)
+        && resolution.flags & flags::DEST_NAT == 0
+        && !matches!(resolution.egress, Egress::Host);
+    let is_loose = || goes_anywhere && source_rule(policy, packet, resolution).is_none();
+    match protocol {
         TCP => {
             let segment = packet.segment(frame)?;
             if super::proxy_sequence::has_early_data(record.flags, &segment) {
@@ -516,18 +534,15 @@ fn begin_state(
                 && (resolution.flags & flags::DEST_NAT != 0
                     || !policy.hides_inside(resolution.egress.interface()));
             let whole = resolution.flags & flags::PROXY_PROTOCOL == 0;
-            let loose = policy.is_loose(packet.ingress, resolution.egress)
-                && resolution.flags & flags::DEST_NAT == 0
-                && !matches!(resolution.egress, Egress::Host)
-                && source_rule(policy, packet, resolution).is_none();
-            if loose {
+            if is_loose() {
                 record.flags |= flags::ONE_WAY;
                 tcp::begin_loose(&mut record, &segment);
             } else if !tcp::begin(&mut record, &segment, goes_on && whole) {
                 return Err(DropReason::NotNew);
             }
         }
-        protocol if icmp::is_icmp(protocol) && packet.icmp(frame) != Some(Kind::Request) => {
+        // The question may have gone past us.
+        _ if icmp::is_icmp(protocol) && packet.icmp(frame) != Some(Kind::Request) && !is_loose() => {
             return Err(DropReason::NotNew);
         }
         _ => {}

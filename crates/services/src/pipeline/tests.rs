@@ -11,6 +11,7 @@ mod errors;
 mod fast;
 mod firewall;
 mod handover;
+mod host_ports;
 mod limits;
 mod mappings;
 mod moving;
