@@ -113,6 +113,37 @@ fn r4_a_second_router_of_the_same_network_is_told() {
     });
 }
 
+/// Routes with an MTU of their own, and IPv6 routes for some sources only, are the kernel's.
+#[test]
+fn r4_routes_with_an_mtu_and_for_sources() {
+    isolated(|| {
+        let lans = Lans::new(3);
+        let (host, place) = (lans.host(1), lans.gateway());
+        shell(lans.host(2), &format!("ip address add {SERVER}/32 dev lo"));
+        for number in [2, 3] {
+            shell(lans.host(number), "ip -6 address add 2001:db8:7::7/128 dev lo nodad");
+        }
+        let _mirrors = [2, 3]
+            .map(|number| Mirror::start(lans.host(number), &format!("in{number}"), "[2001:db8:7::7]:80"));
+        shell(place, "ip route add 198.51.100.0/24 via 10.1.2.2 mtu 1300");
+        shell(host, "ip -6 address add fd00:1:1:7::2/64 dev eth0 nodad");
+        shell(place, "ip -6 address add fd00:1:1:7::1/64 dev lan1 nodad");
+        for (from, router, device) in
+            [("fd00:1:1::/64", "fd00:1:2::2", "lan2"), ("fd00:1:1:7::/64", "fd00:1:3::2", "lan3")]
+        {
+            shell(place, &format!("ip -6 route add 2001:db8:7::/48 from {from} via {router} dev {device}"));
+        }
+        let _gateway = lans.start(ALLOW);
+        let error = try_shell(host, &format!("ping -n -c 2 -W 2 -M do -s 1400 {SERVER}")).unwrap_err();
+        assert!(error.contains("mtu = 1300") || error.contains("mtu=1300"), "{error}");
+        for (from, name) in [("fd00:1:1::2", "in2"), ("fd00:1:1:7::2", "in3")] {
+            let client = UdpClient::new(host, &format!("[{from}]:0"));
+            let answer = client.try_ask("[2001:db8:7::7]:80", 16);
+            assert_eq!(answer.map(|answer| answer.name).as_deref(), Some(name), "from {from}");
+        }
+    });
+}
+
 /// RFC 6691, RFC 2923: full segments fit both links.
 #[test]
 fn c2_the_mss_is_that_of_the_smaller_link() {

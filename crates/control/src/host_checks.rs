@@ -98,6 +98,7 @@ pub(crate) fn obstacles(config: &Config, view: &HostView, around: &Surroundings)
     let mut list = Vec::new();
     clock(around, &mut list);
     beside_interfaces(config, view, around, &mut list);
+    translated_ways(config, view, around, &mut list);
     if config.peers.is_empty() {
         return list;
     }
@@ -401,6 +402,30 @@ fn default_routes(config: &Config, view: &HostView, around: &Surroundings, list:
                     ),
                 ));
             }
+        }
+    }
+}
+
+/// An interface by which a `[[nat]]` leads out has an address, and no route of any table leads further than its own network.
+fn translated_ways(config: &Config, view: &HostView, around: &Surroundings, list: &mut Vec<Obstacle>) {
+    let services = &config.services;
+    let outs: BTreeSet<&str> = services.nats.iter().map(|nat| nat.out.as_str()).collect();
+    for interface in services.interfaces.iter().filter(|interface| outs.contains(interface.name.as_str())) {
+        let Some(link) = view.links.iter().find(|link| link.name == interface.device) else { continue };
+        let addressed =
+            view.addresses.iter().any(|address| address.index == link.index && !address.link_local);
+        let further = |route: &&Route| route.spec.gateway.is_some() || route.spec.dst.prefix_len() == 0;
+        let leads =
+            around.routes.iter().filter(further).any(|route| route.spec.interface == Some(link.index));
+        if link.up && link.carrier && addressed && !leads && services.routes.is_empty() {
+            list.push((
+                "nat.out",
+                format!(
+                    "no route in any table leads further over {0}, by which a [[nat]] leads out, there is no default route; \
+                     ip route add default via GATEWAY dev {0}",
+                    link.name
+                ),
+            ));
         }
     }
 }

@@ -184,6 +184,10 @@ pub struct KernelRoute {
     pub device: u32,
     /// The lowest is preferred.
     pub metric: u32,
+    /// Largest packet, bytes; `None`: that of the device.
+    pub mtu: Option<u32>,
+    /// Only for sources of this network.
+    pub from: Option<IpNet>,
 }
 
 impl HostFacts {
@@ -228,6 +232,8 @@ impl HostFacts {
                 via: spec.gateway,
                 device,
                 metric: spec.metric,
+                mtu: route.mtu,
+                from: route.from,
             })
         };
         Self {

@@ -235,7 +235,7 @@ pub(crate) mod tests {
             metric,
             ..RouteSpec::new(dst.parse().unwrap())
         };
-        Route { spec, protocol: 2, dead: false, place: 0, weight: 1 }
+        Route { spec, protocol: 2, dead: false, place: 0, weight: 1, mtu: None, from: None }
     }
 
     pub(crate) fn section(interface: InterfaceMatch) -> config::Wan {

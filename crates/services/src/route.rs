@@ -43,6 +43,14 @@ pub struct Route {
     pub egress: Egress,
     /// Next router; `None`: the destination itself is the neighbour.
     pub via: Option<IpAddr>,
+    /// Largest packet that it takes, bytes; [`u16::MAX`]: that of the interface.
+    pub mtu: u16,
+}
+
+impl Route {
+    const fn of(spec: &RouteSpec) -> Self {
+        Self { egress: spec.egress, via: spec.via, mtu: spec.mtu }
+    }
 }
 
 /// A route and why it was chosen.
@@ -95,7 +103,7 @@ enum Entry {
 impl Entry {
     fn of(spec: &RouteSpec) -> Self {
         match spec.action {
-            RouteAction::Forward => Self::Way(Route { egress: spec.egress, via: spec.via }),
+            RouteAction::Forward => Self::Way(Route::of(spec)),
             RouteAction::Throw => Self::Throw,
             action => Self::Refuse(refusal(action)),
         }
@@ -109,7 +117,7 @@ impl Entry {
             Self::Refuse(_) | Self::Throw => Vec::new(),
         };
         let sum = ways.last().map_or(0, |(_, sum)| *sum);
-        let route = Route { egress: spec.egress, via: spec.via };
+        let route = Route::of(spec);
         ways.push((route, sum.saturating_add(u32::from(spec.weight.max(1)))));
         *self = Self::Ways(ways);
     }
@@ -161,6 +169,8 @@ type Found<'a> = (u16, IpNet, &'a Entry);
 pub struct Fib {
     /// By number and tenant.
     tables: BTreeMap<(u32, u16), Table>,
+    /// Routes of some sources only, by number, tenant and network of the sources.
+    of_sources: BTreeMap<(u32, u16), BTreeMap<IpNet, Table>>,
     /// Routes that a better one of their prefix hides, by tenant and way.
     hidden: BTreeMap<(u16, Egress), JointPrefixMap<IpNet, Route>>,
     /// Rules of policy routing; none: the main table.
@@ -175,10 +185,17 @@ impl Fib {
         let mut last: Option<&RouteSpec> = None;
         for spec in routes {
             let prefix = spec.prefix.trunc();
-            let table = fib.tables.entry((spec.table, spec.tenant)).or_default();
+            let table = match spec.from {
+                Some(from) => {
+                    let of_sources = fib.of_sources.entry((spec.table, spec.tenant)).or_default();
+                    of_sources.entry(from.trunc()).or_default()
+                }
+                None => fib.tables.entry((spec.table, spec.tenant)).or_default(),
+            };
             let of_last = last.filter(|last| {
                 spec.joins
-                    && (last.table, last.tenant, last.prefix.trunc()) == (spec.table, spec.tenant, prefix)
+                    && (last.table, last.tenant, last.from) == (spec.table, spec.tenant, spec.from)
+                    && last.prefix.trunc() == prefix
             });
             last = Some(spec);
             if let Some(before) = of_last
@@ -213,7 +230,7 @@ impl Fib {
     /// The entry that the rules lead to.
     fn decide(&self, query: &RouteQuery) -> Result<Found<'_>, DropReason> {
         if self.rules.is_empty() {
-            return self.in_table(MAIN_TABLE, query.tenant, query.key.dst).ok_or(DropReason::NoRoute);
+            return self.in_table(MAIN_TABLE, query.tenant, &query.key).ok_or(DropReason::NoRoute);
         }
         let mut place = 0;
         while let Some(rule) = self.rules.get(place) {
@@ -223,7 +240,7 @@ impl Fib {
             }
             match rule.action {
                 RouteRuleAction::Table { table, longer_than } => {
-                    let found = self.in_table(table, query.tenant, query.key.dst);
+                    let found = self.in_table(table, query.tenant, &query.key);
                     let long = |found: &Found<'_>| longer_than.is_none_or(|most| found.1.prefix_len() > most);
                     if let Some(found) = found.filter(long) {
                         return Ok(found);
@@ -237,13 +254,13 @@ impl Fib {
     }
 
     /// The entry of a table, by the order at the top of the module.
-    fn in_table(&self, table: u32, tenant: u16, dst: IpAddr) -> Option<Found<'_>> {
+    fn in_table(&self, table: u32, tenant: u16, key: &FlowKey) -> Option<Found<'_>> {
         let not_default = |found: &Found<'_>| found.1.prefix_len() > 0;
-        let own = self.longest(table, tenant, dst);
+        let own = self.longest(table, tenant, key);
         let found = if tenant == SHARED_TENANT || own.as_ref().is_some_and(not_default) {
             own
         } else {
-            let shared = self.longest(table, SHARED_TENANT, dst);
+            let shared = self.longest(table, SHARED_TENANT, key);
             shared.filter(not_default).or(own).or(shared)
         };
         found.filter(|(_, _, entry)| !matches!(entry, Entry::Throw))
@@ -260,7 +277,9 @@ impl Fib {
     /// main table (RFC 3704 §2.3, "feasible path"). A default route is none to what has a route of its own.
     #[must_use]
     pub fn leads_by(&self, tenant: u16, dst: IpAddr, egress: Egress) -> bool {
-        let best = self.in_table(MAIN_TABLE, tenant, dst).map_or(0, |(_, prefix, _)| prefix.prefix_len());
+        let best = self
+            .in_table(MAIN_TABLE, tenant, &RouteQuery::to(tenant, dst).key)
+            .map_or(0, |(_, prefix, _)| prefix.prefix_len());
         self.longest_by(tenant, dst, egress).is_some_and(|(prefix, _)| prefix.prefix_len() >= best)
     }
 
@@ -268,8 +287,10 @@ impl Fib {
         let net = IpNet::from(dst);
         let longest = |tenant: u16| {
             let hidden = self.hidden.get(&(tenant, egress)).and_then(|table| table.get_lpm(&net));
-            let tables = self.tables.iter().filter(|((_, of), _)| *of == tenant);
-            let used = tables.flat_map(|(_, table)| table.cover(&net)).flat_map(|(prefix, entry)| {
+            let tables = self.tables.iter().filter(|((_, of), _)| *of == tenant).map(|(_, table)| table);
+            let of_sources = self.of_sources.iter().filter(|((_, of), _)| *of == tenant);
+            let tables = tables.chain(of_sources.flat_map(|(_, tables)| tables.values()));
+            let used = tables.flat_map(|table| table.cover(&net)).flat_map(|(prefix, entry)| {
                 entry.ways().filter(|route| route.egress == egress).map(move |route| (prefix, route))
             });
             let used = used.chain(hidden.map(|(prefix, route)| (prefix, *route)));
@@ -281,7 +302,8 @@ impl Fib {
     /// Number of routes of all tenants.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.tables.values().map(JointPrefixMap::len).sum()
+        let of_sources = self.of_sources.values().flat_map(BTreeMap::values);
+        self.tables.values().chain(of_sources).map(JointPrefixMap::len).sum()
     }
 
     /// Whether there is no route.
@@ -298,11 +320,24 @@ impl Fib {
     /// Whether a tenant's own table has the destination, other than by its default route.
     #[must_use]
     pub fn has_own(&self, tenant: u16, dst: IpAddr) -> bool {
-        self.longest(MAIN_TABLE, tenant, dst).is_some_and(|(_, prefix, _)| prefix.prefix_len() > 0)
+        self.longest(MAIN_TABLE, tenant, &RouteQuery::to(tenant, dst).key)
+            .is_some_and(|(_, prefix, _)| prefix.prefix_len() > 0)
     }
 
-    fn longest(&self, table: u32, tenant: u16, dst: IpAddr) -> Option<Found<'_>> {
-        let (prefix, entry) = self.tables.get(&(table, tenant))?.get_lpm(&IpNet::from(dst))?;
+    fn longest(&self, table: u32, tenant: u16, key: &FlowKey) -> Option<Found<'_>> {
+        let net = IpNet::from(key.dst);
+        let of_all = self.tables.get(&(table, tenant)).and_then(|table| table.get_lpm(&net));
+        // Mostly there is none.
+        let of_sources = self.of_sources.get(&(table, tenant)).into_iter().flatten();
+        let of_sources = of_sources
+            .filter(|(from, _)| from.contains(&key.src))
+            .filter_map(|(from, table)| table.get_lpm(&net).map(|found| (found, from.prefix_len())));
+        let best = of_sources.max_by_key(|((prefix, _), from)| (prefix.prefix_len(), *from));
+        let (prefix, entry) = match (of_all, best) {
+            (Some(of_all), Some((found, _))) if of_all.0.prefix_len() > found.0.prefix_len() => of_all,
+            (_, Some((found, _))) => found,
+            (of_all, None) => of_all?,
+        };
         Some((tenant, prefix, entry))
     }
 }

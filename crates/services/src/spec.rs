@@ -216,6 +216,11 @@ pub struct RouteSpec {
     pub weight: u16,
     /// One more way of the route that is listed before it.
     pub joins: bool,
+    /// Largest packet that may take it, bytes; [`u16::MAX`]: that of the interface.
+    pub mtu: u16,
+    /// Only packets with a source of this network take it (IPv6: `ip route add … from`); of equally long destinations the longest such
+    /// network counts, and a longer destination before that.
+    pub from: Option<IpNet>,
 }
 
 impl RouteSpec {
@@ -223,7 +228,8 @@ impl RouteSpec {
     #[must_use]
     pub const fn new(tenant: u16, prefix: IpNet, egress: Egress, via: Option<IpAddr>) -> Self {
         let action = RouteAction::Forward;
-        Self { tenant, prefix, egress, via, table: MAIN_TABLE, action, weight: 1, joins: false }
+        let (table, mtu) = (MAIN_TABLE, u16::MAX);
+        Self { tenant, prefix, egress, via, table, action, weight: 1, joins: false, mtu, from: None }
     }
 }
 

@@ -52,6 +52,8 @@ pub(super) struct Candidate {
     pub egress: Egress,
     pub via: Option<IpAddr>,
     pub weight: u16,
+    pub mtu: u16,
+    pub from: Option<IpNet>,
     /// Further ways, with their weights.
     pub more: Vec<(Egress, Option<IpAddr>, u16)>,
 }
@@ -60,7 +62,8 @@ impl Candidate {
     /// One way, in the main table.
     pub const fn new(rank: Rank, egress: Egress, via: Option<IpAddr>) -> Self {
         let action = RouteAction::Forward;
-        Self { rank, metric: 0, table: MAIN_TABLE, action, egress, via, weight: 1, more: Vec::new() }
+        let (metric, table, weight, mtu) = (0, MAIN_TABLE, 1, u16::MAX);
+        Self { rank, metric, table, action, egress, via, weight, mtu, from: None, more: Vec::new() }
     }
 
     fn ways(&self) -> impl Iterator<Item = (Egress, Option<IpAddr>, u16)> + '_ {
@@ -75,6 +78,8 @@ impl Candidate {
             action,
             weight,
             joins: place > 0,
+            mtu: self.mtu,
+            from: self.from,
             ..RouteSpec::new(tenant, prefix, egress, via)
         })
     }
@@ -83,14 +88,14 @@ impl Candidate {
 /// The best route of each prefix, and what it hides.
 #[derive(Default)]
 pub(super) struct RouteTable {
-    best: BTreeMap<(u32, u16, IpNet), Candidate>,
+    best: BTreeMap<(u32, u16, Option<IpNet>, IpNet), Candidate>,
     hidden: Vec<RouteSpec>,
 }
 
 impl RouteTable {
     /// Adds a route of a tenant's.
     pub fn add(&mut self, tenant: u16, prefix: IpNet, mut worse: Candidate) {
-        let best = match self.best.entry((worse.table, tenant, prefix)) {
+        let best = match self.best.entry((worse.table, tenant, worse.from, prefix)) {
             Entry::Vacant(place) => {
                 place.insert(worse);
                 return;
@@ -106,7 +111,8 @@ impl RouteTable {
         let leads =
             |way: &(Egress, _, _)| way.0 != best.egress && !matches!(way.0, Egress::Host | Egress::Kernel);
         for (egress, via, _) in worse.ways().filter(leads) {
-            self.hidden.push(RouteSpec { table: worse.table, ..RouteSpec::new(tenant, prefix, egress, via) });
+            let (table, mtu, from) = (worse.table, worse.mtu, worse.from);
+            self.hidden.push(RouteSpec { table, mtu, from, ..RouteSpec::new(tenant, prefix, egress, via) });
         }
     }
 
@@ -114,14 +120,14 @@ impl RouteTable {
     pub fn into_routes(mut self, with_rules: bool) -> Vec<RouteSpec> {
         if self.best.len() > ROUTES_MAX {
             let mut list: Vec<_> = self.best.into_iter().collect();
-            list.sort_by_key(|((_, _, prefix), route)| (route.rank, prefix.prefix_len()));
+            list.sort_by_key(|((_, _, _, prefix), route)| (route.rank, prefix.prefix_len()));
             list.truncate(ROUTES_MAX);
             self.best = list.into_iter().collect();
         }
         // Of equal prefixes the last counts.
         let mut routes = self.hidden;
         routes.truncate(ROUTES_MAX - self.best.len());
-        for ((table, tenant, prefix), route) in &self.best {
+        for ((table, tenant, _, prefix), route) in &self.best {
             routes.extend(route.specs(*tenant, *prefix, *table));
             let is_first = match route.rank {
                 Rank::Own | Rank::Configured => true,

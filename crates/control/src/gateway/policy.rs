@@ -283,7 +283,8 @@ impl Builder<'_> {
         let mut several: Option<(u16, IpNet, Candidate)> = None;
         for route in &self.facts.routes {
             let follows = several.as_ref().is_some_and(|(_, prefix, first)| {
-                (*prefix, first.table, first.metric) == (route.prefix, route.table, route.metric)
+                (*prefix, first.from) == (route.prefix, route.from)
+                    && (first.table, first.metric) == (route.table, route.metric)
             });
             // The first way may be one that does not work, or not ours.
             if !(follows && route.place > 0)
@@ -296,6 +297,8 @@ impl Builder<'_> {
                 metric: route.metric,
                 action: host_routes::action(route.kind),
                 weight: route.weight,
+                mtu: route.mtu.and_then(|mtu| u16::try_from(mtu).ok()).unwrap_or(u16::MAX),
+                from: route.from,
                 ..Candidate::new(Rank::Kernel, Egress::Host, route.via)
             };
             if candidate.action != RouteAction::Forward {

@@ -74,6 +74,32 @@ fn forwarding_that_is_off_is_told_where_the_kernel_has_an_inner_network() {
     assert_eq!(told("[[interface]]\nname = \"lan\"\n", &view(), &off), [""; 0]);
 }
 
+#[test]
+fn a_nat_that_leads_nowhere_is_told() {
+    let text = "[[interface]]\nname = \"lan\"\n[[interface]]\nname = \"wan0\"\n[[nat]]\nout = \"wan0\"\n";
+    let told = |view: &HostView, routes: Vec<Route>, more: &str| {
+        let list = obstacles(&config("", &format!("{text}{more}")), view, &Surroundings { routes, ..fine() });
+        list.into_iter().map(|(key, message)| format!("{key}: {message}")).collect::<Vec<_>>()
+    };
+    let list = told(&view(), vec![route(2, "10.1.0.0/24", None, 0)], "");
+    assert!(
+        list.len() == 1 && list[0].starts_with("nat.out: ") && list[0].ends_with(" dev wan0"),
+        "{list:?}"
+    );
+    let routes = [
+        route(2, "0.0.0.0/0", Some("10.1.0.1"), 100),
+        route(2, "0.0.0.0/0", None, 0),
+        route(2, "198.51.100.0/24", Some("10.1.0.9"), 0),
+    ];
+    for route in routes {
+        assert_eq!(told(&view(), vec![route], ""), [""; 0]);
+    }
+    assert_eq!(told(&view(), vec![], "[[route]]\nto = \"0.0.0.0/0\"\nvia = \"10.1.0.1\"\n"), [""; 0]);
+    let mut without = view();
+    without.addresses.retain(|address| address.index != 2);
+    assert_eq!(told(&without, vec![], ""), [""; 0], "DHCP has not answered yet");
+}
+
 /// Packets between `[[interface]]` and other devices, which the kernel passes on, and those that its firewall does not see.
 #[test]
 fn what_the_host_forwards_beside_interfaces_is_told() {

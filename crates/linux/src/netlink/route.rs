@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop, RouteNextHopFlags,
-    RouteProtocol, RouteScope, RouteType, RouteVia,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteNextHop,
+    RouteNextHopFlags, RouteProtocol, RouteScope, RouteType, RouteVia,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -87,6 +87,10 @@ pub struct Route {
     pub place: u16,
     /// Share of the flows of a multi-path route that take this way, relative to the others; from 1.
     pub weight: u16,
+    /// Largest packet that may take it, bytes (`mtu`, `mtu lock`), where it says so.
+    pub mtu: Option<u32>,
+    /// Only packets with a source of this network take it (IPv6: `from`).
+    pub from: Option<IpNet>,
 }
 
 impl Route {
@@ -131,6 +135,7 @@ pub(super) fn from_message(message: &RouteMessage) -> Vec<Route> {
     let mut spec = RouteSpec { table: u32::from(message.header.table), kind, ..RouteSpec::new(dst) };
     spec.onlink = message.header.flags.contains(RouteFlags::Onlink);
     let mut hops: &[RouteNextHop] = &[];
+    let (mut mtu, mut from) = (None, None);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => {
@@ -144,6 +149,15 @@ pub(super) fn from_message(message: &RouteMessage) -> Vec<Route> {
             RouteAttribute::Priority(metric) => spec.metric = *metric,
             RouteAttribute::PrefSource(address) => spec.source = ip(address),
             RouteAttribute::MultiPath(list) => hops = list,
+            RouteAttribute::Metrics(list) => {
+                mtu = list.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu).filter(|mtu| *mtu > 0),
+                    _ => None,
+                });
+            }
+            RouteAttribute::Source(address) => {
+                from = ip(address).and_then(|ip| IpNet::new(ip, message.header.source_prefix_length).ok());
+            }
             other => read_way(other, &mut spec),
         }
     }
@@ -157,10 +171,10 @@ pub(super) fn from_message(message: &RouteMessage) -> Vec<Route> {
         spec.onlink = hop.flags.contains(RouteNextHopFlags::Onlink);
         hop.attributes.iter().for_each(|attribute| read_way(attribute, &mut spec));
         let dead = hop.flags.intersects(RouteNextHopFlags::Dead | RouteNextHopFlags::Linkdown);
-        routes.push(Route { spec, protocol, dead, place, weight: u16::from(hop.hops) + 1 });
+        routes.push(Route { spec, protocol, dead, place, weight: u16::from(hop.hops) + 1, mtu, from });
     }
     if hops.is_empty() {
-        routes.push(Route { spec, protocol, dead, place: 0, weight: 1 });
+        routes.push(Route { spec, protocol, dead, place: 0, weight: 1, mtu, from });
     }
     routes
 }

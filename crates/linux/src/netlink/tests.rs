@@ -502,6 +502,10 @@ fn routes_and_rules_of_all_kinds_are_read() {
         run("ip route add 203.0.113.0/24 nexthop via 10.0.0.8 weight 3 nexthop via 10.0.0.9 weight 1");
         run("ip nexthop add id 1 via 10.0.0.6 dev v0 && ip nexthop add id 2 via 10.0.0.7 dev v0");
         run("ip nexthop add id 3 group 1,5/2,2 && ip route add 203.0.114.0/24 nhid 3");
+        run(
+            "ip route add 203.0.115.0/24 via 10.0.0.8 mtu 1300 && ip route add 203.0.116.0/24 via 10.0.0.8 mtu lock 1200",
+        );
+        run("ip -6 route add 2001:db8:7::/48 from 2001:db8:1::/48 dev v0");
         run("ip rule add prio 100 iif v0 ipproto udp dport 53-54 lookup 7 && ip rule add prio 101 prohibit");
         run(
             "ip rule add prio 102 goto 104 && ip rule add prio 103 tos 0x10 lookup 7 && ip rule add prio 104 nop",
@@ -529,6 +533,13 @@ fn routes_and_rules_of_all_kinds_are_read() {
             of("203.0.114.0/24"),
             "Unicast via 10.0.0.6 place 0 weight 5, Unicast via 10.0.0.7 place 1 weight 2"
         );
+        let mtu =
+            |prefix: &str| routes.iter().find(|route| route.spec.dst.to_string() == prefix).unwrap().mtu;
+        let mtus = ["203.0.115.0/24", "203.0.116.0/24", "203.0.113.0/24"].map(mtu);
+        assert_eq!(mtus, [Some(1300), Some(1200), None]);
+        let routes = netlink.routes(Some(Family::V6)).unwrap();
+        let from = routes.iter().find(|route| route.spec.dst.to_string() == "2001:db8:7::/48").unwrap().from;
+        assert_eq!(from, Some("2001:db8:1::/48".parse().unwrap()));
         let rules = netlink.policy_rules().unwrap();
         let rule = |priority: u32| rules.iter().find(|rule| rule.spec.priority == priority).unwrap();
         let first = rule(100);

@@ -150,8 +150,8 @@ impl Services {
         if routing.policy.is_own(sender) || routing.policy.nat.is_outside(sender) {
             return None;
         }
-        let (egress, neighbor) = routing.back(packet.ingress, &packet.key.reversed(), packet.tenant).ok()?;
-        let hop = routing.unnumbered((egress, neighbor, packet.key.src.is_ipv4()));
+        let target = routing.back(packet.ingress, &packet.key.reversed(), packet.tenant).ok()?;
+        let hop = routing.unnumbered((target, packet.key.src.is_ipv4()));
         *ethernet = hop.ethernet;
         matches!(egress, Egress::Interface(_) | Egress::Bond(_)).then_some(hop.outcome)
     }

@@ -84,7 +84,7 @@ impl Services {
         let came_by = match direction {
             Direction::Original => Some(record.ingress()),
             Direction::Reply => {
-                self.target(id, Direction::Original).ok().and_then(|(egress, _)| ingress_of(egress))
+                self.target(id, Direction::Original).ok().and_then(|(egress, ..)| ingress_of(egress))
             }
         };
         // Nothing was sent in this direction.

@@ -1,7 +1,5 @@
 //! A packet of a known flow, whatever is unusual about it.
 
-use std::net::IpAddr;
-
 use packet::attachment::{Egress, Ingress};
 use packet::flow::FlowKey;
 use packet::icmp::{self, Kind};
@@ -13,7 +11,7 @@ use super::answers::Answer;
 use super::context::PacketContext;
 use super::dead_backends::ingress_of;
 use super::flows::{is_embryonic, tick_of};
-use super::next_hops::{self, Hop, Way};
+use super::next_hops::{self, Hop, Target, Way};
 use super::{Direction, Frame, Origin, Outcome, Output, Services};
 use crate::flow::{FlowId, Record, flags};
 use crate::icmp::Problem;
@@ -102,7 +100,7 @@ impl Services {
         let expected = match direction {
             Direction::Original => Some(record.ingress()),
             Direction::Reply => {
-                self.target(id, Direction::Original).ok().and_then(|(egress, _)| ingress_of(egress))
+                self.target(id, Direction::Original).ok().and_then(|(egress, ..)| ingress_of(egress))
             }
         };
         let source = packet.header.src;
@@ -348,7 +346,7 @@ impl Services {
         self.counters.decided_again += 1;
         let (original, reply) = self.flows.table.keys(id);
         let (key, tenant) = original;
-        let (egress, _) = self.target(id, Direction::Original)?;
+        let (egress, ..) = self.target(id, Direction::Original)?;
         let policy = &self.routing.policy;
         let record = self.flows.table.record_mut(id);
         if !super::translation::holds(policy, record, &original, &reply, egress) {
@@ -378,8 +376,8 @@ impl Services {
         let number = if self.routing.around(&self.flows.table.leaves_as(id, direction)).is_some() {
             next_hops::HAIRPIN
         } else {
-            let (egress, neighbor) = self.target(id, direction)?;
-            let hop = (egress, neighbor, self.flows.table.leaves_as(id, direction).dst.is_ipv4());
+            let target = self.target(id, direction)?;
+            let hop = (target, self.flows.table.leaves_as(id, direction).dst.is_ipv4());
             match self.routing.number(hop) {
                 next_hops::UNSET => return Ok(Way::Hop(self.routing.unnumbered(hop))),
                 number => number,
@@ -389,8 +387,8 @@ impl Services {
         self.routing.way(number).ok_or(DropReason::NoRoute)
     }
 
-    /// Where packets of a direction leave and to which neighbor, as the routes are now.
-    pub(super) fn target(&self, id: FlowId, direction: Direction) -> Result<(Egress, IpAddr), DropReason> {
+    /// Where packets of a direction leave, as the routes are now.
+    pub(super) fn target(&self, id: FlowId, direction: Direction) -> Result<Target, DropReason> {
         let (routing, table) = (&self.routing, &self.flows.table);
         let ((original, tenant), (reply, reply_tenant)) = table.keys(id);
         let leaving = table.leaves_as(id, direction);
@@ -412,7 +410,7 @@ impl Services {
             Some(backend) if translated && record.flags & flags::ONE_WAY != 0 => {
                 let backend = policy.balancer.backend_ref(backend).ok_or(DropReason::NoRoute)?;
                 query.key.dst = backend.address.ip();
-                return Ok((policy.route(&query)?.egress, query.key.dst));
+                return Ok((policy.route(&query)?.egress, query.key.dst, u16::MAX));
             }
             // A forward, or an inside endpoint that is mapped, may be of another tenant than who asks for it.
             None if translated => {

@@ -256,7 +256,9 @@ impl Services {
             counters: self.flows.table.counters(id),
             idle_ns,
             expires_ns: timeout_ns.saturating_sub(idle_ns),
-            ways: [Direction::Original, Direction::Reply].map(|direction| self.target(id, direction).ok()),
+            ways: [Direction::Original, Direction::Reply].map(|direction| {
+                self.target(id, direction).ok().map(|(egress, neighbor, _)| (egress, neighbor))
+            }),
         })
     }
 }

@@ -79,7 +79,7 @@ impl Services {
         if route.egress.interface().is_none() {
             return false;
         }
-        let hop = (route.egress, route.via.unwrap_or(key.dst), key.dst.is_ipv4());
+        let hop = ((route.egress, route.via.unwrap_or(key.dst), route.mtu), key.dst.is_ipv4());
         established::address(frame, &self.routing.unnumbered(hop));
         self.went_on(&packet.header);
         true

@@ -206,7 +206,7 @@ impl Services {
     fn decide_taken_over(&mut self, now_ns: u64, id: FlowId, arrival: &Arrival) -> Result<(), Refusal> {
         let refused = match self.decide_again(now_ns, id) {
             Ok(true) => match self.target(id, Direction::Original) {
-                Ok((egress, _)) => self.misplaced(arrival, egress),
+                Ok((egress, ..)) => self.misplaced(arrival, egress),
                 Err(_) => None,
             },
             Ok(false) => Some(Refusal::Translation),

@@ -32,6 +32,8 @@ struct Resolution {
     to: FlowKey,
     egress: Egress,
     neighbor: IpAddr,
+    /// Largest packet that the route takes, bytes.
+    mtu: u16,
     /// It comes around instead of leaving.
     around: bool,
     server: Option<u16>,
@@ -314,7 +316,7 @@ impl Services {
             return Err(DropReason::IcmpInvalid);
         }
         let route = route?;
-        let hop = (route.egress, route.via.unwrap_or(header.dst), header.dst.is_ipv4());
+        let hop = ((route.egress, route.via.unwrap_or(header.dst), route.mtu), header.dst.is_ipv4());
         established::address(frame, &self.routing.unnumbered(hop));
         self.went_on(header);
         Ok(())
@@ -333,6 +335,7 @@ impl Services {
             to: *key,
             egress: around.map_or(Egress::Host, Egress::Interface),
             neighbor: key.dst,
+            mtu: u16::MAX,
             around: around.is_some(),
             server: None,
             backend: None,
@@ -494,7 +497,7 @@ impl Services {
             next_hops::HAIRPIN
         } else {
             let ipv4 = resolution.to.dst.is_ipv4();
-            self.routing.number((resolution.egress, resolution.neighbor, ipv4))
+            self.routing.number(((resolution.egress, resolution.neighbor, resolution.mtu), ipv4))
         };
         let id = self.flows.insert(hashes, buckets, original, reply, record)?;
         self.flows.note_unit_bucket(self.routing.units.as_ref(), (original, &record), 1);
@@ -602,6 +605,7 @@ fn leave_by(
     }
     resolution.egress = route.egress;
     resolution.neighbor = route.via.unwrap_or(resolution.to.dst);
+    resolution.mtu = route.mtu;
     Ok(())
 }
 

@@ -51,11 +51,14 @@ pub struct Hop {
 /// No ingress has this number: see [`Hop::back`].
 pub const NOWHERE: u16 = u16::MAX;
 
-/// Place where packets of a next hop go: by what they leave, the neighbor, and whether they are IPv4.
-pub type HopKey = (Egress, IpAddr, bool);
+/// By what a packet leaves, the neighbor, and the largest packet that its route takes ([`u16::MAX`]: what the interface takes).
+pub type Target = (Egress, IpAddr, u16);
+
+/// Place where packets of a next hop go, and whether they are IPv4.
+pub type HopKey = (Target, bool);
 
 impl Hop {
-    fn new((egress, address, ipv4): HopKey, policy: &Policy, neighbors: &Neighbors) -> Self {
+    fn new(((egress, address, mtu), ipv4): HopKey, policy: &Policy, neighbors: &Neighbors) -> Self {
         let back = ingress_of(egress).map_or(NOWHERE, Ingress::compact);
         let Egress::Interface(id) = egress else {
             let (outcome, ethernet) = (Outcome::Forward(egress), [0; ETHERNET_BYTES]);
@@ -73,7 +76,13 @@ impl Hop {
         let known = alone || (mac.is_some() && own.is_some());
         let outcome = if known { Outcome::Forward(egress) } else { Outcome::Resolve(id, address) };
         let failed = !known && neighbors.failed.contains(&(id, address));
-        Self { outcome, ethernet, mtu: interface.map_or(1500, |interface| interface.mtu), failed, back }
+        Self {
+            outcome,
+            ethernet,
+            mtu: interface.map_or(1500, |interface| interface.mtu).min(mtu),
+            failed,
+            back,
+        }
     }
 }
 
@@ -123,17 +132,17 @@ impl Hops {
     /// there is no room: [`Hops::unnumbered`] leads there. So whoever asks for addresses that are not there fills
     /// nothing.
     pub fn number(&mut self, key: HopKey, policy: &Policy, neighbors: &Neighbors) -> u16 {
-        let (egress, address, _) = key;
+        let ((egress, address, mtu), ipv4) = key;
         let key = match egress {
             Egress::Host | Egress::Kernel => return HOST,
             // So has such a link.
             Egress::Interface(id) if is_point_to_point(policy, id) => {
-                (egress, IpAddr::V4(Ipv4Addr::UNSPECIFIED), key.2)
+                ((egress, IpAddr::V4(Ipv4Addr::UNSPECIFIED), mtu), ipv4)
             }
             Egress::Interface(_) => key,
             // A bond has one peer, whatever the destination.
             Egress::Bond(_) | Egress::Core(_) | Egress::Unit(_) => {
-                (egress, IpAddr::V4(Ipv4Addr::UNSPECIFIED), true)
+                ((egress, IpAddr::V4(Ipv4Addr::UNSPECIFIED), u16::MAX), true)
             }
         };
         if let Some(place) = self.places.get(&key) {
@@ -197,6 +206,8 @@ mod tests {
     #[test]
     fn neighbors_that_a_stranger_chooses_do_not_meet() {
         let hops = Hops::new(SecretState::of_number(1));
-        assert_spreads(hops.places.hasher(), |address| -> HopKey { (Egress::Host, address, false) });
+        assert_spreads(hops.places.hasher(), |address| -> HopKey {
+            ((Egress::Host, address, u16::MAX), false)
+        });
     }
 }

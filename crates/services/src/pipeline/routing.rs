@@ -1,6 +1,5 @@
 //! Where packets leave: policy, owners and neighbors in force at one core, and the next hops that follow from them.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use packet::DropReason;
@@ -11,7 +10,7 @@ use steering::units::{EraSeen, Units};
 
 use super::Outcome;
 use super::flows::TenantKey;
-use super::next_hops::{self, Hop, HopKey, Hops, Neighbors, Way};
+use super::next_hops::{self, Hop, HopKey, Hops, Neighbors, Target, Way};
 use crate::hash::SecretState;
 use crate::policy::{Policy, Tenants};
 use crate::random::Random;
@@ -148,44 +147,40 @@ impl Routing {
         self.policy.spec.nats.get(usize::from(rule)).and_then(|nat| nat.out)
     }
 
-    /// Where a leaving packet goes, and to which neighbor. `query`: about its destination.
-    pub fn egress(&self, leaving: &FlowKey, query: &RouteQuery) -> Result<(Egress, IpAddr), DropReason> {
+    /// Where a leaving packet goes. `query`: about its destination.
+    pub fn egress(&self, leaving: &FlowKey, query: &RouteQuery) -> Result<Target, DropReason> {
         if let Some(interface) = self.around(leaving) {
-            return Ok((Egress::Interface(interface), leaving.dst));
+            return Ok((Egress::Interface(interface), leaving.dst, u16::MAX));
         }
         if self.policy.is_own(leaving.dst) {
-            return Ok((Egress::Host, leaving.dst));
+            return Ok((Egress::Host, leaving.dst, u16::MAX));
         }
         let route = self.policy.route(query)?;
-        Ok((route.egress, route.via.unwrap_or(leaving.dst)))
+        Ok((route.egress, route.via.unwrap_or(leaving.dst), route.mtu))
     }
 
     /// Where a reply goes: by what the question came, if that is still there and leads to its sender.
-    pub fn back(
-        &self,
-        ingress: Ingress,
-        leaving: &FlowKey,
-        tenant: u16,
-    ) -> Result<(Egress, IpAddr), DropReason> {
+    pub fn back(&self, ingress: Ingress, leaving: &FlowKey, tenant: u16) -> Result<Target, DropReason> {
         let came = Egress::from(ingress);
         let query = RouteQuery { tenant, ingress: None, key: *leaving, before: Some(came) };
         match ingress {
             _ if self.around(leaving).is_some() => {}
-            Ingress::Host => return Ok((Egress::Host, leaving.dst)),
+            Ingress::Host => return Ok((Egress::Host, leaving.dst, u16::MAX)),
             Ingress::Bond(id) if self.policy.peer(id).is_some() => {
-                return Ok((Egress::Bond(id), leaving.dst));
+                return Ok((Egress::Bond(id), leaving.dst, u16::MAX));
             }
             Ingress::Interface(_) => {
                 let by_route = self.egress(leaving, &query);
                 let there = match by_route {
-                    Ok((egress, _)) => egress == came || egress == Egress::Host,
+                    Ok((egress, ..)) => egress == came || egress == Egress::Host,
                     Err(reason) => reason != DropReason::NoRoute,
                 };
                 if there {
                     return by_route;
                 }
                 let back = self.policy.fib.lookup_by(tenant, leaving.dst, came);
-                return back.map_or(by_route, |route| Ok((came, route.via.unwrap_or(leaving.dst))));
+                return back
+                    .map_or(by_route, |route| Ok((came, route.via.unwrap_or(leaving.dst), route.mtu)));
             }
             Ingress::Bond(_) => {}
         }

@@ -135,7 +135,7 @@ impl Services {
         reset.copy_from_slice(frame.packet().get(..reset.len())?);
         into_reset(reset, header)?;
         rewrite::rewrite(reset, &IpHeader::parse(reset).ok()?, false, &to).ok()?;
-        let (ethernet, outcome) = match self.routing.unnumbered((target.0, target.1, to.dst.is_ipv4())) {
+        let (ethernet, outcome) = match self.routing.unnumbered((target, to.dst.is_ipv4())) {
             hop if matches!(target.0, Egress::Interface(_)) => (Some(hop.ethernet), hop.outcome),
             hop => (None, hop.outcome),
         };

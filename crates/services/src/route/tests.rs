@@ -91,7 +91,7 @@ fn naive(routes: &[RouteSpec], tenant: u16, dst: IpAddr) -> Option<Route> {
             .filter(|(_, route)| route.tenant == tenant && route.prefix.contains(&dst))
             .filter(|(_, route)| (route.prefix.prefix_len() == 0) == default)
             .max_by_key(|(place, route)| (route.prefix.prefix_len(), *place))
-            .map(|(_, route)| Route { egress: route.egress, via: route.via })
+            .map(|(_, route)| Route { egress: route.egress, via: route.via, mtu: route.mtu })
     };
     longest(tenant, false)
         .or_else(|| longest(SHARED_TENANT, false))
@@ -233,4 +233,38 @@ fn rules_name_the_table_in_their_order() {
     for (query, wanted) in cases {
         assert_eq!(out(&fib, &query), wanted, "{:?}", query.key);
     }
+}
+
+/// As the kernel does for `ip -6 route add … from …`: the longest destination counts, of equal ones the longest source.
+#[test]
+fn routes_for_some_sources() {
+    let from = |prefix: &str, from: &str, interface| RouteSpec {
+        from: Some(from.parse().unwrap()),
+        ..route(0, prefix, interface)
+    };
+    let fib = Fib::compile(
+        &[
+            from("::/0", "2001:db8:1::/48", 1),
+            from("::/0", "2001:db8:1:7::/64", 2),
+            from("::/0", "2001:db8:2::/48", 3),
+            from("2001:db8:ffff::/48", "2001:db8:2::/48", 4),
+            route(0, "2001:db8:eeee::/48", 5),
+        ],
+        &[],
+    );
+    let cases = [
+        ("2001:db8:1::5", "2001:db8:7::7", Ok(1)),
+        ("2001:db8:1:7::5", "2001:db8:7::7", Ok(2)),
+        ("2001:db8:2::5", "2001:db8:7::7", Ok(3)),
+        ("2001:db8:2::5", "2001:db8:ffff::7", Ok(4)),
+        ("2001:db8:1::5", "2001:db8:ffff::7", Ok(1)),
+        ("2001:db8:2::5", "2001:db8:eeee::7", Ok(5)),
+        ("2001:db8:3::5", "2001:db8:eeee::7", Ok(5)),
+        ("2001:db8:3::5", "2001:db8:7::7", Err(DropReason::NoRoute)),
+    ];
+    for (src, dst, wanted) in cases {
+        assert_eq!(out(&fib, &query(src, dst, 1, 0)), wanted, "{src} > {dst}");
+    }
+    let (far, interface) = ("2001:db8:7::7".parse().unwrap(), |id| Egress::Interface(InterfaceId(id)));
+    assert!(fib.leads_by(0, far, interface(3)) && !fib.leads_by(0, far, interface(5)));
 }

@@ -32,6 +32,8 @@ pub(crate) fn facts() -> HostFacts {
         via: via.map(|via| via.parse().unwrap()),
         device,
         metric,
+        mtu: None,
+        from: None,
     };
     HostFacts {
         devices: vec![

@@ -277,6 +277,27 @@ fn a_flow_ends_when_its_address_is_gone() {
     assert_eq!(world.one(LAN, &tcp_of(&tcp_key, SYN, 900, 0, b"")).key().src, new);
 }
 
+/// A route may take less than its interface: the packets that it takes are told so, and SYNs are lowered to it; others are not.
+#[test]
+fn a_route_has_an_mtu_of_its_own() {
+    let mut spec = two_interfaces();
+    spec.routes.push(RouteSpec { mtu: 1300, ..route("192.0.2.0/24", WAN, Some("203.0.113.254")) });
+    let mut world = World::new(2, spec);
+    let big = |to: &str| {
+        let mut packet = udp_of(&key(UDP, "10.0.0.5:1000", to), &[7; 1_300]);
+        packet[6] |= 0x40;
+        packet[10..12].fill(0);
+        let sum = packet::checksum::finish(packet::checksum::sum(&packet[..20], 0));
+        packet[10..12].copy_from_slice(&sum.to_be_bytes());
+        packet
+    };
+    let left = world.dropped(LAN, &big("192.0.2.9:53"), DropReason::TooBig);
+    assert_eq!((kind(&left[0].packet), &left[0].packet[26..28]), ((3, 4), &1300u16.to_be_bytes()[..]));
+    assert_eq!(world.one(LAN, &big("198.51.100.9:53")).by(), WAN);
+    let left = world.one(LAN, &udp_of(&key(UDP, "10.0.0.5:1000", "192.0.2.9:53"), &[7; 1_200]));
+    assert_eq!(left.by(), WAN);
+}
+
 /// A program of the host opens the port that a flow has, as its IKE opens 500 after a client's: UDP goes on from another port with the
 /// client's next packet, or makes way with the answer that may be the host's. Others stay.
 #[test]
