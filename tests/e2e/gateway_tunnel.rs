@@ -150,7 +150,6 @@ fn c2_t1_the_address_that_peers_dial_changes_on_an_interface_of_the_gateway() {
             let (branch, mut hub) = scene.join(&branch, &hub, 1);
             ready(&mut hub);
             echo(a, b, HUB_IP);
-            let before = peer(&branch).handshakes;
             let route = shell(b, "ip route show default");
             let route = route.lines().next().unwrap_or_default().trim();
             shell(b, &format!("ip addr del {old}/24 dev wan0 && ip addr add {new}/24 dev wan0"));
@@ -162,7 +161,6 @@ fn c2_t1_the_address_that_peers_dial_changes_on_an_interface_of_the_gateway() {
                 peer(&branch).paths.iter().any(|path| path.state == "up" && path.remote.contains(".77:"))
             });
             wait_for("it answers", PATIENCE, || try_echo(a, b, HUB_IP).is_ok());
-            assert!(peer(&branch).handshakes >= before, "{host}");
         });
     }
 }

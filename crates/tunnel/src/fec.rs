@@ -30,7 +30,7 @@ pub use encoder::{Encoder, Symbol};
 pub const COVERED_BYTES_MAX: usize = 2_048;
 /// Most datagrams of a block.
 pub const BLOCK_MAX: usize = 32;
-/// Fewest: one part in six is the most that is spent on repair.
+/// Fewest: a fifth of the bytes is the most that is spent on repair, and a little for the second head of a symbol in two parts.
 pub const BLOCK_MIN: usize = 5;
 /// Blocks that a symbol is made of: its own and those before.
 pub const BLOCKS: usize = 3;

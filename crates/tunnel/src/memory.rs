@@ -104,6 +104,12 @@ impl Share {
         true
     }
 
+    /// As [`Self::take`], for what is of use but not necessary: never more than half of what the bond may keep.
+    #[must_use]
+    pub fn take_optional(&mut self, bytes: usize) -> bool {
+        self.memory.bytes().saturating_add(bytes) <= self.memory.bytes_max() / 2 && self.take(bytes)
+    }
+
     /// `bytes` of what was taken are not kept any more.
     pub fn give_back(&mut self, bytes: usize) {
         self.used = self.used.saturating_sub(bytes);

@@ -31,6 +31,8 @@ struct Equation {
 #[derive(Debug)]
 pub struct Decoder {
     kept: Box<[Kept]>,
+    /// Memory for the one that arrives.
+    incoming: Vec<u8>,
     equations: Vec<Equation>,
     /// Passes that may be made, and those that were.
     passes: usize,
@@ -50,6 +52,7 @@ impl Default for Decoder {
     fn default() -> Self {
         Self {
             kept: vec![Kept::default(); KEPT].into_boxed_slice(),
+            incoming: Vec::new(),
             equations: Vec::new(),
             passes: PASSES_MAX / 2,
             made: 0,
@@ -66,19 +69,34 @@ impl Decoder {
             return;
         };
         self.passes = (self.passes + PASSES_PER_DATAGRAM).min(PASSES_MAX);
+        let mut bytes = std::mem::take(&mut self.incoming);
+        bytes.clear();
+        bytes.extend((sealed.len() as u16).to_be_bytes());
+        bytes.extend(sealed);
+        self.take_out(counter, &bytes);
         let kept = &mut self.kept[counter as usize % KEPT];
-        kept.next = counter.saturating_add(1);
-        kept.bytes.clear();
-        kept.bytes.extend((sealed.len() as u16).to_be_bytes());
-        kept.bytes.extend(sealed);
-        let bytes = &kept.bytes;
+        // A repeat that comes late is of no more use than that, and must not push a newer datagram out.
+        if kept.next <= counter {
+            kept.next = counter + 1;
+            std::mem::swap(&mut kept.bytes, &mut bytes);
+        }
+        self.incoming = bytes;
+    }
+
+    /// Takes a datagram that was missing out of the symbols that wait for it.
+    fn take_out(&mut self, counter: u64, bytes: &[u8]) {
+        let (passes, made) = (&mut self.passes, &mut self.made);
         for equation in &mut self.equations {
             let Some(at) = equation.missing.iter().position(|(missing, _)| *missing == counter) else {
                 continue;
             };
-            self.passes = self.passes.saturating_sub(1);
-            self.made += 1;
             let (_, weight) = equation.missing.swap_remove(at);
+            if *passes == 0 {
+                equation.missing.clear();
+                continue;
+            }
+            *passes -= 1;
+            *made += 1;
             equation.take_out(bytes, weight);
         }
         self.equations.retain(|equation| !equation.missing.is_empty());
@@ -101,10 +119,13 @@ impl Decoder {
             // Nothing to find; too much; or what arrived before symbols came, or is forgotten, would have to be taken out.
             return;
         }
-        if !self.pass(here.len()) {
+        if !self.pass(1 + here.len()) {
             self.refused += 1;
             return;
         }
+        // What is missing for so long is not waited for.
+        let oldest = blocks[0].first.saturating_sub(KEPT as u64);
+        self.equations.retain(|equation| equation.missing.iter().all(|(counter, _)| *counter >= oldest));
         let mut equation = Equation { missing, bytes };
         for (counter, weight) in here {
             equation.take_out(&self.kept[counter as usize % KEPT].bytes, weight);
@@ -118,15 +139,18 @@ impl Decoder {
     /// A datagram that the symbols tell, if there is one. It counts as missing until [`Self::keep`] gets it.
     pub fn solve(&mut self) -> Option<Restored> {
         self.eliminate();
-        let at = self.equations.iter().position(|equation| equation.missing.len() == 1)?;
-        let Equation { missing, mut bytes } = self.equations.remove(at);
-        let (counter, weight) = *missing.first()?;
-        field::multiply_all(&mut bytes, field::inverse(weight));
-        let length = usize::from(u16::from_be_bytes([*bytes.first()?, *bytes.get(1)?]));
-        let sealed = bytes.get(2..2 + length)?;
-        let mut datagram = vec![0; HEADER_BYTES];
-        datagram.extend(sealed);
-        Some(Restored { counter, datagram })
+        while let Some(at) = self.equations.iter().position(|equation| equation.missing.len() == 1) {
+            let restored = self.equations.swap_remove(at).restored();
+            if !self.pass(1) {
+                return None;
+            }
+            if restored.is_some() {
+                return restored;
+            }
+            // No encoder made this one.
+            self.refused += 1;
+        }
+        None
     }
 
     /// Whether symbols wait.
@@ -163,6 +187,10 @@ impl Decoder {
         }
         for pivot in 0..self.equations.len() {
             let Some(&(counter, weight)) = self.equations[pivot].missing.first() else { continue };
+            let has = |equation: &Equation| equation.missing.iter().any(|(missing, _)| *missing == counter);
+            if self.equations.iter().filter(|equation| has(equation)).count() < 2 {
+                continue;
+            }
             let by = self.equations[pivot].clone();
             for at in 0..self.equations.len() {
                 let Some(&(_, other)) =
@@ -192,6 +220,17 @@ fn weights(blocks: [Block; BLOCKS]) -> impl Iterator<Item = (u64, u8)> {
 }
 
 impl Equation {
+    /// The datagram that alone is missing; `None` where its length cannot be.
+    fn restored(mut self) -> Option<Restored> {
+        let (counter, weight) = *self.missing.first()?;
+        field::multiply_all(&mut self.bytes, field::inverse(weight));
+        let length = usize::from(u16::from_be_bytes([*self.bytes.first()?, *self.bytes.get(1)?]));
+        let sealed = self.bytes.get(2..2 + length)?;
+        let mut datagram = vec![0; HEADER_BYTES];
+        datagram.extend(sealed);
+        Some(Restored { counter, datagram })
+    }
+
     fn take_out(&mut self, bytes: &[u8], weight: u8) {
         if self.bytes.len() < bytes.len() {
             self.bytes.resize(bytes.len(), 0);

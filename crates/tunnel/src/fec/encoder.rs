@@ -3,6 +3,9 @@
 use super::{BLOCKS, Block, COVERED_BYTES_MAX, field};
 use crate::header::HEADER_BYTES;
 
+/// Counters from the first datagram of the oldest block of a symbol to that of the newest one, at most: with the newest block itself what a receiver keeps.
+const REACH: u64 = 90;
+
 /// Repair symbol of a block.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Symbol {
@@ -65,6 +68,13 @@ impl Encoder {
     pub fn finish(&mut self) -> Option<Symbol> {
         if self.blocks[0].is_empty() {
             return None;
+        }
+        // Of datagrams that left so long ago the receiver keeps none.
+        for age in 1..BLOCKS {
+            if self.blocks[0].first.saturating_sub(self.blocks[age].first) > REACH {
+                self.blocks[age] = Block::default();
+                self.sums[age] = Default::default();
+            }
         }
         let mut bytes = std::mem::take(&mut self.sums[0][0]);
         for age in 1..BLOCKS {

@@ -128,6 +128,27 @@ fn a_lost_symbol_costs_nothing_but_itself() {
 }
 
 #[test]
+fn a_repeat_that_comes_late_pushes_no_newer_datagram_out() {
+    let mut line = Line::new(4);
+    let late = datagram(&mut line.rng, 800);
+    for block in 0..20 {
+        for at in 0..10 {
+            line.send(900, block == 18 && at == 4);
+            if block == 18 {
+                // As many counters behind as the decoder keeps, and as twice that: of the block's own places.
+                for rounds in 1..3 {
+                    let counter = line.next - 1;
+                    line.decoder.keep(counter - rounds * decoder::KEPT as u64 / 2, &late);
+                    line.decoder.keep(counter.saturating_sub(decoder::KEPT as u64), &late);
+                }
+            }
+        }
+        line.end(false);
+    }
+    assert_eq!((line.lost, line.restored), (1, 1));
+}
+
+#[test]
 fn random_losses_are_nearly_all_repaired() {
     for (loss, least) in [(0.003, 0.999), (0.01, 0.99), (0.03, 0.98), (0.05, 0.97)] {
         let size = block_size(loss);

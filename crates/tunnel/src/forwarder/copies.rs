@@ -9,7 +9,7 @@ use packet::drop_reason::DropReason;
 
 use super::Output;
 use super::arrival::came_over_another;
-use super::lane::Place;
+use super::lane::{Place, RxLane};
 use super::receive::{Context, Receive};
 use super::rx_session::lane_id_of;
 use crate::header::Header;
@@ -17,19 +17,20 @@ use crate::time::Time;
 
 impl Receive {
     /// Takes a datagram's counter in. Returns also whether a copy of it came before. `foreign`: it came over another path than
-    /// its lane's.
+    /// its lane's; `restored`: it did not come at all.
     pub(super) fn commit<O: Output>(
         &mut self,
         cx: &Context<'_, O>,
         (at, lane_id): (usize, usize),
         header: &Header,
         bytes: usize,
-        foreign: bool,
+        (foreign, restored): (bool, bool),
     ) -> Result<(Place, bool), DropReason> {
         let session = &mut self.sessions[at];
         if foreign {
             let lane = session.lane_with_copies(lane_id).ok_or(DropReason::PeerMemory)?;
-            return Ok((lane.commit_copy(header.counter)?, false));
+            let commit = if restored { RxLane::commit_restored } else { RxLane::commit_copy };
+            return Ok((commit(lane, header.counter)?, false));
         }
         let lane = session.lane(lane_id).ok_or(DropReason::PeerMemory)?;
         lane.commit(cx.now, header.counter, bytes, || {

@@ -140,6 +140,11 @@ impl RxLane {
         Ok(Place::Recovered)
     }
 
+    /// As [`Self::commit_copy`], for one that came back from a repair symbol: the original was lost all the same, or is late.
+    pub fn commit_restored(&mut self, counter: u64) -> Result<Place, DropReason> {
+        self.window.commit(counter).map(|()| Place::Copied)
+    }
+
     fn note_repeat(&mut self) {
         self.reorder_ns = (self.reorder_ns - self.reorder_ns / 64).max(REORDER_NS);
         self.reorders &= self.reorder_ns > REORDER_NS;
@@ -277,17 +282,20 @@ impl RxLane {
                 return true;
             }
             lost += gap.count;
-            if self.own.is_some() && gap.count <= RANGE_MAX {
-                // What came as a copy, or out of a symbol, is not asked for.
-                let mut missing =
-                    (gap.first..gap.first + gap.count).filter(|counter| !came(&self.window, *counter));
-                let (Some(first), last) = (missing.next(), missing.next_back()) else { return false };
-                (gap.first, gap.count) = (first, last.unwrap_or(first) + 1 - first);
-            }
             gap.asked = Some(now);
             // Of a long gap the newest part is still worth having.
             let count = gap.count.min(RANGE_MAX);
-            ranges.push(NackRange { first: gap.first + gap.count - count, count: count as u16 });
+            let newest = gap.first + gap.count - count..gap.first + gap.count;
+            if self.own.is_none() {
+                ranges.push(NackRange { first: newest.start, count: count as u16 });
+                return true;
+            }
+            // What came as a copy, or out of a symbol, is not asked for.
+            let mut missing = newest.filter(|counter| !came(&self.window, *counter));
+            if let Some(first) = missing.next() {
+                let last = missing.next_back().unwrap_or(first);
+                ranges.push(NackRange { first, count: (last + 1 - first) as u16 });
+            }
             true
         });
         if lost > 0 {
@@ -397,6 +405,27 @@ mod tests {
         lane.commit(Time::ZERO, 12, 100, || 0).unwrap();
         assert_eq!(lane.missing(Time::from_ms(9)).len(), 1);
         assert_eq!(lane.commit_copy(9), Ok(Place::Recovered));
+    }
+
+    #[test]
+    fn a_restored_datagram_is_lost_all_the_same_and_not_asked_for() {
+        let rtt = || 40_000;
+        let mut lane = lane(&[0, 1]);
+        lane.tell_copies();
+        for counter in [3, 4, 6, 7] {
+            lane.commit(Time::ZERO, counter, 100, rtt).unwrap();
+        }
+        assert_eq!(lane.commit_restored(2), Ok(Place::Copied));
+        assert_eq!(lane.commit_restored(2), Err(DropReason::Replayed));
+        for counter in 8..12 {
+            lane.commit(Time::ZERO, counter, 100, rtt).unwrap();
+        }
+        let asked = lane.missing(Time::ZERO);
+        assert_eq!((asked.len(), asked[0].first, asked[0].count), (1, 5, 1));
+        assert_eq!((lane.report(Time::ZERO, 0).lost, lane.packets), (2, 10));
+        // It was late, not lost: that counts in the other direction.
+        assert_eq!(lane.commit(Time::from_ms(4), 2, 100, rtt), Ok((Place::Late, true)));
+        assert_eq!((lane.forgiven, lane.packets, lane.reorders), (1, 11, true));
     }
 
     #[test]

@@ -551,6 +551,7 @@ impl CoreBond {
         self.tx.keep_alive(now, KEEPALIVE_NS, out);
         let current = self.tx.session.as_ref().map_or(0, |session| session.number);
         self.rx.publish(current);
+        self.rx.end_repair(now, current);
         self.rx.forget_expired(now);
     }
 

@@ -89,6 +89,8 @@ pub(super) struct Scratch {
     whole: Vec<u8>,
     /// Sealed bytes of the datagram being opened, where the lane's repair needs them.
     pub(super) sealed: Vec<u8>,
+    /// The datagram's lane has symbols that may tell something now.
+    pub(super) waits_for_repair: bool,
 }
 
 /// An inner packet that has arrived, besides its bytes.
@@ -170,9 +172,8 @@ impl Receive {
         datagram: &mut [u8],
     ) -> Result<(), DropReason> {
         let result = self.receive(cx, session, header, datagram, false);
-        if !self.scratch.sealed.is_empty() {
+        if std::mem::take(&mut self.scratch.waits_for_repair) {
             self.restore(cx, session, header);
-            self.scratch.sealed.clear();
         }
         result
     }
@@ -192,7 +193,7 @@ impl Receive {
             Err(DropReason::Replayed) if self.is_copy(cx, header) => return Ok(()),
             checked => checked?,
         }
-        let covered = self.set_aside(session, lane_id, datagram);
+        let covered = self.set_aside(session, lane_id, header.kind, datagram);
         let plaintext = open(session, header, datagram)?;
         // Only now: what is not authentic must not push a session and its replay windows out.
         let at = self.session_at(session).ok_or(DropReason::TooOld)?;
@@ -203,9 +204,9 @@ impl Receive {
         self.follow_restart();
         let path_at = self.path_at(cx, session, header.path)?;
         let foreign = restored || !self.came_by_itself(cx, path_at, header);
-        let (place, copied) = self.commit(cx, (at, lane_id), header, bytes, foreign)?;
+        let (place, copied) = self.commit(cx, (at, lane_id), header, bytes, (foreign, restored))?;
         if covered {
-            self.keep_sealed(cx.now, (at, lane_id), header.counter);
+            self.keep_sealed((at, lane_id), header.counter);
         }
         let lane = self.sessions[at].lane(lane_id).ok_or(DropReason::PeerMemory)?;
         self.gaps |= lane.has_gaps();
@@ -282,6 +283,7 @@ impl Receive {
             session: Arc::clone(session),
             lanes: Vec::new(),
             listed: Vec::new(),
+            repairing: Vec::new(),
             memory,
         });
         Some(self.sessions.len() - 1)

@@ -5,16 +5,16 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::Output;
 use super::budget::Budget;
-use super::depart::ControlDatagram;
+use super::depart::{ControlDatagram, Cover};
 use super::lane::RxLane;
 use super::receive::{Context, Receive};
-use super::rx_session::lane_id_of;
+use super::rx_session::{RxSession, lane_id_of};
 use super::transmit::{Transmit, wire_bytes};
 use crate::aead::TAG_BYTES;
-use crate::fec::{BLOCK_MAX, COVERED_BYTES_MAX, Decoder, Symbol, SymbolPart, block_size};
+use crate::fec::{BLOCK_MAX, COVERED_BYTES_MAX, DECODER_BYTES, Decoder, Symbol, SymbolPart, block_size};
 use crate::frame::Frame;
 use crate::frame::extension::REPAIR;
-use crate::header::{HEADER_BYTES, Header};
+use crate::header::{HEADER_BYTES, Header, Kind};
 use crate::lifecycle::encode;
 use crate::session::Session;
 use crate::time::Time;
@@ -35,7 +35,7 @@ const QUIET_SHARE: u64 = 20;
 const PART_OVERHEAD: usize = HEADER_BYTES + 4 + SymbolPart::HEAD_BYTES + TAG_BYTES;
 /// Without a symbol for so long a lane's datagrams are not kept any more.
 const FORGET_NS: u64 = 2_000_000_000;
-/// A missing datagram is asked for after this long at the latest, though its symbol may come yet.
+/// A missing datagram is not asked for before this, or before the next symbol should have come.
 const PATIENCE_NS: u64 = 10_000_000;
 /// Most datagrams that one that arrives can bring back.
 const RESTORED_MAX: usize = 8;
@@ -97,7 +97,9 @@ impl Transmit {
     }
 
     fn repairs(&self) -> bool {
-        self.session.as_ref().is_some_and(|session| session.takes_repair) && self.clear_overhead() == 0
+        self.session
+            .as_ref()
+            .is_some_and(|session| session.takes_repair && Cover::of(session) == Cover::Whole)
     }
 
     /// Ends blocks that nothing was added to for a while, and sends the symbols that are ready.
@@ -173,8 +175,10 @@ impl LaneRepair {
     /// A symbol came.
     fn note(&mut self, now: Time, newer: u64) {
         self.symbol_at = now;
-        self.span = newer.saturating_sub(self.last).clamp(1, 2 * BLOCK_MAX as u64);
-        self.last = newer;
+        if newer > self.last {
+            self.span = (newer - self.last).min(2 * BLOCK_MAX as u64);
+            self.last = newer;
+        }
     }
 
     /// Whether symbols stopped coming.
@@ -197,26 +201,46 @@ impl RxLane {
 
 impl Receive {
     /// Keeps the sealed bytes of a datagram that is about to be opened in place, where symbols may need them. Returns whether they do.
-    pub(super) fn set_aside(&mut self, session: &Arc<Session>, lane_id: usize, datagram: &[u8]) -> bool {
+    pub(super) fn set_aside(
+        &mut self,
+        session: &Arc<Session>,
+        lane_id: usize,
+        kind: Kind,
+        datagram: &[u8],
+    ) -> bool {
         let known = self.sessions.iter().find(|known| Arc::ptr_eq(&known.session, session));
         let lane = known.and_then(|known| known.lanes.get(lane_id)).and_then(Option::as_deref);
-        let wanted = lane.is_some_and(|lane| lane.repair.is_some()) && datagram.len() <= COVERED_BYTES_MAX;
-        self.scratch.sealed.clear();
+        let repairs = lane.is_some_and(|lane| lane.repair.is_some());
+        let wanted = repairs && kind == Kind::Data && datagram.len() <= COVERED_BYTES_MAX;
         if wanted {
+            self.scratch.sealed.clear();
             self.scratch.sealed.extend_from_slice(datagram);
         }
         wanted
     }
 
     /// The datagram set aside proved authentic.
-    pub(super) fn keep_sealed(&mut self, now: Time, (at, lane_id): (usize, usize), counter: u64) {
-        let session = &mut self.sessions[at];
-        let Some(Some(lane)) = session.lanes.get_mut(lane_id) else { return };
-        if lane.repair.as_ref().is_some_and(|repair| repair.is_over(now)) {
-            lane.repair = None;
-            session.memory.give_back(crate::fec::DECODER_BYTES);
-        } else if let Some(decoder) = lane.decoder() {
+    pub(super) fn keep_sealed(&mut self, (at, lane_id): (usize, usize), counter: u64) {
+        let Some(Some(lane)) = self.sessions[at].lanes.get_mut(lane_id) else { return };
+        if let Some(decoder) = lane.decoder() {
             decoder.keep(counter, &self.scratch.sealed);
+            self.scratch.waits_for_repair |= decoder.is_waiting();
+        }
+    }
+
+    /// Gives the memory of lanes back for which symbols stopped coming, and of those of earlier sessions.
+    pub(super) fn end_repair(&mut self, now: Time, current: u32) {
+        for known in &mut self.sessions {
+            let RxSession { lanes, repairing, memory, .. } = known;
+            let is_current = known.session.number == current;
+            repairing.retain(|&id| {
+                let Some(Some(lane)) = lanes.get_mut(id as usize) else { return false };
+                let goes_on = is_current && lane.repair.as_ref().is_some_and(|repair| !repair.is_over(now));
+                if !goes_on && lane.repair.take().is_some() {
+                    memory.give_back(DECODER_BYTES);
+                }
+                goes_on
+            });
         }
     }
 
@@ -233,18 +257,22 @@ impl Receive {
         let known = self.sessions.iter_mut().find(|known| std::ptr::eq(&raw const *known.session, session));
         let Some(known) = known else { return };
         let lane_id = lane_id_of(session.peer_cores, header.path, header);
-        let new = known.lanes.get(lane_id).and_then(Option::as_ref).is_some_and(|lane| lane.repair.is_none());
-        if new && !known.memory.take(crate::fec::DECODER_BYTES) {
-            return budget.refuse();
-        }
         // What comes back is told from what was only late.
         let Some(lane) = known.lane_with_copies(lane_id) else { return budget.refuse() };
+        if lane.repair.is_none() {
+            if !known.memory.take_optional(DECODER_BYTES) {
+                return;
+            }
+            known.repairing.push(lane_id as u32);
+        }
+        let Some(Some(lane)) = known.lanes.get_mut(lane_id) else { return };
         let mut repair = lane.repair.take().unwrap_or_default();
         repair.note(cx.now, part.blocks[0].first);
         if let Some(symbol) = repair.put(&part) {
             repair.decoder.take(symbol, |counter| lane.check(counter).is_err());
         }
         (0..repair.decoder.take_refused()).for_each(|_| budget.refuse());
+        self.scratch.waits_for_repair |= repair.decoder.is_waiting();
         lane.repair = Some(repair);
     }
 
@@ -263,7 +291,7 @@ impl Receive {
                 return;
             };
             let Some(mut restored) = decoder.solve() else { return };
-            let header = Header { counter: restored.counter, ..*header };
+            let header = Header { kind: Kind::Data, counter: restored.counter, ..*header };
             header.write(&mut restored.datagram);
             // One that does not prove authentic is no datagram: nothing of the peer's is lost by that.
             if self.receive(cx, session, &header, &mut restored.datagram, true).is_ok() {

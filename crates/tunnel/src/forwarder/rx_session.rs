@@ -24,6 +24,8 @@ pub(super) struct RxSession {
     pub lanes: Vec<Option<Box<RxLane>>>,
     /// Lanes with something to tell or missing: the others cost nothing.
     pub listed: Vec<u32>,
+    /// Lanes for which repair symbols come.
+    pub repairing: Vec<u32>,
     pub memory: Share,
 }
 

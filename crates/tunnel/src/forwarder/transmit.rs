@@ -318,6 +318,7 @@ impl Transmit {
                 path.express.end_session();
                 path.progress_at = now;
                 path.announced = None;
+                path.repair = PathRepair::default();
             }
         }
         drop(current);
@@ -341,7 +342,10 @@ impl Transmit {
             for path in paths.iter() {
                 let kept =
                     old.iter().position(|tx| Arc::ptr_eq(&tx.path, path)).map(|at| old.swap_remove(at));
-                self.paths.push(kept.unwrap_or_else(|| PathTx::new(Arc::clone(path), now)));
+                self.paths.push(kept.unwrap_or_else(|| {
+                    self.lanes.end_repair(path.id);
+                    PathTx::new(Arc::clone(path), now)
+                }));
             }
         }
     }
@@ -490,7 +494,8 @@ impl Transmit {
         }
         self.views.extend(self.paths.iter().map(|tx| tx.path.view(now)).filter(|view| view.usable));
         // On one path, what is repeated comes late: TCP takes it for lost and slows down.
-        if self.views.len() > 1 || (self.views.len() == 1 && self.paths.iter().any(|tx| tx.repair.loses)) {
+        let loses = |view: &PathView| self.paths.iter().any(|tx| tx.path.id == view.id && tx.repair.loses);
+        if self.views.len() > 1 || self.views.first().is_some_and(loses) {
             self.ordered_until = now.plus_ms(ORDERED_MS);
         }
     }

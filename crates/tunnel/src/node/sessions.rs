@@ -101,8 +101,11 @@ impl Node {
     pub fn confirmed(&self, session: &Arc<Session>) {
         let bonds = self.bonds.load();
         if let Some(bond) = bonds.get(session.bond) {
+            // One that was ended meanwhile stays so.
+            let life = lifecycle(bond);
+            let known = life.sessions.iter().any(|known| Arc::ptr_eq(known, session));
             let newer = bond.current.load().as_ref().is_none_or(|current| current.number < session.number);
-            if newer {
+            if known && newer {
                 tracing::info!(peer = bond.peer.load().name, cipher = session.aead.name(), "session");
                 bond.current.store(Some(Arc::clone(session)));
             }
@@ -127,6 +130,8 @@ impl Node {
             let mut life = lifecycle(bond);
             self.drop_sessions(&mut life);
             bond.current.store(None);
+            // The copy would end these with the same answer, and have the same keys again.
+            life.attempts.clear();
             life.next_attempt = now;
         }
         self.poll_soon(now);
