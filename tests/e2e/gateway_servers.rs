@@ -494,6 +494,22 @@ fn c6_the_gateway_itself_is_a_client() {
     });
 }
 
+/// Row C6: what the host asks of its own virtual servers is nothing new from outside: a gateway that drops that answers its host.
+#[test]
+fn c6_the_gateway_itself_is_a_client_where_nothing_new_is_allowed() {
+    isolated(|| {
+        let farm = Farm::new();
+        let allowed = section(HEALTH);
+        let sections = allowed.replace("default-action = \"allow\"", "default-action = \"drop\"");
+        assert_ne!(sections, allowed);
+        let gateway = farm.lans.start(&sections);
+        wait_for("a backend is up", PATIENCE, || backend(&gateway, 0).state == "up");
+        assert!(curl(farm.lans.gateway(), "10.1.1.10").unwrap().name.starts_with("backend"));
+        assert!(curl_for(farm.lans.host(1), "10.1.1.10", 1).is_err());
+        assert!(dropped(&gateway, "default-drop") > 0);
+    });
+}
+
 /// Row C6: checks by DNS, by a datagram and on another port find who answers.
 #[test]
 fn c6_health_of_datagram_services() {
