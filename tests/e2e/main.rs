@@ -58,6 +58,7 @@ mod operator;
 mod paths;
 mod program;
 mod reload;
+mod reserved_cores;
 mod scene;
 mod steering;
 mod takeover;

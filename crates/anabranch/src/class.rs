@@ -48,7 +48,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
             Some(name) => format!("by [[class]] {name}"),
             None => "no [[class]] matches; interactive if it has the shape of real-time media".to_owned(),
         };
-        print(&format!("to peer {}: {} ({by})\n", found.peer, found.class))?;
+        let core = |name: &str, core: Option<u8>| {
+            core.map_or_else(String::new, |core| format!(", {name} core {core}"))
+        };
+        let cores = core("our", found.core) + &core("its", found.peer_core);
+        print(&format!("to peer {}: {} ({by}){cores}\n", found.peer, found.class))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -13,7 +13,7 @@ use crate::config::{Config, classes};
 use crate::gateway::engine::{EngineHandle, EngineRefusal, ExplainError, FLOWS_MAX};
 use crate::gateway::overrides::OverrideError;
 use crate::gateway::supervisor::GatewaySupervisor;
-use crate::protocol::{LeaseWish, Request, Response};
+use crate::protocol::{FlowClass, LeaseWish, Request, Response};
 
 /// Reason why a command was not carried out, for whoever gave it.
 #[derive(Debug, thiserror::Error)]
@@ -121,7 +121,11 @@ impl Commands<'_> {
                 let flow = packet_of(packet)?;
                 let server = server_name.as_deref().map(server_of).transpose()?;
                 let class = classes::of_flow(self.config, &flow, *dscp, server.as_ref());
-                let class = class.ok_or(CommandError::NoPeerFor { address: flow.dst })?;
+                let (class, bond, of_flow) = class.ok_or(CommandError::NoPeerFor { address: flow.dst })?;
+                let (core, peer_core) = self.engine.cores_of(bond, &flow, *dscp, of_flow);
+                // With services the core of its record sends it: see `explain`.
+                let core = services.is_empty().then_some(core);
+                let class = FlowClass { core, peer_core, ..class };
                 Ok(Response { class: Some(class), ..Response::done() })
             }
             Request::Explain { packet, interface } => self.explain(packet, interface.as_deref()),

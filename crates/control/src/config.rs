@@ -14,6 +14,7 @@
 //! | section | keys | reader |
 //! |---|---|---|
 //! | `[node]` | name, private-key, private-key-file, listen, listen-tls, cores, rekey-after-seconds, state-dir, log-file, control-socket | `read::node` |
+//! | `[node]` | reserved-cores, preferred-cores | `class_cores::read` |
 //! | `[tun]` | name, address, mtu, route, table | `read::tun` |
 //! | `[tap]` | name, mtu, bridge, relay, stations-max, stations-per-peer-max, station-age-seconds, flood-per-second-max, answer-neighbors | `tap::tap` |
 //! | `[cluster]` | role, node-id, weight, bus, manager, hub, hub-key, hub-key-file, path-mtu | `cluster::cluster` |
@@ -55,6 +56,7 @@ use tunnel::{Encryption, FlowDefinition, PrivateKey};
 
 use crate::key::{self, KeyFile};
 
+mod class_cores;
 pub mod classes;
 pub mod cluster;
 mod cross;
@@ -73,6 +75,7 @@ use problem::Problems;
 pub use problem::{Problem, Severity};
 use properties::{Quota, Schedule};
 use services::Services;
+use steering::ownership::ClassCores;
 pub use values::Endpoint;
 
 /// Most `[[wan]]` sections.
@@ -130,6 +133,8 @@ pub struct Node {
     pub listen_tls: Option<u16>,
     /// Cores that work.
     pub cores: Cores,
+    /// Those of them that are for some classes of flows.
+    pub class_cores: ClassCores,
     /// Sessions get new keys after this long, 5–120 s.
     pub rekey_after_seconds: u8,
     /// Directory of the state file; [`STATE_DIR`] by default.

@@ -142,6 +142,7 @@ impl Node {
         };
         let engine = Engine::start(settings, Snapshot::default(), tun, tap).map_err(failed)?;
         arrivals.into_iter().for_each(|arrivals| engine.expect(arrivals));
+        reserve_cores(&engine, &config).map_err(StartError::Start)?;
         engine.share_devices(shared_devices::open(&config, host.netlink()).map_err(StartError::Start)?);
         let (takeover, cluster) = join_cluster(&config, &engine, &events, control_socket)?;
         let mut node = Self {
@@ -522,6 +523,7 @@ impl Node {
         if let Err(error) = self.host.set_addresses(&policy::tun_addresses(&self.config)) {
             report.warnings.push(error.to_string());
         }
+        report.warnings.extend(reserve_cores(&self.engine, &self.config).err());
         self.set_names();
         self.choose_outside();
         self.refresh();
@@ -772,6 +774,12 @@ fn start_cluster(
     let events = events.try_clone().map_err(failed)?;
     let link = ClusterLink::start(settings.clone(), shared.collect(), engine.cluster_handle(), events);
     link.map(Some).map_err(failed)
+}
+
+/// Gives classes of flows their cores.
+fn reserve_cores(engine: &Engine, config: &Config) -> Result<(), String> {
+    let result = engine.set_class_cores(&config.node.class_cores);
+    result.map_err(|error| format!("node.reserved-cores: {error}"))
 }
 
 #[cfg(test)]

@@ -168,6 +168,12 @@ pub struct FlowClass {
     pub peer: String,
     /// "bulk", "interactive", "critical", "pinned" or "cheap".
     pub class: String,
+    /// Core of the peer that processes it, as far as this side chooses that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer_core: Option<u8>,
+    /// Core of this node that sends it, where it has no gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub core: Option<u8>,
     /// The `[[class]]` that decides; none: bulk, or interactive if it has the shape of real-time media.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,

@@ -33,6 +33,8 @@ pub fn merge(old: &Config, new: &Config) -> (Config, ReloadReport) {
     let applied = &mut report.applied;
     note(applied, "tun.address", &list(&old.tun.addresses), &list(&new.tun.addresses));
     note(applied, "tun.route", &format!("{:?}", old.tun.routes), &format!("{:?}", new.tun.routes));
+    let cores = |config: &Config| format!("{:?}", config.node.class_cores);
+    note(applied, "node.reserved-cores", &cores(old), &cores(new));
     compare_taps(old.tap.as_ref(), new.tap.as_ref(), applied);
     compare_wans(&old.wans, &new.wans, applied);
     compare_peers(&old.peers, &merged.peers, applied);

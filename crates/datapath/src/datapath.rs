@@ -216,7 +216,8 @@ impl Datapath {
             self.drops.add(reason);
         }
         for (mut piece, key) in released {
-            let owner = self.ownership.owner_of_hash(self.ownership.hash(&key, tenant));
+            let hash = self.ownership.hash(&key, tenant);
+            let owner = self.tunnel.owner(&key, hash, header.dscp);
             if owner == self.id {
                 self.send_piece(now, &mut piece, &key, out);
                 self.pool.recycle(piece);

@@ -30,6 +30,6 @@ pub enum Handed {
 pub enum PlaceStep {
     /// It is a fragment, this the hash of its addresses: wait for the one that has the ports.
     Meet(u32),
-    /// Choose the core of the flow, or session-ID, with this hash.
-    Choose(u32),
+    /// Choose the core of the flow, or session-ID, with this hash, and of this class.
+    Choose(u32, u8),
 }

@@ -77,21 +77,21 @@ impl Placer {
             return;
         }
         self.followed = Some((now_s, Arc::clone(ownership)));
-        self.cores = RemoteCores { usable: ownership.usable(), load: node.loads(), ..RemoteCores::default() };
+        self.cores = RemoteCores { load: node.loads(), ..ownership.told() };
         for chooser in &mut self.choosers {
             chooser.update(&self.cores);
             chooser.sweep(now_s);
         }
     }
 
-    /// The core for a flow, chosen with its first packet.
-    fn choose(&mut self, now_ns: u64, ownership: &Ownership, policy: Policy, hash: u32) -> u8 {
-        let owner = ownership.owner_of_hash(hash);
+    /// The core for a flow of a class, chosen with its first packet.
+    fn choose(&mut self, now_ns: u64, ownership: &Ownership, policy: Policy, (hash, class): (u32, u8)) -> u8 {
+        let owner = ownership.owner_of_class(hash, class);
         if policy == Policy::Hash {
             return owner;
         }
         if !self.choosers.iter().any(|chooser| chooser.policy() == policy) {
-            self.cores.usable = ownership.usable();
+            self.cores = RemoteCores { load: std::mem::take(&mut self.cores.load), ..ownership.told() };
             self.choosers.push(CoreChooser::new(policy, &self.cores, FLOWS, IDLE_S));
         }
         let Some(chooser) = self.choosers.iter_mut().find(|chooser| chooser.policy() == policy) else {
@@ -100,7 +100,7 @@ impl Placer {
         // Any sequence does that does not repeat soon: who sends the flows learns nothing by it.
         self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let random = (self.random >> 32) as u32;
-        let chosen = chooser.choose(&ownership.table, hash, 0, random, seconds(now_ns));
+        let chosen = chooser.choose(&ownership.table, hash, class, random, seconds(now_ns));
         chosen.filter(|core| ownership.is_alive(*core)).unwrap_or(owner)
     }
 
@@ -138,7 +138,7 @@ impl<O: Output> Decision<'_, O> {
             return true;
         }
         if self.services.is_some() || self.cluster.is_member() {
-            if let (Placement::ByFlow { tell: Some(_) }, Ok((false, hash))) =
+            if let (Placement::ByFlow { tell: Some(_) }, Ok(PlaceStep::Choose(hash, _))) =
                 (placement, self.flow_of(packet, None))
             {
                 let owner = self.ownership.owner_of_hash(hash);
@@ -149,17 +149,17 @@ impl<O: Output> Decision<'_, O> {
         }
         let step = match placement {
             Placement::Core(core) if self.ownership.is_alive(core) => return self.goes_to(core, packet),
-            Placement::BySession(id) => PlaceStep::Choose(hash_of_session(id)),
+            // A class does not matter where a session's fragments would be of another one.
+            Placement::BySession(id) => PlaceStep::Choose(hash_of_session(id), 0),
             _ => match self.flow_of(packet, None) {
-                Ok((true, hash)) => PlaceStep::Meet(hash),
-                Ok((false, hash)) => PlaceStep::Choose(hash),
+                Ok(step) => step,
                 Err(reason) => {
                     self.out.dropped(reason);
                     return false;
                 }
             },
         };
-        let (PlaceStep::Meet(hash) | PlaceStep::Choose(hash)) = step;
+        let (PlaceStep::Meet(hash) | PlaceStep::Choose(hash, _)) = step;
         let place = self.ownership.owner_of_hash(hash);
         if place == self.id {
             return self.stays_at_place(now_ns, packet, step);
@@ -172,9 +172,9 @@ impl<O: Output> Decision<'_, O> {
     /// As [`Self::stays`], at the meeting place.
     pub(crate) fn stays_at_place(&mut self, now_ns: u64, packet: &mut PacketBuf, step: PlaceStep) -> bool {
         match step {
-            PlaceStep::Choose(hash) => {
+            PlaceStep::Choose(hash, class) => {
                 let policy = self.bonds.rules(packet.ingress).policy;
-                let core = self.placer.choose(now_ns, self.ownership, policy, hash);
+                let core = self.placer.choose(now_ns, self.ownership, policy, (hash, class));
                 self.tell(now_ns, packet, hash, core);
                 self.goes_to(core, packet)
             }
@@ -204,9 +204,8 @@ impl<O: Output> Decision<'_, O> {
         }
         for (mut piece, key) in released {
             piece.placement = placement;
-            let Ok((_, hash)) = self.flow_of(&piece, Some(key)) else { continue };
+            let Ok(step @ PlaceStep::Choose(hash, _)) = self.flow_of(&piece, Some(key)) else { continue };
             let place = self.ownership.owner_of_hash(hash);
-            let step = PlaceStep::Choose(hash);
             if place != self.id {
                 self.hand_over(place, Handed::Place(piece, step));
             } else if self.stays_at_place(now_ns, &mut piece, step) {
@@ -216,16 +215,21 @@ impl<O: Output> Decision<'_, O> {
         }
     }
 
-    /// Hash of a packet's flow, as the peer computes it, and whether it is a fragment that does not tell its flow. `key`: its
-    /// flow, where that is known.
-    fn flow_of(&self, packet: &PacketBuf, key: Option<FlowKey>) -> Result<(bool, u32), DropReason> {
+    /// Step of a packet's flow at its meeting place, by the hash as the peer computes it: the core is chosen, or its ports are
+    /// waited for if it is a fragment. `key`: its flow, where that is known.
+    fn flow_of(&self, packet: &PacketBuf, key: Option<FlowKey>) -> Result<PlaceStep, DropReason> {
         let bytes = packet.packet();
         let header = IpHeader::parse(bytes)?;
         let rules = self.bonds.rules(packet.ingress);
         let meets = key.is_none() && header.is_fragmented();
         let key = key.unwrap_or_else(|| FlowKey::of_parsed(&header, bytes));
         let hash = self.ownership.hash(&reduce(&key, rules.flow, header.dscp), rules.tenant);
-        Ok((meets, hash))
+        if meets {
+            return Ok(PlaceStep::Meet(hash));
+        }
+        let has_class_cores = self.ownership.has_class_cores();
+        let class = if has_class_cores { rules.classes.decide(&key, header.dscp, None).0 as u8 } else { 0 };
+        Ok(PlaceStep::Choose(hash, class))
     }
 
     fn tell(&mut self, now_ns: u64, packet: &PacketBuf, hash: u32, core: u8) {

@@ -1,6 +1,7 @@
 //! Packets that were decided for a bond: classified once more, as they leave, and given to the tunnel of this core.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use packet::attachment::{BondId, Egress, Ingress};
 use packet::vnet::VirtioNetHeader;
@@ -8,6 +9,7 @@ use packet::{DropCounters, FlowKey, PacketBuf, PacketPool};
 use services::pipeline::{ETHERNET_BYTES, Frame, Outcome};
 use steering::policy::Policy;
 use tunnel::FlowDefinition;
+use tunnel::class::Classes;
 use tunnel::forwarder::{Delivered, Forwarder as Tunnel, Output as TunnelOutput, Target};
 use tunnel::time::Time;
 
@@ -133,14 +135,18 @@ impl<O: Output> services::pipeline::Output for Emit<'_, O> {
 pub struct BondIds {
     slots: Vec<BondId>,
     rules: BTreeMap<BondId, FlowRules>,
+    /// Of what came by no bond.
+    none: FlowRules,
 }
 
 /// By what the flows of a bond are told apart and given cores.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct FlowRules {
     pub policy: Policy,
     pub flow: FlowDefinition,
     pub tenant: u16,
+    /// Classes of what is sent there, and so of what comes from there.
+    pub classes: Arc<Classes>,
 }
 
 impl BondIds {
@@ -151,15 +157,16 @@ impl BondIds {
         self.rules.clear();
         for bond in tunnel.node().bonds.load().iter() {
             let peer = bond.peer.load();
-            let rules = FlowRules { policy: peer.policy, flow: peer.flow, tenant: peer.tenant };
+            let classes = bond.classes();
+            let rules = FlowRules { policy: peer.policy, flow: peer.flow, tenant: peer.tenant, classes };
             self.rules.insert(peer.id, rules);
         }
     }
 
     /// How flows that come in by a bond are told apart and given cores.
-    pub(crate) fn rules(&self, ingress: Ingress) -> FlowRules {
+    pub(crate) fn rules(&self, ingress: Ingress) -> &FlowRules {
         let bond = if let Ingress::Bond(bond) = ingress { self.rules.get(&bond) } else { None };
-        bond.copied().unwrap_or_default()
+        bond.unwrap_or(&self.none)
     }
 
     /// By what something came in that the bond in a slot delivered.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use steering::cores::{CoreSet, CoreState};
+use steering::ownership::{ClassCores, Ownership};
 use steering::table::BucketTable;
 use steering::vote::watch::{Finding, Limits, Look, Watch};
 use steering::vote::{Arbiter, Decision, Settings, Vote, replan, retire_owners};
@@ -28,18 +29,28 @@ pub(crate) struct Permissions {
     pub stuck: CoreSet,
     /// Buckets move from busy cores to idle ones.
     pub rebalance: bool,
+    /// Cores for classes, as configured.
+    pub classes: ClassCores,
 }
 
 impl Permissions {
     pub fn new(cores: usize) -> Self {
-        Self { cores, drained: CoreSet::default(), stuck: CoreSet::default(), rebalance: true }
+        Self {
+            cores,
+            drained: CoreSet::default(),
+            stuck: CoreSet::default(),
+            rebalance: true,
+            classes: ClassCores::default(),
+        }
     }
 
     /// Every core's, by number.
     pub fn states(&self) -> Vec<CoreState> {
+        let reserved = self.classes.all_reserved();
         let state = |core: u8| match (self.stuck.contains(core), self.drained.contains(core)) {
             (true, _) => CoreState::Stuck,
             (false, true) => CoreState::Draining,
+            (false, false) if reserved.contains(core) => CoreState::Reserved,
             (false, false) => CoreState::Active,
         };
         (0..self.cores as u8).map(state).collect()
@@ -195,7 +206,11 @@ impl Shared {
     /// Puts a bucket table in force: workers first, then the kernel's steering.
     pub(crate) fn put_table(&self, table: BucketTable, alive: CoreSet, engine: &Engine) {
         let before = self.ownership.load_full();
-        let next = Arc::new(before.with_table(table, alive));
+        self.put(before.with_table(table, alive), &before, engine);
+    }
+
+    fn put(&self, next: Ownership, before: &Ownership, engine: &Engine) {
+        let (next, alive) = (Arc::new(next), before.alive);
         self.ownership.store(Arc::clone(&next));
         self.changed();
         engine.wake_all();
@@ -205,7 +220,7 @@ impl Shared {
         {
             tracing::warn!(%error, "the kernel fills TUN queues by the old table; rings mend it");
         }
-        if before.alive != alive {
+        if next.alive != alive {
             open::follow_cores(self);
             engine.wake_all();
         }
@@ -220,8 +235,13 @@ impl Shared {
             .collect();
         let ownership = self.ownership.load_full();
         let live = self.live_by_bucket();
+        let drained = (0u8..).zip(states).filter(|(_, state)| **state == CoreState::Draining);
+        let drained: CoreSet = drained.map(|(core, _)| core).collect();
+        let classes = lock(&self.cores).classes.within(&alive.without(&drained));
         match replan(&ownership.table, states, &live) {
-            Ok(table) => self.put_table(table, alive, engine),
+            Ok(table) => {
+                self.put(ownership.with_table(table, alive).with_classes(&classes), &ownership, engine);
+            }
             Err(error) => tracing::error!(%error, "no bucket table without this core; it keeps its buckets"),
         }
     }

@@ -10,6 +10,8 @@ pub enum CoreState {
     /// Owns buckets.
     #[default]
     Active,
+    /// Owns none: it is for flows of some class only ([`crate::ownership::ClassCores`]).
+    Reserved,
     /// The operator took its buckets; its flows end on it.
     Draining,
     /// It hangs: its buckets are elsewhere, its flows are lost until it moves again.

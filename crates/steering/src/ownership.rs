@@ -12,6 +12,7 @@ use std::sync::Arc;
 use packet::flow::FlowKey;
 
 use crate::cores::CoreSet;
+use crate::policy::{Pools, RemoteCores};
 use crate::port_solver::ReplyPorts;
 use crate::symmetric::{FlowHasher, core_bucket};
 use crate::table::{BucketTable, CORE_BUCKETS, TableError, Unit};
@@ -43,6 +44,39 @@ pub enum OwnershipError {
     Keys,
 }
 
+/// Cores for classes of flows, by the class's number (row T13).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClassCores {
+    /// For this class only: they own no buckets.
+    pub reserved: Vec<(u8, CoreSet)>,
+    /// For this class while one of them works; others use them too.
+    pub preferred: Vec<(u8, CoreSet)>,
+}
+
+impl ClassCores {
+    /// Reserved cores of all classes.
+    #[must_use]
+    pub fn all_reserved(&self) -> CoreSet {
+        self.reserved.iter().fold(CoreSet::EMPTY, |all, (_, cores)| all.or(cores))
+    }
+
+    /// All cores that are named.
+    #[must_use]
+    pub fn all(&self) -> CoreSet {
+        self.preferred.iter().fold(self.all_reserved(), |all, (_, cores)| all.or(cores))
+    }
+
+    /// As far as these cores go.
+    #[must_use]
+    pub fn within(&self, cores: &CoreSet) -> Self {
+        let within = |list: &[(u8, CoreSet)]| {
+            let cut = list.iter().map(|(class, set)| (*class, set.and(cores)));
+            cut.filter(|(_, set)| !set.is_empty()).collect()
+        };
+        Self { reserved: within(&self.reserved), preferred: within(&self.preferred) }
+    }
+}
+
 /// Hash, its inverse, bucket table and working cores of one node.
 #[derive(Debug)]
 pub struct Ownership {
@@ -56,6 +90,9 @@ pub struct Ownership {
     pub cores: u8,
     /// Cores that work. One that does not is never asked.
     pub alive: CoreSet,
+    /// Cores for classes, of those that take new flows.
+    pub classes: ClassCores,
+    pools: Pools,
 }
 
 impl Ownership {
@@ -74,19 +111,67 @@ impl Ownership {
         let (hasher, solvers) =
             ReplyPorts::draw(BUCKET_BITS, PORT_BLOCK_BITS, keys).ok_or(OwnershipError::Keys)?;
         let alive = CoreSet::first(u16::from(cores));
-        Ok(Self { hasher: Arc::new(hasher), solvers: Arc::new(solvers), table, cores, alive })
+        let (hasher, solvers) = (Arc::new(hasher), Arc::new(solvers));
+        Ok(Self {
+            hasher,
+            solvers,
+            table,
+            cores,
+            alive,
+            classes: ClassCores::default(),
+            pools: Pools::default(),
+        })
     }
 
-    /// The same hash with another table and other working cores.
+    /// The same hash and cores for classes with another table and other working cores.
     #[must_use]
     pub fn with_table(&self, table: BucketTable, alive: CoreSet) -> Self {
-        Self {
+        let next = Self {
             hasher: Arc::clone(&self.hasher),
             solvers: Arc::clone(&self.solvers),
             table,
             cores: self.cores,
             alive,
+            classes: ClassCores::default(),
+            pools: Pools::default(),
+        };
+        next.with_classes(&self.classes)
+    }
+
+    /// The same with other cores for classes, as far as they work.
+    #[must_use]
+    pub fn with_classes(mut self, classes: &ClassCores) -> Self {
+        self.classes = classes.within(&self.alive);
+        self.pools = Pools::new(&self.told());
+        self
+    }
+
+    /// Its cores as peers are told of them, without load.
+    #[must_use]
+    pub fn told(&self) -> RemoteCores {
+        RemoteCores {
+            usable: self.usable(),
+            reserved: self.classes.reserved.clone(),
+            preferred: self.classes.preferred.clone(),
+            load: Vec::new(),
         }
+    }
+
+    /// Whether classes have cores of their own.
+    #[inline]
+    #[must_use]
+    pub fn has_class_cores(&self) -> bool {
+        self.pools.has_rules()
+    }
+
+    /// The core that owns a flow of the tunnel with this hash and class.
+    #[inline]
+    #[must_use]
+    pub fn owner_of_class(&self, hash: u32, class: u8) -> u8 {
+        if !self.has_class_cores() {
+            return self.owner_of_hash(hash);
+        }
+        self.pools.by_hash(&self.table, hash, class).unwrap_or_else(|| self.owner_of_hash(hash))
     }
 
     /// Whether a core works.
@@ -132,10 +217,11 @@ impl Ownership {
         self.owner_of_bucket(self.bucket_of_hash(hash))
     }
 
-    /// Cores that own at least one bucket: those that take new flows.
+    /// Cores that take new flows: those that own at least one bucket, and reserved ones.
     #[must_use]
     pub fn usable(&self) -> CoreSet {
-        (0..self.cores).filter(|core| self.table.count(u16::from(*core)) > 0).collect()
+        let owners = (0..self.cores).filter(|core| self.table.count(u16::from(*core)) > 0);
+        self.classes.all_reserved().or(&owners.collect())
     }
 }
 
@@ -250,6 +336,28 @@ mod tests {
         let drained = ownership.with_table(table, ownership.alive);
         assert_eq!(drained.usable().iter().collect::<Vec<_>>(), [1]);
         assert!(drained.is_alive(0));
+    }
+
+    #[test]
+    fn a_reserved_core_is_its_classs_alone_and_nobodys_when_it_is_taken_away() {
+        let ownership = Ownership::new(3, keys()).unwrap();
+        let table = BucketTable::from_owners(1, (0..CORE_BUCKETS).map(|at| at as u16 % 2).collect()).unwrap();
+        let one = |core: u8| [core].into_iter().collect::<CoreSet>();
+        let classes = ClassCores { reserved: vec![(2, one(2))], preferred: vec![(1, one(0))] };
+        let reserved = ownership.with_table(table, ownership.alive).with_classes(&classes);
+        assert_eq!(reserved.usable(), CoreSet::first(3));
+        for port in 1..500 {
+            let hash = reserved.hash(&flow(port), 0);
+            assert_eq!(reserved.owner_of_class(hash, 2), 2);
+            assert_eq!(reserved.owner_of_class(hash, 1), 0);
+            assert_eq!(reserved.owner_of_class(hash, 0), reserved.owner_of_hash(hash));
+            assert!(reserved.owner_of_hash(hash) < 2);
+        }
+        // Without it the class shares the others.
+        let without = reserved.with_table(reserved.table.clone(), CoreSet::first(2));
+        assert_eq!(without.usable(), CoreSet::first(2));
+        let hash = without.hash(&flow(7), 0);
+        assert_eq!(without.owner_of_class(hash, 2), without.owner_of_hash(hash));
     }
 
     #[test]

@@ -103,8 +103,65 @@ pub struct RemoteCores {
     pub load: Vec<u8>,
 }
 
+/// Cores of every class, by the rules at the top of the module: ready for the choice.
+#[derive(Clone, Debug, Default)]
+pub struct Pools {
+    /// Classes with rules of their own.
+    own: Vec<Pool>,
+    /// All other classes.
+    common: Pool,
+}
+
+impl Pools {
+    /// Those of these cores.
+    #[must_use]
+    pub fn new(cores: &RemoteCores) -> Self {
+        let mut classes: Vec<u8> = Vec::new();
+        for &(class, _) in cores.reserved.iter().chain(&cores.preferred) {
+            if !classes.contains(&class) && classes.len() < CLASSES_MAX {
+                classes.push(class);
+            }
+        }
+        let own = classes.iter().map(|&class| Pool::new(class, cores_for(Some(class), cores))).collect();
+        Self { own, common: Pool::new(0, cores_for(None, cores)) }
+    }
+
+    /// Whether some class has cores of its own.
+    #[must_use]
+    pub fn has_rules(&self) -> bool {
+        !self.own.is_empty()
+    }
+
+    /// Cores of a class.
+    #[must_use]
+    pub fn of_class(&self, class: u8) -> &CoreSet {
+        &self.of(class).set
+    }
+
+    /// The core for a flow with this hash: the table's owner if the class may use it, else another one that depends on the flow
+    /// only. `None`: no core may be used.
+    #[inline]
+    #[must_use]
+    pub fn by_hash(&self, table: &BucketTable, hash: u32, class: u8) -> Option<u8> {
+        let pool = self.of(class);
+        match u8::try_from(table.owner_of_hash(hash)) {
+            Ok(core) if pool.set.contains(core) => Some(core),
+            _ => pool.at(hash.wrapping_mul(crate::symmetric::MIX_MULTIPLIER)),
+        }
+    }
+
+    #[inline]
+    fn of(&self, class: u8) -> &Pool {
+        self.own.iter().find(|pool| pool.class == class).unwrap_or(&self.common)
+    }
+
+    fn of_mut(&mut self, class: u8) -> &mut Pool {
+        self.own.iter_mut().find(|pool| pool.class == class).unwrap_or(&mut self.common)
+    }
+}
+
 /// The cores of a class, ready for the choice.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Pool {
     class: u8,
     set: CoreSet,
@@ -138,10 +195,7 @@ impl Pool {
 #[derive(Clone, Debug)]
 pub struct CoreChooser {
     policy: Policy,
-    /// Classes with rules of their own.
-    pools: Vec<Pool>,
-    /// All other classes.
-    common: Pool,
+    pools: Pools,
     load: Box<[u8; 256]>,
     registry: Registry,
 }
@@ -152,8 +206,7 @@ impl CoreChooser {
     pub fn new(policy: Policy, cores: &RemoteCores, flows: usize, idle_s: u32) -> Self {
         let mut chooser = Self {
             policy,
-            pools: Vec::new(),
-            common: Pool::new(0, CoreSet::EMPTY),
+            pools: Pools::default(),
             load: Box::new([0; 256]),
             registry: Registry::new(flows, idle_s),
         };
@@ -163,14 +216,7 @@ impl CoreChooser {
 
     /// Takes new processor information. Flows whose core may still be used stay where they are.
     pub fn update(&mut self, cores: &RemoteCores) {
-        let mut classes: Vec<u8> = Vec::new();
-        for &(class, _) in cores.reserved.iter().chain(&cores.preferred) {
-            if !classes.contains(&class) && classes.len() < CLASSES_MAX {
-                classes.push(class);
-            }
-        }
-        self.pools = classes.iter().map(|&class| Pool::new(class, cores_for(Some(class), cores))).collect();
-        self.common = Pool::new(0, cores_for(None, cores));
+        self.pools = Pools::new(cores);
         self.load.fill(0);
         for (slot, &load) in self.load.iter_mut().zip(&cores.load) {
             *slot = load;
@@ -202,21 +248,21 @@ impl CoreChooser {
     ) -> Option<u8> {
         // With the hash policy the register holds only what the receiver has assigned or an earlier policy left.
         if self.policy == Policy::Hash && self.registry.is_empty() {
-            return self.by_hash(table, hash, class);
+            return self.pools.by_hash(table, hash, class);
         }
         self.registry.sweep(now_s, 1);
         let found = self.registry.find(hash, class, now_s);
         if let Found::Core(core) = found
-            && self.pool(class).set.contains(core)
+            && self.pools.of(class).set.contains(core)
         {
             return Some(core);
         }
         let crowded = matches!(found, Found::Crowded { .. });
         let core = match self.policy {
-            Policy::Hash => return self.by_hash(table, hash, class),
-            _ if crowded => self.by_hash(table, hash, class),
-            Policy::RoundRobin => self.pool_mut(class).next_turn(),
-            Policy::Random => self.pool(class).at(random),
+            Policy::Hash => return self.pools.by_hash(table, hash, class),
+            _ if crowded => self.pools.by_hash(table, hash, class),
+            Policy::RoundRobin => self.pools.of_mut(class).next_turn(),
+            Policy::Random => self.pools.of(class).at(random),
             Policy::LeastLoaded => self.least_loaded(class),
         }?;
         self.registry.put(hash, class, core, now_s);
@@ -226,7 +272,7 @@ impl CoreChooser {
     /// The receiver assigns a flow to one of its cores. False if it has no such usable core for the class, or
     /// the register has no room.
     pub fn assign(&mut self, hash: u32, class: u8, core: u8, now_s: u32) -> bool {
-        self.pool(class).set.contains(core) && self.registry.put(hash, class, core, now_s)
+        self.pools.of(class).set.contains(core) && self.registry.put(hash, class, core, now_s)
     }
 
     /// Flows in the register; those that have fallen silent count until they are swept.
@@ -246,15 +292,6 @@ impl CoreChooser {
         self.registry.sweep(now_s, 64);
     }
 
-    fn by_hash(&self, table: &BucketTable, hash: u32, class: u8) -> Option<u8> {
-        let pool = self.pool(class);
-        match u8::try_from(table.owner_of_hash(hash)) {
-            Ok(core) if pool.set.contains(core) => Some(core),
-            // Not for this class (or not usable any more): another one that still depends on the flow only.
-            _ => pool.at(hash.wrapping_mul(crate::symmetric::MIX_MULTIPLIER)),
-        }
-    }
-
     fn least_loaded(&self, class: u8) -> Option<u8> {
         // The told load is of some time ago; our own flows since then weigh by their share, so that a crowd of
         // new flows does not all run to the core that was idle in the last report.
@@ -263,15 +300,7 @@ impl CoreChooser {
             let share = u64::from(self.registry.flows_on(core)) * 255 * 256 / total;
             u64::from(self.load[usize::from(core)]) * 256 + share
         };
-        self.pool(class).list.iter().copied().min_by_key(|&core| (score(core), core))
-    }
-
-    fn pool(&self, class: u8) -> &Pool {
-        self.pools.iter().find(|pool| pool.class == class).unwrap_or(&self.common)
-    }
-
-    fn pool_mut(&mut self, class: u8) -> &mut Pool {
-        self.pools.iter_mut().find(|pool| pool.class == class).unwrap_or(&mut self.common)
+        self.pools.of(class).list.iter().copied().min_by_key(|&core| (score(core), core))
     }
 }
 

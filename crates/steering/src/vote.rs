@@ -351,16 +351,16 @@ fn moved(table: &BucketTable, moves: &[Move]) -> Option<BucketTable> {
 }
 
 /// The next table when cores change their states: those that are active own all buckets, new ones an average share, the others the
-/// shares that votes have given them, in proportion; those that drain stay in the chains, since their flows live on; those that are
-/// stuck leave the chains too. Where none is active, those that drain own buckets after all.
+/// shares that votes have given them, in proportion; those that drain or are reserved stay in the chains, since their flows live on;
+/// those that are stuck leave the chains too. Where none is active, those that work own buckets after all.
 ///
 /// `states`: by core. `live`: live flows by bucket, empty = unknown.
 ///
 /// # Errors
 /// As [`assign::plan`]; without any core that works there is no table.
 pub fn replan(table: &BucketTable, states: &[CoreState], live: &[u32]) -> Result<BucketTable, PlanError> {
-    let all_drain = !states.contains(&CoreState::Active);
-    let owns = |state: CoreState| state == CoreState::Active || all_drain && state == CoreState::Draining;
+    let none_active = !states.contains(&CoreState::Active);
+    let owns = |state: CoreState| state == CoreState::Active || none_active && state != CoreState::Stuck;
     let owners = states.iter().filter(|state| owns(**state)).count();
     let average = (table.buckets() / owners.max(1)).max(1);
     let unit = |(id, state): (u16, &CoreState)| {

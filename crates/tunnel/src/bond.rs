@@ -12,10 +12,11 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use packet::attachment::BondId;
 use packet::flow::FlowKey;
 use prefix_trie::PrefixMap;
+use steering::policy::{Policy, Pools};
 use steering::symmetric::FlowHasher;
 
 use crate::allowance::Allowances;
-use crate::class::Classes;
+use crate::class::{Class, Classes};
 use crate::config::Peer;
 use crate::hello::ProcessorInfo;
 use crate::keys::FlowDefinition;
@@ -35,25 +36,25 @@ pub struct PeerCores {
     /// As received.
     pub info: ProcessorInfo,
     hasher: FlowHasher,
+    pools: Pools,
 }
 
 impl PeerCores {
     /// Takes over a peer's processor information.
     pub fn new(info: ProcessorInfo) -> Self {
         let hasher = FlowHasher::new(info.flow_hash_key);
-        Self { info, hasher }
+        let pools = Pools::new(&info.remote_cores());
+        Self { info, hasher, pools }
     }
 
-    /// Hash of a flow under the peer's key, in the tenant that we are of there, and the core its table names.
-    pub fn core_of(&self, flow: &FlowKey) -> (u32, u8) {
-        let hash = self.hasher.hash(flow, self.info.tenant);
-        (hash, self.core_of_hash(hash))
+    /// Hash of a flow under the peer's key, in the tenant that we are of there.
+    pub fn hash(&self, flow: &FlowKey) -> u32 {
+        self.hasher.hash(flow, self.info.tenant)
     }
 
-    /// The core the peer's table names for a hash.
-    pub fn core_of_hash(&self, hash: u32) -> u8 {
-        let core = u8::try_from(self.info.table.owner_of_hash(hash)).unwrap_or(0);
-        if core < self.info.cores { core } else { 0 }
+    /// The core for a flow with this hash and class: the one that the peer's table names, unless it reserves or prefers others.
+    pub fn core_of_hash(&self, hash: u32, class: u8) -> u8 {
+        self.pools.by_hash(&self.info.table, hash, class).filter(|core| *core < self.info.cores).unwrap_or(0)
     }
 }
 
@@ -107,6 +108,11 @@ impl BondClasses {
     /// Raised with the rules; never 0.
     pub fn era(&self) -> u32 {
         self.era.load(Acquire).wrapping_add(1).max(1)
+    }
+
+    /// Class of a flow, as far as its packets tell; those of the server's name come later.
+    pub fn of_flow(&self, flow: &FlowKey, dscp: u8) -> Class {
+        self.rules.load().decide(flow, dscp, None).0
     }
 
     /// The rules in force.
@@ -213,6 +219,23 @@ impl Bond {
         i64::from(difference.wrapping_sub(reference as u32).cast_signed())
     }
 
+    /// The peer's core for a flow, where this side chooses it and no memory of flows is needed for that.
+    pub fn core_of(&self, flow: &FlowKey, dscp: u8, class: Class) -> Option<u8> {
+        let (cores, session) = (self.cores.load_full()?, self.current.load_full()?);
+        if session.sends == SteeringMode::PerTunnel {
+            return Some(self.tunnel_core_of(&cores.info));
+        }
+        let chooses = matches!(session.sends, SteeringMode::CoreId | SteeringMode::SealedCoreId);
+        let by_hash = chooses && cores.info.policy == Policy::Hash;
+        let hash = cores.hash(&reduce(flow, cores.info.flow, dscp));
+        by_hash.then(|| cores.core_of_hash(hash, class as u8))
+    }
+
+    /// The rules by which flows that are sent to the peer have their classes.
+    pub fn classes(&self) -> Arc<Classes> {
+        self.classes.rules()
+    }
+
     /// Flows whose server's name was not looked for: too many at a time.
     pub fn server_names_missed(&self) -> u64 {
         self.classes.names.missed.load(Relaxed)
@@ -224,7 +247,7 @@ impl Bond {
         let configured = self.peer.load().steering.peer_tunnel_core;
         let mut wanted = [configured, info.tunnel_core].into_iter().flatten();
         let usable = wanted.find(|core| info.usable.contains(*core));
-        usable.or_else(|| info.usable.iter().next()).unwrap_or(0)
+        usable.or_else(|| info.unreserved().iter().next()).unwrap_or(0)
     }
 
     /// The peer's core that all packets of `session` go to; `None` where each flow has one.

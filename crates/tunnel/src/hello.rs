@@ -189,6 +189,14 @@ impl ProcessorInfo {
         }
     }
 
+    /// Cores that any class may use; all usable ones where each is reserved for one.
+    #[must_use]
+    pub fn unreserved(&self) -> CoreSet {
+        let reserved = self.reserved.iter().fold(CoreSet::EMPTY, |all, (_, cores)| all.or(cores));
+        let open = self.usable.without(&reserved);
+        if open.is_empty() { self.usable } else { open }
+    }
+
     fn is_sound(&self) -> bool {
         let owners = self.table.owners();
         !self.usable.is_empty()

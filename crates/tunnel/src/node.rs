@@ -13,6 +13,7 @@ use packet::drop_reason::DropReason;
 use ring::digest;
 use steering::cores::CoreSet;
 use steering::ownership::Ownership;
+use steering::policy::RemoteCores;
 
 use crate::advertise;
 use crate::aead::Aead;
@@ -172,16 +173,17 @@ impl Node {
     /// Processor information for a peer (row T3).
     pub(crate) fn processor_info(&self, peer: &Peer) -> ProcessorInfo {
         let ownership = self.ownership.load();
-        let usable = ownership.usable();
+        let RemoteCores { usable, reserved, preferred, .. } = ownership.told();
+        let of_all = usable.without(&ownership.classes.all_reserved());
         ProcessorInfo {
             cores: self.cores,
             tunnel_core: (peer.steering.receive == SteeringMode::PerTunnel)
-                .then(|| tunnel_core(peer, &usable))
+                .then(|| tunnel_core(peer, &usable, &of_all))
                 .flatten(),
             usable,
             load: self.load.iter().map(|load| load.load(Relaxed)).collect(),
-            reserved: Vec::new(),
-            preferred: Vec::new(),
+            reserved,
+            preferred,
             policy: peer.policy,
             flow: peer.flow,
             tenant: peer.tenant,
@@ -455,11 +457,11 @@ impl Node {
     }
 }
 
-/// Our core for the whole tunnel (row T6): as configured, else one of the usable ones, each bond in turn.
-fn tunnel_core(peer: &Peer, usable: &CoreSet) -> Option<u8> {
+/// Our core for the whole tunnel (row T6): as configured, else one of those that are for all classes, each bond in turn.
+fn tunnel_core(peer: &Peer, usable: &CoreSet, of_all: &CoreSet) -> Option<u8> {
     let configured = peer.steering.tunnel_core.filter(|core| usable.contains(*core));
-    let turn = usize::from(peer.id.0) % usable.iter().count().max(1);
-    configured.or_else(|| usable.iter().nth(turn))
+    let turn = usize::from(peer.id.0) % of_all.iter().count().max(1);
+    configured.or_else(|| of_all.iter().nth(turn))
 }
 
 /// New keys at once where a configuration changes what they were made with.

@@ -60,9 +60,14 @@ pub fn for_peer(classes: &[TrafficClass], peer: &Peer, lives: &[LiveWan]) -> Cla
     Classes::new(classes.iter().filter(concerns).map(rule).collect())
 }
 
-/// Class of a flow that is sent to the peer that has its destination; `None`: none has. `server`: the one that its client asks for.
+/// Class of a flow that is sent to the peer that has its destination, but for cores, and that peer; `None`: none has. `server`: the one that its client asks for.
 #[must_use]
-pub fn of_flow(config: &Config, flow: &FlowKey, dscp: u8, server: Option<&ServerName>) -> Option<FlowClass> {
+pub fn of_flow(
+    config: &Config,
+    flow: &FlowKey,
+    dscp: u8,
+    server: Option<&ServerName>,
+) -> Option<(FlowClass, BondId, Class)> {
     let length = |peer: &&Peer| {
         let nets = peer.allowed_ips.iter().filter(|net| net.contains(&flow.dst));
         nets.map(|net| net.prefix_len() + 1).max().unwrap_or(0)
@@ -71,7 +76,9 @@ pub fn of_flow(config: &Config, flow: &FlowKey, dscp: u8, server: Option<&Server
     let classes = for_peer(&config.classes, peer, &[]);
     let (class, number) = classes.decide(flow, dscp, server);
     let by = classes.rule(number).map(|rule| rule.name.clone());
-    Some(FlowClass { peer: peer.name.clone(), class: class.name().to_owned(), by })
+    let found =
+        FlowClass { peer: peer.name.clone(), class: class.name().to_owned(), by, ..FlowClass::default() };
+    Some((found, peer.id, class))
 }
 
 /// Reads one section. `groups` and `wan_list`: what it may name.

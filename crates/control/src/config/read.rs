@@ -11,6 +11,7 @@ use toml::de::{DeTable, DeValue};
 use tunnel::mode::{ModeSet, Steering, SteeringMode};
 use tunnel::{Encryption, FlowDefinition, PrivateKey};
 
+use super::class_cores;
 use super::classes::{CLASSES_MAX, class};
 use super::problem::{Problems, suggestion};
 use super::properties::properties;
@@ -227,6 +228,7 @@ fn node(
     }
     let listen_tls = tls.and_then(|port| u16::try_from(port.value).ok());
     let cores = cores(&mut section);
+    let class_cores = class_cores::read(&mut section, &cores);
     let rekey = section.number("rekey-after-seconds", 5..=120).and_then(|s| u8::try_from(s.value).ok());
     let path = |text: &str| absolute_or_in(surroundings, text);
     let state_dir = section.parsed("state-dir", "\"/var/lib/anabranch\"", path);
@@ -240,6 +242,7 @@ fn node(
         listen,
         listen_tls,
         cores,
+        class_cores,
         rekey_after_seconds: rekey.unwrap_or(120),
         state_dir: state_dir.map_or_else(|| PathBuf::from(STATE_DIR), |path| path.value),
         log_file: log_file.map(|path| path.value),

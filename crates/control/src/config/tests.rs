@@ -205,7 +205,8 @@ fn unknown_keys() {
         &format!("{NODE}port = 1\n{TUN}{PEER}PublicKey = \"x\"\nendpoint = \"1.2.3.4:5\"\n"),
         &[
             "site.toml:4:1: error: node.port: unknown key; known here: name, private-key, private-key-file, \
-         listen, listen-tls, cores, rekey-after-seconds, state-dir, log-file, control-socket",
+         listen, listen-tls, cores, reserved-cores, preferred-cores, rekey-after-seconds, state-dir, log-file, \
+         control-socket",
             "site.toml:12:1: error: peer.PublicKey: unknown key; did you mean \"public-key\"?",
             "site.toml:13:1: error: peer.endpoint: unknown key; did you mean \"endpoints\"?",
         ],
@@ -648,6 +649,7 @@ fn every_key_is_listed_with_its_reader() {
             "read" => include_str!("read.rs"),
             "tap" => include_str!("tap.rs"),
             "cluster" => include_str!("cluster.rs"),
+            "class_cores" => include_str!("class_cores.rs"),
             "classes" => include_str!("classes.rs"),
             "properties" => include_str!("properties.rs"),
             "services::read" => include_str!("services/read.rs"),

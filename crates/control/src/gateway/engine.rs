@@ -9,13 +9,14 @@ use std::time::Instant;
 use engine::Engine;
 use engine::gateway::{CoreReport, CoreState, FlowEntry, GatewaySettings, Readers};
 use packet::DropReason;
-use packet::attachment::{Egress, Ingress, InterfaceId};
+use packet::attachment::{BondId, Egress, Ingress, InterfaceId};
 use packet::flow::FlowKey;
 use packet::icmp::is_icmp;
 use services::nat::NatEvent;
 use services::policy::Policy;
 use services::route::RouteQuery;
 use services::spec::{LeaseSpec, LinkSpec, Mapping, NatMode, RuleAction, TCP};
+use tunnel::class::Class;
 
 use super::policy::{Desired, DeviceState};
 use crate::config::services::Distribution;
@@ -88,6 +89,16 @@ impl<'a> EngineHandle<'a> {
     fn names(&self) -> Names {
         let desired = self.handle_state.desired.lock().unwrap_or_else(PoisonError::into_inner);
         Names { desired: desired.clone(), policy: self.engine.policy() }
+    }
+}
+
+/// State of a core in words.
+pub(crate) const fn core_state(state: CoreState) -> &'static str {
+    match state {
+        CoreState::Active => "active",
+        CoreState::Reserved => "reserved",
+        CoreState::Draining => "draining",
+        CoreState::Stuck => "stopped",
     }
 }
 
@@ -216,6 +227,17 @@ impl EngineHandle<'_> {
         let names = self.names();
         let errors = self.engine.interface_errors().into_iter();
         errors.map(|(port, error)| (names.interface(port), error)).collect()
+    }
+
+    /// Core of this node that sends a flow of the host to a peer, unless there are services, and the peer's core that processes it,
+    /// where this side chooses that by hash.
+    pub fn cores_of(&self, bond: BondId, flow: &FlowKey, dscp: u8, class: Class) -> (u8, Option<u8>) {
+        let ownership = self.engine.ownership();
+        let core = ownership.owner_of_class(ownership.hash(flow, 0), class as u8);
+        let bonds = self.engine.bonds();
+        let bond = bonds.iter().find(|known| known.peer.load().id == bond);
+        let peer_core = bond.and_then(|bond| bond.core_of(flow, dscp, class));
+        (core, peer_core)
     }
 
     /// Flows of the run before, if it handed some over.
@@ -570,12 +592,7 @@ impl EngineHandle<'_> {
             let drops = report.drops.iter().filter(|(_, count)| *count > 0);
             CoreServices {
                 core,
-                state: match state {
-                    CoreState::Active => "active",
-                    CoreState::Draining => "draining",
-                    CoreState::Stuck => "stopped",
-                }
-                .to_owned(),
+                state: core_state(state).to_owned(),
                 buckets: buckets as u32,
                 rx_packets: counted.rx_packets,
                 rx_bytes: counted.rx_bytes,

@@ -85,7 +85,7 @@ pub struct TakenOverStatus {
 pub struct CoreServices {
     /// Core id.
     pub core: usize,
-    /// "active", "draining" or "stopped".
+    /// "active", "reserved", "draining" or "stopped".
     pub state: String,
     /// Buckets of the table that it owns.
     pub buckets: u32,

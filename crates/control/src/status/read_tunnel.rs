@@ -13,6 +13,7 @@ use tunnel::class::Class;
 use tunnel::path::Path;
 use tunnel::time::Time;
 
+use crate::gateway::engine::core_state;
 use crate::tls_paths;
 
 use super::{
@@ -38,6 +39,7 @@ pub(crate) fn read(engine: &Engine, node: &str, wans: &[Wan], shares: &mut BusyS
         version: env!("CARGO_PKG_VERSION").to_owned(),
         uptime_seconds: started.elapsed().as_secs_f64(),
         steering: engine.steering().to_owned(),
+        core_states: engine.core_states().iter().map(|(state, _)| core_state(*state).to_owned()).collect(),
         ..TunnelStatus::default()
     };
     let counters = engine.counters();

@@ -232,6 +232,9 @@ fn cores(status: &TunnelStatus, out: &mut String) {
         status.steering,
         count(status.flows_split_over_cores, "flow")
     );
+    for (core, state) in status.core_states.iter().enumerate().filter(|(_, state)| *state != "active") {
+        let _ = writeln!(out, "core {core} is {state}");
+    }
     tunnel_drops(status, out);
 }
 

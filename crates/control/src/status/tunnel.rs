@@ -15,6 +15,9 @@ pub struct TunnelStatus {
     pub uptime_seconds: f64,
     /// One entry a core.
     pub cores: Vec<CoreStatus>,
+    /// State of each: "active", "reserved" for some classes, "draining" or "stopped".
+    #[serde(default)]
+    pub core_states: Vec<String>,
     /// One entry a peer.
     pub peers: Vec<PeerStatus>,
     /// Packets and datagrams that were read by a core that does not own them and went over a ring.

@@ -47,7 +47,8 @@ pub(crate) mod shared;
 
 pub use shared::{ClusterHandle, SharedDevice};
 
-pub use steering::cores::CoreState;
+pub use steering::cores::{CoreSet, CoreState};
+pub use steering::ownership::ClassCores;
 
 /// NAT events kept until somebody takes them.
 const EVENTS_MAX: usize = 200_000;
@@ -497,6 +498,33 @@ impl crate::Engine {
             } else {
                 shared.drained.insert(core as u8);
             }
+            shared.states()
+        };
+        gateway.replan(&states, &self.shared);
+        Ok(())
+    }
+
+    /// Reserves cores for classes of flows, and says which they prefer (row T13). Flows go there from now on; those that live
+    /// on a core which is reserved move with their buckets.
+    ///
+    /// # Errors
+    /// There is no such core, or none would be left for all classes; then nothing changes.
+    pub fn set_class_cores(&self, classes: &ClassCores) -> Result<(), String> {
+        let gateway = &self.shared.gateway;
+        let states = {
+            let mut shared = lock(&gateway.cores);
+            if shared.classes == *classes {
+                return Ok(());
+            }
+            let all = CoreSet::first(shared.cores as u16);
+            let (reserved, named) = (classes.all_reserved(), classes.all());
+            if let Some(core) = named.without(&all).iter().next() {
+                return Err(format!("no core {core}; there are 0 to {}", shared.cores - 1));
+            }
+            if all.without(&reserved).is_empty() {
+                return Err("every core is reserved; leave one for all other classes".to_owned());
+            }
+            shared.classes = classes.clone();
             shared.states()
         };
         gateway.replan(&states, &self.shared);

@@ -147,6 +147,18 @@ impl Transmit {
         self.classes.views.extend(self.views.iter().filter(|view| Some(price(view)) == least));
     }
 
+    /// Notes after which rest of a flow nothing of it is under way any more, on whatever path it was.
+    pub(super) fn note_rest(&mut self) {
+        let (mut least_us, mut most_us, mut jitter_us) = (i64::MAX, 0, 0);
+        for (_, delay_us, path_jitter_us) in self.timing() {
+            least_us = least_us.min(delay_us);
+            most_us = most_us.max(delay_us);
+            jitter_us = jitter_us.max(i64::from(path_jitter_us));
+        }
+        let rest_us = (most_us - least_us.min(most_us)) + REST_JITTERS * jitter_us + REST_NS / 1_000;
+        self.flows.rest_ms = u16::try_from(rest_us / 1_000 + 1).unwrap_or(u16::MAX);
+    }
+
     /// The path of a flow that has one.
     fn choose_one(&mut self, now: Time, bytes: u32, flow: Flow, policy: &ClassPolicy) -> Choice {
         let stay = self.flows.stay(flow.own_hash);

@@ -52,6 +52,8 @@ struct Known {
     path: u8,
     /// Packets that are still looked at for the name of its server.
     looks: u8,
+    /// Class by which the peer's core was chosen for it.
+    core_class: Class,
 }
 
 const NOBODY: Known = Known {
@@ -66,6 +68,7 @@ const NOBODY: Known = Known {
     dscp: 0,
     path: NO_PATH,
     looks: 0,
+    core_class: Class::Bulk,
 };
 
 impl Known {
@@ -108,6 +111,8 @@ pub(super) struct Treatment {
     pub class: Class,
     /// It leaves at once, past what is paced, and has no place in the order.
     pub express: bool,
+    /// Class by which its core at the peer is chosen: another one counts only when nothing of the flow is under way any more.
+    pub core_class: Class,
 }
 
 /// The flow's path so far.
@@ -130,6 +135,8 @@ pub(super) struct Flows {
     /// Servers that they ask for.
     pub names: Arc<ServerNames>,
     pub searches: Searches,
+    /// Of a flow that rested for so long nothing is under way, ms.
+    pub rest_ms: u16,
 }
 
 impl Flows {
@@ -169,6 +176,7 @@ impl Flows {
         let payload = inner.filter(|_| sees_names).and_then(Inner::payload);
         let Self { places, classes, era, names, .. } = self;
         let known = &mut places[at];
+        let is_first = known.era == 0;
         // A new connection on the ports of an old one asks for a server of its own.
         let is_syn = matches!(payload, Some(Payload::Tcp { is_syn: true, .. }));
         if known.era != *era || (classes.look_at_marks() && known.dscp != dscp) || is_syn {
@@ -194,13 +202,16 @@ impl Flows {
             let media = known.shape.look(inner.map_or(&[], Inner::datagram), known.gap_ms);
             known.class = if media { Class::Interactive } else { Class::Bulk };
         }
+        if is_first || is_syn || known.gap_ms >= self.rest_ms {
+            known.core_class = known.class;
+        }
         let express = match known.class {
             Class::Interactive | Class::Critical => true,
             Class::Bulk | Class::Cheap => sparse,
             // Paced with the rest of its flow: on one path, what leaves at once would overtake it.
             Class::Pinned => false,
         };
-        Treatment { class: known.class, express }
+        Treatment { class: known.class, express, core_class: known.core_class }
     }
 
     /// A flow's server is asked for here, or was in the other direction.
@@ -362,14 +373,20 @@ mod tests {
         assert_eq!(treat(&mut flows, 0, 7, 0, 60).class, Class::Bulk);
         flows.set_path(7, 3);
         assert_eq!(flows.stay(7), Stay { path: 3, gap_ms: 0, rule: NO_RULE });
-        assert_eq!(treat(&mut flows, 20, 7, 46, 60), Treatment { class: Class::Critical, express: true });
+        assert_eq!(
+            treat(&mut flows, 20, 7, 46, 60),
+            Treatment { class: Class::Critical, express: true, core_class: Class::Critical }
+        );
         // Of another class it may want another path.
         assert_eq!(flows.stay(7), Stay { path: NO_PATH, gap_ms: 20, rule: 0 });
         flows.classes =
             Arc::new(Classes::new(vec![ClassRule { class: Class::Pinned, ..ClassRule::default() }]));
         assert_eq!(treat(&mut flows, 30, 7, 46, 60).class, Class::Critical, "not asked twice");
         flows.era = 2;
-        assert_eq!(treat(&mut flows, 30, 7, 46, 60), Treatment { class: Class::Pinned, express: false });
+        assert_eq!(
+            treat(&mut flows, 30, 7, 46, 60),
+            Treatment { class: Class::Pinned, express: false, core_class: Class::Pinned }
+        );
     }
 
     #[test]
@@ -392,5 +409,17 @@ mod tests {
             treat(&mut few, u64::from(n) * 400, hash(n), 0, 60);
         }
         assert!(few.places.len() <= PLACES_MAX / 8, "{}", few.places.len());
+    }
+
+    /// Row T2: what is under way to one core must not be overtaken by what goes to another.
+    #[test]
+    fn a_flow_goes_to_the_core_of_its_new_class_after_a_rest() {
+        let marked = ClassRule { dscp: vec![46], class: Class::Critical, ..ClassRule::default() };
+        let mut flows = Flows { rest_ms: 30, ..with(vec![marked]) };
+        let mut core_class = |ms, dscp| treat(&mut flows, ms, 7, dscp, 60).core_class;
+        assert_eq!(core_class(0, 0), Class::Bulk);
+        assert_eq!(core_class(29, 46), Class::Bulk);
+        assert_eq!(core_class(58, 46), Class::Bulk);
+        assert_eq!(core_class(88, 46), Class::Critical);
     }
 }

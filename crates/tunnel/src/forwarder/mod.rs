@@ -43,6 +43,7 @@ use packet::vnet::VirtioNetHeader;
 use steering::ownership::Ownership;
 
 use crate::bond::{Bond, reduce};
+use crate::class::Class;
 use crate::frame::{self, of_lane_not_told, write_nack, write_report};
 use crate::header::{Header, NOT_TOLD};
 use crate::lifecycle::{Action, encode};
@@ -256,8 +257,19 @@ impl Forwarder {
         let header = IpHeader::parse(packet)?;
         let flow = flow.map_or_else(|| FlowKey::of_parsed(&header, packet), |flow| *flow);
         let hash = self.ownership.hash(&flow, 0);
-        let owner = self.ownership.owner_of_hash(hash);
+        let owner = self.owner(&flow, hash, header.dscp);
         Ok(Classified { header, flow, hash, owner, bond: None })
+    }
+
+    /// The core of this node that owns a flow of the host with this hash, by its class if some class has cores of its own.
+    #[must_use]
+    pub fn owner(&self, flow: &FlowKey, hash: u32, dscp: u8) -> u8 {
+        let class = || {
+            let bond = self.list.allowed_ips.owner(flow.dst).and_then(|slot| self.list.get(slot));
+            bond.map_or(Class::Bulk, |bond| bond.classes.of_flow(flow, dscp))
+        };
+        let has_class_cores = self.ownership.has_class_cores();
+        self.ownership.owner_of_class(hash, if has_class_cores { class() as u8 } else { 0 })
     }
 
     /// Largest inner packet that fits one datagram to a bond's peer, by what this core knows; `None` while that is not measured.
@@ -539,6 +551,7 @@ impl CoreBond {
             node.poll_bond_soon(now, &self.tx.bond);
         }
         self.tx.leave_dead_paths(now);
+        self.tx.note_rest();
         self.tx.follow_loss(now);
         self.tx.tick_stampers(now);
         self.tx.markers(now, out);

@@ -77,7 +77,7 @@ struct Change {
 /// Which flows move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Moves {
-    /// Those whose bucket has another owner.
+    /// Those whose bucket has another owner, or whose class has other cores.
     Buckets,
     /// Those that were given one of these cores, which may not be used any more.
     From(CoreSet),
@@ -226,7 +226,7 @@ impl ReceivingCores {
 
     /// Hash of a flow under the peer's key.
     pub fn hash(&self, flow: &FlowKey) -> Option<u32> {
-        self.told.as_ref().map(|told| told.core_of(flow).0)
+        self.told.as_ref().map(|told| told.hash(flow))
     }
 
     /// Session-ID of a flow (row T9): a hash under a secret that differs between bonds and process starts.
@@ -234,12 +234,12 @@ impl ReceivingCores {
         if self.mode == SteeringMode::SessionId { session_id(bond.seed, flow) } else { 0 }
     }
 
-    /// Where the next packet of a flow goes, by its hash and its session-ID.
-    pub fn of_flow(&mut self, now: Time, hash: u32, session_id: u64) -> Destination {
+    /// Where the next packet of a flow goes, by its hash, its class and its session-ID.
+    pub fn of_flow(&mut self, now: Time, hash: u32, class: u8, session_id: u64) -> Destination {
         let label = match self.mode {
-            SteeringMode::CoreId | SteeringMode::PerTunnel => return self.named(now, hash),
+            SteeringMode::CoreId | SteeringMode::PerTunnel => return self.named(now, hash, class),
             SteeringMode::ReceiverAssigned => return self.assigned(now, hash),
-            SteeringMode::SealedCoreId => match self.named(now, hash) {
+            SteeringMode::SealedCoreId => match self.named(now, hash, class) {
                 Destination::To(heading) => Label::Core(heading.peer_core),
                 other => return other,
             },
@@ -276,20 +276,20 @@ impl ReceivingCores {
         self.assignments.end(now, confirmed)
     }
 
-    /// The core for the next packet of the flow with this hash, as the header names it.
-    fn named(&mut self, now: Time, hash: u32) -> Destination {
+    /// The core for the next packet of the flow with this hash and class, as the header names it.
+    fn named(&mut self, now: Time, hash: u32, class: u8) -> Destination {
         let Some(told) = &self.told else { return Destination::Unknown };
         let by_table = match self.mode {
             SteeringMode::PerTunnel => self.tunnel_core,
-            _ => told.core_of_hash(hash),
+            _ => told.core_of_hash(hash, class),
         };
         let Some(change) = &self.change else {
-            return Destination::To(self.chosen(now, hash).unwrap_or(by_table).into());
+            return Destination::To(self.chosen(now, hash, class).unwrap_or(by_table).into());
         };
         match change.moves {
             Moves::All => Destination::Waits,
             Moves::Buckets => {
-                let next = change.next.core_of_hash(hash);
+                let next = change.next.core_of_hash(hash, class);
                 if next != by_table && change.old.iter().any(|old| old.core == by_table) {
                     Destination::Waits
                 } else {
@@ -297,16 +297,16 @@ impl ReceivingCores {
                 }
             }
             Moves::From(leaving) => {
-                let core = self.chosen(now, hash).unwrap_or(by_table);
+                let core = self.chosen(now, hash, class).unwrap_or(by_table);
                 if leaving.contains(core) { Destination::Waits } else { Destination::To(core.into()) }
             }
         }
     }
 
     /// The core by the policies that remember flows.
-    fn chosen(&mut self, now: Time, hash: u32) -> Option<u8> {
+    fn chosen(&mut self, now: Time, hash: u32, class: u8) -> Option<u8> {
         let (chooser, told) = (self.chooser.as_mut()?, self.told.as_ref()?);
-        chooser.choose(&told.info.table, hash, 0, self.random.u32(..), seconds(now))
+        chooser.choose(&told.info.table, hash, class, self.random.u32(..), seconds(now))
     }
 
     fn take_over(&mut self, bond: &Bond, told: Arc<PeerCores>) {
@@ -350,14 +350,15 @@ fn moves(old: &ProcessorInfo, new: &ProcessorInfo) -> Option<(Moves, CoreSet)> {
     if old.policy != new.policy || old.flow != new.flow || old.flow_hash_key != new.flow_hash_key {
         return Some((Moves::All, all));
     }
+    let rules = old.reserved == new.reserved && old.preferred == new.preferred;
     let (moves, from) = if old.policy == Policy::Hash {
         if old.table.buckets() != new.table.buckets() {
             return Some((Moves::All, all));
         }
         let from = old.table.moves(&new.table).filter_map(|(_, from, _)| u8::try_from(from).ok());
-        (Moves::Buckets, from.collect())
+        // Cores for classes: a flow of one may be on any core.
+        (Moves::Buckets, if rules { from.collect() } else { old.usable })
     } else {
-        let rules = old.reserved == new.reserved && old.preferred == new.preferred;
         let gone = if rules { all.without(&new.usable) } else { all };
         // Nobody is on a core that could not be used before either.
         let from = gone.and(&old.usable);

@@ -403,7 +403,8 @@ impl Transmit {
     }
 
     fn destination(&mut self, now: Time, meta: Meta) -> Option<Destination> {
-        meta.hash.map(|hash| self.receiving.of_flow(now, hash, meta.session_id))
+        let class = meta.treatment.core_class as u8;
+        meta.hash.map(|hash| self.receiving.of_flow(now, hash, class, meta.session_id))
     }
 
     /// The peer's core that the next control frame on a path goes to: one after the other, so that one which hangs does
@@ -547,8 +548,9 @@ impl Transmit {
             let before = next;
             let meta = &mut head.item.meta;
             meta.hash = meta.hash.or_else(|| self.receiving.hash(&meta.flow));
+            let class = meta.treatment.core_class as u8;
             let destination =
-                meta.hash.map(|hash| (hash, self.receiving.of_flow(now, hash, meta.session_id)));
+                meta.hash.map(|hash| (hash, self.receiving.of_flow(now, hash, class, meta.session_id)));
             let flow = match destination {
                 Some((hash, Destination::To(heading))) => Flow::new(hash, heading, meta),
                 Some((_, Destination::Waits)) => {
