@@ -105,6 +105,7 @@ impl Control {
             ownership: self.ownership.load_full(),
             neighbors: Arc::clone(&self.neighbors),
             cluster: None,
+            inherited: Arc::default(),
             lan: None,
             serving: self.serving,
         }

@@ -533,6 +533,8 @@ impl World {
                         self.wires.push(at_ns, Happening::TakeOver { node, instance, core, snapshot });
                     }
                 }
+                // Machines of the simulation send no copies.
+                Action::Inherit(_) => {}
                 Action::ForgetFlows => {
                     let forgotten = self.drop_flows(node);
                     self.report.flows.forgotten += forgotten;

@@ -11,6 +11,7 @@ mod class_names;
 mod classes;
 mod cli;
 mod cluster;
+mod cluster_copies;
 mod cluster_load;
 mod cluster_mtu;
 mod cluster_scene;

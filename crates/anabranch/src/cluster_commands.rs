@@ -73,13 +73,19 @@ enum Command {
         #[arg(long)]
         weight: Option<u32>,
     },
-    /// Give a unit no new flows; its own stay until they end
+    /// Give a unit no new flows; its own stay until they end, unless told otherwise
     Drain {
         /// Node id
         node: u16,
         /// Remove it when nothing is left on it
         #[arg(long)]
         remove: bool,
+        /// Hand its flows to another data plane, which goes on with them: it is done in a few seconds
+        #[arg(long)]
+        migrate: bool,
+        /// End its flows now and remove it: as `remove --force`
+        #[arg(long, conflicts_with_all = ["migrate", "remove"])]
+        reset: bool,
     },
     /// Remove a unit
     Remove {
@@ -98,7 +104,7 @@ enum Command {
     },
     /// Several steps with one era
     Change {
-        /// 'add N', 'drain N', 'remove N', 'weight N W'
+        /// 'add N', 'drain N', 'drain N migrate', 'remove N', 'weight N W'
         #[arg(required = true)]
         steps: Vec<String>,
     },
@@ -202,7 +208,10 @@ fn steps(command: &Command) -> anyhow::Result<Vec<ChangeStep>> {
             role: role.map(Into::into),
             weight: *weight,
         })],
-        Command::Drain { node, remove } => vec![ChangeStep::Drain { node: *node, remove: *remove }],
+        Command::Drain { node, reset: true, .. } => vec![ChangeStep::Remove { node: *node, force: true }],
+        Command::Drain { node, remove, migrate, .. } => {
+            vec![ChangeStep::Drain { node: *node, remove: *remove, migrate: *migrate }]
+        }
         Command::Remove { node, force } => vec![ChangeStep::Remove { node: *node, force: *force }],
         Command::Weight { node, weight } => vec![ChangeStep::Weight { node: *node, weight: *weight }],
         Command::Change { steps } => steps.iter().map(|text| step(text)).collect::<anyhow::Result<_>>()?,
@@ -216,13 +225,16 @@ fn step(text: &str) -> anyhow::Result<ChangeStep> {
     let node = |word: &str| word.parse::<u16>().with_context(|| format!("\"{word}\" is no node id"));
     Ok(match words[..] {
         ["add", id] => ChangeStep::Add(NewUnit { node: node(id)?, address: None, role: None, weight: None }),
-        ["drain", id] => ChangeStep::Drain { node: node(id)?, remove: false },
+        ["drain", id] => ChangeStep::Drain { node: node(id)?, remove: false, migrate: false },
+        ["drain", id, "migrate"] => ChangeStep::Drain { node: node(id)?, remove: false, migrate: true },
         ["remove", id] => ChangeStep::Remove { node: node(id)?, force: false },
         ["weight", id, weight] => {
             let weight = weight.parse().with_context(|| format!("\"{weight}\" is no weight"))?;
             ChangeStep::Weight { node: node(id)?, weight }
         }
-        _ => bail!("\"{text}\" is not one of 'add N', 'drain N', 'remove N', 'weight N W'"),
+        _ => {
+            bail!("\"{text}\" is not one of 'add N', 'drain N', 'drain N migrate', 'remove N', 'weight N W'")
+        }
     })
 }
 
@@ -453,7 +465,10 @@ mod tests {
     #[test]
     fn steps_are_read_in_words() {
         assert!(matches!(step("weight 13 2"), Ok(ChangeStep::Weight { node: 13, weight: 2 })));
-        assert!(matches!(step(" drain  11 "), Ok(ChangeStep::Drain { node: 11, remove: false })));
+        assert!(matches!(
+            step(" drain  11 "),
+            Ok(ChangeStep::Drain { node: 11, remove: false, migrate: false })
+        ));
         for wrong in ["", "drain", "drain x", "weight 1", "start 1", "weight 1 -1", "add 70000"] {
             assert!(step(wrong).is_err(), "{wrong}");
         }

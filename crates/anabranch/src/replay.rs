@@ -219,6 +219,7 @@ fn cores(count: u8, spec: GatewaySpec) -> anyhow::Result<Cores> {
         ownership: Arc::clone(&ownership),
         neighbors,
         cluster: None,
+        inherited: Arc::default(),
         lan: None,
         serving: true,
     };

@@ -25,6 +25,7 @@ use crate::message::{Message, Phase, Role};
 
 mod chains;
 mod command;
+mod heirs;
 mod load;
 mod peers;
 mod plan;
@@ -38,7 +39,7 @@ mod tests;
 pub use chains::Chains;
 pub use command::{ACCEPTED_MAX, Command, CommandError, OUTSIDE_MAX, STEPS_MAX, Step, WEIGHT_MAX};
 pub use plan::Waits;
-pub use state::{Accepted, BLOCKS, Block, Change, Standing, State, UnitRecord};
+pub use state::{Accepted, BLOCKS, Block, Change, Inheritance, Standing, State, UnitRecord};
 pub use status::{Status, UnitStatus};
 
 /// Times and sizes that an operator may set.
@@ -72,6 +73,8 @@ pub struct Settings {
     pub load_pause_ns: u64,
     /// How long buckets remember earlier owners.
     pub chains: Chains,
+    /// Data planes send copies of their flows to another one, which takes them over when they die.
+    pub replicate: bool,
 }
 
 impl Default for Settings {
@@ -91,6 +94,7 @@ impl Default for Settings {
             load_sample_ns: 10_000 * MS,
             load_pause_ns: 60_000 * MS,
             chains: Chains::default(),
+            replicate: false,
         }
     }
 }
@@ -196,6 +200,8 @@ struct Peer {
     /// When it was sent something to acknowledge.
     asked_ns: u64,
     figures: Figures,
+    /// Copies of its flows, as it told last; a process that is started anew does not change that.
+    copied: heirs::Copied,
     /// Era in which it told that nothing is left on it.
     drained: Option<u32>,
     rejoin_at_ns: u64,

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use steering::symmetric::FlowHasher;
 use steering::table::BucketTable;
 use steering::toeplitz::KEY_BYTES;
-use steering::units::Lease;
+use steering::units::{Lease, Leases};
 
 use crate::codec::CodecError;
 
@@ -19,7 +19,7 @@ mod tests;
 mod wire;
 
 pub use frame::{FRAME_BYTES_MAX, FrameError, Frames, VERSION};
-pub(crate) use wire::{put_interface, put_role, take_interface, take_role};
+pub(crate) use wire::{put_interface, put_pair, put_role, take_interface, take_pair, take_role};
 
 /// TCP port of the manager on its bus address.
 pub const MANAGER_PORT: u16 = 4_601;
@@ -129,6 +129,10 @@ pub struct Report {
     pub second_hops: u64,
     /// Packets that came to it, since its start.
     pub packets: u64,
+    /// The unit that has copies of all its flows, but for those of the last two seconds.
+    pub copied_to: Option<u16>,
+    /// Live flows that were another unit's.
+    pub inherited: u32,
     /// `live` tells every bucket: what it leaves out is zero. Else it tells the buckets that changed.
     pub whole: bool,
     /// By bucket, ascending.
@@ -161,6 +165,36 @@ pub struct Parts {
     pub interfaces: Vec<SharedInterface>,
     /// Who translates to which ports.
     pub leases: Vec<Lease>,
+    /// Ports that came with another unit's flows: packets to them go to the unit, which gives them to no new flow.
+    pub resting: Vec<Lease>,
+    /// Who sends copies of its flows to whom.
+    pub copies: Vec<Pair>,
+    /// Whose flows belong to whom from this era on: the second has copies, and takes them over.
+    pub heirs: Vec<Pair>,
+}
+
+/// A data plane, and the one that has copies of its flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pair {
+    /// Whose flows they are.
+    pub unit: u16,
+    /// Who has copies.
+    pub heir: u16,
+}
+
+impl Parts {
+    /// The unit that gets copies of `unit`'s flows.
+    #[must_use]
+    pub fn backup(&self, unit: u16) -> Option<u16> {
+        self.copies.iter().find(|pair| pair.unit == unit).map(|pair| pair.heir)
+    }
+
+    /// Who has which ports, whether it may give them to new flows or not.
+    #[must_use]
+    pub fn all_leases(&self) -> Leases {
+        let all: Vec<Lease> = self.leases.iter().chain(&self.resting).copied().collect();
+        Leases::new(&all)
+    }
 }
 
 /// Answer to a Hello.

@@ -253,7 +253,7 @@ impl Scaler {
         };
         let unit =
             seen.units.iter().filter(of_pool).min_by_key(|unit| (unit.live, std::cmp::Reverse(unit.node)))?;
-        Some(Step::Drain { node: unit.node, remove: true })
+        Some(Step::Drain { node: unit.node, remove: true, migrate: false })
     }
 }
 

@@ -16,11 +16,11 @@ use std::sync::Arc;
 use steering::era::{Eras, Install};
 use steering::symmetric::FlowHasher;
 use steering::table::BucketTable;
-use steering::units::{Lease, Leases, Units};
+use steering::units::{LEASE_PORTS, Lease, Leases, Units};
 
 use crate::message::{
-    Hello, LiveRun, Member, Message, Parts, Phase, Prepare, Refusal, Report, Retired, Role, SharedInterface,
-    Whole,
+    Hello, LiveRun, Member, Message, Pair, Parts, Phase, Prepare, Refusal, Report, Retired, Role,
+    SharedInterface, Whole,
 };
 
 #[cfg(test)]
@@ -61,6 +61,8 @@ pub struct Snapshot {
     pub interfaces: Arc<[SharedInterface]>,
     /// Blocks of ports that this unit may draw from: its own, once every dispatcher knows them.
     pub blocks: Arc<[Lease]>,
+    /// Who sends copies of its flows to whom.
+    pub copies: Arc<[Pair]>,
 }
 
 /// Task for the caller, in the order in which it stands.
@@ -68,6 +70,8 @@ pub struct Snapshot {
 pub enum Action {
     /// All cores work by this from now on. [`Unit::took_over`] when they do.
     Publish(Snapshot),
+    /// The flows of these units of which this one has copies are its own from now on. Before the next snapshot.
+    Inherit(Vec<u16>),
     /// All flows are forgotten: the unit was not a member for a while, and they are others' by now. Before the next snapshot.
     ForgetFlows,
     /// The unit does not take part any more: no packet goes to another unit, none is taken from one.
@@ -92,6 +96,10 @@ pub struct Figures<'a> {
     pub second_hops: u64,
     /// Packets that came, since the start.
     pub packets: u64,
+    /// The unit that has copies of all flows here, but for those of the last two seconds.
+    pub copied_to: Option<u16>,
+    /// Live flows that were another unit's.
+    pub inherited: u32,
 }
 
 /// How far the talk with the manager is.
@@ -111,6 +119,8 @@ struct Membership {
     snapshot: Snapshot,
     /// This unit's leases of the newest era.
     own: Vec<Lease>,
+    /// All leases of the newest era.
+    leases: Leases,
 }
 
 /// A published snapshot that the cores have not confirmed yet, or the one that they have.
@@ -275,6 +285,8 @@ impl Unit {
             load_percent: self.load_percent,
             second_hops: figures.second_hops,
             packets: figures.packets,
+            copied_to: figures.copied_to,
+            inherited: figures.inherited,
             whole: told.is_none(),
             live: live_runs(told, figures.live),
         };
@@ -340,21 +352,29 @@ impl Unit {
             let usable = held.as_ref().map_or(&[][..], |held| &held.snapshot.blocks);
             own.iter().filter(|lease| usable.contains(lease)).copied().collect()
         };
-        let units = Units { node, hasher, eras, in_force, leases: Leases::new(&whole.parts.leases) };
+        // What an era that was missed left to this unit; of one that is held it was taken.
+        let inherited =
+            if same_era.is_none() && !whole.fresh { inherited(&whole.parts, node) } else { Vec::new() };
+        let leases = whole.parts.all_leases();
+        let units = Units { node, hasher, eras, in_force, leases: leases.clone() };
         let snapshot = Snapshot {
             number: 0,
             units: Arc::new(units),
             members: whole.parts.members.into(),
             interfaces: whole.parts.interfaces.into(),
             blocks: blocks.into(),
+            copies: whole.parts.copies.into(),
         };
-        self.membership = Some(Membership { snapshot, own });
+        self.membership = Some(Membership { snapshot, own, leases });
         self.told = None;
         let mut actions = Vec::new();
         if whole.fresh {
             self.pending.clear();
             self.taken = None;
             actions.push(Action::ForgetFlows);
+        }
+        if !inherited.is_empty() {
+            actions.push(Action::Inherit(inherited));
         }
         actions.extend(self.publish());
         actions
@@ -380,7 +400,9 @@ impl Unit {
             Install::Known => return self.ignore(),
             Install::Gap => return self.greet(),
         }
-        units.leases = Leases::new(&prepare.parts.leases);
+        membership.leases = prepare.parts.all_leases();
+        units.leases = until_commit(&units.leases, &membership.leases);
+        let inherited = inherited(&prepare.parts, node);
         membership.own = own_leases(&prepare.parts, node);
         let usable: Vec<Lease> = membership
             .snapshot
@@ -390,9 +412,15 @@ impl Unit {
             .copied()
             .collect();
         membership.snapshot.blocks = usable.into();
+        membership.snapshot.copies = prepare.parts.copies.into();
         membership.snapshot.members = prepare.parts.members.into();
         membership.snapshot.interfaces = prepare.parts.interfaces.into();
-        self.publish()
+        let mut actions = Vec::new();
+        if !inherited.is_empty() {
+            actions.push(Action::Inherit(inherited));
+        }
+        actions.extend(self.publish());
+        actions
     }
 
     fn commit(&mut self, era: u32) -> Vec<Action> {
@@ -406,7 +434,9 @@ impl Unit {
             let taken = self.taken.is_some_and(|taken| taken.in_force == era);
             return if taken { self.acknowledge() } else { Vec::new() };
         }
-        Arc::make_mut(&mut membership.snapshot.units).in_force = era;
+        let units = Arc::make_mut(&mut membership.snapshot.units);
+        units.in_force = era;
+        units.leases.clone_from(&membership.leases);
         membership.snapshot.blocks = membership.own.clone().into();
         self.publish()
     }
@@ -458,6 +488,21 @@ impl Unit {
 /// Leases of `node` among those of an era.
 fn own_leases(parts: &Parts, node: u16) -> Vec<Lease> {
     parts.leases.iter().filter(|lease| lease.node == node).copied().collect()
+}
+
+/// Leases between prepare and commit: those of the next era, but that ports which go from one unit to another stay where they are
+/// until that one has taken over the flows that use them.
+fn until_commit(held: &Leases, next: &Leases) -> Leases {
+    let lease = |lease: Lease| {
+        let holder = held.unit(lease.address, u16::from(lease.block) * LEASE_PORTS);
+        Lease { node: holder.unwrap_or(lease.node), ..lease }
+    };
+    Leases::new(&next.iter().map(lease).collect::<Vec<_>>())
+}
+
+/// Units whose flows `node` has from this era on.
+fn inherited(parts: &Parts, node: u16) -> Vec<u16> {
+    parts.heirs.iter().filter(|pair| pair.heir == node).map(|pair| pair.unit).collect()
 }
 
 /// The table that is held without what `told`, the same era's, does not have in its chains any more, but for `node` itself.

@@ -263,7 +263,15 @@ impl Cluster {
             Action::Report(at) => {
                 let process = world.processes[at].as_mut().unwrap();
                 let (live, in_use) = (process.live, u64::from(process.live.iter().sum::<u32>()));
-                let figures = Figures { live: &live, in_use, load_percent: 1, second_hops: 0, packets: 0 };
+                let figures = Figures {
+                    live: &live,
+                    in_use,
+                    load_percent: 1,
+                    second_hops: 0,
+                    packets: 0,
+                    copied_to: None,
+                    inherited: 0,
+                };
                 let actions = process.unit.report(&figures);
                 act(process, actions);
             }
@@ -349,7 +357,7 @@ fn act(process: &mut Process, actions: Vec<UnitAction>) {
             UnitAction::Send(message) if process.connection.is_some() => {
                 process.to_manager.push_back(message);
             }
-            UnitAction::Send(_) | UnitAction::Refused(_) => {}
+            UnitAction::Send(_) | UnitAction::Refused(_) | UnitAction::Inherit(_) => {}
         }
     }
 }
@@ -591,7 +599,7 @@ fn a_unit_joins_with_one_fault() {
 fn a_data_plane_drains_while_another_joins_with_one_fault() {
     let roles = vec![Role::Both, Role::DataPlane];
     let first = Command::Change(vec![add(0, Role::Both)]);
-    let drain = Step::Drain { node: 0, remove: true };
+    let drain = Step::Drain { node: 0, remove: true, migrate: false };
     let commands = vec![first, Command::Change(vec![add(1, Role::DataPlane), drain])];
     check(Cluster { roles, commands, faults: 1, pauses: 1, begins: 0 });
 }
@@ -609,7 +617,7 @@ fn three_data_planes_and_two_dispatchers_with_several_faults() {
     let commands = vec![
         Command::Change(steps),
         Command::Change(vec![add(2, Role::DataPlane)]),
-        Command::Change(vec![Step::Drain { node: 0, remove: true }]),
+        Command::Change(vec![Step::Drain { node: 0, remove: true, migrate: false }]),
     ];
     let model = Cluster { roles, commands, faults: 3, pauses: 12, begins: 3 };
     let checker = model

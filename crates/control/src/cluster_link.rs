@@ -18,6 +18,7 @@ use linux::affinity::{Scheduling, schedule_current_thread};
 use steering::units::Lease;
 
 use crate::config::cluster::Cluster;
+use crate::copies::{Assigned, Backup, Copies};
 use crate::events::{EventSender, NodeEvent};
 use crate::status::{ClusterStatus, DataPlaneReport};
 
@@ -69,6 +70,8 @@ impl ClusterLink {
             manager: settings.managers.first().map(ToString::to_string).unwrap_or_default(),
             ..ClusterStatus::default()
         }));
+        let owns_flows = settings.role.owns_flows();
+        let copies = owns_flows.then(|| Copies::start(settings.node, settings.bus, &engine)).transpose()?;
         let link = Link {
             status: Arc::clone(&status),
             unit: Unit::new(identity),
@@ -82,6 +85,7 @@ impl ClusterLink {
             report_due: Instant::now(),
             blocks: None,
             beats: None,
+            copies,
         };
         let told = Arc::clone(&stop);
         let thread = std::thread::Builder::new().name("cluster".to_owned()).spawn(move || link.run(&told))?;
@@ -126,6 +130,8 @@ struct Link {
     /// Heartbeats go here.
     beats: Option<UdpSocket>,
     status: Arc<Mutex<ClusterStatus>>,
+    /// Of flows, at a data plane.
+    copies: Option<Copies>,
 }
 
 impl Link {
@@ -260,6 +266,12 @@ impl Link {
             status.second_hops = figures.second_hops;
             status.packets = figures.packets;
             status.flows = figures.flows;
+            status.copies.inherited = figures.inherited;
+            status.copies.at = self.copied_to();
+            status.copies.kept = self.copies.as_ref().map_or(0, Copies::kept);
+        }
+        if figures.inherited == 0 {
+            self.engine.forget_inherited();
         }
         let actions = self.unit.report(&Figures {
             live: &figures.live,
@@ -267,6 +279,8 @@ impl Link {
             load_percent: figures.load_percent,
             second_hops: figures.second_hops,
             packets: figures.packets,
+            copied_to: self.copied_to(),
+            inherited: figures.inherited,
         });
         self.act(actions, to)
     }
@@ -276,9 +290,13 @@ impl Link {
             match action {
                 Action::Publish(told) => self.publish(&told),
                 Action::ForgetFlows => self.engine.forget_flows(),
+                Action::Inherit(units) => units.into_iter().for_each(|unit| self.inherit(unit)),
                 Action::Leave => {
                     tracing::warn!("this machine does not take part in the cluster any more");
                     self.engine.apply(None);
+                    if let Some(copies) = &self.copies {
+                        copies.follow(Assigned::default());
+                    }
                     lock(&self.status).member = false;
                     self.tell_blocks(Some(Arc::from([])));
                 }
@@ -320,8 +338,8 @@ impl Link {
             status.member = true;
             status.newest_era = eras.newest().era();
             status.era_in_force = snapshot.units.in_force;
-            status.buckets = eras.newest().count(self.settings.node);
-            status.port_blocks = told.blocks.len();
+            status.share.buckets = eras.newest().count(self.settings.node);
+            status.share.port_blocks = told.blocks.len();
             status.members = snapshot.members.iter().map(|member| member.node).collect();
             let planes = snapshot.members.iter().filter(|member| member.role.owns_flows());
             let plane = |member: &::cluster::message::Member| DataPlaneReport {
@@ -331,9 +349,38 @@ impl Link {
             };
             status.data_planes = planes.map(plane).collect();
         }
+        self.assign_copies(told);
         // First the policy: a core that works by the snapshot has to have its ports.
         self.tell_blocks(Some(Arc::clone(&told.blocks)));
         self.engine.apply(Some(Arc::new(snapshot)));
+    }
+
+    fn copied_to(&self) -> Option<u16> {
+        self.copies.as_ref().and_then(Copies::copied_to)
+    }
+
+    /// Who gets copies of this machine's flows, and whose come here.
+    fn assign_copies(&self, told: &Told) {
+        let Some(copies) = &self.copies else { return };
+        let address =
+            |node: u16| told.members.iter().find(|member| member.node == node).map(|member| member.address);
+        let own = self.settings.node;
+        let backup = told.copies.iter().find(|pair| pair.unit == own);
+        let backup = backup.and_then(|pair| Some(Backup { node: pair.heir, address: address(pair.heir)? }));
+        let sources = told.copies.iter().filter(|pair| pair.heir == own);
+        let sources = sources.filter_map(|pair| Some((address(pair.unit)?, pair.unit))).collect();
+        copies.follow(Assigned { backup, sources });
+    }
+
+    /// The flows of a unit that died, or leaves, are this machine's from now on.
+    fn inherit(&self, unit: u16) {
+        let Some(copies) = &self.copies else { return };
+        let records = &copies.take(unit);
+        // Nobody is dead because it has much to take over.
+        let taken = self.engine.inherit(records, &mut || self.beat(&Message::Heartbeat { load_percent: 0 }));
+        let said = crate::handover::status(&taken);
+        let lost: u64 = said.lost.values().sum();
+        tracing::info!(unit, flows = said.flows, lost, reasons = ?said.lost, "took over the flows of another unit");
     }
 
     /// The node's thread gives address translation the ports that are this machine's.

@@ -23,6 +23,7 @@ mod cluster_link;
 mod commands;
 pub mod config;
 pub mod control_socket;
+mod copies;
 pub mod event_loop;
 mod events;
 mod files;

@@ -12,6 +12,7 @@ use packet::vnet::VirtioNetHeader;
 use packet::{Coalescer, DropCounters, DropReason, FlowKey, PacketBuf, PacketPool};
 use services::Services;
 use services::fragment::{FragmentLimits, Released, Rendezvous};
+use services::handover::InheritedFlows;
 use services::hash::SecretState;
 use services::pipeline::{ETHERNET_BYTES, Frame, Neighbors, Outcome};
 use services::policy::Policy;
@@ -47,6 +48,8 @@ pub struct Snapshots {
     pub neighbors: Arc<Neighbors>,
     /// Other machines that share the work.
     pub cluster: Option<Arc<Snapshot>>,
+    /// Flows that were other machines', and the cores that have them.
+    pub inherited: Arc<InheritedFlows>,
     /// The switch between the TAP device and bonds.
     pub lan: Option<Arc<Lan>>,
     /// Whether services decide about packets at all; they do from the first configuration of an interface on.
@@ -78,7 +81,7 @@ impl Datapath {
     /// Core `id` of `node`. `random`: a generator of this core's own.
     #[must_use]
     pub fn new(id: u8, node: Arc<Node>, mut random: Random, snapshots: Snapshots) -> Self {
-        let Snapshots { policy, ownership, neighbors, cluster, lan, serving } = snapshots;
+        let Snapshots { policy, ownership, neighbors, cluster, inherited, lan, serving } = snapshots;
         let limits = FragmentLimits::of(policy.limits(), policy.timeouts());
         let mut datapath = Self {
             id,
@@ -97,6 +100,7 @@ impl Datapath {
             drops: DropCounters::default(),
         };
         datapath.lan.follow(lan.as_ref());
+        datapath.services.follow_inherited(&inherited);
         datapath.follow_cluster(cluster.as_ref(), &policy);
         datapath
     }
@@ -138,6 +142,7 @@ impl Datapath {
     /// Takes over what control has published since the last round.
     pub fn follow(&mut self, snapshots: &Snapshots) {
         self.services.follow(&snapshots.policy, &snapshots.ownership, &snapshots.neighbors);
+        self.services.follow_inherited(&snapshots.inherited);
         self.ownership = Arc::clone(&snapshots.ownership);
         self.serving = snapshots.serving;
         self.lan.follow(snapshots.lan.as_ref());

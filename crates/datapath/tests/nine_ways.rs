@@ -176,6 +176,7 @@ impl Site {
             ownership,
             neighbors: Arc::new(neighbors),
             cluster: None,
+            inherited: Arc::default(),
             lan: None,
             serving,
         };

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use services::Services;
-use services::handover::{Entry, Refusal, Refusals, owner};
+use services::handover::{Entry, Refusal, Refusals, Strays, owner};
 use steering::ownership::Ownership;
 use steering::table::{BucketTable, CORE_BUCKETS};
 use steering::toeplitz::KEY_BYTES;
@@ -26,6 +26,10 @@ const STEP_ENTRIES: usize = 1_024;
 const CHUNKS_WAITING: usize = 16;
 /// Entries that cores take over in one step.
 const IMPORT_ENTRIES: usize = 8_192;
+/// The same for flows of another machine: the manager waits for word meanwhile.
+const INHERIT_ENTRIES: usize = 1_024;
+/// Pause between two words to the manager.
+const WAIT: Duration = Duration::from_millis(20);
 /// A core that does not answer within this time takes nothing over.
 const CORE_PATIENCE: Duration = Duration::from_secs(2);
 /// Cores that have just taken flows over report them within this time; until then no bucket loses its history.
@@ -117,22 +121,30 @@ pub(crate) struct Handover {
 /// Entries for one core.
 pub(crate) struct ImportBatch {
     entries: Vec<Entry>,
-    away_ms: u32,
-    answer: SyncSender<TakenOver>,
+    /// How long ago they were written; `None`: by another machine.
+    away_ms: Option<u32>,
+    answer: SyncSender<(TakenOver, Strays)>,
 }
 
 impl ImportBatch {
     /// Takes them over.
     pub fn import(&self, services: &mut Services, now_ns: u64) {
-        let mut taken = TakenOver::default();
+        let (mut taken, mut strays) = (TakenOver::default(), Vec::new());
         for entry in &self.entries {
-            match services.import(now_ns, self.away_ms, entry) {
-                Ok(()) => taken.flows += u64::from(matches!(entry, Entry::Flow(_))),
+            let done = match (entry, self.away_ms) {
+                (Entry::Flow(flow), None) => services.inherit(now_ns, flow),
+                (_, away_ms) => services.import(now_ns, away_ms.unwrap_or(0), entry).map(|()| Vec::new()),
+            };
+            match done {
+                Ok(elsewhere) => {
+                    taken.flows += u64::from(matches!(entry, Entry::Flow(_)));
+                    strays.extend(elsewhere.into_iter().map(|(key, tenant)| (key, tenant, services.id())));
+                }
                 Err(reason) => taken.refusals.add(reason),
             }
         }
         // Who asked may have given up.
-        let _ = self.answer.try_send(taken);
+        let _ = self.answer.try_send((taken, strays));
     }
 }
 
@@ -247,48 +259,97 @@ fn receive(waiting: &Receiver<Vec<u8>>, patience: Duration, take: &mut dyn FnMut
 }
 
 fn import(shared: &Arc<Shared>, arrivals: Arrivals) -> TakenOver {
-    let gateway = &shared.gateway;
-    let (policy, ownership) = (gateway.policy.load_full(), gateway.ownership.load_full());
-    let mut all = TakenOver::default();
+    let mut step =
+        Step { shared, away_ms: Some(arrivals.away_ms), all: TakenOver::default(), strays: Vec::new() };
     let mut records = arrivals.records;
     loop {
-        let mut by_core: BTreeMap<u8, Vec<Entry>> = BTreeMap::new();
-        let mut read = 0;
-        for record in records.by_ref().take(IMPORT_ENTRIES) {
-            read += 1;
-            let entry = Entry::decode(&record).map_err(|_| Refusal::Malformed);
-            let placed = entry.and_then(|entry| Ok((owner(&policy, &ownership, &entry)?, entry)));
-            match placed {
-                Ok((core, entry)) => by_core.entry(core).or_default().push(entry),
-                Err(reason) => all.refusals.add(reason),
-            }
-        }
-        if read == 0 {
-            return all;
+        let some: Vec<Vec<u8>> = records.by_ref().take(IMPORT_ENTRIES).collect();
+        if some.is_empty() {
+            return step.all;
         }
         if Instant::now() >= arrivals.deadline {
-            let left = by_core.values().map(Vec::len).sum::<usize>() + records.count();
-            all.refusals.add_many(Refusal::Expired, left as u64);
-            return all;
+            let left = some.len() + records.count();
+            step.all.refusals.add_many(Refusal::Expired, left as u64);
+            return step.all;
+        }
+        step.import(&some, &mut || {});
+    }
+}
+
+/// Takes over flows of another machine; `meanwhile` is called every few milliseconds. Packets that come in at other cores than that of
+/// their flow find it afterwards.
+pub(crate) fn inherit(shared: &Arc<Shared>, records: &[Vec<u8>], meanwhile: &mut dyn FnMut()) -> TakenOver {
+    let mut step = Step { shared, away_ms: None, all: TakenOver::default(), strays: Vec::new() };
+    for some in records.chunks(INHERIT_ENTRIES) {
+        step.import(some, meanwhile);
+    }
+    let Step { all, strays, .. } = step;
+    if !strays.is_empty() {
+        let known = shared.gateway.cluster.inherited.load_full();
+        shared.gateway.cluster.inherited.store(Arc::new(known.with(strays)));
+        shared.gateway.changed();
+        shared.wake_all();
+    }
+    all
+}
+
+/// Records that are taken over, some at a time.
+struct Step<'a> {
+    shared: &'a Arc<Shared>,
+    /// As of [`ImportBatch`].
+    away_ms: Option<u32>,
+    all: TakenOver,
+    strays: Strays,
+}
+
+impl Step<'_> {
+    fn import(&mut self, records: &[Vec<u8>], meanwhile: &mut dyn FnMut()) {
+        let gateway = &self.shared.gateway;
+        let (policy, ownership) = (gateway.policy.load_full(), gateway.ownership.load_full());
+        let mut by_core: BTreeMap<u8, Vec<Entry>> = BTreeMap::new();
+        for record in records {
+            let entry = Entry::decode(record).map_err(|_| Refusal::Malformed);
+            let placed = entry.and_then(|mut entry| {
+                if self.away_ms.is_none() {
+                    // Another machine's core.
+                    entry.forget_core();
+                }
+                Ok((owner(&policy, &ownership, &entry)?, entry))
+            });
+            match placed {
+                Ok((core, entry)) => by_core.entry(core).or_default().push(entry),
+                Err(reason) => self.all.refusals.add(reason),
+            }
         }
         let answers: Vec<_> = by_core
             .into_iter()
             .map(|(core, entries)| {
                 let (answer, answered) = sync_channel(1);
                 let count = entries.len() as u64;
-                let batch = ImportBatch { entries, away_ms: arrivals.away_ms, answer };
+                let batch = ImportBatch { entries, away_ms: self.away_ms, answer };
                 gateway.send(core.into(), Command::Import(Box::new(batch)));
                 (count, answered)
             })
             .collect();
-        shared.wake_all();
+        self.shared.wake_all();
         for (count, answered) in answers {
-            match answered.recv_timeout(CORE_PATIENCE) {
-                Ok(taken) => {
-                    all.flows += taken.flows;
-                    all.refusals.merge(&taken.refusals);
+            self.wait(count, &answered, meanwhile);
+        }
+    }
+
+    /// The answer of one core, about so many entries.
+    fn wait(&mut self, count: u64, answered: &Receiver<(TakenOver, Strays)>, meanwhile: &mut dyn FnMut()) {
+        let deadline = Instant::now() + CORE_PATIENCE;
+        loop {
+            match answered.recv_timeout(WAIT) {
+                Ok((taken, strays)) => {
+                    self.all.flows += taken.flows;
+                    self.all.refusals.merge(&taken.refusals);
+                    self.strays.extend(strays);
+                    return;
                 }
-                Err(_) => all.refusals.add_many(Refusal::Core, count),
+                Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => meanwhile(),
+                Err(_) => return self.all.refusals.add_many(Refusal::Core, count),
             }
         }
     }

@@ -11,7 +11,7 @@
 //!   another worker.
 //! * `ports`, `output`: the round's ports: TUN queue, [`sockets`], interfaces and rings.
 //! * [`lan`]: the switch between a TAP device and bonds is put in force.
-//! * [`handover`]: flows go from one process to the next.
+//! * [`handover`]: flows go from one process to the next, or come from another machine; [`copies`]: and to another one.
 //! * [`gateway`]: state of the services that workers and control share; interfaces come and go.
 //! * `control_thread` with `core_watch` and `neighbors`: cores that hang, drain or are busy; hardware addresses.
 //! * [`rings`]: for packets that came to the wrong core, and only those; they are counted.
@@ -23,6 +23,7 @@
 
 pub mod config;
 mod control_thread;
+pub mod copies;
 mod copy_watch;
 mod core_watch;
 pub mod counters;

@@ -15,6 +15,7 @@ use services::random::{Random, SEED_BYTES};
 use tunnel::time::Time;
 
 use crate::Shared;
+use crate::copies::Copier;
 use crate::gateway::{
     Command, CoreReport, FlowEntry, FlowQuery, Interface, InterfaceCounters, LiveByUnitBucket, lock,
 };
@@ -56,6 +57,8 @@ pub(crate) struct Worker {
     placement: Placement,
     /// Where the records of its flows go at the end.
     exporter: Option<SyncSender<Vec<u8>>>,
+    /// Where copies of them go.
+    copier: Option<Copier>,
 }
 
 /// Descriptors a worker starts with.
@@ -111,6 +114,7 @@ impl Worker {
             load_since: (linux::clock::monotonic_ns(), 0),
             placement: Placement::new(id),
             exporter: None,
+            copier: None,
             shared,
         })
     }
@@ -141,6 +145,7 @@ impl Worker {
             end_ns = linux::clock::monotonic_ns();
             self.round.ports.out().counters.note_round(end_ns.saturating_sub(woke_ns));
             self.publish(end_ns);
+            self.copy(end_ns);
             let interfaces = &mut self.round.ports.interfaces;
             if interfaces.is_hot(end_ns) && !self.shared.stop.load(Relaxed) {
                 // Packets of an interface come one by one: being woken for each costs more than looking again, and
@@ -254,6 +259,9 @@ impl Worker {
                     self.follow();
                     batch.import(&mut self.round.datapath.services, now.ns());
                 }
+                Command::Copy(to) => {
+                    self.copier = Some(Copier::new(&mut self.round.datapath.services, to));
+                }
                 // Not before the last packet.
                 Command::Export(chunks) => self.exporter = Some(chunks),
             }
@@ -321,6 +329,15 @@ impl Worker {
         self.placement.choose(&self.shared.gateway.cpus, interfaces, peers);
     }
 
+    /// Writes copies of flows, if somebody wants them.
+    #[inline]
+    fn copy(&mut self, now_ns: u64) {
+        let Some(copier) = &mut self.copier else { return };
+        if !copier.step(self.id, &mut self.round.datapath.services, now_ns) {
+            self.copier = None;
+        }
+    }
+
     fn publish(&mut self, now_ns: u64) {
         if now_ns.saturating_sub(self.published_ns) < PUBLISH_NS {
             return;
@@ -370,6 +387,7 @@ impl Worker {
             live_by_unit_bucket: LiveByUnitBucket {
                 snapshot: self.cluster_snapshot,
                 live: services.live_by_unit_bucket().to_vec(),
+                inherited: services.inherited(),
             },
             interfaces,
         };

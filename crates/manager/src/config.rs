@@ -18,6 +18,9 @@
 //! # chains = "counted"                # for comparisons: "newest:1", "clock:MS", "rendezvous"; connections break
 //! pool = ["10.9.0.0/24"]              # units from here may connect without being enrolled; they are free until added
 //!
+//! [flows]
+//! replicate = false                   # data planes send copies of their flows to another one, which goes on with them if they die
+//!
 //! [etcd]                              # in place of store: several managers, one of which leads
 //! endpoints = ["http://127.0.0.1:2379"]
 //! prefix = "/anabranch"               # in front of its keys
@@ -62,8 +65,17 @@ const MS: u64 = 1_000_000;
 #[serde(deny_unknown_fields)]
 struct File {
     manager: Section,
+    #[serde(default)]
+    flows: FlowsSection,
     etcd: Option<EtcdSection>,
     scaling: Option<ScalingSection>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct FlowsSection {
+    #[serde(default)]
+    replicate: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -183,7 +195,7 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn parse(text: &str, folder: &Path) -> anyhow::Result<Self> {
-        let File { manager, etcd, scaling } = toml::from_str(text)?;
+        let File { manager, flows, etcd, scaling } = toml::from_str(text)?;
         let scaling = scaling.map(|section| scaling_of(section, folder)).transpose()?;
         let store = store(&manager, etcd, folder)?;
         let api = match manager.api {
@@ -223,6 +235,7 @@ impl Config {
             ensure!(seconds <= 86_400, "manager.quarantine-seconds: {seconds} is more than a day");
             settings.quarantine_ns = seconds * 1_000 * MS;
         }
+        settings.replicate = flows.replicate;
         settings.follow_load = manager.follow_load;
         for (key, given, time_ns) in [
             ("load-sample-seconds", manager.load_sample_seconds, &mut settings.load_sample_ns),

@@ -170,6 +170,12 @@ fn resume(record: &mut Record, segment: &Segment) {
     record.scale = (SCALE_MAX << 4) | SCALE_MAX;
 }
 
+/// Of a connection only that it is there is known: its numbers are those of an earlier moment, and went on elsewhere since.
+pub fn forget_sequence(record: &mut Record) {
+    record.flags |= flags::RESYNC | flags::MID_STREAM;
+    record.tcp_window = [u16::MAX; 2];
+}
+
 /// Follows a segment of a known flow. `direction`: its own. Sets [`flags::REPLIED`] when the reply direction proves to
 /// be alive.
 #[inline]
@@ -196,6 +202,15 @@ pub fn follow_data(record: &mut Record, direction: Direction, segment: &Segment)
 }
 
 fn follow_slowly(record: &mut Record, direction: Direction, segment: &Segment) -> Verdict {
+    if record.flags & flags::RESYNC != 0 {
+        if segment.flags & (SYN | ACK | RST) != ACK {
+            // Nothing is known that would speak against it: its receiver judges.
+            return Verdict::Pass;
+        }
+        record.flags &= !flags::RESYNC;
+        record.tcp_end[direction as usize] = segment.end();
+        record.tcp_end[direction.flipped() as usize] = segment.ack;
+    }
     let state = State::of(record);
     let verdict = match state {
         State::None => Verdict::Invalid,

@@ -254,6 +254,26 @@ impl BucketTable {
         self.retain_in_chains(|earlier| earlier != unit);
     }
 
+    /// The same era with `heir` in the place of `unit`, which has handed all its flows to it: what `unit` owned belongs to `heir`, and
+    /// who asked `unit` asks `heir`. A bucket names nobody twice.
+    #[must_use]
+    pub fn handed(&self, unit: u16, heir: u16) -> Self {
+        let owners: Vec<u16> =
+            self.owners.iter().map(|owner| if *owner == unit { heir } else { *owner }).collect();
+        let mut chains = self.chains.clone();
+        for (chain, owner) in chains.iter_mut().zip(&owners) {
+            let mut next = Chain::default();
+            for earlier in chain.units() {
+                let earlier = if *earlier == unit { heir } else { *earlier };
+                if earlier != *owner {
+                    next.push_oldest(earlier);
+                }
+            }
+            *chain = next;
+        }
+        Self::from_parts(self.era, owners, chains)
+    }
+
     pub(crate) fn retain_in_chains(&mut self, keep: impl Fn(u16) -> bool) {
         for chain in &mut self.chains {
             chain.retain(&keep);

@@ -39,7 +39,7 @@ pub fn cluster_unit(data: &[u8]) {
                 }
                 Action::Leave => assert!(unit.snapshot().is_none()),
                 Action::Refused(_) => drop(unit.connected()),
-                Action::ForgetFlows | Action::Send(_) => {}
+                Action::ForgetFlows | Action::Inherit(_) | Action::Send(_) => {}
             }
         }
         if let Some(number) = number {
@@ -47,7 +47,15 @@ pub fn cluster_unit(data: &[u8]) {
         }
         unit.tick(now_ns);
         let live = [u32::from(frame.len() as u16); 16];
-        unit.report(&Figures { live: &live, in_use: 16, load_percent: 9, second_hops: 0, packets: 0 });
+        unit.report(&Figures {
+            live: &live,
+            in_use: 16,
+            load_percent: 9,
+            second_hops: 0,
+            packets: 0,
+            copied_to: None,
+            inherited: 0,
+        });
     }
 }
 

@@ -111,6 +111,8 @@ impl Machine {
             load_percent: 50,
             second_hops: self.second_hops,
             packets: self.packets,
+            copied_to: None,
+            inherited: 0,
         };
         self.unit.report(&figures)
     }

@@ -103,7 +103,7 @@ impl World {
         };
         if self.rng.u8(..100) >= adds {
             let node = self.any_standing(|standing| standing == Standing::Active)?;
-            return Some(Step::Drain { node, remove: true });
+            return Some(Step::Drain { node, remove: true, migrate: false });
         }
         let free = |node: &u16| {
             let unit = self.manager.state().units.get(node);

@@ -143,8 +143,8 @@ pub(crate) fn data_planes(count: u16) -> Vec<u16> {
 pub(crate) fn change(steps: &[Step]) -> Change {
     let word = |step: &Step| match step.kind {
         Kind::Add => ChangeStep::Add(unit(step.node, Duty::Dataplane)),
-        Kind::Drain => ChangeStep::Drain { node: step.node, remove: false },
-        Kind::Remove => ChangeStep::Drain { node: step.node, remove: true },
+        Kind::Drain => ChangeStep::Drain { node: step.node, remove: false, migrate: false },
+        Kind::Remove => ChangeStep::Drain { node: step.node, remove: true, migrate: false },
         Kind::Weight(weight) => ChangeStep::Weight { node: step.node, weight },
     };
     Change { steps: steps.iter().map(word).collect() }

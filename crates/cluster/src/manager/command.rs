@@ -54,6 +54,8 @@ pub enum Step {
         node: u16,
         /// It is removed when nothing is left.
         remove: bool,
+        /// Its flows go to another unit, and it does not wait for their end.
+        migrate: bool,
     },
     /// It takes no part any more.
     Remove {

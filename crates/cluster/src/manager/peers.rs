@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use super::heirs::inherit;
 use super::plan::end_blocks;
 use super::state::{SHARE_NORMAL, Standing, UnitRecord};
 use super::{Figures, MS, Manager, Output, Peer, Stage};
@@ -85,6 +86,7 @@ impl Manager {
             joined: 0,
             instance: hello.instance,
             forget: false,
+            migrate: false,
         });
         let peer = self.peers.entry(node).or_default();
         let before = peer.connection.replace(connection).filter(|before| *before != connection);
@@ -169,6 +171,7 @@ impl Manager {
         if !self.takes_part(node) {
             return;
         }
+        self.note_copies(node, report);
         let owns_flows = self.role(node).is_some_and(crate::message::Role::owns_flows);
         let Some(peer) = self.peers.get_mut(&node) else { return };
         let figures = &mut peer.figures;
@@ -311,7 +314,7 @@ impl Manager {
         true
     }
 
-    fn is_silent(&self, node: u16, now_ns: u64) -> bool {
+    pub(super) fn is_silent(&self, node: u16, now_ns: u64) -> bool {
         let heard = self.peers.get(&node).map_or(0, |peer| peer.heard_ns);
         now_ns.saturating_sub(heard) >= self.settings.dead_after_ns
     }
@@ -371,13 +374,18 @@ impl Manager {
 
     /// A unit takes no part from now on: the next era leaves it out.
     fn lose_flows(&mut self, now_ns: u64, node: u16, why: &str) {
+        let heir = self.heir_of(now_ns, node);
+        self.forget_heir(node);
         let Some(unit) = self.state.units.get_mut(&node) else { return };
         unit.standing = match unit.standing {
             Standing::Active | Standing::Lost => Standing::Lost,
             Standing::Draining { .. } | Standing::Free => Standing::Free,
         };
         unit.forget = true;
-        end_blocks(&mut self.state, node, false);
+        match heir {
+            Some(pair) => inherit(&mut self.state, pair, false),
+            None => end_blocks(&mut self.state, node, false),
+        }
         self.state.fence = true;
         self.due.plan = true;
         if let Some(peer) = self.peers.get_mut(&node) {
@@ -389,7 +397,8 @@ impl Manager {
             peer.rejoin_at_ns = now_ns.saturating_add(pause);
             peer.failures += 1;
         }
-        self.event(Some(node), format!("lost: {why}"));
+        let flows = heir.map_or_else(String::new, |pair| format!("; unit {} has its flows", pair.heir));
+        self.event(Some(node), format!("lost: {why}{flows}"));
     }
 
     /// Nothing could be planned: units that are back wait a little before it is tried again.

@@ -8,6 +8,7 @@ use steering::assign::{self, PlanError};
 use steering::table::{BucketTable, TableError, Unit};
 
 use super::command::{BLOCKS_USABLE, Command, Step};
+use super::heirs;
 use super::state::{BLOCKS, Block, SHARE_NORMAL, Standing, State};
 use crate::message::Role;
 
@@ -118,6 +119,7 @@ fn apply_step(state: &mut State, step: &Step, present: &BTreeMap<u16, Present>) 
                 unit.weight = weight.unwrap_or(told).max(1);
             }
             unit.standing = Standing::Active;
+            unit.migrate = false;
             unit.share_permille = SHARE_NORMAL;
             if !standing.takes_part() {
                 unit.joined = joined;
@@ -126,8 +128,9 @@ fn apply_step(state: &mut State, step: &Step, present: &BTreeMap<u16, Present>) 
                 state.next_number += 1;
             }
         }
-        (Step::Drain { remove, .. }, Standing::Active) => {
-            unit.standing = Standing::Draining { remove: *remove }
+        (Step::Drain { remove, migrate, .. }, Standing::Active) => {
+            unit.standing = Standing::Draining { remove: *remove };
+            unit.migrate = *migrate;
         }
         (Step::Drain { .. }, _) => {}
         (Step::Weight { weight, .. }, _) => {
@@ -150,6 +153,7 @@ pub(super) fn end_blocks(state: &mut State, node: u16, clean: bool) {
     }
     for block in state.blocks.iter_mut().filter(|block| block.node == Some(node)) {
         block.node = None;
+        block.resting = false;
     }
 }
 
@@ -180,7 +184,7 @@ pub(super) fn lease(state: &mut State, blocks_per_unit: usize) -> Result<(), Wai
                     continue;
                 }
                 if let Some(block) = free.pop_front() {
-                    given.push(Block { address, block, node: Some(*node) });
+                    given.push(Block { address, block, node: Some(*node), resting: false });
                     *count += 1;
                     *total += 1;
                 }
@@ -199,9 +203,9 @@ pub(super) fn lease(state: &mut State, blocks_per_unit: usize) -> Result<(), Wai
     }
 }
 
-/// Adds the blocks that units have.
+/// Adds the blocks that units may draw from.
 fn count_blocks<'a>(counts: &mut BTreeMap<u16, usize>, blocks: impl Iterator<Item = &'a Block>) {
-    for node in blocks.filter_map(|block| block.node) {
+    for node in blocks.filter(|block| !block.resting).filter_map(|block| block.node) {
         if let Some(count) = counts.get_mut(&node) {
             *count += 1;
         }
@@ -222,7 +226,7 @@ pub(super) fn shares(state: &State) -> Vec<Unit> {
 /// The next table for the units as they stand now.
 pub(super) fn table(state: &State, buckets: usize, live: &[u32]) -> Result<BucketTable, Waits> {
     let shares = shares(state);
-    let Some(table) = &state.table else {
+    let Some(table) = &heirs::handed(state) else {
         return BucketTable::new(buckets, &shares).map_err(|_| Waits::NoDataPlane);
     };
     assign::plan(table, &shares, live).map_err(|error| match error {
@@ -237,7 +241,7 @@ pub(super) fn table(state: &State, buckets: usize, live: &[u32]) -> Result<Bucke
 /// The next table after units died: their buckets go to the others, by what those lack of their quotas, and no bucket
 /// of a unit that lives moves. It never waits for a chain, since who died takes no place in one.
 pub(super) fn table_without_dead(state: &State, live: &[u32]) -> Result<BucketTable, Waits> {
-    let table = state.table.as_ref().ok_or(Waits::NoDataPlane)?;
+    let table = &heirs::handed(state).ok_or(Waits::NoDataPlane)?;
     let shares = shares(state);
     let quotas = assign::quotas(table.buckets(), &shares, |unit| table.count(unit))
         .map_err(|_: TableError| Waits::NoDataPlane)?;

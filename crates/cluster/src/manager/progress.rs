@@ -64,6 +64,7 @@ impl Manager {
                     joined: 0,
                     instance: 0,
                     forget: false,
+                    migrate: false,
                 });
             }
         }
@@ -138,6 +139,7 @@ impl Manager {
         }
         let mut state = self.state.clone();
         state.fence = false;
+        self.plan_copies(&mut state);
         if state.table.is_none() {
             self.state.fence = false;
             return None;
@@ -178,7 +180,7 @@ impl Manager {
                 }
             }
         }
-        if ready.is_empty() {
+        if ready.is_empty() && self.reason_of_copies().is_none() {
             return None;
         }
         match self.try_plan(&ready, present, live) {
@@ -204,6 +206,7 @@ impl Manager {
             plan::apply(&mut state, &accepted.command, present);
             state.accepted.retain(|other| other.number != accepted.number);
         }
+        self.plan_copies(&mut state);
         plan::lease(&mut state, self.settings.blocks_per_unit)?;
         let same = state.parts() == self.state.parts() && plan::shares(&state) == plan::shares(&self.state);
         let nobody = state.table.is_none() && state.participants().next().is_none();
@@ -214,7 +217,7 @@ impl Manager {
             Some(self.settings.chains.shape(table, &plan::shares(&state)))
         };
         state.fence = false;
-        let text: Vec<String> = commands.iter().map(reason).collect();
+        let text: Vec<String> = commands.iter().map(reason).chain(self.reason_of_copies()).collect();
         Ok(Next { state, table, text: text.join(", ") })
     }
 
@@ -371,8 +374,9 @@ impl Manager {
         }
         let Some(table) = &self.state.table else { return true };
         let told = self.peers.get(&node).and_then(|peer| peer.drained) == Some(table.era());
-        let named = |bucket| table.owner(bucket) == node || table.chain(bucket).contains(&node);
-        told && !(0..table.buckets()).any(named)
+        // Whose flows are another's need not wait for the end of what is left of them here.
+        let handed = unit.migrate && !self.state.blocks.iter().any(|block| block.node == Some(node));
+        (told || handed) && !super::heirs::is_named(table, node)
     }
 }
 

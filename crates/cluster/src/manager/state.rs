@@ -13,11 +13,12 @@ use steering::units::{LEASE_PORTS, Lease};
 use super::command::{Command, Step};
 use crate::codec::{CodecError, Reader, Writer};
 use crate::message::{
-    Member, Parts, Role, SharedInterface, put_interface, put_role, take_interface, take_role,
+    Member, Pair, Parts, Role, SharedInterface, put_interface, put_pair, put_role, take_interface, take_pair,
+    take_role,
 };
 
-/// Version of the bytes.
-const VERSION: u8 = 1;
+/// Version of the bytes. Those of version 1 lack what belongs to copies of flows; they are read as well.
+const VERSION: u8 = 2;
 
 /// Blocks of one address; the first is never leased.
 pub const BLOCKS: u8 = ((1u32 << 16) / LEASE_PORTS as u32) as u8;
@@ -68,6 +69,8 @@ pub struct UnitRecord {
     pub instance: u64,
     /// It has to forget the flows that it has when it joins: they were others' in between.
     pub forget: bool,
+    /// While it drains: its flows go to another unit, and it does not wait for their end.
+    pub migrate: bool,
 }
 
 /// A block of ports that cannot be leased to anybody else.
@@ -79,6 +82,17 @@ pub struct Block {
     pub block: u8,
     /// Who has it; `None`: nobody, and flows of a unit that died may still be known to somebody outside.
     pub node: Option<u16>,
+    /// It came with another unit's flows: no new flow gets one of its ports until the last of them has ended.
+    pub resting: bool,
+}
+
+/// A unit whose flows another one takes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Inheritance {
+    /// Whose flows, and who takes them over.
+    pub pair: Pair,
+    /// The newest era says so; until then it is the next one that will.
+    pub planned: bool,
 }
 
 /// The change under way.
@@ -122,6 +136,10 @@ pub struct State {
     pub fence: bool,
     /// Number of the next command, and of the next unit that joins.
     pub next_number: u64,
+    /// Who sends copies of its flows to whom, by unit.
+    pub copies: Vec<Pair>,
+    /// Units whose flows others take over, with the newest era or the next.
+    pub heirs: Vec<Inheritance>,
 }
 
 impl State {
@@ -139,6 +157,8 @@ impl State {
             accepted: Vec::new(),
             fence: false,
             next_number: 1,
+            copies: Vec::new(),
+            heirs: Vec::new(),
         }
     }
 
@@ -171,10 +191,18 @@ impl State {
         };
         let lease =
             |block: &Block| block.node.map(|node| Lease { address: block.address, block: block.block, node });
+        let leases = |resting| {
+            let blocks = self.blocks.iter().filter(move |block| block.resting == resting);
+            blocks.filter_map(lease).collect()
+        };
+        let heirs = self.heirs.iter().filter(|inheritance| inheritance.planned);
         Parts {
             members: units.into_iter().map(member).collect(),
             interfaces: self.interfaces.clone(),
-            leases: self.blocks.iter().filter_map(lease).collect(),
+            leases: leases(false),
+            resting: leases(true),
+            copies: self.copies.clone(),
+            heirs: heirs.map(|inheritance| inheritance.pair).collect(),
         }
     }
 
@@ -198,6 +226,7 @@ impl State {
             out.address(block.address);
             out.u8(block.block);
             put_option(out, block.node, |out, node| out.u16(node));
+            out.u8(u8::from(block.resting));
         });
         put_option(&mut out, self.table.as_ref(), |out, table| out.table(table));
         put_option(&mut out, self.change.as_ref(), |out, change| {
@@ -208,6 +237,11 @@ impl State {
             out.u64(accepted.number);
             put_command(out, &accepted.command);
         });
+        out.list(&self.copies, put_pair);
+        out.list(&self.heirs, |out, inheritance| {
+            put_pair(out, &inheritance.pair);
+            out.u8(u8::from(inheritance.planned));
+        });
         bytes
     }
 
@@ -217,24 +251,31 @@ impl State {
     /// When they are not a whole state of this version.
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         let mut from = Reader::new(bytes);
-        match from.u8("version of the state")? {
-            VERSION => {}
+        let with_copies = match from.u8("version of the state")? {
+            VERSION => true,
+            1 => false,
             other => return Err(CodecError::Value("version of the state", other.into())),
-        }
+        };
         let key = from.array("key")?;
         let next_number = from.u64("next number")?;
         let fence = from.flag("fence")?;
-        let units = from.list("units", |from| Ok((from.node("node")?, take_unit(from)?)))?;
+        let units = from.list("units", |from| Ok((from.node("node")?, take_unit(from, with_copies)?)))?;
         let interfaces = from.list("interfaces", take_interface)?;
         let outside = from.list("outside addresses", |from| from.address("outside address"))?;
-        let blocks = from.list("blocks", take_block)?;
+        let blocks = from.list("blocks", |from| take_block(from, with_copies))?;
         let table = take_option(&mut from, Reader::table)?;
         let change = take_option(&mut from, |from| {
             Ok(Change { table: from.table()?, committing: from.flag("committing")? })
         })?;
         let accepted = from.list("commands", |from| {
-            Ok(Accepted { number: from.u64("number of a command")?, command: take_command(from)? })
+            let number = from.u64("number of a command")?;
+            Ok(Accepted { number, command: take_command(from, with_copies)? })
         })?;
+        let (copies, heirs) = if with_copies {
+            (from.list("copies", take_pair)?, from.list("heirs", take_inheritance)?)
+        } else {
+            (Vec::new(), Vec::new())
+        };
         from.end()?;
         let state = Self {
             key,
@@ -247,6 +288,8 @@ impl State {
             accepted,
             fence,
             next_number,
+            copies,
+            heirs,
         };
         state.check()
     }
@@ -305,9 +348,14 @@ fn put_unit(out: &mut Writer<'_>, unit: &UnitRecord) {
     out.u64(unit.joined);
     out.u64(unit.instance);
     out.u8(u8::from(unit.forget));
+    out.u8(u8::from(unit.migrate));
 }
 
-fn take_unit(from: &mut Reader<'_>) -> Result<UnitRecord, CodecError> {
+fn take_inheritance(from: &mut Reader<'_>) -> Result<Inheritance, CodecError> {
+    Ok(Inheritance { pair: take_pair(from)?, planned: from.flag("planned")? })
+}
+
+fn take_unit(from: &mut Reader<'_>, with_copies: bool) -> Result<UnitRecord, CodecError> {
     Ok(UnitRecord {
         address: from.address("bus address")?,
         role: take_role(from)?,
@@ -324,16 +372,18 @@ fn take_unit(from: &mut Reader<'_>) -> Result<UnitRecord, CodecError> {
         joined: from.u64("order of joining")?,
         instance: from.u64("instance")?,
         forget: from.flag("forget")?,
+        migrate: with_copies && from.flag("migrate")?,
     })
 }
 
-fn take_block(from: &mut Reader<'_>) -> Result<Block, CodecError> {
+fn take_block(from: &mut Reader<'_>, with_copies: bool) -> Result<Block, CodecError> {
     let address = from.address("outside address")?;
     let block = from.u8("block")?;
     if block == 0 || block >= BLOCKS {
         return Err(CodecError::Value("block", block.into()));
     }
-    Ok(Block { address, block, node: take_option(from, |from| from.node("node"))? })
+    let node = take_option(from, |from| from.node("node"))?;
+    Ok(Block { address, block, node, resting: with_copies && from.flag("resting")? })
 }
 
 fn put_command(out: &mut Writer<'_>, command: &Command) {
@@ -350,9 +400,9 @@ fn put_command(out: &mut Writer<'_>, command: &Command) {
     }
 }
 
-fn take_command(from: &mut Reader<'_>) -> Result<Command, CodecError> {
+fn take_command(from: &mut Reader<'_>, with_copies: bool) -> Result<Command, CodecError> {
     match from.u8("command")? {
-        0 => Ok(Command::Change(from.list("steps", take_step)?)),
+        0 => Ok(Command::Change(from.list("steps", |from| take_step(from, with_copies))?)),
         1 => {
             let interfaces = from.list("interfaces", take_interface)?;
             let outside = from.list("outside addresses", |from| from.address("outside address"))?;
@@ -379,13 +429,16 @@ fn put_step(out: &mut Writer<'_>, step: &Step) {
             });
             put_option(out, *weight, |out, weight| out.u32(weight));
         }
-        Step::Drain { remove, .. } => out.u8(u8::from(*remove)),
+        Step::Drain { remove, migrate, .. } => {
+            out.u8(u8::from(*remove));
+            out.u8(u8::from(*migrate));
+        }
         Step::Remove { force, .. } => out.u8(u8::from(*force)),
         Step::Weight { weight, .. } => out.u32(*weight),
     }
 }
 
-fn take_step(from: &mut Reader<'_>) -> Result<Step, CodecError> {
+fn take_step(from: &mut Reader<'_>, with_copies: bool) -> Result<Step, CodecError> {
     let number = from.u8("step")?;
     let node = from.node("node")?;
     Ok(match number {
@@ -393,7 +446,10 @@ fn take_step(from: &mut Reader<'_>) -> Result<Step, CodecError> {
             let enrol = take_option(from, |from| Ok((from.address("bus address")?, take_role(from)?)))?;
             Step::Add { node, enrol, weight: take_option(from, |from| from.u32("weight"))? }
         }
-        1 => Step::Drain { node, remove: from.flag("remove")? },
+        1 => {
+            let remove = from.flag("remove")?;
+            Step::Drain { node, remove, migrate: with_copies && from.flag("migrate")? }
+        }
         2 => Step::Remove { node, force: from.flag("force")? },
         3 => Step::Weight { node, weight: from.u32("weight")? },
         other => return Err(CodecError::Value("step", other.into())),

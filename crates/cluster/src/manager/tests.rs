@@ -3,6 +3,7 @@
 mod chains;
 mod commands;
 mod harness;
+mod heirs;
 mod leases;
 mod loss;
 mod random;

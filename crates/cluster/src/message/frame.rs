@@ -4,7 +4,7 @@ use super::{Message, wire};
 use crate::codec::{CodecError, Reader, Writer};
 
 /// The one version of the messages. A peer of another one is refused.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// Longest frame without its length: two tables of 65,536 buckets with chains of four, and every list at its limit.
 pub const FRAME_BYTES_MAX: usize = 2 << 20;

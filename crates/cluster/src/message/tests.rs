@@ -35,6 +35,9 @@ fn parts() -> Parts {
         ],
         interfaces: vec![interface],
         leases: vec![Lease { address: "192.0.2.1".parse().unwrap(), block: 2, node: 3 }],
+        resting: vec![Lease { address: "192.0.2.1".parse().unwrap(), block: 9, node: 4 }],
+        copies: vec![Pair { unit: 3, heir: 4 }, Pair { unit: 4, heir: 3 }],
+        heirs: vec![Pair { unit: 7, heir: 4 }],
     }
 }
 
@@ -43,7 +46,16 @@ fn examples() -> Vec<(&'static str, Message)> {
     let hello =
         Hello { node: 3, role: Role::DataPlane, weight: 100, instance: 0x0102_0304_0506_0708, held: None };
     let live = vec![LiveRun { first: 0, buckets: 1, flows: 300 }, LiveRun { first: 5, buckets: 4, flows: 1 }];
-    let report = Report { in_force: 1, load_percent: 37, second_hops: 9, packets: 70_000, whole: true, live };
+    let report = Report {
+        in_force: 1,
+        load_percent: 37,
+        second_hops: 9,
+        packets: 70_000,
+        copied_to: Some(4),
+        inherited: 3,
+        whole: true,
+        live,
+    };
     let whole = Whole {
         fresh: false,
         key: std::array::from_fn(|place| place as u8),
@@ -123,7 +135,7 @@ fn examples_are_read_back_and_every_cut_is_refused() {
 
 #[test]
 fn values_that_cannot_be_are_refused() {
-    let rows: [(&str, Vec<u8>); 18] = [
+    let rows: [(&str, Vec<u8>); 19] = [
         ("no such kind", body(6, &[])),
         ("node id beyond 4,095", body(1, &[0x10, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0])),
         ("role 0", body(1, &[0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0])),
@@ -157,22 +169,20 @@ fn values_that_cannot_be_are_refused() {
             "a name with a slash",
             body(17, &prepare_with(&[0, 0, 0, 1, 1, 0, 2, 0, 0, 0, 0, 1, 2, b'a', b'/', 0, 0, 0, 0])),
         ),
+        ("its own heir", body(17, &prepare_with(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 3, 0, 3, 0, 0]))),
         ("block 64", body(17, &prepare_with(&[0, 0, 0, 0, 0, 1, 4, 10, 0, 0, 1, 64, 0, 1]))),
     ];
     for (what, bytes) in rows {
         assert!(Message::decode(&bytes).is_err(), "{what}");
     }
-    assert_eq!(Message::decode(&[2, 21]), Err(FrameError::Version(2)));
+    assert_eq!(Message::decode(&[1, 21]), Err(FrameError::Version(1)));
     assert_eq!(Message::decode(&[1]), Err(FrameError::Length(1)));
-    assert!(
-        Message::decode(&body(17, &prepare_with(&[0, 0, 0, 0, 0, 0]))).is_ok(),
-        "the rows' frame is right"
-    );
+    assert!(Message::decode(&body(17, &prepare_with(&[0; 12]))).is_ok(), "the rows' frame is right");
     assert!(Message::decode(&body(4, &report_with(&[0xfe, 0xff, 3, 1, 1]))).is_ok(), "the last two buckets");
 }
 
 fn report_with(runs: &[u8]) -> Vec<u8> {
-    [&[0, 0, 0, 1, 0][..], &[0; 16], &[1], runs].concat()
+    [&[0, 0, 0, 1, 0][..], &[0; 21], &[1], runs].concat()
 }
 
 fn prepare_with(parts: &[u8]) -> Vec<u8> {
@@ -268,6 +278,7 @@ fn the_largest_state_fits_a_frame() {
         members: (0..4_096).map(member).collect(),
         interfaces: (0..INTERFACES_MAX as u8).map(interface).collect(),
         leases: leases.collect(),
+        ..Parts::default()
     };
     let (older, newest) = (Some(longest(1)), longest(2));
     let whole = Whole { fresh: false, key: [1; 40], in_force: 2, older, newest, parts };
@@ -325,12 +336,18 @@ fn any_parts() -> impl Strategy<Value = Parts> {
         );
     let lease =
         (address(), 0..64u8, node()).prop_map(|(address, block, node)| Lease { address, block, node });
+    let pair = (node(), 1..4_096u16).prop_map(|(unit, apart)| Pair { unit, heir: (unit + apart) % 4_096 });
     (
         proptest::collection::vec(member, 0..5),
         proptest::collection::vec(interface, 0..3),
         proptest::collection::vec(lease, 0..5),
+        proptest::collection::vec(pair, 0..5),
     )
-        .prop_map(|(members, interfaces, leases)| Parts { members, interfaces, leases })
+        .prop_map(|(members, interfaces, leases, copies)| {
+            let (resting, heirs) =
+                (leases.iter().rev().copied().collect(), copies.iter().rev().copied().collect());
+            Parts { members, interfaces, leases, resting, copies, heirs }
+        })
 }
 
 fn report() -> impl Strategy<Value = Message> {
@@ -343,9 +360,19 @@ fn report() -> impl Strategy<Value = Message> {
         };
         runs.into_iter().map(run).collect::<Vec<_>>()
     });
-    (any::<u32>(), 0..=100u8, any::<(u64, u64, bool)>(), runs).prop_map(
-        |(in_force, load_percent, (second_hops, packets, whole), live)| {
-            Message::Report(Report { in_force, load_percent, second_hops, packets, whole, live })
+    let copies = (proptest::option::of(node()), any::<u32>());
+    (any::<u32>(), 0..=100u8, any::<(u64, u64, bool)>(), copies, runs).prop_map(
+        |(in_force, load_percent, (second_hops, packets, whole), (copied_to, inherited), live)| {
+            Message::Report(Report {
+                in_force,
+                load_percent,
+                second_hops,
+                packets,
+                copied_to,
+                inherited,
+                whole,
+                live,
+            })
         },
     )
 }

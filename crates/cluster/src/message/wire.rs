@@ -6,8 +6,8 @@ use steering::table::BUCKETS_MAX;
 use steering::units::{LEASE_PORTS, Lease};
 
 use super::{
-    Hello, INTERFACE_ADDRESSES_MAX, INTERFACES_MAX, LiveRun, Member, Message, Parts, Phase, Prepare, Refusal,
-    Report, Retired, Role, SharedInterface, Welcome, Whole,
+    Hello, INTERFACE_ADDRESSES_MAX, INTERFACES_MAX, LiveRun, Member, Message, Pair, Parts, Phase, Prepare,
+    Refusal, Report, Retired, Role, SharedInterface, Welcome, Whole,
 };
 use crate::codec::{CodecError, Reader, Writer};
 
@@ -173,6 +173,11 @@ fn put_report(out: &mut Writer<'_>, report: &Report) {
     out.u8(report.load_percent);
     out.u64(report.second_hops);
     out.u64(report.packets);
+    out.u8(u8::from(report.copied_to.is_some()));
+    if let Some(backup) = report.copied_to {
+        out.u16(backup);
+    }
+    out.u32(report.inherited);
     out.u8(u8::from(report.whole));
     let mut at = 0;
     for run in &report.live {
@@ -188,6 +193,8 @@ fn take_report(from: &mut Reader<'_>) -> Result<Report, CodecError> {
     let load_percent = percent(from)?;
     let second_hops = from.u64("second hops")?;
     let packets = from.u64("packets")?;
+    let copied_to = if from.flag("copies")? { Some(from.node("unit with copies")?) } else { None };
+    let inherited = from.u32("inherited flows")?;
     let whole = from.flag("whole")?;
     let mut live = Vec::new();
     let mut at = 0u32;
@@ -201,7 +208,7 @@ fn take_report(from: &mut Reader<'_>) -> Result<Report, CodecError> {
         live.push(LiveRun { first, buckets: more + 1, flows: from.varint("flows")? });
         at = end;
     }
-    Ok(Report { in_force, load_percent, second_hops, packets, whole, live })
+    Ok(Report { in_force, load_percent, second_hops, packets, copied_to, inherited, whole, live })
 }
 
 fn put_welcome(out: &mut Writer<'_>, welcome: &Welcome) {
@@ -252,6 +259,9 @@ fn put_parts(out: &mut Writer<'_>, parts: &Parts) {
     out.list(&parts.members, put_member);
     out.list(&parts.interfaces, put_interface);
     out.list(&parts.leases, put_lease);
+    out.list(&parts.resting, put_lease);
+    out.list(&parts.copies, put_pair);
+    out.list(&parts.heirs, put_pair);
 }
 
 fn take_parts(from: &mut Reader<'_>) -> Result<Parts, CodecError> {
@@ -261,7 +271,22 @@ fn take_parts(from: &mut Reader<'_>) -> Result<Parts, CodecError> {
         return Err(CodecError::Value("number of interfaces", interfaces.len() as u64));
     }
     let leases = from.list("leases", take_lease)?;
-    Ok(Parts { members, interfaces, leases })
+    let resting = from.list("resting leases", take_lease)?;
+    let copies = from.list("copies", take_pair)?;
+    let heirs = from.list("heirs", take_pair)?;
+    Ok(Parts { members, interfaces, leases, resting, copies, heirs })
+}
+
+/// Writes a unit and the one with its copies.
+pub(crate) fn put_pair(out: &mut Writer<'_>, pair: &Pair) {
+    out.u16(pair.unit);
+    out.u16(pair.heir);
+}
+
+/// Reads them; a unit is not its own heir.
+pub(crate) fn take_pair(from: &mut Reader<'_>) -> Result<Pair, CodecError> {
+    let pair = Pair { unit: from.node("unit")?, heir: from.node("heir")? };
+    if pair.unit == pair.heir { Err(CodecError::Value("heir", pair.heir.into())) } else { Ok(pair) }
 }
 
 /// Writes a member.

@@ -65,7 +65,7 @@ impl World {
                             self.unit(node).is_awaited = true;
                             format!("add {node}")
                         }
-                        [Step::Drain { node, remove: true }] => {
+                        [Step::Drain { node, remove: true, migrate: false }] => {
                             self.unit(node).standing = Standing::Draining { remove: true };
                             format!("drain {node}")
                         }

@@ -31,7 +31,7 @@ fn lease(block: u8, node: u16) -> Lease {
 
 fn parts(leases: &[Lease]) -> Parts {
     let member = |node| Member { node, role: Role::Both, weight: 1, address: "10.99.0.1".parse().unwrap() };
-    Parts { members: vec![member(2), member(NODE)], interfaces: Vec::new(), leases: leases.to_vec() }
+    Parts { members: vec![member(2), member(NODE)], leases: leases.to_vec(), ..Parts::default() }
 }
 
 fn whole(older: Option<BucketTable>, newest: BucketTable, in_force: u32) -> Whole {
@@ -53,6 +53,7 @@ fn words(actions: &[Action]) -> Vec<String> {
             format!("publish {} of {}", snapshot.units.in_force, snapshot.units.eras.newest().era())
         }
         Action::ForgetFlows => "forget".into(),
+        Action::Inherit(units) => format!("inherit {units:?}"),
         Action::Leave => "leave".into(),
         Action::Refused(reason) => format!("refused {reason:?}"),
         Action::Send(Message::Hello(hello)) => format!("hello {:?}", hello.held),
@@ -181,7 +182,15 @@ fn without_a_manager_the_last_snapshot_stays() {
     unit.disconnected();
     assert!(unit.tick(u64::MAX).is_empty());
     assert_eq!(unit.snapshot().unwrap().units.in_force, 0);
-    let figures = Figures { live: &[1; 8], in_use: 8, load_percent: 0, second_hops: 0, packets: 0 };
+    let figures = Figures {
+        live: &[1; 8],
+        in_use: 8,
+        load_percent: 0,
+        second_hops: 0,
+        packets: 0,
+        copied_to: None,
+        inherited: 0,
+    };
     assert!(unit.report(&figures).is_empty());
 }
 
@@ -282,7 +291,15 @@ fn reports_tell_changes_and_all_of_them_after_a_reconnect() {
     let mut unit = member();
     let mut live = [0, 2, 2, 2, 0, 0, 0, 9];
     let report = |unit: &mut Unit, live: &[u32], in_use| {
-        words(&unit.report(&Figures { live, in_use, load_percent: 250, second_hops: 1, packets: 2 }))
+        words(&unit.report(&Figures {
+            live,
+            in_use,
+            load_percent: 250,
+            second_hops: 1,
+            packets: 2,
+            copied_to: None,
+            inherited: 0,
+        }))
     };
     assert_eq!(report(&mut unit, &live, 15), ["report 0 whole true [(1, 3, 2), (7, 1, 9)]"]);
     live[2] = 0;
@@ -301,7 +318,16 @@ fn reports_tell_changes_and_all_of_them_after_a_reconnect() {
 fn a_unit_is_drained_when_it_owns_nothing_and_nothing_is_left() {
     let mut unit = member();
     let report = |unit: &mut Unit, live: &[u32; 8], in_use| {
-        words(&unit.report(&Figures { live, in_use, load_percent: 0, second_hops: 0, packets: 0 })).pop()
+        words(&unit.report(&Figures {
+            live,
+            in_use,
+            load_percent: 0,
+            second_hops: 0,
+            packets: 0,
+            copied_to: None,
+            inherited: 0,
+        }))
+        .pop()
     };
     assert!(report(&mut unit, &[0; 8], 0).unwrap().starts_with("report"), "it owns buckets");
     let got = unit.receive(1, prepare(next(&first(), &[(2, 1), (NODE, 0)]), &[]));

@@ -126,16 +126,38 @@ pub struct ClusterStatus {
     /// Shared interfaces of this machine.
     #[serde(default)]
     pub interfaces: Vec<SharedInterfaceReport>,
-    /// Buckets of the newest table that belong to this machine.
-    pub buckets: usize,
-    /// Blocks of 1,024 ports that it has for address translation.
-    pub port_blocks: usize,
+    /// This machine's share of all.
+    #[serde(flatten)]
+    pub share: ClusterShare,
     /// Flows that it has.
     pub flows: u64,
     /// Packets that came in.
     pub packets: u64,
     /// Of them, those that went on to another data plane, which has their flow.
     pub second_hops: u64,
+    /// Copies of flows.
+    #[serde(default)]
+    pub copies: CopiesStatus,
+}
+
+/// Share of a machine in what its cluster has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterShare {
+    /// Buckets of the newest table that belong to this machine.
+    pub buckets: usize,
+    /// Blocks of 1,024 ports that it has for address translation.
+    pub port_blocks: usize,
+}
+
+/// Copies of flows that data planes keep of each other's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopiesStatus {
+    /// The data plane that has copies of this one's flows, all but those of the last two seconds.
+    pub at: Option<u16>,
+    /// Flows of other data planes of which copies are kept here.
+    pub kept: usize,
+    /// Live flows that were another data plane's.
+    pub inherited: u32,
 }
 
 /// A data plane as another machine of its cluster sees it.

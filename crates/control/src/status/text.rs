@@ -70,12 +70,23 @@ fn cluster_text(cluster: &ClusterStatus, out: &mut String) {
     let _ = writeln!(
         out,
         "  {}, {}, {}, {}, {} sent on to another data plane",
-        count(cluster.buckets as u64, "bucket"),
-        count(cluster.port_blocks as u64, "port block"),
+        count(cluster.share.buckets as u64, "bucket"),
+        count(cluster.share.port_blocks as u64, "port block"),
         count(cluster.flows, "flow"),
         count(cluster.packets, "packet"),
         cluster.second_hops
     );
+    if let Some(backup) = cluster.copies.at {
+        let _ = writeln!(out, "  unit {backup} has copies of its flows");
+    }
+    if cluster.copies.kept > 0 || cluster.copies.inherited > 0 {
+        let _ = writeln!(
+            out,
+            "  keeps copies of {}; {} were another's",
+            count(cluster.copies.kept as u64, "flow"),
+            cluster.copies.inherited
+        );
+    }
 }
 
 fn wans(report: &Report, out: &mut String) {

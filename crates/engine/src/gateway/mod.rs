@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::copies::CopyChunk;
 use crate::output::DeviceIngress;
 use arc_swap::ArcSwap;
 use datapath::Snapshots;
@@ -126,6 +127,8 @@ pub struct LiveByUnitBucket {
     pub snapshot: u64,
     /// Counts.
     pub live: Vec<u32>,
+    /// Live flows that were another machine's.
+    pub inherited: u32,
 }
 
 /// Counters of one core at one interface.
@@ -201,8 +204,10 @@ pub(crate) enum Command {
     ForgetFlows,
     /// Somebody wants to know the way of a flow's packets that come in by an interface; the number of the question.
     Trace(FlowKey, InterfaceId, u32),
-    /// Flows of the process before.
+    /// Flows of the process before, or of another machine.
     Import(Box<ImportBatch>),
+    /// Where copies of all flows go from now on, all of them anew.
+    Copy(SyncSender<CopyChunk>),
     /// At the end: where the records of all flows go.
     Export(SyncSender<Vec<u8>>),
 }
@@ -217,6 +222,7 @@ impl Command {
             | Command::ForgetFlows
             | Command::Trace(..)
             | Command::Import(_)
+            | Command::Copy(_)
             | Command::Export(_) => None,
         }
     }
@@ -301,6 +307,7 @@ impl Shared {
             ownership: self.ownership.load_full(),
             neighbors: self.neighbors.load_full(),
             cluster: self.cluster.snapshot.load_full(),
+            inherited: self.cluster.inherited.load_full(),
             lan: self.lan.published.load_full(),
             serving: self.active.load(Relaxed),
         }

@@ -4,22 +4,26 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};
 
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use cluster::snapshot::Snapshot;
 use datapath::trace::Traced;
 use packet::FlowKey;
 use packet::attachment::InterfaceId;
+use services::handover::InheritedFlows;
 
 use super::load::{CoreTimes, LoadMeter};
 use linux::packet_socket::PacketSocket;
 use linux::tun::Tap;
 use tunnel::index::IndexCipher;
 
+use crate::copies::{CHUNKS_WAITING, CopyChunk};
 use crate::counters::Counters;
+use crate::handover::TakenOver;
 
 /// A source of frames beside those of the rings.
 #[derive(Debug)]
@@ -67,6 +71,8 @@ pub enum SharedDevice {
 pub(crate) struct ClusterShared {
     /// The other machines.
     pub snapshot: ArcSwapOption<Snapshot>,
+    /// Flows that were other machines', and the cores that have them.
+    pub inherited: ArcSwap<InheritedFlows>,
     /// Number of the snapshot that each core works by.
     pub taken: Vec<AtomicU64>,
     /// Interfaces that other machines share, by device.
@@ -89,6 +95,7 @@ impl ClusterShared {
     pub fn new(cores: usize) -> Self {
         Self {
             snapshot: ArcSwapOption::empty(),
+            inherited: ArcSwap::default(),
             taken: (0..cores).map(|_| AtomicU64::new(0)).collect(),
             devices: Mutex::default(),
             load: LoadMeter::default(),
@@ -126,6 +133,8 @@ pub struct ClusterFigures {
     pub second_hops: u64,
     /// Packets that came in.
     pub packets: u64,
+    /// Live flows that were another machine's.
+    pub inherited: u32,
     /// Load of the busiest core over the last few seconds, percent: it worked, or waited for a CPU.
     pub load_percent: u8,
 }
@@ -186,6 +195,38 @@ impl ClusterHandle {
         self.0.wake_all();
     }
 
+    /// Copies of all flows from now on, as chunks of records that all cores write; a core that has not room for a chunk waits. Whoever
+    /// had them before gets no more. Ends when the receiver is dropped.
+    #[must_use]
+    pub fn copy_flows(&self) -> Receiver<CopyChunk> {
+        let (chunks, receiver) = sync_channel(CHUNKS_WAITING);
+        let ownership = self.0.gateway.ownership.load();
+        for core in (0..self.0.gateway.reports.len()).filter(|core| ownership.is_alive(*core as u8)) {
+            self.0.gateway.send(core, super::Command::Copy(chunks.clone()));
+        }
+        self.0.wake_all();
+        receiver
+    }
+
+    /// Cores that work, and write copies.
+    #[must_use]
+    pub fn cores(&self) -> usize {
+        self.0.gateway.ownership.load().alive.iter().count()
+    }
+
+    /// Takes over the flows of another machine, of which these are the records. Blocks; `meanwhile` is called every few milliseconds.
+    pub fn inherit(&self, records: &[Vec<u8>], meanwhile: &mut dyn FnMut()) -> TakenOver {
+        crate::handover::inherit(&self.0, records, meanwhile)
+    }
+
+    /// The last flow that was another machine's has ended.
+    pub fn forget_inherited(&self) {
+        if !self.0.gateway.cluster.inherited.load().is_empty() {
+            self.0.gateway.cluster.inherited.store(Arc::default());
+            self.0.gateway.changed();
+        }
+    }
+
     /// Counts as the cores told them last, up to 50 ms ago.
     #[must_use]
     pub fn figures(&self) -> ClusterFigures {
@@ -206,6 +247,7 @@ impl ClusterHandle {
             figures.flows += report.live_flows;
             figures.second_hops += report.counters.sent_to_units;
             figures.packets += report.counters.rx_packets;
+            figures.inherited += counted.inherited;
         }
         self.count_bonds(&mut figures);
         figures.load_percent =

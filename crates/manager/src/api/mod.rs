@@ -201,7 +201,8 @@ async fn change_weight(
 #[utoipa::path(post, path = "/v1/units/{node}/drain", request_body = Drain, params(("node" = u16, Path)),
     responses((status = 202, body = Accepted), (status = 404, body = Problem), (status = 409, body = Problem)))]
 async fn drain_unit(State(api): State<Api>, Path(node): Path<u16>, Body(drain): Body<Drain>) -> Response {
-    api.steps(&[ChangeStep::Drain { node, remove: drain.remove }]).await
+    let Drain { remove, migrate } = drain;
+    api.steps(&[ChangeStep::Drain { node, remove, migrate }]).await
 }
 
 /// How a unit is removed

@@ -71,6 +71,9 @@ pub struct Drain {
     /// It is removed when nothing is left on it.
     #[serde(default)]
     pub remove: bool,
+    /// Its flows go to another data plane: it does not wait for their end.
+    #[serde(default)]
+    pub migrate: bool,
 }
 
 /// One step of a change.
@@ -86,6 +89,9 @@ pub enum ChangeStep {
         /// It is removed when nothing is left on it.
         #[serde(default)]
         remove: bool,
+        /// Its flows go to another data plane: it does not wait for their end.
+        #[serde(default)]
+        migrate: bool,
     },
     /// A unit takes no part any more.
     Remove {
@@ -119,7 +125,9 @@ impl ChangeStep {
                 };
                 Step::Add { node: unit.node, enrol, weight: unit.weight }
             }
-            Self::Drain { node, remove } => Step::Drain { node: *node, remove: *remove },
+            Self::Drain { node, remove, migrate } => {
+                Step::Drain { node: *node, remove: *remove, migrate: *migrate }
+            }
             Self::Remove { node, force } => Step::Remove { node: *node, force: *force },
             Self::Weight { node, weight } => Step::Weight { node: *node, weight: *weight },
         })

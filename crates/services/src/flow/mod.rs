@@ -97,6 +97,11 @@ impl FlowId {
         }
     }
 
+    /// Kind, below 4, and place among those of its kind; places are given again, the lowest first.
+    pub(crate) fn place(self) -> (usize, usize) {
+        ((self.0 >> KIND_SHIFT) as usize, self.slot())
+    }
+
     /// A number that differs from those of the other flows of its table, for tables of one's own.
     #[inline]
     #[must_use]
@@ -159,6 +164,8 @@ impl From<Counts> for FlowCounters {
 /// A flow that was taken out of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Removed {
+    /// Its name until now.
+    pub id: FlowId,
     /// Key of its original direction.
     pub original: FlowKey,
     /// Key of its replies, as they arrived.
@@ -515,7 +522,7 @@ impl FlowTable {
         };
         self.len -= 1;
         let [(original, original_tenant), (reply, reply_tenant)] = keys;
-        Some(Removed { original, reply, tenants: [original_tenant, reply_tenant], record, counters })
+        Some(Removed { id, original, reply, tenants: [original_tenant, reply_tenant], record, counters })
     }
 
     /// Flows in the table.

@@ -45,6 +45,10 @@ pub mod flags {
     pub const MID_STREAM: u16 = 1 << 8;
     /// Answers are looked at for QUIC's connection ids, until the handshake is over.
     pub const LEARNS_IDS: u16 = 1 << 9;
+    /// TCP: the sequence numbers are those of an earlier moment; the next segment with ACK tells them.
+    pub const RESYNC: u16 = 1 << 10;
+    /// It was another machine's: its outside port need not be among those of this machine's rules.
+    pub const INHERITED: u16 = 1 << 11;
     /// The outside port is the client's own and stands in no port table, where another remote's flow has its place.
     pub const OWN_PORT: u16 = 1 << 12;
 }

@@ -14,7 +14,14 @@
 //! number of cores the key alone is kept: nearly all ports were chosen such that both directions fall into one bucket, which
 //! has one owner whatever the table is. A flow whose directions then come to different cores is not taken over.
 //! The key is secret and is kept beside the records, never in one.
+//!
+//! # On another machine
+//!
+//! [`crate::Services::copies`] writes what is new or has ended, a little at a time, and another machine keeps it. When that one has to go
+//! on with the flows it has a hash key of its own: [`crate::Services::inherit`] takes a flow over at the core that its requests come to, and
+//! says whether replies come to another one ([`InheritedFlows`]). Ports belong to a machine by lease, and the lease comes along.
 
+mod inherited;
 mod refusal;
 pub mod wire;
 
@@ -30,6 +37,7 @@ use crate::proxy_protocol::Shift;
 use crate::spec::NatMode;
 use crate::steer;
 
+pub use inherited::{InheritedFlows, Strays};
 pub use refusal::{Refusal, Refusals};
 
 /// Longest name, bytes.
@@ -75,7 +83,7 @@ pub struct FlowEntry {
 }
 
 /// A key and whose it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Side {
     /// Addresses, ports and protocol.
     pub key: FlowKey,
@@ -209,6 +217,16 @@ pub fn owner(policy: &Policy, ownership: &Ownership, entry: &Entry) -> Result<u8
         }
         Entry::Mapping(mapping) => {
             Ok(mapping_core(mapping.outside.ip(), mapping.outside.port(), ownership.cores))
+        }
+    }
+}
+
+impl Entry {
+    /// The core that had it means nothing here: it was another machine's.
+    pub fn forget_core(&mut self) {
+        match self {
+            Entry::Flow(flow) => flow.core = NO_CORE,
+            Entry::Mapping(mapping) => mapping.core = NO_CORE,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::wire::{HEAD_BYTES, WireError};
+use super::wire::{Change, HEAD_BYTES, WireError};
 use super::*;
 use crate::flow::flags;
 
@@ -101,6 +101,24 @@ fn the_page_shows_what_the_code_writes() {
         let hex: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         let line = format!("    {name}: {}\n", hex.join(" "));
         assert!(page.contains(&line), "the page lacks this:\n{line}");
+    }
+}
+
+#[test]
+fn the_end_of_a_flow_is_a_record_between_machines_only() {
+    let ended = side(key(6, "10.0.0.5:4000", "198.51.100.7:443"), "");
+    let mut bytes = Vec::new();
+    Change::encode_end(&ended, &mut bytes).unwrap();
+    let hex: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let page = include_str!("../../../../docs/wire-flow-records.md");
+    assert!(page.contains(&format!("    ended: {}\n", hex.join(" "))), "{}", hex.join(" "));
+    assert_eq!(Change::decode(&bytes), Ok(Change::Ended(ended)));
+    assert_eq!(Entry::decode(&bytes), Err(WireError::Value("kind", 3)), "a file has none");
+    for at in 0..bytes.len() {
+        assert!(Change::decode(&bytes[..at]).is_err(), "cut at {at}");
+    }
+    for (_, entry) in examples() {
+        assert_eq!(Change::decode(&encoded(&entry)), Ok(Change::Now(entry)));
     }
 }
 

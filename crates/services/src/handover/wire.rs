@@ -19,6 +19,7 @@ pub const HEAD_BYTES: usize = 4;
 
 const FLOW: u8 = 1;
 const MAPPING: u8 = 2;
+const ENDED: u8 = 3;
 
 /// All flags that a flow may have.
 const FLAGS: u16 = flags::REPLIED
@@ -39,6 +40,88 @@ mod parts {
     pub const SOURCE: u8 = 4;
     pub const BACKEND: u8 = 8;
     pub const ALL: u8 = COUNTS | SHIFT | SOURCE | BACKEND;
+}
+
+/// A word of one machine to another about a flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It is so now.
+    Now(Entry),
+    /// The flow that began with this key has ended.
+    Ended(Side),
+}
+
+impl Change {
+    /// Appends the end of a flow; nothing is appended on error.
+    ///
+    /// # Errors
+    /// [`WireError::Name`]: a name is too long.
+    pub fn encode_end(side: &Side, out: &mut Vec<u8>) -> Result<(), WireError> {
+        record(out, ENDED, |out| {
+            out.extend([side.key.protocol, family(side.key.src)]);
+            write_side(out, side)
+        })
+    }
+
+    /// Reads one whole record: an entry, or the end of a flow.
+    ///
+    /// # Errors
+    /// [`WireError`]: what is wrong with it.
+    pub fn decode(bytes: &[u8]) -> Result<Change, WireError> {
+        if bytes.get(1) != Some(&ENDED) {
+            return Entry::decode(bytes).map(Change::Now);
+        }
+        let (_, mut reader) = head(bytes)?;
+        let protocol = reader.u8("protocol")?;
+        let family = reader.family()?;
+        let side = reader.side(family, protocol)?;
+        if reader.bytes.is_empty() {
+            Ok(Change::Ended(side))
+        } else {
+            Err(WireError::Trailing(reader.bytes.len()))
+        }
+    }
+}
+
+/// Appends a record of this kind, with its length; nothing on error.
+fn record(
+    out: &mut Vec<u8>,
+    kind: u8,
+    write: impl FnOnce(&mut Vec<u8>) -> Result<(), WireError>,
+) -> Result<(), WireError> {
+    let start = out.len();
+    out.extend([VERSION, kind, 0, 0]);
+    let written = write(out);
+    let length = u16::try_from(out.len() - start).map_err(|_| WireError::Name("record"));
+    match written.and(length) {
+        Ok(length) => {
+            if let Some(place) = out.get_mut(start + 2..start + HEAD_BYTES) {
+                place.copy_from_slice(&length.to_be_bytes());
+            }
+            Ok(())
+        }
+        Err(error) => {
+            out.truncate(start);
+            Err(error)
+        }
+    }
+}
+
+/// Kind and body of one whole record.
+fn head(bytes: &[u8]) -> Result<(u8, Reader<'_>), WireError> {
+    let length = Entry::length(bytes)?;
+    if bytes.len() != length {
+        let left = bytes.len().checked_sub(length);
+        return Err(left.map_or(WireError::Truncated("end"), WireError::Trailing));
+    }
+    let mut reader = Reader { bytes };
+    let version = reader.u8("version")?;
+    if version != VERSION {
+        return Err(WireError::Version(version));
+    }
+    let kind = reader.u8("kind")?;
+    reader.u16("length")?;
+    Ok((kind, reader))
 }
 
 /// Why bytes are no entry.
@@ -67,25 +150,9 @@ impl Entry {
     /// # Errors
     /// [`WireError::Name`]: a name is too long.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), WireError> {
-        let start = out.len();
-        let kind = if matches!(self, Entry::Flow(_)) { FLOW } else { MAPPING };
-        out.extend([VERSION, kind, 0, 0]);
-        let written = match self {
-            Entry::Flow(flow) => write_flow(out, flow),
-            Entry::Mapping(mapping) => write_mapping(out, mapping),
-        };
-        let length = u16::try_from(out.len() - start).map_err(|_| WireError::Name("record"));
-        match written.and(length) {
-            Ok(length) => {
-                if let Some(place) = out.get_mut(start + 2..start + HEAD_BYTES) {
-                    place.copy_from_slice(&length.to_be_bytes());
-                }
-                Ok(())
-            }
-            Err(error) => {
-                out.truncate(start);
-                Err(error)
-            }
+        match self {
+            Entry::Flow(flow) => record(out, FLOW, |out| write_flow(out, flow)),
+            Entry::Mapping(mapping) => record(out, MAPPING, |out| write_mapping(out, mapping)),
         }
     }
 
@@ -107,18 +174,7 @@ impl Entry {
     /// # Errors
     /// [`WireError`]: what is wrong with them.
     pub fn decode(bytes: &[u8]) -> Result<Entry, WireError> {
-        let length = Entry::length(bytes)?;
-        if bytes.len() != length {
-            let left = bytes.len().checked_sub(length);
-            return Err(left.map_or(WireError::Truncated("end"), WireError::Trailing));
-        }
-        let mut reader = Reader { bytes };
-        let version = reader.u8("version")?;
-        if version != VERSION {
-            return Err(WireError::Version(version));
-        }
-        let kind = reader.u8("kind")?;
-        reader.u16("length")?;
+        let (kind, mut reader) = head(bytes)?;
         let entry = match kind {
             FLOW => Entry::Flow(Box::new(read_flow(&mut reader)?)),
             MAPPING => Entry::Mapping(read_mapping(&mut reader)?),
@@ -138,11 +194,8 @@ fn write_flow(out: &mut Vec<u8>, flow: &FlowEntry) -> Result<(), WireError> {
     out.extend([flow.core, key.protocol, family(key.src), present]);
     out.extend(flow.flags.to_be_bytes());
     out.extend(flow.idle_ms.to_be_bytes());
-    for side in [&flow.original, &flow.reply] {
-        write_endpoint(out, side.key.src, side.key.src_port);
-        write_endpoint(out, side.key.dst, side.key.dst_port);
-        write_name(out, &side.tenant, "tenant")?;
-    }
+    write_side(out, &flow.original)?;
+    write_side(out, &flow.reply)?;
     match &flow.ingress {
         Place::Host => out.push(0),
         Place::Interface(name) => {
@@ -203,6 +256,12 @@ fn write_source(out: &mut Vec<u8>, source: &Source) -> Result<(), WireError> {
     Ok(())
 }
 
+fn write_side(out: &mut Vec<u8>, side: &Side) -> Result<(), WireError> {
+    write_endpoint(out, side.key.src, side.key.src_port);
+    write_endpoint(out, side.key.dst, side.key.dst_port);
+    write_name(out, &side.tenant, "tenant")
+}
+
 const fn family(address: IpAddr) -> u8 {
     if address.is_ipv4() { 4 } else { 6 }
 }
@@ -241,13 +300,7 @@ fn read_flow(reader: &mut Reader<'_>) -> Result<FlowEntry, WireError> {
         return Err(WireError::Value("flags", bits.into()));
     }
     let idle_ms = reader.u32("idle time")?;
-    let mut side = || -> Result<Side, WireError> {
-        let (src, src_port) = reader.endpoint(family, "source")?;
-        let (dst, dst_port) = reader.endpoint(family, "destination")?;
-        let tenant = reader.name("tenant")?;
-        Ok(Side { key: FlowKey { src, dst, src_port, dst_port, protocol }, tenant })
-    };
-    let (original, reply) = (side()?, side()?);
+    let (original, reply) = (reader.side(family, protocol)?, reader.side(family, protocol)?);
     let ingress = match reader.u8("place")? {
         0 => Place::Host,
         1 => Place::Interface(reader.name("interface")?),
@@ -331,6 +384,13 @@ impl Reader<'_> {
             Ipv6Addr::from(self.array::<16>(what)?).into()
         };
         Ok((address, self.u16(what)?))
+    }
+
+    fn side(&mut self, family: u8, protocol: u8) -> Result<Side, WireError> {
+        let (src, src_port) = self.endpoint(family, "source")?;
+        let (dst, dst_port) = self.endpoint(family, "destination")?;
+        let tenant = self.name("tenant")?;
+        Ok(Side { key: FlowKey { src, dst, src_port, dst_port, protocol }, tenant })
     }
 
     fn name(&mut self, what: &'static str) -> Result<String, WireError> {

@@ -27,6 +27,8 @@ pub struct Earlier {
     pub kept: bool,
     /// Blocks that its client had for itself; 0: none.
     pub blocks: Blocks,
+    /// Another machine had the port by lease: it is among none of this one's rules.
+    pub by_lease: bool,
 }
 
 /// An endpoint-independent mapping as it was.
@@ -130,8 +132,13 @@ impl Nat {
         };
         let request =
             BindRequest { rule: earlier.rule, client, tenant, out_tenant, random: 0, home: earlier.home };
-        let source =
-            Earlier { source: outside.ip(), port: outside.port(), kept: false, blocks: earlier.blocks };
+        let source = Earlier {
+            source: outside.ip(),
+            port: outside.port(),
+            kept: false,
+            blocks: earlier.blocks,
+            by_lease: false,
+        };
         self.clients.enter(now_ns, (tenant, inside.ip())).ok_or(Refusal::Limit)?;
         let quiet = self.may_have_again(now_ns, &followed, rule, &request, &source)?;
         self.mapping_again(now_ns, &followed, rule, (&request, quiet), &source)?;
@@ -178,7 +185,7 @@ impl Nat {
         (key, earlier): (PoolKey, &Earlier),
         in_use: &dyn Fn(&FlowKey) -> bool,
     ) -> Result<Binding, Refusal> {
-        if !rule.allows(&followed.policy, &request.client, earlier.port) {
+        if !earlier.by_lease && !rule.allows(&followed.policy, &request.client, earlier.port) {
             return Err(Refusal::Port);
         }
         let ask = super::bind::ask(followed, rule, request, key, (rule.ports, earlier.source, ALL_BLOCKS));
@@ -275,7 +282,7 @@ impl Nat {
                 }
                 let (tenant, protocol, address, port) = outside;
                 let free = self.mappings.is_free(tenant, protocol, address, port);
-                if !free || !rule.allows(&followed.policy, key, earlier.port) {
+                if !free || !(earlier.by_lease || rule.allows(&followed.policy, key, earlier.port)) {
                     return Err(Refusal::Port);
                 }
                 let entry = self.mappings.insert(inside, outside, quiet);

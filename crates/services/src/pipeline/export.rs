@@ -71,7 +71,7 @@ impl Services {
         next
     }
 
-    fn flow_entry(&self, now_ns: u64, id: FlowId) -> Option<FlowEntry> {
+    pub(super) fn flow_entry(&self, now_ns: u64, id: FlowId) -> Option<FlowEntry> {
         let policy = &self.routing.policy;
         let (original, reply) = self.flows.table.keys(id);
         let record = self.flows.table.record(id);
@@ -86,7 +86,7 @@ impl Services {
             original: side(&original)?,
             reply: side(&reply)?,
             // What was learnt is not handed over, so nothing more is.
-            flags: record.flags & !flags::LEARNS_IDS,
+            flags: record.flags & !(flags::LEARNS_IDS | flags::RESYNC | flags::INHERITED),
             ingress: place(policy, record.ingress())?,
             idle_ms: u32::try_from(since_ms(now_ns, record.seen)).unwrap_or(u32::MAX),
             tcp: (record.protocol == TCP).then_some(TcpState {
@@ -129,7 +129,7 @@ impl Services {
     }
 }
 
-fn tenant_name(policy: &Policy, tenant: u16) -> Option<String> {
+pub(super) fn tenant_name(policy: &Policy, tenant: u16) -> Option<String> {
     if tenant == crate::route::SHARED_TENANT {
         return Some(String::new());
     }

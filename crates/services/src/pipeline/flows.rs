@@ -38,6 +38,8 @@ pub(super) struct Flows {
     pub live_by_unit_bucket: Vec<u32>,
     /// Flows by outside port.
     pub ports: PortCounts,
+    /// Live flows with [`crate::flow::flags::INHERITED`].
+    pub inherited: u32,
     pace: SweepPace,
 }
 
@@ -66,6 +68,7 @@ impl Flows {
             live: vec![0; buckets],
             live_by_unit_bucket: Vec::new(),
             ports: PortCounts::default(),
+            inherited: 0,
             pace: SweepPace::default(),
         }
     }

@@ -24,6 +24,7 @@ use crate::{steer, tcp};
 const MS_NS: u64 = 1_000_000;
 
 /// A flow by the numbers of the present policy.
+#[derive(Clone, Copy)]
 struct Arrival {
     original: TenantKey,
     reply: TenantKey,
@@ -41,9 +42,36 @@ impl Services {
     /// [`Refusal`]: nothing has changed then.
     pub fn import(&mut self, now_ns: u64, away_ms: u32, entry: &Entry) -> Result<(), Refusal> {
         match entry {
-            Entry::Flow(flow) => self.import_flow(now_ns, away_ms, flow),
+            Entry::Flow(flow) => {
+                let arrival = arrival(&Arc::clone(&self.routing.policy), flow)?;
+                let id = self.import_flow(now_ns, away_ms, flow, arrival)?;
+                self.decide_taken_over(now_ns, id, &arrival, Services::misplaced)
+            }
             Entry::Mapping(mapping) => self.import_mapping(now_ns, mapping),
         }
+    }
+
+    /// Takes over a flow that another machine had, on the core that [`crate::handover::owner`] names for an entry without a core.
+    /// The keys of its directions that come in at another core.
+    ///
+    /// # Errors
+    /// [`Refusal`]: nothing has changed then.
+    pub fn inherit(&mut self, now_ns: u64, flow: &FlowEntry) -> Result<Vec<TenantKey>, Refusal> {
+        let mut arrival = arrival(&Arc::clone(&self.routing.policy), flow)?;
+        let record = &mut arrival.record;
+        if record.protocol == TCP {
+            tcp::forget_sequence(record);
+        }
+        record.flags |= flags::INHERITED;
+        // What was silent for too long has ended there, and that was told.
+        let alive = FlowEntry { idle_ms: 0, ..flow.clone() };
+        let id = self.import_flow(now_ns, 0, &alive, arrival)?;
+        let mut strays = Vec::new();
+        self.decide_taken_over(now_ns, id, &arrival, |services, arrival, egress| {
+            strays = services.strays(arrival, egress);
+            services.of_another_tenant(arrival, egress)
+        })?;
+        Ok(strays)
     }
 
     fn import_mapping(&mut self, now_ns: u64, mapping: &MappingEntry) -> Result<(), Refusal> {
@@ -73,9 +101,15 @@ impl Services {
         self.nat.remap(now_ns, &earlier)
     }
 
-    fn import_flow(&mut self, now_ns: u64, away_ms: u32, flow: &FlowEntry) -> Result<(), Refusal> {
+    /// Puts a flow into the table with all that it holds.
+    fn import_flow(
+        &mut self,
+        now_ns: u64,
+        away_ms: u32,
+        flow: &FlowEntry,
+        mut arrival: Arrival,
+    ) -> Result<FlowId, Refusal> {
         let policy = Arc::clone(&self.routing.policy);
-        let mut arrival = arrival(&policy, flow)?;
         let idle_ms = flow.idle_ms.saturating_add(away_ms);
         arrival.record.seen = ticks_ago(now_ns, idle_ms.into());
         // Never the present one: it is decided as a flow of an earlier policy.
@@ -99,7 +133,7 @@ impl Services {
         }
         let id = self.enter(now_ns, &policy, &arrival)?;
         self.restore(now_ns, away_ms, flow, id, &arrival);
-        self.decide_taken_over(now_ns, id, &arrival)
+        Ok(id)
     }
 
     /// Takes the source again that the flow had, and notes it in the record.
@@ -142,6 +176,7 @@ impl Services {
             port: to.sender_port(),
             kept: record.flags & flags::SOURCE_NAT == 0,
             blocks: source.blocks,
+            by_lease: record.flags & flags::INHERITED != 0,
         };
         let (flows, tenant) = (&self.flows, reply.1);
         let binding =
@@ -179,6 +214,7 @@ impl Services {
             return Err(Refusal::Limit);
         };
         self.flows.note_unit_bucket(self.routing.units.as_ref(), (&original, &record), 1);
+        self.flows.inherited += u32::from(record.flags & flags::INHERITED != 0);
         // A flow that begins has no answer yet; this one may have.
         self.flows.embryonic.changed(true, is_embryonic(&record));
         self.rule_counters.count_flow(policy, &record, &original.0, true);
@@ -203,10 +239,16 @@ impl Services {
     }
 
     /// Asks rules, routes and NAT about it. Without a route it waits for one, as after a reload.
-    fn decide_taken_over(&mut self, now_ns: u64, id: FlowId, arrival: &Arrival) -> Result<(), Refusal> {
+    fn decide_taken_over(
+        &mut self,
+        now_ns: u64,
+        id: FlowId,
+        arrival: &Arrival,
+        mut misplaced: impl FnMut(&Self, &Arrival, Egress) -> Option<Refusal>,
+    ) -> Result<(), Refusal> {
         let refused = match self.decide_again(now_ns, id) {
             Ok(true) => match self.target(id, Direction::Original) {
-                Ok((egress, ..)) => self.misplaced(arrival, egress),
+                Ok((egress, ..)) => misplaced(self, arrival, egress),
                 Err(_) => None,
             },
             Ok(false) => Some(Refusal::Translation),
@@ -226,10 +268,17 @@ impl Services {
 
     /// Why packets of one of its directions would not find the flow here.
     fn misplaced(&self, arrival: &Arrival, egress: Egress) -> Option<Refusal> {
+        let strays = self.strays(arrival, egress);
+        self.of_another_tenant(arrival, egress).or_else(|| (!strays.is_empty()).then_some(Refusal::Core))
+    }
+
+    fn of_another_tenant(&self, arrival: &Arrival, egress: Egress) -> Option<Refusal> {
+        (self.routing.policy.tenant_behind(egress) != arrival.reply.1).then_some(Refusal::Tenant)
+    }
+
+    /// The keys of a flow whose packets come in at another core.
+    fn strays(&self, arrival: &Arrival, egress: Egress) -> Vec<TenantKey> {
         let (policy, ownership) = (&self.routing.policy, &self.routing.ownership);
-        if policy.tenant_behind(egress) != arrival.reply.1 {
-            return Some(Refusal::Tenant);
-        }
         let comes_here = |(key, tenant): &TenantKey, ingress: Ingress| {
             let owners = steer::owners(ownership, policy, key, *tenant, ingress);
             owners.chain.cores().contains(&self.routing.core)
@@ -238,9 +287,9 @@ impl Services {
         let unseen = arrival.record.flags & flags::ONE_WAY != 0
             || self.routing.around(&arrival.reply.0.reversed()).is_some();
         let back = dead_backends::ingress_of(egress).filter(|_| !unseen);
-        let found = comes_here(&arrival.original, arrival.record.ingress())
-            && back.is_none_or(|ingress| comes_here(&arrival.reply, ingress));
-        (!found).then_some(Refusal::Core)
+        let original = (!comes_here(&arrival.original, arrival.record.ingress())).then_some(arrival.original);
+        let reply = back.filter(|ingress| !comes_here(&arrival.reply, *ingress)).map(|_| arrival.reply);
+        original.into_iter().chain(reply).collect()
     }
 }
 

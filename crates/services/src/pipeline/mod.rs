@@ -10,7 +10,7 @@
 //!
 //! Each part of the state has one duty: `routing` where packets leave, `flows` the table and what is counted over it,
 //! [`Nat`] sources, `fragments` packets in pieces, `proxy_sequence` shifted numbers, `dead_backends` flows whose server is
-//! gone, `counters` counts by rule.
+//! gone, `copies` word of flows for another machine, `counters` counts by rule.
 
 use std::sync::Arc;
 
@@ -29,6 +29,7 @@ use steering::ownership::Ownership;
 mod answers;
 mod bloom_filter;
 mod context;
+mod copies;
 mod counters;
 mod dead_backends;
 mod established;
@@ -52,6 +53,7 @@ mod tests;
 mod translation;
 mod units;
 
+pub use copies::{Copied, PASS_NS as COPIES_PASS_NS};
 pub use counters::{Counters, NatRefusals, RuleCounters};
 pub use explain::{Entry, Explanation, FlowCores, SourceNat, explain};
 pub use frame::{ETHERNET_BYTES, Frame, Handed, Origin, Outcome, Output, Piece};
@@ -96,6 +98,8 @@ pub struct Services {
     fragments: Fragments,
     shifts: proxy_sequence::Shifts,
     dead_backends: DeadBackends,
+    /// Word of the flows for a machine that keeps copies of them.
+    copies: Option<Box<copies::Copies>>,
     /// Of ICMP errors and resets.
     limiter: Limiter,
     random: Random,
@@ -135,6 +139,7 @@ impl Services {
             fragments: Fragments::new(policy, &mut random),
             shifts: proxy_sequence::Shifts::new(SecretState::draw(&mut random)),
             dead_backends: DeadBackends::new(policy.balancer.deaths()),
+            copies: None,
             limiter: Limiter::new(limits.errors_per_s_max),
             random,
             counters: Counters::default(),
@@ -380,6 +385,10 @@ impl Services {
         let original = (removed.original, removed.tenants[0]);
         let reply = (removed.reply, removed.tenants[1]);
         self.counters.flows_closed += 1;
+        if let Some(copies) = &mut self.copies {
+            copies.note_end(removed);
+        }
+        self.flows.inherited -= u32::from(record.flags & flags::INHERITED != 0);
         self.flows.ended(self.routing.live_buckets(&original, &reply), record);
         self.flows.ports.note(&original.0, &reply.0, record, false);
         self.flows.note_unit_bucket(self.routing.units.as_ref(), (&original, record), -1);
@@ -444,6 +453,12 @@ impl Services {
     #[must_use]
     pub fn embryonic(&self) -> u32 {
         self.flows.embryonic.count()
+    }
+
+    /// Live flows that were another machine's.
+    #[must_use]
+    pub fn inherited(&self) -> u32 {
+        self.flows.inherited
     }
 
     /// Source NAT of this core.

@@ -26,6 +26,9 @@ use crate::spec::{DeliveryMode, HostMode, NatMode, RuleAction, TCP, UDP};
 use crate::steer;
 use crate::tcp;
 
+/// Visit at a core that may have the flow since another machine had it: before all of the owner chain.
+const INHERITED_VISIT: u8 = u8::MAX;
+
 /// Where a new flow goes, before source translation.
 struct Resolution {
     /// The key with its destination translated.
@@ -76,6 +79,15 @@ impl Services {
     pub(super) fn next_stop(&self, packet: &PacketContext) -> Result<Option<(u8, u8)>, DropReason> {
         let PacketContext { key, tenant, .. } = packet;
         let (ownership, own) = (&self.routing.ownership, self.routing.core);
+        let inherited = &self.routing.inherited;
+        if packet.origin == Origin::Wire
+            && !inherited.is_empty()
+            && let Some(core) = inherited.core_of(key, *tenant)
+            && core != own
+            && ownership.is_alive(core)
+        {
+            return Ok(Some((core, INHERITED_VISIT)));
+        }
         let owners = steer::owners(ownership, &self.routing.policy, key, *tenant, packet.ingress);
         let chain = &owners.chain;
         let keeps = owners.mapping.is_some_and(|rule| self.nat.has_mapping(key, *tenant, rule));
@@ -83,6 +95,8 @@ impl Services {
             return Ok(None);
         }
         let mut visit = match packet.origin {
+            // The flow has ended: the packet goes the way that it would have gone without it.
+            Origin::Handed { visit: INHERITED_VISIT } => 0,
             Origin::Handed { visit } => visit.saturating_add(1),
             Origin::Wire | Origin::MappingConfirmed | Origin::Hairpin => 0,
         };

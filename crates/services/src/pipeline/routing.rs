@@ -11,6 +11,7 @@ use steering::units::{EraSeen, Units};
 use super::Outcome;
 use super::flows::TenantKey;
 use super::next_hops::{self, Hop, HopKey, Hops, Neighbors, Target, Way};
+use crate::handover::InheritedFlows;
 use crate::hash::SecretState;
 use crate::policy::{Policy, Tenants};
 use crate::random::Random;
@@ -37,6 +38,8 @@ pub(super) struct Routing {
     pub units: Option<Arc<Units>>,
     /// Newest era of their table that this core has seen in force.
     pub era_seen: EraSeen,
+    /// Flows of other machines that do not live where their replies come in.
+    pub inherited: Arc<InheritedFlows>,
 }
 
 impl Routing {
@@ -58,6 +61,7 @@ impl Routing {
             neighbors,
             units: None,
             era_seen: EraSeen::default(),
+            inherited: Arc::default(),
         }
     }
 

@@ -6,6 +6,7 @@ mod world;
 
 mod balancing;
 mod changes;
+mod copies;
 mod dead_backends;
 mod errors;
 mod fast;

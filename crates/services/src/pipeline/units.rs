@@ -14,6 +14,7 @@ use steering::units::{Answer, Units};
 use super::flows::{Expiry, Flows, TenantKey};
 use super::{Frame, Outcome, Services};
 use crate::flow::{Record, flags};
+use crate::handover::InheritedFlows;
 use crate::steer;
 
 /// Entries that are looked at together when all flows are counted.
@@ -39,6 +40,11 @@ impl Services {
                 self.flows.count_by_unit_bucket(units);
             }
         }
+    }
+
+    /// Takes over which core has flows that were other machines'.
+    pub fn follow_inherited(&mut self, flows: &Arc<InheritedFlows>) {
+        self.routing.inherited = Arc::clone(flows);
     }
 
     /// Whether a packet of no flow of this unit goes to another one: then its outcome says so.

@@ -221,3 +221,26 @@ fn check_rules(table: &BucketTable) {
     }
     assert_eq!(BucketTable::decode(&table.encode_with_chains()).as_ref(), Ok(table));
 }
+
+#[test]
+fn an_heir_stands_where_the_unit_stood_and_nobody_twice() {
+    let moved = |owners: &[u16]| {
+        let mut owners = owners.iter();
+        let only =
+            |id: u16| (0..6).map(|unit| Unit { id: unit, weight: u32::from(unit == id) }).collect::<Vec<_>>();
+        let mut table = BucketTable::new(1, &only(*owners.next().unwrap())).unwrap();
+        for owner in owners {
+            table = assign::plan(&table, &only(*owner), &[]).unwrap();
+        }
+        let handed = table.handed(2, 5);
+        assert_eq!(handed.era(), table.era());
+        (handed.owner(0), handed.chain(0).to_vec())
+    };
+    assert_eq!(moved(&[2]), (5, vec![]));
+    assert_eq!(moved(&[2, 1]), (1, vec![5]));
+    assert_eq!(moved(&[1, 2]), (5, vec![1]));
+    assert_eq!(moved(&[5, 2]), (5, vec![]), "the heir is not its own predecessor");
+    assert_eq!(moved(&[2, 5]), (5, vec![]));
+    assert_eq!(moved(&[2, 3, 5, 1]), (1, vec![5, 3]), "the newer place counts");
+    assert_eq!(moved(&[4, 3]), (3, vec![4]), "who has nothing to do with it");
+}

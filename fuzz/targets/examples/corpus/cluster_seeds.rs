@@ -2,8 +2,8 @@
 
 use cluster::manager::{Accepted, Block, Change, Command, Standing, State, Step, UnitRecord};
 use cluster::message::{
-    Hello, LiveRun, Member, Message, Parts, Phase, Prepare, Refusal, Report, Retired, Role, SharedInterface,
-    Welcome, Whole,
+    Hello, LiveRun, Member, Message, Pair, Parts, Phase, Prepare, Refusal, Report, Retired, Role,
+    SharedInterface, Welcome, Whole,
 };
 use steering::table::{BucketTable, Unit};
 use steering::units::Lease;
@@ -35,6 +35,9 @@ fn cluster_parts() -> Parts {
         members: vec![member(2, Role::DataPlane, "10.99.0.2"), member(3, Role::Both, "fd99::3")],
         interfaces: vec![interface],
         leases: vec![Lease { address: "192.0.2.1".parse().unwrap(), block: 1, node: 3 }],
+        resting: vec![Lease { address: "192.0.2.1".parse().unwrap(), block: 2, node: 3 }],
+        copies: vec![Pair { unit: 2, heir: 3 }],
+        heirs: vec![Pair { unit: 5, heir: 3 }],
     }
 }
 
@@ -76,7 +79,16 @@ fn frame(message: &Message) -> Vec<u8> {
 pub fn cluster_messages() {
     let hello = Hello { node: 3, role: Role::Both, weight: 1, instance: 7, held: Some(1) };
     let live = vec![LiveRun { first: 0, buckets: 3, flows: 300 }, LiveRun { first: 9, buckets: 1, flows: 1 }];
-    let report = Report { in_force: 1, load_percent: 40, second_hops: 3, packets: 9_000, whole: false, live };
+    let report = Report {
+        in_force: 1,
+        load_percent: 40,
+        second_hops: 3,
+        packets: 9_000,
+        copied_to: Some(2),
+        inherited: 5,
+        whole: false,
+        live,
+    };
     let messages = [
         ("hello", Message::Hello(hello)),
         ("heartbeat", Message::Heartbeat { load_percent: 3 }),
@@ -140,12 +152,13 @@ pub fn cluster_states() {
             joined: u64::from(member.node),
             instance: 7,
             forget: false,
+            migrate: false,
         };
         state.units.insert(member.node, record);
     }
     state.interfaces = cluster_parts().interfaces;
     state.outside = vec!["192.0.2.1".parse().unwrap()];
-    let block = |block, node| Block { address: state.outside[0], block, node };
+    let block = |block, node| Block { address: state.outside[0], block, node, resting: false };
     state.blocks = vec![block(1, Some(3)), block(2, None)];
     state.table = Some(eras[0].clone());
     save("cluster_state", "idle", &state.encode());
@@ -155,7 +168,7 @@ pub fn cluster_states() {
     save("cluster_state", "a-unit-lost", &lost.encode());
     let steps = vec![
         Step::Add { node: 4, enrol: Some(("10.99.0.4".parse().unwrap(), Role::DataPlane)), weight: Some(3) },
-        Step::Drain { node: 2, remove: true },
+        Step::Drain { node: 2, remove: true, migrate: false },
         Step::Remove { node: 3, force: true },
         Step::Weight { node: 3, weight: 9 },
     ];

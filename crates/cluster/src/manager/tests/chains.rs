@@ -8,7 +8,7 @@ fn drained(chains: Chains) -> Cluster {
     cluster.restart();
     cluster.units.get_mut(&1).unwrap().live.fill(1);
     cluster.pass(1_400);
-    cluster.step(Step::Drain { node: 1, remove: false }).unwrap();
+    cluster.step(Step::Drain { node: 1, remove: false, migrate: false }).unwrap();
     cluster.pass(1_400);
     assert_eq!((cluster.manager.stage(), cluster.table().count(2)), (Stage::Idle, 64));
     cluster

@@ -6,7 +6,7 @@ use crate::message::{Role, SharedInterface};
 fn commands_and_their_answers() {
     let enrol = |node, from, role| Step::Add { node, enrol: Some((address(from), role)), weight: None };
     let add = |node| Step::Add { node, enrol: None, weight: None };
-    let drain = |node| Step::Drain { node, remove: false };
+    let drain = |node| Step::Drain { node, remove: false, migrate: false };
     let remove = |node, force| Step::Remove { node, force };
     let weight = |node, weight| Step::Weight { node, weight };
     let plane = Role::DataPlane;
@@ -49,15 +49,15 @@ fn what_waits_counts() {
     let mut cluster = Cluster::with(3);
     cluster.units.get_mut(&100).unwrap().takes_over = false;
     cluster.step(Step::Weight { node: 1, weight: 2 }).unwrap();
-    cluster.step(Step::Drain { node: 1, remove: false }).unwrap();
-    cluster.step(Step::Drain { node: 2, remove: false }).unwrap();
-    let error = cluster.step(Step::Drain { node: 1, remove: false }).unwrap_err();
+    cluster.step(Step::Drain { node: 1, remove: false, migrate: false }).unwrap();
+    cluster.step(Step::Drain { node: 2, remove: false, migrate: false }).unwrap();
+    let error = cluster.step(Step::Drain { node: 1, remove: false, migrate: false }).unwrap_err();
     assert_eq!(error.to_string(), "unit 1 drains already");
-    let error = cluster.step(Step::Drain { node: 3, remove: false }).unwrap_err();
+    let error = cluster.step(Step::Drain { node: 3, remove: false, migrate: false }).unwrap_err();
     assert_eq!(error.to_string(), "no data plane would be left to own flows");
     // One that drains may take part again.
     cluster.step(Step::Add { node: 1, enrol: None, weight: Some(5) }).unwrap();
-    cluster.step(Step::Drain { node: 3, remove: false }).unwrap();
+    cluster.step(Step::Drain { node: 3, remove: false, migrate: false }).unwrap();
 }
 
 #[test]

@@ -23,6 +23,12 @@ pub struct Sim {
     pub mute: bool,
     /// It sends nothing.
     pub stalled: bool,
+    /// Its backup has copies of all flows as soon as one is named.
+    pub copies: bool,
+    /// Flows that were others'.
+    pub inherited: u32,
+    /// Units whose flows it took over.
+    pub heir_of: Vec<u16>,
     pub forgot: usize,
     pub left: usize,
     pub refused: Vec<crate::message::Refusal>,
@@ -90,7 +96,12 @@ impl Cluster {
 
     /// Data planes 1 to `planes` and dispatcher 100, in one command, in force.
     pub fn with(planes: u16) -> Self {
-        let mut cluster = Self::new(settings());
+        Self::with_settings(planes, settings())
+    }
+
+    /// The same with other settings.
+    pub fn with_settings(planes: u16, settings: Settings) -> Self {
+        let mut cluster = Self::new(settings);
         cluster.command(Command::Configure {
             interfaces: Vec::new(),
             outside: vec!["192.0.2.1".parse().unwrap()],
@@ -124,6 +135,9 @@ impl Cluster {
             takes_over: true,
             mute: false,
             stalled: false,
+            copies: true,
+            inherited: 0,
+            heir_of: Vec::new(),
             forgot: 0,
             left: 0,
             refused: Vec::new(),
@@ -203,8 +217,17 @@ impl Cluster {
                 let mut actions = sim.unit.tick(now_ns);
                 if report && !sim.mute {
                     let (live, in_use) = (sim.live.clone(), sim.in_use);
-                    let figures =
-                        Figures { live: &live, in_use, load_percent: 10, second_hops: 1, packets: 2 };
+                    let copies = sim.unit.snapshot().filter(|_| sim.copies).map(|told| &told.copies);
+                    let backup = copies.and_then(|copies| copies.iter().find(|pair| pair.unit == node));
+                    let figures = Figures {
+                        live: &live,
+                        in_use,
+                        load_percent: 10,
+                        second_hops: 1,
+                        packets: 2,
+                        copied_to: backup.map(|pair| pair.heir),
+                        inherited: sim.inherited,
+                    };
                     actions.extend(sim.unit.report(&figures));
                 }
                 self.act(node, actions);
@@ -286,6 +309,7 @@ impl Cluster {
                     sim.live.fill(0);
                     sim.in_use = 0;
                 }
+                Action::Inherit(units) => sim.heir_of.extend(units),
                 Action::Leave => sim.left += 1,
                 Action::Refused(reason) => sim.refused.push(reason),
                 Action::Send(message) => {

@@ -92,7 +92,7 @@ fn a_unit_for_which_no_ports_are_left_waits() {
         waits,
         "no block of ports of 192.0.2.1 is left for unit 18; 0 of a dead unit are not free yet"
     );
-    cluster.step(Step::Drain { node: 2, remove: true }).unwrap();
+    cluster.step(Step::Drain { node: 2, remove: true, migrate: false }).unwrap();
     cluster.pass(6_000);
     assert_eq!(cluster.standing(2), Standing::Free);
     assert_eq!(cluster.standing(18), Standing::Active);
@@ -112,6 +112,7 @@ fn more_units_than_an_address_has_blocks_share_several_addresses() {
             joined: 0,
             instance: 0,
             forget: false,
+            migrate: false,
         };
         state.units.insert(node, unit);
         plan::lease(&mut state, 4).unwrap();
@@ -137,6 +138,7 @@ proptest! {
                 joined: 0,
                 instance: 0,
                 forget: false,
+                migrate: false,
             };
             if what == 0 {
                 state.units.insert(node, unit);

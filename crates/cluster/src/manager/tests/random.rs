@@ -88,7 +88,7 @@ fn happen(cluster: &mut Cluster, what: Happens, instance: &mut u64) {
     };
     match what {
         Happens::Add(node) => drop(cluster.step(add(node, Role::Both))),
-        Happens::Drain(node, remove) => drop(cluster.step(Step::Drain { node, remove })),
+        Happens::Drain(node, remove) => drop(cluster.step(Step::Drain { node, remove, migrate: false })),
         Happens::Remove(node, force) => drop(cluster.step(Step::Remove { node, force })),
         Happens::Weight(node, weight) => drop(cluster.step(Step::Weight { node, weight })),
         Happens::Kill(node) if cluster.units.contains_key(&node) => cluster.kill(node),

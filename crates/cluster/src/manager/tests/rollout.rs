@@ -78,7 +78,11 @@ fn each_write_releases_what_follows_from_it_and_no_more() {
     let outputs = manager.outputs();
     assert_eq!(kinds(&outputs), ["persist"]);
     // Another command waits for the first to be written.
-    manager.command(now_ns, 10, Command::Change(vec![Step::Drain { node: 1, remove: false }]));
+    manager.command(
+        now_ns,
+        10,
+        Command::Change(vec![Step::Drain { node: 1, remove: false, migrate: false }]),
+    );
     manager.tick(now_ns);
     assert_eq!(kinds(&manager.outputs()), [""; 0]);
     manager.persisted(now_ns, number(&outputs).unwrap() + 1);
@@ -130,7 +134,7 @@ fn the_next_era_waits_for_the_one_before() {
     let mut cluster = Cluster::with(2);
     cluster.start(3, Role::DataPlane, 7);
     cluster.step(add(3, Role::DataPlane)).unwrap();
-    cluster.step(Step::Drain { node: 1, remove: false }).unwrap();
+    cluster.step(Step::Drain { node: 1, remove: false, migrate: false }).unwrap();
     assert_eq!(cluster.manager.status().accepted.len(), 1);
     cluster.pass(900);
     assert_eq!(cluster.in_force(), [Some(1); 4]);
@@ -147,7 +151,7 @@ fn several_steps_are_one_era_with_the_fewest_moves() {
         cluster.start(node, Role::DataPlane, 7);
     }
     let mut steps: Vec<Step> = (5..=8).map(|node| add(node, Role::DataPlane)).collect();
-    steps.push(Step::Drain { node: 1, remove: false });
+    steps.push(Step::Drain { node: 1, remove: false, migrate: false });
     steps.push(Step::Weight { node: 2, weight: 2 });
     cluster.command(Command::Change(steps)).unwrap().unwrap();
     cluster.pass(40);
@@ -162,7 +166,7 @@ fn a_unit_that_drains_leaves_when_its_flows_have_ended() {
     let mut cluster = Cluster::with(3);
     let sim = cluster.units.get_mut(&1).unwrap();
     (sim.live[3], sim.live[9], sim.in_use) = (1, 2, 3);
-    cluster.step(Step::Drain { node: 1, remove: true }).unwrap();
+    cluster.step(Step::Drain { node: 1, remove: true, migrate: false }).unwrap();
     cluster.pass(3_000);
     assert_eq!(cluster.manager.status().chains, [62, 2, 0, 0, 0], "entries without flows are gone");
     assert_eq!(cluster.standing(1), Standing::Draining { remove: true });
@@ -238,14 +242,15 @@ fn a_plan_that_would_make_a_chain_too_long_waits_and_says_why() {
     for node in 2..=5 {
         cluster.start(node, Role::DataPlane, 7);
         cluster.units.get_mut(&(node - 1)).unwrap().live.fill(1);
-        let steps = vec![add(node, Role::DataPlane), Step::Drain { node: node - 1, remove: false }];
+        let steps =
+            vec![add(node, Role::DataPlane), Step::Drain { node: node - 1, remove: false, migrate: false }];
         cluster.command(Command::Change(steps)).unwrap().unwrap();
         cluster.pass(1_500);
     }
     assert_eq!(cluster.manager.status().chains, [0, 0, 0, 0, 64]);
     cluster.start(6, Role::DataPlane, 7);
     cluster.units.get_mut(&5).unwrap().live.fill(1);
-    let steps = vec![add(6, Role::DataPlane), Step::Drain { node: 5, remove: false }];
+    let steps = vec![add(6, Role::DataPlane), Step::Drain { node: 5, remove: false, migrate: false }];
     cluster.command(Command::Change(steps)).unwrap().unwrap();
     cluster.pass(10_000);
     let waits = cluster.manager.status().waits.unwrap();
@@ -308,8 +313,15 @@ fn shares_follow_the_load_slowly() {
                 let sim = cluster.units.get_mut(&node).unwrap();
                 let live = sim.live.clone();
                 let load_percent = if node == 2 { hot } else { 30 };
-                let figures =
-                    crate::unit::Figures { live: &live, in_use: 0, load_percent, second_hops: 0, packets: 0 };
+                let figures = crate::unit::Figures {
+                    live: &live,
+                    in_use: 0,
+                    load_percent,
+                    second_hops: 0,
+                    packets: 0,
+                    copied_to: None,
+                    inherited: 0,
+                };
                 let actions = sim.unit.report(&figures);
                 cluster.act(node, actions);
             }

@@ -4,7 +4,7 @@ use steering::table::{BucketTable, Unit};
 
 use super::harness::*;
 use crate::manager::*;
-use crate::message::{Role, SharedInterface};
+use crate::message::{Pair, Role, SharedInterface};
 
 fn table(era: u32) -> BucketTable {
     BucketTable::from_owners(era, vec![1, 1, 2, 2]).unwrap()
@@ -22,6 +22,7 @@ fn state() -> State {
         joined: 3,
         instance: u64::MAX,
         forget: node == 2,
+        migrate: node == 4,
     };
     let standings = [
         Standing::Free,
@@ -43,17 +44,19 @@ fn state() -> State {
     });
     state.outside = vec!["192.0.2.1".parse().unwrap()];
     state.blocks = vec![
-        Block { address: "192.0.2.1".parse().unwrap(), block: 1, node: None },
-        Block { address: "192.0.2.1".parse().unwrap(), block: 63, node: Some(2) },
+        Block { address: "192.0.2.1".parse().unwrap(), block: 1, node: None, resting: false },
+        Block { address: "192.0.2.1".parse().unwrap(), block: 63, node: Some(2), resting: true },
     ];
     let next = plan(&table(u32::MAX), &[unit(1, 1), unit(2, 3)], &[]).unwrap();
     state.table = Some(table(u32::MAX));
     state.change = Some(Change { table: next, committing: true });
     state.fence = true;
+    state.copies = vec![Pair { unit: 1, heir: 2 }, Pair { unit: 2, heir: 1 }];
+    state.heirs = vec![Inheritance { pair: Pair { unit: 7, heir: 2 }, planned: true }];
     let steps = vec![
         Step::Add { node: 1, enrol: Some((address(1), Role::DataPlane)), weight: Some(7) },
         Step::Add { node: 2, enrol: None, weight: None },
-        Step::Drain { node: 3, remove: true },
+        Step::Drain { node: 3, remove: true, migrate: true },
         Step::Remove { node: 4, force: true },
         Step::Weight { node: 5, weight: 8 },
     ];
@@ -75,7 +78,7 @@ fn a_state_is_read_back_and_every_cut_is_refused() {
     }
     assert!(State::decode(&[&bytes[..], &[0]].concat()).is_err());
     let mut newer = bytes;
-    newer[0] = 2;
+    newer[0] = 3;
     assert!(State::decode(&newer).is_err(), "another version");
 }
 
