@@ -75,9 +75,9 @@ impl Drop for Hooked {
 fn burden(cluster: &Cluster, is_enough: impl Fn() -> bool) -> Vec<Churn> {
     const STEPS_MAX: u16 = 16;
     let more = |step: u16| {
-        let some = |options| client::Options { udp: 12, udp_interval: Duration::from_millis(8), ..options };
+        let some = |options| client::Options { udp: 20, udp_interval: Duration::from_millis(8), ..options };
         let traffic = cluster.traffic_to(PORT + step, some);
-        for _ in 0..50 {
+        for _ in 0..40 {
             if is_enough() {
                 break;
             }
