@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ use crate::config::cluster::Cluster;
 use crate::copies::{Assigned, Backup, Copies};
 use crate::events::{EventSender, NodeEvent};
 use crate::status::{ClusterStatus, DataPlaneReport};
+use crate::sync::lock;
 
 /// Between two tries to connect, and for one try.
 const CONNECT_PAUSE: Duration = Duration::from_millis(200);
@@ -98,10 +99,6 @@ impl ClusterLink {
     pub fn status(&self) -> ClusterStatus {
         lock(&self.status).clone()
     }
-}
-
-fn lock(status: &Mutex<ClusterStatus>) -> MutexGuard<'_, ClusterStatus> {
-    status.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for ClusterLink {

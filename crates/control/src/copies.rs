@@ -8,13 +8,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use engine::gateway::ClusterHandle;
 use packet::FlowKey;
 use services::handover::Entry;
 use services::handover::wire::{Change, WireError};
+
+use crate::sync::lock;
 
 mod receive;
 mod send;
@@ -66,10 +68,6 @@ struct Shared {
     copied_to: AtomicU32,
     kept: Mutex<BTreeMap<u16, Kept>>,
     streams: Mutex<u64>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The running threads; they end when this is dropped.

@@ -13,7 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,7 @@ use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
 use crate::status::HealthProcessStatus;
+use crate::sync::lock;
 
 /// The program that runs, even when its file was replaced.
 const PROGRAM: &str = "/proc/self/exe";
@@ -405,8 +406,4 @@ impl Watcher {
         self.ending.push(child);
         None
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

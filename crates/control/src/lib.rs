@@ -46,6 +46,7 @@ pub mod reload;
 pub mod route_plan;
 mod shared_devices;
 pub mod status;
+mod sync;
 mod takeover;
 pub mod timestamp_floor;
 mod tls_paths;
