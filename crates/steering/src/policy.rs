@@ -27,6 +27,8 @@ mod tests;
 
 /// Most classes with rules of their own.
 pub const CLASSES_MAX: usize = 16;
+/// Stands in the register for every class without rules: a flow that goes from one to another of them keeps its core.
+const NO_RULES: u8 = u8::MAX;
 
 /// How a flow's core is chosen. The numbers are the wire's.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Hash, Debug)]
@@ -123,7 +125,7 @@ impl Pools {
             }
         }
         let own = classes.iter().map(|&class| Pool::new(class, cores_for(Some(class), cores))).collect();
-        Self { own, common: Pool::new(0, cores_for(None, cores)) }
+        Self { own, common: Pool::new(NO_RULES, cores_for(None, cores)) }
     }
 
     /// Whether some class has cores of its own.
@@ -251,6 +253,7 @@ impl CoreChooser {
             return self.pools.by_hash(table, hash, class);
         }
         self.registry.sweep(now_s, 1);
+        let class = self.pools.of(class).class;
         let found = self.registry.find(hash, class, now_s);
         if let Found::Core(core) = found
             && self.pools.of(class).set.contains(core)
@@ -272,7 +275,8 @@ impl CoreChooser {
     /// The receiver assigns a flow to one of its cores. False if it has no such usable core for the class, or
     /// the register has no room.
     pub fn assign(&mut self, hash: u32, class: u8, core: u8, now_s: u32) -> bool {
-        self.pools.of(class).set.contains(core) && self.registry.put(hash, class, core, now_s)
+        let pool = self.pools.of(class);
+        pool.set.contains(core) && self.registry.put(hash, pool.class, core, now_s)
     }
 
     /// Flows in the register; those that have fallen silent count until they are swept.

@@ -126,6 +126,24 @@ fn reserved_cores_carry_their_class_only() {
 }
 
 #[test]
+fn a_flow_of_another_class_moves_only_where_a_class_has_cores_of_its_own() {
+    let table = table(4);
+    for policy in Policy::ALL {
+        let mut told = usable(&[0, 1, 2, 3]);
+        told.reserved = vec![(2, cores(&[3]))];
+        let mut chooser = CoreChooser::new(policy, &told, 256, 30);
+        let mut choose = |flow: u32, class: u8| {
+            chooser.choose(&table, hash(flow), class, flow.wrapping_mul(0x9e37_79b9), 0).unwrap()
+        };
+        for flow in 0..100 {
+            let bulk = choose(flow, 0);
+            assert_eq!(choose(flow, 1), bulk, "{policy}: shape or marks told another class");
+            assert_eq!((choose(flow, 2), choose(flow, 4)), (3, bulk), "{policy}");
+        }
+    }
+}
+
+#[test]
 fn preferred_cores_are_used_while_usable_and_shared() {
     let table = table(4);
     let mut told = RemoteCores { preferred: vec![(5, cores(&[2]))], ..usable(&[0, 1, 2, 3]) };
