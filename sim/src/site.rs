@@ -443,7 +443,7 @@ impl Site {
             Some(bond) if target.dialer => bond,
             _ => return Some(SocketAddr::new(address, LISTEN_PORT)),
         };
-        let cap = self.bond(bond).map_or(4, |bond| bond.peer.load().sockets_per_path);
+        let cap = self.bond(bond).map_or(4, |bond| bond.peer.load().paths.sockets);
         let slot = target.peer_core % (cap / self.cores.max(1)).max(1);
         let key = (core, bond, target.path, slot);
         if let Some(known) = self.dialed.get(&key) {

@@ -56,6 +56,7 @@ mod managers;
 mod mtu;
 mod names;
 mod operator;
+mod parallel_interfaces;
 mod paths;
 mod program;
 mod reload;

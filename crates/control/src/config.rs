@@ -21,7 +21,7 @@
 //! | `[[wan]]` | interface, match, tier, rate-max, receive-rate-max, address-family, gateway | `read::wan` |
 //! | `[[wan]]` | cost, direction, latency-max, loss-max, quota, quota-day, schedule | `properties::properties` |
 //! | `[[class]]` | name, class, by-mark, from, to, protocol, port, dscp, server-name, tenant, peer, wan | `classes::class` |
-//! | `[[peer]]` | name, public-key, preshared-key, preshared-key-file, hub, endpoints, tls-port, allowed-ips, wans, paths-per-wan-pair, sockets-per-path, encryption, allow-cleartext, policy, flow, steering, accept-steering, tunnel-core, peer-tunnel-core, tenant, ethernet | `read::peer` |
+//! | `[[peer]]` | name, public-key, preshared-key, preshared-key-file, hub, endpoints, tls-port, allowed-ips, wans, paths-per-wan-pair, sockets-per-path, spread, encryption, allow-cleartext, policy, flow, steering, accept-steering, tunnel-core, peer-tunnel-core, tenant, ethernet | `read::peer` |
 //! | `[gateway]` | default-action, host, distribution, core-rebalance, log-file, health-user, keep-flows-seconds, timeouts | `services::read::gateway` |
 //! | `[gateway]` | flows-max, embryonic-max, fragment-bytes-max, fragments-per-source-max, errors-per-second-max | `services::read::limits` |
 //! | `[gateway]` | fragments, up-to-bytes, up-to-fragments, load-below-percent | `services::read::fragments` |
@@ -258,10 +258,8 @@ impl Family {
 /// Paths of one bond.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerPaths {
-    /// Paths per WAN pair (row T1), 1–8.
-    pub per_wan_pair: u8,
-    /// UDP sockets per path at most, 1–64.
-    pub sockets: u8,
+    /// Those over UDP, and how bulk is spread over all.
+    pub udp: tunnel::config::PeerPaths,
     /// TCP port of its endpoints that is tried where UDP does not get through; `None` = never.
     pub tls_port: Option<u16>,
 }

@@ -162,10 +162,12 @@ fn compare_peer(old: &Peer, new: &Peer, applied: &mut Vec<String>) {
     say("tenant", &tenant(old), &tenant(new));
     let wans = |peer: &Peer| peer.wans.as_deref().map_or_else(|| "all".to_owned(), list);
     say("wans", &wans(old), &wans(new));
-    say("paths-per-wan-pair", &old.paths.per_wan_pair.to_string(), &new.paths.per_wan_pair.to_string());
+    let (before, after) = (&old.paths.udp, &new.paths.udp);
+    say("paths-per-wan-pair", &before.per_wan_pair.to_string(), &after.per_wan_pair.to_string());
+    say("sockets-per-path", &before.sockets.to_string(), &after.sockets.to_string());
+    say("spread", before.spread.name(), after.spread.name());
     let port = |port: Option<u16>| port.map_or_else(|| "0".to_owned(), |port| port.to_string());
     say("tls-port", &port(old.paths.tls_port), &port(new.paths.tls_port));
-    say("sockets-per-path", &old.paths.sockets.to_string(), &new.paths.sockets.to_string());
     say("encryption", &format!("{:?}", old.encryption), &format!("{:?}", new.encryption));
     say("policy", old.policy.name(), new.policy.name());
     say("flow", &format!("{:?}", old.flow), &format!("{:?}", new.flow));

@@ -268,8 +268,7 @@ impl Engine {
         let (listeners, result) = self.listeners(&last.wans, &snapshot.wans);
         let config = self.shared.config.load();
         let bonds = self.shared.node.bonds.load();
-        let per_path =
-            bonds.iter().map(|bond| (bond.slot, bond.peer.load().sockets_per_path.max(1))).collect();
+        let per_path = bonds.iter().map(|bond| (bond.slot, bond.peer.load().paths.sockets.max(1))).collect();
         self.shared.config.store(Arc::new(WorkerConfig {
             version: config.version + 1,
             listeners,

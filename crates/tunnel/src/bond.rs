@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::atomic::{
-    AtomicI64, AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
+    AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
 };
 use std::sync::{Arc, Mutex};
 
@@ -17,7 +17,7 @@ use steering::symmetric::FlowHasher;
 
 use crate::allowance::Allowances;
 use crate::class::{Class, Classes};
-use crate::config::Peer;
+use crate::config::{Peer, Spread};
 use crate::hello::ProcessorInfo;
 use crate::keys::FlowDefinition;
 use crate::lifecycle::Lifecycle;
@@ -87,25 +87,33 @@ struct Clocks {
     cores_heard_at: Box<[AtomicU64]>,
 }
 
-/// Classes of a bond's flows, replaced by reload.
+/// Treatment of a bond's flows, replaced by reload.
 #[derive(Default)]
 pub(crate) struct BondClasses {
     era: AtomicU32,
     rules: ArcSwap<Classes>,
+    uniform: AtomicBool,
     /// Servers that clients ask for in its flows.
     pub names: Arc<ServerNames>,
 }
 
 impl BondClasses {
     /// Takes over other rules.
-    pub fn set(&self, rules: Arc<Classes>) {
-        if **self.rules.load() != *rules {
+    pub fn set(&self, rules: Arc<Classes>, spread: Spread) {
+        let uniform = spread == Spread::Uniform;
+        if **self.rules.load() != *rules || uniform != self.uniform.load(Relaxed) {
             self.rules.store(rules);
+            self.uniform.store(uniform, Relaxed);
             self.era.fetch_add(1, Release);
         }
     }
 
-    /// Raised with the rules; never 0.
+    /// How bulk is spread over the paths.
+    pub fn spread(&self) -> Spread {
+        if self.uniform.load(Relaxed) { Spread::Uniform } else { Spread::Earliest }
+    }
+
+    /// Raised with the rules and the spread; never 0.
     pub fn era(&self) -> u32 {
         self.era.load(Acquire).wrapping_add(1).max(1)
     }

@@ -92,6 +92,47 @@ pub enum Direction {
     Receive,
 }
 
+/// Paths to a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerPaths {
+    /// Paths per WAN pair (row T1), 1–8.
+    pub per_wan_pair: u8,
+    /// UDP sockets per path at most, 1–64.
+    pub sockets: u8,
+    /// How bulk is spread over them.
+    pub spread: Spread,
+}
+
+impl Default for PeerPaths {
+    fn default() -> Self {
+        Self { per_wan_pair: 1, sockets: 4, spread: Spread::default() }
+    }
+}
+
+/// How bulk is spread over the paths to a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Spread {
+    /// Each run of packets goes where it arrives first: as much as each path can carry.
+    #[default]
+    Earliest,
+    /// Each path gets as many bytes as the others (row R16): for parallel paths between two hosts.
+    Uniform,
+}
+
+impl Spread {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Earliest, Self::Uniform];
+
+    /// Name in the configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Earliest => "earliest",
+            Self::Uniform => "uniform",
+        }
+    }
+}
+
 /// One peer.
 #[derive(Clone)]
 pub struct Peer {
@@ -113,10 +154,8 @@ pub struct Peer {
     pub allowed_ips: Vec<IpNet>,
     /// WANs this bond may use (row T1); `None` = all.
     pub wans: Option<Vec<u16>>,
-    /// Paths per WAN pair (row T1), 1–8, default 1.
-    pub paths_per_pair: u8,
-    /// UDP sockets per path at most, 1–64, default 4.
-    pub sockets_per_path: u8,
+    /// Its paths.
+    pub paths: PeerPaths,
     /// Encryption of inner packets (row T11).
     pub encryption: Encryption,
     /// How a sending core chooses the receiving core (row T4).

@@ -252,8 +252,11 @@ impl Node {
         let bonds = Arc::new(Bonds::new(bonds));
         self.bonds.store(Arc::clone(&bonds));
         for bond in bonds.iter() {
-            let id = bond.peer.load().id;
-            bond.classes.set(snapshot.classes.get(&id).map(Arc::clone).unwrap_or_default());
+            let (id, spread) = {
+                let peer = bond.peer.load();
+                (peer.id, peer.paths.spread)
+            };
+            bond.classes.set(snapshot.classes.get(&id).map(Arc::clone).unwrap_or_default(), spread);
             if bond.dialer {
                 self.update_paths(now, bond, &snapshot.wans, actions);
             } else {

@@ -16,6 +16,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::time::Time;
 
+pub use even_shares::EvenShares;
+
+mod even_shares;
 #[cfg(test)]
 mod testbond;
 #[cfg(test)]

@@ -161,7 +161,7 @@ fn forged_cookie_replies_on_one_link_do_not_delay_the_others() {
     let listener = net.sides[1].node.public_key();
     net.listen(1);
     let mut dials = peer(&net.sides[1], &[net.sides[1].address]);
-    dials.paths_per_pair = 2;
+    dials.paths.per_wan_pair = 2;
     let now = net.now;
     net.sides[0].apply(now, vec![dials]);
     // Who sits on the first link answers each Initiation within a millisecond, and lets nothing through. The other link

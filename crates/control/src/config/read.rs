@@ -8,6 +8,7 @@ use packet::attachment::BondId;
 use steering::policy::Policy;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
+use tunnel::config::Spread;
 use tunnel::mode::{ModeSet, Steering, SteeringMode};
 use tunnel::{Encryption, FlowDefinition, PrivateKey};
 
@@ -554,10 +555,14 @@ const TLS_PORT: u16 = 443;
 
 fn peer_paths(section: &mut Section<'_, '_, '_>) -> PeerPaths {
     let small = |number: At<u64>| u8::try_from(number.value).ok();
+    let spreads = Spread::ALL.map(|spread| (spread.name(), spread));
     let tls_port = section.number("tls-port", 0..=65535).and_then(|port| u16::try_from(port.value).ok());
     PeerPaths {
-        per_wan_pair: section.number("paths-per-wan-pair", 1..=8).and_then(small).unwrap_or(1),
-        sockets: section.number("sockets-per-path", 1..=64).and_then(small).unwrap_or(4),
+        udp: tunnel::config::PeerPaths {
+            per_wan_pair: section.number("paths-per-wan-pair", 1..=8).and_then(small).unwrap_or(1),
+            sockets: section.number("sockets-per-path", 1..=64).and_then(small).unwrap_or(4),
+            spread: section.choice("spread", &spreads).map_or_else(Spread::default, |spread| spread.value),
+        },
         tls_port: Some(tls_port.unwrap_or(TLS_PORT)).filter(|port| *port != 0),
     }
 }

@@ -114,7 +114,7 @@ flow = "2-tuple"
     assert!(peer.preshared_key.is_some());
     assert_eq!(peer.endpoints[1], Endpoint::Name { host: "hub.example.net".to_owned(), port: 4600 });
     assert_eq!(peer.wans.as_deref().unwrap(), ["wan0", "wwan0"]);
-    assert_eq!((peer.paths.per_wan_pair, peer.paths.sockets, peer.paths.tls_port), (2, 8, None));
+    assert_eq!((peer.paths.udp.per_wan_pair, peer.paths.udp.sockets, peer.paths.tls_port), (2, 8, None));
     assert_eq!((peer.policy, peer.flow), (Policy::LeastLoaded, FlowDefinition::TwoTuple));
     assert!(config.has_default_route());
 }
@@ -128,7 +128,7 @@ fn defaults() {
     assert_eq!(config.node.state_dir, Path::new(STATE_DIR));
     assert_eq!(config.node.rekey_after_seconds, 120);
     let peer = &config.peers[0];
-    assert_eq!((peer.paths.per_wan_pair, peer.paths.sockets, &peer.wans), (1, 4, &None));
+    assert_eq!((peer.paths.udp.per_wan_pair, peer.paths.udp.sockets, &peer.wans), (1, 4, &None));
     assert_eq!((peer.encryption, peer.policy), (Encryption::On, Policy::Hash));
     assert_eq!(peer.steering, Steering::default());
     assert!(!config.has_default_route());

@@ -7,8 +7,9 @@ use super::Output;
 use super::flows::Stay;
 use super::transmit::{Flow, PathTx, Repeat, Transmit, Waiting, wire_bytes};
 use crate::class::Class;
+use crate::config::Spread;
 use crate::queue::FqCodel;
-use crate::schedule::{Choice, ClassPolicy, PathView, choose, choose_on};
+use crate::schedule::{Choice, ClassPolicy, EvenShares, PathView, choose, choose_on};
 use crate::time::Time;
 
 /// Urgent classes may send this share of the bond's rate ahead of others that wait: one half.
@@ -28,6 +29,8 @@ pub(super) struct ClassQueues {
     /// Packets of urgent classes that could not leave at once.
     pub urgent: Option<Box<FqCodel<Waiting>>>,
     share: Share,
+    /// Of the paths, where bulk is spread evenly.
+    shares: EvenShares,
     /// Datagrams that have just left and go over a second path as well.
     pub copies: Vec<Repeat>,
     views: Vec<PathView>,
@@ -105,6 +108,9 @@ impl Transmit {
     pub(super) fn choose_for(&mut self, now: Time, bytes: u32, flow: Flow) -> Choice {
         let policy = if flow.treatment.express { ClassPolicy::SPARSE } else { ClassPolicy::BULK };
         match flow.treatment.class {
+            Class::Bulk if self.flows.spread == Spread::Uniform => {
+                self.classes.shares.choose(now, &self.views, &policy)
+            }
             Class::Bulk => choose(now, &self.views, bytes, &policy, self.last_path),
             Class::Cheap => self.choose_cheapest(now, bytes, &policy),
             Class::Interactive | Class::Critical | Class::Pinned => {
@@ -211,6 +217,7 @@ impl Transmit {
     /// Counts a run that path `at` takes.
     pub(super) fn note_class(&mut self, at: usize, flow: Flow, packets: usize, bytes: u64) {
         let class = flow.treatment.class;
+        self.classes.shares.note(self.paths[at].path.id, bytes);
         let counted = &mut self.paths[at].classes[class as usize];
         counted.0 += packets as u64;
         counted.1 += bytes;

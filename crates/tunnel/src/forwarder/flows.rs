@@ -14,6 +14,7 @@ use super::media::Shape;
 use super::names::Searches;
 use crate::bond::Bond;
 use crate::class::{Class, Classes, NO_RULE};
+use crate::config::Spread;
 use crate::server_names::ServerNames;
 use crate::time::Time;
 
@@ -132,6 +133,8 @@ pub(super) struct Flows {
     places: Box<[Known]>,
     classes: Arc<Classes>,
     era: u32,
+    /// How bulk is spread over the paths.
+    pub spread: Spread,
     /// Servers that they ask for.
     pub names: Arc<ServerNames>,
     pub searches: Searches,
@@ -151,6 +154,7 @@ impl Flows {
         if era != self.era {
             self.era = era;
             self.classes = bond.classes.rules();
+            self.spread = bond.classes.spread();
             self.names = Arc::clone(&bond.classes.names);
         }
     }
@@ -207,6 +211,8 @@ impl Flows {
         }
         let express = match known.class {
             Class::Interactive | Class::Critical => true,
+            // Over all paths in turn: what leaves at once would be out of order.
+            Class::Bulk if self.spread == Spread::Uniform => false,
             Class::Bulk | Class::Cheap => sparse,
             // Paced with the rest of its flow: on one path, what leaves at once would overtake it.
             Class::Pinned => false,

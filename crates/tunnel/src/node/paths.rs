@@ -72,7 +72,7 @@ impl Node {
         let mut wanted = Vec::new();
         for wan in wans.iter().filter(|wan| peer.may_use(wan.id)) {
             for endpoint in &peer.endpoints {
-                wanted.extend((0..peer.paths_per_pair.clamp(1, 8)).map(|nth| (wan, *endpoint, nth)));
+                wanted.extend((0..peer.paths.per_wan_pair.clamp(1, 8)).map(|nth| (wan, *endpoint, nth)));
             }
         }
         let exists = |origin: &(u16, SocketAddr, u8)| {
