@@ -169,7 +169,8 @@ fn t12_cheap_keeps_to_the_lowest_cost_in_both_directions() {
     });
 }
 
-/// Row R13: a client's mark chooses the class where a rule lets it, and nowhere else; a reload takes that away.
+/// Rows R13, R5: a client's mark chooses the class where a rule lets it, and nowhere else; a group that changes live decides whose flows
+/// are of a class; a reload takes both away.
 #[test]
 fn r13_a_clients_mark_chooses_only_where_it_is_allowed() {
     isolated(|| {
@@ -178,7 +179,10 @@ fn r13_a_clients_mark_chooses_only_where_it_is_allowed() {
         let (branch, hub) = scene.pair();
         let text = branch.text(&scene.directory);
         let mut hub = scene.start(b, &hub);
-        let allowed = format!("{text}[[class]]\nname = \"marked\"\nby-mark = true\nport = 7000\n");
+        let allowed = format!(
+            "{text}[[class]]\nname = \"marked\"\nby-mark = true\nport = 7000\n\
+             [[group]]\nname = \"servers\"\nmembers = []\n[[class]]\nname = \"pinned\"\nclass = \"pinned\"\nto = \"servers\"\n"
+        );
         let mut branch = Gateway::start(a, &scene.directory, "branch", &allowed);
         branch.wait("two paths", PATIENCE, |report| paths_up(report) == 2);
         hub.wait("two paths", PATIENCE, |report| paths_up(report) == 2);
@@ -196,9 +200,17 @@ fn r13_a_clients_mark_chooses_only_where_it_is_allowed() {
         assert!(bulk >= not_allowed + unmarked, "{bulk}");
         let (code, said) = branch.command(&["class", "udp 10.77.0.1:5 > 10.77.0.2:7000", "--dscp", "46"]);
         assert!(code == 0 && said.contains("to peer hub: interactive (by [[class]] marked)"), "{said}");
+        for (change, pinned) in [("add", true), ("remove", false)] {
+            let (code, said) = branch.command(&["group", change, "servers", "10.77.0.2/32"]);
+            assert_eq!(code, 0, "{said}");
+            let before = counted("pinned");
+            let sent = talk(7001, 0);
+            let more = crate::scene::settled(|| counted("pinned")) - before;
+            assert_eq!(more, if pinned { sent } else { 0 });
+        }
         std::fs::write(&branch.config, &text).unwrap();
         let (code, said) = branch.command(&["reload"]);
-        assert!(code == 0 && said.contains("classes: marked → none"), "{said}");
+        assert!(code == 0 && said.contains("classes: marked, pinned → none"), "{said}");
         talk(7000, 46);
         assert_eq!(settled()[0], interactive);
     });

@@ -84,9 +84,19 @@ impl Gateway {
 
     /// Runs a command of the program against this gateway: exit code and standard output.
     pub fn command(&self, arguments: &[&str]) -> (i32, String) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_anabranch"));
-        let output = command.args(arguments).arg("--socket").arg(&self.socket).output().unwrap();
+        let output = self.ask(arguments);
         (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
+    }
+
+    /// As [`Self::command`], with what is said to standard error.
+    pub fn complaint(&self, arguments: &[&str]) -> (i32, String) {
+        let output = self.ask(arguments);
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    }
+
+    fn ask(&self, arguments: &[&str]) -> std::process::Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_anabranch"));
+        command.args(arguments).arg("--socket").arg(&self.socket).output().unwrap()
     }
 
     pub fn log(&self) -> String {

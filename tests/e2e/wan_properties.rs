@@ -177,3 +177,43 @@ fn t12_a_wan_has_a_schedule() {
         wait_for("it is left", PATIENCE, || paths_up(&two.branch.status().unwrap()) == 1);
     });
 }
+
+/// Row T12: an operator changes a WAN while it runs: a backup from now on, taken out under a transfer, as the file says again; over a
+/// reload as well.
+#[test]
+fn t12_a_wan_is_changed_by_command() {
+    isolated(|| {
+        let mut two = Two::new(&[link(20.0, 10.0), link(20.0, 10.0)], "");
+        two.join();
+        let command = |two: &Two, arguments: &[&str]| two.branch.complaint(&[&["path"], arguments].concat());
+        assert_eq!(command(&two, &["set", "wan1", "tier=1", "rate-max=15 Mbit/s"]).0, 0);
+        let tier = |gateway: &Gateway| peer(gateway).paths.iter().map(|path| path.tier).max();
+        let both = |now: Option<u8>| tier(&two.branch) == now && tier(&two.hub) == now;
+        wait_for("both sides leave it", PATIENCE, || both(Some(1)));
+        assert_eq!(two.branch.command(&["reload"]).0, 0);
+        let (up, down) = two.transfers();
+        assert!(up < IDLE && down < IDLE, "tier 1: up {up}, down {down}");
+
+        assert_eq!(command(&two, &["reset", "wan1"]).0, 0);
+        wait_for("both carry", PATIENCE, || both(Some(0)));
+        let transfer = tcp_start(two.scene.a(), two.scene.b(), HUB_IP, 5203, 2, 3.0);
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        assert_eq!(command(&two, &["off", "wan1"]).0, 0);
+        wait_for("it is off", PATIENCE, || {
+            two.branch.status().unwrap().wans.iter().any(|wan| wan.state == "off (anabranch path)")
+        });
+        let off = two.second();
+        tcp_finish(transfer);
+        let after = two.second();
+        assert!(after.0.saturating_sub(off.0) < IDLE, "nothing more over it: {off:?} {after:?}");
+        let (code, said) = command(&two, &["off", "wan0"]);
+        assert!(code == 0 && said.contains("no WAN is up now"), "{said}");
+        for wan in ["wan0", "wan1"] {
+            assert_eq!(command(&two, &["on", wan]).0, 0);
+        }
+        wait_for("both are back", PATIENCE, || paths_up(&two.branch.status().unwrap()) == 2);
+
+        let (code, said) = command(&two, &["set", "wan7", "tier=1"]);
+        assert!(code == 1 && said.contains("no WAN is named \"wan7\"; there are wan0, wan1"), "{said}");
+    });
+}

@@ -15,6 +15,7 @@ mod lease;
 mod logging;
 mod manager_command;
 mod output;
+mod path_command;
 mod pubkey;
 mod reload;
 mod replay;
@@ -92,6 +93,8 @@ enum Command {
     Explain(explain::Args),
     /// Tell which traffic class a flow is of, and why
     Class(class::Args),
+    /// Take a WAN out, put it back, or change what it is worth
+    Path(path_command::Args),
     /// Take, return and list ranges of outside ports
     Lease(lease::Args),
     /// Run the manager of a cluster
@@ -133,6 +136,7 @@ fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Explain(args) => explain::run(args),
         Command::Class(args) => class::run(args),
+        Command::Path(args) => path_command::run(args),
         Command::Lease(args) => lease::run(args),
         Command::Manager(args) => manager_command::run(&args, log),
         Command::Cluster(args) => cluster_commands::run(&args),

@@ -9,6 +9,7 @@ use packet::attachment::{Ingress, InterfaceId};
 use packet::flow::FlowKey;
 use packet::server_name::ServerName;
 
+use crate::config::services::Services;
 use crate::config::{Config, classes};
 use crate::gateway::engine::{EngineHandle, EngineRefusal, ExplainError, FLOWS_MAX};
 use crate::gateway::overrides::OverrideError;
@@ -106,9 +107,7 @@ impl Commands<'_> {
 
     fn carry_out(&mut self, request: &Request) -> Result<Response, CommandError> {
         let services = &self.config.services;
-        // Cores there are in any case.
-        let needs_services = !matches!(request, Request::Core { .. } | Request::Class { .. });
-        if needs_services && services.is_empty() && self.gateway.policy().is_none() {
+        if needs_services(request, services) && services.is_empty() && self.gateway.policy().is_none() {
             return Err(CommandError::NoGateway);
         }
         let overrides = &mut self.gateway.overrides;
@@ -120,7 +119,9 @@ impl Commands<'_> {
             Request::Class { packet, dscp, server_name } => {
                 let flow = packet_of(packet)?;
                 let server = server_name.as_deref().map(server_of).transpose()?;
-                let class = classes::of_flow(self.config, &flow, *dscp, server.as_ref());
+                let class = classes::of_flow(self.config, &flow, *dscp, server.as_ref(), &|group| {
+                    overrides.members_of(services, group)
+                });
                 let (class, bond, of_flow) = class.ok_or(CommandError::NoPeerFor { address: flow.dst })?;
                 let (core, peer_core) = self.engine.cores_of(bond, &flow, *dscp, of_flow);
                 // With services the core of its record sends it: see `explain`.
@@ -141,7 +142,9 @@ impl Commands<'_> {
             }
             Request::GroupChange { name, prefixes, add } => {
                 let changed = overrides.change_group(services, name, prefixes, *add)?;
-                self.apply()?;
+                if !services.is_empty() {
+                    self.apply()?;
+                }
                 Ok(Response { changed: Some(changed), ..Response::done() })
             }
             Request::GroupList { name } => {
@@ -161,9 +164,11 @@ impl Commands<'_> {
                 self.engine.set_core(*core, *enabled)?;
                 Ok(Response::done())
             }
-            Request::Status | Request::Reload | Request::Stop | Request::Takeover { .. } => {
-                Err(CommandError::NotForGateway)
-            }
+            Request::Status
+            | Request::Reload
+            | Request::Stop
+            | Request::Takeover { .. }
+            | Request::Path { .. } => Err(CommandError::NotForGateway),
         }
     }
 
@@ -239,6 +244,15 @@ impl Commands<'_> {
         let mut leases = self.gateway.overrides.list_leases(services);
         leases.retain(|held| held.name == lease.name);
         Ok(Response { leases: Some(leases), warning, ..Response::done() })
+    }
+}
+
+/// Whether a request is about the packet engine's services: cores there are in any case, and groups may be named by classes alone.
+fn needs_services(request: &Request, services: &Services) -> bool {
+    match request {
+        Request::Core { .. } | Request::Class { .. } => false,
+        Request::GroupChange { .. } | Request::GroupList { .. } => services.groups.is_empty(),
+        _ => true,
     }
 }
 

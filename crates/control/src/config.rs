@@ -62,7 +62,7 @@ pub mod cluster;
 mod cross;
 mod problem;
 pub mod properties;
-mod read;
+pub(crate) mod read;
 mod section;
 pub mod services;
 pub mod tap;

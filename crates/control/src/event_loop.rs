@@ -339,6 +339,7 @@ impl Loop {
                             Response { warning: self.node.opens_forwarding(), ..Response::done() }
                         }
                         Request::Takeover { take } => self.node.take_over(*take),
+                        Request::Path { wan, wish } => self.node.change_wan(wan, wish),
                         other => self.node.answer(other),
                     };
                     let _ = reply.try_send(response);

@@ -1,6 +1,7 @@
 //! Running node: engine, TUN interface, routes, WANs, names. [`crate::event_loop`] tells it what happened.
 
 mod dialing;
+mod requests;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -15,7 +16,6 @@ use packet::attachment::InterfaceId;
 use steering::units::Lease;
 
 use crate::cluster_link::ClusterLink;
-use crate::commands::Commands;
 use crate::config::{Config, Endpoint, InterfaceMatch, Problem, Severity, classes};
 use crate::events::{EventSender, NodeEvent};
 use crate::gateway::engine::{EngineHandle, HandleState};
@@ -29,7 +29,7 @@ use crate::kernel_routes::KernelRoutes;
 use crate::lan::{self, LanDevice};
 use crate::nat64;
 use crate::peer_names::{self, Resolver};
-use crate::protocol::{Request, Response};
+use crate::protocol::Response;
 use crate::reload::{self, ReloadReport};
 use crate::route_plan::{HostPlan, Numbers, RouteInputs};
 use crate::shared_devices;
@@ -38,6 +38,7 @@ use crate::status::{ClusterStatus, NameReport, Report, WanReport};
 use crate::takeover::Takeover;
 use crate::timestamp_floor::TimestampFloor;
 use crate::tls_paths::{self, TlsPaths};
+use crate::wan_changes::WanChanges;
 use crate::wan_use::WanUse;
 use crate::wans::{self, LiveWan, WanRegistry};
 
@@ -106,6 +107,8 @@ pub(crate) struct Node {
     tls_paths: TlsPaths,
     /// Quotas and schedules of WANs.
     wan_use: WanUse,
+    /// Changes of them by operators since the start.
+    wan_changes: WanChanges,
 }
 
 impl Node {
@@ -123,9 +126,7 @@ impl Node {
         let tun_index = tun.index();
         host.set_up_tun(tun_index, &config.tun, &policy::tun_addresses(&config))
             .map_err(|error| StartError::Start(format!("cannot set up {}: {error}", config.tun.name)))?;
-        // A key that was made for the run has no past.
-        let mut state = (!config.node.key_was_made)
-            .then(|| TimestampFloor::new(&config.node.state_dir, &config.node.private_key.public()));
+        let mut state = timestamp_floor(&config);
         let floor = state.as_mut().map_or(0, TimestampFloor::load);
         let wall_clock_ns = linux::clock::realtime_ns();
         // Reserve what the first handshakes will use before they leave.
@@ -148,6 +149,7 @@ impl Node {
         let mut node = Self {
             tls_paths: TlsPaths::new(&config, numbers.mark(), &events).map_err(StartError::Start)?,
             wan_use: WanUse::load(&config.node.state_dir, &config.tun.name),
+            wan_changes: WanChanges::new(&config.wans),
             port_blocks: config.cluster.as_ref().map(|_| BTreeSet::new()),
             cluster,
             takeover,
@@ -208,6 +210,7 @@ impl Node {
         let before = std::mem::take(&mut self.lives);
         self.lives = self.registry.observe(&self.config.wans, &self.config.tun.name, &view);
         self.wan_use.apply(&self.config.wans, &mut self.lives);
+        self.wan_changes.apply(&mut self.lives);
         self.tell_states(&before);
         // A network with IPv6 alone: IPv4 endpoints are behind its translator, if it has one.
         self.set_names();
@@ -294,12 +297,6 @@ impl Node {
         }
     }
 
-    /// Answers a request about services.
-    pub(crate) fn answer(&mut self, request: &Request) -> Response {
-        let engine = &EngineHandle::new(&self.engine, &self.handle_state);
-        Commands { gateway: &mut self.supervisor, config: &self.config, engine }.answer(request)
-    }
-
     /// Log files were renamed.
     pub(crate) fn reopen_logs(&mut self) {
         self.supervisor.reopen_log();
@@ -358,7 +355,8 @@ impl Node {
             steering: peer.steering,
             ethernet: peer.kind.ethernet,
         });
-        let classes = classes::of_peers(&self.config, &self.lives);
+        let members = |group: &str| self.supervisor.overrides.members_of(&self.config.services, group);
+        let classes = classes::of_peers(&self.config, &self.lives, &members);
         let snapshot = Snapshot { wans: told.wans.clone(), peers: peers.collect(), classes };
         self.told = told;
         match self.engine.apply(snapshot) {
@@ -507,7 +505,9 @@ impl Node {
 
     /// Reads the configuration again and applies what can be applied.
     pub(crate) fn reload(&mut self) -> Result<ReloadReport, Vec<Problem>> {
-        let (new, warnings) = Config::load(&self.config.path).into_result()?;
+        let (mut new, warnings) = Config::load(&self.config.path).into_result()?;
+        let mut wan_changes = self.wan_changes.clone();
+        wan_changes.configured(&mut new.wans);
         let (config, mut report) = reload::merge(&self.config, &new);
         report.warnings = warnings.iter().map(ToString::to_string).collect();
         report.warnings.extend(host_warnings(&config));
@@ -516,7 +516,7 @@ impl Node {
         {
             return Err(vec![problem(&config, Severity::Error, "lease", message)]);
         }
-        self.config = config;
+        (self.config, self.wan_changes) = (config, wan_changes);
         report.warnings.extend(self.supervisor.configured(&self.config));
         self.generation += 1;
         if let Err(error) = self.host.set_addresses(&policy::tun_addresses(&self.config)) {
@@ -773,6 +773,12 @@ fn start_cluster(
     let events = events.try_clone().map_err(failed)?;
     let link = ClusterLink::start(settings.clone(), shared.collect(), engine.cluster_handle(), events);
     link.map(Some).map_err(failed)
+}
+
+/// Where handshakes' timestamps are kept. A key that was made for the run has no past.
+fn timestamp_floor(config: &Config) -> Option<TimestampFloor> {
+    let own = &config.node;
+    (!own.key_was_made).then(|| TimestampFloor::new(&own.state_dir, &own.private_key.public()))
 }
 
 /// Gives classes of flows their cores.

@@ -90,6 +90,13 @@ pub enum Request {
         /// Change.
         wish: BackendWish,
     },
+    /// Take a WAN out, put it back, or change its worth (row T12).
+    Path {
+        /// Interface or pattern of its `[[wan]]`.
+        wan: String,
+        /// Change.
+        wish: WanWish,
+    },
     /// Take over the interfaces that another dispatcher of the cluster may have (rows R9, R10), or let go of them.
     Takeover {
         /// Take them over.
@@ -189,6 +196,20 @@ pub enum BackendWish {
     Enable,
     /// Another weight, 0–1,000.
     Weight(u16),
+}
+
+/// Change of a WAN.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WanWish {
+    /// Not used any more.
+    Off,
+    /// Used again.
+    On,
+    /// Other values of keys of its `[[wan]]`: key and value.
+    Set(Vec<(String, String)>),
+    /// As the file says.
+    Reset,
 }
 
 /// Range that is asked for with `lease take`.

@@ -28,8 +28,10 @@ pub const CLASSES_MAX: usize = Classes::RULES_MAX;
 /// One `[[class]]`: the first that matches decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrafficClass {
-    /// Class, and the flows that get it. WANs are named by `wans`.
+    /// Class, and the flows that get it. WANs are named by `wans`, members of groups by `groups`.
     pub rule: ClassRule,
+    /// Groups whose members are ends of the flow too: `from` and `to`.
+    pub groups: [Vec<String>; 2],
     /// Tenants; empty = any.
     pub tenants: Vec<String>,
     /// Peers; empty = any.
@@ -38,16 +40,19 @@ pub struct TrafficClass {
     pub wans: Vec<String>,
 }
 
+/// Members of the group of a name, as they are now.
+pub type Members<'a> = dyn Fn(&str) -> Vec<IpNet> + 'a;
+
 /// Classes of all peers' flows, by bond.
 #[must_use]
-pub fn of_peers(config: &Config, lives: &[LiveWan]) -> BTreeMap<BondId, Arc<Classes>> {
-    let of_peer = |peer: &Peer| (peer.id, Arc::new(for_peer(&config.classes, peer, lives)));
+pub fn of_peers(config: &Config, lives: &[LiveWan], members: &Members<'_>) -> BTreeMap<BondId, Arc<Classes>> {
+    let of_peer = |peer: &Peer| (peer.id, Arc::new(for_peer(&config.classes, peer, lives, members)));
     config.peers.iter().map(of_peer).collect()
 }
 
 /// The classes that concern what is sent to a peer.
 #[must_use]
-pub fn for_peer(classes: &[TrafficClass], peer: &Peer, lives: &[LiveWan]) -> Classes {
+pub fn for_peer(classes: &[TrafficClass], peer: &Peer, lives: &[LiveWan], members: &Members<'_>) -> Classes {
     let concerns = |class: &&TrafficClass| {
         let tenant =
             class.tenants.is_empty() || peer.tenant.as_ref().is_some_and(|t| class.tenants.contains(t));
@@ -55,9 +60,17 @@ pub fn for_peer(classes: &[TrafficClass], peer: &Peer, lives: &[LiveWan]) -> Cla
     };
     let rule = |class: &TrafficClass| {
         let named = (!class.wans.is_empty()).then_some(class.wans.as_slice());
-        ClassRule { wans: wans::ids_for_peer(named, lives), ..class.rule.clone() }
+        let mut rule = ClassRule { wans: wans::ids_for_peer(named, lives), ..class.rule.clone() };
+        for (nets, groups) in [&mut rule.from, &mut rule.to].into_iter().zip(&class.groups) {
+            nets.extend(groups.iter().flat_map(|group| members(group)));
+            if nets.is_empty() && !groups.is_empty() {
+                // Nobody is in the group: the section matches nothing, where one without addresses matches all.
+                return None;
+            }
+        }
+        Some(rule)
     };
-    Classes::new(classes.iter().filter(concerns).map(rule).collect())
+    Classes::new(classes.iter().filter(concerns).filter_map(rule).collect())
 }
 
 /// Class of a flow that is sent to the peer that has its destination, but for cores, and that peer; `None`: none has. `server`: the one that its client asks for.
@@ -67,13 +80,14 @@ pub fn of_flow(
     flow: &FlowKey,
     dscp: u8,
     server: Option<&ServerName>,
+    members: &Members<'_>,
 ) -> Option<(FlowClass, BondId, Class)> {
     let length = |peer: &&Peer| {
         let nets = peer.allowed_ips.iter().filter(|net| net.contains(&flow.dst));
         nets.map(|net| net.prefix_len() + 1).max().unwrap_or(0)
     };
     let peer = config.peers.iter().filter(|peer| length(peer) > 0).max_by_key(length)?;
-    let classes = for_peer(&config.classes, peer, &[]);
+    let classes = for_peer(&config.classes, peer, &[], members);
     let (class, number) = classes.decide(flow, dscp, server);
     let by = classes.rule(number).map(|rule| rule.name.clone());
     let found =
@@ -129,20 +143,22 @@ pub(super) fn class(
     let wans = section.list("wan", "\"lte\"", values::interface_pattern).unwrap_or_default();
     check_wans(&mut section, &wans, wan_list, chosen.as_ref().map(|class| class.value));
     section.finish();
-    let plain = |list: Vec<At<Vec<IpNet>>>| list.into_iter().flat_map(|at| at.value).collect();
+    let (from, from_groups) = apart(from);
+    let (to, to_groups) = apart(to);
     Some(TrafficClass {
         rule: ClassRule {
             name: name.map_or_else(|| format!("class {number}"), |name| name.value),
             class: chosen.map_or(Class::Bulk, |class| class.value),
             by_mark: marks,
-            from: plain(from),
-            to: plain(to),
+            from,
+            to,
             protocols,
             ports: ports.into_iter().map(|at| at.value).collect(),
             dscp: dscp.into_iter().map(|at| at.value).collect(),
             server_names: servers.into_iter().map(|at| at.value).collect(),
             wans: None,
         },
+        groups: [from_groups, to_groups],
         tenants: tenants.into_iter().map(|at| at.value).collect(),
         peers: peers.into_iter().map(|at| at.value).collect(),
         wans: wans.into_iter().map(|at| at.value).collect(),
@@ -189,12 +205,30 @@ fn check_wans(section: &mut Section<'_, '_, '_>, wans: &[At<String>], list: &[Wa
     }
 }
 
-/// A prefix, or the prefixes of a group.
-fn nets(text: &str, groups: &[Group]) -> Result<Vec<IpNet>, ValueError> {
-    if let Some(group) = groups.iter().find(|group| group.name == text) {
-        return Ok(group.members.clone());
+/// Ends of flows, as a section names them.
+enum Ends {
+    Net(IpNet),
+    Group(String),
+}
+
+/// Prefixes and names of groups.
+fn apart(list: Vec<At<Ends>>) -> (Vec<IpNet>, Vec<String>) {
+    let (mut nets, mut groups) = (Vec::new(), Vec::new());
+    for ends in list {
+        match ends.value {
+            Ends::Net(net) => nets.push(net),
+            Ends::Group(group) => groups.push(group),
+        }
     }
-    values::prefix(text).map(|net| vec![net.trunc()]).map_err(|_| {
+    (nets, groups)
+}
+
+/// A prefix, or a group.
+fn nets(text: &str, groups: &[Group]) -> Result<Ends, ValueError> {
+    if groups.iter().any(|group| group.name == text) {
+        return Ok(Ends::Group(text.to_owned()));
+    }
+    values::prefix(text).map(|net| Ends::Net(net.trunc())).map_err(|_| {
         format!(
             "\"{}\" is no prefix, and no [[group]] has that name; write for example \"10.0.0.0/24\"",
             shown(text)
@@ -269,7 +303,6 @@ mod tests {
         let rule = ClassRule {
             name: "calls".to_owned(),
             class: Class::Pinned,
-            from: nets(&["10.1.0.0/24", "10.2.0.0/24"]),
             to: nets(&["10.9.0.0/16"]),
             protocols: vec![6, 17],
             ports: vec![(5060, 5060), (16384, 16393)],
@@ -277,6 +310,7 @@ mod tests {
             ..ClassRule::default()
         };
         assert_eq!(classes[0].rule, rule);
+        assert_eq!(classes[0].groups, [vec!["phones".to_owned()], Vec::new()]);
         assert_eq!(
             (classes[0].peers.as_slice(), classes[0].wans.as_slice()),
             (&["hub".to_owned()][..], &["wwan*".to_owned()][..])
@@ -320,8 +354,29 @@ mod tests {
             ),
         );
         let flow = "tcp 10.1.0.1:1 > 10.77.0.2:2".parse().unwrap();
-        let hub = for_peer(&config.classes, &config.peers[0], &[]);
+        let hub = for_peer(&config.classes, &config.peers[0], &[], &|_| Vec::new());
         assert_eq!(hub.decide(&flow, 0, None), (Class::Cheap, 0));
         assert_eq!(hub.rule(1), None, "of another tenant");
+    }
+
+    #[test]
+    fn members_of_groups_count_as_they_are_now() {
+        let config = config(
+            "listen = 4600",
+            &format!(
+                "{BASE}[[class]]\nclass = \"critical\"\nfrom = [\"phones\", \"10.3.0.1\"]\n[[class]]\nclass = \"cheap\"\nto = \"phones\"\n"
+            ),
+        );
+        let class = |flow: &str, members: &[&str]| {
+            let members: Vec<IpNet> = members.iter().map(|net| net.parse().unwrap()).collect();
+            let of_group = |_: &str| members.clone();
+            let classes = for_peer(&config.classes, &config.peers[0], &[], &of_group);
+            classes.decide(&flow.parse().unwrap(), 0, None).0
+        };
+        let (from, to) = ("tcp 10.7.0.1:1 > 10.77.0.2:2", "tcp 10.8.0.1:1 > 10.7.0.1:2");
+        assert_eq!(class(from, &["10.7.0.0/24"]), Class::Critical);
+        assert_eq!(class(to, &["10.7.0.0/24"]), Class::Critical, "from and to are the two ends");
+        assert_eq!(class("tcp 10.3.0.1:1 > 10.77.0.2:2", &[]), Class::Critical);
+        assert_eq!(class(from, &[]), Class::Bulk, "an empty group is nobody, not everybody");
     }
 }

@@ -14,7 +14,7 @@ use tunnel::{Encryption, FlowDefinition, PrivateKey};
 
 use super::class_cores;
 use super::classes::{CLASSES_MAX, class};
-use super::problem::{Problems, suggestion};
+use super::problem::{Problem, Problems, suggestion};
 use super::properties::properties;
 use super::section::{At, Section, kind, shown, whole_number};
 use super::services::read::Names;
@@ -423,6 +423,18 @@ fn unique_addresses(section: &mut Section<'_, '_, '_>, given: Vec<At<IpNet>>) ->
         list.push(net.value);
     }
     list
+}
+
+/// A `[[wan]]` that stands alone, without its heading.
+pub(crate) fn one_wan(text: &str) -> Result<Wan, Vec<Problem>> {
+    let mut problems = Problems::new("", text);
+    let (document, errors) = DeTable::parse_recoverable(text);
+    for error in &errors {
+        problems.error(&error.span().unwrap_or(0..0), "", format!("not TOML: {}", error.message()));
+    }
+    let wan = wan((document.get_ref(), document.span()), &mut problems);
+    let problems = problems.into_sorted();
+    wan.map(|(wan, _)| wan).filter(|_| problems.is_empty()).ok_or(problems)
 }
 
 fn wan(table: Table<'_>, problems: &mut Problems<'_>) -> Option<(Wan, WanPlaces)> {

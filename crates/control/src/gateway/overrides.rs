@@ -164,6 +164,12 @@ impl Overrides {
         Ok(changed.len())
     }
 
+    /// Members of the group of this name; none if there is no such group.
+    pub fn members_of(&self, services: &Services, name: &str) -> Vec<IpNet> {
+        let group = services.groups.iter().find(|group| group.name == name);
+        group.map_or_else(Vec::new, |group| self.members(group))
+    }
+
     /// All groups, or one.
     pub fn list_groups(
         &self,
