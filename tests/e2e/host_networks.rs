@@ -1,13 +1,15 @@
-//! Networks as hosts are in them: behind a NAT64, and a WAN that the LAN uses beside the tunnel.
+//! Networks as hosts are in them: behind a NAT64, a WAN that the LAN uses beside the tunnel, a LAN that is a bridge, a second router.
 
 use std::io::Write;
-use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
 use linux::testing::isolated;
 use testbed::topology::{Node, Site};
 
+use crate::gateway_scene::{ALLOW, Lans, Mirror, Talk};
+use crate::host_daemons::{self, documented};
 use crate::names::NameServer;
 use crate::scene::*;
 
@@ -144,5 +146,82 @@ fn t1_the_lan_breaks_out_over_the_wan_of_the_tunnel() {
         assert_eq!(sink.join().unwrap(), (2_000_000, branch_wan.into()));
         assert!(tcp_finish(tunnel) > 5.0);
         branch.wait("the path is up", PATIENCE, |report| paths_up(report) == 1);
+    });
+}
+
+/// The LAN of a home router: a bridge, here with the name of `docs/nat.md`'s device, the client at one port and another host at a
+/// second one. The kernel shows the firewall what it bridges, as Docker wants it to. The second host.
+fn bridged(site: &host_daemons::Site) -> Node {
+    let second = Node::create("a second host").unwrap();
+    site.gateway.connect("p2", &[], &second, "eth0", &[]).unwrap();
+    shell(
+        &site.gateway,
+        "ip link set eth1 down; ip link set eth1 name p1; ip link add eth1 type bridge forward_delay 0; \
+         ip link set p1 master eth1 up; ip link set p2 master eth1 up; ip link set eth1 up; \
+         for family in ip ip6; do echo 1 >/proc/sys/net/bridge/bridge-nf-call-${family}tables; done",
+    );
+    second
+}
+
+/// Row R7: hosts at the ports of a bridge talk to each other by it and go out by the gateway.
+#[test]
+fn r7_the_lan_is_a_bridge() {
+    isolated(|| {
+        let site = host_daemons::Site::new();
+        let second = bridged(&site);
+        shell(&second, "ip addr add 192.168.10.6/24 dev eth0; ip route add default via 192.168.10.1");
+        let (config, command) = documented();
+        shell(&site.gateway, command.lines().next().unwrap());
+        let _gateway = site.start(&config);
+        let _inside = Mirror::start(&site.client, "inside", "192.168.10.5:7000");
+        let _outside = Mirror::start(&site.provider, "outside", "198.51.100.7:7000");
+        for to in ["192.168.10.5:7000", "198.51.100.7:7000"] {
+            Talk::open(&second, to).unwrap().echo(100_000).unwrap();
+        }
+        Talk::open(&site.client, "198.51.100.7:7000").unwrap().echo(100_000).unwrap();
+        shell(&second, "ping -c 2 -i 0.2 -W 5 192.168.10.5; ping -c 2 -i 0.2 -W 5 192.168.10.1");
+    });
+}
+
+/// Row R4: a network behind a second router of the LAN pings a client, past the gateway; the answers come by the gateway, which is the
+/// client's only router and has not seen the question.
+#[test]
+fn r4_answers_pass_to_a_second_router() {
+    isolated(|| {
+        let site = host_daemons::Site::new();
+        let router = bridged(&site);
+        shell(&router, "ip addr add 192.168.10.254/24 dev eth0; ip addr add 10.1.0.5/32 dev lo");
+        shell(
+            &site.client,
+            "echo 0 >/proc/sys/net/ipv4/conf/all/accept_redirects; echo 0 >/proc/sys/net/ipv4/conf/eth0/accept_redirects",
+        );
+        let (config, command) = documented();
+        shell(&site.gateway, command.lines().next().unwrap());
+        let _gateway = site.start(&config);
+        shell(&site.gateway, "ip route add 10.1.0.0/24 via 192.168.10.254");
+        shell(&router, "ping -c 3 -i 0.2 -W 5 -I 10.1.0.5 192.168.10.5 | grep ' 0% packet loss'");
+        shell(&site.client, "ping -c 3 -i 0.2 -W 5 10.1.0.5 | grep ' 0% packet loss'");
+        let _far = Mirror::start(&router, "far", "10.1.0.5:7000");
+        Talk::open(&site.client, "10.1.0.5:7000").unwrap().echo(100_000).unwrap();
+    });
+}
+
+/// Row C4: a DHCP client behind the gateway renews its lease with a server beyond it (RFC 2131 §4.4.5), and a relay asks for others
+/// (RFC 1542 §4.1): that is traffic as any other.
+#[test]
+fn c4_dhcp_passes_through() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let _server = Mirror::start(lans.host(2), "server", "10.1.2.2:67");
+        let _gateway = lans.start(ALLOW);
+        for port in [68, 67] {
+            let socket = lans.host(1).run(|| UdpSocket::bind(("10.1.1.2", port))).unwrap().unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+            let mut buffer = [0; 64];
+            wait_for("the server's answer", PATIENCE, || {
+                socket.send_to(b"renew", "10.1.2.2:67").unwrap();
+                socket.recv(&mut buffer).is_ok_and(|bytes| buffer[..bytes].ends_with(b"renew"))
+            });
+        }
     });
 }

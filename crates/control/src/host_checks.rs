@@ -6,13 +6,14 @@
 //! no such kernel part) gives no warning.
 
 mod port_holder;
+mod unseen;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use linux::netlink::nftables::{BaseChain, Hook, dropping_chains};
+use linux::netlink::nftables::{BaseChain, Hook, base_chains};
 use linux::netlink::{Link, Netlink, Route, RouteKind};
 
 use crate::config::{Config, Endpoint, Routes};
@@ -35,7 +36,7 @@ pub(crate) type Obstacle = (&'static str, String);
 /// Settings of the host that decide whether packets pass.
 #[derive(Default)]
 pub(crate) struct Surroundings {
-    /// Chains of the firewall that drop what no rule accepts.
+    /// Chains of the firewall that keep packets from passing or lead them elsewhere.
     chains: Vec<BaseChain>,
     /// Whether the kernel forwards; IPv4, IPv6. `None`: not known.
     forwards: [Option<bool>; 2],
@@ -52,7 +53,7 @@ pub(crate) struct Surroundings {
 impl Surroundings {
     /// Reads what the kernel tells now.
     pub(crate) fn read(config: &Config, netlink: &Netlink) -> Self {
-        let mut chains = dropping_chains().unwrap_or_else(|error| {
+        let mut chains = base_chains().unwrap_or_else(|error| {
             tracing::debug!(%error, "the firewall's chains cannot be read");
             Vec::new()
         });
@@ -67,6 +68,11 @@ impl Surroundings {
             port: config.node.listen.and_then(PortHolder::of_udp),
             clock_ns: linux::clock::realtime_ns(),
         }
+    }
+
+    /// Chains at a hook that drop what none of their rules accepts.
+    fn dropping(&self, hook: Hook) -> impl Iterator<Item = &BaseChain> {
+        self.chains.iter().filter(move |chain| chain.hook == hook && chain.refuses)
     }
 }
 
@@ -188,7 +194,7 @@ fn forwarding(config: &Config, around: &Surroundings, lans: &Lans<'_>, ipv4: boo
         ));
     }
     let mut said = BTreeSet::new();
-    for chain in around.chains.iter().filter(|chain| chain.hook == Hook::Forward && chain.covers(ipv4)) {
+    for chain in around.dropping(Hook::Forward).filter(|chain| chain.covers(ipv4)) {
         // Who wrote a rule with the name of the tunnel or of the inner interface has thought of it.
         let mentioned = |name: &str| chain.mentions(format!("{name}\0").as_bytes());
         let names = lans.names(ipv4, |link| !mentioned(&link.name));
@@ -268,20 +274,7 @@ fn beside_interfaces(config: &Config, view: &HostView, around: &Surroundings, li
             ));
         }
     }
-    for chain in around.chains.iter().filter(|chain| chain.hook == Hook::Forward) {
-        // Who wrote a rule with the name of an interface has thought of it.
-        if !interfaces.iter().any(|name| chain.mentions(format!("{name}\0").as_bytes())) {
-            list.push((
-                "rule",
-                format!(
-                    "the host's firewall drops what the kernel forwards ({}); it does not see what passes between {}, about which \
-                     [[rule]] and default-action decide",
-                    place(chain),
-                    in_words(&interfaces)
-                ),
-            ));
-        }
-    }
+    unseen::by_the_firewall(config, &interfaces, view, around, list);
 }
 
 /// Whether a device is there to lead to others: a bridge of containers or virtual machines, a tunnel.
@@ -320,7 +313,7 @@ fn listening(config: &Config, around: &Surroundings, list: &mut Vec<Obstacle>) {
             format!("UDP port {port} is taken by {holder}; {}, or choose another port", holder.stop()),
         ));
     }
-    for chain in around.chains.iter().filter(|chain| chain.hook == Hook::Input) {
+    for chain in around.dropping(Hook::Input) {
         // In the order of the network or, with an iptables match, in that of the machine.
         let named = chain.mentions(&port.to_be_bytes()) || chain.mentions(&port.to_ne_bytes());
         if !named {

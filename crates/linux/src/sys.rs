@@ -67,6 +67,15 @@ pub(crate) fn interface_index(name: &str) -> io::Result<u32> {
     }
 }
 
+/// Name of an interface of the calling thread's namespace; `None`: there is none of this index.
+pub(crate) fn interface_of_index(index: u32) -> Option<String> {
+    let mut name = [0; libc::IF_NAMESIZE];
+    // SAFETY: `name` has the room that the call writes at most.
+    let known = unsafe { !libc::if_indextoname(index, name.as_mut_ptr()).is_null() };
+    let bytes = name.iter().take_while(|byte| **byte != 0).map(|byte| byte.cast_unsigned());
+    known.then(|| String::from_utf8_lossy(&bytes.collect::<Vec<u8>>()).into_owned())
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]

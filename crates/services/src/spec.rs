@@ -453,6 +453,21 @@ impl ForwardSpec {
         self.listen.port().saturating_add(self.ports.saturating_sub(1))
     }
 
+    /// Whether it has all ports of a NAT: then it gets what is of no flow, and takes no port from the NAT. Endpoint-independent mappings
+    /// have what is of no flow themselves.
+    #[must_use]
+    pub fn takes_the_rest(&self, nat: &NatSpec) -> bool {
+        let (first, last) = nat.ports;
+        nat.mapping == Mapping::EndpointDependent && self.listen.port() <= first && self.last_port() >= last
+    }
+
+    /// The endpoint at which it listens for a port of the inside host; `None`: of another port.
+    #[must_use]
+    pub fn listens_for(&self, inside: u16) -> Option<SocketAddr> {
+        let step = inside.checked_sub(self.to.port()).filter(|step| *step < self.ports.max(1))?;
+        Some(SocketAddr::new(self.listen.ip(), self.listen.port().checked_add(step)?))
+    }
+
     /// The inside endpoint of a port that it listens on; `None`: of another port.
     #[must_use]
     pub fn target(&self, port: u16) -> Option<SocketAddr> {

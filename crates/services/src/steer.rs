@@ -12,7 +12,7 @@
 //!   both: its own core is asked first, then the one that holds the port, which may give it back to begin. Not every
 //!   packet between such a client and the outside is of a mapping: it may answer somebody who came in by a forward, or to
 //!   the inside address itself. So the cores of kept sources and of the packet's own tuple are visited before.
-//! * **Ports that clients keep** (`port-choice = "preserve"`): the core that the replies come to with the client's port has
+//! * **Ports that clients keep** (`port-choice = "preserve"`, or those of a forward to them): the core that the replies come to with the client's port has
 //!   the flow, and what the client sends takes a ring there.
 //! * **Protocols without ports behind an outside address**: no port can lead the answer to its core, so these flows belong
 //!   to the core of their remote's address, which both directions have.
@@ -122,14 +122,14 @@ fn owners_beyond_hash(
         }
     }
     owners.chain.visit_bucket(ownership, bucket);
-    let mapped = mapping_owner(ownership, policy, key, tenant, ingress, &mut owners);
-    let creator = mapped.or_else(|| port_owner(ownership, policy, key, tenant, ingress, &mut owners));
+    let creator = port_owner(ownership, policy, key, tenant, ingress, &mut owners)
+        .or_else(|| mapping_owner(ownership, policy, key, tenant, ingress, &mut owners));
     owners.chain.end_with(ownership, creator.unwrap_or_else(|| ownership.owner_of_bucket(bucket)));
     owners
 }
 
-/// The core that the replies come to if the client keeps its port, by a NAT with which clients do: only there it is known
-/// whether the port is free.
+/// The core that the replies come to if the client keeps its port, by a NAT with which clients do, or has that of a forward to it: only
+/// there it is known whether the port is free.
 fn port_owner(
     ownership: &Ownership,
     policy: &Policy,
@@ -139,15 +139,21 @@ fn port_owner(
     owners: &mut Owners,
 ) -> Option<u8> {
     let has_port = is_translated(key.protocol) && !is_icmp(key.protocol);
-    if !policy.owners.preserves_ports || !has_port || policy.server_or_forward(key).is_some() {
+    let from = SocketAddr::new(key.src, key.src_port);
+    let forwarded = || policy.kept_source_listens(key.protocol, from).next().is_some();
+    let keeps = policy.owners.preserves_ports || forwarded();
+    if !keeps || !has_port || policy.server_or_forward(key).is_some() {
         return None;
     }
     let out = policy.fib.lookup(tenant, key.dst)?.egress;
     let rule = policy.nat.rule_for(out, &NatClient::of(key, tenant, ingress))?;
     let place = |addresses| first_of_pool(&ownership.hasher, (tenant, key.src), addresses);
-    let source =
-        policy.nat.preserved_source(rule, key.src, place).filter(|_| out != Egress::from(ingress))?;
-    let reply = key.with_source(source, key.src_port).reversed();
+    let source = match policy.nat.rule(rule).and_then(|rule| policy.nat.forwarded_from(rule, key, tenant)) {
+        Some(listen) => Some((listen.ip(), listen.port())),
+        None => policy.nat.preserved_source(rule, key.src, place).map(|address| (address, key.src_port)),
+    };
+    let (address, port) = source.filter(|_| out != Egress::from(ingress))?;
+    let reply = key.with_source(address, port).reversed();
     let bucket = ownership.bucket(&reply, policy.tenant_behind(out));
     owners.chain.visit_bucket(ownership, bucket);
     Some(ownership.owner_of_bucket(bucket))

@@ -504,11 +504,6 @@ impl Builder<'_> {
         forwards: &[ForwardSpec],
         servers: &[ServerSpec],
     ) -> Vec<NatSpec> {
-        let listens: Vec<(SocketAddr, u16)> = forwards
-            .iter()
-            .map(|forward| (forward.listen, forward.last_port()))
-            .chain(servers.iter().map(|server| (server.listen, server.listen.port())))
-            .collect();
         let unusable = pools::unusable(self.services, Some(self.facts));
         let mut list = Vec::with_capacity(self.services.nats.len());
         for nat in &self.services.nats {
@@ -535,10 +530,10 @@ impl Builder<'_> {
             if from.is_empty() && from_peers.is_empty() && !nat.from.is_empty() {
                 continue;
             }
-            list.push(NatSpec {
+            let mut spec = NatSpec {
                 out: Some(id),
                 mode: nat.mode,
-                reserved: self.not_for_nat(interfaces, id, &addresses, &listens),
+                reserved: Vec::new(),
                 addresses,
                 from,
                 from_peers,
@@ -550,7 +545,10 @@ impl Builder<'_> {
                 flows_per_client_max: nat.flows_per_client_max,
                 ports_per_client: nat.ports_per_client,
                 assemble_fragments: nat.assemble_fragments,
-            });
+            };
+            spec.reserved =
+                self.not_for_nat(interfaces, id, &spec.addresses, &listens(&spec, forwards, servers));
+            list.push(spec);
         }
         list
     }
@@ -643,6 +641,14 @@ impl Builder<'_> {
         };
         self.services.leases.iter().chain(self.overrides.leases()).map(lease).collect()
     }
+}
+
+/// Ports that services take from a NAT: the first endpoint, and the last port.
+fn listens(nat: &NatSpec, forwards: &[ForwardSpec], servers: &[ServerSpec]) -> Vec<(SocketAddr, u16)> {
+    let of_forwards = forwards.iter().filter(|forward| !forward.takes_the_rest(nat));
+    let of_forwards = of_forwards.map(|forward| (forward.listen, forward.last_port()));
+    let of_servers = servers.iter().map(|server| (server.listen, server.listen.port()));
+    of_forwards.chain(of_servers).collect()
 }
 
 /// Link of an interface, whose device may be missing, with the devices on top of it.

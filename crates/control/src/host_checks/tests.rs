@@ -3,6 +3,7 @@
 use super::*;
 use crate::config::tests::config;
 use crate::wans::tests::{address, link, route};
+use linux::netlink::nftables::{Act, Effect};
 
 const WAN: &str = "[[wan]]\ninterface = \"wan0\"\n";
 const PEER: &str = "[[peer]]\nname = \"hub\"\npublic-key = \"$HUB\"\nendpoints = [\"198.18.9.2:4600\"]\nallowed-ips = [\"10.77.0.2/32\"]\n";
@@ -40,6 +41,9 @@ fn chain(table: &str, name: &str, hook: Hook, rules: &[u8]) -> BaseChain {
         table: table.to_owned(),
         name: name.to_owned(),
         hook,
+        devices: Vec::new(),
+        refuses: true,
+        acts: Vec::new(),
         rules: rules.to_vec(),
         chains,
         legacy: false,
@@ -120,14 +124,49 @@ fn what_the_host_forwards_beside_interfaces_is_told() {
     assert!(list[0].contains("between lan, wan0 and docker0; sysctl -w net.ipv4.ip_forward=1"), "{list:?}");
     assert_eq!(of(&containers, &fine()), [""; 0]);
 
-    let ufw = |rules: &[u8]| {
-        of(
-            &view(),
-            &Surroundings { chains: vec![chain("filter", "FORWARD", Hook::Forward, rules)], ..fine() },
-        )
+    let firewall = |chain: BaseChain| of(&view(), &Surroundings { chains: vec![chain], ..fine() });
+    let dropping = |hook: Hook| chain("fw", "all", hook, b"..wan0\0");
+    let unseen = "does not see what passes between lan, wan0";
+    for hook in [Hook::Forward, Hook::Prerouting, Hook::Ingress] {
+        let list = firewall(dropping(hook));
+        assert!(list.len() == 1 && list[0].starts_with("rule: ") && list[0].contains(unseen), "{list:?}");
+    }
+    assert_eq!(firewall(dropping(Hook::Input)), [""; 0], "the host gets its packets by the device");
+    let own = BaseChain { table: "anabranch_closed-ana0".to_owned(), ..dropping(Hook::Forward) };
+    assert_eq!(firewall(own), [""; 0]);
+    let at = |device: &str| BaseChain { devices: vec![device.to_owned()], ..dropping(Hook::Ingress) };
+    assert_eq!((firewall(at("wan0")).len(), firewall(at("wlan0")).len()), (1, 0));
+}
+
+/// Rules that refuse or lead elsewhere some of what passes between interfaces; those about other devices are fine.
+#[test]
+fn rules_of_the_host_that_do_not_see_what_passes_are_told() {
+    let config =
+        config("", "[[interface]]\nname = \"lan\"\n[[interface]]\nname = \"wan\"\ndevice = \"wan0\"\n");
+    let of = |hook: Hook, effect: Effect, devices: &[&str]| {
+        let devices = devices.iter().map(|name| (*name).to_owned()).collect();
+        let chain = BaseChain {
+            refuses: false,
+            acts: vec![Act { effect, devices }],
+            ..chain("fw", "some", hook, b"")
+        };
+        let list = obstacles(&config, &view(), &Surroundings { chains: vec![chain], ..fine() });
+        list.into_iter().map(|(key, message)| format!("{key}: {message}")).collect::<String>()
     };
-    assert!(ufw(b"")[0].contains("does not see what passes between lan, wan0"), "{:?}", ufw(b""));
-    assert_eq!(ufw(b"..wan0\0"), [""; 0], "who wrote that has thought of it");
+    for (devices, told) in [(&[][..], true), (&["lan", "wan0"], true), (&["la*"], true), (&["virbr0"], false)]
+    {
+        let text = of(Hook::Forward, Effect::Refuse, devices);
+        assert_eq!(
+            text.contains("(chain some of table ip fw); it does not see"),
+            told,
+            "{devices:?}: {text}"
+        );
+    }
+    let text = of(Hook::Prerouting, Effect::Redirect, &["lan"]);
+    assert!(text.contains("only what is addressed to the host gets there"), "{text}");
+    let to = |address: &str| of(Hook::Prerouting, Effect::Translate(address.parse().unwrap()), &[]);
+    assert!(to("192.168.10.5").starts_with("forward: "), "{}", to("192.168.10.5"));
+    assert_eq!(to("172.17.0.2"), "", "containers are the kernel's");
 }
 
 /// Chains of `iptables-legacy` are mended by its own program.

@@ -11,7 +11,7 @@ use linux::packet_sender::PacketSender;
 use linux::packet_socket::PacketSocket;
 use linux::raw_ip::RawIpSender;
 use packet::attachment::InterfaceId;
-use services::spec::{GatewaySpec, InterfaceSpec, LinkSpec};
+use services::spec::{GatewaySpec, HostMode, InterfaceSpec, LinkSpec};
 use steering::ownership::Ownership;
 
 use crate::output::DeviceIngress;
@@ -60,6 +60,11 @@ struct OpenPort {
 }
 
 impl OpenPort {
+    /// Whether the host gets by this device what the datapath finds to be its own.
+    fn gives_back(&self) -> bool {
+        self.guard.kind() == GuardKind::Program && self.shared.is_none()
+    }
+
     /// Says anew what is left to the kernel, to the rings first: what both have for a moment is better than what nobody has.
     fn set_kernel_share(&mut self, share: &KernelShare) -> Result<(), linux::Error> {
         if self.share == *share {
@@ -157,8 +162,10 @@ pub(super) fn follow(shared: &Shared, settings: &GatewaySettings, listen_port: O
         let id = InterfaceId(place as u16);
         let is_hub = interface.is_some_and(|interface| hubs.contains(&interface.device));
         let common = if is_hub { &of_hub } else { &usual };
-        let share = KernelShare { macs: macs_on_top(interface), ..common.clone() };
+        let mut share = KernelShare { macs: macs_on_top(interface), ..common.clone() };
         let Some(slot) = opened.ports.get_mut(place) else { continue };
+        // Only a device of this machine alone, with programs at it, gives the host something back.
+        share.dhcp_answers |= slot.as_ref().is_some_and(|port| !port.gives_back());
         let stays = slot.as_ref().is_some_and(|port| {
             let same = interface.is_some_and(|interface| {
                 (&interface.device, interface.tenant, mac_of(interface))
@@ -250,6 +257,10 @@ fn open(
         opening: 0,
         shared: device,
     };
+    if !port.gives_back() {
+        port.share.dhcp_answers = true;
+        port.guard.set_kernel_share(&port.share)?;
+    }
     port.filters = open_rings(shared, id, &port)?;
     Ok(port)
 }
@@ -349,6 +360,7 @@ pub(super) fn kernel_share(spec: &GatewaySpec, listen_port: Option<u16>) -> Kern
         udp_ports: listen_port.into_iter().collect(),
         addresses: (own.len() <= linux::bpf::ADDRESSES_MAX).then_some(own),
         link_local: true,
+        dhcp_answers: spec.host.mode != HostMode::Native,
         macs: Vec::new(),
     }
 }

@@ -48,8 +48,8 @@ const HOP_LIMIT_FRESH: u32 = 255;
 const DISCOVERY: (u32, u32) = (133, 137);
 
 /// The traffic of an interface that stays with the kernel, besides what always does: what the datapath itself gives back to the
-/// interface ([`INGRESS_MARK`]), everything but IP, frames of a VLAN (a tag with a priority only names none), broadcast and multicast frames, neighbor discovery (ICMPv6 133–137 with hop limit
-/// 255), and answers of a DHCP server (UDP 67 to 68). Where there is no link-layer header, packets to multicast and broadcast
+/// interface ([`INGRESS_MARK`]), everything but IP, frames of a VLAN (a tag with a priority only names none), broadcast and multicast
+/// frames, and neighbor discovery (ICMPv6 133–137 with hop limit 255). Where there is no link-layer header, packets to multicast and broadcast
 /// addresses are what such frames are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KernelShare {
@@ -62,6 +62,9 @@ pub struct KernelShare {
     /// IPv6 to link-local addresses (fe80::/10), which are never routed and belong to the device: routing
     /// daemons, DHCPv6.
     pub link_local: bool,
+    /// Answers of a DHCP server (UDP 67 to 68), also those that are on their way to a client behind another interface. False: the
+    /// datapath tells them apart and gives the host its own. A table of `nft` leaves them to the kernel in any case.
+    pub dhcp_answers: bool,
     /// Further hardware addresses whose frames are the datapath's as those to the device's own are: of devices that the host has
     /// on top of it (macvlan, VRRP). At most [`MACS_MAX`].
     pub macs: Vec<[u8; 6]>,
@@ -184,12 +187,14 @@ impl KernelShare {
         asm.and(0x0f);
         asm.shift_left(2);
         asm.x_from_a();
-        let ports = asm.ahead();
-        asm.load_at_x(Width::Half, ip + 2);
-        asm.unless_equal(DHCP_CLIENT, ports);
-        asm.load_at_x(Width::Half, ip);
-        asm.if_equal(DHCP_SERVER, kernel);
-        asm.place(ports);
+        if self.dhcp_answers {
+            let ports = asm.ahead();
+            asm.load_at_x(Width::Half, ip + 2);
+            asm.unless_equal(DHCP_CLIENT, ports);
+            asm.load_at_x(Width::Half, ip);
+            asm.if_equal(DHCP_SERVER, kernel);
+            asm.place(ports);
+        }
         if let Some(list) = &self.addresses {
             if v4_of(list).next().is_none() {
                 // What nothing leads to is no program to the kernel.

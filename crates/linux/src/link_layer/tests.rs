@@ -205,6 +205,7 @@ fn division(kind: GuardKind) {
         udp_ports: vec![4600],
         addresses: Some(["10.4.0.1", "fd04::1"].map(|text| text.parse().unwrap()).to_vec()),
         link_local: true,
+        dhcp_answers: true,
         macs: Vec::new(),
     };
     let options = PacketRingOptions { kernel: share.clone(), ..PacketRingOptions::default() };

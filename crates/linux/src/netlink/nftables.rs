@@ -1,8 +1,12 @@
 //! Base chains of nftables and what their rules mention: enough to say what a host's firewall keeps from passing.
 //!
 //! Also iptables has its chains here (`iptables-nft`). Rules are not interpreted: [`BaseChain::mentions`] searches the bytes
-//! of a table's rules for a device name or a port, so that who finds nothing may be wrong about a set, never about a rule.
+//! of a table's rules for a device name or a port, so that who finds nothing may be wrong about a set, never about a rule. Only what
+//! rules drop, and where they lead packets, is read one by one ([`Act`]).
 
+mod rule;
+
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -11,6 +15,11 @@ use crate::error::Context;
 use crate::sys::{check_size, owned, set_option};
 use crate::{Error, Result};
 
+use rule::Rule;
+pub use rule::{Act, Effect};
+
+/// Acts of one chain that are told, at most.
+const ACTS_MAX: usize = 64;
 /// Bytes of rules of one table that are looked at, at most.
 const RULE_BYTES_MAX: usize = 8 << 20;
 /// Chains that are looked at, at most.
@@ -19,21 +28,29 @@ const CHAINS_MAX: usize = 4_096;
 const SUBSYSTEM: u16 = 10;
 const GET_CHAIN: u16 = (SUBSYSTEM << 8) | 4;
 const GET_RULE: u16 = (SUBSYSTEM << 8) | 7;
+/// Families (linux/netfilter.h).
+const INET: u8 = 1;
+const NETDEV: u8 = 5;
 const ATTRIBUTE_KIND: u16 = 0x3fff;
 
 /// Hook of the network stack at which a base chain stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
+    /// Packets that come in by some devices, before anything else.
+    Ingress,
+    /// Packets that come in, before their destination is looked up.
+    Prerouting,
     /// Packets to the host.
     Input,
     /// Packets that the host forwards.
     Forward,
 }
 
-/// A base chain of the filter kind that drops: by its policy, or by a last rule without a condition.
+/// A base chain that keeps packets from passing or leads them elsewhere: by its policy, by a last rule without a condition, or by
+/// some rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BaseChain {
-    /// "ip", "ip6" or "inet".
+    /// "ip", "ip6", "inet" or "netdev".
     pub family: &'static str,
     /// Table.
     pub table: String,
@@ -41,6 +58,12 @@ pub struct BaseChain {
     pub name: String,
     /// Where it stands.
     pub hook: Hook,
+    /// The devices that it stands at, with [`Hook::Ingress`].
+    pub devices: Vec<String>,
+    /// It drops what none of its rules accepts.
+    pub refuses: bool,
+    /// Acts of its rules, and of those of chains that it leads to; each once, at most 64. Not told of `legacy`.
+    pub acts: Vec<Act>,
     /// The rules of its table as the kernel lists them.
     pub rules: Vec<u8>,
     /// All chains of its table.
@@ -69,12 +92,12 @@ impl BaseChain {
     }
 }
 
-/// Base chains of the calling thread's namespace that drop what none of their rules accepts. Empty where the kernel has no
-/// nftables.
+/// Base chains of the calling thread's namespace that keep packets from passing or lead them elsewhere; at the input hook those
+/// that drop what none of their rules accepts. Empty where the kernel has no nftables.
 ///
 /// # Errors
 /// As the kernel refuses the question: without CAP_NET_ADMIN.
-pub fn dropping_chains() -> Result<Vec<BaseChain>> {
+pub fn base_chains() -> Result<Vec<BaseChain>> {
     // SAFETY: no pointers are passed.
     let socket = owned(unsafe {
         libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_NETFILTER)
@@ -93,31 +116,21 @@ pub fn dropping_chains() -> Result<Vec<BaseChain>> {
         }
     })
     .context("list the chains of nftables")?;
-    let mut list = Vec::new();
-    for chain in &chains {
-        let (Some(hook), Some(family)) = (chain.hook, family_name(chain.family)) else { continue };
-        let (mut rules, mut refuses) = (Vec::new(), chain.drops);
-        let mut table = chain.table.clone().into_bytes();
-        table.push(0);
-        dump(&socket, GET_RULE, chain.family, &table, &mut |bytes| {
-            if rules.len() + bytes.len() <= RULE_BYTES_MAX {
-                rules.extend_from_slice(bytes);
+    let (mut list, mut seen) = (Vec::new(), BTreeSet::new());
+    for Chain { family, table, .. } in chains.iter().filter(|chain| chain.hook.is_some()) {
+        let Some(name) = family_name(*family).filter(|_| seen.insert((family, table))) else { continue };
+        let (mut rules, mut size) = (Vec::new(), 0);
+        let asked: Vec<u8> = table.bytes().chain([0]).collect();
+        dump(&socket, GET_RULE, *family, &asked, &mut |bytes| {
+            size += bytes.len();
+            if size <= RULE_BYTES_MAX {
+                rules.extend(Rule::read(bytes));
             }
-            refuses |= text(bytes, 2).as_deref() == Some(&chain.name) && refuses_all(bytes);
         })
         .context("list the rules of nftables")?;
-        if refuses {
-            let same = |other: &&Chain| other.table == chain.table && other.family == chain.family;
-            list.push(BaseChain {
-                family,
-                table: chain.table.clone(),
-                name: chain.name.clone(),
-                hook,
-                rules,
-                chains: chains.iter().filter(same).map(|other| other.name.clone()).collect(),
-                legacy: false,
-            });
-        }
+        let of_table: Vec<&Chain> =
+            chains.iter().filter(|chain| chain.table == *table && chain.family == *family).collect();
+        list.extend(of_table.iter().filter_map(|chain| chain.with_rules(name, &of_table, &rules)));
     }
     Ok(list)
 }
@@ -128,33 +141,100 @@ struct Chain {
     table: String,
     name: String,
     hook: Option<Hook>,
+    devices: Vec<String>,
     drops: bool,
 }
 
 impl Chain {
     fn read(bytes: &[u8]) -> Option<Self> {
-        let hook = attribute(attributes(bytes)?, 4).and_then(|hook| {
-            match u32::from_be_bytes(*attribute(hook, 1)?.first_chunk()?) {
-                1 => Some(Hook::Input),
-                2 => Some(Hook::Forward),
-                _ => None,
-            }
-        });
-        let filter = text(bytes, 7).is_some_and(|kind| kind == "filter");
+        let family = *bytes.get(16)?;
+        let stands = attribute(attributes(bytes)?, 4);
+        let number = stands.and_then(|hook| attribute(hook, 1)?.first_chunk());
+        let kind = text(bytes, 7);
+        let hook = match (family, number.map(|number| u32::from_be_bytes(*number)), kind.as_deref()) {
+            (NETDEV, Some(0), Some("filter")) | (INET, Some(5), Some("filter")) => Some(Hook::Ingress),
+            (NETDEV, ..) => None,
+            (_, Some(0), Some("filter" | "nat")) => Some(Hook::Prerouting),
+            (_, Some(1), Some("filter")) => Some(Hook::Input),
+            (_, Some(2), Some("filter")) => Some(Hook::Forward),
+            _ => None,
+        };
         let policy = attribute(attributes(bytes)?, 5).and_then(|policy| policy.first_chunk());
         Some(Self {
-            family: *bytes.get(16)?,
+            family,
             table: text(bytes, 1)?,
             name: text(bytes, 3)?,
-            hook: hook.filter(|_| filter),
+            hook,
+            devices: stands.map(devices).unwrap_or_default(),
             drops: policy.is_some_and(|policy| u32::from_be_bytes(*policy) == 0),
         })
     }
+
+    /// The chain with its rules' acts, if there is anything to tell.
+    fn with_rules(&self, family: &'static str, of_table: &[&Self], rules: &[Rule]) -> Option<BaseChain> {
+        let hook = self.hook?;
+        let refuses = self.drops || rules.iter().any(|rule| rule.chain == self.name && rule.refuses_all);
+        let mut acts: Vec<Act> = Vec::new();
+        if hook != Hook::Input {
+            let led = self.led_to(of_table, rules);
+            for act in
+                rules.iter().filter(|rule| led.contains(rule.chain.as_str())).filter_map(|r| r.act.as_ref())
+            {
+                if acts.len() < ACTS_MAX && !acts.contains(act) {
+                    acts.push(act.clone());
+                }
+            }
+        }
+        (refuses || !acts.is_empty()).then(|| BaseChain {
+            family,
+            table: self.table.clone(),
+            name: self.name.clone(),
+            hook,
+            devices: self.devices.clone(),
+            refuses,
+            acts,
+            rules: rules.iter().flat_map(|rule| rule.bytes.iter().copied()).collect(),
+            chains: of_table.iter().map(|chain| chain.name.clone()).collect(),
+            legacy: false,
+        })
+    }
+
+    /// This chain and those that its rules lead to.
+    fn led_to<'a>(&'a self, of_table: &[&'a Self], rules: &'a [Rule]) -> BTreeSet<&'a str> {
+        let mut led = BTreeSet::from([self.name.as_str()]);
+        let mut ahead = vec![self.name.as_str()];
+        while let Some(name) = ahead.pop() {
+            for rule in rules.iter().filter(|rule| rule.chain == name) {
+                let by_map = of_table.iter().filter(|chain| rule.jumps_by_map && chain.hook.is_none());
+                let next =
+                    rule.jumps.iter().map(String::as_str).chain(by_map.map(|chain| chain.name.as_str()));
+                ahead.extend(next.filter(|next| led.insert(next)));
+            }
+        }
+        led
+    }
+}
+
+/// Names of the devices that a hook is for.
+fn devices(hook: &[u8]) -> Vec<String> {
+    let one = attribute(hook, 3);
+    let mut rest = attribute(hook, 4).unwrap_or_default();
+    let mut names: Vec<&[u8]> = one.into_iter().collect();
+    while let Some((name, _, next)) = first(rest) {
+        names.push(name);
+        rest = next;
+    }
+    let text = |name: &[u8]| String::from_utf8_lossy(name).trim_end_matches('\0').to_owned();
+    let mut names: Vec<String> = names.into_iter().map(text).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
 }
 
 fn family_name(number: u8) -> Option<&'static str> {
     match number {
-        1 => Some("inet"),
+        INET => Some("inet"),
+        NETDEV => Some("netdev"),
         2 => Some("ip"),
         10 => Some("ip6"),
         _ => None,
@@ -190,27 +270,6 @@ fn first(rest: &[u8]) -> Option<(&[u8], u16, &[u8])> {
 fn text(bytes: &[u8], kind: u16) -> Option<String> {
     let value = attribute(attributes(bytes)?, kind)?;
     Some(String::from_utf8_lossy(value).trim_end_matches('\0').to_owned())
-}
-
-/// Whether a rule drops or rejects every packet: it has no expression that compares anything.
-fn refuses_all(bytes: &[u8]) -> bool {
-    let Some(mut rest) = attributes(bytes).and_then(|bytes| attribute(bytes, 4)) else { return false };
-    let mut refuses = false;
-    while let Some((expression, _, next)) = first(rest) {
-        rest = next;
-        let name = attribute(expression, 1).unwrap_or_default();
-        match name.strip_suffix(b"\0").unwrap_or(name) {
-            b"counter" | b"log" => {}
-            b"reject" => refuses = true,
-            // Data, in it the verdict, in it the code: 0 is NF_DROP.
-            b"immediate" => {
-                let code = [2, 2, 2, 1].iter().try_fold(expression, |within, kind| attribute(within, *kind));
-                refuses |= code.is_some_and(|code| code == [0; 4]);
-            }
-            _ => return false,
-        }
-    }
-    refuses
 }
 
 /// Asks for a list of chains or rules; `table` restricts rules to one.
@@ -259,20 +318,24 @@ mod tests {
         assert!(done.success(), "{text}");
     }
 
+    fn act(effect: Effect, devices: &[&str]) -> Act {
+        Act { effect, devices: devices.iter().map(|name| (*name).to_owned()).collect() }
+    }
+
     #[test]
     fn chains_that_drop_and_what_their_rules_mention() {
         isolated(|| {
-            assert_eq!(dropping_chains().unwrap(), []);
+            assert_eq!(base_chains().unwrap(), []);
             nft("table ip filter { chain FORWARD { type filter hook forward priority 0; policy drop; \
                  iifname \"docker0\" accept; }; chain DOCKER-USER { }; }");
             nft(
                 "table inet f { chain input { type filter hook input priority 0; udp dport 4600 accept; counter drop; }; \
-                 chain forward { type filter hook forward priority 0; ip saddr 10.0.0.1 drop; }; }",
+                 chain forward { type filter hook forward priority 0; ct state invalid drop; }; }",
             );
             nft("table inet z { chain pass { type filter hook forward priority 9; log reject; accept; }; \
                  chain fine { type filter hook input priority 9; accept; }; \
                  chain n { type nat hook prerouting priority 0; }; }");
-            let chains = dropping_chains().unwrap();
+            let chains = base_chains().unwrap();
             let names: Vec<_> =
                 chains.iter().map(|c| (c.family, c.table.as_str(), c.name.as_str(), c.hook)).collect();
             assert_eq!(
@@ -289,6 +352,86 @@ mod tests {
                 chains[1].mentions(&4600u16.to_be_bytes()) && !chains[1].mentions(&4601u16.to_be_bytes())
             );
             assert!(chains[0].covers(true) && !chains[0].covers(false) && chains[1].covers(false));
+        });
+    }
+
+    #[test]
+    fn what_rules_refuse_and_where_they_lead() {
+        isolated(|| {
+            nft(
+                "table inet f { set bad { type ipv4_addr; }; chain fw { type filter hook forward priority 0; ct state invalid drop; \
+                 iifname \"virbr*\" reject; jump lists; }; chain lists { iifname \"eth1\" oifname \"eth0\" ip saddr @bad drop; \
+                 iifname != \"eth0\" tcp dport 25 drop; oif \"lo\" reject; }; chain other { ip saddr 10.0.0.1 drop; }; }",
+            );
+            nft(
+                "table ip n { chain pre { type nat hook prerouting priority dstnat; iifname \"eth1\" udp dport 53 redirect to :5353; \
+                 ip daddr 192.0.2.1 tcp dport 80 redirect to :8080; fib daddr type local tcp dport 8080 dnat to 192.168.10.5:80; }; \
+                 chain post { type nat hook postrouting priority srcnat; masquerade; }; }",
+            );
+            nft(
+                "table ip6 m { chain rp { type filter hook prerouting priority 10; fib saddr . iif oif missing drop; }; \
+                 chain raw { type filter hook prerouting priority raw; iifname vmap { \"eth0\" : jump strangers }; }; \
+                 chain strangers { ip6 saddr 2001:db8::/32 drop; }; }",
+            );
+            nft(
+                "table netdev d { chain in { type filter hook ingress device \"lo\" priority 0; ip saddr 10.0.0.1 drop; }; \
+                 chain out { type filter hook egress device \"lo\" priority 0; tcp dport 445 drop; }; }",
+            );
+            let chains = base_chains().unwrap();
+            let told: Vec<_> =
+                chains.iter().map(|c| (c.name.as_str(), c.hook, c.refuses, c.acts.clone())).collect();
+            let address = "192.168.10.5".parse().unwrap();
+            assert_eq!(
+                told,
+                [
+                    (
+                        "fw",
+                        Hook::Forward,
+                        false,
+                        vec![
+                            act(Effect::Refuse, &["virbr*"]),
+                            act(Effect::Refuse, &["eth1", "eth0"]),
+                            act(Effect::Refuse, &[]),
+                            act(Effect::Refuse, &["lo"])
+                        ]
+                    ),
+                    (
+                        "pre",
+                        Hook::Prerouting,
+                        false,
+                        vec![act(Effect::Redirect, &["eth1"]), act(Effect::Translate(address), &[])]
+                    ),
+                    ("raw", Hook::Prerouting, false, vec![act(Effect::Refuse, &[])]),
+                    ("in", Hook::Ingress, false, vec![act(Effect::Refuse, &[])]),
+                ]
+            );
+            assert_eq!(
+                (chains[3].family, chains[3].devices.as_slice()),
+                ("netdev", ["lo".to_owned()].as_slice())
+            );
+        });
+    }
+
+    /// The targets of `iptables`, which are no expressions of nftables.
+    #[test]
+    fn where_targets_of_iptables_lead() {
+        isolated(|| {
+            for words in [
+                "-A PREROUTING -i eth0 -p tcp --dport 80 -j DNAT --to-destination 192.168.10.5:8080",
+                "-A PREROUTING -i eth1 -p udp --dport 53 -j REDIRECT --to-ports 5353",
+                "-A PREROUTING -m addrtype --dst-type LOCAL -p udp --dport 54 -j REDIRECT --to-ports 5353",
+            ] {
+                let done = std::process::Command::new("iptables-nft")
+                    .args(["-t", "nat"])
+                    .args(words.split(' '))
+                    .status();
+                assert!(done.unwrap().success(), "{words}");
+            }
+            let chains = base_chains().unwrap();
+            let address = "192.168.10.5".parse().unwrap();
+            let acts = [act(Effect::Translate(address), &["eth0"]), act(Effect::Redirect, &["eth1"])];
+            assert_eq!(chains.len(), 1, "{chains:?}");
+            assert_eq!((chains[0].hook, chains[0].acts.as_slice()), (Hook::Prerouting, acts.as_slice()));
         });
     }
 }

@@ -148,6 +148,10 @@ impl Nat {
         if pool.is_empty() {
             return Err(DropReason::NatNoAddress);
         }
+        if let Some(binding) = self.by_forward(followed, rule, request, None, in_use) {
+            self.events.push(opened(now_ns, request, &binding));
+            return Ok(binding);
+        }
         let snapshot = followed.policy.leases().snapshot();
         let held = snapshot.held_by(request.tenant, client);
         let held = held.filter(|held| held.iter().any(|(address, _)| pool.contains(address)));
@@ -173,6 +177,28 @@ impl Nat {
             self.events.push(opened(now_ns, request, &binding));
         }
         Ok(binding)
+    }
+
+    /// The endpoint of a forward that leads to the client's own; in no table, since it is nobody else's. `None`: there is none, it is
+    /// not the `earlier` one, or it is not this core's.
+    pub(super) fn by_forward(
+        &mut self,
+        followed: &Followed,
+        rule: &Rule,
+        request: &BindRequest,
+        earlier: Option<SocketAddr>,
+        in_use: &dyn Fn(&FlowKey) -> bool,
+    ) -> Option<Binding> {
+        let outside = followed.policy.forwarded_from(rule, &request.client, request.tenant)?;
+        let binding = self.bound(followed, request, outside.ip(), (outside.port(), 0));
+        if earlier.is_some_and(|earlier| earlier != outside) || earlier.is_none() && binding.replies_elsewhere
+        {
+            return None;
+        }
+        let key = PoolKey::Address(outside.ip());
+        let ask = ask(followed, rule, request, key, (rule.ports, outside.ip(), ALL_BLOCKS));
+        let taken = self.pools.take_beside(&ask, outside.port(), in_use);
+        taken.then_some(Binding { own_port: true, ..binding })
     }
 
     /// An address and a port by the port tables: first each address's own table, then others.

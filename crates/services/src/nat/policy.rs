@@ -170,6 +170,8 @@ pub struct NatPolicy {
     by_listen: HashMap<(u8, SocketAddr), u16, ConfigState>,
     /// Forwards of several ports, by protocol and address.
     ranges: HashMap<(u8, IpAddr), Vec<u16>, ConfigState>,
+    /// Forwards by protocol and inside address.
+    by_target: HashMap<(u8, IpAddr), Vec<u16>, ConfigState>,
     lease_specs: Vec<LeaseSpec>,
     leases: Arc<Leases>,
 }
@@ -185,7 +187,8 @@ impl NatPolicy {
     /// Compiles. Numbers of rules and forwards are places in the lists given.
     ///
     /// * A rule without addresses takes the IPv4 ones of its interface that others can reach, and none of IPv6.
-    /// * Ports on which forwards listen are never given to flows.
+    /// * Ports on which forwards listen are never given to flows, but to those of a forward's own host. A forward of all of a
+    ///   rule's ports takes what is of no flow, and no port.
     /// * An address is endpoint-independent as a whole: a rule that shares an address with such a rule becomes one.
     ///   Rules that keep the client's address cannot be.
     /// * The leases take force with [`Self::begin`] or [`Self::keeping`].
@@ -203,6 +206,7 @@ impl NatPolicy {
             forwards: forwards.to_vec(),
             by_listen: HashMap::default(),
             ranges: HashMap::default(),
+            by_target: HashMap::default(),
             lease_specs: leases.to_vec(),
             leases: Arc::default(),
         };
@@ -222,6 +226,8 @@ impl NatPolicy {
         for (place, forward) in forwards.iter().enumerate() {
             let place = place as u16;
             let known = policy.outside.entry(forward.listen.ip()).or_default();
+            let target = (forward.protocol, forward.to.ip());
+            policy.by_target.entry(target).or_default().push(place);
             if known.rule.is_none() {
                 known.out = known.out.or_else(|| interface_of(interfaces, forward.listen.ip()));
             }
@@ -296,7 +302,9 @@ impl NatPolicy {
     /// Ports of a rule with these addresses, but for reserved ones and those that forwards listen on.
     fn without_forwards(&self, ports: (u16, u16), nat: &NatSpec, addresses: &[IpAddr]) -> PortSet {
         let mut set = PortSet::new(ports, &nat.reserved);
-        let here = |forward: &&ForwardSpec| addresses.is_empty() || addresses.contains(&forward.listen.ip());
+        let here = |forward: &&ForwardSpec| {
+            (addresses.is_empty() || addresses.contains(&forward.listen.ip())) && !forward.takes_the_rest(nat)
+        };
         for forward in self.forwards.iter().filter(here) {
             for port in forward.listen.port()..=forward.last_port() {
                 set.remove(port);
@@ -415,6 +423,24 @@ impl NatPolicy {
             (Some(alone), Some(in_range)) => Some(alone.min(in_range)),
             (alone, in_range) => alone.or(in_range),
         }
+    }
+
+    /// The endpoint, of this rule's addresses, at which a forward listens that leads to a client's own endpoint: from there
+    /// goes what it sends itself, so that who is told of it by that reaches it (SIP, games).
+    pub(crate) fn forwarded_from(&self, rule: &Rule, client: &FlowKey, tenant: u16) -> Option<SocketAddr> {
+        if rule.mode != NatMode::AddressAndPort {
+            return None;
+        }
+        let inside = SocketAddr::new(client.src, client.src_port);
+        let places = self.by_target.get(&(client.protocol, client.src))?;
+        let forwards = places.iter().filter_map(|place| self.forwards.get(usize::from(*place)));
+        let of_client = forwards.filter(|forward| forward.tenant == tenant && !forward.proxy_protocol);
+        let mut listens = of_client.filter_map(|forward| forward.listens_for(inside.port()));
+        listens.find(|listen| {
+            let first = || self.forward(client.protocol, *listen);
+            rule.pool(client.src).contains(&listen.ip())
+                && first().is_some_and(|forward| forward.target(listen.port()) == Some(inside))
+        })
     }
 
     /// All forwards, by number.

@@ -290,6 +290,24 @@ impl Pools {
         Some(Chosen { port, table: number as u8, anywhere: !linear, own_port })
     }
 
+    /// Takes exactly this port, which is in no table, for one more remote. False: another flow has the same reply.
+    pub(crate) fn take_beside(
+        &mut self,
+        ask: &Ask<'_>,
+        port: u16,
+        in_use: &dyn Fn(&FlowKey) -> bool,
+    ) -> bool {
+        if in_use(&ask.flow.with_port(port).reversed()) {
+            return false;
+        }
+        let place = self.pool(ask.key, ask.flow.tenant);
+        let Some(pool) = self.pools.get_mut(place) else { return false };
+        pool.beside += 1;
+        pool.foreign += 1;
+        pool.held += 1;
+        true
+    }
+
     /// The flow's own table.
     fn home(&self, key: PoolKey, flow: &Outgoing, modulus: u16) -> u16 {
         let hash = match key {

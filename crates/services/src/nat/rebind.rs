@@ -156,6 +156,11 @@ impl Nat {
         earlier: &Earlier,
         in_use: &dyn Fn(&FlowKey) -> bool,
     ) -> Result<Binding, Refusal> {
+        let endpoint = SocketAddr::new(earlier.source, earlier.port);
+        if let Some(binding) = self.by_forward(followed, rule, request, Some(endpoint), in_use) {
+            self.events.push(opened(now_ns, request, &binding));
+            return Ok(binding);
+        }
         let quiet = self.may_have_again(now_ns, followed, rule, request, earlier)?;
         if rule.independent && is_translated(request.client.protocol) {
             return self.mapping_again(now_ns, followed, rule, (request, quiet), earlier);

@@ -26,6 +26,9 @@ use crate::spec::{DeliveryMode, HostMode, NatMode, RuleAction, TCP, UDP};
 use crate::steer;
 use crate::tcp;
 
+/// UDP ports of DHCP (RFC 2131 §4.1).
+const DHCP_SERVER: u16 = 67;
+const DHCP_CLIENT: u16 = 68;
 /// Visit at a core that may have the flow since another machine had it: before all of the owner chain.
 const INHERITED_VISIT: u8 = u8::MAX;
 
@@ -224,7 +227,8 @@ impl Services {
         opened.map(Some)
     }
 
-    /// Whether no flow begins with a packet, which is dealt with: an ICMP error, one of the host's own that leaves as it is.
+    /// Whether no flow begins with a packet, which is dealt with: an ICMP error, one of the host's own that leaves as it is, an
+    /// answer to the host's DHCP client.
     fn is_without_flow(
         &mut self,
         policy: &Policy,
@@ -233,6 +237,10 @@ impl Services {
     ) -> Result<bool, DropReason> {
         if packet.icmp(frame) == Some(Kind::Error) {
             self.unknown_error(policy, packet, frame)?;
+            return Ok(true);
+        }
+        if answers_dhcp(&packet.key) && is_native(policy, packet.ingress) {
+            self.give_to_host(frame, &packet.header);
             return Ok(true);
         }
         Ok(self.goes_untranslated(policy, packet, frame))
@@ -728,6 +736,12 @@ fn answers_host(policy: &Policy, packet: &PacketContext, frame: &Frame<'_>, egre
         && !matches!(packet.ingress, Ingress::Bond(_))
         && policy.server_or_forward(&packet.key).is_none()
         && !opens(policy, packet, frame)
+}
+
+/// Whether a datagram is a DHCP server's answer to a client. Those to clients behind us are of known flows; the host's own come to an
+/// address that it does not have yet.
+fn answers_dhcp(key: &FlowKey) -> bool {
+    key.protocol == UDP && key.src.is_ipv4() && (key.src_port, key.dst_port) == (DHCP_SERVER, DHCP_CLIENT)
 }
 
 /// Whether a packet asks for something new, as opposed to answering the host.

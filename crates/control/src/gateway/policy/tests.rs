@@ -229,6 +229,11 @@ fn a_nat_takes_the_interfaces_own_address_and_leaves_the_hosts_ports_alone() {
         "[[nat]]\nout = \"wan\"\naddresses = \"203.0.113.20\"\n[[nat]]\nout = \"wan\"\nmode = \"none\"\n",
     );
     assert_eq!((pool.nats[0].reserved.len(), pool.nats[1].addresses.len()), (0, 0));
+    // A forward of all ports takes what is of no flow, and no port.
+    let whole = "[[nat]]\nout = \"wan\"\naddresses = \"203.0.113.20\"\n[[forward]]\nlisten = \"udp 203.0.113.20:1-65535\"\nto = \"10.0.0.5\"\n";
+    let independent = whole.replacen("addresses", "mapping = \"endpoint-independent\"\naddresses", 1);
+    let reserved = |text: &str| spec(text).nats[0].reserved.clone();
+    assert_eq!((reserved(whole).len(), reserved(&independent)), (0, vec![(1, 65_535)]));
     assert_eq!((pool.nats[0].tables, pool.nats[0].flows_per_client_max), (64, 65_536));
 }
 

@@ -217,3 +217,25 @@ fn what_is_for_the_gateway_goes_to_its_stack() {
         assert_eq!((left.by(), &left.packet), (HOST, &packet), "unchanged");
     }
 }
+
+/// Answers of a DHCP server to an address that the host does not have yet are the host's, whatever rules say; those to a client behind
+/// us, which asked through us, are the client's.
+#[test]
+fn answers_of_dhcp_servers_are_the_hosts_or_a_clients() {
+    let mut spec = native(two_interfaces());
+    spec.default_action = RuleAction::Allow;
+    spec.rules.push(RuleSpec { action: RuleAction::Drop, from: side(WAN), ..RuleSpec::default() });
+    let mut world = World::new(2, spec);
+    let answer = |to: &str| udp("203.0.113.254:67", to, b"answer");
+    let own = world.one(WAN, &answer("203.0.113.60:68"));
+    assert_eq!(own.outcome, Outcome::DeviceIngress(WAN_ID));
+    assert_eq!(
+        world.one(WAN, &answer("10.0.0.9:68")).outcome,
+        Outcome::DeviceIngress(WAN_ID),
+        "nobody asked"
+    );
+    assert_eq!(world.one(LAN, &udp("10.0.0.9:68", "203.0.113.254:67", b"renew")).by(), WAN);
+    assert_eq!(world.one(WAN, &answer("10.0.0.9:68")).by(), LAN);
+    let relayed = udp("203.0.113.254:67", "203.0.113.60:67", b"relayed");
+    world.dropped(WAN, &relayed, DropReason::RuleDrop);
+}

@@ -427,3 +427,67 @@ fn ports_are_spread_as_random_numbers() {
         }
     }
 }
+
+fn forward(listen: &str, to: &str, ports: u16) -> ForwardSpec {
+    let (listen, to) = (listen.parse().unwrap(), to.parse().unwrap());
+    ForwardSpec { protocol: UDP, listen, to, tenant: 0, ports, proxy_protocol: false }
+}
+
+/// Packets that a forward's host sends from its port leave from the port that leads to it: whoever is told of it by that reaches it. Replies, and
+/// others who begin at the same port, go to it by one flow each; all cores agree on whose that is.
+#[test]
+fn a_forwards_host_has_the_forwards_port() {
+    for (cores, mapping) in
+        [(1, Mapping::EndpointDependent), (7, Mapping::EndpointDependent), (7, Mapping::EndpointIndependent)]
+    {
+        let mut spec = two_interfaces();
+        spec.nats.push(NatSpec { mapping, ..nat(NatMode::AddressAndPort, &["203.0.113.1"]) });
+        spec.forwards.push(forward("203.0.113.1:27015", "10.0.0.5:27000", 10));
+        let mut world = World::new(cores, spec);
+        for number in 0..200u32 {
+            let remote = format!("198.51.100.{}:{}", 1 + number % 250, 1_000 + number * 7);
+            let inside = format!("10.0.0.5:{}", 27_000 + number % 10);
+            let outside = format!("203.0.113.1:{}", 27_015 + number % 10);
+            let ask = world.one(LAN, &udp(&inside, &remote, b"register"));
+            assert_eq!((ask.by(), ask.key()), (WAN, key(UDP, &outside, &remote)), "{cores}");
+            let reply = world.one(WAN, &udp(&remote, &outside, b"welcome"));
+            assert_eq!((reply.by(), reply.key()), (LAN, key(UDP, &remote, &inside)));
+            assert_eq!(world.one(LAN, &udp(&inside, &remote, b"again")).key(), ask.key());
+            // Somebody else, who was told.
+            let player = format!("192.0.2.{}:{}", 1 + number % 250, 2_000 + number);
+            assert_eq!(world.one(WAN, &udp(&player, &outside, b"join")).key(), key(UDP, &player, &inside));
+            assert_eq!(world.one(LAN, &udp(&inside, &player, b"ok")).key(), key(UDP, &outside, &player));
+        }
+        assert_eq!(world.flows(), 400, "{cores} {mapping:?}");
+        // Another port of the host, and the same one of another host, have ports as ever.
+        for inside in ["10.0.0.5:27010", "10.0.0.6:27000"] {
+            let other = world.one(LAN, &udp(inside, "198.51.100.7:53", b"x")).key();
+            assert!(!(27_015..27_025).contains(&other.src_port), "{other:?}");
+        }
+        world.wait(1_000);
+        assert_eq!(world.flows(), 0);
+    }
+}
+
+/// One outside address for one host alone: all of its ports lead to it, all of its flows leave by it, with their ports; pings too.
+#[test]
+fn an_address_may_be_one_hosts_alone() {
+    let mut spec = two_interfaces();
+    let mut own = nat(NatMode::AddressAndPort, &["203.0.113.5"]);
+    own.from = vec!["10.0.0.5/32".parse().unwrap()];
+    spec.nats.extend([own, nat(NatMode::AddressAndPort, &["203.0.113.1"])]);
+    spec.forwards.push(forward("203.0.113.5:1", "10.0.0.5:1", 65_535));
+    let mut world = World::new(4, spec);
+    for port in (1..65_000).step_by(997) {
+        let left = world.one(LAN, &udp(&format!("10.0.0.5:{port}"), "198.51.100.7:53", b"x"));
+        assert_eq!(left.key(), key(UDP, &format!("203.0.113.5:{port}"), "198.51.100.7:53"));
+        let back = world.one(WAN, &udp_of(&left.key().reversed(), b"y"));
+        assert_eq!((back.by(), back.key().dst_port), (LAN, port));
+    }
+    let ping = world.one(LAN, &echo("10.0.0.5", "198.51.100.7", 8, 77)).key();
+    assert_eq!(ping.src, "203.0.113.5".parse::<IpAddr>().unwrap());
+    assert_eq!(
+        world.one(LAN, &udp("10.0.0.6:5", "198.51.100.7:53", b"x")).key().src.to_string(),
+        "203.0.113.1"
+    );
+}
