@@ -32,6 +32,7 @@ use crate::header::{HEADER_BYTES, Header, Kind, NOT_TOLD};
 use crate::hello::{FRESHNESS_BYTES, HELLO_BYTES_MAX, Hello, TooLarge};
 use crate::keys::{PrivateKey, public_key_is_sound};
 use crate::mac::{Cookie, MACS_BYTES, MacKeys};
+use crate::noise::Primitives;
 use crate::time::Time;
 
 /// Longest handshake message, bytes: what IPv6's minimum MTU of 1,280 leaves behind IP and UDP headers.
@@ -109,7 +110,7 @@ impl Identity {
     }
 
     fn builder<'a>(&'a self, psk: &'a [u8; 32]) -> Result<snow::Builder<'a>, snow::Error> {
-        snow::Builder::new(NOISE_PROTOCOL.parse()?)
+        snow::Builder::with_resolver(NOISE_PROTOCOL.parse()?, Box::new(Primitives))
             .local_private_key(self.private.bytes())?
             .prologue(PROLOGUE)?
             .psk(PSK_POSITION, psk)

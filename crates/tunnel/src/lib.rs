@@ -5,7 +5,7 @@
 //!
 //! * Who we are and whom we know: [`keys`], [`config`], [`node`] (shared by all cores), [`bond`], [`path`]; what flows want of
 //!   the paths: [`class`], by the servers that they ask for too (`server_names`).
-//! * How a session comes to be: [`mac`] guards, [`handshake`] with its [`hello`] makes the keys, [`session`] holds
+//! * How a session comes to be: [`mac`] guards, [`handshake`] with its [`hello`] makes the keys (`noise` has the primitives), [`session`] holds
 //!   them, [`index`] names it; [`mode`] says how cores are addressed; [`lifecycle`] joins paths by challenge, watches and revives them, [`mtu`] measures them, and
 //!   `advertise` tells the peer what changes about our cores, [`path_limits`] what our WANs ask for; `strain` finds paths beyond their limits.
 //! * Sending, on one core ([`forwarder`]): [`queue`] (FQ-CoDel) → [`schedule`] (earliest arrival) → [`frame`]s in a datagram
@@ -40,6 +40,7 @@ pub mod memory;
 pub mod mode;
 pub mod mtu;
 pub mod node;
+mod noise;
 pub mod order;
 pub mod path;
 pub mod path_limits;
