@@ -181,3 +181,56 @@ fn r7_the_process_gives_up_what_it_does_not_need() {
         assert!(!log.contains("a right is kept"), "{log}");
     });
 }
+
+/// Row R7: a thread of the running process that is made to do what a gateway never does fails to, and the gateway goes on; so do
+/// its workers' threads, which the same filter holds for.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn r7_the_running_process_is_in_a_sandbox() {
+    use linux::testing::Argument::{Number, Text};
+    use linux::testing::Halted;
+
+    isolated(|| {
+        let lans = Lans::new(2);
+        let gateway = lans.start(INSIDE);
+        let process = gateway.program.id();
+        for task in std::fs::read_dir(format!("/proc/{process}/task")).unwrap() {
+            let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+            for line in ["Seccomp:\t2", "Seccomp_filters:\t1", "NoNewPrivs:\t1"] {
+                assert!(status.contains(line), "{line}: {status}");
+            }
+        }
+        let (nothing, append) = (Number(0), i64::from(libc::O_WRONLY | libc::O_APPEND));
+        let own = gateway.socket.with_file_name("made").display().to_string();
+        let calls = [
+            ("execve", libc::SYS_execve, [Text("/bin/true"), nothing, nothing], libc::EPERM),
+            ("ptrace", libc::SYS_ptrace, [Number(16), Number(1), nothing], libc::EPERM),
+            ("mount", libc::SYS_mount, [Text("none"), Text("/mnt"), Text("tmpfs")], libc::EPERM),
+            ("kexec_load", libc::SYS_kexec_load, [nothing; 3], libc::EPERM),
+            (
+                "unshare",
+                libc::SYS_unshare,
+                [Number(libc::CLONE_NEWUSER.into()), nothing, nothing],
+                libc::EPERM,
+            ),
+            ("passwords", libc::SYS_open, [Text("/etc/shadow"), Number(append), nothing], libc::EACCES),
+            (
+                "passwords, at",
+                libc::SYS_openat,
+                [Number(-1), Text("/etc/shadow"), Number(append)],
+                libc::EACCES,
+            ),
+            // It is the sandbox that says no, not the way of asking: these are a gateway's own.
+            ("its own files", libc::SYS_mkdir, [Text(&own), Number(0o700), nothing], 0),
+            ("reading", libc::SYS_access, [Text("/etc/passwd"), Number(libc::R_OK.into()), nothing], 0),
+        ];
+        let main = Halted::thread(process, "anabranch").unwrap();
+        for (what, call, arguments, errno) in calls {
+            assert_eq!(main.system_call(call, arguments).unwrap(), -i64::from(errno), "{what}");
+        }
+        drop(main);
+        assert!(gateway.status().is_some(), "it goes on");
+        let log = gateway.log();
+        assert!(!log.contains("sandbox is not complete"), "{log}");
+    });
+}

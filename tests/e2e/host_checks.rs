@@ -161,7 +161,11 @@ fn the_unit_is_one_that_systemd_252_takes() {
         ("ProtectSystem", "strict"),
         ("MemoryDenyWriteExecute", "yes"),
         ("RestrictAddressFamilies", "AF_UNIX AF_INET AF_INET6 AF_NETLINK AF_PACKET"),
-        ("SystemCallFilter", "@system-service bpf perf_event_open"),
+        (
+            "SystemCallFilter",
+            "@system-service bpf perf_event_open seccomp landlock_create_ruleset landlock_add_rule \
+             landlock_restrict_self",
+        ),
     ] {
         assert_eq!(value(key), Some(set), "{key}");
     }

@@ -25,13 +25,17 @@ fn carrying(gateway: &Gateway) -> (usize, usize) {
 }
 
 fn helpers(gateway: &Gateway) -> Vec<i32> {
-    let children = format!("/proc/{0}/task/{0}/children", gateway.program.id());
-    let children = std::fs::read_to_string(children).unwrap();
-    let ids = children.split_whitespace().map(|id| id.parse().unwrap());
-    ids.filter(|id: &i32| {
+    let children = |id: u32| {
+        let text = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
+        text.split_whitespace().map(|id| id.parse::<u32>().unwrap()).collect::<Vec<_>>()
+    };
+    // They are children of the process that starts programs.
+    let ids = children(gateway.program.id()).into_iter().flat_map(children);
+    ids.filter(|id| {
         let words = std::fs::read_to_string(format!("/proc/{id}/cmdline")).unwrap_or_default();
         words.contains("tls-path")
     })
+    .map(|id| id as i32)
     .collect()
 }
 

@@ -11,6 +11,7 @@ mod explain;
 mod genkey;
 mod group;
 mod health_command;
+mod launch;
 mod lease;
 mod logging;
 mod manager_command;
@@ -117,6 +118,9 @@ enum Command {
     /// Carry datagrams over TCP and TLS for a running node, which starts this itself
     #[command(hide = true)]
     TlsPath(tls_path_command::Args),
+    /// Start programs for a running node, which starts this itself
+    #[command(hide = true)]
+    Launch(launch::Args),
     /// Begin and answer connections that are checked byte by byte
     #[command(hide = true)]
     Traffic(traffic::Args),
@@ -147,6 +151,7 @@ fn main() -> ExitCode {
         Command::Stop(args) => stop::run(&args),
         Command::Health(args) => health_command::run(&args),
         Command::TlsPath(args) => tls_path_command::run(&args),
+        Command::Launch(args) => launch::run(&args),
         Command::Traffic(args) => logging::to_stderr(log, "warn").and_then(|()| traffic::run(args)),
     };
     result.unwrap_or_else(|error| {

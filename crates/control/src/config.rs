@@ -385,6 +385,13 @@ impl Config {
         self.node.control_socket.clone().unwrap_or_else(|| default_control_socket(&self.tun.name))
     }
 
+    /// Directories that stay writable while the process runs, besides that of the control socket; others do not.
+    pub(crate) fn writable_directories(&self) -> Vec<&Path> {
+        let logs = [&self.node.log_file, &self.services.settings.log_file];
+        let logs = logs.into_iter().flatten().map(|path| directory_of(path));
+        logs.chain([self.node.state_dir.as_path(), Path::new("/var/log")]).collect()
+    }
+
     /// Whether a peer gets the host's default route.
     #[must_use]
     pub fn has_default_route(&self) -> bool {
@@ -423,6 +430,15 @@ impl Config {
             peer.id = BondId(place as u16);
         }
         self.bonds = bonds;
+    }
+}
+
+/// The directory of a file: of a bare name, the present one.
+pub(crate) fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(directory) if directory.as_os_str().is_empty() => Path::new("."),
+        Some(directory) => directory,
+        None => path,
     }
 }
 

@@ -17,7 +17,7 @@ use linux::netlink::{Change, Monitor, Route, RouteKind};
 use linux::process::InstanceLock;
 use sd_notify::NotifyState;
 
-use crate::config::{Config, Cores, Problem};
+use crate::config::{Config, Cores, Problem, directory_of};
 use crate::control_socket::Server;
 use crate::events::{EventSender, NodeEvent};
 use crate::host_checks::PortHolder;
@@ -69,6 +69,7 @@ pub fn run(config: Config, options: Options) -> Result<(), StartError> {
     for failed in linux::privileges::keep_needed() {
         tracing::warn!(failed, "a right is kept that is not needed");
     }
+    confine(&config, &socket).map_err(failed("cannot start the process that starts programs"))?;
     if let Err(error) = linux::process::raise_open_files(OPEN_FILES) {
         tracing::debug!(%error, "open files");
     }
@@ -111,6 +112,20 @@ pub fn run(config: Config, options: Options) -> Result<(), StartError> {
     node.stop();
     drop(server);
     result
+}
+
+/// Programs are started by another process from now on; this one enters its sandbox.
+fn confine(config: &Config, socket: &Path) -> io::Result<()> {
+    linux::launcher::start()?;
+    let state = &config.node.state_dir;
+    // Nobody can make it later. Who needs it says so if it is not there.
+    let _ = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state);
+    let mut writable = config.writable_directories();
+    writable.push(directory_of(socket));
+    for failed in linux::sandbox::enter(&writable) {
+        tracing::warn!(failed, "the sandbox is not complete");
+    }
+    Ok(())
 }
 
 fn notify(state: &[NotifyState<'_>]) {

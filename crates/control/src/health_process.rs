@@ -8,10 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -20,6 +17,7 @@ use std::time::{Duration, Instant};
 use health::protocol::{self, FromHelper, Lines, ToHelper};
 use health::{HealthChange, HealthNews, HealthTarget, Known};
 use linux::event::{Epoll, EventFd, Interest};
+use linux::launcher::{self, Launched, Program, Streams};
 use linux::privileges::User;
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
@@ -27,8 +25,6 @@ use rustix::net::RecvFlags;
 use crate::status::HealthProcessStatus;
 use crate::sync::lock;
 
-/// The program that runs, even when its file was replaced.
-const PROGRAM: &str = "/proc/self/exe";
 /// Pause before the first new start.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// The longest pause.
@@ -123,7 +119,7 @@ impl Shared {
 
 /// A process that runs.
 struct Helper {
-    child: Child,
+    child: Launched,
     socket: UnixStream,
     lines: Lines,
     started: Instant,
@@ -146,7 +142,7 @@ struct Watcher {
     next_start: Instant,
     pause: Duration,
     /// Processes that were given up and have not ended.
-    ending: Vec<Child>,
+    ending: Vec<Launched>,
 }
 
 impl Watcher {
@@ -244,25 +240,14 @@ impl Watcher {
                 self.helper = Some(helper);
                 self.tell();
             }
-            Err(error) => self.failed(&format!("{PROGRAM} does not start: {error}")),
+            Err(error) => self.failed(&format!("the process does not start: {error}")),
         }
     }
 
     fn spawn(&self) -> io::Result<Helper> {
         let (socket, theirs) = UnixStream::pair()?;
         socket.set_write_timeout(Some(WRITE))?;
-        let mut command = Command::new(PROGRAM);
-        command
-            .arg0("anabranch")
-            .args(["health", "--user", &format!("{}:{}", self.user.uid, self.user.gid)])
-            .env_clear()
-            .current_dir("/")
-            .stdin(OwnedFd::from(theirs))
-            .stdout(Stdio::null())
-            // Ctrl-C at the terminal is for the gateway: it ends its helper itself.
-            .process_group(0);
-        linux::netns::prepare_command(&mut command);
-        let child = command.spawn()?;
+        let child = launcher::spawn(Program::Health(self.user), Streams::of_helper(theirs.into())?)?;
         let now = Instant::now();
         let helper = Helper { child, socket, lines: Lines::default(), started: now, heard: now };
         self.epoll.add(&helper.socket, TOKEN_HELPER, Interest::Read)?;

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::classes::TrafficClass;
 use crate::config::tap::Tap;
-use crate::config::{Config, Peer, Wan};
+use crate::config::{Config, Peer, Wan, directory_of};
 
 mod services;
 
@@ -39,6 +40,7 @@ pub fn merge(old: &Config, new: &Config) -> (Config, ReloadReport) {
     compare_wans(&old.wans, &new.wans, applied);
     compare_peers(&old.peers, &merged.peers, applied);
     compare_classes(&old.classes, &new.classes, applied);
+    keep_log_directory(old, &mut merged, &mut report.needs_restart);
     services::merge(&old.services, &mut merged.services, &mut report);
     (merged, report)
 }
@@ -73,6 +75,18 @@ fn keep_fixed(old: &Config, merged: &mut Config, restart: &mut Vec<String>) {
         (old, new) => fixed(restart, "tap", old, new),
     }
     fixed(restart, "cluster", &old.cluster, &mut merged.cluster);
+}
+
+/// The sandbox leaves the directories of the start writable.
+fn keep_log_directory(old: &Config, merged: &mut Config, restart: &mut Vec<String>) {
+    let mut writable = old.writable_directories();
+    let socket = old.control_socket();
+    writable.push(directory_of(&socket));
+    let settings = &mut merged.services.settings;
+    let stays = |path: &Path| writable.iter().any(|directory| path.starts_with(directory));
+    if settings.log_file.as_deref().is_some_and(|path| !stays(path)) {
+        fixed(restart, "gateway.log-file", &old.services.settings.log_file, &mut settings.log_file);
+    }
 }
 
 fn fixed<T: PartialEq + Clone + Debug>(restart: &mut Vec<String>, key: &str, old: &T, new: &mut T) {
@@ -272,5 +286,24 @@ mod tests {
             ]
         );
         assert_eq!(merged.path, Path::new("site.toml"));
+    }
+
+    #[test]
+    fn the_nat_log_moves_within_what_is_writable() {
+        let with = |file: &str| config("listen = 4600", &format!("{BASE}[gateway]\nlog-file = \"{file}\"\n"));
+        let old = with("/srv/log/nat.json");
+        for stays in
+            ["/srv/log/other.json", "/var/log/nat.json", "/var/lib/anabranch/nat.json", "/run/anabranch/x"]
+        {
+            let (merged, report) = merge(&old, &with(stays));
+            assert_eq!(merged.services.settings.log_file.as_deref(), Some(Path::new(stays)));
+            assert_eq!(report.needs_restart, Vec::<String>::new());
+        }
+        let (merged, report) = merge(&old, &with("/srv/nat.json"));
+        assert_eq!(merged.services.settings.log_file, old.services.settings.log_file);
+        assert_eq!(
+            report.needs_restart,
+            ["gateway.log-file: Some(\"/srv/log/nat.json\") → Some(\"/srv/nat.json\")"]
+        );
     }
 }

@@ -12,7 +12,7 @@ use std::io;
 
 use crate::Result;
 use crate::error::Context;
-use crate::nft::nft;
+use crate::nft;
 use crate::sys::interface_index;
 
 /// Begin of the tables' names.
@@ -48,11 +48,11 @@ impl ForwardGuard {
         }
         let what = format!("close forwarding between {} for when this process dies", devices.join(", "));
         if devices.is_empty() {
-            nft(&["-f", "-"], &remove(&self.table)).context(what)?;
+            nft::rules(&remove(&self.table)).context(what)?;
         } else {
             // Kernels without IPsec do not know what it has unwrapped.
-            let tried = nft(&["-f", "-"], &make(&self.table, devices, true));
-            tried.or_else(|_| nft(&["-f", "-"], &make(&self.table, devices, false))).context(what)?;
+            let tried = nft::rules(&make(&self.table, devices, true));
+            tried.or_else(|_| nft::rules(&make(&self.table, devices, false))).context(what)?;
         }
         self.devices = devices.to_vec();
         Ok(())
@@ -75,7 +75,7 @@ pub fn remove_of(tun: &str) -> Result<()> {
     let table = table_of(tun);
     let what = format!("remove the table {table}");
     let tables = tables().context(&what)?;
-    if tables.contains(&table) { nft(&["-f", "-"], &remove(&table)).map(drop).context(what) } else { Ok(()) }
+    if tables.contains(&table) { nft::rules(&remove(&table)).context(what) } else { Ok(()) }
 }
 
 /// Removes the tables of processes that died; their names.
@@ -87,7 +87,7 @@ pub fn remove_orphans() -> Result<Vec<String>> {
     let mut orphans = tables().context(WHAT)?;
     orphans.retain(|table| table.strip_prefix(PREFIX).is_some_and(|tun| interface_index(tun).is_err()));
     for table in &orphans {
-        nft(&["-f", "-"], &remove(table)).context(WHAT)?;
+        nft::rules(&remove(table)).context(WHAT)?;
     }
     Ok(orphans)
 }
@@ -100,7 +100,7 @@ fn table_of(tun: &str) -> String {
 }
 
 fn tables() -> io::Result<Vec<String>> {
-    let text = nft(&["list", "tables", "inet"], "")?;
+    let text = nft::tables()?;
     let names = text.lines().filter_map(|line| line.strip_prefix("table inet "));
     Ok(names.filter(|name| name.starts_with(PREFIX)).map(str::to_owned).collect())
 }
@@ -142,7 +142,9 @@ mod tests {
             guard.set(&devices(&["eth0", "eth1"])).unwrap();
             guard.set(&devices(&["eth0", "lan.7"])).unwrap();
             assert_eq!(guard.name().as_deref(), Some("inet anabranch_closed-ana7"));
-            let text = nft(&["list", "table", "inet", "anabranch_closed-ana7"], "").unwrap();
+            let list = ["list", "table", "inet", "anabranch_closed-ana7"];
+            let listed = std::process::Command::new("nft").args(list).output().unwrap();
+            let text = String::from_utf8_lossy(&listed.stdout);
             assert!(text.contains("\"lan.7\"") && !text.contains("eth1"), "{text}");
             // Its process ends.
             drop(guard);

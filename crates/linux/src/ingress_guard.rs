@@ -15,7 +15,7 @@ use std::os::fd::OwnedFd;
 use crate::bpf::{KernelShare, OwnPorts, device_egress, kernel, nft_ether_type};
 use crate::error::Context;
 use crate::link_layer::LinkLayer;
-use crate::nft::nft;
+use crate::nft;
 use crate::sys::interface_index;
 use crate::{Error, Result};
 
@@ -77,7 +77,7 @@ impl IngressGuard {
             .context(format!("attach a program to the egress of {interface}"))?;
         // What a killed process left behind would drop by its own, older rules; what a stopped one did has done its work.
         let tables = [table_name(interface), hold_name(interface)];
-        let _ = nft(&["-f", "-"], &tables.map(|table| remove_table(&table)).concat());
+        let _ = nft::rules(&tables.map(|table| remove_table(&table)).concat());
         Ok(IngressGuard { interface: interface.to_owned(), layer, hold: Hold::Program(link, back) })
     }
 
@@ -88,7 +88,7 @@ impl IngressGuard {
         share.filter(layer)?;
         let table = table_name(interface);
         let script = make_table(&table, interface, layer, share) + &remove_table(&hold_name(interface));
-        nft(&["-f", "-"], &script).context(&what)?;
+        nft::rules(&script).context(&what)?;
         Ok(IngressGuard { interface: interface.to_owned(), layer, hold: Hold::Table(table) })
     }
 
@@ -111,9 +111,7 @@ impl IngressGuard {
             }
             Hold::Table(table) => {
                 share.filter(self.layer)?;
-                nft(&["-f", "-"], &make_table(table, &self.interface, self.layer, share))
-                    .map(drop)
-                    .context(what)
+                nft::rules(&make_table(table, &self.interface, self.layer, share)).context(what)
             }
         }
     }
@@ -122,7 +120,7 @@ impl IngressGuard {
 impl Drop for IngressGuard {
     fn drop(&mut self) {
         if let Hold::Table(table) = &self.hold
-            && let Err(error) = nft(&["-f", "-"], &remove_table(table))
+            && let Err(error) = nft::rules(&remove_table(table))
         {
             tracing::warn!(%error, table, "an nft table could not be removed");
         }
@@ -150,7 +148,7 @@ pub fn hold_interfaces(
     let what = format!("hold {} with nft tables", interfaces.join(", "));
     let script: String =
         interfaces.iter().map(|interface| make_hold(interface, share, held, seconds)).collect();
-    nft(&["-f", "-"], &script).map(drop).context(&what)
+    nft::rules(&script).context(&what)
 }
 
 /// Of another beginning than [`table_name`], whatever the interface is called.

@@ -4,10 +4,11 @@
 //! They are read by `iptables-legacy-save` (`ip6tables-legacy-save`), and only in a namespace that has such a table already:
 //! asking for one that is not there would make the kernel load and add it.
 
-use std::io::Read;
-use std::process::{Command, Stdio};
+use std::fs::OpenOptions;
+use std::io::{self, Read as _};
 use std::time::{Duration, Instant};
 
+use crate::launcher::{self, Launched, Program, SAVE_PROGRAMS, Streams};
 use crate::netlink::nftables::{BaseChain, Hook};
 
 /// Bytes of rules that are looked at, at most.
@@ -19,10 +20,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// there is no such table, or no program to read it.
 #[must_use]
 pub fn dropping_chains() -> Vec<BaseChain> {
-    let families = [
-        ("ip", "/proc/net/ip_tables_names", ["iptables-legacy-save", "iptables-save"]),
-        ("ip6", "/proc/net/ip6_tables_names", ["ip6tables-legacy-save", "ip6tables-save"]),
-    ];
+    // The last are places in the list of programs.
+    let families =
+        [("ip", "/proc/net/ip_tables_names", [0, 1]), ("ip6", "/proc/net/ip6_tables_names", [2, 3])];
     let mut list = Vec::new();
     for (family, tables, programs) in families {
         let names = std::fs::read_to_string(tables).unwrap_or_default();
@@ -31,36 +31,38 @@ pub fn dropping_chains() -> Vec<BaseChain> {
         }
         let text = programs
             .into_iter()
-            .filter(|program| is_legacy(program))
-            .find_map(|program| output(Command::new(program).args(["-t", "filter"])));
+            .filter(|program| is_legacy(*program))
+            .find_map(|program| output(|streams| launcher::spawn(Program::SaveRules(program), streams)));
         list.extend(text.into_iter().flat_map(|text| parse(family, &text)));
     }
     list
 }
 
-/// Whether a program shows the legacy tables. What is called `iptables-save` is a link to either kind.
-fn is_legacy(program: &str) -> bool {
-    program.contains("legacy")
-        || output(Command::new(program).arg("--version")).is_some_and(|text| !text.contains("nf_tables"))
+/// Whether a program of [`SAVE_PROGRAMS`] shows the legacy tables. What is called `iptables-save` is a link to either kind.
+fn is_legacy(program: u8) -> bool {
+    let version = || output(|streams| launcher::spawn(Program::SaveVersion(program), streams));
+    SAVE_PROGRAMS.get(usize::from(program)).is_some_and(|name| name.contains("legacy"))
+        || version().is_some_and(|text| !text.contains("nf_tables"))
 }
 
 /// Output of a program, if it ends well and in time.
-fn output(command: &mut Command) -> Option<String> {
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut child = command.spawn().ok()?;
-    let pipe = child.stdout.take()?;
+fn output(start: impl FnOnce(Streams) -> io::Result<Launched>) -> Option<String> {
+    let ((input, _), (pipe, output)) = (io::pipe().ok()?, io::pipe().ok()?);
+    let nothing = OpenOptions::new().write(true).open("/dev/null").ok()?;
+    let mut launched =
+        start(Streams { input: input.into(), output: output.into(), errors: nothing.into() }).ok()?;
     let reader = std::thread::spawn(move || {
         let mut text = Vec::new();
         pipe.take(TEXT_BYTES_MAX).read_to_end(&mut text).map(|_| text)
     });
     let end = Instant::now() + PATIENCE;
     let status = loop {
-        match child.try_wait() {
+        match launched.try_wait() {
             Ok(None) if Instant::now() < end => std::thread::sleep(Duration::from_millis(2)),
             Ok(Some(status)) => break Some(status),
             Ok(None) | Err(_) => {
-                let _ = child.kill();
-                let _ = child.wait();
+                let _ = launched.kill();
+                let _ = launched.wait();
                 break None;
             }
         }
@@ -166,11 +168,16 @@ mod tests {
 
     #[test]
     fn a_program_that_hangs_or_fails_says_nothing() {
-        assert_eq!(output(Command::new("sh").args(["-c", "echo yes"])).as_deref(), Some("yes\n"));
-        assert_eq!(output(Command::new("sh").args(["-c", "echo no; exit 1"])), None);
-        assert_eq!(output(&mut Command::new("no-such-program-anywhere")), None);
+        let run = |program: &str, arguments: &[&str]| {
+            let mut command = std::process::Command::new(program);
+            command.args(arguments);
+            output(|streams| launcher::spawn_here(command, streams))
+        };
+        assert_eq!(run("sh", &["-c", "echo yes"]).as_deref(), Some("yes\n"));
+        assert_eq!(run("sh", &["-c", "echo no; exit 1"]), None);
+        assert_eq!(run("no-such-program-anywhere", &[]), None);
         let begin = Instant::now();
-        assert_eq!(output(Command::new("sleep").arg("60")), None);
+        assert_eq!(run("sleep", &["60"]), None);
         assert!(begin.elapsed() < Duration::from_secs(20));
     }
 }

@@ -3,7 +3,8 @@
 //! Nothing above this crate contains `unsafe` for the sake of Linux, and nothing in this crate knows
 //! what a tunnel is. A guided tour, in the order a gateway uses the parts:
 //!
-//! 1. [`process`]: an instance lock, resource limits; [`privileges`]: rights given up; [`affinity`]: which CPUs we may use and pinning.
+//! 1. [`process`]: an instance lock, resource limits; [`privileges`]: rights given up; [`launcher`]: programs started by another process;
+//!    [`sandbox`]: calls and files that this one needs, and no others; [`affinity`]: which CPUs we may use and pinning.
 //! 2. [`netns`]: network namespaces, entering a user namespace as an ordinary user, programs inside.
 //! 3. [`netlink`]: links, addresses, routes, rules, neighbors, and a [`netlink::Monitor`] which tells
 //!    when an interface comes, goes, loses its carrier or changes its address. [`ethtool`]: offloads.
@@ -35,6 +36,7 @@ pub mod event;
 pub mod forward_guard;
 pub mod ingress_guard;
 pub mod iptables_legacy;
+pub mod launcher;
 pub mod link_layer;
 pub mod memory;
 pub mod netlink;
@@ -47,6 +49,7 @@ pub mod privileges;
 pub mod process;
 pub mod raw_ip;
 pub mod router_discovery;
+pub mod sandbox;
 pub mod socket_list;
 mod sys;
 pub mod tcp;

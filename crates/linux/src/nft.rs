@@ -1,27 +1,35 @@
 //! Rules of nftables, through its program.
 
-use std::io::{self, Write as _};
-use std::process::{Command, Stdio};
+use std::io::{self, Read as _, Write as _};
 
-use crate::netns::prepare_command;
+use crate::launcher::{self, Program, Streams};
 
-/// Lets `nft` do all of this or nothing; what it says.
-pub(crate) fn nft(arguments: &[&str], script: &str) -> io::Result<String> {
-    let mut command = Command::new("nft");
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    prepare_command(&mut command);
-    let mut child = command.spawn().map_err(|error| match error.kind() {
+/// Lets `nft` do all of this or nothing.
+pub(crate) fn rules(script: &str) -> io::Result<()> {
+    nft(Program::NftRules, script).map(drop)
+}
+
+/// The tables of the family `inet`, as `nft` lists them.
+pub(crate) fn tables() -> io::Result<String> {
+    nft(Program::NftTables, "")
+}
+
+fn nft(program: Program, script: &str) -> io::Result<String> {
+    // Both into one pipe: whichever is longer, nobody waits for the other.
+    let ((input, mut to), (mut from, output)) = (io::pipe()?, io::pipe()?);
+    let streams = Streams { input: input.into(), errors: output.try_clone()?.into(), output: output.into() };
+    let mut launched = launcher::spawn(program, streams).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => io::Error::new(error.kind(), "the program nft is not installed"),
         _ => error,
     })?;
     // The end of its input must come before its answer.
-    if let Some(mut input) = child.stdin.take() {
-        input.write_all(script.as_bytes())?;
+    let written = to.write_all(script.as_bytes());
+    drop(to);
+    let mut said = Vec::new();
+    from.read_to_end(&mut said)?;
+    let text = String::from_utf8_lossy(&said);
+    if launched.wait()?.success() {
+        return written.map(|()| text.into_owned());
     }
-    let output = child.wait_with_output()?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let text = String::from_utf8_lossy(&output.stderr);
     Err(io::Error::other(format!("nft: {}", text.lines().next().unwrap_or("it failed").trim())))
 }

@@ -75,6 +75,94 @@ impl Halted {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+impl Halted {
+    /// Makes this thread, which waits in a system call, make another one, and tells what that returns: `-errno` when it fails. A
+    /// text in place of an argument is put on its stack and becomes its address.
+    ///
+    /// # Errors
+    /// The thread waits in no system call; it cannot be traced.
+    pub fn system_call(&self, call: libc::c_long, arguments: [Argument<'_>; 3]) -> io::Result<i64> {
+        const SYSTEM_CALL: i64 = 0x050f;
+        let before = self.registers()?;
+        let at = before.rip - 2;
+        // SAFETY: reads a word of the halted thread; what is returned is that word.
+        let word = unsafe { libc::ptrace(libc::PTRACE_PEEKTEXT, self.thread, at, 0) };
+        if word & 0xffff != SYSTEM_CALL {
+            return Err(io::Error::other("the thread waits in no system call"));
+        }
+        let mut registers = before;
+        // Below what a function may use without moving the pointer.
+        let mut place = (before.rsp - 4_096) & !7;
+        let mut values = [0; 3];
+        for (value, argument) in values.iter_mut().zip(arguments) {
+            *value = match argument {
+                Argument::Number(number) => number as u64,
+                Argument::Text(text) => self.put(&mut place, text)?,
+            };
+        }
+        [registers.rdi, registers.rsi, registers.rdx] = values;
+        // No call is under way any more that the kernel would begin again.
+        (registers.rip, registers.rax, registers.orig_rax) = (at, call as u64, u64::MAX);
+        self.set_registers(&registers)?;
+        trace(libc::PTRACE_SINGLESTEP, self.thread)?;
+        let mut status = 0;
+        // SAFETY: the status lives for the call.
+        check(unsafe { libc::waitpid(self.thread, &raw mut status, libc::__WALL) })?;
+        if !libc::WIFSTOPPED(status) {
+            return Err(io::Error::other("the thread has ended"));
+        }
+        let result = self.registers()?.rax as i64;
+        self.set_registers(&before)?;
+        Ok(result)
+    }
+
+    /// Writes a text with its zero to the thread's memory; its address.
+    fn put(&self, place: &mut u64, text: &str) -> io::Result<u64> {
+        let start = *place;
+        let mut bytes = text.as_bytes().to_vec();
+        bytes.resize((bytes.len() / 8 + 1) * 8, 0);
+        for word in bytes.as_chunks::<8>().0 {
+            // SAFETY: writes a word of the halted thread's stack, not of ours.
+            let result = unsafe {
+                libc::ptrace(libc::PTRACE_POKEDATA, self.thread, *place, u64::from_ne_bytes(*word))
+            };
+            check(result as libc::c_int)?;
+            *place += 8;
+        }
+        Ok(start)
+    }
+
+    fn registers(&self) -> io::Result<libc::user_regs_struct> {
+        let mut registers = std::mem::MaybeUninit::<libc::user_regs_struct>::zeroed();
+        let nothing = std::ptr::null_mut::<libc::c_void>();
+        // SAFETY: the kernel writes one such structure there; all its fields are numbers, for which zero is good too.
+        unsafe {
+            let result = libc::ptrace(libc::PTRACE_GETREGS, self.thread, nothing, registers.as_mut_ptr());
+            check(result as libc::c_int)?;
+            Ok(registers.assume_init())
+        }
+    }
+
+    fn set_registers(&self, registers: &libc::user_regs_struct) -> io::Result<()> {
+        let nothing = std::ptr::null_mut::<libc::c_void>();
+        // SAFETY: the kernel reads one such structure there.
+        let result = unsafe {
+            libc::ptrace(libc::PTRACE_SETREGS, self.thread, nothing, std::ptr::from_ref(registers))
+        };
+        check(result as libc::c_int).map(drop)
+    }
+}
+
+/// An argument of a system call that another thread is to make.
+#[derive(Clone, Copy, Debug)]
+pub enum Argument<'a> {
+    /// As it is.
+    Number(i64),
+    /// The address of this text.
+    Text(&'a str),
+}
+
 impl Drop for Halted {
     fn drop(&mut self) {
         // A thread that is gone needs nothing.

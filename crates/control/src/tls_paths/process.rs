@@ -4,13 +4,12 @@
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::config::Wan;
 use linux::event::{Epoll, Interest};
+use linux::launcher::{self, Launched, Program, Streams};
 use linux::privileges::User;
 use packet::attachment::BondId;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -20,8 +19,6 @@ use super::{Fallback, Line, LineState, Order, accepting_wan, relay_wan};
 use crate::config::Config;
 use crate::events::{EventSender, NodeEvent};
 
-/// The program that runs, even when its file was replaced.
-const PROGRAM: &str = "/proc/self/exe";
 /// Time without a sign of life; it gives one each second.
 const SILENCE: Duration = Duration::from_secs(10);
 /// Pause before a new start.
@@ -47,7 +44,7 @@ pub(crate) struct TlsPaths {
 }
 
 struct Helper {
-    child: Child,
+    child: Launched,
     socket: Arc<OwnedFd>,
     heard: Instant,
 }
@@ -202,18 +199,7 @@ impl TlsPaths {
     fn spawn(&self, now: Instant) -> io::Result<Helper> {
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        let mut command = Command::new(PROGRAM);
-        command
-            .arg0("anabranch")
-            .args(["tls-path", "--user", &format!("{}:{}", self.user.uid, self.user.gid)])
-            .env_clear()
-            .current_dir("/")
-            .stdin(theirs)
-            .stdout(Stdio::null())
-            // Ctrl-C at the terminal is for the node: it ends its helper itself.
-            .process_group(0);
-        linux::netns::prepare_command(&mut command);
-        let child = command.spawn()?;
+        let child = launcher::spawn(Program::TlsPath(self.user), Streams::of_helper(theirs)?)?;
         let socket = Arc::new(ours);
         let (heard, events) = (Arc::clone(&socket), self.events.try_clone()?);
         std::thread::Builder::new().name("tls-paths".to_owned()).spawn(move || hear(&heard, &events))?;

@@ -153,8 +153,7 @@ fn cable() -> Netlink {
         netlink.set_mac(index, mac).unwrap();
         netlink.set_up(index, true).unwrap();
     }
-    nft(
-        &["-f", "-"],
+    nft::rules(
         "table netdev after {\n chain count {\n type filter hook ingress device \"right\" priority 0;\n \
          counter\n }\n}\n",
     )
