@@ -13,7 +13,12 @@ const CORES: u8 = 4;
 const FLOWS: usize = 24;
 
 fn joined(mode: SteeringMode, policy: Policy, links: &[Shape], seed: u64) -> World {
-    let mut world = pair(sim::seed(seed), (3, CORES), links);
+    joined_from(3, mode, policy, links, seed)
+}
+
+/// With so many cores at site 0.
+fn joined_from(cores: u8, mode: SteeringMode, policy: Policy, links: &[Shape], seed: u64) -> World {
+    let mut world = pair(sim::seed(seed), (cores, CORES), links);
     for site in &mut world.sites {
         for peer in &mut site.snapshot.peers {
             peer.steering.receive = mode;
@@ -104,4 +109,30 @@ fn t4_to_t9_a_drained_core_loses_nothing_in_any_mode() {
             assert!(changed <= 1, "{mode} {policy}: flow {flow} changed its core {changed} times");
         }
     }
+}
+
+/// How many of the flows of one sending core come to each core, and to which each comes.
+fn spread(policy: Policy) -> ([usize; CORES as usize], Vec<u8>) {
+    let mut world = joined_from(1, SteeringMode::CoreId, policy, &two(), 4_600);
+    let flows = flows(&mut world, 1_000);
+    world.run_ms(1_500);
+    let cores: Vec<u8> = flows.iter().map(|flow| world.delivering_core(1, *flow).unwrap().0).collect();
+    let mut counts = [0; CORES as usize];
+    cores.iter().for_each(|core| counts[usize::from(*core)] += 1);
+    (counts, cores)
+}
+
+#[test]
+fn t4_policies_choose_as_their_names_say() {
+    let (counts, by_hash) = spread(Policy::Hash);
+    let even = [FLOWS / usize::from(CORES); CORES as usize];
+    assert_ne!(counts, even, "the hash must not look like taking turns here: choose another seed");
+    assert_eq!(spread(Policy::Hash).1, by_hash, "the same flows, the same cores");
+    assert_eq!(spread(Policy::RoundRobin).0, even);
+    // Flows of one rate.
+    assert_eq!(spread(Policy::LeastLoaded).0, even);
+    let (counts, by_chance) = spread(Policy::Random);
+    assert_ne!(counts, even);
+    let differ = by_hash.iter().zip(&by_chance).filter(|(hash, chance)| hash != chance).count();
+    assert!(differ > FLOWS / 2, "{differ} of {FLOWS} flows are where the hash does not have them");
 }

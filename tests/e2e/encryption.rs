@@ -1,7 +1,7 @@
 //! Cleartext on the WAN, as an observer reads it.
 
 use linux::testing::isolated;
-use std::net::UdpSocket;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 use testbed::topology::Node;
 
@@ -73,6 +73,12 @@ fn t11_encryption_on_partial_and_off_as_an_observer_sees_them() {
             let finds = |frame: &Vec<u8>| payload(frame).windows(MARKER.len()).any(|part| part == MARKER);
             let found = frames.iter().filter(|frame| finds(frame)).count();
             assert!(seen.contains(&found), "{ours}/{theirs}: the text was seen in {found} datagrams");
+            // The inner header is in the front that `partial` leaves clear.
+            let addresses = [BRANCH_IP, HUB_IP].map(|ip| ip.parse::<Ipv4Addr>().unwrap().octets()).concat();
+            let tells = |frame: &&Vec<u8>| payload(frame).windows(8).any(|part| part == addresses);
+            let told = frames.iter().filter(tells).count();
+            let as_agreed = if shown.is_empty() { told == 0 } else { told >= 10 };
+            assert!(as_agreed, "{ours}/{theirs}: inner addresses in {told} datagrams");
             assert!(
                 count(&frames, kind) >= 20,
                 "{ours}/{theirs}: {} datagrams of kind {kind}",

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use linux::testing::isolated;
 
+use crate::capture::Capture;
 use crate::gateway_raw::*;
 use crate::gateway_scene::*;
 use crate::scene::*;
@@ -13,15 +14,20 @@ const SERVER: Ipv4Addr = Ipv4Addr::new(10, 1, 2, 2);
 
 /// The pieces of a datagram of `bytes` bytes from `port` of the client to port 80 of the server, of at most 1,480 bytes of content.
 fn pieces(port: u16, bytes: usize, id: u16) -> Vec<(Header, Vec<u8>)> {
+    pieces_of(port, bytes, id, 1_480)
+}
+
+/// Likewise, of at most `each` bytes of content, a multiple of 8.
+fn pieces_of(port: u16, bytes: usize, id: u16, each: usize) -> Vec<(Header, Vec<u8>)> {
     let payload: Vec<u8> = (0..bytes).map(|place| (place * 13 % 241) as u8).collect();
     let whole = udp(SocketAddrV4::new(CLIENT, port), SocketAddrV4::new(SERVER, 80), &payload);
-    let count = whole.len().div_ceil(1_480);
+    let count = whole.len().div_ceil(each);
     let piece = |(number, content): (usize, &[u8])| {
         let header = Header::new(CLIENT, SERVER, UDP);
-        let offset = (number * 1_480) as u16;
+        let offset = (number * each) as u16;
         (Header { id, offset, more: number + 1 < count, ..header }, content.to_vec())
     };
-    whole.chunks(1_480).enumerate().map(piece).collect()
+    whole.chunks(each).enumerate().map(piece).collect()
 }
 
 /// Row C5: large datagrams and pings both ways, in each mode and with each variant.
@@ -59,6 +65,45 @@ fn c5_large_datagrams_in_every_mode_and_variant() {
         no_reply_went_astray(&gateway);
         for reason in ["fragment-overlap", "fragment-invalid", "fragments-full", "ip-malformed"] {
             assert_eq!(settled(|| dropped(&gateway, reason)), 0, "{reason}");
+        }
+    });
+}
+
+/// Row C5: the variants as the receiver's wire shows them. A datagram comes in pieces that nobody else would cut: forwarded as they
+/// came they stay so, and what was put together leaves whole.
+#[test]
+fn c5_pieces_are_bridged_or_put_together_as_configured() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let gateway = lans.start(ALLOW);
+        let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
+        let raw = Raw::new(&lans, 1);
+        let client = UdpClient::new(lans.host(1), "10.1.1.2:0");
+        let cases = [
+            ("\"bridge\"", false),
+            ("\"assemble\"", true),
+            ("{ up-to-bytes = 1300 }", false),
+            ("{ up-to-bytes = 1500 }", true),
+            ("{ up-to-fragments = 2 }", false),
+            ("{ up-to-fragments = 3 }", true),
+        ];
+        for (number, (variant, together)) in cases.into_iter().enumerate() {
+            let nat = "[[nat]]\nout = \"lan2\"\n";
+            let (code, said) = lans.reload(&gateway, &format!("{ALLOW}fragments = {variant}\n{nat}"));
+            assert_eq!(code, 0, "{said}");
+            let capture = Capture::start(lans.host(2), "eth0", 1_000);
+            // 20 + 8 + 1,400 bytes.
+            for (header, content) in pieces_of(client.local().port(), 1_400, number as u16 + 1, 600) {
+                raw.send(&header.packet(&content));
+            }
+            wait_for(&format!("an answer through {variant}"), PATIENCE, || {
+                client.receives_from(SocketAddrV4::new(SERVER, 80).into())
+            });
+            let frames = capture.finish();
+            let content = |frame: &Vec<u8>| usize::from(u16::from_be_bytes([frame[16], frame[17]])) - 20;
+            let seen: Vec<usize> =
+                frames.iter().filter(|frame| frame[30..34] == SERVER.octets()).map(content).collect();
+            assert_eq!(seen, if together { vec![1_408] } else { vec![600, 600, 208] }, "{variant}");
         }
     });
 }

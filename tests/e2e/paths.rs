@@ -76,7 +76,7 @@ fn t1_every_useful_permutation_joins_and_wans_come_and_go_while_data_flows() {
 }
 
 /// Row T1: wan1 is a metered backup, of which only the branch knows. It carries keepalives alone, whichever side sends, takes over
-/// when wan0 falls silent, and is left when wan0 is back. `receive-rate-max` holds for what the hub sends.
+/// when wan0 falls silent, and is left when wan0 is back. `rate-max` holds for what the branch sends, `receive-rate-max` for what the hub sends.
 #[test]
 fn t1_a_backup_that_one_side_knows_of_is_left_alone_by_both() {
     isolated(|| {
@@ -122,18 +122,21 @@ fn t1_a_backup_that_one_side_knows_of_is_left_alone_by_both() {
         );
         tcp_finish(flow);
 
-        let capped =
-            text.replace("interface = \"wan1\"", "interface = \"wan1\"\nreceive-rate-max = \"2 Mbit/s\"");
-        std::fs::write(&branch.config, capped).unwrap();
+        let limits = "interface = \"wan1\"\nrate-max = \"3 Mbit/s\"\nreceive-rate-max = \"2 Mbit/s\"";
+        std::fs::write(&branch.config, text.replace("interface = \"wan1\"", limits)).unwrap();
         assert_eq!(branch.command(&["reload"]).0, 0, "{}", branch.log());
         wait_for("the hub knows", PATIENCE, || {
             let paths = peer(&hub).paths;
             paths.iter().any(|path| path.remote.contains(&second) && path.rate_mbps <= 2.1)
         });
-        let at = both().1;
-        tcp_seconds(b, a, BRANCH_IP, 2, 3.0);
-        let sent = both().1 - at;
-        assert!(sent < 1_200_000, "{sent} bytes in 3 s at 2 Mbit/s");
+        let at = both();
+        let flows = [tcp_start(b, a, BRANCH_IP, 5203, 2, 3.0), tcp_start(a, b, HUB_IP, 5204, 2, 3.0)];
+        for flow in flows {
+            tcp_finish(flow);
+        }
+        let sent = (both().0 - at.0, both().1 - at.1);
+        assert!(sent.0 < 1_600_000, "{sent:?} bytes in 3 s, by the branch at 3 Mbit/s");
+        assert!(sent.1 < 1_200_000, "{sent:?} bytes in 3 s, by the hub at 2 Mbit/s");
     });
 }
 
