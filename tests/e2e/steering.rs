@@ -19,6 +19,11 @@ fn since(gateway: &Gateway, before: &[u64]) -> Vec<u64> {
     delivered(gateway).iter().zip(before).map(|(now, before)| now - before).collect()
 }
 
+/// As [`since`], while traffic goes on.
+fn since_now(gateway: &Gateway, before: &[u64]) -> Vec<u64> {
+    delivered_now(gateway).iter().zip(before).map(|(now, before)| now - before).collect()
+}
+
 /// Nothing that the peer sent was refused for its core, its lane or its contents.
 #[track_caller]
 fn nothing_refused(gateway: &Gateway) {
@@ -331,5 +336,57 @@ fn t9_a_clear_session_id_for_each_flow() {
             fragments_follow_their_flow(&scene, &hub);
             a_core_is_taken_away(&scene, &hub);
         }
+    });
+}
+
+/// Row T3: a file says which cores of the hub the branch addresses, whatever the hub tells; it is followed while data flows. A file that
+/// is wrong, or about another machine, changes nothing or does not hold.
+#[test]
+fn t3_a_file_says_which_cores_of_the_peer_are_addressed() {
+    let _alone = alone();
+    isolated(|| {
+        let scene = Scene::new(&[link(100.0, 1.0)]);
+        let write = |text: &str| scene.directory.write("hub-cores.toml", text).unwrap();
+        write("cores = 2\nusable = [1]\n");
+        let (branch, hub) = scene.pair();
+        let branch = branch.section("processor-info-file = \"hub-cores.toml\"\n");
+        let (mut branch, hub) = scene.join(&branch, &hub.node_line("cores = 2"), 1);
+        let options =
+            udp::Options { flows: 40, payload_bytes: 300, ..udp::Options::new(4.0, Span::seconds(4.5)) };
+        let before = delivered(&hub);
+        let transfer =
+            udp::start(scene.a(), scene.b(), socket(HUB_IP, 5300), options, &testbed::stop::Stop::new())
+                .unwrap();
+        std::thread::sleep(Duration::from_secs(1));
+        let cores = since_now(&hub, &before);
+        assert!(cores[0] < 20 && cores[1] > 500, "core 1 alone, as the file says: {cores:?}");
+        let asked = |gateway: &Gateway| {
+            (4000..4040)
+                .map(|port| {
+                    let flow = format!("udp {BRANCH_IP}:{port} > {HUB_IP}:5300");
+                    gateway.command(&["class", &flow]).1.contains("its core 0")
+                })
+                .filter(|is| *is)
+                .count()
+        };
+        write("usable = [0]\n");
+        wait_for("the file is followed", PATIENCE, || asked(&branch) == 40);
+        std::thread::sleep(Duration::from_millis(300));
+        let before = delivered_now(&hub);
+        write("usable = [0, 9999]\n");
+        let report = transfer.finish(|_| ()).unwrap();
+        let cores = since_now(&hub, &before);
+        assert!(cores[0] > 500 && cores[1] < 20, "all of it moved: {cores:?}");
+        assert_eq!((report.corrupt, report.duplicates), (0, 0), "{report:?}");
+        assert!(report.loss_percent_from_start < 10.0, "{report:?}");
+        assert!(branch.log().contains("hub-cores.toml:1:14: error: usable: 9999 found"), "{}", branch.log());
+        assert_eq!((asked(&branch), peer(&branch).steering.processor_info.as_str()), (40, "file"));
+        // Of another machine.
+        write("cores = 3\nusable = [0]\n");
+        branch.wait("it does not hold", PATIENCE, |report| {
+            report.status.peers[0].steering.processor_info.starts_with("peer: the file")
+        });
+        assert!((5..35).contains(&asked(&branch)), "as the hub tells");
+        nothing_refused(&hub);
     });
 }

@@ -22,6 +22,7 @@
 //! | `[[wan]]` | cost, direction, latency-max, loss-max, quota, quota-day, schedule | `properties::properties` |
 //! | `[[class]]` | name, class, by-mark, from, to, protocol, port, dscp, server-name, tenant, peer, wan | `classes::class` |
 //! | `[[peer]]` | name, public-key, preshared-key, preshared-key-file, hub, endpoints, tls-port, allowed-ips, wans, paths-per-wan-pair, sockets-per-path, spread, encryption, allow-cleartext, policy, flow, steering, accept-steering, tunnel-core, peer-tunnel-core, tenant, ethernet | `read::peer` |
+//! | `[[peer]]` | processor-info-file | `processor_file::read` |
 //! | `[gateway]` | default-action, host, distribution, core-rebalance, log-file, health-user, keep-flows-seconds, timeouts | `services::read::gateway` |
 //! | `[gateway]` | flows-max, embryonic-max, fragment-bytes-max, fragments-per-source-max, errors-per-second-max | `services::read::limits` |
 //! | `[gateway]` | fragments, up-to-bytes, up-to-fragments, load-below-percent | `services::read::fragments` |
@@ -61,6 +62,7 @@ pub mod classes;
 pub mod cluster;
 mod cross;
 mod problem;
+pub mod processor_file;
 pub mod properties;
 pub(crate) mod read;
 mod section;
@@ -73,6 +75,7 @@ pub mod values;
 use classes::TrafficClass;
 use problem::Problems;
 pub use problem::{Problem, Severity};
+use processor_file::ProcessorFile;
 use properties::{Quota, Schedule};
 use services::Services;
 use steering::ownership::ClassCores;
@@ -295,6 +298,8 @@ pub struct Peer {
     pub flow: FlowDefinition,
     /// How cores are addressed (rows T4–T9).
     pub steering: Steering,
+    /// Its cores as a file has them, whatever it tells (row T3).
+    pub processor: Option<ProcessorFile>,
 }
 
 /// Kind of a peer.

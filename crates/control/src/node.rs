@@ -16,7 +16,7 @@ use packet::attachment::InterfaceId;
 use steering::units::Lease;
 
 use crate::cluster_link::ClusterLink;
-use crate::config::{Config, Endpoint, InterfaceMatch, Problem, Severity, classes};
+use crate::config::{Config, Endpoint, InterfaceMatch, Problem, Severity, classes, processor_file};
 use crate::events::{EventSender, NodeEvent};
 use crate::gateway::engine::{EngineHandle, HandleState};
 use crate::gateway::policy;
@@ -357,7 +357,8 @@ impl Node {
         });
         let members = |group: &str| self.supervisor.overrides.members_of(&self.config.services, group);
         let classes = classes::of_peers(&self.config, &self.lives, &members);
-        let snapshot = Snapshot { wans: told.wans.clone(), peers: peers.collect(), classes };
+        let core_overrides = processor_file::of_peers(&self.config.peers);
+        let snapshot = Snapshot { wans: told.wans.clone(), peers: peers.collect(), classes, core_overrides };
         self.told = told;
         match self.engine.apply(snapshot) {
             Ok(()) => self.incomplete = false,
@@ -457,6 +458,10 @@ impl Node {
     pub(crate) fn tick(&mut self) -> bool {
         if let Some(state) = &mut self.state {
             state.keep(self.engine.timestamp_floor_ns());
+        }
+        if processor_file::follow(&mut self.config.peers) {
+            self.generation += 1;
+            self.tell_engine(self.lives.iter().map(|live| live.wan.clone()).collect());
         }
         self.watch_host(false);
         self.look_at_lines();

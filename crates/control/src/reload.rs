@@ -191,6 +191,11 @@ fn compare_peer(old: &Peer, new: &Peer, applied: &mut Vec<String>) {
     say("accept-steering", &old.steering.accept.to_string(), &new.steering.accept.to_string());
     say("tunnel-core", &core(old.steering.tunnel_core), &core(new.steering.tunnel_core));
     say("peer-tunnel-core", &core(old.steering.peer_tunnel_core), &core(new.steering.peer_tunnel_core));
+    let file = |peer: &Peer| {
+        let file = peer.processor.as_ref();
+        file.map_or_else(|| "none".to_owned(), |file| format!("{} ({:?})", file.path.display(), file.cores))
+    };
+    say("processor-info-file", &file(old), &file(new));
     if old.preshared_key != new.preshared_key {
         applied.push(format!("{peer}: preshared-key: another key"));
     }

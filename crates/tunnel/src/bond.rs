@@ -18,6 +18,7 @@ use steering::symmetric::FlowHasher;
 use crate::allowance::Allowances;
 use crate::class::{Class, Classes};
 use crate::config::{Peer, Spread};
+use crate::core_overrides::{BondCores, CoreOverrides};
 use crate::hello::ProcessorInfo;
 use crate::keys::FlowDefinition;
 use crate::lifecycle::Lifecycle;
@@ -33,18 +34,29 @@ pub const PATHS_MAX: usize = 64;
 
 /// The peer's processor information (row T3): enough to choose the receiving core of every flow.
 pub struct PeerCores {
-    /// As received.
+    /// The information in force.
     pub info: ProcessorInfo,
+    /// As the peer told it, where that is something else.
+    told: Option<Box<ProcessorInfo>>,
     hasher: FlowHasher,
     pools: Pools,
 }
 
 impl PeerCores {
-    /// Takes over a peer's processor information.
-    pub fn new(info: ProcessorInfo) -> Self {
+    /// Takes over a peer's processor information, and what holds instead.
+    pub fn new(told: ProcessorInfo, overrides: Option<&CoreOverrides>) -> Self {
+        let (info, told) = match overrides.and_then(|overrides| overrides.apply(&told)) {
+            Some(info) => (info, Some(Box::new(told))),
+            None => (told, None),
+        };
         let hasher = FlowHasher::new(info.flow_hash_key);
         let pools = Pools::new(&info.remote_cores());
-        Self { info, hasher, pools }
+        Self { info, told, hasher, pools }
+    }
+
+    /// As the peer told it.
+    pub fn told(&self) -> &ProcessorInfo {
+        self.told.as_deref().unwrap_or(&self.info)
     }
 
     /// Hash of a flow under the peer's key, in the tenant that we are of there.
@@ -141,8 +153,8 @@ pub struct Bond {
     pub paths: ArcSwap<Vec<Arc<Path>>>,
     /// Session to seal with.
     pub current: ArcSwapOption<Session>,
-    /// The peer's processor information; `None` before the first handshake.
-    pub cores: ArcSwapOption<PeerCores>,
+    /// The peer's cores.
+    pub cores: BondCores,
     /// Why the last handshake gave no session, if that was for the sides' wishes.
     pub refused: ArcSwapOption<Refusal>,
     /// Secret seed for choices that strangers must not guess.
@@ -177,7 +189,7 @@ impl Bond {
             dialer,
             paths: ArcSwap::default(),
             current: ArcSwapOption::empty(),
-            cores: ArcSwapOption::empty(),
+            cores: BondCores::default(),
             refused: ArcSwapOption::empty(),
             seed,
             restarts: AtomicU32::new(0),

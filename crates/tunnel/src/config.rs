@@ -11,6 +11,7 @@ use steering::ownership::Ownership;
 use steering::policy::Policy;
 
 use crate::class::Classes;
+use crate::core_overrides::CoreOverrides;
 use crate::hello::{Capabilities, Hello};
 use crate::keys::{Encryption, FlowDefinition, PrivateKey};
 use crate::mode::{Refusal, Steering};
@@ -199,4 +200,6 @@ pub struct Snapshot {
     pub peers: Vec<Peer>,
     /// Classes of the flows that are sent to them (row T12), by bond.
     pub classes: BTreeMap<BondId, Arc<Classes>>,
+    /// Cores of peers as an operator knows them, in place of what they tell (row T3), by bond.
+    pub core_overrides: BTreeMap<BondId, Arc<CoreOverrides>>,
 }

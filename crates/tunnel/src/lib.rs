@@ -6,7 +6,7 @@
 //! * Who we are and whom we know: [`keys`], [`config`], [`node`] (shared by all cores), [`bond`], [`path`]; what flows want of
 //!   the paths: [`class`], by the servers that they ask for too (`server_names`).
 //! * How a session comes to be: [`mac`] guards, [`handshake`] with its [`hello`] makes the keys (`noise` has the primitives), [`session`] holds
-//!   them, [`index`] names it; [`mode`] says how cores are addressed; [`lifecycle`] joins paths by challenge, watches and revives them, [`mtu`] measures them, and
+//!   them, [`index`] names it; [`mode`] says how cores are addressed, [`core_overrides`] what of them an operator knows better; [`lifecycle`] joins paths by challenge, watches and revives them, [`mtu`] measures them, and
 //!   `advertise` tells the peer what changes about our cores, [`path_limits`] what our WANs ask for; `strain` finds paths beyond their limits.
 //! * Sending, on one core ([`forwarder`]): [`queue`] (FQ-CoDel) → [`schedule`] (earliest arrival) → [`frame`]s in a datagram
 //!   of the path's [`send_log`] → [`header`] and [`aead`] → out. [`rate`] says how fast; [`fec`] sends repair symbols along on paths that lose.
@@ -26,6 +26,7 @@ pub mod bond;
 pub mod class;
 pub mod config;
 mod cookies;
+pub mod core_overrides;
 pub mod fec;
 pub mod forwarder;
 pub mod frame;

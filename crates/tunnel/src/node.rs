@@ -17,7 +17,7 @@ use steering::policy::RemoteCores;
 
 use crate::advertise;
 use crate::aead::Aead;
-use crate::bond::{Bond, Bonds, PeerCores};
+use crate::bond::{Bond, Bonds};
 use crate::config::{NodeConfig, Peer, Snapshot, Wan};
 use crate::frame::{CloseReason, Frame};
 use crate::handshake::{Identity, Timestamps};
@@ -257,6 +257,10 @@ impl Node {
                 (peer.id, peer.paths.spread)
             };
             bond.classes.set(snapshot.classes.get(&id).map(Arc::clone).unwrap_or_default(), spread);
+            {
+                let _order = lifecycle(bond);
+                bond.cores.override_with(snapshot.core_overrides.get(&id));
+            }
             if bond.dialer {
                 self.update_paths(now, bond, &snapshot.wans, actions);
             } else {
@@ -393,7 +397,7 @@ impl Node {
         let _order = lifecycle(bond);
         let known = bond.cores.load();
         // What says nothing new changes nothing: whoever repeats it makes no core look at its flows again.
-        if known.as_ref().is_some_and(|known| known.info == info) {
+        if known.as_ref().is_some_and(|known| *known.told() == info) {
             answers.extend(advertise::seen(body));
             return Ok(());
         }
@@ -408,7 +412,7 @@ impl Node {
             known.info.cores == info.cores && age >= 0
         });
         if takes {
-            bond.cores.store(Some(Arc::new(PeerCores::new(info))));
+            bond.cores.tell(info);
         }
         answers.extend(advertise::seen(body));
         Ok(())

@@ -525,6 +525,7 @@ fn peer(
     let policy = section.choice("policy", &policies).map_or_else(Policy::default, |policy| policy.value);
     let flow = section.choice("flow", &FLOWS).map_or_else(FlowDefinition::default, |flow| flow.value);
     let steering = steering(&mut section);
+    let processor = super::processor_file::read(&mut section, surroundings);
     let at = section.at.clone();
     section.finish();
     let (name, public_key) = (name?, public_key?);
@@ -553,6 +554,7 @@ fn peer(
         policy,
         flow,
         steering,
+        processor,
     };
     Some((peer, places))
 }

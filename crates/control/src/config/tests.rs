@@ -31,6 +31,7 @@ fn read_text(path: &Path) -> io::Result<String> {
         Some("/etc/ana/bots.txt") => {
             Ok("# one a line\n198.51.100.7\n\n2001:db8:7::/48 # all of it\n".to_owned())
         }
+        Some("/etc/ana/hub-cores.toml") => Ok("usable = [1]\n".to_owned()),
         Some("/etc/ana/wrong.txt") => Ok("198.51.100.7\nrobots\n".to_owned()),
         _ => Err(io::ErrorKind::NotFound.into()),
     }
@@ -633,6 +634,31 @@ pub(crate) fn said_of(rest: &str) -> Vec<String> {
     said(&format!("{NODE}{rest}"))
 }
 
+#[test]
+fn a_file_about_the_cores_of_a_peer_is_read_with_the_configuration() {
+    let with = |file: &str| format!("{NODE}{TUN}{PEER}processor-info-file = \"{file}\"\n");
+    let config = load(&with("hub-cores.toml")).config.unwrap();
+    let file = config.peers[0].processor.as_ref().unwrap();
+    assert_eq!(file.path, Path::new("/etc/ana/hub-cores.toml"));
+    assert_eq!(file.cores.usable, Some([1].into_iter().collect()));
+    golden(
+        &with("none.toml"),
+        &[
+            "site.toml:11:23: error: peer.processor-info-file: cannot read /etc/ana/none.toml (entity not found); make the file, or \
+           correct the name",
+        ],
+    );
+    golden(
+        &with("wrong.txt"),
+        &[
+            "site.toml:11:23: error: peer.processor-info-file: /etc/ana/wrong.txt:1:13: error: not TOML: key with no value, \
+             expected `=`",
+            "site.toml:11:23: error: peer.processor-info-file: /etc/ana/wrong.txt:2:7: error: not TOML: key with no value, \
+             expected `=`",
+        ],
+    );
+}
+
 /// The table at the top of this module names every key of `etc/reference.toml`, and readers that there are.
 #[test]
 fn every_key_is_listed_with_its_reader() {
@@ -651,6 +677,7 @@ fn every_key_is_listed_with_its_reader() {
             "cluster" => include_str!("cluster.rs"),
             "class_cores" => include_str!("class_cores.rs"),
             "classes" => include_str!("classes.rs"),
+            "processor_file" => include_str!("processor_file.rs"),
             "properties" => include_str!("properties.rs"),
             "services::read" => include_str!("services/read.rs"),
             "services::balance" => include_str!("services/balance.rs"),

@@ -135,6 +135,7 @@ fn peer_status(bond: &Bond, wans: &[Wan], now: Time) -> PeerStatus {
         steering: session.as_ref().map_or_else(PeerSteering::default, |session| PeerSteering {
             received: session.receives.to_string(),
             sent: session.sends.to_string(),
+            processor_info: processor_info(bond).to_owned(),
             remote_core: bond.tunnel_core(session),
         }),
         held_packets: u64::try_from(bond.totals.held_packets.load(Relaxed)).unwrap_or(0),
@@ -148,6 +149,15 @@ fn peer_status(bond: &Bond, wans: &[Wan], now: Time) -> PeerStatus {
             queue_bytes: u64::try_from(bond.totals.queue_bytes.load(Relaxed)).unwrap_or(0),
         },
         paths: paths.iter().map(|path| path_status(path, wans, sent, fastest_us)).collect(),
+    }
+}
+
+/// Where the cores that a peer is sent to by come from.
+fn processor_info(bond: &Bond) -> &'static str {
+    match bond.cores.overridden() {
+        None => "peer",
+        Some(true) => "file",
+        Some(false) => "peer: the file is about another number of cores",
     }
 }
 

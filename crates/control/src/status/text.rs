@@ -120,10 +120,13 @@ fn peer_text(peer: &PeerStatus, out: &mut String) {
     if !peer.encryption.is_empty() {
         facts.push(peer.encryption.clone());
     }
-    let PeerSteering { received, sent, remote_core } = &peer.steering;
+    let PeerSteering { received, sent, processor_info, remote_core } = &peer.steering;
     if !sent.is_empty() && (sent != "core-id" || received != "core-id") {
         let core = remote_core.map_or_else(String::new, |core| format!(" {core}"));
         facts.push(format!("sends {sent}{core}, receives {received}"));
+    }
+    if !matches!(processor_info.as_str(), "" | "peer") {
+        facts.push(format!("cores by {processor_info}"));
     }
     if peer.remote_cores > 0 {
         facts.push(count(u64::from(peer.remote_cores), "remote core"));

@@ -128,6 +128,10 @@ pub struct PeerSteering {
     pub received: String,
     /// How we address the peer's cores.
     pub sent: String,
+    /// Who says which of its cores are addressed: "peer", "file" where that says something, or "peer: the file is about another
+    /// number of cores".
+    #[serde(default)]
+    pub processor_info: String,
     /// The peer's core that all packets go to, in mode per-tunnel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote_core: Option<u8>,

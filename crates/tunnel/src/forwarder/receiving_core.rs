@@ -350,7 +350,16 @@ fn moves(old: &ProcessorInfo, new: &ProcessorInfo) -> Option<(Moves, CoreSet)> {
     if old.policy != new.policy || old.flow != new.flow || old.flow_hash_key != new.flow_hash_key {
         return Some((Moves::All, all));
     }
-    let rules = old.reserved == new.reserved && old.preferred == new.preferred;
+    // Where the table names cores that may not be used, others have their flows.
+    let by_table = |info: &ProcessorInfo| {
+        info.table
+            .owners()
+            .iter()
+            .all(|owner| u8::try_from(*owner).is_ok_and(|core| info.usable.contains(core)))
+    };
+    let rules = old.reserved == new.reserved
+        && old.preferred == new.preferred
+        && (old.usable == new.usable || old.policy != Policy::Hash || by_table(old) && by_table(new));
     let (moves, from) = if old.policy == Policy::Hash {
         if old.table.buckets() != new.table.buckets() {
             return Some((Moves::All, all));

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::handshakes::RETRY_FAST_MS;
 use super::{Node, lifecycle};
-use crate::bond::{Bond, PeerCores};
+use crate::bond::Bond;
 use crate::handshake::Established;
 use crate::hello::Capabilities;
 use crate::lifecycle::Lifecycle;
@@ -75,7 +75,7 @@ impl Node {
                 }
             }
         }
-        bond.cores.store(Some(Arc::new(PeerCores::new(hello.processor.clone()))));
+        bond.cores.tell(hello.processor.clone());
         life.limits.session(hello.capabilities.contains(Capabilities::PATH_LIMITS), restarted);
         // Our cores may have changed since we said hello.
         life.advertiser.restart(now);
