@@ -24,11 +24,13 @@ fn since_now(gateway: &Gateway, before: &[u64]) -> Vec<u64> {
     delivered_now(gateway).iter().zip(before).map(|(now, before)| now - before).collect()
 }
 
+/// Reasons that the peer sent something for the wrong core, lane, or with wrong contents.
+const REFUSED: [&str; 4] = ["core-out-of-range", "auth-failed", "frame-malformed", "frame-unknown"];
+
 /// Nothing that the peer sent was refused for its core, its lane or its contents.
 #[track_caller]
 fn nothing_refused(gateway: &Gateway) {
-    let reasons = ["core-out-of-range", "auth-failed", "frame-malformed", "frame-unknown"];
-    assert_eq!(settled(|| drops(gateway, &reasons)), 0, "{:?}", gateway.status());
+    assert_eq!(settled(|| drops(gateway, &REFUSED)), 0, "{:?}", gateway.status());
     assert_eq!(gateway.status().unwrap().status.flows_split_over_cores, 0);
 }
 
@@ -221,6 +223,70 @@ fn fragments_follow_their_flow(scene: &Scene, hub: &Gateway) {
         }
     }
     nothing_refused(hub);
+}
+
+/// Connections of TCP to the hub, one after the other from the same port to the same port; each sends a little and is reset, so that
+/// the next one may have the port.
+fn connections_on_one_port(scene: &Scene, count: usize) {
+    use rustix::net::{AddressFamily, SocketType, sockopt};
+    use std::io::{Read, Write};
+    let server = scene.b().run(|| std::net::TcpListener::bind(format!("{HUB_IP}:5600"))).unwrap().unwrap();
+    let serving = std::thread::spawn(move || {
+        for _ in 0..count {
+            let (mut connection, _) = server.accept().unwrap();
+            let mut all = [0; 2_000];
+            connection.read_exact(&mut all).unwrap();
+            connection.write_all(b"x").unwrap();
+            // Until it is reset.
+            let _ = connection.read(&mut all);
+        }
+    });
+    scene
+        .a()
+        .run(|| {
+            for _ in 0..count {
+                let fd = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+                sockopt::set_socket_reuseaddr(&fd, true).unwrap();
+                sockopt::set_socket_linger(&fd, Some(Duration::ZERO)).unwrap();
+                rustix::net::bind(&fd, &socket(BRANCH_IP, 4_444)).unwrap();
+                rustix::net::connect(&fd, &socket(HUB_IP, 5_600)).unwrap();
+                let mut connection = std::net::TcpStream::from(fd);
+                connection.set_nodelay(true).unwrap();
+                for _ in 0..20 {
+                    connection.write_all(&[7; 100]).unwrap();
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                connection.read_exact(&mut [0]).unwrap();
+            }
+        })
+        .unwrap();
+    serving.join().unwrap();
+}
+
+/// Row T2: a connection on the ports of an older one is a flow of its own for policies that remember the cores of flows, whichever
+/// side chooses: connections from one port to one port take turns of the hub's cores. By hash all are of one core.
+#[test]
+fn t2_a_new_connection_on_old_ports_is_a_flow_of_its_own() {
+    isolated(|| {
+        let scene = Scene::new(&[link(100.0, 1.0)]);
+        for (mode, policy, turns) in [
+            ("core-id", "hash", false),
+            ("core-id", "round-robin", true),
+            ("receiver-decides", "round-robin", true),
+            ("receiver-assigned", "round-robin", true),
+        ] {
+            let (branch, hub) = join(&scene, &format!("steering = \"{mode}\"\npolicy = \"{policy}\"\n"));
+            let before = delivered(&hub);
+            connections_on_one_port(&scene, 8);
+            let mut cores = since(&hub, &before);
+            cores.sort_unstable();
+            let wanted = if turns { cores[0] > 40 } else { cores[0] < 20 && cores[1] > 80 };
+            assert!(wanted, "{mode}, {policy}: {cores:?}");
+            // The count of flows that are split knows them by their ports alone.
+            assert_eq!(settled(|| drops(&hub, &REFUSED)), 0, "{:?}", hub.status());
+            drop((branch, hub));
+        }
+    });
 }
 
 fn two_links() -> [testbed::topology::LinkSpec; 2] {

@@ -7,9 +7,11 @@
 //!
 //! With services in force nothing is chosen here: they hand every packet to the owner of its flow anyway.
 
+use std::num::NonZeroU8;
 use std::sync::Arc;
 
 use packet::attachment::{BondId, Ingress, Placement};
+use packet::flow::connection_mark;
 use packet::{DropReason, FlowKey, IpHeader, PacketBuf};
 use services::fragment::Released;
 use steering::ownership::Ownership;
@@ -104,6 +106,12 @@ impl Placer {
         chosen.filter(|core| ownership.is_alive(*core)).unwrap_or(owner)
     }
 
+    fn begin_connection(&mut self, now_ns: u64, policy: Policy, (hash, class): (u32, u8), mark: NonZeroU8) {
+        if let Some(chooser) = self.choosers.iter_mut().find(|chooser| chooser.policy() == policy) {
+            chooser.begin_connection(hash, class, mark, seconds(now_ns));
+        }
+    }
+
     /// The peer's core shall know.
     pub(crate) fn tell(&mut self, now_ns: u64, told: Told) {
         if self.told_at.is_empty() {
@@ -173,6 +181,7 @@ impl<O: Output> Decision<'_, O> {
     pub(crate) fn stays_at_place(&mut self, now_ns: u64, packet: &mut PacketBuf, step: PlaceStep) -> bool {
         match step {
             PlaceStep::Choose(hash, class) => {
+                self.begin_connection(now_ns, packet, (hash, class));
                 let policy = self.bonds.rules(packet.ingress).policy;
                 let core = self.placer.choose(now_ns, self.ownership, policy, (hash, class));
                 self.tell(now_ns, packet, hash, core);
@@ -182,6 +191,20 @@ impl<O: Output> Decision<'_, O> {
                 self.meet(now_ns, packet);
                 false
             }
+        }
+    }
+
+    /// A connection of TCP on the ports of an older one is a flow of its own (row T2).
+    fn begin_connection(&mut self, now_ns: u64, packet: &PacketBuf, (hash, class): (u32, u8)) {
+        let rules = self.bonds.rules(packet.ingress);
+        if rules.policy == Policy::Hash || !rules.flow.has_connections() {
+            return;
+        }
+        let bytes = packet.packet();
+        if let Ok(header) = IpHeader::parse(bytes)
+            && let Some(mark) = connection_mark(&header, bytes)
+        {
+            self.placer.begin_connection(now_ns, rules.policy, (hash, class), mark);
         }
     }
 

@@ -16,9 +16,11 @@ use crate::ip::{
     IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, IpHeader, PROTOCOL_AH, PROTOCOL_ESP, PROTOCOL_ICMP,
     PROTOCOL_ICMPV6, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_UDP_LITE,
 };
+use crate::segment::TCP_SYN;
 use crate::{array_at, u16_at};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU8;
 use std::str::FromStr;
 
 /// The key of a flow, in the direction of the packet it was read from. Fields in host byte order.
@@ -34,6 +36,21 @@ pub struct FlowKey {
     pub dst_port: u16,
     /// Protocol of the upper layer.
     pub protocol: u8,
+}
+
+/// Mark of the connection of TCP that a packet opens, or answers the opening of: a digest of its sequence number, the same when
+/// the packet is repeated, most likely another for the next connection on the same ports. `None`: it does neither, or is a
+/// fragment.
+#[must_use]
+pub fn connection_mark(header: &IpHeader, packet: &[u8]) -> Option<NonZeroU8> {
+    if header.protocol != PROTOCOL_TCP || header.is_fragmented() {
+        return None;
+    }
+    let upper = header.payload(packet);
+    let [flags] = array_at(upper, 13)?;
+    let sequence = u32::from_be_bytes(array_at(upper, 4)?);
+    let mark = (sequence.wrapping_mul(0x9e37_79b1) >> 24) as u8;
+    NonZeroU8::new(mark.max(1)).filter(|_| flags & TCP_SYN != 0)
 }
 
 impl FlowKey {

@@ -18,6 +18,8 @@
 //!
 //! One chooser belongs to one sending core; nothing in it is shared.
 
+use std::num::NonZeroU8;
+
 use crate::cores::CoreSet;
 use crate::registry::{Found, Registry};
 use crate::table::BucketTable;
@@ -270,6 +272,14 @@ impl CoreChooser {
         }?;
         self.registry.put(hash, class, core, now_s);
         Some(core)
+    }
+
+    /// A connection of TCP with this mark begins on the ports of a flow: another one than the last is a flow of its own (row T2),
+    /// whose core is chosen with [`Self::choose`]. Nothing with [`Policy::Hash`].
+    pub fn begin_connection(&mut self, hash: u32, class: u8, mark: NonZeroU8, now_s: u32) {
+        if self.policy != Policy::Hash {
+            self.registry.begin_connection(hash, self.pools.of(class).class, mark, now_s);
+        }
     }
 
     /// The receiver assigns a flow to one of its cores. False if it has no such usable core for the class, or

@@ -6,6 +6,8 @@
 //! a new one later, whatever enters that set within an idle time from then on goes to its hash core too.
 //! So a flow that keeps sending never changes its core for want of room.
 
+use std::num::NonZeroU8;
+
 /// Slots of a set.
 const WAYS: usize = 4;
 
@@ -17,7 +19,27 @@ struct Slot {
     seen_s: u32,
     class: u8,
     core: u8,
-    used: bool,
+    /// Mark of the connection that began last, 0 before any.
+    connection: u8,
+    state: State,
+}
+
+/// State of a slot.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+enum State {
+    /// Nobody's.
+    #[default]
+    Free,
+    /// Of a flow without a core: a connection begins.
+    Open,
+    /// Of a flow with a core.
+    Used,
+}
+
+impl Slot {
+    fn is_of(&self, hash: u32, class: u8) -> bool {
+        self.state != State::Free && (self.hash, self.class) == (hash, class)
+    }
 }
 
 /// The slots that a flow may stand in.
@@ -96,7 +118,7 @@ impl Registry {
             if live(slot, now_s, idle_s) {
                 if slot.hash == hash && slot.class == class {
                     slot.seen_s = now_s;
-                    return Found::Core(slot.core);
+                    return if slot.state == State::Used { Found::Core(slot.core) } else { Found::Room };
                 }
             } else {
                 room = true;
@@ -116,19 +138,38 @@ impl Registry {
         let idle_s = self.idle_s;
         let index = self.index(hash);
         let Some(set) = self.sets.get_mut(index) else { return false };
-        let same = |slot: &Slot| slot.used && slot.hash == hash && slot.class == class;
+        let same = |slot: &Slot| slot.is_of(hash, class);
         let place = set
             .slots
             .iter()
             .position(same)
             .or_else(|| set.slots.iter().position(|slot| !live(slot, now_s, idle_s)));
         let Some(slot) = place.and_then(|place| set.slots.get_mut(place)) else { return false };
-        if slot.used {
+        if slot.state == State::Used {
             uncount(&mut self.by_core, slot.core);
         }
-        *slot = Slot { hash, seen_s: now_s, class, core, used: true };
+        let connection = if same(slot) { slot.connection } else { 0 };
+        *slot = Slot { hash, seen_s: now_s, class, core, connection, state: State::Used };
         self.by_core[usize::from(core)] += 1;
         true
+    }
+
+    /// A connection with this mark begins on the ports of a flow: if it is another than the last one, the flow has no core any
+    /// more. A set without room does not remember the mark, and its flow is served by its hash core as before.
+    pub fn begin_connection(&mut self, hash: u32, class: u8, mark: NonZeroU8, now_s: u32) {
+        let (idle_s, mark) = (self.idle_s, mark.get());
+        let index = self.index(hash);
+        let Some(set) = self.sets.get_mut(index) else { return };
+        let known = set.slots.iter().position(|slot| slot.is_of(hash, class) && live(slot, now_s, idle_s));
+        let place = known.or_else(|| set.slots.iter().position(|slot| !live(slot, now_s, idle_s)));
+        let Some(slot) = place.and_then(|place| set.slots.get_mut(place)) else { return };
+        if known.is_some() && slot.connection == mark {
+            return;
+        }
+        if slot.state == State::Used {
+            uncount(&mut self.by_core, slot.core);
+        }
+        *slot = Slot { hash, seen_s: now_s, class, core: 0, connection: mark, state: State::Open };
     }
 
     /// Frees the slots of idle flows in the next `sets` sets, so that counts follow the living.
@@ -136,9 +177,11 @@ impl Registry {
         for _ in 0..sets.min(self.sets.len()) {
             let Some(set) = self.sets.get_mut(self.sweep_at) else { return };
             for slot in &mut set.slots {
-                if slot.used && !live(slot, now_s, self.idle_s) {
-                    slot.used = false;
-                    uncount(&mut self.by_core, slot.core);
+                if slot.state != State::Free && !live(slot, now_s, self.idle_s) {
+                    if slot.state == State::Used {
+                        uncount(&mut self.by_core, slot.core);
+                    }
+                    slot.state = State::Free;
                 }
             }
             // Forgetting it here keeps a mark from coming back to life when the 32-bit clock wraps.
@@ -163,7 +206,7 @@ fn age(now_s: u32, at_s: u32) -> u32 {
 }
 
 fn live(slot: &Slot, now_s: u32, idle_s: u32) -> bool {
-    slot.used && age(now_s, slot.seen_s) <= idle_s
+    slot.state != State::Free && age(now_s, slot.seen_s) <= idle_s
 }
 
 fn uncount(by_core: &mut [u32; 256], core: u8) {
@@ -205,6 +248,33 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_on_old_ports_has_no_core_until_it_is_given_one() {
+        let mut registry = Registry::new(4, 30);
+        let mark = |number: u8| NonZeroU8::new(number).unwrap_or(NonZeroU8::MIN);
+        registry.begin_connection(7, 0, mark(1), 0);
+        assert_eq!((registry.find(7, 0, 0), registry.len()), (Found::Room, 0));
+        assert!(registry.put(7, 0, 3, 0));
+        registry.begin_connection(7, 0, mark(1), 1);
+        assert_eq!(registry.find(7, 0, 1), Found::Core(3), "the packet was repeated");
+        registry.begin_connection(7, 0, mark(2), 2);
+        assert_eq!((registry.find(7, 0, 2), registry.len()), (Found::Room, 0));
+        assert!(registry.put(7, 0, 5, 2));
+        assert_eq!(
+            (registry.find(7, 0, 3), registry.flows_on(3), registry.flows_on(5)),
+            (Found::Core(5), 0, 1)
+        );
+        registry.begin_connection(8, 0, mark(1), 3);
+        registry.sweep(40, 9);
+        assert_eq!((registry.find(8, 0, 40), registry.len()), (Found::Room, 0));
+        // Four that live take all the room: a fifth is served by its hash core, whatever begins.
+        for hash in 0..4 {
+            assert!(registry.put(hash, 0, 1, 50));
+        }
+        registry.begin_connection(9, 0, mark(1), 50);
+        assert_eq!((registry.find(9, 0, 50), registry.len()), (Found::Crowded { room: false }, 4));
+    }
+
+    #[test]
     fn counts_follow_changes_and_the_sweep() {
         let mut registry = Registry::new(16, 5);
         assert!(registry.put(1, 0, 3, 0));
@@ -229,11 +299,14 @@ mod tests {
 
         /// After all operations in all orders, memory stays fixed and the counts are those of the slots.
         #[test]
-        fn counts_are_exact(steps in proptest::collection::vec((0u32..64, 0u8..2, 0u8..4, 0u32..4), 1..300)) {
+        fn counts_are_exact(steps in proptest::collection::vec((0u32..64, 0u8..2, 0u8..4, 0u32..4, 0u8..9), 1..300)) {
             let mut registry = Registry::new(16, 6);
             let mut now_s = 0u32;
-            for (hash, class, core, wait_s) in steps {
+            for (hash, class, core, wait_s, mark) in steps {
                 now_s += wait_s;
+                if let Some(mark) = NonZeroU8::new(mark) {
+                    registry.begin_connection(hash, class, mark, now_s);
+                }
                 match registry.find(hash, class, now_s) {
                     Found::Core(_) => {}
                     Found::Room | Found::Crowded { room: true } => prop_assert!(registry.put(hash, class, core, now_s)),
@@ -241,7 +314,7 @@ mod tests {
                 }
                 registry.sweep(now_s, 1);
                 let slots = registry.sets.iter().flat_map(|set| &set.slots);
-                prop_assert_eq!(slots.filter(|slot| slot.used).count(), registry.len());
+                prop_assert_eq!(slots.filter(|slot| slot.state == State::Used).count(), registry.len());
                 prop_assert!(registry.len() <= registry.capacity());
             }
         }

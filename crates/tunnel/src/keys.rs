@@ -111,6 +111,12 @@ impl FlowDefinition {
         self as u8
     }
 
+    /// Whether a connection of TCP on the ports of an older one is a flow of its own where cores of flows are remembered.
+    #[must_use]
+    pub const fn has_connections(self) -> bool {
+        matches!(self, Self::FiveTuple | Self::FiveTupleDscp)
+    }
+
     /// The definition with this number.
     #[must_use]
     pub const fn from_number(number: u8) -> Option<Self> {

@@ -54,6 +54,30 @@ fn behind_extension_headers() {
     assert_eq!(FlowKey::of(&packet), FlowKey::of(&recipe.build()));
 }
 
+#[test]
+fn connections_are_marked_by_their_first_packet() {
+    let mark = |recipe: &Recipe| {
+        let packet = recipe.build();
+        connection_mark(&IpHeader::parse(&packet).unwrap(), &packet)
+    };
+    let syn = |sequence: u32, flags: u8| {
+        let mut recipe = Recipe::tcp(V4, Vec::new());
+        let tcp = recipe.tcp.as_mut().unwrap();
+        (tcp.sequence, tcp.flags) = (sequence, flags);
+        mark(&recipe)
+    };
+    let first = syn(1_000, 0x02);
+    assert!(first.is_some() && first == syn(1_000, 0x12));
+    let marks: std::collections::BTreeSet<_> =
+        (0..1_000u32).map(|n| syn(n.wrapping_mul(77_777_777), 0x02)).collect();
+    assert!(marks.len() > 240 && !marks.contains(&None), "{}", marks.len());
+    assert_eq!((syn(1_000, 0x10), syn(1_000, 0x11)), (None, None));
+    assert_eq!(mark(&Recipe::udp(V6, payload(40))), None);
+    let mut fragment = Recipe::tcp(V4, payload(64)).build();
+    fragment[6..8].copy_from_slice(&[0x20, 0]);
+    assert_eq!(connection_mark(&IpHeader::parse(&fragment).unwrap(), &fragment), None);
+}
+
 fn echo(src: &str, dst: &str, kind: u8, id: u16) -> FlowKey {
     let recipe = Recipe::udp((src, dst), Vec::new());
     let [a, b] = id.to_be_bytes();

@@ -80,6 +80,25 @@ fn round_robin_gives_each_core_its_turn_and_flows_stay() {
     assert_eq!(again, first);
 }
 
+/// Row T2: connection state.
+#[test]
+fn a_new_connection_on_old_ports_is_a_new_flow_but_for_the_hash() {
+    let table = table(3);
+    for policy in [Policy::RoundRobin, Policy::Hash] {
+        let mut chooser = CoreChooser::new(policy, &usable(&[0, 1, 2]), 4096, 30);
+        let mut connection = |mark: u8, packets: u32| -> Vec<u8> {
+            chooser.begin_connection(7, 0, NonZeroU8::new(mark).unwrap(), 0);
+            (0..packets).map(|_| chooser.choose(&table, 7, 0, 0, 0).unwrap()).collect()
+        };
+        let (first, repeated, second) = (connection(1, 3), connection(1, 2), connection(2, 2));
+        let by_table = table.owner_of_hash(7) as u8;
+        let expected = if policy == Policy::Hash { [by_table; 3] } else { [0, 0, 1] };
+        for (cores, core) in [first, repeated, second].iter().zip(expected) {
+            assert!(cores.iter().all(|chosen| *chosen == core), "{policy}: {cores:?}, not {core}");
+        }
+    }
+}
+
 #[test]
 fn random_follows_the_random_word_once() {
     let table = table(4);

@@ -7,6 +7,8 @@
 //! Losses cost time, never order: an assignment that is lost is told again when more datagrams come that name no
 //! core; one that comes when there is no room is not taken.
 
+use std::num::NonZeroU8;
+
 use steering::cores::CoreSet;
 use steering::registry::{Found, Registry};
 
@@ -49,6 +51,13 @@ impl Assignments {
         match flows.find(hash, 0, now_s) {
             Found::Core(core) => Ok(Some(core).filter(|core| usable.contains(*core))),
             Found::Room | Found::Crowded { .. } => Ok(None),
+        }
+    }
+
+    /// A connection begins on the ports of a flow: it has no core yet (row T2).
+    pub fn begin_connection(&mut self, now: Time, hash: u32, mark: NonZeroU8) {
+        if let Some(flows) = &mut self.flows {
+            flows.begin_connection(hash, 0, mark, seconds(now));
         }
     }
 
@@ -153,6 +162,25 @@ mod tests {
         let without = usable.without(&[3].into_iter().collect());
         assert_eq!(assigned.core_of(0, 7, &without), Ok(None), "a core that was taken away");
         assert_eq!(assigned.core_of(61, 8, &usable), Ok(None), "silent for a minute");
+    }
+
+    #[test]
+    fn a_new_connection_on_old_ports_has_no_core_yet() {
+        let usable = CoreSet::first(4);
+        let mut assigned = Assignments::default();
+        let [first, second] = [NonZeroU8::MIN, NonZeroU8::MAX];
+        assigned.begin_connection(Time::ZERO, 7, first);
+        for (core, mark) in [(3, first), (2, second)] {
+            assigned.note(Time::ZERO, 7, core);
+            assert!(assigned.begin(Time::ZERO, &usable) && assigned.end(Time::from_ms(300), false));
+            assert_eq!(assigned.core_of(0, 7, &usable), Ok(Some(core)));
+            assigned.begin_connection(Time::ZERO, 7, mark);
+            assert_eq!(assigned.core_of(0, 7, &usable), Ok(None));
+        }
+        assigned.note(Time::ZERO, 7, 1);
+        assert!(assigned.begin(Time::ZERO, &usable) && assigned.end(Time::from_ms(300), false));
+        assigned.begin_connection(Time::ZERO, 7, second);
+        assert_eq!(assigned.core_of(0, 7, &usable), Ok(Some(1)), "the packet was repeated");
     }
 
     #[test]

@@ -36,7 +36,7 @@ use std::sync::Arc;
 
 use packet::attachment::{BondId, Placement};
 use packet::drop_reason::{DropCounters, DropReason};
-use packet::flow::FlowKey;
+use packet::flow::{FlowKey, connection_mark};
 use packet::ip::IpHeader;
 use packet::segment::Segmenter;
 use packet::vnet::VirtioNetHeader;
@@ -320,6 +320,11 @@ impl Forwarder {
         let counted = if pure_ack { 0 } else { bytes.len() };
         let inner = Inner { header, bytes, segment_bytes: offload.gso_size };
         let treatment = current.tx.flows.packet(now, *hash, (flow, header.dscp), counted, Some(inner));
+        if bytes.len() <= SYN_BYTES_MAX
+            && let Some(mark) = connection_mark(header, bytes)
+        {
+            current.tx.receiving.begin_connection(now, &reduced, treatment.core_class as u8, mark);
+        }
         let meta = Meta {
             flow: reduced,
             hash: None,

@@ -11,6 +11,7 @@
 //! for another core would be a new datagram, which no replay window recognises. The inner protocols repeat what they
 //! miss.
 
+use std::num::NonZeroU8;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -232,6 +233,21 @@ impl ReceivingCores {
     /// Session-ID of a flow (row T9): a hash under a secret that differs between bonds and process starts.
     pub fn session_id(&self, bond: &Bond, flow: &FlowKey) -> u64 {
         if self.mode == SteeringMode::SessionId { session_id(bond.seed, flow) } else { 0 }
+    }
+
+    /// A connection of TCP begins: on the ports of an older one it is a flow of its own wherever cores of flows are remembered
+    /// (row T2), unless all that goes between two ends is one flow.
+    pub fn begin_connection(&mut self, now: Time, flow: &FlowKey, class: u8, mark: NonZeroU8) {
+        let Some(hash) = self.hash(flow) else { return };
+        if !self.flow_definition().has_connections() {
+            return;
+        }
+        if self.mode == SteeringMode::ReceiverAssigned {
+            self.assignments.begin_connection(now, hash, mark);
+        }
+        if let Some(chooser) = &mut self.chooser {
+            chooser.begin_connection(hash, class, mark, seconds(now));
+        }
     }
 
     /// Where the next packet of a flow goes, by its hash, its class and its session-ID.
