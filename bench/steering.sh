@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The six ways to name a core, one after the other over a plain veth pair, both directions in the same mode, both ends on this
+# The ways to name a core, one after the other over a plain veth pair, both directions in the same mode, both ends on this
 # machine; prints each run and a table of medians.
 #   bench/steering.sh               SECONDS_PER_RUN=5 RUNS=3
 # tcp1, tcp16: Gbit/s of one and of sixteen TCP streams. udp64: thousand datagrams of 64 bytes a second that arrive, eight flows.
@@ -9,7 +9,7 @@
 . "$(dirname "$0")/lib.sh"
 need ip iperf3 python3 ping
 build
-modes=(core-id receiver-assigned per-tunnel sealed-core-id receiver-decides session-id)
+modes=(core-id receiver-assigned per-tunnel sealed-core-id sealed-header receiver-decides session-id)
 
 # cpu → CPU seconds of both programs so far
 cpu() {

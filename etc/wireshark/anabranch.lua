@@ -10,7 +10,7 @@ local tunnel = Proto("anabranch", "Anabranch tunnel")
 tunnel.prefs.port = Pref.uint("UDP port", 4600, "UDP port of the listening side")
 
 local KINDS = {
-    [1] = "Initiation", [2] = "Response", [3] = "Cookie reply", [4] = "Data", [5] = "Clear", [6] = "Partial",
+    [1] = "Initiation", [2] = "Response", [3] = "Cookie reply", [4] = "Data", [5] = "Clear", [6] = "Partial", [7] = "Sealed header",
 }
 local NOT_TOLD = 255
 local HEADER_BYTES = 16
@@ -19,10 +19,12 @@ local t = {
     version = ProtoField.uint8("anabranch.version", "Version", base.DEC, nil, 0xf0),
     kind = ProtoField.uint8("anabranch.kind", "Kind", base.DEC, KINDS, 0x0f),
     receiving_core = ProtoField.uint8("anabranch.receiving_core", "Receiving core", base.DEC, { [NOT_TOLD] = "not told" }),
+    sealed_core = ProtoField.uint8("anabranch.sealed_core", "Receiving core, sealed", base.HEX),
     sending_core = ProtoField.uint8("anabranch.sending_core", "Sending core", base.DEC),
     path = ProtoField.uint8("anabranch.path", "Path", base.DEC),
     index = ProtoField.uint32("anabranch.index", "Receiver index", base.HEX),
     counter = ProtoField.uint64("anabranch.counter", "Counter", base.DEC),
+    sealed_counter = ProtoField.uint64("anabranch.sealed_counter", "Counter, low half sealed", base.HEX),
     part = ProtoField.uint8("anabranch.part", "Part", base.DEC),
     last_part = ProtoField.uint8("anabranch.last_part", "Last part", base.DEC),
     listener_index = ProtoField.uint32("anabranch.listener_index", "Listener's index", base.HEX),
@@ -49,6 +51,8 @@ local function tunnel_counter(tvb, tree, kind)
     elseif kind == 3 then
         tree:add(t.is_challenge, tvb(8, 8), tvb(12, 4):uint() == 1)
         tree:add(t.is_gone, tvb(8, 8), tvb(12, 4):uint() == 2)
+    elseif kind == 7 then
+        tree:add(t.sealed_counter, tvb(8, 8))
     else
         tree:add(t.counter, tvb(8, 8))
     end
@@ -82,13 +86,14 @@ function tunnel.dissector(tvb, pinfo, root)
     local tree = root:add(tunnel, tvb(), "Anabranch tunnel, " .. KINDS[kind])
     tree:add(t.version, tvb(0, 1))
     tree:add(t.kind, tvb(0, 1))
-    tree:add(t.receiving_core, tvb(1, 1))
+    tree:add(kind == 7 and t.sealed_core or t.receiving_core, tvb(1, 1))
     tree:add(t.sending_core, tvb(2, 1))
     tree:add(t.path, tvb(3, 1))
     tree:add(t.index, tvb(4, 4))
     tunnel_counter(tvb, tree, kind)
     tunnel_body(tvb, tree, kind)
-    pinfo.cols.info = string.format("%s, path %d, core %d to %d", KINDS[kind], tvb(3, 1):uint(), tvb(2, 1):uint(), tvb(1, 1):uint())
+    local core = kind == 7 and "a sealed one" or tvb(1, 1):uint()
+    pinfo.cols.info = string.format("%s, path %d, core %d to %s", KINDS[kind], tvb(3, 1):uint(), tvb(2, 1):uint(), core)
     return tvb:len()
 end
 

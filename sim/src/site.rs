@@ -476,6 +476,7 @@ impl Site {
                 return Some((0, Source { wan, local: Some(to.ip()), remote: from, socket: None }));
             };
             let core = match kind & 15 {
+                7 => sending % self.cores,
                 4.. if receiving < self.cores => receiving,
                 4.. => sending % self.cores,
                 _ => (from.port() % u16::from(self.cores)) as u8,

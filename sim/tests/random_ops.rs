@@ -60,7 +60,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => link.prop_map(|link| Op::RemoveWan { link }),
         1 => (0..2usize).prop_map(|site| Op::Reload { site }),
         2 => (0..2usize).prop_map(|site| Op::SpendKey { site }),
-        2 => (0..2usize, 0..6u8).prop_map(|(site, mode)| Op::Steering { site, mode }),
+        2 => (0..2usize, 0..7u8).prop_map(|(site, mode)| Op::Steering { site, mode }),
         2 => (0..2usize, any::<u8>()).prop_map(|(site, count)| Op::Garbage { site, count }),
         2 => any::<u8>().prop_map(|count| Op::Replay { count }),
     ]
@@ -69,7 +69,7 @@ fn op() -> impl Strategy<Value = Op> {
 /// How a site's peers shall address its cores, and how they are chosen.
 fn steer(snapshot: &mut tunnel::config::Snapshot, mode: u8, policy: u8) {
     for peer in &mut snapshot.peers {
-        peer.steering.receive = SteeringMode::from_number(mode % 6).unwrap();
+        peer.steering.receive = SteeringMode::from_number(mode % 7).unwrap();
         peer.policy = Policy::from_u8(policy % 4).unwrap();
     }
 }

@@ -193,6 +193,7 @@ fn wireshark_reads_the_header_of_tunnel_datagrams() {
             datagram(Kind::Data, &[7; 40]),
             datagram(Kind::Clear, &[&[8, 0][..], &[0; 16]].concat()),
             datagram(Kind::Partial, &[&[0, 2, 8, 0][..], &[7; 20]].concat()),
+            datagram(Kind::SealedHeader, &[7; 40]),
             datagram(Kind::Response, &[7; 40]),
         ],
     );
@@ -205,6 +206,7 @@ fn wireshark_reads_the_header_of_tunnel_datagrams() {
             format!("4|{lane}|{counter}||"),
             format!("5|{lane}|{counter}|0800|"),
             format!("6|{lane}|{counter}|0800|"),
+            "7||2|3|0x01020304|||".to_owned(),
             format!("2|{lane}|||0x00000005"),
         ]
     );

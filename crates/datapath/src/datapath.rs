@@ -19,7 +19,6 @@ use services::policy::Policy;
 use services::random::Random;
 use steering::ownership::Ownership;
 use tunnel::forwarder::{Classified, Forwarder as Tunnel, owner_core};
-use tunnel::header::Header;
 use tunnel::lifecycle::Action;
 use tunnel::node::{Node, Source};
 use tunnel::time::Time;
@@ -384,9 +383,10 @@ impl Datapath {
         let mut start = 0;
         let mut end = 0;
         while let Some(datagram) =
-            buffer.get(end..buffer.len().min(end + stride)).filter(|rest| !rest.is_empty())
+            buffer.get_mut(end..buffer.len().min(end + stride)).filter(|rest| !rest.is_empty())
         {
-            let owner = Header::parse(datagram).ok().and_then(|header| owner_core(&header, cores));
+            let header = self.tunnel.read_header(datagram);
+            let owner = header.and_then(|header| owner_core(&header, cores));
             let next = end + datagram.len();
             match owner.filter(|owner| *owner != self.id) {
                 None => end = next,

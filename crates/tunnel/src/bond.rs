@@ -245,8 +245,7 @@ impl Bond {
         if session.sends == SteeringMode::PerTunnel {
             return Some(self.tunnel_core_of(&cores.info));
         }
-        let chooses = matches!(session.sends, SteeringMode::CoreId | SteeringMode::SealedCoreId);
-        let by_hash = chooses && cores.info.policy == Policy::Hash;
+        let by_hash = session.sends.sender_chooses() && cores.info.policy == Policy::Hash;
         let hash = cores.hash(&reduce(flow, cores.info.flow, dscp));
         by_hash.then(|| cores.core_of_hash(hash, class as u8))
     }

@@ -40,10 +40,12 @@ pub enum Kind {
     Clear = 5,
     /// Frames, the first part clear, the rest sealed, all authenticated (row T11 "partial").
     Partial = 6,
+    /// As [`Self::Data`], receiving core and counter sealed as well ([`crate::header_seal`]); its first reader opens that.
+    SealedHeader = 7,
 }
 
 impl Kind {
-    /// The kind with this number (1–6).
+    /// The kind with this number (1–7).
     pub const fn from_number(number: u8) -> Option<Self> {
         Some(match number {
             1 => Self::Initiation,
@@ -52,6 +54,7 @@ impl Kind {
             4 => Self::Data,
             5 => Self::Clear,
             6 => Self::Partial,
+            7 => Self::SealedHeader,
             _ => return None,
         })
     }
@@ -67,7 +70,7 @@ impl Kind {
     }
 }
 
-/// The header, decoded. In data datagrams (kinds 4–6) path, sending core and receiving core name the lane.
+/// The header, decoded. In data datagrams (kinds 4–7) path, sending core and receiving core name the lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Header {
     /// Kind of the rest.
@@ -179,7 +182,7 @@ mod tests {
         for first in 0..=255u8 {
             wire[0] = first;
             let expected = match (first >> 4, first & 15) {
-                (1, 1..=6) => None,
+                (1, 1..=7) => None,
                 (1, _) => Some(DropReason::UnknownType),
                 _ => Some(DropReason::BadVersion),
             };
@@ -206,7 +209,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn round_trip(number in 1u8..=6, cores: [u8; 3], index: u32, counter: u64, tail in 0usize..40) {
+        fn round_trip(number in 1u8..=7, cores: [u8; 3], index: u32, counter: u64, tail in 0usize..40) {
             let header = Header {
                 kind: Kind::from_number(number).unwrap(),
                 receiving_core: cores[0],

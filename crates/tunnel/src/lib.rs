@@ -9,7 +9,7 @@
 //!   them, [`index`] names it; [`mode`] says how cores are addressed, [`core_overrides`] what of them an operator knows better; [`lifecycle`] joins paths by challenge, watches and revives them, [`mtu`] measures them, and
 //!   `advertise` tells the peer what changes about our cores, [`path_limits`] what our WANs ask for; `strain` finds paths beyond their limits.
 //! * Sending, on one core ([`forwarder`]): [`queue`] (FQ-CoDel) → [`schedule`] (earliest arrival) → [`frame`]s in a datagram
-//!   of the path's [`send_log`] → [`header`] and [`aead`] → out. [`rate`] says how fast; [`fec`] sends repair symbols along on paths that lose.
+//!   of the path's [`send_log`] → [`header`] (and [`header_seal`]) and [`aead`] → out. [`rate`] says how fast; [`fec`] sends repair symbols along on paths that lose.
 //! * Receiving, on the core the header names: [`replay`] → [`aead`] (and [`fec`], which brings back what was lost) → [`frame`] → [`reassemble`] → [`order`] → out.
 //!
 //! Memory that a peer makes us keep is counted, per bond and per node: [`memory`].
@@ -32,6 +32,7 @@ pub mod forwarder;
 pub mod frame;
 pub mod handshake;
 pub mod header;
+pub mod header_seal;
 pub mod hello;
 pub mod index;
 pub mod keys;

@@ -27,21 +27,24 @@ pub enum SteeringMode {
     ReceiverDecides = 4,
     /// A clear 64-bit session-ID per flow (row T9).
     SessionId = 5,
+    /// The sender names the core in the header, where it is sealed with a key of its own (row T7).
+    SealedHeader = 6,
 }
 
 impl SteeringMode {
     /// All modes, in the order of their numbers.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::CoreId,
         Self::ReceiverAssigned,
         Self::PerTunnel,
         Self::SealedCoreId,
         Self::ReceiverDecides,
         Self::SessionId,
+        Self::SealedHeader,
     ];
 
     /// Modes that this version can be addressed in and address in.
-    pub const BUILT: [Self; 6] = Self::ALL;
+    pub const BUILT: [Self; 7] = Self::ALL;
 
     /// The number on the wire.
     #[must_use]
@@ -58,7 +61,13 @@ impl SteeringMode {
     /// Whether datagrams with inner packets may name no receiving core in their header.
     #[must_use]
     pub const fn may_name_none(self) -> bool {
-        !matches!(self, Self::CoreId | Self::PerTunnel)
+        !matches!(self, Self::CoreId | Self::PerTunnel | Self::SealedHeader)
+    }
+
+    /// Whether the sender chooses a core for each flow.
+    #[must_use]
+    pub const fn sender_chooses(self) -> bool {
+        matches!(self, Self::CoreId | Self::SealedCoreId | Self::SealedHeader)
     }
 
     /// Bytes of the label in front of a datagram's packets.
@@ -81,6 +90,7 @@ impl SteeringMode {
             Self::SealedCoreId => "sealed-core-id",
             Self::ReceiverDecides => "receiver-decides",
             Self::SessionId => "session-id",
+            Self::SealedHeader => "sealed-header",
         }
     }
 }
@@ -260,7 +270,7 @@ mod tests {
             assert_eq!(SteeringMode::from_number(mode.number()), Some(mode));
             assert_eq!(SteeringMode::ALL.iter().filter(|other| other.name() == mode.name()).count(), 1);
         }
-        assert_eq!(SteeringMode::from_number(6), None);
+        assert_eq!(SteeringMode::from_number(7), None);
     }
 
     #[test]

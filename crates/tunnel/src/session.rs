@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use crate::aead::{Aead, LaneKey};
 use crate::header::NOT_TOLD;
+use crate::header_seal::HeaderKey;
 use crate::keys::Encryption;
 use crate::mode::SteeringMode;
 use crate::time::Time;
@@ -47,8 +48,16 @@ pub struct Session {
     /// It is renewed after this long.
     rekey_after_ms: u64,
     life: Life,
+    keys: Keys,
+}
+
+/// Keys by sending core.
+struct Keys {
     seal: Vec<LaneKey>,
     open: Vec<LaneKey>,
+    /// Of headers; empty where the mode seals none (row T7).
+    seal_header: Vec<HeaderKey>,
+    open_header: Vec<HeaderKey>,
 }
 
 /// Events in the life of a session.
@@ -102,6 +111,10 @@ impl Session {
         let keys = |key: &[u8; 32], cores: u8| {
             (0..cores).map(|core| LaneKey::derive(key, core, epoch.aead)).collect()
         };
+        let header_keys = |mode: SteeringMode, key: &[u8; 32], cores: u8| {
+            let cores = if mode == SteeringMode::SealedHeader { cores } else { 0 };
+            (0..cores).map(|core| HeaderKey::derive(key, core, epoch.aead)).collect()
+        };
         Self {
             number: epoch.number,
             bond: epoch.bond,
@@ -116,8 +129,12 @@ impl Session {
             established: now,
             rekey_after_ms: epoch.rekey_after_ms,
             life: Life { confirmed: AtomicBool::new(epoch.initiator), ..Life::default() },
-            seal: keys(epoch.send_key, epoch.own_cores),
-            open: keys(epoch.receive_key, epoch.peer_cores),
+            keys: Keys {
+                seal: keys(epoch.send_key, epoch.own_cores),
+                open: keys(epoch.receive_key, epoch.peer_cores),
+                seal_header: header_keys(epoch.sends, epoch.send_key, epoch.own_cores),
+                open_header: header_keys(epoch.receives, epoch.receive_key, epoch.peer_cores),
+            },
         }
     }
 
@@ -126,9 +143,16 @@ impl Session {
         if core == NOT_TOLD && self.peer_cores > 0 { own % self.peer_cores } else { core }
     }
 
+    /// As [`Self::reader`] for datagrams with inner packets, whose 4-tuple goes by it: where their headers are sealed, one for each core
+    /// would tell what they do not.
+    pub fn reader_of_packets(&self, own: u8, core: u8) -> u8 {
+        let sealed = !self.keys.seal_header.is_empty() && self.encryption == Encryption::On;
+        self.reader(own, if sealed { NOT_TOLD } else { core })
+    }
+
     /// Our cores.
     pub fn own_cores(&self) -> u8 {
-        u8::try_from(self.seal.len()).unwrap_or(u8::MAX)
+        u8::try_from(self.keys.seal.len()).unwrap_or(u8::MAX)
     }
 
     /// Whether the peer's datagrams may have a clear part: with partial encryption, or with a session-ID there.
@@ -139,12 +163,22 @@ impl Session {
 
     /// Key for datagrams that our core `core` sends.
     pub fn seal_key(&self, core: u8) -> Option<&LaneKey> {
-        self.seal.get(usize::from(core))
+        self.keys.seal.get(usize::from(core))
+    }
+
+    /// Key for the headers of datagrams with inner packets that our core `core` sends; `None` where they are clear.
+    pub fn header_seal_key(&self, core: u8) -> Option<&HeaderKey> {
+        self.keys.seal_header.get(usize::from(core))
+    }
+
+    /// Key for the headers that the peer's core `core` sends; `None` where they are clear.
+    pub fn header_open_key(&self, core: u8) -> Option<&HeaderKey> {
+        self.keys.open_header.get(usize::from(core))
     }
 
     /// Key for datagrams that the peer's core `core` sends.
     pub fn open_key(&self, core: u8) -> Option<&LaneKey> {
-        self.open.get(usize::from(core))
+        self.keys.open.get(usize::from(core))
     }
 
     /// Notes the first authenticated datagram; true for the call that confirmed it.

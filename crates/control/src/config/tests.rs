@@ -473,10 +473,10 @@ fn other_keys_of_a_peer() {
         ),
         &[
             "site.toml:10:12: error: peer.steering: \"per-tunel\" is not one of \"core-id\", \"receiver-assigned\", \"per-tunnel\", \
-         \"sealed-core-id\", \"receiver-decides\", \"session-id\"; did you \
+         \"sealed-core-id\", \"receiver-decides\", \"session-id\", \"sealed-header\"; did you \
          mean \"per-tunnel\"?",
             "site.toml:11:31: error: peer.accept-steering: must be \"core-id\" or \"receiver-assigned\" or \
-         \"per-tunnel\" or \"sealed-core-id\" or \"receiver-decides\" or \"session-id\"",
+         \"per-tunnel\" or \"sealed-core-id\" or \"receiver-decides\" or \"session-id\" or \"sealed-header\"",
             "site.toml:12:15: error: peer.tunnel-core: 200 found, a whole number from 0 to 127 is needed",
         ],
     );

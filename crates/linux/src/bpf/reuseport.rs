@@ -21,6 +21,8 @@ const NOT_TOLD: u32 = 255;
 /// The lowest kind of datagram that belongs to a lane (4 sealed, 5 clear, 6 partial; below are
 /// handshakes).
 const KIND_DATA_MIN: u32 = 4;
+/// The kind whose receiving core is sealed: the sending core stands in for it.
+const KIND_SEALED_HEADER: u32 = 7;
 
 const LOAD_BYTE: u16 = (libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16;
 const LOAD_LENGTH: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_LEN) as u16;
@@ -41,16 +43,17 @@ fn jump(code: u16, k: u32, if_true: u8, if_false: u8) -> Instruction {
 }
 
 /// The program for a group of `cores` sockets (1–255): a data datagram goes by its receiving core byte, or if
-/// that is 255 by its sending core modulo `cores`; handshakes, garbage and cores that do not exist go by the
+/// that is 255 or sealed by its sending core modulo `cores`; handshakes, garbage and cores that do not exist go by the
 /// kernel's hash.
 pub fn reuseport_program(cores: usize) -> Vec<Instruction> {
     let cores = u32::try_from(cores).unwrap_or(u32::MAX).clamp(1, NOT_TOLD);
     vec![
         // Too short for the three bytes: a load beyond the end would return 0, that is core 0.
         statement(LOAD_LENGTH, 0),
-        jump(JUMP_AT_LEAST, 3, 0, 10),
+        jump(JUMP_AT_LEAST, 3, 0, 11),
         statement(LOAD_BYTE, 0),
         statement(AND, 0x0f),
+        jump(JUMP_EQUAL, KIND_SEALED_HEADER, 5, 0),
         jump(JUMP_AT_LEAST, KIND_DATA_MIN, 0, 7),
         statement(LOAD_BYTE, 1),
         jump(JUMP_EQUAL, NOT_TOLD, 2, 0),

@@ -233,8 +233,10 @@ impl Transmit {
             let Some(from) = self.paths.iter().position(|tx| tx.path.id == copy.path) else { continue };
             let Some(entry) = self.paths[from].express.entry(copy.number).copied() else { continue };
             let Some(to) = self.second_path(from, entry.bytes) else { continue };
-            let reader =
-                self.session.as_ref().map_or(0, |session| session.reader(self.core, entry.peer_core));
+            let reader = self
+                .session
+                .as_ref()
+                .map_or(0, |session| session.reader_of_packets(self.core, entry.peer_core));
             let target = self.paths[to].target(&self.bond, reader);
             self.paths[to].path.book(now, wire_bytes(1, entry.bytes));
             let log = &mut self.paths[from].express;

@@ -69,6 +69,7 @@ impl Transmit {
         let Some(key) = session.seal_key(self.core) else { return };
         let cover = self.cover();
         let own_core = self.core;
+        let header_key = session.header_seal_key(own_core).filter(|_| cover == Cover::Whole);
         let tx = &mut self.paths[at];
         let lanes = self.lanes.of_path(tx.path.id, session.peer_cores);
         let (mut datagrams, mut bytes) = (0, 0);
@@ -98,13 +99,17 @@ impl Transmit {
                     {
                         tx.repair.finished.push((run.peer_core, symbol));
                     }
+                    // Symbols are of what the peer has when it opened the header.
+                    if let Some(key) = header_key {
+                        key.seal(log.datagram_mut(number));
+                    }
                 }
                 lanes.note_outstanding(run.peer_core, now);
                 self.sealed += run.count as u64;
                 let sent = log.run_bytes(&run).len();
                 datagrams += run.count as u64;
                 bytes += sent as u64;
-                let target = tx.target(&self.bond, session.reader(own_core, run.peer_core));
+                let target = tx.target(&self.bond, session.reader_of_packets(own_core, run.peer_core));
                 let log = if express { &tx.express } else { &tx.log };
                 out.transmit(&target, run.segment, log.run_bytes(&run));
                 if log.has_copies() {

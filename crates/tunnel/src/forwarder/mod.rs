@@ -45,7 +45,7 @@ use steering::ownership::Ownership;
 use crate::bond::{Bond, reduce};
 use crate::class::Class;
 use crate::frame::{self, of_lane_not_told, write_nack, write_report};
-use crate::header::{Header, NOT_TOLD};
+use crate::header::{Header, Kind, NOT_TOLD};
 use crate::lifecycle::{Action, encode};
 use crate::node::{Node, Source};
 use crate::path::Route;
@@ -161,12 +161,12 @@ pub struct Forwarder {
     wake_up: Time,
 }
 
-/// The core that must open a datagram: the receiving core it names, or, where none is named, the one that
-/// its sending core maps to. `None` for handshakes, which any core takes.
+/// The core that must open a datagram: the receiving core it names, or, where none is named, or none can be read yet, the one
+/// that its sending core maps to. `None` for handshakes, which any core takes.
 pub fn owner_core(header: &Header, cores: u8) -> Option<u8> {
     if header.kind.is_handshake() {
         None
-    } else if header.receiving_core == NOT_TOLD {
+    } else if header.receiving_core == NOT_TOLD || header.kind == Kind::SealedHeader {
         Some(header.sending_core % cores.max(1))
     } else if header.receiving_core < cores {
         Some(header.receiving_core)
@@ -339,6 +339,25 @@ impl Forwarder {
         Ok(())
     }
 
+    /// The header of a datagram. One that is sealed is opened in place, whichever core it belongs to (row T7); where that cannot be
+    /// done the datagram stays as it is, to be dropped by [`Self::datagrams`]. `None`: no datagram of ours.
+    pub fn read_header(&mut self, datagram: &mut [u8]) -> Option<Header> {
+        let header = Header::parse(datagram).ok()?;
+        if header.kind != Kind::SealedHeader {
+            return Some(header);
+        }
+        self.find_session(header.receiver_index);
+        let key = self.session.as_ref().and_then(|session| session.header_open_key(header.sending_core));
+        if key.is_some_and(|key| key.open(datagram)) { Header::parse(datagram).ok() } else { Some(header) }
+    }
+
+    /// Looks a session up, unless it is the last one again; none if there is no such session.
+    fn find_session(&mut self, index: u32) {
+        if self.session.as_ref().is_none_or(|session| session.local_index != index) {
+            self.session = self.node.session(index);
+        }
+    }
+
     /// Datagrams received from one source: `stride` bytes each, the last possibly shorter (UDP GRO).
     /// Every one of them must be for this core or a handshake: see [`owner_core`].
     pub fn datagrams(
@@ -372,10 +391,7 @@ impl Forwarder {
             self.run_actions(now, None, out);
             return result;
         }
-        let known = self.session.as_ref().is_some_and(|session| session.local_index == header.receiver_index);
-        if !known {
-            self.session = Some(self.node.session(header.receiver_index).ok_or(DropReason::UnknownIndex)?);
-        }
+        self.find_session(header.receiver_index);
         let Some(session) = self.session.take() else { return Err(DropReason::UnknownIndex) };
         let result = self
             .bonds

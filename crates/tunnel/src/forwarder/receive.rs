@@ -771,6 +771,8 @@ fn open<'a>(session: &Session, header: &Header, datagram: &'a mut [u8]) -> Resul
             Ok(&datagram[HEADER_BYTES..end])
         }
         Kind::Partial | Kind::Clear => Err(DropReason::CleartextRefused),
+        // Its first reader could not open it: no such mode was agreed on.
+        Kind::SealedHeader => Err(DropReason::UnknownType),
         Kind::Initiation | Kind::Response | Kind::Cookie => Err(DropReason::UnknownType),
     }
 }

@@ -253,7 +253,9 @@ impl ReceivingCores {
     /// Where the next packet of a flow goes, by its hash, its class and its session-ID.
     pub fn of_flow(&mut self, now: Time, hash: u32, class: u8, session_id: u64) -> Destination {
         let label = match self.mode {
-            SteeringMode::CoreId | SteeringMode::PerTunnel => return self.named(now, hash, class),
+            SteeringMode::CoreId | SteeringMode::PerTunnel | SteeringMode::SealedHeader => {
+                return self.named(now, hash, class);
+            }
             SteeringMode::ReceiverAssigned => return self.assigned(now, hash),
             SteeringMode::SealedCoreId => match self.named(now, hash, class) {
                 Destination::To(heading) => Label::Core(heading.peer_core),
@@ -331,7 +333,7 @@ impl ReceivingCores {
         if self.told.as_ref().is_some_and(|known| Arc::ptr_eq(known, &told)) {
             return;
         }
-        let chooses = matches!(self.mode, SteeringMode::CoreId | SteeringMode::SealedCoreId);
+        let chooses = self.mode.sender_chooses();
         let (policy, remote) = (told.info.policy, told.info.remote_cores());
         self.told = Some(told);
         match &mut self.chooser {

@@ -710,8 +710,10 @@ impl Transmit {
             if let Some(view) = self.views.iter_mut().find(|view| view.id == id) {
                 *view = self.paths[to].path.view(now);
             }
-            let reader =
-                self.session.as_ref().map_or(0, |session| session.reader(self.core, entry.peer_core));
+            let reader = self
+                .session
+                .as_ref()
+                .map_or(0, |session| session.reader_of_packets(self.core, entry.peer_core));
             let target = self.paths[to].target(&self.bond, reader);
             let log = if repeat.express { &mut self.paths[from].express } else { &mut self.paths[from].log };
             out.transmit(&target, entry.bytes, log.datagram_mut(repeat.number));

@@ -96,7 +96,7 @@ impl Node {
             Kind::Initiation => self.on_initiation(now, source, datagram, actions),
             Kind::Response => self.on_response(now, header, datagram, actions),
             Kind::Cookie => self.on_cookie(now, source, header, datagram),
-            Kind::Data | Kind::Clear | Kind::Partial => Err(DropReason::UnknownType),
+            Kind::Data | Kind::Clear | Kind::Partial | Kind::SealedHeader => Err(DropReason::UnknownType),
         }
     }
 
