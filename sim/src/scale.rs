@@ -557,6 +557,8 @@ impl World {
                         self.send(node, 0, connection, message);
                     }
                 }
+                // Its units have no keys.
+                Action::Prove { .. } => {}
                 Action::Refused(reason) => self.report.lines.push(format!("{node}: {}", reason.text())),
             }
         }

@@ -12,6 +12,7 @@ mod classes;
 mod cli;
 mod cluster;
 mod cluster_copies;
+mod cluster_enrol;
 mod cluster_load;
 mod cluster_mtu;
 mod cluster_scene;

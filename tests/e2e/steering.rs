@@ -453,7 +453,7 @@ fn t3_a_file_says_which_cores_of_the_peer_are_addressed() {
         let branch = branch.section("processor-info-file = \"hub-cores.toml\"\n");
         let (mut branch, hub) = scene.join(&branch, &hub.node_line("cores = 2"), 1);
         let options =
-            udp::Options { flows: 40, payload_bytes: 300, ..udp::Options::new(4.0, Span::seconds(4.5)) };
+            udp::Options { flows: 40, payload_bytes: 300, ..udp::Options::new(4.0, Span::seconds(4.0)) };
         let before = delivered(&hub);
         let transfer =
             udp::start(scene.a(), scene.b(), socket(HUB_IP, 5300), options, &testbed::stop::Stop::new())

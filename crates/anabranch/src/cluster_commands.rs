@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, anyhow, bail};
 use clap::{Subcommand, ValueEnum};
 use manager::api::types::{
-    Accepted, Change, ChangeStep, ClusterReport, Configuration, Duty, EventLine, NewUnit, Plan, Problem,
+    Accepted, Change, ChangeStep, ClusterReport, Configuration, Duty, EventLine, IssuedToken, NewToken,
+    NewUnit, Plan, Problem,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -30,6 +31,7 @@ Examples:
   export ANABRANCH_TOKEN_FILE=/etc/anabranch/manager.token
   anabranch cluster status
   anabranch cluster add 11 --address 10.9.0.11 --role dataplane
+  anabranch cluster token 12 --role dataplane > 12.token           for [cluster] token-file there
   anabranch cluster drain 11 --remove
   anabranch cluster change 'add 12' 'drain 11' 'weight 13 2'      all with one era
   anabranch cluster config shared.json
@@ -101,6 +103,20 @@ enum Command {
         node: u16,
         /// Relative to other data planes'
         weight: u32,
+    },
+    /// Make a token with which a unit enrols itself, once; it is printed, and nowhere else to be had
+    Token {
+        /// Node id
+        node: u16,
+        /// Duty
+        #[arg(long)]
+        role: Role,
+        /// Capacity relative to other data planes' [default: what the unit says]
+        #[arg(long)]
+        weight: Option<u32>,
+        /// How long it is valid
+        #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=10_080))]
+        minutes: u32,
     },
     /// Several steps with one era
     Change {
@@ -174,6 +190,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             let config: Configuration =
                 serde_json::from_str(&text).with_context(|| format!("{}", file.display()))?;
             client.send("PUT", "/v1/config", &config).and_then(|accepted| client.follow(args, accepted))
+        }
+        Command::Token { node, role, weight, minutes } => {
+            let (role, valid_seconds) = ((*role).into(), Some(minutes * 60));
+            let wanted = NewToken { node: *node, role, weight: *weight, valid_seconds };
+            client.send::<IssuedToken>("POST", "/v1/tokens", &wanted).and_then(|issued| {
+                if args.json {
+                    print_json(&issued)?;
+                } else {
+                    print(&format!("{}\n", issued.token))?;
+                }
+                Ok(())
+            })
         }
         change => client
             .send("POST", "/v1/changes", &Change { steps: steps(change)? })
@@ -296,12 +324,12 @@ impl Client {
     }
 
     /// Asks for a change.
-    pub(crate) fn send(
+    pub(crate) fn send<T: DeserializeOwned>(
         &self,
         method: &str,
         path: &str,
         body: &impl Serialize,
-    ) -> Result<Accepted, CallError> {
+    ) -> Result<T, CallError> {
         let url = format!("{}{path}", self.api);
         let request = if method == "PUT" { self.agent.put(url) } else { self.agent.post(url) };
         answer(request.header("Authorization", &self.authorization).send_json(body))

@@ -25,6 +25,7 @@ use crate::message::{Message, Phase, Role};
 
 mod chains;
 mod command;
+mod enrol;
 mod heirs;
 mod load;
 mod peers;
@@ -38,6 +39,7 @@ mod tests;
 
 pub use chains::Chains;
 pub use command::{ACCEPTED_MAX, Command, CommandError, OUTSIDE_MAX, STEPS_MAX, Step, WEIGHT_MAX};
+pub use enrol::{TOKENS_MAX, Token};
 pub use plan::Waits;
 pub use state::{Accepted, BLOCKS, Block, Change, Inheritance, Standing, State, UnitRecord};
 pub use status::{Status, UnitStatus};
@@ -208,6 +210,17 @@ struct Peer {
     failures: u32,
 }
 
+/// Connection of a unit.
+#[derive(Clone, Copy, Debug)]
+struct Connection {
+    /// Its bus address.
+    address: IpAddr,
+    /// The node that said hello there.
+    node: Option<u16>,
+    /// The public key that was proved there.
+    key: Option<[u8; 32]>,
+}
+
 /// Figures that a unit told.
 #[derive(Clone, Debug, Default)]
 struct Figures {
@@ -224,6 +237,7 @@ struct Figures {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Then {
     Accept { request: u64, number: u64 },
+    Admit { connection: u64 },
     Prepare,
     Commit,
     Nothing,
@@ -269,12 +283,11 @@ pub struct Manager {
     state: State,
     stage: Stage,
     peers: BTreeMap<u16, Peer>,
-    /// Connections, with the node that said hello there.
-    connections: BTreeMap<u64, (IpAddr, Option<u16>)>,
+    connections: BTreeMap<u64, Connection>,
     saving: Option<Saving>,
     saves: u64,
-    /// Commands that came while a state is being written.
-    queued: VecDeque<(u64, Command)>,
+    /// Requests that came while a state is being written.
+    queued: VecDeque<enrol::Queued>,
     /// Why the next era waits.
     waits: Option<Waits>,
     /// When earlier owners came into chains.
@@ -353,7 +366,7 @@ impl Manager {
 
     /// Somebody connected from `address`, which the bond has authenticated.
     pub fn connected(&mut self, connection: u64, address: IpAddr) {
-        self.connections.insert(connection, (address, None));
+        self.connections.insert(connection, Connection { address, node: None, key: None });
     }
 
     /// A connection is gone. Its unit counts as silent from its last message on.
@@ -369,12 +382,27 @@ impl Manager {
 
     /// Somebody wants something; the answer is an [`Output::Answer`] with the same number.
     pub fn command(&mut self, now_ns: u64, request: u64, command: Command) {
+        self.queue(now_ns, enrol::Queued::Command(request, command));
+    }
+
+    fn queue(&mut self, now_ns: u64, wish: enrol::Queued) {
         if self.queued.len() >= ACCEPTED_MAX {
-            self.outputs.push(Output::Answer { request, result: Err(CommandError::Busy) });
+            match wish {
+                enrol::Queued::Command(request, _) | enrol::Queued::Token(request, ..) => {
+                    self.outputs.push(Output::Answer { request, result: Err(CommandError::Busy) });
+                }
+                // The unit connects again.
+                enrol::Queued::Enrol(enrolment) => self.close(enrolment.connection()),
+            }
             return;
         }
-        self.queued.push_back((request, command));
+        self.queued.push_back(wish);
         self.advance(now_ns);
+    }
+
+    fn close(&mut self, connection: u64) {
+        self.outputs.push(Output::Close { connection });
+        self.forget_connection(connection);
     }
 
     /// Time passes. Every 20 ms or so.
@@ -399,6 +427,7 @@ impl Manager {
                 self.outputs.push(Output::Answer { request, result: Ok(number) });
                 self.due.plan = true;
             }
+            Then::Admit { connection } => self.enrolled(connection),
             Then::Prepare => self.prepare(now_ns),
             Then::Commit => self.commit(now_ns),
             Then::Nothing => {}
@@ -418,6 +447,11 @@ impl Manager {
                 self.state = *saving.before;
                 let result = Err(CommandError::Store(why.to_owned()));
                 self.outputs.push(Output::Answer { request, result });
+            }
+            Then::Admit { connection } => {
+                self.state = *saving.before;
+                self.event(None, format!("the store cannot be written, a unit is not enrolled: {why}"));
+                self.close(connection);
             }
             Then::Prepare | Then::Commit => {
                 self.state = *saving.before;

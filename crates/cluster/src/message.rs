@@ -98,6 +98,31 @@ pub struct Hello {
     pub held: Option<u32>,
 }
 
+/// Bytes that are not for logs: a token as a unit tells it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Secret(pub [u8; 32]);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+/// A unit's answer to a challenge: it has the key that it told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proof {
+    /// Ed25519 signature (RFC 8032) of [`signed_bytes`].
+    pub signature: [u8; 64],
+    /// By which the key becomes known, if it is not yet.
+    pub token: Option<Secret>,
+}
+
+/// Bytes that a unit signs: `"anabranch unit"`, the challenge, its public key.
+#[must_use]
+pub fn signed_bytes(challenge: &[u8; 32], key: &[u8; 32]) -> Vec<u8> {
+    [&b"anabranch unit"[..], challenge, key].concat()
+}
+
 /// Step of a change that a unit has taken on all its cores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
@@ -234,6 +259,10 @@ pub enum Refusal {
     Protocol,
     /// Another manager leads.
     NotLeading,
+    /// It did not prove the key that it is known by.
+    Key,
+    /// Its key is not known, and its token is not, or not any more.
+    Token,
 }
 
 impl Refusal {
@@ -249,6 +278,12 @@ impl Refusal {
             Self::NewerEra => "the unit holds an era that the manager has not made: its store is an old copy",
             Self::Protocol => "the message does not belong here",
             Self::NotLeading => "another manager leads this cluster",
+            Self::Key => {
+                "the unit is known by a key, which it did not prove: give it [cluster] token-file and the key of its node"
+            }
+            Self::Token => {
+                "the token is unknown, used or too old: ask the manager for another (anabranch cluster token)"
+            }
         }
     }
 }
@@ -258,6 +293,13 @@ impl Refusal {
 pub enum Message {
     /// Unit: who it is and what it holds.
     Hello(Hello),
+    /// Unit: its public key, before its hello. The manager answers with [`Message::Challenge`].
+    Identify {
+        /// Ed25519.
+        key: [u8; 32],
+    },
+    /// Unit: it has that key. The manager answers with [`Message::Admitted`].
+    Proof(Box<Proof>),
     /// Unit: it lives.
     Heartbeat {
         /// Load of its busiest core in percent.
@@ -298,6 +340,13 @@ pub enum Message {
         /// Grows with every manager that begins to lead.
         term: u64,
     },
+    /// Manager: what the unit is to sign.
+    Challenge {
+        /// Random, for this connection alone.
+        nonce: [u8; 32],
+    },
+    /// Manager: the key is proved; the unit may say hello.
+    Admitted,
     /// Manager: no.
     Refused(Refusal),
     /// Manager: the unit does not take part any more.

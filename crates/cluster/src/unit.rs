@@ -78,6 +78,12 @@ pub enum Action {
     Leave,
     /// To the manager.
     Send(Message),
+    /// The manager wants to see that the unit has its key: [`Message::Proof`] is sent, with a signature of
+    /// [`crate::message::signed_bytes`].
+    Prove {
+        /// The challenge.
+        nonce: [u8; 32],
+    },
     /// The manager does not talk to this unit; the connection ends. Worth a line in the log.
     Refused(Refusal),
 }
@@ -107,6 +113,8 @@ pub struct Figures<'a> {
 enum Link {
     /// No connection.
     Down,
+    /// The key is being proved.
+    Proving,
     /// A Hello is on its way.
     Greeting,
     /// The manager has answered.
@@ -135,6 +143,8 @@ struct Published {
 #[derive(Clone, Debug)]
 pub struct Unit {
     identity: Identity,
+    /// Public key that it proves before it says hello.
+    key: Option<[u8; 32]>,
     link: Link,
     membership: Option<Membership>,
     /// Number of the last snapshot.
@@ -159,6 +169,7 @@ impl Unit {
     pub fn new(identity: Identity) -> Self {
         Self {
             identity,
+            key: None,
             link: Link::Down,
             membership: None,
             number: 0,
@@ -173,10 +184,18 @@ impl Unit {
         }
     }
 
+    /// The same unit, which proves on each connection that it has this key.
+    #[must_use]
+    pub fn with_key(self, key: Option<[u8; 32]>) -> Self {
+        Self { key, ..self }
+    }
+
     /// The connection to the manager stands.
     pub fn connected(&mut self) -> Vec<Action> {
         self.told = None;
-        self.greet()
+        let Some(key) = self.key else { return self.greet() };
+        self.link = Link::Proving;
+        vec![Action::Send(Message::Identify { key })]
     }
 
     /// The connection is gone; what is in force stays in force.
@@ -233,6 +252,8 @@ impl Unit {
                 self.link = Link::Down;
                 vec![Action::Refused(reason)]
             }
+            Message::Challenge { nonce } if self.link == Link::Proving => vec![Action::Prove { nonce }],
+            Message::Admitted if self.link == Link::Proving => self.greet(),
             // While a Hello is on its way, what comes was said to the state before: the Welcome has it all.
             _ if self.link != Link::Up => self.ignore(),
             Message::Prepare(prepare) => self.prepare(*prepare),
@@ -240,6 +261,10 @@ impl Unit {
             Message::Retire { era, entries } => self.retire(era, &entries),
             Message::Goodbye => self.leave(),
             Message::Hello(_)
+            | Message::Identify { .. }
+            | Message::Proof(_)
+            | Message::Challenge { .. }
+            | Message::Admitted
             | Message::Heartbeat { .. }
             | Message::Acknowledge { .. }
             | Message::Report(_)

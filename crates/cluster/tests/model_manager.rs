@@ -357,7 +357,10 @@ fn act(process: &mut Process, actions: Vec<UnitAction>) {
             UnitAction::Send(message) if process.connection.is_some() => {
                 process.to_manager.push_back(message);
             }
-            UnitAction::Send(_) | UnitAction::Refused(_) | UnitAction::Inherit(_) => {}
+            UnitAction::Send(_)
+            | UnitAction::Prove { .. }
+            | UnitAction::Refused(_)
+            | UnitAction::Inherit(_) => {}
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! The protocol is [`cluster::unit`]'s. Without the manager everything stays in force as it is; the connection is tried again.
 
+use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -22,6 +23,7 @@ use crate::copies::{Assigned, Backup, Copies};
 use crate::events::{EventSender, NodeEvent};
 use crate::status::{ClusterStatus, DataPlaneReport};
 use crate::sync::lock;
+use crate::unit_key::UnitKey;
 
 /// Between two tries to connect, and for one try.
 const CONNECT_PAUSE: Duration = Duration::from_millis(200);
@@ -49,9 +51,9 @@ pub(crate) struct ClusterLink {
 }
 
 impl ClusterLink {
-    /// Starts it. `interfaces`: the shared ones; their addresses come from the manager.
+    /// Starts it. `key`: by which the manager knows this machine, if it does. `interfaces`: the shared ones; their addresses come from the manager.
     pub fn start(
-        settings: Cluster,
+        (settings, key): (Cluster, Option<UnitKey>),
         interfaces: Vec<SharedInterface>,
         engine: ClusterHandle,
         events: EventSender,
@@ -75,7 +77,8 @@ impl ClusterLink {
         let copies = owns_flows.then(|| Copies::start(settings.node, settings.bus, &engine)).transpose()?;
         let link = Link {
             status: Arc::clone(&status),
-            unit: Unit::new(identity),
+            unit: Unit::new(identity).with_key(key.as_ref().map(UnitKey::public)),
+            key,
             settings,
             interfaces,
             engine,
@@ -114,6 +117,7 @@ impl Drop for ClusterLink {
 
 struct Link {
     unit: Unit,
+    key: Option<UnitKey>,
     settings: Cluster,
     interfaces: Vec<SharedInterface>,
     engine: ClusterHandle,
@@ -131,13 +135,33 @@ struct Link {
     copies: Option<Copies>,
 }
 
+/// Reasons that were told since there was a manager: each once, and no more than a few.
+#[derive(Default)]
+struct Complaints(BTreeSet<String>);
+
+impl Complaints {
+    const MAX: usize = 8;
+
+    fn is_new(&mut self, error: &io::Error) -> bool {
+        self.0.len() < Self::MAX && self.0.insert(error.to_string())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
 impl Link {
     fn run(mut self, stop: &AtomicBool) {
         // It has little to do, and who is late counts as dead.
         if let Err(error) = schedule_current_thread(Scheduling::Preempting) {
             tracing::debug!(%error, "priority stays");
         }
-        let mut complained = false;
+        let mut complaints = Complaints::default();
         let managers = self.settings.managers.clone();
         // The one that led last, then the others in turn.
         let mut turn = 0;
@@ -149,7 +173,9 @@ impl Link {
                 Ok(stream) => {
                     let began = Instant::now();
                     let ended = self.talk(stream, *manager, stop);
-                    complained &= !self.unit.is_connected();
+                    if self.unit.is_connected() {
+                        complaints.clear();
+                    }
                     self.unit.disconnected();
                     if began.elapsed() > CONNECT_PATIENCE {
                         // Silence of twice the pause is death, and the one that led until now probably leads still.
@@ -159,13 +185,13 @@ impl Link {
                     lock(&self.status).connected = false;
                     if let Err(error) = ended
                         && !stop.load(Relaxed)
-                        && !std::mem::replace(&mut complained, true)
+                        && complaints.is_new(&error)
                     {
                         tracing::warn!(%manager, %error, "no manager; the cluster goes on as it is");
                     }
                 }
-                Err(error) if !complained => {
-                    complained = true;
+                Err(error) if complaints.is_empty() => {
+                    complaints.is_new(&error);
                     tracing::info!(%manager, %error, "the cluster's manager cannot be reached yet");
                 }
                 Err(_) => {}
@@ -300,6 +326,11 @@ impl Link {
                 // By itself: it must not wait behind a long report.
                 Action::Send(message @ Message::Heartbeat { .. }) => self.beat(&message),
                 Action::Send(message) => send(&message, to)?,
+                Action::Prove { nonce } => {
+                    if let Some(key) = &self.key {
+                        send(&Message::Proof(Box::new(key.prove(&nonce))), to)?;
+                    }
+                }
                 Action::Refused(reason) => {
                     return Err(io::Error::other(format!(
                         "the manager refuses this machine: {}",

@@ -17,7 +17,7 @@
 //! | `[node]` | reserved-cores, preferred-cores | `class_cores::read` |
 //! | `[tun]` | name, address, mtu, route, table | `read::tun` |
 //! | `[tap]` | name, mtu, bridge, relay, stations-max, stations-per-peer-max, station-age-seconds, flood-per-second-max, answer-neighbors | `tap::tap` |
-//! | `[cluster]` | role, node-id, weight, bus, manager, hub, hub-key, hub-key-file, path-mtu | `cluster::cluster` |
+//! | `[cluster]` | role, node-id, weight, bus, manager, token, token-file, hub, hub-key, hub-key-file, path-mtu | `cluster::cluster` |
 //! | `[[wan]]` | interface, match, tier, rate-max, receive-rate-max, address-family, gateway | `read::wan` |
 //! | `[[wan]]` | cost, direction, latency-max, loss-max, quota, quota-day, schedule | `properties::properties` |
 //! | `[[class]]` | name, class, by-mark, from, to, protocol, port, dscp, server-name, tenant, peer, wan | `classes::class` |

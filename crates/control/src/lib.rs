@@ -50,6 +50,7 @@ mod sync;
 mod takeover;
 pub mod timestamp_floor;
 mod tls_paths;
+mod unit_key;
 mod wan_changes;
 mod wan_use;
 pub mod wans;

@@ -38,6 +38,7 @@ use crate::status::{ClusterStatus, NameReport, Report, WanReport};
 use crate::takeover::Takeover;
 use crate::timestamp_floor::TimestampFloor;
 use crate::tls_paths::{self, TlsPaths};
+use crate::unit_key::UnitKey;
 use crate::wan_changes::WanChanges;
 use crate::wan_use::WanUse;
 use crate::wans::{self, LiveWan, WanRegistry};
@@ -776,7 +777,8 @@ fn start_cluster(
     });
     let failed = |error: io::Error| StartError::Start(format!("cannot start the cluster's thread: {error}"));
     let events = events.try_clone().map_err(failed)?;
-    let link = ClusterLink::start(settings.clone(), shared.collect(), engine.cluster_handle(), events);
+    let key = settings.token.as_ref().and_then(|token| UnitKey::new(&config.node.private_key, token));
+    let link = ClusterLink::start((settings.clone(), key), shared.collect(), engine.cluster_handle(), events);
     link.map(Some).map_err(failed)
 }
 

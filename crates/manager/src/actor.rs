@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use cluster::manager::{Command, CommandError, Manager, Output, Settings, State, Status};
+use cluster::manager::{Command, CommandError, Manager, Output, Settings, State, Status, Token};
 use cluster::message::{Message, Refusal};
 use cluster::scale::{Scaler, Want};
 use tokio::sync::{mpsc, oneshot};
@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::api::types::EventLine;
 use crate::config::{Config, Scaling};
 use crate::hooks;
+use crate::proofs::{Proofs, unix_s};
 use crate::store::{SaveError, Store};
 
 /// Time between two ticks.
@@ -68,6 +69,8 @@ pub enum Event {
     },
     /// Somebody wants something.
     Command(Command, oneshot::Sender<Result<u64, CommandError>>),
+    /// A token was made.
+    Token(Token, oneshot::Sender<Result<u64, CommandError>>),
     /// Somebody wants to know the state; the error says who leads.
     Status(oneshot::Sender<Result<Box<View>, String>>),
     /// A hook that starts or stops a machine has ended.
@@ -121,6 +124,7 @@ pub struct Actor {
     store: Box<dyn Store>,
     clock: Clock,
     units: BTreeMap<u64, mpsc::Sender<Message>>,
+    proofs: Proofs,
     /// The newest connection of each address.
     connections: HashMap<IpAddr, u64>,
     requests: BTreeMap<u64, oneshot::Sender<Result<u64, CommandError>>>,
@@ -149,6 +153,7 @@ impl Actor {
             store,
             clock,
             units: BTreeMap::new(),
+            proofs: Proofs::default(),
             connections: HashMap::new(),
             requests: BTreeMap::new(),
             next_request: 0,
@@ -287,6 +292,7 @@ impl Actor {
         }
         self.line(None, format!("this manager does not lead any more: {why}"));
         self.units.clear();
+        self.proofs.clear();
         self.connections.clear();
         for answer in std::mem::take(&mut self.requests).into_values() {
             let _ = answer.send(Err(CommandError::NotLeading(self.store.leader().map(str::to_owned))));
@@ -310,6 +316,7 @@ impl Actor {
             }
             Event::Disconnected(connection) => {
                 self.units.remove(&connection);
+                self.proofs.forget(connection);
                 self.connections.retain(|_, known| *known != connection);
                 manager.disconnected(connection);
             }
@@ -318,8 +325,25 @@ impl Actor {
                     manager.receive(at_ns, *connection, message);
                 }
             }
+            Event::Received { connection, message: Message::Identify { key }, .. } => {
+                if let Some(to) = self.units.get(&connection) {
+                    self.proofs.ask(connection, key, to);
+                }
+            }
+            Event::Received { connection, at_ns, message: Message::Proof(proof) } => {
+                match self.proofs.check(connection, &proof) {
+                    Some((key, token)) => manager.proved(at_ns, connection, key, token),
+                    None => manager.unproved(connection),
+                }
+            }
             Event::Received { connection, at_ns, message } => {
                 manager.receive(at_ns, connection, message);
+            }
+            Event::Token(token, answer) => {
+                let request = self.next_request;
+                self.next_request += 1;
+                self.requests.insert(request, answer);
+                manager.issue(self.clock.now_ns(), request, token, unix_s());
             }
             Event::Command(command, answer) => {
                 let request = self.next_request;
@@ -354,7 +378,7 @@ impl Actor {
                 // Dropped afterwards, it ends when this is sent.
                 let _ = to.try_send(Message::Refused(Refusal::NotLeading));
             }
-            Event::Command(_, answer) => {
+            Event::Command(_, answer) | Event::Token(_, answer) => {
                 let _ = answer.send(Err(CommandError::NotLeading(leader)));
             }
             Event::Status(answer) => {

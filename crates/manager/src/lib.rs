@@ -6,7 +6,7 @@
 //! 2. [`api`]: REST, through which operators say what they want.
 //! 3. [`actor`]: the thread that owns [`cluster::manager::Manager`], stores its state and then carries out what it says.
 //! 4. [`store`]: the bytes on the disk, or in [`etcd`] for several managers of which one leads.
-//! 5. [`units`]: the connections over which units are told.
+//! 5. [`units`]: the connections over which units are told; [`proofs`]: keys that they prove there.
 //! 6. `hooks`: programs that start and stop machines.
 //!
 //! [`run`] joins them.
@@ -16,6 +16,7 @@ pub mod api;
 pub mod config;
 pub mod etcd;
 mod hooks;
+pub mod proofs;
 pub mod store;
 pub mod units;
 

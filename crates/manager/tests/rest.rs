@@ -177,6 +177,49 @@ fn wrong_requests_are_told_what_is_wrong() {
 }
 
 #[test]
+fn a_unit_enrols_itself_by_a_token() {
+    use base64::Engine as _;
+    use cluster::message::{Proof, Secret, signed_bytes};
+    use ring::signature::{Ed25519KeyPair, KeyPair as _};
+    let manager = start("");
+    let (status, body) =
+        manager.post("/v1/tokens", "{\"node\": 3, \"role\": \"dataplane\", \"valid_seconds\": 60}");
+    assert_eq!(status, 201, "{body}");
+    let issued: serde_json::Value = serde_json::from_str(&body).unwrap();
+    let token = base64::engine::general_purpose::STANDARD.decode(issued["token"].as_str().unwrap()).unwrap();
+    let token = Some(Secret(token.try_into().unwrap()));
+    let pair = |seed: u8| Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).unwrap();
+    let connect = |pair: &Ed25519KeyPair, forged: bool| {
+        let stream = TcpStream::connect(manager.bus).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let mut unit = Unit { stream, frames: Frames::default() };
+        let key = pair.public_key().as_ref().try_into().unwrap();
+        unit.send(&Message::Identify { key });
+        assert_eq!(unit.receive(), Message::Term { term: 1 });
+        let Message::Challenge { mut nonce } = unit.receive() else { panic!("no challenge") };
+        nonce[0] ^= u8::from(forged);
+        let signature = pair.sign(&signed_bytes(&nonce, &key)).as_ref().try_into().unwrap();
+        unit.send(&Message::Proof(Box::new(Proof { signature, token })));
+        unit
+    };
+    assert_eq!(connect(&pair(1), true).receive(), Message::Refused(Refusal::Key), "another challenge");
+    let mut unit = connect(&pair(1), false);
+    assert_eq!(unit.receive(), Message::Admitted);
+    unit.send(&Message::Hello(Hello { node: 3, role: Role::DataPlane, weight: 1, instance: 7, held: None }));
+    assert!(matches!(unit.receive(), Message::Welcome(_) | Message::Prepare(_)));
+    assert_eq!(connect(&pair(2), false).receive(), Message::Refused(Refusal::Token), "it is used");
+    for (body, status, text) in [
+        ("{\"node\": 3, \"role\": \"dataplane\"}", 409, "unit 3 is enrolled"),
+        ("{\"node\": 4, \"role\": \"dataplane\", \"valid_seconds\": 0}", 422, "604800"),
+        ("{\"node\": 4096, \"role\": \"dataplane\"}", 422, "4096"),
+        ("{\"node\": 4}", 422, "role"),
+    ] {
+        let answer = manager.post("/v1/tokens", body);
+        assert!(answer.0 == status && answer.1.contains(text), "{body}: {answer:?}");
+    }
+}
+
+#[test]
 fn a_unit_joins_and_lives_by_its_heartbeats() {
     let manager = start("");
     // Nobody enrolled it.

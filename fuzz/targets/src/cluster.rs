@@ -39,7 +39,7 @@ pub fn cluster_unit(data: &[u8]) {
                 }
                 Action::Leave => assert!(unit.snapshot().is_none()),
                 Action::Refused(_) => drop(unit.connected()),
-                Action::ForgetFlows | Action::Inherit(_) | Action::Send(_) => {}
+                Action::ForgetFlows | Action::Inherit(_) | Action::Send(_) | Action::Prove { .. } => {}
             }
         }
         if let Some(number) = number {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use manager::api::types::{
-    Change, ChangeStep, ClusterReport, Configuration, Duty, EventLine, Interface, NewUnit, Plan,
+    Accepted, Change, ChangeStep, ClusterReport, Configuration, Duty, EventLine, Interface, NewUnit, Plan,
 };
 use testbed::cluster::{self as bed, ClusterBed, ClusterSpec, FIRST_DATA_PLANE, FIRST_DISPATCHER, MANAGER};
 use testbed::program::Program;
@@ -73,7 +73,7 @@ impl Machines {
             }
             std::thread::sleep(Duration::from_millis(100));
         }
-        self.call(|client| Ok(client.send("PUT", "/v1/config", &configuration())?))?;
+        self.call(|client| Ok(client.send::<Accepted>("PUT", "/v1/config", &configuration())?))?;
         let dispatchers = (0..self.dispatchers).map(|place| (FIRST_DISPATCHER + place, Duty::Dispatcher));
         let planes = planes.iter().map(|node| (*node, Duty::Dataplane));
         let steps = dispatchers.chain(planes).map(|(node, role)| ChangeStep::Add(unit(node, role))).collect();
@@ -98,7 +98,7 @@ impl Machines {
         deadline: Instant,
     ) -> anyhow::Result<Duration> {
         let began = Instant::now();
-        let accepted = self.call(|client| Ok(client.send("POST", "/v1/changes", change)?))?;
+        let accepted: Accepted = self.call(|client| Ok(client.send("POST", "/v1/changes", change)?))?;
         loop {
             self.alive(stop)?;
             let plan = self.plan()?;

@@ -257,7 +257,7 @@ fn project_add(
     Ok(())
 }
 
-fn check_weight(weight: u32) -> Result<(), CommandError> {
+pub(super) fn check_weight(weight: u32) -> Result<(), CommandError> {
     if (1..=WEIGHT_MAX).contains(&weight) {
         Ok(())
     } else {

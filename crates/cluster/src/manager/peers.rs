@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::heirs::inherit;
 use super::plan::end_blocks;
 use super::state::{SHARE_NORMAL, Standing, UnitRecord};
-use super::{Figures, MS, Manager, Output, Peer, Stage};
+use super::{Connection, Figures, MS, Manager, Output, Peer, Stage};
 use crate::message::{Hello, Message, Phase, Prepare, Refusal, Report, Welcome, Whole};
 
 /// First pause before a lost unit takes part again; it doubles with each loss, up to [`REJOIN_MAX_NS`].
@@ -19,9 +19,10 @@ const STALL_NS: u64 = 100 * MS;
 
 impl Manager {
     pub(super) fn message(&mut self, now_ns: u64, connection: u64, message: Message) {
-        let Some((address, node)) = self.connections.get(&connection).copied() else { return };
+        let Some(known) = self.connections.get(&connection).copied() else { return };
+        let node = known.node;
         if let Message::Hello(hello) = message {
-            match self.admit(address, node, &hello) {
+            match self.admit(&known, &hello) {
                 Ok(()) => self.hello(now_ns, connection, &hello),
                 Err(reason) => self.refuse(connection, hello.node, reason),
             }
@@ -44,15 +45,23 @@ impl Manager {
             | Message::Commit { .. }
             | Message::Retire { .. }
             | Message::Term { .. }
+            | Message::Identify { .. }
+            | Message::Proof(_)
+            | Message::Challenge { .. }
+            | Message::Admitted
             | Message::Refused(_)
             | Message::Goodbye => self.refuse(connection, node, Refusal::Protocol),
         }
     }
 
     /// Whether a unit that says hello may.
-    fn admit(&self, address: IpAddr, greeted: Option<u16>, hello: &Hello) -> Result<(), Refusal> {
-        if greeted.is_some_and(|node| node != hello.node) {
+    fn admit(&self, connection: &Connection, hello: &Hello) -> Result<(), Refusal> {
+        let address = connection.address;
+        if connection.node.is_some_and(|node| node != hello.node) {
             return Err(Refusal::Identity);
+        }
+        if self.state.keys.get(&hello.node).is_some_and(|key| connection.key != Some(*key)) {
+            return Err(Refusal::Key);
         }
         match self.state.units.get(&hello.node) {
             Some(unit) if unit.address != address => return Err(Refusal::Identity),
@@ -74,9 +83,9 @@ impl Manager {
 
     fn hello(&mut self, now_ns: u64, connection: u64, hello: &Hello) {
         let node = hello.node;
-        let Some((address, greeted)) = self.connections.get_mut(&connection) else { return };
-        let address = *address;
-        *greeted = Some(node);
+        let Some(known) = self.connections.get_mut(&connection) else { return };
+        let address = known.address;
+        known.node = Some(node);
         self.state.units.entry(node).or_insert(UnitRecord {
             address,
             role: hello.role,
@@ -132,7 +141,7 @@ impl Manager {
         }
     }
 
-    fn refuse(&mut self, connection: u64, node: u16, reason: Refusal) {
+    pub(super) fn refuse(&mut self, connection: u64, node: u16, reason: Refusal) {
         self.event(Some(node), format!("refused: {}", reason.text()));
         self.send(connection, Message::Refused(reason));
         self.outputs.push(Output::Close { connection });
@@ -140,7 +149,7 @@ impl Manager {
     }
 
     pub(super) fn forget_connection(&mut self, connection: u64) {
-        let Some((_, Some(node))) = self.connections.remove(&connection) else { return };
+        let Some(Connection { node: Some(node), .. }) = self.connections.remove(&connection) else { return };
         if let Some(peer) = self.peers.get_mut(&node).filter(|peer| peer.connection == Some(connection)) {
             peer.connection = None;
             peer.synced = None;

@@ -137,7 +137,10 @@ fn apply_step(state: &mut State, step: &Step, present: &BTreeMap<u16, Present>) 
             unit.weight = *weight;
             unit.share_permille = SHARE_NORMAL;
         }
-        (Step::Remove { .. }, Standing::Free | Standing::Lost) => drop(state.units.remove(&node)),
+        (Step::Remove { .. }, Standing::Free | Standing::Lost) => {
+            state.units.remove(&node);
+            state.keys.remove(&node);
+        }
         (Step::Remove { .. }, _) => {
             let clean = present.get(&node).is_some_and(|present| present.drained);
             unit.standing = Standing::Free;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use steering::table::BucketTable;
 
 use super::command::{Command, Step, check};
+use super::enrol::Queued;
 use super::plan::{self, Present, Waits};
 use super::state::{Accepted, Change, Standing, State, UnitRecord};
 use super::{Chains, Manager, Output, Stage, Then};
@@ -23,8 +24,12 @@ impl Manager {
     pub(super) fn advance(&mut self, now_ns: u64) {
         while self.saving.is_none() {
             self.answer_free();
-            if let Some((request, command)) = self.queued.pop_front() {
-                self.accept(request, command);
+            if let Some(wish) = self.queued.pop_front() {
+                match wish {
+                    Queued::Command(request, command) => self.accept(request, command),
+                    Queued::Token(request, token, now_s) => self.accept_token(request, token, now_s),
+                    Queued::Enrol(enrolment) => self.accept_enrolment(enrolment),
+                }
                 continue;
             }
             let moved = match self.stage {

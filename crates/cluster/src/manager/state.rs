@@ -11,14 +11,16 @@ use steering::toeplitz::KEY_BYTES;
 use steering::units::{LEASE_PORTS, Lease};
 
 use super::command::{Command, Step};
+use super::enrol::Token;
 use crate::codec::{CodecError, Reader, Writer};
 use crate::message::{
     Member, Pair, Parts, Role, SharedInterface, put_interface, put_pair, put_role, take_interface, take_pair,
     take_role,
 };
 
-/// Version of the bytes. Those of version 1 lack what belongs to copies of flows; they are read as well.
-const VERSION: u8 = 2;
+/// Version of the bytes. Those of version 2 lack keys and tokens, those of version 1 what belongs to copies of flows too; they are read
+/// as well.
+const VERSION: u8 = 3;
 
 /// Blocks of one address; the first is never leased.
 pub const BLOCKS: u8 = ((1u32 << 16) / LEASE_PORTS as u32) as u8;
@@ -140,6 +142,10 @@ pub struct State {
     pub copies: Vec<Pair>,
     /// Units whose flows others take over, with the newest era or the next.
     pub heirs: Vec<Inheritance>,
+    /// Public keys that units have to prove, by node id.
+    pub keys: BTreeMap<u16, [u8; 32]>,
+    /// Tokens that nobody has used.
+    pub tokens: Vec<Token>,
 }
 
 impl State {
@@ -159,6 +165,8 @@ impl State {
             next_number: 1,
             copies: Vec::new(),
             heirs: Vec::new(),
+            keys: BTreeMap::new(),
+            tokens: Vec::new(),
         }
     }
 
@@ -242,6 +250,12 @@ impl State {
             put_pair(out, &inheritance.pair);
             out.u8(u8::from(inheritance.planned));
         });
+        let keys: Vec<_> = self.keys.iter().collect();
+        out.list(&keys, |out, (node, key)| {
+            out.u16(**node);
+            out.bytes(*key);
+        });
+        out.list(&self.tokens, put_token);
         bytes
     }
 
@@ -251,9 +265,10 @@ impl State {
     /// When they are not a whole state of this version.
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         let mut from = Reader::new(bytes);
-        let with_copies = match from.u8("version of the state")? {
-            VERSION => true,
-            1 => false,
+        let (with_copies, with_keys) = match from.u8("version of the state")? {
+            VERSION => (true, true),
+            2 => (true, false),
+            1 => (false, false),
             other => return Err(CodecError::Value("version of the state", other.into())),
         };
         let key = from.array("key")?;
@@ -276,8 +291,16 @@ impl State {
         } else {
             (Vec::new(), Vec::new())
         };
+        let (keys, tokens) = if with_keys {
+            let keys = from.list("keys", |from| Ok((from.node("node")?, from.array("key")?)))?;
+            (keys, from.list("tokens", take_token)?)
+        } else {
+            (Vec::new(), Vec::new())
+        };
         from.end()?;
         let state = Self {
+            keys: keys.into_iter().collect(),
+            tokens,
             key,
             units: units.into_iter().collect(),
             interfaces,
@@ -349,6 +372,24 @@ fn put_unit(out: &mut Writer<'_>, unit: &UnitRecord) {
     out.u64(unit.instance);
     out.u8(u8::from(unit.forget));
     out.u8(u8::from(unit.migrate));
+}
+
+fn put_token(out: &mut Writer<'_>, token: &Token) {
+    out.bytes(&token.digest);
+    out.u16(token.node);
+    put_role(out, token.role);
+    put_option(out, token.weight, |out, weight| out.u32(weight));
+    out.u64(token.ends_s);
+}
+
+fn take_token(from: &mut Reader<'_>) -> Result<Token, CodecError> {
+    Ok(Token {
+        digest: from.array("digest of a token")?,
+        node: from.node("node")?,
+        role: take_role(from)?,
+        weight: take_option(from, |from| from.u32("weight"))?,
+        ends_s: from.u64("end of a token")?,
+    })
 }
 
 fn take_inheritance(from: &mut Reader<'_>) -> Result<Inheritance, CodecError> {

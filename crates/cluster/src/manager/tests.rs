@@ -2,6 +2,7 @@
 
 mod chains;
 mod commands;
+mod enrol;
 mod harness;
 mod heirs;
 mod leases;

@@ -73,6 +73,12 @@ fn examples() -> Vec<(&'static str, Message)> {
         ("acknowledge", Message::Acknowledge { era: 1, phase: Phase::Prepared }),
         ("report", Message::Report(report)),
         ("drained", Message::Drained { era: 9 }),
+        ("identify", Message::Identify { key: [0x11; 32] }),
+        ("proof", Message::Proof(Box::new(Proof { signature: [0x22; 64], token: None }))),
+        (
+            "proof-with-token",
+            Message::Proof(Box::new(Proof { signature: [0x22; 64], token: Some(Secret([0x33; 32])) })),
+        ),
         ("welcome-free", Message::Welcome(Box::new(Welcome { node: 3, heartbeat_ms: 50, whole: None }))),
         ("welcome", Message::Welcome(Box::new(Welcome { node: 3, heartbeat_ms: 50, whole: Some(whole) }))),
         ("prepare", Message::Prepare(Box::new(Prepare { table: moved(), parts: parts() }))),
@@ -81,6 +87,8 @@ fn examples() -> Vec<(&'static str, Message)> {
         ("refused", Message::Refused(Refusal::Identity)),
         ("goodbye", Message::Goodbye),
         ("term", Message::Term { term: 0x0102 }),
+        ("challenge", Message::Challenge { nonce: [0x44; 32] }),
+        ("admitted", Message::Admitted),
     ]
 }
 
@@ -136,7 +144,7 @@ fn examples_are_read_back_and_every_cut_is_refused() {
 #[test]
 fn values_that_cannot_be_are_refused() {
     let rows: [(&str, Vec<u8>); 19] = [
-        ("no such kind", body(6, &[])),
+        ("no such kind", body(8, &[])),
         ("node id beyond 4,095", body(1, &[0x10, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0])),
         ("role 0", body(1, &[0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0])),
         ("held 2", body(1, &[0, 1, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 2])),

@@ -7,7 +7,7 @@ use steering::units::{LEASE_PORTS, Lease};
 
 use super::{
     Hello, INTERFACE_ADDRESSES_MAX, INTERFACES_MAX, LiveRun, Member, Message, Pair, Parts, Phase, Prepare,
-    Refusal, Report, Retired, Role, SharedInterface, Welcome, Whole,
+    Proof, Refusal, Report, Retired, Role, Secret, SharedInterface, Welcome, Whole,
 };
 use crate::codec::{CodecError, Reader, Writer};
 
@@ -18,6 +18,8 @@ mod kind {
     pub const ACKNOWLEDGE: u8 = 3;
     pub const REPORT: u8 = 4;
     pub const DRAINED: u8 = 5;
+    pub const IDENTIFY: u8 = 6;
+    pub const PROOF: u8 = 7;
     pub const WELCOME: u8 = 16;
     pub const PREPARE: u8 = 17;
     pub const COMMIT: u8 = 18;
@@ -25,6 +27,8 @@ mod kind {
     pub const REFUSED: u8 = 20;
     pub const GOODBYE: u8 = 21;
     pub const TERM: u8 = 22;
+    pub const CHALLENGE: u8 = 23;
+    pub const ADMITTED: u8 = 24;
 }
 
 /// Blocks of ports of one address.
@@ -82,6 +86,19 @@ pub(super) fn put(out: &mut Writer<'_>, message: &Message) {
             out.u8(refusal_number(*reason));
         }
         Message::Goodbye => out.u8(kind::GOODBYE),
+        Message::Identify { key } => {
+            out.u8(kind::IDENTIFY);
+            out.bytes(key);
+        }
+        Message::Proof(proof) => {
+            out.u8(kind::PROOF);
+            put_proof(out, proof);
+        }
+        Message::Challenge { nonce } => {
+            out.u8(kind::CHALLENGE);
+            out.bytes(nonce);
+        }
+        Message::Admitted => out.u8(kind::ADMITTED),
         Message::Term { term } => {
             out.u8(kind::TERM);
             out.u64(*term);
@@ -121,9 +138,23 @@ pub(super) fn take(kind: u8, from: &mut Reader<'_>) -> Result<Option<Message>, C
         }
         kind::REFUSED => Message::Refused(take_refusal(from)?),
         kind::GOODBYE => Message::Goodbye,
+        kind::IDENTIFY => Message::Identify { key: from.array("public key")? },
+        kind::PROOF => {
+            let signature = from.array("signature")?;
+            let token = if from.flag("token")? { Some(Secret(from.array("token")?)) } else { None };
+            Message::Proof(Box::new(Proof { signature, token }))
+        }
+        kind::CHALLENGE => Message::Challenge { nonce: from.array("challenge")? },
+        kind::ADMITTED => Message::Admitted,
         kind::TERM => Message::Term { term: from.u64("term")? },
         _ => return Ok(None),
     }))
+}
+
+fn put_proof(out: &mut Writer<'_>, proof: &Proof) {
+    out.bytes(&proof.signature);
+    out.u8(u8::from(proof.token.is_some()));
+    out.bytes(proof.token.as_ref().map_or(&[][..], |token| &token.0));
 }
 
 fn percent(from: &mut Reader<'_>) -> Result<u8, CodecError> {
@@ -379,6 +410,8 @@ fn refusal_number(reason: Refusal) -> u8 {
         Refusal::NewerEra => 4,
         Refusal::Protocol => 5,
         Refusal::NotLeading => 6,
+        Refusal::Key => 7,
+        Refusal::Token => 8,
     }
 }
 
@@ -391,6 +424,8 @@ fn take_refusal(from: &mut Reader<'_>) -> Result<Refusal, CodecError> {
         Refusal::NewerEra,
         Refusal::Protocol,
         Refusal::NotLeading,
+        Refusal::Key,
+        Refusal::Token,
     ];
     let reason = all.into_iter().find(|reason| refusal_number(*reason) == number);
     reason.ok_or(CodecError::Value("reason", number.into()))

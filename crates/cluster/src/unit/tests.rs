@@ -56,6 +56,7 @@ fn words(actions: &[Action]) -> Vec<String> {
         Action::Inherit(units) => format!("inherit {units:?}"),
         Action::Leave => "leave".into(),
         Action::Refused(reason) => format!("refused {reason:?}"),
+        Action::Prove { .. } => "prove".to_owned(),
         Action::Send(Message::Hello(hello)) => format!("hello {:?}", hello.held),
         Action::Send(Message::Acknowledge { era, phase }) => format!("{phase:?} {era}"),
         Action::Send(Message::Heartbeat { load_percent }) => format!("heartbeat {load_percent}"),

@@ -31,6 +31,8 @@ pub struct Cluster {
     pub weight: u32,
     /// Its address inside the bonds to the other machines.
     pub bus: IpAddr,
+    /// Token by which the manager comes to know this machine's key.
+    pub token: Option<PrivateKey>,
     /// The managers' addresses there; one of them leads.
     pub managers: Vec<SocketAddr>,
     /// UDP port at the shared addresses at which the cluster is one hub for bonds of others; `None`: it is none.
@@ -65,6 +67,7 @@ pub(super) fn cluster(
     let weight = section.number("weight", 1..=1_000_000).and_then(|weight| u32::try_from(weight.value).ok());
     let bus = section.parsed("bus", "\"10.9.0.3\"", address);
     let managers = section.list("manager", "\"10.9.0.1:4601\"", manager);
+    let token = secret(&mut section, "token", "token-file", around.surroundings).into_option();
     let at = section.at.clone();
     if given {
         required(&mut section, "role", role.is_some(), "write role = \"dispatcher\" or \"dataplane\"");
@@ -101,6 +104,7 @@ pub(super) fn cluster(
         node: u16::try_from(node?.value).ok()?,
         weight: weight.unwrap_or(1),
         bus: bus?,
+        token,
         managers: managers?.into_iter().map(|manager| manager.value).collect(),
         hub_port,
         hub_key,

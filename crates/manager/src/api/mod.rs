@@ -9,23 +9,27 @@ use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, patch, post};
-use cluster::manager::{Command, CommandError, Step};
+use cluster::manager::{Command, CommandError, Step, Token};
 use serde::Deserialize;
 use subtle::ConstantTimeEq as _;
 use tokio::sync::oneshot;
 use utoipa::OpenApi;
 
 use crate::actor::{Event, Events, View};
+use crate::proofs::{make_token, unix_s};
 
 pub mod types;
 
 use types::{
-    Accepted, Change, ChangeStep, ClusterReport, Configuration, Drain, EventLine, Interface, NewUnit,
-    NewWeight, Plan, Problem, UnitReport,
+    Accepted, Change, ChangeStep, ClusterReport, Configuration, Drain, EventLine, Interface, IssuedToken,
+    NewToken, NewUnit, NewWeight, Plan, Problem, UnitReport,
 };
 
 /// Longest body, bytes.
 const BODY_BYTES_MAX: usize = 64 << 10;
+/// How long a token is valid, seconds, and at most.
+const TOKEN_S: u32 = 3_600;
+const TOKEN_S_MAX: u32 = 7 * 86_400;
 
 /// Shared by all requests.
 #[derive(Clone)]
@@ -43,6 +47,7 @@ pub struct Api {
         cluster_report,
         units,
         add_unit,
+        issue_token,
         change_weight,
         drain_unit,
         remove_unit,
@@ -61,6 +66,7 @@ pub fn router(events: Events, token: Arc<str>) -> Router {
     let v1 = Router::new()
         .route("/v1/cluster", get(cluster_report))
         .route("/v1/units", get(units).post(add_unit))
+        .route("/v1/tokens", post(issue_token))
         .route("/v1/units/{node}", patch(change_weight))
         .route("/v1/units/{node}", delete(remove_unit))
         .route("/v1/units/{node}/drain", post(drain_unit))
@@ -84,6 +90,19 @@ pub fn router(events: Events, token: Arc<str>) -> Router {
 
 fn problem(status: StatusCode, text: &str) -> Response {
     (status, axum::Json(Problem { error: text.to_owned() })).into_response()
+}
+
+/// Why a wish was not stored.
+fn refusal(error: &CommandError) -> Response {
+    let status = match error {
+        CommandError::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
+        CommandError::Unknown(_) => StatusCode::NOT_FOUND,
+        CommandError::Conflict(_) => StatusCode::CONFLICT,
+        CommandError::Busy => StatusCode::TOO_MANY_REQUESTS,
+        CommandError::NotLeading(_) => StatusCode::SERVICE_UNAVAILABLE,
+        CommandError::Store(_) => StatusCode::INSUFFICIENT_STORAGE,
+    };
+    problem(status, &error.to_string())
 }
 
 async fn authorize(State(api): State<Api>, request: Request, next: Next) -> Response {
@@ -131,17 +150,7 @@ impl Api {
         self.events.send(Event::Command(command, answer)).await;
         match result.await {
             Ok(Ok(accepted)) => (StatusCode::ACCEPTED, axum::Json(Accepted { accepted })).into_response(),
-            Ok(Err(error)) => {
-                let status = match &error {
-                    CommandError::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
-                    CommandError::Unknown(_) => StatusCode::NOT_FOUND,
-                    CommandError::Conflict(_) => StatusCode::CONFLICT,
-                    CommandError::Busy => StatusCode::TOO_MANY_REQUESTS,
-                    CommandError::NotLeading(_) => StatusCode::SERVICE_UNAVAILABLE,
-                    CommandError::Store(_) => StatusCode::INSUFFICIENT_STORAGE,
-                };
-                problem(status, &error.to_string())
-            }
+            Ok(Err(error)) => refusal(&error),
             Err(_) => problem(StatusCode::SERVICE_UNAVAILABLE, "the manager is going down"),
         }
     }
@@ -184,6 +193,32 @@ async fn units(State(api): State<Api>) -> Response {
     (status = 202, body = Accepted), (status = 409, body = Problem), (status = 422, body = Problem)))]
 async fn add_unit(State(api): State<Api>, Body(unit): Body<NewUnit>) -> Response {
     api.steps(&[ChangeStep::Add(unit)]).await
+}
+
+/// Makes a token with which a unit enrols itself, once
+#[utoipa::path(post, path = "/v1/tokens", request_body = NewToken, responses(
+    (status = 201, body = IssuedToken), (status = 409, body = Problem), (status = 422, body = Problem)))]
+async fn issue_token(State(api): State<Api>, Body(new): Body<NewToken>) -> Response {
+    let seconds = new.valid_seconds.unwrap_or(TOKEN_S);
+    if !(1..=TOKEN_S_MAX).contains(&seconds) {
+        let text = format!("valid for {seconds} s: 1 to {TOKEN_S_MAX} are possible");
+        return problem(StatusCode::UNPROCESSABLE_ENTITY, &text);
+    }
+    let Some((text, digest)) = make_token() else {
+        return problem(StatusCode::INTERNAL_SERVER_ERROR, "the system has no random numbers");
+    };
+    let ends_s = unix_s() + u64::from(seconds);
+    let token = Token { digest, node: new.node, role: new.role.into(), weight: new.weight, ends_s };
+    let (answer, result) = oneshot::channel();
+    api.events.send(Event::Token(token, answer)).await;
+    match result.await {
+        Ok(Ok(_)) => {
+            let issued = IssuedToken { token: text, node: new.node, ends_unix_s: ends_s };
+            (StatusCode::CREATED, axum::Json(issued)).into_response()
+        }
+        Ok(Err(error)) => refusal(&error),
+        Err(_) => problem(StatusCode::SERVICE_UNAVAILABLE, "the manager is going down"),
+    }
 }
 
 /// Gives a unit another capacity

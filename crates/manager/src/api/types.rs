@@ -56,6 +56,31 @@ pub struct NewUnit {
     pub weight: Option<u32>,
 }
 
+/// A unit that shall enrol itself.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewToken {
+    /// Node id of the unit, below 4,096.
+    pub node: u16,
+    /// Its duty.
+    pub role: Duty,
+    /// Capacity relative to other data planes'; by default what the unit says.
+    pub weight: Option<u32>,
+    /// How long the token is valid, seconds, 1 to 604,800; an hour by default.
+    pub valid_seconds: Option<u32>,
+}
+
+/// A token, which is shown this once.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct IssuedToken {
+    /// Its text, for `token-file` in the unit's `[cluster]`.
+    pub token: String,
+    /// Node id of the unit.
+    pub node: u16,
+    /// When it ends, seconds since 1970.
+    pub ends_unix_s: u64,
+}
+
 /// Another capacity.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -11,6 +11,9 @@ use crate::unit::{Action, Figures, Identity, Unit};
 
 pub const KEY: [u8; 40] = [0x3c; 40];
 
+/// Digest of a token, and when it is used.
+pub type TokenUse = ([u8; 32], u64);
+
 /// A unit and what its cores would have.
 pub struct Sim {
     pub unit: Unit,
@@ -32,6 +35,8 @@ pub struct Sim {
     pub forgot: usize,
     pub left: usize,
     pub refused: Vec<crate::message::Refusal>,
+    /// Key that it proves, with the digest of its token and the time at which it uses that.
+    pub key: Option<([u8; 32], Option<TokenUse>)>,
     /// Messages that came, by kind.
     pub got: Vec<&'static str>,
 }
@@ -127,8 +132,21 @@ impl Cluster {
 
     /// A process starts and connects.
     pub fn start(&mut self, node: u16, role: Role, instance: u64) {
+        self.start_with(node, role, instance, None, None);
+    }
+
+    /// The same with a key that it proves, and a token.
+    pub fn start_with(
+        &mut self,
+        node: u16,
+        role: Role,
+        instance: u64,
+        key: Option<[u8; 32]>,
+        token: Option<TokenUse>,
+    ) {
         let sim = Sim {
-            unit: Unit::new(Identity { node, role, weight: 1, instance }),
+            unit: Unit::new(Identity { node, role, weight: 1, instance }).with_key(key),
+            key: key.map(|key| (key, token)),
             connection: None,
             live: vec![0; self.settings.buckets],
             in_use: 0,
@@ -312,6 +330,16 @@ impl Cluster {
                 Action::Inherit(units) => sim.heir_of.extend(units),
                 Action::Leave => sim.left += 1,
                 Action::Refused(reason) => sim.refused.push(reason),
+                Action::Prove { .. } => {
+                    if let (Some(connection), Some((key, token))) = (sim.connection, sim.key) {
+                        self.manager.proved(now_ns, connection, key, token);
+                    }
+                }
+                Action::Send(Message::Identify { .. }) => {
+                    // Who checks proofs asks for one.
+                    let actions = sim.unit.receive(now_ns, Message::Challenge { nonce: [7; 32] });
+                    self.act(node, actions);
+                }
                 Action::Send(message) => {
                     if let Some(connection) = sim.connection {
                         self.manager.receive(now_ns, connection, message);

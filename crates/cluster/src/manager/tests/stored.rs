@@ -51,6 +51,15 @@ fn state() -> State {
     state.table = Some(table(u32::MAX));
     state.change = Some(Change { table: next, committing: true });
     state.fence = true;
+    state.keys.insert(2, [0x17; 32]);
+    let digest = [0x2a; 32];
+    state.tokens.push(Token {
+        digest,
+        node: 8,
+        role: Role::DataPlane,
+        weight: Some(3),
+        ends_s: 1_800_000_000,
+    });
     state.copies = vec![Pair { unit: 1, heir: 2 }, Pair { unit: 2, heir: 1 }];
     state.heirs = vec![Inheritance { pair: Pair { unit: 7, heir: 2 }, planned: true }];
     let steps = vec![
@@ -78,7 +87,7 @@ fn a_state_is_read_back_and_every_cut_is_refused() {
     }
     assert!(State::decode(&[&bytes[..], &[0]].concat()).is_err());
     let mut newer = bytes;
-    newer[0] = 3;
+    newer[0] = 4;
     assert!(State::decode(&newer).is_err(), "another version");
 }
 
