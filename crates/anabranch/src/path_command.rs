@@ -33,9 +33,9 @@ enum Command {
     On(Which),
     /// Change what it is worth
     Set {
-        /// Interface or pattern of its [[wan]]
+        /// Interface or pattern of its section
         wan: String,
-        /// Keys of [[wan]] and their values
+        /// Keys of the section and their values
         #[arg(required = true, value_name = "KEY=VALUE", value_parser = key_and_value)]
         values: Vec<(String, String)>,
         #[command(flatten)]
@@ -47,7 +47,7 @@ enum Command {
 
 #[derive(clap::Args)]
 struct Which {
-    /// Interface or pattern of its [[wan]]
+    /// Interface or pattern of its section
     wan: String,
     #[command(flatten)]
     target: RunningNode,

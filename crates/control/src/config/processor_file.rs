@@ -10,7 +10,7 @@
 //! policy = "round-robin"
 //! ```
 //!
-//! Every key may be left out. The node follows the file while it runs ([`ProcessorFile::follow`]).
+//! Every key may be left out. The node follows the file while it runs, once a second.
 
 use std::collections::BTreeMap;
 use std::fs::Metadata;
