@@ -349,6 +349,19 @@ fn t5_first_datagrams_name_none_later_ones_the_core_that_was_assigned() {
     });
 }
 
+/// Everything that a way to name cores is tried with, and what of it arrived over the first link.
+#[track_caller]
+fn every_scene(scene: &Scene, lines: &str) -> Vec<Vec<u8>> {
+    let (branch, hub) = join(scene, lines);
+    let capture = capture(scene, 20_000);
+    both_cores_of_both_sides(scene, &branch, &hub);
+    one_flow_one_core(scene, &hub);
+    fragments_follow_their_flow(scene, &hub);
+    a_core_is_taken_away(scene, &hub);
+    drop((branch, hub));
+    capture.finish()
+}
+
 /// Row T7: the header names no core; the core that the sender chose stands in the sealed part and is read after decryption.
 #[test]
 fn t7_the_core_stands_in_the_sealed_part() {
@@ -356,15 +369,8 @@ fn t7_the_core_stands_in_the_sealed_part() {
     isolated(|| {
         let scene = Scene::new(&two_links());
         for policy in ["hash", "round-robin"] {
-            let (branch, hub) =
-                join(&scene, &format!("steering = \"sealed-core-id\"\npolicy = \"{policy}\"\n"));
-            let capture = capture(&scene, 20_000);
-            both_cores_of_both_sides(&scene, &branch, &hub);
-            one_flow_one_core(&scene, &hub);
-            fragments_follow_their_flow(&scene, &hub);
-            a_core_is_taken_away(&scene, &hub);
-            drop((branch, hub));
-            let frames = capture.finish();
+            let frames =
+                every_scene(&scene, &format!("steering = \"sealed-core-id\"\npolicy = \"{policy}\"\n"));
             let frames = large(&frames);
             let told = frames.iter().filter(|bytes| bytes[..2] != [0x14, 255]).count();
             assert!(frames.len() > 500 && told * 100 < frames.len(), "{policy}: {told} of {}", frames.len());
@@ -379,14 +385,7 @@ fn t7_the_core_stands_sealed_in_the_header() {
     let _alone = alone();
     isolated(|| {
         let scene = Scene::new(&two_links());
-        let (branch, hub) = join(&scene, "steering = \"sealed-header\"\npolicy = \"round-robin\"\n");
-        let capture = capture(&scene, 20_000);
-        both_cores_of_both_sides(&scene, &branch, &hub);
-        one_flow_one_core(&scene, &hub);
-        fragments_follow_their_flow(&scene, &hub);
-        a_core_is_taken_away(&scene, &hub);
-        drop((branch, hub));
-        let frames = capture.finish();
+        let frames = every_scene(&scene, "steering = \"sealed-header\"\npolicy = \"round-robin\"\n");
         let frames = large(&frames);
         let sealed: Vec<&[u8]> = frames.iter().copied().filter(|bytes| bytes[0] == 0x17).collect();
         assert!(

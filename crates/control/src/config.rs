@@ -50,7 +50,6 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use packet::attachment::BondId;
 use steering::policy::Policy;
-use toml::de::DeTable;
 use tunnel::config::WanProperties;
 use tunnel::mode::Steering;
 use tunnel::{Encryption, FlowDefinition, PrivateKey};
@@ -469,12 +468,8 @@ fn read_text(path: &Path, bytes_max: u64) -> io::Result<(String, bool)> {
 /// Reads the text of a configuration.
 pub(crate) fn parse(text: &str, surroundings: &Surroundings<'_>) -> Loaded {
     let mut problems = Problems::new(surroundings.file, text);
-    let (document, errors) = DeTable::parse_recoverable(text);
-    for error in &errors {
-        let at = error.span().unwrap_or(0..0);
-        problems.error(&at, "", format!("not TOML: {}", error.message()));
-    }
-    let config = if errors.is_empty() { read::config(&document, surroundings, &mut problems) } else { None };
+    let document = problems.document();
+    let config = document.and_then(|document| read::config(&document, surroundings, &mut problems));
     let problems = problems.into_sorted();
     let config = config.filter(|_| problems.iter().all(|problem| problem.severity != Severity::Error));
     Loaded { config, problems }

@@ -233,7 +233,7 @@ impl Node {
         self.host.apply(&plan);
         self.lan.follow(&self.config, &self.engine, &view, &mut self.host);
         self.loosen_reverse_path(&view);
-        self.tell_engine(self.lives.iter().map(|live| live.wan.clone()).collect());
+        self.tell_wans();
         self.refresh_services(&view);
         let states = |lives: &[LiveWan]| -> Vec<Wan> { lives.iter().map(|live| live.wan.clone()).collect() };
         if states(&before) != states(&self.lives) {
@@ -426,7 +426,7 @@ impl Node {
             let prefixes: Vec<String> = self.routers.prefixes().iter().map(ToString::to_string).collect();
             tracing::info!(?prefixes, "prefix of a NAT64 as routers advertise it (RFC 8781)");
             self.set_names();
-            self.tell_engine(self.lives.iter().map(|live| live.wan.clone()).collect());
+            self.tell_wans();
         }
     }
 
@@ -450,7 +450,7 @@ impl Node {
     /// Takes the answer to a look-up.
     pub(crate) fn answered(&mut self, host: &str, answer: peer_names::Answer) {
         if self.resolver.answer(host, answer, Instant::now()) {
-            self.tell_engine(self.lives.iter().map(|live| live.wan.clone()).collect());
+            self.tell_wans();
         }
     }
 
@@ -461,8 +461,7 @@ impl Node {
             state.keep(self.engine.timestamp_floor_ns());
         }
         if processor_file::follow(&mut self.config.peers) {
-            self.generation += 1;
-            self.tell_engine(self.lives.iter().map(|live| live.wan.clone()).collect());
+            self.tell_engine_anew();
         }
         self.watch_host(false);
         self.look_at_lines();

@@ -3,6 +3,9 @@
 use std::fmt;
 use std::ops::Range;
 
+use toml::Spanned;
+use toml::de::DeTable;
+
 /// How bad a [`Problem`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
@@ -85,6 +88,16 @@ impl<'a> Problems<'a> {
     }
 
     /// All problems in the order of the file, those of the whole file first.
+    /// Parses the text; faults of the syntax are problems. `None`: there are some.
+    pub(crate) fn document(&mut self) -> Option<Spanned<DeTable<'a>>> {
+        let (document, errors) = DeTable::parse_recoverable(self.text);
+        for error in &errors {
+            let at = error.span().unwrap_or(0..0);
+            self.error(&at, "", format!("not TOML: {}", error.message()));
+        }
+        errors.is_empty().then_some(document)
+    }
+
     pub(crate) fn into_sorted(mut self) -> Vec<Problem> {
         self.list.sort_by_key(|problem| (problem.line, problem.column));
         self.list.dedup();

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use packet::attachment::BondId;
 use steering::policy::Policy;
-use toml::de::{DeTable, DeValue};
+use toml::de::DeValue;
 use tunnel::core_overrides::CoreOverrides;
 
 use super::class_cores::of_classes;
@@ -134,16 +134,13 @@ fn parse(text: &str, path: &Path) -> Result<CoreOverrides, Vec<String>> {
     }
     let file = path.display().to_string();
     let mut problems = Problems::new(&file, text);
-    let (document, errors) = DeTable::parse_recoverable(text);
-    for error in &errors {
-        problems.error(&error.span().unwrap_or(0..0), "", format!("not TOML: {}", error.message()));
-    }
-    let section = Section::new("", Some((document.get_ref(), document.span())), &mut problems);
-    let cores = if errors.is_empty() { overrides(section) } else { CoreOverrides::default() };
+    let cores = problems.document().map(|document| {
+        overrides(Section::new("", Some((document.get_ref(), document.span())), &mut problems))
+    });
     let problems = problems.into_sorted();
     let wrong = problems.iter().filter(|problem| problem.severity == Severity::Error);
     let wrong: Vec<String> = wrong.map(Problem::to_string).collect();
-    if wrong.is_empty() { Ok(cores) } else { Err(wrong) }
+    cores.filter(|_| wrong.is_empty()).ok_or(wrong)
 }
 
 fn overrides(mut section: Section<'_, '_, '_>) -> CoreOverrides {

@@ -428,11 +428,8 @@ fn unique_addresses(section: &mut Section<'_, '_, '_>, given: Vec<At<IpNet>>) ->
 /// A `[[wan]]` that stands alone, without its heading.
 pub(crate) fn one_wan(text: &str) -> Result<Wan, Vec<Problem>> {
     let mut problems = Problems::new("", text);
-    let (document, errors) = DeTable::parse_recoverable(text);
-    for error in &errors {
-        problems.error(&error.span().unwrap_or(0..0), "", format!("not TOML: {}", error.message()));
-    }
-    let wan = wan((document.get_ref(), document.span()), &mut problems);
+    let document = problems.document();
+    let wan = document.and_then(|document| wan((document.get_ref(), document.span()), &mut problems));
     let problems = problems.into_sorted();
     wan.map(|(wan, _)| wan).filter(|_| problems.is_empty()).ok_or(problems)
 }

@@ -9,11 +9,6 @@ use crate::tls_paths::LineState;
 use crate::wans;
 
 impl Node {
-    /// Tells the engine what changed about paths over TCP.
-    fn tell_relays(&mut self) {
-        self.tell_engine(self.lives.iter().map(|live| live.wan.clone()).collect());
-    }
-
     /// Looks which lines need a connection over TCP, and which no more.
     pub(super) fn look_at_lines(&mut self) {
         let bonds = self.engine.bonds();
@@ -44,7 +39,7 @@ impl Node {
             found.filter(|interface| !interface.is_empty())
         };
         if self.tls_paths.look(&lines, device) {
-            self.tell_relays();
+            self.tell_wans();
         }
     }
 
@@ -58,7 +53,7 @@ impl Node {
             }
         };
         if changed {
-            self.tell_relays();
+            self.tell_wans();
         }
     }
 

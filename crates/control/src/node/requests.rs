@@ -14,9 +14,7 @@ impl Node {
             Commands { gateway: &mut self.supervisor, config: &self.config, engine }.answer(request);
         let by_groups = |class: &TrafficClass| class.groups.iter().any(|groups| !groups.is_empty());
         if matches!(request, Request::GroupChange { .. }) && self.config.classes.iter().any(by_groups) {
-            // As after a reload: what the engine was told of WANs and addresses may be the same.
-            self.generation += 1;
-            self.tell_engine(self.lives.iter().map(|live| live.wan.clone()).collect());
+            self.tell_engine_anew();
         }
         response
     }
@@ -32,5 +30,16 @@ impl Node {
         let left = self.lives.iter().any(|live| live.wan.up);
         let warning = (!left).then(|| "no WAN is up now".to_owned());
         Response { warning, ..Response::done() }
+    }
+
+    /// Tells the engine of the WANs as they are.
+    pub(super) fn tell_wans(&mut self) {
+        self.tell_engine(self.lives.iter().map(|live| live.wan.clone()).collect());
+    }
+
+    /// As after a reload: what the engine was told of WANs and addresses may be the same.
+    pub(super) fn tell_engine_anew(&mut self) {
+        self.generation += 1;
+        self.tell_wans();
     }
 }
