@@ -24,6 +24,9 @@ pub const SILENCE: Duration = Duration::from_secs(90);
 /// Datagrams that one turn takes from the UDP socket.
 const DATAGRAMS_A_TURN: usize = 64;
 
+/// Bytes after which a turn takes no more of them.
+const NODE_BYTES_A_TURN: usize = 128 << 10;
+
 /// Bytes that one turn takes from the stream.
 const STREAM_BYTES_A_TURN: usize = 256 << 10;
 
@@ -86,7 +89,10 @@ impl Connection {
         Self::new(tcp, loopback()?, tls, Node::Dials { ports: Box::new([0; 256]), last: 0 })
     }
 
-    fn new(tcp: TcpStream, udp: UdpSocket, tls: Tls, node: Node) -> io::Result<Self> {
+    fn new(tcp: TcpStream, udp: UdpSocket, mut tls: Tls, node: Node) -> io::Result<Self> {
+        // A turn has a limit of its own and comes only when all of the last one is written. The library's limit is lower, and a
+        // datagram cut off there would be the end of the stream.
+        tls.set_buffer_limit(None);
         tcp.set_nonblocking(true)?;
         // Not waiting for more: the tunnel has put together already what may travel together.
         let _ = tcp.set_nodelay(true);
@@ -197,6 +203,9 @@ impl Connection {
         let mut datagram = [0; DATAGRAM_BYTES_MAX];
         scratch.clear();
         for _ in 0..DATAGRAMS_A_TURN {
+            if scratch.len() >= NODE_BYTES_A_TURN {
+                break;
+            }
             match self.udp.recv_from(&mut datagram) {
                 Ok((bytes, from)) => {
                     let datagram = datagram.get(..bytes).unwrap_or_default();

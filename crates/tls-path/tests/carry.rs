@@ -101,6 +101,38 @@ fn datagrams_go_there_and_back() {
     helper.join().unwrap().unwrap();
 }
 
+/// Row T1: more at once than the stream takes is lost in part, as on any link, and the connection goes on.
+#[test]
+fn a_burst_does_not_end_the_connection() {
+    let scene = Scene::new();
+    let (port, edge) = (scene.dial(1), udp());
+    let (burst, last) = ([&[0x14, 0, 0, 0][..], &[7; 8_996]].concat(), [0x14, 0, 0, 0, 9]);
+    for _ in 0..50 {
+        for _ in 0..40 {
+            edge.send_to(&burst, (Ipv4Addr::LOCALHOST, port)).unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    scene.hub.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let (end, mut buffer, mut whole) = (Instant::now() + PATIENCE, vec![0; 10_000], 0);
+    loop {
+        assert!(Instant::now() < end, "nothing comes any more, after {whole} datagrams");
+        edge.send_to(&last, (Ipv4Addr::LOCALHOST, port)).unwrap();
+        match scene.hub.recv(&mut buffer).map(|bytes| &buffer[..bytes]) {
+            Ok(datagram) if datagram == last => break,
+            Ok(datagram) => {
+                assert_eq!(datagram, burst);
+                whole += 1;
+            }
+            Err(_) => {}
+        }
+    }
+    assert!(whole > 5, "{whole} datagrams of the bursts");
+    while scene.hub.recv(&mut buffer).is_ok() {}
+    scene.hub.set_read_timeout(Some(PATIENCE)).unwrap();
+    scene.round(&edge, port, b"after it");
+}
+
 /// Row T1: whoever connects and has no session is let go for others; a peer stays whatever they do, and garbage ends a
 /// connection.
 #[test]
