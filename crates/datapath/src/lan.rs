@@ -170,10 +170,10 @@ impl Datapath {
     pub(crate) fn tick_lan(&mut self, now: Time, out: &mut impl Output) -> Time {
         let Some(switch) = &mut self.lan.switch else { return Time::MAX };
         let speaks = shared_core(&self.ownership) == self.id;
-        if let Some((word, goodbye)) = switch.tick(now.ns(), speaks) {
+        if let Some((word, forget)) = switch.tick(now.ns(), speaks) {
             out.tap(&VirtioNetHeader::default(), &word);
-            for bond in goodbye.iter().flat_map(|_| &switch.settings().peers) {
-                let body = [&[HOPS][..], goodbye.as_deref().unwrap_or_default()].concat();
+            for bond in forget.iter().flat_map(|_| &switch.settings().peers) {
+                let body = [&[HOPS][..], forget.as_deref().unwrap_or_default()].concat();
                 self.tunnel.frame(now, *bond, &VirtioNetHeader::default(), &body, &mut Transmit(out));
             }
         }

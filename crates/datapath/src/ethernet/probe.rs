@@ -4,13 +4,14 @@
 //! node's own word comes back to it by a *bond*, its LAN and that of another node are joined twice: a loop. Both hear each
 //! other on their LAN then, and the one with the higher number stands by: it takes no frame from its TAP device and gives it
 //! none, but these words, so that the proof goes on as long as the loop does. Three seconds without one and it works again. The
-//! peers of a node that begins to stand by hear a word of that too: stations of its LAN are reached another way from now on.
-//! So two nodes of one site are a pair of which one works, too.
+//! peers of a node that begins or ceases to stand by hear a word of that too: stations of its LAN are reached another way from
+//! now on, and what its peers heard of them on their own LAN was by the way around. So two nodes of one site are a pair of which
+//! one works, too.
 //!
 //! A word is a frame of EtherType 0x88b5 (IEEE 802, local experiments) to a group address of local meaning; payload, big endian:
 //!
 //! ```text
-//! "ANABLOOP" | kind:8 (1 here, 2 stands by) | hops:8 | number of the node:64 | proof:64
+//! "ANABLOOP" | kind:8 (1 here, 2 forget) | hops:8 | number of the node:64 | proof:64
 //! ```
 //!
 //! The proof is a hash under a secret of the node's, so that nobody else can make a node believe that its own word came back.
@@ -43,9 +44,10 @@ const PROOF_AT: usize = 14 + 18;
 
 /// Kinds of words.
 const HERE: u8 = 1;
-const STANDS_BY: u8 = 2;
-/// Words to the peers when a node begins to stand by: what is on its way then may teach them anew.
-const GOODBYES: u8 = 2;
+/// The node begins or ceases to stand by.
+const FORGET: u8 = 2;
+/// Words of that to the peers: what is on its way then may teach them anew.
+const FORGETS: u8 = 2;
 
 /// Way of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +56,7 @@ pub(super) enum Word {
     No,
     /// One of another node: it is passed on, whatever the state.
     PassOn,
-    /// A node beyond this peer stands by; for the other peers too.
+    /// A node beyond this peer begins or ceases to stand by; for the other peers too.
     Forget,
     /// Our own, or one that came too far: it ends here.
     Ends,
@@ -74,7 +76,7 @@ pub(super) struct Protection {
     lower_ns: Option<u64>,
     standby_until_ns: u64,
     /// Words that the peers still get about that.
-    goodbyes: u8,
+    forgets: u8,
 }
 
 impl Protection {
@@ -88,7 +90,7 @@ impl Protection {
             proof_ns: None,
             lower_ns: None,
             standby_until_ns: 0,
-            goodbyes: 0,
+            forgets: 0,
         }
     }
 
@@ -123,9 +125,9 @@ impl Protection {
         };
         let (number, proof) = (u64::from_be_bytes(number), u64::from_be_bytes(proof));
         let own = number == self.number;
-        let goodbye = frame.get(KIND_AT) == Some(&STANDS_BY);
+        let forget = frame.get(KIND_AT) == Some(&FORGET);
         match from {
-            _ if goodbye => {}
+            _ if forget => {}
             Port::Bond(_) if own && proof == self.proof() => self.proof_ns = Some(now_ns),
             Port::Tap if number < self.number => self.lower_ns = Some(now_ns),
             _ => {}
@@ -136,7 +138,7 @@ impl Protection {
         if let Some(hops) = hops {
             *hops = hops.saturating_sub(1).min(HOPS);
         }
-        let word = match (goodbye, from) {
+        let word = match (forget, from) {
             (true, Port::Bond(_)) if !own => Word::Forget,
             (false, _) if passes => Word::PassOn,
             _ => Word::Ends,
@@ -150,12 +152,18 @@ impl Protection {
         let until_ns = until(self.proof_ns)?.min(until(self.lower_ns)?);
         (until_ns > self.standby_until_ns).then(|| {
             if !self.stands_by(now_ns) {
-                self.goodbyes = GOODBYES;
+                self.forgets = FORGETS;
                 self.hurry();
             }
             self.standby_until_ns = until_ns;
             until_ns
         })
+    }
+
+    /// The node has ceased to stand by: its peers hear of it.
+    pub fn works_again(&mut self) {
+        self.forgets = FORGETS;
+        self.hurry();
     }
 
     /// Something looks like a loop: say the next word soon.
@@ -174,9 +182,9 @@ impl Protection {
             return None;
         }
         (self.said_ns, self.next_ns) = (now_ns, now_ns + PAUSE_NS);
-        let goodbye = (self.goodbyes > 0).then(|| self.word(STANDS_BY));
-        self.goodbyes = self.goodbyes.saturating_sub(1);
-        Some((self.word(HERE), goodbye))
+        let forget = (self.forgets > 0).then(|| self.word(FORGET));
+        self.forgets = self.forgets.saturating_sub(1);
+        Some((self.word(HERE), forget))
     }
 
     fn word(&self, kind: u8) -> Vec<u8> {

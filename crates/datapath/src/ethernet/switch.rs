@@ -93,8 +93,10 @@ pub enum News {
     Station(Station),
     /// The TAP device stands by until then, ns.
     Standby(u64),
-    /// Stations behind this peer may be elsewhere.
+    /// Stations behind this peer may be elsewhere, and those of the LAN behind it.
     Forget(Port),
+    /// All stations may be elsewhere.
+    ForgetAll,
 }
 
 /// Counts of one core.
@@ -110,7 +112,7 @@ pub struct SwitchCounters {
     pub answered: u64,
     /// Stations that were not learnt for want of room.
     pub not_learned: u64,
-    /// How often stations had to be forgotten because a node began to stand by: what bridges learnt is wrong then.
+    /// How often stations had to be forgotten because a node began or ceased to stand by: what bridges learnt is wrong then.
     pub forgotten: u64,
 }
 
@@ -207,7 +209,7 @@ impl Switch {
             Word::PassOn => return Ok(self.everywhere(from, hops)),
             Word::Forget => {
                 self.counters.forgotten += 1;
-                self.stations.keep_ports(|port| port != from);
+                self.forget_behind(from);
                 self.tell(News::Forget(from));
                 return Ok(Verdict::Flood { tap: false, peers: self.settings.relay && hops > 1 });
             }
@@ -315,6 +317,11 @@ impl Switch {
         asked.answer(header, frame, mac, router)
     }
 
+    /// Forgets who is behind this peer; and who was heard on the LAN, because that may have been by the way around.
+    fn forget_behind(&mut self, peer: Port) {
+        self.stations.keep_ports(|port| port != peer && port != Port::Tap);
+    }
+
     fn tell(&mut self, news: News) {
         if self.news.len() < NEWS_MAX {
             self.news.push(news);
@@ -331,14 +338,21 @@ impl Switch {
         match news {
             News::Station(station) => self.stations.hear(station),
             News::Standby(until_ns) => self.protection.stand_by_until(*until_ns),
-            News::Forget(from) => self.stations.keep_ports(|port| port != *from),
+            News::Forget(from) => self.forget_behind(*from),
+            News::ForgetAll => self.stations.keep_ports(|_| false),
         }
     }
 
     /// Forgets what is old, a part of it at a time. `speaks`: this core has the frames that many hear; what it gives then is a
     /// frame for the LAN, and perhaps one for all peers.
     pub fn tick(&mut self, now_ns: u64, speaks: bool) -> Option<(Vec<u8>, Option<Vec<u8>>)> {
-        self.was_standby &= self.protection.stands_by(now_ns);
+        if self.was_standby && !self.protection.stands_by(now_ns) {
+            self.was_standby = false;
+            self.protection.works_again();
+            self.counters.forgotten += 1;
+            self.stations.keep_ports(|_| false);
+            self.tell(News::ForgetAll);
+        }
         if now_ns >= self.swept_ns + SECOND_NS / SWEEP_PARTS {
             self.swept_ns = now_ns;
             let part = |entries: usize| entries / (8 * SWEEP_PARTS as usize) + 1;

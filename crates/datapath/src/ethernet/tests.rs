@@ -279,23 +279,56 @@ fn t14_stations_behind_a_node_that_stands_by_are_forgotten() {
     assert_eq!(none, None);
     high.frame(now_ns, A, HOPS, &mut word);
     assert!(high.stands_by(now_ns));
-    let mut goodbyes = 0;
+    let mut forgets = 0;
     for second in 3..9 {
-        let Some((_, Some(mut goodbye))) = high.tick(second * SECOND_NS, true) else { continue };
-        goodbyes += 1;
+        let Some((_, Some(mut forget))) = high.tick(second * SECOND_NS, true) else { continue };
+        forgets += 1;
         // A hub passes it on; nobody's LAN gets it, and nobody believes it of a LAN.
-        assert_eq!(hub.frame(now_ns, A, HOPS, &mut goodbye), Verdict::Flood { tap: false, peers: true });
-        assert_eq!(low.frame(now_ns, Port::Tap, HOPS, &mut goodbye), Verdict::Heard);
-        assert_eq!(low.stations().get(&A).is_some(), goodbyes == 1);
-        assert_eq!(low.frame(now_ns, A, HOPS, &mut goodbye), Verdict::Flood { tap: false, peers: false });
+        assert_eq!(hub.frame(now_ns, A, HOPS, &mut forget), Verdict::Flood { tap: false, peers: true });
+        assert_eq!(low.frame(now_ns, Port::Tap, HOPS, &mut forget), Verdict::Heard);
+        assert_eq!(low.stations().get(&A).is_some(), forgets == 1);
+        assert_eq!(low.frame(now_ns, A, HOPS, &mut forget), Verdict::Flood { tap: false, peers: false });
         assert_eq!(low.stations().get(&A), None);
     }
-    assert_eq!((goodbyes, low.counters.forgotten, high.counters.forgotten), (2, 2, 1));
+    // Twice when it begins and twice when it works again.
+    assert_eq!((forgets, low.counters.forgotten, high.counters.forgotten), (4, 4, 2));
     assert_eq!(send(&mut low, 9, Port::Tap, question()), FLOOD_LAN, "nobody knows where the owner is now");
     // So it is with a peer that is down.
     send(&mut low, 9, A, arp(BROADCAST, 1, mac(2), 2, 1));
     low.configure(Settings { number: 1, down: vec![BondId(0)], ..settings() });
     assert_eq!(low.stations().get(&A), None);
+}
+
+/// A node that ceases to stand by says so: what it and its peers heard meanwhile came by the cable that is gone.
+#[test]
+fn t14_stations_are_forgotten_when_a_node_works_again() {
+    let node = |number| Switch::new(Settings { number, ..settings() }, SecretState::of_number(number));
+    let (mut low, mut high) = (node(1), node(2));
+    let mut word = low.tick(SECOND_NS, true).unwrap().0;
+    high.frame(SECOND_NS, Port::Tap, HOPS, &mut word);
+    let mut word = high.tick(SECOND_NS, true).unwrap().0;
+    high.frame(SECOND_NS, A, HOPS, &mut word);
+    assert!(high.stands_by(SECOND_NS));
+    // Words of the beginning.
+    for second in 2..4 {
+        let mut forget = high.tick(second * SECOND_NS, true).unwrap().1.unwrap();
+        low.frame(second * SECOND_NS, A, HOPS, &mut forget);
+    }
+    // Station 2 is in the LAN of the node that stands by.
+    for (switch, from) in [(&mut low, Port::Tap), (&mut high, A)] {
+        send(switch, 3, from, frame(BROADCAST, mac(2), 0));
+    }
+    let frame_to_it = || frame(mac(2), mac(1), 0);
+    let same_side = Verdict::Drop(DropReason::EthernetSameSide);
+    assert_eq!(send(&mut low, 3, Port::Tap, frame_to_it()), same_side, "the cable has it");
+    high.news();
+    let mut forget = high.tick(5 * SECOND_NS, true).unwrap().1.expect("it says that it works again");
+    assert!(!high.stands_by(5 * SECOND_NS));
+    assert_eq!(high.news(), [News::ForgetAll]);
+    low.frame(5 * SECOND_NS, A, HOPS, &mut forget);
+    assert_eq!(low.news().last(), Some(&News::Forget(A)));
+    assert_eq!(send(&mut low, 5, Port::Tap, frame_to_it()), FLOOD_LAN);
+    assert_eq!(send(&mut high, 5, A, frame_to_it()), Verdict::Flood { tap: true, peers: false });
 }
 
 /// Any order of frames, ticks and settings keeps the limits, and nothing ever goes back where it came from.
