@@ -4,7 +4,6 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
 use fastrand::Rng;
-use linux::testing::isolated;
 use steering::cores::CoreSet;
 use steering::table::{BucketTable, Unit};
 use testbed::stop::Stop;
@@ -14,6 +13,7 @@ use tunnel::handshake::{Identity, Initiator};
 use tunnel::hello::{Capabilities, Hello, ProcessorInfo};
 
 use crate::capture::*;
+use crate::machine::isolated;
 use crate::scene::*;
 
 /// Every way to spoil one captured frame: shorter, longer, single bits, another kind, another counter, noise.

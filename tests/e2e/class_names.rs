@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use linux::testing::isolated;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, Stream};
@@ -16,6 +15,7 @@ use testbed::topology::Node;
 use crate::classes::packets;
 use crate::gateway_quic::{Client, certify, server, socket};
 use crate::gateway_scene::shell;
+use crate::machine::{alone, isolated};
 use crate::scene::*;
 
 /// Bytes that the server sends.
@@ -91,8 +91,8 @@ fn serve(place: &Node, at: &Path) -> (Arc<RootCertStore>, (Background<()>, Backg
 /// name gives them, in both directions; those to another name at the same address are not.
 #[test]
 fn t12_a_servers_name_gives_a_connection_its_class() {
+    let _alone = alone();
     isolated(|| {
-        let _alone = alone();
         let scene = Scene::new(&[link(50.0, 5.0), link(50.0, 10.0)]);
         let (a, b) = (scene.a(), scene.b());
         let at = scene.directory.path();

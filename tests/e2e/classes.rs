@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use linux::testing::isolated;
-
+use crate::machine::{alone, isolated};
 use crate::scene::*;
 use crate::talk::{Heard, Talk};
 
@@ -22,8 +21,8 @@ fn arrives_in_order(heard: &Heard) -> bool {
 /// ahead of them, in order; without the class it does not.
 #[test]
 fn t12_interactive_goes_ahead_of_bulk_and_stays_in_order() {
+    let _alone = alone();
     isolated(|| {
-        let _alone = alone();
         let scene = Scene::new(&[link(20.0, 10.0), link(20.0, 40.0)]);
         let (a, b) = (scene.a(), scene.b());
         let (branch, hub) = scene.pair();
@@ -47,8 +46,8 @@ fn t12_interactive_goes_ahead_of_bulk_and_stays_in_order() {
 /// Row T12: interactive flows that ask for more than there is leave the others their part.
 #[test]
 fn t12_interactive_does_not_starve_bulk() {
+    let _alone = alone();
     isolated(|| {
-        let _alone = alone();
         let scene = Scene::new(&[link(10.0, 5.0), link(10.0, 5.0)]);
         let (a, b) = (scene.a(), scene.b());
         let (branch, hub) = scene.pair();
@@ -67,8 +66,8 @@ fn t12_interactive_does_not_starve_bulk() {
 /// Rows R3, T12: each datagram of class critical goes over two links. One is cut, then the other: nothing is lost, nothing comes twice.
 #[test]
 fn r3_of_two_copies_one_is_forwarded_and_a_cut_loses_nothing() {
+    let _alone = alone();
     isolated(|| {
-        let _alone = alone();
         let scene = Scene::new(&[link(20.0, 10.0), link(20.0, 25.0)]);
         let (a, b) = (scene.a(), scene.b());
         let (branch, hub) = scene.pair();
@@ -220,8 +219,8 @@ fn r13_a_clients_mark_chooses_only_where_it_is_allowed() {
 /// datagrams of another shape, and in order. A machine that is busy for a tenth of a second spoils a measurement: one of three counts.
 #[test]
 fn r15_media_is_found_by_its_shape_and_kept_quick() {
+    let _alone = alone();
     isolated(|| {
-        let _alone = alone();
         let scene = Scene::new(&[link(20.0, 10.0), link(20.0, 40.0)]);
         let (a, b) = (scene.a(), scene.b());
         let (branch, hub) = scene.pair();

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::scene::alone;
+use crate::machine::alone;
 
 /// Thousands of real connections through address translation, every byte checked at both ends, while data planes come, drain and
 /// change their share, several at once now and then: none breaks, no UDP association is lost, and flows stay where they began

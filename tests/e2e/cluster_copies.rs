@@ -9,7 +9,7 @@ use testbed::cluster::{CLIENTS, LAN, SERVERS};
 use testbed::traffic::churn::{Churn, client, server};
 
 use crate::cluster_scene::{Cluster, Plan, nothing, unit};
-use crate::scene::alone;
+use crate::machine::busy;
 
 const PORT: u16 = 7_000;
 const LISTEN: u16 = 8_000;
@@ -137,7 +137,7 @@ impl Scene {
 /// break, and only they.
 #[test]
 fn d6_a_data_plane_dies_and_none_of_its_connections() {
-    let _alone = alone();
+    let _busy = busy();
     let mut scene = Scene::start("dead-after-ms = 600\n[flows]\nreplicate = true");
     let backup = scene.cluster.until("copies are complete", |_| scene.part(12, "at").as_u64());
     // The manager has heard so.
@@ -165,7 +165,7 @@ fn d6_a_data_plane_dies_and_none_of_its_connections() {
 /// A data plane leaves at once, by handing its connections to another one: nobody notices, also not that its machine is switched off then.
 #[test]
 fn d6_a_data_plane_hands_its_connections_over_and_leaves() {
-    let _alone = alone();
+    let _busy = busy();
     let mut scene = Scene::start("");
     let flows = scene.cluster.unit(12, "live_flows");
     let began = Instant::now();

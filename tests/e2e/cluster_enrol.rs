@@ -3,7 +3,7 @@
 use testbed::cluster::FIRST_DISPATCHER;
 
 use crate::cluster_scene::{Cluster, Plan, nothing, unit};
-use crate::scene::alone;
+use crate::machine::busy;
 
 const PLANE: u16 = 11;
 const OTHER: u16 = 12;
@@ -12,7 +12,7 @@ const OTHER: u16 = 12;
 /// afterwards, and the unit for nothing without its key; neither log nor store has the token.
 #[test]
 fn d6_a_unit_enrols_itself_once_by_a_token_and_is_known_by_its_key() {
-    let _alone = alone();
+    let _busy = busy();
     let plan = Plan { dispatchers: 1, data_planes: 2, services: "", manager: "" };
     let line = "token-file = \"unit.token\"\n";
     let edit = |id: u16, text: String| {

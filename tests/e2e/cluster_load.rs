@@ -10,7 +10,7 @@ use testbed::cluster::ClusterBed;
 use testbed::traffic::churn::{Churn, client};
 
 use crate::cluster_scene::{Cluster, PORT, PROGRAM, Plan, nothing, unit};
-use crate::scene::alone;
+use crate::machine::busy;
 
 /// Associations that ended are forgotten soon: a machine that drains waits for them.
 const SERVICES: &str =
@@ -95,7 +95,7 @@ fn burden(cluster: &Cluster, is_enough: impl Fn() -> bool) -> Vec<Churn> {
 /// stops it; and it is started again. Nothing breaks.
 #[test]
 fn d12_a_machine_is_started_when_the_load_is_high_and_stopped_when_it_is_low() {
-    let _alone = alone();
+    let _busy = busy();
     let scaling = "[scaling]\npool = [{ node = 12, address = \"10.9.0.12\" }]\nstart = \"./unit\"\nstop = \"./unit\"\n\
                    above-percent = 35\nbelow-percent = 18\nfor-seconds = 3\npause-seconds = 3\nleast = 0\nmost = 2\n";
     let plan = Plan { dispatchers: 2, data_planes: 2, services: SERVICES, manager: scaling };
@@ -167,7 +167,7 @@ impl Drop for Hog {
 /// fewer buckets after a while, and all of them again when it is over. Nothing breaks.
 #[test]
 fn d7_shares_follow_capacities_and_load() {
-    let _alone = alone();
+    let _busy = busy();
     let follow = "follow-load = true\nload-sample-seconds = 1\nload-pause-seconds = 2\n";
     let plan = Plan { dispatchers: 2, data_planes: 3, services: SERVICES, manager: follow };
     let weight = |node: u16, text: String| match node {

@@ -7,7 +7,8 @@ use std::time::Duration;
 use testbed::cluster::{self as bed, FIRST_DISPATCHER};
 
 use crate::cluster_scene::{Cluster, Plan, nothing};
-use crate::scene::{alone, tcp_finish, tcp_start, wait_for};
+use crate::machine::busy;
+use crate::scene::{tcp_finish, tcp_start, wait_for};
 
 /// MTU of the network between the machines.
 const BUS_MTU: u32 = 1_400;
@@ -86,7 +87,7 @@ fn drops(cluster: &Cluster, name: &str) -> u64 {
 /// the MTU that fits; hosts follow, also when the MTU falls under a connection.
 #[test]
 fn d11_too_big_is_answered_and_hosts_follow() {
-    let _alone = alone();
+    let _busy = busy();
     let cluster = start("");
     let (client, server) = (&cluster.bed.client, &cluster.bed.server);
     let address = bed::SERVERS[0].to_string();
@@ -134,7 +135,7 @@ fn d11_too_big_is_answered_and_hosts_follow() {
 /// The option: nobody is told to send less; what does not fit goes in several datagrams.
 #[test]
 fn d11_the_bond_takes_pieces_where_path_mtu_is_fragment() {
-    let _alone = alone();
+    let _busy = busy();
     let cluster = start("path-mtu = \"fragment\"\n");
     cluster.bed.set_bus_mtu(BUS_MTU).unwrap();
     let (client, server) = (&cluster.bed.client, &cluster.bed.server);

@@ -7,7 +7,7 @@ use serde_json::Value;
 use testbed::cluster::{self as bed, FIRST_DISPATCHER};
 
 use crate::cluster_scene::{Cluster, Plan, nothing};
-use crate::scene::alone;
+use crate::machine::busy;
 
 /// A firewall: the flow's key is the same on both sides.
 const SERVICES: &str = "[[rule]]\nname = \"no strangers\"\naction = \"drop\"\nfrom = \"wan\"\n";
@@ -33,7 +33,7 @@ fn ports(cluster: &Cluster, node: u16) -> Vec<u16> {
 /// takes the way along the chain; of a flow that nobody has it names the unit that would begin it, and none begins.
 #[test]
 fn d3_d5_a_trace_names_the_way_and_the_unit_of_a_flow() {
-    let _alone = alone();
+    let _busy = busy();
     let plan = Plan { dispatchers: 1, data_planes: 2, services: SERVICES, manager: "" };
     let (cluster, ()) = Cluster::start(&plan, &[11, 12], |_, text| text, nothing);
     cluster.join(&[11, 12]);

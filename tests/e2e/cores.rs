@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use linux::testing::isolated;
 use testbed::link::Shape;
 use testbed::topology::LinkSpec;
 use testbed::traffic::{Span, udp};
 
+use crate::machine::{alone, isolated};
 use crate::scene::*;
 
 /// Cores of a gateway that wrote to TUN.

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::scene::{PATIENCE, alone, wait_for};
+use crate::machine::busy;
+use crate::scene::{PATIENCE, wait_for};
 
 /// A directory for temporary files of one demo, so that what it leaves behind can be seen.
 struct Scratch(PathBuf);
@@ -57,7 +58,7 @@ fn errors(output: &Output) -> String {
 
 #[test]
 fn all_data_arrives_intact_and_the_json_has_every_figure() {
-    let _alone = alone();
+    let _busy = busy();
     let scratch = Scratch::new("json");
     let output = scratch.demo(&["--json", "--seconds", "8"]).output().unwrap();
     assert!(output.status.success(), "{}\n{}", output.status, errors(&output));
@@ -103,7 +104,7 @@ fn all_data_arrives_intact_and_the_json_has_every_figure() {
 
 #[test]
 fn the_report_for_people_says_what_matters() {
-    let _alone = alone();
+    let _busy = busy();
     let scratch = Scratch::new("text");
     let output = scratch.demo(&["--seconds", "4"]).output().unwrap();
     assert!(output.status.success(), "{}\n{}", output.status, errors(&output));
@@ -121,7 +122,7 @@ fn the_report_for_people_says_what_matters() {
 /// alone). Nothing may break but what was connected to the backend that died.
 #[test]
 fn c2_c3_c4_c6_c7_c10_the_gateway_demo_breaks_nothing() {
-    let _alone = alone();
+    let _busy = busy();
     let scratch = Scratch::new("gateway");
     let output = scratch.demo(&["--gateway", "--seconds", "6", "--json"]).output().unwrap();
     let report: Value =
@@ -168,7 +169,7 @@ fn c2_c3_c4_c6_c7_c10_the_gateway_demo_breaks_nothing() {
 
 #[test]
 fn the_gateway_report_for_people_says_what_matters() {
-    let _alone = alone();
+    let _busy = busy();
     let scratch = Scratch::new("gateway-text");
     let output = scratch.demo(&["--gateway", "--seconds", "4"]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
@@ -183,7 +184,7 @@ fn the_gateway_report_for_people_says_what_matters() {
 
 #[test]
 fn ctrl_c_and_even_sigkill_leave_nothing_behind() {
-    let _alone = alone();
+    let _busy = busy();
     for (kind, code) in [(Signal::INT, Some(130)), (Signal::TERM, Some(130)), (Signal::KILL, None)] {
         ends_without_a_trace(&["--seconds", "60"], 2, kind, code);
     }

@@ -4,6 +4,7 @@ use linux::ethtool::{Offloads, set_offloads};
 use linux::netlink::RouteSpec;
 use testbed::topology::{Node, Site};
 
+use crate::machine::{busy, isolated};
 use crate::scene::*;
 use crate::web::*;
 
@@ -41,8 +42,8 @@ fn plug_in(scene: &Scene, place: &Node, site: Site) {
 /// whole, its hash is right.
 #[test]
 fn t1_t13_a_200_mb_file_survives_rekeys_a_cut_link_and_restarts_of_interfaces() {
-    let _alone = alone();
-    linux::testing::isolated(|| {
+    let _busy = busy();
+    isolated(|| {
         let scene =
             Scene::new(&[link(60.0, 5.0), link(40.0, 12.0).behind_router("192.168.1.0/24".parse().unwrap())]);
         let (a, b) = (scene.a(), scene.b());

@@ -1,11 +1,11 @@
 //! Cleartext on the WAN, as an observer reads it.
 
-use linux::testing::isolated;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 use testbed::topology::Node;
 
 use crate::capture::{Capture, payload};
+use crate::machine::isolated;
 use crate::scene::*;
 
 /// Twice in each datagram: at its front and far behind.

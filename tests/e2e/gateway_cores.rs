@@ -1,8 +1,9 @@
 //! Cores of the gateway: who owns which flow, what happens when a core goes, other ways to spread packets, the view.
 
-use linux::testing::{Halted, isolated};
+use linux::testing::Halted;
 
 use crate::gateway_scene::*;
+use crate::machine::{alone, isolated};
 use crate::scene::*;
 
 const NAT: &str = "[[nat]]\nout = \"lan2\"\n";

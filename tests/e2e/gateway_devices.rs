@@ -4,12 +4,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use linux::event::{Epoll, Interest};
-use linux::testing::isolated;
 use linux::tun::{Tun, TunQueue};
 use rustix::process::Signal;
 use testbed::topology::Node;
 
 use crate::gateway_scene::*;
+use crate::machine::isolated;
 use crate::scene::*;
 
 /// A link without link-layer header, as PPP or WireGuard make it: a TUN device at each end, super-packets included.

@@ -4,9 +4,9 @@ use std::os::unix::fs::symlink;
 use std::process::Command;
 
 use control::status::InterfaceStatus;
-use linux::testing::isolated;
 
 use crate::gateway_scene::*;
+use crate::machine::isolated;
 use crate::program::up;
 use crate::scene::*;
 

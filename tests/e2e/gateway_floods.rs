@@ -2,11 +2,10 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use linux::testing::isolated;
-
 use crate::gateway_clients::*;
 use crate::gateway_raw::*;
 use crate::gateway_scene::*;
+use crate::machine::{alone, isolated};
 use crate::scene::*;
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 1, 1, 2);

@@ -4,10 +4,9 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::time::Duration;
 
-use linux::testing::isolated;
-
 use crate::gateway_clients::*;
 use crate::gateway_scene::*;
+use crate::machine::isolated;
 use crate::scene::*;
 
 const FORWARDS: &str = "[[nat]]\nout = \"lan2\"\n\

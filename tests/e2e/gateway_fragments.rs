@@ -2,11 +2,10 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use linux::testing::isolated;
-
 use crate::capture::Capture;
 use crate::gateway_raw::*;
 use crate::gateway_scene::*;
+use crate::machine::{busy, isolated};
 use crate::scene::*;
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 1, 1, 2);
@@ -194,7 +193,7 @@ fn c5_contradicting_pieces_are_dropped() {
 /// people's pieces pass.
 #[test]
 fn c5_a_flood_of_pieces_stays_bounded() {
-    let _alone = alone();
+    let _busy = busy();
     isolated(|| {
         let lans = Lans::new(3);
         let gateway = lans.start(&format!(

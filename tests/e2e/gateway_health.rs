@@ -6,11 +6,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use control::status::{BackendStatus, HealthProcessStatus};
-use linux::testing::isolated;
 use testbed::program::{Program, ScratchDir};
 use testbed::topology::Node;
 
 use crate::gateway_scene::*;
+use crate::machine::isolated;
 use crate::scene::*;
 
 fn backend(gateway: &Gateway, number: usize) -> BackendStatus {

@@ -3,12 +3,12 @@
 use std::process::Command;
 use std::time::Duration;
 
-use linux::testing::isolated;
 use testbed::program::Program;
 use testbed::topology::Node;
 
 use crate::gateway_clients::*;
 use crate::gateway_scene::*;
+use crate::machine::isolated;
 use crate::scene::*;
 
 /// Row R7: the gateway is managed in-band: ping, curl and ssh to its addresses from inside and outside, next to a NAT that uses

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use linux::testing::isolated;
 use rustix::process::Signal;
 use testbed::program::Program;
 
 use crate::gateway_scene::*;
+use crate::machine::{busy, isolated};
 use crate::program::Gateway;
 use crate::scene::*;
 
@@ -108,8 +108,8 @@ fn kill(gateway: &mut Gateway) {
 /// a death without leave the kernel does not forward in our place, and the host's own traffic goes on.
 #[test]
 fn c2_nothing_new_comes_in_whatever_happens() {
+    let _busy = busy();
     isolated(|| {
-        let _alone = alone();
         let probed = Probed::new();
         let Probed { lans, .. } = &probed;
         assert!(probed.seen("an open host") > 1_000, "without the program the kernel forwards");

@@ -2,10 +2,9 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use linux::testing::isolated;
-
 use crate::gateway_clients::*;
 use crate::gateway_scene::*;
+use crate::machine::isolated;
 use crate::scene::*;
 
 /// HTTP, ssh, DNS, FTP in both passive modes, iperf3 over TCP and UDP, ping and a traced route from the host of network 1 to

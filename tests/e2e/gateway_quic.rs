@@ -9,7 +9,6 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use linux::testing::isolated;
 use quinn_proto::{
     ClientConfig, Connection, ConnectionHandle, DatagramEvent, Dir, Endpoint, EndpointConfig, Event,
     ServerConfig, StreamId,
@@ -21,6 +20,7 @@ use testbed::program::ScratchDir;
 use testbed::topology::Node;
 
 use crate::gateway_scene::*;
+use crate::machine::isolated;
 use crate::scene::*;
 
 /// Time that a step waits for a datagram.

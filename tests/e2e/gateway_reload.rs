@@ -1,8 +1,7 @@
 //! A running gateway gets another configuration; wrong ones; devices that come late.
 
-use linux::testing::isolated;
-
 use crate::gateway_scene::*;
+use crate::machine::isolated;
 use crate::scene::*;
 
 const NAT: &str = "[[nat]]\nout = \"lan2\"\n";

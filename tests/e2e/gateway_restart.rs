@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use linux::testing::isolated;
 use rustix::process::Signal;
 use testbed::topology::Node;
 
 use crate::gateway_clients::*;
 use crate::gateway_scene::*;
+use crate::machine::isolated;
 use crate::scene::*;
 
 const NAT: &str = "[[nat]]\nout = \"lan2\"\n";

@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use linux::testing::isolated;
-
 use crate::gateway_scene::*;
+use crate::machine::isolated;
 use crate::scene::*;
 
 /// The same server stands in networks 2 and 3, and says in which one it was reached.

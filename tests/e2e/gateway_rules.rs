@@ -1,8 +1,7 @@
 //! The firewall, its groups, tenants with the same addresses, leases of ports.
 
-use linux::testing::isolated;
-
 use crate::gateway_scene::*;
+use crate::machine::isolated;
 use crate::scene::*;
 
 const RULES: &str = "[gateway]\ndefault-action = \"drop\"\ncore-rebalance = false\n\

@@ -5,10 +5,10 @@ use std::os::fd::AsFd as _;
 use std::sync::atomic::Ordering;
 
 use control::status::{BackendStatus, ServerStatus};
-use linux::testing::isolated;
 
 use crate::gateway_clients::*;
 use crate::gateway_scene::*;
+use crate::machine::isolated;
 use crate::scene::*;
 
 /// Where the virtual server listens: an address of the client's network that only the gateway has.

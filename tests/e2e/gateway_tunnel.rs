@@ -1,10 +1,10 @@
 //! Tunnel and gateway in one program: the hub's NAT for tunnel clients.
 
-use linux::testing::isolated;
 use testbed::topology::Site;
 
 use crate::gateway_clients::*;
 use crate::gateway_scene::*;
+use crate::machine::isolated;
 use crate::scene::*;
 
 /// Rows C2, T13: a branch with two WANs reaches servers behind the hub, which translates: they have no route to the branch. The

@@ -4,11 +4,11 @@ use std::os::fd::AsFd;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use linux::testing::isolated;
 use testbed::program::{Program, ScratchDir};
 use testbed::topology::Node;
 
 use crate::gateway_scene::*;
+use crate::machine::isolated;
 use crate::scene::*;
 
 /// The virtual addresses.

@@ -3,9 +3,9 @@
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use linux::testing::isolated;
 use testbed::topology::{Node, Site};
 
+use crate::machine::isolated;
 use crate::program::up;
 use crate::scene::*;
 

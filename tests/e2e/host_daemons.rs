@@ -5,12 +5,12 @@ use std::net::UdpSocket;
 use std::process::Command;
 use std::time::Duration;
 
-use linux::testing::isolated;
 use testbed::program::{Program, ScratchDir};
 use testbed::topology::Node;
 
 use crate::gateway_clients::*;
 use crate::gateway_scene::*;
+use crate::machine::isolated;
 use crate::program::up;
 use crate::scene::*;
 

@@ -5,11 +5,11 @@ use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
-use linux::testing::isolated;
 use testbed::topology::{Node, Site};
 
 use crate::gateway_scene::{ALLOW, Lans, Mirror, Talk};
 use crate::host_daemons::{self, documented};
+use crate::machine::isolated;
 use crate::names::NameServer;
 use crate::scene::*;
 

@@ -5,11 +5,11 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use linux::testing::isolated;
 use testbed::topology::Node;
 
 use crate::gateway_scene::*;
 use crate::host_daemons::{Site, documented};
+use crate::machine::isolated;
 use crate::scene::*;
 
 const FAR: &str = "198.51.100.7";

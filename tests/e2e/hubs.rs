@@ -5,13 +5,14 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use linux::testing::isolated;
 use serde_json::Value;
 use testbed::cluster::{
     self as bed, ClusterBed, ClusterSpec, EDGE, Edge, FIRST_DATA_PLANE, FIRST_DISPATCHER, MANAGER,
 };
 use testbed::program::Program;
 use testbed::traffic::churn::{Churn, client, server};
+
+use crate::machine::isolated;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_anabranch");
 const DATA_PLANES: u16 = 3;

@@ -1,8 +1,8 @@
 //! Links that lose packets at random: TCP through the bond notices nothing.
 
-use linux::testing::isolated;
 use testbed::topology::LinkSpec;
 
+use crate::machine::{alone, isolated};
 use crate::scene::*;
 
 /// Share of a line's rate that inner TCP payload can have: 1,392 bytes in a datagram of 1,538 bytes on the wire.

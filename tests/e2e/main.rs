@@ -53,6 +53,7 @@ mod host_networks;
 mod host_traffic;
 mod hubs;
 mod loss;
+mod machine;
 mod managers;
 mod mtu;
 mod names;

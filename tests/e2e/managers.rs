@@ -11,7 +11,7 @@ use testbed::cluster::{self as bed, ClusterBed, ClusterSpec, MANAGER};
 use testbed::program::Program;
 use testbed::traffic::churn::{Churn, client, server};
 
-use crate::scene::alone;
+use crate::machine::busy;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_anabranch");
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -169,7 +169,7 @@ fn shared() -> Value {
 #[test]
 fn d1_d10_of_several_managers_one_leads_and_whatever_happens_to_it_changes_are_done_and_no_connection_breaks()
 {
-    let _alone = alone();
+    let _busy = busy();
     let mut all = Managers::start();
     let leader = all.leader(&[0, 1]);
     let refused = all.ask(1 - leader, &["plan"]).unwrap_err();

@@ -4,10 +4,10 @@ use std::net::UdpSocket;
 use std::process::Command;
 use std::time::Duration;
 
-use linux::testing::isolated;
 use testbed::topology::Node;
 use testbed::traffic::{Span, udp};
 
+use crate::machine::isolated;
 use crate::scene::*;
 
 /// Sends UDP payloads of exactly these sizes, which must not be fragmented, and gets each back.

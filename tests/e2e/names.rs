@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use linux::testing::isolated;
 use testbed::topology::{Node, Site};
 
+use crate::machine::isolated;
 use crate::scene::*;
 
 /// Answers every question for an address of one family (RFC 1035, RFC 3596), as long as there is one to tell.

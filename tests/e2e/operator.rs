@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use control::protocol::Request;
 use linux::netlink::Netlink;
-use linux::testing::isolated;
 use rustix::process::Signal;
 use testbed::program::Program;
 use testbed::topology::{LinkSpec, Node, Site};
 
+use crate::machine::isolated;
 use crate::names::NameServer;
 use crate::program::up;
 use crate::scene::*;

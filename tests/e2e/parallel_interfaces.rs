@@ -1,11 +1,11 @@
 //! Two hosts with several interfaces on one subnet (row R16).
 
-use linux::testing::isolated;
 use testbed::topology::Node;
 use testbed::traffic::udp::Report;
 use testbed::traffic::{Span, udp};
 
 use crate::gateway_scene::shell;
+use crate::machine::{alone, isolated};
 use crate::scene::*;
 
 /// Interfaces of each host.

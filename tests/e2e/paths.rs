@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use control::status::Report;
-use linux::testing::isolated;
 use testbed::topology::{LinkNet, Site};
 
+use crate::machine::isolated;
 use crate::scene::*;
 
 /// WAN and remote address of every path in one of these states.

@@ -3,9 +3,9 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use linux::testing::isolated;
 use testbed::topology::Site;
 
+use crate::machine::isolated;
 use crate::scene::*;
 
 /// Row T1: reload while TCP runs: peers come and go, allowed-ips and WANs change, nonsense is refused with file, line and

@@ -1,8 +1,8 @@
 //! Cores for a class of flows (rows T3, T4, T13), and what that is worth.
 
-use linux::testing::isolated;
 use testbed::topology::Node;
 
+use crate::machine::{alone, isolated};
 use crate::scene::*;
 use crate::talk::{Heard, Talk};
 
@@ -24,8 +24,8 @@ fn call(from: &Node, to: &Node) -> Heard {
 /// the call does not feel it. When the core is taken away the call goes to the other one, and comes back with it.
 #[test]
 fn t13_a_reserved_core_is_its_classs_alone() {
+    let _alone = alone();
     isolated(|| {
-        let _alone = alone();
         let scene = Scene::new(&[link(400.0, 2.0)]);
         let (a, b) = (scene.a(), scene.b());
         let (branch, hub) = scene.pair();

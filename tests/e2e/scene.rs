@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::io::{Read, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -24,12 +24,6 @@ pub const BRANCH_IP: &str = "10.77.0.1";
 pub const HUB_IP: &str = "10.77.0.2";
 /// How long something may take that usually takes a second: the machine may be busy with other things.
 pub const PATIENCE: f64 = 30.0;
-
-/// Tests that fill the machine run one after the other.
-pub fn alone() -> MutexGuard<'static, ()> {
-    static LOCK: Mutex<()> = Mutex::new(());
-    LOCK.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// A link of this rate and one-way delay.
 pub fn link(mbps: f64, delay_ms: f64) -> LinkSpec {

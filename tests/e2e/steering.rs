@@ -3,10 +3,10 @@
 use std::net::UdpSocket;
 use std::time::Duration;
 
-use linux::testing::isolated;
 use testbed::traffic::{Span, udp};
 
 use crate::capture::{Capture, payload};
+use crate::machine::{busy, isolated};
 use crate::scene::*;
 
 /// Packets that each core of a gateway gave to the host so far.
@@ -81,7 +81,7 @@ fn t4_t6_a_mode_that_the_other_side_lacks_is_refused_by_both() {
 /// Many flows, one core; the core is taken away while data flows: the other side is told, and the flows go on.
 #[test]
 fn t6_one_core_for_the_whole_tunnel_told_configured_and_taken_away() {
-    let _alone = alone();
+    let _busy = busy();
     isolated(|| {
         let scene = Scene::new(&[link(100.0, 2.0), link(60.0, 4.0)]);
         let (a, b) = (scene.a(), scene.b());
@@ -297,7 +297,7 @@ fn two_links() -> [testbed::topology::LinkSpec; 2] {
 /// random or by load.
 #[test]
 fn t8_the_receiver_decides_by_every_policy() {
-    let _alone = alone();
+    let _busy = busy();
     isolated(|| {
         let scene = Scene::new(&two_links());
         for policy in ["hash", "round-robin", "random", "least-loaded"] {
@@ -327,7 +327,7 @@ fn t8_the_receiver_decides_by_every_policy() {
 /// is taken away is replaced while data flows.
 #[test]
 fn t5_first_datagrams_name_none_later_ones_the_core_that_was_assigned() {
-    let _alone = alone();
+    let _busy = busy();
     isolated(|| {
         let scene = Scene::new(&two_links());
         for policy in ["hash", "round-robin"] {
@@ -365,7 +365,7 @@ fn every_scene(scene: &Scene, lines: &str) -> Vec<Vec<u8>> {
 /// Row T7: the header names no core; the core that the sender chose stands in the sealed part and is read after decryption.
 #[test]
 fn t7_the_core_stands_in_the_sealed_part() {
-    let _alone = alone();
+    let _busy = busy();
     isolated(|| {
         let scene = Scene::new(&two_links());
         for policy in ["hash", "round-robin"] {
@@ -382,7 +382,7 @@ fn t7_the_core_stands_in_the_sealed_part() {
 /// that reads it opens that, the core that it names the datagram.
 #[test]
 fn t7_the_core_stands_sealed_in_the_header() {
-    let _alone = alone();
+    let _busy = busy();
     isolated(|| {
         let scene = Scene::new(&two_links());
         let frames = every_scene(&scene, "steering = \"sealed-header\"\npolicy = \"round-robin\"\n");
@@ -408,7 +408,7 @@ fn t7_the_core_stands_sealed_in_the_header() {
 /// Flows have one each, all different, and what is behind stays sealed.
 #[test]
 fn t9_a_clear_session_id_for_each_flow() {
-    let _alone = alone();
+    let _busy = busy();
     isolated(|| {
         let scene = Scene::new(&two_links());
         for policy in ["hash", "round-robin"] {
@@ -441,7 +441,7 @@ fn t9_a_clear_session_id_for_each_flow() {
 /// is wrong, or about another machine, changes nothing or does not hold.
 #[test]
 fn t3_a_file_says_which_cores_of_the_peer_are_addressed() {
-    let _alone = alone();
+    let _busy = busy();
     isolated(|| {
         let scene = Scene::new(&[link(100.0, 1.0)]);
         let write = |text: &str| scene.directory.write("hub-cores.toml", text).unwrap();

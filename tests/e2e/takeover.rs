@@ -12,7 +12,7 @@ use testbed::program::Program;
 use testbed::topology::Node;
 use testbed::traffic::churn::{Churn, Report, client, server};
 
-use crate::scene::alone;
+use crate::machine::busy;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_anabranch");
 const FIRST: u16 = bed::FIRST_DISPATCHER;
@@ -220,7 +220,7 @@ fn start_keepalived(cluster: &Cluster, node: u16) -> Program {
 
 #[test]
 fn r9_r10_keepalived_gives_a_dead_dispatchers_addresses_to_the_other_and_no_connection_breaks() {
-    let _alone = alone();
+    let _busy = busy();
     let mut cluster = Cluster::start(Pair::Takeover);
     assert_eq!((cluster.is_active(FIRST), cluster.is_active(SECOND)), (Some(false), Some(false)));
     let _first = start_keepalived(&cluster, FIRST);
@@ -252,7 +252,7 @@ fn r9_r10_keepalived_gives_a_dead_dispatchers_addresses_to_the_other_and_no_conn
 
 #[test]
 fn r9_d10_a_hook_takes_a_dispatcher_over_while_the_manager_is_away() {
-    let _alone = alone();
+    let _busy = busy();
     let mut cluster = Cluster::start(Pair::Takeover);
     cluster.run(FIRST, &["cluster", "takeover"]).unwrap();
     assert_eq!((cluster.is_active(FIRST), cluster.is_active(SECOND)), (Some(true), Some(false)));
@@ -327,7 +327,7 @@ fn dispatcher_bird(node: u16) -> String {
 
 #[test]
 fn r10_bird_withdraws_what_a_dead_dispatcher_announced_and_no_connection_breaks() {
-    let _alone = alone();
+    let _busy = busy();
     let mut cluster = Cluster::start(Pair::Routed);
     let mut programs = Vec::new();
     let neighbors = |shared| [FIRST, SECOND].map(|node| bed::own_address(shared, node));

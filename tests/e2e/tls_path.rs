@@ -2,9 +2,9 @@
 
 use std::process::Command;
 
-use linux::testing::isolated;
 use testbed::topology::{Node, Site};
 
+use crate::machine::{alone, isolated};
 use crate::scene::*;
 
 const UDP_BLOCKED: &str = "add table inet middlebox; add chain inet middlebox in { type filter hook input priority -300; }; \
@@ -39,27 +39,43 @@ fn helpers(gateway: &Gateway) -> Vec<i32> {
     .collect()
 }
 
-/// Rows T1, T12: where nothing of UDP arrives, the bond joins over the hub's TCP port, carries data both ways, survives the end of
-/// the process that carries it, and goes back to UDP without a broken connection as soon as that gets through.
+/// Branch and hub where nothing of UDP gets through, joined over the hub's TCP port.
+fn over_tls(scene: &Scene) -> (Gateway, Gateway) {
+    nft(scene.b(), UDP_BLOCKED);
+    let (branch, hub) = scene.pair();
+    let hub = hub.node_line("listen-tls = 443").section("[[wan]]\ninterface = \"wan0\"\n");
+    let hub = scene.start(scene.b(), &hub);
+    let mut branch = scene.start(scene.a(), &branch);
+    branch.wait("a path over TLS", PATIENCE, |report| paths_up(report) >= 1);
+    assert_eq!(carrying(&branch), (1, 0), "{}", branch.log());
+    (branch, hub)
+}
+
+/// Rows T1, T12: where nothing of UDP arrives, the bond joins over the hub's TCP port and carries data both ways.
 #[test]
 fn t1_t12_where_udp_is_blocked_the_bond_goes_over_tls() {
+    let _alone = alone();
     isolated(|| {
         let scene = Scene::new(&[link(50.0, 5.0)]);
         let (a, b) = (scene.a(), scene.b());
-        nft(b, UDP_BLOCKED);
-        let (branch, hub) = scene.pair();
-        let hub = hub.node_line("listen-tls = 443").section("[[wan]]\ninterface = \"wan0\"\n");
-        let _hub = scene.start(b, &hub);
-        let mut branch = scene.start(a, &branch);
-        branch.wait("a path over TLS", PATIENCE, |report| paths_up(report) >= 1);
-        assert_eq!(carrying(&branch), (1, 0), "{}", branch.log());
+        let _gateways = over_tls(&scene);
         let down = tcp_seconds(b, a, BRANCH_IP, 1, 4.0);
         let up = tcp_seconds(a, b, HUB_IP, 1, 4.0);
         let hub_address = scene.endpoint(Site::B, 0);
         let bare = tcp_seconds(a, b, hub_address.rsplit_once(':').unwrap().0, 1, 4.0);
         eprintln!("over TLS: {up:.1} Mbit/s up, {down:.1} down; bare TCP {bare:.1}");
         assert!(up.min(down) > 0.6 * bare, "{up} up, {down} down, of {bare}");
+    });
+}
 
+/// Rows T1, T12: the bond survives the end of the process that carries it over TLS, and goes back to UDP without a broken
+/// connection as soon as that gets through.
+#[test]
+fn t1_t12_a_bond_over_tls_survives_its_process_and_goes_back_to_udp() {
+    isolated(|| {
+        let scene = Scene::new(&[link(50.0, 5.0)]);
+        let (a, b) = (scene.a(), scene.b());
+        let (branch, _hub) = over_tls(&scene);
         let before = helpers(&branch);
         assert_eq!(before.len(), 1);
         let id = rustix::process::Pid::from_raw(before[0]).unwrap();

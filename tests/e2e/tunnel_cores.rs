@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use linux::testing::{Halted, isolated};
+use linux::testing::Halted;
 use testbed::stop::Stop;
 use testbed::topology::Node;
 use testbed::traffic::{Span, udp};
 
+use crate::machine::{alone, isolated};
 use crate::scene::*;
 
 /// Packets that the hub's cores gave to the host so far.

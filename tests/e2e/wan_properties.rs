@@ -1,10 +1,10 @@
 //! Worth of a WAN: direction, limits, quota, schedule (row T12). Cost is in `classes.rs`, tier in `paths.rs`.
 
 use linux::clock::{local_time, realtime_ns};
-use linux::testing::isolated;
 use testbed::emulator::Way;
 use testbed::topology::{LinkSpec, Site};
 
+use crate::machine::isolated;
 use crate::scene::*;
 
 /// A branch with both WANs, the second with more lines, and a hub that knows nothing of it.

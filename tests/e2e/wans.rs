@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use linux::testing::isolated;
 use testbed::topology::Site;
 
+use crate::machine::isolated;
 use crate::scene::*;
 
 /// Rows T1, T13: WANs that have IPv6 only, and the whole host, IPv4 and IPv6, through the bond: 0.0.0.0/0 and ::/0.

@@ -105,10 +105,31 @@ fn is_ci() -> bool {
     std::env::var("CI").is_ok_and(|value| !["", "0", "false"].contains(&value.as_str()))
 }
 
+/// Targets that cargo is asked for, and the threads of their tests: together all tests of the workspace, each once. The end-to-end suite's
+/// name is the only one that begins with its letters.
+const PARTS: [(&[&str], Option<&str>); 3] = [
+    (&["--lib", "--bins", "--test", "[!e]*", "--test", "e[!2]*"], None),
+    (&["--test", "e2e"], Some(END_TO_END_THREADS)),
+    (&["--doc"], None),
+];
+
+/// Variable with the number of tests that run at once, for the programs of tests.
+const THREADS: &str = "RUST_TEST_THREADS";
+
+/// The end-to-end tests decide themselves which of them run at once (`tests/e2e/machine.rs`): a thread for each that waits.
+const END_TO_END_THREADS: &str = "24";
+
 fn once(filter: Option<&str>) -> anyhow::Result<bool> {
-    let mut command = cargo();
-    command.args(["test", "--locked", "--workspace", "--no-fail-fast"]).args(filter);
-    Ok(command.status().context("cargo does not run")?.success())
+    let mut all_passed = true;
+    for (part, threads) in PARTS {
+        let mut command = cargo();
+        command.args(["test", "--locked", "--workspace", "--no-fail-fast"]).args(part).args(filter);
+        if let Some(threads) = threads.filter(|_| std::env::var_os(THREADS).is_none()) {
+            command.env(THREADS, threads);
+        }
+        all_passed &= command.status().context("cargo does not run")?.success();
+    }
+    Ok(all_passed)
 }
 
 /// The cargo that runs this program.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
-use super::cargo;
+use super::{END_TO_END_THREADS, THREADS, cargo};
 use crate::{root, say};
 
 /// The package whose `tests` folder and end-to-end suite are repeated.
@@ -58,7 +58,8 @@ pub fn run(rounds: usize, load: bool, filter: Option<&str>) -> anyhow::Result<bo
 /// Builds the end-to-end tests; the programs they became.
 fn build() -> anyhow::Result<Vec<PathBuf>> {
     let mut command = cargo();
-    command.args(["test", "--locked", "--package", PACKAGE, "--test", "*", "--no-run"]);
+    // Of the whole workspace, or its parts would be built anew with fewer features.
+    command.args(["test", "--locked", "--workspace", "--test", "e2e", "--no-run"]);
     command.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
     let output = command.output().context("cargo does not run")?;
     ensure!(output.status.success(), "the tests do not build");
@@ -73,6 +74,9 @@ fn one_round(suite: &Path, filter: Option<&str>, table: &mut Table) -> anyhow::R
     let mut command = Command::new(suite);
     // Messages with times are behind the switch for unstable options, which this variable opens on a stable compiler.
     command.args(["-Z", "unstable-options", "--format", "json", "--report-time"]).env("RUSTC_BOOTSTRAP", "1");
+    if std::env::var_os(THREADS).is_none() {
+        command.env(THREADS, END_TO_END_THREADS);
+    }
     command.args(filter).current_dir(root().join("crates").join(PACKAGE)).stdout(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("{} does not start", suite.display()))?;
     let output = child.stdout.take().context("no standard output")?;
