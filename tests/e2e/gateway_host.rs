@@ -3,6 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use testbed::program::Program;
 use testbed::topology::Node;
 
@@ -169,6 +170,76 @@ fn r7_the_kernel_goes_on_forwarding_to_its_other_devices() {
         assert!(!leaving.last_lines(50).contains("10.8.0."), "{}", leaving.last_lines(50));
         // Beside it the NAT goes on.
         assert_eq!(ask_tcp(lans.host(1), "10.1.2.2:80").source.ip(), gateway_ip(2));
+    });
+}
+
+/// Row R7: the host's own programs, and what comes by its other devices (a VPN server's, a bridge of containers), reach a port forward
+/// by the gateway's outside address, as strangers do; what the host's firewall has closed stays closed. Devices that come later count,
+/// and nothing is left at the end.
+#[test]
+fn r7_the_host_and_its_other_devices_reach_forwards() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let place = lans.gateway();
+        let net = |text: &str| text.parse().unwrap();
+        let other = |number: u8| {
+            let far = Node::create(format!("a client by another device {number}")).unwrap();
+            let near = [format!("10.{number}.0.1/24"), format!("fd00:{number}::1/64")];
+            let at_far = [format!("10.{number}.0.2/24"), format!("fd00:{number}::2/64")];
+            let (near, at_far) = (near.map(|text| net(&text)), at_far.map(|text| net(&text)));
+            place.connect(&format!("vpn{number}"), &near, &far, "eth0", &at_far).unwrap();
+            shell(
+                &far,
+                &format!(
+                    "ip route add default via 10.{number}.0.1; ip -6 route add default via fd00:{number}::1"
+                ),
+            );
+            far
+        };
+        let far = other(8);
+        shell(
+            place,
+            "sysctl -q -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
+             nft 'table inet own { chain forward { type filter hook forward priority 0; policy drop; \
+             ct state established,related accept; ip daddr 10.1.1.2 tcp dport 81 drop; iifname \"vpn*\" accept; }; }'",
+        );
+        let mut gateway = lans.start(
+            "[[nat]]\nout = \"lan2\"\n[[forward]]\nlisten = \"tcp+udp lan2:8080\"\nto = \"10.1.1.2:80\"\n\
+             [[forward]]\nlisten = \"tcp [fd00:1:2::1]:8080\"\nto = \"[fd00:1:1::2]:80\"\n\
+             [[forward]]\nlisten = \"udp 10.1.2.1:5000-5003\"\nto = \"10.1.1.2:6000-6003\"\n\
+             [[forward]]\nlisten = \"tcp lan2:8081\"\nto = \"10.1.1.2:81\"\n",
+        );
+        let inside = lans.host(1);
+        let _inside = [80, 81].map(|port| Mirror::start(inside, "inside", &format!("[::]:{port}")));
+        let _moved = Mirror::start(inside, "moved", "0.0.0.0:6002");
+        let reaches = |from: &Node, source: &str, source6: &str| {
+            assert_eq!(ask_tcp(from, "10.1.2.1:8080").source.ip().to_string(), format!("::ffff:{source}"));
+            assert_eq!(ask_udp(from, "10.1.2.1:8080").name, "inside");
+            assert_eq!(ask_tcp(from, "[fd00:1:2::1]:8080").source.ip().to_string(), source6);
+            assert_eq!(ask_udp(from, "10.1.2.1:5002").name, "moved");
+            Talk::open(from, "10.1.2.1:8080").unwrap().echo(2_000_000).unwrap();
+        };
+        reaches(lans.host(2), "10.1.2.2", "fd00:1:2::2");
+        reaches(&far, "10.8.0.2", "fd00:8::2");
+        reaches(place, "10.1.2.1", "fd00:1:2::1");
+        assert_eq!(ask_tcp(lans.host(2), "10.1.2.1:8081").name, "inside");
+        assert!(curl_for(&far, "10.1.2.1:8081", 1).is_err(), "the host's firewall has it closed");
+        // A port without a forward is the host's.
+        let _own = Mirror::start(place, "own", "0.0.0.0:8082");
+        assert_eq!(
+            (ask_tcp(&far, "10.1.2.1:8082").name, ask_tcp(place, "10.1.2.1:8082").name),
+            ("own".into(), "own".into())
+        );
+        let late = other(9);
+        wait_for("a device that came later", PATIENCE, || curl_for(&late, "10.1.2.1:8080", 1).is_ok());
+        reaches(&late, "10.9.0.2", "fd00:9::2");
+
+        gateway.program.signal(Signal::TERM).unwrap();
+        assert!(
+            gateway.program.wait(Duration::from_secs(20)).unwrap().is_some_and(|status| status.success())
+        );
+        let tables = shell(place, "nft list tables");
+        assert!(!tables.contains("anabranch_forwards"), "{tables}");
     });
 }
 

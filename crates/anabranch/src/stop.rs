@@ -49,7 +49,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 /// Removes what a gateway that died left behind. `None`: there is nothing, or it cannot be removed, which was said then.
 fn after_a_death() -> Option<ExitCode> {
-    match linux::forward_guard::remove_orphans() {
+    match linux::own_tables::remove_orphans() {
         Ok(tables) if tables.is_empty() => None,
         Ok(tables) => {
             let list = tables.join(", ");

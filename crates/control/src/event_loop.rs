@@ -87,7 +87,7 @@ pub fn run(config: Config, options: Options) -> Result<(), StartError> {
     let mut node = Node::start(config, cpus, host, &socket, node_events)?;
     node.refresh();
     // The own one has been replaced by now, so that forwarding was closed all the time.
-    for table in linux::forward_guard::remove_orphans().unwrap_or_default() {
+    for table in linux::own_tables::remove_orphans().unwrap_or_default() {
         tracing::warn!(table, "removed what a process that died left behind");
     }
     notify(&[NotifyState::Ready]);

@@ -273,8 +273,34 @@ fn beside_interfaces(config: &Config, view: &HostView, around: &Surroundings, li
                 ),
             ));
         }
+        unled(config, &others, ipv4, list);
     }
     unseen::by_the_firewall(config, &interfaces, view, around, list);
+}
+
+/// Services that the kernel does not lead to: what comes by the host's other devices does not reach them by their address.
+fn unled(config: &Config, others: &BTreeSet<&str>, ipv4: bool, list: &mut Vec<Obstacle>) {
+    if others.is_empty() {
+        return;
+    }
+    let services = &config.services;
+    let servers = services.servers.iter().filter(|server| server.listen.is_ipv4() == ipv4);
+    let proxied = services.forwards.iter().filter(|forward| forward.to.is_ipv4() == ipv4);
+    let has_server = servers.count() > 0;
+    let has_proxied = proxied.filter(|forward| forward.proxy_protocol).count() > 0;
+    let found = [
+        (has_server, "virtual-server", "a [[virtual-server]]", "a backend"),
+        (has_proxied, "forward", "a [[forward]] with proxy-protocol", "the inside host"),
+    ];
+    for (_, key, what, instead) in found.into_iter().filter(|(is_there, ..)| *is_there) {
+        list.push((
+            key,
+            format!(
+                "what comes by {} does not reach {what} by its address: let it ask {instead} there, or make an [[interface]] of it",
+                in_words(others)
+            ),
+        ));
+    }
 }
 
 /// Whether a device is there to lead to others: a bridge of containers or virtual machines, a tunnel.

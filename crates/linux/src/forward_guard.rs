@@ -4,19 +4,11 @@
 //! taking leave, that is gone, and a host with `ip_forward = 1` would pass on everything, by no rule and untranslated. So
 //! there is a table of `nft` at the forward hook, which needs no process. What comes in for the host, what it sends, and
 //! what it passes on to its other devices never meets it; multicast and what IPsec has unwrapped are the host's too.
-//!
-//! Tables carry the name of the process's TUN device, which lives as long as the process: that of a device that is not
-//! there was left behind.
-
-use std::io;
 
 use crate::Result;
 use crate::error::Context;
 use crate::nft;
-use crate::sys::interface_index;
-
-/// Begin of the tables' names.
-const PREFIX: &str = "anabranch_closed-";
+use crate::own_tables::{self, CLOSED};
 
 /// The guard of one process. Dropping it leaves the table where it is.
 #[derive(Debug)]
@@ -29,7 +21,7 @@ impl ForwardGuard {
     /// That of the process with this TUN device; it does nothing yet.
     #[must_use]
     pub fn new(tun: &str) -> Self {
-        Self { table: table_of(tun), devices: Vec::new() }
+        Self { table: own_tables::name(CLOSED, tun), devices: Vec::new() }
     }
 
     /// The table that is in force, as `nft` names it; `None`: there is none.
@@ -48,7 +40,7 @@ impl ForwardGuard {
         }
         let what = format!("close forwarding between {} for when this process dies", devices.join(", "));
         if devices.is_empty() {
-            nft::rules(&remove(&self.table)).context(what)?;
+            nft::rules(&own_tables::removal(&self.table)).context(what)?;
         } else {
             // Kernels without IPsec do not know what it has unwrapped.
             let tried = nft::rules(&make(&self.table, devices, true));
@@ -67,49 +59,6 @@ impl ForwardGuard {
     }
 }
 
-/// Removes the table of a TUN device, whoever made it, if there is one.
-///
-/// # Errors
-/// As [`ForwardGuard::set`].
-pub fn remove_of(tun: &str) -> Result<()> {
-    let table = table_of(tun);
-    let what = format!("remove the table {table}");
-    let tables = tables().context(&what)?;
-    if tables.contains(&table) { nft::rules(&remove(&table)).context(what) } else { Ok(()) }
-}
-
-/// Removes the tables of processes that died; their names.
-///
-/// # Errors
-/// As [`ForwardGuard::set`].
-pub fn remove_orphans() -> Result<Vec<String>> {
-    const WHAT: &str = "remove tables of a process that died";
-    let mut orphans = tables().context(WHAT)?;
-    orphans.retain(|table| table.strip_prefix(PREFIX).is_some_and(|tun| interface_index(tun).is_err()));
-    for table in &orphans {
-        nft::rules(&remove(table)).context(WHAT)?;
-    }
-    Ok(orphans)
-}
-
-/// Names of nft are letters, digits and a few signs.
-fn table_of(tun: &str) -> String {
-    let plain = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '-' | '_' | '.');
-    let name: String = tun.chars().map(|letter| if plain(letter) { letter } else { '_' }).collect();
-    format!("{PREFIX}{name}")
-}
-
-fn tables() -> io::Result<Vec<String>> {
-    let text = nft::tables()?;
-    let names = text.lines().filter_map(|line| line.strip_prefix("table inet "));
-    Ok(names.filter(|name| name.starts_with(PREFIX)).map(str::to_owned).collect())
-}
-
-/// Deleting needs the table to be there; declaring it makes it so.
-fn remove(table: &str) -> String {
-    format!("table inet {table} {{ }}\ndelete table inet {table}\n")
-}
-
 fn make(table: &str, devices: &[String], ipsec: bool) -> String {
     let names: Vec<String> = devices.iter().map(|device| format!("\"{device}\"")).collect();
     // Where the kernel shows the firewall what it bridges (`bridge-nf-call-iptables`, which Docker switches on), that comes in and leaves by
@@ -121,7 +70,7 @@ fn make(table: &str, devices: &[String], ipsec: bool) -> String {
          type filter hook forward priority -10; policy accept;\n    ip daddr 224.0.0.0/4 accept\n    \
          ip6 daddr ff00::/8 accept\n{ipsec}    iifname . oifname {{ {} }} accept\n    \
          iifname @interfaces oifname @interfaces drop\n  }}\n}}\n",
-        remove(table),
+        own_tables::removal(table),
         names.join(", "),
         same.join(", ")
     )
@@ -131,6 +80,7 @@ fn make(table: &str, devices: &[String], ipsec: bool) -> String {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::own_tables::{remove_orphans, tables};
     use crate::testing::isolated;
 
     #[test]
@@ -155,7 +105,6 @@ mod tests {
             assert_eq!(remove_orphans().unwrap(), ["anabranch_closed-ana7"]);
             assert_eq!(tables().unwrap(), ["anabranch_closed-lo"]);
             alive.remove().unwrap();
-            remove_of("lo").unwrap();
             assert_eq!(tables().unwrap(), Vec::<String>::new());
         });
     }

@@ -15,8 +15,8 @@
 //! 7. [`event`] and [`clock`]: what a worker sleeps on (epoll, eventfd, timerfd, signalfd) and its time.
 //! 8. [`packet_ring`] and [`packet_sender`]: the frames of a plain interface, one ring per core, super-packets
 //!    whole. [`ingress_guard`]: the kernel's own stack does not see them, and [`forward_guard`]: it does not
-//!    forward them when the process has died. [`raw_ip`]: packets to neighbors
-//!    that the kernel has to find first. [`link_layer`]: which devices have an Ethernet header, and which none.
+//!    forward them when the process has died. [`forward_leads`]: port forwards for the host's other devices. [`own_tables`]: what of
+//!    these outlives the process. [`raw_ip`]: packets to neighbors that the kernel has to find first. [`link_layer`]: which devices have an Ethernet header, and which none.
 //! 9. [`iptables_legacy`]: chains of the host's firewall that netlink does not show. [`router_discovery`]: router
 //!    advertisements as they come in.
 //! 10. [`packet_socket`]: raw Ethernet frames of one interface, for the link emulator.
@@ -34,6 +34,7 @@ mod error;
 pub mod ethtool;
 pub mod event;
 pub mod forward_guard;
+pub mod forward_leads;
 pub mod ingress_guard;
 pub mod iptables_legacy;
 pub mod launcher;
@@ -42,6 +43,7 @@ pub mod memory;
 pub mod netlink;
 pub mod netns;
 mod nft;
+pub mod own_tables;
 pub mod packet_ring;
 pub mod packet_sender;
 pub mod packet_socket;

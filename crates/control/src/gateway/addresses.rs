@@ -19,7 +19,7 @@ use linux::netlink::Netlink;
 use serde::{Deserialize, Serialize};
 
 use super::ipv6_router::Ipv6Routers;
-use super::own_servers::OwnServers;
+use super::own_services::OwnServices;
 use crate::config::services::pools;
 use crate::config::services::{ListenHost, Services};
 use crate::files::{Durable, read_bounded, replace_file};
@@ -186,8 +186,8 @@ pub struct Addresses {
     lingering: BTreeMap<DeviceAddress, Instant>,
     /// Devices that are a router's for IPv6.
     pub(super) ipv6_routers: Ipv6Routers,
-    /// The way from the host itself to its virtual servers.
-    pub(super) own_servers: OwnServers,
+    /// The way from the host itself to its services.
+    pub(super) own_services: OwnServices,
     warnings: WarnOnce,
     /// Entries of an earlier run were looked at.
     inherited: bool,
@@ -211,7 +211,7 @@ impl Addresses {
             planned: BTreeSet::new(),
             lingering: BTreeMap::new(),
             ipv6_routers: Ipv6Routers::default(),
-            own_servers: OwnServers::default(),
+            own_services: OwnServices::default(),
             warnings: WarnOnce::default(),
             inherited: false,
         }
@@ -280,7 +280,7 @@ impl Addresses {
     /// takes over.
     pub fn leave(&mut self, netlink: &Netlink, seconds: u16) {
         self.ipv6_routers.clear();
-        self.own_servers.clear();
+        self.own_services.clear();
         for entry in &self.added {
             if let Err(error) = netlink.set_address_lifetime(entry.index, entry.net, Some(seconds.into())) {
                 self.warnings.warn(format!("{}: {error}", entry.device));
@@ -327,7 +327,7 @@ impl Addresses {
     /// Takes away what was added.
     pub fn clear(&mut self, netlink: &Netlink) {
         self.ipv6_routers.clear();
-        self.own_servers.clear();
+        self.own_services.clear();
         self.lingering.clear();
         for entry in std::mem::take(&mut self.added) {
             self.remove(netlink, &entry);

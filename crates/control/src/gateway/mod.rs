@@ -11,6 +11,6 @@ mod host_routes;
 mod ipv6_router;
 pub mod nat_log;
 pub mod overrides;
-mod own_servers;
+mod own_services;
 pub mod policy;
 pub(crate) mod supervisor;

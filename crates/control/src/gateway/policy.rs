@@ -643,6 +643,26 @@ impl Builder<'_> {
     }
 }
 
+/// The host's devices with networks of their own that are none of ours: containers, virtual machines, a VPN. What comes by them is the
+/// kernel's.
+pub(super) fn other_devices(config: &Config, facts: &HostFacts) -> Vec<String> {
+    let interfaces = &config.services.interfaces;
+    let is_ours = |device: &DeviceFacts| {
+        Some(device.index) == facts.tun_index
+            || interfaces.iter().any(|interface| interface.device == device.name)
+            || config.wans.iter().any(|wan| wan.interface.covers(&device.name))
+    };
+    let on_ours = |device: &DeviceFacts| {
+        let below = facts.devices.iter().find(|below| Some(below.index) == device.lies_on);
+        below.is_some_and(is_ours)
+    };
+    let leads = |device: &&DeviceFacts| {
+        !device.loopback && device.addresses.iter().any(|net| !is_link_local(net.addr()))
+    };
+    let others = facts.devices.iter().filter(leads).filter(|device| !is_ours(device) && !on_ours(device));
+    others.map(|device| device.name.clone()).collect()
+}
+
 /// Ports that services take from a NAT: the first endpoint, and the last port.
 fn listens(nat: &NatSpec, forwards: &[ForwardSpec], servers: &[ServerSpec]) -> Vec<(SocketAddr, u16)> {
     let of_forwards = forwards.iter().filter(|forward| !forward.takes_the_rest(nat));

@@ -137,6 +137,15 @@ impl GatewaySupervisor {
         }
         self.facts = Some(facts);
         self.tell(config, handle);
+        self.serve_the_host(config);
+    }
+
+    /// Leads the host's own programs and its other devices to the services in force.
+    fn serve_the_host(&mut self, config: &Config) {
+        let (Some(facts), Some(told)) = (&self.facts, &self.told) else { return };
+        let Some(index) = facts.tun_index else { return };
+        let others = policy::other_devices(config, facts);
+        self.addresses.own_services.follow(&told.spec, others, (&config.tun.name, index));
     }
 
     /// Addresses that linger go when no flow uses them any more. Returns whether the host is to be looked at again.
@@ -176,9 +185,6 @@ impl GatewaySupervisor {
         match handle.apply(&desired) {
             Ok(()) => {
                 self.addresses.ipv6_routers.follow(&desired.spec);
-                if let Some(index) = facts.tun_index {
-                    self.addresses.own_servers.follow(&desired.spec, (&config.tun.name, index));
-                }
                 if self.told.is_none()
                     && let Some(taken) = handle.taken_over()
                 {

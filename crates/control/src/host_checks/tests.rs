@@ -138,6 +138,30 @@ fn what_the_host_forwards_beside_interfaces_is_told() {
     assert_eq!((firewall(at("wan0")).len(), firewall(at("wlan0")).len()), (1, 0));
 }
 
+/// Services that the kernel cannot lead to for what comes by its other devices.
+#[test]
+fn services_that_other_devices_do_not_reach_are_told() {
+    let mut containers = view();
+    containers.links.push(Link { kind: Some("bridge".to_owned()), ..link(7, "docker0") });
+    containers.addresses.push(address(7, "172.17.0.1/16"));
+    let of = |view: &HostView, service: &str| {
+        let interfaces = "[[interface]]\nname = \"lan\"\n[[interface]]\nname = \"wan\"\ndevice = \"wan0\"\n";
+        let list = obstacles(&config("", &format!("{interfaces}{service}")), view, &fine());
+        list.into_iter().map(|(key, message)| format!("{key}: {message}")).collect::<Vec<_>>()
+    };
+    let forward = "[[forward]]\nlisten = \"tcp wan:80\"\nto = \"192.168.10.5:80\"\n";
+    let proxied = format!("{forward}proxy-protocol = true\n");
+    let server = "[[virtual-server]]\nlisten = \"tcp 10.1.0.9:80\"\nbackends = [\"192.168.10.5:80\"]\n";
+    assert_eq!(of(&containers, forward), [""; 0], "the kernel leads to it");
+    for (service, begin) in
+        [(proxied.as_str(), "forward: what comes by docker0"), (server, "virtual-server: what")]
+    {
+        let list = of(&containers, service);
+        assert!(list.len() == 1 && list[0].starts_with(begin), "{list:?}");
+        assert_eq!(of(&view(), service), [""; 0]);
+    }
+}
+
 /// Rules that refuse or lead elsewhere some of what passes between interfaces; those about other devices are fine.
 #[test]
 fn rules_of_the_host_that_do_not_see_what_passes_are_told() {

@@ -12,7 +12,7 @@ use super::{Obstacle, Surroundings, in_words, place};
 use crate::config::Config;
 use crate::host_facts::HostView;
 
-/// Tables of our own begin so; see `linux::forward_guard`, `linux::ingress_guard`.
+/// Tables of our own begin so; see `linux::own_tables`, `linux::ingress_guard`.
 const OWN_TABLES: [&str; 2] = ["anabranch_", "anabranch-"];
 
 /// Tells of chains that keep packets from passing, or lead them elsewhere, only as far as the kernel gets them.

@@ -398,3 +398,26 @@ fn virtual_addresses_are_left_to_who_moves_them() {
     assert!(routes(&spec).contains(&"0 203.0.113.40/32 host".to_owned()), "{:?}", routes(&spec));
     assert!(super::super::contradictions::left_out(&config.services, &facts).is_empty());
 }
+
+/// Packets that come by devices with addresses of their own that are neither interfaces, nor on top of one, nor WANs are the kernel's.
+#[test]
+fn other_devices_are_those_with_networks_of_the_hosts_own() {
+    let mut facts = facts();
+    let eth1 = facts.devices[2].clone();
+    let device = |index, name: &str, net: &str, lies_on| DeviceFacts {
+        index,
+        name: name.to_owned(),
+        lies_on,
+        up: false,
+        addresses: vec![net.parse().unwrap()],
+        ..eth1.clone()
+    };
+    facts.devices.extend([
+        device(11, "docker0", "172.17.0.1/16", None),
+        device(12, "vrrp.7", "10.0.0.253/24", Some(3)),
+        device(13, "wwan0", "10.64.0.2/30", None),
+        device(14, "veth8", "fe80::7/64", None),
+    ]);
+    let config = config("", &format!("{BASE}[[wan]]\nmatch = \"wwan*\"\n"));
+    assert_eq!(other_devices(&config, &facts), ["docker0"]);
+}
