@@ -16,7 +16,9 @@ use ipnet::IpNet;
 use linux::netlink::nftables::{BaseChain, Hook, base_chains};
 use linux::netlink::{Link, Netlink, Route, RouteKind};
 
+use crate::config::services::Interface;
 use crate::config::{Config, Endpoint, Routes};
+use crate::gateway::policy;
 use crate::host_facts::{HostView, read_rp_filter};
 
 pub(crate) use port_holder::PortHolder;
@@ -44,6 +46,8 @@ pub(crate) struct Surroundings {
     rp_filter: u8,
     /// Routes of all tables, without ours.
     routes: Vec<Route>,
+    /// Indices of devices where `tc` acts on what comes in.
+    ingress_disciplines: Vec<u32>,
     /// Other program on the port that peers dial.
     port: Option<PortHolder>,
     /// Wall clock, ns since 1970.
@@ -65,6 +69,7 @@ impl Surroundings {
             forwards: kernel_forwards(),
             rp_filter: read_rp_filter("all").max(read_rp_filter("default")).unwrap_or(0),
             routes,
+            ingress_disciplines: netlink.ingress_disciplines().unwrap_or_default(),
             port: config.node.listen.and_then(PortHolder::of_udp),
             clock_ns: linux::clock::realtime_ns(),
         }
@@ -104,6 +109,7 @@ pub(crate) fn obstacles(config: &Config, view: &HostView, around: &Surroundings)
     let mut list = Vec::new();
     clock(around, &mut list);
     beside_interfaces(config, view, around, &mut list);
+    same_networks(config, view, &mut list);
     translated_ways(config, view, around, &mut list);
     if config.peers.is_empty() {
         return list;
@@ -276,6 +282,39 @@ fn beside_interfaces(config: &Config, view: &HostView, around: &Surroundings, li
         unled(config, &others, ipv4, list);
     }
     unseen::by_the_firewall(config, &interfaces, view, around, list);
+    unseen::by_tc(&interfaces, view, around, list);
+}
+
+/// Networks that an interface inside shares with another one, as with a provider's router that has the LAN's: only one of the two
+/// is reached. Several ways out may be alike.
+fn same_networks(config: &Config, view: &HostView, list: &mut Vec<Obstacle>) {
+    let interfaces = &config.services.interfaces;
+    let networks = |interface: &Interface| {
+        let index = view.link(&interface.device).map(|link| link.index);
+        let there = view.addresses.iter().filter(|address| Some(address.index) == index);
+        let there = there.filter(|address| !address.link_local).map(|address| address.net);
+        let all = interface.addresses.iter().copied().chain(there);
+        all.filter(|net| net.prefix_len() < net.max_prefix_len())
+            .map(|net| net.trunc())
+            .collect::<BTreeSet<_>>()
+    };
+    let networks: Vec<BTreeSet<IpNet>> = interfaces.iter().map(networks).collect();
+    for (place, (first, of_first)) in interfaces.iter().zip(&networks).enumerate() {
+        for (second, of_second) in interfaces.iter().zip(&networks).skip(place + 1) {
+            let inside = policy::is_inside(config, first) || policy::is_inside(config, second);
+            let shared = of_first.intersection(of_second).next();
+            if let Some(net) = shared.filter(|_| inside && first.tenant == second.tenant) {
+                list.push((
+                    "interface",
+                    format!(
+                        "{} and {} have the same network {net}: hosts there are looked for behind one of them only; give the inner one \
+                         another network",
+                        first.name, second.name
+                    ),
+                ));
+            }
+        }
+    }
 }
 
 /// Services that the kernel does not lead to: what comes by the host's other devices does not reach them by their address.

@@ -9,6 +9,7 @@ mod link;
 mod monitor;
 mod neighbor;
 pub mod nftables;
+mod qdisc;
 mod route;
 mod rule;
 mod vm_generation;

@@ -138,6 +138,27 @@ fn what_the_host_forwards_beside_interfaces_is_told() {
     assert_eq!((firewall(at("wan0")).len(), firewall(at("wlan0")).len()), (1, 0));
 }
 
+/// A provider's router with the network of the LAN; two modems alike are no obstacle.
+#[test]
+fn interfaces_with_the_same_network_are_told() {
+    let mut alike = view();
+    alike.addresses.push(address(2, "192.168.10.77/24"));
+    let told = |view: &HostView, more: &str| {
+        let text = format!(
+            "[[interface]]\nname = \"lan\"\n{more}[[interface]]\nname = \"wan\"\ndevice = \"wan0\"\n[[nat]]\nout = \"wan\"\n"
+        );
+        let list = obstacles(&config("", &text), view, &fine());
+        list.into_iter().map(|(_, message)| message).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&view(), ""), [""; 0]);
+    let list = told(&alike, "");
+    assert!(
+        list.len() == 1 && list[0].starts_with("lan and wan have the same network 192.168.10.0/24: "),
+        "{list:?}"
+    );
+    assert_eq!(told(&alike, "outside = true\n"), [""; 0]);
+}
+
 /// Services that the kernel cannot lead to for what comes by its other devices.
 #[test]
 fn services_that_other_devices_do_not_reach_are_told() {
@@ -191,6 +212,45 @@ fn rules_of_the_host_that_do_not_see_what_passes_are_told() {
     let to = |address: &str| of(Hook::Prerouting, Effect::Translate(address.parse().unwrap()), &[]);
     assert!(to("192.168.10.5").starts_with("forward: "), "{}", to("192.168.10.5"));
     assert_eq!(to("172.17.0.2"), "", "containers are the kernel's");
+    assert_eq!(of(Hook::Prerouting, Effect::Mark, &["lan"]), "", "no rule of routing asks for it");
+}
+
+/// Routes by a mark and shapers of what comes in never meet what passes between interfaces.
+#[test]
+fn marks_and_ingress_filters_of_the_host_are_told() {
+    let interfaces = "[[interface]]\nname = \"lan\"\n[[interface]]\nname = \"wan\"\ndevice = \"wan0\"\n";
+    let told = |view: &HostView, around: Surroundings| {
+        let list = obstacles(&config("", interfaces), view, &around);
+        list.into_iter().map(|(_, message)| message).collect::<Vec<_>>()
+    };
+    let marks = |effect| BaseChain {
+        refuses: false,
+        acts: vec![Act { effect, devices: vec!["lan".to_owned()] }],
+        ..chain("mwan", "pre", Hook::Prerouting, b"")
+    };
+    let mut spec = linux::netlink::RuleSpec::new(linux::netlink::Family::V4, 100, 200);
+    spec.mark = Some((0x200, u32::MAX));
+    let rule = |spec| linux::netlink::PolicyRule {
+        spec,
+        action: linux::netlink::PolicyAction::Table(200),
+        protocol: None,
+        src_ports: None,
+        dst_ports: None,
+        special: false,
+    };
+    let with = |spec: linux::netlink::RuleSpec| HostView { rules: vec![rule(spec)], ..view() };
+    let by_mark = told(&with(spec.clone()), Surroundings { chains: vec![marks(Effect::Mark)], ..fine() });
+    assert!(
+        by_mark.len() == 1 && by_mark[0].contains("chain pre of table ip mwan) and `ip rule` has a fwmark"),
+        "{by_mark:?}"
+    );
+    // wg-quick: everything but its own socket's packets, which is what passes through.
+    spec.invert = true;
+    assert_eq!(told(&with(spec), Surroundings { chains: vec![marks(Effect::Mark)], ..fine() }), [""; 0]);
+
+    let shaped = |index| told(&view(), Surroundings { ingress_disciplines: vec![index], ..fine() });
+    assert!(shaped(2)[0].contains("comes in by wan0 (qdisc ingress)"), "{:?}", shaped(2));
+    assert_eq!(shaped(9), [""; 0]);
 }
 
 /// Chains of `iptables-legacy` are mended by its own program.

@@ -1,11 +1,12 @@
 //! Chains of the host's nftables that do not see packets from one `[[interface]]` to another, though they were written for them.
 //!
-//! Such packets never come to the kernel's stack: neither its ingress, prerouting nor forward chains meet them. What is for the host
+//! And what `tc` does to what comes in. Such packets never come to the kernel's stack: neither its ingress, prerouting nor forward chains meet them. What is for the host
 //! itself passes all of them as ever, and what leaves a device passes its egress chains.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use linux::netlink::RuleSpec;
 use linux::netlink::nftables::{Act, BaseChain, Effect, Hook};
 
 use super::{Obstacle, Surroundings, in_words, place};
@@ -58,9 +59,19 @@ pub(super) fn by_the_firewall(
                 ),
             ));
         }
+        if chooses_by_mark(view) && acts().any(|act| act.effect == Effect::Mark) {
+            list.push((
+                "interface",
+                format!(
+                    "the host's firewall marks what passes through ({}) and `ip rule` has a fwmark: what passes between {between} has \
+                     no mark and takes the routes without; choose by from, to, iif, ipproto, sport or dport of `ip rule`",
+                    place(chain)
+                ),
+            ));
+        }
         let behind = |act: &Act| match act.effect {
             Effect::Translate(to) => is_behind(to, config, interfaces, view).then_some(to),
-            Effect::Refuse | Effect::Redirect => None,
+            Effect::Refuse | Effect::Redirect | Effect::Mark => None,
         };
         if let Some(to) = acts().find_map(behind) {
             list.push((
@@ -72,6 +83,35 @@ pub(super) fn by_the_firewall(
                 ),
             ));
         }
+    }
+}
+
+/// Whether the kernel chooses routes by a mark of the firewall.
+fn chooses_by_mark(view: &HostView) -> bool {
+    let by_mark = |rule: &RuleSpec| !rule.invert && rule.mark.is_some_and(|(mark, mask)| mark & mask != 0);
+    view.rules.iter().any(|rule| by_mark(&rule.spec))
+}
+
+/// Tells of devices where `tc` holds up or redirects what comes in.
+pub(super) fn by_tc(
+    interfaces: &BTreeSet<&str>,
+    view: &HostView,
+    around: &Surroundings,
+    list: &mut Vec<Obstacle>,
+) {
+    let has_one = |index: u32| around.ingress_disciplines.contains(&index);
+    let links = view.links.iter().filter(|link| has_one(link.index));
+    let shaped: BTreeSet<&str> =
+        links.map(|link| link.name.as_str()).filter(|name| interfaces.contains(name)).collect();
+    if !shaped.is_empty() {
+        list.push((
+            "interface",
+            format!(
+                "tc has filters for what comes in by {} (qdisc ingress), as for shaping a download with ifb: they meet what is for \
+                 the host alone; shape what passes through where it leaves, at the root of the other interface",
+                in_words(&shaped)
+            ),
+        ));
     }
 }
 

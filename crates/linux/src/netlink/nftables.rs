@@ -374,6 +374,10 @@ mod tests {
                  chain strangers { ip6 saddr 2001:db8::/32 drop; }; }",
             );
             nft(
+                "table inet p { chain pre { type filter hook prerouting priority mangle; iifname \"eth1\" ct mark set meta mark; \
+                 iifname \"eth1\" tcp dport 443 meta mark set 0x200; }; }",
+            );
+            nft(
                 "table netdev d { chain in { type filter hook ingress device \"lo\" priority 0; ip saddr 10.0.0.1 drop; }; \
                  chain out { type filter hook egress device \"lo\" priority 0; tcp dport 445 drop; }; }",
             );
@@ -402,11 +406,12 @@ mod tests {
                         vec![act(Effect::Redirect, &["eth1"]), act(Effect::Translate(address), &[])]
                     ),
                     ("raw", Hook::Prerouting, false, vec![act(Effect::Refuse, &[])]),
+                    ("pre", Hook::Prerouting, false, vec![act(Effect::Mark, &["eth1"])]),
                     ("in", Hook::Ingress, false, vec![act(Effect::Refuse, &[])]),
                 ]
             );
             assert_eq!(
-                (chains[3].family, chains[3].devices.as_slice()),
+                (chains[4].family, chains[4].devices.as_slice()),
                 ("netdev", ["lo".to_owned()].as_slice())
             );
         });

@@ -8,6 +8,8 @@ use crate::sys::interface_of_index;
 /// Keys of a `meta` expression that name a device: index and name of that by which a packet came, and by which it leaves.
 const META_DEVICES: std::ops::RangeInclusive<u32> = 4..=7;
 const META_NAMES: std::ops::RangeInclusive<u32> = 6..=7;
+/// Key of a `meta` expression for the mark.
+const META_MARK: u32 = 3;
 /// Verdicts that lead to another chain.
 const JUMP: i32 = -3;
 const GOTO: i32 = -4;
@@ -32,6 +34,8 @@ pub enum Effect {
     Redirect,
     /// Leads packets to another host, the destination is translated.
     Translate(IpAddr),
+    /// Gives packets a mark, by which rules of routing choose.
+    Mark,
 }
 
 /// A rule as read.
@@ -85,7 +89,7 @@ impl Rule {
         let usual = reader.by_routes || reader.tracks && !reader.selects;
         let effect = match reader.effect {
             Some(Effect::Redirect) if reader.to_some => None,
-            None => (reader.refuses && !usual).then_some(Effect::Refuse),
+            None | Some(Effect::Mark) if reader.refuses => (!usual).then_some(Effect::Refuse),
             found => found,
         };
         Some(Self {
@@ -115,6 +119,10 @@ impl<'a> Reader<'a> {
     fn condition(&mut self, name: &[u8], data: &[u8]) {
         self.conditions += 1;
         match name {
+            // It sets it, out of a register.
+            b"meta" if number(data, 2) == Some(META_MARK) && number(data, 3).is_some() => {
+                self.effect.get_or_insert(Effect::Mark);
+            }
             b"meta" => {
                 self.device_key = number(data, 2).filter(|key| META_DEVICES.contains(key));
                 self.selects |= self.device_key.is_some();
@@ -187,6 +195,9 @@ impl<'a> Reader<'a> {
         match name.strip_suffix(b"\0").unwrap_or(name) {
             b"DROP" | b"REJECT" => self.refuses = true,
             b"REDIRECT" | b"TPROXY" => self.effect = Some(Effect::Redirect),
+            b"MARK" | b"CONNMARK" => {
+                self.effect.get_or_insert(Effect::Mark);
+            }
             // xt_DNAT: its first revision has a count and flags in front of IPv4 addresses, later ones flags in front of either.
             b"DNAT" => {
                 let old = number(data, 2).unwrap_or(0) == 0;
