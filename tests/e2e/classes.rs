@@ -215,6 +215,35 @@ fn r13_a_clients_mark_chooses_only_where_it_is_allowed() {
     });
 }
 
+/// Row T12: a section counts for the code points and for the peers that it names, not for others.
+#[test]
+fn t12_a_class_is_chosen_by_code_point_and_by_peer() {
+    isolated(|| {
+        let scene = Scene::new(&[link(30.0, 5.0)]);
+        let (a, b) = (scene.a(), scene.b());
+        let (branch, hub) = scene.pair();
+        let other = Config::new("other", "10.77.0.3");
+        let branch = branch.peer(&other, &["198.18.0.9:4600".to_owned()], &other.own_nets(), "").section(
+            "[[class]]\nname = \"assured\"\nclass = \"cheap\"\ndscp = [\"af11\", 12]\n\
+             [[class]]\nname = \"elsewhere\"\nclass = \"critical\"\npeer = [\"other\"]\n\
+             [[class]]\nname = \"here\"\nclass = \"pinned\"\nport = 7003\npeer = [\"hub\"]\n",
+        );
+        let (branch, _hub) = scene.join(&branch, &hub, 1);
+        let talk = |port, dscp| {
+            let heard = Talk { dscp, bytes: 600, ..Talk::new(port, 0.5) }.start(a, b, HUB_IP).finish();
+            assert_eq!(heard.received, heard.sent, "{heard:?}");
+            heard.sent
+        };
+        let (assured, pinned, plain) = (talk(7002, 10) + talk(7002, 12), talk(7003, 0), talk(7002, 14));
+        let [cheap, pins, critical, bulk] =
+            settled(|| ["cheap", "pinned", "critical", "bulk"].map(|class| packets(&branch, class, "")));
+        assert_eq!((cheap, pins, critical), (assured, pinned, 0), "{bulk}");
+        assert!(bulk >= plain, "{bulk} {plain}");
+        let (code, said) = branch.command(&["class", "udp 10.77.0.1:5 > 10.77.0.3:7002"]);
+        assert!(code == 0 && said.contains("to peer other: critical (by [[class]] elsewhere)"), "{said}");
+    });
+}
+
 /// Row R15: without any configuration RTP is found by its shape, and a game by its pace. During an upload both are quicker than
 /// datagrams of another shape, and in order. A machine that is busy for a tenth of a second spoils a measurement: one of three counts.
 #[test]

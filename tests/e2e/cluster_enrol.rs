@@ -35,7 +35,10 @@ fn d6_a_unit_enrols_itself_once_by_a_token_and_is_known_by_its_key() {
     all.until("it takes part", takes_part);
     let log = |all: &Cluster, id: u16| std::fs::read_to_string(all.bed.machine(id).unwrap().log()).unwrap();
     assert!(all.events().contains("by its token"), "{}", all.events());
-    // Another machine with the same token.
+    // Another machine with the same token, in the configuration itself.
+    let config = file(&all, &format!("{OTHER}.toml"));
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace(line, &format!("token = \"{}\"\n", token.trim()))).unwrap();
     all.bed.start_one(OTHER).unwrap();
     all.until("another machine is refused", |all| log(all, OTHER).contains("used or too old").then_some(()));
     assert!(unit(&all.status(), OTHER).is_none());

@@ -6,6 +6,7 @@ use testbed::topology::Node;
 
 use crate::capture::{Capture, payload};
 use crate::machine::isolated;
+use crate::program::Keys;
 use crate::scene::*;
 
 /// Twice in each datagram: at its front and far behind.
@@ -115,4 +116,28 @@ fn t11_clear_text_is_refused_without_permission() {
             assert!(said.contains("allow-cleartext = true"), "{said}");
         }
     }
+}
+
+/// Row T11: where a second key is configured, in a file or in its place, a peer that has another one is no peer, though its first key is right.
+#[test]
+fn t11_a_preshared_key_must_be_the_same_on_both_sides() {
+    isolated(|| {
+        let scene = Scene::new(&[link(100.0, 1.0)]);
+        let (branch, hub) = scene.pair();
+        let keys = ["one.psk", "other.psk"].map(|name| {
+            let key = Keys::new().private;
+            scene.directory.write(name, &key).unwrap();
+            key
+        });
+        let text = hub.text(&scene.directory);
+        let hub = scene.start(scene.b(), &hub.section("preshared-key-file = \"other.psk\"\n"));
+        let mut branch = scene.start(scene.a(), &branch.section("preshared-key-file = \"one.psk\"\n"));
+        // The second key seals the hub's answer.
+        wait_for("no answer is right", PATIENCE, || drops(&branch, &["handshake-failed"]) > 1);
+        assert_eq!(peer(&branch).handshakes, 0);
+        std::fs::write(&hub.config, format!("{text}preshared-key = \"{}\"\n", keys[0])).unwrap();
+        assert_eq!(hub.command(&["reload"]).0, 0, "{}", hub.log());
+        branch.wait("joined", PATIENCE, |report| paths_up(report) == 1);
+        echo(scene.a(), scene.b(), HUB_IP);
+    });
 }

@@ -180,6 +180,19 @@ fn tagged_frames_pass_as_they_are(a: &Node, b: &Node) {
     }
 }
 
+/// Questions about who is on the other side are not answered here any more when that is not wanted.
+fn stations_are_asked_themselves(branch: &Gateway, near: &Node) {
+    let text = std::fs::read_to_string(&branch.config).unwrap();
+    let silent = text.replace("[tap]\n", "[tap]\nanswer-neighbors = false\n");
+    std::fs::write(&branch.config, silent).unwrap();
+    assert_eq!(branch.command(&["reload"]).0, 0, "{}", branch.log());
+    let answered = || branch.status().unwrap().lan.unwrap().frames.answered;
+    let before = settled(answered);
+    shell(near, "ip neigh flush dev eth0");
+    ping(near, "192.168.7.2", "");
+    assert_eq!(settled(answered), before);
+}
+
 /// Row T14: two sites' LANs are one over two links: ARP, DHCP, neighbor discovery, TCP, tags; packets of the tunnel's own addresses
 /// go their way beside.
 #[test]
@@ -242,6 +255,7 @@ fn t14_two_lans_are_one_with_dhcp_arp_nd_and_tags() {
         });
         let (code, text) = branch.command(&["status"]);
         assert!(code == 0 && text.contains("LAN tap0 in br0, MTU 1500"), "{text}");
+        stations_are_asked_themselves(&branch, &near);
     });
 }
 
@@ -322,7 +336,8 @@ fn t14_made_up_stations_and_floods_are_limited() {
         bridge(b, 1500);
         let near = host(a, "port1", "192.168.7.1/24", 1500);
         let _far = host(b, "port1", "192.168.7.2/24", 1500);
-        let limits = "stations-max = 256\nstations-per-peer-max = 32\nflood-per-second-max = 300";
+        let limits = "stations-max = 256\nstations-per-peer-max = 32\nflood-per-second-max = 300\n\
+                      station-age-seconds = 10";
         let (branch, hub) = pair(&scene, limits, limits);
         let (mut branch, mut hub) = scene.join(&branch, &hub, 1);
         ping(&near, "192.168.7.2", "");
@@ -355,6 +370,10 @@ fn t14_made_up_stations_and_floods_are_limited() {
         });
         let lan = report.lan.unwrap();
         assert!(lan.peers[0].stations <= 32 && lan.frames.not_learned > 100, "{lan:?}");
+        // They never said anything again.
+        hub.wait("silent stations are forgotten", PATIENCE, |report| {
+            report.lan.as_ref().is_some_and(|lan| lan.peers[0].stations <= 2)
+        });
     });
 }
 

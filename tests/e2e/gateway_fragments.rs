@@ -77,19 +77,24 @@ fn c5_pieces_are_bridged_or_put_together_as_configured() {
         let gateway = lans.start(ALLOW);
         let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
         let raw = Raw::new(&lans, 1);
-        let client = UdpClient::new(lans.host(1), "10.1.1.2:0");
+        let nat = "[[nat]]\nout = \"lan2\"";
         let cases = [
-            ("\"bridge\"", false),
-            ("\"assemble\"", true),
-            ("{ up-to-bytes = 1300 }", false),
-            ("{ up-to-bytes = 1500 }", true),
-            ("{ up-to-fragments = 2 }", false),
-            ("{ up-to-fragments = 3 }", true),
+            ("\"bridge\"", nat, false),
+            ("\"assemble\"", nat, true),
+            ("{ up-to-bytes = 1300 }", nat, false),
+            ("{ up-to-bytes = 1500 }", nat, true),
+            ("{ up-to-fragments = 2 }", nat, false),
+            ("{ up-to-fragments = 3 }", nat, true),
+            // A core that forwards this little is below it always.
+            ("{ load-below-percent = 100 }", nat, true),
+            ("\"as-needed\"", nat, false),
+            ("\"as-needed\"", "[[nat]]\nout = \"lan2\"\nassemble-fragments = true", true),
         ];
-        for (number, (variant, together)) in cases.into_iter().enumerate() {
-            let nat = "[[nat]]\nout = \"lan2\"\n";
-            let (code, said) = lans.reload(&gateway, &format!("{ALLOW}fragments = {variant}\n{nat}"));
+        for (number, (variant, nat, together)) in cases.into_iter().enumerate() {
+            let (code, said) = lans.reload(&gateway, &format!("{ALLOW}fragments = {variant}\n{nat}\n"));
             assert_eq!(code, 0, "{said}");
+            // A flow keeps what its rule said when it began.
+            let client = UdpClient::new(lans.host(1), "10.1.1.2:0");
             let capture = Capture::start(lans.host(2), "eth0", 1_000);
             // 20 + 8 + 1,400 bytes.
             for (header, content) in pieces_of(client.local().port(), 1_400, number as u16 + 1, 600) {
@@ -102,7 +107,7 @@ fn c5_pieces_are_bridged_or_put_together_as_configured() {
             let content = |frame: &Vec<u8>| usize::from(u16::from_be_bytes([frame[16], frame[17]])) - 20;
             let seen: Vec<usize> =
                 frames.iter().filter(|frame| frame[30..34] == SERVER.octets()).map(content).collect();
-            assert_eq!(seen, if together { vec![1_408] } else { vec![600, 600, 208] }, "{variant}");
+            assert_eq!(seen, if together { vec![1_408] } else { vec![600, 600, 208] }, "{variant} {nat}");
         }
     });
 }
@@ -186,6 +191,26 @@ fn c5_contradicting_pieces_are_dropped() {
         raw.send(&odd.packet(&[0; 801]));
         wait_for("the others are counted", PATIENCE, || dropped(&gateway, "fragment-invalid") >= 2);
         assert_eq!(client.ask("10.1.2.2:80", 8_000).source.ip(), gateway_ip(2));
+    });
+}
+
+/// Row C5: a piece whose others do not come, and a flow of a protocol without ports, are kept as long as configured: by default it
+/// were 15 s and ten minutes.
+#[test]
+fn c5_what_nothing_follows_is_given_up_in_time() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let gateway = lans.start(&format!(
+            "{ALLOW}timeouts = {{ other-seconds = 3, fragments-seconds = 2 }}\n[[nat]]\nout = \"lan2\"\n"
+        ));
+        let raw = Raw::new(&lans, 1);
+        // Generic routing encapsulation without options, of nothing.
+        raw.send(&Header::new(CLIENT, SERVER, 47).packet(&[0, 0, 8, 0]));
+        wait_for("a flow", PATIENCE, || flows(&gateway, "47").flows.len() == 1);
+        let (header, content) = &pieces(4_000, 4_000, 1)[1];
+        raw.send(&header.packet(content));
+        wait_for("the flow ends", 10.0, || flows(&gateway, "47").flows.is_empty());
+        wait_for("the piece is given up", 10.0, || dropped(&gateway, "fragment-timeout") == 1);
     });
 }
 

@@ -104,6 +104,31 @@ fn c6_checks_are_made_by_a_process_of_their_own() {
     });
 }
 
+/// Row C6: checks have the rights of the user who is configured; a reload with another one makes another process.
+#[test]
+fn c6_checks_have_a_users_rights() {
+    isolated(|| {
+        let lans = Lans::new(3);
+        let _mirrors = [2, 3].map(|number| Mirror::start(lans.host(number), "backend", "0.0.0.0:80"));
+        let server = tcp_server("tcp = true");
+        let gateway = lans.start(&server);
+        wait_for("the process", PATIENCE, || process(&gateway).running);
+        let first = process(&gateway);
+        let daemon = server.replace("[[virtual", "health-user = \"daemon\"\n[[virtual");
+        assert_eq!(lans.reload(&gateway, &daemon).0, 0);
+        wait_for("another process", PATIENCE, || {
+            let now = process(&gateway);
+            now.running && now.process != first.process
+        });
+        let of = |name: &str| {
+            std::fs::read_to_string(format!("/proc/{}/{name}", process(&gateway).process)).unwrap()
+        };
+        assert!(of("cmdline").contains("--user\x001:1\0"), "{}", of("cmdline"));
+        let changed_user = of("status").contains("Uid:\t1\t1\t1\t1");
+        assert_ne!(changed_user, process(&gateway).kept_rights.contains("user"), "{}", of("status"));
+    });
+}
+
 /// nginx with TLS and the PROXY protocol on port 443, the same without on 444; ended when dropped.
 struct Nginx {
     directory: ScratchDir,

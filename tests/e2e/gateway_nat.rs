@@ -1,8 +1,10 @@
 //! Address translation with real clients, in each mode.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
 use crate::gateway_clients::*;
+use crate::gateway_raw::{Header, Raw, UDP, udp};
 use crate::gateway_scene::*;
 use crate::machine::isolated;
 use crate::scene::*;
@@ -217,6 +219,26 @@ fn c2_a_client_has_only_so_many_flows() {
     });
 }
 
+/// Rows C2, C3: each of a core's port tables gives out every port once. Of 32 ports 64 tables make 2,048 flows, 256 make more.
+#[test]
+fn c2_c3_there_are_as_many_port_tables_as_configured() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let gateway =
+            lans.start(&format!("{ALLOW}[[nat]]\nout = \"lan2\"\nports = \"4096-4127\"\ntables = 256\n"));
+        let raw = Raw::new(&lans, 1);
+        let (client, server) = (Ipv4Addr::new(10, 1, 1, 2), Ipv4Addr::new(10, 1, 2, 2));
+        let from = SocketAddrV4::new(client, 4_000);
+        wait_for("more flows than 64 tables hold", PATIENCE, || {
+            for port in 10_000..14_000 {
+                let datagram = udp(from, SocketAddrV4::new(server, port), b"x");
+                raw.send(&Header::new(client, server, UDP).packet(&datagram));
+            }
+            services(&gateway).nats[0].live_flows > 2_500
+        });
+    });
+}
+
 /// Row C2: the log answers who had an outside port (RFC 6888 §4).
 #[test]
 fn c2_the_log_tells_who_had_a_port() {
@@ -239,6 +261,30 @@ fn c2_the_log_tells_who_had_a_port() {
     });
 }
 
+/// Row C2: where clients have their ports in blocks, all flows of one are in its own, and the log has a line for the block and none
+/// for a port.
+#[test]
+fn c2_a_clients_ports_come_in_blocks() {
+    isolated(|| {
+        let lans = Lans::new(3);
+        let log = lans.scene.directory.path().join("nat.json");
+        let gateway = lans.start(&format!(
+            "{ALLOW}log-file = \"{}\"\n[[nat]]\nout = \"lan2\"\nports-per-client = 1024\n",
+            log.display()
+        ));
+        let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
+        let blocks = [1, 3].map(|number| -> BTreeSet<u16> {
+            (0..20).map(|_| ask_udp(lans.host(number), "10.1.2.2:80").source.port() / 1_024).collect()
+        });
+        assert!(blocks.iter().all(|blocks| blocks.len() == 1) && blocks[0] != blocks[1], "{blocks:?}");
+        no_reply_went_astray(&gateway);
+        let lines = || std::fs::read_to_string(&log).unwrap_or_default();
+        wait_for("a line for each client", PATIENCE, || lines().matches("\"ports\":1024").count() == 2);
+        let of_clients = lines().lines().filter(|line| line.contains("\"inside\"")).count();
+        assert_eq!(of_clients, 2, "{}", lines());
+    });
+}
+
 /// Row C2: an ICMP error from behind the translation reaches the client with its own packet quoted: a closed port over
 /// UDP is told at once, and a smaller MTU on the way is found by TCP.
 #[test]
@@ -252,6 +298,23 @@ fn c2_icmp_errors_come_through() {
         // A closed TCP port is refused, not timed out.
         let error = Talk::open(lans.host(1), "10.1.2.2:9").err().unwrap();
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{error}");
+    });
+}
+
+/// Row C10: the gateway makes as many ICMP errors of its own as it is allowed to, here none; live.
+#[test]
+fn c10_icmp_errors_have_a_limit() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let gateway = lans.start(&format!("{ALLOW}errors-per-second-max = 0\n"));
+        let traced = || {
+            let said = shell(lans.host(1), "ping -n -c 3 -i 0.2 -W 1 -t 1 10.1.2.2 || true");
+            said.matches("From 10.1.1.1 icmp_seq=").count()
+        };
+        assert_eq!(traced(), 0);
+        wait_for("they are counted", PATIENCE, || dropped(&gateway, "ttl-expired") >= 3);
+        assert_eq!(lans.reload(&gateway, ALLOW).0, 0);
+        assert_eq!(traced(), 3);
     });
 }
 
@@ -295,7 +358,7 @@ fn c2_ports_rest_after_a_connection() {
             "{ALLOW}timeouts = {{ tcp-closed-seconds = 1 }}\n[[nat]]\nout = \"lan2\"\nports = \"2048-4095\"\n"
         ));
         let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
-        let mut seen = std::collections::BTreeSet::new();
+        let mut seen = BTreeSet::new();
         for round in 0..2 {
             for number in 0..200 {
                 let port = ask_tcp(lans.host(1), "10.1.2.2:80").source.port();

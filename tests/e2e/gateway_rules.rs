@@ -46,6 +46,49 @@ fn r5_rules_decide_about_new_flows() {
     });
 }
 
+/// Row R5: a rule names ports that clients come from, and neither their neighbours nor ports of servers are meant.
+#[test]
+fn r5_rules_by_the_clients_port() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let gateway = lans.start(&format!(
+            "{ALLOW}[[rule]]\nname = \"callers\"\naction = \"drop\"\nsource-port = [\"5000-5009\"]\n"
+        ));
+        let _web = Mirror::start(lans.host(2), "web", "0.0.0.0:5005");
+        for (port, passes) in [(4_999, true), (5_000, false), (5_009, false), (5_010, true)] {
+            let client = UdpClient::new(lans.host(1), &format!("0.0.0.0:{port}"));
+            if passes {
+                client.ask("10.1.2.2:5005", 64);
+            } else {
+                assert!(client.try_ask("10.1.2.2:5005", 64).is_none(), "port {port}");
+            }
+        }
+        assert_eq!(settled(|| matched(&gateway, "callers")), 2);
+    });
+}
+
+/// Row R5: where an interface is said to have strangers, nothing new comes in by it without a rule; what goes out does.
+#[test]
+fn r5_strangers_are_where_the_configuration_says() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let strangers = |outside: bool| {
+            format!("[[interface]]\nname = \"lan2\"\ndevice = \"lan2\"\noutside = {outside}\n")
+        };
+        let gateway = lans.start(&strangers(true));
+        let (_in, _out) = (
+            Mirror::start(lans.host(1), "inside", "0.0.0.0:80"),
+            Mirror::start(lans.host(2), "outside", "0.0.0.0:80"),
+        );
+        assert_eq!(ask_udp(lans.host(1), "10.1.2.2:80").name, "outside");
+        let stranger = UdpClient::new(lans.host(2), "0.0.0.0:0");
+        assert!(stranger.try_ask("10.1.1.2:80", 64).is_none());
+        wait_for("it is counted", PATIENCE, || dropped(&gateway, "default-drop") > 0);
+        assert_eq!(lans.reload(&gateway, &strangers(false)).0, 0);
+        stranger.ask("10.1.1.2:80", 64);
+    });
+}
+
 /// Row R5: groups are changed by command while traffic runs: who is put into "blocked" is cut off at once, old flows
 /// included, others notice nothing, and who is taken out may come again. The change holds over a reload.
 #[test]
@@ -154,6 +197,25 @@ fn r4_r11_two_tenants_with_the_same_addresses() {
             assert_eq!(list.iter().filter(|flow| flow.tenant == tenant).count(), 10, "{tenant}: {list:?}");
         }
         assert_eq!(flows(&gateway, "tenant red udp port 20003").flows.len(), 1);
+        no_reply_went_astray(&gateway);
+    });
+}
+
+/// Rows R4, R11: a `[[nat]]` of one tenant is not the others'; each leaves by the address that is meant for it.
+#[test]
+fn r4_r11_tenants_leave_by_addresses_of_their_own() {
+    isolated(|| {
+        let lans = two_tenants();
+        let gateway = lans.start(&format!(
+            "{TENANTS}[[nat]]\nout = \"lan2\"\ntenants = [\"red\"]\naddresses = [\"10.1.2.16/32\"]\n\
+             [[nat]]\nout = \"lan2\"\naddresses = [\"10.1.2.17/32\"]\n"
+        ));
+        let _web = Mirror::start(lans.host(2), "web", "0.0.0.0:80");
+        for _ in 0..4 {
+            for (number, address) in [(1, "10.1.2.16"), (3, "10.1.2.17")] {
+                assert_eq!(ask_udp(lans.host(number), "10.1.2.2:80").source.ip().to_string(), address);
+            }
+        }
         no_reply_went_astray(&gateway);
     });
 }

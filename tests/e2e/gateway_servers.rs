@@ -1,6 +1,6 @@
 //! Virtual servers: real HTTP servers behind one address, while some of them die, come back or are drained.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd as _;
 use std::sync::atomic::Ordering;
 
@@ -284,6 +284,23 @@ fn c2_c3_c4_c6_source_modes_of_a_virtual_server() {
     });
 }
 
+/// Rows C2, C6: a virtual server shows its backends an address that it has for that, and no other one.
+#[test]
+fn c2_c6_a_virtual_server_has_addresses_for_its_backends() {
+    isolated(|| {
+        let farm = Farm::new();
+        let gateway =
+            farm.start("source-addresses = [\"10.1.2.40\", \"10.1.2.41\"]\nbackends = [\"10.1.2.2:80\"]\n");
+        let seen: BTreeSet<String> =
+            (0..20).map(|_| ask_tcp(farm.lans.host(1), LISTEN).source.ip().to_string()).collect();
+        assert!(
+            seen.iter().all(|address| ["10.1.2.40", "10.1.2.41"].contains(&address.as_str())),
+            "{seen:?}"
+        );
+        no_reply_went_astray(&gateway);
+    });
+}
+
 /// Row C6: limits of a server and of a backend hold, and what is refused is counted.
 #[test]
 fn c6_connection_limits() {
@@ -458,6 +475,47 @@ fn c6_a_silent_backend_loses_its_flows() {
         farm.kill(1);
         wait_for("the check notices", PATIENCE, || backend(&gateway, 1).state == "down");
         assert_eq!(farm.spread(10).len(), 1);
+    });
+}
+
+/// Row C6: whether connections to a backend that goes down are reset is configured. One that refuses its checks loses those that it
+/// has where that is said; one that is silent keeps them where it is said, though by default it loses them.
+#[test]
+fn c6_what_becomes_of_connections_to_a_backend_that_is_down() {
+    isolated(|| {
+        let farm = Farm::new();
+        // Checks go to another port: one that refuses them still has its connections.
+        let down = |reset: &str, port: u16| {
+            section(&format!(
+                "backends = [\"10.1.2.2:80\"]\nreset-on-down = \"{reset}\"\n{}",
+                HEALTH.replace("tcp = true", &format!("tcp = true, port = {port}"))
+            ))
+        };
+        let gateway = farm.lans.start(&down("silent", 80));
+        let client = farm.lans.host(1);
+        let state = |wanted: &str| wait_for(wanted, PATIENCE, || backend(&gateway, 0).state == wanted);
+        shell(
+            farm.lans.host(2),
+            "nft 'table ip silent { chain in { type filter hook input priority 0; tcp dport 82 drop; }; }'",
+        );
+        // Port 81 refuses, port 82 says nothing.
+        for (reset, port, lives) in
+            [("silent", 81, true), ("always", 81, false), ("silent", 82, false), ("never", 82, true)]
+        {
+            assert_eq!(farm.lans.reload(&gateway, &down(reset, 80)).0, 0);
+            state("up");
+            let mut talk = Talk::open(client, LISTEN).unwrap();
+            assert_eq!(farm.lans.reload(&gateway, &down(reset, port)).0, 0);
+            state("down");
+            if lives {
+                // Long enough for a core to go through its flows.
+                std::thread::sleep(std::time::Duration::from_millis(500));
+                talk.echo(10_000).unwrap();
+            } else {
+                let error = talk.wait().unwrap_err();
+                assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{reset} {port}");
+            }
+        }
     });
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use control::status::Report;
 use testbed::topology::{LinkNet, Site};
 
+use crate::capture::Capture;
 use crate::machine::isolated;
 use crate::scene::*;
 
@@ -335,5 +336,28 @@ fn t1_two_bonds_keep_to_their_wan_sets_with_several_tunnels_for_a_pair() {
         });
         echo(a, b, HUB_IP);
         echo(c, b, HUB_IP);
+    });
+}
+
+/// Row T1: how many sockets, by their source ports, one path has: the cores of the hub share them.
+#[test]
+fn t1_a_path_has_as_many_sockets_as_configured() {
+    isolated(|| {
+        let scene = Scene::new(&[link(100.0, 1.0)]);
+        let (a, b) = (scene.a(), scene.b());
+        let (branch, hub) = scene.pair();
+        let branch = branch.node_line("cores = [0]").section("sockets-per-path = 1\n");
+        let text = branch.text(&scene.directory);
+        let (branch, _hub) = scene.join(&branch, &hub.node_line("cores = [0, 1]"), 1);
+        let source_ports = || -> BTreeSet<[u8; 2]> {
+            let capture = Capture::start(b, "wan0", 50_000);
+            // Of as many flows as this some are of each core.
+            tcp_seconds(a, b, HUB_IP, 16, 1.0);
+            capture.finish().iter().map(|frame| [frame[34], frame[35]]).collect()
+        };
+        assert_eq!(source_ports().len(), 1);
+        std::fs::write(&branch.config, text.replace("sockets-per-path = 1", "sockets-per-path = 2")).unwrap();
+        assert_eq!(branch.command(&["reload"]).0, 0, "{}", branch.log());
+        assert_eq!(source_ports().len(), 2);
     });
 }

@@ -46,9 +46,22 @@ pub fn node(directory: &ScratchDir, name: &str, keys: &Keys, more: &str) -> Stri
 impl Gateway {
     /// Starts `anabranch up` in a node with this configuration.
     pub fn start(place: &Node, directory: &ScratchDir, name: &str, config: &str) -> Self {
+        Self::start_with(place, directory, name, config, &[])
+    }
+
+    /// The same with more variables in its environment.
+    pub fn start_with(
+        place: &Node,
+        directory: &ScratchDir,
+        name: &str,
+        config: &str,
+        environment: &[(&str, &str)],
+    ) -> Self {
         let config = directory.write(&format!("{name}.toml"), config).unwrap();
         let log = directory.path().join(format!("{name}.log"));
-        let program = place.start(up(&config), Some(&log)).unwrap();
+        let mut command = up(&config);
+        command.envs(environment.iter().copied());
+        let program = place.start(command, Some(&log)).unwrap();
         Self { program, socket: directory.path().join(format!("{name}.sock")), config, log }
     }
 

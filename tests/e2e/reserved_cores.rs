@@ -68,3 +68,31 @@ fn t13_a_reserved_core_is_its_classs_alone() {
         wait_for("the branch hears that it is back", PATIENCE, || asked(7000).contains("its core 1"));
     });
 }
+
+/// Rows T3, T13: the hub prefers core 1 for interactive flows and tells the branch. All of them go there, others go to both cores; while
+/// the core is away they go to the other one.
+#[test]
+fn t13_a_preferred_core_has_its_class_and_others() {
+    isolated(|| {
+        let scene = Scene::new(&[link(400.0, 2.0)]);
+        let (a, b) = (scene.a(), scene.b());
+        let (branch, hub) = scene.pair();
+        let class = CLASS.replace("critical", "interactive");
+        let hub = hub.node_line("cores = [0, 1]\npreferred-cores = { interactive = [1] }");
+        let (branch, hub) = scene.join(&branch.section(&class), &hub.section(&class), 1);
+        let cores = |port: u16| -> [usize; 2] {
+            let asked = (40_000..40_020)
+                .map(|own| branch.command(&["class", &format!("udp {BRANCH_IP}:{own} > {HUB_IP}:{port}")]).1);
+            let asked: Vec<String> = asked.collect();
+            ["its core 0", "its core 1"].map(|core| asked.iter().filter(|said| said.contains(core)).count())
+        };
+        assert_eq!(cores(7000), [0, 20]);
+        assert!(cores(7001).iter().all(|count| *count > 0), "{:?}", cores(7001));
+        let before = written(&hub);
+        let heard = Talk { bytes: 200, ..Talk::new(7000, 1.0) }.start(a, b, HUB_IP).finish();
+        let wrote: Vec<u64> = written(&hub).iter().zip(&before).map(|(new, old)| new - old).collect();
+        assert!(heard.received == heard.sent && wrote[1] >= heard.sent, "{wrote:?} {heard:?}");
+        assert_eq!(hub.command(&["core", "drain", "1"]).0, 0);
+        wait_for("the branch hears that it is gone", PATIENCE, || cores(7000) == [20, 0]);
+    });
+}

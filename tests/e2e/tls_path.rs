@@ -100,3 +100,23 @@ fn t1_t12_a_bond_over_tls_survives_its_process_and_goes_back_to_udp() {
         wait_for("it answers", PATIENCE, || try_echo(a, b, HUB_IP).is_ok());
     });
 }
+
+/// Row T1: the TCP port that is dialled where UDP is blocked is the peer's `tls-port`; 0 forbids it.
+#[test]
+fn t1_the_tcp_port_is_chosen_for_each_peer() {
+    isolated(|| {
+        let scene = Scene::new(&[link(50.0, 5.0)]);
+        let (a, b) = (scene.a(), scene.b());
+        nft(b, UDP_BLOCKED);
+        let (branch, hub) = scene.pair();
+        let hub = hub.node_line("listen-tls = 8443").section("[[wan]]\ninterface = \"wan0\"\n");
+        let text = branch.text(&scene.directory);
+        let _hub = scene.start(b, &hub);
+        let branch = scene.start(a, &branch.section("tls-port = 8443\n"));
+        wait_for("a path over TLS", PATIENCE, || branch.status().is_some() && carrying(&branch) == (1, 0));
+        echo(a, b, HUB_IP);
+        std::fs::write(&branch.config, format!("{text}tls-port = 0\n")).unwrap();
+        assert_eq!(branch.command(&["reload"]).0, 0, "{}", branch.log());
+        wait_for("none is left", PATIENCE, || carrying(&branch) == (0, 0));
+    });
+}

@@ -1,9 +1,12 @@
 //! Worth of a WAN: direction, limits, quota, schedule (row T12). Cost is in `classes.rs`, tier in `paths.rs`.
 
+use std::path::Path;
+
 use linux::clock::{local_time, realtime_ns};
 use testbed::emulator::Way;
-use testbed::topology::{LinkSpec, Site};
+use testbed::topology::{LinkSpec, Node, Site};
 
+use crate::gateway_scene::shell;
 use crate::machine::isolated;
 use crate::scene::*;
 
@@ -151,6 +154,54 @@ fn t12_a_quota_is_kept_over_a_restart() {
         wait_for("wan0 is down", PATIENCE, || paths_up(&two.branch.status().unwrap()) == 1);
         let (up, down) = two.transfers();
         assert!(up > BUSY && down > BUSY, "alone: up {up}, down {down}");
+    });
+}
+
+/// A file with a time zone (RFC 8536) in which it is noon of this month's 15th; year and month.
+fn fifteenth(place: &Node, file: &Path) -> (i32, u8) {
+    let said = shell(place, "date -u '+%Y %-m %-d %-H'");
+    let numbers: Vec<i32> = said.split_whitespace().map(|number| number.parse().unwrap()).collect();
+    let [year, month, day, hour] = numbers[..] else { panic!("{said}") };
+    let offset_s = (15 - day) * 86_400 + (12 - hour) * 3_600;
+    // Indicators, leap seconds and transitions: none. One kind of local time, with a name of four bytes.
+    let mut text = b"TZif".to_vec();
+    text.resize(20, 0);
+    for count in [0, 0, 0, 0, 1, 4u32] {
+        text.extend(count.to_be_bytes());
+    }
+    text.extend(offset_s.to_be_bytes());
+    text.extend(b"\0\0MID\0");
+    std::fs::write(file, text).unwrap();
+    (year, u8::try_from(month).unwrap())
+}
+
+/// Row T12: the month of a quota begins on the day that is configured. What was used before counts no more from then on.
+#[test]
+fn t12_the_month_of_a_quota_begins_on_its_day() {
+    isolated(|| {
+        let scene = Scene::new(&[link(20.0, 10.0), link(20.0, 10.0)]);
+        let directory = scene.directory.path().join("branch");
+        std::fs::create_dir(&directory).unwrap();
+        let zone = directory.join("zone");
+        let (year, month) = fifteenth(scene.a(), &zone);
+        let (last_year, last) = if month == 1 { (year - 1, 12) } else { (year, month - 1) };
+        let used = format!("{{\"wan1\":{{\"year\":{last_year},\"month\":{last},\"bytes\":4000000}}}}\n");
+        std::fs::write(directory.join("wan-use-ana0.json"), used).unwrap();
+        let (branch, _) = scene.pair();
+        let quota =
+            |day: u8| with(&branch.text(&scene.directory), &format!("quota = \"3 MB\"\nquota-day = {day}"));
+        let zone = format!(":{}", zone.display());
+        let mut branch =
+            Gateway::start_with(scene.a(), &scene.directory, "branch", &quota(16), &[("TZ", &zone)]);
+        let state = |report: &control::status::Report, wanted: &str| {
+            report.wans.iter().any(|wan| wan.interface == "wan1" && wan.state == wanted)
+        };
+        branch.wait("last month's use counts until the 16th", PATIENCE, |report| {
+            state(report, "quota used up")
+        });
+        std::fs::write(&branch.config, quota(15)).unwrap();
+        assert_eq!(branch.command(&["reload"]).0, 0, "{}", branch.log());
+        branch.wait("a new month", PATIENCE, |report| state(report, "up"));
     });
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use testbed::topology::Site;
 
+use crate::gateway_scene::{shell, try_shell};
 use crate::machine::isolated;
 use crate::scene::*;
 
@@ -74,6 +75,52 @@ fn t1_t2_an_address_changes_and_an_interface_vanishes_while_data_flows() {
         tcp_finish(flow);
         assert_eq!(peer(&branch).handshakes, before, "roaming needs no new session");
         assert_eq!(hub.status().unwrap().status.flows_split_over_cores, 0);
+    });
+}
+
+/// Row T1: a WAN goes by the gateway that is configured and not by the one of the host's default route, which here leads nowhere.
+#[test]
+fn t1_a_wan_has_the_gateway_that_is_configured() {
+    isolated(|| {
+        let network = "192.168.1.0/24".parse().unwrap();
+        let scene = Scene::new(&[link(100.0, 1.0).behind_router(network)]);
+        shell(scene.a(), "ip route change default via 192.168.1.9 dev wan0 metric 100");
+        let (branch, hub) = scene.pair();
+        let text = branch.text(&scene.directory);
+        let text = text.replace("\"wan0\"\n", "\"wan0\"\ngateway = [\"192.168.1.1\"]\n");
+        let _hub = scene.start(scene.b(), &hub);
+        let mut branch = Gateway::start(scene.a(), &scene.directory, "branch", &text);
+        branch.wait("a path", PATIENCE, |report| paths_up(report) == 1);
+        echo(scene.a(), scene.b(), HUB_IP);
+    });
+}
+
+/// Row T1: routes of allowed-ips are in the main table, in one that is named, or nowhere; live.
+#[test]
+fn t1_routes_go_where_they_are_wanted() {
+    isolated(|| {
+        let scene = Scene::new(&[link(100.0, 1.0)]);
+        let (branch, hub) = scene.pair();
+        let nets = hub.own_nets();
+        let text = branch.text(&scene.directory).replace(&nets, &format!("{nets}, \"192.0.2.0/24\""));
+        let with = |line: &str| text.replace("[tun]\n", &format!("[tun]\n{line}\n"));
+        let mut branch = Gateway::start(scene.a(), &scene.directory, "branch", &with("route = \"auto\""));
+        branch.wait("it runs", PATIENCE, |report| !report.status.peers.is_empty());
+        // A table without routes is none to the kernel.
+        let has = |table: &str| {
+            try_shell(scene.a(), &format!("ip route show table {table}"))
+                .is_ok_and(|routes| routes.contains("192.0.2.0/24 dev ana0"))
+        };
+        for (line, tables) in [
+            ("route = \"auto\"", [true, false]),
+            ("table = 77", [false, true]),
+            ("route = \"off\"", [false, false]),
+            ("", [true, false]),
+        ] {
+            std::fs::write(&branch.config, with(line)).unwrap();
+            assert_eq!(branch.command(&["reload"]).0, 0, "{}", branch.log());
+            wait_for(line, PATIENCE, || [has("main"), has("77")] == tables);
+        }
     });
 }
 

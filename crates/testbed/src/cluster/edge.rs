@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{ClusterBed, Duty, LAN, PORT};
+use super::{ClusterBed, Duty, FIRST_DATA_PLANE, LAN, PORT};
 use crate::program::Program;
 
 /// The peer's address inside its bond.
@@ -27,15 +27,23 @@ impl ClusterBed {
     /// # Errors
     /// What the system refuses.
     pub fn make_hub(&mut self) -> anyhow::Result<()> {
-        let mut public = Vec::new();
+        let (mut private, mut public) = (Vec::new(), Vec::new());
         for name in ["hub.key", "edge.key"] {
             let key = self.run(&["genkey"], None)?;
             self.directory.write(name, &key)?;
             public.push(self.run(&["pubkey"], Some(&key))?.trim().to_owned());
+            private.push(key.trim().to_owned());
         }
         for machine in self.machines.iter().filter(|machine| machine.duty != Duty::Manager) {
             let mut text = std::fs::read_to_string(&machine.config)?;
-            let key = if machine.duty == Duty::DataPlane { "hub-key-file = \"hub.key\"\n" } else { "" };
+            // Both ways to give it.
+            let key = match machine.duty {
+                Duty::DataPlane if machine.id == FIRST_DATA_PLANE => {
+                    "hub-key-file = \"hub.key\"\n".to_owned()
+                }
+                Duty::DataPlane => format!("hub-key = \"{}\"\n", private[0]),
+                _ => String::new(),
+            };
             text = text.replacen("[cluster]\n", &format!("[cluster]\nhub = true\n{key}"), 1);
             if machine.duty == Duty::DataPlane {
                 writeln!(text, "[[peer]]\nname = \"edge\"\nhub = true\npublic-key = \"{}\"", public[1])?;
