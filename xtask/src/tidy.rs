@@ -2,8 +2,8 @@
 //!
 //! [`files`] finds what belongs to the repository, [`source`] separates code from comments and strings. Then each
 //! rule looks at what it needs: [`graph`] at `cargo metadata`, [`purity`], [`unsafety`], [`size`], [`words`] and
-//! [`macros`] at code, [`drop_reasons`] at the list of reasons and who raises them, [`text`] at everything, [`versions`] at where the Rust version stands, [`rows`] at the tests of
-//! the real program. A [`Violation`] says where, which rule, and what would be right. [`EXCEPTIONS`] are few and have
+//! [`macros`] at code, [`drop_reasons`] at the list of reasons and who raises them, [`text`] at everything, [`versions`] at
+//! where the Rust version stands, [`rows`] and [`keys`] at the tests of the real program. A [`Violation`] says where, which rule, and what would be right. [`EXCEPTIONS`] are few and have
 //! reasons; one that is no longer needed is a violation. A rule that does not hold everywhere yet has numbers in
 //! [`ratchet`].
 
@@ -11,6 +11,7 @@ mod drop_reasons;
 mod exceptions;
 mod files;
 mod graph;
+mod keys;
 mod macros;
 mod purity;
 mod ratchet;
@@ -90,6 +91,7 @@ fn look(root: &Path) -> anyhow::Result<Vec<Violation>> {
     }
     reasons.check(&mut found);
     rows::check(&files, &mut found);
+    keys::check(&files, &mut found);
     let mut kept = exceptions::apply(EXCEPTIONS, found);
     kept.sort();
     kept.dedup();
