@@ -121,7 +121,8 @@ fn critical_flows_lose_nothing_when_a_link_falls_silent() {
     let bond = world.sites[1].bond(0).unwrap();
     let (used, suppressed) =
         (bond.totals.copies_used.load(Relaxed), bond.totals.copies_suppressed.load(Relaxed));
-    assert!(used > 100 && suppressed > 1_000, "{used} {suppressed}");
+    // The flow is back on the quicker link before the other is cut: copies are needed only while it is left, twice.
+    assert!(used > 30 && suppressed > 1_000, "{used} {suppressed}");
 }
 
 /// Each transfer's bytes: one of a class that may use the quicker of two links only, and one of bulk that may use both.

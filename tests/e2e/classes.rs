@@ -92,7 +92,7 @@ fn r3_of_two_copies_one_is_forwarded_and_a_cut_loses_nothing() {
             let copies: u64 = peer.paths.iter().map(|path| path.tx_copies).sum();
             assert!(copies > 1_000, "{name}: {peer:?}");
             assert!(
-                peer.traffic.copies_suppressed > 1_000 && peer.traffic.copies_used > 100,
+                peer.traffic.copies_suppressed > 1_000 && peer.traffic.copies_used > 10,
                 "{name}: {peer:?}"
             );
         }

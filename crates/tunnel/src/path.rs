@@ -40,6 +40,10 @@ pub const METERED_PRICE: u32 = 1 << 20;
 
 /// A standing queue not seen again for this long is gone.
 const QUEUE_STALE_NS: u64 = 200_000_000;
+/// A lane that has not reported for so long does not lead any more.
+const LEADER_SILENT_NS: u64 = 30_000_000;
+/// Bytes of lanes are compared this often.
+const LEADER_COUNT_NS: u64 = 100_000_000;
 /// A busy core may come this late without losing its slot.
 const BOOK_CREDIT_US: u64 = 1_000;
 
@@ -101,6 +105,7 @@ struct Feedback {
     sampled_at: Time,
     loss_ratio: f64,
     delivered: u64,
+    leader: Leader,
 }
 
 /// One path, shared by all cores of the node.
@@ -173,6 +178,8 @@ pub struct ClassTraffic {
 /// News of one report entry about a path.
 #[derive(Clone, Copy, Debug)]
 pub struct Feedbacked {
+    /// Lane, by its sending and its receiving core.
+    pub lane: (u8, u8),
     /// Bytes newly delivered.
     pub bytes: u64,
     /// Datagrams newly received.
@@ -192,6 +199,45 @@ pub struct Times {
     pub owd_us: i64,
     /// Round-trip time without the report's holding time, µs.
     pub rtt_us: u32,
+}
+
+/// The lane whose reports end the samples. What other lanes tell in between is counted with them: were samples to end now with one
+/// lane's report and now with another's, what was not reported yet would be missing in one and too much in the next.
+#[derive(Debug, Default)]
+struct Leader {
+    lane: (u8, u8),
+    /// When it reported last.
+    at: Time,
+    /// The lane that may take over.
+    rival: (u8, u8),
+    /// Bytes of both, and since when they are counted.
+    bytes: [u64; 2],
+    since: Time,
+}
+
+impl Leader {
+    /// Whether this report is the leader's. Another lane takes over that carries twice as much, or when the leader has become silent.
+    fn leads(&mut self, now: Time, entry: &Feedbacked) -> bool {
+        let is_other = entry.lane != self.lane;
+        if is_other && (entry.lane == self.rival || entry.bytes > self.bytes[1]) {
+            let before = if entry.lane == self.rival { self.bytes[1] } else { 0 };
+            (self.rival, self.bytes[1]) = (entry.lane, before.saturating_add(entry.bytes));
+        }
+        let is_silent = now.since(self.at) > LEADER_SILENT_NS;
+        if is_other && !is_silent && now.since(self.since) > LEADER_COUNT_NS {
+            let outdone = self.bytes[1] > self.bytes[0].saturating_mul(2) && entry.lane == self.rival;
+            (self.bytes, self.since) = ([0; 2], now);
+            if !outdone {
+                return false;
+            }
+        } else if is_other && !is_silent {
+            return false;
+        }
+        self.lane = entry.lane;
+        self.at = now;
+        self.bytes[0] = self.bytes[0].saturating_add(entry.bytes);
+        true
+    }
 }
 
 impl Path {
@@ -236,6 +282,7 @@ impl Path {
                 sampled_at: now,
                 loss_ratio: 0.0,
                 delivered: 0,
+                leader: Leader::default(),
             }),
             traffic: Traffic::default(),
         }
@@ -518,7 +565,7 @@ impl Path {
         f.lost = f.lost.saturating_add(entry.lost);
         let Some(times) = entry.times else { return };
         let elapsed_us = now.since(f.sampled_at) / 1_000;
-        if elapsed_us < 8_000 {
+        if !f.leader.leads(now, entry) || elapsed_us < 8_000 {
             return;
         }
         let receiver_us = u64::from(entry.arrival_us.wrapping_sub(f.arrival_us));

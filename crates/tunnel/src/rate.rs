@@ -142,6 +142,8 @@ struct Growth {
     /// When the rate last grew, or the moment from which on it may.
     at: Time,
     step: f64,
+    /// Rate that the link was last seen to carry with a queue, bytes per second.
+    proven: f64,
     /// Loss showed the limit: stay just below until then.
     not_before: Time,
 }
@@ -204,7 +206,7 @@ impl RateController {
             seen: Measurements::new(),
             flight: InFlight::new(),
             startup: Startup { strikes: 0, least_loss: 1.0 },
-            growth: Growth { at: Time::ZERO, step: STEP.0, not_before: Time::ZERO },
+            growth: Growth { at: Time::ZERO, step: STEP.0, proven: 0.0, not_before: Time::ZERO },
             cut: None,
             refresh: Refresh { last: None, depth_us: REFRESH_DEPTH_US },
             drain: Drain::default(),

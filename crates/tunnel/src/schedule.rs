@@ -199,6 +199,13 @@ pub fn choose_on(now: Time, paths: &[PathView], own: &PathView, class: &ClassPol
     }
 }
 
+/// How long before its departure a packet may be booked on the path with this number at most, microseconds.
+pub fn ahead_us(paths: &[PathView], id: u8) -> u64 {
+    let own = paths.iter().find(|path| path.id == id);
+    let set = Candidates::of(paths, &ClassPolicy::BULK);
+    own.zip(set).map_or(AHEAD_US, |(own, set)| set.ahead_ns(own) / 1_000)
+}
+
 /// One path's answer to "when would it arrive?".
 #[derive(Clone, Copy)]
 struct Offer {

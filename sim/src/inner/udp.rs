@@ -50,8 +50,21 @@ pub struct UdpStats {
     pub delay_ns_max: u64,
     /// Sum of the times in the tunnel, ns.
     pub delay_ns_sum: u64,
+    /// When each packet that was received had been sent, and how long it took, ns; in the order of their arrival.
+    pub delays_ns: Vec<(Time, u64)>,
     /// When the last one came.
     pub last: Time,
+}
+
+impl UdpStats {
+    /// The delay that this share of the packets sent from `start` on had at most, ms; 0 without any.
+    pub fn delay_ms(&self, share: f64, start: Time) -> f64 {
+        let since = self.delays_ns.iter().filter(|(sent, _)| *sent >= start);
+        let mut delays: Vec<u64> = since.map(|(_, ns)| *ns).collect();
+        delays.sort_unstable();
+        let at = (delays.len() as f64 * share) as usize;
+        delays.get(at.min(delays.len().saturating_sub(1))).map_or(0.0, |ns| *ns as f64 / 1e6)
+    }
 }
 
 /// One direction's sink.
@@ -188,5 +201,6 @@ impl Sink {
         let delay_ns = now.ns().saturating_sub(sent_ns);
         self.stats.delay_ns_max = self.stats.delay_ns_max.max(delay_ns);
         self.stats.delay_ns_sum += delay_ns;
+        self.stats.delays_ns.push((Time::from_ns(sent_ns), delay_ns));
     }
 }

@@ -22,6 +22,8 @@ const QUICKER_NS: i64 = 2_000_000;
 /// jitter, and this, ns.
 const REST_NS: i64 = 2_000_000;
 const REST_JITTERS: i64 = 4;
+/// A packet waits no longer than this for what it must not overtake, ns.
+const WAIT_NS_MAX: i64 = 100_000_000;
 
 /// Packets of urgent classes, and what else classes need.
 #[derive(Default)]
@@ -111,6 +113,7 @@ impl Transmit {
             Class::Bulk if self.flows.spread == Spread::Uniform => {
                 self.classes.shares.choose(now, &self.views, &policy)
             }
+            Class::Bulk if flow.treatment.stays => self.choose_one(now, bytes, flow, &policy),
             Class::Bulk => choose(now, &self.views, bytes, &policy, self.last_path),
             Class::Cheap => self.choose_cheapest(now, bytes, &policy),
             Class::Interactive | Class::Critical | Class::Pinned => {
@@ -168,27 +171,49 @@ impl Transmit {
     /// The path of a flow that has one.
     fn choose_one(&mut self, now: Time, bytes: u32, flow: Flow, policy: &ClassPolicy) -> Choice {
         let stay = self.flows.stay(flow.own_hash);
-        let view = if flow.treatment.class == Class::Pinned {
-            self.pinned_to(now, bytes, stay)
+        let (view, from) = if flow.treatment.class == Class::Pinned {
+            (self.pinned_to(now, bytes, stay), now)
         } else {
-            self.quickest(bytes, stay)
+            self.quickest(now, bytes, stay)
         };
         let Some(view) = view else { return Choice::None };
-        if view.id != stay.path {
-            self.flows.set_path(flow.own_hash, view.id);
+        if from > now {
+            return Choice::Wait { until: from };
         }
-        choose_on(now, &self.views, &view, policy)
+        let choice = choose_on(now, &self.views, &view, policy);
+        if let Choice::Send { depart, .. } = choice {
+            self.flows.set_path(depart, flow.own_hash, view.id, view.arrival_ns(bytes) / 1_000);
+        }
+        choice
     }
 
-    /// For an urgent flow: its path as long as it carries, and another only if it is quicker and nothing of the flow can
-    /// be overtaken.
-    fn quickest(&self, bytes: u32, stay: Stay) -> Option<PathView> {
-        let best = self.views.iter().min_by_key(|view| view.arrival_ns(bytes))?;
-        let Some(own) = self.views.iter().find(|view| view.id == stay.path) else { return Some(*best) };
+    /// For an urgent flow: its path as long as it carries, or a quicker one, and from when on. What the flow has under way is not
+    /// overtaken: its next packet waits until then, if it arrives sooner all the same.
+    fn quickest(&self, now: Time, bytes: u32, stay: Stay) -> (Option<PathView>, Time) {
+        let Some(best) = self.views.iter().min_by_key(|view| view.arrival_ns(bytes)) else {
+            return (None, now);
+        };
+        let Some(own) = self.views.iter().find(|view| view.id == stay.path) else {
+            return (Some(*best), now);
+        };
         let quicker_ns = own.arrival_ns(bytes) - best.arrival_ns(bytes);
-        let rest_ns = quicker_ns + i64::from(own.jitter_us) * REST_JITTERS * 1_000 + REST_NS;
-        let rested = i64::from(stay.gap_ms) * 1_000_000 >= rest_ns;
-        Some(if quicker_ns > QUICKER_NS && rested { *best } else { *own })
+        if quicker_ns <= QUICKER_NS {
+            return (Some(*own), now);
+        }
+        // By what was known of the path when the newest packet left, and by what is known now.
+        let now_us = now.us() as u32;
+        let lands_us = |at_us: u32| i64::from(at_us.wrapping_sub(now_us).cast_signed());
+        let then_us = lands_us(stay.lands_us);
+        let since_us = lands_us(stay.left_us.wrapping_add((own.arrival_ns(bytes) / 1_000) as u32));
+        let spare_ns = i64::from(own.jitter_us) * REST_JITTERS * 1_000 + REST_NS;
+        let wait_ns = then_us.max(since_us) * 1_000 - best.arrival_ns(bytes) + spare_ns;
+        if wait_ns <= 0 {
+            (Some(*best), now)
+        } else if wait_ns < quicker_ns.min(WAIT_NS_MAX) {
+            (Some(*best), now.plus_ns(wait_ns as u64))
+        } else {
+            (Some(*own), now)
+        }
     }
 
     /// For a pinned flow: a path over a WAN that its rule names, whatever its tier; else its path as long as it carries; else the one

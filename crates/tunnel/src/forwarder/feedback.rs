@@ -62,6 +62,7 @@ impl Transmit {
                 log.sent_at(peer_core, entry.highest).or_else(|| express.sent_at(peer_core, entry.highest));
             let received = entry.packets.saturating_sub(last.packets).min(REPORTED_MAX);
             let feedback = Feedbacked {
+                lane: (self.core, peer_core),
                 bytes: entry.bytes.saturating_sub(last.bytes).min(received * DATAGRAM_BYTES_MAX),
                 received: received as u32,
                 lost: entry.lost.wrapping_sub(last.lost).min(REPORTED_MAX as u32),

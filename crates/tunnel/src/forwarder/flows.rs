@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use packet::flow::FlowKey;
-use packet::ip::{IpHeader, PROTOCOL_UDP};
+use packet::ip::{IpHeader, PROTOCOL_TCP, PROTOCOL_UDP};
 use packet::server_name::{Payload, ServerName};
 
 use super::media::Shape;
@@ -51,6 +51,9 @@ struct Known {
     rule: u8,
     dscp: u8,
     path: u8,
+    /// When its newest packet left on that path and was expected at the peer, µs; the latter by the relative delays of the paths.
+    left_us: u32,
+    lands_us: u32,
     /// Packets that are still looked at for the name of its server.
     looks: u8,
     /// Class by which the peer's core was chosen for it.
@@ -68,6 +71,8 @@ const NOBODY: Known = Known {
     rule: NO_RULE,
     dscp: 0,
     path: NO_PATH,
+    left_us: 0,
+    lands_us: 0,
     looks: 0,
     core_class: Class::Bulk,
 };
@@ -114,6 +119,8 @@ pub(super) struct Treatment {
     pub express: bool,
     /// Class by which its core at the peer is chosen: another one counts only when nothing of the flow is under way any more.
     pub core_class: Class,
+    /// Its packets stay on one path: they have no place in the order, and would pass each other on several.
+    pub stays: bool,
 }
 
 /// The flow's path so far.
@@ -121,8 +128,10 @@ pub(super) struct Treatment {
 pub(super) struct Stay {
     /// [`NO_PATH`]: none yet.
     pub path: u8,
-    /// How long before its newest packet it sent one, ms.
-    pub gap_ms: u16,
+    /// When its newest packet left there, µs; wraps.
+    pub left_us: u32,
+    /// When it was expected at the peer, µs, as the relative delays of the paths count; wraps.
+    pub lands_us: u32,
     /// Rule that classified it.
     pub rule: u8,
 }
@@ -217,7 +226,9 @@ impl Flows {
             // Paced with the rest of its flow: on one path, what leaves at once would overtake it.
             Class::Pinned => false,
         };
-        Treatment { class: known.class, express, core_class: known.core_class }
+        // TCP puts its few packets back in order itself, and its acknowledgements are many.
+        let stays = express && flow.protocol != PROTOCOL_TCP;
+        Treatment { class: known.class, express, core_class: known.core_class, stays }
     }
 
     /// A flow's server is asked for here, or was in the other direction.
@@ -249,17 +260,21 @@ impl Flows {
     /// Where the flow with this hash goes so far.
     pub fn stay(&self, hash: u32) -> Stay {
         let found = self.find(hash).map(|at| &self.places[at]);
-        found.map_or(Stay { path: NO_PATH, gap_ms: 0, rule: NO_RULE }, |known| Stay {
+        found.map_or(Stay { path: NO_PATH, left_us: 0, lands_us: 0, rule: NO_RULE }, |known| Stay {
             path: known.path,
-            gap_ms: known.gap_ms,
+            left_us: known.left_us,
+            lands_us: known.lands_us,
             rule: known.rule,
         })
     }
 
-    /// The flow with this hash goes over `path` from now on.
-    pub fn set_path(&mut self, hash: u32, path: u8) {
+    /// The flow with this hash goes over `path` from now on; a packet that leaves now takes `takes_us` by the paths' relative delays.
+    pub fn set_path(&mut self, now: Time, hash: u32, path: u8, takes_us: i64) {
         if let Some(at) = self.find(hash) {
-            self.places[at].path = path;
+            let known = &mut self.places[at];
+            known.path = path;
+            known.left_us = now.us() as u32;
+            known.lands_us = (now.us() as i64).wrapping_add(takes_us) as u32;
         }
     }
 
@@ -377,21 +392,21 @@ mod tests {
         let marked = ClassRule { dscp: vec![46], class: Class::Critical, ..ClassRule::default() };
         let mut flows = with(vec![marked]);
         assert_eq!(treat(&mut flows, 0, 7, 0, 60).class, Class::Bulk);
-        flows.set_path(7, 3);
-        assert_eq!(flows.stay(7), Stay { path: 3, gap_ms: 0, rule: NO_RULE });
+        flows.set_path(Time::from_us(500), 7, 3, -20);
+        assert_eq!(flows.stay(7), Stay { path: 3, left_us: 500, lands_us: 480, rule: NO_RULE });
         assert_eq!(
             treat(&mut flows, 20, 7, 46, 60),
-            Treatment { class: Class::Critical, express: true, core_class: Class::Critical }
+            Treatment { class: Class::Critical, express: true, core_class: Class::Critical, stays: false }
         );
         // Of another class it may want another path.
-        assert_eq!(flows.stay(7), Stay { path: NO_PATH, gap_ms: 20, rule: 0 });
+        assert_eq!((flows.stay(7).path, flows.stay(7).rule), (NO_PATH, 0));
         flows.classes =
             Arc::new(Classes::new(vec![ClassRule { class: Class::Pinned, ..ClassRule::default() }]));
         assert_eq!(treat(&mut flows, 30, 7, 46, 60).class, Class::Critical, "not asked twice");
         flows.era = 2;
         assert_eq!(
             treat(&mut flows, 30, 7, 46, 60),
-            Treatment { class: Class::Pinned, express: false, core_class: Class::Pinned }
+            Treatment { class: Class::Pinned, express: false, core_class: Class::Pinned, stays: false }
         );
     }
 
@@ -401,7 +416,7 @@ mod tests {
         let hash = |n: u32| n.wrapping_mul(0x85eb_ca6b) ^ n >> 3;
         for n in 0..1_000 {
             treat(&mut flows, 0, hash(n), 0, 60);
-            flows.set_path(hash(n), 5);
+            flows.set_path(Time::ZERO, hash(n), 5, 0);
         }
         let kept = (0..1_000).filter(|n| flows.stay(hash(*n)).path == 5).count();
         assert!(kept > 950, "{kept}");

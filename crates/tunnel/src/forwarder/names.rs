@@ -185,7 +185,7 @@ mod tests {
         let mut side = Side::new();
         let hello = hello("www.example.org");
         assert_eq!(side.sends(0, &segment(1, true, SYN, 99, b"")), Class::Bulk);
-        side.flows.set_path(side.hash(&segment(1, true, SYN, 99, b"")), 3);
+        side.flows.set_path(Time::ZERO, side.hash(&segment(1, true, SYN, 99, b"")), 3, 0);
         assert_eq!(side.sends(1, &segment(1, true, ACK, 100, b"")), Class::Bulk);
         // In two segments.
         assert_eq!(side.sends(2, &segment(1, true, ACK, 100, &hello[..70])), Class::Bulk);

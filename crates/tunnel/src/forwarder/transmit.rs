@@ -31,7 +31,7 @@ use crate::mode::Heading;
 use crate::order::{Order, Stamper};
 use crate::path::{Path, WIRE_OVERHEAD_BYTES};
 use crate::queue::{CodelVerdict, FqCodel, Item};
-use crate::schedule::{Choice, ClassPolicy, PathView, choose};
+use crate::schedule::{Choice, ClassPolicy, PathView, ahead_us, choose};
 use crate::send_log::SendLog;
 use crate::session::Session;
 use crate::time::Time;
@@ -39,6 +39,8 @@ use crate::time::Time;
 /// Segments and bytes of one scheduling decision at most.
 const RUN_SEGMENTS: usize = 44;
 const RUN_BYTES: usize = 66_000;
+/// Bytes that a datagram adds to its packet: header, tag, and the head of the packet's frame.
+const SEGMENT_OVERHEAD_BYTES: usize = 42;
 /// Queue limits of one core and bond.
 const QUEUE_BYTES: usize = 8 << 20;
 const QUEUE_ITEMS: usize = 4_096;
@@ -264,6 +266,14 @@ pub(super) struct Transmit {
     pub(super) queued_published: i64,
     /// When silent cores of the peer were last asked for a sign of life.
     pub(super) asked_at: Time,
+}
+
+/// Bytes that so many segments from `next` on cost on the wire: the last one of a packet may be short.
+fn run_bytes(segmenter: &Segmenter<'_>, next: usize, segments: usize) -> u64 {
+    let payload = segmenter.segment_payload();
+    let left = segmenter.payload_bytes().saturating_sub(next * payload);
+    let heads = segments * (segmenter.header_bytes() + SEGMENT_OVERHEAD_BYTES);
+    wire_bytes(segments, heads + left.min(segments * payload))
 }
 
 /// Bytes a run of packets costs on the wire.
@@ -568,8 +578,8 @@ impl Transmit {
                 CodelVerdict::Mark | CodelVerdict::Pass => self.place(now, &segmenter, &mut next, flow, out),
             };
             if next == before && !done {
-                if flow.treatment.class.is_choosy() {
-                    // Its path is booked out; others have more of them.
+                if flow.treatment.class.is_choosy() || flow.treatment.stays {
+                    // Its path is booked out, or it waits for its turn on another; others have more of them.
                     queue.skip();
                     continue;
                 }
@@ -600,10 +610,10 @@ impl Transmit {
     ) -> bool {
         let segments = segmenter.segments();
         let length = segmenter.header_bytes() + segmenter.segment_payload().min(segmenter.payload_bytes());
-        let per_segment = length + 42;
+        let per_segment = length + SEGMENT_OVERHEAD_BYTES;
         while *next < segments {
             let run = self.run_length(per_segment).min(segments - *next);
-            let bytes = wire_bytes(run, run * per_segment);
+            let bytes = run_bytes(segmenter, *next, run);
             let id = match self.choose_for(now, u32::try_from(bytes).unwrap_or(u32::MAX), flow) {
                 Choice::Send { path, .. } => path,
                 Choice::Wait { until } => {
@@ -646,8 +656,9 @@ impl Transmit {
     fn has_room(&mut self, now: Time, at: usize, sparse: bool, bytes: usize, out: &mut impl Output) -> bool {
         let front = HEADER_BYTES + self.clear_overhead();
         let express = sparse && now < self.ordered_until;
+        let ahead_us = ahead_us(&self.views, self.paths[at].path.id);
         let tx = &mut self.paths[at];
-        let capacity = log_capacity(&tx.path, express);
+        let capacity = log_capacity(&tx.path, ahead_us, express);
         let log = if express { &mut tx.express } else { &mut tx.log };
         log.ensure(capacity, front);
         if log.can_take(bytes) {
@@ -666,15 +677,14 @@ impl Transmit {
         }
     }
 
-    /// Segments of one scheduling decision: a quarter of a millisecond of the fastest path, 2 to 44.
+    /// Segments of one scheduling decision: a quarter of a millisecond of the fastest path, or one of the only path; 2 to 44.
     fn run_length(&self, per_segment: usize) -> usize {
         let fastest = self.views.iter().map(|view| view.rate).max().unwrap_or(0);
         // One GSO send at most, whatever the size of the segments.
         let most = (RUN_BYTES / per_segment.max(1)).clamp(1, RUN_SEGMENTS);
-        if self.views.len() <= 1 {
-            return most;
-        }
-        usize::try_from(fastest / 4_000)
+        // On one path nothing is shared out, and what is urgent waits behind no more than a millisecond of the rest.
+        let runs_a_second = if self.views.len() <= 1 { 1_000 } else { 4_000 };
+        usize::try_from(fastest / runs_a_second)
             .unwrap_or(usize::MAX)
             .div_euclid(per_segment.max(1))
             .clamp(2.min(most), most)

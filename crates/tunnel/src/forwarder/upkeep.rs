@@ -45,7 +45,7 @@ impl Transmit {
             let bytes = wire_bytes(1, frames.len() + HEADER_BYTES + TAG_BYTES);
             let depart = self.paths[to].path.book(now, bytes);
             let tx = &mut self.paths[to];
-            tx.log.ensure(log_capacity(&tx.path, false), front);
+            tx.log.ensure(log_capacity(&tx.path, 0, false), front);
             let size = frames.len() + front + TAG_BYTES;
             // A datagram built for a larger path cannot leave here; its flow's own recovery replaces it.
             if size <= tx.path.datagram_bytes() && tx.log.open(heading, depart, size) {

@@ -13,6 +13,12 @@ const GAIN_PER_US: f64 = 1.0 / 100_000.0;
 const CORRECTION: (f64, f64) = (-0.5, 0.05);
 /// First and largest step of growth.
 pub(super) const STEP: (f64, f64) = (0.03, 0.5);
+/// A source fills the rate if it sends this share of it: the rate may grow to …
+const FILLED: f64 = 0.9;
+/// … so many times what arrives, …
+const ROOM: f64 = 1.5;
+/// … and if it does not fill it, beyond what the link was seen to carry, so many times.
+const ROOM_UNFILLED: f64 = 1.1;
 /// A base delay not seen for this long is refreshed.
 const REFRESH_AFTER_NS: u64 = 5_000_000_000;
 /// … by draining for this long.
@@ -113,6 +119,7 @@ impl RateController {
         let busy = self.seen.window.sum(60_000.0, |entry| entry.queue_us > limit_us && entry.sent() > least);
         let measured = if busy.count > 0 { busy.arrived() } else { self.recent().arrived() };
         self.capacity = measured.min(self.capacity);
+        self.growth.proven = self.capacity;
         self.phase = Phase::Steady;
         self.seen.window.truncate(busy.count.max(1));
         if busy.count == 0 {
@@ -172,6 +179,7 @@ impl RateController {
         }
         self.cut = None;
         self.capacity = self.capacity.max(cut.capacity_before);
+        self.growth.proven = self.capacity;
         self.seen.window.truncate(1);
         true
     }
@@ -188,6 +196,7 @@ impl RateController {
         }
         let capacity_before = self.capacity;
         self.capacity = entry.delivered();
+        self.growth.proven = self.capacity;
         if self.cut.is_none() {
             self.cut = Some(Cut { at: entry.at, capacity_before, queue_us: entry.queue_us });
         }
@@ -217,7 +226,7 @@ impl RateController {
         // The pacer may limit single bursts of a source that sends next to nothing.
         let limited = sum.sent() > if sum.limited > 0 { 0.5 } else { 0.8 } * self.capacity;
         // Sending less than the link takes, what arrives says nothing about it.
-        let filled = sum.sent() > if sum.limited > 0 { 0.98 } else { 0.8 } * self.capacity;
+        let filled = sum.sent() > if sum.limited > 0 { FILLED } else { 0.8 } * self.capacity;
         if (limited && slope.abs() > tolerance) || self.chokes(&sum, queue_us) {
             self.capacity += (carried - self.capacity) * 0.7;
         } else if limited && (carried > self.capacity || (queue_us > target_us && filled)) {
@@ -227,6 +236,7 @@ impl RateController {
             // Everything arrives and the queue may be noise: never fall below what was carried just now.
             self.capacity = self.capacity.max(0.97 * self.seen.floor.get(entry.at));
         }
+        self.growth.proven = self.capacity;
     }
 
     /// How fast a queue may seem to rise by noise alone.
@@ -276,14 +286,31 @@ impl RateController {
         }
         let now = entry.at;
         let waited_us = now.since(self.growth.at) as f64 / 1e3;
-        // The pacer may limit single bursts of a source that sends less: follow it to 1.5 times that.
-        let room = recent.delivered() * 1.5;
+        let room = self.room(recent);
         let settled_us = self.rtt.smoothed_us + 1.5 * entry.arrival_us.min(50_000.0);
         if queue_us < 0.4 * target_us && waited_us >= settled_us && self.capacity < room {
-            self.capacity = (self.capacity * (1.0 + self.growth.step)).min(room);
+            let next = (self.capacity * (1.0 + self.growth.step)).min(room);
             self.growth.step = (self.growth.step * 2.0).min(STEP.1);
+            let proven = self.growth.proven;
+            if self.capacity < proven && next > proven {
+                // From here on each step may be too much.
+                self.growth.step = STEP.0;
+            }
+            self.capacity = if self.capacity < proven { next.min(proven) } else { next };
             self.growth.at = now;
         }
+    }
+
+    /// How far the rate may grow while no queue is seen.
+    fn room(&self, recent: Sum) -> f64 {
+        let carried = recent.delivered();
+        // What is lost at random was sent, too.
+        if recent.sent() / (1.0 - recent.loss().min(0.5)) > FILLED * self.rate {
+            return ROOM * carried;
+        }
+        // The pacer limits single bursts of a source that sends less. It may have what the link was seen to carry; more would show
+        // only when the source wants it, by a queue as long as the surplus times a round trip.
+        (ROOM_UNFILLED * carried).max(self.growth.proven.min(ROOM * carried))
     }
 
     /// Loss without delay: a policer or a very short buffer loses only what is too much.
