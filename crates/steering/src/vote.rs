@@ -5,10 +5,12 @@
 //!
 //! * nothing while the busiest and the idlest core are less than a *spread* apart, and nothing before they have been
 //!   apart for a while;
-//! * a few buckets at once, chosen so that less than the whole difference moves: the idle core never becomes the busy
-//!   one;
+//! * a few buckets at once, chosen so that three eighths of the difference move at most, or as much as leaves next to none: the
+//!   idle core never becomes the busy one;
 //! * a bucket that has a history (a chain) or has moved lately stays, and nothing moves while an earlier change is not
 //!   settled or too many buckets have histories;
+//! * a change that took less than half of what it promised from the busiest core makes the next one wait twice as long, up to a
+//!   limit: its load has another reason than its buckets;
 //! * votes from before the last change do not count after it.
 //!
 //! A core whose votes are too old is *suspect*: nothing is given to it or taken from it. Whether it is dead is the
@@ -56,8 +58,10 @@ pub struct Settings {
     pub spread_min: u8,
     /// How long the difference must last before anything moves.
     pub persist_ns: u64,
-    /// Time between two changes at least.
+    /// Time between two changes at least, as long as they help.
     pub pause_ns: u64,
+    /// The same at most, after changes that did not help.
+    pub pause_max_ns: u64,
     /// Time for which a bucket that has moved stays where it is.
     pub rest_ns: u64,
     /// Buckets that move at once, at most.
@@ -68,13 +72,14 @@ pub struct Settings {
 }
 
 impl Default for Settings {
-    /// For votes every 100 ms: 20 % apart for a second, four buckets every two seconds.
+    /// For votes every 100 ms: 20 % apart for a second, four buckets every two seconds, or every minute where that does not help.
     fn default() -> Self {
         Self {
             age_max_ns: 1_000_000_000,
             spread_min: 51,
             persist_ns: 1_000_000_000,
             pause_ns: 2_000_000_000,
+            pause_max_ns: 64_000_000_000,
             rest_ns: 30_000_000_000,
             moves_max: 4,
             unsettled_max: 16,
@@ -124,6 +129,13 @@ pub enum Decision {
     },
 }
 
+/// Load that a core should have after a change, at most; in 1/256 of a vote's unit.
+#[derive(Clone, Copy, Debug)]
+struct Promise {
+    core: u8,
+    load: u64,
+}
+
 /// Weighs votes and decides.
 #[derive(Clone, Debug)]
 pub struct Arbiter {
@@ -133,6 +145,10 @@ pub struct Arbiter {
     /// Since when the loads have been apart.
     apart_since_ns: Option<u64>,
     changed_at_ns: Option<u64>,
+    /// Time between two changes at present.
+    pause_ns: u64,
+    /// Promise of the last change, until it is known whether it helped.
+    promise: Option<Promise>,
     /// By bucket: when it moved last. Empty until the first change.
     moved_at_ns: Vec<Option<u64>>,
 }
@@ -146,6 +162,8 @@ impl Arbiter {
             votes: Vec::new(),
             apart_since_ns: None,
             changed_at_ns: None,
+            pause_ns: settings.pause_ns,
+            promise: None,
             moved_at_ns: Vec::new(),
         }
     }
@@ -198,6 +216,7 @@ impl Arbiter {
             return Decision::Keep(reason);
         }
         let mut shares = shares(table, bucket_work, &loads);
+        let before = loads.clone();
         let mut moves = Vec::new();
         while moves.len() < self.settings.moves_max {
             let Some(chosen) = self.choose(table, &shares, &loads, moves.is_empty(), now_ns) else { break };
@@ -217,6 +236,7 @@ impl Arbiter {
             return Decision::Keep(Reason::NothingFits);
         };
         self.note(table.buckets(), &moves, now_ns);
+        self.promise = promise(&before, &loads);
         Decision::Change { table: next, moves }
     }
 
@@ -224,6 +244,7 @@ impl Arbiter {
     pub fn changed_elsewhere(&mut self, now_ns: u64) {
         self.changed_at_ns = Some(now_ns);
         self.apart_since_ns = None;
+        self.promise = None;
         self.votes.iter_mut().for_each(VecDeque::clear);
     }
 
@@ -238,6 +259,7 @@ impl Arbiter {
         let Some((busy, idle)) = extremes(loads) else { return Err(Reason::NoVotes) };
         if busy.1 - idle.1 < u64::from(self.settings.spread_min) * SCALE {
             self.apart_since_ns = None;
+            self.rest(now_ns);
             return Err(Reason::Balanced);
         }
         let since = *self.apart_since_ns.get_or_insert(now_ns);
@@ -245,14 +267,39 @@ impl Arbiter {
         if !settled || histories > self.settings.unsettled_max {
             return Err(Reason::Unsettled);
         }
-        let paused = |changed| now_ns.saturating_sub(changed) < self.settings.pause_ns;
-        if self.changed_at_ns.is_some_and(paused) {
+        if !self.has_waited(self.settings.pause_ns, now_ns) {
             return Err(Reason::Pause);
         }
-        if now_ns.saturating_sub(since) < self.settings.persist_ns { Err(Reason::Brief) } else { Ok(()) }
+        if now_ns.saturating_sub(since) < self.settings.persist_ns {
+            return Err(Reason::Brief);
+        }
+        self.weigh_last_change(loads);
+        if self.has_waited(self.pause_ns, now_ns) { Ok(()) } else { Err(Reason::Pause) }
     }
 
-    /// The next bucket to move: the largest of the busiest core that takes less than the difference's half away.
+    /// Whether the last change was so long ago.
+    fn has_waited(&self, pause_ns: u64, now_ns: u64) -> bool {
+        self.changed_at_ns.is_none_or(|changed| now_ns.saturating_sub(changed) >= pause_ns)
+    }
+
+    /// The loads are close together: the last change helped, or what it could not help has ended.
+    fn rest(&mut self, now_ns: u64) {
+        let kept = self.promise.is_some() && self.has_waited(self.settings.pause_ns, now_ns);
+        if kept || self.has_waited(self.pause_ns, now_ns) {
+            self.promise = None;
+            self.pause_ns = self.settings.pause_ns;
+        }
+    }
+
+    /// Compares the loads with what the last change promised.
+    fn weigh_last_change(&mut self, loads: &[(u8, u64)]) {
+        let Some(promise) = self.promise.take() else { return };
+        let helped = loads.iter().all(|(core, load)| *core != promise.core || *load <= promise.load);
+        let longest_ns = self.settings.pause_max_ns.max(self.settings.pause_ns);
+        self.pause_ns = if helped { self.settings.pause_ns } else { (self.pause_ns * 2).min(longest_ns) };
+    }
+
+    /// The next bucket to move: the largest of the busiest core that fits.
     fn choose(
         &self,
         table: &BucketTable,
@@ -272,9 +319,11 @@ impl Arbiter {
             let moved = self.moved_at_ns.get(bucket).copied().flatten();
             moved.is_some_and(|moved| now_ns.saturating_sub(moved) < self.settings.rest_ns)
         };
+        let balances =
+            |share: u64| gap.abs_diff(2 * share) * 2 <= u64::from(self.settings.spread_min) * SCALE;
         let fits = |&(bucket, &share): &(usize, &u64)| {
             share > 0
-                && share <= gap * 3 / 8
+                && (share <= gap * 3 / 8 || balances(share))
                 && table.owner(bucket) == u16::from(busy.0)
                 && table.chain(bucket).is_empty()
                 && !resting(bucket)
@@ -317,6 +366,13 @@ fn extremes(loads: &[(u8, u64)]) -> Option<((u8, u64), (u8, u64))> {
     let busy = *loads.iter().max_by_key(|(core, load)| (*load, std::cmp::Reverse(*core)))?;
     let idle = *loads.iter().min_by_key(|(core, load)| (*load, *core))?;
     (busy.0 != idle.0).then_some((busy, idle))
+}
+
+/// Load to which a change takes the busiest core, if it takes at least half of what was chosen from it.
+fn promise(before: &[(u8, u64)], after: &[(u8, u64)]) -> Option<Promise> {
+    let (core, load) = extremes(before)?.0;
+    let left = after.iter().find(|(other, _)| *other == core)?.1;
+    Some(Promise { core, load: load.midpoint(left) })
 }
 
 /// Each bucket's part of its owner's load; 0 for owners without a load.

@@ -113,6 +113,29 @@ fn the_busiest_bucket_that_fits_moves_first() {
     assert_eq!(moves, [Move { bucket: 1, from: 0, to: 1 }]);
 }
 
+/// Few flows that are large: each gets a core of its own as far as there are cores, and one alone stays where it is.
+#[test]
+fn large_flows_part_and_one_alone_stays() {
+    let moves = |work: &[u32], loads: &[u8]| {
+        let mut arbiter = Arbiter::new(Settings { persist_ns: 0, ..Settings::default() });
+        told(&mut arbiter, loads, 0..=1_000);
+        let mut all = vec![0u32; 128];
+        all[..work.len()].copy_from_slice(work);
+        match arbiter.decide(&table(2), &all, &CoreSet::first(2), true, S) {
+            Decision::Change { moves, .. } => moves.len(),
+            Decision::Keep(_) => 0,
+        }
+    };
+    assert_eq!(moves(&[100, 100], &[140, 10]), 1);
+    assert_eq!(moves(&[100, 100, 100, 100], &[200, 10]), 2);
+    assert_eq!(moves(&[100, 3], &[200, 10]), 1, "the small one goes");
+    assert_eq!(moves(&[100], &[200, 10]), 0);
+    // The idle one would be the busy one.
+    assert_eq!(moves(&[300, 1], &[200, 60]), 1);
+    assert_eq!(moves(&[100, 80], &[255, 10]), 1);
+    assert_eq!(moves(&[170, 85], &[255, 130]), 0);
+}
+
 #[test]
 fn buckets_with_a_history_and_buckets_that_have_just_moved_stay() {
     let settings = Settings { persist_ns: 0, pause_ns: 0, moves_max: 1, ..Settings::default() };
@@ -182,6 +205,34 @@ fn cores_that_go_and_come_back() {
 fn owners_that_report_nothing_stay() {
     let drained = replan(&table(2), &[CoreState::Active, CoreState::Draining], &[]).unwrap();
     assert!(retire_owners(&drained, |_, _| None).is_none());
+}
+
+/// One core is busy with something that is not its buckets: they move at longer and longer intervals, and are back to short ones when
+/// that ends.
+#[test]
+fn moves_that_do_not_help_become_rare() {
+    let mut arbiter = Arbiter::new(Settings { rest_ns: 0, ..Settings::default() });
+    let (two, mut table) = (CoreSet::first(2), table(2));
+    let mut changes = Vec::new();
+    for tick in 0..3_000u64 {
+        let now_ns = tick * 100 * MS;
+        let loads = if tick < 2_400 { [200, 60] } else { [120, 110] };
+        for (core, load) in (0u8..).zip(loads) {
+            arbiter.vote(Vote { core, load, priority: 1, at_ns: now_ns });
+        }
+        if let Decision::Change { table: next, moves } = arbiter.decide(&table, &[], &two, true, now_ns) {
+            changes.push(tick / 10);
+            table = next;
+            for moved in moves {
+                table.retire(moved.bucket, moved.from.into());
+            }
+        }
+    }
+    let waits: Vec<u64> = changes.windows(2).map(|two| two[1] - two[0]).collect();
+    assert_eq!(waits, [4, 8, 16, 32, 64, 64]);
+    told(&mut arbiter, &[200, 60], 300_000..=302_000);
+    arbiter.decide(&table, &[], &two, true, 301_000 * MS);
+    assert!(matches!(arbiter.decide(&table, &[], &two, true, 302_000 * MS), Decision::Change { .. }));
 }
 
 /// A machine: buckets with demands, cores that vote with noise, flows that end after a while.
