@@ -228,7 +228,7 @@ fn fragments_follow_their_flow(scene: &Scene, hub: &Gateway) {
 /// Connections of TCP to the hub, one after the other from the same port to the same port; each sends a little and is reset, so that
 /// the next one may have the port.
 fn connections_on_one_port(scene: &Scene, count: usize) {
-    use rustix::net::{AddressFamily, SocketType, sockopt};
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
     use std::io::{Read, Write};
     let server = scene.b().run(|| std::net::TcpListener::bind(format!("{HUB_IP}:5600"))).unwrap().unwrap();
     let serving = std::thread::spawn(move || {
@@ -245,11 +245,14 @@ fn connections_on_one_port(scene: &Scene, count: usize) {
         .a()
         .run(|| {
             for _ in 0..count {
-                let fd = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+                let (family, kind) = (AddressFamily::INET, SocketType::STREAM);
+                let fd = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None).unwrap();
                 sockopt::set_socket_reuseaddr(&fd, true).unwrap();
                 sockopt::set_socket_linger(&fd, Some(Duration::ZERO)).unwrap();
                 rustix::net::bind(&fd, &socket(BRANCH_IP, 4_444)).unwrap();
-                rustix::net::connect(&fd, &socket(HUB_IP, 5_600)).unwrap();
+                // A program that another test just starts has the last connection until it is executed.
+                let connects = || rustix::net::connect(&fd, &socket(HUB_IP, 5_600)).is_ok();
+                wait_for("the port once more", PATIENCE, connects);
                 let mut connection = std::net::TcpStream::from(fd);
                 connection.set_nodelay(true).unwrap();
                 for _ in 0..20 {
