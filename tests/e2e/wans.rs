@@ -95,6 +95,27 @@ fn t1_a_wan_has_the_gateway_that_is_configured() {
     });
 }
 
+/// Row T1: a host whose main table has no default route joins over a WAN with a gateway of its own, also where the kernel looks at
+/// where packets come from (reverse-path filter `loose`, as systemd sets it).
+#[test]
+fn t1_a_wan_needs_no_default_route() {
+    isolated(|| {
+        let network = "192.168.1.0/24".parse().unwrap();
+        let scene = Scene::new(&[link(100.0, 1.0).behind_router(network)]);
+        shell(scene.a(), "ip route del default; echo 2 >/proc/sys/net/ipv4/conf/all/rp_filter");
+        let (branch, hub) = scene.pair();
+        let text = branch.text(&scene.directory);
+        let text = text.replace("\"wan0\"\n", "\"wan0\"\ngateway = [\"192.168.1.1\"]\n");
+        let _hub = scene.start(scene.b(), &hub);
+        let mut branch = Gateway::start(scene.a(), &scene.directory, "branch", &text);
+        branch.wait("a path", PATIENCE, |report| paths_up(report) == 1);
+        echo(scene.a(), scene.b(), HUB_IP);
+        drop(branch);
+        let rules = try_shell(scene.a(), "ip rule").unwrap();
+        assert_eq!(rules.lines().count(), 3, "{rules}");
+    });
+}
+
 /// Row T1: routes of allowed-ips are in the main table, in one that is named, or nowhere; live.
 #[test]
 fn t1_routes_go_where_they_are_wanted() {

@@ -32,9 +32,11 @@ pub struct Numbers {
     slot: u32,
 }
 
-/// Rules per instance.
+/// Rules per instance in front of the main table.
 const PRIORITIES: u32 = 6;
 const PRIORITY_FIRST: u32 = 4096;
+/// The rule behind the kernel's own tables, main (32766) and default (32767), has a priority from here on.
+const PRIORITY_BEHIND: u32 = 32_768;
 const SLOTS: u32 = 4096;
 const TABLE_FIRST: u32 = 0x00a7_0000 << 8;
 
@@ -53,6 +55,8 @@ enum Place {
     Near = 4,
     /// The rest does.
     Tunnel = 5,
+    /// Answers from a WAN's address where the main table has no route.
+    Behind,
 }
 
 impl Numbers {
@@ -86,7 +90,10 @@ impl Numbers {
     }
 
     fn priority(self, place: Place) -> u32 {
-        PRIORITY_FIRST + self.slot * PRIORITIES + place as u32
+        match place {
+            Place::Behind => PRIORITY_BEHIND + self.slot,
+            _ => PRIORITY_FIRST + self.slot * PRIORITIES + place as u32,
+        }
     }
 
     fn owns_table(self, table: u32) -> bool {
@@ -95,7 +102,7 @@ impl Numbers {
 
     fn owns_priority(self, priority: u32) -> bool {
         let first = PRIORITY_FIRST + self.slot * PRIORITIES;
-        (first..first + PRIORITIES).contains(&priority)
+        (first..first + PRIORITIES).contains(&priority) || priority == self.priority(Place::Behind)
     }
 }
 
@@ -217,6 +224,9 @@ impl HostPlan {
             near.suppress_prefix_length = Some(0);
             self.rules.push(near);
             self.rules.push(from(Place::FromWan, table));
+        } else {
+            // The reverse-path filter asks without the mark. Without a default route it would let nothing in, even where it is loose.
+            self.rules.push(from(Place::Behind, table));
         }
     }
 

@@ -60,7 +60,11 @@ fn text(plan: &HostPlan) -> Vec<String> {
         lines.push(format!("{kind}{}{via}{dev} table {}{onlink}", spec.dst, table(spec.table)));
     }
     for rule in &plan.rules {
-        let mut words = vec![format!("{}:", rule.priority - numbers.priority(Place::BoundToWan))];
+        let mut words = vec![if rule.priority == numbers.priority(Place::Behind) {
+            "behind:".to_owned()
+        } else {
+            format!("{}:", rule.priority - numbers.priority(Place::BoundToWan))
+        }];
         words.push(format!("{:?}", rule.family));
         words.extend(rule.oif.iter().map(|oif| format!("oif {oif}")));
         words.extend(rule.from.iter().map(|from| format!("from {from}")));
@@ -94,9 +98,11 @@ fn two_wans_with_one_subnet_and_one_gateway() {
             "0: V4 oif wan0 wan1",
             "0: V6 oif wan0 wan1",
             "1: V4 from 192.168.8.100/32 marked wan1",
+            "behind: V4 from 192.168.8.100/32 wan1",
             "0: V4 oif wan1 wan2",
             "0: V6 oif wan1 wan2",
             "1: V4 from 192.168.8.101/32 marked wan2",
+            "behind: V4 from 192.168.8.101/32 wan2",
         ],
     );
 }
@@ -177,9 +183,11 @@ fn gateways_of_the_configuration_modems_and_families() {
             "0.0.0.0/0 dev 3 table wan2",
             "0: V4 oif wan0 wan1",
             "1: V4 from 192.168.8.100/32 marked wan1",
+            "behind: V4 from 192.168.8.100/32 wan1",
             "0: V4 oif ppp0 wan2",
             "0: V6 oif ppp0 wan2",
             "1: V4 from 100.64.0.5/32 marked wan2",
+            "behind: V4 from 100.64.0.5/32 wan2",
         ],
     );
 }
@@ -207,7 +215,8 @@ fn numbers_of_instances_do_not_meet() {
         let numbers = Numbers::of(name);
         assert_ne!(numbers.mark(), 0);
         assert!(numbers.owns_table(numbers.wan_table(64)) && numbers.owns_table(numbers.tunnel_table()));
-        assert!(numbers.priority(Place::Tunnel) < 32_766);
+        assert!(numbers.priority(Place::Tunnel) < 32_766 && numbers.priority(Place::Behind) > 32_767);
+        assert!(numbers.owns_priority(numbers.priority(Place::Behind)));
         assert!(numbers.owns_priority(numbers.priority(Place::BoundToWan)));
         assert!(numbers.owns_priority(numbers.priority(Place::Tunnel)));
     }
