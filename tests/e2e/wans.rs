@@ -78,20 +78,26 @@ fn t1_t2_an_address_changes_and_an_interface_vanishes_while_data_flows() {
     });
 }
 
+/// A branch on a host that was changed like this joins over a WAN with `gateway` and carries data; both gateways have ended then.
+fn joins_by_its_gateway(change: &str) -> Scene {
+    let network = "192.168.1.0/24".parse().unwrap();
+    let scene = Scene::new(&[link(100.0, 1.0).behind_router(network)]);
+    shell(scene.a(), change);
+    let (branch, hub) = scene.pair();
+    let text = branch.text(&scene.directory);
+    let text = text.replace("\"wan0\"\n", "\"wan0\"\ngateway = [\"192.168.1.1\"]\n");
+    let _hub = scene.start(scene.b(), &hub);
+    let mut branch = Gateway::start(scene.a(), &scene.directory, "branch", &text);
+    branch.wait("a path", PATIENCE, |report| paths_up(report) == 1);
+    echo(scene.a(), scene.b(), HUB_IP);
+    scene
+}
+
 /// Row T1: a WAN goes by the gateway that is configured and not by the one of the host's default route, which here leads nowhere.
 #[test]
 fn t1_a_wan_has_the_gateway_that_is_configured() {
     isolated(|| {
-        let network = "192.168.1.0/24".parse().unwrap();
-        let scene = Scene::new(&[link(100.0, 1.0).behind_router(network)]);
-        shell(scene.a(), "ip route change default via 192.168.1.9 dev wan0 metric 100");
-        let (branch, hub) = scene.pair();
-        let text = branch.text(&scene.directory);
-        let text = text.replace("\"wan0\"\n", "\"wan0\"\ngateway = [\"192.168.1.1\"]\n");
-        let _hub = scene.start(scene.b(), &hub);
-        let mut branch = Gateway::start(scene.a(), &scene.directory, "branch", &text);
-        branch.wait("a path", PATIENCE, |report| paths_up(report) == 1);
-        echo(scene.a(), scene.b(), HUB_IP);
+        drop(joins_by_its_gateway("ip route change default via 192.168.1.9 dev wan0 metric 100"));
     });
 }
 
@@ -100,17 +106,8 @@ fn t1_a_wan_has_the_gateway_that_is_configured() {
 #[test]
 fn t1_a_wan_needs_no_default_route() {
     isolated(|| {
-        let network = "192.168.1.0/24".parse().unwrap();
-        let scene = Scene::new(&[link(100.0, 1.0).behind_router(network)]);
-        shell(scene.a(), "ip route del default; echo 2 >/proc/sys/net/ipv4/conf/all/rp_filter");
-        let (branch, hub) = scene.pair();
-        let text = branch.text(&scene.directory);
-        let text = text.replace("\"wan0\"\n", "\"wan0\"\ngateway = [\"192.168.1.1\"]\n");
-        let _hub = scene.start(scene.b(), &hub);
-        let mut branch = Gateway::start(scene.a(), &scene.directory, "branch", &text);
-        branch.wait("a path", PATIENCE, |report| paths_up(report) == 1);
-        echo(scene.a(), scene.b(), HUB_IP);
-        drop(branch);
+        let scene =
+            joins_by_its_gateway("ip route del default; echo 2 >/proc/sys/net/ipv4/conf/all/rp_filter");
         let rules = try_shell(scene.a(), "ip rule").unwrap();
         assert_eq!(rules.lines().count(), 3, "{rules}");
     });
