@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use testbed::topology::{Node, Site};
 
-use crate::gateway_scene::{ALLOW, Lans, Mirror, Talk};
+use crate::gateway_scene::{ALLOW, Lans, Mirror, Talk, try_shell};
 use crate::host_daemons::{self, documented};
 use crate::machine::isolated;
 use crate::names::NameServer;
@@ -199,6 +199,10 @@ fn r4_answers_pass_to_a_second_router() {
         shell(&site.gateway, command.lines().next().unwrap());
         let _gateway = site.start(&config);
         shell(&site.gateway, "ip route add 10.1.0.0/24 via 192.168.10.254");
+        // The gateway hears of the route a moment later than this one.
+        wait_for("an answer by the new route", PATIENCE, || {
+            try_shell(&router, "ping -c 1 -W 1 -I 10.1.0.5 192.168.10.5").is_ok()
+        });
         shell(&router, "ping -c 3 -i 0.2 -W 5 -I 10.1.0.5 192.168.10.5 | grep ' 0% packet loss'");
         shell(&site.client, "ping -c 3 -i 0.2 -W 5 10.1.0.5 | grep ' 0% packet loss'");
         let _far = Mirror::start(&router, "far", "10.1.0.5:7000");
