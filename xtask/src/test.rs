@@ -1,5 +1,6 @@
 //! `cargo xtask test`: every test of the workspace, on a machine that may lack what they need.
 
+mod again;
 mod repeat;
 
 use std::process::{Command, ExitCode};
@@ -10,7 +11,8 @@ use crate::{programs, root, say};
 
 /// Description for people.
 pub const HELP: &str = "\
-cargo xtask test [--install] [FILTER]          all tests, or those whose name contains FILTER
+cargo xtask test [--install] [FILTER]          all tests, or those whose name contains FILTER; up to four that fail run once
+                                               more, alone, and those that pass then are named at the end
 cargo xtask test --repeat N [--load] [FILTER]  the end-to-end tests N times, and a table of how they fared
     --install  installs the programs that the tests need and that are missing (apt-get), and opens /dev/net/tun to
                ordinary users, as udev does; CI=1 means the same
@@ -121,13 +123,21 @@ const END_TO_END_THREADS: &str = "24";
 
 fn once(filter: Option<&str>) -> anyhow::Result<bool> {
     let mut all_passed = true;
+    let mut unsteady = again::Unsteady::new();
     for (part, threads) in PARTS {
-        let mut command = cargo();
-        command.args(["test", "--locked", "--workspace", "--no-fail-fast"]).args(part).args(filter);
-        if let Some(threads) = threads.filter(|_| std::env::var_os(THREADS).is_none()) {
-            command.env(THREADS, threads);
+        let command = || {
+            let mut command = cargo();
+            command.args(["test", "--locked", "--workspace", "--no-fail-fast"]).args(part);
+            command
+        };
+        let threads = threads.filter(|_| std::env::var_os(THREADS).is_none());
+        match again::run(command, filter, threads, &mut std::io::stdout())? {
+            Some(names) => unsteady.extend(names),
+            None => all_passed = false,
         }
-        all_passed &= command.status().context("cargo does not run")?.success();
+    }
+    for name in unsteady {
+        say(&format!("failed beside other tests, and passed alone: {name}\n"))?;
     }
     Ok(all_passed)
 }
