@@ -1,7 +1,7 @@
 //! Traffic classes by the server that a client asks for (row T12): real clients of TLS and QUIC.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,7 +25,7 @@ const ANSWER_PACKETS: u64 = BODY_BYTES as u64 / 1_500 * 9 / 10;
 
 /// An HTTPS server that has one answer, until it is dropped.
 fn https(place: &Node, config: ServerConfig) -> Background<()> {
-    let listener = place.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 443))).unwrap().unwrap();
+    let listener = tcp_listener(place, (Ipv4Addr::UNSPECIFIED, 443));
     listener.set_nonblocking(true).unwrap();
     let config = Arc::new(config);
     Background::start(move |end| {

@@ -8,7 +8,7 @@ use testbed::cluster::{self as bed, FIRST_DISPATCHER};
 
 use crate::cluster_scene::{Cluster, Plan, nothing};
 use crate::machine::busy;
-use crate::scene::{tcp_finish, tcp_start, wait_for};
+use crate::scene::{tcp_finish, tcp_listener, tcp_start, udp_socket, wait_for};
 
 /// MTU of the network between the machines.
 const BUS_MTU: u32 = 1_400;
@@ -48,7 +48,7 @@ fn ping(cluster: &Cluster, bytes: u32) -> String {
 /// fit, and cuts the rest itself.
 fn echoes(cluster: &Cluster, bytes: usize) -> bool {
     let address = (bed::SERVERS[0], 7_300);
-    let far = cluster.bed.server.run(|| UdpSocket::bind(address)).unwrap().unwrap();
+    let far = udp_socket(&cluster.bed.server, address);
     let near = cluster.bed.client.run(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
     near.connect(address).unwrap();
     for socket in [&far, &near] {
@@ -161,7 +161,7 @@ fn flush(cluster: &Cluster) {
 /// Segment sizes of a connection to the server while it is open.
 fn mss(cluster: &Cluster) -> Vec<u32> {
     let address = (bed::SERVERS[0], 7_301);
-    let listener = cluster.bed.server.run(|| std::net::TcpListener::bind(address)).unwrap().unwrap();
+    let listener = tcp_listener(&cluster.bed.server, address);
     let stream = cluster.bed.client.run(|| std::net::TcpStream::connect(address)).unwrap().unwrap();
     let accepted = listener.accept().unwrap();
     let mut command = Command::new("ss");

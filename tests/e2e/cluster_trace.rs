@@ -1,13 +1,14 @@
 //! The way of a flow's packets through a cluster, asked by a packet.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 
 use serde_json::Value;
 use testbed::cluster::{self as bed, FIRST_DISPATCHER};
 
 use crate::cluster_scene::{Cluster, Plan, nothing};
 use crate::machine::busy;
+use crate::scene::tcp_listener;
 
 /// A firewall: the flow's key is the same on both sides.
 const SERVICES: &str = "[[rule]]\nname = \"no strangers\"\naction = \"drop\"\nfrom = \"wan\"\n";
@@ -38,7 +39,7 @@ fn d3_d5_a_trace_names_the_way_and_the_unit_of_a_flow() {
     let (cluster, ()) = Cluster::start(&plan, &[11, 12], |_, text| text, nothing);
     cluster.join(&[11, 12]);
     let address = SocketAddr::new(bed::SERVERS[0].into(), 7_400);
-    let listener = cluster.bed.server.run(|| TcpListener::bind(address)).unwrap().unwrap();
+    let listener = tcp_listener(&cluster.bed.server, address);
     let mut open = Vec::new();
     for _ in 0..CONNECTIONS {
         let stream = cluster.bed.client.run(|| TcpStream::connect(address)).unwrap().unwrap();

@@ -14,7 +14,7 @@ const MARKER: &[u8] = b"the eagle flies on friday night!";
 
 /// Sends datagrams with the marker through the tunnel and waits until all are there.
 fn send_marked(from: &Node, to: &Node, address: &str) {
-    let far = to.run(|| UdpSocket::bind((address, 5400))).unwrap().unwrap();
+    let far = udp_socket(to, (address, 5400));
     far.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let near = from.run(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
     let mut text = MARKER.to_vec();

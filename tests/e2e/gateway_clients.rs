@@ -121,7 +121,7 @@ const FTP_LINES: usize = 20_000;
 impl Ftp {
     pub fn start(place: &Node, listen: &str) -> Self {
         let listen: SocketAddr = listen.parse().unwrap();
-        let listener = place.run(|| TcpListener::bind(listen)).unwrap().unwrap();
+        let listener = tcp_listener(place, listen);
         listener.set_nonblocking(true).unwrap();
         let place = place.clone();
         let thread = Background::start(move |end| {
@@ -246,7 +246,7 @@ fn is_good(answer: &[u8]) -> bool {
 #[track_caller]
 pub fn resolve_udp(from: &Node, server: &str) {
     let to: SocketAddr = format!("{server}:53").parse().unwrap();
-    let client = from.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))).unwrap().unwrap();
+    let client = udp_socket(from, (Ipv4Addr::UNSPECIFIED, 0));
     client.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     let mut buffer = [0; 512];
     wait_for("an answer of the name server", PATIENCE, || {

@@ -1,7 +1,6 @@
 //! Port forwards, from outside and from inside.
 
 use std::io::{Read as _, Write as _};
-use std::net::TcpListener;
 use std::time::Duration;
 
 use crate::gateway_clients::*;
@@ -120,7 +119,7 @@ fn c2_a_forward_tells_the_client_by_proxy_protocol() {
         let _gateway = lans.start(&format!(
             "{ALLOW}[[forward]]\nlisten = \"tcp 10.1.2.1:8080\"\nto = \"10.1.1.2:80\"\nproxy-protocol = true\n"
         ));
-        let listener = lans.host(1).run(|| TcpListener::bind("10.1.1.2:80")).unwrap().unwrap();
+        let listener = tcp_listener(lans.host(1), "10.1.1.2:80");
         let server = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();

@@ -325,7 +325,7 @@ fn c2_ports_below_1024_and_the_clients_own() {
     isolated(|| {
         let lans = Lans::new(2);
         lans.no_default_route(2);
-        let _held = lans.gateway().run(|| std::net::UdpSocket::bind("0.0.0.0:700")).unwrap().unwrap();
+        let _held = udp_socket(lans.gateway(), "0.0.0.0:700");
         let gateway = lans.start(&format!("{ALLOW}[[nat]]\nout = \"lan2\"\n"));
         let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
         let seen = |port: u16| {

@@ -109,7 +109,7 @@ fn read(connection: &mut Connection, stream: StreamId, take: &mut impl Extend<u8
 
 /// A server that sends back what it gets, until it is dropped.
 pub fn server(place: &Node, config: ServerConfig) -> Background<usize> {
-    let socket = place.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 443))).unwrap().unwrap();
+    let socket = udp_socket(place, (Ipv4Addr::UNSPECIFIED, 443));
     Background::start(move |end| {
         let mut quic = Quic::new(socket, Some(config));
         let mut echoes: BTreeMap<(usize, StreamId), VecDeque<u8>> = BTreeMap::new();

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::gateway_scene::*;
-use crate::machine::isolated;
+use crate::machine::{alone, isolated};
 use crate::scene::*;
 
 /// The same server stands in networks 2 and 3, and says in which one it was reached.
@@ -36,6 +36,7 @@ fn soon_reached(lans: &Lans, command: &str, wanted: &str) {
 /// Rules, tables, next hop objects, IPv6 routers of IPv4: packets go where the kernel's would.
 #[test]
 fn r4_rules_tables_and_next_hops_of_the_kernel_count() {
+    let _alone = alone();
     isolated(|| {
         let (lans, _mirrors) = two_ways();
         let _gateway = lans.start(ALLOW);

@@ -1,7 +1,7 @@
 //! Helpers of the gateway's tests: a gateway with local networks, servers that tell what they see, clients.
 
 use std::io::{BufRead, BufReader, Read, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -225,8 +225,8 @@ impl Mirror {
     pub fn start(place: &Node, name: &str, listen: &str) -> Self {
         let listen = address(listen);
         // What another server has just left may still be in the kernel.
-        let listener = place.run(|| TcpListener::bind(listen)).unwrap().unwrap();
-        let socket = place.run(|| UdpSocket::bind(listen)).unwrap().unwrap();
+        let listener = tcp_listener(place, listen);
+        let socket = udp_socket(place, listen);
         listener.set_nonblocking(true).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         let name = name.to_owned();
@@ -352,7 +352,7 @@ pub struct UdpClient(UdpSocket);
 impl UdpClient {
     pub fn new(from: &Node, local: &str) -> Self {
         let local = address(local);
-        let socket = from.run(|| UdpSocket::bind(local)).unwrap().unwrap();
+        let socket = udp_socket(from, local);
         socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
         Self(socket)
     }

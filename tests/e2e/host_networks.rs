@@ -1,7 +1,7 @@
 //! Networks as hosts are in them: behind a NAT64, a WAN that the LAN uses beside the tunnel, a LAN that is a bridge, a second router.
 
 use std::io::Write;
-use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
@@ -132,7 +132,7 @@ fn t1_the_lan_breaks_out_over_the_wan_of_the_tunnel() {
         let branch_wan = scene.testbed.addresses(Site::A, 0).ipv4.unwrap();
         let tunnel = tcp_start(a, b, HUB_IP, 5203, 2, 4.0);
         // Not the test bed's own TCP, which knows its clients by their address.
-        let server = b.run(|| TcpListener::bind((remote, 8080))).unwrap().unwrap();
+        let server = tcp_listener(b, (remote, 8080));
         let sink = std::thread::spawn(move || {
             let (mut stream, from) = server.accept().unwrap();
             (std::io::copy(&mut stream, &mut std::io::sink()).unwrap(), from.ip())
@@ -219,7 +219,7 @@ fn c4_dhcp_passes_through() {
         let _server = Mirror::start(lans.host(2), "server", "10.1.2.2:67");
         let _gateway = lans.start(ALLOW);
         for port in [68, 67] {
-            let socket = lans.host(1).run(|| UdpSocket::bind(("10.1.1.2", port))).unwrap().unwrap();
+            let socket = udp_socket(lans.host(1), ("10.1.1.2", port));
             socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
             let mut buffer = [0; 64];
             wait_for("the server's answer", PATIENCE, || {

@@ -15,7 +15,7 @@ use crate::scene::*;
 const FAR: &str = "198.51.100.7";
 
 fn udp(place: &Node, local: &str) -> UdpSocket {
-    let socket = place.run(|| UdpSocket::bind(local)).unwrap().unwrap();
+    let socket = udp_socket(place, local);
     socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
     socket
 }

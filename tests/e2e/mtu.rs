@@ -12,7 +12,7 @@ use crate::scene::*;
 
 /// Sends UDP payloads of exactly these sizes, which must not be fragmented, and gets each back.
 fn ping_udp(from: &Node, to: &Node, address: &str, sizes: &[usize]) {
-    let far = to.run(|| UdpSocket::bind((address, 5300))).unwrap().unwrap();
+    let far = udp_socket(to, (address, 5300));
     far.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     // Linux sets the don't-fragment bit on what fits the route, here on all of it.
     let near = from.run(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();

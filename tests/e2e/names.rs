@@ -1,6 +1,6 @@
 //! A hub that is known by its DNS name.
 
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -19,7 +19,7 @@ pub struct NameServer {
 impl NameServer {
     pub fn start(place: &Node, at: IpAddr) -> Self {
         let answer = Arc::new(Mutex::new(None));
-        let socket = place.run(|| UdpSocket::bind((at, 53))).unwrap().unwrap();
+        let socket = udp_socket(place, (at, 53));
         socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         let known = Arc::clone(&answer);
         let thread = Background::start(move |end| {

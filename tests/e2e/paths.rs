@@ -7,7 +7,7 @@ use control::status::Report;
 use testbed::topology::{LinkNet, Site};
 
 use crate::capture::Capture;
-use crate::machine::isolated;
+use crate::machine::{busy, isolated};
 use crate::scene::*;
 
 /// WAN and remote address of every path in one of these states.
@@ -80,6 +80,7 @@ fn t1_every_useful_permutation_joins_and_wans_come_and_go_while_data_flows() {
 /// when wan0 falls silent, and is left when wan0 is back. `rate-max` holds for what the branch sends, `receive-rate-max` for what the hub sends.
 #[test]
 fn t1_a_backup_that_one_side_knows_of_is_left_alone_by_both() {
+    let _busy = busy();
     isolated(|| {
         let scene = Scene::new(&[link(30.0, 5.0), link(30.0, 15.0)]);
         let (a, b) = (scene.a(), scene.b());

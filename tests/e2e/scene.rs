@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::io::{Read, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -290,6 +290,32 @@ pub fn settled<T: PartialEq>(mut read: impl FnMut() -> T) -> T {
     value
 }
 
+/// A UDP socket of a place at an address and port.
+#[track_caller]
+pub fn udp_socket(place: &Node, address: impl ToSocketAddrs + Sync) -> UdpSocket {
+    bound(place, || UdpSocket::bind(&address)).unwrap()
+}
+
+/// A listener of a place.
+#[track_caller]
+pub fn tcp_listener(place: &Node, address: impl ToSocketAddrs + Sync) -> TcpListener {
+    bound(place, || TcpListener::bind(&address)).unwrap()
+}
+
+/// Binds at a place. A port that was just closed may still be taken: a program that another test starts has our descriptors
+/// until it is executed.
+fn bound<T: Send>(place: &Node, bind: impl Fn() -> std::io::Result<T> + Sync) -> std::io::Result<T> {
+    let start = Instant::now();
+    loop {
+        match place.run(&bind).unwrap() {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && start.elapsed().as_secs() < 5 => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            result => return result,
+        }
+    }
+}
+
 /// Sends some bytes over TCP and gets them back.
 #[track_caller]
 pub fn echo(from: &Node, to: &Node, address: &str) {
@@ -302,7 +328,7 @@ pub fn echo(from: &Node, to: &Node, address: &str) {
 pub fn try_echo(from: &Node, to: &Node, address: &str) -> std::io::Result<()> {
     const PATIENCE: Option<Duration> = Some(Duration::from_secs(20));
     let address = socket(address, 7);
-    let listener = to.run(|| TcpListener::bind(address)).unwrap()?;
+    let listener = bound(to, || TcpListener::bind(address))?;
     let server = Background::start(move |end| -> std::io::Result<()> {
         listener.set_nonblocking(true)?;
         let (mut stream, _) = loop {

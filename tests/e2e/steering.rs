@@ -211,7 +211,7 @@ fn a_core_is_taken_away(scene: &Scene, hub: &Gateway) {
 /// Small and fragmented datagrams of each of several flows take one core.
 #[track_caller]
 fn fragments_follow_their_flow(scene: &Scene, hub: &Gateway) {
-    let server = scene.b().run(|| UdpSocket::bind(format!("{HUB_IP}:5500"))).unwrap().unwrap();
+    let server = udp_socket(scene.b(), format!("{HUB_IP}:5500"));
     server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let mut buffer = vec![0; 65_536];
     for _ in 0..8 {
@@ -230,7 +230,7 @@ fn fragments_follow_their_flow(scene: &Scene, hub: &Gateway) {
 fn connections_on_one_port(scene: &Scene, count: usize) {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
     use std::io::{Read, Write};
-    let server = scene.b().run(|| std::net::TcpListener::bind(format!("{HUB_IP}:5600"))).unwrap().unwrap();
+    let server = tcp_listener(scene.b(), format!("{HUB_IP}:5600"));
     let serving = std::thread::spawn(move || {
         for _ in 0..count {
             let (mut connection, _) = server.accept().unwrap();

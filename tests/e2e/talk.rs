@@ -7,7 +7,7 @@ use linux::clock::monotonic_ns;
 use rustix::net::sockopt::set_ip_tos;
 use testbed::topology::Node;
 
-use crate::scene::{Background, socket};
+use crate::scene::{Background, socket, udp_socket};
 
 /// Bytes of RTP's header (RFC 3550), number and time of sending.
 const HEAD_BYTES: usize = 28;
@@ -44,7 +44,7 @@ impl Talk {
     /// Starts to talk; 1.5 s after the end nothing is expected any more.
     pub fn start(self, from: &Node, to: &Node, address: &str) -> Background<Heard> {
         let address = socket(address, self.port);
-        let far = to.run(|| UdpSocket::bind(address)).unwrap().unwrap();
+        let far = udp_socket(to, address);
         far.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         let near = from.run(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
         near.connect(address).unwrap();

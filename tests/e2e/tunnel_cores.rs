@@ -71,7 +71,7 @@ type Arrivals = Arc<Mutex<BTreeMap<u16, Vec<Instant>>>>;
 /// Collects what arrives at `to` until `end`.
 fn collect(server: &Node, to: &str, end: &Arc<AtomicBool>) -> (Arrivals, std::thread::JoinHandle<()>) {
     let to: SocketAddr = to.parse().unwrap();
-    let socket = server.run(|| UdpSocket::bind(to)).unwrap().unwrap();
+    let socket = udp_socket(server, to);
     socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
     let arrivals = Arrivals::default();
     let (shared, end) = (Arc::clone(&arrivals), Arc::clone(end));
@@ -164,7 +164,7 @@ fn t2_fragments_take_the_core_of_their_flow() {
         let scene = Scene::new(&[link(100.0, 2.0)]);
         let (branch, hub) = scene.pair();
         let (_branch, hub) = scene.join(&branch.node_line("cores = 2"), &hub.node_line("cores = 2"), 1);
-        let server = scene.b().run(|| UdpSocket::bind(format!("{HUB_IP}:5500"))).unwrap().unwrap();
+        let server = udp_socket(scene.b(), format!("{HUB_IP}:5500"));
         server.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
         let reader = std::thread::spawn(move || {
             let mut buffer = vec![0; 65_536];

@@ -1,7 +1,7 @@
 //! A web server, and a download from it by `curl` whose every byte is verified.
 
 use std::io::{Read, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::process::{ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,7 +27,7 @@ pub struct WebServer {
 impl WebServer {
     pub fn start(place: &Node, address: &str, bytes: u64) -> Self {
         let address = socket(address, 80);
-        let listener = place.run(|| TcpListener::bind(address)).unwrap().unwrap();
+        let listener = tcp_listener(place, address);
         listener.set_nonblocking(true).unwrap();
         let thread = Background::start(move |end| {
             while !end.load(Ordering::Relaxed) {
