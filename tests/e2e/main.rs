@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod bad_input;
+mod bench_tunnel;
 mod capture;
 mod class_names;
 mod classes;

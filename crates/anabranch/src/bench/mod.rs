@@ -1,11 +1,13 @@
-//! `anabranch bench`: measurements. All but `scale` and `crash` are in-process, without any interface.
+//! `anabranch bench`: measurements. All but `scale`, `crash` and `relay` are in-process, without any interface.
 
 mod dispatch;
 mod distribution;
 mod gateway;
 mod handoffs;
 mod limit;
+mod relay;
 mod seal;
+mod tunnel;
 
 use std::process::ExitCode;
 
@@ -35,8 +37,12 @@ enum Measurement {
     Dispatch(dispatch::Args),
     /// Schemes of giving packets to cores, compared over packets in memory
     Distribution(distribution::Args),
+    /// Bare relay of a TUN device over UDP, to compare with; its key is public
+    Relay(relay::Args),
     /// Sealing and opening datagrams of the tunnel
     Seal(seal::Args),
+    /// Cores of two nodes that seal, open and deliver packets in memory, by steering mode
+    Tunnel(tunnel::Args),
     /// Which core gets the replies of many random flows, and whether every port is given out
     Handoffs(handoffs::Args),
 }
@@ -50,6 +56,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Measurement::Gateway(args) => gateway::run(args),
         Measurement::Handoffs(args) => handoffs::run(args),
         Measurement::Scale(args) => scale::run(args),
+        Measurement::Relay(args) => relay::run(args),
         Measurement::Seal(args) => seal::run(args),
+        Measurement::Tunnel(args) => tunnel::run(args),
     }
 }
