@@ -66,15 +66,16 @@ fn c2_t5_t9_every_steering_mode_goes_on_through_the_hubs_services() {
         let endpoints: Vec<String> = (0..2).map(|number| scene.endpoint(Site::B, number)).collect();
         let _mirror = Mirror::start(&server, "server", "0.0.0.0:80");
         let hub_ip: std::net::IpAddr = "10.2.1.1".parse().unwrap();
-        for mode in [
-            "receiver-assigned",
-            "per-tunnel",
-            "sealed-core-id",
-            "sealed-header",
-            "receiver-decides",
-            "session-id",
+        for (mode, more) in [
+            ("receiver-assigned", ""),
+            ("receiver-assigned", "\nask-core-first = true"),
+            ("per-tunnel", ""),
+            ("sealed-core-id", ""),
+            ("sealed-header", ""),
+            ("receiver-decides", ""),
+            ("session-id", ""),
         ] {
-            let steering = format!("steering = \"{mode}\"");
+            let steering = format!("steering = \"{mode}\"{more}");
             let branch = Config::new("branch", BRANCH_IP).node_line("cores = 2").wan("wan0").wan("wan1");
             let hub = Config::new("hub", HUB_IP).node_line("listen = 4600\ncores = 2");
             let allowed = format!("{}, \"10.2.1.0/24\", \"10.9.9.9/32\"", hub.own_nets());

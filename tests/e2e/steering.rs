@@ -352,6 +352,28 @@ fn t5_first_datagrams_name_none_later_ones_the_core_that_was_assigned() {
     });
 }
 
+/// Row T5, the variant: the receiver says the core before the first datagram of a flow, and that names it.
+#[test]
+fn t5_the_core_is_asked_for_before_the_first_datagram() {
+    let _busy = busy();
+    isolated(|| {
+        let scene = Scene::new(&two_links());
+        for policy in ["hash", "round-robin"] {
+            let lines =
+                format!("steering = \"receiver-assigned\"\npolicy = \"{policy}\"\nask-core-first = true\n");
+            let (branch, hub) = join(&scene, &lines);
+            let capture = capture(&scene, 20_000);
+            one_flow_one_core(&scene, &hub);
+            both_cores_of_both_sides(&scene, &branch, &hub);
+            drop((branch, hub));
+            let frames = capture.finish();
+            let frames = large(&frames);
+            let unnamed = frames.iter().filter(|bytes| bytes[1] == 255).count();
+            assert!(frames.len() > 500 && unnamed == 0, "{policy}: {unnamed} of {} name none", frames.len());
+        }
+    });
+}
+
 /// Everything that a way to name cores is tried with, and what of it arrived over the first link.
 #[track_caller]
 fn every_scene(scene: &Scene, lines: &str) -> Vec<Vec<u8>> {

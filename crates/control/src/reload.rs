@@ -191,6 +191,7 @@ fn compare_peer(old: &Peer, new: &Peer, applied: &mut Vec<String>) {
     say("accept-steering", &old.steering.accept.to_string(), &new.steering.accept.to_string());
     say("tunnel-core", &core(old.steering.tunnel_core), &core(new.steering.tunnel_core));
     say("peer-tunnel-core", &core(old.steering.peer_tunnel_core), &core(new.steering.peer_tunnel_core));
+    say("ask-core-first", &old.steering.ask_core_first.to_string(), &new.steering.ask_core_first.to_string());
     let file = |peer: &Peer| {
         let file = peer.processor.as_ref();
         file.map_or_else(|| "none".to_owned(), |file| format!("{} ({:?})", file.path.display(), file.cores))

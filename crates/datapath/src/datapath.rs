@@ -471,6 +471,9 @@ impl Datapath {
                 }
                 packet
             }
+            Handed::CoreWanted(bond, wanted) => {
+                return self.delivery(now, out).1.inner.choose_wanted(now.ns(), bond, wanted);
+            }
             Handed::LanNews(news) => return self.lan_news(&news),
             Handed::Service(mut handed) => {
                 let Self { tunnel, services, drops, pool, cluster, .. } = self;

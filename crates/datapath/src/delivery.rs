@@ -13,7 +13,7 @@ use services::fragment::Rendezvous;
 use services::pipeline::{ETHERNET_BYTES, Frame, Outcome};
 use steering::ownership::Ownership;
 use steering::symmetric::{FlowHasher, MIX_MULTIPLIER};
-use tunnel::forwarder::{Delivered, Output as TunnelOutput, Target};
+use tunnel::forwarder::{CoreWanted, Delivered, Output as TunnelOutput, Target};
 
 use crate::handed::Handed;
 use crate::lan::CoreLan;
@@ -86,6 +86,12 @@ impl<O: Output> TunnelOutput for Delivery<'_, O> {
         });
         if !fits {
             inner.out.dropped(DropReason::TooBig);
+        }
+    }
+
+    fn core_wanted(&mut self, bond: usize, wanted: CoreWanted) {
+        if let Ingress::Bond(bond) = self.inner.bonds.ingress(bond) {
+            self.inner.core_wanted(self.now_ns, bond, wanted);
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Packets that go from one core to another: a core read them and another owns them. Each is counted.
 
+use packet::attachment::BondId;
 use packet::{FlowKey, PacketBuf};
+use tunnel::forwarder::CoreWanted;
 use tunnel::node::Source;
 
 use crate::ethernet::News;
@@ -17,6 +19,8 @@ pub enum Handed {
     Bond(PacketBuf),
     /// A packet that came by a bond which named no core: for the core that chooses one for its flow.
     Place(PacketBuf, PlaceStep),
+    /// A question of a peer for the core of a flow: for the core that chooses one.
+    CoreWanted(BondId, CoreWanted),
     /// An Ethernet frame for the core of its flow: of the TAP device, or of a bond and then behind its hops.
     Frame(PacketBuf),
     /// News of the switch.

@@ -18,6 +18,7 @@ use steering::ownership::Ownership;
 use steering::policy::{CoreChooser, Policy, RemoteCores};
 use steering::symmetric::MIX_MULTIPLIER;
 use tunnel::bond::reduce;
+use tunnel::forwarder::CoreWanted;
 use tunnel::node::Node;
 
 use crate::datapath::COPY_BYTES_MAX;
@@ -175,6 +176,28 @@ impl<O: Output> Decision<'_, O> {
         let taken = self.take(packet);
         self.hand_over(place, Handed::Place(taken, step));
         false
+    }
+
+    /// A peer asks for the core of a flow that it has sent nothing of yet: it is told what a packet's would have been.
+    pub(crate) fn core_wanted(&mut self, now_ns: u64, bond: BondId, wanted: CoreWanted) {
+        let place = self.ownership.owner_of_hash(wanted.hash);
+        if place == self.id || self.services.is_some() || self.cluster.is_member() {
+            self.choose_wanted(now_ns, bond, wanted);
+        } else {
+            self.hand_over(place, Handed::CoreWanted(bond, wanted));
+        }
+    }
+
+    /// As [`Self::core_wanted`], at the meeting place.
+    pub(crate) fn choose_wanted(&mut self, now_ns: u64, bond: BondId, wanted: CoreWanted) {
+        let CoreWanted { peer_core, hash, class } = wanted;
+        let core = if self.services.is_some() || self.cluster.is_member() {
+            self.ownership.owner_of_hash(hash)
+        } else {
+            let policy = self.bonds.rules(Ingress::Bond(bond)).policy;
+            self.placer.choose(now_ns, self.ownership, policy, (hash, class))
+        };
+        self.placer.tell(now_ns, Told { bond, peer_core, hash, core });
     }
 
     /// As [`Self::stays`], at the meeting place.

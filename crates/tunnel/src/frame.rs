@@ -89,6 +89,8 @@ pub mod extension {
     pub const SESSION_ID: u8 = 134;
     /// Part of a repair symbol of the lane it comes in, see [`crate::fec`]. Body: [`crate::fec::SymbolPart`].
     pub const REPAIR: u8 = 135;
+    /// Questions for the cores of flows of which nothing was sent yet (row T5). Body: entries of flow hash 32, class 8.
+    pub const CORE_WANTED: u8 = 136;
 }
 
 /// Flag bits of kinds 1–3.

@@ -226,12 +226,15 @@ impl Capabilities {
     pub const FRESHNESS: Self = Self(16);
     /// Takes repair symbols (extension frame repair).
     pub const REPAIR: Self = Self(32);
+    /// Says which core it gives to a flow that nothing was sent of yet (extension frame core-wanted).
+    pub const CORE_WANTED: Self = Self(64);
     /// Capabilities of this version.
     pub const OURS: Self = Self::RETRANSMIT
         .with(Self::PARTIAL_CHECKSUM)
         .with(Self::PATH_LIMITS)
         .with(Self::FRESHNESS)
-        .with(Self::REPAIR);
+        .with(Self::REPAIR)
+        .with(Self::CORE_WANTED);
 
     /// Both sets together.
     #[must_use]

@@ -204,6 +204,8 @@ pub struct Steering {
     /// Row T6: the peer's core for the whole tunnel, whatever the peer tells; one that it does not have, or that may not
     /// be used, is not named.
     pub peer_tunnel_core: Option<u8>,
+    /// Row T5: where the peer assigns cores, it is asked for a flow's core before the flow's first datagram.
+    pub ask_core_first: bool,
 }
 
 impl Default for Steering {
@@ -213,6 +215,7 @@ impl Default for Steering {
             accept: ModeSet::built(),
             tunnel_core: None,
             peer_tunnel_core: None,
+            ask_core_first: false,
         }
     }
 }

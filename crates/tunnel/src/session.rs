@@ -43,6 +43,8 @@ pub struct Session {
     pub peer_cores: u8,
     /// The peer takes repair symbols.
     pub takes_repair: bool,
+    /// The peer says which cores it gives to flows before they begin (row T5).
+    pub says_cores: bool,
     /// When it was established.
     pub established: Time,
     /// It is renewed after this long.
@@ -99,6 +101,8 @@ pub struct Epoch<'a> {
     pub peer_cores: u8,
     /// The peer takes repair symbols.
     pub takes_repair: bool,
+    /// The peer says which cores it gives to flows before they begin (row T5).
+    pub says_cores: bool,
     /// Renewed after this long, ms.
     pub rekey_after_ms: u64,
     /// Whether we started the handshake: the initiator holds a confirmed session at once.
@@ -126,6 +130,7 @@ impl Session {
             sends: epoch.sends,
             peer_cores: epoch.peer_cores,
             takes_repair: epoch.takes_repair,
+            says_cores: epoch.says_cores,
             established: now,
             rekey_after_ms: epoch.rekey_after_ms,
             life: Life { confirmed: AtomicBool::new(epoch.initiator), ..Life::default() },

@@ -602,6 +602,7 @@ fn steering(section: &mut Section<'_, '_, '_>) -> Steering {
             .map_or_else(ModeSet::built, |modes| modes.into_iter().map(|mode| mode.value).collect()),
         tunnel_core: section.number("tunnel-core", 0..=127).and_then(core),
         peer_tunnel_core: section.number("peer-tunnel-core", 0..=253).and_then(core),
+        ask_core_first: section.flag("ask-core-first").is_some_and(|flag| flag.value),
     }
 }
 

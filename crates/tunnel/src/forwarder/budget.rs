@@ -1,7 +1,7 @@
 //! Limits of the work that one datagram of a peer may cause. Nothing an honest peer sends comes near them; what is beyond is not done,
 //! and counted.
 
-use crate::frame::extension::{PATH_LIMITS, PATH_TIMING};
+use crate::frame::extension::{CORE_WANTED, PATH_LIMITS, PATH_TIMING};
 use crate::frame::{ENTRIES_MAX, Frame, RANGES_MAX};
 
 /// Most datagrams looked at for the NACKs of one datagram, to be sent again or not.
@@ -61,6 +61,7 @@ impl Budget {
             Frame::ProcessorInfo(_) => 1 << 3,
             Frame::Extension { kind: PATH_LIMITS, .. } => 1 << 4,
             Frame::Extension { kind: PATH_TIMING, .. } => 1 << 5,
+            Frame::Extension { kind: CORE_WANTED, .. } => 1 << 6,
             _ => 0,
         };
         if self.seen & once != 0 {

@@ -9,6 +9,7 @@
 //! Datagrams and packets leave through the caller's [`Output`]. Nothing here blocks, reads a clock or does I/O.
 
 mod arrival;
+mod asked;
 mod assigned;
 mod budget;
 mod build;
@@ -117,6 +118,20 @@ pub trait Output {
     fn transmit(&mut self, target: &Target, segment: usize, datagrams: &[u8]);
     /// An inner packet for this host.
     fn deliver(&mut self, bond: usize, packet: &[u8], how: Delivered);
+    /// The peer of a bond wants to know the core of a flow that it has sent nothing of yet. [`Forwarder::tell_assignments`] answers;
+    /// where nobody does, the peer begins without.
+    fn core_wanted(&mut self, _bond: usize, _wanted: CoreWanted) {}
+}
+
+/// Question for the core of a flow (row T5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CoreWanted {
+    /// The peer's core that asks, and has to be told.
+    pub peer_core: u8,
+    /// Hash of the flow under our key.
+    pub hash: u32,
+    /// Number of its class, by the peer's classes.
+    pub class: u8,
 }
 
 /// Facts about an inner packet that is delivered.
@@ -534,6 +549,7 @@ impl CoreBond {
             self.slow(now, node, actions, out);
         }
         self.tx.dispatch(now, out, drops);
+        self.tx.ask_for_cores(now, out);
         if self.tx.receiving_cores().count() != self.timed_cores {
             // A core that does not know the paths yet cannot put the packets in order which leave now.
             let fastest = self.tx.fastest_path();

@@ -17,17 +17,19 @@ use super::lane::{Place, RxLane};
 use super::placement::{labelled, placement_of};
 use super::rx_session::{RxSession, lane_id_of, lane_of};
 use super::transmit::Transmit;
-use super::{Delivered, Output};
+use super::{Delivered, Output, asked};
 use crate::aead::TAG_BYTES;
 use crate::bond::{Bond, PATHS_MAX};
 use crate::frame::extension::{
-    PATH_LIMITS, PATH_LIMITS_SEEN, PATH_TIMING, PROCESSOR_INFO_SEEN, REKEY, REPAIR, SEALED_CORE, SESSION_ID,
+    CORE_WANTED, PATH_LIMITS, PATH_LIMITS_SEEN, PATH_TIMING, PROCESSOR_INFO_SEEN, REKEY, REPAIR, SEALED_CORE,
+    SESSION_ID,
 };
 use crate::frame::{self, Frame, PacketHead};
 use crate::header::{HEADER_BYTES, Header, Kind, NOT_TOLD};
 use crate::keys::Encryption;
 use crate::lifecycle::Action;
 use crate::memory::Share;
+use crate::mode::SteeringMode::ReceiverAssigned;
 use crate::node::{Node, Source};
 use crate::order::{Admit, Order, Orderer, PathTiming};
 use crate::path::{Path, PathState};
@@ -428,6 +430,9 @@ impl Receive {
                 cx.node.on_path_limits_seen(&self.bond, body);
             }
             Frame::Extension { kind: REPAIR, body } => self.on_repair(cx, session, header, body, budget),
+            Frame::Extension { kind: CORE_WANTED, body } if session.receives == ReceiverAssigned => {
+                asked::pass_on(body, header.sending_core, self.bond.slot, cx.out);
+            }
             Frame::Extension { .. } => cx.drops.add(DropReason::FrameUnknown),
             Frame::Assignment { hash, core } => cx.tx.on_assignment(cx.now, session.number, hash, core),
             // A goodbye of an earlier epoch that was long under way says nothing about this one.

@@ -131,6 +131,9 @@ impl ReceivingCores {
             self.change = None;
             return false;
         };
+        let asks =
+            session.is_some_and(|session| session.says_cores) && bond.peer.load().steering.ask_core_first;
+        self.assignments.asked.set_on(asks);
         let restarts = bond.restarts.load(Relaxed);
         let mode = session.map_or_else(SteeringMode::default, |session| session.sends);
         if restarts != self.restarts || session.is_none() || mode != self.mode || self.told.is_none() {
@@ -256,7 +259,7 @@ impl ReceivingCores {
             SteeringMode::CoreId | SteeringMode::PerTunnel | SteeringMode::SealedHeader => {
                 return self.named(now, hash, class);
             }
-            SteeringMode::ReceiverAssigned => return self.assigned(now, hash),
+            SteeringMode::ReceiverAssigned => return self.assigned(now, (hash, class)),
             SteeringMode::SealedCoreId => match self.named(now, hash, class) {
                 Destination::To(heading) => Label::Core(heading.peer_core),
                 other => return other,
@@ -269,14 +272,14 @@ impl ReceivingCores {
     }
 
     /// The core that the peer gave the flow; without one the header names none (row T5).
-    fn assigned(&mut self, now: Time, hash: u32) -> Destination {
+    fn assigned(&mut self, now: Time, flow: (u32, u8)) -> Destination {
         let Some(told) = &self.told else { return Destination::Unknown };
         let leaving = match &self.change {
             Some(Change { moves: Moves::From(leaving), .. }) => *leaving,
             Some(_) => return Destination::Waits,
             None => CoreSet::EMPTY,
         };
-        match self.assignments.core_of(seconds(now), hash, &told.info.usable) {
+        match self.assignments.core_of(now, flow, &told.info.usable) {
             Err(()) => Destination::Waits,
             Ok(Some(core)) if leaving.contains(core) => Destination::Waits,
             Ok(core) => Destination::To(core.unwrap_or(NOT_TOLD).into()),

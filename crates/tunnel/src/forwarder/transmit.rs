@@ -408,7 +408,10 @@ impl Transmit {
     /// The peer gave the flow with this hash to a core (row T5).
     pub fn on_assignment(&mut self, now: Time, session: u32, hash: u32, core: u8) {
         if self.session.as_ref().is_some_and(|current| current.number == session) {
-            self.receiving.assignments.note(now, hash, core);
+            let goes = self.receiving.assignments.note(now, hash, core);
+            if goes {
+                self.unpark_all(now);
+            }
         }
     }
 
@@ -453,6 +456,9 @@ impl Transmit {
             if self.receiving.end_assigned(now, !held) {
                 self.unpark_all(now);
             }
+        }
+        if self.receiving.assignments.asked.give_up(now) {
+            self.unpark_all(now);
         }
         if self.receiving.begin_assigned(now) {
             self.paths.iter_mut().for_each(PathTx::mark_assigned);

@@ -6,8 +6,9 @@ use super::class_path::publish;
 use super::depart::ControlDatagram;
 use super::transmit::{PathTx, Repeat, Transmit, wire_bytes};
 use crate::aead::TAG_BYTES;
-use crate::frame::Frame;
+use crate::frame::{Frame, extension};
 use crate::header::{HEADER_BYTES, NOT_TOLD};
+use crate::lifecycle::encode;
 use crate::order::SETTLE_US_DEFAULT;
 use crate::path::PathState;
 use crate::time::Time;
@@ -126,7 +127,7 @@ impl Transmit {
         let lanes = (0..session.peer_cores).chain([NOT_TOLD]);
         for core in lanes.filter(|core| self.is_silent(now, *core)).collect::<Vec<_>>() {
             self.asked_at = now;
-            let frames = crate::lifecycle::encode(&Frame::Ping { id: ASK_ID });
+            let frames = encode(&Frame::Ping { id: ASK_ID });
             for at in 0..self.paths.len() {
                 let id = self.paths[at].path.id;
                 if self.paths[at].path.usable() && self.lanes.outstanding_since(id, core).is_some() {
@@ -161,6 +162,20 @@ impl Transmit {
             }
             self.paths[at].in_use = usable;
         }
+    }
+
+    /// Asks for the cores of flows that begin (row T5).
+    pub fn ask_for_cores(&mut self, now: Time, out: &mut impl Output) {
+        let asked = &mut self.receiving.assignments.asked;
+        let body = asked.questions(now);
+        self.wake = self.wake.min(asked.next());
+        if body.is_empty() {
+            return;
+        }
+        let Some(path) = self.fastest_path() else { return };
+        let frames = encode(&Frame::Extension { kind: extension::CORE_WANTED, body: &body });
+        let core = self.control_core(path);
+        self.send_control(now, &ControlDatagram::new(path, core, &frames), out);
     }
 
     /// The usable path with the lowest delay.
@@ -254,7 +269,7 @@ impl Transmit {
             self.paths[at].ordered_at = newest;
             for core in 0..self.stampers.len() {
                 if let Some(last) = self.stampers[core].as_ref().and_then(|stamper| stamper.marker()) {
-                    let frames = crate::lifecycle::encode(&Frame::Marker { stamp: last });
+                    let frames = encode(&Frame::Marker { stamp: last });
                     self.send_control(now, &ControlDatagram::new(id, core as u8, &frames), out);
                 }
             }

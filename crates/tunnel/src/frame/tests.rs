@@ -315,6 +315,7 @@ fn examples() -> Vec<(&'static str, Vec<u8>)> {
     out.push(("sealed-core", label(crate::mode::Label::Core(3))));
     out.push(("session-id", label(crate::mode::Label::Session(0xa3b8_f20a_88c2_3eb0))));
     out.push(("repair", extension(135, &crate::fec::tests::example().encode())));
+    out.push(("core-wanted", extension(136, &[0xca, 0xfe, 0xf0, 0x0d, 0])));
     let body = vec![0x45, 0x00, 0x00, 0x1c];
     // A whole plaintext: a packet, the first piece of the next one, a marker, padding.
     let mut bytes = vec![0; 64];

@@ -55,6 +55,7 @@ impl Node {
                 own_cores: self.cores,
                 peer_cores: hello.processor.cores,
                 takes_repair: hello.capabilities.contains(Capabilities::REPAIR),
+                says_cores: hello.capabilities.contains(Capabilities::CORE_WANTED),
                 rekey_after_ms: self.rekey_after_ms,
                 initiator,
             },
