@@ -693,10 +693,10 @@ impl Lifecycle {
     /// A control frame arrived on path `id`; the answer is added to `answers`.
     pub fn on_control(&mut self, now: Time, bond: &Bond, id: u8, frame: &Frame<'_>, answers: &mut Vec<u8>) {
         if let Frame::PathState { path, state } = *frame {
-            self.on_path_state(now, bond, path, state);
-            return;
+            return self.on_path_state(now, bond, path, state);
         }
-        let Some(life) = self.paths.iter_mut().find(|life| life.path.id == id) else { return };
+        // A WAN that is not to be used answers nothing, or the peer would take the path up again.
+        let Some(life) = self.paths.iter_mut().find(|life| life.path.id == id && life.wan.up) else { return };
         match *frame {
             Frame::Challenge { token, .. } => answers.extend(encode(&Frame::Response { token })),
             Frame::Ping { id } => answers.extend(encode(&Frame::Pong { id })),
