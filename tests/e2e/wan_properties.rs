@@ -229,6 +229,37 @@ fn t12_a_wan_has_a_schedule() {
     });
 }
 
+/// Row T12: a WAN that is used at one location is left elsewhere, and where nobody says where the machine is; by the peer as well, and for good.
+#[test]
+fn t12_a_wan_has_locations() {
+    isolated(|| {
+        let mut two = Two::new(&[link(20.0, 10.0), link(20.0, 10.0)], "");
+        let file = two.scene.directory.path().join("location");
+        two.join();
+        two.text = two.text.replace("[node]\n", &format!("[node]\nlocation-file = \"{}\"\n", file.display()));
+        two.reload("locations = [\"depot\", \"the yard\"]");
+        let state = |two: &Two| {
+            let report = two.branch.status().unwrap();
+            report.wans.iter().find(|wan| wan.interface == "wan1").unwrap().state.clone()
+        };
+        let is = |two: &Two, wanted: &str, paths: usize| {
+            wait_for(wanted, PATIENCE, || {
+                let up = |gateway: &Gateway| paths_up(&gateway.status().unwrap());
+                state(two) == wanted && [&two.branch, &two.hub].iter().all(|gateway| up(gateway) == paths)
+            });
+        };
+        is(&two, "not used at this location", 1);
+        std::fs::write(&file, "the yard\n").unwrap();
+        is(&two, "up", 2);
+        let (up, down) = two.transfers();
+        assert!(up > BUSY && down > BUSY, "up {up}, down {down}");
+        std::fs::write(&file, "road\n").unwrap();
+        is(&two, "not used at this location", 1);
+        let (up, down) = two.transfers();
+        assert!(up < IDLE && down < IDLE, "up {up}, down {down}");
+    });
+}
+
 /// Row T12: an operator changes a WAN while it runs: a backup from now on, taken out under a transfer, as the file says again; over a
 /// reload as well.
 #[test]

@@ -13,12 +13,12 @@
 //!
 //! | section | keys | reader |
 //! |---|---|---|
-//! | `[node]` | name, private-key, private-key-file, listen, listen-tls, cores, rekey-after-seconds, state-dir, log-file, control-socket | `read::node` |
+//! | `[node]` | name, private-key, private-key-file, listen, listen-tls, cores, rekey-after-seconds, location-file, state-dir, log-file, control-socket | `read::node` |
 //! | `[node]` | reserved-cores, preferred-cores | `class_cores::read` |
 //! | `[tun]` | name, address, mtu, route, table | `read::tun` |
 //! | `[tap]` | name, mtu, bridge, relay, stations-max, stations-per-peer-max, station-age-seconds, flood-per-second-max, answer-neighbors | `tap::tap` |
 //! | `[cluster]` | role, node-id, weight, bus, manager, token, token-file, hub, hub-key, hub-key-file, path-mtu | `cluster::cluster` |
-//! | `[[wan]]` | interface, match, tier, rate-max, receive-rate-max, address-family, gateway | `read::wan` |
+//! | `[[wan]]` | interface, match, tier, rate-max, receive-rate-max, address-family, gateway, locations | `read::wan` |
 //! | `[[wan]]` | cost, direction, latency-max, loss-max, quota, quota-day, schedule | `properties::properties` |
 //! | `[[class]]` | name, class, by-mark, from, to, protocol, port, dscp, server-name, tenant, peer, wan | `classes::class` |
 //! | `[[peer]]` | name, public-key, preshared-key, preshared-key-file, hub, endpoints, tls-port, allowed-ips, wans, paths-per-wan-pair, sockets-per-path, spread, encryption, allow-cleartext, policy, flow, steering, accept-steering, tunnel-core, peer-tunnel-core, ask-core-first, tenant, ethernet | `read::peer` |
@@ -82,6 +82,8 @@ pub use values::Endpoint;
 
 /// Most `[[wan]]` sections.
 pub const WANS_MAX: usize = 64;
+/// Most locations of one `[[wan]]`.
+pub const LOCATIONS_MAX: usize = 64;
 /// Most `[[peer]]` sections.
 pub const PEERS_MAX: usize = 4096;
 /// Most endpoints of one peer.
@@ -139,6 +141,8 @@ pub struct Node {
     pub class_cores: ClassCores,
     /// Sessions get new keys after this long, 5–120 s.
     pub rekey_after_seconds: u8,
+    /// File with the name of the location where this node is, for WANs that are not everywhere.
+    pub location_file: Option<PathBuf>,
     /// Directory of the state file; [`STATE_DIR`] by default.
     pub state_dir: PathBuf,
     /// Log file; standard error by default.
@@ -203,6 +207,8 @@ pub struct Wan {
     pub quota: Option<Quota>,
     /// When it may be used.
     pub schedule: Schedule,
+    /// Locations where it may be used; empty: everywhere.
+    pub locations: Vec<String>,
 }
 
 /// Names one interface or many.

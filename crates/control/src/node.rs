@@ -210,7 +210,7 @@ impl Node {
         self.last_read = start.elapsed();
         let before = std::mem::take(&mut self.lives);
         self.lives = self.registry.observe(&self.config.wans, &self.config.tun.name, &view);
-        self.wan_use.apply(&self.config.wans, &mut self.lives);
+        self.wan_use.apply(&self.config, &mut self.lives);
         self.wan_changes.apply(&mut self.lives);
         self.tell_states(&before);
         // A network with IPv6 alone: IPv4 endpoints are behind its translator, if it has one.
@@ -468,7 +468,7 @@ impl Node {
         self.lan.tick(&self.config, &self.engine, self.host.netlink());
         let handle = EngineHandle::new(&self.engine, &self.handle_state);
         let again = self.supervisor.tick(self.host.netlink(), &handle) || self.incomplete;
-        let again = self.wan_use.tick(&self.config.wans, &self.lives, &self.engine.bonds()) || again;
+        let again = self.wan_use.tick(&self.config, &self.lives, &self.engine.bonds()) || again;
         let again =
             self.config.services.gives_ports() && self.held_ports.look(read_ephemeral_ports()) || again;
         if self.resolver.is_empty() {

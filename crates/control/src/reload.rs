@@ -33,6 +33,8 @@ pub fn merge(old: &Config, new: &Config) -> (Config, ReloadReport) {
     merged.number_bonds(old.bonds.clone());
     let applied = &mut report.applied;
     note(applied, "tun.address", &list(&old.tun.addresses), &list(&new.tun.addresses));
+    let location = |config: &Config| format!("{:?}", config.node.location_file);
+    note(applied, "node.location-file", &location(old), &location(new));
     note(applied, "tun.route", &format!("{:?}", old.tun.routes), &format!("{:?}", new.tun.routes));
     let cores = |config: &Config| format!("{:?}", config.node.class_cores);
     note(applied, "node.reserved-cores", &cores(old), &cores(new));

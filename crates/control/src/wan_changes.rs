@@ -10,7 +10,7 @@ use crate::wans::LiveWan;
 /// Shown as the state of a WAN that was taken out.
 const OFF: &str = "off (anabranch path)";
 /// Keys of `[[wan]]` that may change.
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 11] = [
     "tier",
     "cost",
     "direction",
@@ -21,6 +21,7 @@ const KEYS: [&str; 10] = [
     "quota",
     "quota-day",
     "schedule",
+    "locations",
 ];
 /// Longest value, bytes.
 const VALUE_BYTES_MAX: usize = 512;
@@ -206,6 +207,7 @@ fn changed(file: &config::Wan, keys: &BTreeMap<String, String>) -> Result<config
             "rate-max" => wan.rate_max_bps = new.rate_max_bps,
             "receive-rate-max" => wan.receive_rate_max_bps = new.receive_rate_max_bps,
             "schedule" => wan.schedule.clone_from(&new.schedule),
+            "locations" => wan.locations.clone_from(&new.locations),
             _ => {
                 wan.quota = new.quota;
                 wan.properties.metered = new.properties.metered;

@@ -1,4 +1,4 @@
-//! Use of WANs over time (row T12): what was carried of a month's quota, and when a WAN may be used at all.
+//! Use of WANs over time (row T12): what was carried of a month's quota, and when and where a WAN may be used at all.
 //!
 //! Counted are the tunnel's datagrams with their IP and UDP headers, in both directions, as far as this process sends and
 //! receives them. The sums are kept in the state directory, so that a restart does not begin the month anew. What the
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tunnel::bond::Bonds;
 
 use crate::config::properties::Quota;
-use crate::config::{self, WANS_MAX};
+use crate::config::{self, Config, WANS_MAX};
 use crate::files::{Durable, read_bounded, replace_file};
 use crate::wans::LiveWan;
 
@@ -28,6 +28,8 @@ const HEADER_BYTES: u64 = 28;
 const WRITE_EVERY: Duration = Duration::from_secs(30);
 /// A larger file is not ours.
 const FILE_BYTES_MAX: u64 = 65_536;
+/// A longer file names no location.
+const LOCATION_BYTES_MAX: u64 = 256;
 
 /// Bytes that a WAN carried since its month began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,7 +48,9 @@ pub(crate) struct WanUse {
     counted: BTreeMap<(usize, u8, usize), u64>,
     /// WANs whose quota is used up, and those that may not be used now.
     spent: BTreeSet<String>,
-    closed: BTreeSet<String>,
+    closed: BTreeMap<String, &'static str>,
+    /// Location where this node is; `None`: nobody says.
+    location: Option<String>,
     written: Instant,
     changed: bool,
     complained: bool,
@@ -69,7 +73,8 @@ impl WanUse {
             used,
             counted: BTreeMap::new(),
             spent: BTreeSet::new(),
-            closed: BTreeSet::new(),
+            closed: BTreeMap::new(),
+            location: None,
             written: Instant::now(),
             changed: false,
             complained: false,
@@ -77,13 +82,16 @@ impl WanUse {
     }
 
     /// Counts what the bonds' paths carried. Whether a WAN may be used now that might not before, or the other way round.
-    pub(crate) fn tick(&mut self, wans: &[config::Wan], lives: &[LiveWan], bonds: &Bonds) -> bool {
-        let limited = |wan: &config::Wan| wan.quota.is_some() || wan.schedule.is_limited();
+    pub(crate) fn tick(&mut self, config: &Config, lives: &[LiveWan], bonds: &Bonds) -> bool {
+        let wans = &config.wans;
+        let limited =
+            |wan: &config::Wan| wan.quota.is_some() || wan.schedule.is_limited() || !wan.locations.is_empty();
         if self.used.is_empty() && !wans.iter().any(limited) {
             return false;
         }
         let now = local_time(linux::clock::realtime_ns() / 1_000_000_000);
         self.count(&now, wans, lives, bonds);
+        self.look_where(config);
         let again = self.look(&now, wans, lives);
         if self.changed && (again || self.written.elapsed() >= WRITE_EVERY) {
             self.write();
@@ -92,12 +100,13 @@ impl WanUse {
     }
 
     /// Looks at what the host has: WANs that are spent are of the last tier, those that are closed are down.
-    pub(crate) fn apply(&mut self, wans: &[config::Wan], lives: &mut [LiveWan]) {
-        self.look(&local_time(linux::clock::realtime_ns() / 1_000_000_000), wans, lives);
+    pub(crate) fn apply(&mut self, config: &Config, lives: &mut [LiveWan]) {
+        self.look_where(config);
+        self.look(&local_time(linux::clock::realtime_ns() / 1_000_000_000), &config.wans, lives);
         for live in lives {
-            if self.closed.contains(&live.wan.interface) {
+            if let Some(state) = self.closed.get(&live.wan.interface) {
                 live.wan.up = false;
-                live.state = "outside its schedule";
+                live.state = state;
             } else if self.spent.contains(&live.wan.interface) {
                 live.wan.tier = SPENT_TIER;
                 live.state = if live.wan.up { "quota used up" } else { live.state };
@@ -162,13 +171,38 @@ impl WanUse {
                 (used.year, used.month) == began(now, quota.day) && used.bytes >= quota.bytes
             })
         });
-        let closed = names(&|live| {
-            let wan = live.section.and_then(|section| wans.get(section));
-            wan.is_some_and(|wan| !wan.schedule.allows(now.weekday, now.minute))
+        let closed = lives.iter().filter_map(|live| {
+            let wan = live.section.and_then(|section| wans.get(section))?;
+            Some((live.wan.interface.clone(), self.closing(wan, now)?))
         });
+        let closed = closed.collect();
         let changed = (&spent, &closed) != (&self.spent, &self.closed);
         (self.spent, self.closed) = (spent, closed);
         changed
+    }
+
+    /// Why a WAN may not be used now and here.
+    fn closing(&self, wan: &config::Wan, now: &LocalTime) -> Option<&'static str> {
+        let here = |location: &String| self.location.as_ref() == Some(location);
+        if !wan.locations.is_empty() && !wan.locations.iter().any(here) {
+            Some("not used at this location")
+        } else if !wan.schedule.allows(now.weekday, now.minute) {
+            Some("outside its schedule")
+        } else {
+            None
+        }
+    }
+
+    /// Reads where this node is, if some WAN is not everywhere.
+    fn look_where(&mut self, config: &Config) {
+        let file = config.node.location_file.as_deref();
+        let file = file.filter(|_| config.wans.iter().any(|wan| !wan.locations.is_empty()));
+        let location = file.and_then(|file| read_bounded(file, LOCATION_BYTES_MAX).ok());
+        let location = location.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
+        if location != self.location {
+            tracing::info!(location = location.as_deref().unwrap_or("unknown"), "location");
+            self.location = location;
+        }
     }
 
     fn write(&mut self) {
@@ -255,6 +289,21 @@ mod tests {
     }
 
     #[test]
+    fn a_wan_is_closed_where_it_is_not_wanted() {
+        let locations = vec!["depot".to_owned(), "yard".to_owned()];
+        let wans = vec![config::Wan { locations, ..named("lte") }, named("dsl")];
+        let mut using = WanUse::load(Path::new("/nowhere"), "ana0");
+        for (location, closed) in
+            [(None, 1), (Some("road"), 1), (Some("yard"), 0), (Some("depot"), 0), (Some("depo"), 1)]
+        {
+            using.location = location.map(str::to_owned);
+            using.look(&NOON, &wans, &lives(&wans));
+            assert_eq!(using.closed.len(), closed, "{location:?}");
+            assert!(using.closed.keys().all(|name| name == "lte"));
+        }
+    }
+
+    #[test]
     fn a_wan_that_is_spent_is_of_the_last_tier() {
         let wans = with_quota(10, 1);
         let mut using = WanUse::load(Path::new("/nowhere"), "ana0");
@@ -262,7 +311,9 @@ mod tests {
         using.count(&now, &wans, &lives(&wans), &Bonds::default());
         using.used.get_mut("lte").unwrap().bytes = 10;
         let mut lives = lives(&wans);
-        using.apply(&wans, &mut lives);
+        let mut config = config::tests::config("", "");
+        config.wans = wans;
+        using.apply(&config, &mut lives);
         assert_eq!((lives[0].wan.tier, lives[1].wan.tier), (SPENT_TIER, 0));
     }
 }

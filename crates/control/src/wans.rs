@@ -249,6 +249,7 @@ pub(crate) mod tests {
             properties: WanProperties::default(),
             quota: None,
             schedule: Default::default(),
+            locations: Vec::new(),
         }
     }
 

@@ -34,6 +34,7 @@ pub(super) fn check(
     problems: &mut Problems<'_>,
 ) {
     check_wans(tun, wans, places, problems);
+    check_locations(node, places, problems);
     check_identities(node, peers, places, problems);
     check_allowed_ips(tun, peers, places, problems);
     for (peer, place) in peers.iter().zip(&places.peers) {
@@ -44,6 +45,15 @@ pub(super) fn check(
         let message =
             "no address: this node itself cannot use the tunnel; for example address = [\"10.77.0.1/24\"]";
         problems.warning(&places.tun.section, "tun.address", message);
+    }
+}
+
+/// WANs that are not everywhere need somebody who says where this node is.
+fn check_locations(node: Option<&Node>, places: &Places, problems: &mut Problems<'_>) {
+    let Some(at) = places.wans.iter().find_map(|wan| wan.located.as_ref()) else { return };
+    if node.is_some_and(|node| node.location_file.is_none()) {
+        let message = "nothing says where this node is; add location-file to [node]";
+        problems.error(at, "wan.locations", message);
     }
 }
 

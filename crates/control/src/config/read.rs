@@ -20,8 +20,8 @@ use super::section::{At, Section, kind, shown, whole_number};
 use super::services::read::Names;
 use super::values::{self, Endpoint, ValueError};
 use super::{
-    Config, Cores, ENDPOINTS_MAX, Family, InterfaceMatch, Node, PEERS_MAX, Peer, PeerKind, PeerPaths, Routes,
-    STATE_DIR, Surroundings, Tun, WANS_MAX, Wan, cross, services,
+    Config, Cores, ENDPOINTS_MAX, Family, InterfaceMatch, LOCATIONS_MAX, Node, PEERS_MAX, Peer, PeerKind,
+    PeerPaths, Routes, STATE_DIR, Surroundings, Tun, WANS_MAX, Wan, cross, services,
 };
 use crate::key::{self, KeyError};
 
@@ -69,6 +69,8 @@ pub(super) struct TunPlaces {
 /// A WAN with its place.
 pub(super) struct WanPlaces {
     pub(super) interface: Range<usize>,
+    /// The first of its locations.
+    pub(super) located: Option<Range<usize>>,
 }
 
 /// Reads everything; `None` when a part that is always needed is missing. Errors are in `problems`.
@@ -232,6 +234,7 @@ fn node(
     let class_cores = class_cores::read(&mut section, &cores);
     let rekey = section.number("rekey-after-seconds", 5..=120).and_then(|s| u8::try_from(s.value).ok());
     let path = |text: &str| absolute_or_in(surroundings, text);
+    let location_file = section.parsed("location-file", "\"/run/anabranch/location\"", path);
     let state_dir = section.parsed("state-dir", "\"/var/lib/anabranch\"", path);
     let log_file = section.parsed("log-file", "\"/var/log/anabranch.log\"", path);
     let control_socket = section.parsed("control-socket", "\"/run/anabranch/ana0.sock\"", path);
@@ -245,6 +248,7 @@ fn node(
         cores,
         class_cores,
         rekey_after_seconds: rekey.unwrap_or(120),
+        location_file: location_file.map(|path| path.value),
         state_dir: state_dir.map_or_else(|| PathBuf::from(STATE_DIR), |path| path.value),
         log_file: log_file.map(|path| path.value),
         control_socket: control_socket.map(|path| path.value),
@@ -470,6 +474,9 @@ fn wan(table: Table<'_>, problems: &mut Problems<'_>) -> Option<(Wan, WanPlaces)
         }
     }
     let (properties, quota, schedule) = properties(&mut section);
+    let locations = section.list("locations", "\"depot\"", values::name).unwrap_or_default();
+    section.at_most("locations", &locations, LOCATIONS_MAX);
+    let located = locations.first().map(|location| location.at.clone());
     section.finish();
     let interface = interface?;
     let wan = Wan {
@@ -482,8 +489,9 @@ fn wan(table: Table<'_>, problems: &mut Problems<'_>) -> Option<(Wan, WanPlaces)
         properties,
         quota,
         schedule,
+        locations: locations.into_iter().map(|location| location.value).collect(),
     };
-    Some((wan, WanPlaces { interface: interface.at }))
+    Some((wan, WanPlaces { interface: interface.at, located }))
 }
 
 fn peer(

@@ -206,7 +206,8 @@ fn unknown_keys() {
         &format!("{NODE}port = 1\n{TUN}{PEER}PublicKey = \"x\"\nendpoint = \"1.2.3.4:5\"\n"),
         &[
             "site.toml:4:1: error: node.port: unknown key; known here: name, private-key, private-key-file, \
-         listen, listen-tls, cores, reserved-cores, preferred-cores, rekey-after-seconds, state-dir, log-file, \
+         listen, listen-tls, cores, reserved-cores, preferred-cores, rekey-after-seconds, location-file, \
+         state-dir, log-file, \
          control-socket",
             "site.toml:12:1: error: peer.PublicKey: unknown key; did you mean \"public-key\"?",
             "site.toml:13:1: error: peer.endpoint: unknown key; did you mean \"endpoints\"?",
