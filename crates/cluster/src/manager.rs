@@ -26,6 +26,7 @@ use crate::message::{Message, Phase, Role};
 mod chains;
 mod command;
 mod enrol;
+mod hearing;
 mod heirs;
 mod load;
 mod peers;
@@ -51,7 +52,7 @@ pub struct Settings {
     pub buckets: usize,
     /// Time between two heartbeats of a unit.
     pub heartbeat_ms: u16,
-    /// A unit that was silent so long is lost.
+    /// A unit that was silent so long is lost; time in which the manager hears nobody does not count.
     pub dead_after_ns: u64,
     /// So long after a start of the manager nobody is called silent: units need a moment to connect again.
     pub start_grace_ns: u64,
@@ -185,6 +186,7 @@ impl Stage {
 #[derive(Clone, Debug, Default)]
 struct Peer {
     connection: Option<u64>,
+    /// When it was heard last, on the clock of [`hearing::Hearing`].
     heard_ns: u64,
     instance: u64,
     /// The capacity that it told.
@@ -199,7 +201,7 @@ struct Peer {
     unanswered: bool,
     /// Its process was started anew during a change and goes on in place of the one before, whose cores may have seen the next era.
     anew: bool,
-    /// When it was sent something to acknowledge.
+    /// When it was sent something to acknowledge, on the same clock.
     asked_ns: u64,
     figures: Figures,
     /// Copies of its flows, as it told last; a process that is started anew does not change that.
@@ -255,7 +257,7 @@ struct Saving {
 /// Times of the manager itself.
 #[derive(Clone, Copy, Debug, Default)]
 struct Timers {
-    last_tick_ns: u64,
+    hearing: hearing::Hearing,
     /// Nothing is planned before.
     retry_at_ns: u64,
     load_due_ns: u64,
@@ -272,8 +274,6 @@ struct Due {
     retire: bool,
     /// Somebody would be lost without whom no data plane is left; that was told.
     all_silent_told: bool,
-    /// Nobody who owns flows is heard.
-    hears_nobody: bool,
 }
 
 /// The manager of a cluster.
@@ -316,11 +316,11 @@ impl Manager {
             Some(change) if change.committing => Stage::CommittingDataPlanes,
             Some(_) => Stage::Preparing,
         };
-        // Until the grace is over everyone counts as heard.
-        let heard_ns = now_ns.saturating_add(settings.start_grace_ns.saturating_sub(settings.dead_after_ns));
+        // Until the grace is over everyone counts as heard; the clock of silence begins with 0.
+        let heard_ns = settings.start_grace_ns.saturating_sub(settings.dead_after_ns);
         let peer = |node| (node, Peer { heard_ns, asked_ns: heard_ns, ..Peer::default() });
         let peers = state.units.keys().copied().map(peer).collect();
-        let timers = Timers { last_tick_ns: now_ns, ..Timers::default() };
+        let timers = Timers { hearing: hearing::Hearing::new(now_ns), ..Timers::default() };
         let due = Due { plan: true, ..Due::default() };
         Self {
             settings,

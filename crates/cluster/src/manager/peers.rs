@@ -14,8 +14,8 @@ const REJOIN_NS: u64 = 200 * MS;
 /// Longest pause.
 const REJOIN_MAX_NS: u64 = 60_000 * MS;
 
-/// A pause between two ticks beyond which the manager itself stood still: silence of that time says nothing about units.
-const STALL_NS: u64 = 100 * MS;
+/// Nobody was heard for longer: bonds and connections may have to be made anew, one after the other.
+const DEAF_LONG_NS: u64 = 1_000 * MS;
 
 impl Manager {
     pub(super) fn message(&mut self, now_ns: u64, connection: u64, message: Message) {
@@ -30,7 +30,7 @@ impl Manager {
         }
         let Some(node) = node else { return self.refuse(connection, 0, Refusal::Protocol) };
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        peer.heard_ns = peer.heard_ns.max(now_ns);
+        peer.heard_ns = self.timers.hearing.heard(now_ns);
         match message {
             Message::Heartbeat { load_percent } => peer.figures.load_percent = load_percent,
             Message::Acknowledge { era, phase } => self.acknowledged(now_ns, node, era, phase),
@@ -98,8 +98,9 @@ impl Manager {
             migrate: false,
         });
         let peer = self.peers.entry(node).or_default();
+        let clock_ns = self.timers.hearing.heard(now_ns);
         let before = peer.connection.replace(connection).filter(|before| *before != connection);
-        peer.heard_ns = now_ns;
+        peer.heard_ns = clock_ns;
         peer.instance = hello.instance;
         peer.weight = hello.weight;
         peer.synced = None;
@@ -229,7 +230,7 @@ impl Manager {
         if let Some(peer) = self.peers.get_mut(&node) {
             peer.synced = Some(newest);
             peer.committed = commits.then_some(newest);
-            peer.asked_ns = now_ns;
+            peer.asked_ns = self.timers.hearing.clock_ns(now_ns);
         }
         self.send(connection, message);
     }
@@ -260,17 +261,6 @@ impl Manager {
 
     /// Looks for units that are silent, were started anew, or do not acknowledge.
     pub(super) fn watch(&mut self, now_ns: u64) {
-        let pause = now_ns.saturating_sub(self.timers.last_tick_ns);
-        self.timers.last_tick_ns = now_ns;
-        if pause > STALL_NS {
-            for peer in self.peers.values_mut() {
-                // What waited meanwhile was taken first: nobody is heard of in the future because of that.
-                for time_ns in [&mut peer.heard_ns, &mut peer.asked_ns] {
-                    *time_ns = time_ns.saturating_add(pause).min(now_ns.max(*time_ns));
-                }
-            }
-            return;
-        }
         self.watch_instances(now_ns);
         let silent: Vec<u16> =
             self.state.participants().filter(|node| self.is_silent(*node, now_ns)).collect();
@@ -296,44 +286,50 @@ impl Manager {
 
     /// Whether anybody who owns flows is connected and not silent.
     fn hears_an_owner(&self, now_ns: u64) -> bool {
-        self.state.units.iter().any(|(node, unit)| {
-            let owner = unit.standing == Standing::Active && unit.role.owns_flows();
-            let connected = self.peers.get(node).is_some_and(|peer| peer.connection.is_some());
-            owner && connected && !self.is_silent(*node, now_ns)
-        })
+        let heard = self.timers.hearing.unheard_ns(now_ns) < self.settings.dead_after_ns;
+        heard
+            && self.state.units.iter().any(|(node, unit)| {
+                let owner = unit.standing == Standing::Active && unit.role.owns_flows();
+                let connected = self.peers.get(node).is_some_and(|peer| peer.connection.is_some());
+                owner && connected && !self.is_silent(*node, now_ns)
+            })
     }
 
     /// Whether nobody who owns flows is heard: it may be the manager that is cut off, or was stopped, and nobody is lost. Who
-    /// comes back first says nothing about the others: from then on they have as long as after a start of the manager.
+    /// comes back first says nothing about the others: all begin anew, and after a long time they have as long as after a start of the manager.
     fn waits_for_owners(&mut self, now_ns: u64, silent: &[u16]) -> bool {
-        let hears = self.hears_an_owner(now_ns);
-        let waited = std::mem::replace(&mut self.due.hears_nobody, !silent.is_empty() && !hears);
-        if self.due.hears_nobody && !waited {
+        let hearing = &mut self.timers.hearing;
+        let clock_ns = hearing.clock_ns(now_ns);
+        let unheard = hearing.unheard_ns(now_ns) >= self.settings.dead_after_ns;
+        if self.hears_an_owner(now_ns) {
+            let Some(deaf_ns) = self.timers.hearing.hears(now_ns) else { return false };
+            let grace_ns = self.settings.start_grace_ns.saturating_sub(self.settings.dead_after_ns);
+            let grace_ns = if deaf_ns < DEAF_LONG_NS { 0 } else { grace_ns };
+            for peer in self.peers.values_mut() {
+                peer.heard_ns = peer.heard_ns.max(clock_ns.saturating_add(grace_ns));
+            }
+            return true;
+        }
+        let deaf = !silent.is_empty() || (unheard && self.state.participants().next().is_some());
+        if !deaf {
+            self.timers.hearing.hears(now_ns);
+        } else if self.timers.hearing.is_deaf(now_ns) {
             self.event(None, "no data plane would be left: the last table stays in force".into());
         }
-        if !waited || !hears {
-            return self.due.hears_nobody;
-        }
-        let grace_ns = self.settings.start_grace_ns.saturating_sub(self.settings.dead_after_ns);
-        for node in silent {
-            if let Some(peer) = self.peers.get_mut(node) {
-                peer.heard_ns = peer.heard_ns.max(now_ns.saturating_add(grace_ns));
-            }
-        }
-        true
+        deaf
     }
 
     pub(super) fn is_silent(&self, node: u16, now_ns: u64) -> bool {
         let heard = self.peers.get(&node).map_or(0, |peer| peer.heard_ns);
-        now_ns.saturating_sub(heard) >= self.settings.dead_after_ns
+        self.timers.hearing.clock_ns(now_ns).saturating_sub(heard) >= self.settings.dead_after_ns
     }
 
     /// Members that have a connection and have not acknowledged within the bound.
     fn slow(&self, now_ns: u64) -> Vec<u16> {
-        let bound = self.settings.acknowledge_within_ns;
+        let (bound, clock_ns) = (self.settings.acknowledge_within_ns, self.timers.hearing.clock_ns(now_ns));
         let late = |node: &u16| {
             self.peers.get(node).is_some_and(|peer| {
-                peer.connection.is_some() && now_ns.saturating_sub(peer.asked_ns) >= bound
+                peer.connection.is_some() && clock_ns.saturating_sub(peer.asked_ns) >= bound
             })
         };
         self.missing().into_iter().filter(late).collect()

@@ -264,3 +264,41 @@ fn a_unit_that_dies_after_the_manager_stood_still_is_missed_as_soon_as_ever() {
     cluster.pass(500);
     assert_eq!(cluster.standing(2), Standing::Lost, "{:?}", cluster.events);
 }
+
+/// The gateway that carries the words of the units to the manager may get no CPU: then they are all silent, and none of them is dead.
+#[test]
+fn time_in_which_the_manager_hears_nobody_is_nobodys_silence() {
+    let mut cluster = Cluster::with(3);
+    let stall = |cluster: &mut Cluster, nodes: &[u16], stalled| {
+        nodes.iter().for_each(|node| cluster.units.get_mut(node).unwrap().stalled = stalled);
+    };
+    for _ in 0..3 {
+        stall(&mut cluster, &[1, 2, 3, 100], true);
+        cluster.pass(300);
+        stall(&mut cluster, &[1, 3, 100], false);
+        cluster.pass(200);
+        stall(&mut cluster, &[2], false);
+        cluster.pass(100);
+    }
+    assert_eq!(cluster.standing(2), Standing::Active, "{:?}", cluster.events);
+    stall(&mut cluster, &[2], true);
+    cluster.pass(420);
+    assert_eq!(cluster.standing(2), Standing::Lost, "{:?}", cluster.events);
+}
+
+#[test]
+fn who_died_while_the_manager_was_deaf_for_a_moment_is_missed_soon_after() {
+    let mut cluster = Cluster::with(3);
+    for sim in cluster.units.values_mut() {
+        sim.stalled = true;
+    }
+    cluster.pass(700);
+    for node in [1, 3, 100] {
+        cluster.units.get_mut(&node).unwrap().stalled = false;
+    }
+    cluster.pass(300);
+    assert!(!cluster.said("lost"), "{:?}", cluster.events);
+    cluster.pass(200);
+    assert_eq!(cluster.standing(2), Standing::Lost, "{:?}", cluster.events);
+    assert_eq!([1, 3, 100].map(|node| cluster.standing(node)), [Standing::Active; 3]);
+}
