@@ -29,6 +29,8 @@ impl Manager {
             return;
         }
         let Some(node) = node else { return self.refuse(connection, 0, Refusal::Protocol) };
+        // Who was silent may take part again now.
+        self.due.plan |= self.is_silent(node, now_ns);
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.heard_ns = self.timers.hearing.heard(now_ns);
         match message {
@@ -424,7 +426,8 @@ impl Manager {
     /// Whether something is due that only time brings.
     pub(super) fn has_timed_work(&self, now_ns: u64) -> bool {
         let lost = self.state.units.iter().filter(|(_, unit)| unit.standing == Standing::Lost);
-        let mut back = lost.filter_map(|(node, _)| self.peers.get(node));
+        let heard = lost.filter(|(node, _)| !self.is_silent(**node, now_ns));
+        let mut back = heard.filter_map(|(node, _)| self.peers.get(node));
         let again = self.timers.retry_at_ns != 0 && now_ns >= self.timers.retry_at_ns;
         again || back.any(|peer| peer.connection.is_some() && now_ns >= peer.rejoin_at_ns)
     }

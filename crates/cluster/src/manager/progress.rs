@@ -95,7 +95,7 @@ impl Manager {
         }
         self.due.plan = false;
         self.timers.retry_at_ns = 0;
-        let present = self.present();
+        let present = self.present(now_ns);
         let live = self.live_by_owner();
         let waits_before = self.waits.take();
         let next = match self.next_without_lost(&live) {
@@ -359,13 +359,14 @@ impl Manager {
         false
     }
 
-    fn present(&self) -> BTreeMap<u16, Present> {
+    /// Units that may take part: connected, and heard.
+    fn present(&self, now_ns: u64) -> BTreeMap<u16, Present> {
         let here = |(node, peer): (u16, &super::Peer)| {
             let present =
                 Present { instance: peer.instance, weight: peer.weight, drained: self.is_drained(node) };
             (node, present)
         };
-        self.connected_peers().map(here).collect()
+        self.connected_peers().filter(|(node, _)| !self.is_silent(*node, now_ns)).map(here).collect()
     }
 
     /// Whether nothing is left on a unit that drains: no flow, no bucket, no place in a chain.

@@ -265,6 +265,37 @@ fn a_unit_that_dies_after_the_manager_stood_still_is_missed_as_soon_as_ever() {
     assert_eq!(cluster.standing(2), Standing::Lost, "{:?}", cluster.events);
 }
 
+/// It has a connection, but gets no CPU yet: it would be lost again at once, and each time its buckets had no owner.
+#[test]
+fn a_lost_unit_does_not_take_part_again_while_it_is_silent() {
+    let mut cluster = Cluster::with(3);
+    cluster.disconnect(2);
+    cluster.pass(420);
+    cluster.connect(2);
+    cluster.units.get_mut(&2).unwrap().stalled = true;
+    cluster.pass(100);
+    assert_eq!(cluster.standing(2), Standing::Lost);
+    // Whoever is connected may be added by a command as well.
+    cluster.start(4, Role::DataPlane, 7);
+    cluster.units.get_mut(&4).unwrap().stalled = true;
+    cluster.pass(500);
+    cluster.step(add(4, Role::DataPlane)).unwrap();
+    cluster.pass(5_000);
+    assert!(!cluster.said("unit 2 is back"), "{:?}", cluster.events);
+    assert_eq!(cluster.standing(4), Standing::Free);
+    for node in [2, 4] {
+        cluster.units.get_mut(&node).unwrap().stalled = false;
+    }
+    cluster.pass(3_000);
+    assert_eq!([2, 4].map(|node| cluster.standing(node)), [Standing::Active; 2], "{:?}", cluster.events);
+    assert_eq!(
+        cluster.events.iter().filter(|event| event.contains(": lost")).count(),
+        1,
+        "{:?}",
+        cluster.events
+    );
+}
+
 /// The gateway that carries the words of the units to the manager may get no CPU: then they are all silent, and none of them is dead.
 #[test]
 fn time_in_which_the_manager_hears_nobody_is_nobodys_silence() {
