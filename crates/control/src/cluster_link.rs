@@ -286,8 +286,9 @@ impl Link {
         self.report_due = now + REPORT_EVERY;
         {
             let mut status = lock(&self.status);
-            status.second_hops = figures.second_hops;
-            status.packets = figures.packets;
+            status.packets.second_hops = figures.second_hops;
+            status.packets.packets = figures.packets;
+            status.packets.waited_for_era = figures.waited_for_era;
             status.flows = figures.flows;
             status.copies.inherited = figures.inherited;
             status.copies.at = self.copied_to();

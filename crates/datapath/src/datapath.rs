@@ -24,6 +24,7 @@ use tunnel::node::{Node, Source};
 use tunnel::time::Time;
 
 use crate::delivery::{Decision, Delivery, ToBonds};
+use crate::era_wait::EraWait;
 use crate::handed::Handed;
 use crate::lan::{CoreLan, Lan};
 use crate::place::Placer;
@@ -67,6 +68,7 @@ pub struct Datapath {
     merge: Coalescer,
     pub(crate) pool: PacketPool,
     to_bonds: ToBonds,
+    era_wait: EraWait,
     bonds: BondIds,
     cluster: Cluster,
     /// Fragments, where no services are in force.
@@ -93,6 +95,7 @@ impl Datapath {
             merge: Coalescer::new(),
             pool: PacketPool::new(),
             to_bonds: ToBonds::default(),
+            era_wait: EraWait::default(),
             bonds: BondIds::default(),
             cluster: Cluster::default(),
             lan: CoreLan::default(),
@@ -151,6 +154,7 @@ impl Datapath {
     fn follow_cluster(&mut self, snapshot: Option<&Arc<Snapshot>>, policy: &Policy) {
         self.services.follow_units(snapshot.map(|snapshot| &snapshot.units));
         self.cluster.follow(snapshot, policy, self.tunnel.node());
+        self.era_wait.tables_came();
     }
 
     /// Starts a round.
@@ -430,6 +434,7 @@ impl Datapath {
             to_bonds: &mut self.to_bonds,
             pool: &mut self.pool,
             lan: &mut self.lan,
+            era_wait: &mut self.era_wait,
         };
         (&mut self.tunnel, Delivery { now_ns: now.ns(), merge: &mut self.merge, inner })
     }
@@ -505,15 +510,25 @@ impl Datapath {
         let unfinished = services.end_dead(now.ns(), &mut emit);
         let services_due = if unfinished { now } else { services_due };
         self.rendezvous.tick(now.ns());
+        let era_due = self.look_again(now, out);
         let lan_due = self.tick_lan(now, out);
         self.flush(now, out);
         self.placer.follow(now.ns(), &self.ownership, self.tunnel.node());
         self.tell_assignments(now, out);
         let (tunnel, mut delivery) = self.delivery(now, out);
-        let next = tunnel.finish(now, &mut delivery).min(services_due).min(lan_due);
+        let next = tunnel.finish(now, &mut delivery).min(services_due).min(lan_due).min(era_due);
         delivery.flush();
         // What the tunnel's timers delivered for a bond may have had to queue there.
         if self.send_waiting(now, out) { now } else { next }
+    }
+
+    /// Looks again at packets that wait for a table which has come, or does not come any more. When the next is due.
+    fn look_again(&mut self, now: Time, out: &mut impl Output) -> Time {
+        let (packets, again) = self.era_wait.take(now.ns());
+        for packet in packets {
+            self.delivery(now, out).1.inner.waited(now.ns(), packet, again);
+        }
+        self.era_wait.due_ns().map_or(Time::MAX, Time::from_ns)
     }
 
     /// Tells the peers which cores their flows were given (row T5).

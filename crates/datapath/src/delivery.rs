@@ -15,6 +15,7 @@ use steering::ownership::Ownership;
 use steering::symmetric::{FlowHasher, MIX_MULTIPLIER};
 use tunnel::forwarder::{CoreWanted, Delivered, Output as TunnelOutput, Target};
 
+use crate::era_wait::EraWait;
 use crate::handed::Handed;
 use crate::lan::CoreLan;
 use crate::place::Placer;
@@ -63,6 +64,7 @@ pub(crate) struct Decision<'a, O: Output> {
     pub to_bonds: &'a mut ToBonds,
     pub pool: &'a mut PacketPool,
     pub lan: &'a mut CoreLan,
+    pub era_wait: &'a mut EraWait,
 }
 
 impl<O: Output> TunnelOutput for Delivery<'_, O> {
@@ -115,7 +117,12 @@ impl<O: Output> Decision<'_, O> {
             let arrived =
                 policy.and_then(|policy| self.cluster.arrived(policy, packet.ingress, packet.packet()));
             match arrived {
-                Some(Ok(arrived)) => return self.of_unit(now_ns, packet, &arrived),
+                Some(Ok(arrived)) => {
+                    if !self.waits_for_era(now_ns, packet, &arrived) {
+                        self.of_unit(now_ns, packet, &arrived);
+                    }
+                    return;
+                }
                 Some(Err(reason)) => return self.out.dropped(reason),
                 None => {}
             }
@@ -169,6 +176,39 @@ impl<O: Output> Decision<'_, O> {
 }
 
 impl<O: Output> Decision<'_, O> {
+    /// Whether a packet would begin a flow by a table that is not held here: then it is kept until that comes, if there is room.
+    #[inline]
+    fn waits_for_era(&mut self, now_ns: u64, packet: &mut PacketBuf, arrived: &Arrived) -> bool {
+        if self.cluster.holds_era_of(&arrived.visit) {
+            return false;
+        }
+        let Some(services) = self.services.as_deref_mut() else { return false };
+        if !self.cluster.lacks_era(services, packet.packet(), arrived) {
+            return false;
+        }
+        let waits = self.era_wait.push(now_ns, packet, self.pool);
+        if waits {
+            services.note_era_wait();
+        }
+        waits
+    }
+
+    /// A packet that has waited for a table. `again`: it may go on to wait.
+    pub(crate) fn waited(&mut self, now_ns: u64, (until_ns, mut packet): (u64, PacketBuf), again: bool) {
+        let Some(services) = self.services.as_deref() else { return };
+        let (cluster, ingress) = (self.cluster, packet.ingress);
+        match cluster.arrived(services.policy(), ingress, packet.packet()) {
+            Some(Ok(arrived)) if again && cluster.lacks_era(services, packet.packet(), &arrived) => {
+                return self.era_wait.push_again(until_ns, packet);
+            }
+            Some(Ok(arrived)) => self.of_unit(now_ns, &mut packet, &arrived),
+            Some(Err(reason)) => self.out.dropped(reason),
+            // This machine, or the other one, has left the cluster meanwhile.
+            None => self.out.dropped(DropReason::UnitUnknown),
+        }
+        self.pool.recycle(packet);
+    }
+
     /// A frame that another unit sent here.
     fn of_unit(&mut self, now_ns: u64, packet: &mut PacketBuf, arrived: &Arrived) {
         if arrived.handoff == Handoff::Trace {

@@ -33,6 +33,7 @@
 pub mod capture;
 pub mod datapath;
 pub mod delivery;
+mod era_wait;
 pub mod ethernet;
 pub mod handed;
 mod hub;

@@ -24,11 +24,12 @@ use packet::attachment::{Arrival, BondId, Egress, Ingress, InterfaceId, UnitVisi
 use packet::segment::{Segmenter, complete_checksum};
 use packet::vnet::{GSO_NONE, VirtioNetHeader};
 use packet::{DropReason, FlowKey, IpHeader, PacketBuf, PacketPool};
+use services::Services;
 use services::pipeline::{ETHERNET_BYTES, Frame, Outcome};
 use services::policy::Policy;
 use services::steer;
 use steering::owner_chain::TTL_START;
-use steering::units::Target;
+use steering::units::{Answer, Target};
 use tunnel::forwarder::Forwarder as Tunnel;
 use tunnel::node::Node;
 
@@ -493,6 +494,38 @@ impl Cluster {
             Ok(Arrived { handoff: head.handoff, hook: head.hook, ingress, visit, frame, offload })
         };
         Some(read())
+    }
+
+    /// Whether the table is here by which a packet was dispatched.
+    #[inline]
+    pub(crate) fn holds_era_of(&self, visit: &UnitVisit) -> bool {
+        let held = |snapshot: &Arc<Snapshot>| snapshot.units.eras.of_parity(visit.odd_era).is_some();
+        self.snapshot.as_ref().is_none_or(held)
+    }
+
+    /// Whether a packet cannot be decided about without a table that is not here.
+    #[cold]
+    pub(crate) fn lacks_era(&self, services: &Services, packet: &[u8], arrived: &Arrived) -> bool {
+        let asks = matches!(arrived.handoff, Handoff::Dispatch | Handoff::Punt | Handoff::Unclaimed);
+        if !asks || !self.owns_flows() || self.holds_era_of(&arrived.visit) {
+            return false;
+        }
+        let inner = packet.get(arrived.frame.clone()).and_then(|frame| frame.get(ETHERNET_BYTES..));
+        let Some(key) = inner.and_then(|inner| FlowKey::of(inner).ok()) else { return false };
+        let key = match arrived.hook {
+            Hook::Host => return false,
+            Hook::Bond => return self.lacks_era_of_bond(services, &key, arrived),
+            Hook::AfterRendezvous { src_port, dst_port } => FlowKey { src_port, dst_port, ..key },
+            Hook::BeforeServices => key,
+        };
+        services.would(&key, arrived.ingress, &arrived.visit) == Some(Answer::EraUnknown)
+    }
+
+    fn lacks_era_of_bond(&self, services: &Services, key: &FlowKey, arrived: &Arrived) -> bool {
+        let (Some(snapshot), Some(hub)) = (&self.snapshot, &self.hub) else { return false };
+        let bond = hub.bond_of(services.policy(), key.dst);
+        let way = bond.map(|bond| hub.way(snapshot, bond, Some(arrived.visit)));
+        matches!(way, Some(Err(DropReason::EraUnknown)))
     }
 
     /// By what a frame from another unit had come in there.

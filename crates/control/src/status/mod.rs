@@ -131,13 +131,24 @@ pub struct ClusterStatus {
     pub share: ClusterShare,
     /// Flows that it has.
     pub flows: u64,
+    /// Packets of the shared interfaces.
+    #[serde(flatten)]
+    pub packets: ClusterPackets,
+    /// Copies of flows.
+    #[serde(default)]
+    pub copies: CopiesStatus,
+}
+
+/// Packets of a machine's shared interfaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterPackets {
     /// Packets that came in.
     pub packets: u64,
     /// Of them, those that went on to another data plane, which has their flow.
     pub second_hops: u64,
-    /// Copies of flows.
+    /// Packets of other units that waited for a table which was not here yet.
     #[serde(default)]
-    pub copies: CopiesStatus,
+    pub waited_for_era: u64,
 }
 
 /// Share of a machine in what its cluster has.

@@ -73,9 +73,13 @@ fn cluster_text(cluster: &ClusterStatus, out: &mut String) {
         count(cluster.share.buckets as u64, "bucket"),
         count(cluster.share.port_blocks as u64, "port block"),
         count(cluster.flows, "flow"),
-        count(cluster.packets, "packet"),
-        cluster.second_hops
+        count(cluster.packets.packets, "packet"),
+        cluster.packets.second_hops
     );
+    if cluster.packets.waited_for_era > 0 {
+        let _ =
+            writeln!(out, "  {} waited for the next table", count(cluster.packets.waited_for_era, "packet"));
+    }
     if let Some(backup) = cluster.copies.at {
         let _ = writeln!(out, "  unit {backup} has copies of its flows");
     }

@@ -135,6 +135,8 @@ pub struct ClusterFigures {
     pub packets: u64,
     /// Live flows that were another machine's.
     pub inherited: u32,
+    /// Packets of other units that waited for a table which was not here yet.
+    pub waited_for_era: u64,
     /// Load of the busiest core over the last few seconds, percent: it worked, or waited for a CPU.
     pub load_percent: u8,
 }
@@ -245,7 +247,8 @@ impl ClusterHandle {
                 *sum = sum.saturating_add(*live);
             }
             figures.flows += report.live_flows;
-            figures.second_hops += report.counters.sent_to_units;
+            figures.second_hops += report.counters.units.sent;
+            figures.waited_for_era += report.counters.units.waited_for_era;
             figures.packets += report.counters.rx_packets;
             figures.inherited += counted.inherited;
         }

@@ -27,8 +27,8 @@ pub struct Counters {
     pub flows_closed: u64,
     /// Packets handed to another core.
     pub handed_out: u64,
-    /// Packets of no flow of this unit that went to another unit of the cluster.
-    pub sent_to_units: u64,
+    /// Packets from and for other units of the cluster.
+    pub units: UnitCounters,
     /// Packets that another core handed to this one.
     pub handed_in: u64,
     /// Replies of flows with a source port of ours that another core had to hand over: 0 unless buckets moved.
@@ -41,6 +41,15 @@ pub struct Counters {
     pub low_ports_lost: u64,
     /// ICMP errors and resets made here.
     pub answers: u64,
+}
+
+/// Packets from and for other units of the cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct UnitCounters {
+    /// Packets of no flow of this unit that went to another one.
+    pub sent: u64,
+    /// Packets of other units that waited for a table which was not here yet.
+    pub waited_for_era: u64,
 }
 
 /// New flows that a NAT rule could not translate.

@@ -59,7 +59,7 @@ impl Services {
             Answer::Send(target) => {
                 frame.visit = Some(target.visit);
                 frame.outcome = Outcome::Forward(Egress::Unit(target.unit));
-                self.counters.sent_to_units += 1;
+                self.counters.units.sent += 1;
                 Ok(true)
             }
             Answer::TooOften => Err(DropReason::BusTtlExpired),
@@ -76,6 +76,11 @@ impl Services {
         }
         let key = steer::unit_key(&self.routing.policy, key);
         Some(units.ask(&key, visit, Digest::Unknown, &mut self.routing.era_seen.clone()))
+    }
+
+    /// A packet of another unit waits for the table by which it was dispatched.
+    pub fn note_era_wait(&mut self) {
+        self.counters.units.waited_for_era += 1;
     }
 
     /// Ends all flows without a word to anybody: they are other units' by now.
