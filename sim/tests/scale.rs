@@ -20,7 +20,7 @@ fn small(seed: u64) -> Scenario {
 /// anew: no flow breaks but those of units that died, chains grow and end, and packets find their flows over several units.
 #[test]
 fn no_flow_breaks_but_by_crashes() {
-    let report = run(small(sim::seed(5)), &mut |_| {});
+    let report = run(small(sim::seed(2)), &mut |_| {});
     let flows = &report.flows;
     assert!(report.is_clean(), "{flows:?}\n{}", report.lines.join("\n"));
     assert!(report.events >= 40 && report.rollouts_ns.len() > 30, "{}", report.markdown());

@@ -24,7 +24,7 @@ The file, every key:
   tls-certificate = \"manager.pem\"           with tls-key
   tls-key = \"manager.key\"
   drain-ms = 1000                           between an era in force and the next
-  dead-after-ms = 400                       a unit that was silent so long is lost
+  dead-after-ms = 375                       a unit that was silent so long is lost
   blocks-per-unit = 4                       blocks of 1,024 ports of each outside address
   quarantine-seconds = 240                  before ports of a lost unit are used again
   follow-load = false                       shares follow the load

@@ -85,7 +85,7 @@ impl Default for Settings {
         Self {
             buckets: steering::table::NODE_BUCKETS,
             heartbeat_ms: crate::unit::HEARTBEAT_MS,
-            dead_after_ns: 400 * MS,
+            dead_after_ns: 375 * MS,
             start_grace_ns: 5_000 * MS,
             acknowledge_within_ns: 10_000 * MS,
             drain_ns: 1_000 * MS,

@@ -218,7 +218,7 @@ impl Link {
         let mut wait = Duration::ZERO;
         let mut heard = Instant::now();
         while !stop.load(Relaxed) {
-            let next = if self.taken == self.published { IDLE_WAIT } else { WAIT };
+            let next = if self.taken == self.published { self.until_heartbeat() } else { WAIT };
             if next != wait {
                 wait = next;
                 stream.set_read_timeout(Some(wait))?;
@@ -253,6 +253,12 @@ impl Link {
             self.report(&mut to)?;
         }
         Ok(())
+    }
+
+    /// Time to wait while nothing is under way: heartbeats are exact, as the manager's patience is short.
+    fn until_heartbeat(&self) -> Duration {
+        let due_ns = self.unit.deadline_ns().unwrap_or(u64::MAX);
+        Duration::from_nanos(due_ns.saturating_sub(self.now_ns())).clamp(WAIT, IDLE_WAIT)
     }
 
     fn now_ns(&self) -> u64 {

@@ -24,7 +24,7 @@ use crate::proofs::{Proofs, unix_s};
 use crate::store::{SaveError, Store};
 
 /// Time between two ticks.
-const TICK: Duration = Duration::from_millis(20);
+const TICK: Duration = Duration::from_millis(10);
 /// Time between two signs of life to the units.
 const SIGN_EVERY: Duration = Duration::from_secs(1);
 /// Time between two looks at how many data planes there are.

@@ -9,7 +9,7 @@
 //! # tls-certificate = "manager.pem"   # with tls-key
 //! # tls-key = "manager.key"
 //! drain-ms = 1000                     # between an era in force and the next
-//! dead-after-ms = 400                 # a unit that was silent so long is lost
+//! dead-after-ms = 375                 # a unit that was silent so long is lost
 //! blocks-per-unit = 4                 # blocks of 1,024 ports of each outside address
 //! quarantine-seconds = 240            # before ports of a lost unit are used again
 //! follow-load = false                 # shares follow the load that units report
@@ -59,6 +59,8 @@ const LEASE_S: u64 = 5;
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// Nanoseconds of a millisecond.
 const MS: u64 = 1_000_000;
+/// Least `dead-after-ms`: a few heartbeats, which come late at times.
+const DEAD_AFTER_LEAST_MS: u64 = 200;
 
 /// The file.
 #[derive(Debug, Deserialize)]
@@ -219,10 +221,9 @@ impl Config {
             settings.drain_ns = drain_ms * MS;
         }
         if let Some(dead_after_ms) = manager.dead_after_ms {
-            let least = 4 * u64::from(settings.heartbeat_ms);
             ensure!(
-                (least..=60_000).contains(&dead_after_ms),
-                "manager.dead-after-ms: {dead_after_ms} is not within {least} to 60000: a unit whose CPU is taken \
+                (DEAD_AFTER_LEAST_MS..=60_000).contains(&dead_after_ms),
+                "manager.dead-after-ms: {dead_after_ms} is not within {DEAD_AFTER_LEAST_MS} to 60000: a unit whose CPU is taken \
                  away for a moment must live"
             );
             settings.dead_after_ns = dead_after_ms * MS;
