@@ -13,6 +13,7 @@ mod classes;
 mod cli;
 mod cluster;
 mod cluster_copies;
+mod cluster_crash;
 mod cluster_enrol;
 mod cluster_load;
 mod cluster_mtu;

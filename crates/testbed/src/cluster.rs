@@ -424,10 +424,40 @@ impl ClusterBed {
     /// # Errors
     /// When it does not run.
     pub fn pause(&self, id: u16, time: std::time::Duration) -> anyhow::Result<()> {
-        let program = self.machine(id)?.program.as_ref().context("its gateway does not run")?;
-        program.signal(rustix::process::Signal::STOP)?;
+        self.halt(id, true)?;
         std::thread::sleep(time);
-        program.signal(rustix::process::Signal::CONT)
+        self.halt(id, false)
+    }
+
+    /// Takes the CPU away from the gateway of a machine, or gives it back.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn halt(&self, id: u16, halted: bool) -> anyhow::Result<()> {
+        let program = self.machine(id)?.program.as_ref().context("its gateway does not run")?;
+        program.signal(if halted { rustix::process::Signal::STOP } else { rustix::process::Signal::CONT })
+    }
+
+    /// Cuts a machine's cable to the others, or mends it: no packet passes, and nobody is told.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub fn cut(&self, id: u16, cut: bool) -> anyhow::Result<()> {
+        let port = format!("m{id}");
+        let rules = if cut {
+            format!(
+                "add table inet cut_{port}\nadd chain inet cut_{port} into {{ type filter hook prerouting priority -500; }}\n\
+                 add rule inet cut_{port} into iifname {port} drop\n\
+                 add chain inet cut_{port} from {{ type filter hook postrouting priority 500; }}\n\
+                 add rule inet cut_{port} from oifname {port} drop\n"
+            )
+        } else {
+            format!("delete table inet cut_{port}\n")
+        };
+        let mut command = Command::new("nft");
+        command.arg(rules);
+        self.bus.output(command)?;
+        Ok(())
     }
 
     /// Fails when a gateway that was started has ended, with its last words.

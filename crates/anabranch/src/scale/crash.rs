@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, ensure};
+use manager::api::types::EventLine;
 use serde::Serialize;
 use testbed::cluster::{CLIENTS, SERVERS};
 use testbed::stop::Stop;
@@ -13,6 +14,7 @@ use testbed::topology::Node;
 use testbed::traffic::churn::Churn as Traffic;
 
 use super::machines::{self, Machines, Spec};
+use super::outage::{Outages, Way};
 use super::services::{self, Load};
 use crate::demo::progress::Progress;
 
@@ -34,15 +36,17 @@ const NOTICE: Duration = Duration::from_millis(4_500);
 Examples:
   anabranch bench crash
   anabranch bench crash --dead-after-ms 1000 --stolen-ms 700 --json     on a machine that has other work
+  anabranch bench crash --outages 10                                    and ten more times: killed, stopped, cut off
 
 A data plane gets no CPU for --stolen-ms: it must not be left out, and nothing breaks. Then one is killed: only its own connections break, and
-new flows of its buckets begin elsewhere. The exit code is 0 only if it was so.")]
+new flows of its buckets begin elsewhere; with --outages again and again, whole machines and stopped processes too. The exit code
+is 0 only if it was so.")]
 pub(crate) struct Args {
     /// Data planes
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(2..=16))]
     data_planes: u16,
     /// A unit that was silent so long is lost
-    #[arg(long, value_name = "MS", default_value_t = 400)]
+    #[arg(long, value_name = "MS", default_value_t = 375)]
     dead_after_ms: u16,
     /// CPU time taken from a data plane
     #[arg(long, value_name = "MS", default_value_t = 300)]
@@ -50,6 +54,12 @@ pub(crate) struct Args {
     /// Long connections
     #[arg(long, value_name = "N", default_value_t = 400)]
     long: usize,
+    /// Outages of each kind besides
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    outages: usize,
+    /// Kind of those; may be given several times
+    #[arg(long, value_name = "WAY", value_enum, default_values_t = [Way::Kill, Way::Stop, Way::Cable])]
+    way: Vec<Way>,
     /// Seed of sizes, pauses and data
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
@@ -80,6 +90,8 @@ struct Report {
     probes_lost: usize,
     /// Probes that were lost before the kill or more than a second after it.
     probes_lost_else: usize,
+    /// More of them, by kind.
+    outages: Vec<Outages>,
 }
 
 impl Report {
@@ -91,12 +103,16 @@ impl Report {
             && self.probes_lost_else == 0
             && self.detected_ms <= f64::from(dead_after_ms) + 100.0
             && self.new_flows_back_ms <= f64::from(dead_after_ms) + 500.0
+            && self.outages.iter().map(Outages::most).all(|[detected_ms, _, back_ms]| {
+                detected_ms <= f64::from(dead_after_ms) + 100.0 && back_ms <= f64::from(dead_after_ms) + 500.0
+            })
     }
 
     fn text(&self) -> String {
+        let outages: String = self.outages.iter().map(|outages| format!("\n{}", outages.text())).collect();
         format!(
             "stopped for {} ms: {} broken, left out: {}\nkilled: {} of its {} flows broke; called lost after {:.0} ms, table in \
-             force after {:.0} ms, the last new flow without an answer after {:.0} ms ({} of {} probes)",
+             force after {:.0} ms, the last new flow without an answer after {:.0} ms ({} of {} probes){outages}",
             self.stolen_ms,
             self.stolen_broken,
             self.stolen_left_out,
@@ -148,11 +164,31 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         progress.note(format!("The manager said last:\n{}", machines.manager.last_lines(20)));
     }
     drop(traffic);
+    if args.outages > 0 {
+        progress.step("More data planes die");
+        outages(&mut machines, &planes, args, (&mut report, &stop))?;
+    }
     progress.end();
     let text = if args.json { serde_json::to_string_pretty(&report)? } else { report.text() };
     let mut out = std::io::stdout().lock();
     writeln!(out, "{text}").and_then(|()| out.flush()).context("write the report to standard output")?;
     Ok(if report.is_good(args.dead_after_ms) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// All over again, without the connections, which would stand still each time.
+fn outages(
+    machines: &mut Machines,
+    planes: &[u16],
+    args: &Args,
+    (report, stop): (&mut Report, &Stop),
+) -> anyhow::Result<()> {
+    let dead = *planes.last().context("no data plane")?;
+    machines.bed.start_one(dead)?;
+    super::outage::await_all(machines, planes, stop)?;
+    for way in &args.way {
+        report.outages.push(Outages::measure(machines, planes, (*way, args.outages), stop)?);
+    }
+    Ok(())
 }
 
 fn crash(machines: &mut Machines, victim: u16, report: &mut Report, stop: &Stop) -> anyhow::Result<()> {
@@ -182,14 +218,19 @@ fn crash(machines: &mut Machines, victim: u16, report: &mut Report, stop: &Stop)
     report.probes_lost_else = lost.iter().filter(else_lost).count();
     report.new_flows_back_ms = lost.iter().copied().fold(0.0, f64::max);
     let events = machines.events()?;
-    let after = |text: &str| {
-        let found =
-            events.iter().find(|line| line.at_unix_ms + 1 >= killed_unix_ms && line.text.contains(text));
-        found.map(|line| (line.at_unix_ms.saturating_sub(killed_unix_ms)) as f64)
-    };
-    report.detected_ms = after("lost: silent").context("the manager did not notice")?;
-    report.in_force_ms = after("is in force").context("no table without the dead unit")?;
+    let when = |text: &str, node| after(&events, (text, node), killed_unix_ms);
+    report.detected_ms = when("lost: ", Some(victim)).context("the manager did not notice")?;
+    report.in_force_ms = when("is in force", None).context("no table without the dead unit")?;
     Ok(())
+}
+
+/// Time from `unix_ms` to the first such line of the manager's log.
+pub(super) fn after(events: &[EventLine], (text, node): (&str, Option<u16>), unix_ms: u64) -> Option<f64> {
+    let of = |line: &&EventLine| {
+        let about = node.is_none() || line.node == node;
+        line.at_unix_ms + 1 >= unix_ms && about && line.text.contains(text)
+    };
+    events.iter().find(of).map(|line| line.at_unix_ms.saturating_sub(unix_ms) as f64)
 }
 
 /// Connections that broke and associations that were lost so far, seen by either side.
@@ -201,21 +242,21 @@ fn broken(traffic: &[Traffic]) -> u64 {
     traffic.iter().map(of).sum()
 }
 
-fn unix_ms() -> u64 {
+pub(super) fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn pass(time: Duration, stop: &Stop) -> anyhow::Result<()> {
+pub(super) fn pass(time: Duration, stop: &Stop) -> anyhow::Result<()> {
     ensure!(!stop.sleep(time), "stopped");
     Ok(())
 }
 
 /// Server that sends datagrams back.
-struct Echo(Stop);
+pub(super) struct Echo(Stop);
 
 impl Echo {
-    fn start(node: &Node) -> anyhow::Result<Self> {
+    pub(super) fn start(node: &Node) -> anyhow::Result<Self> {
         let address = SocketAddr::new(IpAddr::V4(SERVERS[1]), ECHO);
         let socket = node.run(|| UdpSocket::bind(address))??;
         socket.set_read_timeout(Some(Duration::from_millis(200)))?;
@@ -240,20 +281,20 @@ impl Drop for Echo {
 }
 
 /// One datagram of a flow of its own.
-struct Probe {
-    sent: Instant,
+pub(super) struct Probe {
+    pub(super) sent: Instant,
     socket: Option<UdpSocket>,
-    answered: bool,
+    pub(super) answered: bool,
 }
 
 /// Sends probes until it is told to finish.
-struct Prober {
+pub(super) struct Prober {
     stop: Stop,
     thread: std::thread::JoinHandle<anyhow::Result<Vec<Probe>>>,
 }
 
 impl Prober {
-    fn start(node: &Node) -> anyhow::Result<Self> {
+    pub(super) fn start(node: &Node) -> anyhow::Result<Self> {
         let stop = Stop::new();
         let (flag, node) = (stop.clone(), node.clone());
         let thread = std::thread::Builder::new().name("prober".into()).spawn(move || {
@@ -263,7 +304,7 @@ impl Prober {
         Ok(Self { stop, thread })
     }
 
-    fn finish(self) -> anyhow::Result<Vec<Probe>> {
+    pub(super) fn finish(self) -> anyhow::Result<Vec<Probe>> {
         self.stop.raise();
         self.thread.join().map_err(|_| anyhow::anyhow!("the prober failed"))?
     }

@@ -6,6 +6,7 @@
 pub(crate) mod churn;
 pub(crate) mod crash;
 pub(crate) mod machines;
+mod outage;
 mod report;
 mod run;
 mod services;
