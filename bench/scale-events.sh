@@ -5,17 +5,21 @@
 # A connection is broken by a reset, a time-out, a wrong byte or a stall of more than 3 s, seen by its client or its server.
 # Goals: 0 broken of 100,000 connections, 0 lost associations over 200 events; 1,000 open at every event, 20 % of all live through five events
 # or more, flows in chains of three; with nothing punted the same script finds broken ones. Exits 1 when a goal is missed.
-#   bench/scale-events.sh        SEED=1 RUNS=6 EVENTS=60 COMPARE_EVENTS=60 DATA_PLANES=6 ARGS="--pause-ms 1500" OUT=scale.json ANA=path
+#   bench/scale-events.sh        ten minutes. SEED=1 RUNS=4 EVENTS=55 COMPARE_EVENTS=12 DATA_PLANES=6 ARGS="--pause-ms 1200 …" OUT=scale.json ANA=path
 #   bench/scale-events.sh ci     90 seconds: one run, and one with nothing punted; only breaks count
 # Runs one after another, with the seeds SEED, SEED + 1 …; the machine should have nothing else to do.
 . "$(dirname "$0")/lib.sh"
 need ip nft python3
 build
-seed=${SEED:-1} runs=${RUNS:-6} events=${EVENTS:-60} compare=${COMPARE_EVENTS:-60} planes=${DATA_PLANES:-6}
+seed=${SEED:-1} runs=${RUNS:-4} events=${EVENTS:-55} compare=${COMPARE_EVENTS:-12} planes=${DATA_PLANES:-6}
+# 330 connections a second: 100,000 of them in four runs, a quarter of which live through five events and more.
+[ "${1:-}" = ci ] || ARGS=${ARGS:---pause-ms 1200 --short-rate 210 --long 1700 --long-life 14}
 read -ra more <<<"${ARGS:-}"
 ways=(newest:1 clock:6000 newest:0 rendezvous nftables)
 if [ "${1:-}" = ci ]; then runs=1 events=25 compare=8 planes=4 ways=(newest:0); fi
 echo "# $(date -u +%FT%TZ) $(uname -r) $(nproc) cores, $(git -C "$here" rev-parse --short HEAD): SEED=$seed RUNS=$runs EVENTS=$events COMPARE_EVENTS=$compare DATA_PLANES=$planes ARGS=${ARGS:-} bench/scale-events.sh ${1:-}"
+# Where others work besides, connections stall because nobody gets CPU: the load before says whether the figures mean anything.
+echo "# load before: $(cut -d' ' -f1-3 /proc/loadavg)"
 for run in $(seq 0 $((runs - 1))); do
   "$anabranch" bench scale --seed $((seed + run)) --events "$events" --data-planes "$planes" "${more[@]}" --json >"$work/own-$run.json" 2>>"$work/log" || true
 done
