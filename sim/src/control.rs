@@ -106,6 +106,7 @@ impl Control {
             neighbors: Arc::clone(&self.neighbors),
             cluster: None,
             inherited: Arc::default(),
+            opened_ports: Arc::default(),
             lan: None,
             serving: self.serving,
         }

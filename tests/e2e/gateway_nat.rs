@@ -193,6 +193,52 @@ fn c2_c4_c6_services_work_beside_endpoint_independent_mappings() {
     });
 }
 
+/// Row C2: with endpoint-independent mappings anybody may send to a client's port, so that none is one that a program of the host has: no
+/// client gets that of a service, and a program that opens a client's port later is reached there, while the client's connections go on
+/// and its datagrams leave from another port.
+#[test]
+fn c2_mappings_keep_off_the_ports_of_the_host() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        lans.no_default_route(2);
+        let addresses = "addresses = [\"10.1.2.1\", \"fd00:1:2::1\"]\nports = \"20480-20543\"";
+        let _gateway = lans.start(&format!(
+            "{ALLOW}[[nat]]\nout = \"lan2\"\nmapping = \"endpoint-independent\"\n{addresses}\n"
+        ));
+        let (inside, outside) = (lans.host(1), lans.host(2));
+        let _remotes = ["0.0.0.0:80", "[::]:81"].map(|at| Mirror::start(outside, "remote", at));
+        let _services =
+            ["10.1.2.1:20500", "[::]:20501"].map(|at| Mirror::start(lans.gateway(), "service", at));
+        for (gateway, remote, any) in
+            [("10.1.2.1", "10.1.2.2:80", "0.0.0.0:0"), ("[fd00:1:2::1]", "[fd00:1:2::2]:81", "[::]:0")]
+        {
+            let client = UdpClient::new(inside, any);
+            let mut connection = Talk::open(inside, remote).unwrap();
+            let ports = [client.ask(remote, 64).source.port(), connection.answer.source.port()];
+            let _later = ports
+                .map(|port| Mirror::start(lans.gateway(), "later", &any.replace(":0", &format!(":{port}"))));
+            for port in ports {
+                let to = format!("{gateway}:{port}");
+                wait_for("the program has the port", PATIENCE, || {
+                    UdpClient::new(outside, any).try_ask(&to, 64).is_some_and(|answer| answer.name == "later")
+                        && Talk::open(outside, &to).is_ok_and(|talk| talk.answer.name == "later")
+                });
+            }
+            connection.echo(20_000).unwrap();
+            wait_for("the client has another port", PATIENCE, || {
+                client.try_ask(remote, 64).is_some_and(|answer| !ports.contains(&answer.source.port()))
+            });
+            connection.echo(20_000).unwrap();
+
+            let service = format!("{gateway}:{}", if any.starts_with('[') { 20_501 } else { 20_500 });
+            let many: Vec<_> = (0..200).map(|_| UdpClient::new(inside, any)).collect();
+            many.iter().for_each(|client| client.send(remote.parse().unwrap()));
+            assert_eq!(ask_udp(outside, &service).name, "service");
+            assert_eq!(ask_tcp(outside, &service).name, "service");
+        }
+    });
+}
+
 /// Row C2: a client has only so many flows on each core, others are not harmed; the reason is counted.
 #[test]
 fn c2_a_client_has_only_so_many_flows() {

@@ -91,7 +91,7 @@ fn no_host() -> HostFacts {
         rules: Vec::new(),
         tun_index: None,
         ephemeral_ports: EPHEMERAL,
-        held_ports: BTreeSet::new(),
+        held_ports: Arc::default(),
         port_blocks: None,
         lingering: BTreeSet::new(),
         takes_over: false,
@@ -220,6 +220,7 @@ fn cores(count: u8, spec: GatewaySpec) -> anyhow::Result<Cores> {
         neighbors,
         cluster: None,
         inherited: Arc::default(),
+        opened_ports: Arc::default(),
         lan: None,
         serving: true,
     };

@@ -236,7 +236,9 @@ impl Loop {
         let mut ready: Vec<Ready> = Vec::new();
         loop {
             let next_look_up = self.node.look_up();
-            let deadline = [self.due, next_look_up].into_iter().flatten().fold(next_tick, Instant::min);
+            let sockets = self.node.look_at_sockets_at();
+            let deadline =
+                [self.due, next_look_up, sockets].into_iter().flatten().fold(next_tick, Instant::min);
             let mut timeout = deadline.saturating_duration_since(Instant::now());
             if let Some(period) = watchdog {
                 // Else the service manager ends the process and starts another.
@@ -262,6 +264,9 @@ impl Loop {
                 if self.node.tick() {
                     self.due = Some(now);
                 }
+            }
+            if self.node.look_at_sockets() {
+                self.due = Some(now);
             }
             if self.due.is_some_and(|due| now >= due) {
                 self.look();

@@ -6,14 +6,14 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use linux::link_layer::LinkLayer;
 use linux::netlink::{Address, Link, MAIN_TABLE, Netlink, PolicyRule, Route, RouteKind};
+use services::held_ports::HeldPorts;
 use services::spec::LinkSpec;
 use steering::units::Lease;
-
-use crate::host_ports::HeldPort;
 
 /// Addresses of one WAN that are used at most.
 pub const WAN_ADDRESSES_MAX: usize = 8;
@@ -122,7 +122,7 @@ pub struct HostFacts {
     /// Ports of the host's own outgoing connections, inclusive.
     pub ephemeral_ports: (u16, u16),
     /// Other ports that its programs hold.
-    pub held_ports: BTreeSet<HeldPort>,
+    pub held_ports: Arc<HeldPorts>,
     /// Addresses on its devices that no service has any more, while flows still use them.
     pub lingering: BTreeSet<IpAddr>,
     /// Blocks of ports that this machine of a cluster may translate sources to; `None`: it is alone and may use all.
@@ -242,7 +242,7 @@ impl HostFacts {
             rules: view.rules.clone(),
             tun_index,
             ephemeral_ports,
-            held_ports: BTreeSet::new(),
+            held_ports: Arc::default(),
             port_blocks: None,
             lingering: BTreeSet::new(),
             takes_over: false,

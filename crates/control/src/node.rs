@@ -2,11 +2,13 @@
 
 mod dialing;
 mod requests;
+mod sockets;
 
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ::cluster::snapshot::SharedInterface;
@@ -24,7 +26,7 @@ use crate::gateway::supervisor::GatewaySupervisor;
 use crate::handover;
 use crate::host_checks::{self, HostWatch, Surroundings};
 use crate::host_facts::{HostFacts, HostView, read_ephemeral_ports};
-use crate::host_ports::HeldPorts;
+use crate::host_ports::SocketWatch;
 use crate::kernel_routes::KernelRoutes;
 use crate::lan::{self, LanDevice};
 use crate::nat64;
@@ -89,7 +91,7 @@ pub(crate) struct Node {
     events: EventSender,
     last_read: Duration,
     /// Ports that the host's programs hold.
-    held_ports: HeldPorts,
+    sockets: SocketWatch,
     /// Connection to the manager of the cluster, if this machine is of one.
     cluster: Option<ClusterLink>,
     /// Interfaces that another dispatcher may have.
@@ -171,7 +173,7 @@ impl Node {
             incomplete: false,
             events,
             last_read: Duration::ZERO,
-            held_ports: HeldPorts::default(),
+            sockets: SocketWatch::default(),
             supervisor,
             handle_state: HandleState::default(),
             busy_shares: BusyShares::default(),
@@ -258,8 +260,8 @@ impl Node {
         facts.takes_over = self.takeover.is_wanted();
         self.takeover.follow(&self.config, &facts, self.host.netlink());
         if self.config.services.gives_ports() {
-            self.held_ports.look(ephemeral);
-            facts.held_ports.clone_from(self.held_ports.known());
+            self.look_at_sockets();
+            facts.held_ports = Arc::clone(self.sockets.known());
         }
         self.supervisor.refresh(
             &self.config,
@@ -469,8 +471,6 @@ impl Node {
         let handle = EngineHandle::new(&self.engine, &self.handle_state);
         let again = self.supervisor.tick(self.host.netlink(), &handle) || self.incomplete;
         let again = self.wan_use.tick(&self.config, &self.lives, &self.engine.bonds()) || again;
-        let again =
-            self.config.services.gives_ports() && self.held_ports.look(read_ephemeral_ports()) || again;
         if self.resolver.is_empty() {
             return again;
         }

@@ -14,6 +14,7 @@ use services::Services;
 use services::fragment::{FragmentLimits, Released, Rendezvous};
 use services::handover::InheritedFlows;
 use services::hash::SecretState;
+use services::held_ports::HeldPorts;
 use services::pipeline::{ETHERNET_BYTES, Frame, Neighbors, Outcome};
 use services::policy::Policy;
 use services::random::Random;
@@ -46,6 +47,8 @@ pub struct Snapshots {
     pub ownership: Arc<Ownership>,
     /// Hardware addresses of neighbors.
     pub neighbors: Arc<Neighbors>,
+    /// Ports that programs of the host have opened since the policy was made.
+    pub opened_ports: Arc<HeldPorts>,
     /// Other machines that share the work.
     pub cluster: Option<Arc<Snapshot>>,
     /// Flows that were other machines', and the cores that have them.
@@ -82,7 +85,8 @@ impl Datapath {
     /// Core `id` of `node`. `random`: a generator of this core's own.
     #[must_use]
     pub fn new(id: u8, node: Arc<Node>, mut random: Random, snapshots: Snapshots) -> Self {
-        let Snapshots { policy, ownership, neighbors, cluster, inherited, lan, serving } = snapshots;
+        let Snapshots { policy, ownership, neighbors, cluster, inherited, lan, serving, opened_ports } =
+            snapshots;
         let limits = FragmentLimits::of(policy.limits(), policy.timeouts());
         let mut datapath = Self {
             id,
@@ -102,6 +106,7 @@ impl Datapath {
             drops: DropCounters::default(),
         };
         datapath.lan.follow(lan.as_ref());
+        datapath.services.follow_opened(&opened_ports);
         datapath.services.follow_inherited(&inherited);
         datapath.follow_cluster(cluster.as_ref(), &policy);
         datapath
@@ -144,6 +149,7 @@ impl Datapath {
     /// Takes over what control has published since the last round.
     pub fn follow(&mut self, snapshots: &Snapshots) {
         self.services.follow(&snapshots.policy, &snapshots.ownership, &snapshots.neighbors);
+        self.services.follow_opened(&snapshots.opened_ports);
         self.services.follow_inherited(&snapshots.inherited);
         self.ownership = Arc::clone(&snapshots.ownership);
         self.serving = snapshots.serving;

@@ -163,6 +163,7 @@ impl World {
             inherited: Arc::default(),
             lan: None,
             serving: true,
+            opened_ports: Arc::default(),
         };
         let now = Time::from_ns(1_000_000_000_000);
         let datapath = Datapath::new(0, node, Random::of_number(1), snapshots.clone());

@@ -177,6 +177,7 @@ impl Site {
             neighbors: Arc::new(neighbors),
             cluster: None,
             inherited: Arc::default(),
+            opened_ports: Arc::default(),
             lan: None,
             serving,
         };

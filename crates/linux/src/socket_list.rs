@@ -18,6 +18,9 @@ const DUMP: u16 = 0x301;
 const HEADER_BYTES: usize = 16;
 const REQUEST_BYTES: usize = HEADER_BYTES + 56;
 const ENDPOINT_BYTES: usize = 40;
+/// All of `struct inet_diag_msg`; attributes follow.
+const DIAG_BYTES: usize = 72;
+const INET_DIAG_SKV6ONLY: u16 = 11;
 /// States of sockets (include/net/tcp_states.h) that hold their port for a program: all but TIME-WAIT, and half-open connections of a
 /// listening one, which has that port itself. UDP sockets are "established" (1) or "closed" (7).
 const STATES: u32 = !(1 << TIME_WAIT | 1 << SYN_RECEIVED | 1 << NEW_SYN_RECEIVED);
@@ -27,9 +30,10 @@ const NEW_SYN_RECEIVED: u32 = 12;
 /// One datagram of the kernel.
 const RECEIVE_BYTES: usize = 64 << 10;
 
-/// Calls `each` with local address (unspecified: any; of IPv4 also where the socket is an IPv6 one) and port of every socket in the
-/// calling thread's namespace that has a port: TCP, UDP and UDP-Lite.
-pub fn each_local_port(mut each: impl FnMut(IpAddr, u16)) -> Result<()> {
+/// Calls `each` with protocol, local address (unspecified: any of its version; of IPv4 also where the socket is an IPv6 one) and port of
+/// every socket in the calling thread's namespace that has a port: TCP, UDP and UDP-Lite. An IPv6 socket that takes IPv4 as well is
+/// two.
+pub fn each_local_port(mut each: impl FnMut(u8, IpAddr, u16)) -> Result<()> {
     const WHAT: &str = "list the host's sockets";
     // SAFETY: no pointers are passed.
     let fd = owned(unsafe {
@@ -54,7 +58,7 @@ fn list(
     fd: &OwnedFd,
     (family, protocol): (u8, u8),
     buffer: &mut [u8],
-    each: &mut impl FnMut(IpAddr, u16),
+    each: &mut impl FnMut(u8, IpAddr, u16),
 ) -> io::Result<()> {
     let mut request = [0; REQUEST_BYTES];
     request[..4].copy_from_slice(&(REQUEST_BYTES as u32).to_ne_bytes());
@@ -78,7 +82,10 @@ fn list(
                 }
                 _ => {
                     if let Some((address, port)) = local(body) {
-                        each(address, port);
+                        each(protocol, address, port);
+                        if address == IpAddr::V6(Ipv6Addr::UNSPECIFIED) && !is_ipv6_only(body) {
+                            each(protocol, IpAddr::V4(Ipv4Addr::UNSPECIFIED), port);
+                        }
                     }
                 }
             }
@@ -107,18 +114,57 @@ fn local(body: &[u8]) -> Option<(IpAddr, u16)> {
     (port != 0).then_some((address, port))
 }
 
+/// Whether the socket of a `struct inet_diag_msg` takes IPv6 alone: by an attribute of those that listen or are not connected.
+fn is_ipv6_only(body: &[u8]) -> bool {
+    let mut rest = body.get(DIAG_BYTES..).unwrap_or_default();
+    while let [a, b, c, d, behind @ ..] = rest {
+        let length = usize::from(u16::from_ne_bytes([*a, *b]));
+        if u16::from_ne_bytes([*c, *d]) == INET_DIAG_SKV6ONLY {
+            return behind.first().is_some_and(|value| *value != 0);
+        }
+        let Some(next) = rest.get(length.max(4).next_multiple_of(4)..) else { return false };
+        rest = next;
+    }
+    false
+}
+
 const _: () = assert!(size_of::<libc::nlmsghdr>() == HEADER_BYTES);
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 
     fn listed() -> Vec<(IpAddr, u16)> {
         let mut list = Vec::new();
-        each_local_port(|address, port| list.push((address, port))).unwrap();
+        each_local_port(|_, address, port| list.push((address, port))).unwrap();
         list
+    }
+
+    /// An IPv6 socket may take IPv4, or leave it to another one.
+    #[test]
+    fn a_socket_of_both_versions_is_listed_for_both() {
+        let both = UdpSocket::bind("[::]:0").unwrap();
+        let only = rustix::net::socket(
+            rustix::net::AddressFamily::INET6,
+            rustix::net::SocketType::DGRAM,
+            Some(rustix::net::ipproto::UDP),
+        )
+        .unwrap();
+        rustix::net::sockopt::set_ipv6_v6only(&only, true).unwrap();
+        let any: SocketAddr = "[::]:0".parse().unwrap();
+        rustix::net::bind(&only, &any).unwrap();
+        let only = UdpSocket::from(only);
+        let found = |socket: &UdpSocket, address: &str| {
+            let port = socket.local_addr().unwrap().port();
+            let mut found = false;
+            let wanted = (libc::IPPROTO_UDP as u8, address.parse::<IpAddr>().unwrap(), port);
+            each_local_port(|protocol, address, port| found |= (protocol, address, port) == wanted).unwrap();
+            found
+        };
+        assert!(found(&both, "::") && found(&both, "0.0.0.0"));
+        assert!(found(&only, "::") && !found(&only, "0.0.0.0"));
     }
 
     #[test]
@@ -154,5 +200,8 @@ mod tests {
         assert_eq!(local(&body), Some(("10.0.0.0".parse().unwrap(), 53)));
         body[5] = 0;
         assert_eq!(local(&body), None);
+        for cut in [&[][..], &[5, 0], &[0, 0, 0, 0], &[9, 0, 11, 0], &[200, 0, 1, 0, 1]] {
+            assert!(!is_ipv6_only(&[&body[..], cut].concat()), "{cut:?}");
+        }
     }
 }

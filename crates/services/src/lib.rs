@@ -24,6 +24,7 @@ pub mod flow;
 pub mod fragment;
 pub mod handover;
 pub mod hash;
+pub mod held_ports;
 pub mod icmp;
 pub mod nat;
 pub mod pipeline;

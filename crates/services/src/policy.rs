@@ -358,6 +358,12 @@ impl Policy {
         self.own.contains(&address)
     }
 
+    /// Whether a program of the host has had this port for a while, of an address that it shares with flows.
+    #[must_use]
+    pub fn is_held(&self, protocol: u8, address: IpAddr, port: u16) -> bool {
+        self.nat.is_shared(address) && self.spec.host.held_ports.has(protocol, address, port)
+    }
+
     /// Whether a source that comes in at an interface is a neighbour at another one and not at this: nobody there
     /// has it, but whoever wants to pass for it (RFC 2827, RFC 3704).
     #[must_use]
@@ -556,9 +562,7 @@ fn server_nat(spec: &GatewaySpec, out: InterfaceId, server: &ServerSpec) -> NatS
         // The host connects from this address too, and its answers must not look like the clients'. Where other machines have it
         // leases say whose ports are whose, and a range that the host takes would be a part of somebody's.
         reserved.extend(others.is_empty().then_some(spec.host.ports));
-        let shared = |held: &&SocketAddr| held.ip().is_unspecified() || addresses.contains(&held.ip());
-        let held = spec.host.held_ports.iter().filter(shared);
-        reserved.extend(held.map(|held| (held.port(), held.port())));
+        reserved.extend(spec.host.held_ports.of(&addresses).map(|port| (port, port)));
     }
     NatSpec {
         out: None,

@@ -5,10 +5,13 @@
 //! of [`GatewaySpec`] unless a field says otherwise.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use packet::attachment::{BondId, Egress, Ingress, InterfaceId};
+
+use crate::held_ports::HeldPorts;
 
 /// Most interfaces of one gateway.
 pub const INTERFACES_MAX: usize = 256;
@@ -61,21 +64,13 @@ pub struct HostSpec {
     pub mode: HostMode,
     /// First and last port of its own outgoing connections. (0, 0): not told, see [`HostSpec::is_port`].
     pub ports: (u16, u16),
-    /// Other ports that its programs hold, in order: by their local address, which may be unspecified.
-    pub held_ports: Vec<SocketAddr>,
+    /// Other ports that its programs hold, and have held for a while.
+    pub held_ports: Arc<HeldPorts>,
     /// Addresses that other machines have too (row D2), with first and last of the ports that are theirs.
     pub others_ports: BTreeMap<IpAddr, Vec<(u16, u16)>>,
 }
 
 impl HostSpec {
-    /// Whether a program holds a port of this address, or of all.
-    #[must_use]
-    pub fn is_held(&self, address: IpAddr, port: u16) -> bool {
-        let any = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
-        let held = |address| self.held_ports.binary_search(&SocketAddr::new(address, port)).is_ok();
-        held(address) || any.into_iter().any(held)
-    }
-
     /// Whether the host's own outgoing connections may use a port. From 32,768 on when nothing else was told: Linux's
     /// range begins there.
     #[must_use]

@@ -14,6 +14,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use linux::netlink::RouteKind;
@@ -125,11 +126,7 @@ pub fn gateway_spec(config: &Config, facts: &HostFacts, overrides: &Overrides) -
         host: HostSpec {
             mode: config.services.settings.host,
             ports: facts.ephemeral_ports,
-            held_ports: facts
-                .held_ports
-                .iter()
-                .map(|(address, port)| SocketAddr::new(*address, *port))
-                .collect(),
+            held_ports: Arc::clone(&facts.held_ports),
             others_ports: builder.others_ports(&interfaces),
         },
         interfaces,
@@ -623,9 +620,7 @@ impl Builder<'_> {
             // By leases the manager says whose ports are whose; a range that the host takes would be a part of somebody's.
             list.extend((!is_shared).then_some(self.facts.ephemeral_ports));
             list.extend(self.config.node.listen.map(|port| (port, port)));
-            let shared = |address: &IpAddr| address.is_unspecified() || addresses.contains(address);
-            let held = self.facts.held_ports.iter().filter(|(address, _)| shared(address));
-            list.extend(held.map(|(_, port)| (*port, *port)));
+            list.extend(self.facts.held_ports.of(addresses).map(|port| (port, port)));
         }
         merged(list)
     }

@@ -4,6 +4,7 @@
 //! `ip_forward = 1` send packets on untranslated, which ends connections as well. So packets that pass through are dropped,
 //! and those to one of the host's own addresses if their port is one that flows get there. What is the host's own comes in as ever.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use linux::ingress_guard::{HeldPorts, hold_interfaces};
@@ -84,10 +85,8 @@ fn given_out(policy: &Policy, address: IpAddr) -> Vec<(u16, u16)> {
 
 /// A range without the ports of the host's own connections and programs.
 fn without_host(host: &HostSpec, address: IpAddr, first: u16, last: u16) -> Vec<(u16, u16)> {
-    let of_host = |port: u16| {
-        let shared = |held: &&SocketAddr| held.ip().is_unspecified() || held.ip() == address;
-        host.is_port(port) || host.held_ports.iter().filter(shared).any(|held| held.port() == port)
-    };
+    let held: BTreeSet<u16> = host.held_ports.of(&[address]).collect();
+    let of_host = |port: u16| host.is_port(port) || held.contains(&port);
     let mut ranges: Vec<(u16, u16)> = Vec::new();
     for port in (first..=last).filter(|port| !of_host(*port)) {
         match ranges.last_mut() {
@@ -103,12 +102,15 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
+    use services::held_ports::{HeldPort, HeldPorts};
+    use std::sync::Arc;
 
     #[test]
     fn the_hosts_own_ports_are_left_alone() {
+        let hold = |address: &str, port| HeldPort { protocol: 6, port, address: address.parse().unwrap() };
         let host = HostSpec {
             ports: (32_768, 60_999),
-            held_ports: vec!["0.0.0.0:8080".parse().unwrap(), "10.0.0.1:9000".parse().unwrap()],
+            held_ports: Arc::new(HeldPorts::new([hold("0.0.0.0", 8080), hold("10.0.0.1", 9000)])),
             ..HostSpec::default()
         };
         let ranges = |address: &str| without_host(&host, address.parse().unwrap(), 1_024, 65_535);

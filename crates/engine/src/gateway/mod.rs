@@ -29,6 +29,7 @@ use packet::DropCounters;
 use packet::attachment::{Egress, InterfaceId};
 use packet::flow::FlowKey;
 use services::flow::{FlowCounters, Record};
+use services::held_ports::HeldPorts;
 use services::nat::NatEvent;
 use services::pipeline::{Counters, NatRefusals, Neighbors};
 use services::policy::Policy;
@@ -235,6 +236,8 @@ pub(crate) struct Shared {
     pub policy: ArcSwap<Policy>,
     pub ownership: Arc<ArcSwap<Ownership>>,
     pub neighbors: ArcSwap<Neighbors>,
+    /// Ports that programs of the host have opened since the policy was made.
+    pub opened_ports: ArcSwap<HeldPorts>,
     /// Other machines that share the work.
     pub cluster: shared::ClusterShared,
     /// The switch between the TAP device and bonds.
@@ -278,6 +281,7 @@ impl Shared {
             tun_program: Mutex::default(),
             port_counts: PortCounts::new().map(Arc::new).inspect_err(no_port_counts).ok(),
             neighbors: ArcSwap::from_pointee(Neighbors::default()),
+            opened_ports: ArcSwap::default(),
             cluster: shared::ClusterShared::new(cores),
             lan: LanShared::new(cores),
             version: Version::default(),
@@ -306,6 +310,7 @@ impl Shared {
             policy: self.policy.load_full(),
             ownership: self.ownership.load_full(),
             neighbors: self.neighbors.load_full(),
+            opened_ports: self.opened_ports.load_full(),
             cluster: self.cluster.snapshot.load_full(),
             inherited: self.cluster.inherited.load_full(),
             lan: self.lan.published.load_full(),
@@ -548,6 +553,13 @@ impl crate::Engine {
     #[must_use]
     pub fn ownership(&self) -> Arc<Ownership> {
         self.shared.gateway.ownership.load_full()
+    }
+
+    /// Tells workers which ports programs of the host have opened since the policy was made: no flow gets them, and who sends to one
+    /// reaches the program.
+    pub fn set_opened_ports(&self, opened: Arc<HeldPorts>) {
+        self.shared.gateway.opened_ports.store(opened);
+        self.shared.gateway.changed();
     }
 
     /// The neighbors known.

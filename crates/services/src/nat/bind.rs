@@ -245,6 +245,7 @@ impl Nat {
         if let Some(outside) = known
             && outside.0 == request.out_tenant
             && pool.contains(&outside.2)
+            && !followed.is_held(protocol, outside.2, outside.3)
             && self.mappings.join(&outside).is_some()
         {
             return Some(self.mapped(followed, request, &outside));
@@ -257,12 +258,15 @@ impl Nat {
                 && blocks >> block_of(like.port) & 1 == 1
                 && mapping_core(address, like.port, nat.cores) == nat.core
                 && nat.mappings.is_free(request.out_tenant, protocol, address, like.port)
+                && !followed.is_opened(protocol, address, like.port)
             {
                 return Some((request.out_tenant, protocol, address, like.port));
             }
             let allowed = followed.policy.port_set(set)?;
+            let opened = followed.policy.is_shared(address).then_some(&*followed.opened);
             let wish = MappingWish {
                 allowed,
+                opened,
                 allowed_id: u64::from(nat.generation) << 32 | set as u64,
                 blocks: blocks & allowed.some_blocks(),
                 like: (!is_icmp(protocol)).then_some(key.src_port),
@@ -412,6 +416,7 @@ pub(super) fn ask<'a>(
         like: rule.like(request),
         tables: rule.tables,
         blocks,
+        avoids: !followed.opened.is_empty() && followed.policy.is_shared(own),
         bucket: core_bits(followed.hasher.hash(&request.client, request.tenant)),
         random: request.random,
         hasher: &followed.hasher,

@@ -16,6 +16,7 @@ use crate::hash::SecretState;
 use hashbrown::HashMap;
 
 use super::port_set::{Blocks, PortSet, WORDS};
+use crate::held_ports::HeldPorts;
 
 /// How long a mapping is kept after its last flow, ns.
 pub const MAPPING_IDLE_NS: u64 = 60_000_000_000;
@@ -89,6 +90,8 @@ struct Used {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MappingWish<'a> {
     pub(crate) allowed: &'a PortSet,
+    /// Ports that the host has opened since, if it has the address as well.
+    pub(crate) opened: Option<&'a HeldPorts>,
     /// A number of that set: another set, another number.
     pub(crate) allowed_id: u64,
     /// Blocks that may be used and have an allowed port.
@@ -226,6 +229,7 @@ impl Mappings {
         if self.len() >= self.max {
             return None;
         }
+        let held = |word: usize| wish.opened.map_or(0, |opened| opened.word(protocol, address, word));
         let used = self.used.entry((tenant, protocol, address)).or_default();
         if used.full_of != wish.allowed_id {
             used.full_of = wish.allowed_id;
@@ -237,12 +241,12 @@ impl Mappings {
         };
         if let Some(like) = wish.like {
             let parity = if like & 1 == 0 { 0x5555_5555_5555_5555 } else { 0xaaaa_aaaa_aaaa_aaaa };
-            let found = used.find(own, wish, parity, words);
+            let found = used.find((own, held), wish, parity, words);
             if found.is_some() {
                 return found;
             }
         }
-        used.find(own, wish, u64::MAX, words)
+        used.find((own, held), wish, u64::MAX, words)
     }
 
     /// Whether nobody has this outside port.
@@ -311,7 +315,7 @@ impl Mappings {
 impl Used {
     fn find(
         &mut self,
-        own: impl Fn(usize) -> u64,
+        (own, held): (impl Fn(usize) -> u64, impl Fn(usize) -> u64),
         wish: &MappingWish<'_>,
         parity: u64,
         words: &mut u64,
@@ -336,11 +340,15 @@ impl Used {
                 left -= 1;
                 *words += 1;
                 let free = open & !self.ports.word(at);
-                if free & parity != 0 {
-                    let bit = ((free & parity).rotate_right(turn).trailing_zeros() + turn) & 63;
+                let given = free & parity & if free == 0 { 0 } else { !held(at) };
+                if given != 0 {
+                    let bit = (given.rotate_right(turn).trailing_zeros() + turn) & 63;
                     return Some((at << 6) as u16 | bit as u16);
                 }
-                if any && let Some(hint) = self.full.get_mut(at / 64) {
+                if any
+                    && free == 0
+                    && let Some(hint) = self.full.get_mut(at / 64)
+                {
                     *hint |= 1 << (at % 64);
                 }
             }

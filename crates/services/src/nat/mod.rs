@@ -24,6 +24,7 @@ use steering::table::BucketTable;
 
 use crate::flow::{Record, flags};
 use crate::hash::SecretState;
+use crate::held_ports::HeldPorts;
 use crate::random::Random;
 use crate::spec::NatMode;
 
@@ -148,6 +149,21 @@ pub const fn is_translated(protocol: u8) -> bool {
 struct Followed {
     policy: Arc<NatPolicy>,
     hasher: Arc<FlowHasher>,
+    /// Ports of the host's programs: as the policy was made, and opened since.
+    held: Arc<HeldPorts>,
+    opened: Arc<HeldPorts>,
+}
+
+impl Followed {
+    /// Whether a program of the host has had this port of an address that is shared with it, when the policy was made.
+    fn is_held(&self, protocol: u8, address: IpAddr, port: u16) -> bool {
+        self.policy.is_shared(address) && self.held.has(protocol, address, port)
+    }
+
+    /// Whether a program of the host has opened this port since then.
+    fn is_opened(&self, protocol: u8, address: IpAddr, port: u16) -> bool {
+        !self.opened.is_empty() && self.policy.is_shared(address) && self.opened.has(protocol, address, port)
+    }
 }
 
 /// One core's NAT.
@@ -197,8 +213,30 @@ impl Nat {
         let own = own_buckets(table, self.core);
         self.pools.follow(policy.port_sets(), own, hasher, solvers);
         let (policy, hasher) = (Arc::clone(policy), Arc::clone(hasher));
-        self.followed = Some(Arc::new(Followed { policy, hasher }));
+        let (held, opened) = match &self.followed {
+            Some(followed) => (Arc::clone(&followed.held), Arc::clone(&followed.opened)),
+            None => Default::default(),
+        };
+        self.followed = Some(Arc::new(Followed { policy, hasher, held, opened }));
         self.generation = self.generation.wrapping_add(1);
+    }
+
+    /// Follows the ports that programs of the host hold: `held` as the policy says, which gives them to nobody, `opened` since.
+    /// Neither are given out from now on where an address is shared with the host; mappings lose those of the policy.
+    pub fn follow_held(&mut self, held: &Arc<HeldPorts>, opened: &Arc<HeldPorts>) {
+        let Some(followed) = &self.followed else { return };
+        let (policy, hasher) = (Arc::clone(&followed.policy), Arc::clone(&followed.hasher));
+        let (held, opened) = (Arc::clone(held), Arc::clone(opened));
+        self.followed = Some(Arc::new(Followed { policy, hasher, held, opened }));
+    }
+
+    /// Whether a program of the host has this port of an address that it shares with flows.
+    #[must_use]
+    pub fn is_of_host(&self, protocol: u8, address: IpAddr, port: u16) -> bool {
+        let has = |followed: &Arc<Followed>| {
+            followed.is_held(protocol, address, port) || followed.is_opened(protocol, address, port)
+        };
+        self.followed.as_ref().is_some_and(has)
     }
 
     /// Gives a new flow its source. `in_use` says whether a reply key (remote → outside endpoint, tenant
@@ -216,6 +254,9 @@ impl Nat {
     ) -> Result<Binding, DropReason> {
         self.tick(now_ns);
         let followed = Arc::clone(self.followed.as_ref().ok_or(DropReason::NatPortsExhausted)?);
+        let in_use = |reply: &FlowKey| {
+            in_use(reply) || followed.is_opened(reply.protocol, reply.dst, reply.reversed().sender_port())
+        };
         let rule = followed.policy.rule(request.rule).ok_or(DropReason::NatUnsupported)?;
         if request.client.src.is_ipv4() != request.client.dst.is_ipv4() {
             return Err(DropReason::NatUnsupported);
@@ -293,10 +334,14 @@ impl Nat {
     }
 
     /// Who stands behind the endpoint-independent outside endpoint that a packet is sent to; `tenant`: of the
-    /// interface it came by. Any remote may send there.
+    /// interface it came by. Any remote may send there, unless a program of the host has opened the port since.
     #[must_use]
     pub fn inbound(&self, key: &FlowKey, tenant: u16) -> Option<Inside> {
-        let entry = self.mappings.of_outside(&outside_key(key, tenant))?;
+        let outside = outside_key(key, tenant);
+        let entry = self.mappings.of_outside(&outside)?;
+        if self.is_of_host(key.protocol, key.dst, outside.3) {
+            return None;
+        }
         let (tenant, _, address, port, _) = entry.inside;
         Some(Inside { tenant, address, port })
     }

@@ -157,6 +157,8 @@ struct Outside {
     /// The interface that it is on: that rule's, else the one that has the address or its network.
     out: Option<InterfaceId>,
     independent: bool,
+    /// It is an address of the host as well, and not one that only flows have.
+    shared: bool,
 }
 
 /// The NAT of one configuration. Never changed, shared by all cores; only the leases behind it live.
@@ -221,6 +223,7 @@ impl NatPolicy {
                     (known.rule, known.out) = (Some(place as u16), rule.out);
                 }
                 known.independent |= rule.independent;
+                known.shared = has_address(interfaces, address);
             }
         }
         for (place, forward) in forwards.iter().enumerate() {
@@ -399,6 +402,22 @@ impl NatPolicy {
         self.outside.contains_key(&address)
     }
 
+    /// Whether flows get ports of this address, which is the host's as well.
+    #[must_use]
+    pub fn is_shared(&self, address: IpAddr) -> bool {
+        self.outside.get(&address).is_some_and(|known| known.shared)
+    }
+
+    /// Whether a flow may have this outside endpoint.
+    #[must_use]
+    pub fn gives(&self, address: IpAddr, port: u16) -> bool {
+        let has = |place: usize| self.port_set(place).is_some_and(|set| set.contains(port));
+        self.is_pool(address)
+            && self.rules.iter().filter(|rule| rule.pool(address).contains(&address)).any(|rule| {
+                has(rule.ports) || rule.low_ports.is_some_and(has) || rule.preserves() && has(rule.own_ports)
+            })
+    }
+
     /// Whether flows get ports of this address.
     pub(crate) fn is_pool(&self, address: IpAddr) -> bool {
         self.outside.get(&address).is_some_and(|known| known.rule.is_some())
@@ -527,6 +546,10 @@ impl NatPolicy {
     pub(crate) fn port_sets(&self) -> &[PortSet] {
         &self.port_sets
     }
+}
+
+fn has_address(interfaces: &[InterfaceSpec], address: IpAddr) -> bool {
+    interfaces.iter().flat_map(|interface| &interface.addresses).any(|net| net.addr() == address)
 }
 
 /// The interface that has an address, or the first whose network it is in.

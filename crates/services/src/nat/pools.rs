@@ -108,6 +108,8 @@ pub(crate) struct Ask<'a> {
     /// Number of tables.
     pub(crate) tables: u16,
     pub(crate) blocks: Blocks,
+    /// Ports of the set may be others' by now: each is asked about.
+    pub(crate) avoids: bool,
     /// The bucket of the forward direction.
     pub(crate) bucket: u8,
     pub(crate) random: u64,
@@ -348,7 +350,7 @@ impl Pools {
         let pool = self.pools.get_mut(place)?;
         let (classes, first, unsettled) = classes(self.own, ask, linear);
         let foreign = reach == Reach::Others;
-        let check = foreign || unsettled || pool.mixed || pool.foreign > 0;
+        let check = foreign || unsettled || ask.avoids || pool.mixed || pool.foreign > 0;
         let index = table_index(number, slot);
         let table = pool.table(index)?;
         table.wake(self.now_s);

@@ -93,8 +93,11 @@ impl Services {
                 return false;
             }
         }
-        // The mapping of an endpoint gets what anybody sends there, and may be another core's.
-        let mapped = policy.owners.maps_endpoints && packet.header.protocol == UDP;
+        // The mapping of an endpoint gets what anybody sends there, and may be another core's; but for ports that the host is known to have.
+        let key = &packet.key;
+        let mapped = policy.owners.maps_endpoints
+            && packet.header.protocol == UDP
+            && !self.nat.is_of_host(UDP, key.src, key.src_port);
         mapped || self.flows.find(&packet.key.reversed(), packet.tenant).is_some()
     }
 

@@ -20,6 +20,7 @@ use packet::{DropCounters, DropReason};
 
 use crate::flow::{Direction, FlowId, FlowTable, Hint, Removed, flags};
 use crate::hash::SecretState;
+use crate::held_ports::HeldPorts;
 use crate::icmp::Limiter;
 use crate::nat::{Nat, NatEvent};
 use crate::policy::Policy;
@@ -100,6 +101,8 @@ pub struct Services {
     dead_backends: DeadBackends,
     /// Word of the flows for a machine that keeps copies of them.
     copies: Option<Box<copies::Copies>>,
+    /// Ports that programs of the host have opened since the policy was made.
+    opened: Arc<HeldPorts>,
     /// Of ICMP errors and resets.
     limiter: Limiter,
     random: Random,
@@ -140,6 +143,7 @@ impl Services {
             shifts: proxy_sequence::Shifts::new(SecretState::draw(&mut random)),
             dead_backends: DeadBackends::new(policy.balancer.deaths()),
             copies: None,
+            opened: Arc::default(),
             limiter: Limiter::new(limits.errors_per_s_max),
             random,
             counters: Counters::default(),
@@ -154,6 +158,7 @@ impl Services {
 
     fn take_over(&mut self, policy: &Arc<Policy>, ownership: &Arc<Ownership>) {
         self.nat.follow(&policy.nat, &ownership.table, &ownership.hasher, &ownership.solvers);
+        self.nat.follow_held(&policy.spec.host.held_ports, &self.opened);
         self.rule_counters.follow(&self.routing.policy, policy);
         self.fragments.follow(policy);
         self.limiter.set_rate(policy.limits().errors_per_s_max);
@@ -172,6 +177,14 @@ impl Services {
         }
         if new_policy || self.routing.is_news(neighbors) {
             self.routing.follow_neighbors(neighbors);
+        }
+    }
+
+    /// Takes over which ports programs of the host hold that the policy does not know yet. No flow is decided again.
+    pub fn follow_opened(&mut self, opened: &Arc<HeldPorts>) {
+        if !Arc::ptr_eq(opened, &self.opened) {
+            self.opened = Arc::clone(opened);
+            self.nat.follow_held(&self.routing.policy.spec.host.held_ports, opened);
         }
     }
 

@@ -39,17 +39,17 @@ pub(super) fn holds(
     let is_ours = |address| policy.is_own(address) || policy.nat.is_outside(address);
     let has_source = record.flags & flags::SOURCE_NAT != 0;
     if record.flags & flags::DEST_NAT != 0 {
-        let listens = is_ours(original.dst) || policy.server_or_forward(original).is_some();
+        // So may the port be to which a mapping of an endpoint led.
+        let is_host = !has_source
+            && record.flags & flags::MAPPED != 0
+            && original.protocol == UDP
+            && policy.is_held(UDP, original.dst, original.dst_port);
+        let listens = !is_host && is_ours(original.dst) || policy.server_or_forward(original).is_some();
         // A port alone may be the gateway's, the address the client's own.
         return listens && (!has_source || reply.dst == original.src || is_ours(reply.dst));
     }
-    // A program of the host has opened the port since, and the answers to it would come here; with a new port both get theirs. The
-    // mapping of an endpoint keeps its port, whoever its flows are with.
-    if has_source
-        && original.protocol == UDP
-        && record.flags & flags::MAPPED == 0
-        && policy.spec.host.is_held(reply.dst, reply.dst_port)
-    {
+    // A program of the host has opened the port since, and the answers to it would come here; with a new port both get theirs.
+    if has_source && original.protocol == UDP && policy.is_held(UDP, reply.dst, reply.dst_port) {
         return false;
     }
     // A reload breaks no flow: whatever became of its rule, answers to an address of the interface still arrive, and an

@@ -96,6 +96,7 @@ impl End {
             inherited: Arc::default(),
             lan: None,
             serving: false,
+            opened_ports: Arc::default(),
         };
         let cores_of_node = Core::all(&node, cores, &snapshots);
         Ok(Self { node, cores: cores_of_node, inboxes: Inboxes::new(cores), number })

@@ -1,8 +1,10 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use services::held_ports::{HeldPort, HeldPorts};
 use services::spec::HostSpec;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::*;
 use crate::config::tests::config;
@@ -53,7 +55,7 @@ pub(crate) fn facts() -> HostFacts {
         rules: Vec::new(),
         tun_index: Some(9),
         ephemeral_ports: (32_768, 60_999),
-        held_ports: BTreeSet::new(),
+        held_ports: Arc::default(),
         port_blocks: None,
         lingering: BTreeSet::new(),
         takes_over: false,
@@ -219,8 +221,12 @@ fn a_nat_takes_the_interfaces_own_address_and_leaves_the_hosts_ports_alone() {
     assert_eq!(nat.addresses, ["203.0.113.1".parse::<IpAddr>().unwrap()]);
     assert_eq!(nat.reserved, [(4600, 4600), (8080, 8080), (32_768, 60_999)]);
     let mut held = facts();
-    let hold = |text: &str| text.parse::<SocketAddr>().map(|at| (at.ip(), at.port())).unwrap();
-    held.held_ports = ["0.0.0.0:22", "[::]:443", "203.0.113.1:2049", "10.0.0.254:53"].map(hold).into();
+    let hold = |text: &str| {
+        let at: SocketAddr = text.parse().unwrap();
+        HeldPort { protocol: 6, port: at.port(), address: at.ip() }
+    };
+    let sockets = ["0.0.0.0:22", "0.0.0.0:443", "[::]:444", "203.0.113.1:2049", "10.0.0.254:53"];
+    held.held_ports = Arc::new(HeldPorts::new(sockets.map(hold)));
     let wan = config("", &format!("{BASE}[[nat]]\nout = \"wan\"\n"));
     let reserved = &gateway_spec(&wan, &held, &Overrides::default()).nats[0].reserved;
     assert_eq!(*reserved, [(22, 22), (443, 443), (2049, 2049), (32_768, 60_999)]);

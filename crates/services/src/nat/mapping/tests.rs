@@ -54,6 +54,7 @@ fn all_own_ports_are_given() {
     let mut wrong_parity = 0;
     for client in 0u16.. {
         let wish = MappingWish {
+            opened: None,
             allowed: &allowed,
             allowed_id: 1,
             blocks: ALL_BLOCKS,
@@ -70,7 +71,14 @@ fn all_own_ports_are_given() {
     assert_eq!(given, expected);
     assert_eq!(wrong_parity, 0);
     let mut words = 0;
-    let wish = MappingWish { allowed: &allowed, allowed_id: 1, blocks: ALL_BLOCKS, like: None, random: 5 };
+    let wish = MappingWish {
+        allowed: &allowed,
+        opened: None,
+        allowed_id: 1,
+        blocks: ALL_BLOCKS,
+        like: None,
+        random: 5,
+    };
     assert_eq!(mappings.free_port((0, 17, address), &wish, &mut words), None);
     assert_eq!(words, 0);
     // Another protocol, tenant or address has all of them; more allowed ports are seen at once.
@@ -108,7 +116,14 @@ fn a_mapping_outlives_its_last_flow_by_its_time() {
     mappings.insert(inside, outside, false);
     mappings.insert((7, 17, ip("10.0.0.1"), 1001, ip("192.0.2.1")), (0, 17, ip("192.0.2.1"), 5001), false);
     let allowed = PortSet::new((1, 65_535), &[]);
-    let wish = MappingWish { allowed: &allowed, allowed_id: 1, blocks: ALL_BLOCKS, like: None, random: 5 };
+    let wish = MappingWish {
+        allowed: &allowed,
+        opened: None,
+        allowed_id: 1,
+        blocks: ALL_BLOCKS,
+        like: None,
+        random: 5,
+    };
     assert_eq!(mappings.free_port((0, 17, ip("192.0.2.1")), &wish, &mut 0), None);
 }
 

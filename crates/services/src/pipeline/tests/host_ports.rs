@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::world::*;
+use crate::held_ports::{HeldPort, HeldPorts};
 use crate::pipeline::{Outcome, PortCounts};
 use crate::spec::{GatewaySpec, Mapping, NatMode, RuleAction, RuleSpec, SideSpec, TCP, UDP};
 
@@ -92,4 +93,144 @@ fn the_host_is_no_mapping() {
     let left = world.one(HOST, &udp_of(&own, b"x")).key();
     assert_ne!(left.src_port, own.src_port);
     assert_eq!(world.one(WAN, &udp_of(&left.reversed(), b"y")).key(), own.reversed());
+}
+
+/// Endpoints of one test: version, protocol, and whether a program's socket is on the address or on all.
+struct Case {
+    protocol: u8,
+    here: &'static str,
+    client: &'static str,
+    remote: &'static str,
+    local: &'static str,
+}
+
+const CASES: [Case; 6] = [
+    Case { protocol: UDP, here: HERE, client: "10.0.0.5", remote: "198.51.100.7", local: "0.0.0.0" },
+    Case { protocol: UDP, here: HERE, client: "10.0.0.5", remote: "198.51.100.7", local: HERE },
+    Case { protocol: TCP, here: HERE, client: "10.0.0.5", remote: "198.51.100.7", local: "0.0.0.0" },
+    Case { protocol: UDP, here: "2001:db8::1", client: "[fd00::5]", remote: "[2001:db8:7::7]", local: "::" },
+    Case { protocol: TCP, here: "2001:db8::1", client: "[fd00::5]", remote: "[2001:db8:7::7]", local: "::" },
+    Case {
+        protocol: TCP,
+        here: "2001:db8::1",
+        client: "[fd00::5]",
+        remote: "[2001:db8:7::7]",
+        local: "2001:db8::1",
+    },
+];
+
+impl Case {
+    /// A router with endpoint-independent mappings of 64 ports, which anybody may send to.
+    fn spec(&self) -> GatewaySpec {
+        let mut spec = router();
+        spec.nats[0] = nat(NatMode::AddressAndPort, &[self.here]);
+        spec.nats[0].mapping = Mapping::EndpointIndependent;
+        spec.nats[0].ports = (20_480, 20_543);
+        spec.rules.push(RuleSpec { action: RuleAction::Allow, ..RuleSpec::default() });
+        spec
+    }
+
+    /// A packet that begins something.
+    fn begins(&self, key: &packet::FlowKey) -> Vec<u8> {
+        if self.protocol == UDP { udp_of(key, b"x") } else { tcp_of(key, SYN, 100, 0, b"") }
+    }
+
+    fn answers(&self, key: &packet::FlowKey) -> Vec<u8> {
+        if self.protocol == UDP { udp_of(key, b"y") } else { tcp_of(key, SYN | ACK, 300, 101, b"") }
+    }
+
+    fn asks(&self, port: u16) -> packet::FlowKey {
+        key(self.protocol, &format!("{}:{port}", self.client), &format!("{}:53", self.remote))
+    }
+
+    fn held(&self, port: u16) -> HeldPorts {
+        HeldPorts::new([HeldPort { protocol: self.protocol, port, address: self.local.parse().unwrap() }])
+    }
+
+    /// As the policy has it, once the port was held for a while.
+    fn spec_with(&self, port: u16) -> GatewaySpec {
+        let mut spec = self.spec();
+        spec.host.held_ports = Arc::new(self.held(port));
+        spec.nats[0].reserved = vec![(port, port)];
+        spec
+    }
+}
+
+/// From the moment that a program opens a port no client gets it.
+#[test]
+fn a_port_that_was_just_opened_is_not_given_out() {
+    for case in CASES {
+        for mapping in [Mapping::EndpointIndependent, Mapping::EndpointDependent] {
+            let mut spec = case.spec();
+            spec.nats[0].mapping = mapping;
+            let (mut world, _) = counting(spec);
+            world.open_ports(case.held(20_500));
+            let mut ports: Vec<u16> = Vec::new();
+            for port in 5_000..5_200 {
+                let left = world.packet(LAN, &case.begins(&case.asks(port)));
+                ports.extend(
+                    left.iter().map(Left::key).filter(|key| key.src_port > 20_000).map(|key| key.src_port),
+                );
+            }
+            ports.sort_unstable();
+            ports.dedup();
+            assert!(ports.len() > 40 && !ports.contains(&20_500), "{mapping:?} {ports:?}");
+        }
+    }
+}
+
+/// A program opens the port of a mapping: strangers reach the program at once, and its answers keep the port. The client keeps what it
+/// has for a moment, as the program may be a resolver; then its datagrams leave from another port, and what comes to the old one is
+/// the host's.
+#[test]
+fn a_mapping_leaves_a_port_that_the_host_opens() {
+    for case in CASES {
+        let (mut world, _) = counting(case.spec());
+        let asks = case.asks(5_000);
+        let outside = world.one(LAN, &case.begins(&asks)).key();
+        let answer = case.answers(&outside.reversed());
+        assert_eq!(world.one(WAN, &answer).key(), asks.reversed());
+        let stranger = key(case.protocol, &format!("{}:7001", case.remote), "10.9.9.9:1");
+        let stranger = packet::FlowKey { dst: outside.src, dst_port: outside.src_port, ..stranger };
+        let known = packet::FlowKey { src_port: 7_000, ..stranger };
+        assert_eq!(world.one(WAN, &case.begins(&known)).by(), LAN, "nobody else has the port");
+
+        world.open_ports(case.held(outside.src_port));
+        let came = world.one(WAN, &case.begins(&stranger));
+        assert_eq!((came.key(), came.outcome), (stranger, Outcome::DeviceIngress(WAN_ID)));
+        let left = world.one(HOST, &case.answers(&stranger.reversed()));
+        assert_eq!((left.key(), left.by()), (stranger.reversed(), WAN));
+        assert_eq!(world.one(WAN, &answer).key(), asks.reversed(), "the client goes on");
+
+        world.reload(case.spec_with(outside.src_port));
+        world.open_ports(HeldPorts::default());
+        let came = world.one(WAN, &case.begins(&stranger));
+        assert_eq!(came.outcome, Outcome::DeviceIngress(WAN_ID));
+        let anew = packet::FlowKey { dst_port: 54, ..asks };
+        let moved = world.one(LAN, &case.begins(&anew)).key();
+        assert_ne!(moved.src_port, outside.src_port, "a new flow of the same endpoint");
+        if case.protocol == TCP {
+            let goes_on = tcp_of(&asks, ACK, 101, 301, b"z");
+            assert_eq!(world.one(LAN, &goes_on).key(), outside, "a connection keeps its port");
+            continue;
+        }
+        assert_eq!(world.one(LAN, &case.begins(&asks)).key().src_port, moved.src_port, "one port for all");
+        assert_eq!(world.one(WAN, &case.begins(&known)).outcome, Outcome::DeviceIngress(WAN_ID));
+        let to_new = stranger.with_destination(moved.src, moved.src_port);
+        assert_eq!(world.one(WAN, &case.begins(&to_new)).key().dst_port, asks.src_port);
+    }
+}
+
+/// Sockets of another protocol, of another address and of the loopback interface take nothing from anybody.
+#[test]
+fn a_socket_elsewhere_does_not_take_a_mapping() {
+    let case = &CASES[0];
+    let (mut world, _) = counting(case.spec());
+    let asks = case.asks(5_000);
+    let outside = world.one(LAN, &case.begins(&asks)).key();
+    let port = outside.src_port;
+    let held = |protocol, address: &str| HeldPort { protocol, port, address: address.parse().unwrap() };
+    world.open_ports(HeldPorts::new([held(TCP, "0.0.0.0"), held(UDP, "10.0.0.1"), held(UDP, "::")]));
+    let stranger = key(UDP, "198.51.100.9:7001", &format!("{HERE}:{port}"));
+    assert_eq!(world.one(WAN, &case.begins(&stranger)).by(), LAN);
 }

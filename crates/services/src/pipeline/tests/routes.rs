@@ -1,11 +1,13 @@
 //! Packets that no route takes on, that go back where they came from, and flows whose translation does not hold any more.
 
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 
 use packet::DropReason;
 use packet::attachment::{Egress, Ingress};
 
 use super::world::*;
+use crate::held_ports::{HeldPort, HeldPorts};
 use crate::pipeline::{Neighbors, Outcome};
 use crate::spec::{
     ForwardSpec, GatewaySpec, NatMode, RouteAction, RouteSpec, RuleAction, RuleSpec, SideSpec, TCP, UDP,
@@ -310,10 +312,10 @@ fn a_flow_leaves_a_port_that_the_host_opens() {
     let tcp_key = key(TCP, "10.0.0.5:1000", "198.51.100.7:80");
     let connection = world.one(LAN, &tcp_of(&tcp_key, SYN, 100, 0, b"")).key();
     let ports = outside.iter().chain([&connection]).map(|key| key.src_port);
-    let held: std::collections::BTreeSet<_> =
-        ports.map(|port| std::net::SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), port)).collect();
-    spec.host.held_ports = held.into_iter().collect();
-    spec.nats[0].reserved = spec.host.held_ports.iter().map(|held| (held.port(), held.port())).collect();
+    let address = std::net::Ipv4Addr::UNSPECIFIED.into();
+    let held = ports.flat_map(|port| [TCP, UDP].map(|protocol| HeldPort { protocol, port, address }));
+    spec.host.held_ports = Arc::new(HeldPorts::new(held));
+    spec.nats[0].reserved = spec.host.held_ports.iter().map(|held| (held.port, held.port)).collect();
     world.reload(spec);
     let moved = world.one(LAN, &udp_of(&asks[0], b"y")).key();
     assert_eq!((moved.src, moved.dst), (outside[0].src, outside[0].dst));

@@ -11,6 +11,7 @@ use packet::flow::FlowKey;
 use packet::vnet::VirtioNetHeader;
 use packet::{DropCounters, DropReason};
 
+use crate::held_ports::HeldPorts;
 use crate::nat::NatEvent;
 use crate::pipeline::{Counters, ETHERNET_BYTES, Frame, Handed, Neighbors, Outcome, Output, Services};
 use crate::policy::Policy;
@@ -146,6 +147,14 @@ impl World {
     pub fn set_neighbors(&mut self, neighbors: Neighbors) {
         self.neighbors = Arc::new(neighbors);
         self.follow();
+    }
+
+    /// Programs of the host have these ports now.
+    pub fn open_ports(&mut self, opened: HeldPorts) {
+        let opened = Arc::new(opened);
+        for core in &mut self.cores {
+            core.follow_opened(&opened);
+        }
     }
 
     fn follow(&mut self) {
