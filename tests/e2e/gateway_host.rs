@@ -243,6 +243,46 @@ fn r7_the_host_and_its_other_devices_reach_forwards() {
     });
 }
 
+/// Rows C6, R7: programs of the host reach virtual servers by TCP and UDP, whatever becomes of their source; each connection has another
+/// port, so that answers come to every core.
+#[test]
+fn r7_the_host_reaches_virtual_servers() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let mut servers = "[[nat]]\nout = \"lan2\"\n".to_owned();
+        let sources = ["none", "port-only", "address-and-port"];
+        for (port, source) in (80..).zip(sources) {
+            for (at, to) in [("10.1.2.11", "10.1.1.2"), ("[fd00:1:2::11]", "[fd00:1:1::2]")] {
+                for protocol in ["tcp", "udp"] {
+                    servers += &format!(
+                        "[[virtual-server]]\nname = \"{protocol} {at} {source}\"\n\
+                         listen = \"{protocol} {at}:{port}\"\nsource = \"{source}\"\nbackends = [\"{to}:80\"]\n"
+                    );
+                }
+            }
+        }
+        let gateway = lans.start(&format!("{ALLOW}{servers}"));
+        let _backend = Mirror::start(lans.host(1), "backend", "[::]:80");
+        let place = lans.gateway();
+        for round in 0..16 {
+            for (port, source) in (80..).zip(sources) {
+                for at in ["10.1.2.11", "[fd00:1:2::11]"] {
+                    let to = format!("{at}:{port}");
+                    let mut talk = Talk::open(place, &to).unwrap();
+                    talk.echo(20_000).unwrap();
+                    let seen = talk.answer.source.ip().to_string();
+                    let own = seen.contains(at.trim_matches(['[', ']']));
+                    assert_eq!(own, source != "address-and-port", "{round} {source}: {seen}");
+                    assert_eq!(ask_udp(place, &to).name, "backend");
+                }
+            }
+        }
+        wait_for("flows on every core are counted", PATIENCE, || {
+            services(&gateway).cores.iter().all(|core| core.new_flows > 8)
+        });
+    });
+}
+
 /// Row R7: addresses of the host's on other devices, as `lo`, and networks that it takes for its own (`ip route add local`) are the
 /// host's, from the moment that they are there.
 #[test]

@@ -5,8 +5,8 @@
 //!
 //! * **Kept source behind a translated destination** (C4 with a virtual server or port forward): the reply's tuple hashes
 //!   elsewhere than the request's. The reply's source is a known backend, so the request's tuple is made up again from
-//!   it and the listen address, and its owner is visited first. Not where the packet is addressed to the gateway
-//!   itself: then it answers the gateway or a source NAT, and no client whose tuple was kept.
+//!   it and the listen address, and its owner is visited first. Not where the packet is addressed to an outside port: then it
+//!   answers a source NAT, and no client whose tuple was kept. A program of the host may be such a client.
 //! * **Endpoint-independent mappings**: what goes out belongs to the core of the client's endpoint, whatever the remote;
 //!   what comes in to the core that holds the port's block. A client that talks to another one's outside endpoint does
 //!   both: its own core is asked first, then the one that holds the port, which may give it back to begin. Not every
@@ -101,7 +101,7 @@ fn owners_beyond_hash(
         return owners;
     }
     let from = SocketAddr::new(key.src, key.src_port);
-    let ours = || policy.is_own(key.dst) || policy.nat.is_outside(key.dst);
+    let ours = || answers_translation(policy, key);
     let listens = policy.kept_source_listens(key.protocol, from);
     for listen in listens.take_while(|_| !ours()) {
         let request = FlowKey {
@@ -126,6 +126,15 @@ fn owners_beyond_hash(
         .or_else(|| mapping_owner(ownership, policy, key, tenant, ingress, &mut owners));
     owners.chain.end_with(ownership, creator.unwrap_or_else(|| ownership.owner_of_bucket(bucket)));
     owners
+}
+
+/// Whether a packet is addressed to a port that address translation gives out, and not to a client or a program of the host.
+fn answers_translation(policy: &Policy, key: &FlowKey) -> bool {
+    if policy.is_own(key.dst) {
+        policy.nat.gives(key.dst, key.dst_port)
+    } else {
+        policy.nat.is_outside(key.dst)
+    }
 }
 
 /// The core that the replies come to if the client keeps its port, by a NAT with which clients do, or has that of a forward to it: only

@@ -8,7 +8,8 @@ use packet::DropReason;
 use super::world::*;
 use crate::pipeline::Outcome;
 use crate::spec::{
-    Affinity, BackendSpec, BalanceMethod, DeliveryMode, GatewaySpec, NatMode, ResetOnDown, ServerSpec, TCP,
+    Affinity, BackendSpec, BalanceMethod, DeliveryMode, GatewaySpec, NatMode, ResetOnDown, RouteSpec,
+    ServerSpec, TCP,
 };
 
 pub fn farm(source: NatMode, delivery: DeliveryMode) -> GatewaySpec {
@@ -91,13 +92,22 @@ fn a_backend_that_is_down_gets_nothing_new() {
 #[test]
 fn the_host_itself_is_a_client() {
     for source in [NatMode::None, NatMode::PortOnly, NatMode::AddressAndPort] {
-        let mut world = World::new(2, native(farm(source, DeliveryMode::Nat)));
-        let request = key(TCP, "203.0.113.10:2000", "203.0.113.10:80");
-        let asked = world.one(HOST, &tcp_of(&request, SYN, 1, 0, b""));
-        assert_eq!((asked.by(), asked.key().dst_port), (LAN, 80));
-        let reply = world.one(LAN, &tcp_of(&asked.key().reversed(), SYN | ACK, 7, 2, b""));
-        assert_eq!(reply.outcome, Outcome::Forward(packet::attachment::Egress::Host), "{source:?}");
-        assert_eq!(reply.key(), request.reversed());
+        let mut spec = native(farm(source, DeliveryMode::Nat));
+        spec.nats.push(nat(NatMode::AddressAndPort, &["203.0.113.10"]));
+        spec.nats[0].reserved = vec![(32_768, 60_999)];
+        spec.routes.push(RouteSpec::new(0, "203.0.113.10/32".parse().unwrap(), HOST.into(), None));
+        let mut world = World::new(4, spec);
+        for port in 40_000..40_200 {
+            let request = key(TCP, &format!("203.0.113.10:{port}"), "203.0.113.10:80");
+            let asked = world.one(HOST, &tcp_of(&request, SYN, 1, 0, b""));
+            assert_eq!((asked.by(), asked.key().dst_port), (LAN, 80));
+            let reply = world.one(LAN, &tcp_of(&asked.key().reversed(), SYN | ACK, 7, 2, b""));
+            assert_eq!(reply.outcome, Outcome::Forward(packet::attachment::Egress::Host), "{source:?}");
+            assert_eq!(reply.key(), request.reversed());
+        }
+        // What is of no such connection is the host's own, as its checks of backends.
+        let check = tcp("10.0.0.11:80", "203.0.113.10:50000", ACK, 1, 1, b"");
+        assert_eq!(world.one(LAN, &check).outcome, Outcome::DeviceIngress(LAN_ID), "{source:?}");
     }
 }
 
