@@ -50,6 +50,18 @@ impl ForwardGuard {
         Ok(())
     }
 
+    /// Closes it again if somebody has removed the table; returns whether that was so.
+    ///
+    /// # Errors
+    /// As [`Self::set`].
+    pub fn keep(&mut self) -> Result<bool> {
+        if self.devices.is_empty() || !own_tables::is_gone(&self.table) {
+            return Ok(false);
+        }
+        let devices = std::mem::take(&mut self.devices);
+        self.set(&devices).inspect_err(|_| self.devices.clone_from(&devices)).map(|()| true)
+    }
+
     /// Opens it again.
     ///
     /// # Errors
@@ -96,6 +108,11 @@ mod tests {
             let listed = std::process::Command::new("nft").args(list).output().unwrap();
             let text = String::from_utf8_lossy(&listed.stdout);
             assert!(text.contains("\"lan.7\"") && !text.contains("eth1"), "{text}");
+            // Somebody clears away all that is of nft.
+            assert!(!guard.keep().unwrap());
+            nft::rules("flush ruleset").unwrap();
+            assert!(guard.keep().unwrap());
+            assert_eq!(tables().unwrap(), ["anabranch_closed-ana7"]);
             // Its process ends.
             drop(guard);
             assert_eq!(tables().unwrap(), ["anabranch_closed-ana7"]);

@@ -92,8 +92,7 @@ impl ForwardLeads {
         if self.told.as_ref() == Some(&wanted) {
             return Ok(());
         }
-        let is_there = || own_tables::tables().is_ok_and(|tables| tables.contains(&self.table));
-        if wanted.1.is_empty() && self.told.is_none() && !is_there() {
+        if wanted.1.is_empty() && self.told.is_none() && own_tables::is_gone(&self.table) {
             self.told = Some(wanted);
             return Ok(());
         }
@@ -104,6 +103,20 @@ impl ForwardLeads {
         nft::rules(&script).context(WHAT)?;
         self.told = Some(wanted);
         Ok(())
+    }
+
+    /// Makes the table again if somebody has removed it; returns whether that was so.
+    ///
+    /// # Errors
+    /// As [`Self::set`].
+    pub fn keep(&mut self) -> Result<bool> {
+        let Some(told) = self.told.take_if(|told| !told.1.is_empty() && own_tables::is_gone(&self.table))
+        else {
+            return Ok(false);
+        };
+        let made = self.set(&told.0, &told.1);
+        self.told.get_or_insert(told);
+        made.map(|()| true)
     }
 }
 
@@ -172,6 +185,22 @@ mod tests {
             assert_eq!(listed().matches("dnat").count(), 1, "{}", listed());
             leads.set(&devices, &[]).unwrap();
             assert_eq!(listed(), "");
+        });
+    }
+
+    #[test]
+    fn a_table_that_somebody_removed_is_made_again() {
+        isolated(|| {
+            let mut leads = ForwardLeads::new("ana7");
+            let all = [lead(6, "203.0.113.1:8080", "192.168.10.5:80", 1)];
+            assert!(!leads.keep().unwrap(), "there is none yet");
+            leads.set(&["docker0".to_owned()], &all).unwrap();
+            let text = listed();
+            assert!(!leads.keep().unwrap());
+            nft::rules("flush ruleset").unwrap();
+            assert!(leads.keep().unwrap() && listed() == text, "{}", listed());
+            leads.set(&[], &[]).unwrap();
+            assert!(!leads.keep().unwrap());
         });
     }
 

@@ -53,8 +53,6 @@ pub enum Program {
     TlsPath(User),
     /// `nft` with the rules on its standard input.
     NftRules,
-    /// `nft`, listing tables.
-    NftTables,
     /// One of [`SAVE_PROGRAMS`]: the rules of the legacy table `filter`.
     SaveRules(u8),
     /// One of [`SAVE_PROGRAMS`]: which kind it is.
@@ -71,9 +69,8 @@ impl Program {
             Program::Health(user) => (0, user),
             Program::TlsPath(user) => (1, user),
             Program::NftRules => (2, User { uid: 0, gid: 0 }),
-            Program::NftTables => (3, User { uid: 0, gid: 0 }),
-            Program::SaveRules(which) => (4, User { uid: which.into(), gid: 0 }),
-            Program::SaveVersion(which) => (5, User { uid: which.into(), gid: 0 }),
+            Program::SaveRules(which) => (3, User { uid: which.into(), gid: 0 }),
+            Program::SaveVersion(which) => (4, User { uid: which.into(), gid: 0 }),
         };
         let mut bytes = [kind; REQUEST_BYTES];
         bytes[1..5].copy_from_slice(&user.uid.to_ne_bytes());
@@ -90,9 +87,8 @@ impl Program {
             0 => Program::Health(user),
             1 => Program::TlsPath(user),
             2 => Program::NftRules,
-            3 => Program::NftTables,
-            4 => Program::SaveRules(which()?),
-            5 => Program::SaveVersion(which()?),
+            3 => Program::SaveRules(which()?),
+            4 => Program::SaveVersion(which()?),
             _ => return None,
         })
     }
@@ -115,7 +111,6 @@ impl Program {
             Program::Health(user) => helper("health", user),
             Program::TlsPath(user) => helper("tls-path", user),
             Program::NftRules => with("nft", &["-f", "-"]),
-            Program::NftTables => with("nft", &["list", "tables", "inet"]),
             Program::SaveRules(which) => with(save(which), &["-t", "filter"]),
             Program::SaveVersion(which) => with(save(which), &["--version"]),
         }
@@ -406,7 +401,6 @@ mod tests {
             Program::Health(user),
             Program::TlsPath(user),
             Program::NftRules,
-            Program::NftTables,
             Program::SaveRules(3),
             Program::SaveVersion(0),
         ] {
@@ -474,7 +468,7 @@ mod tests {
         let (watch, watched) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
         let (streams, mut reader) = streams();
-        request(&ours, Program::NftTables, &streams, &watched).unwrap();
+        request(&ours, Program::NftRules, &streams, &watched).unwrap();
         drop((streams, watched));
         let (bytes, descriptors) = receive_request(&theirs).unwrap().unwrap();
         let [input, output, errors, watched] = <[OwnedFd; 4]>::try_from(descriptors).unwrap();

@@ -6,19 +6,10 @@ use crate::launcher::{self, Program, Streams};
 
 /// Lets `nft` do all of this or nothing.
 pub(crate) fn rules(script: &str) -> io::Result<()> {
-    nft(Program::NftRules, script).map(drop)
-}
-
-/// The tables of the family `inet`, as `nft` lists them.
-pub(crate) fn tables() -> io::Result<String> {
-    nft(Program::NftTables, "")
-}
-
-fn nft(program: Program, script: &str) -> io::Result<String> {
     // Both into one pipe: whichever is longer, nobody waits for the other.
     let ((input, mut to), (mut from, output)) = (io::pipe()?, io::pipe()?);
     let streams = Streams { input: input.into(), errors: output.try_clone()?.into(), output: output.into() };
-    let mut launched = launcher::spawn(program, streams).map_err(|error| match error.kind() {
+    let mut launched = launcher::spawn(Program::NftRules, streams).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => io::Error::new(error.kind(), "the program nft is not installed"),
         _ => error,
     })?;
@@ -27,9 +18,9 @@ fn nft(program: Program, script: &str) -> io::Result<String> {
     drop(to);
     let mut said = Vec::new();
     from.read_to_end(&mut said)?;
-    let text = String::from_utf8_lossy(&said);
     if launched.wait()?.success() {
-        return written.map(|()| text.into_owned());
+        return written;
     }
+    let text = String::from_utf8_lossy(&said);
     Err(io::Error::other(format!("nft: {}", text.lines().next().unwrap_or("it failed").trim())))
 }

@@ -2,10 +2,9 @@
 //!
 //! They carry the name of its TUN device, which lives as long as the process: that of a device that is not there was left behind.
 
-use std::io;
-
 use crate::Result;
 use crate::error::Context;
+use crate::netlink::nftables;
 use crate::nft;
 use crate::sys::interface_index;
 
@@ -20,7 +19,7 @@ pub(crate) const FORWARDS: &str = "anabranch_forwards-";
 /// Without CAP_NET_ADMIN or the program `nft`.
 pub fn remove_orphans() -> Result<Vec<String>> {
     const WHAT: &str = "remove tables of a process that died";
-    let mut orphans = tables().context(WHAT)?;
+    let mut orphans = tables()?;
     orphans.retain(|table| tun_of(table).is_some_and(|tun| interface_index(tun).is_err()));
     for table in &orphans {
         nft::rules(&removal(table)).context(WHAT)?;
@@ -41,10 +40,15 @@ pub(crate) fn removal(table: &str) -> String {
 }
 
 /// Names of all tables of ours.
-pub(crate) fn tables() -> io::Result<Vec<String>> {
-    let text = nft::tables()?;
-    let names = text.lines().filter_map(|line| line.strip_prefix("table inet "));
-    Ok(names.filter(|name| tun_of(name).is_some()).map(str::to_owned).collect())
+pub(crate) fn tables() -> Result<Vec<String>> {
+    let mut names = nftables::inet_tables()?;
+    names.retain(|name| tun_of(name).is_some());
+    Ok(names)
+}
+
+/// Whether a table is not there any more: `flush ruleset`, with which most files for `nft` begin, takes all of them along. Who cannot be asked has it.
+pub(crate) fn is_gone(table: &str) -> bool {
+    tables().is_ok_and(|tables| !tables.iter().any(|name| name == table))
 }
 
 fn tun_of(table: &str) -> Option<&str> {

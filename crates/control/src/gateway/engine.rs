@@ -421,6 +421,11 @@ impl EngineHandle<'_> {
         refused.iter().map(ToString::to_string).collect()
     }
 
+    /// Keeps the kernel from forwarding between the interfaces also where somebody has cleared that away.
+    pub fn keep_closed(&self) -> Result<bool, linux::Error> {
+        self.engine.keep_closed()
+    }
+
     /// Once a second: notes what only time tells.
     pub fn tick(&self) {
         let policy = self.engine.policy();

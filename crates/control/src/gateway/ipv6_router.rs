@@ -40,6 +40,17 @@ impl Ipv6Routers {
         }
     }
 
+    /// Sets again what somebody has set back: a write to `net.ipv6.conf.all.forwarding`, as at each start of `systemd-sysctl`, goes to every device.
+    pub(super) fn keep(&self) {
+        for device in &self.devices {
+            if linux::netns::sysctl(&setting(device)).is_ok_and(|value| value == "0")
+                && let Err(error) = put(device, "1")
+            {
+                tracing::debug!(device, %error, "it is no router's device any more");
+            }
+        }
+    }
+
     /// Puts everything back as it was.
     pub(super) fn clear(&mut self) {
         for device in std::mem::take(&mut self.devices) {

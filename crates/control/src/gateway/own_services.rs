@@ -68,6 +68,11 @@ impl OwnServices {
         self.led = Some(wanted);
     }
 
+    /// Leads to forwards again if somebody has cleared the table away; returns whether that was so.
+    pub(super) fn keep(&mut self) -> Result<bool, linux::Error> {
+        self.leads.as_mut().map_or(Ok(false), ForwardLeads::keep)
+    }
+
     /// Puts everything back as it was.
     pub(super) fn clear(&mut self) {
         self.turn_no_more();

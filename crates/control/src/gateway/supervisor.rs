@@ -313,12 +313,25 @@ impl GatewaySupervisor {
     pub(crate) fn tick(&mut self, netlink: &Netlink, handle: &EngineHandle<'_>) -> bool {
         self.write_log(handle);
         handle.tick();
+        self.keep(handle);
         let gone = self.let_go(netlink, handle);
         if !self.closed.is_empty() && self.failed.is_none() && self.retry_is_due() {
             handle.open_interfaces();
             self.note_interfaces(handle);
         }
         gone || (self.failed.is_some() && self.retry_is_due())
+    }
+
+    /// Restores what this process has set on the host and others have cleared away, as a restart of the firewall does.
+    fn keep(&mut self, handle: &EngineHandle<'_>) {
+        self.addresses.ipv6_routers.keep();
+        for kept in [handle.keep_closed(), self.addresses.own_services.keep()] {
+            match kept {
+                Ok(true) => tracing::info!("a table of nft that somebody had removed is there again"),
+                Ok(false) => {}
+                Err(error) => tracing::debug!(%error, "a table of nft that somebody has removed"),
+            }
+        }
     }
 
     fn write_log(&mut self, handle: &EngineHandle<'_>) {

@@ -242,7 +242,7 @@ pub(crate) struct Shared {
     pub cluster: shared::ClusterShared,
     /// The switch between the TAP device and bonds.
     pub lan: LanShared,
-    /// Raised by each change of the five above, so that workers need only look at one number.
+    /// Raised by each change of the six above, so that workers need only look at one number.
     pub version: Version,
     /// Whether there is anything to do: at least one interface was configured once.
     pub active: AtomicBool,
@@ -466,6 +466,14 @@ impl crate::Engine {
     #[must_use]
     pub fn forward_guard(&self) -> Option<String> {
         lock(&self.shared.gateway.opened).forward_guard()
+    }
+
+    /// Makes that table again if somebody has removed it; returns whether that was so.
+    ///
+    /// # Errors
+    /// Without the program `nft`.
+    pub fn keep_closed(&self) -> Result<bool, linux::Error> {
+        lock(&self.shared.gateway.opened).keep_closed()
     }
 
     /// Interfaces that could not be opened, and why.

@@ -126,6 +126,11 @@ impl Opened {
         self.closed.as_ref()?.name()
     }
 
+    /// Makes that table again if somebody has removed it.
+    pub fn keep_closed(&mut self) -> Result<bool, linux::Error> {
+        self.closed.as_mut().map_or(Ok(false), ForwardGuard::keep)
+    }
+
     /// Before an interface is opened: what its guard takes from the kernel must not come back when nobody forwards.
     fn close_forwarding(&mut self, settings: &GatewaySettings, tun: &str) {
         let devices: Vec<String> =

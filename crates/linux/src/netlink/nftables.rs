@@ -26,6 +26,9 @@ const RULE_BYTES_MAX: usize = 8 << 20;
 const CHAINS_MAX: usize = 4_096;
 
 const SUBSYSTEM: u16 = 10;
+/// Tables that are looked at, at most.
+const TABLES_MAX: usize = 4_096;
+const GET_TABLE: u16 = (SUBSYSTEM << 8) | 1;
 const GET_CHAIN: u16 = (SUBSYSTEM << 8) | 4;
 const GET_RULE: u16 = (SUBSYSTEM << 8) | 7;
 /// Families (linux/netfilter.h).
@@ -98,17 +101,7 @@ impl BaseChain {
 /// # Errors
 /// As the kernel refuses the question: without CAP_NET_ADMIN.
 pub fn base_chains() -> Result<Vec<BaseChain>> {
-    // SAFETY: no pointers are passed.
-    let socket = owned(unsafe {
-        libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_NETFILTER)
-    });
-    let socket = match socket {
-        Ok(socket) => socket,
-        Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => return Ok(Vec::new()),
-        Err(error) => return Err(Error::new("open a netfilter socket", error)),
-    };
-    let patience = libc::timeval { tv_sec: 2, tv_usec: 0 };
-    set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVTIMEO, &patience).context("set a time limit")?;
+    let Some(socket) = open()? else { return Ok(Vec::new()) };
     let mut chains: Vec<Chain> = Vec::new();
     dump(&socket, GET_CHAIN, 0, &[], &mut |bytes| {
         if chains.len() < CHAINS_MAX {
@@ -133,6 +126,38 @@ pub fn base_chains() -> Result<Vec<BaseChain>> {
         list.extend(of_table.iter().filter_map(|chain| chain.with_rules(name, &of_table, &rules)));
     }
     Ok(list)
+}
+
+/// Names of the tables of the family `inet`.
+///
+/// # Errors
+/// As the kernel refuses the question: without CAP_NET_ADMIN.
+pub fn inet_tables() -> Result<Vec<String>> {
+    let Some(socket) = open()? else { return Ok(Vec::new()) };
+    let mut names = Vec::new();
+    dump(&socket, GET_TABLE, INET, &[], &mut |bytes| {
+        if names.len() < TABLES_MAX {
+            names.extend(text(bytes, 1));
+        }
+    })
+    .context("list the tables of nftables")?;
+    Ok(names)
+}
+
+/// A socket for questions; `None`: the kernel has no nftables.
+fn open() -> Result<Option<OwnedFd>> {
+    // SAFETY: no pointers are passed.
+    let socket = owned(unsafe {
+        libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_NETFILTER)
+    });
+    let socket = match socket {
+        Ok(socket) => socket,
+        Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => return Ok(None),
+        Err(error) => return Err(Error::new("open a netfilter socket", error)),
+    };
+    let patience = libc::timeval { tv_sec: 2, tv_usec: 0 };
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVTIMEO, &patience).context("set a time limit")?;
+    Ok(Some(socket))
 }
 
 /// A chain as the kernel lists it.
@@ -272,7 +297,7 @@ fn text(bytes: &[u8], kind: u16) -> Option<String> {
     Some(String::from_utf8_lossy(value).trim_end_matches('\0').to_owned())
 }
 
-/// Asks for a list of chains or rules; `table` restricts rules to one.
+/// Asks for a list of tables, chains or rules; `table` restricts rules to one.
 fn dump(
     socket: &OwnedFd,
     kind: u16,
