@@ -178,6 +178,21 @@ fn r7_the_kernel_goes_on_forwarding_to_its_other_devices() {
     });
 }
 
+/// A client behind a device of the host, `vpnNUMBER`, that is no interface.
+fn other_device(place: &Node, number: u8) -> Node {
+    let net = |text: &str| text.parse().unwrap();
+    let far = Node::create(format!("a client by another device {number}")).unwrap();
+    let near = [format!("10.{number}.0.1/24"), format!("fd00:{number}::1/64")];
+    let at_far = [format!("10.{number}.0.2/24"), format!("fd00:{number}::2/64")];
+    let (near, at_far) = (near.map(|text| net(&text)), at_far.map(|text| net(&text)));
+    place.connect(&format!("vpn{number}"), &near, &far, "eth0", &at_far).unwrap();
+    shell(
+        &far,
+        &format!("ip route add default via 10.{number}.0.1; ip -6 route add default via fd00:{number}::1"),
+    );
+    far
+}
+
 /// Row R7: the host's own programs, and what comes by its other devices (a VPN server's, a bridge of containers), reach a port forward
 /// by the gateway's outside address, as strangers do; what the host's firewall has closed stays closed. Devices that come later count,
 /// and nothing is left at the end.
@@ -186,22 +201,7 @@ fn r7_the_host_and_its_other_devices_reach_forwards() {
     isolated(|| {
         let lans = Lans::new(2);
         let place = lans.gateway();
-        let net = |text: &str| text.parse().unwrap();
-        let other = |number: u8| {
-            let far = Node::create(format!("a client by another device {number}")).unwrap();
-            let near = [format!("10.{number}.0.1/24"), format!("fd00:{number}::1/64")];
-            let at_far = [format!("10.{number}.0.2/24"), format!("fd00:{number}::2/64")];
-            let (near, at_far) = (near.map(|text| net(&text)), at_far.map(|text| net(&text)));
-            place.connect(&format!("vpn{number}"), &near, &far, "eth0", &at_far).unwrap();
-            shell(
-                &far,
-                &format!(
-                    "ip route add default via 10.{number}.0.1; ip -6 route add default via fd00:{number}::1"
-                ),
-            );
-            far
-        };
-        let far = other(8);
+        let far = other_device(place, 8);
         shell(
             place,
             "sysctl -q -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
@@ -235,7 +235,7 @@ fn r7_the_host_and_its_other_devices_reach_forwards() {
             (ask_tcp(&far, "10.1.2.1:8082").name, ask_tcp(place, "10.1.2.1:8082").name),
             ("own".into(), "own".into())
         );
-        let late = other(9);
+        let late = other_device(place, 9);
         wait_for("a device that came later", PATIENCE, || curl_for(&late, "10.1.2.1:8080", 1).is_ok());
         reaches(&late, "10.9.0.2", "fd00:9::2");
         // The firewall is started anew, with a file that begins as most do.
@@ -252,6 +252,60 @@ fn r7_the_host_and_its_other_devices_reach_forwards() {
         );
         let tables = shell(place, "nft list tables");
         assert!(!tables.contains("anabranch_forwards"), "{tables}");
+    });
+}
+
+/// Rows C6, R7: a container of the host, and a VPN client whose source the host's firewall translates, reach virtual servers and forwards with a
+/// PROXY header by their addresses, under the host's firewall, whatever the datapath does with their source.
+#[test]
+fn r7_other_devices_reach_virtual_servers() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let place = lans.gateway();
+        let others = [8, 9].map(|number| other_device(place, number));
+        shell(
+            place,
+            "sysctl -q -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
+             nft 'table inet own { chain forward { type filter hook forward priority 0; policy drop; \
+             ct state established,related accept; meta l4proto tcp ct original proto-dst 90 drop; iifname \"vpn*\" accept; }; \
+             chain masq { type nat hook postrouting priority srcnat; iifname \"vpn9\" oifname != \"vpn9\" masquerade; }; }'",
+        );
+        let mut servers = "[[nat]]\nout = \"lan2\"\n".to_owned();
+        let kinds = [(80, "none"), (81, "port-only"), (82, "address-and-port"), (90, "none")];
+        for (port, source) in kinds {
+            for (at, to) in [("10.1.2.11", "10.1.1.2"), ("[fd00:1:2::11]", "[fd00:1:1::2]")] {
+                for protocol in ["tcp", "udp"] {
+                    servers += &format!(
+                        "[[virtual-server]]\nname = \"{protocol} {at} {port}\"\n\
+                         listen = \"{protocol} {at}:{port}\"\nsource = \"{source}\"\nbackends = [\"{to}:80\"]\n"
+                    );
+                }
+            }
+        }
+        let _gateway = lans.start(&format!("{ALLOW}{servers}"));
+        let _backend = Mirror::start(lans.host(1), "backend", "[::]:80");
+        for round in 0..8 {
+            for (number, from) in (8..).zip(&others) {
+                for (port, source) in &kinds[..3] {
+                    for at in ["10.1.2.11", "[fd00:1:2::11]"] {
+                        let to = format!("{at}:{port}");
+                        let mut talk = Talk::open(from, &to).unwrap();
+                        talk.echo(20_000).unwrap();
+                        let seen = talk.answer.source.ip().to_string();
+                        let own = seen.ends_with(&format!("10.{number}.0.2"))
+                            || seen == format!("fd00:{number}::2");
+                        assert_eq!(
+                            own,
+                            number == 8 && *source != "address-and-port",
+                            "{round} {source}: {seen}"
+                        );
+                        assert_eq!(ask_udp(from, &to).name, "backend");
+                    }
+                }
+            }
+        }
+        assert!(curl_for(&others[0], "10.1.2.11:90", 1).is_err(), "the host's firewall has it closed");
+        assert_eq!(ask_tcp(lans.host(2), "10.1.2.11:90").name, "backend");
     });
 }
 

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use linux::netlink::nftables::{BaseChain, Hook, base_chains};
 use linux::netlink::{Link, Netlink, Route, RouteKind};
+use services::spec::DeliveryMode;
 
 use crate::config::services::Interface;
 use crate::config::{Config, Endpoint, Routes};
@@ -323,13 +324,23 @@ fn unled(config: &Config, others: &BTreeSet<&str>, ipv4: bool, list: &mut Vec<Ob
         return;
     }
     let services = &config.services;
-    let servers = services.servers.iter().filter(|server| server.listen.is_ipv4() == ipv4);
-    let proxied = services.forwards.iter().filter(|forward| forward.to.is_ipv4() == ipv4);
-    let has_server = servers.count() > 0;
-    let has_proxied = proxied.filter(|forward| forward.proxy_protocol).count() > 0;
+    let has_direct = services
+        .servers
+        .iter()
+        .any(|server| server.listen.is_ipv4() == ipv4 && server.delivery == DeliveryMode::DirectReturn);
+    let has_range = services.forwards.iter().any(|forward| {
+        forward.to.is_ipv4() == ipv4
+            && forward.proxy_protocol
+            && (forward.ports > 1 || forward.tenant.is_some())
+    });
     let found = [
-        (has_server, "virtual-server", "a [[virtual-server]]", "a backend"),
-        (has_proxied, "forward", "a [[forward]] with proxy-protocol", "the inside host"),
+        (has_direct, "virtual-server", "a [[virtual-server]] with direct return", "a backend"),
+        (
+            has_range,
+            "forward",
+            "a [[forward]] of several ports or of a tenant with proxy-protocol",
+            "the inside host",
+        ),
     ];
     for (_, key, what, instead) in found.into_iter().filter(|(is_there, ..)| *is_there) {
         list.push((

@@ -19,6 +19,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use linux::netlink::{Family, MAIN_TABLE, Route, RouteKind, RouteSpec, RuleSpec};
 
 use crate::config::{self, Config, Routes};
+use crate::gateway::inner;
 use crate::host_facts::HostView;
 use crate::wans::LiveWan;
 
@@ -151,6 +152,11 @@ impl HostPlan {
             plan.add_wan(inputs, live);
         }
         plan.add_allowed_ips(inputs);
+        // Where the kernel leads what its other devices send to services.
+        plan.routes.extend(inner::addresses(&inputs.config.services).map(|address| RouteSpec {
+            interface: Some(inputs.tun_index),
+            ..RouteSpec::new(IpNet::from(address))
+        }));
         plan
     }
 

@@ -29,6 +29,8 @@ pub struct Lead {
     pub to: SocketAddr,
     /// Number of ports, at least 1.
     pub ports: u16,
+    /// Also for the host's own programs.
+    pub own: bool,
 }
 
 impl Lead {
@@ -126,7 +128,7 @@ fn make(table: &str, devices: &[String], leads: &[Lead]) -> String {
     let names: Vec<String> = writable.map(|device| format!("\"{device}\"")).collect();
     let all: String = leads.iter().filter_map(Lead::rule).collect();
     let few: String =
-        leads.iter().filter(|lead| lead.ports <= OWN_PORTS_MAX).filter_map(Lead::rule).collect();
+        leads.iter().filter(|lead| lead.own && lead.ports <= OWN_PORTS_MAX).filter_map(Lead::rule).collect();
     let by_others = if names.is_empty() {
         String::new()
     } else {
@@ -145,7 +147,7 @@ mod tests {
     use crate::testing::isolated;
 
     fn lead(protocol: u8, listen: &str, to: &str, ports: u16) -> Lead {
-        Lead { protocol, listen: listen.parse().unwrap(), to: to.parse().unwrap(), ports }
+        Lead { protocol, listen: listen.parse().unwrap(), to: to.parse().unwrap(), ports, own: true }
     }
 
     fn listed() -> String {
@@ -180,6 +182,9 @@ mod tests {
             let text = listed();
             assert!(!text.contains("vpn.7") && text.matches("dnat").count() == 2, "{text}");
             leads.set(&devices, &dmz).unwrap();
+            assert_eq!(listed().matches("dnat").count(), 1, "{}", listed());
+            let others = Lead { own: false, ..all[0] };
+            leads.set(&devices, &[others]).unwrap();
             assert_eq!(listed().matches("dnat").count(), 1, "{}", listed());
             leads.set(&[], &all[..1]).unwrap();
             assert_eq!(listed().matches("dnat").count(), 1, "{}", listed());

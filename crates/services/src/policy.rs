@@ -1,5 +1,6 @@
 //! The compiled form of a [`GatewaySpec`]: immutable, shared by all cores, replaced as a whole by a reload.
 
+mod inner;
 mod kept;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use crate::spec::{
     ForwardSpec, GatewaySpec, HostMode, InterfaceSpec, Limits, LinkSpec, Mapping, NatMode, NatSpec,
     PORTS_DEFAULT, PeerSpec, PortChoice, RouteAction, RouteSpec, RuleAction, ServerSpec, TCP, Timeouts, UDP,
 };
+use inner::Inners;
 use kept::KeptTargets;
 
 /// Service that a new flow is addressed to.
@@ -94,6 +96,15 @@ pub struct OwnerFacts {
     pub preserves_ports: bool,
 }
 
+impl OwnerFacts {
+    fn of(spec: &GatewaySpec, kept: &KeptTargets) -> Self {
+        let maps_endpoints = spec.nats.iter().any(|nat| nat.mapping == Mapping::EndpointIndependent);
+        let preserves_ports = spec.nats.iter().any(|nat| nat.port_choice == PortChoice::Preserve);
+        let by_hash_only = kept.is_empty() && !maps_endpoints && !preserves_ports && spec.tenants.len() < 2;
+        Self { by_hash_only, maps_endpoints, preserves_ports }
+    }
+}
+
 /// Everything a core needs to decide a flow.
 pub struct Policy {
     /// Version: a flow decided under another one is decided again.
@@ -115,6 +126,8 @@ pub struct Policy {
     own: HashSet<IpAddr, ConfigState>,
     /// Inside endpoint → listen addresses whose flows keep the client's tuple (row C4).
     kept: KeptTargets,
+    /// Endpoints that lead to services for the host's other devices.
+    inners: Inners,
     /// How many NAT rules there are: the operator's, then those that serve virtual servers.
     pub nat_rules: usize,
     /// NAT rules that serve virtual servers, by server and interface towards the backends.
@@ -186,8 +199,6 @@ impl Policy {
             None => Balancer::compile_keyed(&spec.servers, None, secret),
         };
         let kept = KeptTargets::of(&spec, before.map(|before| &before.kept));
-        let maps_endpoints = spec.nats.iter().any(|nat| nat.mapping == Mapping::EndpointIndependent);
-        let preserves_ports = spec.nats.iter().any(|nat| nat.port_choice == PortChoice::Preserve);
         let translating = spec.nats.iter().filter(|nat| nat.mode == NatMode::AddressAndPort);
         let hiding = translating.filter_map(|nat| nat.out).collect();
         let policy = Self {
@@ -196,17 +207,11 @@ impl Policy {
             fib,
             nat: Arc::new(nat),
             balancer: Arc::new(balancer),
-            owners: OwnerFacts {
-                by_hash_only: kept.is_empty()
-                    && !maps_endpoints
-                    && !preserves_ports
-                    && spec.tenants.len() < 2,
-                maps_endpoints,
-                preserves_ports,
-            },
+            owners: OwnerFacts::of(&spec, &kept),
             attachments: Attachments::of_spec(&spec),
             own: own_addresses(&spec),
             kept,
+            inners: Inners::of(&spec.host.inners),
             server_nats,
             nat_rules,
             hiding,
@@ -310,6 +315,8 @@ impl Policy {
     /// those that it sends by its interfaces.
     #[must_use]
     pub fn verdict(&self, question: &Question<'_>) -> Verdict {
+        let key = self.as_asked(question.key);
+        let question = &Question { key: &key, ..*question };
         let verdict = self.rules.verdict(question);
         let own = question.ingress == Ingress::Host && self.is_asked_by_host(question);
         if (own || self.is_kernels(question)) && verdict.rule.is_none() {
@@ -422,10 +429,24 @@ impl Policy {
             return None;
         }
         let dst = SocketAddr::new(key.dst, key.dst_port);
+        let dst = self.inners.listen(key.protocol, dst).unwrap_or(dst);
         self.balancer
             .find(key.protocol, dst)
             .map(Service::Server)
             .or_else(|| self.nat.forward(key.protocol, dst).map(Service::Forward))
+    }
+
+    /// A key as its sender wrote it, before the kernel translated it to an endpoint that leads to a service.
+    #[must_use]
+    pub fn as_asked(&self, key: &FlowKey) -> FlowKey {
+        let listen = self.inners.listen(key.protocol, SocketAddr::new(key.dst, key.dst_port));
+        listen.map_or(*key, |listen| key.with_destination(listen.ip(), listen.port()))
+    }
+
+    /// Whether an address is known to the kernel alone, as the way to services.
+    #[must_use]
+    pub fn is_inner(&self, address: IpAddr) -> bool {
+        self.inners.has(address)
     }
 
     /// Whether the operator wants fragments of a NAT rule's flows assembled.

@@ -66,6 +66,8 @@ pub struct HostSpec {
     pub ports: (u16, u16),
     /// Other ports that its programs hold, and have held for a while.
     pub held_ports: Arc<HeldPorts>,
+    /// Ways by which its other devices reach services.
+    pub inners: Vec<InnerSpec>,
     /// Addresses that other machines have too (row D2), with first and last of the ports that are theirs.
     pub others_ports: BTreeMap<IpAddr, Vec<(u16, u16)>>,
 }
@@ -80,6 +82,18 @@ impl HostSpec {
             (first, last) => first <= port && port <= last,
         }
     }
+}
+
+/// An endpoint of the gateway's own that leads to a service: the kernel translates there what comes for the service by devices that are
+/// no interfaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InnerSpec {
+    /// TCP or UDP.
+    pub protocol: u8,
+    /// The endpoint; its address is routed to the TUN device.
+    pub inner: SocketAddr,
+    /// Where the virtual server or forward listens.
+    pub listen: SocketAddr,
 }
 
 /// How the host gets what comes in by an interface for itself.

@@ -8,6 +8,7 @@ pub mod addresses;
 pub mod contradictions;
 pub mod engine;
 mod host_routes;
+pub(crate) mod inner;
 mod ipv6_router;
 pub mod nat_log;
 pub mod overrides;

@@ -8,13 +8,14 @@
 //!
 //! A forward changes the destination alone, which the kernel can do itself: [`ForwardLeads`], for the host's own programs and for what
 //! comes by a device that is no interface (containers, a VPN), under the host's firewall and connection tracking. The kernel has no
-//! virtual servers of ours and no PROXY protocol: `check` names what other devices do not reach so.
+//! virtual servers of ours and no PROXY protocol: it leads there through the datapath ([`super::inner`]). `check` names what other
+//! devices do not reach all the same.
 
 use std::net::SocketAddr;
 
 use linux::bpf::LoopbackRedirect;
 use linux::forward_leads::{ForwardLeads, Lead};
-use services::spec::{DeliveryMode, ForwardSpec, GatewaySpec};
+use services::spec::{DeliveryMode, ForwardSpec, GatewaySpec, InnerSpec};
 
 /// The host's way to services, while there are any.
 #[derive(Debug, Default)]
@@ -111,7 +112,8 @@ fn served(spec: &GatewaySpec) -> Vec<(u8, SocketAddr)> {
     through.map(|server| (server.protocol, server.listen)).collect()
 }
 
-/// Forwards as the kernel can have them: of the tenant that the host is of, without a PROXY header.
+/// Services that the kernel leads packets to: to forwards of the tenant that the host is of, without a PROXY header, itself; to other services through the
+/// datapath ([`super::inner`]). The host's own programs have another way to virtual servers.
 fn leads(spec: &GatewaySpec) -> Vec<Lead> {
     let plain = |forward: &&ForwardSpec| forward.tenant == 0 && !forward.proxy_protocol;
     let lead = |forward: &ForwardSpec| Lead {
@@ -119,8 +121,20 @@ fn leads(spec: &GatewaySpec) -> Vec<Lead> {
         listen: forward.listen,
         to: forward.to,
         ports: forward.ports.max(1),
+        own: true,
     };
-    spec.forwards.iter().filter(plain).map(lead).collect()
+    let through = |inner: &InnerSpec| Lead {
+        protocol: inner.protocol,
+        listen: inner.listen,
+        to: inner.inner,
+        ports: 1,
+        own: !spec
+            .servers
+            .iter()
+            .any(|server| (server.protocol, server.listen) == (inner.protocol, inner.listen)),
+    };
+    let to_inner = spec.host.inners.iter().map(through);
+    spec.forwards.iter().filter(plain).map(lead).chain(to_inner).collect()
 }
 
 /// Name of the setting; dots of a device's name are written with `/`.
@@ -132,6 +146,7 @@ fn setting(device: &str) -> String {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use services::spec::HostSpec;
 
     fn forward(port: u16, ports: u16) -> ForwardSpec {
         ForwardSpec {
@@ -144,7 +159,7 @@ mod tests {
         }
     }
 
-    /// The kernel has no PROXY protocol and no tenants.
+    /// The kernel has no PROXY protocol and no tenants; to the first it leads through the datapath.
     #[test]
     fn the_kernel_leads_to_plain_forwards_of_its_own_tenant() {
         let spec = GatewaySpec {
@@ -155,9 +170,17 @@ mod tests {
                 forward(1_024, 64_000),
                 forward(100, 3),
             ],
+            host: HostSpec {
+                inners: vec![InnerSpec {
+                    protocol: 6,
+                    inner: "192.0.0.11:1024".parse().unwrap(),
+                    listen: "203.0.113.1:81".parse().unwrap(),
+                }],
+                ..HostSpec::default()
+            },
             ..GatewaySpec::default()
         };
         let led: Vec<(u16, u16)> = leads(&spec).iter().map(|lead| (lead.listen.port(), lead.ports)).collect();
-        assert_eq!(led, [(80, 1), (1_024, 64_000), (100, 3)]);
+        assert_eq!(led, [(80, 1), (1_024, 64_000), (100, 3), (81, 1)]);
     }
 }

@@ -29,6 +29,7 @@ use steering::units::LEASE_PORTS;
 
 use super::addresses;
 use super::host_routes::{self, Candidate, Rank, RouteTable};
+use super::inner;
 use super::overrides::Overrides;
 use crate::config::services::pools;
 use crate::config::services::{Distribution, Interface, Lease, ListenHost, NatFrom, Rule, Services, Subject};
@@ -108,6 +109,8 @@ pub fn gateway_spec(config: &Config, facts: &HostFacts, overrides: &Overrides) -
     let leases = builder.leases();
     let forwards = builder.forwards(&interfaces);
     let servers = builder.servers();
+    let others = !other_devices(config, facts).is_empty();
+    let inners = if others { inner::endpoints(&servers, &forwards) } else { Vec::new() };
     let route_rules = host_routes::rules(config, facts, &interfaces);
     GatewaySpec {
         peers: builder.peers(),
@@ -127,6 +130,7 @@ pub fn gateway_spec(config: &Config, facts: &HostFacts, overrides: &Overrides) -
             mode: config.services.settings.host,
             ports: facts.ephemeral_ports,
             held_ports: Arc::clone(&facts.held_ports),
+            inners,
             others_ports: builder.others_ports(&interfaces),
         },
         interfaces,
@@ -245,6 +249,9 @@ impl Builder<'_> {
         }
         for (address, tenant) in self.listening() {
             table.add(tenant, IpNet::from(address), Candidate::new(Rank::Own, Egress::Host, None));
+        }
+        for address in inner::addresses(self.services) {
+            table.add(0, IpNet::from(address), Candidate::new(Rank::Own, Egress::Host, None));
         }
         for address in &self.config.tun.addresses {
             table.add(0, IpNet::from(address.addr()), Candidate::new(Rank::Own, Egress::Host, None));

@@ -172,10 +172,14 @@ fn services_that_other_devices_do_not_reach_are_told() {
     };
     let forward = "[[forward]]\nlisten = \"tcp wan:80\"\nto = \"192.168.10.5:80\"\n";
     let proxied = format!("{forward}proxy-protocol = true\n");
+    let range = proxied.replace("wan:80", "wan:80-89").replace(".5:80", ".5:80-89");
     let server = "[[virtual-server]]\nlisten = \"tcp 10.1.0.9:80\"\nbackends = [\"192.168.10.5:80\"]\n";
-    assert_eq!(of(&containers, forward), [""; 0], "the kernel leads to it");
+    let direct = format!("{server}delivery = \"direct-return\"\n");
+    for reached in [forward, &proxied, server] {
+        assert_eq!(of(&containers, reached), [""; 0], "the kernel leads to it");
+    }
     for (service, begin) in
-        [(proxied.as_str(), "forward: what comes by docker0"), (server, "virtual-server: what")]
+        [(range.as_str(), "forward: what comes by docker0"), (direct.as_str(), "virtual-server: what")]
     {
         let list = of(&containers, service);
         assert!(list.len() == 1 && list[0].starts_with(begin), "{list:?}");

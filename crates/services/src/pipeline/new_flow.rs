@@ -602,6 +602,9 @@ fn leave_by(
 ) -> Result<(), DropReason> {
     let PacketContext { key, ingress, .. } = *packet;
     let to_many = is_to_many(key.dst);
+    if policy.is_inner(resolution.to.dst) {
+        return Err(DropReason::NoRoute);
+    }
     if policy.is_own(resolution.to.dst) || to_many && matches!(ingress, Ingress::Bond(_)) {
         return Ok(());
     }
@@ -675,6 +678,9 @@ fn source_rule(policy: &Policy, packet: &PacketContext, resolution: &Resolution)
 /// those of its key.
 fn check_addresses(policy: &Policy, packet: &PacketContext, frame: &Frame<'_>) -> Result<(), DropReason> {
     let PacketContext { key, ingress, origin, header, .. } = packet;
+    if *ingress != Ingress::Host && policy.is_inner(header.dst) {
+        return Err(DropReason::NoRoute);
+    }
     let Some(interface) = ingress.interface() else {
         return martian::check_link(header, frame.packet());
     };

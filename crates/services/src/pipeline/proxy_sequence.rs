@@ -150,7 +150,7 @@ impl Services {
             return Err(DropReason::TcpInvalid);
         }
         let ((key, _), _) = self.flows.table.keys(id);
-        let proxy = Header::of(&key).ok_or(DropReason::NatUnsupported)?;
+        let proxy = Header::of(&self.routing.policy.as_asked(&key)).ok_or(DropReason::NatUnsupported)?;
         let mut first = frame.bytes.get(..ETHERNET_BYTES).unwrap_or_default().to_vec();
         proxy_protocol::header_segment(bytes, header, &proxy, &mut first)?;
         let mut first = Frame::new(packet.ingress, VirtioNetHeader::default(), &mut first);

@@ -22,8 +22,19 @@ impl KeptTargets {
     /// Those of a spec. Flows of a target that is configured no longer still live: its replies must find them.
     pub fn of(spec: &GatewaySpec, before: Option<&Self>) -> Self {
         let mut kept = before.filter(|before| before.count <= KEPT_MAX).cloned().unwrap_or_default();
+        let inner = |protocol: u8, listen: SocketAddr| {
+            let here = spec
+                .host
+                .inners
+                .iter()
+                .filter(move |inner| (inner.protocol, inner.listen) == (protocol, listen));
+            here.map(|inner| inner.inner)
+        };
         for forward in &spec.forwards {
             kept.keep(forward.protocol, forward.to, forward.ports, forward.listen);
+            for inner in inner(forward.protocol, forward.listen) {
+                kept.keep(forward.protocol, forward.to, 1, inner);
+            }
         }
         let servers = spec
             .servers
@@ -32,6 +43,9 @@ impl KeptTargets {
         for server in servers {
             for backend in &server.backends {
                 kept.keep(server.protocol, backend.address, 1, server.listen);
+                for inner in inner(server.protocol, server.listen) {
+                    kept.keep(server.protocol, backend.address, 1, inner);
+                }
             }
         }
         kept

@@ -101,6 +101,8 @@ fn routes_are_those_of_the_gateways_own_devices() {
             "0 10.8.0.0/16 hub",
             "0 10.9.0.0/16 via 10.0.0.7 lan",
             "0 10.77.0.1/32 host",
+            // Where the kernel leads what other devices of the host have for the virtual server.
+            "0 192.0.0.11/32 host",
             "0 203.0.113.0/24 wan",
             "0 203.0.113.1/32 host",
             "0 203.0.113.10/32 host",

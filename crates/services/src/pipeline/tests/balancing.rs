@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use packet::DropReason;
+use packet::attachment::Egress;
 
 use super::world::*;
 use crate::pipeline::Outcome;
 use crate::spec::{
-    Affinity, BackendSpec, BalanceMethod, DeliveryMode, GatewaySpec, NatMode, ResetOnDown, RouteSpec,
-    ServerSpec, TCP,
+    Affinity, BackendSpec, BalanceMethod, DeliveryMode, GatewaySpec, InnerSpec, NatMode, ResetOnDown,
+    RouteSpec, RuleAction, RuleSpec, ServerSpec, SideSpec, TCP,
 };
 
 pub fn farm(source: NatMode, delivery: DeliveryMode) -> GatewaySpec {
@@ -102,12 +103,64 @@ fn the_host_itself_is_a_client() {
             let asked = world.one(HOST, &tcp_of(&request, SYN, 1, 0, b""));
             assert_eq!((asked.by(), asked.key().dst_port), (LAN, 80));
             let reply = world.one(LAN, &tcp_of(&asked.key().reversed(), SYN | ACK, 7, 2, b""));
-            assert_eq!(reply.outcome, Outcome::Forward(packet::attachment::Egress::Host), "{source:?}");
+            assert_eq!(reply.outcome, Outcome::Forward(Egress::Host), "{source:?}");
             assert_eq!(reply.key(), request.reversed());
         }
         // What is of no such connection is the host's own, as its checks of backends.
         let check = tcp("10.0.0.11:80", "203.0.113.10:50000", ACK, 1, 1, b"");
         assert_eq!(world.one(LAN, &check).outcome, Outcome::DeviceIngress(LAN_ID), "{source:?}");
+    }
+}
+
+/// Packets for a virtual server by another device of the host are translated by the kernel to an endpoint that leads here by the TUN device; rules are
+/// about what was asked. Its answers go back there, whatever the source is: the client's own, or the host's, by the kernel's own translation.
+#[test]
+fn another_device_of_the_host_is_a_client() {
+    for source in [NatMode::None, NatMode::PortOnly, NatMode::AddressAndPort] {
+        let mut spec = native(farm(source, DeliveryMode::Nat));
+        spec.nats.push(nat(NatMode::AddressAndPort, &["203.0.113.1"]));
+        spec.nats[0].reserved = vec![(32_768, 60_999)];
+        spec.servers[0].proxy_protocol = true;
+        spec.host.inners = vec![InnerSpec {
+            protocol: TCP,
+            inner: "192.0.0.11:1024".parse().unwrap(),
+            listen: spec.servers[0].listen,
+        }];
+        spec.routes.push(RouteSpec::new(0, "192.0.0.11/32".parse().unwrap(), HOST.into(), None));
+        let kernel = RouteSpec {
+            egress: Egress::Kernel,
+            ..RouteSpec::new(0, "10.8.0.0/24".parse().unwrap(), HOST.into(), None)
+        };
+        spec.routes.push(kernel);
+        let mut world = World::new(4, spec.clone());
+        for (client, port) in
+            (40_000u16..40_100).flat_map(|port| ["10.8.0.2", "203.0.113.1"].map(|at| (at, port)))
+        {
+            let request = key(TCP, &format!("{client}:{port}"), "192.0.0.11:1024");
+            let asked = world.one(HOST, &tcp_of(&request, SYN, 1, 0, b""));
+            assert_eq!((asked.by(), asked.key().dst_port), (LAN, 80));
+            let reply = world.one(LAN, &tcp_of(&asked.key().reversed(), SYN | ACK, 7, 2, b""));
+            assert_eq!(
+                (reply.outcome, reply.key()),
+                (Outcome::Forward(Egress::Host), request.reversed()),
+                "{source:?}"
+            );
+            let header = world.one(HOST, &tcp_of(&request, ACK, 2, 8, b""));
+            let told = [&[203, 0, 113, 10][..], &port.to_be_bytes(), &80u16.to_be_bytes()].concat();
+            assert!(header.packet.windows(told.len()).any(|part| part == told), "{:?}", header.packet);
+        }
+        // Nobody else is led there, and there is nothing beside.
+        world.dropped(WAN, &tcp("198.51.100.7:5", "192.0.0.11:1024", SYN, 1, 0, b""), DropReason::NoRoute);
+        world.dropped(HOST, &tcp("10.8.0.2:5", "192.0.0.11:1025", SYN, 1, 0, b""), DropReason::NoRoute);
+        let to = SideSpec { prefixes: vec!["203.0.113.10/32".parse().unwrap()], ..SideSpec::default() };
+        spec.rules.push(RuleSpec {
+            name: "closed".to_owned(),
+            to,
+            action: RuleAction::Drop,
+            ..RuleSpec::default()
+        });
+        world.reload(spec);
+        world.dropped(HOST, &tcp("10.8.0.2:6", "192.0.0.11:1024", SYN, 1, 0, b""), DropReason::RuleDrop);
     }
 }
 
