@@ -239,6 +239,30 @@ fn c2_mappings_keep_off_the_ports_of_the_host() {
     });
 }
 
+/// Row C2: the host's range of ports is all of them, as guides to tuning say: its own connections and those of clients have ports beside
+/// each other.
+#[test]
+fn c2_a_wide_range_of_the_host_leaves_ports() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        lans.no_default_route(2);
+        shell(lans.gateway(), "sysctl -q -w net.ipv4.ip_local_port_range='1024 65535'");
+        let gateway = lans.start(&format!("{ALLOW}[[nat]]\nout = \"lan2\"\n"));
+        let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
+        let clients: Vec<_> = (0..2_000).map(|_| UdpClient::new(lans.host(1), "0.0.0.0:0")).collect();
+        for some in clients.chunks(100) {
+            some.iter().for_each(|client| client.send("10.1.2.2:80".parse().unwrap()));
+            assert_eq!(some[99].ask("10.1.2.2:80", 64).source.ip(), gateway_ip(2));
+            assert_eq!(ask_udp(lans.gateway(), "10.1.2.2:80").source.ip(), gateway_ip(2));
+            assert_eq!(ask_tcp(lans.gateway(), "10.1.2.2:80").source.ip(), gateway_ip(2));
+            assert_eq!(ask_tcp(lans.host(1), "10.1.2.2:80").source.ip(), gateway_ip(2));
+        }
+        wait_for("flows are counted", PATIENCE, || new_flows(&gateway) >= 2_000);
+        assert_eq!(dropped(&gateway, "nat-ports-exhausted"), 0);
+        no_reply_went_astray(&gateway);
+    });
+}
+
 /// Row C2: a client has only so many flows on each core, others are not harmed; the reason is counted.
 #[test]
 fn c2_a_client_has_only_so_many_flows() {

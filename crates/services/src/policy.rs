@@ -21,6 +21,7 @@ use crate::rules::{Question, RuleSet, Verdict, carry_hits, places_before};
 use crate::spec::{
     ForwardSpec, GatewaySpec, HostMode, InterfaceSpec, Limits, LinkSpec, Mapping, NatMode, NatSpec,
     PORTS_DEFAULT, PeerSpec, PortChoice, RouteAction, RouteSpec, RuleAction, ServerSpec, TCP, Timeouts, UDP,
+    kept_ports,
 };
 use inner::Inners;
 use kept::KeptTargets;
@@ -582,7 +583,7 @@ fn server_nat(spec: &GatewaySpec, out: InterfaceId, server: &ServerSpec) -> NatS
     if server.source != NatMode::PortOnly && addresses.iter().any(of_host) {
         // The host connects from this address too, and its answers must not look like the clients'. Where other machines have it
         // leases say whose ports are whose, and a range that the host takes would be a part of somebody's.
-        reserved.extend(others.is_empty().then_some(spec.host.ports));
+        reserved.extend(others.is_empty().then_some(kept_ports(spec.host.ports, PORTS_DEFAULT)));
         reserved.extend(spec.host.held_ports.of(&addresses).map(|port| (port, port)));
     }
     NatSpec {

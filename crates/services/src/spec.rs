@@ -84,6 +84,20 @@ impl HostSpec {
     }
 }
 
+/// Ports that are the host's alone for its own connections, where a NAT with these ports has its address: all of the kernel's range
+/// `of_host`. Where that leaves the NAT less than a quarter of its own, as on hosts whose range is `1024 65535`, the lower half of what
+/// both have: a program of the host that gets a port of the upper half which a flow has is led around it.
+#[must_use]
+pub fn kept_ports(of_host: (u16, u16), of_nat: (u16, u16)) -> (u16, u16) {
+    let low = of_nat.0.max(1_024);
+    let (first, last) = (low.max(of_host.0), of_nat.1.min(of_host.1));
+    let (Some(steps), Some(all)) = (last.checked_sub(first), of_nat.1.checked_sub(low)) else {
+        return of_host;
+    };
+    let (both, all) = (u32::from(steps) + 1, u32::from(all) + 1);
+    if (all - both) * 4 >= all { of_host } else { (of_host.0, first + (steps >> 1)) }
+}
+
 /// An endpoint of the gateway's own that leads to a service: the kernel translates there what comes for the service by devices that are
 /// no interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -661,6 +675,29 @@ impl Default for Limits {
             fragments_per_source_max: 64,
             fragments: crate::fragment::Variant::default(),
             errors_per_s_max: 1_000,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wide_range_of_the_kernel_leaves_ports_to_the_nat() {
+        let all = (1_024, 65_535);
+        for (of_host, of_nat, kept) in [
+            ((32_768, 60_999), all, (32_768, 60_999)),
+            ((32_768, 60_999), (5_000, 5_999), (32_768, 60_999)),
+            ((1_024, 65_535), all, (1_024, 33_279)),
+            ((1, 65_535), (1, 65_535), (1, 33_279)),
+            ((10_000, 65_535), all, (10_000, 37_767)),
+            ((32_768, 60_999), (40_000, 40_999), (32_768, 40_499)),
+            ((32_768, 60_999), (40_000, 40_000), (32_768, 40_000)),
+            ((32_768, 60_999), (512, 1_023), (32_768, 60_999)),
+            ((0, 0), all, (0, 0)),
+        ] {
+            assert_eq!(kept_ports(of_host, of_nat), kept, "{of_host:?} {of_nat:?}");
         }
     }
 }

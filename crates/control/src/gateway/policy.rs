@@ -22,7 +22,7 @@ use packet::attachment::{BondId, Egress, InterfaceId};
 use services::spec::{
     Attachment, BackendSpec, ForwardSpec, GatewaySpec, GroupSpec, HostSpec, InterfaceSpec, LeaseSpec, Limits,
     LinkSpec, MAIN_TABLE, NatMode, NatSpec, PeerSpec, RouteAction, RuleAction, RuleSpec, ServerSpec,
-    SideSpec,
+    SideSpec, kept_ports,
 };
 
 use steering::units::LEASE_PORTS;
@@ -550,8 +550,12 @@ impl Builder<'_> {
                 ports_per_client: nat.ports_per_client,
                 assemble_fragments: nat.assemble_fragments,
             };
-            spec.reserved =
-                self.not_for_nat(interfaces, id, &spec.addresses, &listens(&spec, forwards, servers));
+            spec.reserved = self.not_for_nat(
+                interfaces,
+                (id, spec.ports),
+                &spec.addresses,
+                &listens(&spec, forwards, servers),
+            );
             list.push(spec);
         }
         list
@@ -562,14 +566,15 @@ impl Builder<'_> {
     fn not_for_nat(
         &self,
         interfaces: &[InterfaceSpec],
-        out: InterfaceId,
+        (out, ports): (InterfaceId, (u16, u16)),
         addresses: &[IpAddr],
         listens: &[(SocketAddr, u16)],
     ) -> Vec<(u16, u16)> {
         let is_shared =
             self.services.interfaces.get(out.index()).is_some_and(|interface| interface.shared.is_some());
         let is_shared = is_shared && self.config.cluster.is_some();
-        let mut reserved = self.reserved(interfaces, addresses, listens, is_shared);
+        let kept = (!is_shared).then(|| kept_ports(self.facts.ephemeral_ports, ports));
+        let mut reserved = self.reserved(interfaces, addresses, listens, kept);
         if !is_shared {
             return reserved;
         }
@@ -613,7 +618,7 @@ impl Builder<'_> {
         interfaces: &[InterfaceSpec],
         addresses: &[IpAddr],
         listens: &[(SocketAddr, u16)],
-        is_shared: bool,
+        kept: Option<(u16, u16)>,
     ) -> Vec<(u16, u16)> {
         let of_host = |address: &IpAddr| {
             interfaces.iter().flat_map(|interface| &interface.addresses).any(|net| net.addr() == *address)
@@ -625,7 +630,7 @@ impl Builder<'_> {
             .collect();
         if addresses.iter().any(of_host) {
             // By leases the manager says whose ports are whose; a range that the host takes would be a part of somebody's.
-            list.extend((!is_shared).then_some(self.facts.ephemeral_ports));
+            list.extend(kept);
             list.extend(self.config.node.listen.map(|port| (port, port)));
             list.extend(self.facts.held_ports.of(addresses).map(|port| (port, port)));
         }

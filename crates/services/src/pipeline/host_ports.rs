@@ -96,8 +96,8 @@ impl Services {
         // The mapping of an endpoint gets what anybody sends there, and may be another core's; but for ports that the host is known to have.
         let key = &packet.key;
         let mapped = policy.owners.maps_endpoints
-            && packet.header.protocol == UDP
-            && !self.nat.is_of_host(UDP, key.src, key.src_port);
+            && matches!(packet.header.protocol, TCP | UDP)
+            && !self.nat.is_of_host(packet.header.protocol, key.src, key.src_port);
         mapped || self.flows.find(&packet.key.reversed(), packet.tenant).is_some()
     }
 
