@@ -4,6 +4,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
 
@@ -14,7 +15,9 @@ struct Public(PathBuf);
 
 impl Public {
     fn new() -> Self {
-        let path = std::env::temp_dir().join(format!("anabranch-public-{}", std::process::id()));
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("anabranch-public-{}-{number}", std::process::id()));
         std::fs::DirBuilder::new().mode(0o755).create(&path).unwrap();
         let public = Self(path);
         // By a process of its own: a descriptor that writes here would be inherited by what other tests start meanwhile, and a
