@@ -131,21 +131,9 @@ impl World {
         let endpoints = self.endpoints(dialer, listener);
         for (own, other, endpoints) in [(dialer, listener, endpoints), (listener, dialer, Vec::new())] {
             let peer = Peer {
-                id: BondId(other as u16),
-                tenant: 0,
-                name: format!("site{other}"),
-                public_key: self.sites[other].public_key(),
-                preshared_key: None,
                 endpoints,
                 allowed_ips: vec![site_prefix(other)],
-                wans: None,
-                hub: false,
-                paths: tunnel::config::PeerPaths::default(),
-                encryption: tunnel::Encryption::On,
-                policy: steering::policy::Policy::Hash,
-                flow: tunnel::FlowDefinition::FiveTuple,
-                steering: tunnel::mode::Steering::default(),
-                ethernet: false,
+                ..Peer::new(BondId(other as u16), format!("site{other}"), self.sites[other].public_key())
             };
             self.sites[own].snapshot.peers.push(peer);
         }

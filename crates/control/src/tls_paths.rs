@@ -176,18 +176,7 @@ pub(crate) fn relay_wan(of: &Wan, relays: Vec<SocketAddr>) -> Wan {
 
 /// The WAN by which datagrams come out of peers' connections, where WANs are bound to their interfaces.
 pub(crate) fn accepting_wan() -> Wan {
-    Wan {
-        id: ACCEPTED,
-        interface: "lo".to_owned(),
-        up: true,
-        addresses: Vec::new(),
-        mtu: 1500,
-        rate_max_bps: None,
-        receive_rate_max_bps: None,
-        tier: 0,
-        properties: Default::default(),
-        relays: Some(Vec::new()),
-    }
+    Wan { interface: "lo".to_owned(), relays: Some(Vec::new()), ..Wan::new(ACCEPTED, Vec::new()) }
 }
 
 /// Ids that stand for a peer's WANs: each with its connections, and peers' own connections.

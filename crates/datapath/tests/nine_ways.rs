@@ -202,21 +202,10 @@ struct World {
 
 fn peer(id: BondId, site: &Site, dial: bool, allowed: &[&str]) -> Peer {
     Peer {
-        id,
-        tenant: 0,
-        name: format!("peer-{id}"),
-        public_key: site.public_key(),
-        preshared_key: None,
         endpoints: if dial { vec![site.address] } else { Vec::new() },
         allowed_ips: allowed.iter().map(|net| net.parse().unwrap()).collect(),
-        wans: None,
-        hub: false,
         paths: tunnel::config::PeerPaths { sockets: 1, ..Default::default() },
-        encryption: Default::default(),
-        policy: Default::default(),
-        flow: Default::default(),
-        steering: Default::default(),
-        ethernet: false,
+        ..Peer::new(id, format!("peer-{id}"), site.public_key())
     }
 }
 
@@ -352,18 +341,7 @@ impl World {
 
 /// The link of a site.
 fn wan(site: &Site) -> Wan {
-    Wan {
-        id: 0,
-        interface: String::new(),
-        up: true,
-        addresses: vec![site.address.ip()],
-        mtu: 1500,
-        rate_max_bps: None,
-        receive_rate_max_bps: None,
-        tier: 0,
-        relays: None,
-        properties: Default::default(),
-    }
+    Wan::new(0, vec![site.address.ip()])
 }
 
 fn from_branch(remote: SocketAddr) -> Source {

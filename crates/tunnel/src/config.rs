@@ -66,6 +66,25 @@ pub struct Wan {
     pub properties: WanProperties,
 }
 
+impl Wan {
+    /// A WAN that is up, with an MTU of 1,500 bytes, bound to no device, without limits.
+    #[must_use]
+    pub fn new(id: u16, addresses: Vec<IpAddr>) -> Self {
+        Self {
+            id,
+            interface: String::new(),
+            up: true,
+            addresses,
+            mtu: 1_500,
+            rate_max_bps: None,
+            receive_rate_max_bps: None,
+            tier: 0,
+            relays: None,
+            properties: WanProperties::default(),
+        }
+    }
+}
+
 /// Worth of a WAN, besides its tier (row T12).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WanProperties {
@@ -170,6 +189,28 @@ pub struct Peer {
 }
 
 impl Peer {
+    /// A peer that dials us over any WAN, has no inner prefixes yet, and everything else as by default.
+    #[must_use]
+    pub fn new(id: BondId, name: impl Into<String>, public_key: [u8; 32]) -> Self {
+        Self {
+            id,
+            tenant: 0,
+            name: name.into(),
+            public_key,
+            preshared_key: None,
+            hub: false,
+            endpoints: Vec::new(),
+            allowed_ips: Vec::new(),
+            wans: None,
+            paths: PeerPaths::default(),
+            encryption: Encryption::default(),
+            policy: Policy::default(),
+            flow: FlowDefinition::default(),
+            steering: Steering::default(),
+            ethernet: false,
+        }
+    }
+
     /// Optional parts of the protocol that it is told of.
     pub(crate) fn capabilities(&self) -> Capabilities {
         if self.ethernet { Capabilities::OURS.with(Capabilities::ETHERNET) } else { Capabilities::OURS }

@@ -39,37 +39,16 @@ fn node(number: u8, hub: bool) -> Node {
 
 fn peer(public_key: [u8; 32], hub: bool, endpoints: &[SocketAddr]) -> Peer {
     Peer {
-        id: BondId(3),
-        tenant: 0,
-        name: "other".into(),
-        public_key,
-        preshared_key: None,
         hub,
         endpoints: endpoints.to_vec(),
         allowed_ips: vec!["10.77.0.0/24".parse().unwrap()],
-        wans: None,
         paths: tunnel::config::PeerPaths { sockets: 1, ..Default::default() },
-        encryption: Default::default(),
-        policy: Default::default(),
-        flow: Default::default(),
-        steering: Default::default(),
-        ethernet: false,
+        ..Peer::new(BondId(3), "other", public_key)
     }
 }
 
 fn wan() -> Wan {
-    Wan {
-        id: 0,
-        interface: String::new(),
-        up: true,
-        addresses: vec!["192.0.2.2".parse().unwrap()],
-        mtu: 1_500,
-        rate_max_bps: None,
-        receive_rate_max_bps: None,
-        tier: 0,
-        relays: None,
-        properties: Default::default(),
-    }
+    Wan::new(0, vec!["192.0.2.2".parse().unwrap()])
 }
 
 fn source(socket: Option<(usize, u8)>) -> Source {

@@ -74,37 +74,15 @@ pub fn config(number: u8, cores: u8) -> NodeConfig {
 
 pub fn peer(of: &Side, endpoints: &[SocketAddr]) -> Peer {
     Peer {
-        steering: Default::default(),
-        ethernet: false,
-        id: BondId(u16::from(of.number)),
-        tenant: 0,
-        name: format!("peer-{}", of.number),
-        public_key: of.node.public_key(),
-        preshared_key: None,
-        hub: false,
         endpoints: endpoints.to_vec(),
         allowed_ips: vec![format!("10.77.{}.0/24", of.number).parse().unwrap()],
-        wans: None,
         paths: tunnel::config::PeerPaths { sockets: 1, ..Default::default() },
-        encryption: Default::default(),
-        policy: Default::default(),
-        flow: Default::default(),
+        ..Peer::new(BondId(u16::from(of.number)), format!("peer-{}", of.number), of.node.public_key())
     }
 }
 
 pub fn wan(id: u16, address: SocketAddr) -> Wan {
-    Wan {
-        id,
-        interface: String::new(),
-        up: true,
-        addresses: vec![address.ip()],
-        mtu: 1_500,
-        rate_max_bps: None,
-        receive_rate_max_bps: None,
-        tier: 0,
-        relays: None,
-        properties: Default::default(),
-    }
+    Wan::new(id, vec![address.ip()])
 }
 
 impl Side {

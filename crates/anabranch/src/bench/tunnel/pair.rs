@@ -114,36 +114,19 @@ impl End {
         };
         Ok(Peer {
             steering,
-            ethernet: false,
-            id: BondId(u16::from(self.number)),
-            tenant: 0,
-            name: format!("end-{}", self.number),
-            public_key: self.node.public_key(),
-            preshared_key: None,
-            hub: false,
             endpoints,
             allowed_ips: vec![format!("10.77.{}.0/24", self.number).parse()?],
-            wans: None,
             paths: PeerPaths { sockets: 1, ..PeerPaths::default() },
-            encryption: Default::default(),
-            policy: Default::default(),
-            flow: Default::default(),
+            ..Peer::new(
+                BondId(u16::from(self.number)),
+                format!("end-{}", self.number),
+                self.node.public_key(),
+            )
         })
     }
 
     fn apply(&mut self, now: Time, peer: Peer) {
-        let wan = Wan {
-            id: 0,
-            interface: String::new(),
-            up: true,
-            addresses: vec![self.address().ip()],
-            mtu: 1_500,
-            rate_max_bps: None,
-            receive_rate_max_bps: None,
-            tier: 0,
-            relays: None,
-            properties: Default::default(),
-        };
+        let wan = Wan::new(0, vec![self.address().ip()]);
         let mut actions: Vec<Action> = Vec::new();
         let snapshot = Snapshot { wans: vec![wan], peers: vec![peer], ..Snapshot::default() };
         self.node.apply(now, &snapshot, &mut actions);
