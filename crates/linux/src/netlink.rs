@@ -322,5 +322,31 @@ fn read_u32(bytes: &[u8]) -> u32 {
     bytes.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes))
 }
 
+/// Readers of datagrams, for the fuzzer.
+pub(crate) mod testing {
+    use super::*;
+
+    pub(crate) fn routing(datagram: &[u8]) -> usize {
+        let mut changes = Vec::new();
+        monitor::read_datagram(datagram, &mut changes);
+        changes.len()
+    }
+
+    pub(crate) fn neighbors(datagram: &[u8]) -> usize {
+        Messages(datagram).filter_map(|part| neighbor::change(part.bytes)).count()
+    }
+
+    pub(crate) fn exchange(datagram: &[u8]) -> usize {
+        let mut count = 0;
+        for part in Messages(datagram) {
+            match part.end() {
+                Ok(End::More) => each_decoded(part.bytes, &mut |_| count += 1),
+                Ok(End::Done) | Err(_) => break,
+            }
+        }
+        count
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -9,6 +9,8 @@
 
 mod memory;
 
+pub(crate) use memory::testing;
+
 use std::io;
 use std::mem::{MaybeUninit, size_of, zeroed};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

@@ -1,4 +1,6 @@
-//! For tests, here and in the crates above: a network of one's own.
+//! For tests, here and in the crates above: a network of one's own, and the kernel's [`messages`] without a kernel.
+
+pub mod messages;
 
 use std::io;
 use std::marker::PhantomData;

@@ -9,6 +9,8 @@
 
 mod message;
 
+pub(crate) use message::testing;
+
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};

@@ -87,24 +87,7 @@ impl Monitor {
         let mut changes = Vec::new();
         while changes.len() < CHANGES_MAX {
             match receive(&self.fd, &mut self.buffer, libc::MSG_DONTWAIT) {
-                Ok(length) => {
-                    for part in Messages(&self.buffer[..length]) {
-                        if matches!(part.kind, RTM_NEWNEXTHOP | RTM_DELNEXTHOP) {
-                            changes.push(Change::NextHop);
-                            continue;
-                        }
-                        match NetlinkMessage::<RouteNetlinkMessage>::deserialize(part.bytes) {
-                            Ok(NetlinkMessage { payload: NetlinkPayload::InnerMessage(message), .. }) => {
-                                add_changes(&message, &mut changes);
-                            }
-                            Ok(NetlinkMessage { payload: NetlinkPayload::Overrun(_), .. }) => {
-                                add_resync(&mut changes);
-                            }
-                            Ok(_) => {}
-                            Err(error) => tracing::warn!(%error, "a netlink change was not understood"),
-                        }
-                    }
-                }
+                Ok(length) => read_datagram(self.buffer.get(..length).unwrap_or_default(), &mut changes),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error)
                     if error.raw_os_error() == Some(libc::ENOBUFS)
@@ -122,6 +105,24 @@ impl Monitor {
 impl AsFd for Monitor {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+/// Adds what a datagram of the kernel says.
+pub(super) fn read_datagram(datagram: &[u8], changes: &mut Vec<Change>) {
+    for part in Messages(datagram) {
+        if matches!(part.kind, RTM_NEWNEXTHOP | RTM_DELNEXTHOP) {
+            changes.push(Change::NextHop);
+            continue;
+        }
+        match NetlinkMessage::<RouteNetlinkMessage>::deserialize(part.bytes) {
+            Ok(NetlinkMessage { payload: NetlinkPayload::InnerMessage(message), .. }) => {
+                add_changes(&message, changes);
+            }
+            Ok(NetlinkMessage { payload: NetlinkPayload::Overrun(_), .. }) => add_resync(changes),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "a netlink change was not understood"),
+        }
     }
 }
 

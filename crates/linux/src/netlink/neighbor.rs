@@ -202,7 +202,7 @@ impl NeighborMonitor {
     }
 }
 
-fn change(bytes: &[u8]) -> Option<NeighborChange> {
+pub(super) fn change(bytes: &[u8]) -> Option<NeighborChange> {
     let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes).ok()?;
     match message.payload {
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(message)) => {

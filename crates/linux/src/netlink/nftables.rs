@@ -332,6 +332,20 @@ fn dump(
     }
 }
 
+/// Readers of lists, for the fuzzer.
+pub(crate) mod testing {
+    use super::*;
+
+    pub(crate) fn base_chains(datagram: &[u8]) -> usize {
+        let parts = || Messages(datagram).map(|part| part.bytes);
+        let chains: Vec<Chain> = parts().filter_map(Chain::read).collect();
+        let rules: Vec<Rule> = parts().filter_map(Rule::read).collect();
+        let all: Vec<&Chain> = chains.iter().collect();
+        let told = chains.iter().filter_map(|chain| chain.with_rules("inet", &all, &rules));
+        told.map(|chain| chain.acts.len()).sum::<usize>() + chains.len() + rules.len()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]

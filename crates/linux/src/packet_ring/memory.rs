@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem::offset_of;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -75,18 +75,17 @@ impl Memory {
             tp_frame_nr: u32::try_from(geometry.slots).map_err(wrong)?,
         };
         set_option(fd, libc::SOL_PACKET, libc::PACKET_RX_RING, &request)?;
-        let bytes = geometry.block_bytes * geometry.blocks;
         // SAFETY: a new mapping at an address that the kernel chooses.
-        let start = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                fd.as_raw_fd(),
-                0,
-            )
-        };
+        unsafe { Self::mapped(geometry, libc::MAP_SHARED, fd.as_raw_fd()) }
+    }
+
+    /// # Safety
+    /// The descriptor's memory has the size of this geometry and is nobody else's.
+    unsafe fn mapped(geometry: Geometry, flags: libc::c_int, fd: RawFd) -> io::Result<Memory> {
+        let bytes = geometry.block_bytes * geometry.blocks;
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping at an address that the kernel chooses.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, access, flags, fd, 0) };
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
@@ -127,8 +126,9 @@ impl Memory {
             && mac.saturating_add(kept) <= self.geometry.slot_bytes;
         Some(Arrived {
             frame_at: self.geometry.offset(slot) + mac,
+            // What does not fit counts as cut.
             kept_bytes: if fits { kept } else { 0 },
-            frame_bytes: frame as usize,
+            frame_bytes: if fits { frame as usize } else { u32::MAX as usize },
             copied: status & libc::TP_STATUS_COPY != 0,
         })
     }
@@ -143,5 +143,55 @@ impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: the mapping was made with this length, and nothing refers to it any more.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
+    }
+}
+
+/// A ring without a socket, for the fuzzer.
+pub(crate) mod testing {
+    use super::*;
+
+    /// Words of a slot as the kernel might write them.
+    #[derive(Clone, Copy, Debug)]
+    pub struct Slot {
+        /// Bytes of the frame in the slot.
+        pub kept_bytes: u32,
+        /// Offset of the frame in the slot.
+        pub mac: u16,
+        /// Bytes of the frame.
+        pub frame_bytes: u32,
+        /// `TP_STATUS_…`.
+        pub status: u32,
+    }
+
+    /// Writes these slots, one after the other, and reads them.
+    ///
+    /// # Panics
+    /// When a frame that is found to be whole does not lie in its slot, with room for its headers in front.
+    pub fn ring(slots: &[Slot]) {
+        let geometry = Geometry::of(0, super::super::SLOT_BYTES_MIN);
+        // SAFETY: anonymous memory is nobody else's.
+        let memory = unsafe { Memory::mapped(geometry, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1) };
+        let Ok(memory) = memory else { return };
+        for (number, told) in slots.iter().enumerate() {
+            // Every slot in turn, from the last one: behind it nothing is mapped.
+            let number = geometry.slots - 1 - number % geometry.slots;
+            let header = memory.slot(number).cast::<libc::tpacket2_hdr>();
+            // SAFETY: the slot lies in the mapping, which is aligned and nobody else's.
+            unsafe {
+                ((*header).tp_mac, (*header).tp_snaplen, (*header).tp_len) =
+                    (told.mac, told.kept_bytes, told.frame_bytes);
+            }
+            memory.status(number).store(told.status, Ordering::Release);
+            let Some(arrived) = memory.arrived(number) else {
+                assert!(told.status & libc::TP_STATUS_USER == 0, "a slot that is ours was left alone");
+                continue;
+            };
+            let front = super::super::VNET_BYTES + super::super::HEADER_ROOM;
+            let start = geometry.offset(number);
+            let inside = arrived.frame_at >= start + front
+                && arrived.frame_at + arrived.kept_bytes <= start + geometry.slot_bytes;
+            assert!(inside || arrived.kept_bytes < arrived.frame_bytes, "{told:?}: {arrived:?}");
+            memory.give_back(number);
+        }
     }
 }

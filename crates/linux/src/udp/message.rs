@@ -224,9 +224,16 @@ unsafe fn read_meta(message: &libc::mmsghdr) -> RecvMeta {
     }
     // SAFETY: the kernel wrote `msg_controllen` bytes of well-formed control messages.
     let mut next = unsafe { libc::CMSG_FIRSTHDR(header) };
+    #[allow(clippy::unnecessary_cast, reason = "the field has 32 bits with musl")]
+    let end = header.msg_control as usize + header.msg_controllen as usize;
     while !next.is_null() {
-        // SAFETY: `next` lies inside the control buffer.
+        // SAFETY: `next` lies inside the control buffer, with a whole header, and its length was checked against what is left.
         unsafe {
+            #[allow(clippy::unnecessary_cast, reason = "the field has 32 bits with musl")]
+            let length = (*next).cmsg_len as usize;
+            if length < size_of::<libc::cmsghdr>() || length > end.saturating_sub(next as usize) {
+                break;
+            }
             read_control(&*next, libc::CMSG_DATA(next), &mut meta);
             next = libc::CMSG_NXTHDR(header, next);
         }
@@ -235,7 +242,7 @@ unsafe fn read_meta(message: &libc::mmsghdr) -> RecvMeta {
 }
 
 /// # Safety
-/// `data` leads to the payload of this control message as the kernel wrote it.
+/// `data` leads to the payload of this control message, all of which lies in its buffer.
 unsafe fn read_control(head: &libc::cmsghdr, data: *const u8, meta: &mut RecvMeta) {
     #[allow(clippy::unnecessary_cast, reason = "the field has 32 bits with musl")]
     let payload = (head.cmsg_len as usize).saturating_sub(align(size_of::<libc::cmsghdr>()));
@@ -305,5 +312,32 @@ unsafe fn read_address(address: *const Address, bytes: libc::socklen_t) -> Optio
             })
         }
         _ => None,
+    }
+}
+
+/// Reading what a reception brought beside the datagram, for the fuzzer.
+pub(crate) mod testing {
+    use super::*;
+
+    /// Size of each datagram but the last, in so many bytes that came with this address and these control messages.
+    #[must_use]
+    pub fn reception(address: &[u8], control: &[u8], bytes: u32) -> usize {
+        // SAFETY: all-zero structures are valid.
+        let (mut message, mut name): (libc::mmsghdr, Address) = unsafe { (zeroed(), zeroed()) };
+        let mut buffer = Control([0; CONTROL_BYTES]);
+        let (name_bytes, control_bytes) =
+            (address.len().min(size_of::<Address>()), control.len().min(CONTROL_BYTES));
+        if let (Some(to), Some(from)) = (buffer.0.get_mut(..control_bytes), control.get(..control_bytes)) {
+            to.copy_from_slice(from);
+        }
+        // SAFETY: source and destination have so many bytes, and any bytes are an address.
+        unsafe { std::ptr::copy_nonoverlapping(address.as_ptr(), (&raw mut name).cast(), name_bytes) };
+        message.msg_len = bytes;
+        message.msg_hdr.msg_name = (&raw mut name).cast();
+        message.msg_hdr.msg_namelen = name_bytes as libc::socklen_t;
+        message.msg_hdr.msg_control = buffer.0.as_mut_ptr().cast();
+        message.msg_hdr.msg_controllen = control_bytes as _;
+        // SAFETY: name and control lead to live bytes of these lengths.
+        unsafe { read_meta(&message) }.stride
     }
 }
