@@ -123,17 +123,21 @@ enum Framing {
     End,
 }
 
-/// Reader of one answer, fed with the bytes of the connection.
+/// Reader of one answer, fed with the bytes of the connection. However they are cut, it makes a few steps per byte.
 #[derive(Debug, Default)]
 pub struct Answer {
-    /// Bytes that were not understood yet.
+    /// Bytes that were not understood yet, behind `used` ones that were.
     pending: Vec<u8>,
+    used: usize,
+    /// How many must wait before a head or line that was not whole is looked at again, unless its end came.
+    look_at: usize,
     head_bytes: usize,
     content_bytes: usize,
     /// The content as far as it was read, where it is looked at.
     content: Option<Vec<u8>>,
     /// Final status and the end of its message, once the head is whole.
     head: Option<(u16, Framing)>,
+    steps: u64,
 }
 
 impl Answer {
@@ -155,7 +159,31 @@ impl Answer {
     /// # Errors
     /// When they are not the next of an HTTP answer. Nothing after that is of interest.
     pub fn receive(&mut self, bytes: &[u8]) -> Result<(), Malformed> {
+        // The last bytes of before may begin the end of a head.
+        let new = self.pending.len().saturating_sub(3);
         self.pending.extend_from_slice(bytes);
+        let waiting = self.waiting().len();
+        let may_end = waiting >= self.look_at || {
+            let came = self.pending.get(new.max(self.used)..).unwrap_or_default();
+            self.steps += came.len() as u64;
+            match self.head {
+                Some((_, Framing::ChunkSize)) => came.contains(&b'\n'),
+                _ => has_empty_line(came),
+            }
+        };
+        if may_end {
+            self.look_at = 0;
+            self.read()?;
+        }
+        if self.used > 0 {
+            self.steps += self.pending.len() as u64;
+            self.pending.drain(..std::mem::take(&mut self.used));
+        }
+        Ok(())
+    }
+
+    /// Reads what waits, as far as it goes.
+    fn read(&mut self) -> Result<(), Malformed> {
         while self.head.is_none() {
             if !self.read_head()? {
                 return Ok(());
@@ -177,15 +205,42 @@ impl Answer {
         self.content_bytes >= CONTENT_BYTES_MAX || matches!(self.head, Some((_, Framing::End)))
     }
 
+    /// Bytes that were looked at or moved so far, however often.
+    #[must_use]
+    pub const fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    fn waiting(&self) -> &[u8] {
+        self.pending.get(self.used..).unwrap_or_default()
+    }
+
+    /// A head or line of at most so many bytes is not whole: it is looked at again when its end may have come, twice as much is there, or
+    /// too much.
+    fn wait(&mut self, bytes_max: usize) -> bool {
+        self.look_at = (2 * self.waiting().len()).min(bytes_max + 1);
+        false
+    }
+
     /// One head; whether there was a whole one.
     fn read_head(&mut self) -> Result<bool, Malformed> {
+        // Line ends in front of a head are not the end of one.
+        let empty = self.waiting().iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        (self.used, self.head_bytes) = (self.used + empty, self.head_bytes + empty);
         let mut headers = [EMPTY_HEADER; HEADERS_MAX];
         let mut response = Response::new(&mut headers);
-        let parsed = response.parse(&self.pending).map_err(Malformed::Head)?;
+        let waiting = self.pending.get(self.used..).unwrap_or_default();
+        let parsed = response.parse(waiting).map_err(Malformed::Head)?;
         let Status::Complete(bytes) = parsed else {
-            let too_long = self.head_bytes + self.pending.len() > HEAD_BYTES_MAX;
-            return if too_long { Err(Malformed::HeadTooLong) } else { Ok(false) };
+            self.steps += waiting.len() as u64;
+            let too_long = self.head_bytes + waiting.len() > HEAD_BYTES_MAX;
+            return if too_long {
+                Err(Malformed::HeadTooLong)
+            } else {
+                Ok(self.wait(HEAD_BYTES_MAX - self.head_bytes))
+            };
         };
+        self.steps += bytes as u64;
         self.head_bytes += bytes;
         if self.head_bytes > HEAD_BYTES_MAX {
             return Err(Malformed::HeadTooLong);
@@ -198,68 +253,91 @@ impl Answer {
             200..=599 => self.head = Some((code, framing(code, response.headers)?)),
             _ => return Err(Malformed::Code(code)),
         }
-        self.pending.drain(..bytes);
+        self.used += bytes;
         Ok(true)
     }
 
     /// One step through the content; whether another may follow at once.
     fn read_content(&mut self) -> Result<bool, Malformed> {
-        let Some((_, framing)) = &mut self.head else { return Ok(false) };
+        let Some((_, framing)) = self.head else { return Ok(false) };
         // An answer that sends more than it is read of must not fill the memory.
         if self.content_bytes >= CONTENT_BYTES_MAX {
-            self.pending.clear();
+            self.used = self.pending.len();
             return Ok(false);
         }
-        let available = self.pending.len();
-        let (used, next) = match *framing {
-            Framing::Length(0) => (0, Framing::End),
-            Framing::Length(left) => {
-                let (used, left) = take(left, available);
-                (used, Framing::Length(left))
-            }
-            Framing::Chunk(0) => (0, Framing::ChunkEnd),
-            Framing::Chunk(left) => {
-                let (used, left) = take(left, available);
-                (used, Framing::Chunk(left))
-            }
-            Framing::ChunkEnd => match self.pending.get(..2) {
-                Some(b"\r\n") => (2, Framing::ChunkSize),
-                Some(_) => return Err(Malformed::Chunk),
-                None => return Ok(false),
-            },
-            // The parser takes no digit at all for a zero.
-            Framing::ChunkSize if self.pending.first().is_some_and(|byte| !byte.is_ascii_hexdigit()) => {
-                return Err(Malformed::Chunk);
-            }
-            Framing::ChunkSize => match httparse::parse_chunk_size(&self.pending) {
-                Ok(Status::Complete((used, 0))) => (used, Framing::Trailers),
-                Ok(Status::Complete((used, size))) => (used, Framing::Chunk(size)),
-                Ok(Status::Partial) if available <= CHUNK_LINE_BYTES_MAX => return Ok(false),
-                Ok(Status::Partial) | Err(_) => return Err(Malformed::Chunk),
-            },
-            Framing::Trailers => {
-                let mut headers = [EMPTY_HEADER; HEADERS_MAX];
-                match httparse::parse_headers(&self.pending, &mut headers) {
-                    Ok(Status::Complete((used, _))) => (used, Framing::End),
-                    Ok(Status::Partial) if available <= HEAD_BYTES_MAX => return Ok(false),
-                    Ok(Status::Partial) => return Err(Malformed::HeadTooLong),
-                    Err(error) => return Err(Malformed::Head(error)),
-                }
-            }
-            Framing::UntilClose => (available, Framing::UntilClose),
-            Framing::End => return Ok(false),
+        let waiting = self.pending.get(self.used..).unwrap_or_default();
+        let Some((used, next)) = step(framing, waiting)? else {
+            self.steps += waiting.len().min(HEAD_BYTES_MAX) as u64;
+            let is_line = framing == Framing::ChunkSize;
+            return Ok(self.wait(if is_line { CHUNK_LINE_BYTES_MAX } else { HEAD_BYTES_MAX }));
         };
-        let moved = used > 0 || *framing != next;
+        self.steps += 1;
+        let moved = used > 0 || framing != next;
         let is_content = matches!(framing, Framing::Length(1..) | Framing::Chunk(1..) | Framing::UntilClose);
         if let Some(content) = self.content.as_mut().filter(|_| is_content) {
             let room = CONTENT_BYTES_MAX.saturating_sub(content.len());
-            content.extend(self.pending.get(..used.min(room)).unwrap_or_default());
+            content.extend(waiting.get(..used.min(room)).unwrap_or_default());
         }
-        *framing = next;
+        if let Some((_, framing)) = &mut self.head {
+            *framing = next;
+        }
         self.content_bytes += used;
-        self.pending.drain(..used);
+        self.used += used;
         Ok(moved)
     }
+}
+
+/// Whether a head may end here: a line end right behind another.
+fn has_empty_line(bytes: &[u8]) -> bool {
+    bytes.windows(2).any(|two| two == b"\n\n") || bytes.windows(3).any(|three| three == b"\n\r\n")
+}
+
+/// How many of the bytes that wait are the next part of a message, and what follows it; `None`: that part is not whole.
+fn step(framing: Framing, waiting: &[u8]) -> Result<Option<(usize, Framing)>, Malformed> {
+    let available = waiting.len();
+    Ok(Some(match framing {
+        Framing::Length(0) => (0, Framing::End),
+        Framing::Length(left) => {
+            let (used, left) = take(left, available);
+            (used, Framing::Length(left))
+        }
+        Framing::Chunk(0) => (0, Framing::ChunkEnd),
+        Framing::Chunk(left) => {
+            let (used, left) = take(left, available);
+            (used, Framing::Chunk(left))
+        }
+        Framing::ChunkEnd => match waiting.get(..2) {
+            Some(b"\r\n") => (2, Framing::ChunkSize),
+            Some(_) => return Err(Malformed::Chunk),
+            None => return Ok(None),
+        },
+        // The parser takes no digit at all for a zero.
+        Framing::ChunkSize if waiting.first().is_some_and(|byte| !byte.is_ascii_hexdigit()) => {
+            return Err(Malformed::Chunk);
+        }
+        Framing::ChunkSize => match httparse::parse_chunk_size(waiting) {
+            // As long as a line may be that came in pieces.
+            Ok(Status::Complete((used, _))) if used > CHUNK_LINE_BYTES_MAX => return Err(Malformed::Chunk),
+            Ok(Status::Complete((used, 0))) => (used, Framing::Trailers),
+            Ok(Status::Complete((used, size))) => (used, Framing::Chunk(size)),
+            Ok(Status::Partial) if available <= CHUNK_LINE_BYTES_MAX => return Ok(None),
+            Ok(Status::Partial) | Err(_) => return Err(Malformed::Chunk),
+        },
+        Framing::Trailers => {
+            let mut headers = [EMPTY_HEADER; HEADERS_MAX];
+            match httparse::parse_headers(waiting, &mut headers) {
+                Ok(Status::Complete((used, _))) if used > HEAD_BYTES_MAX => {
+                    return Err(Malformed::HeadTooLong);
+                }
+                Ok(Status::Complete((used, _))) => (used, Framing::End),
+                Ok(Status::Partial) if available <= HEAD_BYTES_MAX => return Ok(None),
+                Ok(Status::Partial) => return Err(Malformed::HeadTooLong),
+                Err(error) => return Err(Malformed::Head(error)),
+            }
+        }
+        Framing::UntilClose => (available, Framing::UntilClose),
+        Framing::End => return Ok(None),
+    }))
 }
 
 /// How many of `available` bytes belong to what has `left`, and what is left then.

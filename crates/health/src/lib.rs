@@ -31,9 +31,9 @@ use linux::event::EventFd;
 use serde::{Deserialize, Serialize};
 
 mod check;
-mod datagram;
+pub mod datagram;
 pub mod helper;
-mod http;
+pub mod http;
 pub mod protocol;
 mod rise_fall;
 mod run;

@@ -307,7 +307,8 @@ fn name_servers_and_other_services_of_datagrams() {
     assert!(status(&monitors, 3).unwrap().error.contains("refused"));
 }
 
-/// Status and completeness after all of `text`, given in two parts cut at every place: the cut must not matter.
+/// Status and completeness after all of `text`, given in two parts cut at every place: the cut must not matter, but that a head or line
+/// without an end may be found wrong later.
 fn read(text: &[u8]) -> Result<(Option<u16>, bool), Malformed> {
     let parts = |cut: usize| {
         let mut answer = Answer::default();
@@ -318,7 +319,13 @@ fn read(text: &[u8]) -> Result<(Option<u16>, bool), Malformed> {
     };
     let whole = parts(text.len());
     for cut in (0..text.len()).step_by(1 + text.len() / 500) {
-        assert_eq!(parts(cut), whole, "cut at {cut}: {:?}", String::from_utf8_lossy(text));
+        let found = parts(cut);
+        let later = whole.is_err() && matches!(found, Ok((_, false)));
+        assert!(
+            later || found == whole,
+            "cut at {cut}: {found:?}, {whole:?}: {:?}",
+            String::from_utf8_lossy(text)
+        );
     }
     whole
 }
