@@ -87,7 +87,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "anabranch",
         ],
     ),
-    ("fuzz-targets", &["packet", "steering", "tunnel", "services", "cluster", "datapath", "control"]),
+    (
+        "fuzz-targets",
+        &["packet", "steering", "tunnel", "services", "cluster", "datapath", "linux", "health", "control"],
+    ),
     ("xtask", &[]),
 ];
 

@@ -6,6 +6,7 @@
 
 mod cluster_seeds;
 mod flow_record_seeds;
+mod gateway_seeds;
 mod switch_seeds;
 
 use std::fs;
@@ -45,6 +46,13 @@ fn main() {
     cluster_seeds::cluster_states();
     flow_record_seeds::flow_records();
     switch_seeds::ethernet();
+    gateway_seeds::gateways();
+    gateway_seeds::peers();
+    gateway_seeds::proxied();
+    gateway_seeds::health();
+    gateway_seeds::requests();
+    gateway_seeds::leases();
+    gateway_seeds::kernel();
 }
 
 fn save(target: &str, name: &str, bytes: &[u8]) {
