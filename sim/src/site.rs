@@ -473,7 +473,10 @@ impl Site {
         if to.port() == LISTEN_PORT {
             // What the SO_REUSEPORT program does: by core byte for data, any core for the rest.
             let [kind, receiving, sending, ..] = *bytes else {
-                return Some((0, Source { wan, local: Some(to.ip()), remote: from, socket: None }));
+                return Some((
+                    0,
+                    Source { wan, local: Some(to.ip()), remote: from, socket: None, hops: None },
+                ));
             };
             let core = match kind & 15 {
                 7 => sending % self.cores,
@@ -481,10 +484,13 @@ impl Site {
                 4.. => sending % self.cores,
                 _ => (from.port() % u16::from(self.cores)) as u8,
             };
-            return Some((core, Source { wan, local: Some(to.ip()), remote: from, socket: None }));
+            return Some((
+                core,
+                Source { wan, local: Some(to.ip()), remote: from, socket: None, hops: None },
+            ));
         }
         let (core, bond, path, _) = *self.ports.get(&to.port())?;
-        Some((core, Source { wan, local: None, remote: from, socket: Some((bond, path)) }))
+        Some((core, Source { wan, local: None, remote: from, socket: Some((bond, path)), hops: None }))
     }
 
     /// Whether an address is one of a WAN's.

@@ -121,6 +121,41 @@ fn t12_a_wan_beyond_its_latency_or_loss_is_left_alone() {
     });
 }
 
+/// Row T12: a WAN by which too many routers lie on the way carries nothing while there is another; the TTL tells.
+#[test]
+fn t12_a_wan_by_too_many_routers_is_left_alone() {
+    isolated(|| {
+        let mut two = Two::new(&[link(20.0, 10.0), link(20.0, 10.0)], "hops-max = 3");
+        two.join();
+        let routers = |number: u8| {
+            let rule = format!(
+                "nft 'table inet routers; flush table inet routers; table inet routers {{ chain out {{ type filter hook output \
+                 priority 0; oifname \"wan1\" ip ttl set {}; }}; }}'",
+                64 - number
+            );
+            shell(two.scene.b(), &rule);
+        };
+        let address = two.scene.testbed.addresses(Site::A, 1).ipv4.unwrap().to_string();
+        let seen = |gateway: &Gateway, hops: u8, tier: u8| {
+            let paths = peer(gateway).paths.into_iter().filter(|path| path.state == "up");
+            let mut second = paths.filter(|path| path.wan == "wan1" || path.remote.contains(&address));
+            second.all(|path| (path.hops, path.tier) == (Some(hops), tier))
+        };
+        routers(3);
+        wait_for("as many as may be", PATIENCE, || seen(&two.branch, 3, 0));
+        let (up, down) = two.transfers();
+        assert!(up > BUSY && down > BUSY, "three routers: up {up}, down {down}");
+        routers(4);
+        wait_for("both sides leave it", PATIENCE, || seen(&two.branch, 4, 254) && seen(&two.hub, 0, 254));
+        let (up, down) = two.transfers();
+        assert!(up < IDLE && down < IDLE, "four routers: up {up}, down {down}");
+        routers(0);
+        wait_for("a shorter way", PATIENCE, || seen(&two.branch, 0, 0) && seen(&two.hub, 0, 0));
+        let (up, down) = two.transfers();
+        assert!(up > BUSY && down > BUSY, "no router: up {up}, down {down}");
+    });
+}
+
 /// Row T12: a WAN whose quota is used up carries data only while no other works, also after a restart.
 #[test]
 fn t12_a_quota_is_kept_over_a_restart() {

@@ -19,7 +19,7 @@
 //! | `[tap]` | name, mtu, bridge, relay, stations-max, stations-per-peer-max, station-age-seconds, flood-per-second-max, answer-neighbors | `tap::tap` |
 //! | `[cluster]` | role, node-id, weight, bus, manager, token, token-file, hub, hub-key, hub-key-file, path-mtu | `cluster::cluster` |
 //! | `[[wan]]` | interface, match, tier, rate-max, receive-rate-max, address-family, gateway, locations | `read::wan` |
-//! | `[[wan]]` | cost, direction, latency-max, loss-max, quota, quota-day, schedule | `properties::properties` |
+//! | `[[wan]]` | cost, direction, latency-max, loss-max, hops-max, quota, quota-day, schedule | `properties::properties` |
 //! | `[[class]]` | name, class, by-mark, from, to, protocol, port, dscp, server-name, tenant, peer, wan | `classes::class` |
 //! | `[[peer]]` | name, public-key, preshared-key, preshared-key-file, hub, endpoints, tls-port, allowed-ips, wans, paths-per-wan-pair, sockets-per-path, spread, encryption, allow-cleartext, policy, flow, steering, accept-steering, tunnel-core, peer-tunnel-core, ask-core-first, tenant, ethernet | `read::peer` |
 //! | `[[peer]]` | processor-info-file | `processor_file::read` |

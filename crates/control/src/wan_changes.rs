@@ -10,12 +10,13 @@ use crate::wans::LiveWan;
 /// Shown as the state of a WAN that was taken out.
 const OFF: &str = "off (anabranch path)";
 /// Keys of `[[wan]]` that may change.
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 12] = [
     "tier",
     "cost",
     "direction",
     "latency-max",
     "loss-max",
+    "hops-max",
     "rate-max",
     "receive-rate-max",
     "quota",
@@ -204,6 +205,7 @@ fn changed(file: &config::Wan, keys: &BTreeMap<String, String>) -> Result<config
             "direction" => wan.properties.direction = new.properties.direction,
             "latency-max" => wan.properties.latency_max_us = new.properties.latency_max_us,
             "loss-max" => wan.properties.loss_max = new.properties.loss_max,
+            "hops-max" => wan.properties.hops_max = new.properties.hops_max,
             "rate-max" => wan.rate_max_bps = new.rate_max_bps,
             "receive-rate-max" => wan.receive_rate_max_bps = new.receive_rate_max_bps,
             "schedule" => wan.schedule.clone_from(&new.schedule),

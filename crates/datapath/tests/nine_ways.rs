@@ -309,7 +309,13 @@ impl World {
         hub.out.clear();
         for (target, segment, range) in datagrams {
             let to = self.branches.iter_mut().find(|branch| branch.address == target.route.remote).unwrap();
-            let source = Source { wan: 0, local: None, remote: hub.address, socket: Some((0, target.path)) };
+            let source = Source {
+                wan: 0,
+                local: None,
+                remote: hub.address,
+                socket: Some((0, target.path)),
+                hops: None,
+            };
             to.datapath.datagrams(now, &source, &mut bytes[range], segment, &mut to.out);
         }
     }
@@ -345,7 +351,7 @@ fn wan(site: &Site) -> Wan {
 }
 
 fn from_branch(remote: SocketAddr) -> Source {
-    Source { wan: 0, local: Some("192.0.2.1".parse().unwrap()), remote, socket: None }
+    Source { wan: 0, local: Some("192.0.2.1".parse().unwrap()), remote, socket: None, hops: None }
 }
 
 /// A UDP packet of 300 bytes.

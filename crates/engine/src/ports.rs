@@ -114,7 +114,8 @@ impl LinuxPorts {
             self.out.counters.udp_rx_datagrams.add(meta.bytes.div_ceil(stride) as u64);
             self.out.counters.udp_rx_bytes.add(meta.bytes as u64);
             let local = if source.socket.is_some() { None } else { meta.local_ip };
-            let source = Source { remote: canonical(meta.from), local, ..source };
+            let hops = meta.ttl.and_then(|ttl| linux::udp::TTL.checked_sub(ttl));
+            let source = Source { remote: canonical(meta.from), local, hops, ..source };
             let bytes = meta.bytes.min(buffer.len());
             act(&source, buffer.get_mut(..bytes).unwrap_or_default(), stride, &mut self.out);
         }

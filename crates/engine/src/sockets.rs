@@ -153,6 +153,7 @@ impl Sockets {
             local: None,
             remote: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
             socket: entry.path,
+            hops: None,
         };
         Some((Arc::clone(&entry.socket), source))
     }

@@ -68,6 +68,8 @@ pub struct RecvMeta {
     pub stride: usize,
     /// ECN field of the outer IP header (0 not capable, 1 ECT(1), 2 ECT(0), 3 congestion experienced).
     pub ecn: u8,
+    /// TTL or hop limit with which it arrived; `None`: not told.
+    pub ttl: Option<u8>,
     /// The datagram was longer than the buffer and was cut.
     pub truncated: bool,
 }
@@ -81,6 +83,7 @@ impl Default for RecvMeta {
             bytes: 0,
             stride: 0,
             ecn: 0,
+            ttl: None,
             truncated: false,
         }
     }
@@ -268,6 +271,9 @@ pub fn probe_port_free(local: SocketAddr, device: Option<&str>) -> Result<()> {
     }
 }
 
+/// TTL and hop limit of what sockets send, whatever the host's default: receivers count routers by it.
+pub const TTL: u8 = 64;
+
 fn set_ip_options(socket: &Socket, ipv4: bool, ipv6: bool) -> io::Result<()> {
     const ON: libc::c_int = 1;
     // PROBE: DF is set, and an ICMP "too big" (which anybody can forge) changes nothing for us.
@@ -275,12 +281,16 @@ fn set_ip_options(socket: &Socket, ipv4: bool, ipv6: bool) -> io::Result<()> {
         set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, &libc::IP_PMTUDISC_PROBE)?;
         set_option(socket, libc::IPPROTO_IP, libc::IP_PKTINFO, &ON)?;
         set_option(socket, libc::IPPROTO_IP, libc::IP_RECVTOS, &ON)?;
+        set_option(socket, libc::IPPROTO_IP, libc::IP_RECVTTL, &ON)?;
+        set_option(socket, libc::IPPROTO_IP, libc::IP_TTL, &libc::c_int::from(TTL))?;
     }
     if ipv6 {
         set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, &libc::IPV6_PMTUDISC_PROBE)?;
         set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, &ON)?;
         set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, &ON)?;
         set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, &ON)?;
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, &ON)?;
+        set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, &libc::c_int::from(TTL))?;
     }
     // Linux 5.0; without it every datagram comes alone, which is slower but right.
     if let Err(error) = set_option(socket, libc::SOL_UDP, libc::UDP_GRO, &ON) {

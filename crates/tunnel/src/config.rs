@@ -98,6 +98,8 @@ pub struct WanProperties {
     pub latency_max_us: Option<u32>,
     /// The same for a path that loses more of 10,000 datagrams.
     pub loss_max: Option<u16>,
+    /// The same for a path on which the peer's datagrams pass more routers.
+    pub hops_max: Option<u8>,
 }
 
 /// Directions in which a WAN carries data, seen from where it is; the small datagrams that keep it alive go both ways.

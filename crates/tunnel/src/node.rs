@@ -98,6 +98,8 @@ pub struct Source {
     pub remote: SocketAddr,
     /// For a dialer's socket: bond slot and path it belongs to.
     pub socket: Option<(usize, u8)>,
+    /// Routers that it passed; `None`: not known.
+    pub hops: Option<u8>,
 }
 
 impl Source {

@@ -108,6 +108,9 @@ struct Feedback {
     leader: Leader,
 }
 
+/// Of [`Path::hops`], where they are not known.
+const HOPS_UNKNOWN: u8 = u8::MAX;
+
 /// One path, shared by all cores of the node.
 pub struct Path {
     /// Path id, the header's path byte. Not reused within a key epoch.
@@ -139,6 +142,8 @@ pub struct Path {
     /// When the controller last had a sample, ns.
     sampled_at: AtomicU64,
     heard_at: AtomicU64,
+    /// Routers that datagrams pass on their way here; [`HOPS_UNKNOWN`]: nobody tells.
+    hops: AtomicU8,
     sent_at: AtomicU64,
     confirmed_at: AtomicU64,
     control_turn: AtomicU32,
@@ -269,6 +274,7 @@ impl Path {
             datagram_bytes: AtomicU16::new(LEAST_DATAGRAM_BYTES),
             sampled_at: AtomicU64::new(0),
             heard_at: AtomicU64::new(now.ns()),
+            hops: AtomicU8::new(HOPS_UNKNOWN),
             sent_at: AtomicU64::new(0),
             confirmed_at: AtomicU64::new(0),
             control_turn: AtomicU32::new(0),
@@ -449,9 +455,19 @@ impl Path {
         }
     }
 
-    /// Notes an authenticated datagram.
-    pub fn note_heard(&self, now: Time) {
+    /// Notes an authenticated datagram, and how many routers it passed.
+    pub fn note_heard(&self, now: Time, hops: Option<u8>) {
         self.heard_at.store(now.ns(), Relaxed);
+        let hops = hops.unwrap_or(HOPS_UNKNOWN);
+        if self.hops.load(Relaxed) != hops {
+            self.hops.store(hops, Relaxed);
+        }
+    }
+
+    /// Routers that the peer's datagrams pass on their way here; `None`: not known, as over TLS.
+    #[must_use]
+    pub fn hops(&self) -> Option<u8> {
+        Some(self.hops.load(Relaxed)).filter(|hops| *hops != HOPS_UNKNOWN)
     }
 
     /// When the last authenticated datagram came.

@@ -1,4 +1,4 @@
-//! Paths beyond the limits of their WAN: a round trip that takes too long, too much loss (row T12).
+//! Paths beyond the limits of their WAN: a round trip that takes too long, too much loss, too many routers (row T12).
 //!
 //! Such a path is of the last tier until it is better: it carries data only while there is no other. The round trip is
 //! measured all the time, by pings where there is no data; the queue that our own data makes does not count. Loss shows only where
@@ -29,6 +29,17 @@ pub(crate) struct Bounds {
     pub latency_max_us: Option<u32>,
     /// Most lost datagrams of 10,000.
     pub loss_max: Option<u16>,
+    /// Most routers on the peer's way here.
+    pub hops_max: Option<u8>,
+}
+
+/// Measurements of a path.
+#[derive(Clone, Copy, Debug, Default)]
+struct Measured {
+    rtt_us: u32,
+    /// Lost datagrams of 10,000.
+    loss: u16,
+    hops: Option<u8>,
 }
 
 /// Whether a path is beyond its limits.
@@ -53,20 +64,23 @@ impl Strain {
     pub fn look(&mut self, now: Time, path: &Path, bounds: &Bounds) -> bool {
         let rtt_us = path.rtt_us().saturating_sub(path.queue_us());
         let loss = (path.delivery().0 * 10_000.0) as u16;
-        self.update(now, (rtt_us, loss), bounds)
+        self.update(now, Measured { rtt_us, loss, hops: path.hops() }, bounds)
     }
 
-    fn update(&mut self, now: Time, (rtt_us, loss): (u32, u16), bounds: &Bounds) -> bool {
-        if bounds.latency_max_us.is_none() && bounds.loss_max.is_none() {
+    fn update(&mut self, now: Time, measured: Measured, bounds: &Bounds) -> bool {
+        let Measured { rtt_us, loss, hops } = measured;
+        if bounds.latency_max_us.is_none() && bounds.loss_max.is_none() && bounds.hops_max.is_none() {
             return std::mem::take(self).strained;
         }
+        let far = bounds.hops_max.is_some_and(|max| hops.is_some_and(|hops| hops > max));
         let late = |share: u32| {
             bounds
                 .latency_max_us
                 .is_some_and(|max| u64::from(rtt_us) * 10 > u64::from(max) * u64::from(share))
         };
         let lossy = bounds.loss_max.is_some_and(|max| loss > max);
-        let otherwise = if self.strained { !late(9) && now >= self.until } else { late(10) || lossy };
+        let otherwise =
+            if self.strained { !late(9) && !far && now >= self.until } else { late(10) || far || lossy };
         if !otherwise {
             self.otherwise_since = None;
             return false;
@@ -77,7 +91,7 @@ impl Strain {
         }
         self.strained = !self.strained;
         self.otherwise_since = None;
-        if self.strained && lossy && !late(10) {
+        if self.strained && lossy && !late(10) && !far {
             // Soon after the last attempt: it is no better.
             let again = now.since(self.until) < self.pause_ns && self.pause_ns > 0;
             self.pause_ns = if again { (self.pause_ns * 2).min(PAUSE_NS_MAX) } else { PAUSE_NS };
@@ -91,12 +105,18 @@ impl Strain {
 mod tests {
     use super::*;
 
-    const BOUNDS: Bounds =
-        Bounds { rate_max: None, may_not_send: false, latency_max_us: Some(50_000), loss_max: Some(100) };
+    const BOUNDS: Bounds = Bounds {
+        rate_max: None,
+        may_not_send: false,
+        latency_max_us: Some(50_000),
+        loss_max: Some(100),
+        hops_max: Some(5),
+    };
 
     /// Looks ten times a second; the times in seconds at which something changed.
     fn changes(strain: &mut Strain, seconds: std::ops::Range<u64>, rtt_us: u32, loss: u16) -> Vec<u64> {
-        let at = |tenth: &u64| strain.update(Time::from_ms(tenth * 100), (rtt_us, loss), &BOUNDS);
+        let measured = Measured { rtt_us, loss, hops: Some(5) };
+        let at = |tenth: &u64| strain.update(Time::from_ms(tenth * 100), measured, &BOUNDS);
         (seconds.start * 10..seconds.end * 10).filter(at).map(|tenth| tenth / 10).collect()
     }
 
@@ -112,8 +132,24 @@ mod tests {
         assert_eq!(strain.tier(3), 3);
         let free = Bounds::default();
         assert!(changes(&mut strain, 40..50, 60_000, 0) == [41]);
-        assert!(strain.update(Time::from_ms(51_000), (60_000, 0), &free), "limits that are taken away");
+        let measured = Measured { rtt_us: 60_000, ..Measured::default() };
+        assert!(strain.update(Time::from_ms(51_000), measured, &free), "limits that are taken away");
         assert_eq!(strain.tier(3), 3);
+    }
+
+    #[test]
+    fn a_path_by_too_many_routers_is_left_until_there_are_fewer() {
+        let mut strain = Strain::default();
+        let mut at = |ms, hops| {
+            strain.update(Time::from_ms(ms), Measured { hops, ..Measured::default() }, &BOUNDS);
+            strain.tier(0)
+        };
+        assert_eq!([at(0, None), at(1_500, None), at(2_000, Some(5)), at(9_000, Some(5))], [0; 4]);
+        assert_eq!([at(10_000, Some(6)), at(10_900, Some(6)), at(11_000, Some(6))], [0, 0, STRAINED_TIER]);
+        assert_eq!(
+            [at(20_000, Some(5)), at(22_900, Some(5)), at(23_000, Some(5))],
+            [STRAINED_TIER, STRAINED_TIER, 0]
+        );
     }
 
     #[test]

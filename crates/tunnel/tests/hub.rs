@@ -52,7 +52,7 @@ fn wan() -> Wan {
 }
 
 fn source(socket: Option<(usize, u8)>) -> Source {
-    Source { wan: 0, local: None, remote: ADDRESS.parse().unwrap(), socket }
+    Source { wan: 0, local: None, remote: ADDRESS.parse().unwrap(), socket, hops: None }
 }
 
 fn datagrams(actions: &[Action]) -> Vec<Vec<u8>> {

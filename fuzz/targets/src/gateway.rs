@@ -230,6 +230,7 @@ impl Scene {
                     local: Some(self.hub.address.ip()),
                     remote: self.branch.address,
                     socket: None,
+                    hops: None,
                 };
                 // The kernel's program aims by the core byte; here the first core reads all, and hands over.
                 self.hub.cores[0].ports.put_datagrams(source, stride, bytes);
@@ -240,8 +241,13 @@ impl Scene {
                     left.push(sent);
                     continue;
                 };
-                let source =
-                    Source { wan: 0, local: None, remote: self.hub.address, socket: Some((0, target.path)) };
+                let source = Source {
+                    wan: 0,
+                    local: None,
+                    remote: self.hub.address,
+                    socket: Some((0, target.path)),
+                    hops: None,
+                };
                 self.branch.cores[0].ports.put_datagrams(source, stride, bytes);
                 quiet = false;
             }

@@ -55,6 +55,9 @@ impl Schedule {
     }
 }
 
+/// More routers than that no datagram passes that leaves with our TTL.
+const HOPS_MAX: u64 = 63;
+
 /// Reads them all.
 pub(super) fn properties(section: &mut Section<'_, '_, '_>) -> (WanProperties, Option<Quota>, Schedule) {
     let directions = [("both", Direction::Both), ("send", Direction::Send), ("receive", Direction::Receive)];
@@ -72,6 +75,7 @@ pub(super) fn properties(section: &mut Section<'_, '_, '_>) -> (WanProperties, O
         direction: section.choice("direction", &directions).map_or(Direction::Both, |way| way.value),
         latency_max_us: section.parsed("latency-max", "\"80 ms\"", latency).map(|us| us.value),
         loss_max: section.parsed("loss-max", "\"2 %\"", loss).map(|loss| loss.value),
+        hops_max: section.number("hops-max", 0..=HOPS_MAX).map(|hops| hops.value as u8),
     };
     let quota = quota.map(|bytes| Quota { bytes: bytes.value, day });
     (properties, quota, Schedule(spans.into_iter().map(|span| span.value).collect()))
@@ -176,7 +180,7 @@ mod tests {
 
     #[test]
     fn everything_is_read() {
-        let text = "[[wan]]\ninterface = \"lte\"\ncost = 7\ndirection = \"receive\"\nlatency-max = \"80 ms\"\nloss-max = \"0.5%\"\n\
+        let text = "[[wan]]\ninterface = \"lte\"\ncost = 7\ndirection = \"receive\"\nlatency-max = \"80 ms\"\nloss-max = \"0.5%\"\nhops-max = 12\n\
                     quota = \"50 GB\"\nquota-day = 15\nschedule = [\"mon-fri 08:00-18:00\"]\n";
         let wan = config("listen = 4600", text).wans.remove(0);
         let properties = WanProperties {
@@ -185,6 +189,7 @@ mod tests {
             direction: Direction::Receive,
             latency_max_us: Some(80_000),
             loss_max: Some(50),
+            hops_max: Some(12),
         };
         assert_eq!(wan.properties, properties);
         assert_eq!(wan.quota, Some(Quota { bytes: 50_000_000_000, day: 15 }));

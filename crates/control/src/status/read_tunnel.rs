@@ -202,6 +202,7 @@ fn path_status(path: &Path, wans: &[Wan], sent: u64, fastest_us: i64) -> PathSta
             (tx_bytes as f64 * 1_000.0 / sent as f64).round() / 10.0
         },
         tier: path.tier(),
+        hops: path.hops(),
         tx_copies: path.traffic.copies.load(Relaxed),
         classes: classes_of(path),
     }

@@ -181,6 +181,9 @@ pub struct PathStatus {
     /// Preference, the higher of both ends'; 254: beyond the limits of its WAN, 255: also its quota is used up.
     #[serde(default)]
     pub tier: u8,
+    /// Routers that the peer's datagrams pass on their way here; not there where nobody tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hops: Option<u8>,
     /// Datagrams sent as copies of those of other paths (class `critical`).
     #[serde(default)]
     pub tx_copies: u64,

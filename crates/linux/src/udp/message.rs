@@ -8,8 +8,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use super::{RECEIVE_BATCH_MAX, RecvMeta};
 use crate::sys::check_size;
 
-/// Room for control messages: packet info (IPv6's is the larger), traffic class, GRO size; twice for dual stack.
-const CONTROL_BYTES: usize = 192;
+/// Room for control messages: packet info (IPv6's is the larger), traffic class, hop limit, GRO size; twice for dual stack.
+const CONTROL_BYTES: usize = 256;
 
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
@@ -271,6 +271,11 @@ unsafe fn read_control(head: &libc::cmsghdr, data: *const u8, meta: &mut RecvMet
         (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) if payload >= 4 => {
             // SAFETY: length checked.
             meta.ecn = (unsafe { data.cast::<u32>().read_unaligned() } & 3) as u8;
+        }
+        (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) if payload >= 4 => {
+            // SAFETY: length checked.
+            let ttl = unsafe { data.cast::<libc::c_int>().read_unaligned() };
+            meta.ttl = u8::try_from(ttl).ok();
         }
         (libc::SOL_UDP, libc::UDP_GRO) if payload >= 4 => {
             // SAFETY: length checked.

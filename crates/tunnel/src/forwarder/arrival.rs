@@ -35,7 +35,7 @@ pub(super) fn note_arrival<O: Output>(cx: &mut Context<'_, O>, bond: &Bond, path
     if bond.dialer {
         // A repeat came over another path's socket: it says nothing about this one.
         if source.socket.is_none_or(|(_, path)| path == header.path) {
-            cx.tx.paths[path_at].path.note_heard(now);
+            cx.tx.paths[path_at].path.note_heard(now, source.hops);
         }
         return;
     }
@@ -46,7 +46,7 @@ pub(super) fn note_arrival<O: Output>(cx: &mut Context<'_, O>, bond: &Bond, path
     };
     if route.remote.ip() == source.remote.ip() && route.wan == source.wan {
         let tx = &mut cx.tx.paths[path_at];
-        tx.path.note_heard(now);
+        tx.path.note_heard(now, source.hops);
         let core = usize::from(header.sending_core);
         if tx.tuples.len() <= core {
             tx.tuples.resize(core + 1, None);

@@ -561,6 +561,7 @@ impl CoreBond {
             local: None,
             remote: std::net::SocketAddr::from(([0, 0, 0, 0], 0)),
             socket: None,
+            hops: None,
         };
         let mut cx = Context { now, node, source: &source, tx: &mut self.tx, actions, out: &mut *out, drops };
         next = next.min(self.rx.tick(&mut cx));

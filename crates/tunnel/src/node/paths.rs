@@ -148,6 +148,7 @@ fn limits(wan: &Wan) -> (PathLimits, Bounds) {
         may_not_send: properties.direction == Direction::Receive,
         latency_max_us: properties.latency_max_us,
         loss_max: properties.loss_max,
+        hops_max: properties.hops_max,
     };
     (limits, bounds)
 }

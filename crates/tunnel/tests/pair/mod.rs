@@ -126,7 +126,7 @@ impl Side {
     /// Takes a datagram that came from `remote`.
     pub fn receive(&mut self, now: Time, remote: SocketAddr, socket: Option<(usize, u8)>, bytes: &mut [u8]) {
         let owner = Header::parse(bytes).ok().and_then(|header| owner_core(&header, self.cores.len() as u8));
-        let source = Source { wan: 0, local: None, remote, socket };
+        let source = Source { wan: 0, local: None, remote, socket, hops: None };
         let stride = bytes.len();
         let core = &mut self.cores[usize::from(owner.unwrap_or(0))];
         core.begin(now);

@@ -181,13 +181,19 @@ impl Pair {
 
 /// Source of the sender's datagrams at the receiver.
 pub fn source_of_sender(_: &Sent) -> Source {
-    Source { wan: 0, local: None, remote: SocketAddr::from(([192, 0, 2, SENDER], DIAL_PORT)), socket: None }
+    Source {
+        wan: 0,
+        local: None,
+        remote: SocketAddr::from(([192, 0, 2, SENDER], DIAL_PORT)),
+        socket: None,
+        hops: None,
+    }
 }
 
 /// Source of the receiver's at the sender.
 pub fn source_of_receiver(sent: &Sent) -> Source {
     let remote = SocketAddr::from(([192, 0, 2, RECEIVER], LISTEN_PORT));
-    Source { wan: 0, local: None, remote, socket: Some((0, sent.target.path)) }
+    Source { wan: 0, local: None, remote, socket: Some((0, sent.target.path)), hops: None }
 }
 
 /// A UDP packet over IPv4, without a checksum.
