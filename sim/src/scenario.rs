@@ -122,6 +122,7 @@ fn masquerade(out: InterfaceId) -> NatSpec {
         from: vec![site_prefix(0)],
         from_peers: Vec::new(),
         tenants: Vec::new(),
+        of_interface: false,
         mapping: Mapping::EndpointDependent,
         ports: (1_024, 65_535),
         reserved: Vec::new(),

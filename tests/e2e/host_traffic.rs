@@ -242,3 +242,41 @@ fn c2_downloads_over_a_pppoe_link_without_icmp() {
         no_reply_went_astray(&gateway);
     });
 }
+
+/// Row C2: the uplink's device has an address in the modem's network as well. Each network sees its own address, whoever asks and
+/// whatever port, with endpoint-independent mappings too, also when addresses change while the program runs.
+#[test]
+fn c2_each_network_of_the_uplink_sees_an_address_of_its_own() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let (place, client, beyond) = (lans.gateway(), lans.host(1), lans.host(2));
+        lans.no_default_route(2);
+        shell(beyond, "ip addr add 192.168.100.1/24 dev eth0; ip addr add 198.51.100.7/32 dev lo");
+        shell(place, "ip addr add 192.168.100.2/24 dev lan2; ip route add default via 10.1.2.2");
+        for number in 3..9 {
+            shell(client, &format!("ip addr add 10.1.1.{number}/24 dev eth0"));
+        }
+        let sections = |mapping: &str| format!("{ALLOW}[[nat]]\nout = \"lan2\"\nmapping = \"{mapping}\"\n");
+        let gateway = lans.start(&sections("endpoint-dependent"));
+        // Bound to one address each: over UDP an answer would come from another.
+        let _far = Mirror::start(beyond, "far", "198.51.100.7:80");
+        let _modem = Mirror::start(beyond, "modem", "192.168.100.1:80");
+        let see = |near: &str| {
+            for number in 2..9 {
+                let from = format!("10.1.1.{number}:0");
+                for (to, source) in [("198.51.100.7:80", "10.1.2.1"), ("192.168.100.1:80", near)] {
+                    let seen = UdpClient::new(client, &from).ask(to, 64).source;
+                    assert_eq!(seen.ip().to_string(), source, "{from} asks {to}");
+                }
+            }
+            assert_eq!(ask_tcp(client, "192.168.100.1:80").source.ip().to_string(), near);
+        };
+        see("192.168.100.2");
+        let (code, said) = lans.reload(&gateway, &sections("endpoint-independent"));
+        assert_eq!(code, 0, "{said}");
+        see("192.168.100.2");
+        shell(place, "ip addr del 192.168.100.2/24 dev lan2; ip addr add 192.168.100.3/24 dev lan2");
+        std::thread::sleep(Duration::from_millis(500));
+        see("192.168.100.3");
+    });
+}

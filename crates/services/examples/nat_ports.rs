@@ -53,6 +53,7 @@ fn gateway(mode: NatMode, tables: u16, random: &mut Random) -> Option<Nat> {
         from: vec![],
         from_peers: vec![],
         tenants: vec![],
+        of_interface: false,
         mapping: Mapping::EndpointDependent,
         ports: (1024, 65_535),
         port_choice: PortChoice::Random,
@@ -73,8 +74,15 @@ fn gateway(mode: NatMode, tables: u16, random: &mut Random) -> Option<Nat> {
 }
 
 fn bind(nat: &mut Nat, client: FlowKey, random: &mut Random) -> Option<Binding> {
-    let request =
-        BindRequest { rule: 0, client, tenant: 0, out_tenant: 0, random: random.word(), home: None };
+    let request = BindRequest {
+        rule: 0,
+        client,
+        tenant: 0,
+        out_tenant: 0,
+        random: random.word(),
+        home: None,
+        next: None,
+    };
     nat.bind(0, &request, |_| false).ok()
 }
 

@@ -593,6 +593,7 @@ fn server_nat(spec: &GatewaySpec, out: InterfaceId, server: &ServerSpec) -> NatS
         from: Vec::new(),
         from_peers: Vec::new(),
         tenants: Vec::new(),
+        of_interface: false,
         mapping: Mapping::EndpointDependent,
         ports: PORTS_DEFAULT,
         port_choice: PortChoice::Random,

@@ -180,11 +180,16 @@ pub struct InterfaceSpec {
 impl InterfaceSpec {
     /// Its addresses of a family that hosts beyond the link can answer to: not the link-local ones.
     pub fn usable_addresses(&self, ipv4: bool) -> impl Iterator<Item = IpAddr> + '_ {
-        let usable = move |address: &IpAddr| match address {
+        self.usable_networks(ipv4).map(|net| net.addr())
+    }
+
+    /// [`Self::usable_addresses`] with their networks.
+    pub fn usable_networks(&self, ipv4: bool) -> impl Iterator<Item = IpNet> + '_ {
+        let usable = move |net: &IpNet| match net.addr() {
             IpAddr::V4(ip) => ipv4 && !ip.is_link_local(),
             IpAddr::V6(ip) => !ipv4 && !ip.is_unicast_link_local(),
         };
-        self.addresses.iter().map(IpNet::addr).filter(usable)
+        self.addresses.iter().copied().filter(usable)
     }
 }
 
@@ -425,6 +430,9 @@ pub struct NatSpec {
     /// Outside addresses ([`NatMode::AddressAndPort`]). Empty: the IPv4 addresses of the interface, whichever it has; while
     /// it has none, IPv4 flows are refused. IPv6 is then not translated.
     pub addresses: Vec<IpAddr>,
+    /// The IPv4 ones are those that the interface has, and nobody's choice: where they are in several networks, a flow takes one of
+    /// its next hop's.
+    pub of_interface: bool,
     /// Only packets from these prefixes, or from `from_peers`; both empty = all.
     pub from: Vec<IpNet>,
     /// Only packets that came in by these bonds, or from `from`.

@@ -124,6 +124,7 @@ fn nat(address: &str, mapping: Mapping) -> NatSpec {
         from: Vec::new(),
         from_peers: Vec::new(),
         tenants: Vec::new(),
+        of_interface: false,
         mapping,
         ports: (1024, 65_535),
         port_choice: PortChoice::Random,

@@ -341,6 +341,7 @@ fn nat() -> NatSpec {
         out: Some(WAN),
         mode: NatMode::AddressAndPort,
         addresses: vec!["203.0.113.1".parse().expect("an address")],
+        of_interface: false,
         from: Vec::new(),
         from_peers: Vec::new(),
         tenants: Vec::new(),

@@ -546,6 +546,7 @@ pub(super) fn spec(kind: Kind) -> anyhow::Result<GatewaySpec> {
             from: Vec::new(),
             from_peers: Vec::new(),
             tenants: Vec::new(),
+            of_interface: false,
             mapping: Mapping::EndpointDependent,
             ports: (1024, 65_535),
             port_choice: PortChoice::Random,

@@ -515,7 +515,9 @@ impl Builder<'_> {
             let mut addresses = nat.addresses.clone();
             addresses.retain(|address| !unusable.contains_key(address));
             let ipv4 = nat.addresses.is_empty() || nat.addresses.iter().any(IpAddr::is_ipv4);
-            if ipv4 && !addresses.iter().any(IpAddr::is_ipv4) && nat.mode == NatMode::AddressAndPort {
+            let of_interface =
+                ipv4 && !addresses.iter().any(IpAddr::is_ipv4) && nat.mode == NatMode::AddressAndPort;
+            if of_interface {
                 let out = interfaces.get(id.index());
                 addresses.extend(out.into_iter().flat_map(|out| out.usable_addresses(true)));
             }
@@ -540,6 +542,7 @@ impl Builder<'_> {
                 reserved: Vec::new(),
                 addresses,
                 from,
+                of_interface,
                 from_peers,
                 tenants: self.tenants(&nat.tenants),
                 mapping: nat.mapping,

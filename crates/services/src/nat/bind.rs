@@ -144,7 +144,7 @@ impl Nat {
         in_use: &dyn Fn(&FlowKey) -> bool,
     ) -> Result<Binding, DropReason> {
         let (client_key, client) = ((request.tenant, request.client.src), request.client.src);
-        let pool = rule.pool(client);
+        let pool = rule.pool_for(request);
         if pool.is_empty() {
             return Err(DropReason::NatNoAddress);
         }
@@ -239,7 +239,7 @@ impl Nat {
         request: &BindRequest,
     ) -> Option<Binding> {
         let (key, protocol) = (&request.client, request.client.protocol);
-        let pool = rule.pool(key.src);
+        let pool = rule.pool_for(request);
         let inside: InsideKey = (request.tenant, protocol, key.src, key.sender_port(), *pool.first()?);
         let known = self.mappings.of_inside(&inside).map(|entry| entry.outside);
         if let Some(outside) = known
@@ -329,7 +329,7 @@ impl Nat {
         request: &BindRequest,
     ) -> Option<Automatic> {
         let key: ClientKey = (request.tenant, request.client.src);
-        let pool = rule.pool(key.1);
+        let pool = rule.pool_for(request);
         let zone = *pool.first()?;
         let start = self.first_address(followed, &key, pool);
         let client = self.clients.find(&key)?;

@@ -34,6 +34,7 @@ pub mod lease;
 pub mod limits;
 pub mod log;
 pub mod mapping;
+mod networks;
 mod policy;
 mod pools;
 pub mod port_set;
@@ -69,6 +70,8 @@ pub struct BindRequest {
     pub random: u64,
     /// Bucket of the client's endpoint ([`crate::steer::endpoint_bucket`]), where the flow is steered by that.
     pub home: Option<u16>,
+    /// The router or neighbor that the flow goes to. `None`: not known, or no matter.
+    pub next: Option<IpAddr>,
 }
 
 /// The source that a flow was given.
@@ -399,9 +402,9 @@ impl Nat {
         let Some(rule) = self.followed.as_ref().and_then(|followed| followed.policy.rule(rule)) else {
             return false;
         };
-        let pool = rule.pool(key.src);
-        pool.first().is_some_and(|zone| {
-            self.mappings.is_home(&(tenant, key.protocol, key.src, key.sender_port(), *zone), pool)
+        rule.pools(key.src).any(|pool| {
+            let inside = pool.first().map(|zone| (tenant, key.protocol, key.src, key.sender_port(), *zone));
+            inside.is_some_and(|inside| self.mappings.is_home(&inside, pool))
         })
     }
 

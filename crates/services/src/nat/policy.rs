@@ -13,8 +13,10 @@ use crate::spec::{
     ForwardSpec, InterfaceSpec, LeaseSpec, Mapping, NatMode, NatSpec, PORTS_DEFAULT, PortChoice,
 };
 
+use super::BindRequest;
 use super::lease::{LeaseError, Leases};
 use super::log::NatEvent;
+use super::networks::Addresses;
 use super::port_set::{Blocks, PortSet};
 
 /// Most port tables of one address and core.
@@ -45,8 +47,7 @@ pub(crate) struct Rule {
     /// `None`: the rule of a virtual server.
     pub(crate) out: Option<InterfaceId>,
     pub(crate) mode: NatMode,
-    /// By family: IPv4, IPv6.
-    addresses: [Vec<IpAddr>; 2],
+    addresses: Addresses,
     from: Vec<IpNet>,
     from_peers: Vec<BondId>,
     tenants: Vec<u16>,
@@ -95,12 +96,26 @@ impl Rule {
 
     /// The outside addresses of a family.
     pub(crate) fn pool(&self, like: IpAddr) -> &[IpAddr] {
-        let [v4, v6] = &self.addresses;
-        if like.is_ipv4() { v4 } else { v6 }
+        self.addresses.pool(like)
+    }
+
+    /// Of [`Self::pool`] those that the flow of a request may have, by the network of its next hop.
+    pub(crate) fn pool_for(&self, request: &BindRequest) -> &[IpAddr] {
+        self.addresses.towards(request.client.src, request.next)
+    }
+
+    /// [`Self::pool`] in its parts.
+    pub(crate) fn pools(&self, like: IpAddr) -> impl Iterator<Item = &[IpAddr]> {
+        self.addresses.parts(like)
+    }
+
+    /// That part of [`Self::pool`] which has an address.
+    pub(crate) fn pool_with(&self, address: IpAddr) -> Option<&[IpAddr]> {
+        self.pools(address).find(|pool| pool.contains(&address))
     }
 
     fn all_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        self.addresses.iter().flatten().copied()
+        self.addresses.all()
     }
 
     fn serves(&self, client: &NatClient) -> bool {
@@ -188,7 +203,8 @@ impl Default for NatPolicy {
 impl NatPolicy {
     /// Compiles. Numbers of rules and forwards are places in the lists given.
     ///
-    /// * A rule without addresses takes the IPv4 ones of its interface that others can reach, and none of IPv6.
+    /// * A rule without addresses takes the IPv4 ones of its interface that others can reach, and none of IPv6. Of several
+    ///   networks each flow takes those of the next hop's ([`Addresses`]).
     /// * Ports on which forwards listen are never given to flows, but to those of a forward's own host. A forward of all of a
     ///   rule's ports takes what is of no flow, and no port.
     /// * An address is endpoint-independent as a whole: a rule that shares an address with such a rule becomes one.
@@ -258,12 +274,15 @@ impl NatPolicy {
 
     fn add_rule(&mut self, nat: &NatSpec, interfaces: &[InterfaceSpec]) {
         let translates = nat.mode == NatMode::AddressAndPort;
-        let of_interface = translates && nat.addresses.is_empty();
-        let all: Vec<IpAddr> = match nat.out.and_then(|out| interfaces.get(out.index())) {
-            Some(interface) if of_interface => interface.usable_addresses(true).collect(),
-            _ if translates => nat.addresses.clone(),
-            _ => Vec::new(),
+        let of_interface = translates && (nat.addresses.is_empty() || nat.of_interface);
+        let named = Addresses::named(if translates { &nat.addresses } else { &[] });
+        let addresses = match nat.out.and_then(|out| interfaces.get(out.index())) {
+            Some(interface) if of_interface => {
+                named.of_interface(&interface.usable_networks(true).collect::<Vec<_>>())
+            }
+            _ => named,
         };
+        let all: Vec<IpAddr> = addresses.all().collect();
         let sets = RulePorts::of(nat, |port_range| self.without_forwards(port_range, nat, &all));
         let preference = match nat.port_choice {
             PortChoice::Random => Preference::Any,
@@ -275,14 +294,6 @@ impl NatPolicy {
         };
         let [ports, own_ports] = [sets.ports, sets.own].map(|set| self.place_of(set));
         let low_ports = sets.low.map(|set| self.place_of(set));
-        let mut addresses = [Vec::new(), Vec::new()];
-        let [v4, v6] = &mut addresses;
-        for address in all {
-            let family = if address.is_ipv4() { &mut *v4 } else { &mut *v6 };
-            if !family.contains(&address) {
-                family.push(address);
-            }
-        }
         self.rules.push(Rule {
             out: nat.out,
             mode: nat.mode,
@@ -491,6 +502,12 @@ impl NatPolicy {
     pub fn leasable(&self, address: IpAddr) -> Blocks {
         let of_address = self.rules.iter().filter(|rule| rule.all_addresses().any(|known| known == address));
         of_address.fold(0, |all, rule| all | self.ports(rule).map_or(0, PortSet::whole_blocks))
+    }
+
+    /// Those of the outside addresses of a rule that flows of a client by this next hop may have.
+    #[must_use]
+    pub fn addresses_towards(&self, rule: u16, client: IpAddr, next: Option<IpAddr>) -> Vec<IpAddr> {
+        self.rule(rule).map(|rule| rule.addresses.towards(client, next).to_vec()).unwrap_or_default()
     }
 
     /// The outside addresses of a rule, IPv4 first. Empty when the rule keeps the client's.

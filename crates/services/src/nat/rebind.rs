@@ -130,8 +130,15 @@ impl Nat {
             dst_port: if is_icmp(protocol) { inside.port() } else { 0 },
             protocol,
         };
-        let request =
-            BindRequest { rule: earlier.rule, client, tenant, out_tenant, random: 0, home: earlier.home };
+        let request = BindRequest {
+            rule: earlier.rule,
+            client,
+            tenant,
+            out_tenant,
+            random: 0,
+            home: earlier.home,
+            next: None,
+        };
         let source = Earlier {
             source: outside.ip(),
             port: outside.port(),
@@ -243,7 +250,7 @@ impl Nat {
         request: &BindRequest,
         earlier: &Earlier,
     ) -> Option<Automatic> {
-        let pool = rule.pool(request.client.src);
+        let pool = rule.pool_with(earlier.source)?;
         let zone = *pool.first()?;
         let client = self.clients.find(&(request.tenant, request.client.src))?;
         if let Some(held) = client.automatic.iter().find(|held| held.zone == zone) {
@@ -275,7 +282,8 @@ impl Nat {
         earlier: &Earlier,
     ) -> Result<Binding, Refusal> {
         let (key, protocol) = (&request.client, request.client.protocol);
-        let zone = *rule.pool(key.src).first().ok_or(Refusal::Address)?;
+        let zone = rule.pool_with(earlier.source).and_then(|pool| pool.first());
+        let zone = *zone.ok_or(Refusal::Address)?;
         let inside: InsideKey = (request.tenant, protocol, key.src, key.sender_port(), zone);
         let outside: OutsideKey = (request.out_tenant, protocol, earlier.source, earlier.port);
         match self.mappings.of_inside(&inside).map(|entry| entry.outside) {

@@ -66,6 +66,7 @@ pub(super) fn nat(addresses: &[&str]) -> NatSpec {
         from: vec![],
         from_peers: vec![],
         tenants: vec![],
+        of_interface: false,
         mapping: Mapping::EndpointDependent,
         ports: (1024, 65_535),
         port_choice: PortChoice::Random,
@@ -143,8 +144,15 @@ impl Gateway {
     fn bind_as(&mut self, client: FlowKey, tenant: u16) -> Result<Binding, DropReason> {
         let rule =
             self.policy.rule_for(Egress::Interface(InterfaceId(1)), &self::client(&client, tenant)).unwrap();
-        let request =
-            BindRequest { rule, client, tenant, out_tenant: 5, random: self.random.next(), home: None };
+        let request = BindRequest {
+            rule,
+            client,
+            tenant,
+            out_tenant: 5,
+            random: self.random.next(),
+            home: None,
+            next: None,
+        };
         let flows = &self.flows;
         let binding = self.nat.bind(self.now_ns, &request, |reply| flows.contains_key(&place(reply)))?;
         self.log.extend(self.nat.events());

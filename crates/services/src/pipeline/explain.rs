@@ -68,7 +68,7 @@ pub struct SourceNat {
     pub rule: Option<u16>,
     /// Mode of that rule.
     pub mode: NatMode,
-    /// Outside addresses of that rule.
+    /// Outside addresses of that rule, those that this flow may have.
     pub addresses: Vec<IpAddr>,
 }
 
@@ -216,7 +216,7 @@ fn leave(
         explanation.source = SourceNat {
             rule: Some(rule),
             mode: policy.nat.mode(rule).unwrap_or(NatMode::None),
-            addresses: policy.nat.addresses(rule),
+            addresses: policy.nat.addresses_towards(rule, key.src, explanation.next_hop),
         };
     }
 }

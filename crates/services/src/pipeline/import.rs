@@ -170,6 +170,7 @@ impl Services {
             out_tenant: reply.1,
             random: 0,
             home: by_endpoint.then(|| steer::endpoint_bucket(ownership, &original.0, original.1) as u16),
+            next: None,
         };
         let earlier = Earlier {
             source: to.src,

@@ -471,6 +471,7 @@ impl Services {
                 out_tenant: policy.tenant_behind(resolution.egress),
                 random: self.random.word(),
                 home: by_endpoint.then(|| steer::endpoint_bucket(ownership, key, *tenant) as u16),
+                next: Some(resolution.neighbor),
             };
             let mut binding = self.bind(*now_ns, &request);
             if binding == Err(DropReason::NatPortsExhausted) {

@@ -75,6 +75,22 @@ fn a_rule_without_addresses_has_its_interfaces() {
 }
 
 #[test]
+fn the_next_hop_decides_between_the_networks_of_an_interface() {
+    let wan = interface(&["192.0.2.7/24", "192.168.100.2/24"]);
+    let policy = NatPolicy::compile(&[nat(&[])], &[], &[], &[interface(&[]), wan]);
+    let towards = |next: &str| policy.addresses_towards(0, ip("10.1.1.1"), Some(ip(next)));
+    assert_eq!(towards("192.0.2.254"), [ip("192.0.2.7")]);
+    assert_eq!(towards("192.168.100.1"), [ip("192.168.100.2")]);
+    assert_eq!(policy.addresses(0).len(), 2);
+    let named = NatPolicy::compile(&[nat(&["192.0.2.7", "192.168.100.2"])], &[], &[], &[]);
+    assert_eq!(
+        named.addresses_towards(0, ip("10.1.1.1"), Some(ip("192.0.2.254"))).len(),
+        2,
+        "as they are named"
+    );
+}
+
+#[test]
 fn before_the_interface_has_an_ipv4_address_ipv4_is_refused_and_ipv6_routed() {
     let bare = interface(&["2001:db8::7/64", "fe80::7/64"]);
     let nats = [nat(&[]), NatSpec { mode: NatMode::None, ..nat(&[]) }];

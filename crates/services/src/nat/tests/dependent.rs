@@ -302,7 +302,8 @@ fn query_ids_are_ports_and_other_protocols_have_the_address_only() {
     assert_eq!(gateway.bind(gre("10.0.0.3:0")).unwrap().source, first.source);
     let mixed = FlowKey { dst: ip("2001:db8::1"), ..key(6, "10.0.0.1:1", "198.51.100.1:80") };
     let rule = gateway.policy.rule_for(Egress::Interface(InterfaceId(1)), &client(&mixed, 0)).unwrap();
-    let request = BindRequest { rule, client: mixed, tenant: 0, out_tenant: 5, random: 1, home: None };
+    let request =
+        BindRequest { rule, client: mixed, tenant: 0, out_tenant: 5, random: 1, home: None, next: None };
     assert_eq!(gateway.nat.bind(0, &request, |_| false), Err(DropReason::NatUnsupported));
 }
 

@@ -364,6 +364,7 @@ pub fn nat(mode: NatMode, addresses: &[&str]) -> NatSpec {
         from: Vec::new(),
         from_peers: Vec::new(),
         tenants: Vec::new(),
+        of_interface: false,
         mapping: Mapping::EndpointDependent,
         ports: (1024, 65_535),
         port_choice: crate::spec::PortChoice::Random,
