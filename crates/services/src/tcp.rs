@@ -324,6 +324,8 @@ fn opening(record: &mut Record, state: State, direction: Direction, segment: &Se
             if segment.ack != record.tcp_end[reply] {
                 return Verdict::Invalid;
             }
+            // The other end has no other to send if our SYN never came there: a NAT before it had no flow yet.
+            record.state = State::SynReceived as u8 | PASSED_SYN;
             Verdict::Accept
         }
         // A challenge ACK of an earlier connection: the client answers it with a RST and goes on.
@@ -359,13 +361,23 @@ fn late_syn(record: &mut Record, state: State, direction: Direction, segment: &S
             }
             Verdict::Pass
         }
-        // The second SYN-ACK of a simultaneous open.
+        // The second SYN-ACK of a simultaneous open, or the first one again.
         (Direction::Original, true) if state == State::SynReceived => {
-            if segment.ack == record.tcp_end[Direction::Reply as usize] {
-                record.state = State::Established as u8;
-                return Verdict::Accept;
+            if segment.ack != record.tcp_end[Direction::Reply as usize] {
+                return Verdict::Invalid;
             }
-            Verdict::Invalid
+            if record.state & PASSED_SYN == 0 {
+                record.state = State::Established as u8;
+            }
+            Verdict::Accept
+        }
+        // Its SYN again, in place of the answer to ours.
+        (Direction::Reply, false)
+            if state == State::SynReceived
+                && record.state & PASSED_SYN != 0
+                && segment.end() == record.tcp_end[direction as usize] =>
+        {
+            Verdict::Pass
         }
         (Direction::Reply, true) => {
             if record.state & PASSED_SYN != 0 && in_window(record, direction, segment) != Verdict::Accept {

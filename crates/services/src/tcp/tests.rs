@@ -144,13 +144,25 @@ fn both_ends_open_at_once() {
     let mut talk = Talk::new("S 100:0 0 10000");
     talk.says("< S 500:0 0 10000", Accept).at(State::SynSentBoth);
     talk.says("> S 100:0 0 10000", Accept).at(State::SynSentBoth);
-    talk.says("> S. 100:0 501 10000", Accept).at(State::SynSentBoth);
-    talk.says("< S. 500:0 101 10000", Accept).at(State::SynReceived);
+    talk.says("> S. 100:0 501 10000", Accept).at(State::SynReceived);
+    talk.says("< S. 500:0 101 10000", Pass).at(State::SynReceived);
     talk.says("> . 101:10 501 10000", Accept).at(State::Established);
     let mut talk = Talk::new("S 100:0 0 10000");
     talk.says("< S 500:0 0 10000", Accept).says("< S. 500:0 101 10000", Accept).at(State::SynReceived);
     talk.says("> S. 100:0 501 10000", Accept).at(State::Established);
     talk.says("< . 501:10 101 10000", Accept);
+}
+
+/// Each behind a NAT: the first SYN of the inside dies before the other NAT, which has no flow yet, so that the other end gets
+/// nothing but the SYN-ACK, and answers that with an ACK.
+#[test]
+fn both_ends_open_and_one_syn_never_arrives() {
+    let mut talk = Talk::new("S 100:0 0 10000");
+    talk.says("< S 500:0 0 10000", Accept).says("> S. 100:0 501 10000", Accept).at(State::SynReceived);
+    talk.says("< S 500:0 0 10000", Pass).says("> S. 100:0 501 10000", Accept).at(State::SynReceived);
+    talk.says("< . 501:0 101 10000", Accept).says("< P. 501:10 101 10000", Accept);
+    talk.says("> P. 101:10 511 10000", Accept).at(State::Established);
+    talk.says("< F. 511:0 111 10000", Accept).says("> F. 111:0 512 10000", Accept).at(State::FinBoth);
 }
 
 #[test]
