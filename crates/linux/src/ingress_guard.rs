@@ -115,6 +115,18 @@ impl IngressGuard {
             }
         }
     }
+
+    /// Makes its table again if it has one and that is not among these, the [`nftables::netdev_tables`] of now: `flush ruleset`,
+    /// with which most files for `nft` begin, takes it along. Returns whether that was so.
+    ///
+    /// # Errors
+    /// Without CAP_NET_ADMIN or the program `nft`, or when the interface is not there any more.
+    pub fn keep(&self, share: &KernelShare, tables: &[String]) -> Result<bool> {
+        match &self.hold {
+            Hold::Table(table) if !tables.contains(table) => self.set_kernel_share(share).map(|()| true),
+            Hold::Table(_) | Hold::Program(..) => Ok(false),
+        }
+    }
 }
 
 impl Drop for IngressGuard {

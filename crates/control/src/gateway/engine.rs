@@ -421,9 +421,9 @@ impl EngineHandle<'_> {
         refused.iter().map(ToString::to_string).collect()
     }
 
-    /// Keeps the kernel from forwarding between the interfaces also where somebody has cleared that away.
-    pub fn keep_closed(&self) -> Result<bool, linux::Error> {
-        self.engine.keep_closed()
+    /// Keeps the kernel from forwarding between the interfaces, and from their packets, also where somebody has cleared that away.
+    pub fn keep_tables(&self) -> Result<bool, linux::Error> {
+        self.engine.keep_tables()
     }
 
     /// Once a second: notes what only time tells.

@@ -325,7 +325,7 @@ impl GatewaySupervisor {
     /// Restores what this process has set on the host and others have cleared away, as a restart of the firewall does.
     fn keep(&mut self, handle: &EngineHandle<'_>) {
         self.addresses.ipv6_routers.keep();
-        for kept in [handle.keep_closed(), self.addresses.own_services.keep()] {
+        for kept in [handle.keep_tables(), self.addresses.own_services.keep()] {
             match kept {
                 Ok(true) => tracing::info!("a table of nft that somebody had removed is there again"),
                 Ok(false) => {}

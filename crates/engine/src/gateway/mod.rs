@@ -468,12 +468,12 @@ impl crate::Engine {
         lock(&self.shared.gateway.opened).forward_guard()
     }
 
-    /// Makes that table again if somebody has removed it; returns whether that was so.
+    /// Makes that table again if somebody has removed it, and those that guard interfaces; returns whether that was so.
     ///
     /// # Errors
     /// Without the program `nft`.
-    pub fn keep_closed(&self) -> Result<bool, linux::Error> {
-        lock(&self.shared.gateway.opened).keep_closed()
+    pub fn keep_tables(&self) -> Result<bool, linux::Error> {
+        lock(&self.shared.gateway.opened).keep_tables()
     }
 
     /// Interfaces that could not be opened, and why.

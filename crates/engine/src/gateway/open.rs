@@ -6,6 +6,7 @@ use std::sync::Arc;
 use linux::bpf::{KernelShare, MACS_MAX, OwnPorts, SteeringProgram};
 use linux::forward_guard::ForwardGuard;
 use linux::ingress_guard::{GuardKind, IngressGuard};
+use linux::netlink::nftables;
 use linux::packet_ring::{Fanout, PacketRing, PacketRingOptions, RingFilter};
 use linux::packet_sender::PacketSender;
 use linux::packet_socket::PacketSocket;
@@ -63,6 +64,15 @@ impl OpenPort {
     /// Whether the host gets by this device what the datapath finds to be its own.
     fn gives_back(&self) -> bool {
         self.guard.kind() == GuardKind::Program && self.shared.is_none()
+    }
+
+    fn has_table(&self) -> bool {
+        self.outliving.is_some() || self.guard.kind() == GuardKind::Table
+    }
+
+    fn keep_guards(&self, tables: &[String]) -> Result<bool, linux::Error> {
+        let behind = self.outliving.as_ref().map_or(Ok(false), |table| table.keep(&self.share, tables));
+        Ok(self.guard.keep(&self.share, tables)? | behind?)
     }
 
     /// Says anew what is left to the kernel, to the rings first: what both have for a moment is better than what nobody has.
@@ -126,9 +136,20 @@ impl Opened {
         self.closed.as_ref()?.name()
     }
 
-    /// Makes that table again if somebody has removed it.
-    pub fn keep_closed(&mut self) -> Result<bool, linux::Error> {
-        self.closed.as_mut().map_or(Ok(false), ForwardGuard::keep)
+    /// Makes that table again if somebody has removed it, and those of the interfaces that have some.
+    pub fn keep_tables(&mut self) -> Result<bool, linux::Error> {
+        let closed = self.closed.as_mut().map_or(Ok(false), ForwardGuard::keep);
+        let ports = self.keep_guards();
+        Ok(closed? | ports?)
+    }
+
+    fn keep_guards(&self) -> Result<bool, linux::Error> {
+        if !self.ports.iter().flatten().any(OpenPort::has_table) {
+            return Ok(false);
+        }
+        let tables = nftables::netdev_tables()?;
+        let kept: Vec<_> = self.ports.iter().flatten().map(|port| port.keep_guards(&tables)).collect();
+        kept.into_iter().try_fold(false, |any, kept| Ok(any | kept?))
     }
 
     /// Before an interface is opened: what its guard takes from the kernel must not come back when nobody forwards.

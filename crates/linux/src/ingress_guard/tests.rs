@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::link_layer::LinkLayer;
-use crate::netlink::{NeighborState, Netlink};
+use crate::netlink::{NeighborState, Netlink, nftables};
 use crate::netns::{Namespace, set_sysctl};
 use crate::packet_ring::{PacketRing, PacketRingOptions};
 use crate::packet_socket::PacketSocket;
@@ -416,6 +416,27 @@ fn what_a_killed_process_left_behind_is_replaced() {
         let error = IngressGuard::attach("nowhere", &KernelShare::default(), None).unwrap_err();
         assert!(error.to_string().contains("nowhere"), "{error}");
         assert_eq!(table_name("eth0.5@if2"), "anabranch-eth0.5_if2");
+    });
+}
+
+/// A restart of the host's firewall clears all tables away, ours as well.
+#[test]
+fn a_table_that_others_cleared_away_is_made_again() {
+    isolated(|| {
+        let (_netlink, other) = host();
+        wait_for(&other, "10.4.0.1:1".parse().unwrap());
+        let listener = TcpListener::bind("10.4.0.1:0").unwrap();
+        let to = listener.local_addr().unwrap();
+        let guard = IngressGuard::attach_table("gw", &KernelShare::default()).unwrap();
+        let keep = || guard.keep(&KernelShare::default(), &nftables::netdev_tables().unwrap()).unwrap();
+        assert!(!keep());
+        nft::rules("flush ruleset").unwrap();
+        assert_eq!(connect(&other, to), Ok(()), "unguarded");
+        assert!(keep());
+        assert_eq!(connect(&other, to), Err(ErrorKind::TimedOut));
+        assert!(!keep());
+        drop(guard);
+        assert_eq!(nftables::netdev_tables().unwrap(), Vec::<String>::new());
     });
 }
 

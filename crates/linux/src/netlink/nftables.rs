@@ -133,9 +133,21 @@ pub fn base_chains() -> Result<Vec<BaseChain>> {
 /// # Errors
 /// As the kernel refuses the question: without CAP_NET_ADMIN.
 pub fn inet_tables() -> Result<Vec<String>> {
+    tables(INET)
+}
+
+/// Names of the tables of the family `netdev`.
+///
+/// # Errors
+/// As [`inet_tables`].
+pub fn netdev_tables() -> Result<Vec<String>> {
+    tables(NETDEV)
+}
+
+fn tables(family: u8) -> Result<Vec<String>> {
     let Some(socket) = open()? else { return Ok(Vec::new()) };
     let mut names = Vec::new();
-    dump(&socket, GET_TABLE, INET, &[], &mut |bytes| {
+    dump(&socket, GET_TABLE, family, &[], &mut |bytes| {
         if names.len() < TABLES_MAX {
             names.extend(text(bytes, 1));
         }
