@@ -346,7 +346,10 @@ impl Services {
         self.counters.decided_again += 1;
         let (original, reply) = self.flows.table.keys(id);
         let (key, tenant) = original;
-        let (egress, ..) = self.target(id, Direction::Original)?;
+        let (egress, ..) = self.route_of(id, Direction::Original)?;
+        if self.is_lost(id, egress) {
+            return Ok(false);
+        }
         let policy = &self.routing.policy;
         let record = self.flows.table.record_mut(id);
         if !super::translation::holds(policy, record, &original, &reply, egress) {
@@ -389,6 +392,18 @@ impl Services {
 
     /// Where packets of a direction leave, as the routes are now.
     pub(super) fn target(&self, id: FlowId, direction: Direction) -> Result<Target, DropReason> {
+        let target = self.route_of(id, direction)?;
+        let lost = direction == Direction::Original && self.is_lost(id, target.0);
+        if lost { Err(DropReason::NoRoute) } else { Ok(target) }
+    }
+
+    /// Whether nothing would translate the answers back: those to what the kernel passes on do not come by here.
+    fn is_lost(&self, id: FlowId, egress: Egress) -> bool {
+        egress == Egress::Kernel && self.flows.table.is_translated(id)
+    }
+
+    /// Where the routes lead packets of a direction.
+    fn route_of(&self, id: FlowId, direction: Direction) -> Result<Target, DropReason> {
         let (routing, table) = (&self.routing, &self.flows.table);
         let ((original, tenant), (reply, reply_tenant)) = table.keys(id);
         let leaving = table.leaves_as(id, direction);
@@ -421,12 +436,7 @@ impl Services {
             }
             Some(_) | None => {}
         }
-        let target = routing.egress(&leaving, &query)?;
-        // The answers to what the kernel passes on do not come by here: nothing would translate them back.
-        if table.is_translated(id) && target.0 == Egress::Kernel {
-            return Err(DropReason::NoRoute);
-        }
-        Ok(target)
+        routing.egress(&leaving, &query)
     }
 }
 
