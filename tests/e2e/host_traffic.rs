@@ -280,3 +280,55 @@ fn c2_each_network_of_the_uplink_sees_an_address_of_its_own() {
         see("192.168.100.3");
     });
 }
+
+/// Row R7: a site tunnel of the host's IPsec has no device: policies of the kernel say what goes into it, and they come while the
+/// program runs. What it is for never leaves in the clear or translated; the kernel gets it, and everything else goes on. (This
+/// kernel has no ESP, so that it finds no state for a packet that is to be sealed, and counts it.)
+#[test]
+fn r7_what_is_under_the_hosts_ipsec_never_leaves_in_the_clear() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let (place, client, beyond) = (lans.gateway(), lans.host(1), lans.host(2));
+        lans.no_default_route(2);
+        shell(beyond, "for a in 10.9.0.5 10.9.7.5 198.51.100.7; do ip addr add $a/32 dev lo; done");
+        shell(place, "sysctl -q -w net.ipv4.ip_forward=1; ip route add default via 10.1.2.2");
+        let gateway = lans.start(&format!("{ALLOW}[[nat]]\nout = \"lan2\"\n"));
+        ping(client, "-c 2 10.9.0.5");
+        let _mirror = Mirror::start(beyond, "beyond", "10.9.0.5:80");
+        let live = UdpClient::new(client, "0.0.0.0:0");
+        assert_eq!(live.ask("10.9.0.5:80", 64).source.ip(), gateway_ip(2));
+        let unsealed = || {
+            let text =
+                place.run(|| std::fs::read_to_string("/proc/thread-self/net/xfrm_stat")).unwrap().unwrap();
+            let line = text.lines().find(|line| line.starts_with("XfrmOutNoStates")).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+        };
+        assert_eq!(unsealed(), 0);
+        shell(
+            place,
+            "ip xfrm policy add src 10.1.1.0/24 dst 10.9.0.0/16 dir out priority 9 \
+             tmpl src 10.1.2.1 dst 10.1.2.2 proto esp mode tunnel
+             ip xfrm policy add src 10.1.1.0/24 dst 10.9.7.0/24 dir out priority 3",
+        );
+        wait_for("the policy counts", 2.0, || try_shell(client, "ping -c 1 -W 1 10.9.0.5").is_err());
+        wait_for("the kernel has it", PATIENCE, || {
+            let _ = try_shell(client, "ping -c 1 -W 1 10.9.0.5");
+            unsealed() > 0
+        });
+        assert!(try_shell(client, "ping -c 2 -i 0.2 -W 1 10.9.0.5").is_err(), "it left in the clear");
+        // A flow that was there goes on under the policy.
+        let before = unsealed();
+        wait_for("the flow is the kernel's", PATIENCE, || {
+            live.send("10.9.0.5:80".parse().unwrap());
+            unsealed() > before
+        });
+        // What the policies leave out, and what they do not name.
+        ping(client, "-c 2 10.9.7.5");
+        ping(client, "-c 2 198.51.100.7");
+        ping(client, "-c 1 10.1.1.1");
+        let told = explain(&gateway, "udp 10.1.1.2:1000 > 10.9.0.5:80");
+        assert_eq!(told.verdict, "to the kernel, which passes it on");
+        shell(place, "ip xfrm policy flush");
+        wait_for("the policies are gone", PATIENCE, || try_shell(client, "ping -c 1 -W 1 10.9.0.5").is_ok());
+    });
+}

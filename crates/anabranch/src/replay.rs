@@ -89,6 +89,7 @@ fn no_host() -> HostFacts {
         devices: Vec::new(),
         routes: Vec::new(),
         rules: Vec::new(),
+        ipsec: Vec::new(),
         tun_index: None,
         ephemeral_ports: EPHEMERAL,
         held_ports: Arc::default(),

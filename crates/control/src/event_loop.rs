@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use linux::event::{Epoll, EventFd, Interest, Ready, Signal, Signals};
-use linux::netlink::{Change, Monitor, Route, RouteKind};
+use linux::netlink::{Change, IpsecMonitor, Monitor, Route, RouteKind};
 use linux::process::InstanceLock;
 use sd_notify::NotifyState;
 
@@ -51,6 +51,7 @@ const OPEN_FILES: u64 = 1 << 18;
 const TOKEN_SIGNALS: u64 = 0;
 const TOKEN_MONITOR: u64 = 1;
 const TOKEN_EVENTS: u64 = 2;
+const TOKEN_IPSEC: u64 = 3;
 
 /// Runs a node until SIGINT, SIGTERM or a `stop` request. Call it before other threads exist.
 pub fn run(config: Config, options: Options) -> Result<(), StartError> {
@@ -76,6 +77,7 @@ pub fn run(config: Config, options: Options) -> Result<(), StartError> {
     let start = |error: linux::Error| StartError::Start(error.to_string());
     let host = KernelRoutes::open(Numbers::of(&config.tun.name)).map_err(start)?;
     let monitor = Monitor::open().map_err(start)?;
+    let ipsec = IpsecMonitor::open().inspect_err(|error| tracing::debug!(%error, "IPsec")).ok().flatten();
     let (sender, receiver) = sync_channel(EVENTS_MAX);
     let wake = EventFd::new().map_err(failed("cannot make an event descriptor"))?;
     let events = EventSender { sender, wake };
@@ -96,6 +98,7 @@ pub fn run(config: Config, options: Options) -> Result<(), StartError> {
         node,
         signals,
         monitor,
+        ipsec,
         events,
         receiver,
         options,
@@ -213,6 +216,8 @@ struct Loop {
     node: Node,
     signals: Signals,
     monitor: Monitor,
+    /// Where the kernel has IPsec.
+    ipsec: Option<IpsecMonitor>,
     events: EventSender,
     receiver: Receiver<NodeEvent>,
     options: Options,
@@ -229,6 +234,9 @@ impl Loop {
         let epoll = Epoll::new()?;
         epoll.add(&self.signals, TOKEN_SIGNALS, Interest::Read)?;
         epoll.add(&self.monitor, TOKEN_MONITOR, Interest::Read)?;
+        if let Some(ipsec) = &self.ipsec {
+            epoll.add(ipsec, TOKEN_IPSEC, Interest::Read)?;
+        }
         epoll.add(&self.events.wake, TOKEN_EVENTS, Interest::Read)?;
         let watchdog = sd_notify::watchdog_enabled().map(|period| period / 2);
         let mut pulse = Pulse::new(Instant::now());
@@ -252,6 +260,7 @@ impl Loop {
                 let end = match ready.token {
                     TOKEN_SIGNALS => self.on_signals()?,
                     TOKEN_MONITOR => self.on_changes()?,
+                    TOKEN_IPSEC => self.on_ipsec()?,
                     _ => self.on_events()?,
                 };
                 if end {
@@ -326,6 +335,16 @@ impl Loop {
                 | Change::OtherRule
                 | Change::NextHop => self.changed(false),
             }
+        }
+        Ok(false)
+    }
+
+    fn on_ipsec(&mut self) -> io::Result<bool> {
+        if let Some(monitor) = &mut self.ipsec
+            && monitor.read()?
+        {
+            // What was to be sealed leaves in the clear until then.
+            self.changed(true);
         }
         Ok(false)
     }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use linux::netlink::nftables::{BaseChain, Hook, base_chains};
-use linux::netlink::{Link, Netlink, Route, RouteKind};
+use linux::netlink::{IpsecAction, IpsecPolicy, Link, Netlink, Route, RouteKind};
 use services::spec::DeliveryMode;
 
 use crate::config::services::Interface;
@@ -281,9 +281,27 @@ fn beside_interfaces(config: &Config, view: &HostView, around: &Surroundings, li
             ));
         }
         unled(config, &others, ipv4, list);
+        unseal(view, around, ipv4, list);
     }
     unseen::by_the_firewall(config, &interfaces, view, around, list);
     unseen::by_tc(&interfaces, view, around, list);
+}
+
+/// Traffic that IPsec seals is the kernel's to pass on.
+fn unseal(view: &HostView, around: &Surroundings, ipv4: bool, list: &mut Vec<Obstacle>) {
+    let seals = |policy: &IpsecPolicy| {
+        policy.outward && policy.action == IpsecAction::Protect && policy.from.addr().is_ipv4() == ipv4
+    };
+    if view.ipsec.iter().any(seals) && around.forwards[usize::from(!ipv4)] == Some(false) {
+        let (version, key) = forwarding_key(ipv4);
+        list.push((
+            "interface",
+            format!(
+                "the kernel does not forward {version} ({key} = 0): nothing passes that policies of IPsec (ip xfrm policy) say is sealed; \
+                 sysctl -w {key}=1, and the same line in /etc/sysctl.d/ to keep it"
+            ),
+        ));
+    }
 }
 
 /// Networks that an interface inside shares with another one, as with a provider's router that has the LAN's: only one of the two

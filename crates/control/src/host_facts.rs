@@ -10,7 +10,9 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use linux::link_layer::LinkLayer;
-use linux::netlink::{Address, Link, MAIN_TABLE, Netlink, PolicyRule, Route, RouteKind};
+use linux::netlink::{
+    Address, IpsecPolicy, Link, MAIN_TABLE, Netlink, PolicyRule, Route, RouteKind, ipsec_policies,
+};
 use services::held_ports::HeldPorts;
 use services::spec::LinkSpec;
 use steering::units::Lease;
@@ -36,6 +38,8 @@ pub struct HostView {
     pub other_routes: Vec<Route>,
     /// Rules that say which table counts, without ours.
     pub rules: Vec<PolicyRule>,
+    /// Policies of IPsec about what the kernel passes on, the first ones first.
+    pub ipsec: Vec<IpsecPolicy>,
 }
 
 impl HostView {
@@ -56,7 +60,8 @@ impl HostView {
         other_routes.retain(|route| matches!(route.spec.table, MAIN_TABLE | LOCAL_TABLE) || !route.is_ours());
         let mut rules = netlink.policy_rules()?;
         rules.retain(|rule| !rule.spec.is_ours());
-        Ok(Self { links, addresses, routes, other_routes, rules })
+        let ipsec = ipsec_policies()?;
+        Ok(Self { links, addresses, routes, other_routes, rules, ipsec })
     }
 
     /// The interface of this name.
@@ -117,6 +122,8 @@ pub struct HostFacts {
     pub routes: Vec<KernelRoute>,
     /// Rules that say which table counts, in order.
     pub rules: Vec<PolicyRule>,
+    /// Policies of IPsec about what the kernel passes on, the first ones first.
+    pub ipsec: Vec<IpsecPolicy>,
     /// Index of the TUN device.
     pub tun_index: Option<u32>,
     /// Ports of the host's own outgoing connections, inclusive.
@@ -240,6 +247,7 @@ impl HostFacts {
             devices: view.links.iter().map(device).collect(),
             routes: view.routes.iter().chain(&view.other_routes).filter_map(route).collect(),
             rules: view.rules.clone(),
+            ipsec: view.ipsec.clone(),
             tun_index,
             ephemeral_ports,
             held_ports: Arc::default(),

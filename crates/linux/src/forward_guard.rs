@@ -3,7 +3,7 @@
 //! While it lives the kernel never does: [`crate::ingress_guard`] takes their packets away before. When it ends without
 //! taking leave, that is gone, and a host with `ip_forward = 1` would pass on everything, by no rule and untranslated. So
 //! there is a table of `nft` at the forward hook, which needs no process. What comes in for the host, what it sends, and
-//! what it passes on to its other devices never meets it; multicast and what IPsec has unwrapped are the host's too.
+//! what it passes on to its other devices never meets it; multicast, and what IPsec has unwrapped or will wrap, are the host's too.
 
 use crate::Result;
 use crate::error::Context;
@@ -42,7 +42,7 @@ impl ForwardGuard {
         if devices.is_empty() {
             nft::rules(&own_tables::removal(&self.table)).context(what)?;
         } else {
-            // Kernels without IPsec do not know what it has unwrapped.
+            // Kernels without IPsec do not know what it has unwrapped, or will wrap.
             let tried = nft::rules(&make(&self.table, devices, true));
             tried.or_else(|_| nft::rules(&make(&self.table, devices, false))).context(what)?;
         }
@@ -76,7 +76,7 @@ fn make(table: &str, devices: &[String], ipsec: bool) -> String {
     // Where the kernel shows the firewall what it bridges (`bridge-nf-call-iptables`, which Docker switches on), that comes in and leaves by
     // the bridge.
     let same: Vec<String> = names.iter().map(|name| format!("{name} . {name}")).collect();
-    let ipsec = if ipsec { "    meta secpath exists accept\n" } else { "" };
+    let ipsec = if ipsec { "    meta secpath exists accept\n    rt ipsec exists accept\n" } else { "" };
     format!(
         "{}table inet {table} {{\n  set interfaces {{ type ifname; elements = {{ {} }} }}\n  chain forward {{\n    \
          type filter hook forward priority -10; policy accept;\n    ip daddr 224.0.0.0/4 accept\n    \

@@ -5,6 +5,7 @@
 //! changed.
 
 mod address;
+mod ipsec;
 mod link;
 mod monitor;
 mod neighbor;
@@ -15,6 +16,7 @@ mod rule;
 mod vm_generation;
 
 pub use address::Address;
+pub use ipsec::{IpsecAction, IpsecMonitor, IpsecPolicy, ipsec_policies};
 pub use link::Link;
 pub use monitor::{Change, Monitor};
 pub use neighbor::{Neighbor, NeighborChange, NeighborMonitor, NeighborState};

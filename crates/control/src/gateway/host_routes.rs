@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::net::IpAddr;
 
-use ipnet::IpNet;
-use linux::netlink::{Family, PolicyAction, PolicyRule, RouteKind};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use linux::netlink::{Family, IpsecAction, IpsecPolicy, PolicyAction, PolicyRule, RouteKind};
 use packet::attachment::{Egress, Ingress, InterfaceId};
 use services::spec::{InterfaceSpec, MAIN_TABLE, RouteAction, RouteRuleAction, RouteRuleSpec, RouteSpec};
 
@@ -23,6 +23,9 @@ pub const ROUTES_MAX: usize = 2_000_000;
 const RULES_MAX: usize = 1_024;
 /// The table that is asked before all rules: the kernel has none of this number.
 const FIRST_TABLE: u32 = 0;
+/// Number of the table by which everything is the kernel's to pass on; the kernel has none of this number but by the wish of somebody
+/// who has four billion.
+const IPSEC_TABLE: u32 = u32::MAX;
 /// The kernel's table of its own addresses, and the one that it asks last.
 const LOCAL_TABLE: u32 = 255;
 const DEFAULT_TABLE: u32 = 253;
@@ -142,6 +145,14 @@ impl RouteTable {
     }
 }
 
+/// The routes of what is under IPsec.
+pub(super) fn ipsec_routes(facts: &HostFacts) -> Vec<RouteSpec> {
+    let any = |ipv4: bool| facts.ipsec.iter().any(|policy| policy.from.addr().is_ipv4() == ipv4);
+    let all = [IpNet::from(Ipv4Net::default()), IpNet::from(Ipv6Net::default())];
+    let route = |prefix| RouteSpec { table: IPSEC_TABLE, ..RouteSpec::new(0, prefix, Egress::Kernel, None) };
+    all.into_iter().filter(|all| any(all.addr().is_ipv4())).map(route).collect()
+}
+
 /// Action of a route of this kind.
 pub(super) const fn action(kind: RouteKind) -> RouteAction {
     match kind {
@@ -161,7 +172,7 @@ pub(super) fn rules(config: &Config, facts: &HostFacts, interfaces: &[InterfaceS
         PolicyAction::Table(DEFAULT_TABLE) => is_for_all(rule) && !has_default,
         _ => false,
     };
-    if facts.rules.iter().all(usual) {
+    if facts.ipsec.is_empty() && facts.rules.iter().all(usual) {
         return Vec::new();
     }
     let names = Names { config, facts, interfaces };
@@ -196,6 +207,9 @@ impl Names<'_> {
         rules.sort_by_key(|rule| rule.spec.priority);
         let table = |table| RouteRuleAction::Table { table, longer_than: None };
         list.push(for_all(family, table(FIRST_TABLE)));
+        for outward in [true, false] {
+            self.add_ipsec(family, outward, list);
+        }
         // Rules that name a priority, and where those of each priority begin.
         let (mut jumps, mut begins) = (Vec::new(), Vec::new());
         for rule in &rules {
@@ -223,6 +237,31 @@ impl Names<'_> {
                 list.push(for_all(family, table(number)));
             }
         }
+    }
+
+    /// Adds the kernel's policies of IPsec about what leaves, or about what has come in: what is to be under it is the kernel's to
+    /// pass on, the more so what must not come in without it.
+    fn add_ipsec(&self, family: Family, outward: bool, list: &mut Vec<RouteRuleSpec>) {
+        let ipv4 = family == Family::V4;
+        let of_kind =
+            |policy: &&IpsecPolicy| policy.outward == outward && policy.from.addr().is_ipv4() == ipv4;
+        let policies: Vec<&IpsecPolicy> = self.facts.ipsec.iter().filter(of_kind).take(RULES_MAX).collect();
+        let end = list.len() + policies.len();
+        list.extend(policies.into_iter().map(|policy| RouteRuleSpec {
+            from: Some(policy.from),
+            to: Some(policy.to),
+            protocol: policy.protocol,
+            src_ports: policy.src_ports,
+            dst_ports: policy.dst_ports,
+            ..for_all(
+                family,
+                match policy.action {
+                    IpsecAction::Protect => RouteRuleAction::Table { table: IPSEC_TABLE, longer_than: None },
+                    IpsecAction::Pass => RouteRuleAction::Goto(end),
+                    IpsecAction::Block => RouteRuleAction::Refuse(RouteAction::Blackhole),
+                },
+            )
+        }));
     }
 
     /// Whether a prefix is one address of the host's.

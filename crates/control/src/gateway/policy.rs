@@ -112,10 +112,11 @@ pub fn gateway_spec(config: &Config, facts: &HostFacts, overrides: &Overrides) -
     let others = !other_devices(config, facts).is_empty();
     let inners = if others { inner::endpoints(&servers, &forwards) } else { Vec::new() };
     let route_rules = host_routes::rules(config, facts, &interfaces);
+    let (routes, ipsec) = (builder.routes(&interfaces), host_routes::ipsec_routes(facts));
     GatewaySpec {
         peers: builder.peers(),
         tenants: std::iter::once(String::new()).chain(config.services.tenants.iter().cloned()).collect(),
-        routes: builder.routes(&interfaces).into_routes(!route_rules.is_empty()),
+        routes: routes.into_routes(!route_rules.is_empty()).into_iter().chain(ipsec).collect(),
         route_rules,
         groups: builder.groups(),
         rules: builder.rules(),
@@ -541,8 +542,8 @@ impl Builder<'_> {
                 mode: nat.mode,
                 reserved: Vec::new(),
                 addresses,
-                from,
                 of_interface,
+                from,
                 from_peers,
                 tenants: self.tenants(&nat.tenants),
                 mapping: nat.mapping,

@@ -21,6 +21,7 @@ fn view() -> HostView {
         routes: vec![],
         other_routes: vec![],
         rules: vec![],
+        ipsec: vec![],
     }
 }
 
@@ -123,6 +124,22 @@ fn what_the_host_forwards_beside_interfaces_is_told() {
     assert_eq!(list.len(), 1, "{list:?}");
     assert!(list[0].contains("between lan, wan0 and docker0; sysctl -w net.ipv4.ip_forward=1"), "{list:?}");
     assert_eq!(of(&containers, &fine()), [""; 0]);
+
+    let mut tunnels = view();
+    tunnels.ipsec.push(IpsecPolicy {
+        outward: true,
+        priority: 0,
+        index: 0,
+        from: "192.168.10.0/24".parse().unwrap(),
+        to: "10.9.0.0/16".parse().unwrap(),
+        protocol: None,
+        src_ports: None,
+        dst_ports: None,
+        action: IpsecAction::Protect,
+    });
+    let list = of(&tunnels, &off);
+    assert!(list.len() == 1 && list[0].contains("that policies of IPsec"), "{list:?}");
+    assert_eq!(of(&tunnels, &fine()), [""; 0]);
 
     let firewall = |chain: BaseChain| of(&view(), &Surroundings { chains: vec![chain], ..fine() });
     let dropping = |hook: Hook| chain("fw", "all", hook, b"..wan0\0");

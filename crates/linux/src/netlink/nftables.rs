@@ -284,7 +284,7 @@ fn attributes(bytes: &[u8]) -> Option<&[u8]> {
 }
 
 /// Value of the first attribute of a kind.
-fn attribute(mut rest: &[u8], kind: u16) -> Option<&[u8]> {
+pub(super) fn attribute(mut rest: &[u8], kind: u16) -> Option<&[u8]> {
     while let Some((value, found, next)) = first(rest) {
         if found == kind {
             return Some(value);

@@ -58,6 +58,50 @@ fn the_kernels_own_rules_are_none_for_us() {
     assert!(spec.routes.iter().all(|route| route.table == MAIN_TABLE));
 }
 
+/// A tunnel of the host's IPsec without a device of its own, with an exception and a ban before it.
+#[test]
+fn what_is_under_ipsec_is_the_kernels() {
+    let policy = |outward, to: &str, action| IpsecPolicy {
+        outward,
+        priority: 0,
+        index: 0,
+        from: "10.0.0.0/24".parse().unwrap(),
+        to: to.parse().unwrap(),
+        protocol: None,
+        src_ports: None,
+        dst_ports: None,
+        action,
+    };
+    let mut facts = facts();
+    facts.rules = usual();
+    facts.ipsec = vec![
+        policy(true, "10.9.7.0/24", IpsecAction::Pass),
+        policy(true, "10.9.8.0/24", IpsecAction::Block),
+        policy(true, "10.9.0.0/16", IpsecAction::Protect),
+        policy(false, "10.8.0.0/16", IpsecAction::Protect),
+    ];
+    let spec = gateway_spec(&config("", BASE), &facts, &Overrides::default());
+    let ipsec = format!("Table {{ table: {}, longer_than: None }} from 10.0.0.0/24 to ", u32::MAX);
+    let refused = "Refuse(Blackhole) from 10.0.0.0/24 to 10.9.8.0/24";
+    let told = lines(&spec.route_rules);
+    assert_eq!(
+        told[..5],
+        [
+            "Table { table: 0, longer_than: None }".to_owned(),
+            "Goto(4) from 10.0.0.0/24 to 10.9.7.0/24".to_owned(),
+            refused.to_owned(),
+            ipsec.clone() + "10.9.0.0/16",
+            ipsec + "10.8.0.0/16",
+        ]
+    );
+    assert!(told[5].contains("table: 254"), "{told:?}");
+    let of_ipsec: Vec<_> = spec.routes.iter().filter(|route| route.table == u32::MAX).collect();
+    assert!(
+        of_ipsec.iter().all(|route| route.egress == Egress::Kernel && route.action == RouteAction::Forward)
+    );
+    assert_eq!(of_ipsec.len(), 1, "of IPv6 there is no policy");
+}
+
 #[test]
 fn rules_keep_their_order_and_lose_what_never_matches_here() {
     let mut facts = facts();

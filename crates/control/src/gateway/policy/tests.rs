@@ -53,6 +53,7 @@ pub(crate) fn facts() -> HostFacts {
             route("10.6.0.0/16", None, 9, 0),
         ],
         rules: Vec::new(),
+        ipsec: Vec::new(),
         tun_index: Some(9),
         ephemeral_ports: (32_768, 60_999),
         held_ports: Arc::default(),
