@@ -17,7 +17,7 @@ use std::sync::Arc;
 use packet::drop_reason::DropReason;
 use packet::flow::FlowKey;
 use packet::icmp::is_icmp;
-use packet::ip::{PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP};
+use packet::ip::{PROTOCOL_AH, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP};
 use steering::port_solver::{Outgoing, ReplyPorts};
 use steering::symmetric::FlowHasher;
 use steering::table::BucketTable;
@@ -261,7 +261,9 @@ impl Nat {
             in_use(reply) || followed.is_opened(reply.protocol, reply.dst, reply.reversed().sender_port())
         };
         let rule = followed.policy.rule(request.rule).ok_or(DropReason::NatUnsupported)?;
-        if request.client.src.is_ipv4() != request.client.dst.is_ipv4() {
+        // AH signs the addresses: its receiver would refuse what has others. A flow would only take the answers to the host's own.
+        let signed = rule.mode == NatMode::AddressAndPort && request.client.protocol == PROTOCOL_AH;
+        if signed || request.client.src.is_ipv4() != request.client.dst.is_ipv4() {
             return Err(DropReason::NatUnsupported);
         }
         let client_key = (request.tenant, request.client.src);

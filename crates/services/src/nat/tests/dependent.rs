@@ -300,6 +300,8 @@ fn query_ids_are_ports_and_other_protocols_have_the_address_only() {
     assert_eq!(gateway.bind(gre("10.0.0.3:0")), Err(DropReason::NatUnsupported));
     gateway.release(&gre("10.0.0.1:0"), &first);
     assert_eq!(gateway.bind(gre("10.0.0.3:0")).unwrap().source, first.source);
+    let signed = key(51, "10.0.0.7:0", "198.51.100.1:0");
+    assert_eq!(gateway.bind(signed), Err(DropReason::NatUnsupported), "AH");
     let mixed = FlowKey { dst: ip("2001:db8::1"), ..key(6, "10.0.0.1:1", "198.51.100.1:80") };
     let rule = gateway.policy.rule_for(Egress::Interface(InterfaceId(1)), &client(&mixed, 0)).unwrap();
     let request =
