@@ -332,3 +332,29 @@ fn r7_what_is_under_the_hosts_ipsec_never_leaves_in_the_clear() {
         wait_for("the policies are gone", PATIENCE, || try_shell(client, "ping -c 1 -W 1 10.9.0.5").is_ok());
     });
 }
+
+/// Row R7: a forward leads to a service of the gateway host itself, at another port: for strangers, for the LAN, for the host; the
+/// service sees who asks, and other forwards go on as ever.
+#[test]
+fn r7_a_forward_leads_to_the_host_itself() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        lans.no_default_route(2);
+        let (inside, stranger) = (lans.host(1), lans.host(2));
+        let _gateway = lans.start(&format!(
+            "[[interface]]\nname = \"lan1\"\ndevice = \"lan1\"\naddress = \"10.1.1.1/24\"\n{ALLOW}[[nat]]\nout = \"lan2\"\n\
+             [[forward]]\nlisten = \"tcp+udp lan2:2222\"\nto = \"10.1.1.1:80\"\n\
+             [[forward]]\nlisten = \"tcp lan2:2223\"\nto = \"10.1.1.2:80\"\n"
+        ));
+        let _host = Mirror::start(lans.gateway(), "host", "0.0.0.0:80");
+        let _inside = Mirror::start(inside, "inside", "0.0.0.0:80");
+        for (from, source) in [(stranger, "10.1.2.2"), (inside, "10.1.1.2")] {
+            let seen = ask_tcp(from, "10.1.2.1:2222");
+            assert_eq!(seen.source.ip().to_string(), source);
+            assert_eq!(ask_udp(from, "10.1.2.1:2222").source.ip().to_string(), source);
+        }
+        Talk::open(stranger, "10.1.2.1:2222").unwrap().echo(300_000).unwrap();
+        ask_tcp(lans.gateway(), "10.1.2.1:2222");
+        assert_eq!(ask_tcp(stranger, "10.1.2.1:2223").name, "inside");
+    });
+}

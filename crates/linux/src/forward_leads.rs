@@ -31,6 +31,8 @@ pub struct Lead {
     pub ports: u16,
     /// Also for the host's own programs.
     pub own: bool,
+    /// For everybody, by whatever device: it leads to the host itself.
+    pub all: bool,
 }
 
 impl Lead {
@@ -134,8 +136,9 @@ fn make(table: &str, devices: &[String], leads: &[Lead]) -> String {
     } else {
         format!("    iifname != {{ {} }} accept\n{all}", names.join(", "))
     };
+    let by_all: String = leads.iter().filter(|lead| lead.all).filter_map(Lead::rule).collect();
     format!(
-        "table inet {table} {{\n  chain prerouting {{\n    type nat hook prerouting priority -99; policy accept;\n{by_others}  }}\n  \
+        "table inet {table} {{\n  chain prerouting {{\n    type nat hook prerouting priority -99; policy accept;\n{by_all}{by_others}  }}\n  \
          chain output {{\n    type nat hook output priority -99; policy accept;\n    oifname != \"lo\" accept\n{few}  }}\n}}\n"
     )
 }
@@ -147,7 +150,14 @@ mod tests {
     use crate::testing::isolated;
 
     fn lead(protocol: u8, listen: &str, to: &str, ports: u16) -> Lead {
-        Lead { protocol, listen: listen.parse().unwrap(), to: to.parse().unwrap(), ports, own: true }
+        Lead {
+            protocol,
+            listen: listen.parse().unwrap(),
+            to: to.parse().unwrap(),
+            ports,
+            own: true,
+            all: false,
+        }
     }
 
     fn listed() -> String {
@@ -188,6 +198,10 @@ mod tests {
             assert_eq!(listed().matches("dnat").count(), 1, "{}", listed());
             leads.set(&[], &all[..1]).unwrap();
             assert_eq!(listed().matches("dnat").count(), 1, "{}", listed());
+            leads.set(&devices, &[all[1], Lead { all: true, ..all[0] }]).unwrap();
+            let text = listed();
+            let (before, _) = text.split_once("iifname").unwrap();
+            assert!(before.contains("8080") && !before.contains("5000"), "{text}");
             leads.set(&devices, &[]).unwrap();
             assert_eq!(listed(), "");
         });

@@ -492,6 +492,13 @@ impl ForwardSpec {
         nat.mapping == Mapping::EndpointDependent && self.listen.port() <= first && self.last_port() >= last
     }
 
+    /// Whether it leads to this host itself: then it is the kernel's, whose answers leave by themselves.
+    #[must_use]
+    pub fn leads_here(&self, interfaces: &[InterfaceSpec]) -> bool {
+        let mut own = interfaces.iter().flat_map(|interface| &interface.addresses);
+        self.tenant == 0 && !self.proxy_protocol && own.any(|net| net.addr() == self.to.ip())
+    }
+
     /// The endpoint at which it listens for a port of the inside host; `None`: of another port.
     #[must_use]
     pub fn listens_for(&self, inside: u16) -> Option<SocketAddr> {

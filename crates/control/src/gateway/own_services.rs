@@ -7,7 +7,8 @@
 //! return: the backend has the address too, and takes nothing from itself.
 //!
 //! A forward changes the destination alone, which the kernel can do itself: [`ForwardLeads`], for the host's own programs and for what
-//! comes by a device that is no interface (containers, a VPN), under the host's firewall and connection tracking. The kernel has no
+//! comes by a device that is no interface (containers, a VPN), under the host's firewall and connection tracking; one to the host itself for
+//! everybody. The kernel has no
 //! virtual servers of ours and no PROXY protocol: it leads there through the datapath ([`super::inner`]). `check` names what other
 //! devices do not reach all the same.
 
@@ -122,6 +123,7 @@ fn leads(spec: &GatewaySpec) -> Vec<Lead> {
         to: forward.to,
         ports: forward.ports.max(1),
         own: true,
+        all: forward.leads_here(&spec.interfaces),
     };
     let through = |inner: &InnerSpec| Lead {
         protocol: inner.protocol,
@@ -132,6 +134,7 @@ fn leads(spec: &GatewaySpec) -> Vec<Lead> {
             .servers
             .iter()
             .any(|server| (server.protocol, server.listen) == (inner.protocol, inner.listen)),
+        all: false,
     };
     let to_inner = spec.host.inners.iter().map(through);
     spec.forwards.iter().filter(plain).map(lead).chain(to_inner).collect()
@@ -146,7 +149,7 @@ fn setting(device: &str) -> String {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use services::spec::HostSpec;
+    use services::spec::{HostSpec, InterfaceSpec, LinkSpec};
 
     fn forward(port: u16, ports: u16) -> ForwardSpec {
         ForwardSpec {
@@ -180,7 +183,22 @@ mod tests {
             },
             ..GatewaySpec::default()
         };
-        let led: Vec<(u16, u16)> = leads(&spec).iter().map(|lead| (lead.listen.port(), lead.ports)).collect();
-        assert_eq!(led, [(80, 1), (1_024, 64_000), (100, 3), (81, 1)]);
+        let led = |spec: &GatewaySpec| -> Vec<(u16, u16, bool)> {
+            leads(spec).iter().map(|lead| (lead.listen.port(), lead.ports, lead.all)).collect()
+        };
+        assert_eq!(led(&spec), [(80, 1, false), (1_024, 64_000, false), (100, 3, false), (81, 1, false)]);
+        let lan = InterfaceSpec {
+            name: "lan".into(),
+            device: "eth1".into(),
+            addresses: vec!["192.168.10.5/24".parse().unwrap()],
+            tenant: 0,
+            mtu: 1500,
+            link: LinkSpec::PointToPoint,
+            outside: false,
+            through_action: None,
+            loose_tcp: false,
+        };
+        let here = GatewaySpec { interfaces: vec![lan], ..spec };
+        assert_eq!(led(&here), [(80, 1, true), (1_024, 64_000, true), (100, 3, true), (81, 1, false)]);
     }
 }

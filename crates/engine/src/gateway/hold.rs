@@ -58,7 +58,8 @@ fn held_ports(policy: &Policy, of_host: &[IpAddr]) -> HeldPorts {
         }
         let here = |listen: &SocketAddr| listen.ip() == *address;
         let servers = spec.servers.iter().map(|server| (server.listen, server.listen.port()));
-        let forwards = spec.forwards.iter().map(|forward| (forward.listen, forward.last_port()));
+        let forwards = spec.forwards.iter().filter(|forward| !forward.leads_here(&spec.interfaces));
+        let forwards = forwards.map(|forward| (forward.listen, forward.last_port()));
         for (listen, last) in servers.chain(forwards).filter(|(listen, _)| here(listen)) {
             ports.push((*address, (listen.port(), last)));
         }

@@ -206,7 +206,7 @@ impl NatPolicy {
     /// * A rule without addresses takes the IPv4 ones of its interface that others can reach, and none of IPv6. Of several
     ///   networks each flow takes those of the next hop's ([`Addresses`]).
     /// * Ports on which forwards listen are never given to flows, but to those of a forward's own host. A forward of all of a
-    ///   rule's ports takes what is of no flow, and no port.
+    ///   rule's ports takes what is of no flow, and no port. Nothing else is known of forwards to this host itself.
     /// * An address is endpoint-independent as a whole: a rule that shares an address with such a rule becomes one.
     ///   Rules that keep the client's address cannot be.
     /// * The leases take force with [`Self::begin`] or [`Self::keeping`].
@@ -245,11 +245,14 @@ impl NatPolicy {
         for (place, forward) in forwards.iter().enumerate() {
             let place = place as u16;
             let known = policy.outside.entry(forward.listen.ip()).or_default();
-            let target = (forward.protocol, forward.to.ip());
-            policy.by_target.entry(target).or_default().push(place);
             if known.rule.is_none() {
                 known.out = known.out.or_else(|| interface_of(interfaces, forward.listen.ip()));
             }
+            if forward.leads_here(interfaces) {
+                continue;
+            }
+            let target = (forward.protocol, forward.to.ip());
+            policy.by_target.entry(target).or_default().push(place);
             if forward.ports <= 1 {
                 // Of two on the same endpoint the first counts.
                 policy.by_listen.entry((forward.protocol, forward.listen)).or_insert(place);

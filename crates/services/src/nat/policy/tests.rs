@@ -90,6 +90,17 @@ fn the_next_hop_decides_between_the_networks_of_an_interface() {
     );
 }
 
+/// To an address of the host itself: the kernel translates, and the port is given to nobody.
+#[test]
+fn a_forward_to_the_host_itself_is_not_ours() {
+    let interfaces = [interface(&["10.0.0.1/24"]), interface(&["192.0.2.7/24"])];
+    let forwards = [forward(6, "192.0.2.7:2222", "10.0.0.1:22"), forward(6, "192.0.2.7:2223", "10.0.0.2:22")];
+    let policy = NatPolicy::compile(&[nat(&[])], &forwards, &[], &interfaces);
+    assert!(policy.forward(6, "192.0.2.7:2222".parse().unwrap()).is_none());
+    assert!(policy.forward(6, "192.0.2.7:2223".parse().unwrap()).is_some());
+    assert!(!policy.gives(ip("192.0.2.7"), 2222) && policy.gives(ip("192.0.2.7"), 2224));
+}
+
 #[test]
 fn before_the_interface_has_an_ipv4_address_ipv4_is_refused_and_ipv6_routed() {
     let bare = interface(&["2001:db8::7/64", "fe80::7/64"]);
