@@ -113,6 +113,18 @@ impl FlowList {
         self.tail = index;
     }
 
+    /// Puts the whole of another list in front.
+    fn prepend(&mut self, flows: &mut [Flow], other: Self) {
+        if other.tail == NO_FLOW {
+            return;
+        }
+        flows[usize::from(other.tail)].next = self.head;
+        if self.tail == NO_FLOW {
+            self.tail = other.tail;
+        }
+        self.head = other.head;
+    }
+
     fn pop(&mut self, flows: &[Flow]) {
         if self.head != NO_FLOW {
             self.head = flows[usize::from(self.head)].next;
@@ -400,15 +412,17 @@ impl<T: Item> FqCodel<T> {
         }
     }
 
-    /// Lets flows that were passed over take part again, with the deficit they had. Unlike those set aside they waited for the queue's
-    /// own reasons: it counts for CoDel.
+    /// Lets flows that were passed over take part again, with the deficit they had and before all others, or those would always have
+    /// taken what such a flow waits for. Unlike those set aside they waited for the queue's own reasons: it counts for CoDel.
     pub fn resume(&mut self) {
-        while self.skipped.head != NO_FLOW {
-            let index = self.skipped.head;
-            self.skipped.pop(&self.flows);
-            self.flows[usize::from(index)].place = Place::Old;
-            self.old.push(&mut self.flows, index);
+        let mut index = self.skipped.head;
+        while index != NO_FLOW {
+            let flow = &mut self.flows[usize::from(index)];
+            flow.place = Place::Old;
+            index = flow.next;
         }
+        let skipped = std::mem::replace(&mut self.skipped, FlowList::EMPTY);
+        self.old.prepend(&mut self.flows, skipped);
     }
 
     /// Takes the flow that was shown out of its list.

@@ -331,3 +331,30 @@ fn parked_flows_give_room_like_all_others() {
     assert_eq!(take(&mut queue, Time::ZERO), Some(2));
     assert_eq!(take(&mut queue, Time::ZERO), None);
 }
+
+/// Room for such a flow becomes free one packet at a time; whoever is asked first takes it.
+#[test]
+fn a_flow_that_was_passed_over_is_asked_first() {
+    let mut queue = queue();
+    for id in 0..80 {
+        put(&mut queue, Time::ZERO, id % 2, packet(id, 1_000, Time::ZERO));
+    }
+    let mut sent = [0; 2];
+    for _ in 0..40 {
+        let mut free = 1;
+        while let Some(head) = queue.head(Time::ZERO) {
+            let choosy = head.item.id % 2 == 1;
+            if free > 0 {
+                free -= 1;
+                sent[usize::from(choosy)] += 1;
+                take(&mut queue, Time::ZERO);
+            } else if choosy {
+                queue.skip();
+            } else {
+                break;
+            }
+        }
+        queue.resume();
+    }
+    assert!(sent.iter().all(|sent| (18..=22).contains(sent)), "{sent:?}");
+}
