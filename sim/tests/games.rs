@@ -65,8 +65,8 @@ fn link(mbps: f64, delay_ms: f64, queue_ms: u32) -> Shape {
 fn a_game_beside_a_download_keeps_its_delay_and_its_order() {
     let beds = [
         (vec![link(20.0, 10.0, 200)], 16.0),
-        (vec![link(30.0, 10.0, 200), link(20.0, 60.0, 200)], 32.0),
-        (vec![link(100.0, 10.0, 120), link(50.0, 20.0, 120), link(20.0, 40.0, 120).loss(0.001)], 100.0),
+        (vec![link(30.0, 10.0, 200), link(20.0, 60.0, 200)], 42.0),
+        (vec![link(100.0, 10.0, 120), link(50.0, 20.0, 120), link(20.0, 40.0, 120).loss(0.001)], 125.0),
     ];
     for (number, (links, least_mbps)) in beds.iter().enumerate() {
         for (seed, cores) in [(7_000, 1), (7_000, 2), (7_001, 1), (7_001, 2)] {

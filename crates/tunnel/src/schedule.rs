@@ -36,8 +36,8 @@ pub struct PathView {
     /// One-way delay in microseconds against the other paths of the bond; any common offset.
     /// Best with the standing queue: [`crate::rate::RateController::delay_us`].
     pub delay_us: i64,
-    /// Half of its round trip, added to that on a path that carried nothing yet, microseconds. Bulk shall try and measure it;
-    /// single packets must not.
+    /// Half of its round trip, added to that on a path that carried nothing yet, microseconds. Were it taken for quick, a flow's first
+    /// packets would all wait for those that it carries, and the sender would end its slow start.
     pub unmeasured_us: i64,
     /// Jitter of that delay in microseconds.
     pub jitter_us: u32,
@@ -59,14 +59,12 @@ impl PathView {
 
     /// When a packet that leaves at once arrives, against the other paths, in nanoseconds.
     pub(crate) fn arrival_ns(&self, bytes: u32) -> i64 {
-        self.delay_ns()
-            + self.unmeasured_us.clamp(-MAX_DELAY_US, MAX_DELAY_US) * 1_000
-            + self.serialise_ns(bytes)
+        self.delay_ns() + self.serialise_ns(bytes)
     }
 
     /// Relative delay with the safety margin for jitter, in nanoseconds.
     fn delay_ns(&self) -> i64 {
-        let delay = self.delay_us.clamp(-MAX_DELAY_US, MAX_DELAY_US);
+        let delay = self.delay_us.saturating_add(self.unmeasured_us).clamp(-MAX_DELAY_US, MAX_DELAY_US);
         (delay + i64::from(self.jitter_us) * JITTER_FACTOR).min(2 * MAX_DELAY_US) * 1_000
     }
 }

@@ -232,12 +232,16 @@ proptest::proptest! {
 
 #[test]
 fn a_path_that_carried_nothing_yet_is_quick_by_its_round_trip_only() {
-    // A satellite that was never used: bulk may try it, a single packet goes by the fibre.
-    let satellite = PathView { unmeasured_us: 300_000, ..path(0, 20, 0) };
-    let paths = [satellite, path(1, 100, 5)];
-    let sparse = ClassPolicy::of(Class::Sparse);
-    let choice = choose(Time::from_ms(1), &paths, 100, &sparse, None);
-    assert_eq!(choice, Choice::Send { path: 1, depart: Time::from_ms(1) });
-    let choice = choose(Time::from_ms(1), &paths, 1_500, &ClassPolicy::of(Class::Bulk), None);
-    assert!(matches!(choice, Choice::Send { path: 0, .. }));
+    // A satellite that was never used: a single packet goes by the fibre, and so does bulk until the fibre has a queue as long.
+    let satellite = PathView { unmeasured_us: 50_000, ..path(0, 20, 0) };
+    for (class, busy_ms, expected) in
+        [(Class::Sparse, 0, 1), (Class::Bulk, 0, 1), (Class::Bulk, 40, 1), (Class::Bulk, 60, 0)]
+    {
+        let fibre = PathView { tx_free: Time::from_ms(1 + busy_ms), ..path(1, 100, 5) };
+        let choice = choose(Time::from_ms(1), &[satellite, fibre], 1_500, &ClassPolicy::of(class), None);
+        assert!(
+            matches!(choice, Choice::Send { path, .. } if path == expected),
+            "{class:?} {busy_ms} ms: {choice:?}"
+        );
+    }
 }
