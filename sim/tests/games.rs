@@ -82,3 +82,36 @@ fn a_game_beside_a_download_keeps_its_delay_and_its_order() {
         }
     }
 }
+
+/// Pings beside sixteen downloads over the demo's links: the more cores report, the less each of them knows of a link, and the rates that are
+/// found must not suffer from it.
+#[test]
+fn pings_beside_many_downloads_keep_their_delay_on_any_number_of_cores() {
+    let links = [link(100.0, 10.0, 120), link(50.0, 20.0, 120), link(20.0, 40.0, 120).loss(0.001)];
+    for cores in [1, 2, 4] {
+        let mut world = pair(sim::seed(7_100), (cores, cores), &links);
+        world.start();
+        assert!(
+            world.run_until_true(5_000, |world| (0..2).all(|at| world.sites[at].paths_up(0) == links.len()))
+        );
+        world.run_ms(500);
+        let (start, stop) = (world.now, world.now.plus_ms(8_000));
+        let pings = UdpSpec { packet_bytes: 92, every_ns: 20_000_000, burst: 1, start, stop };
+        let pings = world.udp(0, 1, pings);
+        let downloads =
+            [(); 16].map(|()| world.tcp(0, 1, TcpSpec { hystart: true, start, stop, bytes: u64::MAX }));
+        world.run_until(stop);
+        world.check().unwrap();
+        let measured = start.plus_ms(3_000);
+        let bytes = |id| {
+            let received = world.tcp_flow(id).unwrap().received();
+            received.bytes - received.bytes_at(measured)
+        };
+        let mbps = downloads.into_iter().map(bytes).sum::<u64>() as f64 * 8e-3 / 5_000.0;
+        let p99_ms = world.udp_stats(pings).delay_ms(0.99, measured);
+        eprintln!("{cores} cores: p99 {p99_ms:.1} ms of 10; downloads {mbps:.1} Mbit/s");
+        // By their bookings, rates and the queue that is kept: some 15.
+        assert!(p99_ms < 25.0, "{cores} cores: {p99_ms} ms");
+        assert!(mbps > 135.0, "{cores} cores: {mbps} Mbit/s");
+    }
+}

@@ -31,6 +31,8 @@ use crate::time::Time;
 
 /// Most paths of one bond. Path ids go further (0–254): an id is not reused within a key epoch.
 pub const PATHS_MAX: usize = 64;
+/// Pause between two reports to one core.
+const REPORT_NS: u64 = 10_000_000;
 
 /// The peer's processor information (row T3): enough to choose the receiving core of every flow.
 pub struct PeerCores {
@@ -222,6 +224,18 @@ impl Bond {
         Time::from_ns(
             self.clocks.cores_heard_at.get(usize::from(core)).map_or(0, |heard_at| heard_at.load(Relaxed)),
         )
+    }
+
+    /// Number of the interval between reports in which `now` is: the same on all cores, which then tell together what a path carried up
+    /// to one moment.
+    pub(crate) fn report_turn(&self, now: Time) -> u64 {
+        now.plus_ns(self.seed % REPORT_NS).ns() / REPORT_NS
+    }
+
+    /// When a core that reported at `before` reports again.
+    pub(crate) fn next_report(&self, before: Time) -> Time {
+        let turns_ns = self.report_turn(before).saturating_add(1).saturating_mul(REPORT_NS);
+        Time::from_ns(turns_ns - self.seed % REPORT_NS)
     }
 
     /// Relative one-way delay, µs: receiver's clock at arrival less our clock at departure, as a signed

@@ -12,6 +12,9 @@ use std::sync::atomic::{
 
 use arc_swap::ArcSwap;
 
+mod lanes;
+use lanes::{Carried, Lanes};
+
 use crate::class::CLASSES;
 use crate::rate::{RateController, Sample};
 use crate::schedule::{PathView, TxFree};
@@ -40,10 +43,6 @@ pub const METERED_PRICE: u32 = 1 << 20;
 
 /// A standing queue not seen again for this long is gone.
 const QUEUE_STALE_NS: u64 = 200_000_000;
-/// A lane that has not reported for so long does not lead any more.
-const LEADER_SILENT_NS: u64 = 30_000_000;
-/// Bytes of lanes are compared this often.
-const LEADER_COUNT_NS: u64 = 100_000_000;
 /// A busy core may come this late without losing its slot.
 const BOOK_CREDIT_US: u64 = 1_000;
 
@@ -97,15 +96,12 @@ pub struct Route {
 /// Reports since the controller last looked.
 struct Feedback {
     controller: RateController,
-    bytes: u64,
-    received: u32,
-    lost: u32,
+    lanes: Lanes,
     arrival_us: u32,
     arrival_known: bool,
     sampled_at: Time,
     loss_ratio: f64,
     delivered: u64,
-    leader: Leader,
 }
 
 /// Of [`Path::hops`], where they are not known.
@@ -193,6 +189,8 @@ pub struct Feedbacked {
     pub lost: u32,
     /// Receiver clock when the newest datagram arrived, µs, wraps.
     pub arrival_us: u32,
+    /// Receiver clock when the report was made, µs, wraps.
+    pub told_us: u32,
     /// Times of the newest datagram; `None`: it is not known any more when it left.
     pub times: Option<Times>,
 }
@@ -204,45 +202,6 @@ pub struct Times {
     pub owd_us: i64,
     /// Round-trip time without the report's holding time, µs.
     pub rtt_us: u32,
-}
-
-/// The lane whose reports end the samples. What other lanes tell in between is counted with them: were samples to end now with one
-/// lane's report and now with another's, what was not reported yet would be missing in one and too much in the next.
-#[derive(Debug, Default)]
-struct Leader {
-    lane: (u8, u8),
-    /// When it reported last.
-    at: Time,
-    /// The lane that may take over.
-    rival: (u8, u8),
-    /// Bytes of both, and since when they are counted.
-    bytes: [u64; 2],
-    since: Time,
-}
-
-impl Leader {
-    /// Whether this report is the leader's. Another lane takes over that carries twice as much, or when the leader has become silent.
-    fn leads(&mut self, now: Time, entry: &Feedbacked) -> bool {
-        let is_other = entry.lane != self.lane;
-        if is_other && (entry.lane == self.rival || entry.bytes > self.bytes[1]) {
-            let before = if entry.lane == self.rival { self.bytes[1] } else { 0 };
-            (self.rival, self.bytes[1]) = (entry.lane, before.saturating_add(entry.bytes));
-        }
-        let is_silent = now.since(self.at) > LEADER_SILENT_NS;
-        if is_other && !is_silent && now.since(self.since) > LEADER_COUNT_NS {
-            let outdone = self.bytes[1] > self.bytes[0].saturating_mul(2) && entry.lane == self.rival;
-            (self.bytes, self.since) = ([0; 2], now);
-            if !outdone {
-                return false;
-            }
-        } else if is_other && !is_silent {
-            return false;
-        }
-        self.lane = entry.lane;
-        self.at = now;
-        self.bytes[0] = self.bytes[0].saturating_add(entry.bytes);
-        true
-    }
 }
 
 impl Path {
@@ -280,15 +239,12 @@ impl Path {
             control_turn: AtomicU32::new(0),
             feedback: Mutex::new(Feedback {
                 controller,
-                bytes: 0,
-                received: 0,
-                lost: 0,
+                lanes: Lanes::default(),
                 arrival_us: 0,
                 arrival_known: false,
                 sampled_at: now,
                 loss_ratio: 0.0,
                 delivered: 0,
-                leader: Leader::default(),
             }),
             traffic: Traffic::default(),
         }
@@ -571,20 +527,27 @@ impl Path {
         }
     }
 
-    /// Takes one report entry; runs the controller when enough of them came together (10 ms).
+    /// Takes one report entry; runs the controller when all lanes have told.
     pub fn feedback(&self, now: Time, entry: &Feedbacked) {
         let Ok(mut f) = self.feedback.lock() else { return };
         let overhead = u64::from(entry.received) * u64::from(WIRE_OVERHEAD_BYTES);
-        // The peer says how much: no more than what leaves the rates below without an overflow.
-        f.bytes = f.bytes.saturating_add(entry.bytes.saturating_add(overhead)).min(1 << 40);
-        f.received = f.received.saturating_add(entry.received);
-        f.lost = f.lost.saturating_add(entry.lost);
-        let Some(times) = entry.times else { return };
-        let elapsed_us = now.since(f.sampled_at) / 1_000;
-        if !f.leader.leads(now, entry) || elapsed_us < 8_000 {
-            return;
+        if let Some(carried) = f.lanes.add(now, entry, entry.bytes.saturating_add(overhead).min(1 << 40)) {
+            self.sample(&mut f, &carried);
         }
-        let receiver_us = u64::from(entry.arrival_us.wrapping_sub(f.arrival_us));
+    }
+
+    /// A lane told again what it had told: nothing came since.
+    pub fn lane_rests(&self, now: Time, lane: (u8, u8)) {
+        let Ok(mut f) = self.feedback.lock() else { return };
+        if let Some(carried) = f.lanes.rest(now, lane) {
+            self.sample(&mut f, &carried);
+        }
+    }
+
+    fn sample(&self, f: &mut Feedback, carried: &Carried) {
+        let now = carried.at;
+        let elapsed_us = now.since(f.sampled_at) / 1_000;
+        let receiver_us = u64::from(carried.arrival_us.wrapping_sub(f.arrival_us));
         // The receiver's clock gives the exact interval; ours only stands in after a long pause.
         let interval_us = if f.arrival_known && receiver_us > 0 && receiver_us < 1_000_000 {
             receiver_us
@@ -593,29 +556,26 @@ impl Path {
         };
         let sample = Sample {
             now,
-            delivered_bytes: f.bytes,
+            delivered_bytes: carried.bytes,
             interval_us,
             // Delay and arrival are of one and the same datagram, the newest: the controller sets them against each other.
-            owd_us: times.owd_us,
-            rtt_us: times.rtt_us,
-            lost: f.lost,
-            received: f.received,
+            owd_us: carried.times.owd_us,
+            rtt_us: carried.times.rtt_us,
+            lost: carried.lost,
+            received: carried.received,
             limited: self.limited.swap(false, Relaxed),
         };
         f.controller.on_sample(&sample);
         tracing::trace!(path = self.id, ?sample, rate = f.controller.rate(), "sample");
-        f.arrival_us = entry.arrival_us;
+        f.arrival_us = carried.arrival_us;
         f.arrival_known = true;
         f.sampled_at = now;
-        let total = f64::from(f.lost) + f64::from(f.received);
+        let total = f64::from(carried.lost) + f64::from(carried.received);
         if total > 0.0 {
-            f.loss_ratio += (f64::from(f.lost) / total - f.loss_ratio) * 0.02;
+            f.loss_ratio += (f64::from(carried.lost) / total - f.loss_ratio) * 0.02;
         }
-        let rate_now = f.bytes.saturating_mul(1_000_000) / interval_us.max(1);
+        let rate_now = carried.bytes.saturating_mul(1_000_000) / interval_us.max(1);
         f.delivered = (f.delivered * 7 + rate_now) / 8;
-        f.bytes = 0;
-        f.received = 0;
-        f.lost = 0;
         self.sampled_at.store(now.ns(), Relaxed);
         self.rate.store(f.controller.rate(), Relaxed);
         self.delay_us.store(f.controller.delay_us(), Relaxed);
@@ -633,6 +593,7 @@ impl Path {
         self.delay_us.fetch_sub(i64::from(queue_us), Relaxed);
         if let Ok(mut feedback) = self.feedback.lock() {
             feedback.controller.restart(now);
+            feedback.lanes.clear();
             feedback.arrival_known = false;
             feedback.sampled_at = now;
             self.rate.store(feedback.controller.rate(), Relaxed);

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::budget::Budget;
 use super::transmit::{Repeat, Transmit};
-use crate::frame::{Nack, Report};
+use crate::frame::{Nack, Report, ReportEntry};
 use crate::header::NOT_TOLD;
 use crate::path::{Feedbacked, LEAST_DATAGRAM_BYTES, Times};
 use crate::time::Time;
@@ -17,6 +17,30 @@ pub(super) struct Reported {
     bytes: u64,
     lost: u32,
     any: bool,
+}
+
+impl Reported {
+    /// Takes a newer report over; the difference, without the times.
+    fn advance(&mut self, lane: (u8, u8), entry: &ReportEntry) -> Feedbacked {
+        let received = entry.packets.saturating_sub(self.packets).min(REPORTED_MAX);
+        let feedback = Feedbacked {
+            lane,
+            bytes: entry.bytes.saturating_sub(self.bytes).min(received * DATAGRAM_BYTES_MAX),
+            received: received as u32,
+            lost: entry.lost.wrapping_sub(self.lost).min(REPORTED_MAX as u32),
+            arrival_us: entry.arrival_us,
+            told_us: entry.arrival_us.wrapping_add(entry.hold_us),
+            times: None,
+        };
+        *self = Self {
+            highest: entry.highest.max(self.highest),
+            packets: entry.packets,
+            bytes: entry.bytes,
+            lost: entry.lost,
+            any: true,
+        };
+        feedback
+    }
 }
 
 /// A repeat waits for room on a path at most about this long.
@@ -55,27 +79,15 @@ impl Transmit {
             }
             let last = &mut lane.reported;
             if last.any && entry.highest <= last.highest && entry.packets <= last.packets {
+                if (entry.highest, entry.packets) == (last.highest, last.packets) {
+                    tx.path.lane_rests(now, (self.core, peer_core));
+                }
                 continue;
             }
             let [log, express] = [&mut tx.log, &mut tx.express];
             let sent_at =
                 log.sent_at(peer_core, entry.highest).or_else(|| express.sent_at(peer_core, entry.highest));
-            let received = entry.packets.saturating_sub(last.packets).min(REPORTED_MAX);
-            let feedback = Feedbacked {
-                lane: (self.core, peer_core),
-                bytes: entry.bytes.saturating_sub(last.bytes).min(received * DATAGRAM_BYTES_MAX),
-                received: received as u32,
-                lost: entry.lost.wrapping_sub(last.lost).min(REPORTED_MAX as u32),
-                arrival_us: entry.arrival_us,
-                times: None,
-            };
-            *last = Reported {
-                highest: entry.highest.max(last.highest),
-                packets: entry.packets,
-                bytes: entry.bytes,
-                lost: entry.lost,
-                any: true,
-            };
+            let feedback = last.advance((self.core, peer_core), &entry);
             tx.log.settle(peer_core, entry.highest);
             tx.express.settle(peer_core, entry.highest);
             let outstanding = [&tx.log, &tx.express].map(|log| log.oldest_outstanding(peer_core));

@@ -595,7 +595,7 @@ impl CoreBond {
         self.tx.markers(now, out);
         if now.since(self.timing_at) >= TIMING_NS && self.tx.ordering(now) {
             self.timing_at = now;
-            let over = self.rx.report_path(&self.tx);
+            let over = self.rx.report_path(now, &self.tx);
             self.send_timing(now, over, out);
         }
         self.tx.ask_silent_cores(now, out);
@@ -640,7 +640,7 @@ impl CoreBond {
         for ((core, told), entries) in due.reports {
             let mut frames = vec![0; frame::report_bytes(entries.len())];
             if write_report(&mut frames, 0, &entries).is_some()
-                && let Some(over) = self.rx.report_path(&self.tx)
+                && let Some(over) = self.rx.report_path(now, &self.tx)
             {
                 if !told {
                     of_lane_not_told(&mut frames);

@@ -43,8 +43,6 @@ const SESSIONS_KEPT: usize = 3;
 const HELD_MAX: usize = 4_096;
 /// A peer that uses a path which is gone is told so again after this many datagrams.
 const TOLD_EVERY: u64 = 32;
-/// Pause between two reports to one core.
-const REPORT_NS: u64 = 10_000_000;
 
 /// A packet held for order.
 pub(super) struct HeldPacket {
@@ -77,7 +75,6 @@ pub(super) struct Receive {
     /// Where a datagram came from last that came over its lane's own path.
     pub(super) own_source: Option<(Source, u8)>,
     reported_at: Time,
-    report_turn: usize,
     gaps: bool,
     pub(super) scratch: Scratch,
     /// Lanes that timers and reports have looked at so far.
@@ -134,7 +131,6 @@ impl Receive {
             source: None,
             own_source: None,
             reported_at: Time::ZERO,
-            report_turn: 0,
             gaps: false,
             scratch: Scratch::default(),
             steps: 0,
@@ -596,7 +592,7 @@ impl Receive {
     /// Reports and NACKs that are due now, for lanes of the session we send with.
     pub fn due(&mut self, now: Time, current: u32) -> Due {
         let mut due = Due { reports: Vec::new(), nacks: Vec::new() };
-        let report = now.since(self.reported_at) >= REPORT_NS;
+        let report = now >= self.bond.next_report(self.reported_at);
         if !report && !self.gaps {
             return due;
         }
@@ -641,7 +637,7 @@ impl Receive {
     ///
     /// Where no path carries anything, reports still go over one that is suspect: without them the peer would suspect it too,
     /// send no reports either, and neither side would believe the other again.
-    pub fn report_path(&mut self, tx: &Transmit) -> Option<u8> {
+    pub fn report_path(&self, now: Time, tx: &Transmit) -> Option<u8> {
         let carrying = || tx.paths.iter().map(|tx| &tx.path).filter(|path| path.carries());
         let Some((quickest_us, quickest)) = carrying().map(|path| (path.delay_us(), path.id)).min() else {
             let suspect =
@@ -656,8 +652,7 @@ impl Receive {
                 && path.rate() >= REPORT_RATE_MIN
         };
         let second = carrying().filter(able).map(|path| (path.delay_us(), path.id)).min();
-        self.report_turn = self.report_turn.wrapping_add(1);
-        Some(second.filter(|_| self.report_turn % 2 == 1).map_or(quickest, |(_, id)| id))
+        Some(second.filter(|_| self.bond.report_turn(now) % 2 == 1).map_or(quickest, |(_, id)| id))
     }
 
     /// Whether a report may be due, and when.
@@ -669,7 +664,7 @@ impl Receive {
                 .any(|id| known.lanes[*id as usize].as_ref().is_some_and(|lane| lane.unreported()))
         };
         let any = self.sessions.iter().any(unreported);
-        if any { self.reported_at.plus_ns(REPORT_NS) } else { Time::MAX }
+        if any { self.bond.next_report(self.reported_at) } else { Time::MAX }
     }
 
     /// Lanes that timers and reports have looked at so far.
