@@ -93,7 +93,7 @@ pub enum Malformed {
     /// A status code outside 100–599.
     #[error("the answer is not HTTP: status {0}")]
     Code(u16),
-    /// [`HEAD_BYTES_MAX`].
+    /// More than 16 KiB of headers.
     #[error("the answer's headers have more than {HEAD_BYTES_MAX} bytes")]
     HeadTooLong,
     /// `Content-Length` is no number, or there are several that differ (RFC 9112, 6.3).

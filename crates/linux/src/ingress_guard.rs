@@ -116,7 +116,7 @@ impl IngressGuard {
         }
     }
 
-    /// Makes its table again if it has one and that is not among these, the [`nftables::netdev_tables`] of now: `flush ruleset`,
+    /// Makes its table again if it has one and that is not among these, the [`netdev_tables`](crate::netlink::nftables::netdev_tables) of now: `flush ruleset`,
     /// with which most files for `nft` begin, takes it along. Returns whether that was so.
     ///
     /// # Errors

@@ -204,7 +204,7 @@ impl NatPolicy {
     /// Compiles. Numbers of rules and forwards are places in the lists given.
     ///
     /// * A rule without addresses takes the IPv4 ones of its interface that others can reach, and none of IPv6. Of several
-    ///   networks each flow takes those of the next hop's ([`Addresses`]).
+    ///   networks each flow takes those of the next hop's.
     /// * Ports on which forwards listen are never given to flows, but to those of a forward's own host. A forward of all of a
     ///   rule's ports takes what is of no flow, and no port. Nothing else is known of forwards to this host itself.
     /// * An address is endpoint-independent as a whole: a rule that shares an address with such a rule becomes one.
