@@ -10,30 +10,23 @@ need ip nft python3 ping cc
 build
 seconds=${SECONDS_PER_RUN:-60}
 kinds=${KINDS:-syn fragment echo icmp neighbor handshake}
-c=aflood-c-$$ g=aflood-g-$$ s=aflood-s-$$
+outer=10.2.0 outer_bits=16 # neighbors that are not there
+. "$(dirname "$0")/gateway-lib.sh"
 : >"$work/handshake"
 cc -O2 -o "$work/floods" "$here/bench/floods.c"
 gateway=
 stop_scene() {
   if [ -n "$gateway" ]; then kill "$gateway" 2>/dev/null || true; wait "$gateway" 2>/dev/null || true; gateway=; fi
-  for ns in $c $g $s; do for pid in $(ip netns pids "$ns" 2>/dev/null); do kill "$pid" 2>/dev/null || true; done; done
-  sleep 0.3
-  for ns in $c $g $s; do ip netns del "$ns" 2>/dev/null || true; done
+  stop_gateway_scene
 }
-trap 'stop_scene; sleep 0.3; rm -rf "$work"' EXIT
+trap 'stop_scene; stop_all; rm -rf "$work"' EXIT
 echo "# $(date -u +%FT%TZ) $(uname -r) $(nproc) cores, $(git -C "$here" rev-parse --short HEAD): SECONDS_PER_RUN=$seconds bench/floods.sh; load $(cut -d' ' -f1-3 /proc/loadavg)"
 
-# client 10.1.1.2 – lan 10.1.1.1 gateway 10.2.0.1 wan – 10.2.0.2/16 server; made-up sources are behind the server
+# Made-up sources are behind the server.
 scene() { # anabranch | kernel
   stop_scene
-  for ns in $c $g $s; do ip netns add "$ns"; ip -n "$ns" link set lo up; done
-  ip link add "fc$$" type veth peer name "fl$$"; ip link add "fs$$" type veth peer name "fw$$"
-  ip link set "fc$$" netns $c name eth0; ip link set "fl$$" netns $g name lan
-  ip link set "fs$$" netns $s name eth0; ip link set "fw$$" netns $g name wan
-  ip -n $c addr add 10.1.1.2/24 dev eth0; ip -n $g addr add 10.1.1.1/24 dev lan
-  ip -n $s addr add 10.2.0.2/16 dev eth0; ip -n $g addr add 10.2.0.1/16 dev wan
-  for of in "$c eth0" "$s eth0" "$g lan" "$g wan"; do ip -n ${of% *} link set ${of#* } up; done
-  ip -n $c route add default via 10.1.1.1; ip -n $s route add default via 10.2.0.1; ip -n $g route add default via 10.2.0.2
+  gateway_scene
+  ip -n $g route add default via $outer.2
   if [ "$1" = kernel ]; then
     ip netns exec $g sysctl -qw net.ipv4.ip_forward=1
     ip netns exec $g nft 'table ip n { chain pre { type nat hook prerouting priority dstnat; iifname "wan" tcp dport 80 dnat to 10.1.1.2:80; };

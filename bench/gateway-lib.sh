@@ -11,7 +11,8 @@ stop_gateway_scene() {
 }
 trap 'stop_gateway_scene; stop_all; rm -rf "$work"' EXIT
 
-# client 10.1.1.2 – lan 10.1.1.1 gateway 10.1.2.1 wan – 10.1.2.2 server
+# client 10.1.1.2 – lan 10.1.1.1 gateway $outer.1 wan – $outer.2 server
+outer=${outer:-10.1.2} outer_bits=${outer_bits:-24}
 gateway_scene() {
   stop_gateway_scene
   for ns in $c $g $s; do ip netns add "$ns"; ip -n "$ns" link set lo up; done
@@ -19,9 +20,9 @@ gateway_scene() {
   ip link set "gc$$" netns $c name eth0; ip link set "gl$$" netns $g name lan
   ip link set "gs$$" netns $s name eth0; ip link set "gw$$" netns $g name wan
   ip -n $c addr add 10.1.1.2/24 dev eth0; ip -n $g addr add 10.1.1.1/24 dev lan
-  ip -n $s addr add 10.1.2.2/24 dev eth0; ip -n $g addr add 10.1.2.1/24 dev wan
+  ip -n $s addr add $outer.2/$outer_bits dev eth0; ip -n $g addr add $outer.1/$outer_bits dev wan
   ip -n $c link set eth0 up; ip -n $s link set eth0 up; ip -n $g link set lan up; ip -n $g link set wan up
-  ip -n $c route add default via 10.1.1.1; ip -n $s route add default via 10.1.2.1
+  ip -n $c route add default via 10.1.1.1; ip -n $s route add default via $outer.1
   ip netns exec $g sysctl -qw net.ipv4.ip_forward=0
 }
 
@@ -51,7 +52,7 @@ ${NAT_EXTRA:-}
 T
       ip netns exec $g "$anabranch" up "$work/gateway.toml" >"$work/gw.log" 2>&1 & ;;
   esac
-  for _ in $(seq 100); do ip netns exec $c ping -c1 -W1 10.1.2.2 >/dev/null 2>&1 && return; sleep 0.1; done
+  for _ in $(seq 100); do ip netns exec $c ping -c1 -W1 $outer.2 >/dev/null 2>&1 && return; sleep 0.1; done
   echo "bench: no way through with $1" >&2; tail -n 5 "$work"/gw.log >&2 || true; exit 1
 }
 
@@ -102,7 +103,7 @@ C
 flood() {
   ip netns exec $s "$work/flood" receive 9 "$(python3 -c "print($seconds+2)")" >"$work/received" & local receiver=$!
   sleep 0.5
-  ip netns exec $c "$work/flood" send 10.1.2.2 9 "$1" "$seconds" 18 >"$work/sent"
+  ip netns exec $c "$work/flood" send $outer.2 9 "$1" "$seconds" 18 >"$work/sent"
   wait $receiver
   cat "$work/received"
 }
@@ -111,7 +112,7 @@ flood() {
 bulk() {
   ip netns exec $s iperf3 -s -1 -p 5300 >/dev/null 2>&1 & local server=$!
   sleep 0.4
-  ip netns exec $c iperf3 -c 10.1.2.2 -p 5300 -t "$seconds" -J "$@" | python3 -c 'import json,sys; print("%.3f" % (json.load(sys.stdin)["end"]["sum_received"]["bits_per_second"]/1e9))'
+  ip netns exec $c iperf3 -c $outer.2 -p 5300 -t "$seconds" -J "$@" | python3 -c 'import json,sys; print("%.3f" % (json.load(sys.stdin)["end"]["sum_received"]["bits_per_second"]/1e9))'
   wait $server || true
 }
 

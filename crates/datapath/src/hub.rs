@@ -283,12 +283,10 @@ mod tests {
 
     use std::net::IpAddr;
 
-    use arc_swap::ArcSwap;
     use cluster::message::{Member, Role};
     use packet::attachment::InterfaceId;
     use packet::checksum::verify_packet;
     use steering::era::Eras;
-    use steering::ownership::Ownership;
     use steering::symmetric::FlowHasher;
     use steering::table::BucketTable;
     use steering::units::{Leases, Units};
@@ -324,19 +322,7 @@ mod tests {
     }
 
     fn hub(snapshot: &Snapshot) -> Hub {
-        let keys = (1u8..64).map(|seed| std::array::from_fn(|place| seed.wrapping_mul(place as u8)));
-        let node = Node::new(NodeConfig {
-            private_key: tunnel::PrivateKey::new([2; 32]),
-            node_id: 0,
-            hub_key: None,
-            ownership: Arc::new(ArcSwap::from_pointee(Ownership::new(1, keys).unwrap())),
-            index_key: [2; 16],
-            boot_id: 2,
-            seed: [2; 32],
-            wall_clock_ns: 0,
-            timestamp_floor_ns: 0,
-            rekey_after_ms: 120_000,
-        });
+        let node = Node::new(NodeConfig::of_number(2, 1));
         Hub::of(snapshot, &Arc::new(node)).unwrap()
     }
 

@@ -5,7 +5,6 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use cluster::encapsulation::Encapsulation;
 use cluster::encapsulation::outer::{Outer, OuterChecksum};
 use cluster::message::{Member, Role};
@@ -20,7 +19,6 @@ use services::random::Random;
 use services::spec::{GatewaySpec, InterfaceSpec, LinkSpec, PeerSpec, RouteSpec};
 use steering::era::Eras;
 use steering::owner_chain::TTL_START;
-use steering::ownership::Ownership;
 use steering::symmetric::FlowHasher;
 use steering::table::BucketTable;
 use steering::units::{Leases, Units};
@@ -66,16 +64,8 @@ impl Output for Out {
 }
 
 fn spec() -> GatewaySpec {
-    let interface = |name: &str, address: &str, last: u8| InterfaceSpec {
-        name: name.to_owned(),
-        device: name.to_owned(),
-        addresses: vec![address.parse().unwrap()],
-        tenant: 0,
-        mtu: 1500,
-        link: LinkSpec::ethernet([2, 0, 0, 0, 0, last]),
-        outside: false,
-        through_action: None,
-        loose_tcp: false,
+    let interface = |name: &str, address: &str, last: u8| {
+        InterfaceSpec::new(name, vec![address.parse().unwrap()], LinkSpec::ethernet([2, 0, 0, 0, 0, last]))
     };
     let route = |prefix: &str, egress: Egress, via: Option<&str>| {
         RouteSpec::new(0, prefix.parse().unwrap(), egress, via.map(|via| via.parse().unwrap()))
@@ -138,20 +128,9 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let keys = (1u8..64).map(|seed| std::array::from_fn(|place| seed.wrapping_mul(place as u8 + 1)));
-        let ownership = Arc::new(Ownership::new(1, keys).unwrap());
-        let node = Arc::new(Node::new(NodeConfig {
-            private_key: tunnel::PrivateKey::new([1; 32]),
-            ownership: Arc::new(ArcSwap::new(Arc::clone(&ownership))),
-            node_id: 0,
-            hub_key: None,
-            index_key: [1; 16],
-            boot_id: 1,
-            seed: [1; 32],
-            wall_clock_ns: 1_800_000_000_000_000_000,
-            timestamp_floor_ns: 0,
-            rekey_after_ms: 120_000,
-        }));
+        let config = NodeConfig::of_number(1, 1);
+        let ownership = config.ownership.load_full();
+        let node = Arc::new(Node::new(config));
         let mut neighbors = Neighbors { version: 1, ..Neighbors::default() };
         neighbors.known.insert((WAN, "203.0.113.254".parse().unwrap()), [2, 0, 0, 0, 2, 254]);
         let (policy, _) = Policy::compile(spec(), None, 0).unwrap();

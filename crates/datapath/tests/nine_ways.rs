@@ -9,7 +9,6 @@ use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use datapath::{Datapath, Handed, Output, Snapshots};
 use packet::attachment::{BondId, Egress, Ingress, InterfaceId};
 use packet::buffer::PACKET_BYTES_MAX;
@@ -19,7 +18,6 @@ use services::pipeline::{ETHERNET_BYTES, Frame, Neighbors, Outcome};
 use services::policy::Policy;
 use services::random::Random;
 use services::spec::{GatewaySpec, InterfaceSpec, LinkSpec, PeerSpec, RouteSpec};
-use steering::ownership::Ownership;
 use tunnel::config::{NodeConfig, Peer, Snapshot, Wan};
 use tunnel::forwarder::Target;
 use tunnel::node::{Node, Source};
@@ -146,26 +144,9 @@ struct Site {
 
 impl Site {
     fn new(number: u8, spec: Option<GatewaySpec>) -> Self {
-        let keys = (1u64..64).map(|seed| {
-            let mut state = seed * 31 + u64::from(number);
-            std::array::from_fn(|_| {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                (state >> 56) as u8
-            })
-        });
-        let ownership = Arc::new(Ownership::new(1, keys).unwrap());
-        let node = Arc::new(Node::new(NodeConfig {
-            private_key: tunnel::PrivateKey::new([number; 32]),
-            ownership: Arc::new(ArcSwap::new(Arc::clone(&ownership))),
-            node_id: 0,
-            hub_key: None,
-            index_key: [number; 16],
-            boot_id: u64::from(number),
-            seed: [number; 32],
-            wall_clock_ns: 1_800_000_000_000_000_000,
-            timestamp_floor_ns: 0,
-            rekey_after_ms: 120_000,
-        }));
+        let config = NodeConfig::of_number(number, 1);
+        let ownership = config.ownership.load_full();
+        let node = Arc::new(Node::new(config));
         let serving = spec.is_some();
         let mut neighbors = Neighbors { version: 1, ..Neighbors::default() };
         neighbors.known.insert((LAN, "10.0.0.5".parse().unwrap()), [2, 0, 0, 0, 1, 5]);
@@ -210,16 +191,8 @@ fn peer(id: BondId, site: &Site, dial: bool, allowed: &[&str]) -> Peer {
 }
 
 fn hub_spec() -> GatewaySpec {
-    let interface = |name: &str, address: &str, last: u8| InterfaceSpec {
-        name: name.to_owned(),
-        device: name.to_owned(),
-        addresses: vec![address.parse().unwrap()],
-        tenant: 0,
-        mtu: 1500,
-        link: LinkSpec::ethernet([2, 0, 0, 0, 0, last]),
-        outside: false,
-        through_action: None,
-        loose_tcp: false,
+    let interface = |name: &str, address: &str, last: u8| {
+        InterfaceSpec::new(name, vec![address.parse().unwrap()], LinkSpec::ethernet([2, 0, 0, 0, 0, last]))
     };
     let route = |prefix: &str, egress: Egress, via: Option<&str>| {
         RouteSpec::new(0, prefix.parse().unwrap(), egress, via.map(|via| via.parse().unwrap()))

@@ -178,6 +178,22 @@ pub struct InterfaceSpec {
 }
 
 impl InterfaceSpec {
+    /// An interface of the shared tenant, named as its device, with an MTU of 1,500 bytes, on the inside, and with no default of its own.
+    #[must_use]
+    pub fn new(name: &str, addresses: Vec<IpNet>, link: LinkSpec) -> Self {
+        Self {
+            name: name.to_owned(),
+            device: name.to_owned(),
+            addresses,
+            tenant: 0,
+            mtu: 1_500,
+            link,
+            outside: false,
+            through_action: None,
+            loose_tcp: false,
+        }
+    }
+
     /// Its addresses of a family that hosts beyond the link can answer to: not the link-local ones.
     pub fn usable_addresses(&self, ipv4: bool) -> impl Iterator<Item = IpAddr> + '_ {
         self.usable_networks(ipv4).map(|net| net.addr())

@@ -40,6 +40,38 @@ pub struct NodeConfig {
     pub rekey_after_ms: u64,
 }
 
+impl NodeConfig {
+    /// A node alone whose keys and secrets anybody can work out, for what talks to no stranger: tests, measurements. It has so many
+    /// cores.
+    ///
+    /// # Panics
+    /// Without cores, or with more than 128.
+    #[must_use]
+    pub fn of_number(number: u8, cores: u8) -> Self {
+        let mut state = u64::from(number) + 1;
+        let keys = std::iter::repeat_with(|| {
+            std::array::from_fn(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 56) as u8
+            })
+        });
+        #[expect(clippy::expect_used, reason = "said above")]
+        let ownership = Ownership::new(cores, keys).expect("1 to 128 cores");
+        Self {
+            private_key: PrivateKey::new([number; 32]),
+            node_id: 0,
+            hub_key: None,
+            ownership: Arc::new(ArcSwap::from_pointee(ownership)),
+            index_key: [number; 16],
+            boot_id: u64::from(number),
+            seed: [number; 32],
+            wall_clock_ns: 1_800_000_000_000_000_000,
+            timestamp_floor_ns: 0,
+            rekey_after_ms: crate::session::REKEY_AFTER_MS,
+        }
+    }
+}
+
 /// One WAN interface as it is right now. WAN ids stay the same for one interface name for the whole run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wan {

@@ -2,12 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use packet::DropReason;
 use packet::attachment::BondId;
-use steering::ownership::Ownership;
 use tunnel::PrivateKey;
 use tunnel::config::{NodeConfig, Peer, Snapshot, Wan};
 use tunnel::header::{HEADER_BYTES, Header, Kind, NO_SESSION};
@@ -21,20 +18,8 @@ const CLUSTER_KEY: [u8; 40] = [0x3c; 40];
 const ADDRESS: &str = "192.0.2.1:4600";
 
 fn node(number: u8, hub: bool) -> Node {
-    let keys = (1u8..64).map(|seed| std::array::from_fn(|place| seed.wrapping_mul(place as u8 ^ number)));
-    let ownership = Arc::new(Ownership::new(1, keys).unwrap());
-    Node::new(NodeConfig {
-        private_key: PrivateKey::new([number; 32]),
-        node_id: 0,
-        hub_key: hub.then(|| PrivateKey::new(HUB_KEY)),
-        ownership: Arc::new(ArcSwap::new(ownership)),
-        index_key: [number; 16],
-        boot_id: u64::from(number),
-        seed: [number; 32],
-        wall_clock_ns: 1_800_000_000_000_000_000,
-        timestamp_floor_ns: 0,
-        rekey_after_ms: 120_000,
-    })
+    let hub_key = hub.then(|| PrivateKey::new(HUB_KEY));
+    Node::new(NodeConfig { hub_key, ..NodeConfig::of_number(number, 1) })
 }
 
 fn peer(public_key: [u8; 32], hub: bool, endpoints: &[SocketAddr]) -> Peer {

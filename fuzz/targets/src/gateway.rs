@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use datapath::memory::{MemoryPorts, Sent};
 use datapath::{Datapath, Snapshots, Worker};
 use packet::IpHeader;
@@ -17,7 +16,6 @@ use services::spec::{
     Mapping, NatMode, NatSpec, PORTS_DEFAULT, PeerSpec, PortChoice, ResetOnDown, RouteSpec, RuleAction,
     ServerSpec, TCP, UDP,
 };
-use steering::ownership::Ownership;
 use tunnel::config::{NodeConfig, Peer, PeerPaths, Snapshot, Wan};
 use tunnel::node::{Node, Source};
 use tunnel::time::Time;
@@ -109,20 +107,9 @@ struct Scene {
 
 impl Site {
     fn new(number: u8, cores: u8, spec: Option<GatewaySpec>) -> Self {
-        let keys = (1u8..64).map(|seed| std::array::from_fn(|place| seed.wrapping_mul(place as u8 ^ number)));
-        let ownership = Arc::new(Ownership::new(cores, keys).expect("there are keys"));
-        let node = Arc::new(Node::new(NodeConfig {
-            private_key: tunnel::PrivateKey::new([number; 32]),
-            ownership: Arc::new(ArcSwap::new(Arc::clone(&ownership))),
-            node_id: 0,
-            hub_key: None,
-            index_key: [number; 16],
-            boot_id: u64::from(number),
-            seed: [number; 32],
-            wall_clock_ns: 1_800_000_000_000_000_000,
-            timestamp_floor_ns: 0,
-            rekey_after_ms: 120_000,
-        }));
+        let config = NodeConfig::of_number(number, cores);
+        let ownership = config.ownership.load_full();
+        let node = Arc::new(Node::new(config));
         let serving = spec.is_some();
         let mut neighbors = Neighbors { version: 1, ..Neighbors::default() };
         for (interface, address, last) in
@@ -284,15 +271,13 @@ impl Scene {
 fn spec() -> GatewaySpec {
     let net = |text: &str| text.parse().expect("a network");
     let interface = |name: &str, addresses: &[&str], last: u8| InterfaceSpec {
-        name: name.to_owned(),
-        device: name.to_owned(),
-        addresses: addresses.iter().map(|address| net(address)).collect(),
-        tenant: 0,
-        mtu: 1_500,
-        link: LinkSpec::ethernet([2, 0, 0, 0, 0, last]),
         outside: last == 1,
         through_action: (last == 1).then_some(RuleAction::Drop),
-        loose_tcp: false,
+        ..InterfaceSpec::new(
+            name,
+            addresses.iter().map(|address| net(address)).collect(),
+            LinkSpec::ethernet([2, 0, 0, 0, 0, last]),
+        )
     };
     let route = |prefix: &str, egress: Egress, via: Option<&str>| {
         RouteSpec::new(0, net(prefix), egress, via.map(|via| via.parse().expect("an address")))

@@ -8,8 +8,7 @@
 //!
 //! A forward changes the destination alone, which the kernel can do itself: [`ForwardLeads`], for the host's own programs and for what
 //! comes by a device that is no interface (containers, a VPN), under the host's firewall and connection tracking; one to the host itself for
-//! everybody. The kernel has no
-//! virtual servers of ours and no PROXY protocol: it leads there through the datapath ([`super::inner`]). `check` names what other
+//! everybody. The kernel has no virtual servers of ours and no PROXY protocol: it leads there through the datapath ([`super::inner`]). `check` names what other
 //! devices do not reach all the same.
 
 use std::net::SocketAddr;
@@ -187,17 +186,8 @@ mod tests {
             leads(spec).iter().map(|lead| (lead.listen.port(), lead.ports, lead.all)).collect()
         };
         assert_eq!(led(&spec), [(80, 1, false), (1_024, 64_000, false), (100, 3, false), (81, 1, false)]);
-        let lan = InterfaceSpec {
-            name: "lan".into(),
-            device: "eth1".into(),
-            addresses: vec!["192.168.10.5/24".parse().unwrap()],
-            tenant: 0,
-            mtu: 1500,
-            link: LinkSpec::PointToPoint,
-            outside: false,
-            through_action: None,
-            loose_tcp: false,
-        };
+        let lan =
+            InterfaceSpec::new("eth1", vec!["192.168.10.5/24".parse().unwrap()], LinkSpec::PointToPoint);
         let here = GatewaySpec { interfaces: vec![lan], ..spec };
         assert_eq!(led(&here), [(80, 1, true), (1_024, 64_000, true), (100, 3, true), (81, 1, false)]);
     }

@@ -5,11 +5,8 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use packet::attachment::BondId;
 use packet::vnet::VirtioNetHeader;
-use steering::ownership::Ownership;
-use tunnel::PrivateKey;
 use tunnel::config::{NodeConfig, Peer, Snapshot, Wan};
 use tunnel::forwarder::{Delivered, Forwarder, Output, Target, owner_core};
 use tunnel::header::Header;
@@ -55,23 +52,6 @@ pub struct Side {
     pub address: SocketAddr,
 }
 
-pub fn config(number: u8, cores: u8) -> NodeConfig {
-    let keys = (1u8..64).map(|seed| std::array::from_fn(|place| seed.wrapping_mul(place as u8 ^ number)));
-    let ownership = Arc::new(Ownership::new(cores, keys).unwrap());
-    NodeConfig {
-        private_key: PrivateKey::new([number; 32]),
-        node_id: 0,
-        hub_key: None,
-        ownership: Arc::new(ArcSwap::new(ownership)),
-        index_key: [number; 16],
-        boot_id: u64::from(number),
-        seed: [number; 32],
-        wall_clock_ns: 1_800_000_000_000_000_000,
-        timestamp_floor_ns: 0,
-        rekey_after_ms: 120_000,
-    }
-}
-
 pub fn peer(of: &Side, endpoints: &[SocketAddr]) -> Peer {
     Peer {
         endpoints: endpoints.to_vec(),
@@ -87,7 +67,7 @@ pub fn wan(id: u16, address: SocketAddr) -> Wan {
 
 impl Side {
     pub fn new(number: u8, cores: u8) -> Self {
-        Self::with(number, config(number, cores))
+        Self::with(number, NodeConfig::of_number(number, cores))
     }
 
     pub fn with(number: u8, config: NodeConfig) -> Self {

@@ -317,16 +317,9 @@ pub fn native(mut spec: GatewaySpec) -> GatewaySpec {
 
 /// LAN 10.0.0.1/24, WAN 203.0.113.1/24 with a default route, both families.
 pub fn two_interfaces() -> GatewaySpec {
-    let interface = |name: &str, addresses: &[&str], last: u8| InterfaceSpec {
-        name: name.to_owned(),
-        device: name.to_owned(),
-        addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
-        tenant: 0,
-        mtu: 1500,
-        link: LinkSpec::ethernet([2, 0, 0, 0, 0, last]),
-        outside: false,
-        through_action: None,
-        loose_tcp: false,
+    let interface = |name: &str, addresses: &[&str], last: u8| {
+        let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        InterfaceSpec::new(name, addresses, LinkSpec::ethernet([2, 0, 0, 0, 0, last]))
     };
     let route = |prefix: &str, to: Ingress, via: Option<&str>| {
         RouteSpec::new(0, prefix.parse().unwrap(), to.into(), via.map(|via| via.parse().unwrap()))
