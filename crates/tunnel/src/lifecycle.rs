@@ -164,6 +164,8 @@ pub(crate) struct Lifecycle {
     pub next_number: u32,
     pub gate: PeerGate,
     pub boot_id: Option<u64>,
+    /// Number of the first session with it.
+    pub first_of_boot: u32,
     pub paths: Vec<PathLife>,
     ids: PathIds,
     all_down_since: Option<Time>,
@@ -390,6 +392,7 @@ impl Lifecycle {
             next_number: 1,
             gate: PeerGate::default(),
             boot_id: None,
+            first_of_boot: 0,
             paths: Vec::new(),
             ids: PathIds { used: [false; 256], exhausted: false },
             all_down_since: None,

@@ -346,10 +346,6 @@ impl Node {
         frame: &Frame<'_>,
         answers: &mut Vec<u8>,
     ) {
-        if matches!(frame, Frame::Close { .. }) {
-            self.closed(now, bond);
-            return;
-        }
         // Unlike repeats, these go over the socket of their own path: they show where it is, also where another one was before.
         let shows_address = !bond.dialer && matches!(frame, Frame::Ping { .. } | Frame::Probe { .. });
         let elsewhere = |path: &Path| {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use pair::{Pair, Sent, Side, peer};
 use tunnel::bond::Bond;
+use tunnel::config::NodeConfig;
 use tunnel::header::{Header, Kind};
 use tunnel::mac::{Guard, GuardLimits};
 use tunnel::session::Session;
@@ -128,6 +129,46 @@ fn two_that_dial_at_once_end_in_one_bond() {
         net.run(net.now.plus_ms(1_000));
         assert!(net.joined() && net.bond(0).dialer && !net.bond(1).dialer, "seed {seed}: it does not last");
     }
+}
+
+/// The dialer is started again at once; its goodbye takes a quick path and a slow one.
+#[test]
+fn a_late_goodbye_ends_nothing_of_the_next_run() {
+    let mut net = Net::new(5);
+    net.delay_ms = 20..21;
+    net.listen(1);
+    net.dial(0);
+    net.run(net.now.plus_ms(2_000));
+    assert!(net.joined());
+    net.queue.clear();
+    let goodbye = |net: &mut Net| {
+        let mut actions = Vec::new();
+        net.sides[0].node.close_all(&mut actions);
+        net.sides[0].cores[0].run(net.now, actions, &mut net.sides[0].out);
+        net.sides[0].out.sent.pop_back().unwrap()
+    };
+    let (quick, mut slow) = (goodbye(&mut net), goodbye(&mut net));
+    let origin = net.origin(0, &slow);
+    net.queue.push((net.now, 1, origin, quick.target.route.remote, quick.bytes));
+    net.run(net.now.plus_ms(10));
+    assert!(net.session(1).is_none(), "the quick one is believed");
+
+    let number = net.sides[0].number;
+    let again = NodeConfig {
+        boot_id: 77,
+        wall_clock_ns: 1_900_000_000_000_000_000,
+        ..NodeConfig::of_number(number, 1)
+    };
+    net.sides[0] = Side::with(number, again);
+    net.dial(0);
+    while net.sides[1].node.sessions_held() == 0 {
+        net.run(net.now.plus_ms(1));
+        assert!(net.now < Time::from_ms(10_000), "no handshake");
+    }
+    assert!(net.session(1).is_none(), "not confirmed yet");
+    net.sides[1].receive(net.now, origin, None, &mut slow.bytes);
+    net.run(net.now.plus_ms(300));
+    assert!(net.joined());
 }
 
 #[test]

@@ -431,14 +431,7 @@ impl Receive {
             }
             Frame::Extension { .. } => cx.drops.add(DropReason::FrameUnknown),
             Frame::Assignment { hash, core } => cx.tx.on_assignment(cx.now, session.number, hash, core),
-            // A goodbye of an earlier epoch that was long under way says nothing about this one.
-            Frame::Close { .. }
-                if self
-                    .bond
-                    .current
-                    .load()
-                    .as_ref()
-                    .is_some_and(|current| current.number > session.number) => {}
+            Frame::Close { .. } => cx.node.closed(cx.now, &self.bond, session.number),
             frame => {
                 cx.node.on_control(cx.now, &self.bond, header.path, cx.source, &frame, &mut budget.answers);
             }
