@@ -213,7 +213,8 @@ fn two_sites_with_one_key_disturb_only_each_other() {
     assert_eq!(world.udp_missing(other), Vec::<u64>::new());
     assert_eq!(world.totals.misdelivered + world.totals.damaged, 0);
     let (bonds, paths, sessions) = world.sites[0].held();
-    assert!(bonds == 2 && paths <= 6 && sessions <= 6, "{:?}", world.sites[0].held());
+    // Two and eight that may be under way for each.
+    assert!(bonds == 2 && paths <= 6 && sessions <= 20, "{:?}", world.sites[0].held());
     let _ = twin;
     // The clone leaves: the right one works within seconds.
     world.stop(2);

@@ -131,6 +131,36 @@ fn two_that_dial_at_once_end_in_one_bond() {
     }
 }
 
+/// Answers that take longer than the pause between handshakes: two satellites, a link with a long queue, a path over TCP.
+#[test]
+fn a_long_round_trip_joins_and_gets_new_keys() {
+    for one_way_ms in [600, 800, 1_100, 1_400] {
+        let mut net = Net::new(one_way_ms);
+        net.delay_ms = one_way_ms..one_way_ms + 20;
+        net.listen(1);
+        net.dial(0);
+        net.run(net.now.plus_ms(10_000));
+        assert!(net.joined(), "{one_way_ms} ms: not joined");
+        for _ in 0..3 {
+            let old = net.session(0).unwrap();
+            old.spend();
+            net.sides[0].node.poll_soon(net.now);
+            for _ in 0..1_000 {
+                net.run(net.now.plus_ms(10));
+                let sends_with = net.session(0).unwrap();
+                assert!(
+                    net.sides[1].node.session(sends_with.remote_index).is_some(),
+                    "{one_way_ms} ms: the dialer seals with keys that the listener has dropped"
+                );
+            }
+            assert!(
+                net.joined() && !Arc::ptr_eq(&old, &net.session(0).unwrap()),
+                "{one_way_ms} ms: old keys"
+            );
+        }
+    }
+}
+
 /// The dialer is started again at once; its goodbye takes a quick path and a slow one.
 #[test]
 fn a_late_goodbye_ends_nothing_of_the_next_run() {

@@ -17,8 +17,8 @@ use crate::lifecycle::{Action, Attempt, Lifecycle};
 use crate::mac::Admission;
 use crate::time::Time;
 
-/// Handshakes of one bond that may be under way at once: long round trips outlast the retry interval.
-const ATTEMPTS_KEPT: usize = 4;
+/// Handshakes of one bond that may be under way at once: round trips of four seconds outlast the retry interval so many times.
+pub(super) const ATTEMPTS_KEPT: usize = 8;
 /// Pause between handshake attempts: short at first, so that a link that comes up joins at once.
 pub(super) const RETRY_FAST_MS: u64 = 500;
 const RETRY_SLOW_MS: u64 = 2_000;

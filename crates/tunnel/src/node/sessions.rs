@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::handshakes::RETRY_FAST_MS;
+use super::handshakes::{ATTEMPTS_KEPT, RETRY_FAST_MS};
 use super::{Node, lifecycle};
 use crate::bond::Bond;
 use crate::handshake::Established;
@@ -14,8 +14,9 @@ use crate::lifecycle::Lifecycle;
 use crate::session::{Epoch, Session};
 use crate::time::Time;
 
-/// Sessions kept per bond: the newest, the one before it (datagrams still under way), one not confirmed yet.
-const SESSIONS_KEPT: usize = 3;
+/// Sessions kept per bond: the one in use, the one before it (datagrams still under way), and one for each handshake of the peer that may
+/// be under way: the first answer that arrives there is the one it goes on with.
+const SESSIONS_KEPT: usize = 2 + ATTEMPTS_KEPT;
 
 impl Node {
     /// The session a receiver index names.
