@@ -3,6 +3,8 @@
 //!
 //! The state machine says what to send as [`Action`]s; the core that called it seals and sends them.
 
+mod dialing;
+
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -667,30 +669,6 @@ impl Lifecycle {
             actions.push(Action::Frames { bond, path, route: None, frames: frames.to_vec(), pad_to: 0 });
         }
         self.advertiser.next()
-    }
-
-    /// Whether a dialer should try a handshake now: no session, an old one, or a peer that answers on no path.
-    pub fn wants_handshake(&self, now: Time, bond: &Bond) -> bool {
-        if !bond.dialer || now < self.next_attempt || !self.paths.iter().any(|life| life.wan.up) {
-            return false;
-        }
-        let silent = self.all_down_since.is_some_and(|since| now.since(since) >= DOWN_AFTER_MS * 1_000_000);
-        match &*bond.current.load() {
-            Some(session) => silent || self.ids.exhausted || session.wants_rekey(now),
-            None => true,
-        }
-    }
-
-    /// Paths the next Initiation goes out on: all of them on even tries, one after the other on odd ones,
-    /// so that a path whose way back is broken cannot win every time.
-    pub fn handshake_paths(&self) -> Vec<Arc<Path>> {
-        let usable: Vec<_> =
-            self.paths.iter().filter(|life| life.wan.up).map(|life| Arc::clone(&life.path)).collect();
-        if self.tries.is_multiple_of(2) || usable.is_empty() {
-            return usable;
-        }
-        let one = (self.tries / 2) as usize % usable.len();
-        usable.into_iter().skip(one).take(1).collect()
     }
 
     /// A control frame arrived on path `id`; the answer is added to `answers`.

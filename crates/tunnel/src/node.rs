@@ -51,8 +51,7 @@ pub struct Node {
     load: Vec<AtomicU8>,
     own: hub::Entrance,
     hub: Option<hub::Hub>,
-    index_cipher: IndexCipher,
-    node_id: u16,
+    indices: OwnIndices,
     boot_id: u64,
     wall_clock_ns: u64,
     rekey_after_ms: u64,
@@ -60,6 +59,14 @@ pub struct Node {
     /// When the timers of each bond are due. Whoever changes a life cycle brings its bond forward.
     polls: polls::Polls,
     control: Mutex<ControlState>,
+    /// The configuration that was applied last.
+    applied: Mutex<Snapshot>,
+}
+
+/// Receiver indices of the sessions that this node is not a hub for.
+struct OwnIndices {
+    node: u16,
+    cipher: IndexCipher,
 }
 
 /// State that only handshakes and configuration changes touch.
@@ -71,7 +78,7 @@ struct ControlState {
     wans: Vec<Wan>,
     /// Memory that all peers make us use.
     memory: Arc<NodeMemory>,
-    /// Peers with endpoints that dial us too and have the lower key.
+    /// Peers with endpoints that dial us too, for which we listen.
     yielded: Vec<[u8; 32]>,
 }
 
@@ -122,8 +129,7 @@ impl Node {
             load: (0..cores).map(|_| AtomicU8::new(0)).collect(),
             own: hub::Entrance::new(identity, config.seed),
             hub: config.hub_key.map(|key| hub::Hub::new(key, config.seed)),
-            index_cipher: IndexCipher::new(config.index_key),
-            node_id: config.node_id,
+            indices: OwnIndices { node: config.node_id, cipher: IndexCipher::new(config.index_key) },
             boot_id: config.boot_id,
             wall_clock_ns: config.wall_clock_ns,
             rekey_after_ms: config.rekey_after_ms.min(REKEY_AFTER_MS),
@@ -138,6 +144,7 @@ impl Node {
                 memory: Arc::default(),
                 yielded: Vec::new(),
             }),
+            applied: Mutex::default(),
         }
     }
 
@@ -209,8 +216,24 @@ impl Node {
 
     /// Takes over a configuration: adds, changes and removes bonds and paths; nothing that stays is disturbed.
     pub fn apply(&self, now: Time, snapshot: &Snapshot, actions: &mut Vec<Action>) {
-        // Lock order everywhere: a bond's lifecycle first, then `control`.
-        self.control().wans.clone_from(&snapshot.wans);
+        // Lock order everywhere: what is applied first, then a bond's lifecycle, then `control`.
+        let mut applied = self.applied.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        applied.clone_from(snapshot);
+        self.apply_snapshot(now, snapshot, actions);
+    }
+
+    /// Who dials has changed: the configuration of now holds for the new bonds as well.
+    fn apply_again(&self, now: Time, actions: &mut Vec<Action>) {
+        let applied = self.applied.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.apply_snapshot(now, &applied, actions);
+    }
+
+    fn apply_snapshot(&self, now: Time, snapshot: &Snapshot, actions: &mut Vec<Action>) {
+        {
+            let mut control = self.control();
+            control.wans.clone_from(&snapshot.wans);
+            control.yielded.retain(|key| snapshot.peers.iter().any(|peer| peer.public_key == *key));
+        }
         let old = self.bonds.load_full();
         let mut bonds = old.list.clone();
         for slot in &mut bonds {
@@ -333,6 +356,11 @@ impl Node {
         }
         self.expire_sessions(now, bond, &mut life);
         self.end_moved(bond, &mut life);
+        let deaf = self.is_deaf(now, bond, &life);
+        drop(life);
+        if deaf {
+            self.dial_again(now, bond, actions);
+        }
         next
     }
 

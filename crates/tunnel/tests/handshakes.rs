@@ -24,6 +24,8 @@ struct Net {
     random: fastrand::Rng,
     loss: f64,
     delay_ms: std::ops::Range<u64>,
+    /// Datagrams that a side dials with do not arrive; its answers do.
+    dials_in_vain: [bool; 2],
 }
 
 fn socket_of(address: SocketAddr) -> Option<(usize, u8)> {
@@ -39,7 +41,15 @@ impl Net {
             sides.swap(0, 1);
         }
         let random = fastrand::Rng::with_seed(seed);
-        Self { sides, now: Time::from_ms(1_000), queue: Vec::new(), random, loss: 0.0, delay_ms: 1..2 }
+        Self {
+            sides,
+            now: Time::from_ms(1_000),
+            queue: Vec::new(),
+            random,
+            loss: 0.0,
+            delay_ms: 1..2,
+            dials_in_vain: [false; 2],
+        }
     }
 
     fn dial(&mut self, from: usize) {
@@ -66,7 +76,8 @@ impl Net {
         for side in 0..2 {
             for sent in std::mem::take(&mut self.sides[side].out.sent) {
                 let from = self.origin(side, &sent);
-                if self.random.f64() >= self.loss {
+                let in_vain = sent.target.dialer && self.dials_in_vain[side];
+                if !in_vain && self.random.f64() >= self.loss {
                     let at = self.now.plus_ms(self.random.u64(self.delay_ms.clone()));
                     self.queue.push((at, 1 - side, from, sent.target.route.remote, sent.bytes));
                 }
@@ -128,6 +139,33 @@ fn two_that_dial_at_once_end_in_one_bond() {
         }
         net.run(net.now.plus_ms(1_000));
         assert!(net.joined() && net.bond(0).dialer && !net.bond(1).dialer, "seed {seed}: it does not last");
+    }
+}
+
+/// Both have endpoints, as two sites with fixed addresses do; a NAT or a firewall lets one direction through. Whose key is lower is
+/// chance.
+#[test]
+fn two_that_dial_join_by_the_direction_that_works() {
+    for seed in 0..40 {
+        for closed in 0..2 {
+            let mut net = Net::new(seed);
+            net.delay_ms = 1..2 + net.random.u64(..80);
+            net.dials_in_vain[closed] = true;
+            net.dial(0);
+            let pause = net.random.u64(..20_000);
+            net.run(net.now.plus_ms(pause));
+            net.dial(1);
+            net.run(net.now.plus_ms(15_000));
+            assert!(net.joined() && net.bond(1 - closed).dialer, "seed {seed}: {closed} is not reached");
+            let session = net.session(0).unwrap();
+            net.run(net.now.plus_ms(30_000));
+            assert!(Arc::ptr_eq(&session, &net.session(0).unwrap()), "seed {seed}: it does not last");
+
+            // Now it is the other one whose datagrams vanish.
+            net.dials_in_vain = [closed == 1, closed == 0];
+            net.run(net.now.plus_ms(40_000));
+            assert!(net.joined() && net.bond(closed).dialer, "seed {seed}: {closed} does not dial again");
+        }
     }
 }
 

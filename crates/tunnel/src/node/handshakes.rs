@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use packet::drop_reason::DropReason;
 
 use super::{ControlState, Node, Source, lifecycle};
-use crate::bond::{Bond, Bonds};
+use crate::bond::Bond;
 use crate::handshake::{Established, Initiator, Opened, open_initiation};
 use crate::header::{HEADER_BYTES, Header, Kind, NO_SESSION};
 use crate::hello::Capabilities;
@@ -23,6 +23,12 @@ pub(super) const ATTEMPTS_KEPT: usize = 8;
 pub(super) const RETRY_FAST_MS: u64 = 500;
 const RETRY_SLOW_MS: u64 = 2_000;
 const FAST_TRIES: u32 = 40;
+/// So many handshakes without an answer, some seconds: it may be that only the peer's reach us.
+const TRIES_IN_VAIN: u32 = 12;
+/// A side that listens though it has endpoints dials again when no path was up for so long. They differ, or both would yield to each
+/// other again and again.
+const DEAF_LOWER_MS: u64 = 5_000;
+const DEAF_HIGHER_MS: u64 = 12_000;
 
 impl Node {
     pub(super) fn start_handshake(
@@ -66,7 +72,7 @@ impl Node {
     }
 
     pub(super) fn next_index(&self, control: &mut ControlState) -> u32 {
-        self.next_index_of(control, self.node_id, &self.index_cipher)
+        self.next_index_of(control, self.indices.node, &self.indices.cipher)
     }
 
     pub(super) fn next_index_of(&self, control: &mut ControlState, node: u16, cipher: &IndexCipher) -> u32 {
@@ -176,7 +182,8 @@ impl Node {
     }
 
     /// Both have endpoints and dial: the one with the lower public key goes on, or two dialers would race for path ids. The other
-    /// gives its sessions up and listens, but for nobody's recording: the peer first proves that it dials now.
+    /// gives its sessions up and listens, but for nobody's recording: the peer first proves that it dials now. The lower one listens
+    /// as well when it has dialled in vain: then the other direction is the one that works.
     fn on_rival(
         &self,
         now: Time,
@@ -186,42 +193,51 @@ impl Node {
         datagram: &[u8],
         actions: &mut Vec<Action>,
     ) -> Result<(), DropReason> {
-        if self.own.identity.public() <= opened.remote_static {
-            return Err(DropReason::HandshakeUnknownPeer);
-        }
         {
             let mut life = lifecycle(bond);
+            if self.has_lower_key(&opened.remote_static)
+                && !(life.tries >= TRIES_IN_VAIN && life.is_cut_off(now, bond))
+            {
+                return Err(DropReason::HandshakeUnknownPeer);
+            }
             if !life.gate.accept_fresh(now, opened.hello.freshness.as_ref()) {
                 self.challenge_freshness(now, &mut life, source, &opened, datagram, actions);
                 return Err(DropReason::HandshakeReplayed);
             }
         }
-        let listening = self.yield_dialing(now, bond).ok_or(DropReason::HandshakeUnknownPeer)?;
+        let listening = self.yield_dialing(now, bond, actions).ok_or(DropReason::HandshakeUnknownPeer)?;
         let mut life = lifecycle(&listening);
         life.gate.accept(now, opened.timestamp_ns)?;
         self.respond(now, &listening, &mut life, source, opened, actions)
     }
 
-    /// The peer dials us as well and has the lower key: from now on we listen for it, in a bond of its own.
-    fn yield_dialing(&self, now: Time, bond: &Bond) -> Option<Arc<Bond>> {
+    fn has_lower_key(&self, remote: &[u8; 32]) -> bool {
+        self.own.identity.public() <= *remote
+    }
+
+    /// The peer dials us as well: from now on we listen for it, in a bond of its own.
+    fn yield_dialing(&self, now: Time, bond: &Bond, actions: &mut Vec<Action>) -> Option<Arc<Bond>> {
         let peer = bond.peer.load_full();
-        let seed = {
-            let mut control = self.control();
-            control.yielded.push(peer.public_key);
-            control.token()
-        };
-        tracing::info!(peer = peer.name, "dials us too and has the lower key: we listen");
-        self.drop_sessions(&mut lifecycle(bond));
-        self.bonds.rcu(|bonds| {
-            let mut list = bonds.list.clone();
-            list[bond.slot] = None;
-            let slot = list.len();
-            list.push(Some(self.new_bond(slot, &peer, false, seed)));
-            Bonds::new(list)
-        });
-        self.poll_soon(now);
+        tracing::info!(peer = peer.name, "dials us too: we listen");
+        self.control().yielded.push(peer.public_key);
+        self.apply_again(now, actions);
         let bonds = self.bonds.load();
-        bonds.iter().find(|bond| bond.peer.load().public_key == peer.public_key).cloned()
+        bonds.iter().find(|bond| bond.peer.load().public_key == peer.public_key && !bond.dialer).cloned()
+    }
+
+    /// Whether we listen, though we have endpoints to dial, and nothing comes.
+    pub(super) fn is_deaf(&self, now: Time, bond: &Bond, life: &Lifecycle) -> bool {
+        let peer = bond.peer.load();
+        let patience_ms = if self.has_lower_key(&peer.public_key) { DEAF_LOWER_MS } else { DEAF_HIGHER_MS };
+        !bond.dialer && !peer.endpoints.is_empty() && life.silent_ns(now) >= patience_ms * 1_000_000
+    }
+
+    /// Dials a peer again for which we listened.
+    pub(super) fn dial_again(&self, now: Time, bond: &Bond, actions: &mut Vec<Action>) {
+        let peer = bond.peer.load_full();
+        tracing::info!(peer = peer.name, "does not dial any more: we dial");
+        self.control().yielded.retain(|key| *key != peer.public_key);
+        self.apply_again(now, actions);
     }
 
     pub(super) fn respond(

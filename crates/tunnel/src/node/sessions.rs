@@ -66,8 +66,8 @@ impl Node {
         let restarted = life.boot_id.is_some_and(|boot| boot != hello.boot_id);
         if life.boot_id != Some(hello.boot_id) {
             life.boot_id = Some(hello.boot_id);
-            bond.reset_clock();
             life.first_of_boot = session.number;
+            bond.reset_clock();
             bond.restarts.fetch_add(1, Relaxed);
             if restarted {
                 tracing::info!(peer = peer.name, "peer restarted");
@@ -119,11 +119,11 @@ impl Node {
     /// that is in use, or that the peer has made since it was started again.
     pub fn closed(&self, now: Time, bond: &Bond, number: u32) {
         let mut life = lifecycle(bond);
-        self.drop_sessions(&mut life);
         let in_use = bond.current.load().as_ref().map_or(0, |current| current.number);
         if number < in_use || number < life.first_of_boot {
             return;
         }
+        self.drop_sessions(&mut life);
         bond.current.store(None);
         life.next_attempt = now.plus_ms(RETRY_FAST_MS);
         life.close_paths(now, bond);
