@@ -102,6 +102,24 @@ fn full_packets_over_every_mixture_of_mtus() {
     }
 }
 
+/// Two links take large datagrams, the quickest one does not: what one of them had under way when it died is repeated over the other.
+#[test]
+fn what_a_dead_link_had_is_not_repeated_where_it_is_too_large() {
+    let large = || Shape::new(50.0, 15.0).mtu(1_500);
+    let links = [Shape::new(10.0, 3.0).mtu(1_280), large(), large()];
+    let mut world = pair(sim::seed(212), (1, 1), &links);
+    join(&mut world, 3, 3_000);
+    world.run_ms(6_000);
+    let start = world.now;
+    let flow = world.udp(0, 1, UdpSpec::mbps(1_400, 35.0, start, start.plus_ms(6_000)));
+    world.run_ms(3_000);
+    world.cables[1].cut(true);
+    world.run_ms(4_000);
+    let stats = world.udp_stats(flow);
+    let lost = stats.sent - stats.received;
+    assert!(lost == 0, "{lost} lost of {}", stats.sent);
+}
+
 #[test]
 fn an_mtu_that_shrinks_while_data_flows_is_found_again() {
     let links = [Shape::new(40.0, 10.0).mtu(1_500)];

@@ -6,6 +6,7 @@
 //! 3. [`Transmit::depart`] (`depart.rs`) seals what is due and hands it out, a GSO run at a time.
 //! 4. Reports and NACKs come back: [`super::feedback`].
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -696,6 +697,18 @@ impl Transmit {
             .clamp(2.min(most), most)
     }
 
+    /// Paths whose datagrams may be so large.
+    fn views_that_take(&self, datagram_bytes: usize) -> Cow<'_, [PathView]> {
+        let takes = |view: &&PathView| {
+            let mut paths = self.paths.iter();
+            paths.any(|tx| tx.path.id == view.id && tx.path.datagram_bytes() >= datagram_bytes)
+        };
+        if self.views.iter().all(|view| takes(&view)) {
+            return Cow::Borrowed(&self.views);
+        }
+        Cow::Owned(self.views.iter().filter(takes).cloned().collect())
+    }
+
     /// Sends datagrams again over the path that delivers them first. False when the paths are booked out.
     fn send_repeats(&mut self, now: Time, out: &mut impl Output) -> bool {
         while let Some(repeat) = self.repeats.front().copied() {
@@ -708,8 +721,14 @@ impl Transmit {
                 self.repeats.pop_front();
                 continue;
             };
+            let views = self.views_that_take(entry.bytes);
+            if views.is_empty() {
+                // The only path that took datagrams so large is gone.
+                self.repeats.pop_front();
+                continue;
+            }
             let bytes = wire_bytes(1, entry.bytes);
-            let id = match choose(now, &self.views, bytes as u32, &ClassPolicy::SPARSE, None) {
+            let id = match choose(now, &views, bytes as u32, &ClassPolicy::SPARSE, None) {
                 Choice::Send { path, depart } if depart <= now.plus_us(4_000) => path,
                 Choice::Send { depart, .. } => {
                     self.wake = self.wake.min(depart);
