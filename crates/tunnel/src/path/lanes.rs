@@ -6,14 +6,16 @@
 use super::{Feedbacked, Times};
 use crate::time::Time;
 
-/// Lanes of a path that are kept apart; of more, those that reported last.
-const LANES_MAX: usize = 64;
+/// Lanes of a path that are kept apart, sixteen cores on both sides; of more, those that reported last.
+const LANES_MAX: usize = 256;
 /// Nobody waits for a lane that has not reported for so long.
 const SILENT_NS: u64 = 30_000_000;
 /// Reports of one moment are made within this time of each other, µs: a core may be late.
 const TOGETHER_US: i32 = 5_000;
 /// For a report that is late or lost the others wait until they tell of this much later, µs.
 const PATIENCE_US: i32 = 15_000;
+/// A sample is gathered no longer than this by our own clock: the path may fall silent over it, for longer than the receiver's wraps.
+const GATHER_NS: u64 = 100_000_000;
 /// No report is longer under way.
 const LATE_NS: u64 = 10_000_000_000;
 /// Guesses of a lane's bytes reach so far behind its newest report, µs.
@@ -96,6 +98,8 @@ pub(super) struct Lanes {
     told: Vec<Told>,
     /// When the first and the newest report of the sample that is being gathered were made, by the receiver's clock, µs.
     made_us: Option<(u32, u32)>,
+    /// When the first of them came.
+    since: Time,
     bytes: u64,
     received: u32,
     lost: u32,
@@ -113,11 +117,16 @@ impl Lanes {
     pub fn add(&mut self, now: Time, entry: &Feedbacked, bytes: u64) -> Option<Carried> {
         let after = |us: u32| entry.told_us.wrapping_sub(us).cast_signed();
         let ended = match self.made_us {
-            Some((first_us, _)) if after(first_us) > PATIENCE_US => self.end(now),
+            Some((first_us, _)) if after(first_us) > PATIENCE_US || now.since(self.since) > GATHER_NS => {
+                self.end(now)
+            }
             _ => None,
         };
         let at = self.place(entry.lane);
         self.told[at].add(now, entry.told_us, bytes);
+        if self.made_us.is_none() {
+            self.since = now;
+        }
         let (first_us, newest_us) = self.made_us.unwrap_or((entry.told_us, entry.told_us));
         self.made_us = Some((first_us, if after(newest_us) > 0 { entry.told_us } else { newest_us }));
         // The peer says how much: no more than what leaves the arithmetic without an overflow.
@@ -269,8 +278,10 @@ mod tests {
     #[test]
     fn memory_has_a_limit_and_a_report_that_is_late_does_not_turn_time_back() {
         let mut lanes = Lanes::default();
-        for lane in 0..200 {
-            lanes.add(Time::from_ms(10), &entry(lane, 9_000, 10_000, 1), 1);
+        for number in 0..400u16 {
+            let [high, low] = number.to_be_bytes();
+            let entry = Feedbacked { lane: (high, low), ..entry(0, 9_000, 10_000, 1) };
+            lanes.add(Time::from_ms(10), &entry, 1);
         }
         assert_eq!(lanes.told.len(), LANES_MAX);
         let mut lanes = Lanes::default();
@@ -284,5 +295,22 @@ mod tests {
         // The receiver's clock wraps, and nothing came for more than half of that.
         let later_us = (1 << 31) + 100_000;
         assert_eq!(add(3_000_000, 0, later_us), Some(later_us as u32));
+    }
+
+    /// A lane's last report is lost, and the path carries nothing for three quarters of an hour.
+    #[test]
+    fn a_sample_does_not_stay_open_over_a_pause() {
+        let mut lanes = Lanes::default();
+        let mut add = |us: u64, lane: u8| lanes.add(Time::from_us(us), &entry(lane, us, us, 1_000), 1_000);
+        for us in [10_000, 20_000] {
+            add(us, 0);
+            assert!(add(us + 100, 1).is_some());
+        }
+        assert_eq!(add(30_000, 0), None, "lane 1 is awaited");
+        let later_us = 45 * 60 * 1_000_000;
+        let ended = add(later_us, 0).unwrap();
+        assert_eq!((ended.at, ended.arrival_us, ended.received), (Time::from_us(30_000), 30_000, 1));
+        let next = add(later_us + 10_000, 0).unwrap();
+        assert_eq!((next.received, next.arrival_us), (2, (later_us + 10_000) as u32));
     }
 }
