@@ -48,6 +48,11 @@ impl Asked {
         }
     }
 
+    /// Whether a flow waits for its answer.
+    pub fn is_waiting(&self) -> bool {
+        self.flows.iter().any(|flow| !flow.in_vain)
+    }
+
     /// Whether the packets of a flow that has no core wait.
     pub fn waits(&mut self, now: Time, hash: u32, class: u8) -> bool {
         if !self.on {

@@ -67,6 +67,17 @@ pub(super) struct ReceivingCores {
     pub assignments: Assignments,
 }
 
+/// Waiting of flows, as what the peer told last changes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FlowsWait {
+    /// It is as it was.
+    Unchanged,
+    /// Flows wait from now on: all that was handed to the old cores must be confirmed first.
+    Begins,
+    /// Flows wait in vain: the session is gone, or the peer is another.
+    Ends,
+}
+
 /// Newer processor information, while flows wait for it to come into force.
 struct Change {
     next: Arc<PeerCores>,
@@ -122,9 +133,25 @@ impl ReceivingCores {
         self.told.as_ref().map_or_else(Default::default, |told| told.info.flow)
     }
 
-    /// Takes over what the peer told last. True when flows begin to wait: what was handed to the old cores until now
-    /// must be confirmed first.
-    pub fn follow(&mut self, now: Time, bond: &Bond, session: Option<&Session>) -> bool {
+    /// Takes over what the peer told last.
+    pub fn follow(&mut self, now: Time, bond: &Bond, session: Option<&Session>) -> FlowsWait {
+        let before = self.makes_wait();
+        if self.take_over_latest(now, bond, session) {
+            FlowsWait::Begins
+        } else if before && !self.makes_wait() {
+            FlowsWait::Ends
+        } else {
+            FlowsWait::Unchanged
+        }
+    }
+
+    /// Whether flows may wait: for old cores, or for an answer of the peer.
+    fn makes_wait(&self) -> bool {
+        self.change.is_some() || self.assignments.waiting().is_some() || self.assignments.asked.is_waiting()
+    }
+
+    /// True when flows begin to wait.
+    fn take_over_latest(&mut self, now: Time, bond: &Bond, session: Option<&Session>) -> bool {
         let latest = bond.cores.load();
         let Some(latest) = &*latest else {
             self.told = None;

@@ -19,7 +19,7 @@ use super::build::{log_capacity, stamper};
 use super::class_path::ClassQueues;
 use super::depart::Cover;
 use super::flows::{Flows, Treatment};
-use super::receiving_core::{Destination, ReceivingCores};
+use super::receiving_core::{Destination, FlowsWait, ReceivingCores};
 use super::repair::PathRepair;
 use super::tx_lane::TxLanes;
 use super::{Output, Target};
@@ -335,12 +335,16 @@ impl Transmit {
         drop(current);
         self.flows.follow(&self.bond);
         self.refresh_paths(now);
-        if self.receiving.follow(now, &self.bond, self.session.as_deref()) {
-            self.paths.iter_mut().for_each(PathTx::mark);
-            // The new cores learn the timing of the paths while the flows wait.
-            for core in self.receiving.next_cores().iter() {
-                stamper(&mut self.stampers, core);
+        match self.receiving.follow(now, &self.bond, self.session.as_deref()) {
+            FlowsWait::Unchanged => {}
+            FlowsWait::Begins => {
+                self.paths.iter_mut().for_each(PathTx::mark);
+                // The new cores learn the timing of the paths while the flows wait.
+                for core in self.receiving.next_cores().iter() {
+                    stamper(&mut self.stampers, core);
+                }
             }
+            FlowsWait::Ends => self.unpark_all(now),
         }
     }
 
