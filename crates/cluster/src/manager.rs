@@ -380,6 +380,18 @@ impl Manager {
         self.advance(now_ns);
     }
 
+    /// A heartbeat came by itself from an address: that of the unit there, if it has said hello in a connection that is still there. Who
+    /// else connects from that address has nothing to do with it.
+    pub fn beat(&mut self, now_ns: u64, address: IpAddr, message: Message) {
+        let unit = self.state.units.iter().find(|(_, unit)| unit.address == address);
+        let peer = unit.and_then(|(node, _)| self.peers.get(node));
+        if let Some(connection) = peer.and_then(|peer| peer.connection)
+            && matches!(message, Message::Heartbeat { .. })
+        {
+            self.receive(now_ns, connection, message);
+        }
+    }
+
     /// Somebody wants something; the answer is an [`Output::Answer`] with the same number.
     pub fn command(&mut self, now_ns: u64, request: u64, command: Command) {
         self.queue(now_ns, enrol::Queued::Command(request, command));

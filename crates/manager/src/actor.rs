@@ -6,7 +6,7 @@
 //! While another manager leads this one has no state machine: it turns units and operators away, and asks the store again and
 //! again. When it does not lead any more it lets go of everything at once, and begins anew.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -125,8 +125,6 @@ pub struct Actor {
     clock: Clock,
     units: BTreeMap<u64, mpsc::Sender<Message>>,
     proofs: Proofs,
-    /// The newest connection of each address.
-    connections: HashMap<IpAddr, u64>,
     requests: BTreeMap<u64, oneshot::Sender<Result<u64, CommandError>>>,
     next_request: u64,
     lines: VecDeque<EventLine>,
@@ -154,7 +152,6 @@ impl Actor {
             clock,
             units: BTreeMap::new(),
             proofs: Proofs::default(),
-            connections: HashMap::new(),
             requests: BTreeMap::new(),
             next_request: 0,
             lines: VecDeque::new(),
@@ -293,7 +290,6 @@ impl Actor {
         self.line(None, format!("this manager does not lead any more: {why}"));
         self.units.clear();
         self.proofs.clear();
-        self.connections.clear();
         for answer in std::mem::take(&mut self.requests).into_values() {
             let _ = answer.send(Err(CommandError::NotLeading(self.store.leader().map(str::to_owned))));
         }
@@ -311,20 +307,14 @@ impl Actor {
                 // The first word of a connection finds room.
                 let _ = to.try_send(Message::Term { term: *term });
                 self.units.insert(connection, to);
-                self.connections.insert(address, connection);
                 manager.connected(connection, address);
             }
             Event::Disconnected(connection) => {
                 self.units.remove(&connection);
                 self.proofs.forget(connection);
-                self.connections.retain(|_, known| *known != connection);
                 manager.disconnected(connection);
             }
-            Event::Beat { address, at_ns, message } => {
-                if let Some(connection) = self.connections.get(&address) {
-                    manager.receive(at_ns, *connection, message);
-                }
-            }
+            Event::Beat { address, at_ns, message } => manager.beat(at_ns, address, message),
             Event::Received { connection, message: Message::Identify { key }, .. } => {
                 if let Some(to) = self.units.get(&connection) {
                     self.proofs.ask(connection, key, to);

@@ -246,6 +246,10 @@ fn a_unit_joins_and_lives_by_its_heartbeats() {
     for phase in [Phase::Prepared, Phase::Committed] {
         unit.send(&Message::Acknowledge { era, phase });
     }
+    // Somebody else on its machine looks whether the port answers, once for a moment and once for long.
+    drop(TcpStream::connect(manager.bus).unwrap());
+    let _stray = TcpStream::connect(manager.bus).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
     // Heartbeats by themselves keep it alive for longer than silence may last.
     let beats = UdpSocket::bind("127.0.0.1:0").unwrap();
     let mut beat = Vec::new();
