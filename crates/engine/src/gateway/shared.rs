@@ -236,10 +236,15 @@ impl ClusterHandle {
         let ownership = self.0.gateway.ownership.load();
         for (core, report) in (0u8..).zip(&self.0.gateway.reports) {
             let report = super::lock(report);
-            let counted = &report.live_by_unit_bucket;
-            if ownership.is_alive(core) {
-                figures.snapshot = figures.snapshot.min(counted.snapshot);
+            figures.second_hops += report.counters.units.sent;
+            figures.waited_for_era += report.counters.units.waited_for_era;
+            figures.packets += report.counters.rx_packets;
+            if !ownership.is_alive(core) {
+                // Its flows are lost, and what it counted last never ends.
+                continue;
             }
+            let counted = &report.live_by_unit_bucket;
+            figures.snapshot = figures.snapshot.min(counted.snapshot);
             if figures.live.len() < counted.live.len() {
                 figures.live.resize(counted.live.len(), 0);
             }
@@ -247,9 +252,6 @@ impl ClusterHandle {
                 *sum = sum.saturating_add(*live);
             }
             figures.flows += report.live_flows;
-            figures.second_hops += report.counters.units.sent;
-            figures.waited_for_era += report.counters.units.waited_for_era;
-            figures.packets += report.counters.rx_packets;
             figures.inherited += counted.inherited;
         }
         self.count_bonds(&mut figures);
