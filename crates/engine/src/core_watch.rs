@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use steering::cores::{CoreSet, CoreState};
 use steering::ownership::{ClassCores, Ownership};
-use steering::table::BucketTable;
 use steering::vote::watch::{Finding, Limits, Look, Watch};
 use steering::vote::{Arbiter, Decision, Settings, Vote, replan, retire_owners};
 
@@ -131,8 +130,7 @@ impl CoreWatch {
             changed = true;
         }
         if changed {
-            let states = lock(&engine.gateway.cores).states();
-            engine.gateway.replan(&states, engine);
+            engine.gateway.replan(engine);
             self.arbiter.changed_elsewhere(now_ns);
         }
     }
@@ -164,31 +162,30 @@ impl CoreWatch {
         if !rebalance || usable.len() < 2 || has_peers {
             return;
         }
-        let ownership = gateway.ownership.load_full();
-        let era = ownership.table.era();
-        let works = (0u8..).zip(&gateway.reports).filter(|(core, _)| ownership.is_alive(*core));
-        let settled = works.into_iter().all(|(_, report)| lock(report).table_era == era);
-        let work = gateway.live_by_bucket();
-        if let Decision::Change { table, moves } =
-            self.arbiter.decide(&ownership.table, &work, &usable, settled, now_ns)
-        {
+        gateway.change_table(engine, |ownership| {
+            let era = ownership.table.era();
+            let works = (0u8..).zip(&gateway.reports).filter(|(core, _)| ownership.is_alive(*core));
+            let settled = works.into_iter().all(|(_, report)| lock(report).table_era == era);
+            let work = gateway.live_by_bucket();
+            let decision = self.arbiter.decide(&ownership.table, &work, &usable, settled, now_ns);
+            let Decision::Change { table, moves } = decision else { return None };
             tracing::info!(era = table.era(), moves = moves.len(), "buckets move to idle cores");
-            gateway.put_table(table, ownership.alive, engine);
-        }
+            Some(ownership.with_table(table, ownership.alive))
+        });
     }
 }
 
 /// An earlier owner leaves a chain when it works by this table and has no flow in the bucket.
 fn retire_chains(engine: &Engine) {
     let gateway = &engine.gateway;
-    let ownership = gateway.ownership.load_full();
     let live = |core: u16, bucket: usize| {
         let report = lock(gateway.reports.get(usize::from(core))?);
         Some((report.table_era, report.live_by_bucket.get(bucket).copied().unwrap_or(0)))
     };
-    if let Some(table) = retire_owners(&ownership.table, live) {
-        gateway.put_table(table, ownership.alive, engine);
-    }
+    gateway.change_table(engine, |ownership| {
+        let table = retire_owners(&ownership.table, live)?;
+        Some(ownership.with_table(table, ownership.alive))
+    });
 }
 
 impl Shared {
@@ -203,10 +200,14 @@ impl Shared {
         all
     }
 
-    /// Puts a bucket table in force: workers first, then the kernel's steering.
-    pub(crate) fn put_table(&self, table: BucketTable, alive: CoreSet, engine: &Engine) {
+    /// Puts the ownership in force that follows from that of now, if any does: workers first, then the kernel's steering. One at a
+    /// time, or what another thread has decided meanwhile would be undone.
+    fn change_table(&self, engine: &Engine, next: impl FnOnce(&Ownership) -> Option<Ownership>) {
+        let _one = lock(&self.table_changes);
         let before = self.ownership.load_full();
-        self.put(before.with_table(table, alive), &before, engine);
+        if let Some(next) = next(&before) {
+            self.put(next, &before, engine);
+        }
     }
 
     fn put(&self, next: Ownership, before: &Ownership, engine: &Engine) {
@@ -227,22 +228,27 @@ impl Shared {
     }
 
     /// A new table after cores changed their state.
-    pub(crate) fn replan(&self, states: &[CoreState], engine: &Engine) {
-        let alive: CoreSet = (0u8..)
-            .zip(states)
-            .filter(|(_, state)| **state != CoreState::Stuck)
-            .map(|(core, _)| core)
-            .collect();
-        let ownership = self.ownership.load_full();
-        let live = self.live_by_bucket();
-        let drained = (0u8..).zip(states).filter(|(_, state)| **state == CoreState::Draining);
-        let drained: CoreSet = drained.map(|(core, _)| core).collect();
-        let classes = lock(&self.cores).classes.within(&alive.without(&drained));
-        match replan(&ownership.table, states, &live) {
-            Ok(table) => {
-                self.put(ownership.with_table(table, alive).with_classes(&classes), &ownership, engine);
+    pub(crate) fn replan(&self, engine: &Engine) {
+        self.change_table(engine, |ownership| {
+            let (states, classes) = {
+                let cores = lock(&self.cores);
+                (cores.states(), cores.classes.clone())
+            };
+            let of_state = |wanted: fn(CoreState) -> bool| -> CoreSet {
+                (0u8..).zip(&states).filter(|(_, state)| wanted(**state)).map(|(core, _)| core).collect()
+            };
+            let alive = of_state(|state| state != CoreState::Stuck);
+            let drained = of_state(|state| state == CoreState::Draining);
+            match replan(&ownership.table, &states, &self.live_by_bucket()) {
+                Ok(table) => {
+                    let classes = classes.within(&alive.without(&drained));
+                    Some(ownership.with_table(table, alive).with_classes(&classes))
+                }
+                Err(error) => {
+                    tracing::error!(%error, "no bucket table without this core; it keeps its buckets");
+                    None
+                }
             }
-            Err(error) => tracing::error!(%error, "no bucket table without this core; it keeps its buckets"),
-        }
+        });
     }
 }

@@ -240,8 +240,7 @@ impl Engine {
         // Cores that were drained or hung are not any more: they get a share of what begins from now on.
         let ownership = gateway.ownership.load_full();
         if ownership.usable() != ownership.alive {
-            let states = lock(&gateway.cores).states();
-            gateway.replan(&states, &self.shared);
+            gateway.replan(&self.shared);
         }
     }
 }

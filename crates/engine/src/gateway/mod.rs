@@ -254,6 +254,8 @@ pub(crate) struct Shared {
     keep_events: AtomicBool,
     pub lost_events: AtomicU64,
     pub cores: Mutex<Permissions>,
+    /// Held from looking at the ownership to putting another in force; before any other lock.
+    pub table_changes: Mutex<()>,
     retired: Mutex<Retired>,
     /// Flows of the process before.
     pub progress: Progress,
@@ -293,6 +295,7 @@ impl Shared {
             keep_events: AtomicBool::new(false),
             lost_events: AtomicU64::new(0),
             cores: Mutex::new(Permissions::new(cores)),
+            table_changes: Mutex::default(),
             retired: Mutex::default(),
             progress: Progress::default(),
             opened: Mutex::default(),
@@ -502,7 +505,7 @@ impl crate::Engine {
     /// There is no such core, or it would be the last.
     pub fn set_core(&self, core: usize, enabled: bool) -> Result<(), String> {
         let gateway = &self.shared.gateway;
-        let states = {
+        {
             let mut shared = lock(&gateway.cores);
             let others = shared.states().into_iter().enumerate();
             let active =
@@ -518,9 +521,8 @@ impl crate::Engine {
             } else {
                 shared.drained.insert(core as u8);
             }
-            shared.states()
-        };
-        gateway.replan(&states, &self.shared);
+        }
+        gateway.replan(&self.shared);
         Ok(())
     }
 
@@ -531,7 +533,7 @@ impl crate::Engine {
     /// There is no such core, or none would be left for all classes; then nothing changes.
     pub fn set_class_cores(&self, classes: &ClassCores) -> Result<(), String> {
         let gateway = &self.shared.gateway;
-        let states = {
+        {
             let mut shared = lock(&gateway.cores);
             if shared.classes == *classes {
                 return Ok(());
@@ -545,9 +547,8 @@ impl crate::Engine {
                 return Err("every core is reserved; leave one for all other classes".to_owned());
             }
             shared.classes = classes.clone();
-            shared.states()
-        };
-        gateway.replan(&states, &self.shared);
+        }
+        gateway.replan(&self.shared);
         Ok(())
     }
 
