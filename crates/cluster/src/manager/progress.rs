@@ -78,14 +78,20 @@ impl Manager {
         self.save(Then::Accept { request, number }, before);
     }
 
-    /// A unit that is to be removed does not wait to be added.
+    /// A unit that is to be removed does not wait to be added, and a change that was to add it beside other steps is not carried out in
+    /// part: it is taken back.
     fn cancel(&mut self, node: u16) {
-        self.state.accepted.retain(|accepted| match &accepted.command {
-            Command::Change(steps) => {
-                !matches!(&steps[..], [Step::Add { node: added, .. }] if *added == node)
+        let adds = |step: &Step| matches!(step, Step::Add { node: added, .. } if *added == node);
+        let before = std::mem::take(&mut self.state.accepted);
+        for accepted in before {
+            let number = accepted.number;
+            match &accepted.command {
+                Command::Change(steps) if steps.iter().any(adds) => {
+                    self.event(Some(node), format!("change {number} is taken back: it would add this unit"));
+                }
+                _ => self.state.accepted.push(accepted),
             }
-            Command::Configure { .. } => true,
-        });
+        }
     }
 
     /// Plans the next era if there is a reason, and begins to write it down.

@@ -122,6 +122,25 @@ fn interfaces_reach_the_units() {
     }
 }
 
+/// A change of several steps waits for a unit that never comes: whoever removes that unit takes the change back, and what was to
+/// happen beside it can be asked for again.
+#[test]
+fn a_change_that_waits_for_a_unit_can_be_taken_back() {
+    let mut cluster = Cluster::with(3);
+    let steps = vec![add(13, Role::DataPlane), Step::Drain { node: 2, remove: false, migrate: false }];
+    cluster.command(Command::Change(steps)).unwrap().unwrap();
+    cluster.pass(2_000);
+    assert_eq!(cluster.manager.status().accepted.len(), 1, "it waits");
+    cluster.step(Step::Remove { node: 13, force: true }).unwrap();
+    cluster.pass(500);
+    assert!(cluster.manager.status().accepted.is_empty(), "{:?}", cluster.events);
+    assert!(cluster.said("is taken back"), "{:?}", cluster.events);
+    assert!(cluster.manager.state().units[&2].standing == Standing::Active);
+    cluster.step(Step::Drain { node: 2, remove: false, migrate: false }).unwrap();
+    cluster.pass(2_000);
+    assert!(cluster.manager.state().units[&2].standing != Standing::Active, "{:?}", cluster.events);
+}
+
 #[test]
 fn an_enrolled_unit_can_be_forgotten() {
     let mut cluster = Cluster::new(settings());
