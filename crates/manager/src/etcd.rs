@@ -5,6 +5,8 @@
 //! * Every write of the state is a transaction that succeeds only while the leader key has that create revision: a manager
 //!   that was stopped for a while, or cut off, and does not know that another one leads, can write nothing (fencing). What it
 //!   would send to units follows a write, and units turn away managers of an older term.
+//! * It succeeds only while the state is the one that this manager wrote or read last, too: a write that was under way for long (a member
+//!   of etcd that hung) would else put an older state over a newer one of the same term.
 //! * A leader that has not heard from etcd for the lease's time, less a margin, stops by itself. That time is measured from
 //!   before the request by a clock that only goes forward and goes on while the machine sleeps: setting the wall clock
 //!   changes nothing.
@@ -27,6 +29,8 @@ use crate::store::{SaveError, Store};
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Largest answer: a state and some words around it.
 const ANSWER_BYTES_MAX: u64 = 16 << 20;
+/// Times that a write is tried over earlier ones of our own.
+const SAVE_TRIES: usize = 4;
 /// Share of the lease's time after which a leader that has not kept it alive stops: the rest is for clocks that differ.
 const SAFE_PERCENT: u64 = 80;
 
@@ -50,6 +54,8 @@ pub struct EtcdStore {
     lead: Option<Lead>,
     /// Who leads, if it is another one.
     leader: Option<String>,
+    /// Modification revision of the state that was written or read last; 0: there is none.
+    state_revision: u64,
 }
 
 /// Leadership, while its thread keeps the lease alive.
@@ -65,7 +71,13 @@ impl EtcdStore {
     /// A store that has asked nobody yet.
     #[must_use]
     pub fn new(settings: EtcdSettings) -> Self {
-        Self { client: Client::new(settings.endpoints.clone()), settings, lead: None, leader: None }
+        Self {
+            client: Client::new(settings.endpoints.clone()),
+            settings,
+            lead: None,
+            leader: None,
+            state_revision: 0,
+        }
     }
 
     fn key(&self, name: &str) -> String {
@@ -130,31 +142,95 @@ impl Store for EtcdStore {
 
     fn load(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
         let answer = self.client.call("/v3/kv/range", &json!({ "key": self.key("state") }))?;
-        match answer["kvs"][0]["value"].as_str() {
-            Some(value) => Ok(Some(BASE64.decode(value).context("etcd's value is no base64")?)),
-            None => Ok(None),
-        }
+        let stored = Stored::of(&answer)?;
+        self.state_revision = stored.revision;
+        Ok(stored.value)
     }
 
     fn save(&mut self, state: &[u8]) -> Result<(), SaveError> {
-        let Some(term) = self.lead.as_ref().map(|lead| lead.term) else { return Err(SaveError::Lost) };
+        // Those of our own writes that were thought to have failed may come in between.
+        for _ in 0..SAVE_TRIES {
+            let Some(term) = self.lead.as_ref().map(|lead| lead.term) else { return Err(SaveError::Lost) };
+            match self.write(term, state).map_err(SaveError::Failed)? {
+                Written::Now => return Ok(()),
+                Written::NotLeading => {
+                    self.lead = None;
+                    return Err(SaveError::Lost);
+                }
+                Written::Over(stored) => {
+                    self.state_revision = stored.revision;
+                    if stored.value.as_deref() == Some(state) {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        Err(SaveError::Failed(anyhow!("earlier writes of the state come in between")))
+    }
+}
+
+impl EtcdStore {
+    /// Writes the state if this term is still the leader's, over the state that is known.
+    fn write(&mut self, term: u64, state: &[u8]) -> anyhow::Result<Written> {
+        let (leader, key) = (self.key("leader"), self.key("state"));
         let mine = json!({
-            "key": self.key("leader"), "target": "CREATE", "result": "EQUAL", "create_revision": term.to_string(),
+            "key": leader, "target": "CREATE", "result": "EQUAL", "create_revision": term.to_string(),
         });
-        let put = json!({ "request_put": { "key": self.key("state"), "value": BASE64.encode(state) } });
-        let request = json!({ "compare": [mine], "success": [put] });
+        let known = json!({
+            "key": key, "target": "MOD", "result": "EQUAL", "mod_revision": self.state_revision.to_string(),
+        });
+        let put = json!({ "request_put": { "key": key, "value": BASE64.encode(state) } });
+        let look = |key| json!({ "request_range": { "key": key } });
+        let request =
+            json!({ "compare": [mine, known], "success": [put], "failure": [look(&leader), look(&key)] });
         let answer = match self.client.call("/v3/kv/txn", &request) {
             Ok(answer) => answer,
-            // It may have been written all the same: the answer was lost, or it was the last one that found room.
-            Err(_) if self.load().is_ok_and(|stored| stored.as_deref() == Some(state)) => return Ok(()),
-            Err(error) => return Err(SaveError::Failed(error)),
+            Err(error) => {
+                // It may have been written all the same: the answer was lost, or it was the last one that found room.
+                let known = self.state_revision;
+                if self.load().is_ok_and(|stored| stored.as_deref() == Some(state)) {
+                    return Ok(Written::Now);
+                }
+                self.state_revision = known;
+                return Err(error);
+            }
         };
         if answer["succeeded"] == true {
-            return Ok(());
+            self.state_revision =
+                number(&answer["header"]["revision"]).context("etcd's answer has no revision")?;
+            return Ok(Written::Now);
         }
-        self.lead = None;
-        Err(SaveError::Lost)
+        let found = |place: usize| &answer["responses"][place]["response_range"];
+        if number(&found(0)["kvs"][0]["create_revision"]) != Some(term) {
+            return Ok(Written::NotLeading);
+        }
+        Ok(Written::Over(Stored::of(found(1))?))
     }
+}
+
+/// A state as etcd has it.
+struct Stored {
+    value: Option<Vec<u8>>,
+    revision: u64,
+}
+
+impl Stored {
+    fn of(range: &Value) -> anyhow::Result<Self> {
+        let found = &range["kvs"][0];
+        let Some(value) = found["value"].as_str() else { return Ok(Self { value: None, revision: 0 }) };
+        let value = BASE64.decode(value).context("etcd's value is no base64")?;
+        let revision = number(&found["mod_revision"]).context("etcd's answer has no revision")?;
+        Ok(Self { value: Some(value), revision })
+    }
+}
+
+/// Answer of etcd to a write.
+enum Written {
+    Now,
+    /// Another manager has the leader's key, or nobody.
+    NotLeading,
+    /// There is another state than was known: an earlier write of ours.
+    Over(Stored),
 }
 
 impl Drop for Lead {

@@ -1,9 +1,12 @@
 //! The store on a real etcd: one leads, writes of an older leader do nothing, and a leader that is cut off stops by itself.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::net::TcpListener;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use manager::etcd::{EtcdSettings, EtcdStore};
@@ -38,13 +41,17 @@ impl Etcd {
         Self { process, folder, endpoint: client }
     }
 
-    fn store(&self, name: &str) -> EtcdStore {
-        EtcdStore::new(EtcdSettings {
+    fn settings(&self, name: &str) -> EtcdSettings {
+        EtcdSettings {
             endpoints: vec!["http://127.0.0.1:1".to_owned(), self.endpoint.clone()],
             prefix: "/test".to_owned(),
             lease_s: 2,
             name: name.to_owned(),
-        })
+        }
+    }
+
+    fn store(&self, name: &str) -> EtcdStore {
+        EtcdStore::new(self.settings(name))
     }
 
     fn signal(&self, name: &str) {
@@ -132,4 +139,63 @@ fn d10_a_full_etcd_refuses_a_write_and_says_why() {
     assert!(error.contains("space exceeded"), "{error}");
     assert!(store.load().unwrap() == Some(vec![last; 300_000]), "the one before is kept");
     assert!(store.leads());
+}
+
+/// A member of etcd that hangs: what comes in is held back, and passed on when it works again.
+struct Hanging {
+    address: SocketAddr,
+    holds: Arc<AtomicBool>,
+}
+
+impl Hanging {
+    fn start(etcd: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let holds = Arc::new(AtomicBool::new(false));
+        let hold = Arc::clone(&holds);
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let (mut client, mut member) = (client.unwrap(), TcpStream::connect(etcd).unwrap());
+                let (mut back, mut answers) = (client.try_clone().unwrap(), member.try_clone().unwrap());
+                std::thread::spawn(move || std::io::copy(&mut answers, &mut back));
+                let hold = Arc::clone(&hold);
+                std::thread::spawn(move || {
+                    let mut bytes = [0; 65_536];
+                    while let Ok(got) = client.read(&mut bytes)
+                        && got > 0
+                    {
+                        while hold.load(Relaxed) {
+                            std::thread::sleep(Duration::from_millis(5));
+                        }
+                        member.write_all(&bytes[..got]).unwrap();
+                    }
+                    // The member does not see at once that nobody waits for its answer.
+                    std::thread::sleep(Duration::from_secs(5));
+                });
+            }
+        });
+        Self { address, holds }
+    }
+}
+
+#[test]
+fn d1_a_write_that_was_under_way_for_long_does_not_bring_an_old_state_back() {
+    let etcd = Etcd::start("late", 1 << 30);
+    let hanging = Hanging::start(etcd.endpoint.trim_start_matches("http://").parse().unwrap());
+    let endpoints = vec![format!("http://{}", hanging.address), etcd.endpoint.clone()];
+    let mut first = etcd.store("before");
+    until("etcd starts", || first.campaign().ok().flatten());
+    drop(first);
+    let mut store = EtcdStore::new(EtcdSettings { endpoints, lease_s: 30, ..etcd.settings("first") });
+    until("leads", || store.campaign().ok().flatten());
+    assert_eq!(store.load().unwrap(), None);
+    store.save(b"one").unwrap();
+    hanging.holds.store(true, Relaxed);
+    store.save(b"two").unwrap();
+    store.save(b"three").unwrap();
+    hanging.holds.store(false, Relaxed);
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(store.load().unwrap().as_deref(), Some(&b"three"[..]));
+    store.save(b"four").unwrap();
+    assert_eq!(store.load().unwrap().as_deref(), Some(&b"four"[..]));
 }
