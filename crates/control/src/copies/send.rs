@@ -46,15 +46,19 @@ fn stream(shared: &Shared, engine: &ClusterHandle, backup: Backup) -> io::Result
     stream.set_write_timeout(Some(WRITE_PATIENCE))?;
     stream.write_all(&MAGIC)?;
     stream.write_all(&shared.own.to_be_bytes())?;
-    let chunks = engine.copy_flows();
+    let (chunks, cores) = engine.copy_flows();
     let mut passes = Passes::default();
     while !shared.is_stopped() && shared.backup() == Some(backup) {
+        if engine.alive() != cores {
+            // One that hung as this began writes none of its flows, and would be missing for good.
+            return Err(io::Error::other("other cores work than did; all is copied again"));
+        }
         match next(&chunks)? {
             Some(chunk) if chunk.lost => return Err(io::Error::other("too many flows ended at once")),
             Some(chunk) => {
                 stream.write_all(&chunk.records)?;
                 passes.note(&chunk);
-                if passes.cores() >= engine.cores() && shared.copied_to.load(Relaxed) == NOBODY {
+                if passes.cores() >= cores.iter().count() && shared.copied_to.load(Relaxed) == NOBODY {
                     tracing::info!(backup = backup.node, "another machine has copies of all flows");
                     shared.copied_to.store(backup.node.into(), Relaxed);
                 }

@@ -15,6 +15,7 @@ use datapath::trace::Traced;
 use packet::FlowKey;
 use packet::attachment::InterfaceId;
 use services::handover::InheritedFlows;
+use steering::cores::CoreSet;
 
 use super::load::{CoreTimes, LoadMeter};
 use linux::packet_socket::PacketSocket;
@@ -197,23 +198,23 @@ impl ClusterHandle {
         self.0.wake_all();
     }
 
-    /// Copies of all flows from now on, as chunks of records that all cores write; a core that has not room for a chunk waits. Whoever
-    /// had them before gets no more. Ends when the receiver is dropped.
+    /// Copies of all flows from now on, as chunks of records that the cores write which work now; a core that has not room for a chunk
+    /// waits. Whoever had them before gets no more. Ends when the receiver is dropped.
     #[must_use]
-    pub fn copy_flows(&self) -> Receiver<CopyChunk> {
+    pub fn copy_flows(&self) -> (Receiver<CopyChunk>, CoreSet) {
         let (chunks, receiver) = sync_channel(CHUNKS_WAITING);
-        let ownership = self.0.gateway.ownership.load();
-        for core in (0..self.0.gateway.reports.len()).filter(|core| ownership.is_alive(*core as u8)) {
-            self.0.gateway.send(core, super::Command::Copy(chunks.clone()));
+        let alive = self.alive();
+        for core in alive.iter() {
+            self.0.gateway.send(core.into(), super::Command::Copy(chunks.clone()));
         }
         self.0.wake_all();
-        receiver
+        (receiver, alive)
     }
 
-    /// Cores that work, and write copies.
+    /// Cores that work.
     #[must_use]
-    pub fn cores(&self) -> usize {
-        self.0.gateway.ownership.load().alive.iter().count()
+    pub fn alive(&self) -> CoreSet {
+        self.0.gateway.ownership.load().alive
     }
 
     /// Takes over the flows of another machine, of which these are the records. Blocks; `meanwhile` is called every few milliseconds.
