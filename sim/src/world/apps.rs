@@ -228,11 +228,13 @@ impl World {
         self.apps.list[app].seen.map(|(place, _)| place)
     }
 
-    /// Measures a UDP flow's gaps and delays from now on.
+    /// Measures a UDP flow's gaps and delays, or a TCP flow's gaps, from now on.
     pub fn reset_gap(&mut self, app: usize) {
         let now = self.now;
-        if let App::Udp(flow) = &mut self.apps.list[app].app {
-            flow.reset_gap(now);
+        match &mut self.apps.list[app].app {
+            App::Udp(flow) => flow.reset_gap(now),
+            App::Tcp(flow) => flow.reset_gap(),
+            _ => {}
         }
     }
 

@@ -57,6 +57,11 @@ impl TcpFlow {
         self.sender.acknowledged() >= self.spec.bytes
     }
 
+    /// Measures the longest gap from the last bytes that came in order.
+    pub(crate) fn reset_gap(&mut self) {
+        self.receiver.reset_gap();
+    }
+
     pub(super) fn poll(&mut self, now: Time, out: &mut Vec<Emit>) -> Time {
         if now < self.spec.start {
             return self.spec.start;

@@ -70,6 +70,10 @@ impl Receiver {
         &self.stats
     }
 
+    pub fn reset_gap(&mut self) {
+        self.stats.gap_ns_max = 0;
+    }
+
     pub fn packet(&mut self, now: Time, arrived: &Arrived<'_>, out: &mut Vec<Emit>) {
         let packet = &arrived.packet;
         self.ends = Some((arrived.place, packet.to, packet.from));
