@@ -3,6 +3,7 @@
 use packet::segment::Segmenter;
 
 use super::transmit::{Flow, Transmit};
+use super::upkeep::SUSPECT_SILENT_US;
 use crate::aead::TAG_BYTES;
 use crate::class::Class;
 use crate::frame::{PacketHead, PieceHead};
@@ -117,12 +118,13 @@ impl Transmit {
 }
 
 /// Ring size, at least half of which is there: what waits for a departure up to `ahead_us` from now, and what the path carries in a
-/// round trip and a report, so that whatever a report speaks of is kept: without it the path has neither delay nor recovery.
+/// round trip and a report, so that whatever a report speaks of is kept: without it the path has neither delay nor recovery. And what it is
+/// given until it is found to have fallen silent: that is sent again over others.
 pub(super) fn log_capacity(path: &Path, ahead_us: u64, express: bool) -> usize {
     if express {
         return 128 << 10;
     }
-    let kept_us = 2 * (u64::from(path.rtt_us()) + 30_000 + ahead_us);
+    let kept_us = 2 * (u64::from(path.rtt_us()) + 30_000 + SUSPECT_SILENT_US + ahead_us);
     let bytes = path.rate().saturating_mul(kept_us) / 1_000_000;
     let limit = if path.rtt_us() < 2_000 && ahead_us < 10_000 { 1 << 20 } else { 8 << 20 };
     usize::try_from(bytes).unwrap_or(usize::MAX).clamp(256 << 10, limit)

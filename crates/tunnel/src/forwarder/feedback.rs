@@ -16,6 +16,8 @@ pub(super) struct Reported {
     packets: u64,
     bytes: u64,
     lost: u32,
+    /// When it was made, by the receiver's clock, µs.
+    told_us: u32,
     any: bool,
 }
 
@@ -37,6 +39,7 @@ impl Reported {
             packets: entry.packets,
             bytes: entry.bytes,
             lost: entry.lost,
+            told_us: feedback.told_us,
             any: true,
         };
         feedback
@@ -79,7 +82,9 @@ impl Transmit {
             }
             let last = &mut lane.reported;
             if last.any && entry.highest <= last.highest && entry.packets <= last.packets {
-                if (entry.highest, entry.packets) == (last.highest, last.packets) {
+                let same = (entry.highest, entry.packets) == (last.highest, last.packets);
+                // The same report over a second path says nothing new.
+                if same && entry.arrival_us.wrapping_add(entry.hold_us) != last.told_us {
                     tx.path.lane_rests(now, (self.core, peer_core));
                 }
                 continue;

@@ -628,25 +628,35 @@ impl CoreBond {
         let due = self.rx.due(now, current);
         for (path, (core, told), ranges) in due.nacks {
             let mut frames = vec![0; frame::nack_bytes(ranges.len())];
-            if write_nack(&mut frames, 0, path, core, &ranges).is_some()
-                && let Some(over) = self.tx.fastest_path()
-            {
-                if !told {
-                    of_lane_not_told(&mut frames);
-                }
-                self.tx.send_control(now, &ControlDatagram::new(over, core, &frames), out);
+            if write_nack(&mut frames, 0, path, core, &ranges).is_some() {
+                let over = self.tx.fastest_path();
+                self.tell(now, over, (core, told), &mut frames, out);
             }
         }
         for ((core, told), entries) in due.reports {
             let mut frames = vec![0; frame::report_bytes(entries.len())];
-            if write_report(&mut frames, 0, &entries).is_some()
-                && let Some(over) = self.rx.report_path(now, &self.tx)
-            {
-                if !told {
-                    of_lane_not_told(&mut frames);
-                }
-                self.tx.send_control(now, &ControlDatagram::new(over, core, &frames), out);
+            if write_report(&mut frames, 0, &entries).is_some() {
+                let over = self.rx.report_path(now, &self.tx);
+                self.tell(now, over, (core, told), &mut frames, out);
             }
+        }
+    }
+
+    /// Tells the sending core of a lane about it, also over a second path if the first may have died.
+    fn tell(
+        &mut self,
+        now: Time,
+        over: Option<u8>,
+        (core, told): (u8, bool),
+        frames: &mut [u8],
+        out: &mut impl Output,
+    ) {
+        if !told {
+            of_lane_not_told(frames);
+        }
+        let second = over.and_then(|over| self.tx.second_of(now, over));
+        for path in [over, second].into_iter().flatten() {
+            self.tx.send_control(now, &ControlDatagram::new(path, core, frames), out);
         }
     }
 }

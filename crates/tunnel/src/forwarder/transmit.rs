@@ -48,6 +48,8 @@ const QUEUE_ITEMS: usize = 4_096;
 /// The same of urgent classes: what had to wait long is worth nothing to them.
 const URGENT_BYTES: usize = 512 << 10;
 
+/// Datagrams sent again that are remembered, in case the path dies that they went over: what one path loses in the time that takes.
+const REPEATED_KEPT: usize = 64;
 /// Stamps are used so long after there was reason for them.
 const ORDERED_MS: u64 = 1_000;
 
@@ -258,6 +260,8 @@ pub(super) struct Transmit {
     /// Stamps are used while more than one path is up, and a while longer.
     pub(super) ordered_until: Time,
     pub repeats: VecDeque<Repeat>,
+    /// The last ones that left, each with the path it went over.
+    pub repeated: VecDeque<(u8, Repeat)>,
     pub(super) views: Vec<PathView>,
     pub(super) last_path: Option<u8>,
     /// When to dispatch again.
@@ -300,6 +304,7 @@ impl Transmit {
             classes: ClassQueues::default(),
             ordered_until: Time::ZERO,
             repeats: VecDeque::new(),
+            repeated: VecDeque::new(),
             views: Vec::new(),
             last_path: None,
             wake: Time::MAX,
@@ -323,6 +328,7 @@ impl Transmit {
             self.lanes.clear();
             self.sealed = 0;
             self.repeats.clear();
+            self.repeated.clear();
             for path in &mut self.paths {
                 // Reports speak of lanes of the session they come in: nothing of the old one is outstanding.
                 path.log.end_session();
@@ -758,6 +764,8 @@ impl Transmit {
             out.transmit(&target, entry.bytes, log.datagram_mut(repeat.number));
             self.paths[to].path.traffic.retransmitted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             self.repeats.pop_front();
+            self.repeated.truncate(REPEATED_KEPT - 1);
+            self.repeated.push_front((id, repeat));
         }
         true
     }

@@ -14,9 +14,15 @@ use crate::path::PathState;
 use crate::time::Time;
 
 /// Without a report for this long (six of them), data outstanding, a path is suspect …
-const SUSPECT_SILENT_US: u64 = 60_000;
+pub(super) const SUSPECT_SILENT_US: u64 = 60_000;
 /// … and twice as long if anything was heard on it within this time.
 const SUSPECT_HEARD_NS: u64 = 40_000_000;
+/// A path that was busy may have died when nothing came over it for so long while something came over another: two reports and a half …
+const DOUBT_NS: u64 = 25_000_000;
+/// … until so much later, when it is known to have died or to be at rest.
+const DOUBT_ENDS_NS: u64 = 300_000_000;
+/// A path carried reports lately that was heard within this time.
+const LATELY_NS: u64 = 1_000_000_000;
 /// A core of the peer lives that was heard within this time.
 const CORE_HEARD_NS: u64 = 45_000_000;
 /// A confirmation that comes so much later than one was due is of a later datagram: two pauses between reports.
@@ -65,6 +71,10 @@ impl Transmit {
                 self.repeats.push_back(Repeat { path: id, express, number });
             }
         }
+        // What was lost elsewhere and sent again over this one is lost twice.
+        let over = self.repeated.iter().filter(|(over, _)| *over == id).map(|(_, repeat)| *repeat);
+        self.repeats.extend(over);
+        self.repeated.retain(|(over, _)| *over != id);
         self.wake = now;
     }
 
@@ -72,6 +82,9 @@ impl Transmit {
     /// anything else still comes over it.
     pub fn find_suspects(&self, now: Time) -> Vec<(u8, bool)> {
         let mut suspects = Vec::new();
+        let lately =
+            self.paths.iter().filter(|tx| tx.path.rtt_us() > 0 && tx.path.heard_within(now, LATELY_NS));
+        let least_rtt_us = lately.map(|tx| tx.path.rtt_us()).min().unwrap_or(u32::MAX);
         let progress = |tx: &PathTx| now.since(tx.progress_at) < SUSPECT_SILENT_US * 500;
         // A path that has just come back is judged by what it carries from now on, not by what died with it.
         for tx in self.paths.iter().filter(|tx| tx.in_use && tx.path.state() == PathState::Up) {
@@ -85,9 +98,11 @@ impl Transmit {
             let heard = now.since(tx.path.heard_at()) < SUSPECT_HEARD_NS;
             // Reports that come and speak of other paths only are as good as a complaint.
             let others = self.paths.iter().any(|other| other.path.id != tx.path.id && progress(other));
+            let slower_us = u64::from(tx.path.rtt_us().saturating_sub(least_rtt_us));
             let (patience_us, margin_us) = match (heard, others) {
                 (false, true) => (SUSPECT_SILENT_US * 3 / 4, SUSPECT_SILENT_US / 2),
-                (false, false) => (SUSPECT_SILENT_US, SUSPECT_SILENT_US),
+                // Reports that came over a quicker path, which died, come over this one now.
+                (false, false) => (SUSPECT_SILENT_US + slower_us, SUSPECT_SILENT_US),
                 (true, _) => (2 * SUSPECT_SILENT_US, SUSPECT_SILENT_US),
             };
             if silent_us > patience_us && age_us > rtt_us + margin_us {
@@ -182,6 +197,21 @@ impl Transmit {
     pub fn fastest_path(&self) -> Option<u8> {
         let usable = self.paths.iter().filter(|tx| tx.path.carries());
         usable.min_by_key(|tx| (tx.path.delay_us(), tx.path.id)).map(|tx| tx.path.id)
+    }
+
+    /// The path that shall carry again what was just sent over `id`, while that may have died: it fell silent, and the other did not. Were
+    /// reports and NACKs to go over it alone, the peer would believe that its other paths have died, too, and repeat nothing over them.
+    pub fn second_of(&self, now: Time, id: u8) -> Option<u8> {
+        let first = &self.paths.iter().find(|tx| tx.path.id == id)?.path;
+        let heard_at = first.heard_at();
+        if !(DOUBT_NS..DOUBT_ENDS_NS).contains(&now.since(heard_at)) {
+            return None;
+        }
+        let others = self.paths.iter().map(|tx| &tx.path).filter(|path| path.id != id && path.carries());
+        let heard = others.filter(|path| {
+            path.heard_at() >= heard_at.plus_ns(DOUBT_NS / 2) && path.heard_within(now, DOUBT_NS)
+        });
+        heard.min_by_key(|path| (path.delay_us(), path.id)).map(|path| path.id)
     }
 
     /// Whether packets carry stamps now.
