@@ -366,6 +366,11 @@ impl Policy {
         self.own.contains(&address)
     }
 
+    /// Addresses of the gateway itself of which flows may get ports.
+    pub fn shared_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.own.iter().copied().filter(|address| self.nat.is_outside(*address))
+    }
+
     /// Whether a program of the host has had this port for a while, of an address that it shares with flows.
     #[must_use]
     pub fn is_held(&self, protocol: u8, address: IpAddr, port: u16) -> bool {

@@ -302,8 +302,14 @@ impl Shared {
         })
     }
 
-    /// The way of the host's packets from ports that flows have; `tun`: name of the TUN device.
+    /// The way of the host's packets from ports that flows have, of the addresses of the policy in force; `tun`: name of the TUN
+    /// device.
     fn own_ports(&self, tun: &str) -> Option<OwnPorts> {
+        if let Some(counts) = &self.port_counts
+            && let Err(error) = counts.set_addresses(&self.policy.load().shared_addresses().collect())
+        {
+            tracing::warn!(%error, "a program of the host may meet a flow at its port until it is seen");
+        }
         OwnPorts::new(self.port_counts.clone()?, tun).inspect_err(no_port_counts).ok()
     }
 

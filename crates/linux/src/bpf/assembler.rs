@@ -109,6 +109,7 @@ const FROM_REGISTER: u8 = 0x08;
 const TO_BIG_ENDIAN: u8 = 0xdc;
 const CALL: u8 = 0x85;
 const EXIT: u8 = 0x95;
+const PSEUDO_MAP: u8 = 1;
 const PSEUDO_MAP_VALUE: u8 = 2;
 
 /// A program being written.
@@ -179,6 +180,12 @@ impl Assembler {
     /// `to` = address of the only value of an array map.
     pub(super) fn map_value(&mut self, to: Reg, map: i32) {
         self.emit(CLASS_LOAD_IMMEDIATE, to, Reg(PSEUDO_MAP_VALUE), 0, map);
+        self.emit(0, R0, R0, 0, 0);
+    }
+
+    /// `to` = a map itself, for a call.
+    pub(super) fn map(&mut self, to: Reg, map: i32) {
+        self.emit(CLASS_LOAD_IMMEDIATE, to, Reg(PSEUDO_MAP), 0, map);
         self.emit(0, R0, R0, 0, 0);
     }
 

@@ -9,8 +9,12 @@ use crate::sys::{check, owned};
 
 const MAP_CREATE: libc::c_int = 0;
 const MAP_UPDATE_ELEM: libc::c_int = 2;
+const MAP_DELETE_ELEM: libc::c_int = 3;
 const PROG_LOAD: libc::c_int = 5;
+const MAP_TYPE_HASH: u32 = 1;
 const MAP_TYPE_ARRAY: u32 = 2;
+/// `BPF_F_NO_PREALLOC`: memory as it is needed.
+const AS_NEEDED: u32 = 1;
 /// `BPF_F_MMAPABLE`.
 const MAPPABLE: u32 = 1 << 10;
 const LINK_CREATE: libc::c_int = 28;
@@ -23,6 +27,9 @@ const TCX_EGRESS: u32 = 47;
 /// Before all others (`BPF_F_BEFORE` without a relative).
 const BEFORE: u32 = 1 << 3;
 const LOG_BYTES: usize = 64 << 10;
+/// Of a set: a key, and a value that nobody reads.
+const KEY_BYTES: u32 = 16;
+const VALUE_BYTES: u32 = 4;
 
 #[repr(C)]
 struct CreateMap {
@@ -100,6 +107,30 @@ fn create_array(bytes: usize, flags: u32) -> io::Result<OwnedFd> {
         CreateMap { map_type: MAP_TYPE_ARRAY, key_bytes: 4, value_bytes, entries_max: 1, flags };
     // SAFETY: the layout of MAP_CREATE; no pointers.
     owned(unsafe { bpf(MAP_CREATE, &mut attributes) }?)
+}
+
+/// A set of up to `entries_max` keys of 16 bytes, empty; a program looks for one.
+pub(super) fn create_set(entries_max: u32) -> io::Result<OwnedFd> {
+    let (key_bytes, value_bytes) = (KEY_BYTES, VALUE_BYTES);
+    let mut attributes =
+        CreateMap { map_type: MAP_TYPE_HASH, key_bytes, value_bytes, entries_max, flags: AS_NEEDED };
+    // SAFETY: the layout of MAP_CREATE; no pointers.
+    owned(unsafe { bpf(MAP_CREATE, &mut attributes) }?)
+}
+
+/// Puts a key into a set of [`create_set`], or takes it out.
+pub(super) fn change_set(set: impl AsFd, key: &[u8; KEY_BYTES as usize], is_in: bool) -> io::Result<()> {
+    let value = [0u8; VALUE_BYTES as usize];
+    let mut attributes = Element {
+        map: set.as_fd().as_raw_fd().cast_unsigned(),
+        _padding: 0,
+        key: key.as_ptr() as u64,
+        value: if is_in { value.as_ptr() as u64 } else { 0 },
+        flags: 0,
+    };
+    let command = if is_in { MAP_UPDATE_ELEM } else { MAP_DELETE_ELEM };
+    // SAFETY: the layout of both commands; key and value are as long as those of every such set, and live for the call.
+    unsafe { bpf(command, &mut attributes) }.map(drop)
 }
 
 /// Writes the whole value of a map made by [`create_value`] with `bytes.len()` bytes.
