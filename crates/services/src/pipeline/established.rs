@@ -89,7 +89,7 @@ impl Services {
 
     /// Checks that a packet of a known flow came in where its direction does, or by another way that a route to its sender leads
     /// by: an answer may take another link than the question ("feasible path", RFC 3704 §2.3).
-    fn check_ingress(
+    pub(super) fn check_ingress(
         &self,
         packet: &PacketContext,
         (id, direction): (FlowId, Direction),

@@ -1,6 +1,7 @@
 //! Fragments (row C5): held at the core of their addresses until the ports are known, then at the core of the flow.
 
 use packet::attachment::Egress;
+use packet::icmp::Kind;
 use packet::ip::PROTOCOL_SCTP;
 use packet::vnet::VirtioNetHeader;
 use packet::{DropCounters, DropReason, FlowKey, IpHeader};
@@ -102,6 +103,10 @@ fn with_header_of(frame: &Frame<'_>, packet: &[u8]) -> Vec<u8> {
 impl Services {
     /// A fragment as it was read: to the core of its addresses, which holds it until its header has come.
     pub(super) fn fragment(&mut self, packet: &PacketContext, frame: &mut Frame<'_>, out: &mut impl Output) {
+        // An error is short (RFC 1812 §4.3.2.3, RFC 4443 §2.4 c). In pieces nothing of what it quotes could be looked at.
+        if packet.icmp(frame) == Some(Kind::Error) {
+            return self.dropped(frame, DropReason::IcmpInvalid);
+        }
         let ownership = &self.routing.ownership;
         // The key of a fragment has no ports.
         let home = ownership.owner_of_bucket(ownership.bucket(&packet.key, packet.tenant));
@@ -248,7 +253,10 @@ impl Services {
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
         let flow = match self.flows.find(&packet.key, packet.tenant) {
-            Some(known) => known,
+            Some(known) => {
+                self.check_piece(packet, known)?;
+                known
+            }
             None => match self.begin(packet, frame, out)? {
                 Some(id) => (id, Direction::Original),
                 None => return Ok(()),
@@ -256,6 +264,18 @@ impl Services {
         };
         self.seen(packet, flow);
         self.forward(packet, frame, flow, out)
+    }
+
+    /// Checks a fragment that goes on by itself, as every packet of a known flow. One whose translation does not hold any more
+    /// ends the flow: no other core could begin anew with it.
+    fn check_piece(&mut self, packet: &PacketContext, flow: (FlowId, Direction)) -> Result<(), DropReason> {
+        self.check_ingress(packet, flow)?;
+        let (id, _) = flow;
+        if self.flows.table.record(id).era != self.routing.era && !self.decide_again(packet.now_ns, id)? {
+            self.end(packet.now_ns, id);
+            return Err(DropReason::NatGone);
+        }
+        Ok(())
     }
 
     /// Action for the fragments of a packet (row C5).

@@ -165,3 +165,75 @@ fn a_reload_puts_limits_in_force() {
     world.wait(1);
     assert_eq!(world.dropped(LAN, &packet, DropReason::RuleReject).len(), 1);
 }
+
+/// A router with two lines, on which next hops have numbers.
+fn with_two_lines() -> GatewaySpec {
+    let mut spec = two_interfaces();
+    spec.interfaces.push(interface("third", "192.0.2.1/24", 0));
+    for line in &mut spec.interfaces[1..] {
+        line.link = LinkSpec::PointToPoint;
+    }
+    spec.routes.push(route(0, "192.0.2.0/24", THIRD, None));
+    spec
+}
+
+fn pieces(src: &str, dst: &str) -> Vec<Vec<u8>> {
+    in_pieces(&udp(src, dst, &[7; 1_900]), 1_000)
+}
+
+/// After a change next hops get other numbers, and fragments that go on one by one go by the new ones.
+#[test]
+fn fragments_follow_their_flow_over_a_change() {
+    let spec = with_two_lines();
+    let mut world = World::new(1, spec.clone());
+    let asks = ["198.51.100.7:53", "192.0.2.9:53"].map(|remote| key(UDP, "10.0.0.9:5000", remote));
+    let ways = [WAN, THIRD];
+    for (ask, way) in asks.iter().zip(ways) {
+        assert_eq!(world.one(LAN, &udp_of(ask, b"x")).by(), way);
+    }
+    let mut other = spec;
+    other.routes.push(route(0, "198.18.0.0/15", WAN, None));
+    world.reload(other);
+    assert_eq!(world.one(LAN, &udp_of(&asks[1], b"x")).by(), THIRD);
+    for piece in pieces("10.0.0.9:5000", "198.51.100.7:53") {
+        assert_eq!(world.one(LAN, &piece).by(), WAN);
+    }
+}
+
+/// A flow that a new rule forbids ends, whether its next packet is whole or in pieces.
+#[test]
+fn fragments_meet_a_new_rule() {
+    let spec = with_two_lines();
+    let mut world = World::new(2, spec.clone());
+    world.one(LAN, &udp("10.0.0.9:5000", "198.51.100.7:53", b"x"));
+    let mut closed = spec;
+    closed.rules.push(RuleSpec { action: RuleAction::Drop, from: side(LAN), ..RuleSpec::default() });
+    world.reload(closed);
+    for piece in pieces("10.0.0.9:5000", "198.51.100.7:53") {
+        world.dropped(LAN, &piece, DropReason::RuleDrop);
+    }
+    assert_eq!(world.flows(), 0);
+}
+
+/// A flow whose address is gone ends with a fragment, and the next packet in pieces begins anew.
+#[test]
+fn fragments_leave_by_an_address_that_is_there() {
+    let mut spec = with_two_lines();
+    spec.nats.push(nat(NatMode::AddressAndPort, &["203.0.113.7"]));
+    let mut world = World::new(2, spec.clone());
+    let src = |packet: &[u8]| packet[12..16].to_vec();
+    assert_eq!(src(&world.one(LAN, &udp("10.0.0.9:5000", "198.51.100.7:53", b"x")).packet), [203, 0, 113, 7]);
+    spec.nats[0] = nat(NatMode::AddressAndPort, &["203.0.113.8"]);
+    world.reload(spec);
+    let sent = pieces("10.0.0.9:5000", "198.51.100.7:53");
+    world.dropped(LAN, &sent[0], DropReason::NatGone);
+    world.packet(LAN, &sent[1]);
+    for mut piece in pieces("10.0.0.9:5000", "198.51.100.7:53") {
+        // Another packet.
+        piece[5] = 9;
+        piece[10..12].copy_from_slice(&[0, 0]);
+        let sum = packet::checksum::finish(packet::checksum::sum(&piece[..20], 0));
+        piece[10..12].copy_from_slice(&sum.to_be_bytes());
+        assert_eq!(src(&world.one(LAN, &piece).packet), [203, 0, 113, 8]);
+    }
+}

@@ -304,3 +304,30 @@ proptest::proptest! {
         world.bytes(LAN, &frame);
     }
 }
+
+/// So do its fragments.
+#[test]
+fn fragments_of_a_known_flow_come_in_by_its_interfaces() {
+    let mut world = masquerade(1);
+    let question = udp("10.0.0.9:5000", "198.51.100.7:53", b"x");
+    let to = format!("203.0.113.1:{}", world.one(LAN, &question).key().src_port);
+    let answer = in_pieces(&udp("198.51.100.7:53", &to, &[7; 1_900]), 1_000);
+    for piece in &answer {
+        world.dropped(LAN, piece, DropReason::WrongIngress);
+    }
+    for piece in &answer {
+        assert_eq!(world.one(WAN, piece).by(), LAN);
+    }
+}
+
+/// Of an error in pieces nothing could be looked at: nobody sends such a one.
+#[test]
+fn errors_in_fragments_are_dropped() {
+    let mut world = masquerade(1);
+    let left = world.one(LAN, &udp("10.0.0.9:5000", "198.51.100.7:53", b"x"));
+    let error = icmp_error("192.0.2.9", left.key().src, 3, 4, &left.packet);
+    assert_eq!(world.one(WAN, &error).by(), LAN);
+    let pieces = in_pieces(&error, 32);
+    world.dropped(WAN, &pieces[0], DropReason::IcmpInvalid);
+    assert!(world.packet(WAN, &pieces[1]).is_empty());
+}
