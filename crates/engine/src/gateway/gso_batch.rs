@@ -15,6 +15,8 @@ use services::pipeline::{BATCH_MAX, ETHERNET_BYTES, Frame, Outcome};
 const DATAGRAMS_MAX: usize = 64;
 /// Bytes of a GSO batch at most: an IPv4 packet's length has 16 bits.
 const BATCH_BYTES_MAX: usize = 60_000;
+/// In an IPv4 header's seventh byte.
+const DONT_FRAGMENT: u8 = 0x40;
 /// Bytes of a UDP header.
 const UDP_BYTES: usize = 8;
 
@@ -32,6 +34,25 @@ struct GsoBatch {
     /// A shorter datagram ends it.
     closed: bool,
     headers: usize,
+    /// Of each datagram.
+    same: IpFields,
+    /// Identification of the first datagram, where it means something.
+    id: Option<u16>,
+}
+
+/// Fields that the IP headers of datagrams have in common which stand as one: version, traffic class with ECN, flow label or "don't fragment",
+/// and time to live. So the kernel's GRO has it.
+type IpFields = [u8; 5];
+
+/// A datagram that may be merged.
+struct Datagram {
+    /// Bytes of its headers and of its payload.
+    headers: usize,
+    payload: usize,
+    same: IpFields,
+    /// IPv4 identification, if the datagram may be cut on its way: whoever segments counts up from the first one's. Of others nobody
+    /// looks at it (RFC 6864).
+    id: Option<u16>,
 }
 
 /// Places of [`GsoBatches::heads`], a power of two.
@@ -118,15 +139,16 @@ impl GsoBatches {
         let number = self.batches.len() as u16 + 1;
         let last = usize::from(*head).checked_sub(1).and_then(|last| self.batches.get_mut(last));
         let last = last.filter(|batch| batch.flow == flow && batch.interface == interface);
-        let Some((headers, payload)) = datagram(frame) else {
+        let Some(datagram) = datagram(frame) else {
             // What cannot be merged must not be overtaken by what comes later.
             if let Some(batch) = last {
                 batch.closed = true;
             }
             return false;
         };
+        let payload = datagram.payload;
         if let Some(batch) = last
-            && batch.takes(headers, payload)
+            && batch.takes(&datagram)
         {
             if let Some(next) = self.next.get_mut(batch.last) {
                 *next = Some(place);
@@ -147,7 +169,9 @@ impl GsoBatches {
             bytes: payload,
             payload,
             closed: payload == 0,
-            headers,
+            headers: datagram.headers,
+            same: datagram.same,
+            id: datagram.id,
         });
         false
     }
@@ -188,9 +212,11 @@ fn head_of((flow, direction): (FlowId, Direction)) -> usize {
 }
 
 impl GsoBatch {
-    fn takes(&self, headers: usize, payload: usize) -> bool {
+    fn takes(&self, datagram: &Datagram) -> bool {
+        let Datagram { headers, payload, same, id } = *datagram;
+        let next_id = self.id.map(|first| first.wrapping_add(self.datagrams as u16));
         !self.closed
-            && self.headers == headers
+            && (self.headers, self.same, next_id) == (headers, same, id)
             && payload <= self.payload
             && payload > 0
             && self.datagrams < DATAGRAMS_MAX
@@ -207,9 +233,9 @@ fn packet_bytes(packet: &[u8]) -> usize {
     }
 }
 
-/// Bytes of the headers and of the payload of a datagram that may be merged: whole, checked or to be checked, with
-/// the header layout that the kernel writes again for each segment.
-fn datagram(frame: &Frame<'_>) -> Option<(usize, usize)> {
+/// A datagram that may be merged: whole, checked or to be checked, with the header layout that the kernel writes again for
+/// each segment.
+fn datagram(frame: &Frame<'_>) -> Option<Datagram> {
     let offload = &frame.offload;
     if offload.gso_type != GSO_NONE || offload.flags & (NEEDS_CSUM | DATA_VALID) == 0 {
         return None;
@@ -230,7 +256,16 @@ fn datagram(frame: &Frame<'_>) -> Option<(usize, usize)> {
         return None;
     }
     let payload = packet_bytes(packet).checked_sub(headers)?;
-    (ETHERNET_BYTES + headers + payload <= frame.bytes.len()).then_some((headers, payload))
+    let (same, id) = match packet {
+        [0x45, class, _, _, a, b, flags, _, ttl, ..] => {
+            let id = (flags & DONT_FRAGMENT == 0).then(|| u16::from_be_bytes([*a, *b]));
+            ([0x45, *class, *flags, 0, *ttl], id)
+        }
+        [a, b, c, d, _, _, _, hops, ..] => ([*a, *b, *c, *d, *hops], None),
+        _ => return None,
+    };
+    let whole = ETHERNET_BYTES + headers + payload <= frame.bytes.len();
+    whole.then_some(Datagram { headers, payload, same, id })
 }
 
 /// Lengths and checksums of the headers for the whole GSO batch.
@@ -256,5 +291,104 @@ fn finish(packet: &mut [u8], headers: usize) {
 fn put(packet: &mut [u8], at: usize, value: u16) {
     if let Some(field) = packet.get_mut(at..at + 2) {
         field.copy_from_slice(&value.to_be_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use std::net::SocketAddr;
+
+    use packet::attachment::Ingress;
+    use packet::flow::FlowKey;
+    use services::flow::{FlowTable, Record};
+    use services::random::Random;
+
+    use super::*;
+
+    /// A flow, and a frame for each of its packets.
+    fn flow(src: &str, dst: &str) -> (FlowId, FlowKey) {
+        let [src, dst] = [src, dst].map(|text| text.parse::<SocketAddr>().unwrap());
+        let key = FlowKey {
+            src: src.ip(),
+            dst: dst.ip(),
+            src_port: src.port(),
+            dst_port: dst.port(),
+            protocol: PROTOCOL_UDP,
+        };
+        let mut table = FlowTable::new(&mut Random::of_number(7), 16);
+        (table.insert((&key, 0), (&key.reversed(), 0), Record::default()).unwrap(), key)
+    }
+
+    /// A datagram of 100 bytes whose IP header is changed by `change`.
+    fn datagram_of(key: &FlowKey, change: impl Fn(&mut [u8])) -> Vec<u8> {
+        let mut packet = match (key.src, key.dst) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => {
+                let header = [0x45, 0, 0, 128, 0, 1, 0x40, 0, 63, PROTOCOL_UDP, 0, 0];
+                [&header[..], &src.octets(), &dst.octets()].concat()
+            }
+            (IpAddr::V6(src), IpAddr::V6(dst)) => {
+                let header = [0x60, 0, 0, 0, 0, 108, PROTOCOL_UDP, 63];
+                [&header[..], &src.octets(), &dst.octets()].concat()
+            }
+            _ => unreachable!(),
+        };
+        change(&mut packet);
+        packet.extend(key.src_port.to_be_bytes());
+        packet.extend(key.dst_port.to_be_bytes());
+        packet.extend([0, 108, 1, 2]);
+        packet.extend([7; 100]);
+        [&[0; ETHERNET_BYTES][..], &packet].concat()
+    }
+
+    /// How many super-packets or single datagrams leave.
+    fn leaving(id: FlowId, packets: &mut [Vec<u8>]) -> usize {
+        let checked = VirtioNetHeader { flags: DATA_VALID, ..VirtioNetHeader::default() };
+        let mut frames: Vec<Frame<'_>> = packets
+            .iter_mut()
+            .map(|bytes| {
+                let mut frame = Frame::new(Ingress::Host, checked, bytes);
+                frame.outcome = Outcome::Forward(Egress::Interface(InterfaceId(1)));
+                frame.flow = Some((id, Direction::Original));
+                frame
+            })
+            .collect();
+        GsoBatches::default().merge(&mut frames);
+        frames.iter().filter(|frame| frame.outcome != Outcome::Consumed).count()
+    }
+
+    /// Of two datagrams that differ in a byte of the IP header each keeps its own.
+    #[test]
+    fn datagrams_with_other_ip_headers_leave_for_themselves() {
+        let (id, v4) = flow("10.0.0.9:5000", "198.51.100.7:53");
+        let (_, v6) = flow("[fd00::9]:5000", "[2001:db8:7::7]:53");
+        let both = |key: &FlowKey, at: usize, value: u8| {
+            let plain = || datagram_of(key, |_| ());
+            let other = datagram_of(key, |header| header[at] = value);
+            leaving(id, &mut [plain(), plain(), other, plain()])
+        };
+        // Congestion experienced, DSCP, "don't fragment", TTL.
+        for (at, value) in [(1, 3), (1, 0xb8), (6, 0), (8, 62)] {
+            assert_eq!(both(&v4, at, value), 3, "IPv4, byte {at}");
+        }
+        for (at, value) in [(1, 0x30), (0, 0x6b), (1, 5), (3, 9), (7, 62)] {
+            assert_eq!(both(&v6, at, value), 3, "IPv6, byte {at}");
+        }
+        // An identification that nobody looks at.
+        assert_eq!((both(&v4, 5, 77), both(&v4, 1, 0), both(&v6, 1, 0)), (1, 1, 1));
+    }
+
+    /// Whoever segments counts identifications up: others, of what may be cut on its way, are not merged.
+    #[test]
+    fn identifications_stay_where_they_mean_something() {
+        let (id, key) = flow("10.0.0.9:5000", "198.51.100.7:53");
+        let with_ids = |ids: &[u8]| {
+            let one = |number: &u8| datagram_of(&key, |header| (header[5], header[6]) = (*number, 0));
+            leaving(id, &mut ids.iter().map(one).collect::<Vec<_>>())
+        };
+        assert_eq!(with_ids(&[5, 6, 7, 8]), 1);
+        assert_eq!(with_ids(&[5, 6, 8, 9]), 2);
+        assert_eq!(with_ids(&[5, 5]), 2);
     }
 }
