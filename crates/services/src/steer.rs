@@ -154,12 +154,17 @@ fn port_owner(
     if !keeps || !has_port || policy.server_or_forward(key).is_some() {
         return None;
     }
-    let out = policy.fib.lookup(tenant, key.dst)?.egress;
+    let query = RouteQuery { tenant, ingress: Some(ingress), key: *key, before: None };
+    let route = policy.fib.find(&query).ok()?.route;
+    let (out, next) = (route.egress, Some(route.via.unwrap_or(key.dst)));
     let rule = policy.nat.rule_for(out, &NatClient::of(key, tenant, ingress))?;
     let place = |addresses| first_of_pool(&ownership.hasher, (tenant, key.src), addresses);
-    let source = match policy.nat.rule(rule).and_then(|rule| policy.nat.forwarded_from(rule, key, tenant)) {
+    let forwarded = policy.nat.rule(rule).and_then(|rule| policy.nat.forwarded_from(rule, key, tenant, next));
+    let source = match forwarded {
         Some(listen) => Some((listen.ip(), listen.port())),
-        None => policy.nat.preserved_source(rule, key.src, place).map(|address| (address, key.src_port)),
+        None => {
+            policy.nat.preserved_source(rule, key.src, next, place).map(|address| (address, key.src_port))
+        }
     };
     let (address, port) = source.filter(|_| out != Egress::from(ingress))?;
     let reply = key.with_source(address, port).reversed();

@@ -189,7 +189,9 @@ impl Nat {
         earlier: Option<SocketAddr>,
         in_use: &dyn Fn(&FlowKey) -> bool,
     ) -> Option<Binding> {
-        let outside = followed.policy.forwarded_from(rule, &request.client, request.tenant)?;
+        // The next hop of an earlier one was in the network of its address.
+        let next = earlier.map(|earlier| earlier.ip()).or(request.next);
+        let outside = followed.policy.forwarded_from(rule, &request.client, request.tenant, next)?;
         let binding = self.bound(followed, request, outside.ip(), (outside.port(), 0));
         if earlier.is_some_and(|earlier| earlier != outside) || earlier.is_none() && binding.replies_elsewhere
         {

@@ -458,9 +458,15 @@ impl NatPolicy {
         }
     }
 
-    /// The endpoint, of this rule's addresses, at which a forward listens that leads to a client's own endpoint: from there
-    /// goes what it sends itself, so that who is told of it by that reaches it (SIP, games).
-    pub(crate) fn forwarded_from(&self, rule: &Rule, client: &FlowKey, tenant: u16) -> Option<SocketAddr> {
+    /// The endpoint, of this rule's addresses towards a next hop, at which a forward listens that leads to a client's own endpoint:
+    /// from there goes what it sends itself, so that who is told of it by that reaches it (SIP, games).
+    pub(crate) fn forwarded_from(
+        &self,
+        rule: &Rule,
+        client: &FlowKey,
+        tenant: u16,
+        next: Option<IpAddr>,
+    ) -> Option<SocketAddr> {
         if rule.mode != NatMode::AddressAndPort {
             return None;
         }
@@ -471,7 +477,7 @@ impl NatPolicy {
         let mut listens = of_client.filter_map(|forward| forward.listens_for(inside.port()));
         listens.find(|listen| {
             let first = || self.forward(client.protocol, *listen);
-            rule.pool(client.src).contains(&listen.ip())
+            rule.addresses.towards(client.src, next).contains(&listen.ip())
                 && first().is_some_and(|forward| forward.target(listen.port()) == Some(inside))
         })
     }
@@ -525,13 +531,14 @@ impl NatPolicy {
         self.rule(rule).map(|rule| rule.mode)
     }
 
-    /// The source that a client keeps its port with, by a rule for which it does so; `place`: that of its address in a pool
-    /// of so many.
+    /// The source that a client keeps its port with towards a next hop, by a rule for which it does so; `place`: that of its
+    /// address in a pool of so many.
     #[must_use]
     pub fn preserved_source(
         &self,
         rule: u16,
         client: IpAddr,
+        next: Option<IpAddr>,
         place: impl Fn(usize) -> usize,
     ) -> Option<IpAddr> {
         let rule = self.rule(rule).filter(|rule| rule.preserves() && !rule.independent)?;
@@ -539,7 +546,7 @@ impl NatPolicy {
             NatMode::None => None,
             NatMode::PortOnly => Some(client),
             NatMode::AddressAndPort => {
-                let pool = rule.pool(client);
+                let pool = rule.addresses.towards(client, next);
                 pool.get(place(pool.len())).copied()
             }
         }

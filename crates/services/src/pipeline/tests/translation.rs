@@ -491,3 +491,60 @@ fn an_address_may_be_one_hosts_alone() {
         "203.0.113.1"
     );
 }
+
+/// A WAN with the network of its modem, which comes first, and the Internet's.
+pub fn beside_a_modem(rule: NatSpec) -> crate::spec::GatewaySpec {
+    let mut spec = two_interfaces();
+    spec.interfaces[1].addresses =
+        ["192.168.100.2/24", "203.0.113.1/24"].map(|address| address.parse().unwrap()).to_vec();
+    let modem = "192.168.100.0/24".parse().unwrap();
+    spec.routes.push(crate::spec::RouteSpec::new(0, modem, WAN.into(), None));
+    spec.nats.push(rule);
+    spec
+}
+
+/// A forward listens at all addresses of an interface: its client leaves from that of the network that the next hop is in.
+#[test]
+fn a_forward_at_two_networks_gives_the_one_of_the_next_hop() {
+    for cores in [1, 2, 5] {
+        let mut spec = beside_a_modem(nat(NatMode::AddressAndPort, &[]));
+        spec.forwards = ["192.168.100.2:5060", "203.0.113.1:5060"]
+            .map(|listen| ForwardSpec {
+                protocol: UDP,
+                listen: listen.parse().unwrap(),
+                to: "10.0.0.5:5060".parse().unwrap(),
+                tenant: 0,
+                ports: 1,
+                proxy_protocol: false,
+            })
+            .to_vec();
+        let mut world = World::new(cores, spec);
+        for last in 1..40 {
+            let ask = key(UDP, "10.0.0.5:5060", &format!("198.51.100.{last}:5060"));
+            let left = world.one(LAN, &udp_of(&ask, b"x")).key();
+            assert_eq!((left.src.to_string(), left.src_port), ("203.0.113.1".to_owned(), 5060));
+            assert_eq!(world.one(WAN, &udp_of(&left.reversed(), b"y")).key(), ask.reversed());
+        }
+        let left = world.one(LAN, &udp("10.0.0.5:5060", "192.168.100.1:5060", b"x")).key();
+        assert_eq!((left.src.to_string(), left.src_port), ("192.168.100.2".to_owned(), 5060));
+    }
+}
+
+/// The core that has to know whether a client's port is free is that of the address by which the flow leaves.
+#[test]
+fn ports_are_preserved_at_each_of_two_networks() {
+    for cores in [1, 2, 5] {
+        let mut rule = nat(NatMode::AddressAndPort, &[]);
+        (rule.port_choice, rule.tables) = (crate::spec::PortChoice::Preserve, 1);
+        let mut world = World::new(cores, beside_a_modem(rule));
+        for last in 2..60 {
+            for (remote, outside) in
+                [("198.51.100.7:53", "203.0.113.1"), ("192.168.100.1:53", "192.168.100.2")]
+            {
+                let ask = key(UDP, &format!("10.0.0.{last}:{}", 5_000 + last), remote);
+                let left = world.one(LAN, &udp_of(&ask, b"x")).key();
+                assert_eq!((left.src.to_string(), left.src_port), (outside.to_owned(), ask.src_port));
+            }
+        }
+    }
+}
