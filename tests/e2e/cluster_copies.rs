@@ -159,7 +159,8 @@ fn d6_a_data_plane_dies_and_none_of_its_connections() {
     assert!(scene.part(12, "at").is_null());
     let (flows, broken) = scene.kill(12);
     eprintln!("without copies: unit 12 had {flows} flows, {broken} broke");
-    assert!(flows > 200 && broken > 200 && broken <= flows, "{broken} of {flows}");
+    // Those that nothing translates go on without a record.
+    assert!(flows > 200 && broken > 100 && broken <= flows, "{broken} of {flows}");
 }
 
 /// A data plane leaves at once, by handing its connections to another one: nobody notices, also not that its machine is switched off then.

@@ -558,7 +558,8 @@ fn begin_state(
             // have chosen: by a port forward. Its host knows the connection, or resets it (RFC 9293 §3.5.2).
             let goes_on = resolution.server.is_none()
                 && (resolution.flags & flags::DEST_NAT != 0
-                    || !policy.hides_inside(resolution.egress.interface()));
+                    || !policy.hides_inside(resolution.egress.interface())
+                    || is_let_out(policy, packet, resolution));
             let whole = resolution.flags & flags::PROXY_PROTOCOL == 0;
             if is_loose() {
                 record.flags |= flags::ONE_WAY;
@@ -582,8 +583,16 @@ fn begin_state(
 /// outside is.
 fn is_forgotten(policy: &Policy, packet: &PacketContext, resolution: &Resolution) -> bool {
     let from_inside = policy.hides_inside(resolution.egress.interface())
-        && !policy.hides_inside(packet.ingress.interface());
+        && !policy.hides_inside(packet.ingress.interface())
+        && !is_let_out(policy, packet, resolution);
     packet.header.protocol == TCP && (resolution.server.is_some() || from_inside)
+}
+
+/// Whether a packet from inside leaves as it is, though others hide there: by their family or address no rule translates them.
+fn is_let_out(policy: &Policy, packet: &PacketContext, resolution: &Resolution) -> bool {
+    let translates = |rule: u16| policy.nat.mode(rule) != Some(NatMode::None);
+    !policy.hides_inside(packet.ingress.interface())
+        && !source_rule(policy, packet, resolution).is_some_and(translates)
 }
 
 /// Whether a packet leaves, untranslated, by the interface that it came in by.

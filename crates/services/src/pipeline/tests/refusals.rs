@@ -334,3 +334,21 @@ fn the_default_counts_what_it_decided() {
         assert_eq!(world.cores[0].rule_counters.hits, [3], "{action:?}");
     }
 }
+
+/// A NAT of one family, or of some clients: what it leaves alone may go on without its beginning, as where there is none.
+#[test]
+fn connections_beside_a_nat_go_on() {
+    let mut spec = two_interfaces();
+    spec.nats.push(nat(NatMode::AddressAndPort, &["203.0.113.1"]));
+    spec.nats[0].from = vec!["10.0.0.0/25".parse().unwrap()];
+    let mut world = World::new(4, spec);
+    for (src, dst) in [("[fd00::9]:5000", "[2001:db8:7::7]:80"), ("10.0.0.200:5000", "198.51.100.7:80")] {
+        let late = tcp(src, dst, ACK, 77, 4_711, b"late");
+        let left = world.one(LAN, &late);
+        assert_eq!((left.by(), left.key()), (WAN, FlowKey::of(&late).unwrap()));
+        let answer = tcp(dst, src, ACK, 4_711, 81, b"known");
+        assert_eq!(world.one(WAN, &answer).by(), LAN);
+    }
+    let late = tcp("10.0.0.9:5000", "198.51.100.7:80", ACK, 77, 4_711, b"late");
+    assert_eq!(world.dropped(LAN, &late, DropReason::NotNew).len(), 1, "a reset");
+}
