@@ -381,10 +381,6 @@ impl Policy {
     /// has it, but whoever wants to pass for it (RFC 2827, RFC 3704).
     #[must_use]
     pub fn is_elsewhere(&self, at: InterfaceId, source: IpAddr) -> bool {
-        let link_local = match source {
-            IpAddr::V4(v4) => v4.is_link_local(),
-            IpAddr::V6(v6) => v6.is_unicast_link_local(),
-        };
         let has = |interface: &InterfaceSpec| interface.addresses.iter().any(|net| net.contains(&source));
         let neighbor_at = |route: &Route| {
             let other = route.egress.interface().filter(|interface| *interface != at);
@@ -392,7 +388,7 @@ impl Policy {
             let near = |interface: &InterfaceSpec| interface.link != LinkSpec::PointToPoint || has(interface);
             route.via.is_none() && other.and_then(|id| self.interface(id)).is_some_and(near)
         };
-        !link_local
+        !is_link_local(source)
             && self.fib.lookup(self.tenant_of(Ingress::Interface(at)), source).filter(neighbor_at).is_some()
             && !self.interface(at).is_some_and(has)
     }
@@ -417,15 +413,35 @@ impl Policy {
         self.is_own(key.dst) || self.nat.is_outside(key.dst) || self.server_or_forward(key).is_some()
     }
 
-    /// An own address of this family where something came in, for answers; any own address when there is none.
+    /// An own address of where something came in, for answers to a receiver there: in its own network, else in that of its router,
+    /// else the first one; any own address when there is none. One of a link alone is for receivers on that.
     #[must_use]
-    pub fn address_of(&self, ingress: Ingress, like: IpAddr) -> Option<IpAddr> {
-        let of = |interface: &InterfaceSpec| {
-            let mut addresses = interface.addresses.iter().map(IpNet::addr);
-            addresses.find(|address| address.is_ipv4() == like.is_ipv4())
+    pub fn address_of(&self, ingress: Ingress, receiver: IpAddr) -> Option<IpAddr> {
+        let there = match ingress {
+            Ingress::Interface(id) => self.interface(id).map(|interface| &interface.addresses),
+            Ingress::Bond(_) => Some(&self.spec.host.tunnel_addresses),
+            Ingress::Host => None,
         };
-        let there = ingress.interface().and_then(|id| self.interface(id));
-        there.and_then(of).or_else(|| self.spec.interfaces.iter().find_map(of))
+        let there = there.map(Vec::as_slice).unwrap_or_default();
+        let is_usable = |net: &&IpNet| {
+            net.addr().is_ipv4() == receiver.is_ipv4()
+                && (!is_link_local(net.addr()) || is_link_local(receiver))
+        };
+        let near = |neighbor: IpAddr| {
+            // Of two in one network the first.
+            let around = there.iter().rev().filter(is_usable).filter(|net| net.contains(&neighbor));
+            around.max_by_key(|net| net.prefix_len())
+        };
+        let router = || {
+            let route = self.fib.lookup(self.tenant_of(ingress), receiver)?;
+            route.via.filter(|_| route.egress == Egress::from(ingress))
+        };
+        let first = |nets: &[IpNet]| nets.iter().find(is_usable).map(IpNet::addr);
+        near(receiver)
+            .or_else(|| near(router()?))
+            .map(IpNet::addr)
+            .or_else(|| first(there))
+            .or_else(|| self.spec.interfaces.iter().find_map(|interface| first(&interface.addresses)))
     }
 
     /// The service a new flow is addressed to.
@@ -528,6 +544,13 @@ impl Policy {
     #[must_use]
     pub fn hides(&self) -> bool {
         !self.hiding.is_empty()
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
     }
 }
 

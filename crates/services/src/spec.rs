@@ -68,6 +68,8 @@ pub struct HostSpec {
     pub held_ports: Arc<HeldPorts>,
     /// Ways by which its other devices reach services.
     pub inners: Vec<InnerSpec>,
+    /// Addresses of the TUN device, by which peers know the gateway.
+    pub tunnel_addresses: Vec<IpNet>,
     /// Addresses that other machines have too (row D2), with first and last of the ports that are theirs.
     pub others_ports: BTreeMap<IpAddr, Vec<(u16, u16)>>,
 }

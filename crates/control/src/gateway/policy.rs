@@ -132,6 +132,7 @@ pub fn gateway_spec(config: &Config, facts: &HostFacts, overrides: &Overrides) -
             ports: facts.ephemeral_ports,
             held_ports: Arc::clone(&facts.held_ports),
             inners,
+            tunnel_addresses: config.tun.addresses.clone(),
             others_ports: builder.others_ports(&interfaces),
         },
         interfaces,

@@ -331,3 +331,44 @@ fn errors_in_fragments_are_dropped() {
     world.dropped(WAN, &pieces[0], DropReason::IcmpInvalid);
     assert!(world.packet(WAN, &pieces[1]).is_empty());
 }
+
+/// Where the answer to a packet without any hops left comes from.
+fn told_by(spec: &crate::spec::GatewaySpec, ingress: Ingress, src: &str, dst: &str) -> std::net::IpAddr {
+    let mut probe = udp(&format!("{src}:5000"), &format!("{dst}:33434"), b"probe");
+    if probe[0] >> 4 == 4 {
+        probe = with_ttl(probe, 1);
+    } else {
+        probe[7] = 1;
+    }
+    let left = World::new(1, spec.clone()).dropped(ingress, &probe, DropReason::TtlExpired);
+    assert_eq!((left.len(), left[0].by()), (1, ingress));
+    packet::IpHeader::parse(&left[0].packet).unwrap().src
+}
+
+/// An error comes from an address that its receiver can know: none of a link to who is far away, and that of the receiver's own network or
+/// its router's.
+#[test]
+fn errors_come_from_an_address_on_the_way_to_their_receiver() {
+    let mut spec = two_interfaces();
+    let set = |spec: &mut crate::spec::GatewaySpec, place: usize, addresses: &[&str]| {
+        let addresses = addresses.iter().map(|address| address.parse().unwrap());
+        spec.interfaces[place].addresses = addresses.collect();
+    };
+    set(&mut spec, 0, &["192.168.7.1/24", "10.0.0.1/24", "fe80::7/64", "fd00::1/64"]);
+    set(&mut spec, 1, &["192.168.100.2/24", "203.0.113.1/24", "fe80::1/64"]);
+    let ip = |text: &str| text.parse::<std::net::IpAddr>().unwrap();
+    assert_eq!(told_by(&spec, LAN, "10.0.0.9", "198.51.100.7"), ip("10.0.0.1"));
+    assert_eq!(told_by(&spec, WAN, "203.0.113.254", "10.0.0.9"), ip("203.0.113.1"));
+    assert_eq!(told_by(&spec, WAN, "198.51.100.7", "10.0.0.9"), ip("203.0.113.1"), "by its router");
+    assert_eq!(told_by(&spec, LAN, "[fd00::9]", "[2001:db8:7::7]"), ip("fd00::1"));
+    assert_eq!(told_by(&spec, WAN, "[2001:db8:7::7]", "[fd00::9]"), ip("fd00::1"), "of another interface");
+}
+
+/// To a peer they come from the address by which it knows the gateway.
+#[test]
+fn errors_to_peers_come_from_the_tunnels_address() {
+    let mut spec = super::peers::two_branches();
+    spec.host.tunnel_addresses = vec!["10.64.0.1/24".parse().unwrap(), "fd64::1/64".parse().unwrap()];
+    let from = told_by(&spec, super::peers::BRANCH, "10.8.0.5", "10.0.0.9");
+    assert_eq!(from, "10.64.0.1".parse::<std::net::IpAddr>().unwrap());
+}
