@@ -765,8 +765,8 @@ fn opens(policy: &Policy, packet: &PacketContext, frame: &Frame<'_>) -> bool {
     let upper = packet.header.payload(frame.packet());
     match packet.header.protocol {
         TCP => upper.get(13).is_none_or(|flags| flags & 0x12 == 0x02),
-        // Answers to the host's own questions come to a port that the kernel gave it.
-        UDP => !policy.spec.host.is_port(packet.key.dst_port),
+        // Answers to the host's own questions come to a port that the kernel gave it, as do those to what it masquerades.
+        UDP => !(policy.is_own(packet.key.dst) && policy.spec.host.is_port(packet.key.dst_port)),
         protocol if icmp::is_icmp(protocol) => icmp::is_echo_request(&packet.header, upper),
         _ => true,
     }

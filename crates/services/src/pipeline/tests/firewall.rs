@@ -239,3 +239,18 @@ fn answers_of_dhcp_servers_are_the_hosts_or_a_clients() {
     let relayed = udp("203.0.113.254:67", "203.0.113.60:67", b"relayed");
     world.dropped(WAN, &relayed, DropReason::RuleDrop);
 }
+
+/// Rules are asked about packets that the kernel passes on to its other devices, whatever port it is for; only the host itself asks from ports that the
+/// kernel gives.
+#[test]
+fn rules_hold_for_datagrams_that_the_kernel_passes_on() {
+    let kernel = packet::attachment::Egress::Kernel;
+    let mut spec = native(with_rules(vec![rule(RuleAction::Drop, "0.0.0.0/0")], RuleAction::Allow));
+    spec.routes.push(crate::spec::RouteSpec::new(0, "10.8.0.0/24".parse().unwrap(), kernel, None));
+    let mut world = World::new(2, spec);
+    for port in [53, 40_000] {
+        let packet = udp("198.51.100.7:5", &format!("10.8.0.2:{port}"), b"x");
+        world.dropped(WAN, &packet, DropReason::RuleDrop);
+    }
+    world.one(WAN, &udp("198.51.100.7:53", "203.0.113.1:40000", b"answer"));
+}
