@@ -519,6 +519,15 @@ impl NatPolicy {
         self.rule(rule).map(|rule| rule.addresses.towards(client, next).to_vec()).unwrap_or_default()
     }
 
+    /// Whether an outside address is used towards a next hop: by a rule that has it, one of its network. By any other it may be.
+    #[must_use]
+    pub fn may_meet(&self, rule: u16, outside: IpAddr, next: IpAddr) -> bool {
+        self.rule(rule).is_none_or(|rule| {
+            !rule.pool(outside).contains(&outside)
+                || rule.addresses.towards(outside, Some(next)).contains(&outside)
+        })
+    }
+
     /// The outside addresses of a rule, IPv4 first. Empty when the rule keeps the client's.
     #[must_use]
     pub fn addresses(&self, rule: u16) -> Vec<IpAddr> {

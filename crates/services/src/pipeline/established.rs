@@ -346,13 +346,13 @@ impl Services {
         self.counters.decided_again += 1;
         let (original, reply) = self.flows.table.keys(id);
         let (key, tenant) = original;
-        let (egress, ..) = self.route_of(id, Direction::Original)?;
+        let (egress, next, _) = self.route_of(id, Direction::Original)?;
         if self.is_lost(id, egress) {
             return Ok(false);
         }
         let policy = &self.routing.policy;
         let record = self.flows.table.record_mut(id);
-        if !super::translation::holds(policy, record, &original, &reply, egress) {
+        if !super::translation::holds(policy, record, &original, &reply, (egress, next)) {
             return Ok(false);
         }
         let translated = record.flags & flags::DEST_NAT != 0;

@@ -5,6 +5,8 @@
 //! would keep it alive for ever. So does one whose port a program of the host has opened. So it ends with its next packet, and both ends learn it: TCP by a RST to the client,
 //! everything else by beginning anew with the right source.
 
+use std::net::IpAddr;
+
 use packet::attachment::Egress;
 use packet::ip::{IPV4_HEADER_BYTES, IPV6_HEADER_BYTES};
 use packet::vnet::VirtioNetHeader;
@@ -27,14 +29,14 @@ const IP_HEADER_BYTES_MAX: usize = 60;
 /// TCP header without options.
 const TCP_HEADER_BYTES: usize = 20;
 
-/// Whether the translation of a flow still is one that its packets can be answered with. `egress`: by what its packets
-/// leave now.
+/// Whether the translation of a flow still is one that its packets can be answered with. By what its packets leave now, and their
+/// next hop there.
 pub(super) fn holds(
     policy: &Policy,
     record: &Record,
     (original, tenant): &TenantKey,
     (reply, _): &TenantKey,
-    egress: Egress,
+    (egress, next): (Egress, IpAddr),
 ) -> bool {
     let is_ours = |address| policy.is_own(address) || policy.nat.is_outside(address);
     let has_source = record.flags & flags::SOURCE_NAT != 0;
@@ -66,10 +68,13 @@ pub(super) fn holds(
         let client = NatClient::of(original, *tenant, ingress);
         policy.nat.rule_for(egress, &client).filter(|_| egress != Egress::from(ingress))
     });
-    let Some(rule) = rule.and_then(|rule| policy.spec.nats.get(usize::from(rule))) else {
+    let known = rule.and_then(|rule| Some((rule, policy.spec.nats.get(usize::from(rule))?)));
+    let Some((number, rule)) = known else {
         return !has_source || is_kept();
     };
     match rule.mode {
+        // The router of another network does not send answers to this one's addresses.
+        NatMode::AddressAndPort if !policy.nat.may_meet(number, reply.dst, next) => false,
         NatMode::AddressAndPort => has_source && (rule.addresses.contains(&reply.dst) || is_kept()),
         NatMode::PortOnly | NatMode::None => reply.dst == original.src || (has_source && is_kept()),
     }

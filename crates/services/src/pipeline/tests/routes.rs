@@ -412,3 +412,28 @@ fn a_flow_begins_anew_when_its_way_out_is_another() {
     assert_eq!(world.one(LAN, &udp_of(&ask, b"x")).key(), before);
     assert_eq!(world.flows(), 1);
 }
+
+/// The next hop moves to another network of the same interface: so does the address.
+#[test]
+fn a_flow_begins_anew_when_its_next_hop_is_in_another_network() {
+    let mut spec = super::translation::beside_a_modem(nat(NatMode::AddressAndPort, &[]));
+    let (ask, connection) =
+        (key(UDP, "10.0.0.5:1000", "198.51.100.7:53"), key(TCP, "10.0.0.5:1000", "198.51.100.7:80"));
+    let mut world = World::new(2, spec.clone());
+    let src = |world: &mut World| world.one(LAN, &udp_of(&ask, b"x")).key().src.to_string();
+    assert_eq!(src(&mut world), "203.0.113.1");
+    let outside = world.one(LAN, &tcp_of(&connection, SYN, 100, 0, b"")).key().reversed();
+    world.one(WAN, &tcp_of(&outside, SYN | ACK, 500, 101, b""));
+    // Another router of the same network.
+    let place = spec.routes.iter().position(|route| route.prefix.to_string() == "0.0.0.0/0").unwrap();
+    spec.routes[place] = route("0.0.0.0/0", WAN, Some("203.0.113.253"));
+    world.reload(spec.clone());
+    assert_eq!(src(&mut world), "203.0.113.1");
+    world.one(LAN, &tcp_of(&connection, ACK, 101, 501, b""));
+    assert_eq!(world.flows(), 2);
+    spec.routes[place] = route("0.0.0.0/0", WAN, Some("192.168.100.1"));
+    world.reload(spec);
+    assert_eq!(src(&mut world), "192.168.100.2");
+    let left = world.dropped(LAN, &tcp_of(&connection, ACK, 101, 501, b"x"), DropReason::NatGone);
+    assert_eq!((left.len(), left[0].by(), left[0].key()), (1, LAN, connection.reversed()));
+}
