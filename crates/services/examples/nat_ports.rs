@@ -132,6 +132,8 @@ fn measure(name: &str, mode: NatMode, tables: u16, fill: f64) {
 
 fn release(nat: &mut Nat, client: &FlowKey, binding: &Binding) {
     let reply = FlowKey { src: binding.source, src_port: binding.port, ..*client }.reversed();
-    let record = Record { flags: flags::SOURCE_NAT, port_table: binding.table, ..Record::default() };
+    let counted = if binding.counted { flags::COUNTED } else { 0 };
+    let flags = flags::SOURCE_NAT | counted;
+    let record = Record { flags, port_table: binding.table, ..Record::default() };
     nat.release(0, &reply, 0, &record, client, 0);
 }

@@ -51,6 +51,8 @@ pub mod flags {
     pub const INHERITED: u16 = 1 << 11;
     /// The outside port is the client's own and stands in no port table, where another remote's flow has its place.
     pub const OWN_PORT: u16 = 1 << 12;
+    /// It counts as one of its client's flows.
+    pub const COUNTED: u16 = 1 << 13;
 }
 
 /// The mutable part of a flow, common to all kinds: 36 bytes.

@@ -109,7 +109,16 @@ impl Nat {
         let (source, port) = (request.client.src, request.client.sender_port());
         let hash = followed.hasher.hash(&request.client.reversed(), request.out_tenant);
         let replies_elsewhere = !self.pools.comes_here(hash);
-        Binding { source, port, table: 0, mapped: false, kept: true, own_port: false, replies_elsewhere }
+        Binding {
+            source,
+            port,
+            table: 0,
+            mapped: false,
+            kept: true,
+            own_port: false,
+            counted: false,
+            replies_elsewhere,
+        }
     }
 
     /// C3: a port of the client's own address.
@@ -382,8 +391,8 @@ impl Nat {
         if anywhere {
             return Binding { own_port, ..self.bound(followed, request, source, (port, table)) };
         }
-        let (mapped, kept, replies_elsewhere) = (false, false, false);
-        Binding { source, port, table, mapped, kept, own_port, replies_elsewhere }
+        let (mapped, kept, counted, replies_elsewhere) = (false, false, false, false);
+        Binding { source, port, table, mapped, kept, own_port, counted, replies_elsewhere }
     }
 
     pub(super) fn bound(
@@ -400,7 +409,16 @@ impl Nat {
         };
         let hash = followed.hasher.hash(&reply, request.out_tenant);
         let replies_elsewhere = !self.pools.comes_here(hash);
-        Binding { source, port, table, mapped: false, kept: false, own_port: false, replies_elsewhere }
+        Binding {
+            source,
+            port,
+            table,
+            mapped: false,
+            kept: false,
+            own_port: false,
+            counted: false,
+            replies_elsewhere,
+        }
     }
 }
 

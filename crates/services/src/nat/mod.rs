@@ -89,6 +89,8 @@ pub struct Binding {
     pub kept: bool,
     /// The port is the client's own and in no table: [`flags::OWN_PORT`].
     pub own_port: bool,
+    /// It counts as one of the client's flows: [`flags::COUNTED`].
+    pub counted: bool,
     /// The hash names another core for the replies: they come by the ring.
     pub replies_elsewhere: bool,
 }
@@ -286,7 +288,7 @@ impl Nat {
             let paired = (rule.mode == NatMode::AddressAndPort).then_some(binding.source);
             self.clients.opened(&client_key, paired);
         }
-        Ok(binding)
+        Ok(Binding { counted: tracks, ..binding })
     }
 
     /// Takes back what [`Self::bind`] or [`Self::join`] gave to a flow that ended: whatever the policy says now.
@@ -304,16 +306,19 @@ impl Nat {
         tenant: u16,
     ) {
         let mapped = record.flags & flags::MAPPED != 0;
+        let client_key = (tenant, client.src);
+        if record.flags & flags::SOURCE_NAT == 0 && mapped {
+            return self.leave_from_outside(now_ns, client, tenant);
+        }
+        let counted = record.flags & flags::COUNTED != 0;
+        let known =
+            if counted { self.clients.closed(now_ns, &client_key) } else { self.clients.known(&client_key) };
+        let port = reply.reversed().sender_port();
+        let quiet = known.is_some_and(|known| known.holds(reply.dst, port));
         if record.flags & flags::SOURCE_NAT == 0 {
-            if mapped {
-                self.leave_from_outside(now_ns, client, tenant);
-            } else {
-                self.clients.closed(now_ns, &(tenant, client.src));
-            }
             return;
         }
         self.pools.tick(now_ns);
-        let port = reply.reversed().sender_port();
         if mapped {
             self.mappings.leave(now_ns, &(out_tenant, reply.protocol, reply.dst, port));
         } else if is_translated(reply.protocol) {
@@ -326,9 +331,6 @@ impl Nat {
                 self.pools.give(&flow, port, record.port_table, rests);
             }
         }
-        let client_key = (tenant, client.src);
-        let known = self.clients.closed(now_ns, &client_key);
-        let quiet = known.is_some_and(|known| known.holds(reply.dst, port));
         if !mapped && !quiet && !self.is_leased(&client_key, reply.dst, port) {
             let inside = SocketAddr::new(client.src, client.sender_port());
             let outside = SocketAddr::new(reply.dst, port);

@@ -86,12 +86,13 @@ impl Rule {
         self.preference == Preference::Own
     }
 
-    /// Whether anything has to be remembered of its clients: a limit, blocks, or which address of several they use.
+    /// Whether anything has to be remembered of its clients: a limit, blocks, or which address of several they use. Who comes to a
+    /// virtual server is a stranger, whose address says which one it begins with.
     pub(crate) fn tracks_clients(&self, like: IpAddr) -> bool {
         self.flows_per_client_max > 0
             || self.blocks_per_client > 0
             || self.independent
-            || self.pool(like).len() > 1
+            || self.out.is_some() && self.pool(like).len() > 1
     }
 
     /// The outside addresses of a family.

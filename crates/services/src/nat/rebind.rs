@@ -110,7 +110,7 @@ impl Nat {
             let paired = (rule.mode == NatMode::AddressAndPort).then_some(binding.source);
             self.clients.opened(&client_key, paired);
         }
-        Ok(binding)
+        Ok(Binding { counted: tracks, ..binding })
     }
 
     /// Makes a mapping again that had no flows, or whose flows follow.

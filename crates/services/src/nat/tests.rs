@@ -172,6 +172,7 @@ impl Gateway {
         let (request, binding) = self.flows.remove(&place(&reply)).unwrap();
         let mut record = Record { port_table: binding.table, nat: 1, ..Record::default() };
         record.flags = if binding.kept { 0 } else { flags::SOURCE_NAT };
+        record.flags |= if binding.counted { flags::COUNTED } else { 0 };
         record.flags |= if binding.mapped { flags::MAPPED } else { 0 };
         record.flags |= if binding.own_port { flags::OWN_PORT } else { 0 };
         record.flags |= if self.replied { flags::REPLIED } else { 0 };

@@ -186,6 +186,7 @@ impl Services {
         record.flags &= !flags::MAPPED;
         record.flags |= if binding.mapped { flags::MAPPED } else { 0 };
         record.flags |= if binding.own_port { flags::OWN_PORT } else { 0 };
+        record.flags |= if binding.counted { flags::COUNTED } else { 0 };
         record.flags |= if policy.assembles(rule) { flags::ASSEMBLE } else { 0 };
         record.nat = rule + 1;
         record.port_table = binding.table;

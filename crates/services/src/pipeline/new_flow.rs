@@ -486,6 +486,7 @@ impl Services {
             record.flags |= if binding.kept { 0 } else { flags::SOURCE_NAT };
             record.flags |= if binding.mapped { flags::MAPPED } else { 0 };
             record.flags |= if binding.own_port { flags::OWN_PORT } else { 0 };
+            record.flags |= if binding.counted { flags::COUNTED } else { 0 };
             let low_lost = uses_low_port(&resolution.to) && !binding.kept && binding.port >= 1024;
             self.counters.low_ports_lost += u64::from(low_lost);
             record.nat = rule + 1;

@@ -244,3 +244,39 @@ fn clients_meet_at_their_outside_endpoints() {
         assert_eq!(world.flows(), 0);
     }
 }
+
+/// Strangers who come to a virtual server are no clients: they take no places of the table of these.
+#[test]
+fn strangers_at_a_server_are_not_remembered() {
+    let mut spec = farm(NatMode::AddressAndPort, DeliveryMode::Nat);
+    spec.servers[0].source_addresses = vec!["10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()];
+    let mut world = World::new(1, spec);
+    for last in 1..=200 {
+        let request = key(TCP, &format!("198.51.100.{last}:2000"), "203.0.113.10:80");
+        let inside = world.one(WAN, &tcp_of(&request, SYN, 1, 0, b"")).key();
+        world.one(LAN, &tcp_of(&inside.reversed(), SYN | ACK, 7, 2, b""));
+    }
+    assert_eq!(world.cores[0].nat().status().clients, 0);
+}
+
+/// A flow that was not counted as its client's does not count when it ends.
+#[test]
+fn what_is_not_counted_does_not_end_in_the_count() {
+    let mut spec = farm(NatMode::AddressAndPort, DeliveryMode::Nat);
+    spec.nats.push(nat(NatMode::AddressAndPort, &["203.0.113.1"]));
+    spec.nats[0].flows_per_client_max = 2;
+    let mut world = World::new(1, spec);
+    let flow = |port: u16| udp(&format!("10.0.0.9:{port}"), "198.51.100.7:53", b"x");
+    world.one(LAN, &flow(1));
+    world.one(LAN, &flow(2));
+    let request = key(TCP, "10.0.0.9:2000", "203.0.113.10:80");
+    let inside = world.one(LAN, &tcp_of(&request, SYN, 1, 0, b"")).key();
+    world.one(LAN, &tcp_of(&inside.reversed(), RST | ACK, 0, 2, b""));
+    for _ in 0..3 {
+        world.wait(9);
+        world.one(LAN, &flow(1));
+        world.one(LAN, &flow(2));
+    }
+    assert_eq!(world.flows(), 2, "that to the server has ended");
+    world.dropped(LAN, &flow(3), DropReason::FlowsPerClient);
+}
