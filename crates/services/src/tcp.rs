@@ -11,7 +11,7 @@
 //! * a RST ends the flow only when it has exactly the next sequence number (RFC 5961 §3). Another one in the window
 //!   passes: a live receiver answers it with a challenge ACK, and the sender's next RST is exact.
 //!
-//! A SYN into a live connection passes too. Either the receiver lives and sends a challenge ACK, which fits, or it has
+//! A SYN into a live connection passes too, in either direction. Either the receiver lives and sends a challenge ACK, which fits, or it has
 //! forgotten the connection and accepts the new one; the gateway believes that only after the SYN, the SYN-ACK and
 //! an ACK of it that does not fit the old connection.
 
@@ -33,8 +33,11 @@ const OLD_BYTES_MAX: u32 = 1 << 30;
 const PASSED_SYN: u8 = 0x40;
 /// In [`Record::state`]: a SYN-ACK passed after it.
 const PASSED_SYN_ACK: u8 = 0x80;
+/// The same of the reply direction's SYN, and of the answer to it.
+const REPLY_SYN: u8 = 0x10;
+const REPLY_SYN_ACK: u8 = 0x20;
 const SYN_ACK: u8 = SYN | ACK;
-const PASSED: u8 = PASSED_SYN | PASSED_SYN_ACK;
+const PASSED: u8 = PASSED_SYN | PASSED_SYN_ACK | REPLY_SYN | REPLY_SYN_ACK;
 
 /// Where a connection is. [`Record::state`] has it in its low four bits: read it with [`State::of`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -121,7 +124,8 @@ pub enum Verdict {
     Pass,
     /// Contradicts the connection: drop it as [`packet::DropReason::TcpInvalid`].
     Invalid,
-    /// A SYN of a new connection between the same ports, the old one being over: remove the flow and decide anew.
+    /// A segment of a new connection between the same ports, the old one being over: remove the flow and decide anew, in the
+    /// segment's direction.
     Reopen,
 }
 
@@ -385,6 +389,18 @@ fn late_syn(record: &mut Record, state: State, direction: Direction, segment: &S
             }
             Verdict::Pass
         }
+        // The other end has begun anew and asks itself.
+        (Direction::Reply, false) if state.is_over() => Verdict::Reopen,
+        (Direction::Reply, false) if state != State::SynReceived => {
+            record.state = (record.state & !PASSED) | REPLY_SYN;
+            Verdict::Pass
+        }
+        (Direction::Original, true)
+            if record.state & REPLY_SYN != 0 && in_window(record, direction, segment) != Verdict::Accept =>
+        {
+            record.state |= REPLY_SYN_ACK;
+            Verdict::Pass
+        }
         (Direction::Original, true) | (Direction::Reply, false) => Verdict::Invalid,
     }
 }
@@ -406,6 +422,8 @@ fn data(record: &mut Record, state: State, direction: Direction, segment: &Segme
             resume(record, segment);
             return Verdict::Accept;
         }
+        // So they do here, and whether the one may ask the other has to be decided.
+        _ if direction == Direction::Reply && record.state & REPLY_SYN_ACK != 0 => return Verdict::Reopen,
         verdict => return verdict,
     }
     // It fits the connection as it was: whatever SYN passed meanwhile found both ends alive.
@@ -470,7 +488,8 @@ fn reset(record: &mut Record, state: State, direction: Direction, segment: &Segm
         return Verdict::Accept;
     }
     // The answer of an end that forgot the connection, to a SYN that passed into it.
-    let answers_syn = segment.has(ACK) && direction == Direction::Reply && record.state & PASSED != 0;
+    let syn = if direction == Direction::Reply { PASSED_SYN } else { REPLY_SYN };
+    let answers_syn = segment.has(ACK) && record.state & syn != 0;
     let closing = matches!(state, State::FinOriginal | State::FinReply | State::FinBoth | State::TimeWait);
     let beginning = matches!(state, State::SynSent | State::SynSentBoth);
     if near || answers_syn || closing || beginning { Verdict::Pass } else { Verdict::Invalid }

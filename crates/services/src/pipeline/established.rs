@@ -59,10 +59,7 @@ impl Services {
                 // What may be forged must not keep a connection alive.
                 Verdict::Pass => return self.forward(packet, frame, (id, direction), out),
                 Verdict::Invalid => return Err(DropReason::TcpInvalid),
-                Verdict::Reopen => {
-                    self.reopen(packet, frame, id, out);
-                    return Ok(());
-                }
+                Verdict::Reopen => return self.reopen(packet, frame, (id, direction), out),
             }
         }
         if flow.record.flags & flags::LEARNS_IDS != 0 && direction == Direction::Reply {
@@ -134,17 +131,24 @@ impl Services {
         if from_us { Err(DropReason::BadSource) } else { martian::of_source(source).map_or(Ok(()), Err) }
     }
 
-    /// A SYN of a new connection between the ports of one that is over: decided anew.
+    /// A SYN of a new connection between the ports of one that is over: decided anew, as the flow of who sent it. To who is
+    /// translated nobody else begins one.
     pub(super) fn reopen(
         &mut self,
         packet: &PacketContext,
         frame: &mut Frame<'_>,
-        id: FlowId,
+        (id, direction): (FlowId, Direction),
         out: &mut impl Output,
-    ) {
-        let ((key, tenant), _) = self.flows.table.keys(id);
+    ) -> Result<(), DropReason> {
+        let (original, reply) = self.flows.table.keys(id);
+        let (key, tenant) = match direction {
+            Direction::Original => original,
+            Direction::Reply if self.flows.table.is_translated(id) => return Err(DropReason::TcpInvalid),
+            Direction::Reply => reply,
+        };
         self.end(packet.now_ns, id);
         self.new_flow(&PacketContext { key, tenant, ..*packet }, frame, out);
+        Ok(())
     }
 
     /// A reply that another core read. Right if the table names this core, now or before its bucket moved: then only the

@@ -99,10 +99,7 @@ impl Services {
             // What may be forged must not change anything.
             Verdict::Pass => {}
             Verdict::Invalid => return Err(DropReason::TcpInvalid),
-            Verdict::Reopen => {
-                self.reopen(packet, frame, id, out);
-                return Ok(());
-            }
+            Verdict::Reopen => return self.reopen(packet, frame, (id, direction), out),
         }
         if direction == Direction::Original && !self.shift_original(packet, frame, id, shift, out)? {
             frame.outcome = Outcome::Consumed;

@@ -113,8 +113,7 @@ impl Services {
             }
         }
         if from_client {
-            self.reopen(packet, frame, id, out);
-            return Ok(());
+            return self.reopen(packet, frame, (id, direction), out);
         }
         self.end(packet.now_ns, id);
         Err(DropReason::NatGone)

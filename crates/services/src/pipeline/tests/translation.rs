@@ -548,3 +548,34 @@ fn ports_are_preserved_at_each_of_two_networks() {
         }
     }
 }
+
+/// Two hosts that talk by fixed equal ports, and the one that was asked restarts and asks: the old connection ends by the answers to
+/// that, and the new one, the other way round, is decided by the rules.
+#[test]
+fn the_other_end_of_a_connection_may_begin_the_next_one() {
+    let mut world = World::new(2, two_interfaces());
+    let (ask, back) = {
+        let ask = key(TCP, "10.0.0.9:5060", "198.51.100.7:5060");
+        (ask, ask.reversed())
+    };
+    let establish =
+        |world: &mut World, ask: &FlowKey, back: &FlowKey, from: Ingress, to: Ingress, isn: u32| {
+            assert_eq!(world.one(from, &tcp_of(ask, SYN, isn, 0, b"")).by(), to);
+            assert_eq!(world.one(to, &tcp_of(back, SYN | ACK, !isn, isn + 1, b"")).by(), from);
+            assert_eq!(world.one(from, &tcp_of(ask, ACK, isn + 1, !isn + 1, b"")).by(), to);
+            assert_eq!(world.one(to, &tcp_of(back, ACK, !isn + 1, isn + 1, b"hello")).by(), from);
+        };
+    establish(&mut world, &ask, &back, LAN, WAN, 1_000);
+    let (sent, got) = (1_001, !1_000u32 + 6);
+    assert_eq!(world.one(WAN, &tcp_of(&back, SYN, 77_000_000, 0, b"")).by(), LAN);
+    assert_eq!(world.one(LAN, &tcp_of(&ask, ACK, sent, got, b"")).by(), WAN, "the challenge");
+    assert_eq!(world.one(WAN, &tcp_of(&back, RST, got, 0, b"")).by(), LAN);
+    establish(&mut world, &back, &ask, WAN, LAN, 77_000_000);
+    assert_eq!(world.flows(), 1);
+    // Behind a translation nobody can begin one.
+    let mut world = masquerade(1);
+    let left = world.one(LAN, &tcp_of(&ask, SYN, 1_000, 0, b"")).key().reversed();
+    world.one(WAN, &tcp_of(&left, RST | ACK, 0, 1_001, b""));
+    world.dropped(WAN, &tcp_of(&left, SYN, 77_000_000, 0, b""), DropReason::TcpInvalid);
+    assert_eq!(world.flows(), 1);
+}
