@@ -31,6 +31,7 @@ const FLAGS: u16 = flags::REPLIED
     | flags::MAPPED
     | flags::PROXY_PROTOCOL
     | flags::MID_STREAM
+    | flags::RESYNC
     | flags::OWN_PORT;
 
 /// Parts of a flow that follow, as bits.

@@ -86,7 +86,7 @@ impl Services {
             original: side(&original)?,
             reply: side(&reply)?,
             // What was learnt is not handed over, so nothing more is.
-            flags: record.flags & !(flags::LEARNS_IDS | flags::RESYNC | flags::INHERITED | flags::COUNTED),
+            flags: record.flags & !(flags::LEARNS_IDS | flags::INHERITED | flags::COUNTED),
             ingress: place(policy, record.ingress())?,
             idle_ms: u32::try_from(since_ms(now_ns, record.seen)).unwrap_or(u32::MAX),
             tcp: (record.protocol == TCP).then_some(TcpState {

@@ -294,3 +294,25 @@ fn a_reset_cannot_end_a_connection_whose_numbers_are_not_known() {
     heir.wait(300);
     assert_eq!(heir.flows(), 0, "it was ended, and is forgotten soon");
 }
+
+/// The heir is restarted before a connection says where it is: that this is not known is not forgotten.
+#[test]
+fn a_restart_of_the_heir_breaks_no_silent_connection() {
+    let (mut world, mut heir) = (machine(2, 1, masqueraded()), machine(1, 9, masqueraded()));
+    world.cores.iter_mut().for_each(|core| core.begin_copies(true));
+    let ask = key(TCP, "10.0.0.9:5000", "198.51.100.7:80");
+    let reply = world.one(LAN, &tcp_of(&ask, SYN, 1_000, 0, b"")).key().reversed();
+    world.one(WAN, &tcp_of(&reply, SYN | ACK, 5_000, 1_001, b""));
+    world.one(LAN, &tcp_of(&ask, ACK, 1_001, 5_001, b""));
+    let mut kept = Kept::default();
+    kept.take(&mut world);
+    let (refusals, _) = inherit(&mut heir, &kept);
+    assert_eq!(refusals, Refusals::default());
+    // Far on meanwhile, and only now silent.
+    let spec = heir.policy.spec.clone();
+    let refusals = heir.restarted(spec, 1, Some(heir.ownership.table.clone()));
+    assert_eq!(refusals, Refusals::default());
+    let (sent, got) = (900_001_000, 700_005_000);
+    assert_eq!(heir.one(LAN, &tcp_of(&ask, ACK, sent, got, b"x")).key(), reply.reversed());
+    assert_eq!(heir.one(WAN, &tcp_of(&reply, ACK, got, sent + 1, b"y")).key(), ask.reversed());
+}
