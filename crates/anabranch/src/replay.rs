@@ -90,6 +90,7 @@ fn no_host() -> HostFacts {
         routes: Vec::new(),
         rules: Vec::new(),
         ipsec: Vec::new(),
+        tunnels: BTreeSet::new(),
         tun_index: None,
         ephemeral_ports: EPHEMERAL,
         held_ports: Arc::default(),

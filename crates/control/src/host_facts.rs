@@ -11,7 +11,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use linux::link_layer::LinkLayer;
 use linux::netlink::{
-    Address, IpsecPolicy, Link, MAIN_TABLE, Netlink, PolicyRule, Route, RouteKind, ipsec_policies,
+    Address, IpsecPolicy, Link, MAIN_TABLE, Netlink, PolicyRule, Route, RouteKind, Tunnel, ipsec_policies,
+    ipsec_tunnels,
 };
 use services::held_ports::HeldPorts;
 use services::spec::LinkSpec;
@@ -40,6 +41,8 @@ pub struct HostView {
     pub rules: Vec<PolicyRule>,
     /// Policies of IPsec about what the kernel passes on, the first ones first.
     pub ipsec: Vec<IpsecPolicy>,
+    /// Tunnels of the host by protocols without ports.
+    pub tunnels: BTreeSet<Tunnel>,
 }
 
 impl HostView {
@@ -61,7 +64,9 @@ impl HostView {
         let mut rules = netlink.policy_rules()?;
         rules.retain(|rule| !rule.spec.is_ours());
         let ipsec = ipsec_policies()?;
-        Ok(Self { links, addresses, routes, other_routes, rules, ipsec })
+        let mut tunnels = ipsec_tunnels()?;
+        tunnels.extend(netlink.tunnels()?);
+        Ok(Self { links, addresses, routes, other_routes, rules, ipsec, tunnels })
     }
 
     /// The interface of this name.
@@ -124,6 +129,8 @@ pub struct HostFacts {
     pub rules: Vec<PolicyRule>,
     /// Policies of IPsec about what the kernel passes on, the first ones first.
     pub ipsec: Vec<IpsecPolicy>,
+    /// Tunnels of the host by protocols without ports.
+    pub tunnels: BTreeSet<Tunnel>,
     /// Index of the TUN device.
     pub tun_index: Option<u32>,
     /// Ports of the host's own outgoing connections, inclusive.
@@ -248,6 +255,7 @@ impl HostFacts {
             routes: view.routes.iter().chain(&view.other_routes).filter_map(route).collect(),
             rules: view.rules.clone(),
             ipsec: view.ipsec.clone(),
+            tunnels: view.tunnels.clone(),
             tun_index,
             ephemeral_ports,
             held_ports: Arc::default(),

@@ -13,15 +13,17 @@ pub mod nftables;
 mod qdisc;
 mod route;
 mod rule;
+mod tunnel;
 mod vm_generation;
 
 pub use address::Address;
-pub use ipsec::{IpsecAction, IpsecMonitor, IpsecPolicy, ipsec_policies};
+pub use ipsec::{IpsecAction, IpsecMonitor, IpsecPolicy, ipsec_policies, ipsec_tunnels};
 pub use link::Link;
 pub use monitor::{Change, Monitor};
 pub use neighbor::{Neighbor, NeighborChange, NeighborMonitor, NeighborState};
 pub use route::{MAIN_TABLE, Route, RouteKind, RouteSpec};
 pub use rule::{Family, PolicyAction, PolicyRule, RuleSpec};
+pub use tunnel::Tunnel;
 pub use vm_generation::VmGenerationMonitor;
 
 use std::cell::Cell;

@@ -184,7 +184,8 @@ impl Policy {
             }
         }
         let nat_rules = nats.len();
-        let nat = NatPolicy::compile(&nats, &spec.forwards, &spec.leases, &spec.interfaces);
+        let nat = NatPolicy::compile(&nats, &spec.forwards, &spec.leases, &spec.interfaces)
+            .with_tunnels(&spec.host.tunnels);
         let (nat, events, errors) = match before {
             Some(before) => nat.keeping(&before.nat, now_ns),
             None => {

@@ -70,6 +70,8 @@ pub struct HostSpec {
     pub inners: Vec<InnerSpec>,
     /// Addresses of the TUN device, by which peers know the gateway.
     pub tunnel_addresses: Vec<IpNet>,
+    /// Its tunnels by protocols without ports.
+    pub tunnels: Vec<HostTunnel>,
     /// Addresses that other machines have too (row D2), with first and last of the ports that are theirs.
     pub others_ports: BTreeMap<IpAddr, Vec<(u16, u16)>>,
 }
@@ -98,6 +100,17 @@ pub fn kept_ports(of_host: (u16, u16), of_nat: (u16, u16)) -> (u16, u16) {
     };
     let (both, all) = (u32::from(steps) + 1, u32::from(all) + 1);
     if (all - both) * 4 >= all { of_host } else { (of_host.0, first + (steps >> 1)) }
+}
+
+/// A tunnel of the host by a protocol without ports (GRE, IPIP, 6in4, ESP): what comes from its other end is the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HostTunnel {
+    /// IP protocol.
+    pub protocol: u8,
+    /// Address of the host; `None`: any.
+    pub local: Option<IpAddr>,
+    /// Address of the other end; `None`: any.
+    pub remote: Option<IpAddr>,
 }
 
 /// An endpoint of the gateway's own that leads to a service: the kernel translates there what comes for the service by devices that are

@@ -10,9 +10,11 @@ use std::collections::btree_map::Entry;
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use linux::netlink::{Family, IpsecAction, IpsecPolicy, PolicyAction, PolicyRule, RouteKind};
+use linux::netlink::{Family, IpsecAction, IpsecPolicy, PolicyAction, PolicyRule, RouteKind, Tunnel};
 use packet::attachment::{Egress, Ingress, InterfaceId};
-use services::spec::{InterfaceSpec, MAIN_TABLE, RouteAction, RouteRuleAction, RouteRuleSpec, RouteSpec};
+use services::spec::{
+    HostTunnel, InterfaceSpec, MAIN_TABLE, RouteAction, RouteRuleAction, RouteRuleSpec, RouteSpec,
+};
 
 use crate::config::Config;
 use crate::host_facts::HostFacts;
@@ -151,6 +153,16 @@ pub(super) fn ipsec_routes(facts: &HostFacts) -> Vec<RouteSpec> {
     let all = [IpNet::from(Ipv4Net::default()), IpNet::from(Ipv6Net::default())];
     let route = |prefix| RouteSpec { table: IPSEC_TABLE, ..RouteSpec::new(0, prefix, Egress::Kernel, None) };
     all.into_iter().filter(|all| any(all.addr().is_ipv4())).map(route).collect()
+}
+
+/// Tunnels of the host by protocols without ports.
+pub(super) fn tunnels(facts: &HostFacts) -> Vec<HostTunnel> {
+    let spec = |tunnel: &Tunnel| HostTunnel {
+        protocol: tunnel.protocol,
+        local: tunnel.local,
+        remote: tunnel.remote,
+    };
+    facts.tunnels.iter().map(spec).collect()
 }
 
 /// Action of a route of this kind.

@@ -133,6 +133,7 @@ pub fn gateway_spec(config: &Config, facts: &HostFacts, overrides: &Overrides) -
             held_ports: Arc::clone(&facts.held_ports),
             inners,
             tunnel_addresses: config.tun.addresses.clone(),
+            tunnels: host_routes::tunnels(facts),
             others_ports: builder.others_ports(&interfaces),
         },
         interfaces,

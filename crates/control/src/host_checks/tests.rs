@@ -22,6 +22,7 @@ fn view() -> HostView {
         other_routes: vec![],
         rules: vec![],
         ipsec: vec![],
+        tunnels: BTreeSet::new(),
     }
 }
 

@@ -3,6 +3,7 @@
 //! Daemons (strongSwan, libreswan) set them for tunnels without a device of their own. Who forwards past the kernel would send
 //! in the clear what they say is sealed.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -11,25 +12,36 @@ use ipnet::IpNet;
 use packet::ip::{PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_UDP_LITE};
 
 use super::nftables::attribute;
+use super::tunnel::Tunnel;
 use super::{End, Messages, RECEIVE_BYTES, open_protocol, receive};
 use crate::Result;
 use crate::error::Context;
 use crate::sys::check_size;
 
-/// Of linux/xfrm.h: the question for policies, and the group (4) of their changes.
+/// Of linux/xfrm.h: the questions for policies and states, and the groups (4 and 3) of their changes.
 const GET_POLICY: u16 = 0x15;
 const NEW_POLICY: u16 = 0x13;
 const GROUP_POLICY: u32 = 1 << 3;
+const GET_STATE: u16 = 0x12;
+const NEW_STATE: u16 = 0x10;
+const GROUP_STATE: u32 = 1 << 2;
 /// Attributes: what protects, the mark that a packet has, the number of an interface whose packets alone are meant.
 const TEMPLATES: u16 = 5;
+/// Of a state: it goes in UDP.
+const IN_UDP: u16 = 4;
 const MARK: u16 = 21;
 const INTERFACE: u16 = 31;
 /// Lengths of `xfrm_userpolicy_id` and `xfrm_userpolicy_info`, and of the header before them.
 const ID_BYTES: usize = 64;
 const INFO_BYTES: usize = 168;
 const HEADER_BYTES: usize = 16;
-/// Policies that are read at most.
-const POLICIES_MAX: usize = 4096;
+/// Lengths of `xfrm_usersa_id` and `xfrm_usersa_info`.
+const STATE_ID_BYTES: usize = 24;
+const STATE_BYTES: usize = 224;
+/// Policies and states that are read at most. Who asks takes the first ones of them.
+const READ_MAX: usize = 65_536;
+/// Messages that are taken at once.
+const MESSAGES_MAX: usize = 4096;
 
 /// Action of a policy on the packets that it selects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,14 +83,25 @@ pub struct IpsecPolicy {
 /// # Errors
 /// As the kernel refuses the question.
 pub fn ipsec_policies() -> Result<Vec<IpsecPolicy>> {
-    let list = open(0).and_then(|socket| socket.map_or(Ok(Vec::new()), |socket| dump(&socket)));
-    match list {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(Vec::new()),
-        list => list.context("list the policies of IPsec"),
-    }
+    let mut list: Vec<IpsecPolicy> =
+        list((GET_POLICY, ID_BYTES), NEW_POLICY, read).context("list the policies of IPsec")?;
+    list.sort_by_key(|policy| (!policy.outward, policy.priority, policy.index));
+    Ok(list)
 }
 
-/// Tells that policies change.
+/// The tunnels and pairs of hosts of the calling thread's namespace that IPsec has states for, but for those in UDP: each once, in
+/// both directions. None where the kernel has no IPsec, and for who may not ask.
+///
+/// # Errors
+/// As the kernel refuses the question.
+pub fn ipsec_tunnels() -> Result<BTreeSet<Tunnel>> {
+    let states =
+        list((GET_STATE, STATE_ID_BYTES), NEW_STATE, read_state).context("list the states of IPsec")?;
+    let turned = |tunnel: &Tunnel| Tunnel { local: tunnel.remote, remote: tunnel.local, ..*tunnel };
+    Ok(states.iter().flat_map(|tunnel| [*tunnel, turned(tunnel)]).collect())
+}
+
+/// Tells that policies and states change.
 #[derive(Debug)]
 pub struct IpsecMonitor {
     socket: OwnedFd,
@@ -91,7 +114,7 @@ impl IpsecMonitor {
     /// # Errors
     /// Without CAP_NET_ADMIN.
     pub fn open() -> Result<Option<Self>> {
-        let socket = open(GROUP_POLICY).context("open a monitor of IPsec")?;
+        let socket = open(GROUP_POLICY | GROUP_STATE).context("open a monitor of IPsec")?;
         Ok(socket.map(|socket| Self { socket, buffer: vec![0; RECEIVE_BYTES] }))
     }
 
@@ -102,7 +125,7 @@ impl IpsecMonitor {
     pub fn read(&mut self) -> io::Result<bool> {
         let mut any = false;
         // Whoever floods must not hold the caller up: what is left wakes it again.
-        for _ in 0..POLICIES_MAX {
+        for _ in 0..MESSAGES_MAX {
             match receive(&self.socket, &mut self.buffer, libc::MSG_DONTWAIT) {
                 Ok(_) => any = true,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -134,11 +157,27 @@ fn open(groups: u32) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-fn dump(socket: &OwnedFd) -> io::Result<Vec<IpsecPolicy>> {
+/// Answers of the kernel to a question, which has so many bytes behind its header: messages of this kind as `read` makes of them.
+fn list<T>(question: (u16, usize), kind: u16, read: impl Fn(&[u8]) -> Option<T>) -> io::Result<Vec<T>> {
+    let list = open(0)
+        .and_then(|socket| socket.map_or(Ok(Vec::new()), |socket| dump(&socket, question, kind, read)));
+    match list {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(Vec::new()),
+        list => list,
+    }
+}
+
+fn dump<T>(
+    socket: &OwnedFd,
+    (question, bytes): (u16, usize),
+    kind: u16,
+    read: impl Fn(&[u8]) -> Option<T>,
+) -> io::Result<Vec<T>> {
     let mut request = [0; HEADER_BYTES + ID_BYTES];
+    let request = &mut request[..HEADER_BYTES + bytes.min(ID_BYTES)];
     let length = request.len() as u32;
     request[..4].copy_from_slice(&length.to_ne_bytes());
-    request[4..6].copy_from_slice(&GET_POLICY.to_ne_bytes());
+    request[4..6].copy_from_slice(&question.to_ne_bytes());
     let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
     request[6..8].copy_from_slice(&flags.to_ne_bytes());
     // SAFETY: the kernel reads `request.len()` bytes.
@@ -149,13 +188,8 @@ fn dump(socket: &OwnedFd) -> io::Result<Vec<IpsecPolicy>> {
         let length = receive(socket, &mut buffer, 0)?;
         for part in Messages(&buffer[..length]) {
             match part.end()? {
-                End::Done => {
-                    list.sort_by_key(|policy: &IpsecPolicy| (!policy.outward, policy.priority, policy.index));
-                    return Ok(list);
-                }
-                End::More if part.kind == NEW_POLICY && list.len() < POLICIES_MAX => {
-                    list.extend(read(part.bytes));
-                }
+                End::Done => return Ok(list),
+                End::More if part.kind == kind && list.len() < READ_MAX => list.extend(read(part.bytes)),
                 End::More => {}
             }
         }
@@ -182,15 +216,7 @@ fn read(bytes: &[u8]) -> Option<IpsecPolicy> {
         libc::AF_INET6 => false,
         _ => return None,
     };
-    let net = |at: usize, length: u8| {
-        let bytes: [u8; 16] = *info.get(at..)?.first_chunk()?;
-        let address = if ipv4 {
-            IpAddr::from(Ipv4Addr::from(*bytes.first_chunk::<4>()?))
-        } else {
-            IpAddr::from(Ipv6Addr::from(bytes))
-        };
-        Some(IpNet::new(address, length).ok()?.trunc())
-    };
+    let net = |at: usize, length: u8| Some(IpNet::new(address(info, at, ipv4)?, length).ok()?.trunc());
     let protocol = Some(info[44]).filter(|protocol| *protocol != 0);
     // Of ICMP these are type and code, and the kernel looks closer than is needed here.
     let has_ports = matches!(protocol, Some(PROTOCOL_TCP | PROTOCOL_UDP | PROTOCOL_UDP_LITE | PROTOCOL_SCTP));
@@ -214,6 +240,31 @@ fn read(bytes: &[u8]) -> Option<IpsecPolicy> {
             (_, true) => IpsecAction::Protect,
             (_, false) => IpsecAction::Pass,
         },
+    })
+}
+
+/// The ends of a state from its message; `None` for one whose packets have ports.
+fn read_state(bytes: &[u8]) -> Option<Tunnel> {
+    let info: &[u8; STATE_BYTES] = bytes.get(HEADER_BYTES..)?.first_chunk()?;
+    if attribute(bytes.get(HEADER_BYTES + STATE_BYTES..)?, IN_UDP).is_some() {
+        return None;
+    }
+    let ipv4 = match i32::from(u16::from_ne_bytes([info[212], info[213]])) {
+        libc::AF_INET => true,
+        libc::AF_INET6 => false,
+        _ => return None,
+    };
+    let [to, from] = [56, 80].map(|at| address(info, at, ipv4));
+    Some(Tunnel::of(info[76], from, to))
+}
+
+/// An `xfrm_address_t`.
+fn address(bytes: &[u8], at: usize, ipv4: bool) -> Option<IpAddr> {
+    let bytes: [u8; 16] = *bytes.get(at..)?.first_chunk()?;
+    Some(if ipv4 {
+        IpAddr::from(Ipv4Addr::from(*bytes.first_chunk::<4>()?))
+    } else {
+        IpAddr::from(Ipv6Addr::from(bytes))
     })
 }
 
@@ -285,5 +336,27 @@ mod tests {
             assert_eq!(read(&vec![0xff; length]), None);
         }
         assert_eq!(read(&[0xff; HEADER_BYTES + INFO_BYTES + 3]), None);
+        for length in 0..HEADER_BYTES + STATE_BYTES + 8 {
+            assert_eq!(read_state(&vec![0xff; length]), None);
+        }
+    }
+
+    /// As the kernel writes it: whoever has no ESP has this test all the same.
+    #[test]
+    fn states_name_both_ends() {
+        let mut message = vec![0; HEADER_BYTES + STATE_BYTES];
+        let info = &mut message[HEADER_BYTES..];
+        info[56..60].copy_from_slice(&[198, 51, 100, 7]);
+        info[76] = 50;
+        info[80..84].copy_from_slice(&[203, 0, 113, 1]);
+        info[212..214].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
+        let [local, remote] = ["203.0.113.1", "198.51.100.7"].map(|text| Some(text.parse().unwrap()));
+        assert_eq!(read_state(&message), Some(Tunnel { protocol: 50, local, remote }));
+        // Around a NAT it is UDP.
+        let mut in_udp = message.clone();
+        in_udp.extend([28, 0, 4, 0]);
+        in_udp.extend([0; 24]);
+        assert_eq!(read_state(&in_udp), None);
+        isolated(|| assert!(ipsec_tunnels().unwrap().is_empty()));
     }
 }

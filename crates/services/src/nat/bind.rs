@@ -325,7 +325,8 @@ impl Nat {
         let free = |place: usize| {
             let (address, blocks) = candidates.at(place)?;
             let reply = FlowKey { src: address, ..request.client }.reversed();
-            (blocks != 0 && !in_use(&reply)).then_some(address)
+            let of_host = followed.policy.is_hosts_tunnel(reply.protocol, address, reply.src);
+            (blocks != 0 && !of_host && !in_use(&reply)).then_some(address)
         };
         let address = (0..candidates.count().min(ADDRESSES_MAX)).find_map(free)?;
         Some(self.bound(followed, request, address, (port, 0)))

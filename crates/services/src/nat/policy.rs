@@ -4,13 +4,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::hash::ConfigState;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use ipnet::IpNet;
 use packet::attachment::{BondId, Egress, Ingress, InterfaceId};
 use packet::flow::FlowKey;
 
 use crate::spec::{
-    ForwardSpec, InterfaceSpec, LeaseSpec, Mapping, NatMode, NatSpec, PORTS_DEFAULT, PortChoice,
+    ForwardSpec, HostTunnel, InterfaceSpec, LeaseSpec, Mapping, NatMode, NatSpec, PORTS_DEFAULT, PortChoice,
 };
 
 use super::BindRequest;
@@ -192,6 +192,8 @@ pub struct NatPolicy {
     by_target: HashMap<(u8, IpAddr), Vec<u16>, ConfigState>,
     lease_specs: Vec<LeaseSpec>,
     leases: Arc<Leases>,
+    /// Those of the host.
+    tunnels: HashSet<HostTunnel, ConfigState>,
 }
 
 impl Default for NatPolicy {
@@ -228,6 +230,7 @@ impl NatPolicy {
             by_target: HashMap::default(),
             lease_specs: leases.to_vec(),
             leases: Arc::default(),
+            tunnels: HashSet::default(),
         };
         for nat in nats {
             policy.add_rule(nat, interfaces);
@@ -267,6 +270,13 @@ impl NatPolicy {
     /// Puts the configuration's leases in force in a new gateway. What could not be is told; events are for the log.
     pub fn begin(&self, now_ns: u64) -> (Vec<NatEvent>, Vec<LeaseError>) {
         self.leases.configure(now_ns, &self.lease_specs)
+    }
+
+    /// With tunnels of the host, whose addresses nobody else gets towards the same remote.
+    #[must_use]
+    pub fn with_tunnels(mut self, tunnels: &[HostTunnel]) -> Self {
+        self.tunnels = tunnels.iter().copied().collect();
+        self
     }
 
     /// Takes over the living leases of the policy before, which this one replaces.
@@ -421,6 +431,16 @@ impl NatPolicy {
     #[must_use]
     pub fn is_shared(&self, address: IpAddr) -> bool {
         self.outside.get(&address).is_some_and(|known| known.shared)
+    }
+
+    /// Whether the host has a tunnel by this protocol between an address that it shares with flows and a remote one: what comes
+    /// from there is its own.
+    #[must_use]
+    pub fn is_hosts_tunnel(&self, protocol: u8, local: IpAddr, remote: IpAddr) -> bool {
+        let has = |local, remote| self.tunnels.contains(&HostTunnel { protocol, local, remote });
+        !self.tunnels.is_empty()
+            && self.is_shared(local)
+            && (has(Some(local), Some(remote)) || has(None, Some(remote)) || has(Some(local), None))
     }
 
     /// Whether a flow may have this outside endpoint.

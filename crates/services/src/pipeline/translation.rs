@@ -54,6 +54,10 @@ pub(super) fn holds(
     if has_source && original.protocol == UDP && policy.is_held(UDP, reply.dst, reply.dst_port) {
         return false;
     }
+    // So would those to a tunnel of the host.
+    if has_source && policy.nat.is_hosts_tunnel(original.protocol, reply.dst, reply.src) {
+        return false;
+    }
     // A reload breaks no flow: whatever became of its rule, answers to an address of the interface still arrive, and an
     // address that was taken from the configuration stays for the flows that have it.
     let is_kept = || {

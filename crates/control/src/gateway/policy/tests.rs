@@ -54,6 +54,7 @@ pub(crate) fn facts() -> HostFacts {
         ],
         rules: Vec::new(),
         ipsec: Vec::new(),
+        tunnels: BTreeSet::new(),
         tun_index: Some(9),
         ephemeral_ports: (32_768, 60_999),
         held_ports: Arc::default(),

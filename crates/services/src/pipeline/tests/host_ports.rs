@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use packet::DropReason;
+
 use super::world::*;
 use crate::held_ports::{HeldPort, HeldPorts};
 use crate::pipeline::{Outcome, PortCounts};
-use crate::spec::{GatewaySpec, Mapping, NatMode, RuleAction, RuleSpec, SideSpec, TCP, UDP};
+use crate::spec::{GatewaySpec, HostTunnel, Mapping, NatMode, RuleAction, RuleSpec, SideSpec, TCP, UDP};
 
 const HERE: &str = "203.0.113.1";
 
@@ -233,4 +235,41 @@ fn a_socket_elsewhere_does_not_take_a_mapping() {
     world.open_ports(HeldPorts::new([held(TCP, "0.0.0.0"), held(UDP, "10.0.0.1"), held(UDP, "::")]));
     let stranger = key(UDP, "198.51.100.9:7001", &format!("{HERE}:{port}"));
     assert_eq!(world.one(WAN, &case.begins(&stranger)).by(), LAN);
+}
+
+fn esp(src: &str, dst: &str) -> Vec<u8> {
+    ip(src.parse().unwrap(), dst.parse().unwrap(), 50, b"sealed by who knows")
+}
+
+/// A tunnel of the host by a protocol without ports keeps its answers, whoever inside speaks to its other end.
+#[test]
+fn a_tunnel_of_the_host_is_nobodys_flow() {
+    let other = "198.51.100.7";
+    let (from_lan, answer) = (esp("10.0.0.5", other), esp(other, HERE));
+    let mut spec = router();
+    let mut world = World::new(2, spec.clone());
+    assert_eq!(world.one(LAN, &from_lan).key().src.to_string(), HERE);
+    assert_eq!(world.one(WAN, &answer).by(), LAN);
+    // It comes when a flow is there already.
+    let tunnel = |local: Option<&str>, remote: Option<&str>| HostTunnel {
+        protocol: 50,
+        local: local.map(|text| text.parse().unwrap()),
+        remote: remote.map(|text| text.parse().unwrap()),
+    };
+    spec.host.tunnels = vec![tunnel(Some(HERE), Some(other))];
+    world.reload(spec.clone());
+    world.dropped(WAN, &answer, DropReason::NatGone);
+    assert_eq!(world.one(WAN, &answer).outcome, Outcome::DeviceIngress(WAN_ID));
+    for ends in [(Some(HERE), Some(other)), (None, Some(other)), (Some(HERE), None)] {
+        spec.host.tunnels = vec![tunnel(ends.0, ends.1)];
+        let mut world = World::new(2, spec.clone());
+        world.dropped(LAN, &from_lan, DropReason::NatUnsupported);
+        assert_eq!(world.one(WAN, &answer).outcome, Outcome::DeviceIngress(WAN_ID));
+        let gre = ip("10.0.0.5".parse().unwrap(), other.parse().unwrap(), 47, b"another protocol");
+        assert_eq!(world.one(LAN, &gre).by(), WAN);
+    }
+    spec.host.tunnels =
+        vec![tunnel(Some("203.0.113.9"), Some(other)), tunnel(Some(HERE), Some("198.51.100.8"))];
+    let mut world = World::new(2, spec);
+    assert_eq!(world.one(LAN, &from_lan).by(), WAN, "neither from here nor to there");
 }
