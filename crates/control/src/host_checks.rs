@@ -19,7 +19,7 @@ use services::spec::DeliveryMode;
 
 use crate::config::services::Interface;
 use crate::config::{Config, Endpoint, Routes};
-use crate::gateway::policy;
+use crate::gateway::{IPSEC_MAX, policy};
 use crate::host_facts::{HostView, read_rp_filter};
 
 pub(crate) use port_holder::PortHolder;
@@ -282,6 +282,7 @@ fn beside_interfaces(config: &Config, view: &HostView, around: &Surroundings, li
         }
         unled(config, &others, ipv4, list);
         unseal(view, around, ipv4, list);
+        many_policies(view, ipv4, list);
     }
     unseen::by_the_firewall(config, &interfaces, view, around, list);
     unseen::by_tc(&interfaces, view, around, list);
@@ -301,6 +302,26 @@ fn unseal(view: &HostView, around: &Surroundings, ipv4: bool, list: &mut Vec<Obs
                  sysctl -w {key}=1, and the same line in /etc/sysctl.d/ to keep it"
             ),
         ));
+    }
+}
+
+/// More policies of IPsec than are followed.
+fn many_policies(view: &HostView, ipv4: bool, list: &mut Vec<Obstacle>) {
+    for outward in [true, false] {
+        let of_kind =
+            |policy: &&IpsecPolicy| policy.outward == outward && policy.from.addr().is_ipv4() == ipv4;
+        let count = view.ipsec.iter().filter(of_kind).count();
+        if count > IPSEC_MAX {
+            let version = if ipv4 { "IPv4" } else { "IPv6" };
+            let what = if outward { "leaves" } else { "has come in" };
+            list.push((
+                "interface",
+                format!(
+                    "{count} policies of IPsec (ip xfrm policy) are about what {what} by {version}, of which only the first {IPSEC_MAX} are \
+                     followed: what the others seal is sent in the clear; make them fewer and wider"
+                ),
+            ));
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use packet::attachment::{BondId, Egress, Ingress, InterfaceId};
+use packet::flow::FlowKey;
 
 use crate::held_ports::HeldPorts;
 
@@ -72,11 +73,19 @@ pub struct HostSpec {
     pub tunnel_addresses: Vec<IpNet>,
     /// Its tunnels by protocols without ports.
     pub tunnels: Vec<HostTunnel>,
+    /// Its policies of IPsec about packets that leave, the first ones first.
+    pub sealed: Vec<SealedSpec>,
     /// Addresses that other machines have too (row D2), with first and last of the ports that are theirs.
     pub others_ports: BTreeMap<IpAddr, Vec<(u16, u16)>>,
 }
 
 impl HostSpec {
+    /// Whether a packet is one of those that the kernel seals: by the first policy about it.
+    #[must_use]
+    pub fn seals(&self, key: &FlowKey) -> bool {
+        self.sealed.iter().find(|policy| policy.matches(key)).is_some_and(|policy| policy.seals)
+    }
+
     /// Whether the host's own outgoing connections may use a port. From 32,768 on when nothing else was told: Linux's
     /// range begins there.
     #[must_use]
@@ -111,6 +120,38 @@ pub struct HostTunnel {
     pub local: Option<IpAddr>,
     /// Address of the other end; `None`: any.
     pub remote: Option<IpAddr>,
+}
+
+/// A policy of IPsec about packets that leave, which the kernel seals or lets pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SealedSpec {
+    /// Sources.
+    pub from: IpNet,
+    /// Destinations.
+    pub to: IpNet,
+    /// Protocol; `None`: all.
+    pub protocol: Option<u8>,
+    /// Source ports, inclusive; `None`: all.
+    pub src_ports: Option<(u16, u16)>,
+    /// Destination ports, inclusive; `None`: all.
+    pub dst_ports: Option<(u16, u16)>,
+    /// Whether such packets must not leave as they are.
+    pub seals: bool,
+}
+
+impl SealedSpec {
+    /// Whether it is about a packet.
+    #[must_use]
+    pub fn matches(&self, key: &FlowKey) -> bool {
+        let within = |ports: Option<(u16, u16)>, port: u16| {
+            ports.is_none_or(|(first, last)| (first..=last).contains(&port))
+        };
+        self.from.contains(&key.src)
+            && self.to.contains(&key.dst)
+            && self.protocol.is_none_or(|protocol| protocol == key.protocol)
+            && within(self.src_ports, key.src_port)
+            && within(self.dst_ports, key.dst_port)
+    }
 }
 
 /// An endpoint of the gateway's own that leads to a service: the kernel translates there what comes for the service by devices that are

@@ -13,7 +13,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use linux::netlink::{Family, IpsecAction, IpsecPolicy, PolicyAction, PolicyRule, RouteKind, Tunnel};
 use packet::attachment::{Egress, Ingress, InterfaceId};
 use services::spec::{
-    HostTunnel, InterfaceSpec, MAIN_TABLE, RouteAction, RouteRuleAction, RouteRuleSpec, RouteSpec,
+    HostTunnel, InterfaceSpec, MAIN_TABLE, RouteAction, RouteRuleAction, RouteRuleSpec, RouteSpec, SealedSpec,
 };
 
 use crate::config::Config;
@@ -22,7 +22,7 @@ use crate::host_facts::HostFacts;
 /// Routes that the datapath is given at most; beyond, the shortest prefixes are kept.
 pub const ROUTES_MAX: usize = 2_000_000;
 /// Rules that the datapath is given at most; the kernel tries them one after another, too.
-const RULES_MAX: usize = 1_024;
+pub(crate) const RULES_MAX: usize = 1_024;
 /// The table that is asked before all rules: the kernel has none of this number.
 const FIRST_TABLE: u32 = 0;
 /// Number of the table by which everything is the kernel's to pass on; the kernel has none of this number but by the wish of somebody
@@ -153,6 +153,20 @@ pub(super) fn ipsec_routes(facts: &HostFacts) -> Vec<RouteSpec> {
     let all = [IpNet::from(Ipv4Net::default()), IpNet::from(Ipv6Net::default())];
     let route = |prefix| RouteSpec { table: IPSEC_TABLE, ..RouteSpec::new(0, prefix, Egress::Kernel, None) };
     all.into_iter().filter(|all| any(all.addr().is_ipv4())).map(route).collect()
+}
+
+/// Packets that leave which the kernel seals or drops, by its policies.
+pub(super) fn sealed(facts: &HostFacts) -> Vec<SealedSpec> {
+    let outward = facts.ipsec.iter().filter(|policy| policy.outward).take(2 * RULES_MAX);
+    let spec = |policy: &IpsecPolicy| SealedSpec {
+        from: policy.from,
+        to: policy.to,
+        protocol: policy.protocol,
+        src_ports: policy.src_ports,
+        dst_ports: policy.dst_ports,
+        seals: policy.action != IpsecAction::Pass,
+    };
+    outward.map(spec).collect()
 }
 
 /// Tunnels of the host by protocols without ports.

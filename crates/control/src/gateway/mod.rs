@@ -15,3 +15,6 @@ pub mod overrides;
 mod own_services;
 pub mod policy;
 pub(crate) mod supervisor;
+
+/// Policies of IPsec that are followed at most, of each family and direction.
+pub(crate) use self::host_routes::RULES_MAX as IPSEC_MAX;

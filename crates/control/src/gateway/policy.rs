@@ -134,6 +134,7 @@ pub fn gateway_spec(config: &Config, facts: &HostFacts, overrides: &Overrides) -
             inners,
             tunnel_addresses: config.tun.addresses.clone(),
             tunnels: host_routes::tunnels(facts),
+            sealed: host_routes::sealed(facts),
             others_ports: builder.others_ports(&interfaces),
         },
         interfaces,

@@ -141,6 +141,12 @@ fn what_the_host_forwards_beside_interfaces_is_told() {
     let list = of(&tunnels, &off);
     assert!(list.len() == 1 && list[0].contains("that policies of IPsec"), "{list:?}");
     assert_eq!(of(&tunnels, &fine()), [""; 0]);
+    let one = tunnels.ipsec[0].clone();
+    tunnels.ipsec.resize(1_024, one.clone());
+    assert_eq!(of(&tunnels, &fine()), [""; 0]);
+    tunnels.ipsec.push(one);
+    let list = of(&tunnels, &fine());
+    assert!(list.len() == 1 && list[0].contains("1025 policies of IPsec"), "{list:?}");
 
     let firewall = |chain: BaseChain| of(&view(), &Surroundings { chains: vec![chain], ..fine() });
     let dropping = |hook: Hook| chain("fw", "all", hook, b"..wan0\0");

@@ -492,7 +492,15 @@ impl Services {
             record.nat = rule + 1;
             record.port_table = binding.table;
             if !binding.kept {
-                return Ok(resolution.to.with_source(binding.source, binding.port));
+                let to = resolution.to.with_source(binding.source, binding.port);
+                if policy.spec.host.seals(&to) {
+                    // The kernel would find it there, and does not get it.
+                    let reply = to.reversed();
+                    self.nat.release(*now_ns, &reply, request.out_tenant, record, &request.client, *tenant);
+                    self.rule_counters.count_refusal(rule, DropReason::NatUnsupported);
+                    return Err(DropReason::NatUnsupported);
+                }
+                return Ok(to);
             }
         } else if resolution.flags & flags::MAPPED != 0 {
             let rule = policy.nat.rule_of_outside(key.dst).ok_or(DropReason::NatNoMapping)?;

@@ -54,8 +54,11 @@ pub(super) fn holds(
     if has_source && original.protocol == UDP && policy.is_held(UDP, reply.dst, reply.dst_port) {
         return false;
     }
-    // So would those to a tunnel of the host.
-    if has_source && policy.nat.is_hosts_tunnel(original.protocol, reply.dst, reply.src) {
+    // So would those to a tunnel of the host, and what it seals must not leave in the clear.
+    if has_source
+        && (policy.nat.is_hosts_tunnel(original.protocol, reply.dst, reply.src)
+            || policy.spec.host.seals(&reply.reversed()))
+    {
         return false;
     }
     // A reload breaks no flow: whatever became of its rule, answers to an address of the interface still arrive, and an

@@ -8,7 +8,9 @@ use packet::DropReason;
 use super::world::*;
 use crate::held_ports::{HeldPort, HeldPorts};
 use crate::pipeline::{Outcome, PortCounts};
-use crate::spec::{GatewaySpec, HostTunnel, Mapping, NatMode, RuleAction, RuleSpec, SideSpec, TCP, UDP};
+use crate::spec::{
+    GatewaySpec, HostTunnel, Mapping, NatMode, RuleAction, RuleSpec, SealedSpec, SideSpec, TCP, UDP,
+};
 
 const HERE: &str = "203.0.113.1";
 
@@ -272,4 +274,36 @@ fn a_tunnel_of_the_host_is_nobodys_flow() {
         vec![tunnel(Some("203.0.113.9"), Some(other)), tunnel(Some(HERE), Some("198.51.100.8"))];
     let mut world = World::new(2, spec);
     assert_eq!(world.one(LAN, &from_lan).by(), WAN, "neither from here nor to there");
+}
+
+/// A packet that the kernel would seal, with the source that it is given, does not leave in the clear.
+#[test]
+fn what_is_sealed_by_its_outside_address_does_not_leave() {
+    let mut spec = router();
+    let policy = |to: &str, seals: bool| SealedSpec {
+        from: "203.0.113.0/28".parse().unwrap(),
+        to: to.parse().unwrap(),
+        protocol: None,
+        src_ports: None,
+        dst_ports: None,
+        seals,
+    };
+    let (asks, other, sealed) = (
+        udp("10.0.0.5:5000", "192.0.2.9:53", b"x"),
+        udp("10.0.0.5:5000", "192.0.2.77:53", b"x"),
+        udp("10.0.0.5:5000", "192.0.2.200:53", b"x"),
+    );
+    let mut world = World::new(2, spec.clone());
+    assert_eq!(world.one(LAN, &sealed).by(), WAN);
+    spec.host.sealed = vec![policy("192.0.2.64/26", false), policy("192.0.2.0/24", true)];
+    world.reload(spec.clone());
+    world.dropped(LAN, &sealed, DropReason::NatUnsupported);
+    world.dropped(LAN, &asks, DropReason::NatUnsupported);
+    assert_eq!(world.one(LAN, &other).by(), WAN);
+    assert_eq!(world.flows(), 1);
+    assert_eq!(
+        world.cores.iter().map(|core| core.ports_held()).sum::<u64>(),
+        1,
+        "their ports are free again"
+    );
 }
