@@ -111,6 +111,7 @@ pub(crate) fn obstacles(config: &Config, view: &HostView, around: &Surroundings)
     clock(around, &mut list);
     beside_interfaces(config, view, around, &mut list);
     same_networks(config, view, &mut list);
+    ports(config, view, &mut list);
     translated_ways(config, view, around, &mut list);
     if config.peers.is_empty() {
         return list;
@@ -353,6 +354,23 @@ fn same_networks(config: &Config, view: &HostView, list: &mut Vec<Obstacle>) {
                     ),
                 ));
             }
+        }
+    }
+}
+
+/// Devices that a bridge, a bond or a team took: the host's addresses there and its answers are those of the device above.
+fn ports(config: &Config, view: &HostView, list: &mut Vec<Obstacle>) {
+    for interface in &config.services.interfaces {
+        let above = view.link(&interface.device).and_then(|link| link.controller);
+        let above = above.and_then(|index| view.links.iter().find(|link| link.index == index));
+        if let Some(above) = above.filter(|above| above.vrf_table.is_none()) {
+            list.push((
+                "interface.device",
+                format!(
+                    "\"{}\" is a port of \"{}\", which has the network; write device = \"{1}\"",
+                    interface.device, above.name
+                ),
+            ));
         }
     }
 }

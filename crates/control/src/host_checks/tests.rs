@@ -183,6 +183,23 @@ fn interfaces_with_the_same_network_are_told() {
     assert_eq!(told(&alike, "outside = true\n"), [""; 0]);
 }
 
+/// A port of a bridge, a common slip where the LAN is one; in a VRF a device stays what it is.
+#[test]
+fn ports_of_a_bridge_are_told() {
+    let told = |table: Option<u32>| {
+        let mut seen = view();
+        let mut above = seen.links[0].clone();
+        (above.index, above.name, above.vrf_table) = (77, "br0".to_owned(), table);
+        seen.links.iter_mut().filter(|link| link.name == "wan0").for_each(|link| link.controller = Some(77));
+        seen.links.push(above);
+        let list =
+            obstacles(&config("", "[[interface]]\nname = \"wan\"\ndevice = \"wan0\"\n"), &seen, &fine());
+        list.into_iter().map(|(_, message)| message).collect::<Vec<_>>()
+    };
+    assert_eq!(told(None), ["\"wan0\" is a port of \"br0\", which has the network; write device = \"br0\""]);
+    assert_eq!(told(Some(100)), [""; 0]);
+}
+
 /// Services that the kernel cannot lead to for what comes by its other devices.
 #[test]
 fn services_that_other_devices_do_not_reach_are_told() {
