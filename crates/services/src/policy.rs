@@ -415,7 +415,8 @@ impl Policy {
     }
 
     /// An own address of where something came in, for answers to a receiver there: in its own network, else in that of its router,
-    /// else the first one; any own address when there is none. One of a link alone is for receivers on that.
+    /// else of several the one most like it (RFC 6724 §5, rule 8); without any there one of another interface of the tenant (RFC 4443
+    /// §2.2 d). One of a link alone is for receivers on that, and for others only where that is all there is: routers do not pass it on.
     #[must_use]
     pub fn address_of(&self, ingress: Ingress, receiver: IpAddr) -> Option<IpAddr> {
         let there = match ingress {
@@ -424,25 +425,30 @@ impl Policy {
             Ingress::Host => None,
         };
         let there = there.map(Vec::as_slice).unwrap_or_default();
-        let is_usable = |net: &&IpNet| {
-            net.addr().is_ipv4() == receiver.is_ipv4()
-                && (!is_link_local(net.addr()) || is_link_local(receiver))
-        };
+        let is_of_family = |net: &&IpNet| net.addr().is_ipv4() == receiver.is_ipv4();
+        let is_usable =
+            |net: &&IpNet| is_of_family(net) && (!is_link_local(net.addr()) || is_link_local(receiver));
         let near = |neighbor: IpAddr| {
             // Of two in one network the first.
             let around = there.iter().rev().filter(is_usable).filter(|net| net.contains(&neighbor));
-            around.max_by_key(|net| net.prefix_len())
+            around.max_by_key(|net| net.prefix_len()).map(IpNet::addr)
         };
+        let tenant = self.tenant_of(ingress);
         let router = || {
-            let route = self.fib.lookup(self.tenant_of(ingress), receiver)?;
+            let route = self.fib.lookup(tenant, receiver)?;
             route.via.filter(|_| route.egress == Egress::from(ingress))
         };
-        let first = |nets: &[IpNet]| nets.iter().find(is_usable).map(IpNet::addr);
+        let best = |nets: &[IpNet]| {
+            let usable = nets.iter().filter(is_usable).map(IpNet::addr);
+            usable.reduce(|best, next| if alike(next, receiver) > alike(best, receiver) { next } else { best })
+        };
+        let others = || self.spec.interfaces.iter().filter(|interface| interface.tenant == tenant);
         near(receiver)
             .or_else(|| near(router()?))
-            .map(IpNet::addr)
-            .or_else(|| first(there))
-            .or_else(|| self.spec.interfaces.iter().find_map(|interface| first(&interface.addresses)))
+            .or_else(|| best(there))
+            .or_else(|| others().find_map(|interface| best(&interface.addresses)))
+            .or_else(|| there.iter().find(is_of_family).map(IpNet::addr))
+            .or_else(|| self.spec.interfaces.iter().find_map(|interface| best(&interface.addresses)))
     }
 
     /// The service a new flow is addressed to.
@@ -565,6 +571,15 @@ fn own_addresses(spec: &GatewaySpec) -> HashSet<IpAddr, ConfigState> {
     };
     own.extend(spec.routes.iter().filter(to_host).map(|route| route.prefix.addr()));
     own
+}
+
+/// Bits that two addresses begin with alike; none of different versions.
+fn alike(one: IpAddr, other: IpAddr) -> u32 {
+    match (one, other) {
+        (IpAddr::V4(one), IpAddr::V4(other)) => (one.to_bits() ^ other.to_bits()).leading_zeros(),
+        (IpAddr::V6(one), IpAddr::V6(other)) => (one.to_bits() ^ other.to_bits()).leading_zeros(),
+        _ => 0,
+    }
 }
 
 fn routes_to_peers(peers: &[PeerSpec]) -> Vec<RouteSpec> {

@@ -4,7 +4,7 @@ use packet::DropReason;
 use packet::attachment::{Ingress, InterfaceId};
 use packet::checksum;
 
-use crate::spec::RouteSpec;
+use crate::spec::{RouteSpec, UDP};
 
 use super::world::*;
 
@@ -29,6 +29,30 @@ fn traceroute_sees_the_gateway() {
     assert_eq!(answer.packet[28 + 12..28 + 16], [10, 0, 0, 9], "quotes what the client sent");
     let left = world.one(LAN, &with_ttl(udp("10.0.0.9:5000", "198.51.100.7:33434", b"probe"), 9));
     assert_eq!(left.packet[8], 8);
+}
+
+/// A link-local source passes no router, and many a WAN has no other address: the error must come from an address that arrives
+/// (RFC 4443 §2.2 d). Of several it is the one most like the packet's sender.
+#[test]
+fn errors_have_a_source_that_arrives() {
+    for (wan, lan, wanted) in [
+        (&["fe80::1/64"][..], &["fe80::1/64", "2001:db8:10::1/64"][..], "2001:db8:10::1"),
+        (&["fe80::1/64", "fd00:9::1/64", "2001:db8:113::1/64"], &["2001:db8:10::1/64"], "2001:db8:113::1"),
+        (&["fe80::1/64"], &["fe80::2/64"], "fe80::1"),
+    ] {
+        let mut spec = two_interfaces();
+        spec.interfaces[WAN_ID.index()].addresses = wan.iter().map(|net| net.parse().unwrap()).collect();
+        spec.interfaces[0].addresses = lan.iter().map(|net| net.parse().unwrap()).collect();
+        spec.interfaces[0].mtu = 1_280;
+        spec.routes.push(RouteSpec::new(0, "2001:db8:10::/64".parse().unwrap(), LAN.into(), None));
+        let router = Some("fe80::fe".parse().unwrap());
+        spec.routes.push(RouteSpec::new(0, "2001:db8:7::/64".parse().unwrap(), WAN.into(), router));
+        let mut world = World::new(2, spec);
+        let big = udp_of(&key(UDP, "[2001:db8:7::7]:53", "[2001:db8:10::5]:1000"), &[7; 1_400]);
+        let left = world.dropped(WAN, &big, DropReason::TooBig);
+        let source = std::net::Ipv6Addr::from(<[u8; 16]>::try_from(&left[0].packet[8..24]).unwrap());
+        assert_eq!((left[0].packet[40], source.to_string().as_str()), (2, wanted));
+    }
 }
 
 #[test]
