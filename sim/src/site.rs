@@ -261,6 +261,7 @@ impl Site {
             addresses: vec![address],
             tenant: 0,
             mtu: 1_500,
+            ipv6_mtu: u16::MAX,
             link: LinkSpec::ethernet([2, 0, 0, 0, 1, number as u8]),
             outside: false,
             through_action: None,

@@ -162,6 +162,20 @@ fn c2_the_mss_is_that_of_the_smaller_link() {
             }
             talk.echo(100_000).unwrap();
         }
+        // By a router's advertisement or by hand IPv6 has a lesser one of its own.
+        shell(lans.gateway(), "sysctl -qw net.ipv6.conf.lan2.mtu=1300");
+        let told = || {
+            shell(lans.host(1), "ip -6 route flush cache");
+            shell(lans.host(1), "ping -6 -c1 -W1 -M do -s 1320 fd00:1:2::2 2>&1 || true").contains("mtu=1300")
+        };
+        wait_for("too big for IPv6 is told", PATIENCE, told);
+        shell(lans.host(1), "ip -6 route flush cache");
+        for (to, wanted) in [("10.1.2.2:80", "mss:1348"), ("[fd00:1:2::2]:80", "mss:1228")] {
+            let talk = Talk::open(lans.host(1), to).unwrap();
+            let text = shell(lans.host(2), "ss -tinH state established sport = :80");
+            assert!(text.contains(wanted), "{text}");
+            drop(talk);
+        }
     });
 }
 

@@ -159,6 +159,8 @@ pub struct DeviceFacts {
     pub lies_on: Option<u32>,
     /// Largest IP packet, bytes.
     pub mtu: u32,
+    /// Largest IPv6 packet where that is less ([`HostFacts::read_ipv6_mtus`]).
+    pub ipv6_mtu: u16,
     /// Switched on, with carrier.
     pub up: bool,
     /// Leads back to the host.
@@ -220,6 +222,7 @@ impl HostFacts {
                 .lower
                 .filter(|_| link.kind.as_deref() == Some("macvlan") && link.controller.is_none()),
             mtu: link.mtu,
+            ipv6_mtu: u16::MAX,
             up: link.up && link.carrier,
             loopback: link.loopback,
             addresses: view
@@ -265,6 +268,19 @@ impl HostFacts {
         }
     }
 
+    /// Reads the MTUs for IPv6 of devices of this process's own network: by hand or from a router's advertisement they may be
+    /// less than those of the devices. The kernel does not tell when they change. Returns whether one has.
+    pub fn read_ipv6_mtus<'a>(&mut self, names: impl IntoIterator<Item = &'a str>) -> bool {
+        let mut changed = false;
+        for name in names {
+            let Some(device) = self.devices.iter_mut().find(|device| device.name == name) else { continue };
+            let now = read_ipv6_mtu(name);
+            changed |= now != device.ipv6_mtu;
+            device.ipv6_mtu = now;
+        }
+        changed
+    }
+
     /// The device of this name.
     #[must_use]
     pub fn device(&self, name: &str) -> Option<&DeviceFacts> {
@@ -281,6 +297,13 @@ pub fn read_ephemeral_ports() -> (u16, u16) {
         (Some(Ok(first)), Some(Ok(last))) if first <= last => (first, last),
         _ => EPHEMERAL,
     }
+}
+
+/// The largest IPv6 packet of a device, bytes; [`u16::MAX`] where IPv6 is off.
+fn read_ipv6_mtu(device: &str) -> u16 {
+    let setting = format!("net.ipv6.conf.{}.mtu", device.replace('.', "/"));
+    let mtu = linux::netns::sysctl(&setting).ok().and_then(|text| text.parse::<u32>().ok());
+    mtu.map_or(u16::MAX, |mtu| u16::try_from(mtu).unwrap_or(u16::MAX))
 }
 
 /// Reverse-path filter of an interface, or of `all`: 0 off, 1 strict, 2 loose. `None` where there is no such interface.

@@ -258,6 +258,7 @@ impl Node {
         let mut facts = HostFacts::new(view, Some(self.tun_index), ephemeral);
         facts.port_blocks.clone_from(&self.port_blocks);
         facts.takes_over = self.takeover.is_wanted();
+        facts.read_ipv6_mtus(self.config.services.devices());
         self.takeover.follow(&self.config, &facts, self.host.netlink());
         if self.config.services.gives_ports() {
             self.look_at_sockets();

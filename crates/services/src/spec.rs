@@ -222,6 +222,8 @@ pub struct InterfaceSpec {
     pub tenant: u16,
     /// Largest IP packet, bytes.
     pub mtu: u16,
+    /// Largest IPv6 packet where that is less: a router of the link may say so (RFC 4861 §4.6.4).
+    pub ipv6_mtu: u16,
     /// Header in front of its packets.
     pub link: LinkSpec,
     /// Whether strangers are there.
@@ -243,11 +245,19 @@ impl InterfaceSpec {
             addresses,
             tenant: 0,
             mtu: 1_500,
+            ipv6_mtu: u16::MAX,
             link,
             outside: false,
             through_action: None,
             loose_tcp: false,
         }
+    }
+
+    /// Largest packet of an IP version, bytes.
+    #[inline]
+    #[must_use]
+    pub fn mtu_of(&self, ipv4: bool) -> u16 {
+        if ipv4 { self.mtu } else { self.mtu.min(self.ipv6_mtu) }
     }
 
     /// Its addresses of a family that hosts beyond the link can answer to: not the link-local ones.

@@ -57,6 +57,7 @@ fn gateway() -> Option<(Policy, Ownership)> {
         addresses: addresses.iter().filter_map(|address| address.parse().ok()).collect(),
         tenant: 0,
         mtu: 1500,
+        ipv6_mtu: u16::MAX,
         link: LinkSpec::ethernet([2, 0, 0, 0, 0, last]),
         outside: false,
         through_action: None,

@@ -508,6 +508,7 @@ pub(super) fn spec(kind: Kind) -> anyhow::Result<GatewaySpec> {
             addresses: vec![addresses[0].parse()?, addresses[1].parse()?],
             tenant: 0,
             mtu: 1500,
+            ipv6_mtu: u16::MAX,
             link: LinkSpec::ethernet([2, 0, 0, 0, 0, last]),
             outside: false,
             through_action: None,

@@ -96,6 +96,11 @@ impl Services {
         self.interfaces.is_empty()
     }
 
+    /// Names of the interfaces' devices.
+    pub fn devices(&self) -> impl Iterator<Item = &str> {
+        self.interfaces.iter().map(|interface| interface.device.as_str())
+    }
+
     /// Whether flows get ports of addresses that the host may share.
     #[must_use]
     pub fn gives_ports(&self) -> bool {

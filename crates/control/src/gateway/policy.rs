@@ -203,6 +203,7 @@ impl Builder<'_> {
                 addresses: list,
                 tenant: self.tenant(interface.tenant.as_ref()),
                 mtu: interface.mtu.map_or(mtu, |wanted| wanted.min(mtu)),
+                ipv6_mtu: device.map_or(u16::MAX, |device| device.ipv6_mtu),
                 // One that is taken over gets the shared address: it is not opened anew for that.
                 link: match (interface.mac.filter(|_| interface.takeover), link_of(device, &tops)) {
                     (Some(mac), LinkSpec::Ethernet { more, .. }) => LinkSpec::Ethernet { mac, more },

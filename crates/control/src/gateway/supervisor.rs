@@ -315,11 +315,18 @@ impl GatewaySupervisor {
         handle.tick();
         self.keep(handle);
         let gone = self.let_go(netlink, handle);
+        let other_mtu = self.look_at_mtus();
         if !self.closed.is_empty() && self.failed.is_none() && self.retry_is_due() {
             handle.open_interfaces();
             self.note_interfaces(handle);
         }
-        gone || (self.failed.is_some() && self.retry_is_due())
+        gone || other_mtu || (self.failed.is_some() && self.retry_is_due())
+    }
+
+    /// Whether the MTU for IPv6 of an interface's device is another one.
+    fn look_at_mtus(&mut self) -> bool {
+        let (Some(facts), Some(told)) = (&mut self.facts, &self.told) else { return false };
+        facts.read_ipv6_mtus(told.spec.interfaces.iter().map(|interface| interface.device.as_str()))
     }
 
     /// Restores what this process has set on the host and others have cleared away, as a restart of the firewall does.

@@ -247,7 +247,7 @@ impl Services {
             // The kernel is asked to look again all the same (RFC 1812 §5.2.7.1, RFC 4443 §3.1).
             self.answer(packet, frame, Answer::Error(Problem::HostUnreachable), out);
         }
-        let way_back = self.routing.mtu_of(packet.ingress);
+        let way_back = self.routing.mtu_of(packet.ingress, packet.header.version == 4);
         let bytes = frame.packet_mut();
         if routed {
             rewrite::decrement_ttl(bytes)?;

@@ -79,7 +79,7 @@ impl Hop {
         Self {
             outcome,
             ethernet,
-            mtu: interface.map_or(1500, |interface| interface.mtu).min(mtu),
+            mtu: interface.map_or(1500, |interface| interface.mtu_of(ipv4)).min(mtu),
             failed,
             back,
         }

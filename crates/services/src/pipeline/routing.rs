@@ -122,10 +122,10 @@ impl Routing {
         Hops::unnumbered(key, &self.policy, &self.neighbors)
     }
 
-    /// Largest packet of where something came in, bytes; bonds look after theirs themselves.
-    pub fn mtu_of(&self, ingress: Ingress) -> u16 {
+    /// Largest packet of an IP version where something came in, bytes; bonds look after theirs themselves.
+    pub fn mtu_of(&self, ingress: Ingress, ipv4: bool) -> u16 {
         let interface = ingress.interface().and_then(|id| self.policy.interface(id));
-        interface.map_or(u16::MAX, |interface| interface.mtu)
+        interface.map_or(u16::MAX, |interface| interface.mtu_of(ipv4))
     }
 
     /// The way of a number; `None`: it is not decided yet, or no longer.

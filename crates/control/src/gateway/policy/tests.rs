@@ -19,6 +19,7 @@ pub(crate) fn facts() -> HostFacts {
         link: Some(LinkSpec::ethernet([2, 0, 0, 0, 0, index as u8])),
         lies_on: None,
         mtu: 1500,
+        ipv6_mtu: u16::MAX,
         up: true,
         loopback: name == "lo",
         addresses: addresses.iter().map(|net| net.parse().unwrap()).collect(),

@@ -22,6 +22,7 @@ fn interface(addresses: &[&str]) -> InterfaceSpec {
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
         tenant: 0,
         mtu: 1500,
+        ipv6_mtu: u16::MAX,
         link: LinkSpec::ethernet([2, 0, 0, 0, 0, 1]),
         outside: false,
         through_action: None,

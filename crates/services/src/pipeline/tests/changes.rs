@@ -25,6 +25,7 @@ fn interface(name: &str, address: &str, tenant: u16) -> InterfaceSpec {
         addresses: vec![address.parse().unwrap()],
         tenant,
         mtu: 1500,
+        ipv6_mtu: u16::MAX,
         link: LinkSpec::ethernet([2, 0, 0, 0, 0, 9]),
         outside: false,
         through_action: None,

@@ -282,6 +282,7 @@ fn replies_leave_by_the_uplink_that_the_question_came_by() {
         addresses: vec!["198.18.0.1/24".parse().unwrap()],
         tenant: 0,
         mtu: 1500,
+        ipv6_mtu: u16::MAX,
         link: LinkSpec::ethernet([2, 0, 0, 0, 0, 9]),
         outside: false,
         through_action: None,

@@ -300,6 +300,22 @@ fn a_route_has_an_mtu_of_its_own() {
     assert_eq!(left.by(), WAN);
 }
 
+/// IPv6 may have a lesser MTU on a device, as a router's advertisement says.
+#[test]
+fn ipv6_has_an_mtu_of_its_own() {
+    let mut spec = two_interfaces();
+    spec.interfaces[1].ipv6_mtu = 1_300;
+    let net = "2001:db8:7::/64".parse().unwrap();
+    spec.routes.push(RouteSpec::new(0, net, WAN.into(), Some("2001:db8::fe".parse().unwrap())));
+    spec.routes.push(RouteSpec::new(0, "2001:db8:10::/64".parse().unwrap(), LAN.into(), None));
+    let mut world = World::new(2, spec);
+    let big = udp_of(&key(UDP, "[2001:db8:10::5]:1000", "[2001:db8:7::7]:53"), &[7; 1_300]);
+    let left = world.dropped(LAN, &big, DropReason::TooBig);
+    assert_eq!((left[0].packet[40], &left[0].packet[46..48]), (2, &1300u16.to_be_bytes()[..]));
+    let same = udp_of(&key(UDP, "10.0.0.5:1000", "198.51.100.9:53"), &[7; 1_300]);
+    assert_eq!(world.one(LAN, &same).by(), WAN);
+}
+
 /// A program of the host opens the port that a flow has, as its IKE opens 500 after a client's: UDP goes on from another port with the
 /// client's next packet, or makes way with the answer that may be the host's. Others stay.
 #[test]
