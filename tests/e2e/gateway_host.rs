@@ -179,7 +179,7 @@ fn r7_the_kernel_goes_on_forwarding_to_its_other_devices() {
 }
 
 /// A client behind a device of the host, `vpnNUMBER`, that is no interface.
-fn other_device(place: &Node, number: u8) -> Node {
+pub fn other_device(place: &Node, number: u8) -> Node {
     let net = |text: &str| text.parse().unwrap();
     let far = Node::create(format!("a client by another device {number}")).unwrap();
     let near = [format!("10.{number}.0.1/24"), format!("fd00:{number}::1/64")];

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use control::status::{BackendStatus, ServerStatus};
 
 use crate::gateway_clients::*;
+use crate::gateway_host::other_device;
 use crate::gateway_scene::*;
 use crate::machine::isolated;
 use crate::scene::*;
@@ -193,6 +194,47 @@ fn c6_health_by_http_and_by_command() {
         wait_for("the command finds them up", PATIENCE, up);
         std::fs::remove_file(&flag).unwrap();
         wait_for("the command finds them down", PATIENCE, down);
+    });
+}
+
+/// Row C6: programs of the gateway itself, and a server behind another device of it, as a container, are backends like others, with
+/// every `source`: for clients of both sides and for the gateway.
+#[test]
+fn c6_backends_on_the_gateway_itself() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let place = lans.gateway();
+        let away = other_device(place, 8);
+        shell(place, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
+        let _here = Mirror::start(place, "here", "[::]:8080");
+        let _other = Mirror::start(lans.host(2), "other", "[::]:8080");
+        let _box = Mirror::start(&away, "box", "[::]:8080");
+        let mut servers = "[[nat]]\nout = \"lan2\"\n".to_owned();
+        for (port, source) in (80..).zip(["none", "port-only", "address-and-port"]) {
+            for (at, to) in [
+                ("10.1.2.1", "\"10.1.1.1:8080\", \"10.1.2.1:8080\", \"10.1.2.2:8080\", \"10.8.0.2:8080\""),
+                ("[fd00:1:1::1]", "\"[fd00:1:1::1]:8080\", \"[fd00:1:2::2]:8080\", \"[fd00:8::2]:8080\""),
+            ] {
+                servers += &format!(
+                    "[[virtual-server]]\nname = \"{at} {source}\"\nlisten = \"tcp {at}:{port}\"\nsource = \"{source}\"\n\
+                     method = \"round-robin\"\nbackends = [{to}]\nhealth = {{ tcp = true }}\n"
+                );
+            }
+        }
+        let gateway = lans.start(&format!("{ALLOW}{servers}"));
+        for (from, port) in [1, 2, 0].into_iter().flat_map(|from| [80, 81, 82].map(|port| (from, port))) {
+            let client = if from == 0 { place } else { lans.host(from) };
+            for (at, all) in [("10.1.2.1", 3), ("[fd00:1:1::1]", 3)] {
+                let mut seen = BTreeSet::new();
+                for _ in 0..12 {
+                    let mut talk = Talk::open(client, &format!("{at}:{port}")).unwrap();
+                    talk.echo(20_000).unwrap();
+                    seen.insert(talk.answer.name);
+                }
+                assert_eq!(seen.len(), all, "{at}:{port} from {from}: {seen:?}");
+            }
+        }
+        no_reply_went_astray(&gateway);
     });
 }
 

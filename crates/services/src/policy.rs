@@ -131,8 +131,8 @@ pub struct Policy {
     inners: Inners,
     /// How many NAT rules there are: the operator's, then those that serve virtual servers.
     pub nat_rules: usize,
-    /// NAT rules that serve virtual servers, by server and interface towards the backends.
-    server_nats: BTreeMap<(u16, InterfaceId), u16>,
+    /// NAT rules that serve virtual servers, by server, by what its backends are reached, and whether for clients beside them alone.
+    server_nats: BTreeMap<(u16, Egress, bool), u16>,
     /// Interfaces with a source NAT that hides what is inside.
     hiding: Vec<InterfaceId>,
     /// Era of the policy before, and where the rules stand in it.
@@ -176,13 +176,8 @@ impl Policy {
             let here = spec.servers.iter().filter(|server| nat.addresses.contains(&server.listen.ip()));
             nat.reserved.extend(here.map(|server| (server.listen.port(), server.listen.port())));
         }
-        let mut server_nats = BTreeMap::new();
-        for (number, server) in (0..).zip(&spec.servers) {
-            for out in ways_to_backends(&fib, server) {
-                server_nats.insert((number, out), nats.len() as u16);
-                nats.push(server_nat(&spec, out, server));
-            }
-        }
+        let own = own_addresses(&spec);
+        let server_nats = add_server_nats(&spec, &fib, &own, &mut nats);
         let nat_rules = nats.len();
         let nat = NatPolicy::compile(&nats, &spec.forwards, &spec.leases, &spec.interfaces)
             .with_tunnels(&spec.host.tunnels);
@@ -211,7 +206,7 @@ impl Policy {
             balancer: Arc::new(balancer),
             owners: OwnerFacts::of(&spec, &kept),
             attachments: Attachments::of_spec(&spec),
-            own: own_addresses(&spec),
+            own,
             kept,
             inners: Inners::of(&spec.host.inners),
             server_nats,
@@ -338,11 +333,14 @@ impl Policy {
             || self.server_or_forward(question.key).is_some()
     }
 
-    /// Whether a packet is one of those about which the host's own firewall decides: for it, or passed on by it.
-    fn is_kernels(&self, question: &Question<'_>) -> bool {
+    /// Whether a packet is one of those about which the host's own firewall decides: for it, or passed on by it. Not what is for a
+    /// virtual server, wherever the backend is that it got.
+    #[must_use]
+    pub fn is_kernels(&self, question: &Question<'_>) -> bool {
         self.spec.host.mode == HostMode::Native
             && question.ingress.interface().is_some()
             && matches!(question.egress, Egress::Host | Egress::Kernel)
+            && !matches!(self.server_or_forward(question.key), Some(Service::Server(_)))
     }
 
     /// The default of its own that an interface has for what passes through: not to this gateway or a service of it, not back to
@@ -484,23 +482,25 @@ impl Policy {
         self.spec.nats.get(usize::from(rule)).is_some_and(|nat| nat.assemble_fragments)
     }
 
-    /// The NAT rule that serves a virtual server's source translation towards an interface.
+    /// The NAT rule that serves a virtual server's source translation towards an interface, a peer or the host, for a client that came
+    /// in there.
     #[must_use]
-    pub fn nat_of_server(&self, server: u16, egress: Egress) -> Option<u16> {
-        self.server_nats.get(&(server, egress.interface()?)).copied()
+    pub fn nat_of_server(&self, server: u16, egress: Egress, ingress: Ingress) -> Option<u16> {
+        let beside = (egress == Egress::from(ingress)).then(|| self.server_nats.get(&(server, egress, true)));
+        beside.flatten().or_else(|| self.server_nats.get(&(server, egress, false))).copied()
     }
 
     /// The virtual server whose source translation a NAT rule is; `None`: it is one of the operator's.
     #[must_use]
     pub fn server_of_nat(&self, rule: u16) -> Option<u16> {
-        self.server_nats.iter().find(|(_, known)| **known == rule).map(|((server, _), _)| *server)
+        self.server_nats.iter().find(|(_, known)| **known == rule).map(|((server, ..), _)| *server)
     }
 
     /// A NAT rule that serves a virtual server's source translation in this mode, and has this outside address where it gives
     /// one.
     #[must_use]
     pub fn nat_of_server_named(&self, server: u16, mode: NatMode, outside: IpAddr) -> Option<u16> {
-        let of_server = self.server_nats.range((server, InterfaceId(0))..=(server, InterfaceId(u16::MAX)));
+        let of_server = self.server_nats.iter().filter(|((known, ..), _)| *known == server);
         let mut rules = of_server.map(|(_, rule)| *rule);
         rules.find(|rule| {
             self.nat.mode(*rule) == Some(mode)
@@ -590,49 +590,89 @@ fn routes_to_peers(peers: &[PeerSpec]) -> Vec<RouteSpec> {
     routes.collect()
 }
 
-/// Interfaces by which a server's backends are reached, each once.
-fn ways_to_backends(fib: &Fib, server: &ServerSpec) -> Vec<InterfaceId> {
-    let mut ways: Vec<InterfaceId> = Vec::new();
-    for backend in &server.backends {
-        let route = fib.lookup(0, backend.address.ip());
-        if let Some(way) = route.and_then(|route| route.egress.interface())
-            && !ways.contains(&way)
-        {
-            ways.push(way);
+/// Adds the NAT rules that serve virtual servers; their numbers.
+fn add_server_nats(
+    spec: &GatewaySpec,
+    fib: &Fib,
+    own: &HashSet<IpAddr, ConfigState>,
+    nats: &mut Vec<NatSpec>,
+) -> BTreeMap<(u16, Egress, bool), u16> {
+    let mut numbers = BTreeMap::new();
+    for (number, server) in (0..).zip(&spec.servers) {
+        for out in ways_to_backends(fib, own, server) {
+            let here = matches!(out, Egress::Host | Egress::Kernel);
+            let keeps_address = server.source == NatMode::PortOnly && !here;
+            // A client beside a backend would get the answer past us.
+            let beside = (keeps_address && out.interface().is_some()).then_some((true, false));
+            for (beside, keeps_address) in std::iter::once((false, keeps_address)).chain(beside) {
+                if let Some(nat) = server_nat(spec, out, server, keeps_address) {
+                    numbers.insert((number, out, beside), nats.len() as u16);
+                    nats.push(nat);
+                }
+            }
         }
+    }
+    numbers
+}
+
+/// By what a server's backends are reached, each once: interfaces, the host itself, its other devices, peers.
+fn ways_to_backends(fib: &Fib, own: &HashSet<IpAddr, ConfigState>, server: &ServerSpec) -> Vec<Egress> {
+    let mut ways: Vec<Egress> = Vec::new();
+    for backend in &server.backends {
+        let address = backend.address.ip();
+        let route = || fib.lookup(0, address).map(|route| route.egress);
+        let way = if own.contains(&address) { Some(Egress::Host) } else { route() };
+        ways.extend(way.filter(|way| !ways.contains(way)));
     }
     ways
 }
 
-/// The source NAT of a virtual server towards one interface. It is there for servers that keep the client's source too: a client beside its
-/// backend needs it.
-fn server_nat(spec: &GatewaySpec, out: InterfaceId, server: &ServerSpec) -> NatSpec {
-    let interface = spec.interfaces.get(out.index());
-    let own = || {
-        let ipv4 = server.listen.is_ipv4();
-        interface.and_then(|interface| interface.usable_addresses(ipv4).next()).into_iter().collect()
+/// The addresses that backends by one way see instead of clients' ones.
+fn server_sources(spec: &GatewaySpec, out: Egress, server: &ServerSpec) -> Vec<IpAddr> {
+    let ipv4 = server.listen.is_ipv4();
+    let of_version = |known: &[IpAddr]| -> Vec<IpAddr> {
+        known.iter().filter(|address| address.is_ipv4() == ipv4).copied().collect()
     };
-    let addresses: Vec<IpAddr> =
-        if server.source_addresses.is_empty() { own() } else { server.source_addresses.clone() };
+    let own = |id: InterfaceId| spec.interfaces.get(id.index())?.usable_addresses(ipv4).next();
+    match out {
+        Egress::Host | Egress::Kernel => of_version(&spec.host.client_addresses),
+        Egress::Interface(_) | Egress::Bond(_) if !server.source_addresses.is_empty() => {
+            server.source_addresses.clone()
+        }
+        Egress::Interface(id) => own(id).into_iter().collect(),
+        Egress::Bond(_) => of_version(&spec.host.peer_sources),
+        Egress::Core(_) | Egress::Unit(_) => Vec::new(),
+    }
+}
+
+/// The source NAT of a virtual server towards one interface, a peer or the host. It is there for servers that keep the client's source too: a
+/// client beside its backend needs it, and the host would answer any other source past us. `None`: nothing answers to an address of ours
+/// by this way.
+fn server_nat(spec: &GatewaySpec, out: Egress, server: &ServerSpec, keeps_address: bool) -> Option<NatSpec> {
+    let addresses = server_sources(spec, out, server);
+    if addresses.is_empty() && out.interface().is_none() {
+        return None;
+    }
     let mut reserved = spec
         .nats
         .iter()
         .find(|nat| nat.addresses.iter().any(|address| addresses.contains(address)))
         .map_or_else(Vec::new, |nat| nat.reserved.clone());
     let of_host = |address: &IpAddr| {
-        spec.interfaces.iter().flat_map(|interface| &interface.addresses).any(|net| net.addr() == *address)
+        let mut own = spec.interfaces.iter().flat_map(|interface| &interface.addresses).map(IpNet::addr);
+        spec.host.peer_sources.contains(address) || own.any(|own| own == *address)
     };
     let others: Vec<_> = addresses.iter().filter_map(|address| spec.host.others_ports.get(address)).collect();
     reserved.extend(others.iter().copied().flatten());
-    if server.source != NatMode::PortOnly && addresses.iter().any(of_host) {
+    if !keeps_address && addresses.iter().any(of_host) {
         // The host connects from this address too, and its answers must not look like the clients'. Where other machines have it
         // leases say whose ports are whose, and a range that the host takes would be a part of somebody's.
         reserved.extend(others.is_empty().then_some(kept_ports(spec.host.ports, PORTS_DEFAULT)));
         reserved.extend(spec.host.held_ports.of(&addresses).map(|port| (port, port)));
     }
-    NatSpec {
+    Some(NatSpec {
         out: None,
-        mode: if server.source == NatMode::PortOnly { NatMode::PortOnly } else { NatMode::AddressAndPort },
+        mode: if keeps_address { NatMode::PortOnly } else { NatMode::AddressAndPort },
         addresses,
         from: Vec::new(),
         from_peers: Vec::new(),
@@ -646,5 +686,5 @@ fn server_nat(spec: &GatewaySpec, out: InterfaceId, server: &ServerSpec) -> NatS
         flows_per_client_max: 0,
         ports_per_client: 0,
         assemble_fragments: false,
-    }
+    })
 }

@@ -75,6 +75,11 @@ pub struct HostSpec {
     pub tunnels: Vec<HostTunnel>,
     /// Its policies of IPsec about packets that leave, the first ones first.
     pub sealed: Vec<SealedSpec>,
+    /// Addresses that lead into the TUN device alone: the source, one of each IP version, of what goes to backends on the host and
+    /// behind its other devices, so that the answers come by here.
+    pub client_addresses: Vec<IpAddr>,
+    /// Addresses that peers know: the source of what goes to backends behind them.
+    pub peer_sources: Vec<IpAddr>,
     /// Addresses that other machines have too (row D2), with first and last of the ports that are theirs.
     pub others_ports: BTreeMap<IpAddr, Vec<(u16, u16)>>,
 }

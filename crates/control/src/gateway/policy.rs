@@ -135,6 +135,8 @@ pub fn gateway_spec(config: &Config, facts: &HostFacts, overrides: &Overrides) -
             tunnel_addresses: config.tun.addresses.clone(),
             tunnels: host_routes::tunnels(facts),
             sealed: host_routes::sealed(facts),
+            client_addresses: inner::addresses(&config.services).collect(),
+            peer_sources: peer_sources(config, &interfaces),
             others_ports: builder.others_ports(&interfaces),
         },
         interfaces,
@@ -676,6 +678,21 @@ pub(super) fn other_devices(config: &Config, facts: &HostFacts) -> Vec<String> {
     };
     let others = facts.devices.iter().filter(leads).filter(|device| !is_ours(device) && !on_ours(device));
     others.map(|device| device.name.clone()).collect()
+}
+
+/// Sources that backends behind peers see: the addresses of the tunnel device, of a version without one that of an interface. None in a cluster:
+/// where several machines have an address nobody can say to which of them answers come.
+fn peer_sources(config: &Config, interfaces: &[InterfaceSpec]) -> Vec<IpAddr> {
+    if config.cluster.is_some() {
+        return Vec::new();
+    }
+    let mut list: Vec<IpAddr> = config.tun.addresses.iter().map(IpNet::addr).collect();
+    for ipv4 in [true, false] {
+        if !list.iter().any(|address| address.is_ipv4() == ipv4) {
+            list.extend(interfaces.iter().flat_map(|interface| interface.usable_addresses(ipv4)).next());
+        }
+    }
+    list
 }
 
 /// Ports that services take from a NAT: the first endpoint, and the last port.

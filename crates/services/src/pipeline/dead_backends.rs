@@ -102,12 +102,12 @@ impl Services {
     }
 }
 
-/// By what replies come in from where packets leave.
+/// By what replies come in from where packets leave, those that come by here at all.
 pub(super) const fn ingress_of(egress: Egress) -> Option<Ingress> {
     match egress {
         Egress::Interface(id) => Some(Ingress::Interface(id)),
         Egress::Bond(id) => Some(Ingress::Bond(id)),
-        Egress::Host => Some(Ingress::Host),
-        Egress::Kernel | Egress::Core(_) | Egress::Unit(_) => None,
+        Egress::Host | Egress::Kernel => Some(Ingress::Host),
+        Egress::Core(_) | Egress::Unit(_) => None,
     }
 }

@@ -200,6 +200,11 @@ impl Services {
             self.may_hairpin(packet, frame, out)?;
         }
         if let Some(to) = &to {
+            if self.is_backend_here(id, direction) {
+                // The host's answers are as long as this says, whatever links the client is behind.
+                let mtu = self.routing.mtu_of(packet.ingress, packet.header.version == 4);
+                clamp_mss(frame.packet_mut(), packet, mtu);
+            }
             rewrite::rewrite(frame.packet_mut(), &packet.header, packet.partial, to)?;
             if matches!(way, Way::Hairpin) {
                 return self.enter_again(packet.now_ns, frame, to, out);
@@ -211,12 +216,21 @@ impl Services {
     }
 
     /// Answers to packets that the host sent into the TUN device go back there: the device that brought it does not
-    /// expect anything from one of the host's own addresses, as that of a virtual server is.
+    /// expect anything from one of the host's own addresses, as that of a virtual server is. So does what is for a backend on the host
+    /// or behind its other devices: its source is an address that is behind the TUN device.
     fn give_back(&self, frame: &mut Frame<'_>, (id, direction): (FlowId, Direction)) {
         let of_host = self.flows.table.record(id).ingress() == Ingress::Host;
-        if direction == Direction::Reply && of_host && !self.is_hosts_by_device(id) {
+        if direction == Direction::Reply && of_host && !self.is_hosts_by_device(id)
+            || self.is_backend_here(id, direction)
+        {
             frame.outcome = Outcome::Forward(Egress::Host);
         }
+    }
+
+    /// Whether packets of a direction, which goes to the host, are for a backend there, with a source of ours.
+    fn is_backend_here(&self, id: FlowId, direction: Direction) -> bool {
+        let record = self.flows.table.record(id);
+        direction == Direction::Original && record.backend != 0 && record.flags & flags::SOURCE_NAT != 0
     }
 
     fn forward_to(
@@ -252,11 +266,9 @@ impl Services {
         if routed {
             rewrite::decrement_ttl(bytes)?;
         }
-        if header.protocol == TCP && header.payload(bytes).get(13).is_some_and(|flags| flags & SYN != 0) {
-            // What is sent in answer to this SYN goes over both links (RFC 6691), and "packet too big" may never arrive
-            // where it has to (RFC 2923 §2.1).
-            mss_clamp_known(bytes, hop.mtu.min(way_back), packet.partial);
-        }
+        // What is sent in answer to a SYN goes over both links (RFC 6691), and "packet too big" may never arrive
+        // where it has to (RFC 2923 §2.1).
+        clamp_mss(bytes, packet, hop.mtu.min(way_back));
         if let Some(to) = to {
             rewrite::rewrite(bytes, header, packet.partial, to)?;
         }
@@ -403,7 +415,9 @@ impl Services {
 
     /// Whether nothing would translate the answers back: those to what the kernel passes on do not come by here.
     fn is_lost(&self, id: FlowId, egress: Egress) -> bool {
-        egress == Egress::Kernel && self.flows.table.is_translated(id)
+        egress == Egress::Kernel
+            && self.flows.table.is_translated(id)
+            && !self.is_backend_here(id, Direction::Original)
     }
 
     /// Where the routes lead packets of a direction.
@@ -485,6 +499,15 @@ pub(super) fn note_end(policy: &Policy, record: &Record, was_over: bool) {
         && let Some(backend) = record.backend.checked_sub(1)
     {
         policy.balancer.set_over(backend, over);
+    }
+}
+
+/// Lowers the MSS of a SYN to what fits an MTU.
+#[inline]
+fn clamp_mss(bytes: &mut [u8], packet: &PacketContext, mtu: u16) {
+    let header = &packet.header;
+    if header.protocol == TCP && header.payload(bytes).get(13).is_some_and(|flags| flags & SYN != 0) {
+        mss_clamp_known(bytes, mtu, packet.partial);
     }
 }
 

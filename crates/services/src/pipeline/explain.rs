@@ -202,11 +202,14 @@ fn leave(
     let client = NatClient::of(key, explanation.tenant, explanation.ingress);
     let nat = match (explanation.server, service_source) {
         (Some(server), Some(NatMode::AddressAndPort | NatMode::PortOnly)) => {
-            policy.nat_of_server(server, egress)
+            policy.nat_of_server(server, egress, explanation.ingress)
+        }
+        (Some(server), _) if matches!(egress, Egress::Host | Egress::Kernel) => {
+            policy.nat_of_server(server, egress, explanation.ingress)
         }
         _ if egress.interface().is_none() => None,
         _ if serviced && egress == Egress::from(explanation.ingress) => match explanation.server {
-            Some(server) => policy.nat_of_server(server, egress),
+            Some(server) => policy.nat_of_server(server, egress, explanation.ingress),
             None => policy.nat.rule_for_hairpin(key.dst, &NatClient { tenant: tenant_out, ..client }),
         },
         _ if egress == Egress::from(explanation.ingress) => None,

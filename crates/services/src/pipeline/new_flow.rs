@@ -287,7 +287,7 @@ impl Services {
         let question = Question { key, tenant: *tenant, ingress: *ingress, egress, to_gateway };
         let verdict = policy.verdict(&question);
         // The host's own firewall decides what the host gets or passes on; our rules only about what begins something.
-        let native = matches!(egress, Egress::Host | Egress::Kernel) && is_native(policy, *ingress);
+        let native = policy.is_kernels(&question);
         // What answers the host passes whatever the default is: nothing was decided.
         if native && (verdict.rule.is_none() || !opens(policy, packet, frame))
             || verdict.rule.is_none() && answers_host(policy, packet, frame, egress)
@@ -559,7 +559,8 @@ fn begin_state(
             if super::proxy_sequence::has_early_data(record.flags, &segment) {
                 return Err(DropReason::NatUnsupported);
             }
-            if resolution.egress == Egress::Host && packet.ingress.interface().is_some() {
+            let is_backend = resolution.server.is_some() && resolution.flags & flags::ONE_WAY == 0;
+            if resolution.egress == Egress::Host && packet.ingress.interface().is_some() && !is_backend {
                 // The host answers by the device itself.
                 record.flags |= flags::LOCAL | flags::ONE_WAY;
             }
@@ -638,8 +639,10 @@ fn leave_by(
         && !matches!(ingress, Ingress::Interface(_))
         && (route.egress == Egress::from(ingress)
             || (ingress, route.egress) == (Ingress::Host, Egress::Kernel));
-    // The answers to what the kernel passes on do not come by here: nothing would translate them back.
-    let lost = translated && route.egress == Egress::Kernel;
+    // The answers to what the kernel passes on do not come by here: nothing would translate them back. Those of a virtual server's
+    // backend have an address to which the way is here.
+    let returns = |server| policy.nat_of_server(server, Egress::Kernel, ingress).is_some();
+    let lost = translated && route.egress == Egress::Kernel && !resolution.server.is_some_and(returns);
     if circles || lost || to_many && !matches!(route.egress, Egress::Bond(_)) {
         return Err(DropReason::NoRoute);
     }
@@ -667,8 +670,15 @@ fn egress_behind(policy: &Policy, packet: &PacketContext) -> Egress {
 /// The NAT rule for a flow, if its source is translated.
 fn source_rule(policy: &Policy, packet: &PacketContext, resolution: &Resolution) -> Option<u16> {
     let PacketContext { key, tenant, ingress, .. } = *packet;
-    if resolution.flags & flags::ONE_WAY != 0 || resolution.egress.interface().is_none() {
+    if resolution.flags & flags::ONE_WAY != 0 {
         return None;
+    }
+    if resolution.egress.interface().is_none() {
+        // The host would answer any other source past us.
+        let here = matches!(resolution.egress, Egress::Host | Egress::Kernel);
+        let hides = here || resolution.source != Some(NatMode::None);
+        let server = resolution.server.filter(|_| hides);
+        return server.and_then(|server| policy.nat_of_server(server, resolution.egress, ingress));
     }
     let client = NatClient::of(&resolution.to, tenant, ingress);
     if resolution.flags & flags::MAPPED != 0 {
@@ -682,11 +692,12 @@ fn source_rule(policy: &Policy, packet: &PacketContext, resolution: &Resolution)
     if let (Some(server), Some(NatMode::AddressAndPort | NatMode::PortOnly)) =
         (resolution.server, resolution.source)
     {
-        return policy.nat_of_server(server, resolution.egress);
+        return policy.nat_of_server(server, resolution.egress, ingress);
     }
     if resolution.flags & flags::DEST_NAT != 0 && resolution.egress == Egress::from(ingress) {
         // Hairpin: the two are neighbours and would talk past us. RFC 4787 REQ-9: the source is our outside address.
-        let by_server = resolution.server.and_then(|server| policy.nat_of_server(server, resolution.egress));
+        let by_server =
+            resolution.server.and_then(|server| policy.nat_of_server(server, resolution.egress, ingress));
         return by_server.or_else(|| policy.nat.rule_for_hairpin(key.dst, &client));
     }
     let rule = policy.nat.rule_for(resolution.egress, &client)?;
@@ -729,7 +740,7 @@ fn passes_without_flow(
     frame: &Frame<'_>,
     resolution: &Resolution,
 ) -> bool {
-    if resolution.egress == Egress::Kernel {
+    if resolution.egress == Egress::Kernel && resolution.server.is_none() {
         // Its answers to interfaces do not come by here; those to peers do.
         return packet.ingress.interface().is_some();
     }

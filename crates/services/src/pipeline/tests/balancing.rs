@@ -164,6 +164,68 @@ fn another_device_of_the_host_is_a_client() {
     }
 }
 
+/// A client beside a backend would get the answer past us, with the backend's address: its source is always the gateway's.
+#[test]
+fn a_client_beside_a_backend_hides_its_address() {
+    for source in [NatMode::None, NatMode::PortOnly, NatMode::AddressAndPort] {
+        let mut world = World::new(3, farm(source, DeliveryMode::Nat));
+        for port in 2_000..2_100 {
+            let request = key(TCP, &format!("10.0.0.11:{port}"), "203.0.113.10:80");
+            let asked = world.one(LAN, &tcp_of(&request, SYN, 1, 0, b""));
+            assert_eq!((asked.by(), asked.key().src.to_string()), (LAN, "10.0.0.1".to_owned()), "{source:?}");
+            let reply = world.one(LAN, &tcp_of(&asked.key().reversed(), SYN | ACK, 7, 2, b""));
+            assert_eq!((reply.by(), reply.key()), (LAN, request.reversed()));
+        }
+    }
+}
+
+/// A backend may be the host itself, or behind a device of it that is no interface. What goes there has a source that leads back here,
+/// by the TUN device, whatever the server's `source` says: the host would answer the client itself, past the translation.
+#[test]
+fn a_backend_is_the_host_or_behind_its_other_devices() {
+    for source in [NatMode::None, NatMode::PortOnly, NatMode::AddressAndPort] {
+        for backend in ["10.0.0.1:80", "203.0.113.1:80", "172.17.0.2:80"] {
+            let mut spec = native(farm(source, DeliveryMode::Nat));
+            spec.default_action = RuleAction::Drop;
+            spec.nats.push(nat(NatMode::AddressAndPort, &["203.0.113.1"]));
+            spec.servers[0].backends.truncate(1);
+            spec.servers[0].backends[0].address = backend.parse().unwrap();
+            spec.host.client_addresses = vec!["100::b".parse().unwrap(), "192.0.0.11".parse().unwrap()];
+            spec.routes.push(RouteSpec {
+                egress: Egress::Kernel,
+                ..RouteSpec::new(0, "172.17.0.0/16".parse().unwrap(), HOST.into(), None)
+            });
+            let mut closed = World::new(4, spec.clone());
+            let stranger = tcp("198.51.100.7:2000", "203.0.113.10:80", SYN, 1, 0, b"");
+            closed.dropped(WAN, &stranger, DropReason::DefaultDrop);
+            let to = SideSpec { prefixes: vec!["203.0.113.10/32".parse().unwrap()], ..SideSpec::default() };
+            spec.rules.push(RuleSpec { name: "web".to_owned(), to, ..RuleSpec::default() });
+            let mut world = World::new(4, spec.clone());
+            for (port, at) in (40_000..40_100).flat_map(|port| [(port, WAN), (port, LAN), (port, HOST)]) {
+                let client = match at {
+                    WAN => "198.51.100.7",
+                    LAN => "10.0.0.5",
+                    _ => "203.0.113.10",
+                };
+                let request = key(TCP, &format!("{client}:{port}"), "203.0.113.10:80");
+                let asked = world.one(at, &tcp_of(&request, SYN, 1, 0, b""));
+                assert_eq!(asked.outcome, Outcome::Forward(Egress::Host), "{source:?} {backend}");
+                let inside = asked.key();
+                assert_eq!(
+                    (inside.src.to_string(), inside.dst),
+                    ("192.0.0.11".to_owned(), spec.servers[0].backends[0].address.ip())
+                );
+                let reply = world.one(HOST, &tcp_of(&inside.reversed(), SYN | ACK, 7, 2, b""));
+                assert_eq!((reply.by(), reply.key()), (at, request.reversed()), "{source:?} {backend}");
+                world.reload(spec.clone());
+                let more = world.one(at, &tcp_of(&request, ACK, 2, 8, b"hello"));
+                assert_eq!((more.outcome, more.key()), (asked.outcome, inside));
+            }
+            assert_eq!(world.total(|counters| counters.replies_on_wrong_core), 0);
+        }
+    }
+}
+
 #[test]
 fn direct_return_changes_only_where_the_frame_goes() {
     let mut world = World::new(2, farm(NatMode::None, DeliveryMode::DirectReturn));

@@ -65,6 +65,39 @@ fn every_way_between_interface_host_and_bond() {
     }
 }
 
+/// Backends behind a peer see an address of the tunnel, which the peer knows the way to, unless `source` says otherwise.
+#[test]
+fn backends_behind_a_peer_see_the_gateway() {
+    for (source, seen) in [
+        (NatMode::AddressAndPort, "10.77.0.2"),
+        (NatMode::PortOnly, "198.51.100.7"),
+        (NatMode::None, "198.51.100.7"),
+    ] {
+        let mut spec = native(with_peers(
+            super::balancing::farm(source, crate::spec::DeliveryMode::Nat),
+            vec![peer(BRANCH_ID, "branch", 0, "10.8.0.0/16")],
+        ));
+        spec.servers[0].backends.truncate(1);
+        spec.servers[0].backends[0].address = "10.8.0.5:80".parse().unwrap();
+        spec.host.peer_sources.push("10.77.0.2".parse().unwrap());
+        spec.routes.push(RouteSpec::new(0, "10.77.0.2/32".parse().unwrap(), HOST.into(), None));
+        let mut world = World::new(3, spec);
+        for port in 2_000..2_050 {
+            let request = key(TCP, &format!("198.51.100.7:{port}"), "203.0.113.10:80");
+            let asked = world.one(WAN, &tcp_of(&request, SYN, 1, 0, b""));
+            assert_eq!((asked.by(), asked.key().src.to_string().as_str()), (BRANCH, seen));
+            let reply = world.one(BRANCH, &tcp_of(&asked.key().reversed(), SYN | ACK, 7, 2, b""));
+            assert_eq!((reply.by(), reply.key()), (WAN, request.reversed()));
+        }
+        // What the host itself sends there has its address and port.
+        let own = key(TCP, "10.77.0.2:40000", "10.8.0.5:80");
+        let left = world.one(HOST, &tcp_of(&own, SYN, 1, 0, b""));
+        assert_eq!((left.by(), left.key()), (BRANCH, own));
+        let left = world.one(BRANCH, &tcp_of(&own.reversed(), SYN | ACK, 7, 2, b""));
+        assert_eq!((left.by(), left.key()), (HOST, own.reversed()));
+    }
+}
+
 fn tcp_key(key: &FlowKey) -> FlowKey {
     FlowKey { protocol: TCP, ..*key }
 }
