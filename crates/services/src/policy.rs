@@ -438,7 +438,8 @@ impl Policy {
         };
         let best = |nets: &[IpNet]| {
             let usable = nets.iter().filter(is_usable).map(IpNet::addr);
-            usable.reduce(|best, next| if alike(next, receiver) > alike(best, receiver) { next } else { best })
+            usable
+                .reduce(|best, next| if alike(next, receiver) > alike(best, receiver) { next } else { best })
         };
         let others = || self.spec.interfaces.iter().filter(|interface| interface.tenant == tenant);
         near(receiver)
