@@ -294,6 +294,8 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
+    use crate::assign::plan;
+    use crate::table::Unit;
 
     fn keys() -> impl Iterator<Item = [u8; KEY_BYTES]> {
         (1u8..).map(|seed| {
@@ -365,6 +367,32 @@ mod tests {
         assert_eq!(Ownership::new(0, keys()).unwrap_err(), OwnershipError::Cores(0));
         assert_eq!(Ownership::new(129, keys()).unwrap_err(), OwnershipError::Cores(129));
         assert_eq!(Ownership::new(2, [[0; KEY_BYTES]; 3]).unwrap_err(), OwnershipError::Keys);
+    }
+
+    #[test]
+    fn a_tuple_is_in_the_bucket_of_its_hash() {
+        let ownership = Ownership::new(4, keys()).unwrap();
+        for port in 1..100 {
+            let bucket = ownership.bucket_of_hash(ownership.hash(&flow(port), 3));
+            assert_eq!(ownership.bucket(&flow(port), 3), bucket);
+        }
+    }
+
+    /// Earlier owners in their order; who is listed keeps the place, and the last place is the creator's.
+    #[test]
+    fn a_bucket_adds_those_who_are_not_listed() {
+        let ownership = Ownership::new(6, keys()).unwrap();
+        let mut table = BucketTable::from_owners(1, vec![0; CORE_BUCKETS]).unwrap();
+        for owner in 1..4 {
+            let units: Vec<Unit> = (0..6).map(|id| Unit { id, weight: u32::from(id == owner) }).collect();
+            table = plan(&table, &units, &[]).unwrap();
+        }
+        assert_eq!(table.chain(7), [2, 1, 0]);
+        let ownership = ownership.with_table(table, ownership.alive);
+        let mut chain = OwnerChain::default();
+        chain.visit(&ownership, 1);
+        chain.visit_bucket(&ownership, 7);
+        assert_eq!(chain.cores(), [1, 3, 2, 0]);
     }
 
     #[test]

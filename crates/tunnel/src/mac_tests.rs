@@ -125,6 +125,21 @@ fn under_load_a_cookie_opens_the_door() {
 }
 
 #[test]
+fn a_challenge_is_answered_once() {
+    let guard = guard();
+    let now = Time::from_ms(5);
+    let mut store = CookieStore::new(&PUBLIC);
+    let first = message(7, None);
+    store.sent(&first);
+    assert!(!store.is_challenged());
+    let token = [9; MAC_BYTES];
+    store.accept(now, &guard.freshness_challenge(&first, &token).unwrap()).unwrap();
+    assert!(store.is_challenged() && store.cookie(now).is_none());
+    assert_eq!(store.take_challenge(), Some(token));
+    assert_eq!((store.take_challenge(), store.is_challenged()), (None, false));
+}
+
+#[test]
 fn a_reply_is_smaller_than_any_initiation() {
     assert_eq!(COOKIE_REPLY_BYTES, 72);
     const { assert!(COOKIE_REPLY_BYTES < crate::handshake::INITIATION_BYTES_MIN) };

@@ -34,6 +34,20 @@ fn names_and_numbers() {
 }
 
 #[test]
+fn a_class_has_its_own_cores_and_others_the_common_ones() {
+    let remote = RemoteCores {
+        usable: cores(&[0, 1, 2, 3]),
+        reserved: vec![(5, cores(&[3]))],
+        preferred: vec![(6, cores(&[1]))],
+        ..RemoteCores::default()
+    };
+    let pools = Pools::new(&remote);
+    assert_eq!(*pools.of_class(5), cores(&[3]));
+    assert_eq!(*pools.of_class(6), cores(&[1]));
+    assert_eq!(*pools.of_class(0), cores(&[0, 1, 2]));
+}
+
+#[test]
 fn hash_policy_is_the_receivers_table_and_keeps_no_memory() {
     let table = table(4);
     let mut chooser = CoreChooser::new(Policy::Hash, &usable(&[0, 1, 2, 3]), 64, 30);

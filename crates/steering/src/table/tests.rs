@@ -33,6 +33,17 @@ fn first_table_has_exact_quotas_in_order_of_ids() {
 }
 
 #[test]
+fn tables_are_equal_when_era_owners_and_chains_are() {
+    let table = with_chains(3, &[0, 1], &[&[1], &[]]);
+    assert_eq!(table, with_chains(3, &[0, 1], &[&[1], &[]]));
+    assert_eq!(with_chains(3, &[0, 1], &[&[], &[]]), with_chains(3, &[0, 1], &[]));
+    assert_ne!(table, with_chains(4, &[0, 1], &[&[1], &[]]));
+    assert_ne!(table, with_chains(3, &[1, 1], &[&[1], &[]]));
+    assert_ne!(table, with_chains(3, &[0, 1], &[&[], &[1]]));
+    assert_ne!(table, with_chains(3, &[0, 1], &[]));
+}
+
+#[test]
 fn impossible_tables_are_refused() {
     for buckets in [0, 3, 127, 1 << 17] {
         assert_eq!(BucketTable::new(buckets, &units(&[1])), Err(TableError::BucketCount(buckets)));

@@ -67,6 +67,21 @@ fn a_leased_port_names_the_unit_and_other_ports_the_bucket() {
     assert_eq!(units.leases.iter().count(), 3);
 }
 
+/// Whoever has the port is asked as the first one, whatever the packet was to the unit that asks: its answer is not final by that.
+#[test]
+fn a_packet_to_anothers_port_starts_anew_there() {
+    let (mut units, new) = prepared(9);
+    let outside: IpAddr = "192.0.2.1".parse().unwrap();
+    units.leases = Leases::new(&[Lease { address: outside, block: 2, node: 2 }]);
+    let reply = FlowKey { dst_port: 2_048, ..key(80) };
+    for arrival in [Arrival::Outside, Arrival::Punted, Arrival::Unclaimed] {
+        let visit = UnitVisit { arrival, ttl: 4, odd_era: new.era() & 1 == 1, dispatcher: 9 };
+        let answer = units.ask(&reply, &visit, Digest::Unknown, &mut EraSeen::default());
+        let Answer::Send(on) = answer else { panic!("{answer:?}") };
+        assert_eq!((on.unit, on.visit.arrival, on.visit.ttl), (2, Arrival::Outside, 3));
+    }
+}
+
 #[test]
 fn both_directions_go_to_one_unit() {
     let (units, _) = prepared(9);
