@@ -163,7 +163,7 @@ impl Answer {
         let new = self.pending.len().saturating_sub(3);
         self.pending.extend_from_slice(bytes);
         let waiting = self.waiting().len();
-        let may_end = waiting >= self.look_at || {
+        let may_end = waiting >= self.look_at || self.is_complete() || {
             let came = self.pending.get(new.max(self.used)..).unwrap_or_default();
             self.steps += came.len() as u64;
             match self.head {
@@ -260,8 +260,8 @@ impl Answer {
     /// One step through the content; whether another may follow at once.
     fn read_content(&mut self) -> Result<bool, Malformed> {
         let Some((_, framing)) = self.head else { return Ok(false) };
-        // An answer that sends more than it is read of must not fill the memory.
-        if self.content_bytes >= CONTENT_BYTES_MAX {
+        // An answer that sends more than it is read of must not fill the memory, nor be looked at for what comes behind its end.
+        if self.content_bytes >= CONTENT_BYTES_MAX || framing == Framing::End {
             self.used = self.pending.len();
             return Ok(false);
         }

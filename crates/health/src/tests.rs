@@ -330,6 +330,25 @@ fn read(text: &[u8]) -> Result<(Option<u16>, bool), Malformed> {
     whole
 }
 
+/// Whatever a backend sends behind the end of its answer is not looked at again and again, nor kept.
+#[test]
+fn http_nothing_behind_the_end_is_read() {
+    for head in [
+        "HTTP/1.1 204 No\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    ] {
+        let mut answer = Answer::with_content();
+        answer.receive(head.as_bytes()).unwrap();
+        let (steps, came) = (answer.steps(), 4_000);
+        for byte in "x\r\n\r\n".bytes().cycle().take(came) {
+            answer.receive(&[byte]).unwrap();
+        }
+        assert!(answer.is_complete());
+        let more = answer.steps() - steps;
+        assert!(more <= 4 * came as u64, "{more} steps for {came} bytes");
+    }
+}
+
 #[test]
 fn http_heads() {
     for open in
