@@ -39,7 +39,11 @@ pub fn server_name(data: &[u8]) {
         let begun = tcp.is_some();
         let found = look(&mut tcp, Payload::Tcp { sequence, is_syn: false, bytes });
         found.iter().for_each(is_name);
-        pieces = if begun && tcp.is_some() { pieces + 1 } else { 0 };
+        // Bare acknowledgments do not count.
+        pieces = match &tcp {
+            Some(_) if begun => pieces + u8::from(!bytes.is_empty()),
+            _ => 0,
+        };
         assert!(pieces < PIECES_MAX, "it is looked for in every piece");
         look(&mut udp, Payload::Udp { stride: 1_200, bytes }).iter().for_each(is_name);
         if let Some((packet, _)) = Initial::first(bytes) {
