@@ -18,7 +18,7 @@ use steering::policy::RemoteCores;
 use crate::advertise;
 use crate::aead::Aead;
 use crate::bond::{Bond, Bonds};
-use crate::config::{NodeConfig, Peer, Snapshot, Wan};
+use crate::config::{NodeConfig, Peer, Snapshot};
 use crate::frame::{CloseReason, Frame};
 use crate::handshake::{Identity, Timestamps};
 use crate::hello::{Hello, PROTOCOL_VERSION, ProcessorInfo};
@@ -75,7 +75,6 @@ struct ControlState {
     next_local: u32,
     seed: [u8; 32],
     tokens: u64,
-    wans: Vec<Wan>,
     /// Memory that all peers make us use.
     memory: Arc<NodeMemory>,
     /// Peers with endpoints that dial us too, for which we listen.
@@ -140,7 +139,6 @@ impl Node {
                 next_local: 0,
                 seed: config.seed,
                 tokens: 0,
-                wans: Vec::new(),
                 memory: Arc::default(),
                 yielded: Vec::new(),
             }),
@@ -217,23 +215,23 @@ impl Node {
     /// Takes over a configuration: adds, changes and removes bonds and paths; nothing that stays is disturbed.
     pub fn apply(&self, now: Time, snapshot: &Snapshot, actions: &mut Vec<Action>) {
         // Lock order everywhere: what is applied first, then a bond's lifecycle, then `control`.
-        let mut applied = self.applied.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut applied = self.applied();
         applied.clone_from(snapshot);
         self.apply_snapshot(now, snapshot, actions);
     }
 
     /// Who dials has changed: the configuration of now holds for the new bonds as well.
     fn apply_again(&self, now: Time, actions: &mut Vec<Action>) {
-        let applied = self.applied.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let applied = self.applied();
         self.apply_snapshot(now, &applied, actions);
     }
 
+    fn applied(&self) -> MutexGuard<'_, Snapshot> {
+        self.applied.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
     fn apply_snapshot(&self, now: Time, snapshot: &Snapshot, actions: &mut Vec<Action>) {
-        {
-            let mut control = self.control();
-            control.wans.clone_from(&snapshot.wans);
-            control.yielded.retain(|key| snapshot.peers.iter().any(|peer| peer.public_key == *key));
-        }
+        self.control().yielded.retain(|key| snapshot.peers.iter().any(|peer| peer.public_key == *key));
         let old = self.bonds.load_full();
         let mut bonds = old.list.clone();
         for slot in &mut bonds {

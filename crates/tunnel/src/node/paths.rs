@@ -17,10 +17,8 @@ impl Node {
     /// A listener met a path id it does not know, in an authenticated datagram: the dialer opened a path.
     /// It must come in over a WAN of the bond.
     pub fn on_new_path(&self, now: Time, bond: &Bond, id: u8, source: &Source) {
-        let (token, wan) = {
-            let mut control = self.control();
-            (control.token(), control.wans.iter().find(|wan| wan.id == source.wan).cloned())
-        };
+        let wan = self.applied().wans.iter().find(|wan| wan.id == source.wan).cloned();
+        let token = self.control().token();
         let mut life = lifecycle(bond);
         // Behind the lock: whoever changes the peer's WANs looks through the paths afterwards, and finds this one or stops it.
         if !bond.peer.load().may_use(source.wan) {
