@@ -221,10 +221,7 @@ pub(crate) mod tests {
 
     pub(crate) fn address(index: u32, net: &str) -> Address {
         let net: ipnet::IpNet = net.parse().unwrap();
-        let link_local = match net.addr() {
-            IpAddr::V4(ip) => ip.is_link_local(),
-            IpAddr::V6(ip) => ip.is_unicast_link_local(),
-        };
+        let link_local = packet::ip::is_link_local(net.addr());
         Address { index, net, link_local, tentative: false, deprecated: false }
     }
 

@@ -60,6 +60,17 @@ pub const FRAGMENT_HEADER_BYTES: usize = 8;
 /// How many IPv6 extension headers are walked before the packet counts as malformed. RFC 8200 §4.1 knows
 /// eight in the recommended order.
 pub const EXTENSION_HEADERS_MAX: usize = 8;
+/// "Don't fragment" in the word of an IPv4 header that has flags and fragment offset, bytes 6 and 7.
+pub const IPV4_DONT_FRAGMENT: u16 = 0x4000;
+
+/// Whether an address means something on one link only: 169.254.0.0/16 (RFC 3927), fe80::/10 (RFC 4291 §2.5.6).
+#[must_use]
+pub const fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
 
 /// Where a fragment belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

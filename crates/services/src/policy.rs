@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use packet::DropReason;
 use packet::attachment::{BondId, Egress, Ingress, InterfaceId};
 use packet::flow::FlowKey;
+use packet::ip::is_link_local;
 
 use crate::balance::Balancer;
 use crate::nat::{NatClient, NatEvent, NatPolicy};
@@ -412,9 +413,9 @@ impl Policy {
         self.is_own(key.dst) || self.nat.is_outside(key.dst) || self.server_or_forward(key).is_some()
     }
 
-    /// An own address of where something came in, for answers to a receiver there: in its own network, else in that of its router,
-    /// else of several the one most like it (RFC 6724 §5, rule 8); without any there one of another interface of the tenant (RFC 4443
-    /// §2.2 d). One of a link alone is for receivers on that, and for others only where that is all there is: routers do not pass it on.
+    /// An own address of where something came in, for answers to a receiver there: of several the one most like the receiver, or like
+    /// the router on the way to it (RFC 6724 §5, rule 8); without any there one of another interface of the tenant (RFC 4443 §2.2 d).
+    /// One of a link alone is for receivers on that, and for others only where that is all there is: routers do not pass it on.
     #[must_use]
     pub fn address_of(&self, ingress: Ingress, receiver: IpAddr) -> Option<IpAddr> {
         let there = match ingress {
@@ -423,30 +424,24 @@ impl Policy {
             Ingress::Host => None,
         };
         let there = there.map(Vec::as_slice).unwrap_or_default();
-        let is_of_family = |net: &&IpNet| net.addr().is_ipv4() == receiver.is_ipv4();
-        let is_usable =
-            |net: &&IpNet| is_of_family(net) && (!is_link_local(net.addr()) || is_link_local(receiver));
-        let near = |neighbor: IpAddr| {
-            // Of two in one network the first.
-            let around = there.iter().rev().filter(is_usable).filter(|net| net.contains(&neighbor));
-            around.max_by_key(|net| net.prefix_len()).map(IpNet::addr)
-        };
         let tenant = self.tenant_of(ingress);
-        let router = || {
-            let route = self.fib.lookup(tenant, receiver)?;
-            route.via.filter(|_| route.egress == Egress::from(ingress))
-        };
+        let is_of_family = |address: IpAddr| address.is_ipv4() == receiver.is_ipv4();
+        let route = self.fib.lookup(tenant, receiver).filter(|route| route.egress == Egress::from(ingress));
+        // A link-local one says nothing of networks.
+        let router =
+            route.and_then(|route| route.via).filter(|via| is_of_family(*via) && !is_link_local(*via));
+        let near = router.unwrap_or(receiver);
         let best = |nets: &[IpNet]| {
-            let usable = nets.iter().filter(is_usable).map(IpNet::addr);
-            usable
-                .reduce(|best, next| if alike(next, receiver) > alike(best, receiver) { next } else { best })
+            let is_usable = |net: &&IpNet| {
+                is_of_family(net.addr()) && (!is_link_local(net.addr()) || is_link_local(receiver))
+            };
+            let nearer = |best, next| if alike(next, near) > alike(best, near) { next } else { best };
+            nets.iter().filter(is_usable).reduce(nearer).map(IpNet::addr)
         };
-        let others = || self.spec.interfaces.iter().filter(|interface| interface.tenant == tenant);
-        near(receiver)
-            .or_else(|| near(router()?))
-            .or_else(|| best(there))
-            .or_else(|| others().find_map(|interface| best(&interface.addresses)))
-            .or_else(|| there.iter().find(is_of_family).map(IpNet::addr))
+        let of_tenant = || self.spec.interfaces.iter().filter(|interface| interface.tenant == tenant);
+        best(there)
+            .or_else(|| of_tenant().find_map(|interface| best(&interface.addresses)))
+            .or_else(|| there.iter().map(IpNet::addr).find(|address| is_of_family(*address)))
             .or_else(|| self.spec.interfaces.iter().find_map(|interface| best(&interface.addresses)))
     }
 
@@ -555,13 +550,6 @@ impl Policy {
     }
 }
 
-fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
-    }
-}
-
 /// Addresses of the gateway itself: those of its interfaces, and those that are routed to the host.
 fn own_addresses(spec: &GatewaySpec) -> HashSet<IpAddr, ConfigState> {
     let of_interfaces = spec.interfaces.iter().flat_map(|interface| &interface.addresses);
@@ -574,13 +562,15 @@ fn own_addresses(spec: &GatewaySpec) -> HashSet<IpAddr, ConfigState> {
     own
 }
 
-/// Bits that two addresses begin with alike; none of different versions.
-fn alike(one: IpAddr, other: IpAddr) -> u32 {
-    match (one, other) {
+/// How like another address one is: whether that is in its network, then the bits that they have in common from the first on, no more
+/// than its network has, so that of two in one network neither is nearer. None with one of the other version.
+fn alike(net: &IpNet, other: IpAddr) -> (bool, u32) {
+    let common = match (net.addr(), other) {
         (IpAddr::V4(one), IpAddr::V4(other)) => (one.to_bits() ^ other.to_bits()).leading_zeros(),
         (IpAddr::V6(one), IpAddr::V6(other)) => (one.to_bits() ^ other.to_bits()).leading_zeros(),
         _ => 0,
-    }
+    };
+    (net.contains(&other), common.min(net.prefix_len().into()))
 }
 
 fn routes_to_peers(peers: &[PeerSpec]) -> Vec<RouteSpec> {

@@ -146,10 +146,8 @@ impl InterfaceSpec {
 
     /// [`Self::usable_addresses`] with their networks.
     pub fn usable_networks(&self, ipv4: bool) -> impl Iterator<Item = IpNet> + '_ {
-        let usable = move |net: &IpNet| match net.addr() {
-            IpAddr::V4(ip) => ipv4 && !ip.is_link_local(),
-            IpAddr::V6(ip) => !ipv4 && !ip.is_unicast_link_local(),
-        };
+        let usable =
+            move |net: &IpNet| net.addr().is_ipv4() == ipv4 && !packet::ip::is_link_local(net.addr());
         self.addresses.iter().copied().filter(usable)
     }
 }

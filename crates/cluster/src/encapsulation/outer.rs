@@ -13,7 +13,7 @@ mod tests;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use packet::ip::{IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, PROTOCOL_UDP};
+use packet::ip::{IPV4_DONT_FRAGMENT, IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, PROTOCOL_UDP};
 use packet::{DropReason, FlowKey, array_at, checksum, put_u16, u16_at};
 
 use super::{BUS_PORT, ETHERNET_BYTES};
@@ -29,9 +29,6 @@ pub const ENTROPY_PORT_MIN: u16 = 49_152;
 
 /// Routers between two units that a datagram may pass.
 const HOP_LIMIT: u8 = 64;
-
-/// Don't Fragment.
-const DONT_FRAGMENT: u8 = 0x40;
 
 /// EtherTypes of the inner frame.
 const ETHERTYPE_IPV4: u16 = 0x0800;
@@ -121,6 +118,7 @@ impl Outer {
     fn write_v4(&self, packet: &mut [u8], total: u16, source: Ipv4Addr, destination: Ipv4Addr) {
         let Some(header) = packet.first_chunk_mut::<IPV4_HEADER_BYTES>() else { return };
         let [total_high, total_low] = total.to_be_bytes();
+        let [flags, offset] = IPV4_DONT_FRAGMENT.to_be_bytes();
         let fixed = [
             0x45,
             self.traffic_class,
@@ -128,8 +126,8 @@ impl Outer {
             total_low,
             0,
             0,
-            DONT_FRAGMENT,
-            0,
+            flags,
+            offset,
             HOP_LIMIT,
             PROTOCOL_UDP,
             0,

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use linux::netlink::RouteKind;
 use packet::attachment::{BondId, Egress, InterfaceId};
+use packet::ip::is_link_local;
 use services::spec::{
     Attachment, BackendSpec, ForwardSpec, GatewaySpec, GroupSpec, HostSpec, InterfaceSpec, LeaseSpec, Limits,
     LinkSpec, MAIN_TABLE, NatMode, NatSpec, PeerSpec, RouteAction, RuleAction, RuleSpec, ServerSpec,
@@ -353,7 +354,7 @@ impl Builder<'_> {
         let device = self.facts.devices.iter().find(|device| device.index == route.device)?;
         let known = || interfaces.iter().any(|interface| interface.device == device.name);
         let address = route.prefix.addr();
-        let of_one_link = address.is_loopback() || is_link_local(address);
+        let of_one_link = address.is_loopback() || is_of_link(address);
         let elsewhere = Some(device.index) != self.facts.tun_index && !known() && !of_one_link;
         elsewhere.then(|| (route.prefix, Candidate::new(Rank::Own, Egress::Host, None)))
     }
@@ -372,7 +373,7 @@ impl Builder<'_> {
         let other_way_out =
             route.table == MAIN_TABLE && route.prefix.prefix_len() == 0 && has_way_out(self.config);
         let carries_tunnel = self.config.wans.iter().any(|wan| wan.interface.covers(&device.name));
-        let counts = !device.loopback && !is_link_local(route.prefix.addr());
+        let counts = !device.loopback && !is_of_link(route.prefix.addr());
         (counts && !other_way_out && !carries_tunnel).then_some(Egress::Kernel)
     }
 
@@ -674,7 +675,7 @@ pub(super) fn other_devices(config: &Config, facts: &HostFacts) -> Vec<String> {
         below.is_some_and(is_ours)
     };
     let leads = |device: &&DeviceFacts| {
-        !device.loopback && device.addresses.iter().any(|net| !is_link_local(net.addr()))
+        !device.loopback && device.addresses.iter().any(|net| !is_of_link(net.addr()))
     };
     let others = facts.devices.iter().filter(leads).filter(|device| !is_ours(device) && !on_ours(device));
     others.map(|device| device.name.clone()).collect()
@@ -723,12 +724,9 @@ fn leads_out(config: &Config, interface: &Interface) -> bool {
     })
 }
 
-/// Whether an address means something on one link only.
-fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local() || address.is_multicast(),
-    }
+/// Whether an address means something on one link only, or is a group's of IPv6: each device has routes to both.
+fn is_of_link(address: IpAddr) -> bool {
+    is_link_local(address) || (address.is_ipv6() && address.is_multicast())
 }
 
 /// Whether the configuration says where the way out is.

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use packet::attachment::{Egress, InterfaceId};
 use packet::checksum;
-use packet::ip::{IpHeader, PROTOCOL_UDP};
+use packet::ip::{IPV4_DONT_FRAGMENT, IpHeader, PROTOCOL_UDP};
 use packet::vnet::{DATA_VALID, GSO_NONE, GSO_UDP_L4, NEEDS_CSUM, VirtioNetHeader};
 use services::flow::{Direction, FlowId};
 use services::pipeline::{BATCH_MAX, ETHERNET_BYTES, Frame, Outcome};
@@ -15,8 +15,6 @@ use services::pipeline::{BATCH_MAX, ETHERNET_BYTES, Frame, Outcome};
 const DATAGRAMS_MAX: usize = 64;
 /// Bytes of a GSO batch at most: an IPv4 packet's length has 16 bits.
 const BATCH_BYTES_MAX: usize = 60_000;
-/// In an IPv4 header's seventh byte.
-const DONT_FRAGMENT: u8 = 0x40;
 /// Bytes of a UDP header.
 const UDP_BYTES: usize = 8;
 
@@ -257,8 +255,9 @@ fn datagram(frame: &Frame<'_>) -> Option<Datagram> {
     }
     let payload = packet_bytes(packet).checked_sub(headers)?;
     let (same, id) = match packet {
-        [0x45, class, _, _, a, b, flags, _, ttl, ..] => {
-            let id = (flags & DONT_FRAGMENT == 0).then(|| u16::from_be_bytes([*a, *b]));
+        [0x45, class, _, _, a, b, flags, offset, ttl, ..] => {
+            let word = u16::from_be_bytes([*flags, *offset]);
+            let id = (word & IPV4_DONT_FRAGMENT == 0).then(|| u16::from_be_bytes([*a, *b]));
             ([0x45, *class, *flags, 0, *ttl], id)
         }
         [a, b, c, d, _, _, _, hops, ..] => ([*a, *b, *c, *d, *hops], None),

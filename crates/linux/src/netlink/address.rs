@@ -40,14 +40,10 @@ impl Address {
         }
         // On a point-to-point link `Address` is the other end.
         let net = IpNet::new(local.or(address)?, message.header.prefix_len).ok()?;
-        let link_local = match net.addr() {
-            IpAddr::V4(ip) => ip.is_link_local(),
-            IpAddr::V6(ip) => ip.is_unicast_link_local(),
-        };
         Some(Address {
             index: message.header.index,
             net,
-            link_local,
+            link_local: packet::ip::is_link_local(net.addr()),
             tentative: flags.intersects(AddressFlags::Tentative | AddressFlags::Dadfailed)
                 && !flags.contains(AddressFlags::Optimistic),
             deprecated: flags.contains(AddressFlags::Deprecated),

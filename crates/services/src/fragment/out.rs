@@ -1,17 +1,15 @@
 //! Packets that are longer than the next link carries are cut (RFC 791 §3.2, RFC 8200 §4.5).
 
 use packet::ip::{
-    FRAGMENT_HEADER_BYTES, IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, PROTOCOL_DESTINATION_OPTIONS,
-    PROTOCOL_FRAGMENT, PROTOCOL_HOP_BY_HOP, PROTOCOL_ROUTING, extension_bytes,
+    FRAGMENT_HEADER_BYTES, IPV4_DONT_FRAGMENT, IPV4_HEADER_BYTES, IPV6_HEADER_BYTES,
+    PROTOCOL_DESTINATION_OPTIONS, PROTOCOL_FRAGMENT, PROTOCOL_HOP_BY_HOP, PROTOCOL_ROUTING, extension_bytes,
 };
 use packet::{DropReason, IpHeader, checksum};
 
 use super::pieces::LENGTH_MAX;
 use super::{put_u16, u16_at};
 
-/// "Don't fragment" in the word of flags and offset.
-const DONT_FRAGMENT: u16 = 0x4000;
-/// "More fragments" there.
+/// "More fragments" in the word of flags and offset.
 const MORE: u16 = 0x2000;
 
 /// Gives out the packet in fragments of at most `mtu` bytes, in order; as it is if it fits.
@@ -61,7 +59,7 @@ fn cut_v4(
     emit: &mut impl FnMut(&[u8]),
 ) -> Result<(), DropReason> {
     let word = u16_at(packet, 6).ok_or(DropReason::IpMalformed)?;
-    if word & DONT_FRAGMENT != 0 {
+    if word & IPV4_DONT_FRAGMENT != 0 {
         return Err(DropReason::TooBig);
     }
     let (head, mut rest) = packet.split_at_checked(header.header_bytes).ok_or(DropReason::IpMalformed)?;
