@@ -23,7 +23,7 @@ use crate::handover;
 use crate::output::{InterfaceOutput, InterfaceOutputs, LinuxOutput};
 use crate::ports::{INTERFACE_TOKENS, InterfaceInput, LinuxPorts, SHARED_TOKENS};
 use crate::rings::Rings;
-use crate::scheduling::Placement;
+use crate::scheduling::{Duties, Placement};
 use crate::sockets::{Sockets, WanDevices};
 
 const TUN_TOKEN: u64 = 0;
@@ -324,9 +324,13 @@ impl Worker {
 
     /// Chooses the CPU and how it is shared, by what the node has.
     fn place(&mut self) {
-        let interfaces = !self.round.ports.interfaces.list.is_empty();
-        let peers = self.shared.node.bonds.load().iter().next().is_some();
-        self.placement.choose(&self.shared.gateway.cpus, interfaces, peers);
+        let gateway = &self.shared.gateway;
+        let duties = Duties {
+            interfaces: !self.round.ports.interfaces.list.is_empty(),
+            peers: self.shared.node.bonds.load().iter().next().is_some(),
+            reserves_cores: !gateway.ownership.load().classes.all_reserved().is_empty(),
+        };
+        self.placement.choose(&gateway.cpus, duties);
     }
 
     /// Writes copies of flows, if somebody wants them.

@@ -4,7 +4,8 @@
 //! what a tunnel is. A guided tour, in the order a gateway uses the parts:
 //!
 //! 1. [`process`]: an instance lock, resource limits; [`privileges`]: rights given up; [`launcher`]: programs started by another process;
-//!    [`sandbox`]: calls and files that this one needs, and no others; [`affinity`]: which CPUs we may use and pinning.
+//!    [`sandbox`]: calls and files that this one needs, and no others; [`affinity`]: which CPUs we may use and pinning;
+//!    [`cpu_load`]: who waits for a CPU, and which is idle.
 //! 2. [`netns`]: network namespaces, entering a user namespace as an ordinary user, programs inside.
 //! 3. [`netlink`]: links, addresses, routes, rules, neighbors, and a [`netlink::Monitor`] which tells
 //!    when an interface comes, goes, loses its carrier or changes its address. [`ethtool`]: offloads.
@@ -30,6 +31,7 @@
 pub mod affinity;
 pub mod bpf;
 pub mod clock;
+pub mod cpu_load;
 mod error;
 pub mod ethtool;
 pub mod event;
