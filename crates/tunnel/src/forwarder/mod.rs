@@ -170,6 +170,8 @@ pub struct Forwarder {
     /// Bond list the slots were made from.
     list: Arc<crate::bond::Bonds>,
     session: Option<Arc<Session>>,
+    /// Slot of the bond whose sending side followed what is shared since these datagrams began: once for all that came together.
+    refreshed: Option<usize>,
     /// Everything dropped here, by reason.
     pub drops: DropCounters,
     actions: Vec<Action>,
@@ -204,6 +206,7 @@ impl Forwarder {
             session: None,
             drops: DropCounters::default(),
             actions: Vec::new(),
+            refreshed: None,
             wake_up: Time::ZERO,
         }
     }
@@ -386,6 +389,7 @@ impl Forwarder {
         if buffer.is_empty() && stride == 0 {
             self.drops.add(DropReason::TooShort);
         }
+        self.refreshed = None;
         for datagram in buffer.chunks_mut(stride.max(1)) {
             if let Err(reason) = self.datagram(now, source, datagram, out) {
                 self.drops.add(reason);
@@ -404,6 +408,7 @@ impl Forwarder {
         if header.kind.is_handshake() {
             let result = self.node.on_handshake(now, source, &header, datagram, &mut self.actions);
             self.run_actions(now, None, out);
+            self.refreshed = None;
             return result;
         }
         self.find_session(header.receiver_index);
@@ -415,7 +420,9 @@ impl Forwarder {
             .ok_or(DropReason::UnknownIndex)
             .and_then(|current| {
                 current.touched = true;
-                current.tx.refresh(now);
+                if self.refreshed.replace(session.bond) != Some(session.bond) {
+                    current.tx.refresh(now);
+                }
                 let mut cx = Context {
                     now,
                     node: &self.node,
@@ -430,6 +437,7 @@ impl Forwarder {
         self.session = Some(session);
         if !self.actions.is_empty() {
             self.run_actions(now, Some(header.sending_core), out);
+            self.refreshed = None;
         }
         result
     }
