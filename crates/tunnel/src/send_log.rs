@@ -181,10 +181,11 @@ impl SendLog {
     }
 
     /// Room left in the open datagram for frames, if it has this heading.
-    pub fn open_room(&self, heading: impl Into<Heading>) -> usize {
-        let Heading { peer_core, label } = heading.into();
+    pub fn open_room(&self, heading: &Heading) -> usize {
         match (&self.open, self.entries.back()) {
-            (Some(open), Some(entry)) if entry.peer_core == peer_core && entry.label == label => {
+            (Some(open), Some(entry))
+                if entry.peer_core == heading.peer_core && entry.label == heading.label =>
+            {
                 open.room - open.used
             }
             _ => 0,
@@ -193,8 +194,8 @@ impl SendLog {
 
     /// As [`Self::open`], with the heading's label in front of the frames.
     #[must_use]
-    pub fn open_labelled(&mut self, heading: Heading, depart: Time, max_bytes: usize) -> bool {
-        let opened = self.open(heading, depart, max_bytes);
+    pub fn open_labelled(&mut self, heading: &Heading, depart: Time, max_bytes: usize) -> bool {
+        let opened = self.open_for(heading, depart, max_bytes);
         if opened && heading.label != Label::None {
             let written = heading.label.write(self.open_slice());
             self.advance(written);
@@ -206,7 +207,12 @@ impl SendLog {
     /// datagrams that have not left yet.
     #[must_use]
     pub fn open(&mut self, heading: impl Into<Heading>, depart: Time, max_bytes: usize) -> bool {
-        let Heading { peer_core, label } = heading.into();
+        self.open_for(&heading.into(), depart, max_bytes)
+    }
+
+    /// By reference, as the sender calls it for each datagram: see `Transmit::write`.
+    fn open_for(&mut self, heading: &Heading, depart: Time, max_bytes: usize) -> bool {
+        let peer_core = heading.peer_core;
         self.close();
         let Some(start) = self.make_room(max_bytes) else { return false };
         self.lanes.push(peer_core, self.next_number());
@@ -214,7 +220,7 @@ impl SendLog {
             start,
             bytes: self.front + TAG_BYTES,
             peer_core,
-            label,
+            label: heading.label,
             at: depart,
             counter: 0,
             sent: false,

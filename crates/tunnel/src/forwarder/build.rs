@@ -23,11 +23,11 @@ const PIECE_MIN_BYTES: usize = 160;
 
 impl Transmit {
     /// Bytes on the wire that a packet of `length` adds to the open datagram of path `at`; `None`: it begins another.
-    pub(super) fn joining_bytes(&self, now: Time, at: usize, length: usize, flow: Flow) -> Option<u64> {
+    pub(super) fn joining_bytes(&self, now: Time, at: usize, length: usize, flow: &Flow) -> Option<u64> {
         let tx = self.paths.get(at).filter(|_| length <= AGGREGATE_BYTES)?;
         let log = if flow.treatment.express && now < self.ordered_until { &tx.express } else { &tx.log };
         let bytes = length + AGGREGATE_HEAD_BYTES;
-        (log.open_room(flow.heading) >= bytes).then_some(bytes as u64)
+        (log.open_room(&flow.heading) >= bytes).then_some(bytes as u64)
     }
 
     /// Writes one segment into the log of path `at`. False when the log has no room.
@@ -38,7 +38,7 @@ impl Transmit {
         depart: Time,
         segmenter: &Segmenter<'_>,
         index: usize,
-        flow: Flow,
+        flow: &Flow,
     ) -> bool {
         let critical = flow.treatment.class == Class::Critical;
         let first = if critical { self.paths[at].express.open_number() } else { 0 };
@@ -57,10 +57,12 @@ impl Transmit {
         depart: Time,
         segmenter: &Segmenter<'_>,
         index: usize,
-        flow: Flow,
+        flow: &Flow,
     ) -> bool {
         let multi = now < self.ordered_until;
-        let Flow { hash, heading, treatment, .. } = flow;
+        // By reference: a copy that was just made would be read before its bytes have left the processor's store buffer, behind those of
+        // the datagram before.
+        let (hash, heading, treatment) = (flow.hash, &flow.heading, &flow.treatment);
         let (peer_core, label) = (heading.peer_core, heading.label.encoded_len());
         let payload = segmenter.segment_payload();
         let length =
@@ -149,7 +151,7 @@ fn append_pieces(
     log: &mut SendLog,
     mut head: PieceHead,
     packet: &[u8],
-    heading: Heading,
+    heading: &Heading,
     depart: Time,
     datagram_bytes: usize,
 ) -> bool {

@@ -645,7 +645,7 @@ impl Transmit {
                 // What waits there leaves first; booking now would only push the path's time ahead for nothing.
                 return false;
             }
-            let joining = if run == 1 { self.joining_bytes(now, at, length, flow) } else { None };
+            let joining = if run == 1 { self.joining_bytes(now, at, length, &flow) } else { None };
             let bytes = joining.unwrap_or(bytes);
             let depart = self.paths[at].path.book(now, bytes);
             if let Some(view) = self.views.iter_mut().find(|view| view.id == id) {
@@ -657,7 +657,7 @@ impl Transmit {
             self.last_path = Some(id);
             self.note_class(at, flow, run, bytes);
             for index in *next..*next + run {
-                if !self.append(now, at, depart, segmenter, index, flow) {
+                if !self.append(now, at, depart, segmenter, index, &flow) {
                     // Pieces take more room than was asked for: come back when some have left.
                     self.wake = self.wake.min(now.plus_us(200));
                     *next = index;

@@ -38,7 +38,12 @@ impl Lanes {
     /// An entry is not the lane's any more: it never left, or it is forgotten.
     pub fn remove(&mut self, core: u8, number: u64) {
         let Some(lane) = self.get_mut(core) else { return };
-        if let Ok(at) = lane.numbers.binary_search(&number) {
+        // What is forgotten for its age is the oldest.
+        let at = match lane.numbers.front() {
+            Some(first) if *first == number => Ok(0),
+            _ => lane.numbers.binary_search(&number),
+        };
+        if let Ok(at) = at {
             lane.numbers.remove(at);
             lane.settled -= usize::from(at < lane.settled);
         }
