@@ -429,7 +429,10 @@ fn data(record: &mut Record, state: State, direction: Direction, segment: &Segme
     // It fits the connection as it was: whatever SYN passed meanwhile found both ends alive.
     record.state &= !PASSED;
     advance(record, direction, segment);
-    let acks_all = segment.ack == record.tcp_end[other];
+    // Only who has nothing left to send again acknowledges the other's FIN as the last thing it says.
+    let acks_all = segment.ack == record.tcp_end[other]
+        && segment.seq == record.tcp_end[direction as usize]
+        && segment.payload_bytes == 0;
     let next = match (state, direction, segment.has(FIN)) {
         (State::SynReceived | State::Established, Direction::Original, true) => State::FinOriginal,
         (State::SynReceived | State::Established, Direction::Reply, true) => State::FinReply,

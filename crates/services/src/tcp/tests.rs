@@ -139,6 +139,20 @@ fn half_closed_connections_go_on() {
     talk.says("< . 502:0 602 10000", Accept).at(State::TimeWait);
 }
 
+/// With the other end's FIN the end of its data may be lost behind us. Who sends that again has nothing acknowledged yet.
+#[test]
+fn a_half_closed_connection_is_not_over_before_its_tail_has_arrived() {
+    let mut talk = Talk::established();
+    talk.says("> F. 101:0 501 10000", Accept).says("< . 501:1000 102 10000", Accept);
+    talk.says("< F. 1501:0 102 10000", Accept).at(State::FinBoth);
+    talk.says("< . 501:1000 102 10000", Accept).at(State::FinBoth);
+    talk.says("< . 1501:0 102 10000", Accept).at(State::FinBoth);
+    assert_eq!(talk.timeout(), 240);
+    talk.says("> . 102:0 1501 10000", Accept).at(State::FinBoth);
+    talk.says("< F. 1501:0 102 10000", Accept).at(State::FinBoth);
+    talk.says("> . 102:0 1502 10000", Accept).at(State::TimeWait);
+}
+
 #[test]
 fn both_ends_open_at_once() {
     let mut talk = Talk::new("S 100:0 0 10000");
