@@ -27,6 +27,8 @@ pub use segment::{ACK, FIN, NO_SCALE, PSH, RST, SCALE_MAX, SYN, Segment, URG};
 /// How far behind `tcp_end` an acknowledgment is at least taken for a current one, bytes: windows grow while
 /// acknowledgments are under way.
 const ACK_WINDOW_BYTES_MIN: u32 = 66_000;
+/// So far from what is known a segment may be that comes by in one direction only, bytes: a hole that losses before us leave.
+const ONE_WAY_BYTES_MAX: u32 = 4 << 20;
 /// Data and acknowledgments so far behind were never sent: the largest window there is (RFC 7323 §2.3).
 const OLD_BYTES_MAX: u32 = 1 << 30;
 /// In [`Record::state`]: a SYN passed into the live connection.
@@ -503,7 +505,8 @@ fn reset(record: &mut Record, state: State, direction: Direction, segment: &Segm
 /// Anybody can forge a SYN and an ACK. The connection counts as established, with the timeout of one, when its
 /// client acknowledges more than it did at first: the other end sent something that arrived. Before that it is
 /// [`State::SynReceived`], unanswered and short-lived. A forger needs one packet more for it, which is all that one
-/// direction can prove; under pressure unanswered flows go first.
+/// direction can prove; under pressure unanswered flows go first. Nor is a FIN believed whose number is far from what was
+/// sent: it would let the next SYN take the connection's place.
 fn one_way(record: &mut Record, state: State, direction: Direction, segment: &Segment) -> Verdict {
     let own = direction as usize;
     if segment.has(SYN) {
@@ -529,6 +532,13 @@ fn one_way(record: &mut Record, state: State, direction: Direction, segment: &Se
     }
     if state.is_over() {
         return Verdict::Pass;
+    }
+    if state == State::SynSent && direction == Direction::Reply {
+        // The client's own segments take another way. Of this direction's numbers nothing was known yet.
+        record.tcp_end[own] = segment.end();
+    } else if ahead.unsigned_abs() > ONE_WAY_BYTES_MAX.saturating_add(segment.payload_bytes) {
+        // Of one that was longer away it says no more than that it goes on.
+        return if segment.has(FIN) { Verdict::Pass } else { Verdict::Accept };
     }
     record.tcp_end[own] = later(record.tcp_end[own], segment.end());
     let other = direction.flipped() as usize;

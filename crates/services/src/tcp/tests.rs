@@ -419,6 +419,33 @@ fn one_way_flows_are_followed_loosely() {
     talk.says("> S 9:0 0 1", Reopen);
 }
 
+/// Who does not see the connection does not know its numbers, and must not open its flow to another one.
+#[test]
+fn blind_fins_do_not_end_what_is_seen_in_one_direction() {
+    let mut talk = Talk::new("S 100:0 0 10000");
+    talk.record.flags |= flags::ONE_WAY;
+    talk.says("> . 101:0 500 10000", Accept).says("> . 101:50 600 10000", Accept).at(State::Established);
+    for wild in [3_000_000_000u32, 1_000_000_000, 10_000_000, 4_280_000_000] {
+        talk.says_in_vain(&format!("> F. {wild}:0 1 1"), Pass).says_in_vain("> S 9:0 0 1", Pass);
+        // Nor do they come nearer step by step.
+        talk.says(&format!("> . {wild}:0 1 1"), Accept).says(&format!("> F. {wild}:0 1 1"), Pass);
+        talk.at(State::Established).says("> S 9:0 0 1", Pass);
+    }
+    // What was lost before us makes a gap.
+    talk.says("> . 3000101:100 600 1", Accept).says("> F. 3000201:0 600 1", Accept).at(State::FinOriginal);
+    talk.says("> S 9:0 0 1", Reopen);
+}
+
+/// The answers of one whose own segments take another way after the first: of their numbers nothing was known.
+#[test]
+fn the_other_direction_alone_is_followed_too() {
+    let mut record = Record { protocol: 6, flags: flags::ONE_WAY, ..Record::default() };
+    begin_loose(&mut record, &segment("S 100:0 0 10000"));
+    let mut talk = Talk { record };
+    talk.says("< S. 3000000000:0 101 10000", Pass).says("< . 3000000001:9 101 1", Accept);
+    talk.says("< F. 3000000010:0 101 1", Accept).at(State::FinReply);
+}
+
 #[test]
 fn data_in_the_syn_is_answered_in_whole_or_in_part() {
     for (ack, verdict) in [(101, Accept), (601, Accept), (400, Accept), (602, Invalid), (100, Invalid)] {

@@ -307,3 +307,23 @@ fn connections_that_are_over_are_not_live() {
         assert!(counts(&world).iter().all(|count| (count.0, count.1) == (0, 0)), "{delivery:?}");
     }
 }
+
+/// A FIN with any number, from somebody who does not see the connection, opens its flow to no other one.
+#[test]
+fn a_blind_fin_does_not_move_a_connection_with_direct_return() {
+    let mut spec = farm(NatMode::None, DeliveryMode::DirectReturn);
+    spec.servers[0].method = BalanceMethod::LeastConnections;
+    let mut world = World::new(2, spec);
+    for port in 2_000..2_020 {
+        let request = key(TCP, &format!("198.51.100.7:{port}"), "203.0.113.10:80");
+        let hop = world.one(WAN, &tcp_of(&request, SYN, 1_000, 0, b"")).outcome;
+        world.one(WAN, &tcp_of(&request, ACK, 1_001, 70, b""));
+        world.one(WAN, &tcp_of(&request, ACK, 1_001, 90, b"more"));
+        for seq in [3_000_000_000, 900_000_000] {
+            assert_eq!(world.one(WAN, &tcp_of(&request, FIN | ACK, seq, 1, b"")).outcome, hop);
+            assert_eq!(world.one(WAN, &tcp_of(&request, SYN, seq, 0, b"")).outcome, hop);
+        }
+        assert_eq!(world.one(WAN, &tcp_of(&request, ACK, 1_005, 90, b"more")).outcome, hop);
+    }
+    assert_eq!(world.policy.balancer.status()[0].live, 20);
+}
