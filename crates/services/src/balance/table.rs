@@ -113,7 +113,11 @@ impl Server {
         let mut consider = |place: u16| {
             let Some(load) = self.load(place, now_ns) else { return };
             let order = best.as_ref().map_or(Ordering::Less, |(least, _)| load.order(least));
-            equals = if order == Ordering::Equal { equals + 1 } else { 1 };
+            equals = match order {
+                Ordering::Less => 1,
+                Ordering::Equal => equals + 1,
+                Ordering::Greater => equals,
+            };
             // The n-th of equals takes over with a chance of 1 in n: each has the same chance in the end.
             if order == Ordering::Less
                 || (order == Ordering::Equal && draw(u32::from(place)).is_multiple_of(equals))

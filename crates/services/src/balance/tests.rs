@@ -577,6 +577,21 @@ proptest! {
     }
 }
 
+/// Of backends with equally few connections each gets as much, wherever busy ones stand between them.
+#[test]
+fn equals_have_equal_chances() {
+    let balancer = Balancer::compile(&[server(BalanceMethod::LeastConnections, &[1; 7])], None);
+    for busy in [1, 3, 5] {
+        balancer.opened(0, busy).unwrap();
+    }
+    let mut counts = BTreeMap::<u16, u32>::new();
+    for number in 0..4_000 {
+        *counts.entry(pick(&balancer, number).unwrap().backend).or_default() += 1;
+    }
+    assert_eq!(counts.keys().copied().collect::<Vec<_>>(), [0, 2, 4, 6]);
+    assert!(counts.values().all(|count| (850..=1_150).contains(count)), "{counts:?}");
+}
+
 /// With any method a client keeps its backend over ports, new backends and other weights; what takes nothing new loses it.
 #[test]
 fn clients_stay_with_their_backend() {
