@@ -15,7 +15,7 @@
 //!   try the next hashes of the same client, so that it is diverted to the same other backend each time. Live
 //!   connections stay where they are in all three cases, unless their backend is down: [`Balancer::fate`].
 //! * **Affinity.** Where it is asked for, a client's address leads to the backend that it had last (`clients`), before any
-//!   method is asked, as long as that backend takes connections. A QUIC connection is known by its id (`connection_ids`), and stays
+//!   method is asked, as long as that backend takes connections: [`Balancer::remember`]. A QUIC connection is known by its id (`connection_ids`), and stays
 //!   where it is as long as its backend is up.
 //! * **Drain time.** With `drain_s`, connections that a draining backend has after that time end like those of a dead one.
 //! * **Nobody left.** When all backends are down, new connections are refused ([`DropReason::NoBackend`]), not sent
@@ -162,12 +162,8 @@ impl Balancer {
     /// backend that is up, has as many connections as it may have.
     pub fn pick(&self, server: u16, client: &FlowKey, now_ns: u64, random: u32) -> Result<Pick, DropReason> {
         let picked = self.would_pick(server, client, now_ns, random);
-        match (&picked, self.servers.get(usize::from(server))) {
-            (Err(_), _) => self.refuse(server),
-            (Ok(pick), Some(server)) if server.affinity == Affinity::SourceAddress => {
-                server.state.clients.remember(self.key, client.src, pick.backend, now_ns);
-            }
-            (Ok(_), _) => {}
+        if picked.is_err() {
+            self.refuse(server);
         }
         picked
     }
@@ -250,25 +246,15 @@ impl Balancer {
         opened
     }
 
-    /// As [`Balancer::opened`], for a flow of `client` that an earlier process had: clients that stay with their backend go on
-    /// doing so.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn opened_before(
-        &self,
-        server: u16,
-        backend: u16,
-        client: IpAddr,
-        now_ns: u64,
-    ) -> Result<(), DropReason> {
-        self.opened(server, backend)?;
-        if let Some(server) = self.servers.get(usize::from(server))
+    /// Remembers the backend of a client, where clients stay with theirs. `answered`: its flow is one that was; a flow that was
+    /// only made may be anybody's who writes the client's address, and makes others forgotten no more than that.
+    pub fn remember(&self, backend: u16, client: IpAddr, answered: bool, now_ns: u64) {
+        let home = self.backend(backend).and_then(|entry| entry.home);
+        if let Some(server) = home.and_then(|home| self.servers.get(usize::from(home)))
             && server.affinity == Affinity::SourceAddress
         {
-            server.state.clients.remember(self.key, client, backend, now_ns);
+            server.state.clients.remember(self.key, client, backend, answered, now_ns);
         }
-        Ok(())
     }
 
     fn take_place(&self, server: u16, backend: u16) -> Result<(), DropReason> {

@@ -605,6 +605,7 @@ fn clients_stay_with_their_backend() {
             let key = FlowKey { src, dst: src, src_port: port, dst_port: 80, protocol: TCP };
             let pick = balancer.pick(0, &key, now_ns, port.into()).unwrap();
             balancer.opened(0, pick.backend).unwrap();
+            balancer.remember(pick.backend, src, true, now_ns);
             pick.backend
         };
         let first: Vec<u16> = (0..60).map(|client| pick(&balancer, client, 1_000, 1)).collect();

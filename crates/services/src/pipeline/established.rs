@@ -74,6 +74,9 @@ impl Services {
         }
         let (flags, number) = (flow.record.flags, flow.record.next_hop[direction as usize]);
         let to = flow.leaves_as.map(|ends| ends.key(packet.header.protocol));
+        if was && !is_embryonic(flow.record) {
+            self.note_client(packet.now_ns, id);
+        }
         if packet.origin != Origin::Wire && direction == Direction::Reply {
             self.handed_reply(id, flags);
         }
@@ -178,7 +181,20 @@ impl Services {
         {
             let was = is_embryonic(record);
             record.flags |= flags::REPLIED;
-            self.flows.embryonic.changed(was, is_embryonic(record));
+            let is = is_embryonic(record);
+            self.flows.embryonic.changed(was, is);
+            if was && !is {
+                self.note_client(packet.now_ns, id);
+            }
+        }
+    }
+
+    /// A flow proved just now that it is wanted: its client stays with its backend, where that is asked for.
+    #[cold]
+    pub(super) fn note_client(&self, now_ns: u64, id: FlowId) {
+        let ((key, _), _) = self.flows.table.keys(id);
+        if let Some(backend) = self.flows.table.record(id).backend.checked_sub(1) {
+            self.routing.policy.balancer.remember(backend, key.src, true, now_ns);
         }
     }
 

@@ -125,11 +125,13 @@ impl Services {
             return Err(Refusal::Limit);
         }
         self.take_source(&policy, now_ns, flow, &mut arrival)?;
-        if let Some((server, backend)) = arrival.place
-            && policy.balancer.opened_before(server, backend, arrival.original.0.src, now_ns).is_err()
-        {
-            self.give_source_back(now_ns, &arrival);
-            return Err(Refusal::Limit);
+        if let Some((server, backend)) = arrival.place {
+            if policy.balancer.opened(server, backend).is_err() {
+                self.give_source_back(now_ns, &arrival);
+                return Err(Refusal::Limit);
+            }
+            let answered = !is_embryonic(&arrival.record);
+            policy.balancer.remember(backend, arrival.original.0.src, answered, now_ns);
         }
         let id = self.enter(now_ns, &policy, &arrival)?;
         self.restore(now_ns, away_ms, flow, id, &arrival);

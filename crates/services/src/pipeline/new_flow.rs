@@ -447,6 +447,9 @@ impl Services {
             }
             return result;
         }
+        if let Some(backend) = resolution.backend {
+            policy.balancer.remember(backend, key.src, false, packet.now_ns);
+        }
         self.counters.flows_opened += 1;
         self.rule_counters.count_flow(policy, &record, key, true);
         result

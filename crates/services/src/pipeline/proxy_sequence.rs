@@ -83,7 +83,8 @@ impl Services {
         let verdict = tcp::follow(record, direction, &segment);
         established::note_end(&self.routing.policy, record, was_over);
         let resumed = !before & record.flags & flags::MID_STREAM != 0;
-        self.flows.embryonic.changed(was, is_embryonic(record));
+        let is = is_embryonic(record);
+        self.flows.embryonic.changed(was, is);
         match verdict {
             Verdict::Accept => {
                 let v6 = header.version == 6;
@@ -95,6 +96,9 @@ impl Services {
                 }
                 self.shifts.put(&key, tenant, shift);
                 self.seen(packet, (id, direction));
+                if was && !is {
+                    self.note_client(packet.now_ns, id);
+                }
             }
             // What may be forged must not change anything.
             Verdict::Pass => {}

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use packet::DropReason;
 use packet::attachment::Egress;
+use packet::{DropReason, FlowKey};
 
 use super::world::*;
 use crate::pipeline::Outcome;
@@ -326,4 +326,54 @@ fn a_blind_fin_does_not_move_a_connection_with_direct_return() {
         assert_eq!(world.one(WAN, &tcp_of(&request, ACK, 1_005, 90, b"more")).outcome, hop);
     }
     assert_eq!(world.policy.balancer.status()[0].live, 20);
+}
+
+/// Strangers do not push a known client out of the table of who has which backend: not by what is refused, nor by what is never
+/// answered.
+#[test]
+fn affinity_learns_nothing_from_strangers() {
+    let mut spec = farm(NatMode::None, DeliveryMode::Nat);
+    (spec.servers[0].affinity, spec.servers[0].method) = (Affinity::SourceAddress, BalanceMethod::RoundRobin);
+    let from = SideSpec { prefixes: vec!["100.64.0.0/12".parse().unwrap()], ..SideSpec::default() };
+    let action = RuleAction::Drop;
+    spec.rules.push(RuleSpec { name: "strangers".to_owned(), from, action, ..RuleSpec::default() });
+    let mut world = World::new(1, spec);
+    let connect = |world: &mut World, client: u8, port: u16| {
+        let request = key(TCP, &format!("198.51.100.{client}:{port}"), "203.0.113.10:80");
+        let inside = world.one(WAN, &tcp_of(&request, SYN, 1, 0, b"")).key();
+        world.one(LAN, &tcp_of(&inside.reversed(), SYN | ACK, 7, 2, b""));
+        world.one(WAN, &tcp_of(&request, ACK, 2, 8, b""));
+        inside.dst
+    };
+    let had: Vec<IpAddr> = (1..=20).map(|client| connect(&mut world, client, 2_000)).collect();
+    world.now_ns += 1_000_000_000;
+    for number in 0..150_000u32 {
+        // Denied, in the middle of no connection, and one that is let in and says no more.
+        let (net, flags) = [(0x6440_0000, SYN), (0x0101_0000, ACK), (0x0201_0000, SYN)][number as usize % 3];
+        let src = IpAddr::V4((net + number).into());
+        let stranger = FlowKey { src, ..key(TCP, "1.2.3.4:5", "203.0.113.10:80") };
+        world.packet(WAN, &tcp_of(&stranger, flags, 1, 1, b""));
+    }
+    world.now_ns += 1_000_000_000;
+    let again: Vec<IpAddr> = (1..=20).map(|client| connect(&mut world, client, 3_000)).collect();
+    assert_eq!(again, had);
+}
+
+/// Connections that a client opens at once, before any is answered, go to one backend.
+#[test]
+fn affinity_holds_for_connections_that_begin_together() {
+    for delivery in [DeliveryMode::Nat, DeliveryMode::DirectReturn] {
+        let mut spec = farm(NatMode::None, delivery);
+        let server = &mut spec.servers[0];
+        (server.affinity, server.method) = (Affinity::SourceAddress, BalanceMethod::RoundRobin);
+        let mut world = World::new(2, spec);
+        let request =
+            |client: u8, port: u16| key(TCP, &format!("198.51.100.{client}:{port}"), "203.0.113.10:80");
+        for client in 1..50 {
+            let first = world.one(WAN, &tcp_of(&request(client, 2_000), SYN, 1, 0, b"")).outcome;
+            for port in 2_001..2_006 {
+                assert_eq!(world.one(WAN, &tcp_of(&request(client, port), SYN, 1, 0, b"")).outcome, first);
+            }
+        }
+    }
 }
