@@ -111,7 +111,8 @@ impl Services {
         let from_nowhere = matches!(answer, Answer::Error(_)) && own.is_none();
         let too_big = matches!(answer, Answer::Error(Problem::TooBig(_)));
         let may = icmp::may_answer(frame.packet(), &packet.header, too_big);
-        if from_nowhere || !may || !self.limiter.allow(packet.now_ns) {
+        let limiter = if too_big { &mut self.too_big_limiter } else { &mut self.limiter };
+        if from_nowhere || !may || !limiter.allow(packet.now_ns) {
             return;
         }
         let mut bytes = [0; ETHERNET_BYTES + ANSWER_BYTES_MAX];

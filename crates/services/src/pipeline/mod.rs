@@ -105,6 +105,8 @@ pub struct Services {
     opened: Arc<HeldPorts>,
     /// Of ICMP errors and resets.
     limiter: Limiter,
+    /// Of "packet too big": nobody who provokes other errors silences it, and nothing stands in for it.
+    too_big_limiter: Limiter,
     random: Random,
     /// Counters.
     pub counters: Counters,
@@ -145,6 +147,7 @@ impl Services {
             copies: None,
             opened: Arc::default(),
             limiter: Limiter::new(limits.errors_per_s_max),
+            too_big_limiter: Limiter::new(limits.errors_per_s_max),
             random,
             counters: Counters::default(),
             rule_counters: RuleCounters::default(),
@@ -162,6 +165,7 @@ impl Services {
         self.rule_counters.follow(&self.routing.policy, policy);
         self.fragments.follow(policy);
         self.limiter.set_rate(policy.limits().errors_per_s_max);
+        self.too_big_limiter.set_rate(policy.limits().errors_per_s_max);
         self.routing.take_over(policy, ownership);
     }
 

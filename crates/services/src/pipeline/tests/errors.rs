@@ -71,6 +71,20 @@ fn too_big_is_told_or_cut() {
     assert!(left.iter().all(|left| left.packet.len() <= 1000 && is_fragment(&left.packet)));
 }
 
+/// Who provokes other errors does not silence this one, without which connections stall (RFC 2923 §2.1).
+#[test]
+fn too_big_is_told_in_a_flood_of_other_errors() {
+    let mut spec = two_interfaces();
+    spec.interfaces[WAN_ID.index()].mtu = 1000;
+    let mut world = World::new(1, spec);
+    let probe = with_ttl(udp("10.0.0.66:5000", "198.51.100.7:33434", b"probe"), 1);
+    let answers: usize = (0..200).map(|_| world.packet(LAN, &probe).len()).sum();
+    assert_eq!(answers, 100, "the burst of a thousand in a second");
+    let packet = udp("10.0.0.9:5000", "198.51.100.7:53", &[1; 1200]);
+    let answers: usize = (0..200).map(|_| world.packet(LAN, &packet).len()).sum();
+    assert_eq!(answers, 100, "with the same limit");
+}
+
 /// As its sender would cut it: "don't fragment" is not set.
 fn pieces_with_ttl(packet: &[u8], ttl: u8) -> Vec<Vec<u8>> {
     in_pieces(packet, 1_000).into_iter().map(|piece| with_ttl(piece, ttl)).collect()
