@@ -28,8 +28,10 @@ const QUOTE_BYTES_MIN: usize = 8;
 const TTL: u8 = 64;
 /// Type of service of IPv4 errors: precedence "internetwork control" (RFC 1812 §4.3.2.5).
 const ERROR_TOS: u8 = 0xc0;
-/// Smallest MTU of IPv4 (RFC 791) and of IPv6 (RFC 8200 §5): less is never told.
-const MTU_MIN: [u16; 2] = [68, 1_280];
+/// Smallest MTU that a link of IPv6 may have, bytes of the IP packet (RFC 8200 §5).
+pub(crate) const IPV6_MTU_MIN: u16 = 1_280;
+/// Smallest MTU of IPv4 (RFC 791) and of IPv6: less is never told.
+const MTU_MIN: [u16; 2] = [68, IPV6_MTU_MIN];
 
 /// Problem with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

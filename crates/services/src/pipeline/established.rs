@@ -264,10 +264,10 @@ impl Services {
             self.answer(packet, frame, Answer::Error(Problem::TtlExpired), out);
             return Err(DropReason::TtlExpired);
         }
-        let mtu = usize::from(hop.mtu);
+        let mtu = self.fragments.mtu(usize::from(hop.mtu), header.version);
         let fits = segment_bytes(frame, header) <= mtu;
         let may_split = frame.offload.gso_size == 0
-            && (self.fragments.assembled_id.is_some()
+            && (self.fragments.assembled.is_some()
                 || (header.version == 4 && !dont_fragment(frame.packet())));
         if !fits && !may_split {
             self.answer(packet, frame, Answer::too_big(mtu), out);

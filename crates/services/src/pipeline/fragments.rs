@@ -15,11 +15,20 @@ use crate::fragment::{
     Told,
 };
 use crate::hash::SecretState;
-use crate::icmp::Limiter;
+use crate::icmp::{IPV6_MTU_MIN, Limiter};
 use crate::nat::NatClient;
 use crate::policy::{Policy, Service};
 use crate::random::Random;
 use crate::route::RouteQuery;
+
+/// A packet that was assembled here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Assembled {
+    /// Its identification.
+    pub id: u32,
+    /// Its longest fragment, bytes of the IP packet.
+    pub longest: u16,
+}
 
 /// Packets in pieces of one core.
 pub(super) struct Fragments {
@@ -29,8 +38,8 @@ pub(super) struct Fragments {
     pub table: FragmentTable,
     /// How busy this core is, percent: what `fragments = load-below-percent` goes by.
     pub load_percent: u8,
-    /// While a packet that was assembled here goes on: its identification, by which it may be cut again.
-    pub assembled_id: Option<u32>,
+    /// While a packet that was assembled here goes on: how it may be cut again.
+    pub assembled: Option<Assembled>,
     /// Packets that went on in fragments, for errors about them.
     pub sent: SentFragments,
     /// Of questions to other cores, who sent a fragment on.
@@ -47,7 +56,7 @@ impl Fragments {
             rendezvous: Rendezvous::new(limits, SecretState::draw(random)),
             table: FragmentTable::new(limits, SecretState::draw(random)),
             load_percent: 0,
-            assembled_id: None,
+            assembled: None,
             sent: SentFragments::new(SecretState::draw(random)),
             questions: Limiter::new(policy.limits().errors_per_s_max),
             scratch: Vec::new(),
@@ -82,11 +91,21 @@ impl Fragments {
         }
     }
 
+    /// Longest packet that may leave by a link of this MTU, bytes. Who cut a packet of IPv6 knew of a narrower link further on
+    /// (RFC 8201 §4): whatever was assembled here stays as short, but for what every link carries (RFC 8200 §5).
+    pub fn mtu(&self, mtu: usize, version: u8) -> usize {
+        match self.assembled {
+            Some(assembled) if version == 6 => mtu.min(usize::from(assembled.longest.max(IPV6_MTU_MIN))),
+            _ => mtu,
+        }
+    }
+
     /// Cuts a packet: frames of at most `mtu` bytes of IP packet for a next hop.
     fn cut(&mut self, packet: &[u8], hop: &Hop, mtu: usize) -> (Vec<Vec<u8>>, Result<(), DropReason>) {
         let mut pieces: Vec<Vec<u8>> = Vec::new();
         let mut each = |piece: &[u8]| pieces.push([&hop.ethernet, piece].concat());
-        let result = fragment::fragment_out(packet, mtu, self.assembled_id, &mut self.scratch, &mut each);
+        let id = self.assembled.map(|assembled| assembled.id);
+        let result = fragment::fragment_out(packet, mtu, id, &mut self.scratch, &mut each);
         (pieces, result)
     }
 }
@@ -214,12 +233,11 @@ impl Services {
             fragment::Outcome::Bridge(key) => self.bridge(&PacketContext { key, ..*packet }, frame, out),
             fragment::Outcome::Whole(whole) => {
                 let mut bytes = with_header_of(frame, whole.packet);
-                let id = whole.id;
+                self.fragments.assembled = Some(Assembled { id: whole.id, longest: whole.longest });
                 let mut whole = Frame::new(packet.ingress, VirtioNetHeader::default(), &mut bytes);
                 frame.outcome = Outcome::Consumed;
-                self.fragments.assembled_id = Some(id);
                 let result = self.whole(packet, &mut whole, out);
-                self.fragments.assembled_id = None;
+                self.fragments.assembled = None;
                 if let Err(reason) = result {
                     self.dropped(&mut whole, reason);
                 }

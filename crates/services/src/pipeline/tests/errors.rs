@@ -4,6 +4,7 @@ use packet::DropReason;
 use packet::attachment::{Ingress, InterfaceId};
 use packet::checksum;
 
+use crate::fragment::Variant;
 use crate::spec::{RouteSpec, UDP};
 
 use super::world::*;
@@ -83,6 +84,49 @@ fn too_big_is_told_in_a_flood_of_other_errors() {
     let packet = udp("10.0.0.9:5000", "198.51.100.7:53", &[1; 1200]);
     let answers: usize = (0..200).map(|_| world.packet(LAN, &packet).len()).sum();
     assert_eq!(answers, 100, "with the same limit");
+}
+
+/// A sender that knows of a narrow link cuts its packets for it, and cannot be told again. So they leave no longer than they came.
+#[test]
+fn assembled_packets_are_cut_as_their_sender_did() {
+    for (mtu, longest) in [(1_500, 1_280), (1_280, 1_280), (1_300, 1_280)] {
+        let mut spec = two_interfaces();
+        spec.limits.fragments = Variant::Assemble;
+        spec.interfaces[WAN_ID.index()].mtu = mtu;
+        let mut world = World::new(1, spec);
+        let packet = udp_of(&key(UDP, "[fd00::9]:5000", "[2001:db8:7::7]:53"), &[7; 3_000]);
+        let left: Vec<_> = in_pieces_v6(&packet, 1_232).iter().flat_map(|it| world.packet(LAN, it)).collect();
+        let bytes: Vec<usize> = left.iter().map(|left| left.packet.len()).collect();
+        assert_eq!(bytes, [longest, longest, 48 + 3_008 - 2 * 1_232], "{mtu}");
+    }
+    // What all links of IPv6 carry goes on whole, and so does an IPv4 packet, which may be cut on its way.
+    let mut spec = two_interfaces();
+    spec.limits.fragments = Variant::Assemble;
+    let mut world = World::new(1, spec);
+    let packet = udp_of(&key(UDP, "[fd00::9]:5000", "[2001:db8:7::7]:53"), &[7; 1_224]);
+    let left: Vec<_> = in_pieces_v6(&packet, 1_000).iter().flat_map(|it| world.packet(LAN, it)).collect();
+    assert_eq!(left.iter().map(|left| left.packet.len()).collect::<Vec<_>>(), [40 + 1_232]);
+    let mut packet = udp("10.0.0.9:5000", "198.51.100.7:53", &[1; 1200]);
+    packet[6] = 0;
+    let left: Vec<_> = in_pieces(&packet, 400).iter().flat_map(|it| world.packet(LAN, it)).collect();
+    assert_eq!(left.len(), 1);
+}
+
+/// The packet (IPv6) in fragments with so many bytes of payload each.
+fn in_pieces_v6(packet: &[u8], bytes: usize) -> Vec<Vec<u8>> {
+    let last = (packet.len() - 41) / bytes;
+    let piece = |(place, chunk): (usize, &[u8])| {
+        let mut piece = packet[..40].to_vec();
+        piece[4..6].copy_from_slice(&(8 + chunk.len() as u16).to_be_bytes());
+        piece[6] = 44;
+        let word = (place * bytes) as u16 | u16::from(place < last);
+        piece.extend([packet[6], 0]);
+        piece.extend(word.to_be_bytes());
+        piece.extend([0, 0, 0, 7]);
+        piece.extend(chunk);
+        piece
+    };
+    packet[40..].chunks(bytes).enumerate().map(piece).collect()
 }
 
 /// As its sender would cut it: "don't fragment" is not set.

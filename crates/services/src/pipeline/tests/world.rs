@@ -8,6 +8,7 @@ use packet::PacketPool;
 use packet::attachment::{Egress, Ingress, InterfaceId, UnitVisit};
 use packet::checksum;
 use packet::flow::FlowKey;
+use packet::ip::PROTOCOL_FRAGMENT;
 use packet::vnet::VirtioNetHeader;
 use packet::{DropCounters, DropReason};
 
@@ -504,7 +505,10 @@ fn is_whole(packet: &[u8]) -> bool {
 }
 
 pub fn is_fragment(packet: &[u8]) -> bool {
-    packet[0] >> 4 == 4 && (packet[6] & 0x3f, packet[7]) != (0, 0)
+    match packet[0] >> 4 {
+        4 => (packet[6] & 0x3f, packet[7]) != (0, 0),
+        _ => packet[6] == PROTOCOL_FRAGMENT,
+    }
 }
 
 /// splitmix64: seeds for everything that must differ.
