@@ -34,8 +34,10 @@ pub(crate) struct Automatic {
 /// Client: what is remembered of it.
 #[derive(Debug, Default)]
 pub(crate) struct Client {
-    /// Live flows on this core.
+    /// Live flows on this core that it began.
     pub(crate) flows: u32,
+    /// Live flows on this core that others began, from outside to its mappings.
+    pub(crate) joined: u32,
     /// The outside addresses that it uses, newest first: one for each of two ways out.
     pub(crate) paired: [Option<IpAddr>; 2],
     /// Its blocks.
@@ -49,6 +51,11 @@ impl Client {
     /// Whether an outside port is of its blocks.
     pub(crate) fn holds(&self, address: IpAddr, port: u16) -> bool {
         self.automatic.iter().any(|held| held.address == address && held.blocks >> block_of(port) & 1 == 1)
+    }
+
+    /// Whether it has no flow.
+    const fn is_idle(&self) -> bool {
+        self.flows == 0 && self.joined == 0
     }
 
     /// Remembers the address that it uses.
@@ -113,9 +120,25 @@ impl Clients {
 
     /// A flow less.
     pub(crate) fn closed(&mut self, now_ns: u64, key: &ClientKey) -> Option<&Client> {
+        self.ended(now_ns, key, |client| client.flows = client.flows.saturating_sub(1))
+    }
+
+    /// A flow from outside more.
+    pub(crate) fn joined(&mut self, key: &ClientKey) {
+        if let Some(client) = self.known.get_mut(key) {
+            client.joined += 1;
+        }
+    }
+
+    /// A flow from outside less.
+    pub(crate) fn left(&mut self, now_ns: u64, key: &ClientKey) {
+        self.ended(now_ns, key, |client| client.joined = client.joined.saturating_sub(1));
+    }
+
+    fn ended(&mut self, now_ns: u64, key: &ClientKey, end: impl FnOnce(&mut Client)) -> Option<&Client> {
         let client = self.known.get_mut(key)?;
-        client.flows = client.flows.saturating_sub(1);
-        if client.flows == 0 {
+        end(client);
+        if client.is_idle() {
             client.idle_since_ns = now_ns;
             if !client.queued {
                 client.queued = true;
@@ -135,7 +158,7 @@ impl Clients {
             self.idle.pop_front();
             let Some(client) = self.known.get_mut(&key) else { continue };
             client.queued = false;
-            if client.flows > 0 {
+            if !client.is_idle() {
                 continue;
             }
             if now_ns.saturating_sub(client.idle_since_ns) < CLIENT_IDLE_NS {
@@ -164,6 +187,13 @@ pub fn share_of_core(max: u32, cores: u8) -> u32 {
     }
     let share = max.div_ceil(u32::from(cores));
     share.saturating_add(4 * share.isqrt().max(1)).min(max)
+}
+
+/// Live flows that one core lets strangers have to a client's mappings: half as many as the client may have itself, and none of
+/// those. Anybody can begin such flows, from as many addresses as there are.
+#[must_use]
+pub fn share_of_strangers(max: u32, cores: u8) -> u32 {
+    share_of_core(max, cores).div_ceil(2)
 }
 
 #[cfg(test)]

@@ -49,7 +49,7 @@ pub use mapping::mapping_core;
 pub use policy::{NatClient, NatPolicy};
 pub use rebind::{Earlier, EarlierMapping};
 
-use limits::{CLIENTS_MAX, ClientKey, Clients, share_of_core};
+use limits::{CLIENTS_MAX, ClientKey, Clients, share_of_core, share_of_strangers};
 use log::EventQueue;
 use mapping::{MAPPINGS_MAX, MappingEntry, Mappings, OutsideKey};
 use pools::{OwnBuckets, Pools};
@@ -354,7 +354,8 @@ impl Nat {
     }
 
     /// A flow begins that came in from outside to a mapping ([`Self::inbound`]): keeps the mapping until
-    /// [`Self::release`] with [`flags::MAPPED`] and not [`flags::SOURCE_NAT`]. It counts as one of the client's flows.
+    /// [`Self::release`] with [`flags::MAPPED`] and not [`flags::SOURCE_NAT`]. Such flows have a limit of their own
+    /// ([`limits::share_of_strangers`]): they cost the client none of those that it may begin.
     ///
     /// # Errors
     /// [`DropReason::NatNoMapping`], [`DropReason::FlowsPerClient`], [`DropReason::FlowTableFull`].
@@ -364,18 +365,18 @@ impl Nat {
         let policy = self.followed.as_ref().map(|followed| &followed.policy);
         let max = policy.and_then(|policy| policy.rule(rule)).map_or(0, |rule| rule.flows_per_client_max);
         let client = self.clients.enter(now_ns, client_key).ok_or(DropReason::FlowTableFull)?;
-        if client.flows >= share_of_core(max, self.cores) {
+        if client.joined >= share_of_strangers(max, self.cores) {
             return Err(DropReason::FlowsPerClient);
         }
         self.mappings.join(&outside_key(key, tenant));
-        self.clients.opened(&client_key, None);
+        self.clients.joined(&client_key);
         Ok(inside)
     }
 
     fn leave_from_outside(&mut self, now_ns: u64, first: &FlowKey, tenant: u16) {
         if let Some(entry) = self.mappings.leave(now_ns, &outside_key(first, tenant)) {
             let (tenant, _, address, ..) = entry.inside;
-            self.clients.closed(now_ns, &(tenant, address));
+            self.clients.left(now_ns, &(tenant, address));
         }
     }
 

@@ -69,13 +69,21 @@ fn a_mapping_stays_while_it_has_flows_and_a_while_longer() {
     assert_eq!((status.mappings, status.clients), (0, 0));
 }
 
+/// They have a limit of their own, half of the client's, and cost it none of its own flows.
 #[test]
-fn flows_from_outside_count_for_the_client() {
+fn flows_from_outside_have_their_own_limit() {
     let mut gateway = Gateway::of(&[NatSpec { flows_per_client_max: 2, ..independent(&["192.0.2.1"]) }]);
     let binding = gateway.bind(key(17, "10.0.0.1:4001", "198.51.100.1:53")).unwrap();
     let outside = SocketAddr::new(binding.source, binding.port).to_string();
-    assert!(gateway.nat.join(0, &key(17, "1.2.3.4:5", &outside), 5, 0).is_ok());
-    assert_eq!(gateway.nat.join(0, &key(17, "1.2.3.4:6", &outside), 5, 0), Err(DropReason::FlowsPerClient));
+    let (first, second) = (key(17, "1.2.3.4:5", &outside), key(17, "1.2.3.4:6", &outside));
+    assert!(gateway.nat.join(0, &first, 5, 0).is_ok());
+    assert_eq!(gateway.nat.join(0, &second, 5, 0), Err(DropReason::FlowsPerClient));
+    assert!(gateway.bind(key(17, "10.0.0.1:4001", "198.51.100.2:53")).is_ok());
+    let third = gateway.bind(key(17, "10.0.0.1:4001", "198.51.100.3:53"));
+    assert_eq!(third, Err(DropReason::FlowsPerClient));
+    let record = Record { flags: flags::MAPPED | flags::DEST_NAT, ..Record::default() };
+    gateway.nat.release(0, &key(17, "10.0.0.1:4001", "1.2.3.4:5"), 0, &record, &first, 5);
+    assert!(gateway.nat.join(0, &second, 5, 0).is_ok());
 }
 
 /// Ports belong to cores: all cores agree, and together they use every port.

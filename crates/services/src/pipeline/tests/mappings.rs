@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use packet::FlowKey;
 use packet::attachment::Ingress;
+use packet::{DropReason, FlowKey};
 use steering::assign::plan;
 use steering::cores::CoreSet;
 use steering::table::Unit;
@@ -311,4 +311,33 @@ fn a_rule_that_shares_an_address_maps_for_every_remote_too() {
         assert_eq!(world.one(LAN, &udp(one, &at[1], b"hello")).key(), key(UDP, &at[0], two));
         assert_eq!(world.one(LAN, &udp(two, &at[0], b"hello")).key(), key(UDP, &at[1], one));
     }
+}
+
+/// Strangers' datagrams to a client's mapping, which it never answers, cost it none of its own connections.
+#[test]
+fn strangers_at_a_mapping_do_not_use_up_the_clients_flows() {
+    let mut spec = independent();
+    spec.nats[0].flows_per_client_max = 10;
+    let mut world = World::new(1, spec);
+    let ask = |number: u16| udp("10.0.0.9:3000", &format!("198.51.100.7:{}", 100 + number), b"x");
+    let outside = world.one(LAN, &ask(0)).key().reversed();
+    for stranger in 1..=11 {
+        let key = FlowKey { src: format!("192.0.2.{stranger}").parse().unwrap(), ..outside };
+        if stranger <= 5 {
+            assert_eq!(world.one(WAN, &udp_of(&key, b"knock")).by(), LAN, "half of what the client may have");
+        } else {
+            world.dropped(WAN, &udp_of(&key, b"knock"), DropReason::FlowsPerClient);
+        }
+    }
+    for number in 1..10 {
+        assert_eq!(world.one(LAN, &ask(number)).by(), WAN, "{number}");
+    }
+    assert_eq!(world.flows(), 15);
+    world.dropped(LAN, &ask(10), DropReason::FlowsPerClient);
+    // When those are over, there is room for others.
+    world.wait(200);
+    assert_eq!(world.flows(), 0);
+    let outside = world.one(LAN, &ask(0)).key().reversed();
+    let friend = FlowKey { src: "192.0.2.99".parse().unwrap(), ..outside };
+    assert_eq!(world.one(WAN, &udp_of(&friend, b"knock")).by(), LAN);
 }
