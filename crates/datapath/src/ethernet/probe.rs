@@ -29,8 +29,8 @@ const PAUSE_NS: u64 = SECOND_NS;
 const PAUSE_NS_MIN: u64 = SECOND_NS / 10;
 /// A word that was heard counts for so long.
 const FRESH_NS: u64 = 3 * SECOND_NS;
-/// Words that are passed on in a second: anybody can make a frame that looks like one.
-const WORDS_PER_S: u32 = 200;
+/// Words of one side that are passed on, or heeded, in a second: anybody can make a frame that looks like one.
+pub(super) const WORDS_PER_S: u32 = 200;
 /// Nodes that pass a word on at most.
 const HOPS: u8 = 8;
 
@@ -58,7 +58,7 @@ pub(super) enum Word {
     PassOn,
     /// A node beyond this peer begins or ceases to stand by; for the other peers too.
     Forget,
-    /// Our own, or one that came too far: it ends here.
+    /// Our own, one that came too far, or one of too many: it ends here.
     Ends,
 }
 
@@ -67,7 +67,6 @@ pub(super) enum Word {
 pub(super) struct Protection {
     number: u64,
     secret: SecretState,
-    words: Limiter,
     next_ns: u64,
     said_ns: u64,
     /// When our own word came back by a bond.
@@ -84,7 +83,6 @@ impl Protection {
         Self {
             number,
             secret,
-            words: Limiter::new(WORDS_PER_S),
             next_ns: 0,
             said_ns: 0,
             proof_ns: None,
@@ -104,7 +102,7 @@ impl Protection {
         self.standby_until_ns = self.standby_until_ns.max(until_ns);
     }
 
-    /// Looks at a frame; a word that is passed on loses a hop. Also: until when the TAP device stands by, when that is news for
+    /// Looks at a frame; a word that is passed on loses a hop. `words`: how many its side may still say ([`WORDS_PER_S`]). Also: until when the TAP device stands by, when that is news for
     /// the other cores.
     pub fn look(
         &mut self,
@@ -112,6 +110,7 @@ impl Protection {
         from: Port,
         header: &EthernetHeader,
         frame: &mut [u8],
+        words: Option<&mut Limiter>,
     ) -> (Word, Option<u64>) {
         if header.ether_type != ETHER_TYPE
             || header.payload_at != 14
@@ -134,12 +133,13 @@ impl Protection {
         }
         let hops = frame.get_mut(HOPS_AT);
         let far = hops.as_ref().is_none_or(|hops| **hops <= 1);
-        let passes = !own && !far && self.words.allow(now_ns);
+        // One to forget is heeded wherever it came to its end; how far it goes on, the hops of the bond say.
+        let passes = !own && (forget || !far) && words.is_some_and(|words| words.allow(now_ns));
         if let Some(hops) = hops {
             *hops = hops.saturating_sub(1).min(HOPS);
         }
         let word = match (forget, from) {
-            (true, Port::Bond(_)) if !own => Word::Forget,
+            (true, Port::Bond(_)) if passes => Word::Forget,
             (false, _) if passes => Word::PassOn,
             _ => Word::Ends,
         };

@@ -20,7 +20,7 @@ use services::hash::SecretState;
 use services::icmp::Limiter;
 
 use super::neighbors::Neighbors;
-use super::probe::{Protection, Word};
+use super::probe::{Protection, WORDS_PER_S, Word};
 use super::stations::{Learned, Station, StationLimits, Stations};
 use super::{Port, SECOND_NS};
 
@@ -116,11 +116,13 @@ pub struct SwitchCounters {
     pub forgotten: u64,
 }
 
-/// How often one side may flood.
+/// How often one side may flood, or say words.
 #[derive(Clone, Copy, Debug)]
 struct Budget {
     group: Limiter,
     unknown: Limiter,
+    /// Of the loop protection.
+    words: Limiter,
 }
 
 /// The switch at one core.
@@ -183,7 +185,11 @@ impl Switch {
         let unknown = group.div_ceil(u32::from(self.settings.cores.max(1)));
         let mut old = std::mem::take(&mut self.budgets);
         for port in ports {
-            let new = Budget { group: Limiter::new(group), unknown: Limiter::new(unknown) };
+            let new = Budget {
+                group: Limiter::new(group),
+                unknown: Limiter::new(unknown),
+                words: Limiter::new(WORDS_PER_S),
+            };
             let mut budget = old.remove(&port).unwrap_or(new);
             budget.group.set_rate(group);
             budget.unknown.set_rate(unknown);
@@ -199,7 +205,8 @@ impl Switch {
 
     fn decide(&mut self, now_ns: u64, from: Port, hops: u8, frame: &mut [u8]) -> Result<Verdict, DropReason> {
         let header = EthernetHeader::parse(frame)?;
-        let (word, until_ns) = self.protection.look(now_ns, from, &header, frame);
+        let words = self.budgets.get_mut(&from).map(|budget| &mut budget.words);
+        let (word, until_ns) = self.protection.look(now_ns, from, &header, frame, words);
         if let Some(until_ns) = until_ns {
             self.counters.forgotten += u64::from(!self.was_standby);
             self.was_standby = true;

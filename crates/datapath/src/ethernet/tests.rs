@@ -299,6 +299,28 @@ fn t14_stations_behind_a_node_that_stands_by_are_forgotten() {
     assert_eq!(low.stations().get(&A), None);
 }
 
+/// Anybody behind a peer can make a word that looks like one: so many a second of each side make the switch forget.
+#[test]
+fn t14_words_to_forget_are_limited() {
+    let mut switch = switch(settings());
+    let mut other = Switch::new(Settings { number: 9, ..settings() }, SecretState::of_number(2));
+    let mut word = other.tick(SECOND_NS, true).unwrap().0;
+    // The kind: forget.
+    word[22] = 2;
+    let forgets = (0..1_000u64).filter(|number| {
+        let now_ns = SECOND_NS + number * SECOND_NS / 1_000;
+        switch.frame(now_ns, A, HOPS, &mut word.clone()) != Verdict::Heard
+    });
+    let forgets = forgets.count() as u64;
+    assert!((190..=220).contains(&forgets), "{forgets}");
+    assert_eq!(switch.counters.forgotten, forgets);
+    // Another peer's are not silenced by them.
+    assert_ne!(switch.frame(SECOND_NS + 999 * SECOND_NS / 1_000, B, HOPS, &mut word.clone()), Verdict::Heard);
+    // One that came as far as it may is heeded all the same.
+    word[23] = 1;
+    assert_ne!(switch.frame(9 * SECOND_NS, A, HOPS, &mut word), Verdict::Heard);
+}
+
 /// A node that ceases to stand by says so: what it and its peers heard meanwhile came by the cable that is gone.
 #[test]
 fn t14_stations_are_forgotten_when_a_node_works_again() {
