@@ -56,6 +56,16 @@ pub(super) struct StationLimits {
     pub age_ns: u64,
 }
 
+impl StationLimits {
+    /// Stations of one side.
+    pub fn room_of(&self, port: Port) -> usize {
+        match port {
+            Port::Tap => self.max / 2,
+            Port::Bond(_) => self.per_peer,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Place {
     port: Port,
@@ -101,16 +111,9 @@ impl Stations {
         self.table.len()
     }
 
-    fn room_of(&self, port: Port) -> usize {
-        match port {
-            Port::Tap => self.limits.max / 2,
-            Port::Bond(_) => self.limits.per_peer,
-        }
-    }
-
     /// A frame of this station came in here.
     pub fn learn(&mut self, now_ns: u64, vlan: Vlan, mac: Mac, port: Port) -> Learned {
-        let (age_ns, room) = (self.limits.age_ns, self.room_of(port));
+        let (age_ns, room) = (self.limits.age_ns, self.limits.room_of(port));
         let has_room = self.by_port.get(&port).copied().unwrap_or(0) < room;
         let Some(place) = self.table.get_mut(&(vlan, mac)) else {
             let place = Place { port, heard_ns: now_ns, told_ns: now_ns, moves: 0, moves_ns: now_ns };
@@ -182,7 +185,8 @@ impl Stations {
     }
 }
 
-fn leave(by_port: &mut BTreeMap<Port, usize>, port: Port) {
+/// One less on a side.
+pub(super) fn leave(by_port: &mut BTreeMap<Port, usize>, port: Port) {
     if let Some(count) = by_port.get_mut(&port) {
         *count -= 1;
         if *count == 0 {

@@ -147,7 +147,7 @@ impl Switch {
     pub fn new(settings: Settings, secret: SecretState) -> Self {
         let mut switch = Self {
             stations: Stations::new(settings.limits(), secret.clone()),
-            neighbors: Neighbors::new(settings.stations_max, secret.clone()),
+            neighbors: Neighbors::new(settings.limits(), secret.clone()),
             protection: Protection::new(settings.number, secret),
             budgets: BTreeMap::new(),
             news: Vec::new(),
@@ -169,7 +169,7 @@ impl Switch {
     /// Other settings from now on. Stations of peers that are gone are forgotten.
     pub fn configure(&mut self, settings: Settings) {
         self.stations.set_limits(settings.limits());
-        self.neighbors.set_max(settings.stations_max);
+        self.neighbors.set_limits(settings.limits());
         self.settings = settings;
         let Settings { peers, down, .. } = &self.settings;
         self.stations.keep_ports(|port| match port {
@@ -235,10 +235,10 @@ impl Switch {
         if header.dst.is_link_local() {
             return Err(DropReason::EthernetLinkLocal);
         }
-        self.learn(now_ns, from, &header)?;
+        let is_known = self.learn(now_ns, from, &header)?;
         let resolution = Resolution::of(&header, frame).filter(|_| self.settings.answers);
-        if let Some((address, mac, router)) = resolution.and_then(|resolution| resolution.tells) {
-            self.neighbors.tell(now_ns, header.vlan, address, mac, router);
+        if let Some((address, mac, router)) = resolution.and_then(|it| it.tells).filter(|_| is_known) {
+            self.neighbors.tell(now_ns, (header.vlan, address), (from, mac), router);
         }
         let group = header.dst.is_group();
         if !group && let Some(port) = self.stations.port_of(now_ns, header.vlan, header.dst) {
@@ -274,10 +274,14 @@ impl Switch {
         }
     }
 
-    fn learn(&mut self, now_ns: u64, from: Port, header: &EthernetHeader) -> Result<(), DropReason> {
+    /// Learns where the source is; whether it has a place in the table.
+    fn learn(&mut self, now_ns: u64, from: Port, header: &EthernetHeader) -> Result<bool, DropReason> {
         match self.stations.learn(now_ns, header.vlan, header.src, from) {
             Learned::Known => {}
-            Learned::NoRoom => self.counters.not_learned += 1,
+            Learned::NoRoom => {
+                self.counters.not_learned += 1;
+                return Ok(false);
+            }
             Learned::News => self.tell(News::Station(Station {
                 vlan: header.vlan,
                 mac: header.src,
@@ -289,7 +293,7 @@ impl Switch {
                 return Err(DropReason::EthernetMoves);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     fn towards(&mut self, from: Port, to: Port, hops: u8, stands_by: bool) -> Result<Verdict, DropReason> {
@@ -395,6 +399,6 @@ impl Switch {
 
     #[cfg(test)]
     pub(super) fn is_sound(&self) -> bool {
-        self.stations.is_sound() && self.neighbors.len() <= self.settings.stations_max
+        self.stations.is_sound() && self.neighbors.is_sound()
     }
 }

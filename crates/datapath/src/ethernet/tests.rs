@@ -139,6 +139,33 @@ fn t14_a_peer_that_makes_up_stations_fills_its_own_share_only() {
 }
 
 #[test]
+fn t14_a_peer_that_makes_up_addresses_fills_its_own_share_only() {
+    let mut switch = switch(settings());
+    // Of stations for which there is no room nothing is believed.
+    for number in 0..200 {
+        send(&mut switch, 1, A, arp(BROADCAST, 1, [2, 1, 0, 0, 0, number], number, 250));
+    }
+    assert_eq!((switch.stations().get(&A), switch.neighbors()), (Some(&8), 8));
+    // One station has many addresses: four times as many as the peer has stations, and half of all at most.
+    for number in 0..200 {
+        send(&mut switch, 1, A, arp(BROADCAST, 1, [2, 1, 0, 0, 0, 0], number, 250));
+    }
+    assert_eq!(switch.neighbors(), 32);
+    send(&mut switch, 2, B, arp(BROADCAST, 1, mac(9), 201, 250));
+    let question = arp(BROADCAST, 1, mac(1), 1, 201);
+    assert!(matches!(send(&mut switch, 2, Port::Tap, question), Verdict::Answer(_)));
+    // A share is free again when what was said in it is old.
+    for second in 60..90 {
+        for part in 0..8 {
+            switch.tick(second * SECOND_NS + part * SECOND_NS / 8, false);
+        }
+    }
+    assert_eq!(switch.neighbors(), 0);
+    send(&mut switch, 90, A, arp(BROADCAST, 1, [2, 1, 0, 0, 0, 1], 7, 250));
+    assert_eq!(switch.neighbors(), 1);
+}
+
+#[test]
 fn t14_each_side_floods_at_its_own_rate() {
     let mut switch = switch(settings());
     let mut floods = |from, at_ms: u64, dst: [u8; 6]| {
