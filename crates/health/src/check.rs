@@ -421,7 +421,8 @@ fn socket(target: &HealthTarget, kind: SocketType) -> Result<OwnedFd, Step> {
 /// Whose fault an error is.
 fn failed(errno: Errno) -> Step {
     match errno {
-        Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS | Errno::AGAIN => {
+        // The last: no local port is free.
+        Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS | Errno::AGAIN | Errno::ADDRNOTAVAIL => {
             Step::NotChecked(errno.into())
         }
         _ => Step::Done(Err(Failure::System(errno.into()))),
@@ -489,5 +490,21 @@ fn kill_group(child: &mut Child) {
     if let Some(group) = Pid::from_raw(child.id().cast_signed()) {
         // Fails only when all of the group are gone.
         let _ = kill_process_group(group, Signal::KILL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A lack of our own says nothing about the target: descriptors, memory, a free port, an address.
+    #[test]
+    fn a_lack_of_our_own_is_no_failure_of_the_target() {
+        for errno in [Errno::MFILE, Errno::NOBUFS, Errno::AGAIN, Errno::ADDRNOTAVAIL] {
+            assert!(matches!(failed(errno), Step::NotChecked(_)), "{errno}");
+        }
+        for errno in [Errno::CONNREFUSED, Errno::HOSTUNREACH, Errno::TIMEDOUT] {
+            assert!(matches!(failed(errno), Step::Done(Err(Failure::System(_)))), "{errno}");
+        }
     }
 }
