@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, TcpListener, TcpStream};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use crate::tls;
 /// Connections of peers at most: each has two descriptors and up to 1 MiB on its way.
 const ACCEPTED_MAX: usize = 1_024;
 
-/// Connections of one address at most: several peers may stand behind one.
+/// Connections of one source at most, an IPv4 address or the /64 of an IPv6 address: several peers may stand behind one.
 const OF_ONE_ADDRESS_MAX: usize = 64;
 
 /// Connections at most of whom the node does not know yet: strangers can open them. The oldest makes room for one more.
@@ -182,7 +182,7 @@ impl Helper {
             // Nothing to do about one that is gone already, nor about a lack of descriptors: the next turn tries again.
             let Ok((tcp, from)) = listener.accept() else { return };
             let deliver_to = *deliver_to;
-            let from = from.ip().to_canonical();
+            let from = source_of(from.ip());
             let of_this = self.accepted().filter(|entry| entry.remote == Some(from)).count();
             if of_this >= OF_ONE_ADDRESS_MAX || self.accepted().count() >= ACCEPTED_MAX {
                 continue;
@@ -261,5 +261,31 @@ impl Helper {
     /// A message that the node does not read is lost: it looks for signs of life, and asks anew.
     fn tell(&self, message: &FromHelper) {
         let _ = protocol::send(&self.node, message, None);
+    }
+}
+
+/// Whom a connection is of, as far as shares go: who has one IPv6 address has all of its /64.
+fn source_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
+        address @ IpAddr::V4(_) => address,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn who_has_one_address_of_ipv6_has_its_network() {
+        let source = |text: &str| source_of(text.parse().unwrap()).to_string();
+        assert_eq!(source("2001:db8:1:2:3:4:5:6"), source("2001:db8:1:2::9"));
+        assert_ne!(source("2001:db8:1:2::9"), source("2001:db8:1:3::9"));
+        assert_eq!(
+            (source("192.0.2.7"), source("::ffff:192.0.2.7")),
+            ("192.0.2.7".into(), "192.0.2.7".into())
+        );
+        assert_ne!(source("192.0.2.7"), source("192.0.2.8"));
     }
 }
