@@ -38,8 +38,6 @@ const MTU_MIN: [u16; 2] = [68, IPV6_MTU_MIN];
 pub enum Problem {
     /// Its time to live ran out here.
     TtlExpired,
-    /// Its fragments did not all come in time. Quote the first one (RFC 792).
-    ReassemblyTime,
     /// No route to its destination.
     NoRoute,
     /// The next hop does not answer.
@@ -60,7 +58,6 @@ impl Problem {
         if version == 4 {
             match self {
                 Problem::TtlExpired => (11, 0, 0),
-                Problem::ReassemblyTime => (11, 1, 0),
                 Problem::NoRoute => (3, 0, 0),
                 Problem::HostUnreachable => (3, 1, 0),
                 Problem::PortUnreachable => (3, 3, 0),
@@ -71,7 +68,6 @@ impl Problem {
         } else {
             match self {
                 Problem::TtlExpired => (3, 0, 0),
-                Problem::ReassemblyTime => (3, 1, 0),
                 Problem::NoRoute => (1, 0, 0),
                 Problem::HostUnreachable => (1, 3, 0),
                 Problem::PortUnreachable => (1, 4, 0),

@@ -3,9 +3,9 @@
 //! Only the first fragment of a packet has its ports, so the core that owns its flow is not known from the others.
 //! The work is shared like this:
 //!
-//! 1. Every fragment is read by the core of its *addresses* (hash of protocol and addresses, ports zero), or by one
-//!    core for all of them ([`Home`]). That core's [`Rendezvous`] holds what comes before the header. With the header
-//!    it tells the flow's key and gives out all fragments in the order in which they came, at once from then on.
+//! 1. Every fragment is read by the core of its *addresses* (hash of protocol and addresses, ports zero). That
+//!    core's [`Rendezvous`] holds what comes before the header. With the header it tells the flow's key and gives
+//!    out all fragments in the order in which they came, at once from then on.
 //! 2. The caller finds the owner of that flow, what is to be done ([`action`], [`Variant`]), and tells the owner:
 //!    [`FragmentTable::tell`]. The owner keeps it in its fragmentation table.
 //! 3. The owner's [`FragmentTable`] either puts the packet together ([`Action::Assemble`]) or lets every fragment go
@@ -39,7 +39,7 @@ use packet::{IpHeader, put_u16, u16_at};
 pub use out::fragment_out;
 pub use pieces::{FRAGMENTS_PER_PACKET_MAX, flow_of_first};
 pub use rendezvous::{Released, Rendezvous};
-pub use rules::{Action, Facts, Home, Measure, Variant, action};
+pub use rules::{Action, Facts, Measure, Variant, action};
 pub use sent::{SentFragments, SentId};
 pub use store::FragmentStats;
 pub use table::{FragmentTable, Outcome, Told, Whole};

@@ -125,12 +125,6 @@ impl Rendezvous {
         self.store.expire(now_ns);
     }
 
-    /// When [`Rendezvous::tick`] has something to do, ns.
-    #[must_use]
-    pub fn deadline_ns(&self) -> Option<u64> {
-        self.store.deadline_ns()
-    }
-
     /// Changes the limits; the oldest packets go if there are too many for them.
     pub fn set_limits(&mut self, limits: FragmentLimits) {
         self.store.set_limits(limits);

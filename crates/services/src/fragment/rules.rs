@@ -1,4 +1,4 @@
-//! Assemble or bridge: what is done with the fragments of a packet, and on which core (row C5).
+//! Assemble or bridge: what is done with the fragments of a packet (row C5).
 
 use crate::spec::{TCP, UDP};
 
@@ -86,27 +86,6 @@ impl Variant {
             None => action(facts),
             Some(true) => Action::Assemble,
             Some(false) => Action::Bridge,
-        }
-    }
-}
-
-/// Which core holds fragments until their header is known.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Home {
-    /// The core of the hash of protocol and addresses: the work is spread.
-    #[default]
-    Addresses,
-    /// This core for all fragments.
-    Core(u16),
-}
-
-impl Home {
-    /// The core of a fragment whose addresses belong to core `of_addresses`.
-    #[must_use]
-    pub const fn core(self, of_addresses: u16) -> u16 {
-        match self {
-            Home::Addresses => of_addresses,
-            Home::Core(core) => core,
         }
     }
 }

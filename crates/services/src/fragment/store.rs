@@ -135,7 +135,7 @@ impl<T> Store<T> {
     }
 
     /// When the oldest packet's time is over.
-    pub fn deadline_ns(&self) -> Option<u64> {
+    fn deadline_ns(&self) -> Option<u64> {
         let (_, entry) = self.entries.first_key_value()?;
         Some(entry.since_ns.saturating_add(self.limits.timeout_ns))
     }

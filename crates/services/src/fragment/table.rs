@@ -164,12 +164,6 @@ impl FragmentTable {
         self.store.expire(now_ns);
     }
 
-    /// When [`FragmentTable::tick`] has something to do, ns.
-    #[must_use]
-    pub fn deadline_ns(&self) -> Option<u64> {
-        self.store.deadline_ns()
-    }
-
     /// Changes the limits; the oldest packets go if there are too many for them.
     pub fn set_limits(&mut self, limits: FragmentLimits) {
         self.store.set_limits(limits);

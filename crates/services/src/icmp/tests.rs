@@ -36,7 +36,6 @@ fn errors_have_their_types_and_quote_the_packet() {
     let v6 = key("tcp [2001:db8::5]:1234 > [2001:db8:1::22]:443");
     for (problem, expected_v4, expected_v6) in [
         (Problem::TtlExpired, [11, 0, 0], [3, 0, 0]),
-        (Problem::ReassemblyTime, [11, 1, 0], [3, 1, 0]),
         (Problem::NoRoute, [3, 0, 0], [1, 0, 0]),
         (Problem::HostUnreachable, [3, 1, 0], [1, 3, 0]),
         (Problem::PortUnreachable, [3, 3, 0], [1, 4, 0]),

@@ -86,9 +86,3 @@ fn variants() {
     }
     assert_eq!(Variant::default(), Variant::Rules);
 }
-
-#[test]
-fn homes() {
-    assert_eq!(Home::default().core(3), 3);
-    assert_eq!(Home::Core(1).core(3), 1);
-}
