@@ -12,7 +12,7 @@ use cluster::encapsulation::{L1_BYTES, L2_BYTES};
 use cluster::snapshot::{SharedInterface, Snapshot};
 use packet::attachment::BondId;
 use packet::ip::{IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, PROTOCOL_TCP};
-use packet::segment::{Segmenter, UDP_HEADER_BYTES, mss_clamp_known};
+use packet::segment::{Segmenter, UDP_HEADER_BYTES, mss_clamp};
 use packet::vnet::{GSO_NONE, VirtioNetHeader};
 use packet::{IpHeader, put_u16};
 use services::icmp::{self, ANSWER_BYTES_MAX, Limiter, Problem};
@@ -77,7 +77,7 @@ impl PathMtu {
         if packet.len() <= SYN_BYTES_MAX {
             let protocol = packet.get(if version == 4 { 9 } else { 6 });
             if protocol == Some(&PROTOCOL_TCP) {
-                mss_clamp_known(packet, mtu.max(least(version)), offload.needs_csum());
+                mss_clamp(packet, mtu.max(least(version)), offload.needs_csum());
             }
             return None;
         }

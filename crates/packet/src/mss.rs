@@ -13,39 +13,17 @@ const OPTION_MSS: u8 = 2;
 /// Lowers the MSS option of a SYN so that full segments fit packets of `mtu` bytes; never raises it, never
 /// adds one. Returns whether the packet changed.
 ///
-/// A partial checksum does not cover the option and must stay, a full one must follow. Which it is, is read
-/// off the packet; one SYN in 65,536 could be either and is left as it is. Use [`mss_clamp_known`] where
-/// the caller knows.
-pub fn mss_clamp(packet: &mut [u8], mtu: u16) -> bool {
+/// `checksum_partial`: the packet's checksum is, does not cover the option and stays; a full one follows.
+pub fn mss_clamp(packet: &mut [u8], mtu: u16, checksum_partial: bool) -> bool {
     let Some(place) = find(packet, mtu) else { return false };
-    let upper = packet.get(place.tcp..place.end).unwrap_or_default();
-    let pseudo = checksum::pseudo_header(place.ip.src, place.ip.dst, PROTOCOL_TCP, upper.len());
-    let looks_full = checksum::fold(checksum::sum(upper, pseudo)) == 0xffff;
-    let looks_partial = u16_at(upper, TCP_CHECKSUM_OFFSET) == Some(checksum::fold(pseudo));
-    if looks_full && looks_partial {
-        return false;
-    }
-    place.apply(packet, looks_partial);
+    place.apply(packet, checksum_partial);
     true
-}
-
-/// [`mss_clamp`] for a caller who knows whether the packet's checksum is partial.
-pub fn mss_clamp_known(packet: &mut [u8], mtu: u16, checksum_partial: bool) -> bool {
-    match find(packet, mtu) {
-        Some(place) => {
-            place.apply(packet, checksum_partial);
-            true
-        }
-        None => false,
-    }
 }
 
 /// An MSS option that has to be lowered.
 struct Place {
-    ip: IpHeader,
-    /// Where the TCP header starts and the packet ends.
+    /// Where the TCP header starts.
     tcp: usize,
-    end: usize,
     /// Offset of the option's value in the packet.
     value: usize,
     old: u16,
@@ -83,7 +61,7 @@ fn find(packet: &[u8], mtu: u16) -> Option<Place> {
     let new = mtu.checked_sub(fixed_bytes).filter(|new| *new > 0)?;
     let value = tcp + find_option(segment.get(..header_bytes)?)?;
     let old = u16_at(packet, value)?;
-    (old > new).then_some(Place { ip, tcp, end, value, old, new })
+    (old > new).then_some(Place { tcp, value, old, new })
 }
 
 /// Offset of the MSS option's value in a TCP header.

@@ -10,7 +10,7 @@
 use crate::checksum;
 use crate::drop_reason::DropReason;
 use crate::ip::{IPV6_HEADER_BYTES, IpHeader, PROTOCOL_TCP, PROTOCOL_UDP};
-pub use crate::mss::{mss_clamp, mss_clamp_known};
+pub use crate::mss::mss_clamp;
 use crate::vnet::{GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, VirtioNetHeader};
 use crate::{put_u16, put_u32, u16_at, u32_at};
 

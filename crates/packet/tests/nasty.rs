@@ -124,8 +124,8 @@ impl Bench {
         let _ = (IpHeader::parse_quoted(bytes), checksum::verify_packet(bytes));
         let mut edited = bytes.to_vec();
         ip::set_ecn_ce(&mut edited);
-        segment::mss_clamp(&mut edited, 1280);
-        segment::mss_clamp_known(&mut edited, 600, true);
+        segment::mss_clamp(&mut edited, 1280, false);
+        segment::mss_clamp(&mut edited, 600, true);
         let _ = segment::complete_checksum(&mut edited);
         assert_eq!(edited.len(), bytes.len());
         // Twice the same cannot be merged, as the sequence number or identification is not the next one;

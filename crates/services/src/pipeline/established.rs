@@ -4,7 +4,7 @@ use packet::attachment::{Egress, Ingress};
 use packet::flow::FlowKey;
 use packet::icmp::{self, Kind};
 use packet::ip::IpHeader;
-use packet::segment::mss_clamp_known;
+use packet::segment::mss_clamp;
 use packet::{DropReason, martian, u32_at};
 
 use super::answers::Answer;
@@ -523,7 +523,7 @@ pub(super) fn note_end(policy: &Policy, record: &Record, was_over: bool) {
 fn clamp_mss(bytes: &mut [u8], packet: &PacketContext, mtu: u16) {
     let header = &packet.header;
     if header.protocol == TCP && header.payload(bytes).get(13).is_some_and(|flags| flags & SYN != 0) {
-        mss_clamp_known(bytes, mtu, packet.partial);
+        mss_clamp(bytes, mtu, packet.partial);
     }
 }
 

@@ -330,7 +330,7 @@ impl Forwarder {
             && bytes.len() <= SYN_BYTES_MAX
             && let Some(mtu) = current.tx.packet_capacity()
         {
-            packet::segment::mss_clamp_known(bytes, mtu, offload.needs_csum());
+            packet::segment::mss_clamp(bytes, mtu, offload.needs_csum());
         }
         let segmenter = Segmenter::new(offload, bytes)?;
         let reduced = reduce(flow, current.tx.receiving.flow_definition(), header.dscp);
