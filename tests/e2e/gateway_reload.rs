@@ -63,6 +63,29 @@ fn c2_c6_reload_breaks_no_flow() {
     });
 }
 
+/// Rows C2, C10: an interface that gets another name keeps its flows, its translation and its number; its device has no second one.
+#[test]
+fn c2_c10_a_reload_renames_an_interface() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let gateway = lans.start(&format!("{ALLOW}{NAT}"));
+        let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
+        let mut talk = Talk::open(lans.host(1), "10.1.2.2:80").unwrap();
+        let renamed = "[[interface]]\nname = \"inet\"\ndevice = \"lan2\"\n[[nat]]\nout = \"inet\"\n";
+        let (code, said) = lans.reload(&gateway, &format!("{ALLOW}{renamed}"));
+        assert!(code == 0 && said.contains("interface lan2: renamed to inet"), "{said}");
+        let all = services(&gateway).interfaces;
+        let names: Vec<_> = all.iter().map(|one| (one.name.as_str(), one.device.as_str())).collect();
+        assert_eq!(names, [("lan1", "lan1"), ("inet", "lan2")]);
+        talk.echo(5_000).unwrap();
+        let answer = Talk::open(lans.host(1), "10.1.2.2:80").unwrap().answer;
+        assert_eq!(answer.source.ip().to_string(), "10.1.2.1", "new connections are translated");
+        assert_eq!(lans.reload(&gateway, &format!("{ALLOW}{NAT}")).0, 0);
+        talk.echo(5_000).unwrap();
+        no_reply_went_astray(&gateway);
+    });
+}
+
 /// Row C10: a wrong configuration is refused with file, line, key and what would be right, by `check`, `up` and `reload`; the
 /// running gateway goes on unchanged.
 #[test]

@@ -712,7 +712,9 @@ fn missing_interfaces(config: &Config, view: &HostView) -> Vec<(&'static str, St
         InterfaceMatch::Pattern(_) => None,
     });
     let devices = config.services.interfaces.iter().map(|interface| ("interface.device", &interface.device));
-    let missing = wans.chain(devices).filter(|(_, name)| !view.links.iter().any(|link| link.name == **name));
+    // One that waits for the next start has no device yet.
+    let named = wans.chain(devices).filter(|(_, name)| *name != reload::NO_DEVICE);
+    let missing = named.filter(|(_, name)| !view.links.iter().any(|link| link.name == **name));
     missing
         .map(|(key, name)| {
             (key, format!("there is no interface \"{name}\" now; it is used as soon as it comes"))

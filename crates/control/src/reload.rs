@@ -12,6 +12,8 @@ use crate::config::{Config, Peer, Wan, directory_of};
 
 mod services;
 
+pub(crate) use services::NO_DEVICE;
+
 /// Result of a reload.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReloadReport {
