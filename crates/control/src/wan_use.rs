@@ -147,7 +147,8 @@ impl WanUse {
             let Some(quota) = quota_of(live, wans) else { continue };
             let (year, month) = began(now, quota.day);
             let used = self.used.entry(live.wan.interface.clone()).or_default();
-            if (used.year, used.month) != (year, month) {
+            // A clock that starts in the past, as those without a battery do, forgets nothing.
+            if (used.year, used.month) < (year, month) {
                 *used = Used { year, month, bytes: 0 };
                 self.changed = true;
             }
@@ -168,7 +169,7 @@ impl WanUse {
         let spent = names(&|live| {
             let used = self.used.get(&live.wan.interface).copied().unwrap_or_default();
             quota_of(live, wans).is_some_and(|quota| {
-                (used.year, used.month) == began(now, quota.day) && used.bytes >= quota.bytes
+                (used.year, used.month) >= began(now, quota.day) && used.bytes >= quota.bytes
             })
         });
         let closed = lives.iter().filter_map(|live| {
@@ -278,6 +279,25 @@ mod tests {
         assert!(again.look(&next, &wans, &lives(&wans)));
         assert_eq!(again.used("lte"), 0);
         let _ = std::fs::remove_dir_all(&directory);
+    }
+
+    /// Without a battery a clock starts years ago, until somebody tells it the time.
+    #[test]
+    fn a_clock_that_starts_in_the_past_forgets_nothing() {
+        let wans = with_quota(1_000, 5);
+        let mut using = WanUse::load(Path::new("/nowhere"), "ana0");
+        using.count(&NOON, &wans, &lives(&wans), &Bonds::default());
+        using.used.get_mut("lte").unwrap().bytes = 1_000;
+        let past = LocalTime { year: 1970, month: 1, day: 1, ..NOON };
+        using.count(&past, &wans, &lives(&wans), &Bonds::default());
+        using.look(&past, &wans, &lives(&wans));
+        assert_eq!((using.used("lte"), using.spent.len()), (1_000, 1), "used up until somebody knows better");
+        using.count(&NOON, &wans, &lives(&wans), &Bonds::default());
+        using.look(&NOON, &wans, &lives(&wans));
+        assert_eq!((using.used("lte"), using.spent.len()), (1_000, 1));
+        let next = LocalTime { month: 4, day: 5, ..NOON };
+        using.count(&next, &wans, &lives(&wans), &Bonds::default());
+        assert_eq!(using.used("lte"), 0);
     }
 
     #[test]
