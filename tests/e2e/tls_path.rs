@@ -101,6 +101,60 @@ fn t1_t12_a_bond_over_tls_survives_its_process_and_goes_back_to_udp() {
     });
 }
 
+/// Row T12: what a WAN carries over TLS is of its quota too.
+#[test]
+fn t12_a_quota_counts_what_goes_over_tls() {
+    isolated(|| {
+        let scene = Scene::new(&[link(20.0, 5.0)]);
+        let (a, b) = (scene.a(), scene.b());
+        nft(b, UDP_BLOCKED);
+        let (branch, hub) = scene.pair();
+        let hub = hub.node_line("listen-tls = 443").section("[[wan]]\ninterface = \"wan0\"\n");
+        let _hub = scene.start(b, &hub);
+        let text = branch.text(&scene.directory);
+        let wan = "[[wan]]\ninterface = \"wan0\"\n";
+        assert!(text.contains(wan), "{text}");
+        let text = text.replace(wan, &format!("{wan}quota = \"3 MB\"\n"));
+        let mut branch = Gateway::start(a, &scene.directory, "branch", &text);
+        branch.wait("a path over TLS", PATIENCE, |report| paths_up(report) >= 1);
+        let used = |report: &control::status::Report| {
+            report.wans.iter().find(|wan| wan.interface == "wan0").map_or(0, |wan| wan.quota_used)
+        };
+        let before = branch.status().map_or(0, |report| used(&report));
+        tcp_seconds(a, b, HUB_IP, 2, 4.0);
+        assert_eq!(carrying(&branch), (1, 0), "{}", branch.log());
+        branch.wait("the quota is used up", PATIENCE, |report| {
+            used(report) > before + 3_000_000
+                && report.wans.iter().any(|wan| wan.state == "quota used up" && wan.tier == 255)
+        });
+    });
+}
+
+/// Row T1: a process that falls silent is given up for good: it ends when it wakes, and the next one goes on.
+#[test]
+fn t1_a_process_that_was_given_up_ends_nothing_of_the_next() {
+    isolated(|| {
+        let scene = Scene::new(&[link(50.0, 5.0)]);
+        let (a, b) = (scene.a(), scene.b());
+        let (branch, _hub) = over_tls(&scene);
+        let before = helpers(&branch);
+        let signal = |signal| {
+            let id = rustix::process::Pid::from_raw(before[0]).unwrap();
+            rustix::process::kill_process(id, signal)
+        };
+        signal(rustix::process::Signal::STOP).unwrap();
+        let next = || helpers(&branch).into_iter().find(|id| !before.contains(id));
+        wait_for("another process carries", PATIENCE, || next().is_some() && carrying(&branch) == (1, 0));
+        let second = next();
+        // It may have been killed by now, if that was allowed.
+        let _ = signal(rustix::process::Signal::CONT);
+        wait_for("the first one ends", PATIENCE, || !helpers(&branch).contains(&before[0]));
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        assert_eq!((next(), carrying(&branch)), (second, (1, 0)), "{}", branch.log());
+        wait_for("it answers", PATIENCE, || try_echo(a, b, HUB_IP).is_ok());
+    });
+}
+
 /// Row T1: the TCP port that is dialled where UDP is blocked is the peer's `tls-port`; 0 forbids it.
 #[test]
 fn t1_the_tcp_port_is_chosen_for_each_peer() {

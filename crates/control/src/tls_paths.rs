@@ -162,10 +162,15 @@ impl Known {
     }
 }
 
+/// Number of the WAN of the connections that go by another WAN.
+pub(crate) fn relay_id(of: u16) -> u16 {
+    RELAY | of
+}
+
 /// The WAN of the connections that go by another WAN: as good as that one.
 pub(crate) fn relay_wan(of: &Wan, relays: Vec<SocketAddr>) -> Wan {
     Wan {
-        id: RELAY | of.id,
+        id: relay_id(of.id),
         interface: String::new(),
         addresses: Vec::new(),
         mtu: 1500,
@@ -181,7 +186,7 @@ pub(crate) fn accepting_wan() -> Wan {
 
 /// Ids that stand for a peer's WANs: each with its connections, and peers' own connections.
 pub(crate) fn with_relays(mut wans: Vec<u16>) -> Vec<u16> {
-    wans.extend(wans.clone().into_iter().map(|id| RELAY | id));
+    wans.extend(wans.clone().into_iter().map(relay_id));
     wans.push(ACCEPTED);
     wans
 }
@@ -189,7 +194,7 @@ pub(crate) fn with_relays(mut wans: Vec<u16>) -> Vec<u16> {
 /// Name of a WAN for people, of those that are known.
 pub(crate) fn name(wan: &Wan, wans: &[Wan]) -> String {
     let Some(_) = &wan.relays else { return wan.interface.clone() };
-    let of = wans.iter().find(|other| other.id | RELAY == wan.id && other.relays.is_none());
+    let of = wans.iter().find(|other| relay_id(other.id) == wan.id && other.relays.is_none());
     match of.map(|of| of.interface.as_str()) {
         Some(name) if !name.is_empty() => format!("{name} (TLS)"),
         _ => "TLS".to_owned(),

@@ -1,8 +1,9 @@
 //! Use of WANs over time (row T12): what was carried of a month's quota, and when and where a WAN may be used at all.
 //!
 //! Counted are the tunnel's datagrams with their IP and UDP headers, in both directions, as far as this process sends and
-//! receives them. The sums are kept in the state directory, so that a restart does not begin the month anew. What the
-//! provider counts besides (other programs, retransmissions of the link) is for the operator to leave room for.
+//! receives them, over TCP and TLS too where this node dials; by which WAN peers connect over TLS is not known. The sums are kept in
+//! the state directory, so that a restart does not begin the month anew. What the provider counts besides (other programs,
+//! retransmissions of the link, what TCP and TLS add) is for the operator to leave room for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -18,6 +19,7 @@ use tunnel::bond::Bonds;
 use crate::config::properties::Quota;
 use crate::config::{self, Config, WANS_MAX};
 use crate::files::{Durable, read_bounded, replace_file};
+use crate::tls_paths;
 use crate::wans::LiveWan;
 
 /// Tier of a WAN whose quota is used up: the last.
@@ -152,7 +154,9 @@ impl WanUse {
                 *used = Used { year, month, bytes: 0 };
                 self.changed = true;
             }
-            let bytes = fresh.get(&live.wan.id).copied().unwrap_or(0);
+            // What goes by this WAN over TCP and TLS is its too.
+            let by = [live.wan.id, tls_paths::relay_id(live.wan.id)];
+            let bytes: u64 = by.iter().filter_map(|id| fresh.get(id)).sum();
             used.bytes = used.bytes.saturating_add(bytes);
             self.changed |= bytes > 0;
         }
