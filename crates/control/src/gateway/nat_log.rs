@@ -26,12 +26,13 @@ pub const ENDED: &str = "the gateway ends: everything that is open ends here";
 /// Note of the last line of a log that was switched off or goes on in another file.
 pub const MOVED: &str = "switched off or moved by a reload: what is open goes on";
 
-/// The log file.
+/// The log file, or none.
+#[derive(Default)]
 pub struct NatLog {
-    path: PathBuf,
+    path: Option<PathBuf>,
     file: Option<BufWriter<File>>,
     complained: bool,
-    /// Lines that are known to be missing.
+    /// Lines that are known to be missing since the start, in whichever file that was said.
     lost: u64,
 }
 
@@ -68,16 +69,21 @@ fn is_one(ports: &u32) -> bool {
 }
 
 impl NatLog {
-    /// A log at this path, opened with the first line.
-    #[must_use]
-    pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), file: None, complained: false, lost: 0 }
+    /// Writes to the file at this path from now on, if any. `running`: what is open already is not listed there.
+    pub fn follow(&mut self, path: Option<&Path>, running: bool, unix_ns: u64) {
+        if path == self.path.as_deref() {
+            return;
+        }
+        self.end(unix_ns, MOVED);
+        self.path = path.map(Path::to_owned);
+        self.reopen();
+        self.remark(unix_ns, "log-begins", None, if running { BEGUN_LATE } else { BEGUN });
     }
 
-    /// Where it is.
+    /// Whether there is one.
     #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
+    pub fn is_on(&self) -> bool {
+        self.path.is_some()
     }
 
     /// Writes at the next line to a new file of the same name, after the old one was renamed.
@@ -88,16 +94,11 @@ impl NatLog {
 
     /// Writes events. `tenants` are the names by number; `clocks` is a moment: monotonic and since 1970, both ns.
     pub fn write(&mut self, events: &[NatEvent], tenants: &[String], clocks: (u64, u64)) {
-        if events.is_empty() {
+        if events.is_empty() || !self.is_on() {
             return;
         }
         let result = self.try_write(events, tenants, clocks);
         self.settle(result);
-    }
-
-    /// The log begins here.
-    pub fn begin(&mut self, unix_ns: u64, note: &str) {
-        self.remark(unix_ns, "log-begins", None, note);
     }
 
     /// The log ends here.
@@ -116,6 +117,9 @@ impl NatLog {
     }
 
     fn remark(&mut self, unix_ns: u64, event: &str, lines: Option<u64>, note: &str) {
+        if !self.is_on() {
+            return;
+        }
         let remark = Remark { time_unix_ms: unix_ns / 1_000_000, event, lines, note };
         let result = self.open().and_then(|file| {
             serde_json::to_writer(&mut *file, &remark)?;
@@ -132,10 +136,8 @@ impl NatLog {
                 self.file = None;
                 if !self.complained {
                     self.complained = true;
-                    tracing::error!(
-                        "NAT events are lost: {} cannot be written: {error}",
-                        self.path.display()
-                    );
+                    let path = self.path.as_deref().unwrap_or(Path::new("")).display();
+                    tracing::error!("NAT events are lost: {path} cannot be written: {error}");
                 }
             }
         }
@@ -145,7 +147,8 @@ impl NatLog {
         let file = match self.file.take() {
             Some(file) => file,
             None => {
-                let file = OpenOptions::new().append(true).create(true).mode(0o640).open(&self.path)?;
+                let path = self.path.as_ref().ok_or(io::ErrorKind::NotFound)?;
+                let file = OpenOptions::new().append(true).create(true).mode(0o640).open(path)?;
                 BufWriter::new(file)
             }
         };
@@ -203,8 +206,8 @@ mod tests {
             remote: None,
             ..event
         };
-        let mut log = NatLog::new(&path);
-        log.begin(3_000_000, BEGUN);
+        let mut log = NatLog::default();
+        log.follow(Some(&path), false, 3_000_000);
         log.write(
             &[event, block],
             &[String::new(), "red".to_owned()],
@@ -231,5 +234,30 @@ mod tests {
 ";
         assert_eq!(text, expected);
         std::fs::remove_file(&path).unwrap();
+    }
+
+    /// What one file said is not said again in the next one.
+    #[test]
+    fn losses_are_told_once_wherever_the_log_goes() {
+        let path = |number: u8| {
+            std::env::temp_dir().join(format!("anabranch-nat-log-{number}-{}", std::process::id()))
+        };
+        let said = |number: u8| {
+            let text = std::fs::read_to_string(path(number)).unwrap();
+            std::fs::remove_file(path(number)).unwrap();
+            let lines = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+            lines.filter_map(|line| line["lines"].as_u64()).collect::<Vec<_>>()
+        };
+        let mut log = NatLog::default();
+        log.follow(Some(&path(1)), false, 1);
+        log.lost(5, 2);
+        log.follow(Some(&path(2)), true, 3);
+        log.lost(5, 4);
+        log.lost(6, 5);
+        log.follow(None, true, 6);
+        log.lost(6, 7);
+        log.follow(Some(&path(3)), true, 8);
+        log.lost(6, 9);
+        assert_eq!([said(1), said(2), said(3)], [vec![5], vec![1], vec![]]);
     }
 }

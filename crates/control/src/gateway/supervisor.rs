@@ -55,7 +55,7 @@ pub(crate) struct GatewaySupervisor {
     checked: (Vec<HealthTarget>, User),
     /// Numbers for the checks: a backend keeps its own as long as the program runs.
     health_ids: BTreeMap<(String, SocketAddr), u16>,
-    log: Option<NatLog>,
+    log: NatLog,
     warnings: WarnOnce,
     events: EventSender,
     /// When flows were last looked through for addresses that linger.
@@ -82,7 +82,7 @@ impl GatewaySupervisor {
             checks: None,
             checked: (Vec::new(), config.services.settings.health_user),
             health_ids: BTreeMap::new(),
-            log: None,
+            log: NatLog::default(),
             warnings: WarnOnce::default(),
             events,
             asked_for_flows: None,
@@ -95,18 +95,8 @@ impl GatewaySupervisor {
 
     /// A configuration is in force, at the start or after a reload; [`Self::refresh`] follows. Returns what is to be said.
     pub(crate) fn configured(&mut self, config: &Config) -> Vec<String> {
-        let wanted = config.services.settings.log_file.as_deref();
-        if wanted != self.log.as_ref().map(NatLog::path) {
-            let now_ns = linux::clock::realtime_ns();
-            if let Some(mut before) = self.log.take() {
-                before.end(now_ns, nat_log::MOVED);
-            }
-            self.log = wanted.map(NatLog::new);
-            if let Some(log) = &mut self.log {
-                let running = self.told.is_some();
-                log.begin(now_ns, if running { nat_log::BEGUN_LATE } else { nat_log::BEGUN });
-            }
-        }
+        let log_file = config.services.settings.log_file.as_deref();
+        self.log.follow(log_file, self.told.is_some(), linux::clock::realtime_ns());
         let said = self.overrides.settle(&config.services);
         if !said.is_empty()
             && let Err(error) = self.store_leases()
@@ -342,18 +332,16 @@ impl GatewaySupervisor {
     }
 
     fn write_log(&mut self, handle: &EngineHandle<'_>) {
-        let (Some(log), Some(told)) = (&mut self.log, &self.told) else { return };
+        let Some(told) = self.told.as_ref().filter(|_| self.log.is_on()) else { return };
         let clocks = (linux::clock::monotonic_ns(), linux::clock::realtime_ns());
         let (events, lost) = handle.take_nat_events();
-        log.write(&events, &told.spec.tenants, clocks);
-        log.lost(lost, clocks.1);
+        self.log.write(&events, &told.spec.tenants, clocks);
+        self.log.lost(lost, clocks.1);
     }
 
     /// The log file was renamed.
     pub(crate) fn reopen_log(&mut self) {
-        if let Some(log) = &mut self.log {
-            log.reopen();
-        }
+        self.log.reopen();
     }
 
     /// Live state, if there is anything but the tunnel.
@@ -404,9 +392,7 @@ impl GatewaySupervisor {
     pub(crate) fn end(&mut self, handle: &EngineHandle<'_>) {
         self.checks = None;
         self.write_log(handle);
-        if let Some(log) = &mut self.log {
-            log.end(linux::clock::realtime_ns(), nat_log::ENDED);
-        }
+        self.log.end(linux::clock::realtime_ns(), nat_log::ENDED);
     }
 
     /// Leaves addresses to the next run, which has so many seconds to come; the kernel takes them away then.
