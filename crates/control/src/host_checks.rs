@@ -28,8 +28,10 @@ pub(crate) use port_holder::PortHolder;
 const BUILT_AT: &str = env!("ANABRANCH_BUILT_AT");
 /// A running node looks again after so long …
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
-/// … and at once when somebody asks, but not more often than this.
+/// … and sooner after somebody has asked, but not more often than this …
 const LOOK_AGAIN_ASKED: Duration = Duration::from_secs(2);
+/// … nor for more than the tenth part of its time: a host may have many routes, rules and programs.
+const PAUSE_BY_COST: u32 = 10;
 /// Interfaces that one warning names at most.
 const NAMED_MAX: usize = 4;
 
@@ -560,18 +562,29 @@ fn translated_ways(config: &Config, view: &HostView, around: &Surroundings, list
 #[derive(Default)]
 pub(crate) struct HostWatch {
     looked_at: Option<Instant>,
+    /// How long the last look took.
+    took: Duration,
+    asked: bool,
     found: Vec<String>,
 }
 
 impl HostWatch {
-    /// Whether it is time to look; sooner if somebody asks.
-    pub(crate) fn is_due(&self, now: Instant, asked: bool) -> bool {
-        let pause = if asked { LOOK_AGAIN_ASKED } else { LOOK_AGAIN };
+    /// Whether it is time to look; sooner if somebody has asked since.
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        let pause = if self.asked { LOOK_AGAIN_ASKED } else { LOOK_AGAIN };
+        let pause = pause.max(self.took * PAUSE_BY_COST);
         self.looked_at.is_none_or(|at| now.saturating_duration_since(at) >= pause)
     }
 
-    /// Takes over what was found; logs what is new. The first look is not logged: starting and reloading say it themselves.
-    pub(crate) fn found(&mut self, now: Instant, found: Vec<String>) {
+    /// Somebody wants to know: what was found last is told, and the next look is soon.
+    pub(crate) fn ask(&mut self) -> &[String] {
+        self.asked = true;
+        &self.found
+    }
+
+    /// Takes over what was found, within so long; logs what is new. The first look is not logged: starting and reloading say it
+    /// themselves.
+    pub(crate) fn found(&mut self, now: Instant, took: Duration, found: Vec<String>) {
         if self.looked_at.is_some() {
             for text in found.iter().filter(|text| !self.found.contains(text)) {
                 tracing::warn!("{text}");
@@ -580,13 +593,8 @@ impl HostWatch {
                 tracing::info!("no longer: {text}");
             }
         }
-        self.looked_at = Some(now);
+        (self.looked_at, self.took, self.asked) = (Some(now), took, false);
         self.found = found;
-    }
-
-    /// Obstacles that are there now.
-    pub(crate) fn texts(&self) -> &[String] {
-        &self.found
     }
 }
 

@@ -466,7 +466,7 @@ impl Node {
         if processor_file::follow(&mut self.config.peers) {
             self.tell_engine_anew();
         }
-        self.watch_host(false);
+        self.watch_host();
         self.look_at_lines();
         self.lan.tick(&self.config, &self.engine, self.host.netlink());
         let handle = EngineHandle::new(&self.engine, &self.handle_state);
@@ -532,20 +532,21 @@ impl Node {
         self.set_names();
         self.choose_outside();
         self.refresh();
+        self.watch.ask();
         Ok(report)
     }
 
-    /// Looks for what on the host stands in the way, when it is time to; sooner if somebody asks.
-    fn watch_host(&mut self, asked: bool) {
-        let now = Instant::now();
-        if self.watch.is_due(now, asked) {
-            self.watch.found(now, obstacle_texts(&self.config, self.host.netlink()));
+    /// Looks for what on the host stands in the way, when it is time to.
+    fn watch_host(&mut self) {
+        let start = Instant::now();
+        if self.watch.is_due(start) {
+            let texts = obstacle_texts(&self.config, self.host.netlink());
+            self.watch.found(Instant::now(), start.elapsed(), texts);
         }
     }
 
     /// Live state.
     pub(crate) fn report(&mut self) -> Report {
-        self.watch_host(true);
         let status =
             read_tunnel::read(&self.engine, &self.config.node.name, &self.told.wans, &mut self.busy_shares);
         let wans = self.shown_wans().iter().map(|live| WanReport {
@@ -576,7 +577,7 @@ impl Node {
             listen: self.config.node.listen,
             wans: wans.collect(),
             names: names.collect(),
-            warnings: self.watch.texts().to_vec(),
+            warnings: self.watch.ask().to_vec(),
             forward_guard: self.engine.forward_guard(),
             gateway: self
                 .supervisor
