@@ -2,10 +2,10 @@
 
 use std::process::ExitCode;
 
-use control::config::values::{ValueError, prefix};
 use control::protocol::Request;
 use ipnet::IpNet;
 
+use crate::lease::net;
 use crate::output::{RunningNode, print, print_json};
 
 /// Arguments of `group`.
@@ -50,10 +50,6 @@ struct Change {
     prefixes: Vec<IpNet>,
     #[command(flatten)]
     target: RunningNode,
-}
-
-fn net(text: &str) -> Result<IpNet, ValueError> {
-    prefix(text).map(|net| net.trunc())
 }
 
 /// Changes or lists groups.

@@ -76,7 +76,8 @@ Taking it again with the same words gives the same range. Exit code 1: refused, 
     },
 }
 
-fn net(text: &str) -> Result<IpNet, ValueError> {
+/// Network of a command's argument, without host bits.
+pub(crate) fn net(text: &str) -> Result<IpNet, ValueError> {
     prefix(text).map(|net| net.trunc())
 }
 

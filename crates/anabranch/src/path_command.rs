@@ -17,8 +17,8 @@ Examples:
   anabranch path reset wan1            as the file says
 
 WAN is the interface of a [[wan]], or the pattern of one with match. Keys and values are those of
-[[wan]]: tier, cost, direction, latency-max, loss-max, rate-max, receive-rate-max, quota,
-quota-day, schedule. What is changed holds until the program ends, over reloads as well, and the
+[[wan]]: tier, cost, direction, latency-max, loss-max, hops-max, rate-max, receive-rate-max,
+quota, quota-day, schedule, locations. What is changed holds until the program ends, over reloads as well, and the
 file stays as it is. \"anabranch status\" shows each WAN and its paths.")]
 pub(crate) struct Args {
     #[command(subcommand)]

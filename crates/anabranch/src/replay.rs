@@ -15,7 +15,7 @@ use arc_swap::ArcSwap;
 use clap::Args as ClapArgs;
 use control::config::Config;
 use control::gateway::overrides::Overrides;
-use control::host_facts::HostFacts;
+use control::host_facts::{EPHEMERAL, HostFacts};
 use datapath::capture::{Captured, replay};
 use datapath::memory::MemoryPorts;
 use datapath::{Datapath, Snapshots, Worker};
@@ -35,8 +35,6 @@ use crate::output;
 
 /// Frames of a capture at most: all of them are in memory.
 const FRAMES_MAX: usize = 20_000_000;
-/// Ports that a Linux host keeps for its own connections unless told otherwise.
-const EPHEMERAL: (u16, u16) = (32_768, 60_999);
 /// Where time begins, ns: a flow table does not start at zero.
 const START_NS: u64 = 1_000_000_000_000;
 

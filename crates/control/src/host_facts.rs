@@ -22,7 +22,7 @@ use steering::units::Lease;
 pub const WAN_ADDRESSES_MAX: usize = 8;
 
 /// The kernel's ports for outgoing connections, unless the host says otherwise.
-const EPHEMERAL: (u16, u16) = (32_768, 60_999);
+pub const EPHEMERAL: (u16, u16) = (32_768, 60_999);
 /// The kernel's table of its own addresses.
 pub(crate) const LOCAL_TABLE: u32 = 255;
 /// Links, addresses and routes as netlink tells them.

@@ -80,14 +80,13 @@ impl Takeover {
         Ok(())
     }
 
-    /// Looks at who has the interfaces, and acts on what has changed. Returns whether the host is to be looked at again.
-    pub fn follow(&mut self, config: &Config, facts: &HostFacts, netlink: &Netlink) -> bool {
-        let mut changed = false;
+    /// Looks at who has the interfaces, and acts on what has changed; the kernel tells of it.
+    pub fn follow(&mut self, config: &Config, facts: &HostFacts, netlink: &Netlink) {
         let places = config.services.interfaces.iter().zip(self.holdings.clone());
         for (interface, holding) in places.filter(|(interface, _)| interface.takeover) {
             let (Some(holding), Some(device)) = (holding, facts.device(&interface.device)) else { continue };
             let has = has_addresses(interface, device);
-            changed |= self.keep_mac(interface, device, has, netlink);
+            self.keep_mac(interface, device, has, netlink);
             if holding.set_active(has) {
                 if has {
                     tracing::info!(interface = interface.name, "this dispatcher has the interface now");
@@ -98,24 +97,16 @@ impl Takeover {
                 }
             }
         }
-        changed
     }
 
-    /// The device has the shared hardware address while this machine has the interface, and its own otherwise. Whether it
-    /// was changed.
-    fn keep_mac(
-        &mut self,
-        interface: &Interface,
-        device: &DeviceFacts,
-        has: bool,
-        netlink: &Netlink,
-    ) -> bool {
-        let Some(shared) = interface.mac else { return false };
+    /// The device has the shared hardware address while this machine has the interface, and its own otherwise.
+    fn keep_mac(&mut self, interface: &Interface, device: &DeviceFacts, has: bool, netlink: &Netlink) {
+        let Some(shared) = interface.mac else { return };
         let own = self.before.get(&device.name).copied();
         let (mac, own) = match (has, own) {
             (true, own) if device.mac() != shared => (shared, Some(own.unwrap_or(device.mac()))),
             (false, Some(own)) if device.mac() == shared => (own, None),
-            _ => return false,
+            _ => return,
         };
         // First the file: who finds it after a crash finds the truth.
         match own {
@@ -129,7 +120,6 @@ impl Takeover {
         if let Err(error) = netlink.set_mac(device.index, mac) {
             tracing::warn!(device = device.name, %error, "the hardware address stays");
         }
-        true
     }
 
     /// Who has what, for people.

@@ -87,7 +87,6 @@ impl<'a> Problems<'a> {
         self.list.push(Problem { file, line, column, severity, key, message });
     }
 
-    /// All problems in the order of the file, those of the whole file first.
     /// Parses the text; faults of the syntax are problems. `None`: there are some.
     pub(crate) fn document(&mut self) -> Option<Spanned<DeTable<'a>>> {
         let (document, errors) = DeTable::parse_recoverable(self.text);
@@ -98,6 +97,7 @@ impl<'a> Problems<'a> {
         errors.is_empty().then_some(document)
     }
 
+    /// All problems in the order of the file, those of the whole file first.
     pub(crate) fn into_sorted(mut self) -> Vec<Problem> {
         self.list.sort_by_key(|problem| (problem.line, problem.column));
         self.list.dedup();

@@ -17,7 +17,7 @@ use services::spec::{
 };
 
 use crate::config::Config;
-use crate::host_facts::HostFacts;
+use crate::host_facts::{HostFacts, LOCAL_TABLE};
 
 /// Routes that the datapath is given at most; beyond, the shortest prefixes are kept.
 pub const ROUTES_MAX: usize = 2_000_000;
@@ -28,8 +28,7 @@ const FIRST_TABLE: u32 = 0;
 /// Number of the table by which everything is the kernel's to pass on; the kernel has none of this number but by the wish of somebody
 /// who has four billion.
 const IPSEC_TABLE: u32 = u32::MAX;
-/// The kernel's table of its own addresses, and the one that it asks last.
-const LOCAL_TABLE: u32 = 255;
+/// The kernel's table that it asks last.
 const DEFAULT_TABLE: u32 = 253;
 
 /// Who wins when a prefix has several routes.

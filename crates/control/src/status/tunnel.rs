@@ -72,7 +72,7 @@ pub struct PeerStatus {
     pub name: String,
     /// Public key, base64.
     pub public_key: String,
-    /// "up", "connecting" or "down".
+    /// "up" or "connecting".
     pub state: String,
     /// Why it is not up, empty when it is.
     pub reason: String,
