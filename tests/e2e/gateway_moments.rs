@@ -157,6 +157,43 @@ fn r7_stop_opens_what_a_dead_gateway_closed() {
     });
 }
 
+/// Row R7: of two gateways on a host that die, each stays closed until it is itself started again or stopped.
+#[test]
+fn r7_one_gateway_opens_nothing_of_another() {
+    isolated(|| {
+        let lans = Lans::new(4);
+        let directory = lans.scene.directory.path().display();
+        let text = |name: &str, tun: &str, first: u8| {
+            format!(
+                "[node]\nname = \"{name}\"\nstate-dir = \"{directory}/{name}\"\ncontrol-socket = \"{directory}/{name}.sock\"\n\
+                 [tun]\nname = \"{tun}\"\n[[interface]]\nname = \"lan{first}\"\n[[interface]]\nname = \"lan{}\"\n{ALLOW}",
+                first + 1
+            )
+        };
+        let start = |name: &str, tun: &str, first: u8| {
+            let text = text(name, tun, first);
+            let mut gateway = Gateway::start(lans.gateway(), &lans.scene.directory, name, &text);
+            ready(&mut gateway);
+            gateway
+        };
+        let tables = || shell(lans.gateway(), "nft list tables");
+        let closed = || (tables().contains("closed-ana0"), tables().contains("closed-ana1"));
+        let (mut one, mut two) = (start("one", "ana0", 1), start("two", "ana1", 3));
+        kill(&mut two);
+        kill(&mut one);
+        assert_eq!(closed(), (true, true));
+        let stop = |gateway: &Gateway| lans.gateway().run(|| gateway.command(&["stop"]).0).unwrap();
+        let one = start("one", "ana0", 1);
+        assert_eq!(closed(), (true, true), "the start of one opens nothing of two");
+        assert_eq!(stop(&one), 0);
+        wait_for("one is open", PATIENCE, || closed() == (false, true));
+        assert_eq!(stop(&one), 3, "nothing runs there");
+        assert_eq!(closed(), (false, true));
+        assert_eq!(stop(&two), 0);
+        assert_eq!(closed(), (false, false));
+    });
+}
+
 /// Row R7: the running process has the rights that it needs and no others, shows its memory to nobody and writes it nowhere; what it
 /// starts has no more.
 #[test]

@@ -44,14 +44,17 @@ impl RunningNode {
 
     /// Asks the node. `Err` is the exit code when there is no answer, which has been said then.
     pub(crate) fn call(&self, request: Request) -> Result<(PathBuf, Response), ExitCode> {
-        let answer = find(self.socket.as_deref()).and_then(|path| {
-            let response = call(&path, request)?;
-            Ok((path, response))
-        });
-        answer.map_err(|error: CallError| {
+        self.try_call(request).map_err(|error| {
             complain(&format!("anabranch: {error}"));
             ExitCode::from(EXIT_NOT_RUNNING)
         })
+    }
+
+    /// As [`Self::call`], but nothing has been said when there is no answer.
+    pub(crate) fn try_call(&self, request: Request) -> Result<(PathBuf, Response), CallError> {
+        let path = find(self.socket.as_deref())?;
+        let response = call(&path, request)?;
+        Ok((path, response))
     }
 }
 

@@ -1,8 +1,11 @@
 //! `anabranch stop`
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use control::control_socket::CallError;
+use control::event_loop;
 use control::protocol::Request;
 
 use crate::EXIT_NOT_RUNNING;
@@ -24,9 +27,17 @@ pub(crate) struct Args {
 /// Stops the gateway.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     const PATIENCE: Duration = Duration::from_secs(15);
-    let (path, response) = match args.target.call(Request::Stop) {
+    let (path, response) = match args.target.try_call(Request::Stop) {
         Ok(answer) => answer,
-        Err(code) => return Ok(after_a_death().unwrap_or(code)),
+        Err(error) => {
+            complain(&format!("anabranch: {error}"));
+            // Of one that cannot be reached or chosen nobody knows that it died.
+            let opened = match &error {
+                CallError::NotRunning(path) => after_a_death(path),
+                _ => None,
+            };
+            return Ok(opened.unwrap_or(ExitCode::from(EXIT_NOT_RUNNING)));
+        }
     };
     if let Some(warning) = &response.warning {
         complain(&format!("anabranch: warning: {warning}"));
@@ -47,9 +58,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Removes what a gateway that died left behind. `None`: there is nothing, or it cannot be removed, which was said then.
-fn after_a_death() -> Option<ExitCode> {
-    match linux::own_tables::remove_orphans() {
+/// Removes what the gateway with this control socket left behind when it died. `None`: there is nothing, or it cannot be
+/// removed, which was said then.
+fn after_a_death(socket: &Path) -> Option<ExitCode> {
+    match linux::own_tables::remove_left_by(&event_loop::last_tun(socket)?) {
         Ok(tables) if tables.is_empty() => None,
         Ok(tables) => {
             let list = tables.join(", ");

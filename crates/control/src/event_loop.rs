@@ -62,7 +62,7 @@ pub fn run(config: Config, options: Options) -> Result<(), StartError> {
     let signals = Signals::new(&[Signal::Interrupt, Signal::Terminate, Signal::HangUp])
         .map_err(failed("cannot receive signals"))?;
     let socket = options.socket.clone().unwrap_or_else(|| config.control_socket());
-    let _lock = lock(&socket)?;
+    let _lock = lock(&socket, &config.tun.name)?;
     let allowed = linux::affinity::allowed_cpus().map_err(|error| StartError::Start(error.to_string()))?;
     let cpus = cpus(&config.node.cores, &allowed).map_err(StartError::Start)?;
     check_port(&config)?;
@@ -86,10 +86,17 @@ pub fn run(config: Config, options: Options) -> Result<(), StartError> {
         tracing::warn!("{warning}");
     }
     let node_events = events.try_clone().map_err(failed("cannot copy a descriptor"))?;
+    let devices: Vec<String> = config.services.devices().map(str::to_owned).collect();
+    let mut left = Vec::new();
+    if devices.is_empty() {
+        // Nothing will replace it.
+        left.extend(linux::own_tables::remove_left_by(&config.tun.name).unwrap_or_default());
+    }
     let mut node = Node::start(config, cpus, host, &socket, node_events)?;
     node.refresh();
     // The own one has been replaced by now, so that forwarding was closed all the time.
-    for table in linux::own_tables::remove_orphans().unwrap_or_default() {
+    left.extend(linux::own_tables::remove_orphans(&devices).unwrap_or_default());
+    for table in left {
         tracing::warn!(table, "removed what a process that died left behind");
     }
     notify(&[NotifyState::Ready]);
@@ -137,17 +144,27 @@ fn notify(state: &[NotifyState<'_>]) {
     }
 }
 
+/// TUN device of the instance that had this control socket last; `None`: nobody knows.
+#[must_use]
+pub fn last_tun(socket: &Path) -> Option<String> {
+    InstanceLock::note(&lock_file(socket)).filter(|tun| !tun.is_empty())
+}
+
+fn lock_file(socket: &Path) -> PathBuf {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".lock");
+    path.into()
+}
+
 /// One instance per control socket.
-fn lock(socket: &Path) -> Result<InstanceLock, StartError> {
+fn lock(socket: &Path, tun: &str) -> Result<InstanceLock, StartError> {
     let hint = "choose another place with --socket or node.control-socket";
     if let Some(directory) = socket.parent().filter(|directory| !directory.as_os_str().is_empty()) {
         std::fs::DirBuilder::new().recursive(true).mode(0o755).create(directory).map_err(|error| {
             StartError::Start(format!("cannot make the directory {} ({error}); {hint}", directory.display()))
         })?;
     }
-    let mut path = socket.as_os_str().to_owned();
-    path.push(".lock");
-    InstanceLock::acquire(Path::new(&path)).map_err(|error| match error.kind() {
+    InstanceLock::acquire(&lock_file(socket), tun).map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => StartError::Start(format!("{error}; stop it first (anabranch stop)")),
         _ => StartError::Start(format!("{error}; {hint}")),
     })

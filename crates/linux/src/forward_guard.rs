@@ -8,7 +8,7 @@
 use crate::Result;
 use crate::error::Context;
 use crate::nft;
-use crate::own_tables::{self, CLOSED};
+use crate::own_tables::{self, CLOSED, INTERFACES};
 
 /// The guard of one process. Dropping it leaves the table where it is.
 #[derive(Debug)]
@@ -78,10 +78,10 @@ fn make(table: &str, devices: &[String], ipsec: bool) -> String {
     let same: Vec<String> = names.iter().map(|name| format!("{name} . {name}")).collect();
     let ipsec = if ipsec { "    meta secpath exists accept\n    rt ipsec exists accept\n" } else { "" };
     format!(
-        "{}table inet {table} {{\n  set interfaces {{ type ifname; elements = {{ {} }} }}\n  chain forward {{\n    \
+        "{}table inet {table} {{\n  set {INTERFACES} {{ type ifname; elements = {{ {} }} }}\n  chain forward {{\n    \
          type filter hook forward priority -10; policy accept;\n    ip daddr 224.0.0.0/4 accept\n    \
          ip6 daddr ff00::/8 accept\n{ipsec}    iifname . oifname {{ {} }} accept\n    \
-         iifname @interfaces oifname @interfaces drop\n  }}\n}}\n",
+         iifname @{INTERFACES} oifname @{INTERFACES} drop\n  }}\n}}\n",
         own_tables::removal(table),
         names.join(", "),
         same.join(", ")
@@ -92,7 +92,7 @@ fn make(table: &str, devices: &[String], ipsec: bool) -> String {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::own_tables::{remove_orphans, tables};
+    use crate::own_tables::{remove_left_by, remove_orphans, tables};
     use crate::testing::isolated;
 
     #[test]
@@ -119,10 +119,39 @@ mod tests {
             // That of a process that lives has its device.
             let mut alive = ForwardGuard::new("lo");
             alive.set(&devices(&["eth0"])).unwrap();
-            assert_eq!(remove_orphans().unwrap(), ["anabranch_closed-ana7"]);
+            assert_eq!(
+                remove_orphans(&devices(&["lan.7", "eth1", "eth0"])).unwrap(),
+                ["anabranch_closed-ana7"]
+            );
+            assert_eq!(remove_left_by("lo").unwrap(), Vec::<String>::new());
             assert_eq!(tables().unwrap(), ["anabranch_closed-lo"]);
             alive.remove().unwrap();
             assert_eq!(tables().unwrap(), Vec::<String>::new());
+        });
+    }
+
+    /// Another gateway dies too: who starts or stops opens nothing of it.
+    #[test]
+    fn what_another_process_closed_stays_closed() {
+        isolated(|| {
+            let devices = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+            for (tun, between) in [("ana0", ["eth0", "eth1"]), ("ana1", ["eth1", "a-device-of-15"])] {
+                ForwardGuard::new(tun).set(&devices(&between)).unwrap();
+            }
+            let both = ["anabranch_closed-ana0", "anabranch_closed-ana1"];
+            assert_eq!(remove_orphans(&devices(&["eth1"])).unwrap(), Vec::<String>::new());
+            assert_eq!(tables().unwrap(), both);
+            assert_eq!(remove_orphans(&devices(&["eth0", "eth1", "eth2"])).unwrap(), both[..1]);
+            assert_eq!(remove_left_by("ana0").unwrap(), Vec::<String>::new());
+            assert_eq!(tables().unwrap(), both[1..]);
+            assert_eq!(remove_left_by("ana1").unwrap(), both[1..]);
+            // The name of a device may be none of `nft`.
+            let netlink = crate::netlink::Netlink::open().unwrap();
+            let _tun = crate::tun::Tun::create("ana~0", 1).unwrap();
+            assert!(netlink.link("ana~0").unwrap().is_some());
+            ForwardGuard::new("ana~0").set(&devices(&["eth0"])).unwrap();
+            assert_eq!(remove_orphans(&devices(&["eth0"])).unwrap(), Vec::<String>::new());
+            assert_eq!(tables().unwrap(), ["anabranch_closed-ana_0"]);
         });
     }
 }

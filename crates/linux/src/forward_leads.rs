@@ -229,7 +229,7 @@ mod tests {
             let all = [lead(6, "203.0.113.1:8080", "192.168.10.5:80", 1)];
             ForwardLeads::new("ana7").set(&["docker0".to_owned()], &all).unwrap();
             ForwardLeads::new("lo").set(&["docker0".to_owned()], &all).unwrap();
-            assert_eq!(own_tables::remove_orphans().unwrap(), ["anabranch_forwards-ana7"]);
+            assert_eq!(own_tables::remove_orphans(&[]).unwrap(), ["anabranch_forwards-ana7"]);
             assert_eq!(own_tables::tables().unwrap(), ["anabranch_forwards-lo"]);
             // The next process with the same device has no forwards.
             ForwardLeads::new("lo").set(&["docker0".to_owned()], &[]).unwrap();

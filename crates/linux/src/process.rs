@@ -20,11 +20,12 @@ pub struct InstanceLock {
 }
 
 impl InstanceLock {
-    /// Takes the lock of this file, which is made (mode 0600) if it is missing and holds our process id.
+    /// Takes the lock of this file, which is made (mode 0600) if it is missing and holds our process id and a note for whoever
+    /// comes after our death ([`Self::note`]).
     /// Fails with [`io::ErrorKind::AddrInUse`] and the other's process id if another instance runs. The file
     /// is left behind on purpose: to remove it would let two later instances lock two different files of one
     /// name.
-    pub fn acquire(path: &Path) -> Result<InstanceLock> {
+    pub fn acquire(path: &Path, note: &str) -> Result<InstanceLock> {
         let what = format!("lock {}", path.display());
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
@@ -33,8 +34,9 @@ impl InstanceLock {
             Ok(()) => {}
             Err(rustix::io::Errno::AGAIN) => {
                 let mut text = String::new();
-                let read = file.take(32).read_to_string(&mut text);
-                let process = match (read, text.trim().parse::<u32>()) {
+                let read = file.take(NOTE_BYTES_MAX).read_to_string(&mut text);
+                let id = text.lines().next().unwrap_or_default().parse::<u32>();
+                let process = match (read, id) {
                     (Ok(_), Ok(id)) => format!(" (process {id})"),
                     _ => String::new(),
                 };
@@ -44,16 +46,23 @@ impl InstanceLock {
             }
             Err(error) => return Err(error).context(what),
         }
-        let note = |file: &mut File| {
+        let write = |file: &mut File| {
             file.set_len(0)?;
             file.seek(SeekFrom::Start(0))?;
-            writeln!(file, "{}", std::process::id())
+            writeln!(file, "{}\n{note}", std::process::id())
         };
-        // A full disk only costs the other instance the process id in its error message.
-        if let Err(error) = note(&mut file) {
+        // A full disk only costs the other instance the process id in its error message, and whoever comes later the note.
+        if let Err(error) = write(&mut file) {
             tracing::debug!(%error, "process id not written to the lock file");
         }
         Ok(InstanceLock { path: path.to_owned(), _file: file })
+    }
+
+    /// Note of the instance that had, or has, the lock of this file.
+    pub fn note(path: &Path) -> Option<String> {
+        let mut text = String::new();
+        File::open(path).ok()?.take(NOTE_BYTES_MAX).read_to_string(&mut text).ok()?;
+        text.lines().nth(1).map(str::to_owned)
     }
 
     /// The locked file.
@@ -61,6 +70,9 @@ impl InstanceLock {
         &self.path
     }
 }
+
+/// Of a lock's file not more is read.
+const NOTE_BYTES_MAX: u64 = 256;
 
 /// Whether this descriptor is a socket.
 pub fn is_socket(descriptor: impl AsFd) -> bool {
@@ -107,20 +119,23 @@ mod tests {
     fn a_second_instance_gets_a_clear_error_and_the_lock_is_free_after_the_first() {
         let name = format!("anabranch-lock-test-{}", std::process::id());
         let path = std::env::temp_dir().join(name);
-        let first = InstanceLock::acquire(&path).unwrap();
+        assert_eq!(InstanceLock::note(&path), None);
+        let first = InstanceLock::acquire(&path, "ana0").unwrap();
         assert_eq!(first.path(), path);
-        let error = InstanceLock::acquire(&path).unwrap_err();
+        let error = InstanceLock::acquire(&path, "ana1").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         let expected = format!("another instance is running (process {})", std::process::id());
         assert!(error.to_string().contains(&expected), "{error}");
         drop(first);
-        drop(InstanceLock::acquire(&path).unwrap());
+        assert_eq!(InstanceLock::note(&path).as_deref(), Some("ana0"));
+        drop(InstanceLock::acquire(&path, "").unwrap());
+        assert_eq!(InstanceLock::note(&path).as_deref(), Some(""));
         std::fs::remove_file(&path).unwrap();
     }
 
     #[test]
     fn a_lock_in_a_missing_directory_names_the_file() {
-        let error = InstanceLock::acquire(Path::new("/nonexistent/a.lock")).unwrap_err();
+        let error = InstanceLock::acquire(Path::new("/nonexistent/a.lock"), "").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         assert!(error.to_string().contains("/nonexistent/a.lock"));
     }

@@ -31,6 +31,9 @@ const TABLES_MAX: usize = 4_096;
 const GET_TABLE: u16 = (SUBSYSTEM << 8) | 1;
 const GET_CHAIN: u16 = (SUBSYSTEM << 8) | 4;
 const GET_RULE: u16 = (SUBSYSTEM << 8) | 7;
+const GET_ELEMENTS: u16 = (SUBSYSTEM << 8) | 13;
+/// Devices of a set that are told, at most.
+const DEVICES_MAX: usize = 65_536;
 /// Families (linux/netfilter.h).
 const INET: u8 = 1;
 const NETDEV: u8 = 5;
@@ -113,8 +116,7 @@ pub fn base_chains() -> Result<Vec<BaseChain>> {
     for Chain { family, table, .. } in chains.iter().filter(|chain| chain.hook.is_some()) {
         let Some(name) = family_name(*family).filter(|_| seen.insert((family, table))) else { continue };
         let (mut rules, mut size) = (Vec::new(), 0);
-        let asked: Vec<u8> = table.bytes().chain([0]).collect();
-        dump(&socket, GET_RULE, *family, &asked, &mut |bytes| {
+        dump(&socket, GET_RULE, *family, &[table], &mut |bytes| {
             size += bytes.len();
             if size <= RULE_BYTES_MAX {
                 rules.extend(Rule::read(bytes));
@@ -142,6 +144,29 @@ pub fn inet_tables() -> Result<Vec<String>> {
 /// As [`inet_tables`].
 pub fn netdev_tables() -> Result<Vec<String>> {
     tables(NETDEV)
+}
+
+/// Devices in a set of a table of the family `inet`.
+///
+/// # Errors
+/// As [`inet_tables`]; there is no such set.
+pub fn device_set(table: &str, set: &str) -> Result<Vec<String>> {
+    let Some(socket) = open()? else { return Ok(Vec::new()) };
+    let mut names = Vec::new();
+    dump(&socket, GET_ELEMENTS, INET, &[table, set], &mut |bytes| {
+        let mut rest = attributes(bytes).and_then(|list| attribute(list, 3)).unwrap_or_default();
+        while let Some((element, _, next)) = first(rest) {
+            // The key's value: its bytes up to the first zero.
+            let value = attribute(element, 1).and_then(|key| attribute(key, 1)).unwrap_or_default();
+            let name = value.split(|byte| *byte == 0).next().unwrap_or_default();
+            if names.len() < DEVICES_MAX {
+                names.push(String::from_utf8_lossy(name).into_owned());
+            }
+            rest = next;
+        }
+    })
+    .context("list a set of nftables")?;
+    Ok(names)
 }
 
 fn tables(family: u8) -> Result<Vec<String>> {
@@ -309,19 +334,20 @@ fn text(bytes: &[u8], kind: u16) -> Option<String> {
     Some(String::from_utf8_lossy(value).trim_end_matches('\0').to_owned())
 }
 
-/// Asks for a list of tables, chains or rules; `table` restricts rules to one.
+/// Asks for a list of tables, chains, rules or a set's elements; the names of a table and a set say of which.
 fn dump(
     socket: &OwnedFd,
     kind: u16,
     family: u8,
-    table: &[u8],
+    names: &[&str],
     each: &mut dyn FnMut(&[u8]),
 ) -> io::Result<()> {
     let mut request = vec![0; 20];
-    if !table.is_empty() {
-        request.extend(u16::try_from(table.len() + 4).unwrap_or(u16::MAX).to_ne_bytes());
-        request.extend(1u16.to_ne_bytes());
-        request.extend_from_slice(table);
+    for (attribute, name) in (1u16..).zip(names) {
+        request.extend(u16::try_from(name.len() + 5).unwrap_or(u16::MAX).to_ne_bytes());
+        request.extend(attribute.to_ne_bytes());
+        request.extend_from_slice(name.as_bytes());
+        request.push(0);
         request.resize(request.len().next_multiple_of(4), 0);
     }
     let length = request.len() as u32;
