@@ -292,6 +292,34 @@ fn a_replay_spares_its_input_and_uses_what_is_whole_of_a_capture() {
     assert!(text(&output.stdout).starts_with("1 frames read"), "{}", text(&output.stdout));
 }
 
+/// A proxy of the environment is not asked for the manager, which is near: it would read the token.
+#[test]
+fn the_token_goes_to_the_manager_alone() {
+    let directory = ScratchDir::new("anabranch-cli").unwrap();
+    let token = site(&directory, "token", "0123456789abcdef0123456789abcdef");
+    let listen = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (manager, proxy) = (listen(), listen());
+    proxy.set_nonblocking(true).unwrap();
+    let at = |listener: &std::net::TcpListener| format!("http://{}", listener.local_addr().unwrap());
+    let child = Command::new(env!("CARGO_BIN_EXE_anabranch"))
+        .args(["cluster", "plan", "--api", &at(&manager), "--token-file", &token])
+        .env("http_proxy", at(&proxy))
+        .env("ALL_PROXY", at(&proxy))
+        .stderr(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn();
+    let mut child = child.unwrap();
+    manager.set_nonblocking(true).unwrap();
+    let asked = (0..1_000).find_map(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        assert!(proxy.accept().is_err(), "the proxy was asked");
+        manager.accept().ok()
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(asked.is_some(), "nobody was asked");
+}
+
 #[test]
 fn help_is_text_and_has_examples() {
     let help = text(&anabranch(&["explain", "--help"], "").stdout);

@@ -18,6 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(40);
 const PORT: u16 = 7_000;
 /// etcd's address for each manager: one of them can be cut off alone.
 const ETCD: [u16; 2] = [2_379, 2_479];
+/// A proxy that is not there: whoever asked it would have no answer.
+const PROXY: [(&str, &str); 2] = [("http_proxy", "http://127.0.0.1:9"), ("ALL_PROXY", "http://127.0.0.1:9")];
 const BUS: [u16; 2] = [4_601, 4_602];
 const API: [u16; 2] = [8_470, 8_471];
 
@@ -73,15 +75,17 @@ impl Managers {
     fn start_manager(&mut self, place: usize) {
         let config = self.bed.directory().join(format!("manager{place}.toml"));
         let log = format!("manager{place}.log");
-        let arguments = ["manager", config.to_str().unwrap()];
-        self.managers[place] = Some(self.bed.start_command(MANAGER, &arguments, &log).unwrap());
+        let mut command = Command::new(PROGRAM);
+        command.arg("manager").arg(config).envs(PROXY);
+        let node = &self.bed.machine(MANAGER).unwrap().node;
+        self.managers[place] = Some(node.start(command, Some(&self.bed.directory().join(log))).unwrap());
     }
 
     /// A command for one manager; its words or its error.
     fn ask(&self, place: usize, words: &[&str]) -> Result<String, String> {
         let mut command = Command::new(PROGRAM);
         command.arg("cluster").args(words).arg("--token-file").arg(self.bed.directory().join("token"));
-        command.args(["--api", &format!("http://127.0.0.1:{}", API[place])]);
+        command.args(["--api", &format!("http://127.0.0.1:{}", API[place])]).envs(PROXY);
         let node = &self.bed.machine(MANAGER).unwrap().node;
         node.output(command).map_err(|error| format!("{error:#}"))
     }

@@ -305,8 +305,9 @@ struct Client {
 
 impl Client {
     fn new(endpoints: Vec<String>) -> Self {
-        let config =
-            ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).http_status_as_error(false).build();
+        let config = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).http_status_as_error(false);
+        // The members are near: no proxy of the environment leads to them.
+        let config = config.proxy(None).build();
         Self { agent: config.into(), endpoints }
     }
 
