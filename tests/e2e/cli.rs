@@ -286,6 +286,10 @@ fn a_replay_spares_its_input_and_uses_what_is_whole_of_a_capture() {
         assert!(text(&output.stderr).contains("--out is the same file as --in"), "{}", text(&output.stderr));
         assert_eq!(std::fs::read(&input).unwrap(), capture);
     }
+    std::os::unix::fs::symlink("/dev/full", directory.path().join("full.pcap")).unwrap();
+    let output = run("full.pcap");
+    assert_eq!(code(&output), 4, "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("full.pcap: No space left"), "{}", text(&output.stderr));
     let output = run("out.pcap");
     assert_eq!(code(&output), 0, "{}", text(&output.stderr));
     assert!(text(&output.stderr).contains("ends within a frame"), "{}", text(&output.stderr));

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{BufReader, BufWriter};
+use std::io::{BufReader, BufWriter, Write as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -338,5 +338,6 @@ fn write(path: &Path, frames: &[Captured]) -> anyhow::Result<()> {
         let length = u32::try_from(frame.bytes.len()).unwrap_or(u32::MAX);
         writer.write_packet(&PcapPacket::new(at, length, &frame.bytes)).with_context(what)?;
     }
-    Ok(())
+    // Dropping it would not say that the disk is full.
+    writer.into_writer().flush().with_context(what)
 }
