@@ -75,7 +75,7 @@ pub fn run(config: Config, options: Options) -> Result<(), StartError> {
         tracing::debug!(%error, "open files");
     }
     let start = |error: linux::Error| StartError::Start(error.to_string());
-    let host = KernelRoutes::open(Numbers::of(&config.tun.name)).map_err(start)?;
+    let host = KernelRoutes::open(Numbers::of(&config.tun.name), &socket).map_err(start)?;
     let monitor = Monitor::open().map_err(start)?;
     let ipsec = IpsecMonitor::open().inspect_err(|error| tracing::debug!(%error, "IPsec")).ok().flatten();
     let (sender, receiver) = sync_channel(EVENTS_MAX);

@@ -21,6 +21,17 @@ pub fn read_bounded(path: &Path, bytes_max: u64) -> io::Result<String> {
     Ok(text)
 }
 
+/// Keeps a value in a file, until there is none.
+pub fn remember(path: &Path, value: Option<&impl serde::Serialize>) -> io::Result<()> {
+    let Some(value) = value else {
+        return match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+    };
+    replace_file(path, &serde_json::to_vec(value)?, Durable::Later)
+}
+
 /// Replaces the file in one step: whoever reads it finds the old or the new contents; if it is to be durable now, also after
 /// a power failure.
 pub fn replace_file(path: &Path, contents: &[u8], durable: Durable) -> io::Result<()> {

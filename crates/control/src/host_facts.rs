@@ -5,7 +5,6 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -17,6 +16,8 @@ use linux::netlink::{
 use services::held_ports::HeldPorts;
 use services::spec::LinkSpec;
 use steering::units::Lease;
+
+use crate::device_settings;
 
 /// Addresses of one WAN that are used at most.
 pub const WAN_ADDRESSES_MAX: usize = 8;
@@ -301,25 +302,14 @@ pub fn read_ephemeral_ports() -> (u16, u16) {
 
 /// The largest IPv6 packet of a device, bytes; [`u16::MAX`] where IPv6 is off.
 fn read_ipv6_mtu(device: &str) -> u16 {
-    let setting = format!("net.ipv6.conf.{}.mtu", device.replace('.', "/"));
-    let mtu = linux::netns::sysctl(&setting).ok().and_then(|text| text.parse::<u32>().ok());
+    let mtu = linux::netns::sysctl(&device_settings::name("ipv6", device, "mtu"))
+        .ok()
+        .and_then(|text| text.parse::<u32>().ok());
     mtu.map_or(u16::MAX, |mtu| u16::try_from(mtu).unwrap_or(u16::MAX))
 }
 
 /// Reverse-path filter of an interface, or of `all`: 0 off, 1 strict, 2 loose. `None` where there is no such interface.
 #[must_use]
 pub fn read_rp_filter(interface: &str) -> Option<u8> {
-    std::fs::read_to_string(rp_filter(interface)).ok()?.trim().parse().ok()
-}
-
-/// Sets the reverse-path filter of an interface.
-///
-/// # Errors
-/// As the kernel refuses it.
-pub fn write_rp_filter(interface: &str, value: u8) -> std::io::Result<()> {
-    std::fs::write(rp_filter(interface), value.to_string())
-}
-
-fn rp_filter(interface: &str) -> PathBuf {
-    PathBuf::from(format!("/proc/sys/net/ipv4/conf/{interface}/rp_filter"))
+    linux::netns::sysctl(&device_settings::name("ipv4", interface, "rp_filter")).ok()?.parse().ok()
 }

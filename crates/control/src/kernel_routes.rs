@@ -3,6 +3,7 @@
 //! Every call compares with what the kernel has now, so it also repairs what others removed (the kernel
 //! itself drops the routes of an interface that goes down). What cannot be done is logged once, not each time.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
@@ -10,7 +11,8 @@ use ipnet::IpNet;
 use linux::netlink::{Family, Netlink, Route, RouteSpec, RuleSpec};
 
 use crate::config;
-use crate::host_facts::{read_rp_filter, write_rp_filter};
+use crate::device_settings::{self, DeviceSettings};
+use crate::host_facts::read_rp_filter;
 use crate::route_plan::{HostPlan, Numbers, RouteChanges};
 use crate::warn_once::WarnOnce;
 
@@ -20,26 +22,24 @@ pub struct KernelRoutes {
     numbers: Numbers,
     tun_index: Option<u32>,
     warnings: WarnOnce,
-    /// Interfaces whose reverse-path filter was changed, and what it was.
-    loosened: Vec<(String, u8)>,
-    /// Interfaces on which router advertisements are not believed, and what `accept_ra` was.
-    deaf: Vec<(String, String)>,
+    /// Reverse-path filters, and whether router advertisements are believed.
+    settings: DeviceSettings,
     has_ipv6: bool,
 }
 
 impl KernelRoutes {
-    /// Opens the kernel's tables and removes what an earlier instance with the same TUN name left behind.
-    pub fn open(numbers: Numbers) -> linux::Result<Self> {
+    /// Opens the kernel's tables and removes what an earlier instance with the same TUN name left behind. Settings of interfaces
+    /// that one with this control socket had changed are known, and put back when they are not wanted any more.
+    pub fn open(numbers: Numbers, control_socket: &Path) -> linux::Result<Self> {
         let mut host = Self {
             netlink: Netlink::open()?,
             numbers,
             tun_index: None,
             warnings: WarnOnce::default(),
-            loosened: Vec::new(),
-            deaf: Vec::new(),
+            settings: DeviceSettings::open(control_socket.with_extension("settings")),
             has_ipv6: Path::new("/proc/sys/net/ipv6").exists(),
         };
-        let removed = host.clear();
+        let removed = host.apply(&HostPlan::default());
         if removed > 0 {
             tracing::info!(removed, "routes and rules left behind by an earlier run are gone");
         }
@@ -181,57 +181,51 @@ impl KernelRoutes {
 
     /// Lets packets in whose way back would be another interface (reverse-path filter `strict` → `loose`): with policy
     /// routing, and for the host's own packets out of the TUN interface, that is the normal case. The kernel goes by the
-    /// larger of the interface's value and that of `all`, so that 2 wins over a strict `all`. Taken back at the end.
-    pub fn loosen_reverse_path(&mut self, interface: &str) {
-        if self.loosened.iter().any(|(name, _)| name == interface) {
-            return;
-        }
-        let (Some(all), Some(own)) = (read_rp_filter("all"), read_rp_filter(interface)) else { return };
-        if all.max(own) != 1 {
-            return;
-        }
-        match write_rp_filter(interface, 2) {
-            Ok(()) => {
-                tracing::info!(interface, "reverse-path filter set from strict to loose");
-                self.loosened.push((interface.to_owned(), own));
+    /// larger of the interface's value and that of `all`, so that 2 wins over a strict `all`. Given are all such interfaces: of
+    /// others it is taken back, as at the end.
+    pub fn loosen_reverse_path(&mut self, interfaces: &BTreeSet<String>) {
+        let wanted = |interface: &String| device_settings::name("ipv4", interface, "rp_filter");
+        self.settings
+            .retain(|name| !name.ends_with(".rp_filter") || interfaces.iter().any(|i| wanted(i) == name));
+        for interface in interfaces {
+            let (Some(all), Some(own)) = (read_rp_filter("all"), read_rp_filter(interface)) else { continue };
+            if all.max(own) != 1 {
+                continue;
             }
-            Err(error) => self.warnings.warn(format!(
-                "{interface} has a strict reverse-path filter (rp_filter = 1) which drops what comes in there, and it \
-                 cannot be changed: {error}; set it to 2"
-            )),
+            match self.settings.set(&wanted(interface), "2") {
+                Ok(true) => tracing::info!(interface, "reverse-path filter set from strict to loose"),
+                Ok(false) => {}
+                Err(error) => self.warnings.warn(format!(
+                    "{interface} has a strict reverse-path filter (rp_filter = 1) which drops what comes in there, and it \
+                     cannot be changed: {error}; set it to 2"
+                )),
+            }
         }
     }
 
-    /// Has the kernel not believe router advertisements on an interface: there we are the router (RFC 4861 §6.2.7), and any host
-    /// could make itself ours. Taken back at the end.
-    pub fn ignore_router_advertisements(&mut self, interface: &str) {
-        let file = format!("/proc/sys/net/ipv6/conf/{interface}/accept_ra");
-        let Ok(before) = std::fs::read_to_string(&file) else { return };
-        let before = before.trim();
-        if before == "0" {
-            return;
-        }
-        match std::fs::write(&file, "0") {
-            Ok(()) if self.deaf.iter().any(|(name, _)| name == interface) => {}
-            Ok(()) => {
-                tracing::info!(interface, "router advertisements of its hosts are not believed (accept_ra = 0)");
-                self.deaf.push((interface.to_owned(), before.to_owned()));
+    /// Has the kernel not believe router advertisements on these interfaces: there we are the router (RFC 4861 §6.2.7), and any host
+    /// could make itself ours. Given are all of them: on others it is taken back, as at the end.
+    pub fn ignore_router_advertisements(&mut self, interfaces: &BTreeSet<String>) {
+        let wanted = |interface: &String| device_settings::name("ipv6", interface, "accept_ra");
+        self.settings
+            .retain(|name| !name.ends_with(".accept_ra") || interfaces.iter().any(|i| wanted(i) == name));
+        for interface in interfaces {
+            match self.settings.set(&wanted(interface), "0") {
+                Ok(true) => {
+                    tracing::info!(interface, "router advertisements of its hosts are not believed (accept_ra = 0)");
+                }
+                Ok(false) => {}
+                Err(error) => self.warnings.warn(format!(
+                    "{interface}: any host there can become this gateway's way out by a router advertisement, and accept_ra \
+                     cannot be changed: {error}; set net.ipv6.conf.{interface}.accept_ra to 0"
+                )),
             }
-            Err(error) => self.warnings.warn(format!(
-                "{interface}: any host there can become this gateway's way out by a router advertisement, and accept_ra \
-                 cannot be changed: {error}; set net.ipv6.conf.{interface}.accept_ra to 0"
-            )),
         }
     }
 
     /// Removes all routes and rules of this instance. Returns how many there were.
     pub fn clear(&mut self) -> usize {
-        for (interface, before) in std::mem::take(&mut self.loosened) {
-            let _ = write_rp_filter(&interface, before);
-        }
-        for (interface, before) in std::mem::take(&mut self.deaf) {
-            let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/accept_ra"), before);
-        }
+        self.settings.clear();
         self.apply(&HostPlan::default())
     }
 }

@@ -8,7 +8,7 @@
 //!    restart.
 //! 3. [`host_facts`] reads devices, addresses, routes and sysctls. [`wans`] turns devices into WANs; [`route_plan`] says
 //!    which routes and rules the host should have for them and for allowed-ips; [`kernel_routes`] puts those into the
-//!    kernel and takes them out again. [`nic_hash`] predicts queues of network cards. [`peer_names`] asks for DNS names of peers, again and again.
+//!    kernel and takes them out again; `device_settings` keeps single settings. [`nic_hash`] predicts queues of network cards. [`peer_names`] asks for DNS names of peers, again and again.
 //! 4. [`gateway`] is all that is not the tunnel; `health_process` starts the process that checks its backends.
 //! 5. [`control_socket`] takes operators' requests, which [`protocol`] describes; `commands` carries
 //!    them out; [`reload`]
@@ -24,6 +24,7 @@ mod commands;
 pub mod config;
 pub mod control_socket;
 mod copies;
+mod device_settings;
 pub mod event_loop;
 mod events;
 mod files;

@@ -1,5 +1,6 @@
 //! Running node: engine, TUN interface, routes, WANs, names. [`crate::event_loop`] tells it what happened.
 
+mod devices;
 mod dialing;
 mod requests;
 mod sockets;
@@ -234,7 +235,7 @@ impl Node {
         });
         self.host.apply(&plan);
         self.lan.follow(&self.config, &self.engine, &view, &mut self.host);
-        self.loosen_reverse_path(&view);
+        self.set_devices(&view);
         self.tell_wans();
         self.refresh_services(&view);
         let states = |lives: &[LiveWan]| -> Vec<Wan> { lives.iter().map(|live| live.wan.clone()).collect() };
@@ -245,15 +246,6 @@ impl Node {
 
     /// Devices, packet engine and monitors, as the configuration wants them.
     fn refresh_services(&mut self, view: &HostView) {
-        if !self.config.services.is_empty() {
-            // What is for the host comes out of the TUN interface, wherever it came from.
-            self.host.loosen_reverse_path(&self.config.tun.name);
-        }
-        for interface in &self.config.services.interfaces {
-            if policy::is_inside(&self.config, interface) {
-                self.host.ignore_router_advertisements(&interface.device);
-            }
-        }
         let ephemeral = read_ephemeral_ports();
         let mut facts = HostFacts::new(view, Some(self.tun_index), ephemeral);
         facts.port_blocks.clone_from(&self.port_blocks);
@@ -372,26 +364,6 @@ impl Node {
                 }
                 self.incomplete = true;
             }
-        }
-    }
-
-    /// Reverse-path filters of the interfaces that carry the tunnel.
-    fn loosen_reverse_path(&mut self, view: &HostView) {
-        let mut names: Vec<String> = self
-            .lives
-            .iter()
-            .filter(|live| live.index.is_some())
-            .map(|live| live.wan.interface.clone())
-            .collect();
-        if self.config.wans.is_empty() && self.config.has_default_route() {
-            // The tunnel takes the default route: replies of the peer seem to come from the wrong side.
-            let with_default = |index| {
-                view.routes.iter().any(|r| r.spec.dst.prefix_len() == 0 && r.spec.interface == Some(index))
-            };
-            names.extend(view.links.iter().filter(|l| with_default(l.index)).map(|link| link.name.clone()));
-        }
-        for name in names {
-            self.host.loosen_reverse_path(&name);
         }
     }
 

@@ -22,7 +22,7 @@ use super::ipv6_router::Ipv6Routers;
 use super::own_services::OwnServices;
 use crate::config::services::pools;
 use crate::config::services::{ListenHost, Services};
-use crate::files::{Durable, read_bounded, replace_file};
+use crate::files::{self, read_bounded};
 use crate::host_facts::HostFacts;
 use crate::takeover;
 use crate::warn_once::WarnOnce;
@@ -210,7 +210,7 @@ impl Addresses {
             added,
             planned: BTreeSet::new(),
             lingering: BTreeMap::new(),
-            ipv6_routers: Ipv6Routers::default(),
+            ipv6_routers: Ipv6Routers::open(control_socket),
             own_services: OwnServices::default(),
             warnings: WarnOnce::default(),
             inherited: false,
@@ -348,17 +348,8 @@ impl Addresses {
     }
 
     fn remember(&mut self) {
-        let result = if self.added.is_empty() {
-            match std::fs::remove_file(&self.file) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-                _ => Ok(()),
-            }
-        } else {
-            serde_json::to_vec(&self.added)
-                .map_err(io::Error::from)
-                .and_then(|text| replace_file(&self.file, &text, Durable::Later))
-        };
-        if let Err(error) = result {
+        let added = (!self.added.is_empty()).then_some(&self.added);
+        if let Err(error) = files::remember(&self.file, added) {
             let file = self.file.display();
             self.warnings.warn(format!(
                 "{file} cannot be written ({error}): after a crash, addresses would be left on the devices"

@@ -6,65 +6,56 @@
 //! `net.ipv6.conf.all.forwarding`, and does not see what the datapath takes.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use services::spec::{GatewaySpec, HostMode};
 
-/// Devices that were told to be a router's, to be put back at the end.
-#[derive(Debug, Default)]
+use crate::device_settings::{self, DeviceSettings};
+
+/// Devices that are to be a router's.
+#[derive(Debug)]
 pub(super) struct Ipv6Routers {
-    devices: BTreeSet<String>,
+    /// Names of their settings.
+    wanted: BTreeSet<String>,
+    settings: DeviceSettings,
 }
 
 impl Ipv6Routers {
+    /// With what an earlier run left behind, remembered beside its control socket.
+    pub(super) fn open(control_socket: &Path) -> Self {
+        let settings = DeviceSettings::open(control_socket.with_extension("routers"));
+        Self { wanted: BTreeSet::new(), settings }
+    }
+
     /// Follows a policy that is in force.
     pub(super) fn follow(&mut self, spec: &GatewaySpec) {
         let native = spec.host.mode == HostMode::Native;
         let routes = |device: &&services::spec::InterfaceSpec| {
             native && !device.outside && device.addresses.iter().any(|net| net.addr().is_ipv6())
         };
-        let wanted: BTreeSet<&str> =
-            spec.interfaces.iter().filter(routes).map(|interface| interface.device.as_str()).collect();
-        self.devices.retain(|device| wanted.contains(device.as_str()) || put(device, "0").is_err());
-        for device in wanted {
-            // Where it is 1 already somebody else wants it, and will take it back.
-            if !self.devices.contains(device)
-                && linux::netns::sysctl(&setting(device)).is_ok_and(|value| value == "0")
-            {
-                match put(device, "1") {
-                    Ok(()) => _ = self.devices.insert(device.to_owned()),
-                    Err(error) => {
-                        tracing::warn!(device, %error, "hosts may not take this device for a router");
-                    }
-                }
+        let setting = |device: &str| device_settings::name("ipv6", device, "forwarding");
+        self.wanted = spec.interfaces.iter().filter(routes).map(|one| setting(&one.device)).collect();
+        self.settings.retain(|name| self.wanted.contains(name));
+        // Where it is 1 already somebody else wants it, and will take it back.
+        for name in &self.wanted {
+            if let Err(error) = self.settings.set(name, "1") {
+                tracing::warn!(%error, "hosts may not take this device for a router");
             }
         }
     }
 
     /// Sets again what somebody has set back: a write to `net.ipv6.conf.all.forwarding`, as at each start of `systemd-sysctl`, goes to every device.
-    pub(super) fn keep(&self) {
-        for device in &self.devices {
-            if linux::netns::sysctl(&setting(device)).is_ok_and(|value| value == "0")
-                && let Err(error) = put(device, "1")
-            {
-                tracing::debug!(device, %error, "it is no router's device any more");
+    pub(super) fn keep(&mut self) {
+        for name in &self.wanted {
+            if let Err(error) = self.settings.set(name, "1") {
+                tracing::debug!(%error, "a device is no router's any more");
             }
         }
     }
 
     /// Puts everything back as it was.
     pub(super) fn clear(&mut self) {
-        for device in std::mem::take(&mut self.devices) {
-            // A device that is gone took its settings along.
-            let _ = put(&device, "0");
-        }
+        self.wanted.clear();
+        self.settings.clear();
     }
-}
-
-fn put(device: &str, value: &str) -> Result<(), linux::Error> {
-    linux::netns::set_sysctl(&setting(device), value)
-}
-
-/// Name of the setting; dots of a device's name are written with `/`.
-fn setting(device: &str) -> String {
-    format!("net.ipv6.conf.{}.forwarding", device.replace('.', "/"))
 }

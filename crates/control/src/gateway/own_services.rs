@@ -17,14 +17,16 @@ use linux::bpf::LoopbackRedirect;
 use linux::forward_leads::{ForwardLeads, Lead};
 use services::spec::{DeliveryMode, ForwardSpec, GatewaySpec, InnerSpec};
 
+use crate::device_settings::{self, DeviceSettings};
+
 /// The host's way to services, while there are any.
 #[derive(Debug, Default)]
 pub(super) struct OwnServices {
     /// The TUN device's index and what goes there.
     told: (u32, Vec<(u8, SocketAddr)>),
     redirect: Option<LoopbackRedirect>,
-    /// The TUN device whose `accept_local` was switched on, to be put back at the end.
-    accepts: Option<String>,
+    /// `accept_local` of the TUN device, which takes it along.
+    accepts: DeviceSettings,
     leads: Option<ForwardLeads>,
     /// Devices and forwards that were led last, also when that failed.
     led: Option<(Vec<String>, Vec<Lead>)>,
@@ -86,22 +88,12 @@ impl OwnServices {
     fn turn_no_more(&mut self) {
         self.redirect = None;
         self.told = (0, Vec::new());
-        if let Some(device) = self.accepts.take() {
-            // A device that is gone took its settings along.
-            let _ = linux::netns::set_sysctl(&setting(&device), "0");
-        }
+        self.accepts.clear();
     }
 
     fn accept_local(&mut self, device: &str) {
-        let is_off = || linux::netns::sysctl(&setting(device)).is_ok_and(|value| value == "0");
-        if self.accepts.is_some() || !is_off() {
-            return;
-        }
-        match linux::netns::set_sysctl(&setting(device), "1") {
-            Ok(()) => self.accepts = Some(device.to_owned()),
-            Err(error) => {
-                tracing::warn!(device, %error, "answers of virtual servers may not reach this host itself");
-            }
+        if let Err(error) = self.accepts.set(&device_settings::name("ipv4", device, "accept_local"), "1") {
+            tracing::warn!(device, %error, "answers of virtual servers may not reach this host itself");
         }
     }
 }
@@ -137,11 +129,6 @@ fn leads(spec: &GatewaySpec) -> Vec<Lead> {
     };
     let to_inner = spec.host.inners.iter().map(through);
     spec.forwards.iter().filter(plain).map(lead).chain(to_inner).collect()
-}
-
-/// Name of the setting; dots of a device's name are written with `/`.
-fn setting(device: &str) -> String {
-    format!("net.ipv4.conf.{}.accept_local", device.replace('.', "/"))
 }
 
 #[cfg(test)]

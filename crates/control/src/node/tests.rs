@@ -46,9 +46,10 @@ fn the_hosts_packets_pass_a_strict_reverse_path_filter() {
         let tun = netlink.link("ana0").unwrap().unwrap().index;
         std::fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", "1").unwrap();
         let config = config("listen = 4600", "[[interface]]\nname = \"wan\"\ndevice = \"eth0\"\n");
-        let mut host = KernelRoutes::open(Numbers::of("ana0")).unwrap();
+        let socket = std::env::temp_dir().join(format!("anabranch-node-{}.sock", std::process::id()));
+        let mut host = KernelRoutes::open(Numbers::of("ana0"), &socket).unwrap();
         host.set_up_tun(tun, &config.tun, &policy::tun_addresses(&config)).unwrap();
-        host.loosen_reverse_path("ana0");
+        host.loosen_reverse_path(&["ana0".to_owned()].into());
         let read = || std::fs::read_to_string("/proc/sys/net/ipv4/conf/ana0/rp_filter").unwrap();
         assert_eq!(read().trim(), "2");
         let output = Command::new("ip").args(["-4", "address", "show", "ana0"]).output().unwrap();

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::net::SocketAddr;
+use std::path::Path;
 
 use linux::netlink::Netlink;
 use linux::testing::isolated;
@@ -311,7 +312,8 @@ fn the_kernel_agrees() {
         netlink.set_up(netlink.link("far").unwrap().unwrap().index, true).unwrap();
         let config = two_wans("[\"0.0.0.0/0\", \"::/0\", \"10.8.0.0/16\"]");
         let numbers = Numbers::of("ana0");
-        let mut host = KernelRoutes::open(numbers).unwrap();
+        let socket = std::env::temp_dir().join(format!("anabranch-plan-{}.sock", std::process::id()));
+        let mut host = KernelRoutes::open(numbers, &socket).unwrap();
         host.set_up_tun(tun, &config.tun, &config.tun.addresses).unwrap();
         let apply = |host: &mut KernelRoutes| {
             let view = HostView::read(&netlink).unwrap();
@@ -340,8 +342,11 @@ fn the_kernel_agrees() {
         // Strict reverse-path filters would drop what comes in over the second WAN.
         let filter = "/proc/sys/net/ipv4/conf/wan1/rp_filter";
         std::fs::write(filter, "1").unwrap();
-        host.loosen_reverse_path("wan1");
-        host.loosen_reverse_path("nosuchwan");
+        host.loosen_reverse_path(&["wan1".to_owned(), "nosuchwan".to_owned()].into());
+        assert_eq!(std::fs::read_to_string(filter).unwrap().trim(), "2");
+        // `systemd-sysctl` writes its files again, or the device goes and comes back.
+        std::fs::write(filter, "1").unwrap();
+        host.loosen_reverse_path(&["wan1".to_owned()].into());
         assert_eq!(std::fs::read_to_string(filter).unwrap().trim(), "2");
 
         // The kernel drops an interface's routes with the interface; the next look repairs it.
@@ -363,17 +368,34 @@ fn the_kernel_agrees() {
         assert_eq!(std::fs::read_to_string(filter).unwrap().trim(), "1");
         apply(&mut host);
 
+        // A reload makes one of them lead outside.
+        host.ignore_router_advertisements(&["wan0".to_owned(), "wan1".to_owned()].into());
+        assert_eq!(believed(), ["0", "0"]);
+        host.ignore_router_advertisements(&["wan1".to_owned()].into());
+        assert_eq!(believed(), ["1", "0"]);
+        host.ignore_router_advertisements(&["wan0".to_owned(), "wan1".to_owned()].into());
+
         // Killed here.
         std::mem::forget(host);
-        leftovers_are_cleaned_up(&netlink, numbers, tun);
+        leftovers_are_cleaned_up(&netlink, numbers, tun, &socket);
     });
 }
 
+/// Whether router advertisements are believed.
+fn believed() -> [String; 2] {
+    ["wan0", "wan1"].map(|name| linux::netns::sysctl(&format!("net.ipv6.conf.{name}.accept_ra")).unwrap())
+}
+
 /// A later instance with the same name cleans up, one with another name leaves it alone.
-fn leftovers_are_cleaned_up(netlink: &Netlink, numbers: Numbers, tun: u32) {
-    drop(KernelRoutes::open(Numbers::of("ana1")).unwrap());
+fn leftovers_are_cleaned_up(netlink: &Netlink, numbers: Numbers, tun: u32, socket: &Path) {
+    drop(KernelRoutes::open(Numbers::of("ana1"), &socket.with_file_name("anabranch-another.sock")).unwrap());
     assert!(ours(netlink) > 10);
-    drop(KernelRoutes::open(numbers).unwrap());
+    assert_eq!(believed(), ["0", "0"]);
+    let mut next = KernelRoutes::open(numbers, socket).unwrap();
+    next.ignore_router_advertisements(&["wan1".to_owned()].into());
+    assert_eq!(believed(), ["1", "0"], "what is wanted no more is as it was, after a death too");
+    drop(next);
+    assert_eq!(believed(), ["1", "1"]);
     assert_eq!(source("198.51.100.1:4600", None, 0), Some("192.168.8.100".parse().unwrap()));
     // What remains hangs on the TUN interface and goes with it.
     netlink.delete_link(tun).unwrap();
