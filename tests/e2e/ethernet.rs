@@ -256,7 +256,24 @@ fn t14_two_lans_are_one_with_dhcp_arp_nd_and_tags() {
         let (code, text) = branch.command(&["status"]);
         assert!(code == 0 && text.contains("LAN tap0 in br0, MTU 1500"), "{text}");
         stations_are_asked_themselves(&branch, &near);
+        the_device_leaves_its_bridge(&branch, a);
     });
+}
+
+/// A reload that takes the bridge away takes the device out of it.
+fn the_device_leaves_its_bridge(branch: &Gateway, place: &Node) {
+    let port = || {
+        let silent = shell(place, "cat /proc/sys/net/ipv6/conf/tap0/disable_ipv6");
+        (shell(place, "ip link show tap0").contains("master br0"), silent.trim() == "1")
+    };
+    let text = std::fs::read_to_string(&branch.config).unwrap();
+    assert_eq!(port(), (true, true));
+    std::fs::write(&branch.config, text.replace("bridge = \"br0\"\n", "")).unwrap();
+    assert_eq!(branch.command(&["reload"]).0, 0, "{}", branch.log());
+    wait_for("it is in no bridge", PATIENCE, || port() == (false, false));
+    std::fs::write(&branch.config, text).unwrap();
+    assert_eq!(branch.command(&["reload"]).0, 0, "{}", branch.log());
+    wait_for("it is in the bridge again", PATIENCE, || port() == (true, true));
 }
 
 /// Row T14: frames of 9,000 bytes cross paths of 1,500 in pieces.

@@ -5,12 +5,13 @@ use std::io;
 
 use engine::Engine;
 use engine::lan::Settings;
-use linux::netlink::Netlink;
+use linux::netlink::{Link, Netlink};
 use linux::tun::Tun;
 use packet::attachment::BondId;
 
 use crate::config::Config;
 use crate::config::tap::Tap;
+use crate::device_settings;
 use crate::host_facts::HostView;
 use crate::kernel_routes::KernelRoutes;
 use crate::status::{LanPeer, LanStatus, read_tunnel};
@@ -38,8 +39,8 @@ pub(crate) fn open(config: &Config, netlink: &Netlink, queues: usize) -> Result<
     let Some(tap) = &config.tap else { return Ok(None) };
     let device = Tun::create_ethernet(&tap.name, queues).map_err(|error| device_error(&error))?;
     if tap.bridge.is_some() {
-        // A port of a bridge has no addresses of its own, and says nothing.
-        let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", tap.name), "1");
+        // Before it is switched on.
+        set_silent(&tap.name, true);
     }
     let index = device.index();
     let set_up = netlink
@@ -55,6 +56,8 @@ pub(crate) fn open(config: &Config, netlink: &Netlink, queues: usize) -> Result<
 pub(crate) struct LanDevice {
     /// Index of the device while it is in its bridge.
     port: Option<u32>,
+    /// Index of the bridge that it was put into.
+    bridge: Option<u32>,
     /// How often stations had to be forgotten, as the switch counted when the bridge was told last.
     forgotten: u64,
 }
@@ -74,13 +77,23 @@ impl LanDevice {
         if let Some((device, name)) = device.zip(tap.bridge.as_ref()) {
             match view.links.iter().find(|link| link.name == *name) {
                 None => host.warn(format!("[tap] bridge {name} is not there; {} waits for it", tap.name)),
-                Some(bridge) if device.controller == Some(bridge.index) => self.port = Some(device.index),
-                Some(bridge) => match host.netlink().set_controller(device.index, bridge.index) {
-                    Ok(()) => self.port = Some(device.index),
-                    Err(error) => {
-                        host.warn(format!("{} does not get into bridge {name}: {error}", tap.name));
+                Some(bridge) => {
+                    let there = device.controller == Some(bridge.index);
+                    let result = if there { Ok(()) } else { enter(host.netlink(), device, bridge.index) };
+                    match result {
+                        Ok(()) => (self.port, self.bridge) = (Some(device.index), Some(bridge.index)),
+                        Err(error) => {
+                            host.warn(format!("{} does not get into bridge {name}: {error}", tap.name));
+                        }
                     }
-                },
+                }
+            }
+        } else if let Some((device, bridge)) = device.zip(self.bridge.take()) {
+            // A reload took the bridge away. What somebody else has put the device into is theirs.
+            if device.controller == Some(bridge)
+                && let Err(error) = leave(host.netlink(), device)
+            {
+                host.warn(format!("{} does not get out of its bridge: {error}", tap.name));
             }
         }
         put(config, tap, engine);
@@ -103,6 +116,26 @@ impl LanDevice {
             tracing::warn!(%error, "the bridge keeps what it learnt until that is old");
         }
     }
+}
+
+/// Puts the device into a bridge. A port of one has no addresses of its own, and says nothing.
+fn enter(netlink: &Netlink, device: &Link, bridge: u32) -> linux::Result<()> {
+    set_silent(&device.name, true);
+    netlink.set_controller(device.index, bridge)
+}
+
+/// Takes the device out of its bridge.
+fn leave(netlink: &Netlink, device: &Link) -> linux::Result<()> {
+    netlink.set_controller(device.index, 0)?;
+    set_silent(&device.name, false);
+    Ok(())
+}
+
+/// Switches IPv6 off on the device, or on again.
+fn set_silent(device: &str, silent: bool) {
+    let setting = device_settings::name("ipv6", device, "disable_ipv6");
+    // A host without IPv6 has no such setting.
+    let _ = linux::netns::set_sysctl(&setting, if silent { "1" } else { "0" });
 }
 
 /// Puts the switch in force.
