@@ -57,6 +57,32 @@ fn taken_over(gateway: &Gateway) -> (u64, u64) {
     (taken.flows, taken.lost.values().sum())
 }
 
+/// Row C2: a start that fails after it has found the flows leaves them to the next one.
+#[test]
+fn c2_a_start_that_fails_loses_no_flow() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let (client, server) = (lans.host(1), lans.host(2));
+        let sections = sections("");
+        let mut gateway = lans.start(&sections);
+        let _mirror = Mirror::start(server, "server", "0.0.0.0:80");
+        let mut talk = Talk::open(client, "10.1.2.2:80").unwrap();
+        gateway.program.signal(Signal::TERM).unwrap();
+        gateway.program.wait(Duration::from_secs(20)).unwrap();
+        let text = lans.text(&sections).replacen("[node]\n", "[node]\nlisten = 4600\nlisten-tls = 443\n", 1);
+        let config = lans.scene.directory.write("taken.toml", &text).unwrap();
+        let holder = tcp_listener(lans.gateway(), "[::]:443");
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_anabranch"));
+        command.arg("up").arg(config);
+        let refused = format!("{:#}", lans.gateway().output(command).unwrap_err());
+        assert!(refused.contains("TCP port 443 is taken"), "{refused}");
+        drop(holder);
+        let gateway = lans.start(&sections);
+        wait_for("the flow is taken over", PATIENCE, || taken_over(&gateway).0 >= 1);
+        talk.echo(20_000).unwrap();
+    });
+}
+
 /// Row C2: 200 connections through a NAT, some of them busy, a UDP association and a ping go on over two restarts with the
 /// ports that they had, and nobody sends a reset.
 #[test]

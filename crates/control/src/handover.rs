@@ -1,6 +1,6 @@
 //! Flows that this process hands to the next one: a file beside the control socket.
 //!
-//! Written at a clean end, read and unlinked by the next start. It is of use for a minute and within one boot of the machine, and
+//! Written at a clean end, read by the next start, and unlinked when that has succeeded. It is of use for a minute and within one boot of the machine, and
 //! nothing depends on it: a disk that is full, a file that is damaged, foreign or old only costs the flows that it had, and is
 //! said. The layout stands in `docs/wire-flow-records.md`. It holds the secret key of the flow hash, so that only its owner may
 //! read it.
@@ -55,9 +55,10 @@ pub fn path(control_socket: &Path) -> PathBuf {
     control_socket.with_extension("flows")
 }
 
-/// Takes the flows of the process before, if there are some: the file is gone then. What is wrong with them is said.
+/// Flows of the process before, if there are some. They wait for another start until somebody discards them ([`discard`]); of those that
+/// are of no use it is said why, and they are gone.
 #[must_use]
-pub fn take(path: &Path) -> Option<Arrivals> {
+pub fn waiting(path: &Path) -> Option<Arrivals> {
     let opened = OpenOptions::new()
         .read(true)
         .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
@@ -67,10 +68,10 @@ pub fn take(path: &Path) -> Option<Arrivals> {
     {
         return None;
     }
-    let _ = fs::remove_file(path);
     match opened.map_err(Unusable::from).and_then(read) {
         Ok(arrivals) => Some(arrivals),
         Err(error) => {
+            discard(path);
             tracing::warn!("the flows of the run before are lost: {}: {error}", path.display());
             None
         }

@@ -137,7 +137,7 @@ impl Node {
         state.iter_mut().for_each(|state| state.keep(floor.max(wall_clock_ns)));
         let flows_file = handover::path(control_socket);
         // Flows of a cluster are on other machines by now.
-        let arrivals = handover::take(&flows_file).filter(|_| keeps_flows(&config));
+        let arrivals = handover::waiting(&flows_file).filter(|_| keeps_flows(&config));
         let tap = lan::open(&config, host.netlink(), cpus.len()).map_err(StartError::Start)?;
         let settings = Settings {
             timestamp_floor_ns: floor,
@@ -182,6 +182,8 @@ impl Node {
             lan: LanDevice::default(),
             flows_file,
         };
+        // Nothing can fail any more.
+        handover::discard(&node.flows_file);
         node.set_names();
         node.choose_outside();
         Ok(node)
