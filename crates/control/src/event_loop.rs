@@ -5,7 +5,6 @@
 //! socket, or a second has passed.
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -173,7 +172,7 @@ fn lock(socket: &Path, tun: &str) -> Result<InstanceLock, StartError> {
 /// A second instance on the same port would take a part of the datagrams.
 fn check_port(config: &Config) -> Result<(), StartError> {
     let Some(port) = config.node.listen else { return Ok(()) };
-    let local = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port);
+    let local = linux::udp::any_address(port);
     match linux::udp::probe_port_free(local, None) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             let (holder, stop) = PortHolder::of_udp(port).map_or_else(

@@ -41,7 +41,6 @@ mod sync;
 mod worker;
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -308,7 +307,7 @@ impl Engine {
 
     fn open_group(&self, wan: &Wan, port: u16) -> Result<Vec<Arc<UdpSocket>>, linux::Error> {
         let device = (!wan.interface.is_empty()).then(|| wan.interface.clone());
-        let local = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port);
+        let local = linux::udp::any_address(port);
         let options = UdpOptions { device, mark: self.settings.mark, ..UdpOptions::new(local) };
         let deadline = Instant::now() + Duration::from_secs(1);
         loop {

@@ -28,5 +28,8 @@ pub fn enter(writable: &[&Path]) -> Vec<String> {
 }
 
 #[cfg(test)]
+pub(crate) use seccomp::testing;
+
+#[cfg(test)]
 #[path = "sandbox/tests.rs"]
 mod tests;

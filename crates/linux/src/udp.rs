@@ -12,7 +12,7 @@ mod message;
 pub(crate) use message::testing;
 
 use std::io::{self, IoSliceMut};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -87,6 +87,16 @@ impl Default for RecvMeta {
             truncated: false,
         }
     }
+}
+
+/// The unspecified address at which sockets take both families, `[::]`; `0.0.0.0` where the kernel has no IPv6
+/// (`ipv6.disable=1`) and knows no such sockets.
+#[must_use]
+pub fn any_address(port: u16) -> SocketAddr {
+    let ipv6 = Socket::new(Domain::IPV6, Type::DGRAM.cloexec(), Some(Protocol::UDP));
+    let none = ipv6.is_err_and(|error| error.raw_os_error() == Some(libc::EAFNOSUPPORT));
+    let any = if none { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+    SocketAddr::new(any, port)
 }
 
 /// A non-blocking UDP socket. Sending and receiving take `&self`; one worker owns it.

@@ -2,7 +2,7 @@
 //! node if peers may connect; started again when it ends.
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -59,7 +59,7 @@ impl TlsPaths {
         let (user, events) = (config.services.settings.health_user, events.try_clone());
         let events = events.map_err(|error| error.to_string())?;
         let open = |(port, deliver_to): (u16, u16)| {
-            let local = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port);
+            let local = linux::udp::any_address(port);
             match linux::tcp::listen(local, mark) {
                 Ok(socket) => Ok(Listening { socket, deliver_to, needs_wan }),
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(format!(

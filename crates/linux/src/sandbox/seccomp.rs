@@ -217,18 +217,21 @@ enum Condition {
 
 /// Imposes the filter on this thread.
 pub(super) fn restrict() -> io::Result<()> {
-    let filter = filter();
+    impose(&filter())
+}
+
+fn impose(filter: &[libc::sock_filter]) -> io::Result<()> {
     let program = libc::sock_fprog {
         len: u16::try_from(filter.len()).map_err(io::Error::other)?,
         filter: filter.as_ptr().cast_mut(),
     };
-    let impose = |flags: c_long| {
+    let with = |flags: c_long| {
         let mode = libc::SECCOMP_SET_MODE_FILTER;
         // SAFETY: the program and its instructions outlive the call, which only reads them.
         check(unsafe { libc::syscall(libc::SYS_seccomp, mode, flags, std::ptr::from_ref(&program)) } as i32)
     };
     // Kernels before 4.14 cannot log.
-    impose(libc::SECCOMP_FILTER_FLAG_LOG as c_long).or_else(|_| impose(0)).map(drop)
+    with(libc::SECCOMP_FILTER_FLAG_LOG as c_long).or_else(|_| with(0)).map(drop)
 }
 
 fn filter() -> Vec<libc::sock_filter> {
@@ -300,4 +303,21 @@ fn allow() -> libc::sock_filter {
 
 fn answer(error: i32) -> libc::sock_filter {
     instruction(BPF_RET | BPF_K, libc::SECCOMP_RET_ERRNO | error as u32, 0, 0)
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// Makes the kernel one without IPv6 for this thread.
+    pub(crate) fn refuse_ipv6() -> io::Result<()> {
+        impose(&[
+            load(NUMBER),
+            jump(BPF_JEQ, libc::SYS_socket as u32, 0, 3),
+            load(ARGUMENTS),
+            jump(BPF_JEQ, libc::AF_INET6 as u32, 0, 1),
+            answer(libc::EAFNOSUPPORT),
+            allow(),
+        ])
+    }
 }

@@ -1,5 +1,4 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
-use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use super::*;
@@ -359,5 +358,29 @@ fn a_buffer_that_is_too_small_is_reported_and_nothing_to_receive_is_would_block(
         }
         assert_eq!((metas[0].bytes, metas[0].truncated), (10, true));
         assert!(receiver.take_error().unwrap().is_none());
+    });
+}
+
+/// Rows T1, R7: with `ipv6.disable=1` the kernel knows no sockets of IPv6.
+#[test]
+fn a_host_without_ipv6_listens_all_the_same() {
+    isolated(|| {
+        assert_eq!(any_address(7).to_string(), "[::]:7");
+        let without = std::thread::spawn(|| {
+            crate::sandbox::testing::refuse_ipv6().unwrap();
+            let refused = UdpSocket::bind(&UdpOptions::new("[::]:0".parse().unwrap())).unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(libc::EAFNOSUPPORT));
+            assert_eq!(any_address(4600).to_string(), "0.0.0.0:4600");
+            let group = UdpSocket::bind_group(&UdpOptions::new(any_address(4600)), 2).unwrap();
+            let taken = probe_port_free(any_address(4600), None).unwrap_err();
+            let sender = UdpSocket::bind(&UdpOptions::new("127.0.0.1:0".parse().unwrap())).unwrap();
+            let to = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 4600);
+            sender.send(to, None, None, b"hello").unwrap();
+            let came = receive(&group[0], 0).len() + receive(&group[1], 0).len();
+            let tcp = crate::tcp::listen(any_address(443), 0).unwrap();
+            (taken.kind(), came, tcp.local_addr().unwrap().to_string())
+        });
+        let without = without.join().unwrap();
+        assert_eq!(without, (io::ErrorKind::AddrInUse, 1, "0.0.0.0:443".to_owned()));
     });
 }
