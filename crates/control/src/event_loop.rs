@@ -372,7 +372,7 @@ impl Loop {
             let Ok(event) = self.receiver.try_recv() else { return Ok(false) };
             match event {
                 NodeEvent::Answer(host, answer) => self.node.answered(&host, answer),
-                NodeEvent::TlsPath(said) => self.node.tls_path(said.as_ref()),
+                NodeEvent::TlsPath(number, said) => self.node.tls_path(number, said.as_ref()),
                 NodeEvent::Health(change) => self.node.health(&change),
                 NodeEvent::PortBlocks { blocks, done } => {
                     self.node.port_blocks(blocks);

@@ -19,8 +19,8 @@ pub(crate) enum NodeEvent {
     Request(Request, SyncSender<Response>),
     /// A backend passes its checks, or does not.
     Health(HealthChange),
-    /// The process for TLS paths says something; `None`: it has ended.
-    TlsPath(Option<tls_path::protocol::FromHelper>),
+    /// The process for TLS paths with this number says something; `None`: it has ended.
+    TlsPath(u32, Option<tls_path::protocol::FromHelper>),
     /// Blocks of ports that the cluster's manager leases to this machine.
     PortBlocks {
         /// Those that address translation may use from now on.

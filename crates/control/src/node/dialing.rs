@@ -43,16 +43,9 @@ impl Node {
         }
     }
 
-    /// The process for TLS paths says something; `None`: it has ended.
-    pub(crate) fn tls_path(&mut self, said: Option<&tls_path::protocol::FromHelper>) {
-        let changed = match said {
-            Some(said) => self.tls_paths.said(said),
-            None => {
-                self.tls_paths.ended("its socket is closed");
-                true
-            }
-        };
-        if changed {
+    /// The process for TLS paths with this number says something; `None`: it has ended.
+    pub(crate) fn tls_path(&mut self, number: u32, said: Option<&tls_path::protocol::FromHelper>) {
+        if self.tls_paths.heard(number, said) {
             self.tell_wans();
         }
     }

@@ -37,6 +37,8 @@ pub(crate) struct TlsPaths {
     fallback: Fallback,
     listening: Option<Listening>,
     helper: Option<Helper>,
+    /// Number of the last process.
+    last_number: u32,
     next_start: Instant,
     user: User,
     mark: u32,
@@ -44,6 +46,8 @@ pub(crate) struct TlsPaths {
 }
 
 struct Helper {
+    /// One that was given up may say something still, of which nothing is this one's.
+    number: u32,
     child: Launched,
     socket: Arc<OwnedFd>,
     heard: Instant,
@@ -70,7 +74,8 @@ impl TlsPaths {
         };
         let listening = listen.map(open).transpose()?;
         let next_start = Instant::now();
-        Ok(Self { fallback: Fallback::default(), listening, helper: None, next_start, user, mark, events })
+        let fallback = Fallback::default();
+        Ok(Self { fallback, listening, helper: None, last_number: 0, next_start, user, mark, events })
     }
 
     /// Looks at all lines; whether the engine has to be told. `device`: the interface of a WAN, if it is bound to one.
@@ -103,12 +108,17 @@ impl TlsPaths {
         changed
     }
 
-    /// Takes a message of the process; whether the engine has to be told.
-    pub(crate) fn said(&mut self, message: &FromHelper) -> bool {
+    /// Takes what the process with this number says, or its end; whether the engine has to be told.
+    pub(crate) fn heard(&mut self, number: u32, said: Option<&FromHelper>) -> bool {
         let now = Instant::now();
-        if let Some(helper) = &mut self.helper {
-            helper.heard = now;
-        }
+        let Some(helper) = self.helper.as_mut().filter(|helper| helper.number == number) else {
+            return false;
+        };
+        helper.heard = now;
+        let Some(message) = said else {
+            self.ended("its socket is closed");
+            return true;
+        };
         match message {
             FromHelper::Alive { kept, .. } => {
                 if !kept.is_empty() {
@@ -134,9 +144,10 @@ impl TlsPaths {
     }
 
     /// The process is gone, and all connections with it.
-    pub(crate) fn ended(&mut self, why: &str) {
+    fn ended(&mut self, why: &str) {
         let Some(mut helper) = self.helper.take() else { return };
-        // It may be another user's; it ends by itself when its socket is closed.
+        // It may be another user's; it ends by itself when its socket is closed, which the reading thread has too.
+        let _ = rustix::net::shutdown(&helper.socket, rustix::net::Shutdown::Both);
         let _ = helper.child.kill();
         let _ = helper.child.try_wait();
         let now = Instant::now();
@@ -185,7 +196,8 @@ impl TlsPaths {
     fn start(&mut self, now: Instant) -> bool {
         if self.helper.is_none() && now >= self.next_start {
             self.next_start = now + PAUSE;
-            match self.spawn(now) {
+            self.last_number = self.last_number.wrapping_add(1);
+            match self.spawn(now, self.last_number) {
                 Ok(helper) => self.helper = Some(helper),
                 Err(error) => tracing::warn!(%error, "the process for TLS paths does not start"),
             }
@@ -196,14 +208,16 @@ impl TlsPaths {
         self.helper.is_some()
     }
 
-    fn spawn(&self, now: Instant) -> io::Result<Helper> {
+    fn spawn(&self, now: Instant, number: u32) -> io::Result<Helper> {
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let child = launcher::spawn(Program::TlsPath(self.user), Streams::of_helper(theirs)?)?;
         let socket = Arc::new(ours);
         let (heard, events) = (Arc::clone(&socket), self.events.try_clone()?);
-        std::thread::Builder::new().name("tls-paths".to_owned()).spawn(move || hear(&heard, &events))?;
-        Ok(Helper { child, socket, heard: now })
+        std::thread::Builder::new()
+            .name("tls-paths".to_owned())
+            .spawn(move || hear(&heard, number, &events))?;
+        Ok(Helper { number, child, socket, heard: now })
     }
 }
 
@@ -219,7 +233,7 @@ impl Drop for TlsPaths {
 }
 
 /// Hands on what the process says, until it ends.
-fn hear(socket: &OwnedFd, events: &EventSender) {
+fn hear(socket: &OwnedFd, number: u32, events: &EventSender) {
     let Ok(epoll) = Epoll::new() else { return };
     if epoll.add(socket, 0, Interest::Read).is_err() {
         return;
@@ -235,7 +249,7 @@ fn hear(socket: &OwnedFd, events: &EventSender) {
             Ok(None) | Err(_) => None,
         };
         let ended = said.is_none();
-        if !events.send(NodeEvent::TlsPath(said)) || ended {
+        if !events.send(NodeEvent::TlsPath(number, said)) || ended {
             return;
         }
     }
