@@ -275,24 +275,26 @@ impl InterfaceInputs {
         for _ in 0..BATCHES {
             let Some(input) = self.list.get_mut(place) else { return Pulled::All };
             let bytes_before = input.bytes;
-            let result = input.pull(&mut |frames| act(frames, out));
-            match result {
-                Ok(0) => return Pulled::All,
-                Ok(count) => {
-                    let bytes = input.bytes - bytes_before;
-                    out.counters.interface_rx_packets.add(count as u64);
-                    self.traffic.note(out.now_ns, count as u64, bytes);
-                    if count < BATCH_MAX {
-                        return Pulled::All;
-                    }
-                }
-                Err(error) => {
-                    tracing::debug!(place, %error, "interface read");
-                    return Pulled::All;
-                }
+            let count = input.pull(&mut |frames| act(frames, out));
+            if count == 0 {
+                return Pulled::All;
+            }
+            let bytes = input.bytes - bytes_before;
+            out.counters.interface_rx_packets.add(count as u64);
+            self.traffic.note(out.now_ns, count as u64, bytes);
+            if count < BATCH_MAX {
+                return Pulled::All;
             }
         }
         Pulled::Budget
+    }
+
+    /// Takes the error that epoll tells of at an interface: until somebody does, the worker would not sleep again.
+    pub fn take_error(&self, id: InterfaceId) {
+        let input = self.list.iter().find(|input| input.id == id);
+        if let Some(error) = input.and_then(|input| input.ring.take_error()) {
+            tracing::debug!(interface = id.0, %error, "an interface had an error");
+        }
     }
 
     /// Has epoll tell of frames, or not. While it does, the kernel calls it for each frame, in the time of whoever sends
@@ -322,10 +324,10 @@ impl InterfaceInputs {
 }
 
 impl InterfaceInput {
-    fn pull(&mut self, act: &mut dyn FnMut(&mut [Frame<'_>])) -> std::io::Result<usize> {
-        let count = self.ring.receive(BATCH_MAX)?;
+    fn pull(&mut self, act: &mut dyn FnMut(&mut [Frame<'_>])) -> usize {
+        let count = self.ring.receive(BATCH_MAX);
         if count == 0 {
-            return Ok(0);
+            return 0;
         }
         let ingress = Ingress::Interface(self.id);
         let (mut packets, mut bytes) = (0, 0);
@@ -344,7 +346,7 @@ impl InterfaceInput {
         self.ring.release();
         self.packets += packets;
         self.bytes += bytes;
-        Ok(count)
+        count
     }
 }
 

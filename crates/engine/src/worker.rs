@@ -181,7 +181,13 @@ impl Worker {
                     self.ready.push(Ready::Shared(InterfaceId((token - SHARED_TOKENS) as u16)));
                 }
                 token => match token.checked_sub(INTERFACE_TOKENS) {
-                    Some(id) => self.ready.push(Ready::Interface(InterfaceId(id as u16))),
+                    Some(id) => {
+                        let id = InterfaceId(id as u16);
+                        if event.failed {
+                            self.round.ports.interfaces.take_error(id);
+                        }
+                        self.ready.push(Ready::Interface(id));
+                    }
                     None => self.ready.push(Ready::Socket(token)),
                 },
             }

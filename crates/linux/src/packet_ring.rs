@@ -29,6 +29,9 @@ pub const BATCH_MAX: usize = 256;
 /// Super-packets among them at most: each has a buffer of 64 KiB.
 const LARGE_MAX: usize = 64;
 
+/// Errors of the socket that are read while super-packets are fetched; an interface that goes down leaves one.
+const ERRORS_MAX: u32 = 16;
+
 /// Bytes of the virtio header in front of a frame.
 const VNET_BYTES: usize = packet::vnet::VNET_HEADER_BYTES;
 /// Extra bytes in front, so that the IP header of a frame begins at a multiple of 16.
@@ -206,7 +209,7 @@ impl PacketRing {
     /// how many; 0 if there are none. The frames of the batch before are released. They stay where they are
     /// until [`PacketRing::release`] or the next call: give the slots back soon, the kernel drops frames while
     /// the ring is full.
-    pub fn receive(&mut self, frames_max: usize) -> io::Result<usize> {
+    pub fn receive(&mut self, frames_max: usize) -> usize {
         self.release();
         let mut large = 0;
         let limit = frames_max.min(BATCH_MAX).min(self.slots());
@@ -225,9 +228,9 @@ impl PacketRing {
             }
         }
         if large > 0 {
-            self.fetch_large(large)?;
+            self.fetch_large(large);
         }
-        Ok(self.places.len())
+        self.places.len()
     }
 
     /// Frames of the batch.
@@ -310,9 +313,18 @@ impl PacketRing {
         self.cut
     }
 
+    /// Takes the error that waits at the ring, if one does, so that it wakes nobody again: a link that was down for a moment
+    /// leaves one behind ([`crate::event::Ready::failed`]). Frames are not lost by it.
+    pub fn take_error(&self) -> Option<io::Error> {
+        match rustix::net::sockopt::socket_error(&self.fd) {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) | Err(error) => Some(error.into()),
+        }
+    }
+
     /// Reads the super-packets of the batch from the socket's queue, where they wait in the order of their
     /// slots.
-    fn fetch_large(&mut self, count: usize) -> io::Result<()> {
+    fn fetch_large(&mut self, count: usize) {
         let mut iovecs = [const { MaybeUninit::<libc::iovec>::uninit() }; BATCH_MAX];
         let mut messages = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; BATCH_MAX];
         let room = header_room(self.layer);
@@ -327,8 +339,8 @@ impl PacketRing {
             empty.msg_hdr.msg_iovlen = 1;
             message.write(empty);
         }
-        let mut received = 0;
-        while received < count {
+        let (mut received, mut errors) = (0, 0);
+        while received < count && errors < ERRORS_MAX {
             // SAFETY: the first `count` messages are initialised; each points at one live buffer with its true
             // length.
             let result = check_size(unsafe {
@@ -346,7 +358,8 @@ impl PacketRing {
                 // Not there: what the slot promised is lost.
                 Ok(_) => break,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error),
+                // What happened to the link, told once; what waits behind it belongs to these slots and to no later ones.
+                Err(_) => errors += 1,
             }
         }
         let before = self.places.len();
@@ -359,7 +372,6 @@ impl PacketRing {
             }),
         });
         self.cut += (before - self.places.len()) as u64;
-        Ok(())
     }
 }
 
