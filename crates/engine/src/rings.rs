@@ -27,6 +27,9 @@ pub struct RingSenders<T = Handed> {
 /// A worker's receiving ends.
 pub struct RingReceivers<T = Handed> {
     rings: Vec<Consumer<T>>,
+    /// Where the next item is looked for first: behind the ring of the last one, so that no ring that never runs empty
+    /// lets others wait.
+    next: usize,
 }
 
 /// All rings between the workers of these doorbells, one [`Rings`] for each, in core order.
@@ -38,7 +41,7 @@ pub fn mesh<T>(doorbells: &Arc<Vec<Doorbell>>) -> Vec<Rings<T>> {
                 rings: (0..cores).map(|_| None).collect(),
                 doorbells: Arc::clone(doorbells),
             },
-            receivers: RingReceivers { rings: Vec::new() },
+            receivers: RingReceivers { rings: Vec::new(), next: 0 },
         })
         .collect();
     for from in 0..cores {
@@ -71,9 +74,16 @@ impl<T> RingSenders<T> {
 }
 
 impl<T> RingReceivers<T> {
-    /// Next item from any other core.
+    /// Next item from any other core, from each in turn.
     pub fn pop(&mut self) -> Option<T> {
-        self.rings.iter_mut().find_map(|ring| ring.pop().ok())
+        let cores = self.rings.len();
+        for place in (self.next..cores).chain(0..self.next) {
+            if let Some(Ok(item)) = self.rings.get_mut(place).map(Consumer::pop) {
+                self.next = if place + 1 == cores { 0 } else { place + 1 };
+                return Some(item);
+            }
+        }
+        None
     }
 
     /// Whether nothing waits.
@@ -116,6 +126,25 @@ mod tests {
             assert_eq!(own, [0, 1, 2, 3, 4]);
         }
         assert!(rings[2].receivers.is_empty());
+    }
+
+    #[test]
+    fn a_core_that_hands_over_more_than_is_taken_lets_the_others_come_too() {
+        let (_, mut rings) = rings(4);
+        for from in [0, 1, 2] {
+            assert!(rings[from].senders.push(3, (from, 0)));
+        }
+        let mut taken = [0; 3];
+        for number in 1..300 {
+            assert!(rings[0].senders.push(3, (0, number)));
+            let (from, _) = rings[3].receivers.pop().unwrap();
+            taken[from] += 1;
+        }
+        assert_eq!(taken[1..], [1, 1]);
+        while rings[3].receivers.pop().is_some() {}
+        assert!(rings[1].senders.push(3, (1, 5)) && rings[0].senders.push(3, (0, 6)));
+        let rest: Vec<_> = std::iter::from_fn(|| rings[3].receivers.pop()).collect();
+        assert!(rest.len() == 2 && rest.contains(&(1, 5)) && rest.contains(&(0, 6)), "{rest:?}");
     }
 
     #[test]
