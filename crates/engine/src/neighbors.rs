@@ -19,8 +19,10 @@ const FAILED_MAX: usize = 4_096;
 /// Neighbors, as the kernel reported them last.
 #[derive(Default)]
 pub(crate) struct NeighborWatch {
-    netlink: Option<Netlink>,
-    monitor: Option<NeighborMonitor>,
+    /// To ask, and to be told; both or neither.
+    kernel: Option<(Netlink, NeighborMonitor)>,
+    /// What is known is not all: the kernel has to be asked, again until it answers.
+    stale: bool,
     known: BTreeMap<(u32, IpAddr), Neighbor>,
     /// Device index and number of the open interfaces.
     interfaces: Vec<(u32, InterfaceId)>,
@@ -32,12 +34,16 @@ impl NeighborWatch {
     pub fn follow(&mut self, engine: &crate::Shared) {
         let interfaces = lock(&engine.gateway.opened).indices();
         let mut changed = interfaces != self.interfaces;
-        if self.monitor.is_none() {
-            self.monitor = NeighborMonitor::open().ok();
-            self.netlink = Netlink::open().ok();
-            changed |= self.read_all();
+        if self.kernel.is_none() {
+            // Told before asked, so that nothing changes between the two.
+            let monitor = NeighborMonitor::open();
+            self.kernel = monitor.and_then(|monitor| Ok((Netlink::open()?, monitor))).ok();
+            self.stale = true;
         }
-        let changes = self.monitor.as_mut().and_then(|monitor| monitor.read().ok()).unwrap_or_default();
+        let changes = match &mut self.kernel {
+            Some((_, monitor)) => monitor.read().unwrap_or_else(|_| vec![NeighborChange::Resync]),
+            None => Vec::new(),
+        };
         for change in changes {
             changed = true;
             match change {
@@ -47,11 +53,10 @@ impl NeighborWatch {
                 NeighborChange::Gone(neighbor) => {
                     self.known.remove(&(neighbor.index, neighbor.ip));
                 }
-                NeighborChange::Resync => {
-                    self.read_all();
-                }
+                NeighborChange::Resync => self.stale = true,
             }
         }
+        changed |= self.stale && self.read_all();
         let now_ns = linux::clock::monotonic_ns();
         if now_ns.saturating_sub(self.probed_ns) >= PROBE_NS {
             self.probed_ns = now_ns;
@@ -64,16 +69,16 @@ impl NeighborWatch {
     }
 
     fn read_all(&mut self) -> bool {
-        let Some(all) = self.netlink.as_ref().and_then(|netlink| netlink.all_neighbors().ok()) else {
-            return false;
-        };
+        let Some((netlink, _)) = &self.kernel else { return false };
+        let Ok(all) = netlink.all_neighbors() else { return false };
+        self.stale = false;
         self.known = all.into_iter().map(|neighbor| ((neighbor.index, neighbor.ip), neighbor)).collect();
         true
     }
 
     /// The kernel does not see our packets: without a question now and then it would keep an address for ever.
     fn probe(&self, interfaces: &[(u32, InterfaceId)]) {
-        let Some(netlink) = &self.netlink else { return };
+        let Some((netlink, _)) = &self.kernel else { return };
         let ours = |neighbor: &&Neighbor| interfaces.iter().any(|(index, _)| *index == neighbor.index);
         let stale = self.known.values().filter(|neighbor| neighbor.state == NeighborState::Stale);
         for neighbor in stale.filter(ours).take(PROBES_MAX) {
