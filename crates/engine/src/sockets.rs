@@ -173,9 +173,11 @@ impl Sockets {
             result = entry.socket.send(target.route.remote, target.route.local, Some(segment), bytes);
         }
         match result {
-            Ok(()) => {
-                counters.udp_tx_datagrams.add(datagrams);
-                counters.udp_tx_bytes.add(bytes.len() as u64);
+            Ok(lost) => {
+                let lost_bytes = lost.saturating_mul(segment).min(bytes.len());
+                drops.add_n(DropReason::SendError, lost as u64);
+                counters.udp_tx_datagrams.add(datagrams.saturating_sub(lost as u64));
+                counters.udp_tx_bytes.add((bytes.len() - lost_bytes) as u64);
                 self.last_error = None;
             }
             Err(error) => {

@@ -14,7 +14,7 @@ pub(crate) use message::testing;
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
@@ -107,8 +107,6 @@ pub struct UdpSocket {
     ipv6: bool,
     /// The kernel refused a train once although single datagrams passed.
     gso_off: AtomicBool,
-    /// Datagrams that did not fit the socket buffer in the middle of a train sent one by one.
-    lost: AtomicU64,
 }
 
 impl UdpSocket {
@@ -132,7 +130,7 @@ impl UdpSocket {
         socket.set_reuse_port(options.reuse_port)?;
         socket.bind(&SockAddr::from(options.local))?;
         let local = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidData)?;
-        Ok(UdpSocket { socket, local, ipv6, gso_off: AtomicBool::new(false), lost: AtomicU64::new(0) })
+        Ok(UdpSocket { socket, local, ipv6, gso_off: AtomicBool::new(false) })
     }
 
     /// Opens `count` sockets on one port in core order: datagrams go to the socket whose position is their
@@ -163,15 +161,16 @@ impl UdpSocket {
     }
 
     /// Sends `contents` to `to`: one datagram, or with `segment_bytes` a train of datagrams of that size (the
-    /// last may be shorter). `source` is the local address to send from. `WouldBlock`: nothing was sent, the
-    /// buffer is full. `EMSGSIZE`: a datagram is larger than the interface's MTU.
+    /// last may be shorter). `source` is the local address to send from. Returns how many datagrams were lost because the
+    /// buffer filled up behind the first ones. `WouldBlock`: nothing was sent, the buffer is full. `EMSGSIZE`: a datagram
+    /// is larger than the interface's MTU.
     pub fn send(
         &self,
         to: SocketAddr,
         source: Option<IpAddr>,
         segment_bytes: Option<usize>,
         contents: &[u8],
-    ) -> io::Result<()> {
+    ) -> io::Result<usize> {
         self.send_marked(to, source, 0, segment_bytes, contents)
     }
 
@@ -183,16 +182,17 @@ impl UdpSocket {
         ecn: u8,
         segment_bytes: Option<usize>,
         contents: &[u8],
-    ) -> io::Result<()> {
+    ) -> io::Result<usize> {
         let outgoing = message::Outgoing::new(self.ipv6, to, source, ecn & 3);
         let segment = segment_bytes.filter(|bytes| *bytes > 0 && *bytes < contents.len());
         let Some(segment) = segment else {
-            return outgoing.send(self.socket.as_fd(), contents, None);
+            return outgoing.send(self.socket.as_fd(), contents, None).map(|()| 0);
         };
         if self.gso_off.load(Ordering::Relaxed) {
             return self.send_singly(&outgoing, segment, contents);
         }
         let train = segment.saturating_mul((TRAIN_BYTES_MAX / segment).clamp(1, TRAIN_SEGMENTS_MAX));
+        let mut lost = 0;
         for (number, part) in contents.chunks(train).enumerate() {
             let gso = (part.len() > segment).then_some(segment);
             match outgoing.send(self.socket.as_fd(), part, gso) {
@@ -201,49 +201,38 @@ impl UdpSocket {
                 Err(error)
                     if gso.is_some() && matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL)) =>
                 {
-                    self.send_singly(&outgoing, segment, part)?;
+                    lost += self.send_singly(&outgoing, segment, part)?;
                     // Single datagrams pass: it was the train that the kernel did not like.
                     self.gso_off.store(true, Ordering::Relaxed);
                 }
                 Err(error) if number > 0 && error.kind() == io::ErrorKind::WouldBlock => {
                     let sent = (number * train).min(contents.len());
-                    self.count_lost((contents.len() - sent).div_ceil(segment));
-                    return Ok(());
+                    return Ok(lost + (contents.len() - sent).div_ceil(segment));
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        Ok(lost)
     }
 
-    fn send_singly(&self, outgoing: &message::Outgoing, segment: usize, contents: &[u8]) -> io::Result<()> {
+    fn send_singly(
+        &self,
+        outgoing: &message::Outgoing,
+        segment: usize,
+        contents: &[u8],
+    ) -> io::Result<usize> {
         let count = contents.len().div_ceil(segment);
         for (number, datagram) in contents.chunks(segment).enumerate() {
             match outgoing.send(self.socket.as_fd(), datagram, None) {
                 Ok(()) => {}
                 // To report it would make the caller send the first ones again and again.
                 Err(error) if number > 0 && error.kind() == io::ErrorKind::WouldBlock => {
-                    self.count_lost(count - number);
-                    return Ok(());
+                    return Ok(count - number);
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
-    }
-
-    fn count_lost(&self, datagrams: usize) {
-        self.lost.fetch_add(datagrams as u64, Ordering::Relaxed);
-    }
-
-    /// Whether trains go out as single datagrams because the kernel refused GSO.
-    pub fn gso_refused(&self) -> bool {
-        self.gso_off.load(Ordering::Relaxed)
-    }
-
-    /// Datagrams lost here because the socket buffer filled up in the middle of a `send`.
-    pub fn send_lost(&self) -> u64 {
-        self.lost.load(Ordering::Relaxed)
+        Ok(0)
     }
 
     /// Receives up to [`RECEIVE_BATCH_MAX`] datagrams or trains, one per buffer, and returns how many.
