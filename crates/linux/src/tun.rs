@@ -121,15 +121,7 @@ impl Tun {
     /// Lets this program choose the queue of every packet, in place of the kernel's flow table.
     /// Needs CAP_BPF (or root) to have loaded the program.
     pub fn attach_steering(&self, program: &crate::bpf::SteeringProgram) -> Result<()> {
-        self.set_steering(program.as_fd().as_raw_fd())
-    }
-
-    /// Goes back to the kernel's own flow table.
-    pub fn detach_steering(&self) -> Result<()> {
-        self.set_steering(-1)
-    }
-
-    fn set_steering(&self, program: libc::c_int) -> Result<()> {
+        let program = program.as_fd().as_raw_fd();
         // SAFETY: the kernel reads one int through the pointer, which lives for the call.
         check(unsafe { libc::ioctl(self.control.as_raw_fd(), TUNSETSTEERINGEBPF, &raw const program) })
             .map(drop)
