@@ -12,6 +12,7 @@
 //! * `ports`, `output`: the round's ports: TUN queue, [`sockets`], interfaces and rings.
 //! * [`lan`]: the switch between a TAP device and bonds is put in force.
 //! * [`handover`]: flows go from one process to the next, or come from another machine; [`copies`]: and to another one.
+//! * `search`: flows that people ask for.
 //! * [`gateway`]: state of the services that workers and control share; interfaces come and go.
 //! * `control_thread` with `core_watch` and `neighbors`: cores that hang, drain or are busy; hardware addresses.
 //! * [`rings`]: for packets that came to the wrong core, and only those; they are counted.
@@ -36,6 +37,7 @@ mod output;
 mod ports;
 pub mod rings;
 mod scheduling;
+mod search;
 pub mod sockets;
 mod sync;
 mod worker;

@@ -16,14 +16,13 @@ use tunnel::time::Time;
 
 use crate::Shared;
 use crate::copies::Copier;
-use crate::gateway::{
-    Command, CoreReport, FlowEntry, FlowQuery, Interface, InterfaceCounters, LiveByUnitBucket, lock,
-};
+use crate::gateway::{Command, CoreReport, Interface, InterfaceCounters, LiveByUnitBucket, lock};
 use crate::handover;
 use crate::output::{InterfaceOutput, InterfaceOutputs, LinuxOutput};
 use crate::ports::{INTERFACE_TOKENS, InterfaceInput, LinuxPorts, SHARED_TOKENS};
 use crate::rings::Rings;
 use crate::scheduling::{Duties, Placement};
+use crate::search::Searches;
 use crate::sockets::{Sockets, WanDevices};
 
 const TUN_TOKEN: u64 = 0;
@@ -59,6 +58,8 @@ pub(crate) struct Worker {
     exporter: Option<SyncSender<Vec<u8>>>,
     /// Where copies of them go.
     copier: Option<Copier>,
+    /// Flows that people ask for.
+    searches: Searches,
 }
 
 /// Descriptors a worker starts with.
@@ -115,6 +116,7 @@ impl Worker {
             placement: Placement::new(id),
             exporter: None,
             copier: None,
+            searches: Searches::default(),
             shared,
         })
     }
@@ -192,7 +194,8 @@ impl Worker {
                 },
             }
         }
-        let round = self.round.round(now, &self.ready);
+        let mut round = self.round.round(now, &self.ready);
+        round.more |= self.searches.step(self.id, &self.round.datapath.services);
         if let Some(rounds) = self.shared.gateway.rounds.get(usize::from(self.id)) {
             rounds.fetch_add(1, Relaxed);
         }
@@ -254,7 +257,7 @@ impl Worker {
             match command {
                 Command::Open(interface) => self.open(*interface),
                 Command::Close(id) => self.close(id),
-                Command::Flows(query) => self.answer(now.ns(), &query),
+                Command::Flows(query) => self.searches.add(query),
                 Command::ForgetFlows => self.round.datapath.services.forget_flows(now.ns()),
                 Command::Trace(key, interface, id) => {
                     let datapath::Worker { datapath, ports } = &mut self.round;
@@ -422,37 +425,6 @@ impl Worker {
             }
         }
         all
-    }
-
-    fn answer(&self, now_ns: u64, query: &FlowQuery) {
-        let services = &self.round.datapath.services;
-        let mut found = Vec::new();
-        let mut cursor = 0;
-        // The whole table is looked at: this is for people, and a core without packets waits for it.
-        while found.len() < query.limit {
-            let (flows, next) = services.flows().scan(cursor, 4_096);
-            for flow in flows {
-                let Some(entry) = services.entry(flow, now_ns) else { continue };
-                let entry = FlowEntry {
-                    core: self.id,
-                    original: entry.original,
-                    reply: entry.reply,
-                    record: entry.record,
-                    counters: entry.counters,
-                    idle_ns: entry.idle_ns,
-                    expires_ns: entry.expires_ns,
-                    ways: entry.ways,
-                };
-                if found.len() < query.limit && (query.matches)(&entry) {
-                    found.push(entry);
-                }
-            }
-            match next {
-                Some(next) => cursor = next,
-                None => break,
-            }
-        }
-        let _ = query.answer.try_send(found);
     }
 
     fn stop(&mut self) {

@@ -150,8 +150,8 @@ impl Names {
     }
 
     fn flow(&self, entry: &FlowEntry, bucket: u32) -> FlowReport {
-        let (original, tenant) = &entry.original;
-        let leaving = entry.reply.0.reversed();
+        let tenant = entry.original.1;
+        let (protocol, [source, destination, translated_source, translated_destination]) = all_ends(entry);
         let record = &entry.record;
         let nat = record.nat.checked_sub(1).and_then(|rule| self.policy.nat.mode(rule));
         let backend = record.backend.checked_sub(1).and_then(|id| self.policy.balancer.backend_ref(id));
@@ -165,12 +165,12 @@ impl Names {
         FlowReport {
             core: usize::from(entry.core),
             bucket,
-            protocol: record.protocol,
-            source: ends(original).0,
-            destination: ends(original).1,
-            translated_source: ends(&leaving).0,
-            translated_destination: ends(&leaving).1,
-            tenant: self.tenant(*tenant),
+            protocol,
+            source,
+            destination,
+            translated_source,
+            translated_destination,
+            tenant: self.tenant(tenant),
             interface: self.egress(record.ingress().into()),
             out: entry.ways[0].map(|(egress, _)| self.egress(egress)).unwrap_or_default(),
             state,
@@ -181,6 +181,13 @@ impl Names {
             expires_in_seconds: entry.expires_ns as f64 / 1e9,
         }
     }
+}
+
+/// Source and destination of a flow, and both as they are translated.
+fn all_ends(entry: &FlowEntry) -> (u8, [SocketAddr; 4]) {
+    let (source, destination) = ends(&entry.original.0);
+    let (translated_source, translated_destination) = ends(&entry.reply.0.reversed());
+    (entry.record.protocol, [source, destination, translated_source, translated_destination])
 }
 
 /// Source and destination for people. A key of ICMP has the query's identifier in the one or the other port; here it is
@@ -294,17 +301,24 @@ impl EngineHandle<'_> {
         let looked_at = Arc::clone(&seen);
         let matches: Arc<dyn Fn(&FlowEntry) -> bool + Send + Sync> = Arc::new(move |entry| {
             looked_at.fetch_add(1, Relaxed);
-            filter.matches(&matching(entry))
+            // The report, with all its names, is made for those only that may be meant.
+            filter.may_match(entry.core.into(), all_ends(entry)) && filter.matches(&matching(entry))
         });
-        let mut found = self.engine.flows(&matches, limit + 1);
+        let answer = self.engine.flows(&matches, limit + 1);
+        let mut found = answer.flows;
         let more = found.len() > limit;
         found.truncate(limit);
         let told: u64 = self.engine.core_reports().iter().map(|report| report.live_flows).sum();
         FlowList {
             flows: found.iter().map(|entry| to_report(entry)).collect(),
             // Cores that found enough have not looked at all, and what they told may be a second old.
-            live_flows: if more { told.max(seen.load(Relaxed)) } else { seen.load(Relaxed) },
+            live_flows: if more || !answer.complete {
+                told.max(seen.load(Relaxed))
+            } else {
+                seen.load(Relaxed)
+            },
             more,
+            cut: !answer.complete,
         }
     }
 
@@ -317,18 +331,20 @@ impl EngineHandle<'_> {
             return addresses.clone();
         }
         let used = Arc::new(Mutex::new(BTreeSet::new()));
-        let (found, addresses) = (Arc::clone(&used), addresses.clone());
+        let (found, wanted) = (Arc::clone(&used), addresses.clone());
         let matches: Arc<dyn Fn(&FlowEntry) -> bool + Send + Sync> = Arc::new(move |entry| {
             // What a stranger sends to the host itself holds nothing.
             let forwarded = entry.record.flags & services::flow::flags::LOCAL == 0;
             for address in [entry.original.0.dst, entry.reply.0.dst] {
-                if forwarded && addresses.contains(&address) {
+                if forwarded && wanted.contains(&address) {
                     found.lock().unwrap_or_else(PoisonError::into_inner).insert(address);
                 }
             }
             false
         });
-        drop(self.engine.flows(&matches, 1));
+        if !self.engine.flows(&matches, 1).complete {
+            return addresses.clone();
+        }
         let used = used.lock().unwrap_or_else(PoisonError::into_inner);
         used.clone()
     }
@@ -667,7 +683,7 @@ impl EngineHandle<'_> {
         let key = *key;
         let matches: Arc<dyn Fn(&FlowEntry) -> bool + Send + Sync> =
             Arc::new(move |entry| entry.original.0 == key || entry.reply.0 == key);
-        self.engine.flows(&matches, 1).into_iter().next()
+        self.engine.flows(&matches, 1).flows.into_iter().next()
     }
 
     fn say(&self, key: &FlowKey, told: &services::pipeline::Explanation, names: &Names) -> Explanation {

@@ -58,12 +58,18 @@ impl FlowFilter {
     #[must_use]
     pub fn matches(&self, flow: &FlowReport) -> bool {
         let ends = [flow.source, flow.destination, flow.translated_source, flow.translated_destination];
-        self.protocol.is_none_or(|protocol| protocol == flow.protocol)
-            && self.core.is_none_or(|core| core == flow.core)
-            && self.ends.iter().all(|wanted| ends.iter().any(|end| wanted.covers(*end)))
-            && self.ports.iter().all(|port| ends.iter().any(|end| end.port() == *port))
+        self.may_match(flow.core, (flow.protocol, ends))
             && self.interface.as_ref().is_none_or(|name| *name == flow.interface || *name == flow.out)
             && self.tenant.as_ref().is_none_or(|name| *name == flow.tenant)
+    }
+
+    /// Whether a flow may be meant, by all but names: its core, its protocol and its ends, before and after translation.
+    #[must_use]
+    pub fn may_match(&self, core: usize, (protocol, ends): (u8, [SocketAddr; 4])) -> bool {
+        self.protocol.is_none_or(|wanted| wanted == protocol)
+            && self.core.is_none_or(|wanted| wanted == core)
+            && self.ends.iter().all(|wanted| ends.iter().any(|end| wanted.covers(*end)))
+            && self.ports.iter().all(|port| ends.iter().any(|end| end.port() == *port))
     }
 }
 

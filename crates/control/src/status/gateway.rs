@@ -328,6 +328,9 @@ pub struct FlowList {
     pub live_flows: u64,
     /// Whether more match than are listed.
     pub more: bool,
+    /// Whether there was no time to look at all flows.
+    #[serde(default)]
+    pub cut: bool,
 }
 
 /// One flow, as its first packet saw it.

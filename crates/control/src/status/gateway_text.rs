@@ -334,7 +334,8 @@ pub fn flows(list: &FlowList) -> String {
     table.write("", &mut out);
     let shown = list.flows.len();
     let more = if list.more { "; more match, see --limit" } else { "" };
-    let _ = writeln!(out, "{shown} of {} shown{more}", count(list.live_flows, "flow"));
+    let cut = if list.cut { "; no time to look at all" } else { "" };
+    let _ = writeln!(out, "{shown} of {} shown{more}{cut}", count(list.live_flows, "flow"));
     out
 }
 

@@ -16,6 +16,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::copies::CopyChunk;
 use crate::output::DeviceIngress;
@@ -51,6 +52,11 @@ pub use shared::{ClusterHandle, SharedDevice};
 
 pub use steering::cores::{CoreSet, CoreState};
 pub use steering::ownership::ClassCores;
+
+/// Cores look for flows that people ask for so long …
+const SEARCH: Duration = Duration::from_secs(1);
+/// … and then have so long for the round in which they say what they found.
+const ANSWER: Duration = Duration::from_millis(500);
 
 /// NAT events kept until somebody takes them.
 const EVENTS_MAX: usize = 200_000;
@@ -171,11 +177,22 @@ pub struct FlowEntry {
     pub ways: [Option<(Egress, IpAddr)>; 2],
 }
 
+/// Flows that were asked for.
+#[derive(Clone, Debug, Default)]
+pub struct FlowAnswer {
+    /// Those that match, or as many as were wanted.
+    pub flows: Vec<FlowEntry>,
+    /// All flows were looked at, unless so many matched; not so when the time was over first, or a core did not answer.
+    pub complete: bool,
+}
+
 /// A question to a worker about its flows.
 pub(crate) struct FlowQuery {
     pub matches: Arc<dyn Fn(&FlowEntry) -> bool + Send + Sync>,
     pub limit: usize,
-    pub answer: SyncSender<Vec<FlowEntry>>,
+    /// What was found until then is the answer, ns.
+    pub until_ns: u64,
+    pub answer: SyncSender<FlowAnswer>,
 }
 
 /// One interface as one core has it.
@@ -595,34 +612,32 @@ impl crate::Engine {
         self.shared.gateway.lost_events()
     }
 
-    /// Flows that match, of all cores that work, at most `limit` of each. A core that does not answer within a second is
-    /// left out.
+    /// Flows that match, of all cores that work, at most `limit` of each; what they find within a second, beside their packets.
     #[must_use]
-    pub fn flows(
-        &self,
-        matches: &Arc<dyn Fn(&FlowEntry) -> bool + Send + Sync>,
-        limit: usize,
-    ) -> Vec<FlowEntry> {
+    pub fn flows(&self, matches: &Arc<dyn Fn(&FlowEntry) -> bool + Send + Sync>, limit: usize) -> FlowAnswer {
         let cores = self.shared.gateway.reports.len();
         let (answer, answers) = std::sync::mpsc::sync_channel(cores.max(1));
         let ownership = self.shared.gateway.ownership.load();
         let asked: Vec<usize> = (0..cores).filter(|core| ownership.is_alive(*core as u8)).collect();
+        let until_ns = linux::clock::monotonic_ns().saturating_add(SEARCH.as_nanos() as u64);
         for &core in &asked {
-            let query = FlowQuery { matches: Arc::clone(matches), limit, answer: answer.clone() };
+            let query = FlowQuery { matches: Arc::clone(matches), limit, until_ns, answer: answer.clone() };
             self.shared.gateway.send(core, Command::Flows(query));
         }
         drop(answer);
         self.shared.wake_all();
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(1);
-        let mut flows = Vec::new();
+        let deadline = std::time::Instant::now() + SEARCH + ANSWER;
+        let mut all = FlowAnswer { flows: Vec::new(), complete: true };
         for _ in asked {
             let left = deadline.saturating_duration_since(std::time::Instant::now());
-            match answers.recv_timeout(left) {
-                Ok(more) => flows.extend(more),
-                Err(_) => break,
-            }
+            let Ok(answer) = answers.recv_timeout(left) else {
+                all.complete = false;
+                break;
+            };
+            all.flows.extend(answer.flows);
+            all.complete &= answer.complete;
         }
-        flows
+        all
     }
 
     /// Closes all interfaces: the kernel's stack has them again.

@@ -94,11 +94,11 @@ gateway dropped: rule-drop 7
 #[test]
 fn flows_and_explanations_as_text() {
     let flow = crate::protocol::flow_filter::tests::flow();
-    let list = FlowList { flows: vec![flow.clone()], live_flows: 9, more: true };
+    let list = FlowList { flows: vec![flow.clone()], live_flows: 9, more: true, cut: true };
     let text = flows(&list);
     assert!(
         text.contains("from 203.0.113.1:2048")
-            && text.ends_with("1 of 9 flows shown; more match, see --limit\n"),
+            && text.ends_with("1 of 9 flows shown; more match, see --limit; no time to look at all\n"),
         "{text}"
     );
     let about = Explanation {
