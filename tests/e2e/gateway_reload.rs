@@ -86,6 +86,44 @@ fn c2_c10_a_reload_renames_an_interface() {
     });
 }
 
+/// Rows C2, C6: a device gets another hardware address, and other cores read: sockets are opened anew while connections run. The
+/// kernel answers none of their packets meanwhile, and their owners read them afterwards as before.
+#[test]
+fn c2_c6_interfaces_opened_anew_break_no_flow() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let text = |distribution: &str| format!("{ALLOW}distribution = \"{distribution}\"\n{NAT}");
+        let gateway = lans.start(&text("flow"));
+        let _mirror = Mirror::start(lans.host(2), "server", "0.0.0.0:80");
+        let stream = Bulk::start(lans.host(1), "10.1.2.2:80", 2);
+        let mut talks: Vec<Talk> =
+            (0..16).map(|_| Talk::open(lans.host(1), "10.1.2.2:80").unwrap()).collect();
+        let mut all_answer = |what: &str| {
+            for talk in &mut talks {
+                talk.echo(5_000).unwrap_or_else(|error| panic!("{what}: {error}"));
+            }
+        };
+        for last in 1..=6 {
+            shell(lans.gateway(), &format!("ip link set lan2 address 02:00:00:00:77:0{last}"));
+            shell(lans.host(2), "ip neigh flush all");
+            all_answer("another hardware address");
+        }
+        for distribution in ["interface", "flow", "random", "flow"] {
+            let (code, said) = lans.reload(&gateway, &text(distribution));
+            assert_eq!(code, 0, "{said}");
+            all_answer(distribution);
+            if distribution == "flow" {
+                let before = handed_over(&gateway);
+                all_answer("by their owners");
+                let handed = handed_over(&gateway) - before;
+                assert!(handed < 20, "{handed} of many packets were read by other cores");
+            }
+        }
+        stream.finish();
+        no_reply_went_astray(&gateway);
+    });
+}
+
 /// Row C10: a wrong configuration is refused with file, line, key and what would be right, by `check`, `up` and `reload`; the
 /// running gateway goes on unchanged.
 #[test]

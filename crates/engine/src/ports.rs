@@ -249,6 +249,8 @@ pub(crate) struct InterfaceInput {
     pub ring: PacketRing,
     pub packets: u64,
     pub bytes: u64,
+    /// Lost by rings before this one.
+    pub lost_before: u64,
 }
 
 /// The receiving halves of all interfaces, and how busy they are.
@@ -299,6 +301,7 @@ impl InterfaceInputs {
 
     /// Has epoll tell of frames, or not. While it does, the kernel calls it for each frame, in the time of whoever sends
     /// that frame: for a worker that is awake anyway. Frames that came in between are told of as soon as it does again.
+    /// Where it cannot, rounds go on to look.
     pub fn watch(&mut self, epoll: &Epoll, wanted: bool) {
         if self.watched == wanted {
             return;
@@ -306,13 +309,13 @@ impl InterfaceInputs {
         self.watched = wanted;
         for input in &self.list {
             let token = INTERFACE_TOKENS + u64::from(input.id.0);
-            let result = if wanted {
-                epoll.add(&input.ring, token, Interest::Read)
-            } else {
-                epoll.remove(&input.ring)
-            };
-            if let Err(error) = result {
-                tracing::error!(interface = input.id.0, wanted, %error, "cannot wait for an interface");
+            if !wanted {
+                let _ = epoll.remove(&input.ring);
+            } else if let Err(error) = epoll.add(&input.ring, token, Interest::Read)
+                && error.kind() != ErrorKind::AlreadyExists
+            {
+                tracing::debug!(interface = input.id.0, %error, "cannot wait for an interface");
+                self.watched = false;
             }
         }
     }
@@ -324,6 +327,11 @@ impl InterfaceInputs {
 }
 
 impl InterfaceInput {
+    /// Packets that the kernel had no room for.
+    pub fn lost(&mut self) -> u64 {
+        self.lost_before + self.ring.drops().unwrap_or(0) + self.ring.cut()
+    }
+
     fn pull(&mut self, act: &mut dyn FnMut(&mut [Frame<'_>])) -> usize {
         let count = self.ring.receive(BATCH_MAX);
         if count == 0 {

@@ -59,6 +59,8 @@ pub struct Sockets {
     retry_at_ns: u64,
     last_error: Option<ErrorKind>,
     too_big: Vec<(usize, u8, usize)>,
+    /// A listening socket could not be watched.
+    unwatched: bool,
 }
 
 impl Sockets {
@@ -75,10 +77,14 @@ impl Sockets {
             retry_at_ns: 0,
             last_error: None,
             too_big: Vec::new(),
+            unwatched: false,
         }
     }
 
     /// Takes over what control published: this worker's listening sockets, device names, socket caps.
+    ///
+    /// # Errors
+    /// A socket cannot be watched; everything else is taken over all the same.
     pub fn configure(
         &mut self,
         epoll: &Epoll,
@@ -96,19 +102,28 @@ impl Sockets {
                 self.close(epoll, index);
             }
         }
+        let mut result = Ok(());
         for (wan, socket) in listeners {
             let known = self.listening.iter().any(|index| {
                 self.entries[*index].as_ref().is_some_and(|entry| Arc::ptr_eq(&entry.socket, &socket))
             });
             if !known {
-                let index = self.insert(epoll, Entry { socket, wan, path: None, version: 0 })?;
-                self.listening.push(index);
+                match self.insert(epoll, Entry { socket, wan, path: None, version: 0 }) {
+                    Ok(index) => self.listening.push(index),
+                    Err(error) => result = Err(error),
+                }
             }
         }
         self.wans = wans;
         self.per_path = per_path;
         self.retry_at_ns = 0;
-        Ok(())
+        self.unwatched = result.is_err();
+        result
+    }
+
+    /// Whether the last [`Self::configure`] did not take over everything; not again until the next one.
+    pub fn take_unwatched(&mut self) -> bool {
+        std::mem::take(&mut self.unwatched)
     }
 
     /// Closes dialer sockets whose path is gone.

@@ -31,6 +31,10 @@ const BELL_TOKEN: u64 = 1;
 const TAP_TOKEN: u64 = INTERFACE_TOKENS - 1;
 /// A worker that looks for frames of interfaces again and again asks epoll for the rest this often.
 const LOOK_NS: u64 = 20_000;
+/// A worker sleeps so long at most …
+const SLEEP_NS: u64 = 1_000_000_000;
+/// … and so long where epoll cannot tell of an interface's frames.
+const UNTOLD_NS: u64 = 1_000_000;
 /// A core's load is measured over this long.
 const LOAD_NS: u64 = 1_000_000_000;
 /// Counters are published this often.
@@ -161,7 +165,8 @@ impl Worker {
             self.shared.doorbells[usize::from(self.id)].prepare_sleep();
             let idle = !round.more && self.round.ports.is_idle();
             wait = if idle {
-                Duration::from_nanos(round.next.ns().saturating_sub(end_ns).min(1_000_000_000))
+                let most_ns = if self.round.ports.interfaces.watched { SLEEP_NS } else { UNTOLD_NS };
+                Duration::from_nanos(round.next.ns().saturating_sub(end_ns).min(most_ns))
             } else {
                 Duration::ZERO
             };
@@ -255,7 +260,11 @@ impl Worker {
     fn answer_bell(&mut self, now: Time) {
         for command in self.shared.gateway.take_commands(usize::from(self.id)) {
             match command {
-                Command::Open(interface) => self.open(*interface),
+                Command::Open(interface) => {
+                    // What has come by the sockets that it had.
+                    self.round.round(now, &[Ready::Interface(interface.id)]);
+                    self.open(*interface);
+                }
                 Command::Close(id) => self.close(id),
                 Command::Flows(query) => self.searches.add(query),
                 Command::ForgetFlows => self.round.datapath.services.forget_flows(now.ns()),
@@ -286,8 +295,9 @@ impl Worker {
         let Interface { id, ring, sender, raw, back, shared, tap } = interface;
         // New sockets for an interface that stays count on from the old ones.
         let inputs = &mut self.round.ports.interfaces;
-        let read = inputs.list.iter().find(|input| input.id == id).map(|input| (input.packets, input.bytes));
-        let (packets, bytes) = read.unwrap_or_default();
+        let before = inputs.list.iter_mut().find(|input| input.id == id);
+        let counted = before.map(|input| (input.packets, input.bytes, input.lost()));
+        let (packets, bytes, lost_before) = counted.unwrap_or_default();
         self.stop_reading(id);
         self.round.ports.out().interfaces.open(id, InterfaceOutput::new(sender, raw, back, tap));
         if let Some(source) = shared {
@@ -297,15 +307,18 @@ impl Worker {
             }
         }
         let Some(ring) = ring else { return };
-        match self.epoll.add(&ring, INTERFACE_TOKENS + u64::from(id.0), Interest::Read) {
-            Ok(()) => {
-                self.round.ports.interfaces.list.push(InterfaceInput { id, ring, packets, bytes });
-                self.place();
-            }
-            Err(error) => {
-                tracing::error!(core = self.id, interface = id.0, %error, "cannot wait for an interface");
-            }
+        let inputs = &mut self.round.ports.interfaces;
+        inputs.list.push(InterfaceInput { id, ring, packets, bytes, lost_before });
+        inputs.watched = false;
+        inputs.watch(&self.epoll, true);
+        if !inputs.watched {
+            tracing::error!(
+                core = self.id,
+                interface = id.0,
+                "cannot wait for an interface; it is looked into"
+            );
         }
+        self.place();
     }
 
     fn close(&mut self, id: InterfaceId) {
@@ -356,6 +369,10 @@ impl Worker {
             return;
         }
         self.published_ns = now_ns;
+        if self.round.ports.out().sockets.take_unwatched() {
+            // Once more, from the beginning.
+            self.tunnel_version = 0;
+        }
         self.place();
         let counters = Arc::clone(&self.round.ports.out().counters);
         let elapsed_ns = now_ns.saturating_sub(self.load_since.0);
@@ -416,7 +433,7 @@ impl Worker {
         let mut all: Vec<InterfaceCounters> =
             outputs.map(|output| output.as_ref().map(|output| output.counters).unwrap_or_default()).collect();
         for input in &mut ports.interfaces.list {
-            let lost = input.ring.drops().unwrap_or(0) + input.ring.cut();
+            let lost = input.lost();
             if let Some(counters) = all.get_mut(input.id.index()) {
                 counters.rx_packets = input.packets;
                 counters.rx_bytes = input.bytes;

@@ -18,11 +18,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use packet::vnet::VirtioNetHeader;
 
 use self::memory::{Geometry, Memory};
+use crate::Result;
 use crate::bpf::{Instruction, KernelShare, SteeringProgram};
 use crate::error::Context;
 use crate::link_layer::{self, LinkLayer};
-use crate::sys::{check, check_size, interface_index, owned, set_option};
-use crate::{Error, Result};
+use crate::sys::{check, check_size, interface_index, option, owned, set_option};
 
 /// Frames of one batch at most.
 pub const BATCH_MAX: usize = 256;
@@ -51,11 +51,24 @@ const HEADER_ROOM: usize = ETHERNET_BYTES - VNET_BYTES;
 /// Super-packets that may wait in the socket's queue, in bytes of kernel memory.
 const QUEUE_BYTES: usize = 32 << 20;
 
+/// With which rings a ring shares the frames of its interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Group {
+    /// With none: it gets everything.
+    #[default]
+    Alone,
+    /// It is the first of a group of which nobody knows the number before ([`PacketRing::group`]), so that no other program,
+    /// and no ring of before, is in it.
+    New,
+    /// With the group of this number, behind those that are in it.
+    Of(u16),
+}
+
 /// How a group divides the frames among its sockets.
 #[derive(Clone, Copy, Debug, Default)]
 pub enum Fanout<'a> {
     /// By our flow hash and table: the owner's socket. The sockets must join in core order. When one is closed
-    /// the last one takes its place: then give the program a new table. Who may not load programs takes
+    /// the last one takes its place: so they come and go with their group. Who may not load programs takes
     /// [`Fanout::Hash`], where frames come to any core.
     Steering(&'a SteeringProgram),
     /// By the kernel's flow hash, which is symmetric, and no one's secret table.
@@ -67,12 +80,6 @@ pub enum Fanout<'a> {
     Cpu,
     /// At random.
     Random,
-    /// All to the first socket whose ring has room.
-    Rollover,
-    /// By the receive queue of the interface.
-    Queue,
-    /// By a classic BPF program on the packet (from the IP header); its result modulo the sockets.
-    Classic(&'a [Instruction]),
 }
 
 impl Fanout<'_> {
@@ -83,9 +90,6 @@ impl Fanout<'_> {
             Fanout::RoundRobin => libc::PACKET_FANOUT_LB,
             Fanout::Cpu => libc::PACKET_FANOUT_CPU,
             Fanout::Random => libc::PACKET_FANOUT_RND,
-            Fanout::Rollover => libc::PACKET_FANOUT_ROLLOVER,
-            Fanout::Queue => libc::PACKET_FANOUT_QM,
-            Fanout::Classic(_) => libc::PACKET_FANOUT_CBPF,
         }
     }
 }
@@ -93,9 +97,8 @@ impl Fanout<'_> {
 /// How to open a [`PacketRing`].
 #[derive(Clone, Debug)]
 pub struct PacketRingOptions<'a> {
-    /// Number of the fanout group in this network namespace; one per interface. `None`: the ring is alone and
-    /// gets everything.
-    pub group: Option<u16>,
+    /// Its fanout group.
+    pub group: Group,
     /// How the group divides the frames; the same for all its members.
     pub fanout: Fanout<'a>,
     /// Memory of the ring.
@@ -105,16 +108,19 @@ pub struct PacketRingOptions<'a> {
     pub slot_bytes: usize,
     /// Packets that the ring leaves to the kernel.
     pub kernel: KernelShare,
+    /// Nothing comes in before [`RingFilter::set_kernel_share`]: for rings that take the place of others.
+    pub closed: bool,
 }
 
 impl Default for PacketRingOptions<'_> {
     fn default() -> Self {
         PacketRingOptions {
-            group: None,
+            group: Group::Alone,
             fanout: Fanout::Hash,
             ring_bytes: 4 << 20,
             slot_bytes: SLOT_BYTES_MIN,
             kernel: KernelShare::default(),
+            closed: false,
         }
     }
 }
@@ -141,6 +147,7 @@ enum Place {
 #[derive(Debug)]
 pub struct PacketRing {
     fd: OwnedFd,
+    group: Group,
     index: u32,
     layer: LinkLayer,
     memory: Memory,
@@ -172,12 +179,13 @@ impl PacketRing {
         let memory = Memory::map(&fd, Geometry::of(options.ring_bytes, slot_bytes))
             .context(format_args!("{what}: its memory"))?;
         bind(&fd, index, libc::ETH_P_ALL as u16).context(&what)?;
-        if let Some(group) = options.group {
-            join(&fd, group, &options.fanout).context(format_args!("{what}: join group {group}"))?;
+        let group = join(&fd, options).context(format_args!("{what}: join its group"))?;
+        if !options.closed {
+            attach_filter(&fd, &filter).context(&what)?;
         }
-        attach_filter(&fd, &filter).context(&what)?;
         Ok(PacketRing {
             fd,
+            group,
             index,
             layer,
             memory,
@@ -200,9 +208,9 @@ impl PacketRing {
         self.memory.geometry.slots
     }
 
-    /// Says anew what is left to the kernel, from the next frame on.
-    pub fn set_kernel_share(&self, kernel: &KernelShare) -> Result<()> {
-        self.filter()?.set_kernel_share(kernel)
+    /// Group to which it belongs, for the next ring of it.
+    pub fn group(&self) -> Group {
+        self.group
     }
 
     /// Fetches up to `frames_max` (at most [`BATCH_MAX`]) frames that have arrived, in their order, and returns
@@ -383,7 +391,12 @@ pub struct RingFilter {
 }
 
 impl RingFilter {
-    /// As [`PacketRing::set_kernel_share`].
+    /// Lets nothing in any more: the ring's place in its group, if somebody still holds it, is an empty one.
+    pub fn close(&self) -> Result<()> {
+        attach_filter(&self.fd, &[NOTHING]).context("close a packet ring")
+    }
+
+    /// Says anew what is left to the kernel, from the next frame on.
     pub fn set_kernel_share(&self, kernel: &KernelShare) -> Result<()> {
         attach_filter(&self.fd, &kernel.filter(self.layer)?).context("change the filter of a packet ring")
     }
@@ -472,20 +485,22 @@ fn prepare(fd: &OwnedFd) -> io::Result<()> {
     set_buffer(fd, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, QUEUE_BYTES)
 }
 
-fn join(fd: &OwnedFd, group: u16, fanout: &Fanout<'_>) -> io::Result<()> {
-    let kind = fanout.kind() | libc::PACKET_FANOUT_FLAG_IGNORE_OUTGOING;
-    let argument = libc::c_uint::from(group) | (kind << 16);
+fn join(fd: &OwnedFd, options: &PacketRingOptions<'_>) -> io::Result<Group> {
+    let (number, unique) = match options.group {
+        Group::Alone => return Ok(Group::Alone),
+        Group::New => (0, libc::PACKET_FANOUT_FLAG_UNIQUEID),
+        Group::Of(number) => (number, 0),
+    };
+    let kind = options.fanout.kind() | libc::PACKET_FANOUT_FLAG_IGNORE_OUTGOING | unique;
+    let argument = libc::c_uint::from(number) | (kind << 16);
     set_option(fd, libc::SOL_PACKET, libc::PACKET_FANOUT, &argument)?;
-    match fanout {
-        Fanout::Steering(program) => {
-            let program = program.as_fd().as_raw_fd();
-            set_option(fd, libc::SOL_PACKET, libc::PACKET_FANOUT_DATA, &program)
-        }
-        Fanout::Classic(program) => {
-            set_option(fd, libc::SOL_PACKET, libc::PACKET_FANOUT_DATA, &program_of(program))
-        }
-        _ => Ok(()),
+    if let Fanout::Steering(program) = options.fanout {
+        let program = program.as_fd().as_raw_fd();
+        set_option(fd, libc::SOL_PACKET, libc::PACKET_FANOUT_DATA, &program)?;
     }
+    let joined = option(fd, libc::SOL_PACKET, libc::PACKET_FANOUT)?;
+    // The number is the low half.
+    Ok(Group::Of(joined as u16))
 }
 
 fn program_of(code: &[Instruction]) -> libc::sock_fprog {
@@ -494,16 +509,6 @@ fn program_of(code: &[Instruction]) -> libc::sock_fprog {
 
 fn attach_filter(fd: &OwnedFd, code: &[Instruction]) -> io::Result<()> {
     set_option(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program_of(code))
-}
-
-/// Opens one ring per core on an interface as a group, in core order. As [`PacketRing::open`]; `options.group`
-/// must be set.
-pub fn open_group(interface: &str, cores: usize, options: &PacketRingOptions<'_>) -> Result<Vec<PacketRing>> {
-    if options.group.is_none() && cores > 1 {
-        let error = io::Error::new(io::ErrorKind::InvalidInput, "several rings need a group");
-        return Err(Error::new(format!("open {cores} packet rings on {interface}"), error));
-    }
-    (0..cores).map(|_| PacketRing::open(interface, options)).collect()
 }
 
 #[cfg(test)]

@@ -42,6 +42,16 @@ pub(crate) fn set_option<T: Copy>(
     .map(drop)
 }
 
+/// `getsockopt` of a number.
+pub(crate) fn option(socket: impl AsFd, level: libc::c_int, name: libc::c_int) -> io::Result<libc::c_uint> {
+    let (mut value, mut bytes): (libc::c_uint, _) = (0, size_of::<libc::c_uint>() as libc::socklen_t);
+    // SAFETY: both pointers lead to locals, and the length is that of the number.
+    let done = unsafe {
+        libc::getsockopt(socket.as_fd().as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut bytes)
+    };
+    check(done).map(|_| value)
+}
+
 /// A zero-terminated interface name for an `ifreq`; at most 15 bytes, no `/`, no white space, no NUL.
 pub(crate) fn interface_name(name: &str) -> io::Result<[libc::c_char; libc::IFNAMSIZ]> {
     let bytes = name.as_bytes();

@@ -7,7 +7,7 @@ use linux::bpf::{KernelShare, MACS_MAX, OwnPorts, SteeringProgram};
 use linux::forward_guard::ForwardGuard;
 use linux::ingress_guard::{GuardKind, IngressGuard};
 use linux::netlink::nftables;
-use linux::packet_ring::{Fanout, PacketRing, PacketRingOptions, RingFilter};
+use linux::packet_ring::{Fanout, Group, PacketRing, PacketRingOptions, RingFilter};
 use linux::packet_sender::PacketSender;
 use linux::packet_socket::PacketSocket;
 use linux::raw_ip::RawIpSender;
@@ -23,10 +23,6 @@ use super::{Command, GatewaySettings, Interface, Readers, Shared, lock};
 /// Memory of one core's ring of one interface.
 const RING_BYTES: usize = 8 << 20;
 
-/// From the fanout group of an interface to its next one; the first is the device's index. Odd and large, so that it comes
-/// near no other device's for a long time.
-const GROUP_STEP: u16 = 0x3d09;
-
 /// Ports that are open now, by place of the interface.
 #[derive(Default)]
 pub(crate) struct Opened {
@@ -41,10 +37,7 @@ pub(crate) struct Opened {
 struct OpenPort {
     index: u32,
     device: String,
-    /// Hardware address; `None` without link-layer header.
-    mac: Option<[u8; 6]>,
-    tenant: u16,
-    readers: Readers,
+    reading: Reading,
     share: KernelShare,
     guard: IngressGuard,
     /// At a dispatcher that can be taken over: a table that outlives a process that is killed. Until its addresses are elsewhere the kernel would answer
@@ -52,15 +45,66 @@ struct OpenPort {
     outliving: Option<IngressGuard>,
     /// Filters of the rings in use, which are the workers'.
     filters: Vec<RingFilter>,
-    /// Tells the kernel which core owns a packet; without the privilege rings do that work.
-    program: Option<SteeringProgram>,
     /// Whether other machines share it.
     shared: Option<SharedDevice>,
-    /// How often its rings were opened anew, for a fanout group of their own each time.
-    opening: u16,
+}
+
+/// What its rings and senders were opened for.
+struct Reading {
+    /// Hardware address; `None` without link-layer header.
+    mac: Option<[u8; 6]>,
+    tenant: u16,
+    readers: Readers,
+    /// Tells the kernel which core owns a packet; without the privilege rings do that work.
+    program: Option<SteeringProgram>,
+}
+
+impl Reading {
+    fn new(shared: &Shared, interface: &InterfaceSpec, readers: Readers) -> Self {
+        let cores = shared.reports.len();
+        let ownership = shared.ownership.load();
+        let loaded = SteeringProgram::load(&ownership.hasher, interface.tenant, ownership.table.owners());
+        let program = match loaded {
+            Ok(program) if readers == Readers::Flow && cores > 1 => Some(program),
+            Ok(_) => None,
+            Err(error) => {
+                tracing::info!(device = interface.device, %error, "no steering program; packets of the wrong core take a ring");
+                None
+            }
+        };
+        Self { mac: mac_of(interface), tenant: interface.tenant, readers, program }
+    }
+
+    fn is_for(&self, interface: &InterfaceSpec, readers: Readers) -> bool {
+        (self.mac, self.tenant, self.readers) == (mac_of(interface), interface.tenant, readers)
+    }
 }
 
 impl OpenPort {
+    fn is_at(&self, interface: &InterfaceSpec, index: Option<u32>) -> bool {
+        self.device == interface.device && Some(self.index) == index
+    }
+
+    /// Nothing comes in any more, also where a core that hangs does not close its ring.
+    fn close_rings(&self) {
+        for filter in &self.filters {
+            if let Err(error) = filter.close() {
+                tracing::warn!(device = self.device, %error, "packets may arrive twice for a moment");
+            }
+        }
+    }
+
+    /// Opens rings and senders for all cores in place of those that they have, for `reading`; the guard stays. On error all
+    /// is as before.
+    fn open_again(&mut self, shared: &Shared, id: InterfaceId, reading: Reading) -> Result<(), linux::Error> {
+        let before = std::mem::replace(&mut self.reading, reading);
+        let opened = self.open_rings(shared, id);
+        if opened.is_err() {
+            self.reading = before;
+        }
+        opened
+    }
+
     /// Whether the host gets by this device what the datapath finds to be its own.
     fn gives_back(&self) -> bool {
         self.guard.kind() == GuardKind::Program && self.shared.is_none()
@@ -110,7 +154,7 @@ impl Opened {
     /// The kernel's steering programs follow the bucket table.
     pub fn follow_table(&self, ownership: &Ownership) {
         for port in self.ports.iter().flatten() {
-            if let Some(program) = &port.program
+            if let Some(program) = &port.reading.program
                 && let Err(error) = program.update_table(ownership.table.owners())
             {
                 tracing::warn!(device = port.device, %error, "the kernel steers by the old table; rings mend it");
@@ -192,30 +236,25 @@ pub(super) fn follow(shared: &Shared, settings: &GatewaySettings, listen_port: O
         let Some(slot) = opened.ports.get_mut(place) else { continue };
         // Only a device of this machine alone, with programs at it, gives the host something back.
         share.dhcp_answers |= slot.as_ref().is_some_and(|port| !port.gives_back());
-        let stays = slot.as_ref().is_some_and(|port| {
-            let same = interface.is_some_and(|interface| {
-                (&interface.device, interface.tenant, mac_of(interface))
-                    == (&port.device, port.tenant, port.mac)
-            });
-            same && Some(port.index) == index && port.readers == settings.readers
-        });
-        if !stays && slot.take().is_some() {
+        let there = |port: &OpenPort| interface.is_some_and(|interface| port.is_at(interface, index));
+        if let Some(port) = slot.take_if(|port| !there(port)) {
+            port.close_rings();
             for core in 0..shared.reports.len() {
                 shared.send(core, Command::Close(id));
             }
         }
-        if let Some(port) = slot {
-            if let Err(error) = port.set_kernel_share(&share) {
-                opened.errors.insert(id, error.to_string());
-            }
-            continue;
-        }
         let (Some(interface), Some(index)) = (interface, index) else { continue };
-        match open(shared, (id, index), interface, settings.readers, (&share, own_ports.as_ref())) {
-            Ok(port) => *slot = Some(port),
-            Err(error) => {
-                opened.errors.insert(id, error.to_string());
-            }
+        let readers = settings.readers;
+        let result = match slot {
+            Some(port) if port.reading.is_for(interface, readers) => port.set_kernel_share(&share),
+            Some(port) => port
+                .set_kernel_share(&share)
+                .and_then(|()| port.open_again(shared, id, Reading::new(shared, interface, readers))),
+            None => open(shared, (id, index), interface, readers, (&share, own_ports.as_ref()))
+                .map(|port| *slot = Some(port)),
+        };
+        if let Err(error) = result {
+            opened.errors.insert(id, error.to_string());
         }
     }
     opened.ports.truncate(wanted.max(1));
@@ -233,13 +272,9 @@ fn hub_devices(shared: &Shared) -> Vec<String> {
 pub(crate) fn follow_cores(shared: &Shared) {
     let mut opened = lock(&shared.opened);
     for (id, port) in (0..).zip(&mut opened.ports) {
-        let Some(port) = port.as_mut().filter(|port| port.program.is_none()) else { continue };
-        port.opening = port.opening.wrapping_add(1);
-        match open_rings(shared, InterfaceId(id), port) {
-            Ok(filters) => port.filters = filters,
-            Err(error) => {
-                tracing::error!(device = port.device, %error, "a core that hangs still gets packets");
-            }
+        let Some(port) = port.as_mut().filter(|port| port.reading.program.is_none()) else { continue };
+        if let Err(error) = port.open_rings(shared, InterfaceId(id)) {
+            tracing::error!(device = port.device, %error, "a core that hangs still gets packets");
         }
     }
 }
@@ -251,16 +286,7 @@ fn open(
     readers: Readers,
     (share, own_ports): (&KernelShare, Option<&OwnPorts>),
 ) -> Result<OpenPort, linux::Error> {
-    let cores = shared.reports.len();
-    let ownership = shared.ownership.load();
-    let program = match SteeringProgram::load(&ownership.hasher, interface.tenant, ownership.table.owners()) {
-        Ok(program) if readers == Readers::Flow && cores > 1 => Some(program),
-        Ok(_) => None,
-        Err(error) => {
-            tracing::info!(device = interface.device, %error, "no steering program; packets of the wrong core take a ring");
-            None
-        }
-    };
+    let reading = Reading::new(shared, interface, readers);
     let device = lock(&shared.cluster.devices).get(&interface.device).cloned();
     let guard = IngressGuard::attach(&interface.device, share, own_ports)?;
     let outliving = match (&device, guard.kind()) {
@@ -272,22 +298,18 @@ fn open(
     let mut port = OpenPort {
         index,
         device: interface.device.clone(),
-        mac: mac_of(interface),
-        tenant: interface.tenant,
-        readers,
+        reading,
         share: share.clone(),
         guard,
         outliving,
         filters: Vec::new(),
-        program,
-        opening: 0,
         shared: device,
     };
     if !port.gives_back() {
         port.share.dhcp_answers = true;
         port.guard.set_kernel_share(&port.share)?;
     }
-    port.filters = open_rings(shared, id, &port)?;
+    port.open_rings(shared, id)?;
     Ok(port)
 }
 
@@ -303,64 +325,76 @@ fn outliving(device: &str, share: &KernelShare) -> Option<IngressGuard> {
     }
 }
 
-/// A ring for each core that reads the interface, and what each core that works needs to send.
-fn open_rings(shared: &Shared, id: InterfaceId, port: &OpenPort) -> Result<Vec<RingFilter>, linux::Error> {
-    let cores = shared.reports.len();
-    let ownership = shared.ownership.load();
-    let works = |core: usize| ownership.is_alive(core as u8);
-    let fanout = match (port.readers, &port.program) {
-        (Readers::Flow, Some(program)) => Fanout::Steering(program),
-        (Readers::Flow | Readers::Interface, _) => Fanout::Hash,
-        (Readers::RoundRobin, _) => Fanout::RoundRobin,
-        (Readers::Random, _) => Fanout::Random,
-        (Readers::Cpu, _) => Fanout::Cpu,
-    };
-    let alone = port.readers == Readers::Interface || cores == 1;
-    let reader = (0..cores).map(|turn| (id.index() + turn) % cores).find(|core| works(*core));
-    // The steering program names a core by its place in the group, so that there all cores are in it.
-    let reads =
-        |core: usize| if alone { Some(core) == reader } else { port.program.is_some() || works(core) };
-    let options = PacketRingOptions {
-        group: (!alone).then_some((port.index as u16).wrapping_add(port.opening.wrapping_mul(GROUP_STEP))),
-        fanout,
-        ring_bytes: RING_BYTES,
-        kernel: port.share.clone(),
-        ..PacketRingOptions::default()
-    };
-    let mut interfaces = Vec::with_capacity(cores);
-    let mut filters = Vec::with_capacity(cores);
-    for core in 0..cores {
-        let (sender, raw) = (PacketSender::open(&port.device, false)?, RawIpSender::open(&port.device)?);
-        let back = match port.guard.kind() {
+impl OpenPort {
+    /// A ring for each core that reads the interface, and what each core that works needs to send. They take the place of
+    /// those that are there at once when all are open, so that no core sees a packet that another one has sent on.
+    fn open_rings(&mut self, shared: &Shared, id: InterfaceId) -> Result<(), linux::Error> {
+        let cores = shared.reports.len();
+        let ownership = shared.ownership.load();
+        let works = |core: usize| ownership.is_alive(core as u8);
+        let Reading { readers, program, .. } = &self.reading;
+        let fanout = match (readers, program) {
+            (Readers::Flow, Some(program)) => Fanout::Steering(program),
+            (Readers::Flow | Readers::Interface, _) => Fanout::Hash,
+            (Readers::RoundRobin, _) => Fanout::RoundRobin,
+            (Readers::Random, _) => Fanout::Random,
+            (Readers::Cpu, _) => Fanout::Cpu,
+        };
+        let alone = *readers == Readers::Interface || cores == 1;
+        let reader = (0..cores).map(|turn| (id.index() + turn) % cores).find(|core| works(*core));
+        // The steering program names a core by its place in the group, so that there all cores are in it.
+        let reads = |core: usize| if alone { Some(core) == reader } else { program.is_some() || works(core) };
+        let mut options = PacketRingOptions {
+            group: if alone { Group::Alone } else { Group::New },
+            fanout,
+            ring_bytes: RING_BYTES,
+            kernel: self.share.clone(),
+            closed: true,
+            ..PacketRingOptions::default()
+        };
+        let mut interfaces = Vec::with_capacity(cores);
+        let mut filters = Vec::with_capacity(cores);
+        for core in 0..cores {
+            let ring = if reads(core) { Some(PacketRing::open(&self.device, &options)?) } else { None };
+            if let Some(ring) = &ring {
+                options.group = ring.group();
+                filters.push(ring.filter()?);
+            }
+            interfaces.push(self.interface(id, core, ring)?);
+        }
+        // What both have for a moment is better than what nobody has.
+        filters.iter().try_for_each(|filter| filter.set_kernel_share(&self.share))?;
+        self.close_rings();
+        self.filters = filters;
+        for (core, interface) in interfaces.into_iter().enumerate() {
+            shared.send(core, Command::Open(Box::new(interface)));
+        }
+        Ok(())
+    }
+
+    /// What a core needs to use the interface.
+    fn interface(
+        &self,
+        id: InterfaceId,
+        core: usize,
+        ring: Option<PacketRing>,
+    ) -> Result<Interface, linux::Error> {
+        let (sender, raw) = (PacketSender::open(&self.device, false)?, RawIpSender::open(&self.device)?);
+        let back = match self.guard.kind() {
             GuardKind::Program => {
                 sender.set_own()?;
                 raw.set_own()?;
-                let sender = PacketSender::open_to_ingress(&port.device)?;
-                Some(DeviceIngress { sender, mac: port.mac.unwrap_or_default() })
+                let sender = PacketSender::open_to_ingress(&self.device)?;
+                Some(DeviceIngress { sender, mac: self.reading.mac.unwrap_or_default() })
             }
             GuardKind::Table => None,
         };
-        let ring = if reads(core) { Some(PacketRing::open(&port.device, &options)?) } else { None };
-        if let Some(ring) = &ring {
-            filters.push(ring.filter()?);
-        }
-        interfaces.push(Interface {
-            id,
-            ring,
-            sender,
-            raw,
-            back,
-            shared: shared_source(port, core)?,
-            tap: match &port.shared {
-                Some(SharedDevice::Tap(tap)) => Some(Arc::clone(tap)),
-                _ => None,
-            },
-        });
+        let tap = match &self.shared {
+            Some(SharedDevice::Tap(tap)) => Some(Arc::clone(tap)),
+            _ => None,
+        };
+        Ok(Interface { id, ring, sender, raw, back, shared: shared_source(self, core)?, tap })
     }
-    for (core, interface) in interfaces.into_iter().enumerate() {
-        shared.send(core, Command::Open(Box::new(interface)));
-    }
-    Ok(filters)
 }
 
 /// Source of what else passes at an interface that other machines share; one core sees to it.

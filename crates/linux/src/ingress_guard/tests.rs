@@ -283,7 +283,7 @@ fn changing(kind: GuardKind) {
     left.send(&frame).unwrap();
     assert_eq!(passed_in_the_end(before), before, "the address is not among them");
     let ring = PacketRing::open("right", &PacketRingOptions::default()).unwrap();
-    ring.set_kernel_share(&largest).unwrap();
+    ring.filter().unwrap().set_kernel_share(&largest).unwrap();
     drop(guard);
     left.send(&frame).unwrap();
     assert_eq!(passed_in_the_end(before + 1), before + 1);
