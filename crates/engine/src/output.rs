@@ -10,7 +10,7 @@ use linux::packet_sender::{PacketSender, SendFrame};
 use linux::raw_ip::RawIpSender;
 use linux::tun::{Tap, TunQueue};
 use packet::attachment::{Egress, InterfaceId};
-use packet::segment::{Segmenter, complete_checksum};
+use packet::segment::{Segmenter, complete_checksum, complete_offloaded};
 use packet::vnet::{GSO_NONE, VNET_HEADER_BYTES, VirtioNetHeader};
 use packet::{DropCounters, DropReason};
 use services::pipeline::{ETHERNET_BYTES, Frame, Outcome};
@@ -267,7 +267,7 @@ impl InterfaceOutputs {
             return;
         };
         if offload.gso_type == GSO_NONE {
-            if offload.needs_csum() && complete_checksum(packet).is_err() {
+            if complete_offloaded(offload, packet).is_err() {
                 self.drops.add(DropReason::BadOffload);
             } else if output.raw.send(packet, next_hop).is_err() {
                 self.drops.add(DropReason::NoNeighbor);

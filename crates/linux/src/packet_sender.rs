@@ -5,7 +5,7 @@ use std::io;
 use std::mem::{MaybeUninit, size_of, zeroed};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use packet::segment::{Segmenter, complete_checksum};
+use packet::segment::{Segmenter, complete_checksum, complete_offloaded};
 use packet::vnet::{GSO_NONE, VNET_HEADER_BYTES, VirtioNetHeader};
 
 use crate::Result;
@@ -251,9 +251,7 @@ fn finish(
     let packet = frame.parts.concat();
     if vnet.gso_type == GSO_NONE {
         let mut packet = packet;
-        if vnet.needs_csum() {
-            complete_checksum(&mut packet).map_err(wrong)?;
-        }
+        complete_offloaded(&vnet, &mut packet).map_err(wrong)?;
         return each(&packet);
     }
     let segmenter = Segmenter::new(&vnet, &packet).map_err(wrong)?;

@@ -147,11 +147,7 @@ impl<'a> Segmenter<'a> {
     ) -> Result<Segmenter<'a>, DropReason> {
         let mut segmenter = Segmenter { version: ip.version, ..Self::whole(packet) };
         if header.needs_csum() {
-            let (start, offset) = (usize::from(header.csum_start), usize::from(header.csum_offset));
-            // A sum that starts in the IP header would let the checksum be written over its fields.
-            if start < ip.header_bytes || start + offset + 2 > packet.len() {
-                return Err(DropReason::BadOffload);
-            }
+            let (start, offset) = checksum_in(header, ip, packet.len())?;
             // A partial checksum of an inner packet (GRE, VXLAN over this TUN) cannot be described by one
             // flag: such a checksum is completed while the packet is copied.
             if start == ip.header_bytes && !ip.is_fragmented() && Some(offset) == checksum_offset(ip.protocol)
@@ -421,6 +417,33 @@ pub fn complete_checksum(packet: &mut [u8]) -> Result<(), DropReason> {
     let packet = packet.get_mut(..ip.total_bytes).ok_or(DropReason::IpMalformed)?;
     complete_at(packet, start, place - start);
     Ok(())
+}
+
+/// Turns the checksum that the virtio header calls partial into a full one: the packet's own, or that of a packet inside it.
+///
+/// # Errors
+/// [`DropReason::IpMalformed`] for a bad IP header; [`DropReason::BadOffload`] when the checksum is not behind it, or not
+/// in the packet.
+pub fn complete_offloaded(header: &VirtioNetHeader, packet: &mut [u8]) -> Result<(), DropReason> {
+    if !header.needs_csum() {
+        return Ok(());
+    }
+    let ip = IpHeader::parse(packet)?;
+    let packet = packet.get_mut(..ip.total_bytes).ok_or(DropReason::IpMalformed)?;
+    let (start, offset) = checksum_in(header, &ip, packet.len())?;
+    complete_at(packet, start, offset);
+    Ok(())
+}
+
+/// Where the virtio header says that a checksum is partial, in a packet of so many bytes: start of what it covers, and offset
+/// from there.
+fn checksum_in(header: &VirtioNetHeader, ip: &IpHeader, bytes: usize) -> Result<(usize, usize), DropReason> {
+    let (start, offset) = (usize::from(header.csum_start), usize::from(header.csum_offset));
+    // A sum that starts in the IP header would let the checksum be written over its fields.
+    if start < ip.header_bytes || start + offset + 2 > bytes {
+        return Err(DropReason::BadOffload);
+    }
+    Ok((start, offset))
 }
 
 /// Sums everything from `start` on, the partial checksum in it included, and stores the result. Where UDP

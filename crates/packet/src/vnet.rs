@@ -107,11 +107,18 @@ impl VirtioNetHeader {
         }
     }
 
-    /// The checksum is partial.
+    /// A checksum is partial: the packet's own, or that of a packet inside it.
     #[inline]
     #[must_use]
     pub const fn needs_csum(self) -> bool {
         self.flags & NEEDS_CSUM != 0
+    }
+
+    /// The checksum of the transport header at `start` is partial; one further inside is another packet's.
+    #[inline]
+    #[must_use]
+    pub const fn needs_csum_at(self, start: usize) -> bool {
+        self.needs_csum() && self.csum_start as usize == start
     }
 }
 

@@ -42,7 +42,7 @@ impl PacketContext {
         origin: Origin,
     ) -> Result<Self, DropReason> {
         let header = IpHeader::parse(frame.packet())?;
-        let partial = frame.offload.needs_csum();
+        let partial = frame.offload.needs_csum_at(header.header_bytes);
         Ok(Self { now_ns, ingress: frame.ingress, tenant, origin, partial, header, key })
     }
 

@@ -63,9 +63,9 @@ impl Services {
         if frame.ingress == Ingress::Host {
             return false;
         }
-        let partial = frame.offload.needs_csum();
         let Some(packet) = frame.bytes.get_mut(ETHERNET_BYTES..) else { return false };
         let Some(head) = Head::of(packet) else { return false };
+        let partial = frame.offload.needs_csum_at(head.header_bytes);
         let Some(mut flow) = self.flows.table.for_packet(id, direction) else { return false };
         let record = &mut *flow.record;
         let Some(hop) = self.routing.hops.get(record.next_hop[direction as usize]) else { return false };

@@ -353,8 +353,8 @@ impl Services {
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
         if frame.offload.needs_csum() {
-            packet::segment::complete_checksum(frame.packet_mut())?;
-            frame.offload = VirtioNetHeader::default();
+            let offload = std::mem::take(&mut frame.offload);
+            packet::segment::complete_offloaded(&offload, frame.packet_mut())?;
         }
         let (pieces, result) = self.fragments.cut(frame.packet(), hop, mtu);
         if let Some(piece) = pieces.first().and_then(|piece| piece.get(ETHERNET_BYTES..)) {

@@ -579,3 +579,59 @@ fn the_other_end_of_a_connection_may_begin_the_next_one() {
     world.dropped(WAN, &tcp_of(&left, SYN, 77_000_000, 0, b""), DropReason::TcpInvalid);
     assert_eq!(world.flows(), 1);
 }
+
+/// C3: of a packet inside a packet (VXLAN) the sender left the checksum to its device; the outer one, which is none, stays none, and
+/// what leaves says where the inner one is. Of a first packet, a later one, and one that is cut.
+#[test]
+fn a_partial_checksum_inside_a_packet_is_not_the_packet_s_own() {
+    use packet::checksum;
+    use packet::vnet::{NEEDS_CSUM, VirtioNetHeader};
+
+    let mut world = masquerade(1);
+    let outer = key(UDP, "10.0.0.5:40000", "198.51.100.7:4789");
+    let inner = tcp("192.168.7.1:1000", "192.168.7.2:80", ACK, 7, 9, &[5; 1_460]);
+    let shim = [8, 0, 0, 0, 0, 0, 42, 0, 2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
+    let start = 20 + 8 + shim.len() + 20;
+    let datagram = |bytes: usize| {
+        let mut packet = udp_of(&outer, &[&shim[..], &inner[..bytes]].concat());
+        packet[26..28].fill(0);
+        // It may be cut.
+        packet[6] = 0;
+        packet[10..12].fill(0);
+        let sum = checksum::finish(checksum::sum(&packet[..20], 0));
+        packet[10..12].copy_from_slice(&sum.to_be_bytes());
+        // Only the pseudo-header is in it.
+        packet[start + 16..start + 18].fill(0);
+        let sum = checksum::pseudo_header(
+            "192.168.7.1".parse().unwrap(),
+            "192.168.7.2".parse().unwrap(),
+            TCP,
+            bytes - 20,
+        );
+        let sum = checksum::finish(sum) ^ u16::MAX;
+        packet[start + 16..start + 18].copy_from_slice(&sum.to_be_bytes());
+        packet
+    };
+    let offload = VirtioNetHeader {
+        flags: NEEDS_CSUM,
+        csum_start: start as u16,
+        csum_offset: 16,
+        ..VirtioNetHeader::default()
+    };
+    let inner_at = start - 20;
+    for round in 0..3 {
+        let packet = datagram(1_000);
+        let (sent, left) = world.offloaded(LAN, &packet, offload).remove(0);
+        assert_eq!((left.by(), sent), (WAN, offload), "{round}");
+        assert_eq!(left.packet[26..28], [0, 0], "a checksum out of nothing, {round}");
+        assert_eq!(left.packet[28..], packet[28..]);
+        if round == 0 {
+            world.one(WAN, &udp_of(&left.key().reversed(), b"answer"));
+        }
+    }
+    // Longer than the link takes: the pieces can leave nothing to a device.
+    let pieces = world.offloaded(LAN, &datagram(inner.len()), offload);
+    let whole: Vec<u8> = pieces.iter().flat_map(|(_, left)| left.packet[20..].to_vec()).collect();
+    assert_eq!((pieces.len(), &whole[6..8]), (2, &[0, 0][..]));
+    assert!(whole[inner_at - 20..] == inner, "what is inside is whole");
+}
