@@ -12,6 +12,30 @@ const FORWARDS: &str = "[[nat]]\nout = \"lan2\"\n\
     [[forward]]\nlisten = \"tcp+udp lan2:8080\"\nto = \"10.1.1.2:80\"\n\
     [[forward]]\nlisten = \"tcp 10.1.2.1:2222\"\nto = \"10.1.1.2:22\"\n";
 
+/// Rows C2, C4: hosts at both sides have an overlay (VXLAN without an outer checksum). Their devices would make segments and
+/// checksums of what is inside; translated and sent on they arrive as packets that are right inside and outside.
+#[test]
+fn c2_c4_an_overlay_of_hosts_works_through_translation() {
+    isolated(|| {
+        let lans = Lans::new(2);
+        let forward =
+            "[[nat]]\nout = \"lan2\"\n[[forward]]\nlisten = \"udp lan2:4789\"\nto = \"10.1.1.2:4789\"\n";
+        let gateway = lans.start(&format!("{ALLOW}{forward}"));
+        for (number, local, remote) in [(1, "10.1.1.2", "10.1.2.2"), (2, "10.1.2.2", "10.1.2.1")] {
+            let link = format!("vxlan id 42 dstport 4789 dev eth0 local {local} remote {remote} noudpcsum");
+            shell(lans.host(number), &format!("ip link add overlay type {link}"));
+            shell(lans.host(number), "ip link set overlay mtu 1450 up");
+            shell(lans.host(number), &format!("ip addr add 192.168.7.{number}/24 dev overlay"));
+        }
+        let _mirror = Mirror::start(lans.host(2), "far", "0.0.0.0:80");
+        let mut talk = Talk::open(lans.host(1), "192.168.7.2:80").unwrap();
+        let began = std::time::Instant::now();
+        talk.echo(4 << 20).unwrap();
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}: segments are lost", began.elapsed());
+        assert_eq!(dropped(&gateway, "bad-offload"), 0);
+    });
+}
+
 /// Rows C2, C4: a service of an inside host is reached at the gateway's outside address, over TCP and UDP, and sees the client's
 /// real address. ssh, curl and bulk data; the view counts its flows.
 #[test]

@@ -9,7 +9,8 @@
 //! * [`config`]: what control tells the engine; it reads back [`counters`] and the tunnel's bonds.
 //! * `worker`: the loop around [`datapath::Worker`]'s round: wait, run it, publish, sleep. Nothing per packet is shared with
 //!   another worker.
-//! * `ports`, `output`: the round's ports: TUN queue, [`sockets`], interfaces and rings.
+//! * `ports`, `output`: the round's ports: TUN queue, [`sockets`], interfaces and rings; `cutter` for
+//!   super-packets inside other packets.
 //! * [`lan`]: the switch between a TAP device and bonds is put in force.
 //! * [`handover`]: flows go from one process to the next, or come from another machine; [`copies`]: and to another one.
 //! * `search`: flows that people ask for.
@@ -28,6 +29,7 @@ pub mod copies;
 mod copy_watch;
 mod core_watch;
 pub mod counters;
+mod cutter;
 pub mod doorbell;
 pub mod gateway;
 pub mod handover;

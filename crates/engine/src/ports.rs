@@ -11,11 +11,12 @@ use linux::tun::TunQueue;
 use linux::udp::{RecvMeta, UdpSocket};
 use packet::attachment::{Ingress, InterfaceId};
 use packet::buffer::PACKET_BYTES_MAX;
-use packet::vnet::{VNET_HEADER_BYTES, VirtioNetHeader};
+use packet::vnet::{GSO_NONE, VNET_HEADER_BYTES, VirtioNetHeader};
 use packet::{DropReason, PacketBuf};
 use services::pipeline::{BATCH_MAX, ETHERNET_BYTES, Frame};
 use tunnel::node::Source;
 
+use crate::cutter::Cutter;
 use crate::gateway::shared::SharedSource;
 use crate::output::LinuxOutput;
 use crate::rings::RingReceivers;
@@ -251,6 +252,8 @@ pub(crate) struct InterfaceInput {
     pub bytes: u64,
     /// Lost by rings before this one.
     pub lost_before: u64,
+    /// For super-packets inside other packets.
+    pub cutter: Cutter,
 }
 
 /// The receiving halves of all interfaces, and how busy they are.
@@ -278,6 +281,7 @@ impl InterfaceInputs {
             let Some(input) = self.list.get_mut(place) else { return Pulled::All };
             let bytes_before = input.bytes;
             let count = input.pull(&mut |frames| act(frames, out));
+            out.drops.add_n(DropReason::BadOffload, std::mem::take(&mut input.cutter.refused));
             if count == 0 {
                 return Pulled::All;
             }
@@ -340,15 +344,20 @@ impl InterfaceInput {
         let ingress = Ingress::Interface(self.id);
         let (mut packets, mut bytes) = (0, 0);
         {
-            let mut frames: Vec<Frame<'_>> = self
-                .ring
-                .frames()
-                .map(|received| {
-                    packets += 1;
-                    bytes += received.frame.len().saturating_sub(ETHERNET_BYTES) as u64;
-                    Frame::new(ingress, received.vnet.without_front(ETHERNET_BYTES as u16), received.frame)
-                })
-                .collect();
+            let mut frames: Vec<Frame<'_>> = Vec::with_capacity(count);
+            for received in self.ring.frames() {
+                packets += 1;
+                bytes += received.frame.len().saturating_sub(ETHERNET_BYTES) as u64;
+                let offload = received.vnet.without_front(ETHERNET_BYTES as u16);
+                if offload.gso_type != GSO_NONE && self.cutter.cuts(&offload, received.frame) {
+                    // Before what came behind it, and after what came before.
+                    act(&mut frames);
+                    frames.clear();
+                    self.cutter.cut(ingress, &offload, received.frame, act);
+                } else {
+                    frames.push(Frame::new(ingress, offload, received.frame));
+                }
+            }
             act(&mut frames);
         }
         self.ring.release();

@@ -16,6 +16,7 @@ use tunnel::time::Time;
 
 use crate::Shared;
 use crate::copies::Copier;
+use crate::cutter::Cutter;
 use crate::gateway::{Command, CoreReport, Interface, InterfaceCounters, LiveByUnitBucket, lock};
 use crate::handover;
 use crate::output::{InterfaceOutput, InterfaceOutputs, LinuxOutput};
@@ -308,7 +309,8 @@ impl Worker {
         }
         let Some(ring) = ring else { return };
         let inputs = &mut self.round.ports.interfaces;
-        inputs.list.push(InterfaceInput { id, ring, packets, bytes, lost_before });
+        let cutter = Cutter::default();
+        inputs.list.push(InterfaceInput { id, ring, packets, bytes, lost_before, cutter });
         inputs.watched = false;
         inputs.watch(&self.epoll, true);
         if !inputs.watched {

@@ -10,6 +10,7 @@
 //!    [`ethernet`] does the same for frames of a TAP device.
 //! 3. [`segment`] writes one segment after the other of the super-packet straight into the datagrams that
 //!    carry them. Transport checksums stay partial: the tunnel's AEAD vouches for the bytes.
+//!    [`encapsulated`] does so for super-packets inside other packets, which no kernel would take back.
 //! 4. At the far end [`coalesce`] merges the segments again into one super-packet, ready for a TUN write.
 //! 5. [`attachment`] names where a packet came in and where it goes; [`buffer`] is memory for one, with room around it.
 //! 6. [`checksum`] holds the arithmetic of all of that, and [`drop_reason`] names every way for a packet to
@@ -27,6 +28,7 @@ pub mod buffer;
 pub mod checksum;
 pub mod coalesce;
 pub mod drop_reason;
+pub mod encapsulated;
 pub mod ethernet;
 pub mod flow;
 pub mod icmp;
