@@ -21,7 +21,7 @@ const FAILED_MAX: usize = 4_096;
 pub(crate) struct NeighborWatch {
     /// To ask, and to be told; both or neither.
     kernel: Option<(Netlink, NeighborMonitor)>,
-    /// What is known is not all: the kernel has to be asked, again until it answers.
+    /// Some may be missing or old: the kernel has to be asked, again until it answers.
     stale: bool,
     known: BTreeMap<(u32, IpAddr), Neighbor>,
     /// Device index and number of the open interfaces.

@@ -22,7 +22,7 @@ const GRE_VERSION: u16 = 7;
 /// Where GRE has its checksum.
 const GRE_CHECKSUM_OFFSET: usize = 4;
 
-/// What stands between the outer IP header and the inner one.
+/// Header between the outer IP header and the inner one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shim {
     /// Nothing that depends on what follows.

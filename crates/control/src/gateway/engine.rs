@@ -151,7 +151,8 @@ impl Names {
 
     fn flow(&self, entry: &FlowEntry, bucket: u32) -> FlowReport {
         let tenant = entry.original.1;
-        let (protocol, [source, destination, translated_source, translated_destination]) = all_ends(entry);
+        let (protocol, [source, destination, translated_source, translated_destination]) =
+            flow::all_ends(entry);
         let record = &entry.record;
         let nat = record.nat.checked_sub(1).and_then(|rule| self.policy.nat.mode(rule));
         let backend = record.backend.checked_sub(1).and_then(|id| self.policy.balancer.backend_ref(id));
@@ -181,13 +182,6 @@ impl Names {
             expires_in_seconds: entry.expires_ns as f64 / 1e9,
         }
     }
-}
-
-/// Source and destination of a flow, and both as they are translated.
-fn all_ends(entry: &FlowEntry) -> (u8, [SocketAddr; 4]) {
-    let (source, destination) = ends(&entry.original.0);
-    let (translated_source, translated_destination) = ends(&entry.reply.0.reversed());
-    (entry.record.protocol, [source, destination, translated_source, translated_destination])
 }
 
 /// Source and destination for people. A key of ICMP has the query's identifier in the one or the other port; here it is
@@ -302,23 +296,19 @@ impl EngineHandle<'_> {
         let matches: Arc<dyn Fn(&FlowEntry) -> bool + Send + Sync> = Arc::new(move |entry| {
             looked_at.fetch_add(1, Relaxed);
             // The report, with all its names, is made for those only that may be meant.
-            filter.may_match(entry.core.into(), all_ends(entry)) && filter.matches(&matching(entry))
+            filter.may_match(entry.core.into(), flow::all_ends(entry)) && filter.matches(&matching(entry))
         });
         let answer = self.engine.flows(&matches, limit + 1);
-        let mut found = answer.flows;
+        let (mut found, cut) = (answer.flows, !answer.complete);
         let more = found.len() > limit;
         found.truncate(limit);
         let told: u64 = self.engine.core_reports().iter().map(|report| report.live_flows).sum();
         FlowList {
             flows: found.iter().map(|entry| to_report(entry)).collect(),
             // Cores that found enough have not looked at all, and what they told may be a second old.
-            live_flows: if more || !answer.complete {
-                told.max(seen.load(Relaxed))
-            } else {
-                seen.load(Relaxed)
-            },
+            live_flows: seen.load(Relaxed).max(if more || cut { told } else { 0 }),
             more,
-            cut: !answer.complete,
+            cut,
         }
     }
 

@@ -190,7 +190,7 @@ pub struct FlowAnswer {
 pub(crate) struct FlowQuery {
     pub matches: Arc<dyn Fn(&FlowEntry) -> bool + Send + Sync>,
     pub limit: usize,
-    /// What was found until then is the answer, ns.
+    /// End of the search, ns: the answer has all that was found until then.
     pub until_ns: u64,
     pub answer: SyncSender<FlowAnswer>,
 }

@@ -49,7 +49,7 @@ struct OpenPort {
     shared: Option<SharedDevice>,
 }
 
-/// What its rings and senders were opened for.
+/// Purpose for which its rings and senders were opened.
 struct Reading {
     /// Hardware address; `None` without link-layer header.
     mac: Option<[u8; 6]>,
@@ -372,7 +372,7 @@ impl OpenPort {
         Ok(())
     }
 
-    /// What a core needs to use the interface.
+    /// Sockets that a core needs to use the interface.
     fn interface(
         &self,
         id: InterfaceId,

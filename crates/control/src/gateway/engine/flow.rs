@@ -1,5 +1,7 @@
 //! Fate of a packet whose flow is known: rules are not asked again.
 
+use std::net::SocketAddr;
+
 use packet::attachment::Egress;
 use packet::flow::FlowKey;
 use services::pipeline::Neighbors;
@@ -9,6 +11,13 @@ use engine::gateway::FlowEntry;
 
 use super::{Names, ends};
 use crate::status::{Explanation, FlowReport};
+
+/// Source and destination of a flow, and both as they are translated.
+pub(super) fn all_ends(entry: &FlowEntry) -> (u8, [SocketAddr; 4]) {
+    let (source, destination) = ends(&entry.original.0);
+    let (translated_source, translated_destination) = ends(&entry.reply.0.reversed());
+    (entry.record.protocol, [source, destination, translated_source, translated_destination])
+}
 
 /// Puts what the flow decides in place of what a new one would meet.
 pub(super) fn decides(
