@@ -130,11 +130,8 @@ impl Node {
         let tun_index = tun.index();
         host.set_up_tun(tun_index, &config.tun, &policy::tun_addresses(&config))
             .map_err(|error| StartError::Start(format!("cannot set up {}: {error}", config.tun.name)))?;
-        let mut state = timestamp_floor(&config);
-        let floor = state.as_mut().map_or(0, TimestampFloor::load);
         let wall_clock_ns = linux::clock::realtime_ns();
-        // Reserve what the first handshakes will use before they leave.
-        state.iter_mut().for_each(|state| state.keep(floor.max(wall_clock_ns)));
+        let (state, floor) = reserve_timestamps(&config, wall_clock_ns);
         let flows_file = handover::path(control_socket);
         // Flows of a cluster are on other machines by now.
         let arrivals = handover::waiting(&flows_file).filter(|_| keeps_flows(&config));
@@ -757,6 +754,15 @@ fn start_cluster(
     let key = settings.token.as_ref().and_then(|token| UnitKey::new(&config.node.private_key, token));
     let link = ClusterLink::start((settings.clone(), key), shared.collect(), engine.cluster_handle(), events);
     link.map(Some).map_err(failed)
+}
+
+/// Reserves timestamps that the first handshakes will use, before they leave. Where they are kept, and the last that an earlier run
+/// may have used.
+fn reserve_timestamps(config: &Config, wall_clock_ns: u64) -> (Option<TimestampFloor>, u64) {
+    let mut state = timestamp_floor(config);
+    let floor = state.as_mut().map_or(0, TimestampFloor::load);
+    state.iter_mut().for_each(|state| state.keep(floor.max(wall_clock_ns)));
+    (state, floor)
 }
 
 /// Where handshakes' timestamps are kept. A key that was made for the run has no past.

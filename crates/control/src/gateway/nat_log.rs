@@ -236,7 +236,7 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
     }
 
-    /// What one file said is not said again in the next one.
+    /// Losses that one file told of are not told again in the next one.
     #[test]
     fn losses_are_told_once_wherever_the_log_goes() {
         let path = |number: u8| {

@@ -122,9 +122,9 @@ fn a_full_ring_drops_counts_and_goes_on() {
     });
 }
 
-/// Sends UDP trains among single datagrams, and wants them back whole and in order; after `before` has happened to the
+/// Sends GSO batches of UDP among single datagrams, and wants them back whole and in order; after `before` has happened to the
 /// cable and the ring.
-fn trains(slot_bytes: usize, before: impl FnOnce(&Netlink, &mut PacketRing)) {
+fn gso_batches(slot_bytes: usize, before: impl FnOnce(&Netlink, &mut PacketRing)) {
     let netlink = cable();
     let index = netlink.link("left").unwrap().unwrap().index;
     netlink.add_address(index, "10.2.0.1/24".parse().unwrap()).unwrap();
@@ -174,17 +174,17 @@ fn bounce(netlink: &Netlink, ring: &mut PacketRing) {
 
 #[test]
 fn super_packets_come_whole_and_in_order_beside_the_slots() {
-    isolated(|| trains(0, |_, _| ()));
+    isolated(|| gso_batches(0, |_, _| ()));
 }
 
 #[test]
 fn super_packets_come_whole_and_in_order_in_large_slots() {
-    isolated(|| trains(SLOT_BYTES_SUPER, |_, _| ()));
+    isolated(|| gso_batches(SLOT_BYTES_SUPER, |_, _| ()));
 }
 
 #[test]
 fn super_packets_stay_with_their_slots_when_the_interface_was_down_for_a_moment() {
-    isolated(|| trains(0, bounce));
+    isolated(|| gso_batches(0, bounce));
 }
 
 #[test]
