@@ -5,7 +5,7 @@
 //! somebody has set something else since. A file beside the control socket remembers it, so that a start after a crash does not
 //! take its own value for the host's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use linux::netns::{set_sysctl, sysctl};
@@ -78,6 +78,11 @@ impl DeviceSettings {
         if self.changed.len() != count {
             self.remember();
         }
+    }
+
+    /// Of settings that end with this word, puts back all but those of these names.
+    pub(crate) fn keep_only(&mut self, setting: &str, wanted: &BTreeSet<String>) {
+        self.retain(|name| name.rsplit('.').next() != Some(setting) || wanted.contains(name));
     }
 
     /// Puts everything back.

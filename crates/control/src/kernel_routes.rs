@@ -185,8 +185,7 @@ impl KernelRoutes {
     /// others it is taken back, as at the end.
     pub fn loosen_reverse_path(&mut self, interfaces: &BTreeSet<String>) {
         let wanted = |interface: &String| device_settings::name("ipv4", interface, "rp_filter");
-        self.settings
-            .retain(|name| !name.ends_with(".rp_filter") || interfaces.iter().any(|i| wanted(i) == name));
+        self.settings.keep_only("rp_filter", &interfaces.iter().map(wanted).collect());
         for interface in interfaces {
             let (Some(all), Some(own)) = (read_rp_filter("all"), read_rp_filter(interface)) else { continue };
             if all.max(own) != 1 {
@@ -207,8 +206,7 @@ impl KernelRoutes {
     /// could make itself ours. Given are all of them: on others it is taken back, as at the end.
     pub fn ignore_router_advertisements(&mut self, interfaces: &BTreeSet<String>) {
         let wanted = |interface: &String| device_settings::name("ipv6", interface, "accept_ra");
-        self.settings
-            .retain(|name| !name.ends_with(".accept_ra") || interfaces.iter().any(|i| wanted(i) == name));
+        self.settings.keep_only("accept_ra", &interfaces.iter().map(wanted).collect());
         for interface in interfaces {
             match self.settings.set(&wanted(interface), "0") {
                 Ok(true) => {

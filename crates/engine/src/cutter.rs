@@ -20,6 +20,7 @@ pub(crate) struct Cutter {
 
 impl Cutter {
     /// Whether a frame has to be cut.
+    #[inline]
     pub fn cuts(&self, offload: &VirtioNetHeader, frame: &[u8]) -> bool {
         frame.get(ETHERNET_BYTES..).is_some_and(|packet| is_encapsulated(offload, packet))
     }

@@ -11,7 +11,7 @@ use linux::tun::TunQueue;
 use linux::udp::{RecvMeta, UdpSocket};
 use packet::attachment::{Ingress, InterfaceId};
 use packet::buffer::PACKET_BYTES_MAX;
-use packet::vnet::{GSO_NONE, VNET_HEADER_BYTES, VirtioNetHeader};
+use packet::vnet::{VNET_HEADER_BYTES, VirtioNetHeader};
 use packet::{DropReason, PacketBuf};
 use services::pipeline::{BATCH_MAX, ETHERNET_BYTES, Frame};
 use tunnel::node::Source;
@@ -349,7 +349,7 @@ impl InterfaceInput {
                 packets += 1;
                 bytes += received.frame.len().saturating_sub(ETHERNET_BYTES) as u64;
                 let offload = received.vnet.without_front(ETHERNET_BYTES as u16);
-                if offload.gso_type != GSO_NONE && self.cutter.cuts(&offload, received.frame) {
+                if self.cutter.cuts(&offload, received.frame) {
                     // Before what came behind it, and after what came before.
                     act(&mut frames);
                     frames.clear();

@@ -6,14 +6,13 @@
 
 use crate::checksum;
 use crate::drop_reason::DropReason;
-use crate::ip::{IPV6_HEADER_BYTES, IpHeader, PROTOCOL_TCP, PROTOCOL_UDP};
+use crate::ip::{
+    IPV6_HEADER_BYTES, IpHeader, PROTOCOL_GRE, PROTOCOL_IPV4, PROTOCOL_IPV6, PROTOCOL_TCP, PROTOCOL_UDP,
+};
 use crate::segment::{Segmenter, UDP_CHECKSUM_OFFSET, UDP_HEADER_BYTES, complete_checksum};
 use crate::vnet::{GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, VirtioNetHeader};
 use crate::{put_u16, u16_at};
 
-const PROTOCOL_IPV4: u8 = 4;
-const PROTOCOL_IPV6: u8 = 41;
-const PROTOCOL_GRE: u8 = 47;
 const GRE_HEADER_BYTES: usize = 4;
 /// Flags of a GRE header (RFC 2784, RFC 2890): a checksum follows; a number follows that differs in each packet.
 const GRE_CHECKSUM: u16 = 0x8000;

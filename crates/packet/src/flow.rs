@@ -13,8 +13,8 @@
 use crate::drop_reason::DropReason;
 use crate::icmp::{self, Kind};
 use crate::ip::{
-    IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, IpHeader, PROTOCOL_AH, PROTOCOL_ESP, PROTOCOL_ICMP,
-    PROTOCOL_ICMPV6, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_UDP_LITE,
+    IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, IpHeader, PROTOCOL_AH, PROTOCOL_ESP, PROTOCOL_GRE, PROTOCOL_ICMP,
+    PROTOCOL_ICMPV6, PROTOCOL_IPV4, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_UDP_LITE,
 };
 use crate::segment::TCP_SYN;
 use crate::{array_at, u16_at};
@@ -215,10 +215,10 @@ impl FlowKey {
 const PROTOCOL_NAMES: [(u8, &str); 11] = [
     (PROTOCOL_ICMP, "icmp"),
     (2, "igmp"),
-    (4, "ipip"),
+    (PROTOCOL_IPV4, "ipip"),
     (PROTOCOL_TCP, "tcp"),
     (PROTOCOL_UDP, "udp"),
-    (47, "gre"),
+    (PROTOCOL_GRE, "gre"),
     (PROTOCOL_ESP, "esp"),
     (PROTOCOL_AH, "ah"),
     (PROTOCOL_ICMPV6, "icmpv6"),

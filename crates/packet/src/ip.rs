@@ -17,6 +17,12 @@ pub const PROTOCOL_ICMP: u8 = 1;
 pub const PROTOCOL_TCP: u8 = 6;
 /// Protocol number of UDP.
 pub const PROTOCOL_UDP: u8 = 17;
+/// Protocol number of IPv4 in IP (RFC 2003).
+pub const PROTOCOL_IPV4: u8 = 4;
+/// Protocol number of IPv6 in IP (RFC 4213).
+pub const PROTOCOL_IPV6: u8 = 41;
+/// Protocol number of GRE (RFC 2784).
+pub const PROTOCOL_GRE: u8 = 47;
 /// Protocol number of the IPv6 routing header.
 pub const PROTOCOL_ROUTING: u8 = 43;
 /// Protocol number of the IPv6 fragment header.

@@ -8,12 +8,11 @@ use netlink_packet_route::link::{
     InfoData, InfoGre, InfoGre6, InfoIpTunnel, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 
+use packet::ip::{PROTOCOL_GRE, PROTOCOL_IPV4, PROTOCOL_IPV6};
+
 use super::Netlink;
 use crate::Result;
 
-const IPIP: u8 = 4;
-const IN_IPV6: u8 = 41;
-const GRE: u8 = 47;
 /// Of more devices the rest is not looked at.
 const TUNNELS_MAX: usize = 4096;
 
@@ -79,7 +78,7 @@ fn tunnels_of(message: &LinkMessage) -> Vec<Tunnel> {
                     _ => {}
                 }
             }
-            &[GRE]
+            &[PROTOCOL_GRE]
         }
         InfoData::GreTun6(list) | InfoData::GreTap6(list) | InfoData::Ip6ErSpan(list) => {
             for info in list {
@@ -89,7 +88,7 @@ fn tunnels_of(message: &LinkMessage) -> Vec<Tunnel> {
                     _ => {}
                 }
             }
-            &[GRE]
+            &[PROTOCOL_GRE]
         }
         InfoData::IpTunnel(list) => {
             for info in list {
@@ -100,7 +99,7 @@ fn tunnels_of(message: &LinkMessage) -> Vec<Tunnel> {
                 }
             }
             // Which of both a device takes is a mode of it.
-            if *kind == InfoKind::IpIp { &[IPIP] } else { &[IPIP, IN_IPV6] }
+            if *kind == InfoKind::IpIp { &[PROTOCOL_IPV4] } else { &[PROTOCOL_IPV4, PROTOCOL_IPV6] }
         }
         // What has its own protocol by IPsec is among the states of that.
         _ => &[],
@@ -133,17 +132,26 @@ mod tests {
         };
         let [local, remote] = ["203.0.113.1", "198.51.100.7"].map(|text| Some(text.parse().unwrap()));
         let plain = gre("203.0.113.1", "198.51.100.7");
-        assert_eq!(device(true, InfoKind::GreTun, plain.clone()), [Tunnel { protocol: GRE, local, remote }]);
+        assert_eq!(
+            device(true, InfoKind::GreTun, plain.clone()),
+            [Tunnel { protocol: PROTOCOL_GRE, local, remote }]
+        );
         assert_eq!(device(false, InfoKind::GreTun, plain), [], "it is off");
         let many = gre("203.0.113.1", "0.0.0.0");
-        assert_eq!(device(true, InfoKind::GreTun, many), [Tunnel { protocol: GRE, local, remote: None }]);
+        assert_eq!(
+            device(true, InfoKind::GreTun, many),
+            [Tunnel { protocol: PROTOCOL_GRE, local, remote: None }]
+        );
         assert_eq!(device(true, InfoKind::GreTun, gre("0.0.0.0", "0.0.0.0")), [], "the kernel's own");
         let to = InfoData::IpTunnel(vec![InfoIpTunnel::Remote("198.51.100.7".parse().unwrap())]);
         assert_eq!(
             device(true, InfoKind::SitTun, to.clone()),
-            [IPIP, IN_IPV6].map(|protocol| Tunnel { protocol, local: None, remote })
+            [PROTOCOL_IPV4, PROTOCOL_IPV6].map(|protocol| Tunnel { protocol, local: None, remote })
         );
-        assert_eq!(device(true, InfoKind::IpIp, to), [Tunnel { protocol: IPIP, local: None, remote }]);
+        assert_eq!(
+            device(true, InfoKind::IpIp, to),
+            [Tunnel { protocol: PROTOCOL_IPV4, local: None, remote }]
+        );
         assert_eq!(device(true, InfoKind::Dummy, InfoData::Other(vec![7])), []);
     }
 }

@@ -126,7 +126,7 @@ fn a_dead_core_takes_only_its_own_flows() {
 /// whichever core reads it, also when buckets move under live flows.
 #[test]
 fn answers_without_ports_find_their_flow() {
-    const GRE: u8 = 47;
+    use packet::ip::PROTOCOL_GRE as GRE;
     for cores in 1..=4 {
         let mut world = masquerade(cores);
         let inside = |number: u8| format!("10.0.0.{}", 2 + number % 90).parse().unwrap();
